@@ -1,0 +1,43 @@
+"""The command line: `isabella`.
+
+Command modules import nothing heavy at their top, so that `isabella --help` answers at once; what a command
+needs, it imports when it runs. Every failure leaves by one door, `main`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from isabella.cli import letta, practice
+from isabella.errors import IsabellaError
+
+app = typer.Typer(
+    name="isabella",
+    help="Memory agents on Letta, whose providers provably hold the keys you configured.",
+    no_args_is_help=True,
+    # Plain help loads three times faster than help drawn by rich.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(letta.app, name="letta")
+app.add_typer(practice.app, name="practice")
+
+
+def main() -> None:
+    """Run the command line; a user's mistake or a broken server ends in one message and exit code 1."""
+    try:
+        app()
+    except IsabellaError as error:
+        print(f"isabella: {error.what}", file=sys.stderr)
+        if error.remedy:
+            print(f"  {error.remedy}", file=sys.stderr)
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our output went away (`isabella … | head`).
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("isabella: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,115 @@
+"""The exception tree. Every error says what happened, where, and what to do next.
+
+    IsabellaError
+    ├── ConfigurationError        .env, isabella.toml, an environment variable, a key file
+    ├── LettaError                the Letta server
+    │   ├── LettaUnreachable      nothing answers, or not in time
+    │   ├── NotLetta              something answers, but it is not Letta
+    │   ├── LettaUnauthorized     the server password is missing or wrong
+    │   ├── LettaRefused          Letta understood and refused (4xx)
+    │   └── LettaBroken           Letta failed (5xx), or its answer cannot be understood
+    ├── EmbeddedError             the Letta and Postgres that Isabella runs herself
+    │   ├── InstallFailed         fetching or installing the release
+    │   └── StartFailed           a process did not come up
+    ├── PracticeError             the practice vendors
+    └── LockTimeout               another process is at work on the same thing
+"""
+
+from __future__ import annotations
+
+
+class IsabellaError(Exception):
+    """What happened, and what to do next.
+
+    Args:
+        what: one sentence: what happened and where. Never holds a key.
+        remedy: what the reader can do about it, where that is known.
+    """
+
+    def __init__(self, what: str, *, remedy: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return self.what if self.remedy is None else f"{self.what} {self.remedy}"
+
+
+class ConfigurationError(IsabellaError):
+    """A setting is missing, malformed, or contradicts another."""
+
+
+class LettaError(IsabellaError):
+    """Something is wrong between Isabella and the Letta server."""
+
+
+class LettaUnreachable(LettaError):
+    """Nothing answers at Letta's address, or not in time. This never means "no providers".
+
+    Args:
+        what: one sentence: what happened and where.
+        remedy: what the reader can do about it.
+        sent: whether the request may have reached Letta, so that a write may have been carried out.
+    """
+
+    def __init__(self, what: str, *, remedy: str | None = None, sent: bool = False) -> None:
+        super().__init__(what, remedy=remedy)
+        self.sent = sent
+
+
+class NotLetta(LettaError):
+    """Something answers at Letta's address, but it is not a Letta server."""
+
+
+class LettaUnauthorized(LettaError):
+    """Letta wants a server password, or another one (fact R6)."""
+
+
+class LettaRefused(LettaError):
+    """Letta understood the request and refused it.
+
+    Args:
+        what: one sentence: what was refused.
+        status: the HTTP status, 400 to 499.
+        detail: Letta's own words, scrubbed of keys.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, status: int, detail: str, remedy: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.status = status
+        self.detail = detail
+
+
+class LettaBroken(LettaError):
+    """Letta answered with a server error, or with something that is not what its API promises.
+
+    Args:
+        what: one sentence: what came back.
+        status: the HTTP status, if there was one.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, status: int | None = None, remedy: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.status = status
+
+
+class EmbeddedError(IsabellaError):
+    """Something is wrong with the Letta or the Postgres that Isabella runs herself."""
+
+
+class InstallFailed(EmbeddedError):
+    """A Letta release could not be fetched or installed."""
+
+
+class StartFailed(EmbeddedError):
+    """A process did not come up. The message names its log."""
+
+
+class PracticeError(IsabellaError):
+    """The practice vendors could not be started or reached."""
+
+
+class LockTimeout(IsabellaError):
+    """Another process has been at work on the same thing for too long."""

@@ -1,0 +1,182 @@
+"""The assistant's memory: which tool writes a fact down, and where the answer to a question stands."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+from isabella.practice import speech
+from isabella.practice.situation import Block, Call, Situation
+
+_NOTING = ("memory_insert", "core_memory_append", "archival_memory_insert")
+_EDITING = ("memory_replace", "core_memory_replace", "memory_rethink", "memory", "memory_apply_patch")
+# Blocks that say who the agent is and how it works, not what it knows of the user.
+_SELF = ("persona", "self", "memory_persona", "instructions", "guidelines", "policies")
+
+_SUMMARY_REQUEST = re.compile(
+    r"<start_transcript>|^\s*(?:The (?:previous|following) messages are being evicted|"
+    r"Your task is to create a detailed summary|You.re a memory-recall helper)",
+)
+_TRANSCRIPT_LINE = re.compile(r"^\s*(?:\d+\.\s*)?\[?user\]?:?\s+(?P<text>.+)$", re.IGNORECASE | re.MULTILINE)
+_WORTH_KEEPING = re.compile(
+    r"\bmy [\w' -]+? (?:is|are|was|lives?|works?|likes?)\b|"
+    r"\bI(?:'m| am| live| work| like| love| prefer| have| study)\b|"
+    r"\b(?:remember|don't forget|keep in mind)\b",
+    re.IGNORECASE,
+)
+_REMEMBER_PREFIX = re.compile(r"^.*?\b(?:remember|don't forget|keep in mind)\b\s*(?:that)?[:,]?\s*", re.IGNORECASE)
+_LONGEST_SUMMARY_LINE = 200
+
+
+def is_summary_request(situation: Situation) -> bool:
+    """Whether Letta asks for a summary of what is about to leave the context window."""
+    return bool(_SUMMARY_REQUEST.search(situation.asked))
+
+
+def summary(situation: Situation) -> str:
+    """What the user has said so far, in short; facts are kept word for word."""
+    said = [found["text"] for found in _TRANSCRIPT_LINE.finditer(situation.asked)]
+    if not said:
+        said = [turn.text for turn in situation.before if turn.role == "user"]
+    lines = [f"- The user said: {line[:_LONGEST_SUMMARY_LINE]}" for line in said]
+    return "Summary of the conversation so far.\n" + ("\n".join(lines) or "- Nothing of note was said.")
+
+
+def note(situation: Situation, fact: str, *, label: str | None = None, archival: bool = False) -> Call | None:
+    """The call that writes a fact down; None where it is known already or no tool for it is on offer.
+
+    Args:
+        situation: what the assistant was sent.
+        fact: the sentence to write down.
+        label: the block that the user named.
+        archival: whether the user asked for archival memory.
+    """
+    tools = situation.tools
+    if archival and "archival_memory_insert" in tools:
+        return Call("archival_memory_insert", {"content": fact})
+    if any(speech.same(fact, known) for block in situation.blocks for known in speech.sentences(block.value)):
+        return None
+    block = _block_for(situation.blocks, label)
+    if block is not None:
+        if "memory_insert" in tools:
+            return Call("memory_insert", {"label": block.label, "new_string": fact})
+        if "core_memory_append" in tools:
+            return Call("core_memory_append", {"label": block.label, "content": fact})
+        if "memory" in tools:
+            path = f"/memories/{block.label}"
+            return Call("memory", {"command": "insert", "path": path, "insert_line": -1, "insert_text": fact})
+    if "archival_memory_insert" in tools:
+        return Call("archival_memory_insert", {"content": fact})
+    return None
+
+
+def replacement(situation: Situation, old: str, new: str) -> Call | None:
+    """The call that puts `new` where `old` stands in a block; None where it stands nowhere."""
+    for block in situation.blocks:
+        position = block.value.lower().find(old.lower())
+        if position >= 0 and not block.read_only:
+            return _replace(situation, block, block.value[position : position + len(old)], new)
+    return None
+
+
+def removal(situation: Situation, what: str) -> Call | None:
+    """The call that takes out the line which fits a description best; None where none fits."""
+    for block in situation.blocks:
+        if block.label in _SELF or block.read_only:
+            continue
+        line = speech.best_match(what, block.value.splitlines())
+        if line is not None:
+            return _replace(situation, block, line, "")
+    return None
+
+
+def answer(situation: Situation, question: str) -> str | None:
+    """The known fact that answers a question: from the blocks, from what was said, or from who the agent is."""
+    found = speech.best_match(question, about_user(situation))
+    if found is None:
+        found = speech.best_match(question, (speech.about_the_user(fact) for fact in _said(situation)))
+    if found is None:
+        own = [fact for block in situation.blocks if block.label in _SELF for fact in speech.sentences(block.value)]
+        found = speech.best_match(question, own)
+    return found
+
+
+def about_user(situation: Situation) -> list[str]:
+    """All that the blocks hold, but for those that say who the agent is."""
+    return [fact for block in situation.blocks if block.label not in _SELF for fact in speech.sentences(block.value)]
+
+
+def from_results(results: str, query: str, *, asked: str) -> str | None:
+    """The best passage in what a search tool returned; None where it found nothing."""
+    texts = [text for text in _texts_in(results) if text.strip() and text.strip() != asked.strip()]
+    return speech.best_match(query, texts)
+
+
+def from_transcript(transcript: str) -> list[str]:
+    """The facts about the user that a transcript tells."""
+    facts = []
+    for found in _TRANSCRIPT_LINE.finditer(transcript):
+        text = found["text"].strip()
+        if _WORTH_KEEPING.search(text) and not text.endswith("?"):
+            facts.append(speech.about_the_user(_REMEMBER_PREFIX.sub("", text)))
+    return facts
+
+
+def is_noting(call: Call) -> bool:
+    """Whether a call wrote a fact down."""
+    return call.name in _NOTING or (call.name == "memory" and call.arguments.get("command") == "insert")
+
+
+def is_editing(call: Call) -> bool:
+    """Whether a call changed what was written down."""
+    return call.name in _EDITING
+
+
+def _block_for(blocks: tuple[Block, ...], label: str | None) -> Block | None:
+    writable = [block for block in blocks if not block.read_only]
+    for wanted in (label, "human", "user"):
+        for block in writable:
+            if block.label == wanted:
+                return block
+    others = [block for block in writable if block.label not in _SELF]
+    candidates = others or writable
+    return candidates[0] if candidates else None
+
+
+def _replace(situation: Situation, block: Block, old: str, new: str) -> Call | None:
+    if "memory_replace" in situation.tools:
+        return Call("memory_replace", {"label": block.label, "old_string": old, "new_string": new})
+    if "core_memory_replace" in situation.tools:
+        return Call("core_memory_replace", {"label": block.label, "old_content": old, "new_content": new})
+    if "memory" in situation.tools:
+        path = f"/memories/{block.label}"
+        return Call("memory", {"command": "str_replace", "path": path, "old_string": old, "new_string": new})
+    return None
+
+
+def _said(situation: Situation) -> Iterator[str]:
+    for turn in situation.before:
+        if turn.role in ("user", "system"):
+            for sentence in speech.sentences(turn.text):
+                if not sentence.endswith("?"):
+                    said = sentence.removeprefix("- The user said: ")
+                    yield _REMEMBER_PREFIX.sub("", said)
+
+
+def _texts_in(results: str) -> list[str]:
+    try:
+        found = json.loads(results)
+    except ValueError:
+        return results.splitlines()
+    texts: list[str] = []
+    pending = [found]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, str):
+            texts += speech.sentences(value)
+        elif isinstance(value, list):
+            pending += value
+        elif isinstance(value, dict):
+            pending += [inner for key, inner in value.items() if key in ("results", "content", "text", "message")]
+    return texts

@@ -1,0 +1,69 @@
+"""What the real vendors are publicly known to refuse in a chat request, beyond a wrong key or model.
+
+Collected from public bug reports of 2025 and 2026, not from runs against the vendors, so it is only noted in the
+request log unless a vendor is told to be strict.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Mistral answers 422 `extra_forbidden` to every field that is not in its schema.
+_MISTRAL_FIELDS_TEXT = """
+model messages temperature top_p max_tokens stream stop random_seed response_format tools tool_choice
+presence_penalty frequency_penalty n prediction parallel_tool_calls prompt_mode safe_prompt metadata
+reasoning_effort prompt_cache_key guardrails
+"""
+_MISTRAL_FIELDS = frozenset(_MISTRAL_FIELDS_TEXT.split())
+_MISTRAL_MESSAGE_FIELDS = {
+    "system": frozenset({"role", "content"}),
+    "user": frozenset({"role", "content"}),
+    "assistant": frozenset({"role", "content", "tool_calls", "prefix"}),
+    "tool": frozenset({"role", "content", "tool_call_id", "name"}),
+}
+_MISTRAL_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
+# Cerebras answers 400 `wrong_api_format`; it shows reasoning as `reasoning`, and takes it back only as that.
+_CEREBRAS_REFUSED_IN_MESSAGES = ("reasoning_content", "reasoning_content_signature", "redacted_reasoning_content")
+_CEREBRAS_REFUSED = ("enable_thinking", "reasoning", "store")
+
+
+def objection(vendor: str, body: Mapping[str, Any]) -> str | None:
+    """The first thing in a request that this vendor is known to refuse; None where there is none."""
+    check = {"mistral": _mistral, "cerebras": _cerebras}.get(vendor)
+    return None if check is None else next(check(body), None)
+
+
+def _mistral(body: Mapping[str, Any]) -> Iterator[str]:
+    for name in body:
+        if name not in _MISTRAL_FIELDS:
+            yield f"body.{name}: Extra inputs are not permitted"
+    for index, message in _messages(body):
+        role = str(message.get("role"))
+        for name in message:
+            if name not in _MISTRAL_MESSAGE_FIELDS.get(role, frozenset({"role", "content"})):
+                yield f"body.messages.{index}.{role}.{name}: Extra inputs are not permitted"
+        calls = message.get("tool_calls")
+        for call in calls if isinstance(calls, list) else ():
+            identity = str(call.get("id")) if isinstance(call, dict) else ""
+            if not _MISTRAL_CALL_ID.fullmatch(identity):
+                yield f"Tool call id was {identity} but must be a-z, A-Z, 0-9, with a length of 9."
+
+
+def _cerebras(body: Mapping[str, Any]) -> Iterator[str]:
+    for name in _CEREBRAS_REFUSED:
+        if name in body:
+            yield f"{name}: property '{name}' is unsupported"
+    for index, message in _messages(body):
+        for name in _CEREBRAS_REFUSED_IN_MESSAGES:
+            if name in message:
+                path = f"messages.{index}.{message.get('role')}.{name}"
+                yield f"{path}: property '{path}' is unsupported"
+
+
+def _messages(body: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    messages = body.get("messages")
+    for index, message in enumerate(messages if isinstance(messages, list) else ()):
+        if isinstance(message, dict):
+            yield index, message

@@ -80,10 +80,10 @@ class Exchange:
         valid = self._parse(raw)
         if self._route == "chat":
             self._objection = strictness.objection(self._profile.name, self._body)
-        weather = self._vendor.faults.befall(self._route)
+        weather = self._vendor.faults.befall(self._route, accepted=self._accepted)
         fault = weather.fault
         # What a network or a proxy does comes before the vendor looks at the key.
-        if fault is not None and (fault.hang is not None or fault.reset == "at_once" or fault.html is not None):
+        if fault is not None and fault.before_the_vendor:
             await self._break_early(fault, weather)
             return
         refusal, places = self._judge(valid, fault)

@@ -80,6 +80,11 @@ class Fault:
             return "truncated"
         return "malformed" if self.malformed else "latency"
 
+    @property
+    def before_the_vendor(self) -> bool:
+        """Whether the network or a proxy does it, so that it befalls requests whatever their key."""
+        return self.kind in ("hang", "reset", "html", "latency")
+
     def _does_something(self) -> bool:
         return bool(
             self.latency
@@ -133,8 +138,13 @@ class Faults:
         with self._lock:
             return [(active.fault, active.left) for active in self._active]
 
-    def befall(self, route: Route | None) -> Weather:
-        """What befalls a request that has just come in; counted as having happened."""
+    def befall(self, route: Route | None, *, accepted: bool = True) -> Weather:
+        """What befalls a request that has just come in; counted as having happened.
+
+        Args:
+            route: the endpoint that it asks.
+            accepted: whether its key is accepted; where not, only what happens before the vendor looks at keys.
+        """
         if not self._active:
             return FAIR
         latency = between = 0.0
@@ -145,6 +155,8 @@ class Faults:
                 if fault.on is not None and fault.on != route:
                     continue
                 if failure is not None and fault.kind != "latency":
+                    continue
+                if not accepted and not fault.before_the_vendor:
                     continue
                 if not active.strikes():
                     continue

@@ -1,0 +1,21 @@
+"""The official SDK, opened for one Letta."""
+
+from __future__ import annotations
+
+import httpx
+from letta_client import AsyncLetta
+
+from isabella.connection import Connection
+
+
+def open_client(connection: Connection) -> AsyncLetta:
+    """A client for the agents of this Letta. It retries nothing: a repeated message would be said twice."""
+    loopback = httpx.URL(connection.base_url).host in ("127.0.0.1", "localhost", "::1")
+    return AsyncLetta(
+        base_url=connection.base_url,
+        api_key=connection.password.get_secret_value() if connection.password else None,
+        max_retries=0,
+        timeout=connection.timeout * 2,
+        # A proxy of the environment has no business between us and a server on this machine.
+        http_client=httpx.AsyncClient(trust_env=not loopback, timeout=connection.timeout * 2),
+    )

@@ -1,0 +1,96 @@
+"""The receipt: a real completion that went through Letta to the vendor, with the stored key.
+
+A temporary agent, bound explicitly (fact M6), says one line and is removed again whatever happens.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any, cast
+
+import anyio
+from letta_client import APIConnectionError, APIError, APIStatusError, AsyncLetta, NotFoundError
+
+from isabella.agents.binding import Binding
+from isabella.concurrency import together
+from isabella.providers.report import Receipt
+from isabella.redaction import redact
+
+#: Marks temporary agents, so that those of a run that was killed are found and removed.
+TAG = "isabella:receipt"
+
+_AT_ONCE = 4
+_ABANDONED_AFTER = timedelta(minutes=10)
+_SAID_LIMIT = 200
+
+
+@dataclass(frozen=True)
+class Proceeds:
+    """What a completion has shown.
+
+    Attributes:
+        receipt: whether the vendor accepted it.
+        said: what went wrong, for people; empty where nothing did.
+    """
+
+    receipt: Receipt
+    said: str = ""
+
+
+async def get_receipts(client: AsyncLetta, bindings: list[Binding]) -> list[Proceeds]:
+    """Have an agent of each binding say one line. Never raises for what Letta or a vendor does."""
+    await _remove_abandoned(client)
+    return await together([partial(_receipt, client, binding) for binding in bindings], at_once=_AT_ONCE)
+
+
+async def _receipt(client: AsyncLetta, binding: Binding) -> Proceeds:
+    agent_id: str | None = None
+    try:
+        agent = await client.agents.create(
+            name=f"isabella-receipt-{binding.provider}",
+            llm_config=cast(Any, binding.as_llm_config()),
+            include_base_tools=False,
+            tags=[TAG],
+            system="Answer with one short sentence.",
+        )
+        agent_id = agent.id
+        answer = await client.agents.messages.create(
+            agent_id, messages=[{"role": "user", "content": "Say hello."}], max_steps=1, streaming=False
+        )
+        said = any(message.message_type == "assistant_message" for message in answer.messages)
+        if not said and answer.stop_reason.stop_reason not in ("end_turn", "max_steps"):
+            return Proceeds(Receipt.FAILED, f"the turn ended with {answer.stop_reason.stop_reason}")
+        return Proceeds(Receipt.ACCEPTED)
+    except APIStatusError as error:
+        return _judge(error)
+    except APIConnectionError:
+        return Proceeds(Receipt.FAILED, "Letta gave no answer")
+    except APIError as error:
+        return Proceeds(Receipt.FAILED, redact(str(error))[:_SAID_LIMIT])
+    finally:
+        if agent_id is not None:
+            with anyio.CancelScope(shield=True), suppress(APIError):
+                await client.agents.delete(agent_id)
+
+
+def _judge(error: APIStatusError) -> Proceeds:
+    """Whether the vendor refused the key, or something else failed. Letta words every refusal alike (fact M7)."""
+    body = error.body if isinstance(error.body, dict) else {}
+    inner = body.get("error")
+    details = inner if isinstance(inner, dict) else body
+    said = redact(str(details.get("detail") or details.get("message") or error))[:_SAID_LIMIT]
+    refused = error.status_code == 401 and details.get("type") == "llm_authentication"
+    return Proceeds(Receipt.REFUSED if refused else Receipt.FAILED, said)
+
+
+async def _remove_abandoned(client: AsyncLetta) -> None:
+    """Remove temporary agents of runs that were killed. Young ones may belong to a run that is still going."""
+    with suppress(APIError):
+        before = datetime.now(UTC) - _ABANDONED_AFTER
+        async for agent in client.agents.list(tags=[TAG]):
+            if agent.created_at is not None and agent.created_at < before:
+                with suppress(NotFoundError):
+                    await client.agents.delete(agent.id)

@@ -1,0 +1,132 @@
+"""`isabella providers`: plan, sync, status, verify."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from isabella.cli.options import AsJson, EnvFile, Only
+from isabella.errors import IsabellaError
+from isabella.strategy import Strategy
+
+if TYPE_CHECKING:
+    from isabella.providers.report import Report
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Bring the providers in Letta in line with the configuration, and prove it.",
+)
+
+StrategyOption = Annotated[
+    Strategy | None,
+    typer.Option(
+        "--strategy",
+        help="auto: without a gap wherever that is possible; recreate: DELETE and POST every provider; "
+        "in-place: never DELETE. Default: ISABELLA_STRATEGY, or auto.",
+    ),
+]
+NoProbe = Annotated[
+    bool, typer.Option("--no-probe", help="Do not ask the vendor about a key that Letta does not hold yet.")
+]
+
+ERROR, PENDING = 1, 2
+
+
+@app.command("plan")
+def plan_command(
+    only: Only = None, strategy: StrategyOption = None, env_file: EnvFile = None, as_json: AsJson = False
+) -> None:
+    """Show what sync would do. Changes nothing.
+
+    Exit code: 0 nothing to do, 2 changes pending, 1 error.
+    """
+    from isabella.assurance import compare_providers
+    from isabella.settings import load_settings
+
+    report = _run(
+        lambda: compare_providers(load_settings(env_file), only=only or (), strategy=strategy, count_models=True),
+        as_json,
+    )
+    _show(report, as_json)
+    raise typer.Exit(PENDING if report.pending else 0)
+
+
+@app.command()
+def status(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """Show what Letta holds, compared with the configuration. Changes nothing.
+
+    Exit code: 0 all in sync, 2 drift, 1 error.
+    """
+    from isabella.assurance import compare_providers
+    from isabella.settings import load_settings
+
+    report = _run(lambda: compare_providers(load_settings(env_file), only=only or (), count_models=True), as_json)
+    _show(report, as_json)
+    raise typer.Exit(0 if report.in_sync else PENDING)
+
+
+@app.command()
+def sync(
+    only: Only = None,
+    strategy: StrategyOption = None,
+    no_probe: NoProbe = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make Letta hold exactly the configured keys, and read every one of them back.
+
+    Exit code: 0 all proven, otherwise 1.
+    """
+    from isabella.assurance import ensure_providers
+    from isabella.settings import load_settings
+
+    report = _run(
+        lambda: ensure_providers(
+            load_settings(env_file), only=only or (), strategy=strategy, probe=not no_probe, count_models=True
+        ),
+        as_json,
+    )
+    _show(report, as_json)
+    raise typer.Exit(0 if report.all_proven else ERROR)
+
+
+@app.command()
+def verify(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """Read every key back, and have an agent on each provider say one line through Letta.
+
+    Costs one short completion at each vendor. Exit code: 0 all proven and accepted, otherwise 1.
+    """
+    from isabella.assurance import verify_providers
+    from isabella.settings import load_settings
+
+    report = _run(lambda: verify_providers(load_settings(env_file), only=only or (), count_models=True), as_json)
+    _show(report, as_json)
+    raise typer.Exit(0 if report.all_proven and report.all_accepted else ERROR)
+
+
+def _run(ask: Callable[[], Awaitable[Report]], as_json: bool) -> Report:
+    """Run it; with --json, a failure is an object too, beside the message that goes to standard error."""
+    import asyncio
+
+    async def asked() -> Report:
+        return await ask()
+
+    try:
+        return asyncio.run(asked())
+    except IsabellaError as error:
+        if as_json:
+            print(json.dumps({"error": {"what": error.what, "remedy": error.remedy}}))
+        raise
+
+
+def _show(report: Report, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report.as_json(), indent=2))
+        return
+    from isabella.cli.tables import show_report
+
+    show_report(report)

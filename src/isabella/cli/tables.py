@@ -1,0 +1,106 @@
+"""Reports as people read them: a table, what to do below it, and warnings on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from isabella.providers.plan import Action, State
+from isabella.providers.report import Proof, ProviderReport, Receipt, Report
+
+_WIDTH_WHEN_PIPED = 200
+
+_STYLES: dict[str, str] = {
+    State.IN_SYNC: "green",
+    State.STALE: "yellow",
+    State.ABSENT: "yellow",
+    State.MOVED: "yellow",
+    State.MISTYPED: "yellow",
+    State.PLAINTEXT: "yellow",
+    State.UNREADABLE: "red",
+    State.HIDDEN: "magenta",
+    State.FOREIGN: "dim",
+    Action.REFUSE: "red",
+    Proof.PROVEN: "green",
+    Proof.FAILED: "red",
+    Proof.UNPROVEN: "magenta",
+    Receipt.ACCEPTED: "green",
+    Receipt.REFUSED: "red",
+}
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that colours only a terminal, and leaves lines whole when its output is piped."""
+    plain = Console(stderr=stderr, highlight=False)
+    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH_WHEN_PIPED)
+
+
+def show_report(report: Report) -> None:
+    """Print a report: warnings first, then the table, then what the operator can do."""
+    show_notices(report.notices)
+    out = console()
+    out.print(report_table(report))
+    for provider in report.providers:
+        for note in provider.notes:
+            console(stderr=True).print(Text(f"{provider.name}: {note}", style="yellow"))
+    for provider in report.providers:
+        if provider.remedy:
+            out.print(Text(f"{provider.name}: {provider.remedy}"))
+    if not report.ours:
+        out.print("No vendor key is configured. Put one into .env, for instance: CEREBRAS_API_KEY=csk-...")
+
+
+def report_table(report: Report) -> Table:
+    """The providers, a row each."""
+    with_receipts = any(provider.receipt is not None for provider in report.providers)
+    table = Table(
+        title=f"Letta {report.version} at {report.base_url}", title_justify="left", box=None, pad_edge=False
+    )
+    for heading in ("provider", "type", "key", "stored", "action", "proof"):
+        table.add_column(heading, no_wrap=True)
+    if with_receipts:
+        table.add_column("receipt", no_wrap=True)
+    table.add_column("reason", overflow="fold")
+    for provider in report.providers:
+        table.add_row(*_cells(provider, with_receipts))
+    return table
+
+
+def show_notices(notices: Iterable[str]) -> None:
+    """Print warnings about the configuration on standard error."""
+    for notice in notices:
+        console(stderr=True).print(Text(f"warning: {notice}", style="bold yellow"))
+
+
+def show_settings(rows: Iterable[tuple[str, str, str]]) -> None:
+    """Print settings: name, value, origin."""
+    table = Table(box=None, pad_edge=False)
+    for heading in ("setting", "value", "from"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console().print(table)
+
+
+def _cells(provider: ProviderReport, with_receipts: bool) -> list[Text]:
+    words: list[str] = [
+        provider.name,
+        provider.type,
+        provider.key or "-",
+        "no key" if not provider.ours and provider.stored is State.ABSENT else provider.stored,
+        "-" if provider.action is Action.NONE else provider.action,
+        "-" if provider.proof is Proof.NOT_ASKED else provider.proof,
+    ]
+    if with_receipts:
+        words.append(provider.receipt or "-")
+    cells = [Text(word.replace("_", " ") if word in _STYLES else word, style=_STYLES.get(word, "")) for word in words]
+    return [*cells, Text(provider.reason)]
+
+
+def say(text: str) -> None:
+    """One plain line on standard error."""
+    print(text, file=sys.stderr, flush=True)

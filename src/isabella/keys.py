@@ -1,0 +1,90 @@
+"""What an API key may look like, and how it is shown to people: never whole."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: Prefixes that vendors give their keys, longest first, so that `sk-` does not hide `csk-`.
+KNOWN_PREFIXES = ("sk-proj-", "sk-ant-", "csk-", "gsk_", "xai-", "sk-", "ak_")
+
+_SHORTEST_WITH_ENDING = 16
+_PLACEHOLDERS = re.compile(
+    r"""^(
+        <.*> | \{\{?.*\}?\} | \$\{.*\} | \[.*\]
+      | x{3,} | \.{3,} | \*{3,} | -{3,} | …
+      | (your|my|the|an?|insert|put|enter|add|paste|replace)[-_ ]?(.*[-_ ])?(api[-_ ]?)?(key|token|secret)([-_ ].*)?
+      | (change|replace|fix|fill)[-_ ]?(me|this|it|in)
+      | (api[-_ ]?)?(key|token|secret)([-_ ]?here)?
+      | todo | tbd | none | null | undefined | placeholder | dummy | dummy_api_key | example | secret | password
+    )$""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_HEXADECIMAL_64 = re.compile(r"[0-9a-fA-F]{64}")
+
+
+class KeyRefused(ValueError):
+    """A value cannot be an API key. The message says why and never holds the value."""
+
+
+@dataclass(frozen=True)
+class CleanKey:
+    """A key as it will be used.
+
+    Attributes:
+        value: the key itself.
+        notes: what was taken off it, for the operator to read.
+    """
+
+    value: str
+    notes: tuple[str, ...] = ()
+
+
+def mask(value: str) -> str:
+    """A key as it may be shown: vendor prefix and last four characters.
+
+    A short value shows less: four of its characters would be too large a part of it.
+    """
+    prefix = next((known for known in KNOWN_PREFIXES if value.startswith(known)), "")
+    if len(value) - len(prefix) < _SHORTEST_WITH_ENDING:
+        return f"{prefix}…"
+    return f"{prefix}…{value[-4:]}"
+
+
+def clean(raw: str) -> CleanKey:
+    """Take off what copying leaves around a key, and refuse what cannot be one.
+
+    Raises:
+        KeyRefused: empty, a placeholder, or with characters that no key has.
+    """
+    notes: list[str] = []
+    value = raw.strip()
+    if value != raw:
+        if raw.rstrip("\r\n") != raw and raw.rstrip("\r\n") == value:
+            notes.append("a trailing newline was taken off")
+        else:
+            notes.append("surrounding white space was taken off")
+    while len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"`":
+        value = value[1:-1].strip()
+        if "surrounding quotes were taken off" not in notes:
+            notes.append("surrounding quotes were taken off")
+    if value.lower().startswith("bearer "):
+        value = value[7:].strip()
+        notes.append("the word Bearer was taken off")
+    if not value:
+        raise KeyRefused("it is empty")
+    prefix = next((known for known in KNOWN_PREFIXES if value.startswith(known)), "")
+    if value == prefix or _PLACEHOLDERS.match(value.removeprefix(prefix)):
+        raise KeyRefused("it is a placeholder, not a key")
+    if any(character.isspace() for character in value):
+        raise KeyRefused("there is white space inside it")
+    if not value.isascii():
+        raise KeyRefused("there is a character in it that is not ASCII")
+    if not value.isprintable():
+        raise KeyRefused("there is a control character in it")
+    return CleanKey(value, tuple(notes))
+
+
+def is_master_key(value: str) -> bool:
+    """Whether this is what `LETTA_ENCRYPTION_KEY` should be: 64 hexadecimal characters (32 bytes)."""
+    return _HEXADECIMAL_64.fullmatch(value) is not None

@@ -1,0 +1,415 @@
+"""Carrying out the plan: the only place that writes to a store.
+
+Writes are never repeated blindly. When an answer is lost, the store is looked at first: the write may have
+happened. Between DELETE and POST nothing may stop us (fact P7), neither a cancelled task nor a restart of Letta.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import anyio
+from pydantic import SecretStr
+
+from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnreachable
+from isabella.providers.plan import Action, Change, State
+from isabella.providers.sealing import Match, Reading, read_back
+from isabella.stores import Abilities, Store, Stored
+from isabella.strategy import Strategy
+from isabella.vendors.inquiry import Answer, Verdict
+
+#: Asks a vendor about a key; None where the operator does not want vendors to be asked.
+Ask = Callable[[str, SecretStr], Awaitable[Answer]]
+
+_AT_ONCE = 8
+_PAUSES = (0.3, 1.0)
+_BUSY = (409, 429)
+_TOUCHSTONE = "isabella-touchstone"
+#: Nothing listens there, and nothing ever answers.
+_NOWHERE = "http://127.0.0.1:9/v1"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was done about one provider.
+
+    Attributes:
+        action: what was really done, which may be more than was planned.
+        reason: why, and how it went, for people.
+        remedy: what the operator can do now.
+        failed: whether it did not go as it should.
+    """
+
+    action: Action
+    reason: str
+    remedy: str | None = None
+    failed: bool = False
+
+
+class _Sealing(StrEnum):
+    """How the server seals what it is given now."""
+
+    OURS = "ours"
+    OTHERS = "others"
+    NOT_AT_ALL = "not at all"
+
+
+class Applier:
+    """Carries changes out on one store.
+
+    Args:
+        store: where the providers live.
+        abilities: what its release can do.
+        strategy: the operator's choice.
+        master_key: the one under which keys are to be sealed, if any.
+        ask: asks a vendor about a key; None asks nobody.
+        patience: seconds to go on trying when a provider has been deleted and cannot be made again yet.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        abilities: Abilities,
+        *,
+        strategy: Strategy,
+        master_key: SecretStr | None,
+        ask: Ask | None,
+        patience: float = 30.0,
+    ) -> None:
+        self._store = store
+        self._abilities = abilities
+        self._strategy = strategy
+        self._master_key = master_key
+        self._ask = ask
+        self._patience = patience
+        self._touchstone_lock = anyio.Lock()
+        self._sealing: _Sealing | None = None
+
+    async def apply(self, changes: Sequence[Change]) -> dict[str, Outcome]:
+        """Carry out the changes side by side, a bounded number at a time. One that fails does not stop the others.
+
+        Returns:
+            What was done, by the provider's name.
+        """
+        outcomes: dict[str, Outcome] = {}
+        limiter = anyio.CapacityLimiter(_AT_ONCE)
+
+        async def one(change: Change) -> None:
+            async with limiter:
+                outcomes[change.desired.name] = await self._one(change)
+
+        async with anyio.create_task_group() as tasks:
+            for change in changes:
+                tasks.start_soon(one, change)
+        return outcomes
+
+    async def _one(self, change: Change) -> Outcome:
+        try:
+            match change.action:
+                case Action.CREATE:
+                    return await self._create(change)
+                case Action.UPDATE if change.state is State.PLAINTEXT:
+                    return await self._reseal(change)
+                case Action.UPDATE:
+                    return await self._update(change)
+                case Action.RECREATE if change.state is State.UNREADABLE and self._strategy is Strategy.AUTO:
+                    # Unreadable for us need not be unreadable for Letta: if it can open the key, there is no gap.
+                    return await self._update(change)
+                case Action.RECREATE:
+                    return await self._recreate(change, change.reason)
+                case _:
+                    return Outcome(change.action, change.reason, change.remedy)
+        except LettaError as error:
+            return Outcome(change.action, f"{change.reason}; {error.what}", error.remedy, failed=True)
+
+    # --- the four ways of writing -------------------------------------------------------------------------------
+
+    async def _create(self, change: Change) -> Outcome:
+        if self._ask is None or not self._abilities.recreates:
+            # What is created here cannot be taken back, so the vendor is asked before.
+            answer = await self._inquire(change)
+            if answer is not None and answer.takes_key is False:
+                return _refused_by_vendor(change, answer)
+            return await self._try_post(change) or Outcome(Action.CREATE, _with(change.reason, answer))
+        # There is nothing yet that could be lost, so vendor and Letta are asked at the same time.
+        answers: list[Answer | None] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def inquire() -> None:
+                answers.append(await self._inquire(change))
+
+            tasks.start_soon(inquire)
+            refusal = await self._try_post(change)
+        answer = answers[0]
+        if refusal is not None:
+            return refusal
+        if answer is not None and answer.takes_key is False:
+            made = await self._store.find(change.desired.name)
+            if made is not None:
+                await self._delete(made.id, change.desired.name)
+            return _refused_by_vendor(change, answer)
+        return Outcome(Action.CREATE, _with(change.reason, answer))
+
+    async def _try_post(self, change: Change) -> Outcome | None:
+        """POST; an outcome where that failed, so that the vendor's answer can be waited for all the same."""
+        try:
+            await self._post(change)
+        except LettaRefused as error:
+            return self._explain_refusal(change, error)
+        except LettaError as error:
+            return Outcome(Action.CREATE, f"{change.reason}; {error.what}", error.remedy, failed=True)
+        return None
+
+    async def _update(self, change: Change) -> Outcome:
+        answer = await self._inquire(change)
+        if answer is not None and answer.takes_key is False:
+            return _refused_by_vendor(change, answer)
+        try:
+            await self._patch(change, change.desired.key)
+        except LettaRefused as error:
+            if error.status == 404:
+                return await self._create(replace(change, reason="it was deleted meanwhile"))
+            # Letta cannot open what it holds, so it cannot compare (fact P4).
+            return await self._beyond_update(change, error, answer)
+        return Outcome(Action.UPDATE, _with(change.reason, answer))
+
+    async def _beyond_update(self, change: Change, error: LettaRefused, answer: Answer | None) -> Outcome:
+        if self._strategy is Strategy.IN_PLACE:
+            return Outcome(
+                Action.REFUSE,
+                f"{change.reason}; Letta refuses to update it: {error.detail}",
+                f"Allow it to be recreated: isabella providers sync --only {change.desired.name} --strategy auto",
+                failed=True,
+            )
+        if not self._abilities.recreates:
+            return Outcome(
+                Action.REFUSE,
+                f"{change.reason}; Letta {self._abilities.release} refuses to update it and cannot recreate it",
+                "Upgrade Letta to 0.16.2 or later, then sync again.",
+                failed=True,
+            )
+        return await self._recreate(replace(change, ask_vendor=False), _with(change.reason, answer))
+
+    async def _reseal(self, change: Change) -> Outcome:
+        """Have a key encrypted that stands there in plaintext.
+
+        Letta does not write a key that it has already (fact P5). So another value goes in first, which is no key
+        at all: a call in between is refused by the vendor, whereas after a DELETE it would carry a key of Letta's
+        own environment there (fact P7).
+        """
+        if self._abilities.recreates and (sealing := await self._sealing_of_server()) is not _Sealing.OURS:
+            how = "without a master key" if sealing is _Sealing.NOT_AT_ALL else "under another master key"
+            return Outcome(
+                Action.KEEP,
+                f"the key is right, but in plaintext: Letta runs {how}",
+                "Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again.",
+                failed=True,
+            )
+        with anyio.CancelScope(shield=True):
+            await self._patch(change, SecretStr(f"being-sealed-{secrets.token_hex(8)}"))
+            await self._patient(lambda: self._patch(change, change.desired.key))
+        return Outcome(Action.UPDATE, change.reason)
+
+    async def _recreate(self, change: Change, reason: str) -> Outcome:
+        answer = await self._inquire(change)
+        if answer is not None and answer.takes_key is False:
+            return _refused_by_vendor(change, answer)
+        if change.stored is None:
+            return await self._create(replace(change, reason=reason, ask_vendor=False))
+        with anyio.CancelScope(shield=True):
+            await self._delete(change.stored.id, change.desired.name)
+            try:
+                await self._patient(lambda: self._post(change))
+            except LettaError as error:
+                return await self._put_back(change, reason, error)
+        return Outcome(Action.RECREATE, _with(reason, answer))
+
+    async def _put_back(self, change: Change, reason: str, error: LettaError) -> Outcome:
+        """After a DELETE whose POST failed: make the former record again, where its key was readable."""
+        name, former, reading = change.desired.name, change.stored, change.reading
+        what = f"{reason}; deleted, and creating it again failed: {error.what}"
+        again = f"Mend the cause, then: isabella providers sync --only {name}"
+        if former is None or reading is None or reading.key is None or not reading.key.get_secret_value():
+            return Outcome(
+                Action.RECREATE,
+                f"{what} Its former key was not readable: it is not in Letta now.",
+                again,
+                failed=True,
+            )
+        key, base_url = reading.key, former.base_url or change.desired.base_url
+        try:
+            await self._patient(lambda: self._store.create(name=name, type=former.type, base_url=base_url, key=key))
+        except LettaError as second:
+            return Outcome(
+                Action.RECREATE,
+                f"{what} Putting the former record back failed too: {second.what} It is not in Letta now.",
+                again,
+                failed=True,
+            )
+        return Outcome(Action.RECREATE, f"{what} The former record is back in Letta.", again, failed=True)
+
+    # --- single requests, each careful about a lost answer --------------------------------------------------------
+
+    async def _post(self, change: Change) -> None:
+        desired = change.desired
+        key = _key(change)
+
+        async def write() -> None:
+            await self._store.create(name=desired.name, type=desired.type, base_url=desired.base_url, key=key)
+
+        async def happened() -> bool:
+            found = await self._store.find(desired.name)
+            return found is not None and self._holds(found, key) is not Match.DIFFERENT
+
+        await _carefully(write, happened, busy=(429,))
+
+    async def _patch(self, change: Change, key: SecretStr | None) -> None:
+        stored = change.stored
+        if stored is None or key is None:
+            raise AssertionError("an update needs a record and a key")
+        base_url = change.desired.base_url
+
+        async def write() -> None:
+            await self._store.update(stored.id, key=key, base_url=base_url)
+
+        async def happened() -> bool:
+            found = await self._store.find(stored.name)
+            return found is not None and self._holds(found, key) is Match.EQUAL and found.base_url == base_url
+
+        await _carefully(write, happened)
+
+    async def _delete(self, id: str, name: str) -> None:
+        async def write() -> None:
+            try:
+                await self._store.delete(id)
+            except LettaRefused as error:
+                if error.status != 404:
+                    raise
+
+        async def happened() -> bool:
+            return await self._store.find(name) is None
+
+        await _carefully(write, happened)
+
+    def _holds(self, found: Stored, key: SecretStr) -> Match:
+        return self._read(found, key).match
+
+    def _read(self, found: Stored, key: SecretStr) -> Reading:
+        return read_back(found.key_text, key.get_secret_value(), self._master_key, None, shown=found.key_shown)
+
+    async def _patient(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Go on while Letta cannot be reached or fails: something is missing there until this succeeds."""
+        with anyio.move_on_after(self._patience):
+            pause = 0.5
+            while True:
+                try:
+                    return await write()
+                except (LettaUnreachable, LettaBroken):
+                    await anyio.sleep(pause)
+                    pause = min(pause * 2, 5.0)
+        # The last word on it, with its error.
+        return await write()
+
+    async def _inquire(self, change: Change) -> Answer | None:
+        if self._ask is None or not change.ask_vendor:
+            return None
+        return await self._ask(change.desired.base_url, _key(change))
+
+    async def _sealing_of_server(self) -> _Sealing:
+        """How Letta seals now, tried on a provider made for that and deleted again."""
+        async with self._touchstone_lock:
+            if self._sealing is None:
+                self._sealing = await self._try_touchstone()
+            return self._sealing
+
+    async def _try_touchstone(self) -> _Sealing:
+        key = SecretStr(f"touchstone-{secrets.token_hex(16)}")
+        left_over = await self._store.find(_TOUCHSTONE)
+        if left_over is not None:
+            await self._delete(left_over.id, _TOUCHSTONE)
+        with anyio.CancelScope(shield=True):
+            await self._store.create(name=_TOUCHSTONE, type="openai", base_url=_NOWHERE, key=key)
+            made = await self._store.find(_TOUCHSTONE)
+            if made is None:
+                raise LettaBroken("Letta does not list a provider that it has just made.")
+            reading = self._read(made, key)
+            await self._delete(made.id, _TOUCHSTONE)
+        if not reading.sealed:
+            return _Sealing.NOT_AT_ALL
+        return _Sealing.OURS if reading.match is Match.EQUAL else _Sealing.OTHERS
+
+    def _explain_refusal(self, change: Change, error: LettaRefused) -> Outcome:
+        name = change.desired.name
+        if error.status == 400 and "base provider" in error.detail:
+            return Outcome(
+                Action.REFUSE,
+                f"Letta has a base provider named {name}, made from a key in its own environment (fact P10)",
+                "Take that vendor's key out of Letta's environment and restart Letta, then sync again.",
+                failed=True,
+            )
+        if error.status == 409 and not self._abilities.recreates:
+            return Outcome(
+                Action.REFUSE,
+                f"Letta {self._abilities.release} keeps the name of a provider that was deleted (fact O1)",
+                "Upgrade Letta to 0.16.2 or later, then sync again.",
+                failed=True,
+            )
+        return Outcome(Action.CREATE, f"{change.reason}; {error.what}", error.remedy, failed=True)
+
+
+async def _carefully(
+    write: Callable[[], Awaitable[None]], happened: Callable[[], Awaitable[bool]], *, busy: Sequence[int] = _BUSY
+) -> None:
+    """Write; after a lost answer or a failure of the server look first, and only then try again."""
+    for pause in (*_PAUSES, None):
+        try:
+            return await write()
+        except LettaRefused as error:
+            if error.status not in busy or pause is None:
+                raise
+        except (LettaUnreachable, LettaBroken) as error:
+            lost = not isinstance(error, LettaUnreachable) or error.sent
+            if lost and await _looked(happened):
+                return None
+            if pause is None or not lost:
+                raise
+        await anyio.sleep(pause)
+    return None
+
+
+async def _looked(happened: Callable[[], Awaitable[bool]]) -> bool:
+    try:
+        return await happened()
+    except LettaError:
+        return False
+
+
+def _key(change: Change) -> SecretStr:
+    if change.desired.key is None:
+        raise AssertionError("nothing is written without a key")
+    return change.desired.key
+
+
+def _refused_by_vendor(change: Change, answer: Answer) -> Outcome:
+    kept = "nothing is registered" if change.stored is None else "the stored key stays"
+    return Outcome(
+        Action.REFUSE,
+        f"{change.desired.vendor.title} refuses the configured key ({answer.status}: {answer.said}); {kept}",
+        f"{change.desired.key_source} holds a refused key: put a valid one there.",
+        failed=True,
+    )
+
+
+def _with(reason: str, answer: Answer | None) -> str:
+    match answer:
+        case None | Answer(verdict=Verdict.ACCEPTED):
+            return reason
+        case Answer(verdict=Verdict.OUT_OF_FUNDS):
+            return f"{reason}; the vendor knows the key, but its account is out of funds"
+        case Answer(verdict=Verdict.RATE_LIMITED):
+            return f"{reason}; the vendor knows the key, but is asked too often"
+        case _:
+            return f"{reason}; not confirmed by the vendor ({answer.said})"

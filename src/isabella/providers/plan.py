@@ -1,0 +1,193 @@
+"""What has to change, as pure data: no I/O, so that every combination of desired and stored can be tested."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from isabella.providers.desired import Desired
+from isabella.providers.sealing import Match, Reading
+from isabella.stores import Abilities, Stored
+from isabella.strategy import Strategy
+
+
+class State(StrEnum):
+    """What Letta holds, compared with what is desired."""
+
+    IN_SYNC = "in_sync"
+    #: Another key than the configured one, or none at all.
+    STALE = "stale"
+    ABSENT = "absent"
+    #: Sealed under another master key than ours.
+    UNREADABLE = "unreadable"
+    #: The right key, in plaintext although a master key is configured.
+    PLAINTEXT = "plaintext"
+    #: Another provider type.
+    MISTYPED = "mistyped"
+    #: The right key, another base URL.
+    MOVED = "moved"
+    #: Nobody declared it.
+    FOREIGN = "foreign"
+    #: The server does not let the key be read back, or we have no master key to open it with.
+    HIDDEN = "hidden"
+
+
+class Action(StrEnum):
+    """What is done about it."""
+
+    KEEP = "keep"
+    UPDATE = "update"
+    RECREATE = "recreate"
+    CREATE = "create"
+    REFUSE = "refuse"
+    #: It is not ours to do anything about.
+    NONE = "none"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is to be done about one provider, and why.
+
+    Attributes:
+        desired: what the configuration asks for.
+        stored: the record in Letta; None where there is none.
+        reading: what its key was read as.
+        state: how the two compare.
+        action: what is to be done.
+        reason: why, in words for people.
+        remedy: what the operator has to do, where nothing can be done here.
+        ask_vendor: whether the vendor is to be asked about the key first, because Letta does not hold it yet.
+    """
+
+    desired: Desired
+    stored: Stored | None
+    reading: Reading | None
+    state: State
+    action: Action
+    reason: str
+    remedy: str | None = None
+    ask_vendor: bool = False
+
+    @property
+    def pending(self) -> bool:
+        """Whether there is anything to write, or something that stands in the way of it."""
+        return self.action not in (Action.KEEP, Action.NONE)
+
+
+def state_of(desired: Desired, stored: Stored | None, reading: Reading | None, *, sealing: bool) -> State:
+    """Compare a provider with what is desired. Of several differences the one that is hardest to mend counts.
+
+    Args:
+        desired: what the configuration asks for.
+        stored: the record in Letta; None where there is none.
+        reading: what its key was read as; None where there is no record, or no key to compare it with.
+        sealing: whether a master key is configured, so that keys have to be sealed.
+    """
+    if stored is None:
+        return State.ABSENT
+    if reading is None:
+        return State.FOREIGN if not desired.wanted else State.STALE
+    if stored.type != desired.type:
+        return State.MISTYPED
+    match reading.match:
+        case Match.UNREADABLE:
+            return State.UNREADABLE
+        case Match.HIDDEN:
+            return State.HIDDEN
+        case Match.DIFFERENT | Match.NOTHING:
+            return State.STALE
+    if sealing and not reading.sealed:
+        return State.PLAINTEXT
+    return State.IN_SYNC if stored.base_url == desired.base_url else State.MOVED
+
+
+def plan(
+    desired: Desired,
+    stored: Stored | None,
+    reading: Reading | None,
+    *,
+    strategy: Strategy,
+    abilities: Abilities,
+    sealing: bool,
+) -> Change:
+    """Decide what to do about one provider.
+
+    Args:
+        desired: what the configuration asks for.
+        stored: the record in Letta; None where there is none.
+        reading: what its key was read as.
+        strategy: the operator's choice.
+        abilities: what this release can do.
+        sealing: whether a master key is configured.
+    """
+    state = state_of(desired, stored, reading, sealing=sealing)
+
+    def change(action: Action, reason: str, remedy: str | None = None) -> Change:
+        new_key = action in (Action.CREATE, Action.UPDATE, Action.RECREATE) and (
+            reading is None or reading.match is not Match.EQUAL
+        )
+        return Change(desired, stored, reading, state, action, reason, remedy, ask_vendor=new_key)
+
+    if not desired.wanted:
+        left = "" if stored is None else "; the provider of this name in Letta is left alone"
+        return change(Action.NONE, f"no key: {desired.key_source}{left}")
+    if desired.problem is not None:
+        return change(Action.REFUSE, desired.problem, desired.remedy)
+    if state is State.ABSENT:
+        return change(Action.CREATE, "not in Letta yet")
+
+    difference = _difference(desired, stored, reading, state)
+    if strategy is Strategy.RECREATE:
+        if abilities.recreates:
+            return change(Action.RECREATE, f"strategy recreate; {difference}")
+        if state is State.IN_SYNC:
+            return change(Action.KEEP, f"{difference}; {_no_delete(abilities)}")
+    match state:
+        case State.IN_SYNC:
+            return change(Action.KEEP, difference)
+        case State.STALE | State.MOVED | State.PLAINTEXT | State.HIDDEN:
+            return change(Action.UPDATE, difference)
+        case _ if strategy is Strategy.IN_PLACE and state is State.UNREADABLE:
+            return change(Action.UPDATE, difference)
+        case _ if strategy is Strategy.IN_PLACE:
+            return change(
+                Action.REFUSE,
+                f"{difference}; a type cannot be changed in place",
+                f"Allow it to be recreated: isabella providers sync --only {desired.name} --strategy auto",
+            )
+        case _ if abilities.recreates:
+            return change(Action.RECREATE, difference)
+        case _:
+            return change(
+                Action.REFUSE,
+                f"{difference}; {_no_delete(abilities)}",
+                "Upgrade Letta to 0.16.2 or later, then sync again.",
+            )
+
+
+def _no_delete(abilities: Abilities) -> str:
+    if not abilities.known:
+        return f"Letta {abilities.release} is not a release that was measured, so nothing is deleted there"
+    return f"Letta {abilities.release} cannot bring back a provider that was deleted, so nothing is deleted there"
+
+
+def _difference(desired: Desired, stored: Stored | None, reading: Reading | None, state: State) -> str:
+    match state:
+        case State.IN_SYNC:
+            return "read back and equal"
+        case State.STALE if reading is not None and reading.match is Match.NOTHING:
+            return "Letta holds no key"
+        case State.STALE:
+            return "Letta holds another key"
+        case State.UNREADABLE:
+            return "Letta's key is sealed under another master key"
+        case State.PLAINTEXT:
+            return "the key is right, but in plaintext although a master key is set"
+        case State.MISTYPED if stored is not None:
+            return f"type {stored.type} instead of {desired.type}"
+        case State.MOVED if stored is not None:
+            return f"base URL {stored.base_url} instead of {desired.base_url}"
+        case State.HIDDEN:
+            return "Letta's key cannot be read back"
+        case _:
+            return state.value

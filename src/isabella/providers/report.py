@@ -1,0 +1,143 @@
+"""What a run found and did: frozen data, and its JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from isabella.providers.plan import Action, State
+
+
+class Proof(StrEnum):
+    """Whether the stored key was read back and equals the desired one."""
+
+    PROVEN = "proven"
+    #: Written, but the server does not let it be read back.
+    UNPROVEN = "unproven"
+    #: Read back, and not as desired; or it could not be brought in line.
+    FAILED = "failed"
+    NOT_ASKED = "not_asked"
+
+
+class Receipt(StrEnum):
+    """What became of a real completion through Letta."""
+
+    ACCEPTED = "accepted"
+    #: The vendor refused the key.
+    REFUSED = "refused"
+    #: It failed for another reason.
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class ProviderReport:
+    """One provider in a report.
+
+    Attributes:
+        name: its name in Letta.
+        vendor: whose it is; for one that nobody declared, its type.
+        type: its provider type.
+        base_url: where its vendor answers.
+        key: the configured key, masked; None where there is none.
+        key_source: variable and origin of that key.
+        stored: what Letta holds, compared with what is desired: as found, before anything was done about it.
+        action: what was done, or would be.
+        proof: whether the stored key is the configured one now.
+        models: how many models Letta lists for it.
+        reason: why, for people.
+        remedy: what the operator can do.
+        notes: what else is worth saying.
+        receipt: what a completion through Letta has shown; None where none was asked for.
+        in_letta: whether Letta has a provider of this name now.
+        ours: whether the configuration wants it; one that it does not want is left alone and proves nothing.
+    """
+
+    name: str
+    vendor: str
+    type: str
+    base_url: str | None
+    key: str | None
+    key_source: str | None
+    stored: State
+    action: Action
+    proof: Proof
+    reason: str
+    models: int = 0
+    remedy: str | None = None
+    notes: tuple[str, ...] = ()
+    receipt: Receipt | None = None
+    in_letta: bool = True
+    ours: bool = True
+
+    def as_json(self) -> dict[str, Any]:
+        """The form that `--json` and the HTTP API show."""
+        document: dict[str, Any] = {
+            "name": self.name,
+            "vendor": self.vendor,
+            "type": self.type,
+            "base_url": self.base_url,
+            "key": self.key,
+            "key_source": self.key_source,
+            "stored": self.stored.value,
+            "action": self.action.value,
+            "proof": self.proof.value,
+            "models": self.models,
+            "reason": self.reason,
+            "remedy": self.remedy,
+            "notes": list(self.notes),
+        }
+        if self.receipt is not None:
+            document["receipt"] = self.receipt.value
+        return document
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run found and did.
+
+    Attributes:
+        base_url: the Letta it spoke to.
+        version: that Letta's release.
+        providers: one entry for each provider, declared ones first.
+        notices: what is worth saying about the configuration as a whole.
+    """
+
+    base_url: str
+    version: str
+    providers: Sequence[ProviderReport]
+    notices: tuple[str, ...] = field(default=())
+
+    @property
+    def ours(self) -> list[ProviderReport]:
+        """Those that the configuration wants."""
+        return [provider for provider in self.providers if provider.ours]
+
+    @property
+    def all_proven(self) -> bool:
+        """Whether every provider that the configuration wants is proven."""
+        return all(provider.proof is Proof.PROVEN for provider in self.ours)
+
+    @property
+    def all_accepted(self) -> bool:
+        """Whether every provider that the configuration wants has answered an agent."""
+        return all(provider.receipt is Receipt.ACCEPTED for provider in self.ours)
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether Letta held exactly what is desired before anything was done."""
+        return all(provider.stored is State.IN_SYNC for provider in self.ours)
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything is to be done, by us or by the operator."""
+        return any(provider.action not in (Action.KEEP, Action.NONE) for provider in self.ours)
+
+    def as_json(self) -> dict[str, Any]:
+        """The form that `--json` and the HTTP API show."""
+        return {
+            "letta": {"base_url": self.base_url, "version": self.version},
+            "providers": [provider.as_json() for provider in self.providers],
+            "notices": list(self.notices),
+        }

@@ -1,0 +1,180 @@
+"""Reading back the key that Letta stores: how it is sealed, and whether it is the one that is wanted (fact P2).
+
+Letta seals a key with AES-256-GCM under a key derived from the master key by PBKDF2, with a salt of its own for
+every row. So whoever holds the master key can open what is stored, and prove what it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from pydantic import SecretStr
+
+from isabella.files import write_private
+
+_SALT, _IV, _TAG = 16, 12, 16
+_ROUNDS = 100_000
+_SHORTEST = _SALT + _IV + _TAG + 1
+
+
+class Match(StrEnum):
+    """What reading a stored key back has shown."""
+
+    #: The stored key is the desired one.
+    EQUAL = "equal"
+    #: The stored key is another one.
+    DIFFERENT = "different"
+    #: There is no key in the row, or an empty one.
+    NOTHING = "nothing"
+    #: It is sealed, and our master key does not open it.
+    UNREADABLE = "unreadable"
+    #: It is sealed and we have no master key, or the server does not show it.
+    HIDDEN = "hidden"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What became of reading a stored key back.
+
+    Attributes:
+        match: how it compares to the desired key.
+        sealed: whether it stands there encrypted; in plaintext otherwise.
+        key: the stored key itself, where it could be read.
+    """
+
+    match: Match
+    sealed: bool = False
+    key: SecretStr | None = field(default=None, repr=False)
+
+
+def looks_sealed(text: str) -> bool:
+    """Whether a stored value has the form of a sealed one: base64 of salt, iv, ciphertext and tag."""
+    return _parts(text) is not None
+
+
+def open_sealed(text: str, master_key: str) -> str | None:
+    """The key inside a sealed value; None where this master key does not open it. About 35 ms."""
+    parts = _parts(text)
+    if parts is None:
+        return None
+    salt, iv, ciphertext = parts
+    derived = hashlib.pbkdf2_hmac("sha256", master_key.encode(), salt, _ROUNDS, dklen=32)
+    try:
+        return AESGCM(derived).decrypt(iv, ciphertext, None).decode()
+    except (InvalidTag, UnicodeDecodeError):
+        return None
+
+
+def _parts(text: str) -> tuple[bytes, bytes, bytes] | None:
+    with suppress(binascii.Error, ValueError):
+        raw = base64.b64decode(text, validate=True)
+        if len(raw) >= _SHORTEST:
+            return raw[:_SALT], raw[_SALT : _SALT + _IV], raw[_SALT + _IV :]
+    return None
+
+
+class ProofMemo:
+    """Remembers which sealed values have been proven to hold which keys, so that no derivation is made twice.
+
+    An entry is an HMAC, under the master key, of the sealed value together with the key found in it. To somebody
+    without the master key it is a random number; whoever has the master key can open the sealed value itself,
+    and learns nothing more here. An entry cannot be forged without the master key either.
+
+    Args:
+        path: where it is kept; None keeps it in memory only.
+        master_key: the one under which the values are sealed.
+    """
+
+    _LIMIT = 10_000
+
+    def __init__(self, path: Path | None, master_key: SecretStr) -> None:
+        self._path = path
+        self._secret = hashlib.sha256(b"isabella proof memo\0" + master_key.get_secret_value().encode()).digest()
+        self._tags: dict[str, None] = dict.fromkeys(_load_tags(path))
+        self._changed = False
+
+    def knows(self, sealed: str, key: str) -> bool:
+        """Whether this sealed value has been proven to hold this key."""
+        return self._tag(sealed, key) in self._tags
+
+    def add(self, sealed: str, key: str) -> None:
+        """Remember that this sealed value was opened and holds this key."""
+        tag = self._tag(sealed, key)
+        if tag not in self._tags:
+            self._tags[tag] = None
+            self._changed = True
+
+    def save(self) -> None:
+        """Write it down. A memo that cannot be written costs time at the next start, nothing else."""
+        if self._path is None or not self._changed:
+            return
+        tags = list(self._tags)[-self._LIMIT :]
+        with suppress(OSError):
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(self._path, json.dumps({"version": 1, "tags": tags}))
+            self._changed = False
+
+    def _tag(self, sealed: str, key: str) -> str:
+        message = f"{len(sealed)}:{sealed}{key}".encode()
+        return hmac.digest(self._secret, message, "sha256").hex()
+
+
+def _load_tags(path: Path | None) -> Iterable[str]:
+    if path is None:
+        return ()
+    try:
+        document = json.loads(path.read_text())
+        return [tag for tag in document["tags"] if isinstance(tag, str)] if document["version"] == 1 else ()
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()
+
+
+def read_back(
+    text: str | None,
+    desired: str,
+    master_key: SecretStr | None,
+    memo: ProofMemo | None,
+    *,
+    shown: bool = True,
+) -> Reading:
+    """Compare a stored value with the desired key.
+
+    Args:
+        text: the value of `api_key_enc`.
+        desired: the key that should be in it.
+        master_key: the one to open it with, if there is one.
+        memo: what has been proven before.
+        shown: whether the server shows the value at all.
+    """
+    if not shown:
+        return Reading(Match.HIDDEN)
+    if not text:
+        return Reading(Match.NOTHING)
+    if hmac.compare_digest(text.encode(), desired.encode()):
+        return Reading(Match.EQUAL, sealed=False, key=SecretStr(desired))
+    if not looks_sealed(text):
+        return Reading(Match.DIFFERENT, sealed=False, key=SecretStr(text))
+    if master_key is None:
+        return Reading(Match.HIDDEN, sealed=True)
+    if memo is not None and memo.knows(text, desired):
+        return Reading(Match.EQUAL, sealed=True, key=SecretStr(desired))
+    found = open_sealed(text, master_key.get_secret_value())
+    if found is None:
+        return Reading(Match.UNREADABLE, sealed=True)
+    if not hmac.compare_digest(found.encode(), desired.encode()):
+        # An empty key is stored as readily as any other (facts P10, O9).
+        return Reading(Match.DIFFERENT if found else Match.NOTHING, sealed=True, key=SecretStr(found))
+    if memo is not None:
+        memo.add(text, desired)
+    return Reading(Match.EQUAL, sealed=True, key=SecretStr(found))

@@ -1,0 +1,318 @@
+"""One run over the providers: look, plan, apply, read back, report."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import anyio.to_thread
+from pydantic import SecretStr
+
+from isabella.concurrency import together
+from isabella.errors import LettaError
+from isabella.providers.apply import Applier, Ask, Outcome
+from isabella.providers.desired import Desired
+from isabella.providers.plan import Action, Change, State, plan, state_of
+from isabella.providers.report import Proof, ProviderReport, Report
+from isabella.providers.sealing import Match, ProofMemo, Reading, read_back
+from isabella.stores import Abilities, Store, Stored
+from isabella.strategy import Strategy
+
+#: Up to so many providers are read back one by one; for more, listing all of them costs less.
+_FEW = 8
+_THREADS = os.cpu_count() or 1
+
+_SAME_MASTER_KEY = "Put the LETTA_ENCRYPTION_KEY that Letta itself runs with into .env, then sync again."
+_GIVE_MASTER_KEY = "Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again."
+
+Lock = Callable[[], AbstractAsyncContextManager[None]]
+
+
+@asynccontextmanager
+async def unlocked() -> AsyncIterator[None]:
+    """No lock: for a store that nobody else writes to."""
+    yield
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run is to go.
+
+    Attributes:
+        strategy: how providers are brought in line.
+        master_key: the one under which keys are to be sealed, if any.
+        ask: asks a vendor about a new key; None asks nobody.
+        memo: what has been proven before.
+        lock: held while anything is written.
+        patience: seconds to go on trying to make a provider again that was deleted.
+        foreign: whether providers that nobody declared are listed too.
+        count_models: whether Letta is asked how many models each provider has.
+    """
+
+    strategy: Strategy = Strategy.AUTO
+    master_key: SecretStr | None = field(default=None, repr=False)
+    ask: Ask | None = None
+    memo: ProofMemo | None = None
+    lock: Lock = unlocked
+    patience: float = 30.0
+    foreign: bool = True
+    count_models: bool = False
+
+
+async def look(store: Store, desired: Sequence[Desired], options: Options) -> Report:
+    """Compare what Letta holds with what is desired, and tell what would be done. Writes nothing.
+
+    Raises:
+        LettaError: Letta cannot be read; this never means that it has no providers.
+    """
+    run = _Run(store, options)
+    await run.look(desired)
+    changes = run.changes(desired)
+    return await run.report(changes, {})
+
+
+async def bring_in_line(store: Store, desired: Sequence[Desired], options: Options) -> Report:
+    """Make Letta hold exactly what is desired, and prove it by reading back.
+
+    A provider that is proven already costs nothing but its place in one listing. What has to be written is
+    looked at once more under the lock, because another process may have done it while we waited.
+
+    Raises:
+        LettaError: Letta cannot be read.
+        LockTimeout: another process held the lock for too long.
+    """
+    run = _Run(store, options)
+    await run.look(desired)
+    changes = run.changes(desired)
+    todo = [change.desired for change in changes if _writes(change)]
+    if not todo:
+        return await run.report(changes, {})
+    async with options.lock():
+        await run.read_again(todo)
+        under_lock = run.changes(todo)
+        outcomes = await run.apply(under_lock)
+    again = {change.desired.name: change for change in under_lock}
+    return await run.report([again.get(change.desired.name, change) for change in changes], outcomes)
+
+
+class _Run:
+    """What one run has learnt so far."""
+
+    def __init__(self, store: Store, options: Options) -> None:
+        self._store = store
+        self._options = options
+        self._abilities = Abilities("unknown", known=False, recreates=False)
+        self._stored: dict[str, Stored] = {}
+        self._readings: dict[str, Reading] = {}
+        self._unread: str | None = None
+
+    async def look(self, desired: Sequence[Desired]) -> None:
+        async def ask_abilities() -> None:
+            self._abilities = await self._store.abilities()
+
+        await together([ask_abilities, self._list])
+        await self._read_keys(desired)
+
+    async def _list(self) -> None:
+        self._stored = {stored.name: stored for stored in await self._store.all()}
+
+    async def read_again(self, desired: Sequence[Desired]) -> None:
+        """Read these providers anew, whatever was known of them."""
+        if len(desired) > _FEW:
+            await self._list()
+        else:
+            names = [provider.name for provider in desired]
+            found = await together([partial(self._store.find, name) for name in names])
+            for name, stored in zip(names, found, strict=True):
+                if stored is None:
+                    self._stored.pop(name, None)
+                else:
+                    self._stored[name] = stored
+        await self._read_keys(desired)
+
+    async def _read_keys(self, desired: Sequence[Desired]) -> None:
+        """Open what is stored. Derivations take 35 ms each, so they run in threads, and only where needed."""
+        slow: list[tuple[str, Stored, SecretStr]] = []
+        for provider in desired:
+            self._readings.pop(provider.name, None)
+            stored = self._stored.get(provider.name)
+            if stored is None or provider.key is None:
+                continue
+            text, key, memo = stored.key_text, provider.key.get_secret_value(), self._options.memo
+            known = self._options.master_key is None or (
+                memo is not None and text is not None and memo.knows(text, key)
+            )
+            if known:
+                self._readings[provider.name] = self._read(stored, provider.key)
+            else:
+                slow.append((provider.name, stored, provider.key))
+        if not slow:
+            return
+        read = [partial(anyio.to_thread.run_sync, self._read, stored, key) for _, stored, key in slow]
+        readings = await together(read, at_once=_THREADS)
+        self._readings |= {name: reading for (name, _, _), reading in zip(slow, readings, strict=True)}
+        if self._options.memo is not None:
+            self._options.memo.save()
+
+    def _read(self, stored: Stored, key: SecretStr) -> Reading:
+        options = self._options
+        return read_back(
+            stored.key_text, key.get_secret_value(), options.master_key, options.memo, shown=stored.key_shown
+        )
+
+    def changes(self, desired: Sequence[Desired]) -> list[Change]:
+        return [
+            plan(
+                provider,
+                self._stored.get(provider.name),
+                self._readings.get(provider.name),
+                strategy=self._options.strategy,
+                abilities=self._abilities,
+                sealing=self._options.master_key is not None,
+            )
+            for provider in desired
+        ]
+
+    async def apply(self, changes: Sequence[Change]) -> dict[str, Outcome]:
+        options = self._options
+        applier = Applier(
+            self._store,
+            self._abilities,
+            strategy=options.strategy,
+            master_key=options.master_key,
+            ask=options.ask,
+            patience=options.patience,
+        )
+        outcomes = await applier.apply([change for change in changes if _writes(change)])
+        await self._try_read_again([change.desired for change in changes])
+        missed = [change for change in changes if self._update_was_not_proven(change, outcomes)]
+        if missed:
+            outcomes |= await applier.apply(
+                [
+                    replace(
+                        change,
+                        stored=self._stored[change.desired.name],
+                        reading=self._readings[change.desired.name],
+                        action=Action.RECREATE,
+                        reason=f"{change.reason}; an update was not proven",
+                        ask_vendor=False,
+                    )
+                    for change in missed
+                ]
+            )
+            await self._try_read_again([change.desired for change in missed])
+        return outcomes
+
+    def _update_was_not_proven(self, change: Change, outcomes: Mapping[str, Outcome]) -> bool:
+        """An update that Letta accepted, after which its key, though readable, is still another one."""
+        outcome = outcomes.get(change.desired.name)
+        reading = self._readings.get(change.desired.name)
+        return (
+            self._options.strategy is Strategy.AUTO
+            and self._abilities.recreates
+            and outcome is not None
+            and outcome.action is Action.UPDATE
+            and not outcome.failed
+            and reading is not None
+            and reading.match in (Match.DIFFERENT, Match.NOTHING)
+        )
+
+    async def _try_read_again(self, desired: Sequence[Desired]) -> None:
+        try:
+            await self.read_again(desired)
+        except LettaError as error:
+            self._unread = error.what
+
+    async def report(self, changes: Sequence[Change], outcomes: Mapping[str, Outcome]) -> Report:
+        entries = [self._entry(change, outcomes.get(change.desired.name)) for change in changes]
+        if self._options.foreign:
+            declared = {change.desired.name for change in changes}
+            entries += [_foreign(stored) for name, stored in self._stored.items() if name not in declared]
+        if self._options.count_models:
+            entries = await self._count_models(entries)
+        return Report(self._store.address, self._abilities.release, entries)
+
+    def _entry(self, change: Change, outcome: Outcome | None) -> ProviderReport:
+        desired = change.desired
+        proof, why, remedy = self._proof(change, outcome)
+        reason = change.reason if outcome is None else outcome.reason
+        return ProviderReport(
+            name=desired.name,
+            vendor=desired.vendor.name,
+            type=desired.type,
+            base_url=desired.base_url,
+            key=desired.masked_key,
+            key_source=desired.key_source,
+            stored=change.state,
+            action=change.action if outcome is None else outcome.action,
+            proof=proof,
+            reason=f"{reason}; {why}" if why else reason,
+            remedy=remedy or (change.remedy if outcome is None else outcome.remedy),
+            notes=desired.notes,
+            in_letta=desired.name in self._stored,
+            ours=desired.wanted,
+        )
+
+    def _proof(self, change: Change, outcome: Outcome | None) -> tuple[Proof, str, str]:
+        """The proof is what was read last, never what a write answered. With it: why it is none, and the remedy."""
+        if not change.desired.wanted:
+            return Proof.NOT_ASKED, "", ""
+        if outcome is None:
+            return (Proof.PROVEN if change.state is State.IN_SYNC else Proof.NOT_ASKED), "", ""
+        if self._unread is not None:
+            return Proof.UNPROVEN, f"it could not be read back: {self._unread}", "Run it again when Letta answers."
+        name = change.desired.name
+        now = state_of(
+            change.desired,
+            self._stored.get(name),
+            self._readings.get(name),
+            sealing=self._options.master_key is not None,
+        )
+        match now:
+            case State.IN_SYNC:
+                # What stands in Letta is right, even where our own part in it failed.
+                return Proof.PROVEN, "", ""
+            case _ if outcome.failed:
+                return Proof.FAILED, "", ""
+            case State.HIDDEN:
+                return Proof.UNPROVEN, "written, but it cannot be read back", _SAME_MASTER_KEY
+            case State.UNREADABLE:
+                return (
+                    Proof.UNPROVEN,
+                    "written, but Letta seals it under a master key that is not ours",
+                    _SAME_MASTER_KEY,
+                )
+            case State.PLAINTEXT:
+                return Proof.FAILED, "Letta stores it in plaintext: it runs without a master key", _GIVE_MASTER_KEY
+            case _:
+                return Proof.FAILED, f"afterwards it is {now.value.replace('_', ' ')}", ""
+
+    async def _count_models(self, entries: list[ProviderReport]) -> list[ProviderReport]:
+        # Of a provider that was never synced, Letta would ask the vendor.
+        names = [e.name for e in entries if (stored := self._stored.get(e.name)) is not None and stored.synced]
+        numbers = await together([partial(self._store.models, name) for name in names], at_once=_FEW)
+        counts = dict(zip(names, numbers, strict=True))
+        return [replace(entry, models=counts.get(entry.name, 0)) for entry in entries]
+
+
+def _writes(change: Change) -> bool:
+    return change.action in (Action.CREATE, Action.UPDATE, Action.RECREATE)
+
+
+def _foreign(stored: Stored) -> ProviderReport:
+    return ProviderReport(
+        name=stored.name,
+        vendor=stored.type,
+        type=stored.type,
+        base_url=stored.base_url,
+        key=None,
+        key_source=None,
+        stored=State.FOREIGN,
+        action=Action.NONE,
+        proof=Proof.NOT_ASKED,
+        reason="nobody declared it; it is left alone",
+        ours=False,
+    )

@@ -1,0 +1,229 @@
+"""Isabella's settings: from the environment and `.env`, validated, each with its origin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+from platformdirs import user_data_path
+from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from isabella import redaction
+from isabella.catalog import Vendor, known_vendors
+from isabella.errors import ConfigurationError
+from isabella.keys import is_master_key
+from isabella.sources import DEFAULT, ENVIRONMENT, Sources
+from isabella.strategy import Strategy
+
+MAKE_MASTER_KEY = "python3 -c 'import secrets; print(secrets.token_hex(32))'"
+
+
+class ProviderTypes(StrEnum):
+    """With which of Letta's provider types the vendors are registered."""
+
+    NATIVE = "native"
+    OPENAI = "openai"
+
+
+class Settings(BaseSettings):
+    """Everything an operator can configure, apart from the vendors' own variables.
+
+    `Settings()` reads the process environment and `.env` in the working directory; `load_settings` reads
+    another file, and turns what is wrong into a `ConfigurationError`. Vendors' variables (`GROQ_API_KEY`, …)
+    are read from `sources` by `isabella.providers.desired`, because which ones there are is data.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="ignore", hide_input_in_errors=True, populate_by_name=True, frozen=True, env_file=".env"
+    )
+
+    letta_base_url: str | None = Field(
+        None, alias="LETTA_BASE_URL", description="Address of a Letta server; unset: the embedded one."
+    )
+    letta_api_key: SecretStr | None = Field(
+        None, alias="LETTA_API_KEY", description="Password of that server, or its cloud token."
+    )
+    letta_encryption_key: SecretStr | None = Field(
+        None,
+        alias="LETTA_ENCRYPTION_KEY",
+        description="The master key, 64 hexadecimal characters: the same as in Letta's own environment.",
+    )
+    host: str = Field("127.0.0.1", alias="ISABELLA_HOST", description="Address the backend listens on.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        8000, alias="ISABELLA_PORT", description="Port the backend listens on; 0 for any that is free."
+    )
+    home: Path = Field(
+        default_factory=lambda: user_data_path("isabella"),
+        alias="ISABELLA_HOME",
+        description="Folder for the embedded Letta, its data, locks and logs.",
+    )
+    strategy: Strategy = Field(
+        Strategy.AUTO,
+        alias="ISABELLA_STRATEGY",
+        description="How providers are brought in line: auto, recreate or in-place.",
+    )
+    strict: bool = Field(False, alias="ISABELLA_STRICT", description="Fail the start when a provider is not proven.")
+    provider_types: ProviderTypes = Field(
+        ProviderTypes.NATIVE,
+        alias="ISABELLA_PROVIDER_TYPES",
+        description="native: each vendor's own type; openai: every vendor as type openai with its base URL.",
+    )
+    database_url: SecretStr | None = Field(
+        None,
+        alias="ISABELLA_DATABASE_URL",
+        description="Letta's Postgres, for a lock that holds across machines; unset: a file lock.",
+    )
+    config_file: Path = Field(
+        Path("isabella.toml"),
+        alias="ISABELLA_CONFIG_FILE",
+        description="File that declares further OpenAI-compatible vendors.",
+    )
+    timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
+        30.0, alias="ISABELLA_TIMEOUT", description="Seconds that Letta or a vendor may take to answer."
+    )
+    sources: Sources = Field(default_factory=lambda: Sources({}), exclude=True, repr=False)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read both layers at once, so that the origin of each value is known."""
+        given = init_settings()
+        sources = given.get("sources") or Sources.read()
+        return init_settings, _Layers(settings_cls, sources)
+
+    @field_validator("letta_base_url")
+    @classmethod
+    def _is_address(cls, value: str | None) -> str | None:
+        return None if value is None or not value.strip() else http_address(value)
+
+    @field_validator("letta_encryption_key")
+    @classmethod
+    def _is_master_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not is_master_key(value.get_secret_value()):
+            raise ValueError(f"it has to be 64 hexadecimal characters (32 bytes). Make one with: {MAKE_MASTER_KEY}")
+        return value
+
+    @field_validator("letta_api_key", "database_url")
+    @classmethod
+    def _empty_is_unset(cls, value: SecretStr | None) -> SecretStr | None:
+        return value if value is not None and value.get_secret_value().strip() else None
+
+    @field_validator("home", "config_file")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    def model_post_init(self, context: Any, /) -> None:
+        """Make sure that these secrets are taken out of every text that comes from elsewhere."""
+        for secret in (self.letta_api_key, self.letta_encryption_key, self.database_url):
+            if secret is not None:
+                redaction.remember(secret.get_secret_value())
+
+    def origin(self, field: str) -> str:
+        """Where a setting's value came from: `environment`, the path of `.env`, `argument` or `default`."""
+        origin = self.sources.origin(variable(field))
+        return "argument" if origin == DEFAULT and field in self.model_fields_set else origin
+
+    def contradictions(self, vendors: tuple[Vendor, ...] | None = None) -> list[str]:
+        """One sentence for each variable that the environment and `.env` set to different values."""
+        names = [variable(name) for name in type(self).model_fields if name != "sources"]
+        for vendor in known_vendors() if vendors is None else vendors:
+            names += [vendor.api_key_env, vendor.api_key_file_env]
+            names += [name for name in (vendor.base_url_env, vendor.type_env) if name]
+        return [
+            f"{name} is set in the environment and, differently, in {self.sources.file} "
+            f"(line {self.sources.lines[name]}): the environment wins. "
+            f"If the file is right, run `unset {name}`."
+            for name in self.sources.contradictions(dict.fromkeys(names))
+        ]
+
+
+class _Layers(PydanticBaseSettingsSource):
+    """The layers of `Sources`, as pydantic-settings wants to see them."""
+
+    def __init__(self, settings_cls: type[BaseSettings], sources: Sources) -> None:
+        super().__init__(settings_cls)
+        self._sources = sources
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        found = self._sources.get(field.alias or field_name)
+        return (None if found is None else found.text.strip()), field.alias or field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        values: dict[str, Any] = {"sources": self._sources}
+        for name, field in self.settings_cls.model_fields.items():
+            value, key, _ = self.get_field_value(field, name)
+            if value is not None and name != "sources":
+                values[key] = value
+        return values
+
+
+def load_settings(
+    env_file: Path | None = None, environment: Mapping[str, str] | None = None, **overrides: Any
+) -> Settings:
+    """Read the settings from the environment and `.env`.
+
+    Args:
+        env_file: another file in place of `.env`; it has to exist.
+        environment: in place of the process environment.
+        overrides: fields of `Settings` that win over both, as command line options do; None means not given.
+
+    Raises:
+        ConfigurationError: a value is malformed; the message names the variable, where it stands, and what
+            would be right, and holds no value.
+    """
+    given = {variable(field): value for field, value in overrides.items() if value is not None}
+    sources = Sources.read(env_file, environment).without(given)
+    try:
+        return Settings(sources=sources, **given)
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors(include_input=False, include_url=False):
+            name = variable(str(problem["loc"][0])) if problem["loc"] else "settings"
+            problems.append(f"{name} ({_place(sources, name)}): {_reason(problem['msg'])}")
+        raise ConfigurationError("; ".join(problems)) from None
+
+
+def variable(field: str) -> str:
+    """The environment variable of a field of `Settings`."""
+    info = Settings.model_fields.get(field)
+    return field if info is None or info.alias is None else info.alias
+
+
+def http_address(value: str) -> str:
+    """An `http` or `https` address without a trailing slash.
+
+    Raises:
+        ValueError: it is none.
+    """
+    address = value.strip().rstrip("/")
+    try:
+        parsed = TypeAdapter(AnyHttpUrl).validate_python(address)
+    except ValidationError:
+        raise ValueError("it has to be an address like http://127.0.0.1:8283") from None
+    if parsed.username or parsed.password:
+        raise ValueError("it must not hold a user name or a password")
+    if parsed.query or parsed.fragment:
+        raise ValueError("it must not have a '?' or a '#'")
+    return address
+
+
+def _place(sources: Sources, name: str) -> str:
+    origin = sources.origin(name)
+    if origin in (ENVIRONMENT, DEFAULT):
+        return origin
+    return f"{origin}, line {sources.lines[name]}"
+
+
+def _reason(message: str) -> str:
+    return message.removeprefix("Value error, ")

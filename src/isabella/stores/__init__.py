@@ -1,0 +1,75 @@
+"""Where providers are stored: everything that knows the shapes of a store stands behind this Protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from pydantic import SecretStr
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A provider as a store holds it now.
+
+    Attributes:
+        id: the store's id of the record.
+        name: the provider's name, the first part of model handles.
+        type: the provider type.
+        base_url: where its vendor answers; None where the store leaves it to the type.
+        key_text: what stands in the key's place: sealed, plaintext, or nothing.
+        key_shown: whether the store shows the key's place at all.
+        synced: whether the model list has been read from the vendor with this key (fact P9).
+    """
+
+    id: str
+    name: str
+    type: str
+    base_url: str | None
+    key_text: str | None = field(default=None, repr=False)
+    key_shown: bool = True
+    synced: bool = False
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What a release can really do.
+
+    Attributes:
+        release: its version, as it tells it.
+        known: whether this release was measured.
+        recreates: whether DELETE then POST of the same name works (fact O1).
+    """
+
+    release: str
+    known: bool = True
+    recreates: bool = True
+
+
+class Store(Protocol):
+    """A place where providers live. Every method raises `LettaError` where the store fails."""
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people."""
+
+    async def abilities(self) -> Abilities:
+        """Ask what it is and what it can do."""
+
+    async def all(self) -> list[Stored]:
+        """Every live provider, to the last page."""
+
+    async def find(self, name: str) -> Stored | None:
+        """The live provider of this name."""
+
+    async def create(self, *, name: str, type: str, base_url: str, key: SecretStr) -> None:
+        """Make a provider. Not retried: after a lost answer, look first."""
+
+    async def update(self, id: str, *, key: SecretStr, base_url: str) -> None:
+        """Change key and base URL in place. Not retried."""
+
+    async def delete(self, id: str) -> None:
+        """Remove a provider. Not retried."""
+
+    async def models(self, name: str) -> int:
+        """How many models it offers of this provider, without asking the vendor."""

@@ -1,0 +1,310 @@
+"""Letta's V1 server over REST: the only place that knows its shapes (facts P1 to P13, O1 to O14)."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from types import TracebackType
+from typing import Any, NoReturn, Self
+
+import httpx2 as httpx
+import stamina
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
+
+from isabella.errors import (
+    LettaBroken,
+    LettaError,
+    LettaRefused,
+    LettaUnauthorized,
+    LettaUnreachable,
+    NotLetta,
+)
+from isabella.redaction import redact
+from isabella.stores import Abilities, Stored
+
+#: Rows asked for at once. Letta's own default of 50 would hide whatever comes after (fact P1).
+PAGE = 500
+
+_DETAIL_LIMIT = 300
+
+
+class _Row(BaseModel):
+    """A provider as the list shows it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    name: str
+    provider_type: str
+    base_url: str | None = None
+    # Absent altogether, as opposed to null, means that this server does not show it.
+    api_key_enc: str | None = Field(None, repr=False)
+    # Releases up to 0.15 show the key itself instead (fact O14).
+    api_key: str | None = Field(None, repr=False)
+    last_synced: str | None = None
+
+    def stored(self) -> Stored:
+        shown = bool(self.model_fields_set & {"api_key_enc", "api_key"})
+        return Stored(
+            id=self.id,
+            name=self.name,
+            type=self.provider_type,
+            base_url=self.base_url,
+            key_text=self.api_key_enc or self.api_key,
+            key_shown=shown,
+            synced=self.last_synced is not None,
+        )
+
+
+_ROWS = TypeAdapter(list[_Row])
+
+
+class LettaServer:
+    """The providers of one Letta server.
+
+    Args:
+        base_url: its address, without a trailing slash.
+        password: its server password or cloud token, where it asks for one (fact R6).
+        timeout: seconds it may take to answer. A POST may take longer, because Letta reads the vendor's model
+            list before it answers (fact P13).
+    """
+
+    def __init__(self, base_url: str, *, password: SecretStr | None = None, timeout: float = 30.0) -> None:
+        self._base_url = base_url
+        self._has_password = password is not None
+        self._timeout = timeout
+        headers = {} if password is None else {"Authorization": f"Bearer {password.get_secret_value()}"}
+        self._http = httpx.AsyncClient(
+            base_url=base_url,
+            headers=headers,
+            timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
+            # Loading the certificate store takes longer than a whole warm start on a plain address.
+            verify=ssl.create_default_context() if base_url.startswith("https:") else False,
+            # A proxy of the environment has no business between us and a server on this machine.
+            trust_env=not _is_loopback(base_url),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._http.aclose()
+
+    @property
+    def address(self) -> str:
+        """Where it is, for people."""
+        return self._base_url
+
+    async def abilities(self) -> Abilities:
+        """Ask for the release, which needs no password (facts R6, R7), and tell what it can do.
+
+        Raises:
+            NotLetta: something else answers there.
+            LettaError: it cannot be reached, or fails.
+        """
+        answer = await self._read("/v1/health/")
+        try:
+            release = answer["version"] if answer["status"] == "ok" else None
+        except (TypeError, KeyError):
+            release = None
+        if not isinstance(release, str):
+            self._not_letta("it does not answer as Letta's health check does")
+        return abilities_of(release)
+
+    async def all(self) -> list[Stored]:
+        """Every live provider, oldest first, to the last page (fact P1).
+
+        Raises:
+            LettaError: it cannot be listed as a whole; this never means that there are none.
+        """
+        found: dict[str, Stored] = {}
+        after: str | None = None
+        query: dict[str, str | int] = {"limit": PAGE, "order": "asc"}
+        while True:
+            page = await self._page(query if after is None else {**query, "after": after})
+            fresh = [row for row in page if row.id not in found]
+            found |= {row.id: row for row in fresh}
+            if len(page) < PAGE:
+                return [*found.values()]
+            if not fresh:
+                raise LettaBroken(f"{self._base_url}: the list of providers comes to no end.")
+            after = page[-1].id
+
+    async def find(self, name: str) -> Stored | None:
+        """The live provider of this name. Asking by id would also show deleted ones (fact O8).
+
+        Raises:
+            LettaError: it cannot be read.
+        """
+        page = await self._page({"limit": PAGE, "name": name})
+        return next((row for row in page if row.name == name), None)
+
+    async def create(self, *, name: str, type: str, base_url: str, key: SecretStr) -> None:
+        """POST a provider. Letta answers when it has read the vendor's model list, or has failed to (fact P9).
+
+        Raises:
+            LettaError: it was refused, or the answer was lost.
+        """
+        body = {"name": name, "provider_type": type, "base_url": base_url, "api_key": key.get_secret_value()}
+        await self._write("POST", "/v1/providers/", body, timeout=max(self._timeout, 60.0))
+
+    async def update(self, id: str, *, key: SecretStr, base_url: str) -> None:
+        """PATCH key and base URL; the body must not carry anything else (fact P3).
+
+        Raises:
+            LettaError: it was refused (400 where Letta cannot open what it holds: fact P4), or the answer was lost.
+        """
+        await self._write("PATCH", f"/v1/providers/{id}", {"api_key": key.get_secret_value(), "base_url": base_url})
+
+    async def delete(self, id: str) -> None:
+        """DELETE a provider: Letta empties its key and marks it and its models deleted (fact P6).
+
+        Raises:
+            LettaError: it was refused, or the answer was lost.
+        """
+        await self._write("DELETE", f"/v1/providers/{id}", None)
+
+    async def models(self, name: str) -> int:
+        """How many models Letta lists for a provider. Of one never synced this would make Letta ask the vendor.
+
+        Raises:
+            LettaError: they cannot be listed.
+        """
+        answer = await self._read("/v1/models/", {"provider_name": name, "provider_category": "byok"})
+        if not isinstance(answer, list):
+            self._not_letta("its list of models is no list")
+        return len(answer)
+
+    async def _page(self, query: dict[str, str | int]) -> list[Stored]:
+        answer = await self._read("/v1/providers/", query)
+        try:
+            return [row.stored() for row in _ROWS.validate_python(answer)]
+        except ValidationError:
+            self._not_letta("its list of providers has another shape")
+
+    async def _read(self, path: str, query: dict[str, str | int] | None = None) -> Any:
+        async for attempt in stamina.retry_context(
+            on=_is_passing, attempts=3, timeout=self._timeout, wait_initial=0.2, wait_max=1.0
+        ):
+            with attempt:
+                response = await self._send("GET", path, query=query)
+        try:
+            return response.json()
+        except ValueError:
+            self._not_letta(f"GET {path} answers {_kind(response)} instead of JSON")
+
+    async def _write(
+        self, method: str, path: str, body: dict[str, str] | None, *, timeout: float | None = None
+    ) -> None:
+        await self._send(method, path, body=body, timeout=timeout)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str | int] | None = None,
+        body: dict[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> httpx.Response:
+        try:
+            response = await self._http.request(
+                method, path, params=query, json=body, timeout=timeout or httpx.USE_CLIENT_DEFAULT
+            )
+        except (httpx.ConnectError, httpx.ConnectTimeout):
+            raise LettaUnreachable(
+                f"No Letta server answers at {self._base_url}.",
+                remedy="Start it (`isabella letta up` starts one here), or correct LETTA_BASE_URL.",
+            ) from None
+        except httpx.TimeoutException:
+            raise LettaUnreachable(
+                f"Letta at {self._base_url} did not answer {method} {path} within {timeout or self._timeout:g} s.",
+                remedy="Look at its log; ISABELLA_TIMEOUT sets how long is waited.",
+                sent=True,
+            ) from None
+        except httpx.TransportError as error:
+            raise LettaUnreachable(
+                f"The connection to Letta at {self._base_url} broke during {method} {path}: {type(error).__name__}.",
+                remedy="Look at its log, then run this again.",
+                sent=True,
+            ) from None
+        if response.is_success:
+            return response
+        raise self._error(response, method, path)
+
+    def _error(self, response: httpx.Response, method: str, path: str) -> LettaError:
+        status = response.status_code
+        if status == 401:
+            wants = "wants another password" if self._has_password else "wants a password"
+            return LettaUnauthorized(
+                f"Letta at {self._base_url} {wants} (401).",
+                remedy="Put its server password, or the cloud token, into LETTA_API_KEY.",
+            )
+        detail = _detail(response)
+        if detail is None and (response.is_redirect or status in (403, 404, 405)):
+            return NotLetta(
+                f"What answers at {self._base_url} is not a Letta server: {method} {path} gives {status}.",
+                remedy="Correct LETTA_BASE_URL; it has no path, for instance http://127.0.0.1:8283.",
+            )
+        if status >= 500 or detail is None:
+            said = f": {detail}" if detail else f", as {_kind(response)}"
+            return LettaBroken(
+                f"Letta at {self._base_url} answered {method} {path} with {status}{said}",
+                status=status,
+                remedy="Look at Letta's log.",
+            )
+        return LettaRefused(f"Letta refused {method} {path} ({status}): {detail}", status=status, detail=detail)
+
+    def _not_letta(self, why: str) -> NoReturn:
+        raise NotLetta(
+            f"What answers at {self._base_url} is not a Letta server: {why}.",
+            remedy="Correct LETTA_BASE_URL; it has no path, for instance http://127.0.0.1:8283.",
+        )
+
+
+def abilities_of(release: str) -> Abilities:
+    """What a release can do. One that was not measured is treated with care: nothing is deleted there."""
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", release)
+    if match is None:
+        return Abilities(release, known=False, recreates=False)
+    version = tuple(int(part) for part in match.groups())
+    known = (0, 12, 0) <= version < (0, 17, 0)
+    # Before 0.16.2 a deleted provider blocks its name for ever (facts O1, O2).
+    return Abilities(release, known=known, recreates=known and version >= (0, 16, 2))
+
+
+def _is_passing(error: Exception) -> bool:
+    """Whether a reading may succeed when it is tried again: a broken connection, or a gateway's error."""
+    if isinstance(error, LettaUnreachable):
+        return error.sent and "did not answer" not in error.what
+    return isinstance(error, LettaBroken) and error.status in (502, 503)
+
+
+def _is_loopback(base_url: str) -> bool:
+    host = httpx.URL(base_url).host
+    return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def _kind(response: httpx.Response) -> str:
+    kind = response.headers.get("content-type", "").split(";")[0]
+    return "an empty answer" if not response.content else (kind or "an answer without a type")
+
+
+def _detail(response: httpx.Response) -> str | None:
+    """Letta's own words, scrubbed: it repeats whole request bodies in its 422. None where it is not Letta's JSON."""
+    try:
+        document = response.json()
+    except ValueError:
+        return None
+    if not isinstance(document, dict):
+        return None
+    said = document.get("detail") or document.get("error") or document.get("message")
+    if isinstance(said, list):
+        said = "; ".join(str(item.get("msg", "")) for item in said if isinstance(item, dict))
+    return None if said is None else redact(str(said))[:_DETAIL_LIMIT]

@@ -1,0 +1,1 @@
+"""The vendors themselves, asked directly."""

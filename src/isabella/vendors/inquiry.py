@@ -1,0 +1,166 @@
+"""Ask a vendor directly whether it takes a key, and which models it has."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+import httpx2 as httpx
+from pydantic import SecretStr
+
+from isabella.redaction import redact
+
+_SAID_LIMIT = 160
+#: Where an item of a model list tells its context window, in tokens, by vendor.
+_WINDOW_FIELDS = ("context_window", "max_context_length", "context_length")
+#: What stands in a 403 that is about money or quota, not about the key.
+_ABOUT_FUNDS = ("quota", "balance", "billing", "payment", "credit", "funds")
+
+
+class Verdict(StrEnum):
+    """What a vendor says to a key."""
+
+    ACCEPTED = "accepted"
+    #: The key itself is refused.
+    REFUSED = "refused"
+    #: The key is known, but its account has nothing left.
+    OUT_OF_FUNDS = "out_of_funds"
+    #: The key is known, but asks too often.
+    RATE_LIMITED = "rate_limited"
+    #: There is no such place at that vendor: the base URL is wrong.
+    WRONG_ADDRESS = "wrong_address"
+    #: The vendor fails.
+    FAILING = "failing"
+    #: No answer, so nothing is known of the key. This never means that the key is wrong.
+    UNREACHABLE = "unreachable"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a vendor answered.
+
+    Attributes:
+        verdict: what it says of the key.
+        said: its own words or what went wrong, scrubbed, for people.
+        status: the HTTP status, if there was an answer.
+        models: context windows in tokens by model id; None where the vendor does not tell the window.
+        retry_after: seconds after which it wants to be asked again, where it says so.
+    """
+
+    verdict: Verdict
+    said: str
+    status: int | None = None
+    models: Mapping[str, int | None] = field(default_factory=dict)
+    retry_after: float | None = None
+
+    @property
+    def takes_key(self) -> bool | None:
+        """Whether the key is a good one; None where nothing was learnt about it."""
+        match self.verdict:
+            case Verdict.ACCEPTED | Verdict.OUT_OF_FUNDS | Verdict.RATE_LIMITED:
+                return True
+            case Verdict.REFUSED:
+                return False
+            case _:
+                return None
+
+
+async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) -> Answer:
+    """Read the vendor's model list with a key. Never raises for what the vendor does.
+
+    Args:
+        base_url: where its OpenAI-compatible API answers.
+        key: the key to ask with.
+        timeout: seconds it may take.
+    """
+    client = httpx.AsyncClient(
+        timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
+        verify=_certificates() if base_url.startswith("https:") else False,
+    )
+    try:
+        async with client:
+            response = await client.get(
+                f"{base_url}/models", headers={"Authorization": f"Bearer {key.get_secret_value()}"}
+            )
+    except httpx.TimeoutException:
+        return Answer(Verdict.UNREACHABLE, f"no answer within {timeout:g} s")
+    except httpx.TransportError as error:
+        return Answer(Verdict.UNREACHABLE, redact(str(error)) or type(error).__name__)
+    return judge(response.status_code, _json(response), retry_after=response.headers.get("retry-after"))
+
+
+def judge(status: int, document: Any, *, retry_after: str | None = None) -> Answer:
+    """Judge an answer by its status and shape, not by its wording, which vendors change.
+
+    Args:
+        status: the HTTP status.
+        document: the body, where it was JSON; None otherwise.
+        retry_after: the header of that name.
+    """
+    said = _words(document) or f"status {status}"
+    wait = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdigit() else None
+    match status:
+        case 200 if (models := _models(document)) is not None:
+            return Answer(Verdict.ACCEPTED, f"{len(models)} models", status, models)
+        case 200:
+            return Answer(Verdict.WRONG_ADDRESS, "what answers there is not a list of models", status)
+        case 402:
+            return Answer(Verdict.OUT_OF_FUNDS, said, status)
+        case 403 if any(word in _codes(document) for word in _ABOUT_FUNDS):
+            return Answer(Verdict.OUT_OF_FUNDS, said, status)
+        # A 401 or 403 that is not JSON comes from something in between, not from the vendor.
+        case 401 | 403 if document is not None:
+            return Answer(Verdict.REFUSED, said, status)
+        case 429:
+            return Answer(Verdict.RATE_LIMITED, said, status, retry_after=wait)
+        case 404 | 405 | 301 | 302 | 307 | 308:
+            return Answer(Verdict.WRONG_ADDRESS, said, status)
+        case _:
+            return Answer(Verdict.FAILING, said, status)
+
+
+@cache
+def _certificates() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _models(document: Any) -> dict[str, int | None] | None:
+    items = document.get("data") if isinstance(document, dict) else document
+    if not isinstance(items, list):
+        return None
+    models: dict[str, int | None] = {}
+    for item in items:
+        if not isinstance(item, dict) or not isinstance(item.get("id"), str):
+            return None
+        windows = (item.get(name) for name in _WINDOW_FIELDS)
+        models[item["id"]] = next((w for w in windows if isinstance(w, int) and w > 0), None)
+    return models
+
+
+def _error_object(document: Any) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        return {}
+    inner = document.get("error")
+    return inner if isinstance(inner, dict) else document
+
+
+def _words(document: Any) -> str | None:
+    error = _error_object(document)
+    said = error.get("message") or error.get("detail")
+    return redact(said)[:_SAID_LIMIT] if isinstance(said, str) else None
+
+
+def _codes(document: Any) -> str:
+    error = _error_object(document)
+    return " ".join(str(error.get(name, "")) for name in ("code", "type")).lower()

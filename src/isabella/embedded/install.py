@@ -1,0 +1,172 @@
+"""Installing a release: the unpacked sdist, with the environment that its own lock describes (facts R2, R3).
+
+A release is complete when its marker is there, and the marker is written last. Whatever lies around without a
+marker is taken away and made anew: what an interruption left cannot be told from what should be there.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from isabella.embedded import environments, logs, sdist, strays
+from isabella.embedded.layout import Layout, make_private
+from isabella.embedded.steps import Progress, step
+from isabella.errors import InstallFailed
+from isabella.files import write_private
+
+_EXTRAS = ("postgres", "server")
+# The lock has psycopg2 twice: as a wheel, and as sources that need a compiler and libpq. One is enough.
+_NOT_INSTALLED = ("psycopg2",)
+_MARKER = "isabella-complete.json"
+
+
+@dataclass(frozen=True)
+class Installed:
+    """What is worth knowing about a complete installation.
+
+    Attributes:
+        release: Letta's version.
+        migration_head: the last of its database migrations.
+    """
+
+    release: str
+    migration_head: str
+
+
+def installed(layout: Layout) -> Installed | None:
+    """The installation of a release if it is complete and its interpreter is still there."""
+    try:
+        found = json.loads((layout.program / _MARKER).read_text())
+        complete = Installed(release=found["release"], migration_head=found["migration_head"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    # The environment's interpreter is a link to one that the user may have removed since.
+    return complete if os.access(layout.python, os.X_OK) else None
+
+
+def install(layout: Layout, progress: Progress) -> Installed:
+    """Fetch and install a release. The caller holds the release's lock.
+
+    Raises:
+        InstallFailed: with the reason and what to do.
+    """
+    try:
+        return _install(layout, progress)
+    except OSError as error:
+        raise InstallFailed(
+            f"Letta {layout.release} could not be installed in {layout.program}: {error.strerror or error}.",
+            remedy="It needs about 1.5 GB there. ISABELLA_HOME can be a folder on another disk.",
+        ) from error
+
+
+def _install(layout: Layout, progress: Progress) -> Installed:
+    strays.stop("--project", layout.program)
+    _clear(layout)
+    with (
+        step(progress, "fetch", f"Letta {layout.release}"),
+        tempfile.TemporaryDirectory(prefix=".fetch-", dir=layout.releases) as scratch,
+    ):
+        archive = sdist.fetch(layout.release, Path(scratch), progress)
+        sdist.unpack(archive, Path(scratch), layout.release).rename(layout.program)
+    with step(progress, "install", f"Letta {layout.release} in an environment of its own, about 800 MB"):
+        _make_environment(layout)
+        result = Installed(layout.release, migration_head(layout.program / "alembic" / "versions"))
+        write_private(layout.program / _MARKER, json.dumps(asdict(result)))
+    return result
+
+
+def _clear(layout: Layout) -> None:
+    make_private(layout.releases)
+    for leftover in (layout.program, *layout.releases.glob(".fetch-*"), *layout.releases.glob(".gone-*")):
+        if leftover.exists():
+            # First out of the way as a whole: a half-deleted tree must not be taken for a half-made one.
+            gone = layout.releases / f".gone-{leftover.name.lstrip('.')}"
+            if leftover != gone:
+                shutil.rmtree(gone, ignore_errors=True)
+                leftover.rename(gone)
+            shutil.rmtree(gone)
+
+
+def _make_environment(layout: Layout) -> None:
+    import uv
+
+    project = tomllib.loads((layout.program / "pyproject.toml").read_text())
+    offered = project.get("project", {}).get("optional-dependencies", {})
+    extras = [word for extra in _EXTRAS if extra in offered for word in ("--extra", extra)]
+    skipped = [word for package in _NOT_INSTALLED for word in ("--no-install-package", package)]
+    # An interpreter given by path: the tree has a .python-version that names one we may not have (fact R3).
+    interpreter = getattr(sys, "_base_executable", sys.executable)
+    command = [
+        *(uv.find_uv_bin(), "sync", "--project", str(layout.program), "--python", interpreter),
+        *("--frozen", "--no-dev", "--no-progress", *extras, *skipped),
+    ]
+    layout.install_log.unlink(missing_ok=True)
+    descriptor = os.open(layout.install_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        finished = subprocess.run(
+            command,
+            cwd=layout.program,
+            # A variable could put the environment elsewhere.
+            env=environments.installing() | {"UV_PROJECT_ENVIRONMENT": ".venv"},
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            check=False,
+        )
+    finally:
+        os.close(descriptor)
+    if finished.returncode != 0:
+        raise InstallFailed(
+            f"uv could not install Letta {layout.release}. {logs.quoted(layout.install_log)}",
+            remedy=_remedy("\n".join(logs.tail(layout.install_log, 50))),
+        )
+
+
+def _remedy(output: str) -> str:
+    if "No space left" in output:
+        return "The disk is full: free about 1.5 GB, or set ISABELLA_HOME to a folder on another disk."
+    if any(sign in output for sign in ("error sending request", "Failed to fetch", "dns error", "timed out")):
+        return "The network failed: check the connection or the proxy (HTTPS_PROXY), then repeat the command."
+    return "Repeat the command; if it fails again, the log says more."
+
+
+def migration_head(versions: Path) -> str:
+    """The migration that no other follows, read from the files without running them.
+
+    Raises:
+        InstallFailed: there is none, or more than one.
+    """
+    revisions: set[str] = set()
+    followed: set[str] = set()
+    for path in versions.glob("*.py"):
+        names = _assigned(ast.parse(path.read_text()), ("revision", "down_revision"))
+        if isinstance(names.get("revision"), str):
+            revisions.add(str(names["revision"]))
+        before = names.get("down_revision")
+        followed.update(before if isinstance(before, tuple | list) else [before] if isinstance(before, str) else [])
+    heads = revisions - followed
+    if len(heads) != 1:
+        raise InstallFailed(f"{versions} should end in one migration, but ends in {len(heads)}.")
+    return heads.pop()
+
+
+def _assigned(module: ast.Module, wanted: tuple[str, ...]) -> dict[str, object]:
+    found: dict[str, object] = {}
+    for statement in module.body:
+        targets = statement.targets if isinstance(statement, ast.Assign) else []
+        if isinstance(statement, ast.AnnAssign):
+            targets = [statement.target]
+        for target in targets:
+            if isinstance(target, ast.Name) and target.id in wanted:
+                value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
+                found[target.id] = ast.literal_eval(value) if value is not None else None
+    return found

@@ -1,0 +1,181 @@
+"""Where everything lies on the disk.
+
+    HOME/                          ISABELLA_HOME
+    ├── locks/
+    ├── releases/0.16.8/           the program: the unpacked sdist and its environment; shared, never changed
+    └── letta/0.16.8[-INSTANCE]/   the data of one release and one instance
+        ├── master-key, server-password, database-password, postgres-password
+        ├── ports.json, letta.json
+        ├── home/                  the server's HOME and working folder
+        ├── logs/
+        └── postgres-18/           the database (elsewhere in one case: see `accounts`)
+
+Every folder is its owner's alone. Run by root, Postgres needs a user of its own, which may pass through the
+folders that lead to its data (mode 0710 and its group), but list or read none of them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from isabella.errors import EmbeddedError
+
+DEFAULT_RELEASE = "0.16.8"
+DEFAULT_INSTANCE = "default"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The paths of one instance of one release.
+
+    Attributes:
+        home: Isabella's home, absolute.
+        release: Letta's version.
+        instance: which of several servers of that release; they share the program, not the data.
+
+    Raises:
+        EmbeddedError: release or instance cannot be part of a path.
+    """
+
+    home: Path
+    release: str = DEFAULT_RELEASE
+    instance: str = DEFAULT_INSTANCE
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\d+\.\d+\.\d+", self.release):
+            raise EmbeddedError(
+                f"{self.release!r} is not a Letta release.", remedy="Give one such as --version 0.16.8."
+            )
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", self.instance):
+            raise EmbeddedError(
+                f"{self.instance!r} cannot name an instance.",
+                remedy="Use lower-case letters, digits, dots, dashes and underscores.",
+            )
+
+    @property
+    def releases(self) -> Path:
+        """The folder of all programs."""
+        return self.home / "releases"
+
+    @property
+    def program(self) -> Path:
+        """The unpacked release with its environment."""
+        return self.releases / self.release
+
+    @property
+    def python(self) -> Path:
+        """The interpreter of the release's own environment."""
+        return self.program / ".venv" / "bin" / "python"
+
+    @property
+    def install_log(self) -> Path:
+        """What uv said while installing."""
+        return self.releases / f"{self.release}.log"
+
+    @property
+    def folder(self) -> Path:
+        """The data of this instance."""
+        suffix = "" if self.instance == DEFAULT_INSTANCE else f"-{self.instance}"
+        return self.home / "letta" / f"{self.release}{suffix}"
+
+    @property
+    def master_key_file(self) -> Path:
+        """The master key, where Isabella made it herself."""
+        return self.folder / "master-key"
+
+    @property
+    def password_file(self) -> Path:
+        """The password that Letta asks of its clients (fact R6)."""
+        return self.folder / "server-password"
+
+    @property
+    def database_password_file(self) -> Path:
+        """The password of the role that owns Letta's database."""
+        return self.folder / "database-password"
+
+    @property
+    def superuser_password_file(self) -> Path:
+        """The password of the database's superuser, needed to set the database up."""
+        return self.folder / "postgres-password"
+
+    @property
+    def ports_file(self) -> Path:
+        """The ports this instance had last time."""
+        return self.folder / "ports.json"
+
+    @property
+    def run_file(self) -> Path:
+        """Which Letta process runs, and how it was started."""
+        return self.folder / "letta.json"
+
+    @property
+    def server_home(self) -> Path:
+        """HOME and working folder of the server: without the .env and conf.yaml it would read there."""
+        return self.folder / "home"
+
+    @property
+    def logs(self) -> Path:
+        """The folder of this instance's logs."""
+        return self.folder / "logs"
+
+    @property
+    def letta_log(self) -> Path:
+        """What the server says."""
+        return self.logs / "letta.log"
+
+    @property
+    def migrations_log(self) -> Path:
+        """What the migrations said."""
+        return self.logs / "migrations.log"
+
+    @property
+    def postgres_log(self) -> Path:
+        """What Postgres says."""
+        return self.logs / "postgres.log"
+
+    @property
+    def lock(self) -> Path:
+        """Held by whoever brings this instance up or down."""
+        return self.home / "locks" / f"{self.folder.name}.lock"
+
+    @property
+    def release_lock(self) -> Path:
+        """Held by whoever installs this release."""
+        return self.home / "locks" / f"release-{self.release}.lock"
+
+    @property
+    def ports_lock(self) -> Path:
+        """Held by whoever chooses ports."""
+        return self.home / "locks" / "ports.lock"
+
+    def sibling_ports_files(self) -> Iterator[Path]:
+        """The remembered ports of all other instances in this home."""
+        for path in (self.home / "letta").glob("*/ports.json"):
+            if path != self.ports_file:
+                yield path
+
+
+def make_private(folder: Path, *, group: int | None = None) -> None:
+    """Make a folder that only its owner can use.
+
+    Args:
+        folder: the folder; what is missing above it is made as well.
+        group: a group that may pass through the folder, but not list it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    mode = 0o700 if group is None else 0o710
+    found = folder.stat()
+    if group is not None and found.st_gid != group:
+        os.chown(folder, -1, group)
+    if found.st_mode & 0o777 != mode:
+        folder.chmod(mode)
+
+
+def make_home(home: Path, *, group: int | None = None) -> None:
+    """Make Isabella's home, if it is not there; one that is there keeps its mode, for it may be anybody's."""
+    if not home.exists():
+        make_private(home, group=group)

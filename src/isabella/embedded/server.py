@@ -1,0 +1,373 @@
+"""Postgres and Letta of one instance, brought up, brought down, looked at."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from pydantic import SecretStr
+
+from isabella.embedded import database, install, logs, ports, postgres, program, vault
+from isabella.embedded.accounts import postgres_account
+from isabella.embedded.layout import DEFAULT_INSTANCE, DEFAULT_RELEASE, Layout, make_home, make_private
+from isabella.embedded.ports import LOOPBACK, Ports
+from isabella.embedded.postgres import Cluster, Postmaster
+from isabella.embedded.steps import Progress, Step, quiet, step
+from isabella.errors import LockTimeout, StartFailed
+
+_ATTEMPTS = 3
+_SECONDS_FOR_LOCK = 30 * 60
+
+
+@dataclass(frozen=True)
+class Letta:
+    """A running embedded server.
+
+    Attributes:
+        base_url: its address on loopback.
+        version: its release.
+        password: what it asks of its clients as a bearer (fact R6).
+        master_key: the `LETTA_ENCRYPTION_KEY` it runs under; None only where that was asked for.
+        database_url: its database, for psycopg.
+        started: whether this call started it; False where it ran already.
+    """
+
+    base_url: str
+    version: str
+    password: SecretStr
+    master_key: SecretStr | None
+    database_url: SecretStr
+    started: bool
+
+
+@dataclass(frozen=True)
+class Service:
+    """One of the two servers.
+
+    Attributes:
+        pid: its process; None where it does not run.
+        port: where it listens on loopback; None where it does not run.
+        healthy: whether it takes requests.
+    """
+
+    pid: int | None = None
+    port: int | None = None
+    healthy: bool = False
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is there of an instance, and what of it runs.
+
+    Attributes:
+        release: Letta's version.
+        instance: which instance of that release.
+        installed: whether the release is installed completely.
+        letta: the server.
+        postgres: its database.
+        base_url: Letta's address; None where it does not run.
+        folder: the data of the instance.
+        data: Postgres's data folder; None where there is none yet.
+        password_file: where Letta's password is.
+        letta_log: what Letta says.
+        postgres_log: what Postgres says; None where it never ran.
+    """
+
+    release: str
+    instance: str
+    installed: bool
+    letta: Service
+    postgres: Service
+    base_url: str | None
+    folder: Path
+    data: Path | None
+    password_file: Path
+    letta_log: Path
+    postgres_log: Path | None
+
+    @property
+    def running(self) -> bool:
+        """Whether both run and take requests."""
+        return self.letta.healthy and self.postgres.healthy
+
+
+@dataclass(frozen=True)
+class Server:
+    """An instance of Letta on this machine, with a Postgres of its own.
+
+    Attributes:
+        home: Isabella's home.
+        release: Letta's version.
+        instance: which of several servers of that release; they share the program, not the data.
+        master_key: the `LETTA_ENCRYPTION_KEY` to run under; one that is made once and kept, if not given.
+        seal: False runs Letta without a master key, so that it stores keys in plaintext: for tests.
+        extra_env: further variables for Letta's environment: for tests.
+    """
+
+    home: Path
+    release: str = DEFAULT_RELEASE
+    instance: str = DEFAULT_INSTANCE
+    master_key: SecretStr | None = None
+    seal: bool = True
+    extra_env: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def layout(self) -> Layout:
+        """Where everything of it lies."""
+        return Layout(self.home.expanduser().absolute(), self.release, self.instance)
+
+    def up(self, progress: Progress = quiet) -> Letta:
+        """Bring it up: install, make and migrate the database, start. What is done already is skipped.
+
+        Raises:
+            InstallFailed: the release could not be fetched or installed.
+            StartFailed: Postgres or Letta did not come up, or Letta runs under another master key.
+            LockTimeout: another process has been at work on this instance for too long.
+        """
+        with self._locked(self.layout.lock, progress):
+            return self._up(progress)
+
+    def down(self, progress: Progress = quiet) -> bool:
+        """Stop Letta, then Postgres, where this instance's run. Returns whether anything ran."""
+        if not self.layout.folder.exists():
+            return False
+        with self._locked(self.layout.lock, progress):
+            stopped = self._stop_letta(progress)
+            cluster = postgres.find(self.layout)
+            if cluster is not None and cluster.running() is not None:
+                with step(progress, "stop", "Postgres"):
+                    stopped = cluster.stop() or stopped
+        return stopped
+
+    def restart_letta(
+        self,
+        progress: Progress = quiet,
+        *,
+        master_key: SecretStr | None = None,
+        seal: bool = True,
+        extra_env: Mapping[str, str] | None = None,
+    ) -> Letta:
+        """Stop Letta if it runs, and bring it up on the same data under another master key or environment.
+
+        Args:
+            progress: told what happens.
+            master_key: the key to run under from now on; the kept one if not given.
+            seal: False runs it without one.
+            extra_env: replaces the `extra_env` of this object, if given.
+        """
+        changed = replace(
+            self, master_key=master_key, seal=seal, extra_env=self.extra_env if extra_env is None else extra_env
+        )
+        with self._locked(self.layout.lock, progress):
+            self._stop_letta(progress)
+            return changed._up(progress)
+
+    def status(self) -> Status:
+        """Look, and touch nothing."""
+        layout = self.layout
+        run = program.running(layout)
+        cluster = postgres.find(layout)
+        postmaster = cluster.running() if cluster is not None else None
+        return Status(
+            release=self.release,
+            instance=self.instance,
+            installed=install.installed(layout) is not None,
+            letta=Service(run.process.pid, run.port, program.health(run.port) == self.release) if run else Service(),
+            postgres=Service(postmaster.process.pid, postmaster.port, postmaster.ready) if postmaster else Service(),
+            base_url=_base_url(run.port) if run else None,
+            folder=layout.folder,
+            data=cluster.data if cluster else None,
+            password_file=layout.password_file,
+            letta_log=layout.letta_log,
+            postgres_log=cluster.log if cluster else None,
+        )
+
+    def erase(self, progress: Progress = quiet) -> None:
+        """Stop everything and delete the data of this instance, its secrets and its logs. For good."""
+        layout = self.layout
+        self.down(progress)
+        with self._locked(layout.lock, progress):
+            cluster = postgres.find(layout)
+            if cluster is not None and layout.folder not in cluster.data.parents:
+                shutil.rmtree(cluster.data.parent)
+            shutil.rmtree(layout.folder, ignore_errors=True)
+        layout.lock.unlink(missing_ok=True)
+
+    def _up(self, progress: Progress) -> Letta:
+        layout = self.layout
+        with step(progress, "check"):
+            found = self._found()
+        if found is not None:
+            return found
+        make_private(layout.folder.parent)
+        make_private(layout.folder)
+        for folder in (layout.logs, layout.server_home):
+            make_private(folder)
+        complete = self._installed(progress)
+        cluster = postgres.place(layout)
+        postmaster = self._start_postgres(cluster, progress)
+        password = vault.keep(layout.database_password_file)
+        database.prepare(
+            postmaster.port, superuser_password=vault.keep(layout.superuser_password_file), password=password
+        )
+        self._stop_strays(progress)
+        if database.migrated_to(postmaster.port, password) == complete.migration_head:
+            progress(Step("migrate", "skipped", f"the database is at {complete.migration_head}"))
+        else:
+            with step(progress, "migrate", f"the database to {complete.migration_head}"):
+                program.migrate(layout, database.url(postmaster.port, password))
+                if database.migrated_to(postmaster.port, password) != complete.migration_head:
+                    log = logs.quoted(layout.migrations_log)
+                    raise StartFailed(f"The database migrations of Letta {self.release} failed. {log}")
+        return self._start_letta(postmaster, progress)
+
+    def _found(self) -> Letta | None:
+        layout = self.layout
+        run = program.running(layout)
+        cluster = postgres.find(layout) if run is not None else None
+        postmaster = cluster.running() if cluster is not None else None
+        if run is None or postmaster is None:
+            return None
+        key = self._key(make=False)
+        if not vault.fits(key, run.key):
+            raise StartFailed(
+                f"Letta runs at {_base_url(run.port)} already, under another master key than the one given now.",
+                remedy="Stop it (isabella letta down) and repeat, or give the key it was started with.",
+            )
+        if not program.wait_until_healthy(layout, run):
+            return None
+        return self._letta(run.port, postmaster.port, key, started=False)
+
+    def _installed(self, progress: Progress) -> install.Installed:
+        layout = self.layout
+        complete = install.installed(layout)
+        if complete is None:
+            make_private(layout.releases)
+            with self._locked(layout.release_lock, progress):
+                complete = install.installed(layout) or install.install(layout, progress)
+        else:
+            progress(Step("install", "skipped", f"Letta {layout.release} is installed"))
+        return complete
+
+    def _start_postgres(self, cluster: Cluster, progress: Progress) -> Postmaster:
+        running = cluster.wait()
+        if running is not None:
+            progress(Step("postgres", "skipped", f"runs on port {running.port}"))
+            return running
+        with step(progress, "postgres"):
+            if not cluster.exists():
+                cluster.make(vault.keep(self.layout.superuser_password_file))
+            for attempt in range(1, _ATTEMPTS + 1):
+                port = self._choose_ports(progress, keep_postgres=None).postgres
+                try:
+                    return cluster.start(port)
+                except StartFailed:
+                    if attempt == _ATTEMPTS or ports.is_free(port):
+                        raise
+        raise AssertionError("unreachable")
+
+    def _start_letta(self, postmaster: Postmaster, progress: Progress) -> Letta:
+        layout = self.layout
+        key = self._key(make=True)
+        last = program.Run.load(layout.run_file)
+        if last is not None and not vault.fits(key, last.key):
+            progress(
+                Step("letta", "note", "another master key than last time: keys stored under that one must be synced")
+            )
+        with step(progress, "letta", f"Letta {layout.release}"):
+            for attempt in range(1, _ATTEMPTS + 1):
+                port = self._choose_ports(progress, keep_postgres=postmaster.port).letta
+                environ = program.environment(
+                    layout,
+                    port=port,
+                    database=database.url(postmaster.port, vault.keep(layout.database_password_file)),
+                    password=vault.keep(layout.password_file),
+                    master_key=key,
+                    extra=self.extra_env,
+                )
+                try:
+                    program.start(layout, port, environ, key)
+                except StartFailed:
+                    if attempt == _ATTEMPTS or ports.is_free(port):
+                        raise
+                else:
+                    return self._letta(port, postmaster.port, key, started=True)
+        raise AssertionError("unreachable")
+
+    def _stop_letta(self, progress: Progress) -> bool:
+        run = program.running(self.layout)
+        if run is None:
+            return program.stop(self.layout, None)
+        with step(progress, "stop", "Letta"):
+            return program.stop(self.layout, run)
+
+    def _stop_strays(self, progress: Progress) -> None:
+        if program.stop(self.layout, program.running(self.layout)):
+            progress(Step("check", "note", "what an interrupted start had left running was stopped"))
+
+    def _choose_ports(self, progress: Progress, *, keep_postgres: int | None) -> Ports:
+        layout = self.layout
+        with self._locked(layout.ports_lock, progress):
+            siblings = [found for path in layout.sibling_ports_files() if (found := ports.recall(path))]
+            avoid = {port for found in siblings for port in (found.letta, found.postgres)}
+            wanted = ports.recall(layout.ports_file) or Ports()
+            chosen = Ports(
+                letta=ports.choose(wanted.letta, avoid=avoid),
+                postgres=keep_postgres or ports.choose(wanted.postgres, avoid=avoid),
+            )
+            ports.remember(layout.ports_file, chosen)
+        if chosen.letta != wanted.letta:
+            progress(Step("letta", "note", f"port {wanted.letta} is taken: Letta gets {chosen.letta}"))
+        if chosen.postgres != wanted.postgres:
+            progress(Step("postgres", "note", f"port {wanted.postgres} is taken: Postgres gets {chosen.postgres}"))
+        return chosen
+
+    def _key(self, *, make: bool) -> SecretStr | None:
+        if not self.seal:
+            return None
+        if self.master_key is not None:
+            return self.master_key
+        path = self.layout.master_key_file
+        return vault.keep(path) if make else vault.kept(path)
+
+    def _letta(self, port: int, postgres_port: int, key: SecretStr | None, *, started: bool) -> Letta:
+        layout = self.layout
+        return Letta(
+            base_url=_base_url(port),
+            version=self.release,
+            password=vault.keep(layout.password_file),
+            master_key=key,
+            database_url=database.url(postgres_port, vault.keep(layout.database_password_file)),
+            started=started,
+        )
+
+    @contextmanager
+    def _locked(self, path: Path, progress: Progress) -> Iterator[None]:
+        account = postgres_account()
+        make_home(self.layout.home, group=account.gid if account else None)
+        make_private(path.parent)
+        lock = FileLock(path, mode=0o600)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress(Step("wait", "started", "another Isabella is at work here"))
+            try:
+                lock.acquire(timeout=_SECONDS_FOR_LOCK)
+            except Timeout:
+                raise LockTimeout(
+                    f"Another process has held {path} for half an hour.",
+                    remedy="See what it does (isabella letta logs), or end it, and repeat.",
+                ) from None
+            progress(Step("wait", "done", "the other one is done"))
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def _base_url(port: int) -> str:
+    return f"http://{LOOPBACK}:{port}"

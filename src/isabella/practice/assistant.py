@@ -24,10 +24,13 @@ _REMEMBER = re.compile(
     r"\s*[:,]?\s*(?:that\b)?[:,]?\s*(?P<fact>\S.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_DO_YOU_REMEMBER = re.compile(
-    r"\b(?:do|did|can|could|don't|what|who|if|whether) (?:you|i|we)\b[^.!?]{0,30}\b(?:remember|told|save|store|note)",
+_ASKS_WHAT_IT_KNOWS = re.compile(
+    r"\b(?:do|did|don['’]t) you (?:still )?(?:remember|recall|know)\b|"
+    r"\bwhat\b.*\b(?:you|I)\b.*\b(?:remember|told|tell|save|store|note)",
     re.IGNORECASE,
 )
+_ASKS_KINDLY = re.compile(r"\b(?:can|could|will|would) you (?:please |kindly )?\w+", re.IGNORECASE)
+_QUOTED = re.compile(r"[\"'“](.+)[\"'”][.!]?", re.DOTALL)
 _ARCHIVAL = re.compile(r"\barchiv(?:e|al)\b|\blong[- ]term memory\b", re.IGNORECASE)
 _SEARCH_ARCHIVE = re.compile(
     r"\b(?:search|look (?:in|through|up)|find|check|query)\b.*?\barchiv(?:e|al)\b(?: memory)?\s*"
@@ -118,9 +121,12 @@ def _plan(situation: Situation, speaker: str) -> Reply:
 def _search(asked: str, situation: Situation) -> Reply | None:
     for pattern, tool in ((_SEARCH_ARCHIVE, "archival_memory_search"), (_SEARCH_CONVERSATION, "conversation_search")):
         found = pattern.search(asked)
-        if found and tool in situation.tools:
-            query = found["query"].strip(" .?!\"'") or asked
+        if found is None:
+            continue
+        query = found["query"].strip(" .?!\"'") or asked
+        if tool in situation.tools:
             return Reply(f"I should look that up with {tool}.", calls=(Call(tool, {"query": query}),))
+        return _from_memory(situation, query)
     return None
 
 
@@ -139,9 +145,11 @@ def _change(asked: str, situation: Situation) -> Reply | None:
 
 def _remember(asked: str, situation: Situation) -> Reply | None:
     found = _REMEMBER.search(asked)
-    if found is None or _DO_YOU_REMEMBER.search(asked) or asked.endswith("?"):
+    if found is None or _ASKS_WHAT_IT_KNOWS.search(asked):
         return None
-    fact = speech.about_the_user(found["fact"])
+    if asked.endswith("?") and not _ASKS_KINDLY.search(asked[: found.start("fact")]):
+        return None
+    fact = speech.about_the_user(found["fact"].rstrip(" ?"))
     call = recollection.note(
         situation, fact, label=_named_block(asked, situation.blocks), archival=bool(_ARCHIVAL.search(asked))
     )
@@ -173,7 +181,9 @@ def _converse(asked: str, situation: Situation, speaker: str) -> Reply:
     if _IDENTITY.search(asked):
         return Reply("The user asks who I am.", f"I am {speaker}, here to practise with.")
     if (found := _ECHO.search(asked)) and not asked.endswith("?"):
-        return Reply("I am to say something.", found["words"].strip().strip("\"'“”"))
+        words = found["words"].strip()
+        quoted = _QUOTED.fullmatch(words)
+        return Reply("I am to say something.", quoted[1] if quoted else words)
     if _QUESTION.search(asked):
         fact = recollection.answer(situation, asked)
         if fact is not None:
@@ -185,6 +195,15 @@ def _converse(asked: str, situation: Situation, speaker: str) -> Reply:
         return Reply("The user greets me.", "Hello! It is good to hear from you. What is on your mind?")
     return Reply(
         "The user tells me something.", "Thank you for telling me. Is there anything you would like me to remember?"
+    )
+
+
+def _from_memory(situation: Situation, question: str) -> Reply:
+    fact = recollection.answer(situation, question)
+    if fact is not None:
+        return Reply("I find that in my memory.", speech.to_the_user(fact))
+    return Reply(
+        "There is nothing about that in my memory.", "I do not know that yet. You can ask me to remember it."
     )
 
 

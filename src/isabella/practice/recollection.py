@@ -109,7 +109,7 @@ def about_user(situation: Situation) -> list[str]:
 
 def from_results(results: str, query: str, *, asked: str) -> str | None:
     """The best passage in what a search tool returned; None where it found nothing."""
-    texts = [text for text in _texts_in(results) if text.strip() and text.strip() != asked.strip()]
+    texts = [text for text in _texts_in(results) if not text.endswith("?") and text.strip() != asked.strip()]
     return speech.best_match(query, texts)
 
 

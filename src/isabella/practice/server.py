@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import secrets
 import socket
@@ -51,6 +50,21 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
+def is_free(port: int) -> bool:
+    """Whether the vendors could listen on this port right now."""
+    try:
+        listen(port).close()
+    except PracticeError:
+        return False
+    return True
+
+
+def free_port() -> int:
+    """A port that is free right now."""
+    with listen(0) as listener:
+        return int(listener.getsockname()[1])
+
+
 class Practice:
     """The vendors, their controls and their connections, ready to be served.
 
@@ -93,7 +107,19 @@ class Practice:
             timeout_keep_alive=75,
             timeout_graceful_shutdown=1,
         )
-        return uvicorn.Server(config)
+        return _Server(config, self.transports)
+
+
+class _Server(uvicorn.Server):
+    """A server that does not wait for answers which a fault holds back."""
+
+    def __init__(self, config: uvicorn.Config, transports: Transports) -> None:
+        super().__init__(config)
+        self._transports = transports
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._transports.abort_all()
+        await super().shutdown(sockets)
 
 
 class PracticeVendors:
@@ -109,7 +135,6 @@ class PracticeVendors:
         self._token = secrets.token_urlsafe(24)
         self._practice = Practice({**keyring.new_keys(), **(keys or {})}, self._token)
         self._server: uvicorn.Server | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._port = 0
 
@@ -123,7 +148,7 @@ class PracticeVendors:
         self._port = int(listener.getsockname()[1])
         self._server = self._practice.server()
         self._thread = threading.Thread(
-            target=self._run, args=(self._server, listener), name="practice-vendors", daemon=True
+            target=self._server.run, args=([listener],), name="practice-vendors", daemon=True
         )
         self._thread.start()
         deadline = time.monotonic() + _START_SECONDS
@@ -140,8 +165,6 @@ class PracticeVendors:
         if self._server is None or self._thread is None:
             return
         self._server.should_exit = True
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._practice.transports.abort_all)
         self._thread.join(_STOP_SECONDS)
 
     @property
@@ -245,10 +268,3 @@ class PracticeVendors:
 
     def _vendor(self, name: str) -> Vendor:
         return self._practice.vendors[profile(name).name]
-
-    def _run(self, server: uvicorn.Server, listener: socket.socket) -> None:
-        async def serve() -> None:
-            self._loop = asyncio.get_running_loop()
-            await server.serve(sockets=[listener])
-
-        asyncio.run(serve())

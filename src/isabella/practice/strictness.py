@@ -10,11 +10,13 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-# Mistral answers 422 `extra_forbidden` to every field that is not in its schema.
+# Mistral answers 422 `extra_forbidden` to every field that is not in its schema. `user` and `stream_options` are
+# not in it either, but no report of their being refused is recent.
 _MISTRAL_FIELDS_TEXT = """
 model messages temperature top_p max_tokens stream stop random_seed response_format tools tool_choice
 presence_penalty frequency_penalty n prediction parallel_tool_calls prompt_mode safe_prompt metadata
-reasoning_effort prompt_cache_key guardrails
+reasoning_effort prompt_cache_key guardrails user
+stream_options
 """
 _MISTRAL_FIELDS = frozenset(_MISTRAL_FIELDS_TEXT.split())
 _MISTRAL_MESSAGE_FIELDS = {
@@ -24,14 +26,15 @@ _MISTRAL_MESSAGE_FIELDS = {
     "tool": frozenset({"role", "content", "tool_call_id", "name"}),
 }
 _MISTRAL_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
-# Cerebras answers 400 `wrong_api_format`; it shows reasoning as `reasoning`, and takes it back only as that.
-_CEREBRAS_REFUSED_IN_MESSAGES = ("reasoning_content", "reasoning_content_signature", "redacted_reasoning_content")
+# Cerebras and Groq answer 400. They show reasoning as `reasoning`, and do not take it back as `reasoning_content`.
+_REFUSED_IN_MESSAGES = ("reasoning_content", "reasoning_content_signature", "redacted_reasoning_content", "metadata")
 _CEREBRAS_REFUSED = ("enable_thinking", "reasoning", "store")
+_GROQ_REFUSED = ("store", "reasoning")
 
 
 def objection(vendor: str, body: Mapping[str, Any]) -> str | None:
     """The first thing in a request that this vendor is known to refuse; None where there is none."""
-    check = {"mistral": _mistral, "cerebras": _cerebras}.get(vendor)
+    check = {"mistral": _mistral, "cerebras": _cerebras, "groq": _groq}.get(vendor)
     return None if check is None else next(check(body), None)
 
 
@@ -56,10 +59,22 @@ def _cerebras(body: Mapping[str, Any]) -> Iterator[str]:
         if name in body:
             yield f"{name}: property '{name}' is unsupported"
     for index, message in _messages(body):
-        for name in _CEREBRAS_REFUSED_IN_MESSAGES:
+        for name in _REFUSED_IN_MESSAGES:
             if name in message:
                 path = f"messages.{index}.{message.get('role')}.{name}"
                 yield f"{path}: property '{path}' is unsupported"
+
+
+def _groq(body: Mapping[str, Any]) -> Iterator[str]:
+    for name in _GROQ_REFUSED:
+        if name in body:
+            yield f"property '{name}' is unsupported"
+    for index, message in _messages(body):
+        for name in _REFUSED_IN_MESSAGES:
+            if name in message:
+                place = f"'messages.{index}' : for 'role:{message.get('role')}'"
+                unmet = f"('messages.{index}' : property '{name}' is unsupported)"
+                yield f"{place} the following must be satisfied[{unmet}]"
 
 
 def _messages(body: Mapping[str, Any]) -> Iterator[tuple[int, Mapping[str, Any]]]:

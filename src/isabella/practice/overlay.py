@@ -1,0 +1,34 @@
+"""Settings in which the practice vendors stand in for the real ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+from pydantic import SecretStr
+
+from isabella.catalog import known_vendors
+from isabella.settings import Settings
+from isabella.sources import Value
+
+ORIGIN = "practice vendors"
+
+
+class Vendors(Protocol):
+    """Practice vendors that run."""
+
+    def base_url(self, vendor: str) -> str:
+        """The base URL of a vendor."""
+
+    def key(self, vendor: str) -> SecretStr:
+        """A key that it accepts."""
+
+
+def with_practice_vendors(settings: Settings, vendors: Vendors) -> Settings:
+    """The same settings, with keys and base URLs of the practice vendors for every vendor of the catalog."""
+    overlay = dict(settings.sources.overlay)
+    for vendor in known_vendors():
+        overlay[vendor.api_key_env] = Value(vendors.key(vendor.name).get_secret_value(), ORIGIN)
+        if vendor.base_url_env is not None:
+            overlay[vendor.base_url_env] = Value(vendors.base_url(vendor.name), ORIGIN)
+    return settings.model_copy(update={"sources": replace(settings.sources, overlay=overlay)})

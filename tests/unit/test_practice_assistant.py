@@ -1,0 +1,359 @@
+"""The assistant in the practice vendors: what it does with memory, tools and questions, request by request."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from isabella.practice import assistant, situation, speech, strictness
+from isabella.practice.assistant import Reply
+from isabella.practice.situation import Call
+
+NOTE = "# NOTE: Line numbers shown below (with arrows like '1→') are to help during editing."
+
+
+def block(label: str, value: str, *, numbered: bool = False, read_only: bool = False) -> str:
+    """A memory block as Letta renders it into the system message."""
+    flag = "\n- read_only=true" if read_only else ""
+    lines = value.split("\n") if value else []
+    shown = "".join(f"{number}→ {line}\n" for number, line in enumerate(lines, 1)) if numbered else f"{value}\n"
+    warning = f"<warning>\n{NOTE}\n</warning>\n" if numbered else ""
+    return (
+        f"<{label}>\n<description>\nAbout {label}.\n</description>\n<metadata>{flag}\n- chars_current={len(value)}\n"
+        f"- chars_limit=5000\n</metadata>\n{warning}<value>\n{shown}</value>\n</{label}>\n"
+    )
+
+
+def system(*blocks: str) -> dict[str, str]:
+    """A system message with these blocks."""
+    return {
+        "role": "system",
+        "content": "You are an agent.\n<memory_blocks>\n" + "\n".join(blocks) + "\n</memory_blocks>",
+    }
+
+
+PERSONA = block("persona", "I am Isabella. I like lighthouses.")
+
+
+def tool(name: str, *required: str, **properties: Any) -> dict[str, Any]:
+    """A tool as Letta offers it."""
+    schema = {"type": "object", "properties": properties, "required": list(required)}
+    return {"type": "function", "function": {"name": name, "description": "…", "parameters": schema}}
+
+
+TEXT = {"type": "string"}
+INSERT = tool("memory_insert", "label", "new_string", label=TEXT, new_string=TEXT, insert_line={"type": "integer"})
+REPLACE = tool("memory_replace", "label", "old_string", "new_string", label=TEXT, old_string=TEXT, new_string=TEXT)
+SEARCH = tool("conversation_search", "query", query=TEXT)
+ARCHIVE = tool("archival_memory_insert", "content", content=TEXT)
+LOOK_UP = tool("archival_memory_search", "query", query=TEXT)
+SEND = tool("send_message", "message", message=TEXT, request_heartbeat={"type": "boolean"})
+FINISH = tool("memory_finish_edits")
+
+
+def ask(text: Any, *tools: dict[str, Any], before: list[Any] | None = None, **fields: Any) -> Reply:
+    """The assistant's reply to a text after a system message and other messages."""
+    messages = before if before is not None else [system(PERSONA, block("human", ""))]
+    request = {"messages": [*messages, {"role": "user", "content": text}], "tools": list(tools)} | fields
+    return assistant.reply(situation.read(request), speaker="gpt-oss-120b at Cerebras")
+
+
+def used(call: Call, result: Any, *, status: str = "OK") -> list[dict[str, Any]]:
+    """The messages of a tool's use: the call, and its result as Letta wraps it."""
+    function = {"name": call.name, "arguments": json.dumps(call.arguments)}
+    packed = json.dumps({"status": status, "message": result, "time": "2026-05-03 10:00:00 AM UTC+0000"})
+    return [
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "x", "type": "function", "function": function}]},
+        {"role": "tool", "tool_call_id": "x", "content": packed},
+    ]
+
+
+REMEMBERED = [
+    ("Remember that my dog is called Rex", "The user's dog is called Rex."),
+    ("please remember: I live in Oslo.", "The user lives in Oslo."),
+    ("Don't forget that I'm allergic to nuts!", "The user is allergic to nuts."),
+    ("Hi Isabella, could you note down that I have two cats", "The user has two cats."),
+    ("Could you please remember that I play chess?", "The user plays chess."),
+    ("Keep in mind that tea is better than coffee", "Tea is better than coffee."),
+    (
+        "Remember this: my sister studies physics and I study law",
+        "The user's sister studies physics and the user studies law.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("said", "written"), REMEMBERED)
+def test_writes_down_what_it_is_asked_to_remember(said: str, written: str) -> None:
+    """It calls `memory_insert` on the human block, with the fact in the third person."""
+    reply = ask(said, INSERT, REPLACE, SEARCH)
+    assert reply.calls == (Call("memory_insert", {"label": "human", "new_string": written}),)
+    assert reply.text == ""
+
+
+def test_says_so_when_it_is_written_down() -> None:
+    """After the tool's result it answers in plain text."""
+    call = Call("memory_insert", {"label": "human", "new_string": "The user's dog is called Rex."})
+    request = {
+        "messages": [
+            system(PERSONA, block("human", "")),
+            {"role": "user", "content": "Remember that my dog is called Rex"},
+            *used(call, "The user's dog is called Rex."),
+        ],
+        "tools": [INSERT],
+    }
+    reply = assistant.reply(situation.read(request), speaker="x")
+    assert (reply.text, reply.calls) == ("I will remember that.", ())
+    request["messages"][-1]["content"] = json.dumps({"status": "Failed", "message": "Error: over its limit"})
+    assert "over its limit" in assistant.reply(situation.read(request), speaker="x").text
+
+
+def test_knows_what_it_was_told_already() -> None:
+    """A fact that a block holds is not written down twice."""
+    before = [system(PERSONA, block("human", "The user's dog is called Rex."))]
+    reply = ask("Remember that my dog is called Rex!", INSERT, before=before)
+    assert reply.calls == ()
+    assert reply.text == "I know that already: Your dog is called Rex."
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        ("What is my dog called?", "Your dog is called Rex."),
+        ("Do you remember the name of my dog?", "Your dog is called Rex."),
+        ("Where do I live?", "You live in Oslo."),
+        ("tell me where I live", "You live in Oslo."),
+        ("What do you like?", "I like lighthouses."),
+        ("What do you know about me?", "This is what I know: Your dog is called Rex. You live in Oslo."),
+        ("Which car do I drive?", "I do not know that yet. You can ask me to remember it."),
+    ],
+)
+def test_answers_from_its_blocks(question: str, answer: str, numbered: bool) -> None:
+    """Whatever Letta's way to render blocks, what stands in them answers; what does not is not made up."""
+    facts = "The user's dog is called Rex.\nThe user lives in Oslo."
+    reply = ask(question, INSERT, before=[system(PERSONA, block("human", facts, numbered=numbered))])
+    assert (reply.text, reply.calls) == (answer, ())
+
+
+def test_answers_from_the_conversation() -> None:
+    """What was said without being written down is known too; the newest counts."""
+    before = [
+        system(PERSONA, block("human", "")),
+        {"role": "user", "content": "My cat is called Tom."},
+        {"role": "assistant", "content": "Thank you."},
+        {"role": "user", "content": [{"type": "text", "text": "My cat is called Kit now."}]},
+        {"role": "assistant", "content": "Thank you."},
+    ]
+    assert ask("What is my cat called?", before=before).text == "Your cat is called Kit now."
+
+
+def test_empty_memory_says_so() -> None:
+    """Nothing known, nothing told."""
+    assert ask("What do you know about me?").text == "I do not know anything about you yet."
+    assert "do not know" in ask("What is my dog called?", INSERT).text
+
+
+def test_chooses_a_block_that_fits() -> None:
+    """The block that the user names, else human, else one that is no persona; never a read-only one."""
+    named = [system(PERSONA, block("human", ""), block("projects", ""))]
+    call = ask("Remember in your projects block that Isabella ships in May", INSERT, before=named).calls[0]
+    assert call.arguments == {"label": "projects", "new_string": "Isabella ships in May."}
+    no_human = [system(PERSONA, block("guest", "", read_only=True), block("notes", ""))]
+    assert ask("Remember that it rains", INSERT, before=no_human).calls[0].arguments["label"] == "notes"
+    nothing = [system(block("human", "", read_only=True))]
+    reply = ask("Remember that it rains", INSERT, before=nothing)
+    assert (reply.calls, "no memory that I could write to" in reply.text) == ((), True)
+
+
+def test_uses_the_tools_that_it_is_offered() -> None:
+    """Older and other tools are used as they are meant."""
+    append = tool("core_memory_append", "label", "content", label=TEXT, content=TEXT)
+    memory = tool("memory", "command", command=TEXT, path=TEXT, insert_text=TEXT)
+    said = "Remember that it rains"
+    assert ask(said, append).calls[0].arguments == {"label": "human", "content": "It rains."}
+    assert ask(said, memory).calls[0].arguments["path"] == "/memories/human"
+    assert ask(said, ARCHIVE).calls[0].arguments == {"content": "It rains."}
+    archival = ask("Store in your archival memory that it rained on 3 May", INSERT, ARCHIVE).calls[0]
+    assert (archival.name, archival.arguments) == ("archival_memory_insert", {"content": "It rained on 3 May."})
+
+
+def test_changes_and_forgets() -> None:
+    """A correction replaces the text that stands in a block; forgetting takes the line out."""
+    before = [system(PERSONA, block("human", "The user's dog is called Rex.\nThe user lives in Oslo."))]
+    change = ask("Please change Rex to Max", INSERT, REPLACE, before=before).calls[0]
+    assert change == Call("memory_replace", {"label": "human", "old_string": "Rex", "new_string": "Max"})
+    forget = ask("Forget where I live.", INSERT, REPLACE, before=before).calls[0]
+    assert forget.arguments == {"label": "human", "old_string": "The user lives in Oslo.", "new_string": ""}
+    assert "nothing like that" in ask("Forget my shoe size", INSERT, REPLACE, before=before).text
+
+
+def test_searches_when_asked_to() -> None:
+    """It searches the archive or the conversation, and answers from what came back."""
+    call = ask("Search your archival memory for the trip to Rome", LOOK_UP).calls[0]
+    assert call == Call("archival_memory_search", {"query": "the trip to Rome"})
+    assert ask("look through our conversation for Rome", SEARCH).calls[0].arguments == {"query": "Rome"}
+    asked = {"role": "user", "content": "Search your archival memory for the trip to Rome"}
+    for result, expected in (
+        (
+            [{"content": "The trip to Rome was in May."}, {"content": "Taxes."}],
+            "I found this: The trip to Rome was in May.",
+        ),
+        ([], "I looked, but I found nothing about that."),
+    ):
+        messages = [system(PERSONA), asked, *used(call, result)]
+        reply = assistant.reply(situation.read({"messages": messages, "tools": [LOOK_UP]}), speaker="x")
+        assert reply.text == expected
+
+
+def test_speaks_by_send_message_where_that_is_the_way() -> None:
+    """Agents of the older types speak through a tool; their heartbeats and wrapped messages are understood."""
+    wrapped = json.dumps({"type": "user_message", "message": "What is my dog called?", "time": "…"})
+    before = [system(block("human", "The user's dog is called Rex."))]
+    reply = ask(wrapped, SEND, INSERT, before=before, tool_choice="required")
+    assert reply.calls == (Call("send_message", {"message": "Your dog is called Rex.", "request_heartbeat": False}),)
+    insert = tool(
+        "memory_insert", "label", "new_string", label=TEXT, new_string=TEXT, request_heartbeat={"type": "boolean"}
+    )
+    call = ask("Remember that it rains", SEND, insert).calls[0]
+    assert call.arguments["request_heartbeat"] is True
+    heartbeat = {"role": "user", "content": json.dumps({"type": "heartbeat", "reason": "Function called"})}
+    messages = [*before, {"role": "user", "content": "Remember that it rains"}, *used(call, "It rains."), heartbeat]
+    after = assistant.reply(situation.read({"messages": messages, "tools": [SEND, insert]}), speaker="x")
+    assert after.calls[0].arguments["message"] == "I will remember that."
+
+
+def test_obeys_a_forced_tool() -> None:
+    """A forced tool is called with all that it requires; `none` calls nothing."""
+    forced = {"type": "function", "function": {"name": "conversation_search"}}
+    assert ask("Hello", INSERT, SEARCH, tool_choice=forced).calls == (
+        Call("conversation_search", {"query": "Hello"}),
+    )
+    assert ask("Hello", SEARCH, INSERT, tool_choice="required").calls[0].name == "conversation_search"
+    assert ask("Remember that it rains", INSERT, tool_choice="none").calls == ()
+
+
+def test_fills_in_what_strict_schemas_require() -> None:
+    """With every argument required, the ones without a value get a harmless one."""
+    strict = tool(
+        "memory_insert",
+        "label",
+        "new_string",
+        "insert_line",
+        "thinking",
+        label=TEXT,
+        new_string=TEXT,
+        insert_line={"type": ["integer", "null"]},
+        thinking=TEXT,
+    )
+    arguments = ask("Remember that it rains", strict).calls[0].arguments
+    assert arguments["insert_line"] == -1
+    assert arguments["thinking"]
+
+
+def test_sleeptime_agent_tidies_up_and_finishes() -> None:
+    """It writes down what the transcript tells, a fact a step, and then ends its edits."""
+    text = (
+        "<system-reminder>\nYou are a sleeptime agent.\n</system-reminder>\n\nMessages:\n"
+        "user: My dog is called Rex.\nassistant: How nice.\nuser: What is the time?\n"
+        "user: Remember that I live in Oslo"
+    )
+    messages: list[dict[str, Any]] = [system(PERSONA, block("human", "")), {"role": "user", "content": text}]
+    tools = [INSERT, REPLACE, FINISH]
+    written = []
+    for _ in range(5):
+        reply = assistant.reply(situation.read({"messages": messages, "tools": tools}), speaker="x")
+        if not reply.calls:
+            break
+        written.append(reply.calls[0])
+        messages += used(reply.calls[0], "OK")
+    assert [call.name for call in written] == ["memory_insert", "memory_insert", "memory_finish_edits"]
+    facts = [call.arguments.get("new_string") for call in written]
+    assert facts == ["The user's dog is called Rex.", "The user lives in Oslo.", None]
+
+
+def test_sums_up_when_letta_makes_room() -> None:
+    """A request for a summary is answered with one that keeps what the user said, and calls no tool."""
+    transcript = "<start_transcript>\n[user] Remember that my dog is called Rex\n[assistant] Yes.\n<end_transcript>\n"
+    reply = ask(transcript, INSERT)
+    assert reply.calls == ()
+    assert "my dog is called Rex" in reply.text
+    summary = {"role": "user", "content": json.dumps({"type": "system_alert", "message": reply.text})}
+    assert ask("What is my dog called?", before=[system(PERSONA), summary]).text == "Your dog is called Rex."
+
+
+@pytest.mark.parametrize(
+    ("said", "answer"),
+    [
+        ("Reply with exactly: pong 17", "pong 17"),
+        ('Say "ready".', "ready"),
+        ("count to 5", "1 2 3 4 5"),
+        ("Who are you?", "I am gpt-oss-120b at Cerebras, here to practise with."),
+    ],
+)
+def test_small_talk_that_tests_rely_on(said: str, answer: str) -> None:
+    """Echoes, counting for long answers, and who it is."""
+    assert ask(said).text == answer
+
+
+def test_long_answers_have_a_limit() -> None:
+    """Nobody can make it count for ever."""
+    assert ask("count to 999999999").text.split()[-1] == "5000"
+
+
+@pytest.mark.parametrize(
+    "fact", ["The user's dog is called Rex.", "The user lives in Oslo.", "The user has two cats."]
+)
+def test_facts_survive_being_told(fact: str) -> None:
+    """What is said to the user and written down again is the same fact."""
+    told = speech.to_the_user(fact).replace("Your", "My").replace("You ", "I ")
+    assert speech.about_the_user(told) == fact
+
+
+FIELDS = """
+messages role content text tools function name parameters properties required tool_calls arguments tool_choice
+type message status enum model
+"""
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=40),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                FIELDS.split(),
+            ),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=30,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.dictionaries(st.sampled_from(["messages", "tools", "tool_choice", "model"]), JSON, max_size=4))
+def test_no_request_confuses_it(request: dict[str, Any]) -> None:
+    """Whatever JSON object comes in, there is a reply, the same each time, and it can be sent."""
+    found = assistant.reply(situation.read(request), speaker="x")
+    assert found == assistant.reply(situation.read(request), speaker="x")
+    json.dumps([call.arguments for call in found.calls])
+    for vendor in ("mistral", "cerebras", "groq", "longcat"):
+        strictness.objection(vendor, request)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "body"),
+    [
+        ("mistral", {"max_completion_tokens": 1}),
+        ("mistral", {"messages": [{"role": "assistant", "tool_calls": [{"id": "call_toolong"}]}]}),
+        ("cerebras", {"messages": [{"role": "assistant", "reasoning_content": "hm"}]}),
+        ("groq", {"messages": [{"role": "assistant", "reasoning_content": "hm"}]}),
+    ],
+)
+def test_what_real_vendors_are_known_to_refuse(vendor: str, body: dict[str, Any]) -> None:
+    """Each of these was reported by users of that vendor."""
+    assert strictness.objection(vendor, body)
+    assert strictness.objection("longcat", body) is None

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import anyio.to_thread
 from pydantic import SecretStr
 
+from isabella.errors import ConfigurationError
 from isabella.settings import Settings
+
+if TYPE_CHECKING:
+    from isabella.embedded import Letta
 
 
 @dataclass(frozen=True)
@@ -48,13 +54,40 @@ def configured_connection(settings: Settings) -> Connection | None:
     )
 
 
+def embedded_connection(settings: Settings, letta: Letta) -> Connection:
+    """The connection to an embedded Letta that runs."""
+    return Connection(
+        base_url=letta.base_url,
+        password=letta.password,
+        master_key=letta.master_key,
+        database_url=letta.database_url,
+        home=settings.home,
+        timeout=settings.timeout,
+        embedded=True,
+    )
+
+
 async def connect(settings: Settings) -> Connection:
     """The Letta that the settings name, or else the embedded one, if it is running. Starts nothing.
 
     Raises:
         ConfigurationError: none is named, and none runs here.
+        EmbeddedError: the embedded one runs under another master key than the configured one.
     """
     configured = configured_connection(settings)
     if configured is not None:
         return configured
-    raise NotImplementedError
+    letta = await anyio.to_thread.run_sync(_running, settings)
+    if letta is None:
+        raise ConfigurationError(
+            "No Letta is named, and none runs here.",
+            remedy="Start one with `isabella letta up`, or put LETTA_BASE_URL into .env.",
+        )
+    return embedded_connection(settings, letta)
+
+
+def _running(settings: Settings) -> Letta | None:
+    from isabella.embedded import Server
+
+    server = Server(settings.home, master_key=settings.letta_encryption_key)
+    return server.up() if server.status().running else None

@@ -37,12 +37,14 @@ class Sources:
         file: the path of the `.env` file, whether or not it exists.
         dotenv: what the `.env` file holds.
         lines: on which line of the file a name stands last.
+        overlay: values that win over both, with origins of their own, such as those of the practice vendors.
     """
 
     environment: Mapping[str, str] = field(repr=False)
     file: Path = Path(".env")
     dotenv: Mapping[str, str] = field(default_factory=dict, repr=False)
     lines: Mapping[str, int] = field(default_factory=dict)
+    overlay: Mapping[str, Value] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, env_file: Path | None = None, environment: Mapping[str, str] | None = None) -> Sources:
@@ -105,6 +107,8 @@ class Sources:
 
     def get(self, name: str) -> Value | None:
         """The value of a variable: the environment wins over `.env`, as everywhere."""
+        if name in self.overlay:
+            return self.overlay[name]
         if name in self.environment:
             return Value(self.environment[name], ENVIRONMENT)
         if name in self.dotenv:

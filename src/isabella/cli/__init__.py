@@ -10,7 +10,9 @@ import sys
 
 import typer
 
-from isabella.cli import letta, practice
+from isabella.cli import letta, practice, providers
+from isabella.cli.settings import settings
+from isabella.cli.up import up
 from isabella.errors import IsabellaError
 
 app = typer.Typer(
@@ -22,8 +24,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command()(up)
+app.add_typer(providers.app, name="providers")
 app.add_typer(letta.app, name="letta")
 app.add_typer(practice.app, name="practice")
+app.command()(settings)
 
 
 def main() -> None:

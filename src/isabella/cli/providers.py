@@ -112,6 +112,10 @@ def _run(ask: Callable[[], Awaitable[Report]], as_json: bool) -> Report:
     """Run it; with --json, a failure is an object too, beside the message that goes to standard error."""
     import asyncio
 
+    from isabella.logs import configure_logs
+
+    configure_logs()
+
     async def asked() -> Report:
         return await ask()
 

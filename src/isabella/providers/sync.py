@@ -71,7 +71,7 @@ async def look(store: Store, desired: Sequence[Desired], options: Options) -> Re
     run = _Run(store, options)
     await run.look(desired)
     changes = run.changes(desired)
-    return await run.report(changes, {})
+    return await run.report(changes)
 
 
 async def bring_in_line(store: Store, desired: Sequence[Desired], options: Options) -> Report:
@@ -226,8 +226,10 @@ class _Run:
         except LettaError as error:
             self._unread = error.what
 
-    async def report(self, changes: Sequence[Change], outcomes: Mapping[str, Outcome]) -> Report:
-        entries = [self._entry(change, outcomes.get(change.desired.name)) for change in changes]
+    async def report(self, changes: Sequence[Change], outcomes: Mapping[str, Outcome] | None = None) -> Report:
+        """What was found; with outcomes, even without any, what was done about it, too."""
+        done = outcomes is not None
+        entries = [self._entry(change, (outcomes or {}).get(change.desired.name), done) for change in changes]
         if self._options.foreign:
             declared = {change.desired.name for change in changes}
             entries += [_foreign(stored) for name, stored in self._stored.items() if name not in declared]
@@ -235,9 +237,9 @@ class _Run:
             entries = await self._count_models(entries)
         return Report(self._store.address, self._abilities.release, entries)
 
-    def _entry(self, change: Change, outcome: Outcome | None) -> ProviderReport:
+    def _entry(self, change: Change, outcome: Outcome | None, done: bool) -> ProviderReport:
         desired = change.desired
-        proof, why, remedy = self._proof(change, outcome)
+        proof, why, remedy = self._proof(change, outcome, done)
         reason = change.reason if outcome is None else outcome.reason
         return ProviderReport(
             name=desired.name,
@@ -256,12 +258,14 @@ class _Run:
             ours=desired.wanted,
         )
 
-    def _proof(self, change: Change, outcome: Outcome | None) -> tuple[Proof, str, str]:
+    def _proof(self, change: Change, outcome: Outcome | None, done: bool) -> tuple[Proof, str, str]:
         """The proof is what was read last, never what a write answered. With it: why it is none, and the remedy."""
         if not change.desired.wanted:
             return Proof.NOT_ASKED, "", ""
         if outcome is None:
-            return (Proof.PROVEN if change.state is State.IN_SYNC else Proof.NOT_ASKED), "", ""
+            if change.state is State.IN_SYNC and change.action is not Action.REFUSE:
+                return Proof.PROVEN, "", ""
+            return (Proof.FAILED if done else Proof.NOT_ASKED), "", ""
         if self._unread is not None:
             return Proof.UNPROVEN, f"it could not be read back: {self._unread}", "Run it again when Letta answers."
         name = change.desired.name

@@ -1,0 +1,1 @@
+"""The backend: an HTTP service that keeps the providers in line and shows their state."""

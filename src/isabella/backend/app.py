@@ -1,0 +1,39 @@
+"""The FastAPI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import anyio
+from fastapi import FastAPI
+
+from isabella.backend.readiness import Readiness
+from isabella.backend.routes import router
+
+
+def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]]) -> FastAPI:
+    """The backend.
+
+    Args:
+        start: brings everything up while requests are answered already, and tells the readiness how it went.
+    """
+
+    @asynccontextmanager
+    async def run(app: FastAPI) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(start, app.state.readiness)
+            yield
+            tasks.cancel_scope.cancel()
+
+    app = FastAPI(
+        title="Isabella",
+        summary="Memory agents on Letta, whose providers provably hold the keys you configured.",
+        version=version("isabella"),
+        lifespan=run,
+    )
+    app.state.readiness = Readiness()
+    app.include_router(router)
+    return app

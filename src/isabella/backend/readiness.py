@@ -1,0 +1,87 @@
+"""Whether the backend is ready, and if not, why."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+
+import structlog
+
+from isabella.errors import IsabellaError
+from isabella.providers.report import Proof, Report
+
+log = structlog.get_logger()
+
+
+class Phase(StrEnum):
+    """How far the backend has come."""
+
+    STARTING = "starting"
+    #: Every provider that the configuration wants is proven.
+    READY = "ready"
+    #: It serves, though a provider is not proven: the others work.
+    DEGRADED = "degraded"
+    FAILED = "failed"
+
+
+@dataclass
+class Readiness:
+    """What the backend knows of itself.
+
+    Attributes:
+        phase: how far it has come.
+        report: the last report on the providers.
+        as_of: when that was made.
+        error: why there is none.
+    """
+
+    phase: Phase = Phase.STARTING
+    report: Report | None = None
+    as_of: datetime | None = None
+    error: IsabellaError | None = None
+
+    @property
+    def serving(self) -> bool:
+        """Whether requests that need providers can be answered."""
+        return self.phase in (Phase.READY, Phase.DEGRADED)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it is not ready, one sentence each."""
+        if self.error is not None:
+            return [str(self.error)]
+        if self.report is None:
+            return ["The providers are being brought in line."]
+        return [
+            f"{provider.name}: {provider.reason}."
+            for provider in self.report.ours
+            if provider.proof is not Proof.PROVEN
+        ]
+
+    async def bring(self, ensure: Callable[[], Awaitable[Report]]) -> None:
+        """Run a sync and take note of how it went. Raises nothing that the operator can mend."""
+        try:
+            report = await ensure()
+        except IsabellaError as error:
+            self.error = error
+            self.phase = Phase.FAILED
+            log.error("providers not in line", error=error.what, remedy=error.remedy)
+            return
+        self.settle(report)
+
+    def settle(self, report: Report) -> None:
+        """Take note of a report."""
+        self.report, self.error, self.as_of = report, None, datetime.now(UTC)
+        self.phase = Phase.READY if report.all_proven else Phase.DEGRADED
+        for provider in report.ours:
+            proven = provider.proof is Proof.PROVEN
+            (log.info if proven else log.warning)(
+                "provider",
+                name=provider.name,
+                stored=provider.stored.value,
+                action=provider.action.value,
+                proof=provider.proof.value,
+                reason=provider.reason,
+            )

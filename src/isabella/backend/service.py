@@ -1,0 +1,196 @@
+"""`isabella up`: everything that the backend stands on is brought up, and taken down again in reverse order."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import anyio
+import structlog
+import uvicorn
+
+from isabella.assurance import add_receipts, ensure_providers
+from isabella.backend.app import create_app
+from isabella.backend.readiness import Phase, Readiness
+from isabella.connection import Connection, configured_connection, embedded_connection
+from isabella.embedded import Progress, Server
+from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
+from isabella.practice import daemon
+from isabella.practice.overlay import with_practice_vendors
+from isabella.providers.desired import desired_providers
+from isabella.providers.report import Report
+from isabella.settings import Settings
+from isabella.stores.letta_server import LettaServer
+
+log = structlog.get_logger()
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_LONGEST_PAUSE = 10.0
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the operator wants of this run.
+
+    Attributes:
+        practice: practice vendors in place of the real ones; None: where no vendor has a key and Letta is ours.
+        verify: have an agent on each provider say one line, too.
+        progress: told what the embedded servers do.
+        show: shows the report.
+        say: says one line to the operator.
+    """
+
+    practice: bool | None
+    verify: bool
+    progress: Progress
+    show: Callable[[Report], None]
+    say: Callable[[str], None]
+
+
+def serve(settings: Settings, wishes: Wishes) -> int:
+    """Bring everything up, serve until a signal, and stop what was started.
+
+    Returns:
+        The exit code: 0 after a clean stop, 1 where the start failed.
+
+    Raises:
+        IsabellaError: something could not be brought up; what had been started is stopped again.
+    """
+    with closing(_bind(settings)) as listener, _terminating(), ExitStack() as started:
+        settings = _with_practice(settings, wishes, started)
+        connection = configured_connection(settings) or _embedded(settings, wishes, started)
+        readiness = _serve_http(settings, wishes, connection, listener)
+    return 0 if readiness.serving else 1
+
+
+def _bind(settings: Settings) -> socket.socket:
+    """Take the port before anything is installed or started, so that one that is taken is told at once."""
+    if settings.host not in _LOOPBACK:
+        raise ConfigurationError(
+            f"ISABELLA_HOST is {settings.host}: the backend serves on loopback only.",
+            remedy="Set it to 127.0.0.1, and put a proxy with access control in front for other machines.",
+        )
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"Port {settings.port} of {settings.host} cannot be used: {error.strerror}.",
+            remedy="Set ISABELLA_PORT to another one, for instance 8001; 0 takes any that is free.",
+        ) from None
+    return listener
+
+
+def _with_practice(settings: Settings, wishes: Wishes, started: ExitStack) -> Settings:
+    wanted = wishes.practice
+    if wanted is None:
+        # Somebody's own Letta is never filled with practice vendors unasked.
+        keyless = not any(provider.wanted for provider in desired_providers(settings))
+        wanted = keyless and settings.letta_base_url is None
+    if not wanted:
+        return settings
+    if wishes.practice is None:
+        wishes.say(
+            "No vendor key is configured, so these are PRACTICE VENDORS: stand-ins on this machine that answer "
+            "from a small script. For the real ones put a key into .env (see .env.example) and start again."
+        )
+    else:
+        wishes.say("These are PRACTICE VENDORS: stand-ins on this machine that answer from a small script.")
+    running = daemon.up(settings.home, None, wishes.say)
+    if running.started:
+        started.callback(daemon.down, settings.home)
+    return with_practice_vendors(settings, running)
+
+
+def _embedded(settings: Settings, wishes: Wishes, started: ExitStack) -> Connection:
+    server = Server(settings.home, master_key=settings.letta_encryption_key)
+    # Registered before it is up: what an interrupted start leaves behind is stopped as well.
+    ours = not server.status().running
+    if ours:
+        started.callback(server.down, wishes.progress)
+    return embedded_connection(settings, server.up(wishes.progress))
+
+
+def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, listener: socket.socket) -> Readiness:
+    async def start(readiness: Readiness) -> None:
+        await _wait_for(connection, wishes.say)
+        await readiness.bring(lambda: _ensure(settings, wishes, connection))
+        if readiness.phase is Phase.FAILED or (settings.strict and readiness.phase is not Phase.READY):
+            wishes.say(f"Not started: {' '.join(readiness.reasons)}")
+            readiness.phase = Phase.FAILED
+            server.should_exit = True
+            return
+        host, port = listener.getsockname()[:2]
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        wishes.say(f"{readiness.phase.value.capitalize()}: {address}  (API: {address}/docs, stop: Ctrl-C)")
+
+    app = create_app(start)
+    config = uvicorn.Config(
+        app, log_config=None, log_level=logging.WARNING, access_log=False, timeout_graceful_shutdown=10
+    )
+    server = uvicorn.Server(config)
+    try:
+        anyio.run(_serve, server, listener)
+    except KeyboardInterrupt:
+        # uvicorn has stopped cleanly by then, and hands the signal on.
+        wishes.say("Stopped.")
+    readiness = app.state.readiness
+    if not isinstance(readiness, Readiness):
+        raise TypeError("the application was not made by create_app")
+    if readiness.phase is Phase.STARTING:
+        # Stopped by a signal before it had come up: that is no failure.
+        return Readiness(phase=Phase.DEGRADED)
+    return readiness
+
+
+async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
+    await server.serve(sockets=[listener])
+
+
+async def _ensure(settings: Settings, wishes: Wishes, connection: Connection) -> Report:
+    report = await ensure_providers(settings, connection=connection, count_models=True)
+    if wishes.verify:
+        report = await add_receipts(report, connection, desired_providers(settings))
+    wishes.show(report)
+    return report
+
+
+async def _wait_for(connection: Connection, say: Callable[[str], None]) -> None:
+    """Wait for somebody's own Letta, which may well be starting at the same time as we are."""
+    pause = 0.5
+    async with LettaServer(connection.base_url, password=connection.password, timeout=connection.timeout) as store:
+        while True:
+            try:
+                await store.abilities()
+            except LettaUnreachable as error:
+                say(f"{error.what} Trying again in {pause:g} s.")
+                await anyio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            except IsabellaError:
+                # Something answers there; the sync will say what is wrong with it.
+                return
+            else:
+                return
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """Let SIGTERM unwind as Ctrl-C does, so that what was started is stopped whichever comes."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> Any:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

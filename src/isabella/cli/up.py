@@ -1,0 +1,39 @@
+"""`isabella up`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from isabella.cli.options import EnvFile
+
+
+def up(
+    practice: Annotated[
+        bool | None,
+        typer.Option(
+            "--practice/--no-practice",
+            help="Practice vendors in place of the real ones. Default: where no vendor key is configured "
+            "and Letta is the embedded one.",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Have an agent on each provider say one line, too.")
+    ] = False,
+    env_file: EnvFile = None,
+) -> None:
+    """Bring up Letta, bring the providers in line, and serve until Ctrl-C.
+
+    Without LETTA_BASE_URL this starts the embedded Letta and Postgres; the first time it installs them.
+    """
+    from isabella.backend.service import Wishes, serve
+    from isabella.cli.letta import show_step
+    from isabella.cli.tables import say, show_report
+    from isabella.logs import configure_logs
+    from isabella.settings import load_settings
+
+    configure_logs()
+    settings = load_settings(env_file)
+    wishes = Wishes(practice=practice, verify=verify, progress=show_step, show=show_report, say=say)
+    raise typer.Exit(serve(settings, wishes))

@@ -1,0 +1,52 @@
+"""Logs: structured, on standard error, and without any secret that this process knows."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+
+from isabella.redaction import redact, redact_event
+
+
+def configure_logs(*, verbose: bool = False) -> None:
+    """Send all logs, those of libraries included, to standard error: readable on a terminal, JSON otherwise.
+
+    Args:
+        verbose: log what helps to find a fault, too.
+    """
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        redact_event,
+    ]
+    terminal = sys.stderr.isatty()
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        _RedactingFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "asyncio", "filelock", "psycopg", "uvicorn.access"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
+    """Redacts the finished line once more: tracebacks and the messages of libraries are texts, too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from isabella.backend.readiness import Readiness
 from isabella.backend.routes import router
@@ -28,7 +29,8 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]]) -> FastA
             yield
             tasks.cancel_scope.cancel()
 
-    app = FastAPI(
+    # The pages of the API documentation load nothing from other hosts.
+    app = FastAPIOffline(
         title="Isabella",
         summary="Memory agents on Letta, whose providers provably hold the keys you configured.",
         version=version("isabella"),

@@ -6,7 +6,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
@@ -41,14 +41,14 @@ class Wishes:
     Attributes:
         practice: practice vendors in place of the real ones; None: where no vendor has a key and Letta is ours.
         verify: have an agent on each provider say one line, too.
-        progress: told what the embedded servers do.
+        progress: shows what the embedded servers do, while they do it.
         show: shows the report.
         say: says one line to the operator.
     """
 
     practice: bool | None
     verify: bool
-    progress: Progress
+    progress: Callable[[], AbstractContextManager[Progress]]
     show: Callable[[Report], None]
     say: Callable[[str], None]
 
@@ -106,7 +106,7 @@ def _with_practice(settings: Settings, wishes: Wishes, started: ExitStack) -> Se
     else:
         wishes.say("These are PRACTICE VENDORS: stand-ins on this machine that answer from a small script.")
     running = daemon.up(settings.home, None, wishes.say)
-    if running.started:
+    if not running.reused:
         started.callback(daemon.down, settings.home)
     return with_practice_vendors(settings, running)
 
@@ -116,8 +116,14 @@ def _embedded(settings: Settings, wishes: Wishes, started: ExitStack) -> Connect
     # Registered before it is up: what an interrupted start leaves behind is stopped as well.
     ours = not server.status().running
     if ours:
-        started.callback(server.down, wishes.progress)
-    return embedded_connection(settings, server.up(wishes.progress))
+        started.callback(_down, server, wishes)
+    with wishes.progress() as progress:
+        return embedded_connection(settings, server.up(progress))
+
+
+def _down(server: Server, wishes: Wishes) -> None:
+    with wishes.progress() as progress:
+        server.down(progress)
 
 
 def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, listener: socket.socket) -> Readiness:

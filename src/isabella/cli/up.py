@@ -28,12 +28,11 @@ def up(
     Without LETTA_BASE_URL this starts the embedded Letta and Postgres; the first time it installs them.
     """
     from isabella.backend.service import Wishes, serve
-    from isabella.cli.letta import show_step
+    from isabella.cli.progress import shown
     from isabella.cli.tables import say, show_report
     from isabella.logs import configure_logs
     from isabella.settings import load_settings
 
     configure_logs()
     settings = load_settings(env_file)
-    wishes = Wishes(practice=practice, verify=verify, progress=show_step, show=show_report, say=say)
-    raise typer.Exit(serve(settings, wishes))
+    raise typer.Exit(serve(settings, Wishes(practice, verify, progress=shown, show=show_report, say=say)))

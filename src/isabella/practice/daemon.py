@@ -53,14 +53,14 @@ class Running:
         port: the loopback port.
         process: the process that serves.
         token: what the controls ask for.
-        reused: whether they ran before they were asked for.
+        started: whether they were started just now, and did not run before.
     """
 
     home: Path
     port: int
     process: processes.Process
     token: SecretStr = field(repr=False)
-    reused: bool = False
+    started: bool = False
 
     @property
     def address(self) -> str:
@@ -159,8 +159,13 @@ def status(home: Path) -> Running | None:
     if process is None or state is None or not process.is_running():
         return None
     port, token = state
-    running = Running(home=home, port=port, process=process, token=token, reused=True)
+    running = Running(home=home, port=port, process=process, token=token)
     return running if running.control.answers() else None
+
+
+def keys_file(home: Path) -> Path:
+    """Where the accepted keys of this home stand."""
+    return home / "practice" / "keys.json"
 
 
 def accepted_keys(home: Path) -> dict[str, list[str]]:
@@ -169,7 +174,7 @@ def accepted_keys(home: Path) -> dict[str, list[str]]:
     Raises:
         PracticeError: there are none yet.
     """
-    accepted = keyring.load(home / "practice" / "keys.json")
+    accepted = keyring.load(keys_file(home))
     if accepted is None:
         raise PracticeError(f"There are no practice vendors in {home}.", remedy="Start them: isabella practice up")
     return accepted
@@ -183,7 +188,7 @@ def accept(home: Path, vendor: str, keys: Sequence[str]) -> None:
         return
     accepted = accepted_keys(home)
     accepted[profile(vendor).name] = list(keys)
-    keyring.save(home / "practice" / "keys.json", accepted)
+    keyring.save(keys_file(home), accepted)
 
 
 def _start(home: Path, port: int, say: Say) -> Running | None:
@@ -200,14 +205,19 @@ def _start(home: Path, port: int, say: Say) -> Running | None:
     except OSError as error:
         raise PracticeError(f"The practice vendors cannot be started: {error.strerror}.") from None
     processes.save(folder / "process.json", process)
-    running = Running(home=home, port=port, process=process, token=token)
-    deadline = time.monotonic() + _START_SECONDS
-    while time.monotonic() < deadline:
-        if running.control.answers():
-            return running
-        if not process.is_running():
-            return None
-        time.sleep(0.05)
+    running = Running(home=home, port=port, process=process, token=token, started=True)
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while time.monotonic() < deadline:
+            if running.control.answers():
+                return running
+            if not process.is_running():
+                return None
+            time.sleep(0.05)
+    except BaseException:
+        # Interrupted while waiting: nobody would know of the process.
+        process.stop()
+        raise
     process.stop()
     return None
 

@@ -1,0 +1,233 @@
+"""The practice vendors as a process of their own, driven by functions and by the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from isabella.cli.practice import app
+from isabella.errors import PracticeError
+from isabella.practice import NAMES, Fault, daemon
+from isabella.practice.control import TOKEN_HEADER
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Path]:
+    """A home of Isabella's; what runs in it is stopped at the end."""
+    yield tmp_path / "home"
+    daemon.down(tmp_path / "home")
+
+
+def models(running: daemon.Running, vendor: str, key: str) -> int:
+    """The status that a vendor answers to a key."""
+    return httpx2.get(running.base_url(vendor) + "/models", headers={"Authorization": f"Bearer {key}"}).status_code
+
+
+def isabella(home: Path, *arguments: str, stdin: str | None = None) -> tuple[int, str, str]:
+    """Run `isabella practice` in this process: exit code, standard output, standard error."""
+    result = CliRunner().invoke(app, [*arguments, "--home", str(home)], input=stdin)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        return 1, result.stdout, str(result.exception)
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_up_reuses_what_runs_and_down_leaves_nothing(home: Path) -> None:
+    """The second `up` finds the first; after `down` the process is gone and the keys and the port are kept."""
+    told: list[str] = []
+    first = daemon.up(home, progress=told.append)
+    second = daemon.up(home, progress=told.append)
+    assert (first.started, second.started) == (True, False)
+    assert (first.process, first.port) == (second.process, second.port)
+    assert any("already" in line for line in told)
+    keys = {name: first.key(name).get_secret_value() for name in NAMES}
+    assert [models(first, name, keys[name]) for name in NAMES] == [200] * 4
+    assert daemon.down(home)
+    assert not first.process.is_running()
+    assert daemon.status(home) is None
+    assert not daemon.down(home)
+    again = daemon.up(home)
+    assert again.port == first.port
+    assert {name: again.key(name).get_secret_value() for name in NAMES} == keys
+
+
+def test_files_are_the_owners_alone_and_no_key_is_where_others_look(home: Path) -> None:
+    """Modes are 0600 in a 0700 folder; arguments, environment and log of the process hold no key."""
+    os.environ["CEREBRAS_API_KEY"] = "csk-canary-of-the-environment"
+    try:
+        running = daemon.up(home)
+    finally:
+        del os.environ["CEREBRAS_API_KEY"]
+    key = running.key("cerebras").get_secret_value()
+    models(running, "cerebras", key)
+    folder = home / "practice"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()} == {0o600}
+    process = psutil.Process(running.process.pid)
+    open_to_others = (
+        " ".join(process.cmdline()) + json.dumps(process.environ()) + (folder / "practice.log").read_text()
+    )
+    assert key not in open_to_others
+    assert "csk-canary" not in open_to_others
+    assert running.token.get_secret_value() not in open_to_others
+    assert key not in repr(running)
+
+
+def test_killed_vendors_come_up_again(home: Path) -> None:
+    """After a SIGKILL the next `up` starts anew, with the keys as they were."""
+    first = daemon.up(home)
+    key = first.rotate("groq").get_secret_value()
+    os.kill(first.process.pid, signal.SIGKILL)
+    second = daemon.up(home)
+    assert second.started
+    assert second.key("groq").get_secret_value() == key
+    assert models(second, "groq", key) == 200
+
+
+def test_another_port_when_the_former_is_taken(home: Path) -> None:
+    """A port asked for by number is that or an error; otherwise a free one is found."""
+    port = daemon.up(home).port
+    with pytest.raises(PracticeError, match=f"run on port {port} already"):
+        daemon.up(home, port + 1)
+    daemon.down(home)
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(PracticeError, match=f"Port {port} is taken"):
+            daemon.up(home, port)
+        assert daemon.up(home).port != port
+
+
+def test_two_at_once_start_one(home: Path) -> None:
+    """Whoever comes second finds what the first has started."""
+    found: list[daemon.Running] = []
+    threads = [threading.Thread(target=lambda: found.append(daemon.up(home))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({running.process for running in found}) == 1
+    assert sum(running.started for running in found) == 1
+
+
+def test_controls_from_another_process(home: Path) -> None:
+    """Keys, faults and logs are controlled with the token, and not without it."""
+    running = daemon.up(home)
+    old = running.key("cerebras").get_secret_value()
+    new = running.rotate("cerebras", keep_old=True).get_secret_value()
+    assert [models(running, "cerebras", key) for key in (old, new)] == [200, 200]
+    running.control.accept("cerebras", [running.key("cerebras")])
+    assert [models(running, "cerebras", key) for key in (old, new)] == [401, 200]
+    assert [request.carries(old) for request in running.control.requests("cerebras")] == [True, False, True, False]
+    running.control.fault("cerebras", Fault(status=503, times=1))
+    assert [models(running, "cerebras", new) for _ in range(2)] == [503, 200]
+    running.control.fault("cerebras", Fault(latency=0.01))
+    assert running.control.faults("cerebras")[0]["latency"] == 0.01
+    running.control.clear()
+    assert running.control.faults("cerebras") == []
+    running.control.forget()
+    assert running.control.requests("cerebras") == []
+    answer = httpx2.get(f"{running.address}/practice/cerebras/keys", headers={TOKEN_HEADER: "guessed"})
+    assert answer.status_code == 401
+    with_token = {TOKEN_HEADER: running.token.get_secret_value()}
+    shown = httpx2.get(f"{running.address}/practice/cerebras/keys", headers=with_token).text
+    assert new not in shown
+    for body in (b"{", b"[]", b'{"accepted": "x"}', b'{"accepted": ["a b"]}', b'{"accepted": [], "more": 1}'):
+        bad = httpx2.put(f"{running.address}/practice/cerebras/keys", headers=with_token, content=body)
+        assert bad.status_code == 422
+    daemon.down(home)
+    with pytest.raises(PracticeError, match="do not answer"):
+        running.control.keys("cerebras")
+
+
+def test_damaged_keys_are_said_plainly(home: Path) -> None:
+    """A file that was edited into something else is named, with the remedy."""
+    daemon.up(home)
+    daemon.down(home)
+    daemon.keys_file(home).write_text('{"accepted": {')
+    with pytest.raises(PracticeError, match="cannot be read") as caught:
+        daemon.up(home)
+    assert "Delete the file" in str(caught.value)
+
+
+def test_command_line(home: Path, tmp_path: Path) -> None:
+    """up, status, keys, rotate, fault, log, env, down: what they print holds no key."""
+    assert isabella(home, "status")[0] == 3
+    code, out, _ = isabella(home, "up")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == list(NAMES)
+    running = daemon.status(home)
+    assert running is not None
+    old = running.key("groq").get_secret_value()
+    printed = out
+    for arguments in (
+        ["rotate", "groq", "--keep-old"],
+        ["keys", "groq"],
+        ["fault", "groq", "--status", "429", "--times", "1", "--retry-after", "3"],
+        ["status"],
+        ["status", "--json"],
+    ):
+        code, out, _ = isabella(home, *arguments)
+        assert code == 0, arguments
+        printed += out
+    new = running.key("groq").get_secret_value()
+    assert new != old
+    assert "429" in printed
+    assert [models(running, "groq", key) for key in (new, old)] == [429, 200]
+    _, out, _ = isabella(home, "log", "groq")
+    assert [line.split()[1] for line in out.splitlines()] == ["429", "200"]
+    printed += out
+    assert isabella(home, "fault", "groq", "--clear")[1] == "No fault is on.\n"
+    path = tmp_path / "practice.env"
+    printed += isabella(home, "env", str(path))[1]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert f"GROQ_API_KEY={new}" in path.read_text()
+    assert isabella(home, "env", str(path))[0] == 1
+    for name in NAMES:
+        assert running.key(name).get_secret_value() not in printed
+    assert old not in printed
+    assert isabella(home, "down")[:2] == (0, "Stopped.\n")
+    assert json.loads(isabella(home, "status", "--json")[1]) == {"running": False}
+
+
+def test_keys_from_a_file_and_from_standard_input(home: Path, tmp_path: Path) -> None:
+    """Whether the vendors run or not, the keys of a file replace the list."""
+    running = daemon.up(home)
+    given = "csk-given0000000000000000000000000001"
+    listed = tmp_path / "keys"
+    listed.write_text(f"{given}\n\n")
+    assert isabella(home, "keys", "cerebras", "--accept", str(listed))[:2] == (0, "csk-…0001\n")
+    assert models(running, "cerebras", given) == 200
+    daemon.down(home)
+    assert isabella(home, "keys", "groq", "--accept", "-", stdin="gsk_other000000000000002\n")[0] == 0
+    again = daemon.up(home)
+    assert [models(again, "cerebras", given), models(again, "groq", "gsk_other000000000000002")] == [200, 200]
+    assert isabella(home, "keys", "cerebras", "--accept", str(tmp_path / "absent"))[0] == 1
+
+
+def test_mistakes_of_users(home: Path) -> None:
+    """Each is told in a line, with what to do."""
+    for arguments in (["keys", "nobody"], ["log", "groq"], ["fault", "groq", "--status", "99"], ["rotate", "groq"]):
+        code, _, message = isabella(home, *arguments)
+        assert (code, bool(message)) == (1, True), arguments
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """The command module is on the way to every `isabella --help`."""
+    heavy = "{'uvicorn', 'starlette', 'pydantic', 'httpx2', 'psutil', 'filelock', 'rich'}"
+    code = f"import sys, isabella.cli.practice; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

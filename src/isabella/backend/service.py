@@ -106,7 +106,7 @@ def _with_practice(settings: Settings, wishes: Wishes, started: ExitStack) -> Se
     else:
         wishes.say("These are PRACTICE VENDORS: stand-ins on this machine that answer from a small script.")
     running = daemon.up(settings.home, None, wishes.say)
-    if not running.reused:
+    if running.started:
         started.callback(daemon.down, settings.home)
     return with_practice_vendors(settings, running)
 

@@ -20,6 +20,9 @@ _PLACEHOLDERS = re.compile(
     )$""",
     re.IGNORECASE | re.VERBOSE,
 )
+_BEARER = re.compile(r"bearer(\s|$)", re.IGNORECASE)
+_QUOTES_TAKEN_OFF = "surrounding quotes were taken off"
+_BEARER_TAKEN_OFF = "the word Bearer was taken off"
 _HEXADECIMAL_64 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -64,13 +67,17 @@ def clean(raw: str) -> CleanKey:
             notes.append("a trailing newline was taken off")
         else:
             notes.append("surrounding white space was taken off")
-    while len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"`":
-        value = value[1:-1].strip()
-        if "surrounding quotes were taken off" not in notes:
-            notes.append("surrounding quotes were taken off")
-    if value.lower().startswith("bearer "):
-        value = value[7:].strip()
-        notes.append("the word Bearer was taken off")
+    wrapped = ""
+    while value != wrapped:
+        wrapped = value
+        if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"`":
+            value = value[1:-1].strip()
+            if _QUOTES_TAKEN_OFF not in notes:
+                notes.append(_QUOTES_TAKEN_OFF)
+        if _BEARER.match(value):
+            value = value[6:].strip()
+            if _BEARER_TAKEN_OFF not in notes:
+                notes.append(_BEARER_TAKEN_OFF)
     if not value:
         raise KeyRefused("it is empty")
     prefix = next((known for known in KNOWN_PREFIXES if value.startswith(known)), "")

@@ -6,6 +6,7 @@ errors (a 422 of Letta repeats the whole body), so what they say passes through 
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -26,7 +27,9 @@ def remember(*secrets: str | None) -> None:
             # A secret of a few characters would also blot out innocent words.
             if secret is not None and len(secret) >= _SHORTEST:
                 _known[secret] = mask(secret)
+                # As it stands in a URL, and between the quotes of a JSON document.
                 _known[quote(secret, safe="")] = mask(secret)
+                _known[json.dumps(secret)[1:-1]] = mask(secret)
 
 
 def redact(text: str) -> str:

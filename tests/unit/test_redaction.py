@@ -1,0 +1,113 @@
+"""Redaction: no secret that this process knows gets through texts, events or log lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections.abc import Iterator
+from urllib.parse import quote
+
+import pytest
+import structlog
+
+from isabella import redaction
+from isabella.logs import configure_logs
+from isabella.redaction import redact, redact_event
+
+
+def fresh(prefix: str = "csk-canary-", ending: str = "") -> str:
+    """A secret that no other test knows, and that is remembered from now on."""
+    secret = f"{prefix}{uuid.uuid4().hex}{ending}"
+    redaction.remember(secret)
+    return secret
+
+
+@pytest.fixture
+def _logs() -> Iterator[None]:
+    root = logging.getLogger()
+    before = root.handlers, root.level
+    yield
+    root.handlers, level = before
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+def test_a_secret_is_replaced_by_its_mask() -> None:
+    """Every occurrence of a known secret becomes its masked form."""
+    secret = fresh()
+    assert redact(f"{secret} and again {secret}.") == f"csk-…{secret[-4:]} and again csk-…{secret[-4:]}."
+
+
+def test_a_secret_in_a_url_is_found() -> None:
+    """A secret that was percent-encoded for a URL is found as well."""
+    secret = fresh(ending="+/=&")
+    text = redact(f"http://127.0.0.1/?key={quote(secret, safe='')}")
+    assert secret[:40] not in text
+
+
+def test_a_secret_in_json_is_found() -> None:
+    """A secret with characters that JSON escapes is found in JSON as well."""
+    secret = fresh(ending='"\\tail-of-it')
+    text = redact(json.dumps({"detail": f"the key {secret} is wrong"}))
+    assert secret[:40] not in text
+    assert "tail-of-it" not in text
+
+
+def test_the_longer_secret_goes_first() -> None:
+    """Where one secret is the beginning of another, nothing of the longer one is left behind."""
+    short = fresh()
+    long = f"{short}-and-its-longer-tail"
+    redaction.remember(long)
+    assert "longer" not in redact(f"<{long}>")
+
+
+@pytest.mark.parametrize("text", ["", "abc", "abcde", None])
+def test_a_few_characters_are_no_secret(text: str | None) -> None:
+    """A secret so short that it would blot out innocent words is not searched for."""
+    redaction.remember(text)
+    assert redact(f"the word {text} stays") == f"the word {text} stays"
+
+
+def test_an_event_is_redacted_however_deep() -> None:
+    """Texts in mappings, lists, tuples and exceptions of a log event are redacted; numbers stay."""
+    secret = fresh()
+    event = {
+        "event": f"it was {secret}",
+        "deep": {"list": [secret, (secret, 7)]},
+        "error": ValueError(secret),
+        "number": 7,
+    }
+    clean = redact_event(None, "info", event)
+    assert secret not in repr(clean)
+    assert clean["number"] == 7
+
+
+@pytest.mark.usefixtures("_logs")
+def test_log_lines_and_their_tracebacks_are_redacted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither our own logs nor those of libraries, tracebacks included, let a secret through; all go to stderr."""
+    secret = fresh()
+    configure_logs()
+    structlog.get_logger().warning("ours", key=secret, deep=[{"key": secret}])
+    logging.getLogger("some.library").warning("theirs: %s", secret)
+    try:
+        raise RuntimeError(f"it was {secret}")
+    except RuntimeError:
+        logging.getLogger("some.library").exception("a failure")
+        structlog.get_logger().exception("our failure")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "ours" in err
+    assert "theirs" in err
+    assert err.count("Traceback") == 2
+    assert secret not in err
+    assert f"{secret[-4:]}" in err
+
+
+@pytest.mark.usefixtures("_logs")
+def test_logs_that_go_to_a_file_are_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where standard error is no terminal, each event is one JSON object on a line of its own."""
+    configure_logs()
+    structlog.get_logger().info("an event", number=7)
+    event = json.loads(capsys.readouterr().err)
+    assert (event["event"], event["number"], event["level"]) == ("an event", 7, "info")

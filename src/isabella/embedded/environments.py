@@ -7,7 +7,9 @@ address an agent is bound to (fact P7). So the lists say what may pass, not what
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
+from pathlib import Path
 
 _ORDINARY = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR", "TZ", "SYSTEMROOT")
 # How to reach the vendors from this machine.
@@ -18,6 +20,7 @@ _NETWORK = (
 # How to fetch and, for the few packages without wheels, build on this machine.
 _INSTALLING = ("HOME", "USER", "LOGNAME", "NETRC", "CC", "CXX", "CFLAGS", "LDFLAGS", "CPATH", "LIBRARY_PATH")
 _INSTALLING_PREFIXES = ("UV_", "PIP_", "XDG_")
+_CERTIFICATE_STORES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 _LOOPBACK = "127.0.0.1,localhost,::1"
 
 
@@ -37,4 +40,10 @@ def networked(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 def installing(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """For uv and pip, which honour the machine's own configuration of indexes, caches and compilers."""
     allowed = {name: environ[name] for name in (*_ORDINARY, *_NETWORK, *_INSTALLING) if name in environ}
-    return allowed | {name: value for name, value in environ.items() if name.startswith(_INSTALLING_PREFIXES)}
+    allowed |= {name: value for name, value in environ.items() if name.startswith(_INSTALLING_PREFIXES)}
+    # uv trusts its own list of authorities; a machine with a certificate store may know more of them.
+    if ssl.get_default_verify_paths().cafile is not None or any(
+        Path(store).exists() for store in _CERTIFICATE_STORES
+    ):
+        allowed.setdefault("UV_SYSTEM_CERTS", "true")
+    return allowed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import ssl
 from types import TracebackType
 from typing import Any, NoReturn, Self
 
@@ -79,7 +78,7 @@ class LettaServer:
             headers=headers,
             timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
             # Loading the certificate store takes longer than a whole warm start on a plain address.
-            verify=ssl.create_default_context() if base_url.startswith("https:") else False,
+            verify=httpx.create_ssl_context() if base_url.startswith("https:") else False,
             # A proxy of the environment has no business between us and a server on this machine.
             trust_env=not _is_loopback(base_url),
         )

@@ -125,7 +125,7 @@ def judge(status: int, document: Any, *, retry_after: str | None = None) -> Answ
 
 @cache
 def _certificates() -> ssl.SSLContext:
-    return ssl.create_default_context()
+    return httpx.create_ssl_context()
 
 
 def _json(response: httpx.Response) -> Any:

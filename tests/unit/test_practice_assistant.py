@@ -191,6 +191,16 @@ def test_changes_and_forgets() -> None:
     assert "nothing like that" in ask("Forget my shoe size", INSERT, REPLACE, before=before).text
 
 
+def test_the_conversation_is_corrected_too() -> None:
+    """What was told, then changed or forgotten, is not known as it was; orders are not facts."""
+    told = [{"role": "user", "content": text} for text in ("Remember that my dog is called Rex", "I live in Oslo.")]
+    changed = [system(PERSONA), *told, {"role": "user", "content": "Please change Rex to Max"}]
+    assert ask("What is my dog called?", before=changed).text == "Your dog is called Max."
+    forgotten = [system(PERSONA), *told, {"role": "user", "content": "Forget my dog"}]
+    assert "do not know" in ask("What is my dog called?", before=forgotten).text
+    assert ask("Where do I live?", before=forgotten).text == "You live in Oslo."
+
+
 def test_searches_when_asked_to() -> None:
     """It searches the archive or the conversation, and answers from what came back."""
     call = ask("Search your archival memory for the trip to Rome", LOOK_UP).calls[0]
@@ -277,10 +287,15 @@ def test_sleeptime_agent_tidies_up_and_finishes() -> None:
 
 def test_sums_up_when_letta_makes_room() -> None:
     """A request for a summary is answered with one that keeps what the user said, and calls no tool."""
-    transcript = "<start_transcript>\n[user] Remember that my dog is called Rex\n[assistant] Yes.\n<end_transcript>\n"
+    earlier = json.dumps({"type": "system_alert", "message": "- The user said: I live in Oslo.\n- The user said: Hi"})
+    transcript = (
+        f"<start_transcript>\n[MessageRole.user] {earlier}\n[MessageRole.user] Remember that my dog is called Rex\n"
+        "[assistant] Yes.\n<end_transcript>\n. Generate the summary."
+    )
     reply = ask(transcript, INSERT)
     assert reply.calls == ()
     assert "my dog is called Rex" in reply.text
+    assert "I live in Oslo." in reply.text
     summary = {"role": "user", "content": json.dumps({"type": "system_alert", "message": reply.text})}
     assert ask("What is my dog called?", before=[system(PERSONA), summary]).text == "Your dog is called Rex."
 

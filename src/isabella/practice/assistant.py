@@ -42,14 +42,6 @@ _SEARCH_CONVERSATION = re.compile(
     r"(?:for|about|:)?\s*(?P<query>.*)",
     re.IGNORECASE | re.DOTALL,
 )
-_CHANGE = re.compile(
-    r"\b(?:change|replace|update|correct)\b\s+[\"'“]?(?P<old>.+?)[\"'”]?\s+(?:to|with|by|into)\s+[\"'“]?(?P<new>.+?)[\"'”]?"
-    r"(?:\s+in (?:your|the) memory)?[.!]?$",
-    re.IGNORECASE | re.DOTALL,
-)
-_FORGET = re.compile(
-    r"^\s*(?:please\s+)?(?:forget|erase|delete)\b(?:\s+(?:about|that))?\s+(?P<what>.+)", re.IGNORECASE
-)
 _ECHO = re.compile(
     r"\b(?:say|repeat|reply|answer|respond)\b"
     r"(?:\s+(?:with|after me|back|only|just|exactly|the words?|one line|in one line|the following|this))*"
@@ -131,12 +123,12 @@ def _search(asked: str, situation: Situation) -> Reply | None:
 
 
 def _change(asked: str, situation: Situation) -> Reply | None:
-    if found := _CHANGE.search(asked):
-        edit = recollection.replacement(situation, found["old"].strip(), found["new"].strip())
+    if change := recollection.to_change(asked):
+        edit = recollection.replacement(situation, *change)
         if edit is not None:
             return Reply("The user corrects something that I know.", calls=(edit,))
-    if found := _FORGET.search(asked):
-        edit = recollection.removal(situation, found["what"].strip(" .!"))
+    if unwanted := recollection.to_forget(asked):
+        edit = recollection.removal(situation, unwanted)
         if edit is not None:
             return Reply("The user wants me to forget something.", calls=(edit,))
         return Reply("There is nothing like that in my memory.", "I have nothing like that in my memory.")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
-from collections.abc import Iterator
+from contextlib import suppress
 
 from isabella.practice import speech
 from isabella.practice.situation import Block, Call, Situation
@@ -18,7 +19,10 @@ _SUMMARY_REQUEST = re.compile(
     r"<start_transcript>|^\s*(?:The (?:previous|following) messages are being evicted|"
     r"Your task is to create a detailed summary|You.re a memory-recall helper)",
 )
-_TRANSCRIPT_LINE = re.compile(r"^\s*(?:\d+\.\s*)?\[?user\]?:?\s+(?P<text>.+)$", re.IGNORECASE | re.MULTILINE)
+_TRANSCRIPT_LINE = re.compile(
+    r"^\s*(?:\d+\.\s*)?\[?(?:MessageRole\.)?user\]?:?\s+(?P<text>.+)$", re.IGNORECASE | re.MULTILINE
+)
+_SAID_BEFORE = re.compile(r"- The user said: ([^\n\"]+)")
 _WORTH_KEEPING = re.compile(
     r"\bmy [\w' -]+? (?:is|are|was|lives?|works?|likes?)\b|"
     r"\bI(?:'m| am| live| work| like| love| prefer| have| study)\b|"
@@ -26,7 +30,31 @@ _WORTH_KEEPING = re.compile(
     re.IGNORECASE,
 )
 _REMEMBER_PREFIX = re.compile(r"^.*?\b(?:remember|don't forget|keep in mind)\b\s*(?:that)?[:,]?\s*", re.IGNORECASE)
+# Orders are not facts: having been told to forget something is not knowing it.
+_ORDER = re.compile(
+    r"^\s*(?:please\s+)?(?:search|look|find|check|say|repeat|reply|answer|respond|count|tell)\b", re.IGNORECASE
+)
+_FORGET = re.compile(
+    r"^\s*(?:please\s+)?(?:forget|erase|delete)\b(?:\s+(?:about|that))?\s+(?P<what>.+)", re.IGNORECASE
+)
+_CHANGE = re.compile(
+    r"^\s*(?:please\s+)?(?:change|replace|update|correct)\s+[\"'“]?(?P<old>.+?)[\"'”]?\s+(?:to|with|by|into)\s+"
+    r"[\"'“]?(?P<new>.+?)[\"'”]?(?:\s+in (?:your|the) memory)?[.!]?$",
+    re.IGNORECASE,
+)
 _LONGEST_SUMMARY_LINE = 200
+
+
+def to_forget(said: str) -> str | None:
+    """What the user wants forgotten; None where that is not what was said."""
+    order = _FORGET.match(said)
+    return None if order is None else order["what"].strip(" .!")
+
+
+def to_change(said: str) -> tuple[str, str] | None:
+    """What the user wants changed, and into what; None where that is not what was said."""
+    order = _CHANGE.match(said)
+    return None if order is None else (order["old"].strip(), order["new"].strip())
 
 
 def is_summary_request(situation: Situation) -> bool:
@@ -39,7 +67,11 @@ def summary(situation: Situation) -> str:
     said = [found["text"] for found in _TRANSCRIPT_LINE.finditer(situation.asked)]
     if not said:
         said = [turn.text for turn in situation.before if turn.role == "user"]
-    lines = [f"- The user said: {line[:_LONGEST_SUMMARY_LINE]}" for line in said]
+    lines = []
+    for line in said:
+        # An earlier summary comes wrapped in JSON; what it kept is kept again.
+        kept = _SAID_BEFORE.findall(line.replace("\\n", "\n")) if line.startswith("{") else [line]
+        lines += [f"- The user said: {one[:_LONGEST_SUMMARY_LINE]}" for one in kept]
     return "Summary of the conversation so far.\n" + ("\n".join(lines) or "- Nothing of note was said.")
 
 
@@ -155,19 +187,27 @@ def _replace(situation: Situation, block: Block, old: str, new: str) -> Call | N
     return None
 
 
-def _said(situation: Situation) -> Iterator[str]:
+def _said(situation: Situation) -> list[str]:
+    """What the user has told, as it stands after corrections; questions and orders are left out."""
+    told: list[str] = []
     for turn in situation.before:
-        if turn.role in ("user", "system"):
-            for sentence in speech.sentences(turn.text):
-                if not sentence.endswith("?"):
-                    said = sentence.removeprefix("- The user said: ")
-                    yield _REMEMBER_PREFIX.sub("", said)
+        if turn.role not in ("user", "system"):
+            continue
+        for sentence in speech.sentences(turn.text):
+            said = sentence.removeprefix("- The user said: ")
+            if order := _FORGET.match(said):
+                dropped = speech.best_match(order["what"], told)
+                told = [earlier for earlier in told if earlier != dropped]
+            elif order := _CHANGE.match(said):
+                told = [earlier.replace(order["old"], order["new"]) for earlier in told]
+            elif not said.endswith("?") and not _ORDER.match(said):
+                told.append(_REMEMBER_PREFIX.sub("", said))
+    return told
 
 
 def _texts_in(results: str) -> list[str]:
-    try:
-        found = json.loads(results)
-    except ValueError:
+    found = _parsed(results)
+    if found is None:
         return results.splitlines()
     texts: list[str] = []
     pending = [found]
@@ -180,3 +220,13 @@ def _texts_in(results: str) -> list[str]:
         elif isinstance(value, dict):
             pending += [inner for key, inner in value.items() if key in ("results", "content", "text", "message")]
     return texts
+
+
+def _parsed(results: str) -> object:
+    """A tool's result, which Letta sends as JSON or as Python writes its values; None where it is plain text."""
+    for parse in (json.loads, ast.literal_eval):
+        # Python's own parser fails in more ways than one on what is not Python.
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            found: object = parse(results)
+            return found
+    return None

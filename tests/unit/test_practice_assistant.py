@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -332,6 +333,22 @@ FIELDS = """
 messages role content text tools function name parameters properties required tool_calls arguments tool_choice
 type message status enum model
 """
+
+
+@pytest.mark.parametrize(
+    "word", ["find ", "remember ", "my ", "change x to ", "say say ", "what you I ", "{", "<a>", "\n"]
+)
+def test_huge_messages_take_no_time(word: str) -> None:
+    """A megabyte of anything, now or earlier in the conversation, is answered within a second."""
+    huge = word * (1_000_000 // len(word))
+    started = time.monotonic()
+    ask(huge, INSERT)
+    ask("What is my dog called?", before=[system(PERSONA), {"role": "user", "content": huge}])
+    ask("What is my dog called?", before=[{"role": "system", "content": huge}])
+    ask(f"<start_transcript>{huge}")
+    assert time.monotonic() - started < 3.0
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=40),
     lambda inner: (

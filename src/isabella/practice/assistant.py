@@ -15,6 +15,7 @@ from isabella.practice import recollection, speech
 from isabella.practice.situation import Block, Call, Situation, Tool
 
 _LONGEST_COUNT = 5_000
+_LONGEST_READ = 4_000
 
 _REMEMBER = re.compile(
     r"\b(?:remember|memori[sz]e|note(?: down)?|keep in mind|do not forget|don['’]t forget|never forget|store|save|"
@@ -99,7 +100,8 @@ def _plan(situation: Situation, speaker: str) -> Reply:
     done = [turn for turn in situation.since if turn.role == "tool"]
     if done:
         return _after_tools(situation)
-    asked = situation.asked.strip()
+    # The patterns are for what people say; on a megabyte of text some would take minutes.
+    asked = situation.asked[:_LONGEST_READ].strip()
     if not asked:
         return Reply("Nobody has said anything yet.", "Hello! I am listening.")
     return (

@@ -20,7 +20,7 @@ _SUMMARY_REQUEST = re.compile(
     r"Your task is to create a detailed summary|You.re a memory-recall helper)",
 )
 _TRANSCRIPT_LINE = re.compile(
-    r"^\s*(?:\d+\.\s*)?\[?(?:MessageRole\.)?user\]?:?\s+(?P<text>.+)$", re.IGNORECASE | re.MULTILINE
+    r"^[ \t]*(?:\d+\.[ \t]*)?\[?(?:MessageRole\.)?user\]?:?\s+(?P<text>.+)$", re.IGNORECASE | re.MULTILINE
 )
 _SAID_BEFORE = re.compile(r"- The user said: ([^\n\"]+)")
 _WORTH_KEEPING = re.compile(
@@ -43,6 +43,7 @@ _CHANGE = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_SUMMARY_LINE = 200
+_LONGEST_READ = 20_000
 
 
 def to_forget(said: str) -> str | None:
@@ -193,7 +194,7 @@ def _said(situation: Situation) -> list[str]:
     for turn in situation.before:
         if turn.role not in ("user", "system"):
             continue
-        for sentence in speech.sentences(turn.text):
+        for sentence in speech.sentences(turn.text[:_LONGEST_READ]):
             said = sentence.removeprefix("- The user said: ")
             if order := _FORGET.match(said):
                 dropped = speech.best_match(order["what"], told)

@@ -16,7 +16,6 @@ _BLOCK = re.compile(
     re.DOTALL,
 )
 _LINE_NUMBER = re.compile(r"^\d+→ ?", re.MULTILINE)
-_REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def _user_turn(text: str) -> Turn:
     # Older agent types get user messages, heartbeats and alerts wrapped in JSON.
     wrapped = _json_object(text)
     if wrapped is None:
-        return Turn("user", _REMINDER.sub("", text) if not text.startswith("<system-reminder>") else text)
+        return Turn("user", text)
     kind = wrapped.get("type")
     if kind == "user_message":
         return Turn("user", str(wrapped.get("message", "")))

@@ -186,6 +186,17 @@ class Server:
             postgres_log=cluster.log if cluster else None,
         )
 
+    def know_secrets(self) -> None:
+        """Read the secrets of this instance, so that `redaction` takes them out of its logs."""
+        layout = self.layout
+        for path in (
+            layout.master_key_file,
+            layout.password_file,
+            layout.database_password_file,
+            layout.superuser_password_file,
+        ):
+            vault.kept(path)
+
     def erase(self, progress: Progress = quiet) -> None:
         """Stop everything and delete the data of this instance, its secrets and its logs. For good."""
         layout = self.layout

@@ -1,18 +1,27 @@
 """The exception tree. Every error says what happened, where, and what to do next.
 
-    IsabellaError
-    ├── ConfigurationError        .env, isabella.toml, an environment variable, a key file
-    ├── LettaError                the Letta server
-    │   ├── LettaUnreachable      nothing answers, or not in time
-    │   ├── NotLetta              something answers, but it is not Letta
-    │   ├── LettaUnauthorized     the server password is missing or wrong
-    │   ├── LettaRefused          Letta understood and refused (4xx)
-    │   └── LettaBroken           Letta failed (5xx), or its answer cannot be understood
-    ├── EmbeddedError             the Letta and Postgres that Isabella runs herself
-    │   ├── InstallFailed         fetching or installing the release
-    │   └── StartFailed           a process did not come up
-    ├── PracticeError             the practice vendors
-    └── LockTimeout               another process is at work on the same thing
+IsabellaError
+├── ConfigurationError        .env, isabella.toml, an environment variable, a key file
+├── LettaError                the Letta server
+│   ├── LettaUnreachable      nothing answers, or not in time
+│   ├── NotLetta              something answers, but it is not Letta
+│   ├── LettaUnauthorized     the server password is missing or wrong
+│   ├── LettaRefused          Letta understood and refused (4xx)
+│   └── LettaBroken           Letta failed (5xx), or its answer cannot be understood
+├── AgentError                agents, their models and their memory
+│   ├── AgentUnknown          no agent of that name
+│   ├── AgentExists           there is one of that name already
+│   ├── AgentFileRefused      a file that is to be imported, or was exported, is not fit for it
+│   ├── ModelUnknown          the handle names no model that would work now
+│   └── MemoryRefused         a memory cannot be read or written as asked
+│       ├── MemoryUnknown     no block of that label, or no passage of that id
+│       ├── MemoryTooLong     the text is longer than the block's limit
+│       └── MemoryChanged     somebody else has written it meanwhile
+├── EmbeddedError             the Letta and Postgres that Isabella runs herself
+│   ├── InstallFailed         fetching or installing the release
+│   └── StartFailed           a process did not come up
+├── PracticeError             the practice vendors
+└── LockTimeout               another process is at work on the same thing
 """
 
 from __future__ import annotations
@@ -93,6 +102,62 @@ class LettaBroken(LettaError):
     def __init__(self, what: str, *, status: int | None = None, remedy: str | None = None) -> None:
         super().__init__(what, remedy=remedy)
         self.status = status
+
+
+class AgentError(IsabellaError):
+    """Something is wrong with what was asked of an agent."""
+
+
+class AgentUnknown(AgentError):
+    """Letta has no agent of this name, or several that cannot be told apart by it."""
+
+
+class AgentExists(AgentError):
+    """Letta has an agent of this name already."""
+
+
+class AgentFileRefused(AgentError):
+    """A file is no agent file, cannot be imported, or would have carried a secret."""
+
+
+class ModelUnknown(AgentError):
+    """A handle names no model that would work now.
+
+    Args:
+        what: one sentence: why it would not.
+        handles: those that would.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, handles: tuple[str, ...] = (), remedy: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.handles = handles
+
+
+class MemoryRefused(AgentError):
+    """A memory cannot be read or written as asked."""
+
+
+class MemoryUnknown(MemoryRefused):
+    """The agent has no block of this label, or no passage of this id."""
+
+
+class MemoryTooLong(MemoryRefused):
+    """The text is longer than its block's limit, which Letta itself does not enforce."""
+
+
+class MemoryChanged(MemoryRefused):
+    """The block is no longer what its editor saw.
+
+    Args:
+        what: one sentence: which block.
+        version: the version that it has now.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, version: str, remedy: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.version = version
 
 
 class EmbeddedError(IsabellaError):

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from isabella.catalog import Vendor, known_vendors
 from isabella.errors import ConfigurationError
+from isabella.keys import KNOWN_PREFIXES
 from isabella.settings import http_address
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
@@ -36,6 +37,14 @@ class _Declaration(BaseModel):
     def _is_address(cls, value: str) -> str:
         return http_address(value)
 
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_no_key(cls, value: str) -> str:
+        # Some keys have the form of a variable's name; as one they would be shown to everybody.
+        if value.startswith(KNOWN_PREFIXES):
+            raise ValueError("it has to name the variable that holds the key; a key must not stand in this file")
+        return value
+
     @field_validator("name")
     @classmethod
     def _is_name(cls, value: str) -> str:
@@ -53,7 +62,7 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
         ConfigurationError: the file is malformed; the message names the line.
     """
     try:
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
     except FileNotFoundError:
         return ()
     except (OSError, UnicodeDecodeError) as error:
@@ -61,7 +70,8 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigurationError(f"{path}: not valid TOML: {error}.") from None
+        what = str(error).replace("at end of document", f"at line {len(text.splitlines()) or 1}, the last one")
+        raise ConfigurationError(f"{path}: not valid TOML: {what}.") from None
     entries = document.pop("providers", [])
     if document:
         unknown = next(iter(document))
@@ -76,8 +86,10 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
         )
     taken = {vendor.provider: "the catalog" for vendor in known_vendors()}
     vendors = []
+    # Once for all of them: a thousand tables are declared in a thousand places.
+    lines = _lines_of_tables(text)
     for index, entry in enumerate(entries):
-        line = _line_of_table(text, index)
+        line = lines[index] if index < len(lines) else _line_of(text, "providers")
         vendor = _vendor(path, line, entry)
         if vendor.provider in taken:
             raise ConfigurationError(
@@ -123,6 +135,6 @@ def _line_of(text: str, name: str) -> int:
     return next((n for n, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
 
 
-def _line_of_table(text: str, index: int) -> int:
-    headers = [n for n, line in enumerate(text.splitlines(), 1) if re.match(r"\s*\[\[\s*providers\s*\]\]", line)]
-    return headers[index] if index < len(headers) else 1
+def _lines_of_tables(text: str) -> list[int]:
+    header = re.compile(r"\s*\[\[\s*providers\s*\]\]")
+    return [n for n, line in enumerate(text.splitlines(), 1) if header.match(line)]

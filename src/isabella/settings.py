@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote, urlsplit
 
 from platformdirs import user_data_path
 from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
@@ -19,6 +21,8 @@ from isabella.keys import is_master_key
 from isabella.sources import DEFAULT, ENVIRONMENT, Sources
 from isabella.strategy import Strategy
 
+# Made once: building it takes a hundred times as long as using it.
+_ADDRESS = TypeAdapter(AnyHttpUrl)
 MAKE_MASTER_KEY = "python3 -c 'import secrets; print(secrets.token_hex(32))'"
 
 
@@ -128,6 +132,11 @@ class Settings(BaseSettings):
         for secret in (self.letta_api_key, self.letta_encryption_key, self.database_url):
             if secret is not None:
                 redaction.remember(secret.get_secret_value())
+        if self.database_url is not None:
+            # Whoever quotes the password does not always quote the address around it.
+            with suppress(ValueError):
+                password = urlsplit(self.database_url.get_secret_value()).password or ""
+                redaction.remember(password, unquote(password))
 
     def origin(self, field: str) -> str:
         """Where a setting's value came from: `environment`, the path of `.env`, `argument` or `default`."""
@@ -208,7 +217,7 @@ def http_address(value: str) -> str:
     """
     address = value.strip().rstrip("/")
     try:
-        parsed = TypeAdapter(AnyHttpUrl).validate_python(address)
+        parsed = _ADDRESS.validate_python(address)
     except ValidationError:
         raise ValueError("it has to be an address like http://127.0.0.1:8283") from None
     if parsed.username or parsed.password:

@@ -33,6 +33,16 @@ class ProviderTypes(StrEnum):
     OPENAI = "openai"
 
 
+class Embeddings(StrEnum):
+    """Where the vectors of archival memory come from."""
+
+    #: Mistral where it has a key, otherwise the local model where its extra is installed, otherwise nowhere.
+    AUTO = "auto"
+    MISTRAL = "mistral"
+    LOCAL = "local"
+    OFF = "off"
+
+
 class Settings(BaseSettings):
     """Everything an operator can configure, apart from the vendors' own variables.
 
@@ -86,6 +96,22 @@ class Settings(BaseSettings):
         alias="ISABELLA_CONFIG_FILE",
         description="File that declares further OpenAI-compatible vendors.",
     )
+    agents_file: Path | None = Field(
+        None,
+        alias="ISABELLA_AGENTS_FILE",
+        description="File that defines the agents; unset: the ones that come with the package.",
+    )
+    embeddings: Embeddings = Field(
+        Embeddings.AUTO,
+        alias="ISABELLA_EMBEDDINGS",
+        description="How archival memory is searched by meaning: auto, mistral, local, or off for text search. "
+        "An agent keeps what it was made with.",
+    )
+    reflect_after: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        300.0,
+        alias="ISABELLA_REFLECT_AFTER",
+        description="Seconds of silence after which what was said is reflected on; 0 for never.",
+    )
     timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
         30.0, alias="ISABELLA_TIMEOUT", description="Seconds that Letta or a vendor may take to answer."
     )
@@ -122,10 +148,15 @@ class Settings(BaseSettings):
     def _empty_is_unset(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is not None and value.get_secret_value().strip() else None
 
-    @field_validator("home", "config_file")
+    @field_validator("agents_file", mode="before")
     @classmethod
-    def _expand(cls, value: Path) -> Path:
-        return value.expanduser()
+    def _no_path_is_unset(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("home", "config_file", "agents_file")
+    @classmethod
+    def _expand(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser()
 
     def model_post_init(self, context: Any, /) -> None:
         """Make sure that these secrets are taken out of every text that comes from elsewhere."""

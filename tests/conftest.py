@@ -1,0 +1,53 @@
+"""What all tests share: one real Letta on a real Postgres for the whole session."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from isabella.embedded import Letta, Server
+
+# Below the project, so that a release is installed once and then used by every session.
+_HOME = Path(__file__).resolve().parents[1] / ".isabella" / "tests"
+
+
+@pytest.fixture(scope="session")
+def letta_home() -> Path:
+    """The home of the tests' own servers; what sessions that were killed left there is cleared away."""
+    for folder in (_HOME / "letta").glob("*-tests-*"):
+        release, instance, pid = re.fullmatch(r"([\d.]+)-(tests-(\d+).*)", folder.name).groups()  # type: ignore[union-attr]
+        if not psutil.pid_exists(int(pid)):
+            Server(_HOME, release=release, instance=instance).erase()
+    return _HOME
+
+
+@pytest.fixture(scope="session")
+def new_server(letta_home: Path) -> Iterator[Callable[..., Server]]:
+    """Makes servers with fresh data of their own; `new_server("name", seal=False)`. All are erased in the end."""
+    made: list[Server] = []
+
+    def make(name: str, **options: object) -> Server:
+        server = Server(letta_home, instance=f"tests-{os.getpid()}-{name}", **options)  # type: ignore[arg-type]
+        made.append(server)
+        return server
+
+    yield make
+    for server in made:
+        server.erase()
+
+
+@pytest.fixture(scope="session")
+def embedded(new_server: Callable[..., Server]) -> Server:
+    """The session's server as an object, to stop and start it under another master key."""
+    return new_server("shared")
+
+
+@pytest.fixture(scope="session")
+def letta_server(embedded: Server) -> Letta:
+    """The session's Letta, running, with a master key of its own."""
+    return embedded.up()

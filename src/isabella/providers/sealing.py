@@ -25,7 +25,8 @@ from isabella.files import write_private
 
 _SALT, _IV, _TAG = 16, 12, 16
 _ROUNDS = 100_000
-_SHORTEST = _SALT + _IV + _TAG + 1
+# An empty key is sealed as readily as any other.
+_SHORTEST = _SALT + _IV + _TAG
 
 
 class Match(StrEnum):

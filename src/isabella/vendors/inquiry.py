@@ -48,6 +48,7 @@ class Answer:
         said: its own words or what went wrong, scrubbed, for people.
         status: the HTTP status, if there was an answer.
         models: context windows in tokens by model id; None where the vendor does not tell the window.
+        unfit: ids of models that are switched off, or hold no conversation with tools, by the vendor's own word.
         retry_after: seconds after which it wants to be asked again, where it says so.
     """
 
@@ -55,6 +56,7 @@ class Answer:
     said: str
     status: int | None = None
     models: Mapping[str, int | None] = field(default_factory=dict)
+    unfit: frozenset[str] = frozenset()
     retry_after: float | None = None
 
     @property
@@ -88,7 +90,7 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
             )
     except httpx.TimeoutException:
         return Answer(Verdict.UNREACHABLE, f"no answer within {timeout:g} s")
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         return Answer(Verdict.UNREACHABLE, redact(str(error)) or type(error).__name__)
     return judge(response.status_code, _json(response), retry_after=response.headers.get("retry-after"))
 
@@ -102,10 +104,10 @@ def judge(status: int, document: Any, *, retry_after: str | None = None) -> Answ
         retry_after: the header of that name.
     """
     said = _words(document) or f"status {status}"
-    wait = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdigit() else None
+    wait = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdecimal() else None
     match status:
         case 200 if (models := _models(document)) is not None:
-            return Answer(Verdict.ACCEPTED, f"{len(models)} models", status, models)
+            return Answer(Verdict.ACCEPTED, f"{len(models)} models", status, models, _unfit(document))
         case 200:
             return Answer(Verdict.WRONG_ADDRESS, "what answers there is not a list of models", status)
         case 402:
@@ -146,6 +148,19 @@ def _models(document: Any) -> dict[str, int | None] | None:
         windows = (item.get(name) for name in _WINDOW_FIELDS)
         models[item["id"]] = next((w for w in windows if isinstance(w, int) and w > 0), None)
     return models
+
+
+def _unfit(document: Any) -> frozenset[str]:
+    items = document.get("data") if isinstance(document, dict) else document
+    return frozenset(item["id"] for item in items if item.get("active") is False or not _converses(item))
+
+
+def _converses(item: dict[str, Any]) -> bool:
+    """Whether a model takes part in conversations and calls tools, where its vendor tells (Mistral does)."""
+    capabilities = item.get("capabilities")
+    if not isinstance(capabilities, dict):
+        return True
+    return all(capabilities.get(name) is not False for name in ("completion_chat", "function_calling"))
 
 
 def _error_object(document: Any) -> dict[str, Any]:

@@ -1,0 +1,205 @@
+"""Asking vendors: every body of the vendors' table is judged by status and shape, and nothing raises."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+from pytest_httpserver import HTTPServer
+from werkzeug import Response
+
+from isabella import redaction
+from isabella.vendors.inquiry import Answer, Verdict, ask_vendor, judge
+
+KEY = SecretStr("csk-canary-inquiry-0001")
+
+WRONG_KEYS: list[tuple[int, Any]] = [
+    (
+        401,
+        {"message": "Wrong API Key", "type": "invalid_request_error", "param": "api_key", "code": "wrong_api_key"},
+    ),
+    (
+        401,
+        {"error": {"message": "Invalid API Key", "type": "invalid_request_error", "code": "invalid_api_key"}},
+    ),
+    (401, {"detail": "Unauthorized"}),
+    (401, {"detail": "Invalid API Key"}),
+    (401, {"message": "Unauthorized", "request_id": "abc"}),
+    (401, {"error": {"message": "anything", "type": "authentication_error", "code": "invalid_api_key"}}),
+    (403, {"detail": "Not authenticated"}),
+    (403, {"error": {"message": "Access denied. Please check your network settings."}}),
+    (401, {}),
+    (401, []),
+    (401, "Unauthorized"),
+]
+MODEL_LISTS: list[tuple[Any, dict[str, int | None]]] = [
+    ({"data": [{"id": "m", "object": "model", "created": 1, "owned_by": "Cerebras"}]}, {"m": None}),
+    (
+        {"data": [{"id": "m", "active": True, "context_window": 131072, "max_completion_tokens": 65536}]},
+        {"m": 131072},
+    ),
+    ({"data": [{"id": "m", "max_context_length": 40960, "capabilities": {}, "aliases": []}]}, {"m": 40960}),
+    ({"data": [{"id": "m"}]}, {"m": None}),
+    ([{"id": "m", "context_length": 8192}], {"m": 8192}),
+    ({"data": [{"id": "m", "context_window": "8k"}, {"id": "n", "context_window": 0}]}, {"m": None, "n": None}),
+    ({"object": "list", "data": []}, {}),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), WRONG_KEYS)
+def test_every_vendor_s_refusal_is_a_refused_key(status: int, body: Any) -> None:
+    """However a vendor words it, a JSON 401 or 403 means that the key is refused."""
+    answer = judge(status, body)
+    assert (answer.verdict, answer.takes_key, answer.status) == (Verdict.REFUSED, False, status)
+    assert answer.said
+
+
+@pytest.mark.parametrize(("body", "models"), MODEL_LISTS)
+def test_every_vendor_s_model_list_is_read(body: Any, models: dict[str, int | None]) -> None:
+    """A model list means that the key is taken; windows are read where the vendor tells them."""
+    answer = judge(200, body)
+    assert (answer.verdict, answer.takes_key, dict(answer.models)) == (Verdict.ACCEPTED, True, models)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "verdict", "takes_key"),
+    [
+        (402, {"detail": "Payment required"}, Verdict.OUT_OF_FUNDS, True),
+        (402, None, Verdict.OUT_OF_FUNDS, True),
+        (403, {"error": {"message": "-", "code": "insufficient_quota"}}, Verdict.OUT_OF_FUNDS, True),
+        (403, {"error": {"message": "-", "type": "insufficient_balance"}}, Verdict.OUT_OF_FUNDS, True),
+        (429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, Verdict.RATE_LIMITED, True),
+        (429, None, Verdict.RATE_LIMITED, True),
+        (401, None, Verdict.FAILING, None),
+        (403, None, Verdict.FAILING, None),
+        (200, None, Verdict.WRONG_ADDRESS, None),
+        (200, {"status": "ok"}, Verdict.WRONG_ADDRESS, None),
+        (200, {"data": ["m"]}, Verdict.WRONG_ADDRESS, None),
+        (200, {"data": [{"name": "m"}]}, Verdict.WRONG_ADDRESS, None),
+        (404, {"detail": "Not Found"}, Verdict.WRONG_ADDRESS, None),
+        (405, None, Verdict.WRONG_ADDRESS, None),
+        (301, None, Verdict.WRONG_ADDRESS, None),
+        (308, None, Verdict.WRONG_ADDRESS, None),
+        (500, {"error": {"message": "Internal Server Error"}}, Verdict.FAILING, None),
+        (502, None, Verdict.FAILING, None),
+        (503, {"message": "busy"}, Verdict.FAILING, None),
+        (418, None, Verdict.FAILING, None),
+    ],
+)
+def test_what_says_nothing_of_the_key_is_not_held_against_it(
+    status: int, body: Any, verdict: Verdict, takes_key: bool | None
+) -> None:
+    """Money and haste mean a good key; failures, pages and wrong addresses mean nothing about it."""
+    answer = judge(status, body)
+    assert (answer.verdict, answer.takes_key) == (verdict, takes_key)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [("2", 2.0), ("0.5", 0.5), (None, None), ("", None), ("soon", None), (".", None), ("²", None)],
+)
+def test_the_wish_to_be_asked_later_is_read(header: str | None, seconds: float | None) -> None:
+    """A number of seconds is taken over; a date or anything else is not."""
+    assert judge(429, None, retry_after=header).retry_after == seconds
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["error", "data", "message", "detail", "code", "type", "id"]), inner, max_size=4
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@given(st.integers(100, 599), JSON, st.none() | st.text(max_size=6))
+def test_judging_never_raises(status: int, body: Any, retry_after: str | None) -> None:
+    """Whatever comes back is judged; only a 401 or 403 refuses a key, only a list, 402, 403 or 429 takes it."""
+    answer = judge(status, body, retry_after=retry_after)
+    assert answer.said
+    assert answer.takes_key is not False or status in (401, 403)
+    assert not answer.takes_key or status in (200, 402, 403, 429)
+
+
+def ask(base_url: str, *, timeout: float = 10.0) -> Answer:
+    """Ask the vendor there."""
+
+    async def asked() -> Answer:
+        return await ask_vendor(base_url, KEY, timeout=timeout)
+
+    return anyio.run(asked)
+
+
+def test_the_key_goes_to_the_model_list(httpserver: HTTPServer) -> None:
+    """One GET of the model list, with the key as the bearer."""
+    httpserver.expect_oneshot_request(
+        "/v1/models", method="GET", headers={"Authorization": f"Bearer {KEY.get_secret_value()}"}
+    ).respond_with_json({"data": [{"id": "m"}]})
+    assert ask(httpserver.url_for("/v1")).verdict is Verdict.ACCEPTED
+    assert len(httpserver.log) == 1
+
+
+def test_nothing_listening_is_unreachable() -> None:
+    """No answer is never a refusal."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        answer = ask(f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
+    assert (answer.verdict, answer.takes_key, answer.status) == (Verdict.UNREACHABLE, None, None)
+
+
+def test_a_vendor_that_hangs_is_unreachable() -> None:
+    """A vendor that accepts and stays silent is given up after the time that it was given."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        answer = ask(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", timeout=0.2)
+    assert (answer.verdict, answer.said) == (Verdict.UNREACHABLE, "no answer within 0.2 s")
+
+
+def test_a_redirect_is_not_followed_with_the_key(httpserver: HTTPServer) -> None:
+    """The key goes nowhere but to the configured address."""
+    httpserver.expect_request("/v1/models").respond_with_response(
+        Response(status=302, headers={"Location": httpserver.url_for("/elsewhere")})
+    )
+    assert ask(httpserver.url_for("/v1")).verdict is Verdict.WRONG_ADDRESS
+    assert [request.path for request, _ in httpserver.log] == ["/v1/models"]
+
+
+@pytest.mark.parametrize(
+    ("response", "verdict"),
+    [
+        (Response("<html>Sign in</html>", 200, content_type="text/html"), Verdict.WRONG_ADDRESS),
+        (Response("<html>Blocked</html>", 403, content_type="text/html"), Verdict.FAILING),
+        (Response("<html>Bad gateway</html>", 502, content_type="text/html"), Verdict.FAILING),
+        (Response("", 200), Verdict.WRONG_ADDRESS),
+        (Response(b"\xff\xfe", 200, content_type="application/json"), Verdict.WRONG_ADDRESS),
+        (Response(gzip.compress(b"{}"), 401, headers={"Content-Encoding": "gzip"}), Verdict.REFUSED),
+        (Response(b"no gzip", 200, headers={"Content-Encoding": "gzip"}), Verdict.UNREACHABLE),
+    ],
+)
+def test_pages_and_garbage_say_nothing_of_the_key(
+    httpserver: HTTPServer, response: Response, verdict: Verdict
+) -> None:
+    """What a proxy, a captive portal or a broken server sends does not count against the key, and never raises."""
+    httpserver.expect_request("/v1/models").respond_with_response(response)
+    assert ask(httpserver.url_for("/v1")).verdict is verdict
+
+
+def test_a_vendor_that_quotes_the_key_is_not_repeated(httpserver: HTTPServer) -> None:
+    """A vendor's own words are shortened and scrubbed of the key."""
+    redaction.remember(KEY.get_secret_value())
+    said = f"Incorrect API key provided: {KEY.get_secret_value()}. " + "x" * 500
+    httpserver.expect_request("/v1/models").respond_with_json({"error": {"message": said}}, status=401)
+    answer = ask(httpserver.url_for("/v1"))
+    assert answer.verdict is Verdict.REFUSED
+    assert KEY.get_secret_value() not in answer.said
+    assert len(answer.said) <= 160

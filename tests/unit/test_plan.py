@@ -1,0 +1,258 @@
+"""The plan: a pure function of desired, stored, strategy and abilities, tested in every combination."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import SecretStr
+
+from isabella.catalog import known_vendors
+from isabella.providers.desired import Desired
+from isabella.providers.plan import Action, Change, State, plan, state_of
+from isabella.providers.sealing import Match, Reading
+from isabella.stores import Abilities, Stored
+from isabella.strategy import Strategy
+
+VENDOR = known_vendors()[0]
+KEY = SecretStr("csk-canary-plan-0001")
+OLD = SecretStr("csk-canary-plan-0000")
+
+WANTED = Desired(VENDOR, "cerebras", "cerebras", "http://a/v1", KEY, "CEREBRAS_API_KEY (.env)")
+NO_KEY = replace(WANTED, key=None, key_source="CEREBRAS_API_KEY is not set")
+PROBLEM = replace(WANTED, key=None, problem="CEREBRAS_API_KEY cannot be used: it is empty", remedy="Put one there.")
+MOVED_PROBLEM = replace(WANTED, problem="CEREBRAS_BASE_URL cannot be used: no address")
+
+ROW = Stored("provider-1", "cerebras", "cerebras", "http://a/v1", "text")
+NEW_RELEASE = Abilities("0.16.8", known=True, recreates=True)
+OLD_RELEASE = Abilities("0.16.1", known=True, recreates=False)
+UNKNOWN_RELEASE = Abilities("0.40.0", known=False, recreates=False)
+
+#: A record and its reading, for each state in which Letta can be found, with a master key configured.
+FOUND: dict[State, tuple[Stored | None, Reading | None]] = {
+    State.ABSENT: (None, None),
+    State.IN_SYNC: (ROW, Reading(Match.EQUAL, sealed=True, key=KEY)),
+    State.STALE: (ROW, Reading(Match.DIFFERENT, sealed=True, key=OLD)),
+    State.UNREADABLE: (ROW, Reading(Match.UNREADABLE, sealed=True)),
+    State.PLAINTEXT: (ROW, Reading(Match.EQUAL, sealed=False, key=KEY)),
+    State.MISTYPED: (replace(ROW, type="openai"), Reading(Match.EQUAL, sealed=True, key=KEY)),
+    State.MOVED: (replace(ROW, base_url="http://b/v1"), Reading(Match.EQUAL, sealed=True, key=KEY)),
+    State.HIDDEN: (ROW, Reading(Match.HIDDEN)),
+}
+
+KEEP, UPDATE, RECREATE, CREATE, REFUSE = (
+    Action.KEEP,
+    Action.UPDATE,
+    Action.RECREATE,
+    Action.CREATE,
+    Action.REFUSE,
+)
+#: What is to be done: state -> auto, recreate, in-place on a release that recreates; the same on one that cannot.
+TABLE: dict[State, tuple[tuple[Action, Action, Action], tuple[Action, Action, Action]]] = {
+    State.ABSENT: ((CREATE, CREATE, CREATE), (CREATE, CREATE, CREATE)),
+    State.IN_SYNC: ((KEEP, RECREATE, KEEP), (KEEP, KEEP, KEEP)),
+    State.STALE: ((UPDATE, RECREATE, UPDATE), (UPDATE, UPDATE, UPDATE)),
+    State.PLAINTEXT: ((UPDATE, RECREATE, UPDATE), (UPDATE, UPDATE, UPDATE)),
+    State.MOVED: ((UPDATE, RECREATE, UPDATE), (UPDATE, UPDATE, UPDATE)),
+    State.HIDDEN: ((UPDATE, RECREATE, UPDATE), (UPDATE, UPDATE, UPDATE)),
+    State.UNREADABLE: ((RECREATE, RECREATE, UPDATE), (REFUSE, REFUSE, UPDATE)),
+    State.MISTYPED: ((RECREATE, RECREATE, REFUSE), (REFUSE, REFUSE, REFUSE)),
+}
+STRATEGIES = (Strategy.AUTO, Strategy.RECREATE, Strategy.IN_PLACE)
+
+
+def planned(
+    desired: Desired,
+    found: tuple[Stored | None, Reading | None],
+    strategy: Strategy,
+    abilities: Abilities = NEW_RELEASE,
+    *,
+    sealing: bool = True,
+) -> Change:
+    """The plan for a record as it was found."""
+    return plan(desired, *found, strategy=strategy, abilities=abilities, sealing=sealing)
+
+
+def test_the_table_has_every_state_that_can_be_found() -> None:
+    """No state is left out of these tests; foreign is what nobody declared, and never planned."""
+    assert set(TABLE) == set(FOUND) == set(State) - {State.FOREIGN}
+
+
+@pytest.mark.parametrize("state", TABLE)
+def test_each_state_is_recognised(state: State) -> None:
+    """What Letta holds is called by its name."""
+    assert state_of(WANTED, *FOUND[state], sealing=True) is state
+
+
+@pytest.mark.parametrize(
+    ("state", "strategy", "abilities"),
+    [*itertools.product(TABLE, STRATEGIES, [NEW_RELEASE, OLD_RELEASE, UNKNOWN_RELEASE])],
+)
+def test_each_combination_has_its_action(state: State, strategy: Strategy, abilities: Abilities) -> None:
+    """State, strategy and release decide what is done, as the table above says."""
+    change = planned(WANTED, FOUND[state], strategy, abilities)
+    assert change.action is TABLE[state][not abilities.recreates][STRATEGIES.index(strategy)]
+    assert change.state is state
+    assert change.reason
+    assert (change.remedy is not None) == (change.action is Action.REFUSE)
+    assert change.pending == (change.action is not Action.KEEP)
+
+
+@pytest.mark.parametrize("state", TABLE)
+def test_without_a_master_key_plaintext_is_in_sync(state: State) -> None:
+    """Where nothing is to be sealed, the right key in plaintext is as it should be."""
+    expected = State.IN_SYNC if state is State.PLAINTEXT else state
+    assert state_of(WANTED, *FOUND[state], sealing=False) is expected
+
+
+@pytest.mark.parametrize(
+    ("stored", "reading", "state"),
+    [
+        (replace(ROW, type="openai", base_url="http://b/v1"), Reading(Match.DIFFERENT, sealed=True), State.MISTYPED),
+        (replace(ROW, type="openai"), Reading(Match.UNREADABLE, sealed=True), State.MISTYPED),
+        (replace(ROW, base_url="http://b/v1"), Reading(Match.UNREADABLE, sealed=True), State.UNREADABLE),
+        (replace(ROW, base_url="http://b/v1"), Reading(Match.DIFFERENT, sealed=True), State.STALE),
+        (replace(ROW, base_url="http://b/v1"), Reading(Match.EQUAL, sealed=False), State.PLAINTEXT),
+        (ROW, Reading(Match.DIFFERENT, sealed=False), State.STALE),
+        (ROW, Reading(Match.NOTHING), State.STALE),
+        (replace(ROW, base_url=None), Reading(Match.EQUAL, sealed=True), State.MOVED),
+    ],
+)
+def test_of_several_differences_the_hardest_counts(stored: Stored, reading: Reading, state: State) -> None:
+    """A record that differs in more than one way is called by the difference that is hardest to mend."""
+    assert state_of(WANTED, stored, reading, sealing=True) is state
+
+
+def test_no_key_in_letta_is_told_apart_from_another_key() -> None:
+    """An empty row is stale, too, but the reason says that there is no key in it."""
+    empty = planned(WANTED, (ROW, Reading(Match.NOTHING)), Strategy.AUTO)
+    stale = planned(WANTED, FOUND[State.STALE], Strategy.AUTO)
+    assert (empty.reason, stale.reason) == ("Letta holds no key", "Letta holds another key")
+
+
+@pytest.mark.parametrize(
+    ("state", "strategy", "ask"),
+    [
+        (State.ABSENT, Strategy.AUTO, True),
+        (State.STALE, Strategy.AUTO, True),
+        (State.HIDDEN, Strategy.AUTO, True),
+        (State.UNREADABLE, Strategy.AUTO, True),
+        (State.IN_SYNC, Strategy.AUTO, False),
+        (State.IN_SYNC, Strategy.RECREATE, False),
+        (State.PLAINTEXT, Strategy.AUTO, False),
+        (State.MOVED, Strategy.AUTO, False),
+        (State.MISTYPED, Strategy.AUTO, False),
+        (State.MISTYPED, Strategy.IN_PLACE, False),
+    ],
+)
+def test_the_vendor_is_asked_about_keys_that_letta_does_not_hold(state: State, strategy: Strategy, ask: bool) -> None:
+    """A key that Letta holds already is not asked about again, and none where nothing is written."""
+    assert planned(WANTED, FOUND[state], strategy).ask_vendor is ask
+
+
+def test_an_unknown_release_is_told_as_such() -> None:
+    """Where nothing is deleted because the release was not measured, the reason says so, not that it cannot."""
+    unknown = planned(WANTED, FOUND[State.MISTYPED], Strategy.AUTO, UNKNOWN_RELEASE)
+    old = planned(WANTED, FOUND[State.MISTYPED], Strategy.AUTO, OLD_RELEASE)
+    assert "not a release that was measured" in unknown.reason
+    assert "cannot bring back" in old.reason
+
+
+def test_a_refusal_in_place_names_the_way_out() -> None:
+    """Who wants no DELETE is told the command that would allow it, for this provider alone."""
+    change = planned(WANTED, FOUND[State.MISTYPED], Strategy.IN_PLACE)
+    assert change.remedy is not None
+    assert "--only cerebras --strategy auto" in change.remedy
+
+
+@pytest.mark.parametrize("stored", [None, ROW])
+def test_a_vendor_without_a_key_is_left_alone(stored: Stored | None) -> None:
+    """Without a key nothing is done, not even about a record of that name, and the reason says which variable."""
+    change = planned(NO_KEY, (stored, None), Strategy.RECREATE)
+    assert (change.action, change.pending) == (Action.NONE, False)
+    assert "CEREBRAS_API_KEY is not set" in change.reason
+    assert ("left alone" in change.reason) == (stored is not None)
+
+
+MATCHES = st.builds(Reading, st.sampled_from(Match), st.booleans(), st.sampled_from([None, KEY, OLD]))
+RECORDS = st.builds(
+    Stored,
+    st.just("provider-1"),
+    st.just("cerebras"),
+    st.sampled_from(["cerebras", "openai", "groq"]),
+    st.sampled_from([None, "http://a/v1", "http://b/v1"]),
+    st.sampled_from([None, "", "text"]),
+    st.booleans(),
+    st.booleans(),
+)
+FOUND_ANYHOW = st.one_of(st.just((None, None)), st.tuples(RECORDS, MATCHES))
+RELEASES = st.sampled_from([NEW_RELEASE, OLD_RELEASE, UNKNOWN_RELEASE])
+WRITES = (Action.CREATE, Action.UPDATE, Action.RECREATE)
+
+
+@given(FOUND_ANYHOW, st.sampled_from(Strategy), RELEASES, st.booleans())
+def test_nothing_is_deleted_where_it_cannot_come_back(
+    found: tuple[Stored | None, Reading | None], strategy: Strategy, abilities: Abilities, sealing: bool
+) -> None:
+    """No DELETE on a release that cannot recreate, and none with strategy in-place, whatever is found."""
+    change = planned(WANTED, found, strategy, abilities, sealing=sealing)
+    if not abilities.recreates or strategy is Strategy.IN_PLACE:
+        assert change.action is not Action.RECREATE
+
+
+@given(FOUND_ANYHOW, st.sampled_from(Strategy), RELEASES, st.booleans())
+def test_kept_is_only_what_is_in_sync(
+    found: tuple[Stored | None, Reading | None], strategy: Strategy, abilities: Abilities, sealing: bool
+) -> None:
+    """Keep means: type, base URL and key equal, and sealed where a master key is set; auto keeps exactly that."""
+    stored, reading = found
+    change = planned(WANTED, found, strategy, abilities, sealing=sealing)
+    right = (
+        stored is not None
+        and reading is not None
+        and reading.match is Match.EQUAL
+        and (reading.sealed or not sealing)
+        and (stored.type, stored.base_url) == (WANTED.type, WANTED.base_url)
+    )
+    assert right == (change.state is State.IN_SYNC)
+    if change.action is Action.KEEP:
+        assert right
+    if strategy is not Strategy.RECREATE:
+        assert right == (change.action is Action.KEEP)
+
+
+@given(
+    st.sampled_from([NO_KEY, PROBLEM, MOVED_PROBLEM]),
+    FOUND_ANYHOW,
+    st.sampled_from(Strategy),
+    RELEASES,
+    st.booleans(),
+)
+def test_nothing_is_written_for_a_vendor_without_a_usable_key(
+    desired: Desired,
+    found: tuple[Stored | None, Reading | None],
+    strategy: Strategy,
+    abilities: Abilities,
+    sealing: bool,
+) -> None:
+    """No key, or a problem with it: whatever Letta holds, it stays, and no vendor is asked."""
+    change = planned(desired, found, strategy, abilities, sealing=sealing)
+    assert change.action is (Action.REFUSE if desired.problem else Action.NONE)
+    assert not change.ask_vendor
+    assert change.remedy == desired.remedy
+
+
+@given(FOUND_ANYHOW, st.sampled_from(Strategy), RELEASES, st.booleans())
+def test_a_plan_is_whole(
+    found: tuple[Stored | None, Reading | None], strategy: Strategy, abilities: Abilities, sealing: bool
+) -> None:
+    """Every plan has a reason without a key in it; create means absent, the others mean present."""
+    change = planned(WANTED, found, strategy, abilities, sealing=sealing)
+    assert change.reason
+    assert "canary" not in change.reason + (change.remedy or "")
+    assert "canary" not in repr(change)
+    assert (change.action is Action.CREATE) == (found[0] is None)
+    assert change == planned(WANTED, found, strategy, abilities, sealing=sealing)

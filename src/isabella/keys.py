@@ -30,6 +30,14 @@ class KeyRefused(ValueError):
     """A value cannot be an API key. The message says why and never holds the value."""
 
 
+class KeyEmpty(KeyRefused):
+    """Nothing is there."""
+
+
+class KeyPlaceholder(KeyRefused):
+    """What is there stands in for a key."""
+
+
 @dataclass(frozen=True)
 class CleanKey:
     """A key as it will be used.
@@ -79,10 +87,10 @@ def clean(raw: str) -> CleanKey:
             if _BEARER_TAKEN_OFF not in notes:
                 notes.append(_BEARER_TAKEN_OFF)
     if not value:
-        raise KeyRefused("it is empty")
+        raise KeyEmpty("it is empty")
     prefix = next((known for known in KNOWN_PREFIXES if value.startswith(known)), "")
     if value == prefix or _PLACEHOLDERS.match(value.removeprefix(prefix)):
-        raise KeyRefused("it is a placeholder, not a key")
+        raise KeyPlaceholder("it is a placeholder, not a key")
     if any(character.isspace() for character in value):
         raise KeyRefused("there is white space inside it")
     if not value.isascii():

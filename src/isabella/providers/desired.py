@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import stat
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -11,10 +12,42 @@ from pydantic import SecretStr
 from isabella import redaction
 from isabella.catalog import Vendor, known_vendors, vendor_of_prefix
 from isabella.errors import ConfigurationError
-from isabella.keys import KeyRefused, clean, mask
+from isabella.keys import KeyEmpty, KeyPlaceholder, KeyRefused, clean, mask
 from isabella.providers.declared import declared_vendors
 from isabella.settings import ProviderTypes, Settings, http_address
 from isabella.sources import Value
+
+
+class Kind(StrEnum):
+    """What was noticed about a vendor's configuration. The first group stands in the way of registering it."""
+
+    KEY_EMPTY = "key-empty"
+    KEY_PLACEHOLDER = "key-placeholder"
+    KEY_MALFORMED = "key-malformed"
+    KEY_FILE_UNREADABLE = "key-file-unreadable"
+    BASE_URL_MALFORMED = "base-url-malformed"
+
+    KEY_CLEANED = "key-cleaned"
+    KEY_SET_TWICE = "key-set-twice"
+    KEY_FILE_READABLE = "key-file-readable"
+    KEY_OF_ANOTHER_VENDOR = "key-of-another-vendor"
+
+
+@dataclass(frozen=True)
+class Remark:
+    """Something worth saying about a vendor's configuration, for programs and for people.
+
+    Attributes:
+        kind: what it is.
+        variable: the variable it is about.
+        text: one sentence for people; never holds a key.
+        path: the file it is about, where it is about one.
+    """
+
+    kind: Kind
+    variable: str
+    text: str
+    path: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -30,7 +63,8 @@ class Desired:
         key_source: variable and origin of the key, for people.
         problem: why it cannot be registered as configured; None where it can.
         remedy: what to do about the problem.
-        notes: what was noticed and is worth saying, though it does not stand in the way.
+        obstacle: the problem for programs; None where there is none.
+        remarks: what was noticed and is worth saying, though it does not stand in the way.
     """
 
     vendor: Vendor
@@ -41,7 +75,13 @@ class Desired:
     key_source: str
     problem: str | None = None
     remedy: str | None = None
-    notes: tuple[str, ...] = ()
+    obstacle: Remark | None = None
+    remarks: tuple[Remark, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The remarks as people read them."""
+        return tuple(remark.text for remark in self.remarks)
 
     @property
     def wanted(self) -> bool:
@@ -54,34 +94,39 @@ class Desired:
         return None if self.key is None else mask(self.key.get_secret_value())
 
 
-def desired_providers(settings: Settings) -> tuple[Desired, ...]:
+def desired_providers(settings: Settings, vendors: tuple[Vendor, ...] | None = None) -> tuple[Desired, ...]:
     """Every vendor of the catalog and of `isabella.toml`, with the key configured for it.
 
     A key that cannot be one is a problem of that provider alone; the others go on.
 
+    Args:
+        settings: where keys, base URLs and types come from.
+        vendors: in place of the catalog and `isabella.toml`.
+
     Raises:
         ConfigurationError: `isabella.toml` is malformed.
     """
-    vendors = known_vendors() + declared_vendors(settings.config_file)
+    if vendors is None:
+        vendors = known_vendors() + declared_vendors(settings.config_file)
     return tuple(_desired(vendor, settings) for vendor in vendors)
 
 
 def _desired(vendor: Vendor, settings: Settings) -> Desired:
-    notes: list[str] = []
+    remarks: list[Remark] = []
     key: SecretStr | None = None
-    source, problem, remedy = f"{vendor.api_key_env} is not set", None, None
+    source, obstacle, remedy = f"{vendor.api_key_env} is not set", None, None
     try:
-        found = _key_text(vendor, settings, notes)
+        found = _key_text(vendor, settings, remarks)
         if found is not None:
             variable, value = found
             source = f"{variable} ({value.origin})"
-            key = _clean_key(vendor, variable, value, notes)
+            key = _clean_key(vendor, variable, value, remarks)
     except _Unusable as unusable:
-        problem, remedy = unusable.problem, unusable.remedy
+        obstacle, remedy = unusable.obstacle, unusable.remedy
         source = unusable.source
-    base_url, base_url_problem = _base_url(vendor, settings)
-    if problem is None and key is not None and base_url_problem is not None:
-        problem, remedy = base_url_problem, "Correct it, or remove it to use the vendor's own address."
+    base_url, base_url_obstacle = _base_url(vendor, settings)
+    if obstacle is None and key is not None and base_url_obstacle is not None:
+        obstacle, remedy = base_url_obstacle, "Correct it, or remove it to use the vendor's own address."
     return Desired(
         vendor=vendor,
         name=vendor.provider,
@@ -89,29 +134,31 @@ def _desired(vendor: Vendor, settings: Settings) -> Desired:
         base_url=base_url,
         key=key,
         key_source=source,
-        problem=problem,
+        problem=None if obstacle is None else obstacle.text,
         remedy=remedy,
-        notes=tuple(notes),
+        obstacle=obstacle,
+        remarks=tuple(remarks),
     )
 
 
 class _Unusable(Exception):
     """The configured key cannot be used."""
 
-    def __init__(self, problem: str, source: str, remedy: str) -> None:
-        super().__init__(problem)
-        self.problem = problem
+    def __init__(self, obstacle: Remark, source: str, remedy: str) -> None:
+        super().__init__(obstacle.text)
+        self.obstacle = obstacle
         self.source = source
         self.remedy = remedy
 
 
-def _key_text(vendor: Vendor, settings: Settings, notes: list[str]) -> tuple[str, Value] | None:
+def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tuple[str, Value] | None:
     """The key's variable and raw value, from the variable itself or from the file that another one names."""
     direct = settings.sources.get(vendor.api_key_env)
     named = settings.sources.get(vendor.api_key_file_env)
     if direct is not None:
         if named is not None:
-            notes.append(f"{vendor.api_key_env} wins over {vendor.api_key_file_env}: both are set")
+            text = f"{vendor.api_key_env} wins over {vendor.api_key_file_env}: both are set"
+            remarks.append(Remark(Kind.KEY_SET_TWICE, vendor.api_key_file_env, text))
         return vendor.api_key_env, direct
     if named is None:
         return None
@@ -121,42 +168,57 @@ def _key_text(vendor: Vendor, settings: Settings, notes: list[str]) -> tuple[str
         mode = stat.S_IMODE(path.stat().st_mode)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        problem = f"{vendor.api_key_file_env} names {path}, which cannot be read: {reason}"
         raise _Unusable(
-            f"{vendor.api_key_file_env} names {path}, which cannot be read: {reason}",
+            Remark(Kind.KEY_FILE_UNREADABLE, vendor.api_key_file_env, problem, path),
             f"{vendor.api_key_file_env} ({named.origin})",
             "Check that the file is there and that this user may read it.",
         ) from None
     if mode & 0o004:
-        notes.append(f"{path} can be read by every user of this machine: run `chmod 600 {path}`")
+        warning = f"{path} can be read by every user of this machine: run `chmod 600 {path}`"
+        remarks.append(Remark(Kind.KEY_FILE_READABLE, vendor.api_key_file_env, warning, path))
     # A key file ends in a newline as every text file does: nothing to remark on.
     return vendor.api_key_file_env, Value(text.removesuffix("\n"), str(path))
 
 
-def _clean_key(vendor: Vendor, variable: str, value: Value, notes: list[str]) -> SecretStr:
+def _clean_key(vendor: Vendor, variable: str, value: Value, remarks: list[Remark]) -> SecretStr:
     try:
         cleaned = clean(value.text)
     except KeyRefused as refused:
         raise _Unusable(
-            f"{variable} cannot be used: {refused}",
+            Remark(_kind(refused), variable, f"{variable} cannot be used: {refused}"),
             f"{variable} ({value.origin})",
             f"Put a key{f' from {vendor.keys_page}' if vendor.keys_page else ''} there, or remove the line.",
         ) from None
     redaction.remember(cleaned.value)
-    notes += [f"{variable}: {note}" for note in cleaned.notes]
+    remarks += [Remark(Kind.KEY_CLEANED, variable, f"{variable}: {note}") for note in cleaned.notes]
     other = vendor_of_prefix(cleaned.value)
     if other is not None and other.name != vendor.name and vendor.key_prefix != other.key_prefix:
-        notes.append(f"{variable} begins with {other.key_prefix}, as keys of {other.title} do: is it the right one?")
+        text = f"{variable} begins with {other.key_prefix}, as keys of {other.title} do: is it the right one?"
+        remarks.append(Remark(Kind.KEY_OF_ANOTHER_VENDOR, variable, text))
     return SecretStr(cleaned.value)
 
 
-def _base_url(vendor: Vendor, settings: Settings) -> tuple[str, str | None]:
-    value = settings.sources.get(vendor.base_url_env) if vendor.base_url_env else None
-    if value is None or not value.text.strip():
+def _kind(refused: KeyRefused) -> Kind:
+    match refused:
+        case KeyEmpty():
+            return Kind.KEY_EMPTY
+        case KeyPlaceholder():
+            return Kind.KEY_PLACEHOLDER
+        case _:
+            return Kind.KEY_MALFORMED
+
+
+def _base_url(vendor: Vendor, settings: Settings) -> tuple[str, Remark | None]:
+    name = vendor.base_url_env
+    value = settings.sources.get(name) if name else None
+    if name is None or value is None or not value.text.strip():
         return vendor.base_url, None
     try:
         return http_address(value.text), None
     except ValueError as error:
-        return vendor.base_url, f"{vendor.base_url_env} ({value.origin}) cannot be used: {error}"
+        problem = f"{name} ({value.origin}) cannot be used: {error}"
+        return vendor.base_url, Remark(Kind.BASE_URL_MALFORMED, name, problem)
 
 
 def _provider_type(vendor: Vendor, settings: Settings) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import cache
 from typing import Any
@@ -39,6 +40,20 @@ class Verdict(StrEnum):
     UNREACHABLE = "unreachable"
 
 
+class Trouble(StrEnum):
+    """What stands between us and the vendor, where something does."""
+
+    #: The host's name is not known.
+    DNS = "dns"
+    #: No trustworthy connection.
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    #: Refused, reset, or broken off.
+    CONNECTION = "connection"
+    #: A web page in place of the vendor's JSON: a proxy, or a portal.
+    HTML = "html"
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a vendor answered.
@@ -50,6 +65,7 @@ class Answer:
         models: context windows in tokens by model id; None where the vendor does not tell the window.
         unfit: ids of models that are switched off, or hold no conversation with tools, by the vendor's own word.
         retry_after: seconds after which it wants to be asked again, where it says so.
+        trouble: what stands in between, where it was not the vendor that answered.
     """
 
     verdict: Verdict
@@ -58,6 +74,7 @@ class Answer:
     models: Mapping[str, int | None] = field(default_factory=dict)
     unfit: frozenset[str] = frozenset()
     retry_after: float | None = None
+    trouble: Trouble | None = None
 
     @property
     def takes_key(self) -> bool | None:
@@ -89,10 +106,14 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
                 f"{base_url}/models", headers={"Authorization": f"Bearer {key.get_secret_value()}"}
             )
     except httpx.TimeoutException:
-        return Answer(Verdict.UNREACHABLE, f"no answer within {timeout:g} s")
+        return Answer(Verdict.UNREACHABLE, f"no answer within {timeout:g} s", trouble=Trouble.TIMEOUT)
     except httpx.RequestError as error:
-        return Answer(Verdict.UNREACHABLE, redact(str(error)) or type(error).__name__)
-    return judge(response.status_code, _json(response), retry_after=response.headers.get("retry-after"))
+        said = redact(str(error)) or type(error).__name__
+        return Answer(Verdict.UNREACHABLE, said, trouble=_trouble(error))
+    answer = judge(response.status_code, _json(response), retry_after=response.headers.get("retry-after"))
+    if "html" in response.headers.get("content-type", "").lower():
+        return replace(answer, trouble=Trouble.HTML)
+    return answer
 
 
 def judge(status: int, document: Any, *, retry_after: str | None = None) -> Answer:
@@ -123,6 +144,18 @@ def judge(status: int, document: Any, *, retry_after: str | None = None) -> Answ
             return Answer(Verdict.WRONG_ADDRESS, said, status)
         case _:
             return Answer(Verdict.FAILING, said, status)
+
+
+def _trouble(error: BaseException) -> Trouble:
+    """What broke, by the error at the bottom of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return Trouble.DNS
+        if isinstance(cause, ssl.SSLError):
+            return Trouble.TLS
+        cause = cause.__cause__ or cause.__context__
+    return Trouble.CONNECTION
 
 
 @cache

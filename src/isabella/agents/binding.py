@@ -3,12 +3,21 @@
 A handle alone is not enough. Letta gives native Groq agents no key at all (M3), lists the models of an
 OpenAI-type provider under another prefix (M4), and takes a window of 8192 for Cerebras (M1). With the binding
 spelled out, the key stored in the provider is used whatever its type.
+
+Which of Letta's clients speaks to the vendor is spelled out, too. The one it calls `openai` sends fields that
+Cerebras, Groq and Mistral refuse, and where a provider is gone it sends another key. The one it calls `zai` is
+the same client without both (facts M13, M14).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+#: Letta's client for OpenAI-compatible vendors that sends nothing but what they all take, since 0.16.7 (fact M13).
+GENERIC = "zai"
+#: The only one that uses a stored key in older releases.
+OPENAI = "openai"
 
 
 @dataclass(frozen=True)
@@ -20,12 +29,14 @@ class Binding:
         model: the vendor's id of the model.
         base_url: where the vendor answers.
         window: the model's context window in tokens.
+        client: which of Letta's clients speaks to the vendor.
     """
 
     provider: str
     model: str
     base_url: str
     window: int
+    client: str = GENERIC
 
     @property
     def handle(self) -> str:
@@ -36,10 +47,17 @@ class Binding:
         """The form in which Letta takes it."""
         return {
             "model": self.model,
-            "model_endpoint_type": "openai",
+            "model_endpoint_type": self.client,
             "model_endpoint": self.base_url,
             "provider_name": self.provider,
             "provider_category": "byok",
             "context_window": self.window,
             "handle": self.handle,
         }
+
+    def as_update(self) -> dict[str, Any]:
+        """The change of an agent that binds it, its summaries of long conversations included.
+
+        Left to itself, Letta looks the model for summaries up by its handle, and meets facts M1, M3 and M4 there.
+        """
+        return {"llm_config": self.as_llm_config(), "compaction_settings": {"model": None}}

@@ -17,11 +17,17 @@ IsabellaError
 │       ├── MemoryUnknown     no block of that label, or no passage of that id
 │       ├── MemoryTooLong     the text is longer than the block's limit
 │       └── MemoryChanged     somebody else has written it meanwhile
+├── TurnError                 a turn of an agent that could not be begun
+│   ├── QueueFull             too many wait for this agent already
+│   ├── TurnUnknown           no turn of that id is under way here
+│   └── MessageRefused        a message that cannot be said: empty, too long, or no text
 ├── EmbeddedError             the Letta and Postgres that Isabella runs herself
 │   ├── InstallFailed         fetching or installing the release
 │   └── StartFailed           a process did not come up
 ├── PracticeError             the practice vendors
 └── LockTimeout               another process is at work on the same thing
+    ├── TurnTimeout           the turns before this one went on for too long
+    └── GateTimeout           a provider's turns did not end in time, or its change did not
 """
 
 from __future__ import annotations
@@ -178,3 +184,37 @@ class PracticeError(IsabellaError):
 
 class LockTimeout(IsabellaError):
     """Another process has been at work on the same thing for too long."""
+
+
+class TurnTimeout(LockTimeout):
+    """Other turns of the same agent have been going on for too long."""
+
+
+class GateTimeout(LockTimeout):
+    """A provider's turns did not end in time for its change, or its change not in time for a turn."""
+
+
+class TurnError(IsabellaError):
+    """A turn of an agent could not be begun, or cannot be found."""
+
+
+class QueueFull(TurnError):
+    """Too many turns wait for this agent already.
+
+    Args:
+        what: one sentence: what happened and where.
+        retry_after: seconds after which it is worth trying again.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, retry_after: float, remedy: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.retry_after = retry_after
+
+
+class TurnUnknown(TurnError):
+    """No turn of that id is under way in this backend."""
+
+
+class MessageRefused(TurnError):
+    """A message that cannot be said: it is empty, too long, or holds what is no text."""

@@ -70,6 +70,11 @@ class Settings(BaseSettings):
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8000, alias="ISABELLA_PORT", description="Port the backend listens on; 0 for any that is free."
     )
+    token: SecretStr | None = Field(
+        None,
+        alias="ISABELLA_TOKEN",
+        description="What the backend asks of its clients; unset: one that is made at the first start.",
+    )
     home: Path = Field(
         default_factory=lambda: user_data_path("isabella"),
         alias="ISABELLA_HOME",
@@ -115,6 +120,27 @@ class Settings(BaseSettings):
     timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
         30.0, alias="ISABELLA_TIMEOUT", description="Seconds that Letta or a vendor may take to answer."
     )
+    first_token_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
+        20.0,
+        alias="ISABELLA_FIRST_TOKEN_TIMEOUT",
+        description="Seconds that a vendor may take to begin its answer before the next one is asked.",
+    )
+    silence_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
+        60.0,
+        alias="ISABELLA_SILENCE_TIMEOUT",
+        description="Seconds of silence in the middle of an answer, tools at work included, after which it is broken.",
+    )
+    turn_queue: Annotated[int, Field(ge=0, le=10_000)] = Field(
+        8, alias="ISABELLA_TURN_QUEUE", description="How many turns may wait for one agent before others get 429."
+    )
+    turn_wait: Annotated[float, Field(gt=0, le=3600)] = Field(
+        120.0, alias="ISABELLA_TURN_WAIT", description="Seconds that a turn waits for those before it."
+    )
+    gate_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
+        30.0,
+        alias="ISABELLA_GATE_TIMEOUT",
+        description="Seconds that turns wait while their provider is recreated, and that it waits for them first.",
+    )
     sources: Sources = Field(default_factory=lambda: Sources({}), exclude=True, repr=False)
 
     @classmethod
@@ -143,7 +169,7 @@ class Settings(BaseSettings):
             raise ValueError(f"it has to be 64 hexadecimal characters (32 bytes). Make one with: {MAKE_MASTER_KEY}")
         return value
 
-    @field_validator("letta_api_key", "database_url")
+    @field_validator("letta_api_key", "database_url", "token")
     @classmethod
     def _empty_is_unset(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is not None and value.get_secret_value().strip() else None
@@ -160,7 +186,7 @@ class Settings(BaseSettings):
 
     def model_post_init(self, context: Any, /) -> None:
         """Make sure that these secrets are taken out of every text that comes from elsewhere."""
-        for secret in (self.letta_api_key, self.letta_encryption_key, self.database_url):
+        for secret in (self.letta_api_key, self.letta_encryption_key, self.database_url, self.token):
             if secret is not None:
                 redaction.remember(secret.get_secret_value())
         if self.database_url is not None:

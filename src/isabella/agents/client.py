@@ -7,6 +7,10 @@ from letta_client import AsyncLetta
 
 from isabella.connection import Connection
 
+# Letta's server closes connections that were idle for 5 s. A message sent on one that is just being closed may or may
+# not have arrived, so they are given up before; and as many turns as want to may run side by side.
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=3.0)
+
 
 def open_client(connection: Connection) -> AsyncLetta:
     """A client for the agents of this Letta. It retries nothing: a repeated message would be said twice."""
@@ -17,5 +21,5 @@ def open_client(connection: Connection) -> AsyncLetta:
         max_retries=0,
         timeout=connection.timeout * 2,
         # A proxy of the environment has no business between us and a server on this machine.
-        http_client=httpx.AsyncClient(trust_env=not loopback, timeout=connection.timeout * 2),
+        http_client=httpx.AsyncClient(trust_env=not loopback, timeout=connection.timeout * 2, limits=_LIMITS),
     )

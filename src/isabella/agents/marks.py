@@ -1,0 +1,96 @@
+"""What Isabella notes in Letta about an agent: tags to find it by, and in its metadata what she last wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from isabella.agents.definitions import AgentDefinition
+
+#: On every agent that Isabella keeps or has taken in.
+OURS = "isabella"
+#: Begins the tag that says of which definition an agent is.
+DEFINITION = "isabella:agent:"
+#: On agents that came from a file.
+IMPORTED = "isabella:imported"
+#: The key in an agent's metadata below which everything of Isabella's stands.
+KEY = "isabella"
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What the metadata of an agent holds of Isabella's.
+
+    Attributes:
+        written: fingerprints of what its definition last wrote, by field, so that only what the file changed is
+            changed, and what somebody changed in Letta stays.
+        tools: the tools that its definition last gave it.
+        embedding: how its archival memory is searched, once that is decided.
+        reflected: up to where what was said has been reflected on.
+    """
+
+    written: Mapping[str, str] = field(default_factory=dict)
+    tools: tuple[str, ...] = ()
+    embedding: Mapping[str, Any] | None = None
+    reflected: str | None = None
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, Any] | None) -> Marks:
+        """The marks in an agent's metadata; what has another shape counts as absent."""
+        found = (metadata or {}).get(KEY)
+        if not isinstance(found, dict):
+            return cls()
+        written, tools = found.get("written"), found.get("tools")
+        embedding, reflected = found.get("embedding"), found.get("reflected")
+        return cls(
+            written={str(k): str(v) for k, v in written.items()} if isinstance(written, dict) else {},
+            tools=tuple(str(tool) for tool in tools) if isinstance(tools, list) else (),
+            embedding=embedding if isinstance(embedding, dict) else None,
+            reflected=reflected if isinstance(reflected, str) else None,
+        )
+
+    def into(self, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The agent's metadata with these marks; what is not Isabella's stays."""
+        mine: dict[str, Any] = {}
+        if self.written:
+            mine["written"] = dict(self.written)
+        if self.tools:
+            mine["tools"] = list(self.tools)
+        if self.embedding is not None:
+            mine["embedding"] = dict(self.embedding)
+        if self.reflected is not None:
+            mine["reflected"] = self.reflected
+        return {**(metadata or {}), KEY: mine}
+
+
+def definition_tag(id: str) -> str:
+    """The tag of the agents of a definition."""
+    return f"{DEFINITION}{id}"
+
+
+def definition_id(tags: Sequence[str]) -> str | None:
+    """The definition that an agent's tags name."""
+    return next((tag.removeprefix(DEFINITION) for tag in tags if tag.startswith(DEFINITION)), None)
+
+
+def fingerprints(definition: AgentDefinition) -> dict[str, str]:
+    """What a definition would write, by field."""
+    fields: dict[str, Any] = {
+        "name": definition.name,
+        "description": definition.description,
+        "persona": definition.persona,
+        "tools": sorted(definition.tools),
+        "models": [list(definition.handles), definition.window],
+    }
+    for block in definition.blocks:
+        fields[f"{block.label}.description"] = block.description
+        fields[f"{block.label}.limit"] = [block.limit, block.read_only]
+    return {name: fingerprint(value) for name, value in fields.items()}
+
+
+def fingerprint(value: Any) -> str:
+    """A short digest of a value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,159 @@
+"""Agents that cannot work, and what would mend them: a pure decision.
+
+What is wrong is told from what Letta has of an agent, the providers that live in Letta, and what is known of the
+vendors' models. Nothing is asked here, and nothing is changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from isabella.agents.binding import GENERIC, OPENAI, Binding
+from isabella.agents.engine import Engine
+
+#: Endpoint types whose clients never use the stored key (facts M3, O11).
+_KEYLESS = ("groq", "deepseek", "xai")
+#: The prefix under which Letta lists the models of every OpenAI-type provider (fact M4).
+_PROXY = "openai-proxy/"
+#: The windows that Letta takes where it knows none (facts M1, M4).
+_GUESSES = (8192, 30_000)
+
+
+class Fault(StrEnum):
+    """What is wrong with an agent."""
+
+    #: Its client never uses the stored key (fact M3).
+    KEY_IGNORED = "key_ignored"
+    #: Its client sends fields that the vendor refuses (fact M13).
+    WRONG_CLIENT = "wrong_client"
+    #: Its handle is one that several providers share (fact M4).
+    PROXY_HANDLE = "proxy_handle"
+    #: Its provider is not in Letta.
+    PROVIDER_GONE = "provider_gone"
+    #: Its provider's address is another one by now.
+    BASE_URL_MOVED = "base_url_moved"
+    #: Its vendor has its model no longer.
+    MODEL_GONE = "model_gone"
+    #: Its context window is Letta's guess, and far below the model's (facts M1, M4).
+    SMALL_WINDOW = "small_window"
+    #: Its summaries of long conversations go through a handle that does not work (facts M1, M3, M4).
+    SUMMARIES = "summaries"
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """What agents can be bound to.
+
+    Attributes:
+        live: base URLs of the providers in Letta, by name; None where Letta leaves it to the type.
+        windows: true context windows in tokens, by handle, as far as they are known.
+        client: which of Letta's clients we bind with, for its release.
+        vendors: names of the providers that we bind with it.
+        listed: the models that a vendor lists, by provider, where it has been asked and has answered.
+    """
+
+    live: Mapping[str, str | None]
+    windows: Mapping[str, int] = field(default_factory=dict)
+    listed: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    client: str = GENERIC
+    vendors: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with one agent.
+
+    Attributes:
+        fault: the kind.
+        why: one clause, for people.
+        binding: the same model, spelled out, where that mends it.
+        instead: handles to try where it does not, in order.
+    """
+
+    fault: Fault
+    why: str
+    binding: Binding | None = None
+    instead: tuple[str, ...] = ()
+
+
+def diagnose(engine: Engine | None, landscape: Landscape, preferred: Sequence[str] = ()) -> Finding | None:
+    """What is wrong with an agent; None where nothing is, or where it cannot be told.
+
+    Args:
+        engine: what it speaks through.
+        landscape: what it could be bound to.
+        preferred: handles that its definition prefers.
+    """
+    if engine is None or not engine.provider:
+        return None
+    if engine.category == "base" and not (engine.handle or "").startswith(_PROXY):
+        # Of what Letta got from its own environment, only Letta knows whether it works.
+        return None
+    if engine.provider not in landscape.live:
+        return Finding(
+            Fault.PROVIDER_GONE,
+            f"its provider {engine.provider} is not in Letta",
+            instead=_instead(engine, landscape, preferred),
+        )
+    listed = landscape.listed.get(engine.provider)
+    if listed is not None and engine.model not in listed:
+        return Finding(
+            Fault.MODEL_GONE,
+            f"{engine.provider} has no model {engine.model} any more",
+            instead=_instead(engine, landscape, preferred),
+        )
+    wanted = _spelled_out(engine, landscape)
+    if wanted is None:
+        return None
+    fault = _fault(engine, wanted)
+    return None if fault is None else Finding(*fault, binding=wanted, instead=tuple(preferred))
+
+
+def _spelled_out(engine: Engine, landscape: Landscape) -> Binding | None:
+    """The same provider and model as an explicit binding."""
+    provider = engine.provider or ""
+    base_url = landscape.live[provider] or engine.endpoint
+    if base_url is None:
+        return None
+    known = landscape.windows.get(f"{provider}/{engine.model}", 0)
+    # A window that somebody chose is kept; a guess of Letta's is not.
+    window = known if engine.window in (0, *_GUESSES) and known > engine.window else engine.window
+    # OpenAI's own client is right for OpenAI itself; of a provider that we do not know we keep what it has.
+    client = engine.endpoint_type if engine.endpoint_type in (GENERIC, OPENAI) else landscape.client
+    if provider in landscape.vendors:
+        client = landscape.client
+    return Binding(provider, engine.model, base_url.rstrip("/"), window, client=client)
+
+
+def _fault(engine: Engine, wanted: Binding) -> tuple[Fault, str] | None:
+    if engine.endpoint_type in _KEYLESS:
+        return Fault.KEY_IGNORED, f"as type {engine.endpoint_type}, Letta never uses the key stored for it"
+    if (engine.handle or "").startswith(_PROXY):
+        return Fault.PROXY_HANDLE, f"its handle {engine.handle} is one that every provider of type openai shares"
+    if engine.endpoint_type != wanted.client:
+        return Fault.WRONG_CLIENT, f"Letta's {engine.endpoint_type} client sends it fields that the vendor may refuse"
+    if (engine.endpoint or "").rstrip("/") != wanted.base_url:
+        return Fault.BASE_URL_MOVED, f"it calls {engine.endpoint}, but {wanted.provider} is at {wanted.base_url}"
+    if engine.window < wanted.window:
+        return Fault.SMALL_WINDOW, f"its window is {engine.window} tokens, the model's is {wanted.window}"
+    if engine.binding is not None and engine.compaction == engine.handle:
+        return Fault.SUMMARIES, f"its summaries look {engine.handle} up in Letta, instead of using its binding"
+    return None
+
+
+def _instead(engine: Engine, landscape: Landscape, preferred: Sequence[str]) -> tuple[str, ...]:
+    """What to try in its place: the same model at the same address, what is preferred, the same model anywhere."""
+    there = (engine.endpoint or "").rstrip("/")
+    same_place = [name for name, url in landscape.live.items() if url is not None and url.rstrip("/") == there]
+    same_model = [name for name, models in landscape.listed.items() if engine.model in models]
+    return tuple(
+        dict.fromkeys(
+            [
+                *(f"{name}/{engine.model}" for name in same_place),
+                *preferred,
+                *(f"{name}/{engine.model}" for name in same_model),
+            ]
+        )
+    )

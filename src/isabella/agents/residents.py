@@ -1,0 +1,273 @@
+"""The agents as they live in Letta: ours, and those of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from letta_client import AsyncLetta
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from isabella.agents import marks, receipts, tending
+from isabella.agents.binding import Binding
+from isabella.agents.definitions import AgentDefinition
+from isabella.agents.engine import Engine
+from isabella.agents.marks import Marks
+from isabella.agents.models import Models
+from isabella.agents.tending import Ensured
+from isabella.agents.wire import Wire
+from isabella.errors import AgentUnknown, LettaBroken, LettaRefused, ModelUnknown
+
+_SAID_NAMES = 12
+_INCLUDE = ["agent.tags", "agent.blocks", "agent.tools"]
+
+
+@dataclass(frozen=True)
+class Resident:
+    """An agent in Letta.
+
+    Attributes:
+        id: Letta's id of it.
+        name: what it is called.
+        description: what it is for.
+        definition: what the file says of it; None for an agent of somebody else's.
+        engine: what it speaks through; None where Letta knows nothing.
+        tags: Letta's tags.
+        blocks: the ids of its memory blocks by label.
+        tools: the ids of its tools by name.
+        metadata: Letta's metadata.
+        embedding: its `embedding_config`; None for text search.
+    """
+
+    id: str
+    name: str
+    description: str = ""
+    definition: AgentDefinition | None = None
+    engine: Engine | None = None
+    tags: tuple[str, ...] = ()
+    blocks: Mapping[str, str] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    embedding: Mapping[str, Any] | None = None
+
+    @property
+    def ours(self) -> bool:
+        """Whether Isabella keeps it, or has taken it in."""
+        return marks.OURS in self.tags
+
+    @property
+    def marks(self) -> Marks:
+        """What Isabella noted about it."""
+        return Marks.read(self.metadata)
+
+    @property
+    def binding(self) -> Binding | None:
+        """Its explicit binding (fact M6); None where it has none."""
+        return None if self.engine is None else self.engine.binding
+
+    @property
+    def handle(self) -> str:
+        """`provider/model`, for people."""
+        if self.engine is None:
+            return "-"
+        return self.engine.handle or f"{self.engine.provider or self.engine.endpoint_type}/{self.engine.model}"
+
+
+class Residents:
+    """The agents of one Letta.
+
+    Args:
+        client: an open client.
+        definitions: what the file says, so that ours can be told by it.
+    """
+
+    def __init__(self, client: AsyncLetta, definitions: Sequence[AgentDefinition] = ()) -> None:
+        self.wire = Wire(client)
+        self.definitions = {definition.id: definition for definition in definitions}
+
+    async def all(self) -> list[Resident]:
+        """Every agent in Letta, oldest first, but for the passing ones that fetch receipts.
+
+        Raises:
+            LettaError: they cannot be listed as a whole.
+        """
+        rows = await self.wire.every("/v1/agents/", order_by="created_at", include=_INCLUDE)
+        return [resident for resident in map(self._resident, rows) if receipts.TAG not in resident.tags]
+
+    async def find(self, name: str) -> Resident:
+        """The agent of this name, definition id, or Letta id. Ours come before those of others.
+
+        Raises:
+            AgentUnknown: there is none, or several that this does not tell apart.
+            LettaError: Letta cannot be read.
+        """
+        return pick(name, await self.all())
+
+    async def get(self, agent_id: str) -> Resident:
+        """The agent of this id.
+
+        Raises:
+            AgentUnknown: it is gone.
+        """
+        try:
+            row = await self.wire.get(f"/v1/agents/{agent_id}", include=_INCLUDE)
+        except LettaRefused as refused:
+            if refused.status in (404, 422):
+                raise AgentUnknown(f"There is no agent {agent_id} any more.") from None
+            raise
+        return self._resident(row)
+
+    async def bind(self, agent_id: str, binding: Binding) -> None:
+        """Tie an agent to a provider and a model; effective with its next message. Memory and history stay.
+
+        Raises:
+            LettaError: Letta refuses or fails.
+        """
+        await self.wire.patch(f"/v1/agents/{agent_id}", binding.as_update())
+
+    async def switch(self, resident: Resident, handle: str, models: Models) -> Binding:
+        """Bind an agent to a handle, if that would work now.
+
+        Raises:
+            ModelUnknown: it would not; the error names the handles that would.
+            LettaError: Letta refuses or fails.
+        """
+        window = resident.definition.window if resident.definition else None
+        binding = await models.binding(handle, window=window)
+        live = await self.wire.get("/v1/providers/", name=binding.provider, limit=500)
+        if not any(row.get("name") == binding.provider for row in live):
+            raise ModelUnknown(
+                f"The provider {binding.provider} is not in Letta.",
+                remedy="Run `isabella providers sync`, which says why.",
+            )
+        if resident.binding != binding or (resident.engine is not None and resident.engine.compaction is not None):
+            await self.bind(resident.id, binding)
+        return binding
+
+    async def delete(self, agent_id: str) -> None:
+        """Remove an agent with its memory.
+
+        Raises:
+            LettaError: Letta refuses or fails.
+        """
+        await self.wire.delete(f"/v1/agents/{agent_id}")
+
+    async def ensure(self, definitions: Sequence[AgentDefinition], models: Models) -> list[Ensured]:
+        """Create what is missing, change what the file changed, and leave alone what agents have written.
+
+        Raises:
+            LettaError: Letta cannot be read; single agents' failures are in the result.
+        """
+        self.definitions = {definition.id: definition for definition in definitions}
+        return await tending.ensure(self, definitions, models)
+
+    def _resident(self, row: Any) -> Resident:
+        try:
+            found = _ROW.validate_python(row)
+        except ValidationError:
+            raise LettaBroken("Letta's answer about an agent has another shape than expected.") from None
+        id = marks.definition_id(found.tags)
+        return Resident(
+            id=found.id,
+            name=found.name or found.id,
+            description=found.description or "",
+            definition=self.definitions.get(id) if id is not None else None,
+            engine=_engine(found),
+            tags=tuple(found.tags),
+            blocks={block.label: block.id for block in found.blocks if block.label},
+            tools={tool.name: tool.id for tool in found.tools if tool.name},
+            metadata=found.metadata or {},
+            embedding=found.embedding_config,
+        )
+
+
+def pick(name: str, residents: Sequence[Resident]) -> Resident:
+    """The one that a name, a definition id or a Letta id means.
+
+    Raises:
+        AgentUnknown: none, or several alike.
+    """
+    matches: tuple[Callable[[Resident], bool], ...] = (
+        lambda one: one.id == name,
+        lambda one: one.ours and one.name == name,
+        lambda one: one.definition is not None and one.definition.id == name,
+        lambda one: one.name == name,
+        lambda one: one.ours and one.name.casefold() == name.casefold(),
+        lambda one: one.name.casefold() == name.casefold(),
+    )
+    for matching in matches:
+        found = [resident for resident in residents if matching(resident)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            ids = ", ".join(resident.id for resident in found[:_SAID_NAMES])
+            raise AgentUnknown(f"{len(found)} agents are called {name!r}.", remedy=f"Name one by its id: {ids}.")
+    names = [resident.name for resident in sorted(residents, key=lambda one: not one.ours)]
+    there = ", ".join(names[:_SAID_NAMES]) + (", …" if len(names) > _SAID_NAMES else "")
+    raise AgentUnknown(
+        f"There is no agent {name[:100]!r}.",
+        remedy=f"There are: {there}." if names else "There are none yet: run `isabella agents ensure`.",
+    )
+
+
+class _Named(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    label: str | None = None
+    name: str | None = None
+
+
+class _Compaction(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    model: str | None = None
+
+
+class _LlmConfig(BaseModel):
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    model: str
+    model_endpoint_type: str
+    model_endpoint: str | None = None
+    provider_name: str | None = None
+    provider_category: str | None = None
+    context_window: int = 0
+    handle: str | None = None
+
+
+class _Row(BaseModel):
+    """An agent as Letta shows it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    name: str | None = None
+    description: str | None = None
+    tags: list[str] = []
+    blocks: list[_Named] = []
+    tools: list[_Named] = []
+    metadata: dict[str, Any] | None = None
+    llm_config: _LlmConfig | None = None
+    embedding_config: dict[str, Any] | None = None
+    compaction_settings: _Compaction | None = None
+
+
+_ROW = TypeAdapter(_Row)
+
+
+def _engine(row: _Row) -> Engine | None:
+    config = row.llm_config
+    if config is None:
+        return None
+    return Engine(
+        model=config.model,
+        endpoint_type=config.model_endpoint_type,
+        endpoint=config.model_endpoint,
+        provider=config.provider_name,
+        category=config.provider_category,
+        window=config.context_window,
+        handle=config.handle,
+        compaction=row.compaction_settings.model if row.compaction_settings else None,
+    )

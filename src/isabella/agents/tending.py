@@ -1,0 +1,324 @@
+"""Bringing agents in line with their definitions: what is missing is made, what the file changed is changed.
+
+What the file last wrote is noted with the agent. So a change that somebody made in Letta stays, until the file itself
+changes that field; and what agents have written into their memory is never touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from isabella.agents import marks
+from isabella.agents.binding import Binding
+from isabella.agents.definitions import AgentDefinition, BlockDefinition
+from isabella.agents.marks import Marks
+from isabella.agents.models import Models
+from isabella.agents.repair import Landscape, diagnose
+from isabella.errors import AgentError, IsabellaError, LettaUnreachable
+
+if TYPE_CHECKING:
+    from isabella.agents.residents import Resident, Residents
+
+
+class Done(StrEnum):
+    """What was done about an agent."""
+
+    KEPT = "kept"
+    CREATED = "created"
+    CHANGED = "changed"
+    #: It could not be made or changed; the others go on.
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Ensured:
+    """How it went with one definition.
+
+    Attributes:
+        definition: which.
+        name: what the agent is called in Letta.
+        done: what was done.
+        agent_id: Letta's id; None where there is no agent.
+        changes: what was changed, one clause each.
+        handle: the model that it is bound to.
+        reason: why it failed, or what is worth knowing.
+        remedy: what the reader can do about it.
+    """
+
+    definition: str
+    name: str
+    done: Done
+    agent_id: str | None = None
+    changes: tuple[str, ...] = ()
+    handle: str | None = None
+    reason: str | None = None
+    remedy: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The form in which `--json` gives it."""
+        return {
+            "definition": self.definition,
+            "name": self.name,
+            "done": self.done.value,
+            "id": self.agent_id,
+            "changes": list(self.changes),
+            "handle": self.handle,
+            "reason": self.reason,
+            "remedy": self.remedy,
+        }
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What differs between a definition and its agent: pure data.
+
+    Attributes:
+        fields: what is to be PATCHed, apart from the model.
+        tools: names of tools to attach.
+        tools_off: names of tools to detach.
+        blocks: blocks to make and attach.
+        block_fields: changes of blocks, by label.
+        attach: labels of shared blocks to attach.
+        models: whether the file's preference of models changed.
+        said: one clause for each, for people.
+    """
+
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    tools: tuple[str, ...] = ()
+    tools_off: tuple[str, ...] = ()
+    blocks: tuple[BlockDefinition, ...] = ()
+    block_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    attach: tuple[str, ...] = ()
+    models: bool = False
+    said: tuple[str, ...] = ()
+
+
+def differences(definition: AgentDefinition, resident: Resident, shared: Sequence[str] = ()) -> Changes:
+    """What the file asks for that this agent was not given yet. Pure.
+
+    Args:
+        definition: what is wanted.
+        resident: what there is.
+        shared: the labels that the agent it reflects on shares.
+    """
+    written, wanted = resident.marks.written, marks.fingerprints(definition)
+    news = {name for name, digest in wanted.items() if written.get(name) != digest}
+    fields: dict[str, Any] = {}
+    said: list[str] = []
+    for name, key, value in (
+        ("name", "name", definition.name),
+        ("description", "description", definition.description),
+        ("persona", "system", definition.persona),
+    ):
+        if name in news:
+            fields[key] = value
+            said.append(name)
+    on = tuple(tool for tool in definition.tools if tool not in resident.tools) if "tools" in news else ()
+    off = tuple(tool for tool in resident.marks.tools if tool not in definition.tools and tool in resident.tools)
+    said += [f"tool {tool} added" for tool in on] + [f"tool {tool} taken off" for tool in off]
+    made: list[BlockDefinition] = []
+    block_fields: dict[str, Mapping[str, Any]] = {}
+    for block in definition.blocks:
+        known = f"{block.label}.description" in written
+        if block.label not in resident.blocks:
+            # One that it had once was taken from it on purpose.
+            if not known:
+                made.append(block)
+                said.append(f"block {block.label} added")
+        elif f"{block.label}.description" in news or f"{block.label}.limit" in news:
+            block_fields[block.label] = {
+                "description": block.description,
+                "limit": block.limit,
+                "read_only": block.read_only,
+            }
+            said.append(f"block {block.label} described anew")
+    attach = tuple(label for label in shared if label not in resident.blocks)
+    said += [f"block {label} shared" for label in attach]
+    models = "models" in news
+    return Changes(fields, on, off, tuple(made), block_fields, attach, models, tuple(said))
+
+
+async def ensure(residents: Residents, definitions: Sequence[AgentDefinition], models: Models) -> list[Ensured]:
+    """Bring every definition's agent in line.
+
+    Raises:
+        LettaError: Letta cannot be read, or is gone; single agents' failures are in the result.
+    """
+    if not definitions:
+        return []
+    there = await residents.all()
+    landscape = await survey(residents, models, ask=False)
+    done: dict[str, Ensured] = {}
+    # Whoever reflects on another comes after it, because it needs the other's blocks.
+    for definition in sorted(definitions, key=lambda one: one.reflects_on is not None):
+        try:
+            done[definition.id] = await _ensure_one(residents, definition, there, models, landscape)
+        except LettaUnreachable:
+            raise
+        except IsabellaError as error:
+            done[definition.id] = Ensured(
+                definition.id, definition.name, Done.FAILED, reason=error.what, remedy=error.remedy
+            )
+        made = done[definition.id]
+        if made.done is Done.CREATED and made.agent_id is not None:
+            there.append(await residents.get(made.agent_id))
+    return [done[definition.id] for definition in definitions]
+
+
+async def survey(residents: Residents, models: Models, *, ask: bool) -> Landscape:
+    """What agents can be bound to: the providers in Letta, and their models.
+
+    Args:
+        residents: the agents' Letta.
+        models: what the configuration knows.
+        ask: also ask every vendor for its models.
+
+    Raises:
+        LettaError: the providers cannot be listed.
+    """
+    live = {row["name"]: row.get("base_url") for row in await residents.wire.every("/v1/providers/")}
+    windows, listed = await models.census() if ask else (models.catalog(), {})
+    vendors = frozenset(provider.name for provider in models.providers)
+    return Landscape(live, windows, listed, client=models.client, vendors=vendors)
+
+
+async def _ensure_one(
+    residents: Residents,
+    definition: AgentDefinition,
+    there: Sequence[Resident],
+    models: Models,
+    landscape: Landscape,
+) -> Ensured:
+    shared = _shared(definition, there)
+    tag = marks.definition_tag(definition.id)
+    mine = [resident for resident in there if tag in resident.tags]
+    if not mine:
+        return await _create(residents, definition, models, shared)
+    # The oldest is the one; two can only come from two Lettas' files having been mixed.
+    return await _change(residents, definition, mine[0], models, landscape, shared)
+
+
+def _shared(definition: AgentDefinition, there: Sequence[Resident]) -> dict[str, str]:
+    """The ids of the blocks that it shares with the agent it reflects on, by label."""
+    if definition.reflects_on is None:
+        return {}
+    tag = marks.definition_tag(definition.reflects_on)
+    other = next((resident for resident in there if tag in resident.tags), None)
+    if other is None or other.definition is None:
+        raise AgentError(f"{definition.name} reflects on {definition.reflects_on}, which is not there.")
+    labels = other.definition.shared_labels
+    return {label: id for label, id in other.blocks.items() if label in labels}
+
+
+async def _create(
+    residents: Residents, definition: AgentDefinition, models: Models, shared: Mapping[str, str]
+) -> Ensured:
+    await _tool_ids(residents, definition.tools)
+    binding = await models.choose(definition.handles, window=definition.window)
+    noted = Marks(written=marks.fingerprints(definition), tools=definition.tools)
+    row = await residents.wire.post(
+        "/v1/agents/",
+        {
+            "name": definition.name,
+            "description": definition.description,
+            "system": definition.persona,
+            "llm_config": binding.as_llm_config(),
+            "memory_blocks": [_block(block) for block in definition.blocks],
+            "block_ids": list(shared.values()),
+            "tools": list(definition.tools),
+            "include_base_tools": False,
+            "tags": [marks.OURS, marks.definition_tag(definition.id)],
+            "metadata": noted.into(None),
+            # One that reflects is given what it needs each time, and its memory is in the blocks.
+            "message_buffer_autoclear": definition.reflects_on is not None,
+        },
+    )
+    # Letta notes a model for summaries whatever it is given at first.
+    await residents.bind(row["id"], binding)
+    return Ensured(definition.id, definition.name, Done.CREATED, row["id"], handle=binding.handle)
+
+
+async def _change(
+    residents: Residents,
+    definition: AgentDefinition,
+    resident: Resident,
+    models: Models,
+    landscape: Landscape,
+    shared: Mapping[str, str],
+) -> Ensured:
+    changes = differences(definition, resident, tuple(shared))
+    binding, why = await _rebinding(definition, resident, models, landscape, changed=changes.models)
+    if changes == Changes() and binding is None:
+        return Ensured(definition.id, resident.name, Done.KEPT, resident.id, handle=resident.handle)
+    wire, path = residents.wire, f"/v1/agents/{resident.id}"
+    ids = await _tool_ids(residents, changes.tools)
+    for tool in changes.tools:
+        await wire.patch(f"{path}/tools/attach/{ids[tool]}")
+    for tool in changes.tools_off:
+        await wire.patch(f"{path}/tools/detach/{resident.tools[tool]}")
+    for label, block_fields in changes.block_fields.items():
+        await wire.patch(f"{path}/core-memory/blocks/{label}", block_fields)
+    for block in changes.blocks:
+        made = await wire.post("/v1/blocks/", _block(block))
+        await wire.patch(f"{path}/core-memory/blocks/attach/{made['id']}")
+    for label in changes.attach:
+        await wire.patch(f"{path}/core-memory/blocks/attach/{shared[label]}")
+    # The note comes with the last change: one that was interrupted is made again.
+    noted = replace(resident.marks, written=marks.fingerprints(definition), tools=definition.tools)
+    update = {**changes.fields, "metadata": noted.into(resident.metadata)}
+    if binding is not None:
+        update |= binding.as_update()
+    await wire.patch(path, update)
+    return Ensured(
+        definition.id,
+        changes.fields.get("name", resident.name),
+        Done.CHANGED,
+        resident.id,
+        changes=(*changes.said, *([why] if why else [])),
+        handle=binding.handle if binding else resident.handle,
+    )
+
+
+async def _rebinding(
+    definition: AgentDefinition, resident: Resident, models: Models, landscape: Landscape, *, changed: bool
+) -> tuple[Binding | None, str | None]:
+    """The binding that it is to have instead of its own, and why; None where its own is good."""
+    if changed:
+        binding = await models.choose(definition.handles, window=definition.window)
+        return (None, None) if binding == resident.binding else (binding, f"bound to {binding.handle}")
+    finding = diagnose(resident.engine, landscape, definition.handles)
+    if finding is None:
+        return None, None
+    binding = finding.binding or await models.choose(finding.instead, window=definition.window)
+    return binding, f"bound to {binding.handle}: {finding.why}"
+
+
+async def _tool_ids(residents: Residents, names: Sequence[str]) -> dict[str, str]:
+    """Letta's ids of tools.
+
+    Raises:
+        AgentError: Letta has no tool of one of these names.
+    """
+    if not names:
+        return {}
+    found = {tool["name"]: tool["id"] for tool in await residents.wire.every("/v1/tools/")}
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise AgentError(
+            f"Letta has no tool {missing[0]!r}.",
+            remedy=f"Take it out of the agents' file. Letta has: {', '.join(sorted(found))}.",
+        )
+    return {name: found[name] for name in names}
+
+
+def _block(block: BlockDefinition) -> dict[str, Any]:
+    return {
+        "label": block.label,
+        "description": block.description,
+        "value": block.value,
+        "limit": block.limit,
+        "read_only": block.read_only,
+    }

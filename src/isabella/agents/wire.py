@@ -1,0 +1,148 @@
+"""Letta's agents over REST, through the official SDK: its errors become ours, and lost readings are repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import httpx
+from letta_client import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncLetta
+
+from isabella.errors import IsabellaError, LettaBroken, LettaRefused, LettaUnauthorized, LettaUnreachable
+from isabella.redaction import redact
+
+#: Rows asked for at once where Letta pages.
+PAGE = 100
+
+_DETAIL_LIMIT = 300
+_READINGS = 2
+
+
+class Wire:
+    """JSON to and from one Letta. Readings are tried twice, writes once: a repeated write might happen twice.
+
+    Args:
+        client: an open client of the official SDK.
+    """
+
+    def __init__(self, client: AsyncLetta) -> None:
+        self.client = client
+
+    async def get(self, path: str, **query: Any) -> Any:
+        """Read. Query values of None are left out.
+
+        Raises:
+            LettaError: it cannot be reached, refuses, or fails.
+        """
+        given = {name: value for name, value in query.items() if value is not None}
+        for reading in range(1, _READINGS + 1):
+            try:
+                with translated():
+                    return await self.client.get(path, cast_to=cast(Any, object), options={"params": given})
+            except LettaUnreachable as error:
+                # Letta closes a connection after an unhandled failure, and idle ones; the next is a new one.
+                if not error.sent or reading == _READINGS:
+                    raise
+        raise AssertionError("unreachable")
+
+    async def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Write. Raises as `get` does; after `LettaUnreachable` with `sent`, look before writing again."""
+        with translated():
+            return await self.client.post(path, cast_to=cast(Any, object), body=dict(body or {}))
+
+    async def patch(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """Change. Raises as `post` does."""
+        with translated():
+            return await self.client.patch(path, cast_to=cast(Any, object), body=dict(body or {}))
+
+    async def delete(self, path: str) -> Any:
+        """Remove. Raises as `post` does."""
+        with translated():
+            return await self.client.delete(path, cast_to=cast(Any, object))
+
+    async def every(self, path: str, **query: Any) -> list[dict[str, Any]]:
+        """All rows of a list, oldest first, to its last page."""
+        found: dict[str, dict[str, Any]] = {}
+        after: str | None = None
+        while True:
+            page = await self.get(path, limit=PAGE, order="asc", after=after, **query)
+            if not isinstance(page, list):
+                raise LettaBroken(f"Letta's answer to GET {path} is not a list.", remedy="Look at Letta's log.")
+            fresh = {row["id"]: row for row in page if row["id"] not in found}
+            found |= fresh
+            if len(page) < PAGE or not fresh:
+                return [*found.values()]
+            after = page[-1]["id"]
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Turn the SDK's errors into ours, with Letta's words scrubbed.
+
+    Raises:
+        LettaError: whatever went wrong between us and Letta.
+    """
+    try:
+        yield
+    except APIError as error:
+        raise translation(error) from None
+
+
+def translation(error: APIError) -> IsabellaError:
+    """The error of ours that says what an error of the SDK means."""
+    if isinstance(error, APIStatusError):
+        return _of_status(error)
+    place = _place(error)
+    if isinstance(error, APITimeoutError):
+        return LettaUnreachable(
+            f"Letta did not answer {place} in time.",
+            remedy="Look at its log; ISABELLA_TIMEOUT sets how long is waited.",
+            sent=not isinstance(error.__cause__, httpx.ConnectTimeout),
+        )
+    if isinstance(error, APIConnectionError):
+        if isinstance(error.__cause__, httpx.ConnectError):
+            return LettaUnreachable(
+                f"No Letta server answers at {error.request.url.host}:{error.request.url.port}.",
+                remedy="Start it (`isabella letta up` starts one here), or correct LETTA_BASE_URL.",
+            )
+        return LettaUnreachable(
+            f"The connection to Letta broke during {place}.", remedy="Look at its log, then try again.", sent=True
+        )
+    return LettaBroken(f"Letta's answer to {place} cannot be understood: {redact(str(error))[:_DETAIL_LIMIT]}")
+
+
+def _of_status(error: APIStatusError) -> IsabellaError:
+    status, place = error.status_code, _place(error)
+    detail = letta_words(error)
+    if status == 401 and error_type(error) is None:
+        return LettaUnauthorized(
+            "Letta wants a password, or another one (401).",
+            remedy="Put its server password, or the cloud token, into LETTA_API_KEY.",
+        )
+    if status >= 500:
+        return LettaBroken(f"Letta answered {place} with {status}: {detail}", status=status)
+    return LettaRefused(f"Letta refused {place} ({status}): {detail}", status=status, detail=detail)
+
+
+def error_type(error: APIStatusError) -> str | None:
+    """The `type` in Letta's error, such as `llm_authentication`, where it tells one."""
+    body = error.body if isinstance(error.body, dict) else {}
+    inner = body.get("error")
+    kind = inner.get("type") if isinstance(inner, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def letta_words(error: APIStatusError) -> str:
+    """Letta's own words, scrubbed: it repeats whole request bodies in its 422."""
+    body = error.body if isinstance(error.body, dict) else {}
+    inner = body.get("error")
+    details = inner if isinstance(inner, dict) else body
+    said = details.get("detail") or details.get("message") or inner or f"status {error.status_code}"
+    if isinstance(said, list):
+        said = "; ".join(str(item.get("msg", "")) for item in said if isinstance(item, dict))
+    return redact(str(said))[:_DETAIL_LIMIT]
+
+
+def _place(error: APIError) -> str:
+    return f"{error.request.method} {error.request.url.path}"

@@ -185,7 +185,8 @@ def _models(document: Any) -> dict[str, int | None] | None:
 
 def _unfit(document: Any) -> frozenset[str]:
     items = document.get("data") if isinstance(document, dict) else document
-    return frozenset(item["id"] for item in items if item.get("active") is False or not _converses(item))
+    found = items if isinstance(items, list) else []
+    return frozenset(item["id"] for item in found if item.get("active") is False or not _converses(item))
 
 
 def _converses(item: dict[str, Any]) -> bool:

@@ -7,11 +7,13 @@ comes in is held against the hash we know, whoever brought it.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import subprocess
 import tarfile
 import tomllib
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -116,8 +118,8 @@ def unpack(archive: Path, folder: Path, release: str) -> Path:
     """
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-    except tarfile.TarError as error:
+            _extract(tar, folder)
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InstallFailed(f"The source distribution of Letta {release} cannot be unpacked: {error}.") from error
     tree = folder / f"letta-{release}"
     missing = [name for name in ("uv.lock", "alembic.ini", "pyproject.toml") if not (tree / name).is_file()]
@@ -126,6 +128,19 @@ def unpack(archive: Path, folder: Path, release: str) -> Path:
             f"The source distribution of Letta {release} holds no {', '.join(missing)}; Isabella cannot run it."
         )
     return tree
+
+
+def _extract(tar: tarfile.TarFile, folder: Path) -> None:
+    if hasattr(tarfile, "data_filter"):
+        tar.extractall(folder, filter="data")
+        return
+    # Python before 3.11.4, Debian 12's among them, has no filters: take plain files and folders that stay inside.
+    members = tar.getmembers()
+    for member in members:
+        inside = (folder / member.name).resolve().is_relative_to(folder.resolve())
+        if not inside or not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"{member.name} would leave its folder")
+    tar.extractall(folder, members=members)  # noqa: S202 - checked above
 
 
 def _from_index(release: str, folder: Path, index: str) -> tuple[Path, str | None]:

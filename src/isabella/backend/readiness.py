@@ -77,7 +77,8 @@ class Readiness:
         self.phase = Phase.READY if report.all_proven else Phase.DEGRADED
         for provider in report.ours:
             proven = provider.proof is Proof.PROVEN
-            (log.info if proven else log.warning)(
+            # The report is shown as a table, too; a log wants what is out of order.
+            (log.debug if proven else log.warning)(
                 "provider",
                 name=provider.name,
                 stored=provider.stored.value,

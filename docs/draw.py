@@ -1,0 +1,59 @@
+"""Draws the pictures of the documentation from what the commands really print: `python docs/draw.py`."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+IMAGES = Path(__file__).parent / "images"
+WIDTH = 116
+
+
+def capture(command: list[str], *, until: str | None = None) -> str:
+    """What a command prints, colours included; it is interrupted once it has printed `until`."""
+    environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(WIDTH), "PYTHONUNBUFFERED": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+    )
+    lines: list[str] = []
+    for line in process.stdout or ():
+        lines.append(line)
+        if until is not None and until in line:
+            process.send_signal(signal.SIGINT)
+            break
+    process.communicate()
+    return "".join(lines)
+
+
+def draw(name: str, title: str, text: str) -> None:
+    """Write a terminal's content as an SVG picture."""
+    console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+    console.print(Text.from_ansi(text.rstrip()))
+    IMAGES.mkdir(exist_ok=True)
+    console.save_svg(str(IMAGES / f"{name}.svg"), title=title)
+
+
+def main() -> None:
+    """Draw all pictures, or those that are named."""
+    isabella = str(Path(sys.executable).with_name("isabella"))
+    wanted = set(sys.argv[1:])
+    with tempfile.TemporaryDirectory() as nowhere:
+        # No .env of the operator, so that the pictures show practice vendors.
+        os.chdir(nowhere)
+        os.environ.setdefault("ISABELLA_PORT", "8000")
+        if not wanted or "run" in wanted:
+            draw("run", "make run", capture([isabella, "up", "--verify"], until="Ready: "))
+        if not wanted or "demo" in wanted:
+            draw("demo", "make demo", capture([isabella, "demo"]))
+
+
+if __name__ == "__main__":
+    main()

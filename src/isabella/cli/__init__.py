@@ -7,6 +7,7 @@ needs, it imports when it runs. Every failure leaves by one door, `main`.
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -17,7 +18,6 @@ from isabella.errors import IsabellaError
 
 app = typer.Typer(
     name="isabella",
-    help="Memory agents on Letta, whose providers provably hold the keys you configured.",
     no_args_is_help=True,
     # Plain help loads three times faster than help drawn by rich.
     rich_markup_mode=None,
@@ -29,6 +29,18 @@ app.add_typer(providers.app, name="providers")
 app.add_typer(letta.app, name="letta")
 app.add_typer(practice.app, name="practice")
 app.command()(settings)
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Memory agents on Letta, whose providers provably hold the keys you configured."""
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"isabella {installed('isabella')}")
+        raise typer.Exit
 
 
 def main() -> None:

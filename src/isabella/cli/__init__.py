@@ -31,16 +31,21 @@ app.add_typer(practice.app, name="practice")
 app.command()(settings)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"isabella {version('isabella')}")
+        raise typer.Exit
+
+
 @app.callback()
 def root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
+    ] = False,
 ) -> None:
     """Memory agents on Letta, whose providers provably hold the keys you configured."""
-    if version:
-        from importlib.metadata import version as installed
-
-        typer.echo(f"isabella {installed('isabella')}")
-        raise typer.Exit
 
 
 def main() -> None:

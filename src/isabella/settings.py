@@ -179,6 +179,13 @@ class Settings(BaseSettings):
     def _no_path_is_unset(cls, value: Any) -> Any:
         return None if isinstance(value, str) and not value.strip() else value
 
+    @field_validator("letta_api_key")
+    @classmethod
+    def _fits_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not (value.get_secret_value().isascii() and value.get_secret_value().isprintable()):
+            raise ValueError("it has a character that is not printable ASCII, so no request can carry it")
+        return value
+
     @field_validator("home", "config_file", "agents_file")
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:

@@ -24,6 +24,8 @@ from isabella.stores import Abilities, Stored
 #: Rows asked for at once. Letta's own default of 50 would hide whatever comes after (fact P1).
 PAGE = 500
 
+#: No Letta has so many; one that goes on after them makes them up.
+_MOST_PAGES = 200
 _DETAIL_LIMIT = 300
 
 
@@ -125,15 +127,16 @@ class LettaServer:
         found: dict[str, Stored] = {}
         after: str | None = None
         query: dict[str, str | int] = {"limit": PAGE, "order": "asc"}
-        while True:
+        for _ in range(_MOST_PAGES):
             page = await self._page(query if after is None else {**query, "after": after})
             fresh = [row for row in page if row.id not in found]
             found |= {row.id: row for row in fresh}
             if len(page) < PAGE:
                 return [*found.values()]
             if not fresh:
-                raise LettaBroken(f"{self._base_url}: the list of providers comes to no end.")
+                break
             after = page[-1].id
+        raise LettaBroken(f"{self._base_url}: the list of providers comes to no end.")
 
     async def find(self, name: str) -> Stored | None:
         """The live provider of this name. Asking by id would also show deleted ones (fact O8).
@@ -192,11 +195,20 @@ class LettaServer:
             on=_is_passing, attempts=3, timeout=self._timeout, wait_initial=0.2, wait_max=1.0
         ):
             with attempt:
-                response = await self._send("GET", path, query=query)
+                response = await self._reading(path, query)
         try:
             return response.json()
         except ValueError:
             self._not_letta(f"GET {path} answers {_kind(response)} instead of JSON")
+
+    async def _reading(self, path: str, query: dict[str, str | int] | None) -> httpx.Response:
+        try:
+            return await self._send("GET", path, query=query)
+        except LettaRefused as error:
+            if error.status in (404, 405):
+                # Many programs say this in JSON, too; of what we read, Letta has every path.
+                self._not_letta(f"GET {path} gives {error.status}")
+            raise
 
     async def _write(
         self, method: str, path: str, body: dict[str, str] | None, *, timeout: float | None = None
@@ -227,7 +239,7 @@ class LettaServer:
                 remedy="Look at its log; ISABELLA_TIMEOUT sets how long is waited.",
                 sent=True,
             ) from None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise LettaUnreachable(
                 f"The connection to Letta at {self._base_url} broke during {method} {path}: {type(error).__name__}.",
                 remedy="Look at its log, then run this again.",

@@ -102,6 +102,8 @@ def test_a_master_key_of_another_form_is_refused(tmp_path: Path, value: str, pla
         ("LETTA_BASE_URL", "http://user:canary@127.0.0.1:8283"),
         ("LETTA_BASE_URL", "http://127.0.0.1:8283/?key=canary"),
         ("LETTA_BASE_URL", "http://127.0.0.1:99999"),
+        ("LETTA_API_KEY", "pässwort-canary"),
+        ("LETTA_API_KEY", "pass\x07word-canary"),
         ("ISABELLA_PORT", "http"),
         ("ISABELLA_PORT", "65536"),
         ("ISABELLA_PORT", "-1"),

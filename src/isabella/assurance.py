@@ -8,17 +8,24 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
+import anyio
+
 from isabella.agents.binding import Binding
+from isabella.concurrency import together
 from isabella.connection import Connection, connect
+from isabella.errors import IsabellaError
 from isabella.locks import sync_lock
 from isabella.providers.desired import Desired, desired_providers, select
 from isabella.providers.report import Receipt, Report
 from isabella.providers.sealing import ProofMemo
-from isabella.providers.sync import Options, bring_in_line, look
+from isabella.providers.sync import Options, Seen, bring_in_line, look, read_store
 from isabella.settings import Settings, load_settings
 from isabella.stores.letta_server import LettaServer
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import ask_vendor
+
+# Seconds after which the requests for the listing are on their way, and Letta is at work on them.
+_HEAD_START = 0.003
 
 
 async def ensure_providers(
@@ -143,8 +150,8 @@ async def _opened(
     count_models: bool,
 ) -> AsyncIterator[_Opened]:
     settings = settings or load_settings()
-    desired = select(desired_providers(settings), tuple(only))
-    connection = connection or await connect(settings)
+    desired, letta = await _configuration_and_letta(settings, connection, only)
+    connection = letta.connection
     memo = None
     if connection.master_key is not None:
         name = hashlib.sha256(connection.base_url.encode()).hexdigest()[:16]
@@ -158,6 +165,57 @@ async def _opened(
         patience=connection.timeout,
         foreign=not only,
         count_models=count_models,
+        seen=letta.seen,
     )
-    async with LettaServer(connection.base_url, password=connection.password, timeout=connection.timeout) as store:
-        yield _Opened(settings, connection, store, desired, options)
+    async with letta.store:
+        yield _Opened(settings, connection, letta.store, desired, options)
+
+
+@dataclass(frozen=True)
+class _Letta:
+    connection: Connection
+    store: LettaServer
+    seen: Seen
+
+
+async def _configuration_and_letta(
+    settings: Settings, connection: Connection | None, only: Sequence[str]
+) -> tuple[tuple[Desired, ...], _Letta]:
+    """Read the configuration and look at Letta side by side: with a thousand providers both take their time.
+
+    What is wrong with the configuration is told first. It may well be the reason for what is wrong with Letta.
+    """
+    desired: tuple[Desired, ...] = ()
+    reached: _Letta | IsabellaError | None = None
+
+    async def read_configuration() -> None:
+        nonlocal desired
+        # Not in a thread: it would take the interpreter away from the listing, 5 ms at each of its steps.
+        await anyio.sleep(_HEAD_START)
+        desired = select(desired_providers(settings), tuple(only))
+
+    async def reach_letta() -> None:
+        nonlocal reached
+        try:
+            reached = await _reach(connection or await connect(settings))
+        except IsabellaError as error:
+            reached = error
+
+    try:
+        await together([read_configuration, reach_letta])
+    except BaseException:
+        if isinstance(reached, _Letta):
+            await reached.store.close()
+        raise
+    if not isinstance(reached, _Letta):
+        raise reached or AssertionError("Letta was neither reached nor not")
+    return desired, reached
+
+
+async def _reach(connection: Connection) -> _Letta:
+    store = LettaServer(connection.base_url, password=connection.password, timeout=connection.timeout)
+    try:
+        return _Letta(connection, store, await read_store(store))
+    except BaseException:
+        await store.close()
+        raise

@@ -25,11 +25,11 @@ def remember(*secrets: str | None) -> None:
     with _lock:
         for secret in secrets:
             # A secret of a few characters would also blot out innocent words.
-            if secret is not None and len(secret) >= _SHORTEST:
-                _known[secret] = mask(secret)
+            if secret is not None and len(secret) >= _SHORTEST and secret not in _known:
+                shown = _known[secret] = mask(secret)
                 # As it stands in a URL, and between the quotes of a JSON document.
-                _known[quote(secret, safe="")] = mask(secret)
-                _known[json.dumps(secret)[1:-1]] = mask(secret)
+                _known[quote(secret, safe="")] = shown
+                _known[json.dumps(secret)[1:-1]] = shown
 
 
 def redact(text: str) -> str:

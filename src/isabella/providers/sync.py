@@ -38,6 +38,19 @@ async def unlocked() -> AsyncIterator[None]:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What one reading of a store has shown.
+
+    Attributes:
+        abilities: what its release can do.
+        stored: every live provider.
+    """
+
+    abilities: Abilities
+    stored: Sequence[Stored]
+
+
+@dataclass(frozen=True)
 class Options:
     """How a run is to go.
 
@@ -50,6 +63,7 @@ class Options:
         patience: seconds to go on trying to make a provider again that was deleted.
         foreign: whether providers that nobody declared are listed too.
         count_models: whether Letta is asked how many models each provider has.
+        seen: a reading made just before, in place of the run's own first one.
     """
 
     strategy: Strategy = Strategy.AUTO
@@ -60,6 +74,26 @@ class Options:
     patience: float = 30.0
     foreign: bool = True
     count_models: bool = False
+    seen: Seen | None = None
+
+
+async def read_store(store: Store) -> Seen:
+    """What the store is, and all that it holds: two requests and as many more as there are further pages.
+
+    Raises:
+        LettaError: it cannot be read; this never means that it has no providers.
+    """
+    abilities: list[Abilities] = []
+    stored: list[Stored] = []
+
+    async def ask_abilities() -> None:
+        abilities.append(await store.abilities())
+
+    async def ask_stored() -> None:
+        stored.extend(await store.all())
+
+    await together([ask_abilities, ask_stored])
+    return Seen(abilities[0], stored)
 
 
 async def look(store: Store, desired: Sequence[Desired], options: Options) -> Report:
@@ -110,10 +144,9 @@ class _Run:
         self._unread: str | None = None
 
     async def look(self, desired: Sequence[Desired]) -> None:
-        async def ask_abilities() -> None:
-            self._abilities = await self._store.abilities()
-
-        await together([ask_abilities, self._list])
+        seen = self._options.seen or await read_store(self._store)
+        self._abilities = seen.abilities
+        self._stored = {stored.name: stored for stored in seen.stored}
         await self._read_keys(desired)
 
     async def _list(self) -> None:
@@ -141,12 +174,11 @@ class _Run:
             stored = self._stored.get(provider.name)
             if stored is None or provider.key is None:
                 continue
-            text, key, memo = stored.key_text, provider.key.get_secret_value(), self._options.memo
-            known = self._options.master_key is None or (
-                memo is not None and text is not None and memo.knows(text, key)
-            )
-            if known:
+            text, memo = stored.key_text, self._options.memo
+            if self._options.master_key is None:
                 self._readings[provider.name] = self._read(stored, provider.key)
+            elif memo is not None and text is not None and memo.knows(text, provider.key.get_secret_value()):
+                self._readings[provider.name] = Reading(Match.EQUAL, sealed=True, key=provider.key)
             else:
                 slow.append((provider.name, stored, provider.key))
         if not slow:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from typing import Any
 
 import structlog
 
@@ -17,6 +18,7 @@ def configure_logs(*, verbose: bool = False) -> None:
         verbose: log what helps to find a fault, too.
     """
     shared: list[structlog.typing.Processor] = [
+        *([] if verbose else [_drop_retries]),
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -45,6 +47,13 @@ def configure_logs(*, verbose: bool = False) -> None:
     root.setLevel(logging.DEBUG if verbose else logging.INFO)
     for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "asyncio", "filelock", "psycopg", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+
+
+def _drop_retries(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """A reading that is tried again is worth a line only when it fails for good, and then it has one."""
+    if event.get("event") == "stamina.retry_scheduled":
+        raise structlog.DropEvent
+    return event
 
 
 class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):

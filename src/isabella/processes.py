@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -61,11 +62,11 @@ class Process:
             family += process.children(recursive=True)
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-        _, left = psutil.wait_procs(family, timeout=grace)
+        left = _wait(family, grace)
         for survivor in left:
             with suppress(psutil.NoSuchProcess):
                 survivor.kill()
-        psutil.wait_procs(left, timeout=grace)
+        _wait(left, grace)
         return True
 
     def _live(self) -> psutil.Process | None:
@@ -76,6 +77,28 @@ class Process:
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
             return None
+
+
+def _wait(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that have not ended after so many seconds.
+
+    `psutil.wait_procs` would wait for zombies too: for a child of somebody else who does not ask how it ended.
+    """
+    deadline = time.monotonic() + seconds
+    left = list(family)
+    while True:
+        _, left = psutil.wait_procs(left, timeout=0)
+        left = [one for one in left if not _ended(one)]
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.02)
+
+
+def _ended(process: psutil.Process) -> bool:
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path | None = None) -> Process:

@@ -5,11 +5,16 @@ Letta gets a role that owns this one database and nothing else; the superuser's 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pydantic import SecretStr
 
 from isabella.embedded.ports import LOOPBACK
 from isabella.embedded.postgres import SUPERUSER
 from isabella.errors import StartFailed
+
+if TYPE_CHECKING:
+    from psycopg import Connection
 
 ROLE = "isabella"
 NAME = "letta"
@@ -30,9 +35,7 @@ def prepare(port: int, *, superuser_password: SecretStr, password: SecretStr) ->
     from psycopg import sql
 
     try:
-        with psycopg.connect(
-            url(port, superuser_password, user=SUPERUSER, name="postgres").get_secret_value(), autocommit=True
-        ) as connection:
+        with _connect(url(port, superuser_password, user=SUPERUSER, name="postgres")) as connection:
             # What is sent is the verifier, so that no failed statement can put the password into a log.
             verifier = connection.pgconn.encrypt_password(
                 password.get_secret_value().encode(), ROLE.encode(), b"scram-sha-256"
@@ -44,9 +47,7 @@ def prepare(port: int, *, superuser_password: SecretStr, password: SecretStr) ->
                 connection.execute(
                     sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(NAME), sql.Identifier(ROLE))
                 )
-        with psycopg.connect(
-            url(port, superuser_password, user=SUPERUSER).get_secret_value(), autocommit=True
-        ) as connection:
+        with _connect(url(port, superuser_password, user=SUPERUSER)) as connection:
             connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
     except psycopg.Error as error:
         raise StartFailed(
@@ -64,7 +65,7 @@ def migrated_to(port: int, password: SecretStr) -> str | None:
     import psycopg
 
     try:
-        with psycopg.connect(url(port, password).get_secret_value()) as connection:
+        with _connect(url(port, password)) as connection:
             row = connection.execute("SELECT to_regclass('public.alembic_version')").fetchone()
             if row is None or row[0] is None:
                 return None
@@ -72,3 +73,10 @@ def migrated_to(port: int, password: SecretStr) -> str | None:
             return str(found[0]) if found else None
     except psycopg.Error as error:
         raise StartFailed(f"The database on port {port} could not be read: {str(error).strip()}") from error
+
+
+def _connect(address: SecretStr) -> Connection[tuple[Any, ...]]:
+    import psycopg
+
+    # The operator's PGSSLMODE is meant for other servers.
+    return psycopg.connect(address.get_secret_value(), autocommit=True, sslmode="disable", connect_timeout=10)

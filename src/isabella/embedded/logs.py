@@ -30,13 +30,16 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def follow(path: Path, *, every: float = 0.3) -> Iterator[str]:
-    """What is appended to a log from now on, line by line, for ever.
+    """What is appended to a log after this call, line by line, for ever.
 
     Args:
         path: the log; it need not be there yet, and may be replaced.
         every: seconds between looks.
     """
-    offset = path.stat().st_size if path.exists() else 0
+    return _after(path, path.stat().st_size if path.exists() else 0, every)
+
+
+def _after(path: Path, offset: int, every: float) -> Iterator[str]:
     rest = ""
     while True:
         size = path.stat().st_size if path.exists() else 0

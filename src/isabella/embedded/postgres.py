@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
-from isabella.embedded import accounts, environments, logs
+from isabella.embedded import accounts, environments, logs, strays
 from isabella.embedded.accounts import Account
 from isabella.embedded.layout import Layout, make_private
 from isabella.embedded.ports import LOOPBACK
@@ -91,6 +92,8 @@ class Cluster:
             StartFailed: initdb failed.
         """
         new = self.data.with_name(f".{self.data.name}.new")
+        # An initdb whose parent was killed goes on.
+        strays.stop("--pgdata", new)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
         self._give(new)
@@ -102,7 +105,8 @@ class Cluster:
             self._give(password_file)
             self._run(
                 "initdb",
-                f"--pgdata={new}",
+                "--pgdata",
+                str(new),
                 f"--username={SUPERUSER}",
                 f"--pwfile={password_file}",
                 "--auth=scram-sha-256",
@@ -162,9 +166,11 @@ class Cluster:
         return True
 
     def _forget_stale_pid(self) -> None:
-        # Postgres itself will not start while the pid in this file is alive, whoever has it now.
-        if self.running() is None:
-            (self.data / "postmaster.pid").unlink(missing_ok=True)
+        # Postgres itself will not start while the pid in this file is alive, although somebody else may have it now.
+        path = self.data / "postmaster.pid"
+        with suppress(OSError, ValueError, IndexError, psutil.Error):
+            if "postgres" not in psutil.Process(int(path.read_text().splitlines()[0])).name():
+                path.unlink()
 
     def _give(self, path: Path) -> None:
         if self.account is not None:
@@ -258,7 +264,6 @@ def _copied(bundled: Path, ground: Path) -> Path:
             for path in (new, *new.rglob("*")):
                 if not path.is_symlink():
                     path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
-            Path(scratch).chmod(0o700)
             try:
                 new.rename(copy)
             except OSError:

@@ -214,11 +214,9 @@ class Server:
             found = self._found()
         if found is not None:
             return found
-        make_private(layout.folder.parent)
-        make_private(layout.folder)
-        for folder in (layout.logs, layout.server_home):
-            make_private(folder)
         complete = self._installed(progress)
+        for folder in (layout.folder.parent, layout.folder, layout.logs, layout.server_home):
+            make_private(folder)
         cluster = postgres.place(layout)
         postmaster = self._start_postgres(cluster, progress)
         password = vault.keep(layout.database_password_file)
@@ -269,7 +267,7 @@ class Server:
         if running is not None:
             progress(Step("postgres", "skipped", f"runs on port {running.port}"))
             return running
-        with step(progress, "postgres"):
+        with step(progress, "postgres", "database of this instance, on loopback, with a password"):
             if not cluster.exists():
                 cluster.make(vault.keep(self.layout.superuser_password_file))
             for attempt in range(1, _ATTEMPTS + 1):

@@ -31,7 +31,7 @@ class Step:
 class Progress(Protocol):
     """Somebody who wants to be told."""
 
-    def __call__(self, event: Step) -> None:
+    def __call__(self, event: Step, /) -> None:
         """Take note of what happened."""
 
 

@@ -5,6 +5,7 @@ Each child of ours that must not be lost carries a mark in its arguments: an opt
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,12 +15,12 @@ from isabella.processes import Process
 
 
 def find(option: str, path: Path) -> list[Process]:
-    """The processes of this user that have `option` followed by `path` among their arguments."""
+    """The processes that have `option` followed by `path` among their arguments: this user's, for root anybody's."""
     found: list[Process] = []
-    ours = psutil.Process().uids().real
+    ours = os.geteuid()
     for process in psutil.process_iter():
         try:
-            if process.uids().real != ours:
+            if ours not in (0, process.uids().real):
                 continue
             arguments = process.cmdline()
             if (option, str(path)) in pairwise(arguments):

@@ -1,0 +1,335 @@
+"""The small parts of the embedded server: paths, ports, secrets, records, environments, logs, strays."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from threading import Thread
+
+import psutil
+import pytest
+from pydantic import SecretStr
+from pytest_httpserver import HTTPServer
+
+from isabella.embedded import Server, environments, launch, logs, ports, postgres, program, strays, vault
+from isabella.embedded.layout import Layout, make_home, make_private
+from isabella.embedded.postgres import Cluster
+from isabella.embedded.program import Run
+from isabella.errors import EmbeddedError
+from isabella.processes import Process
+
+CANARY = "canary-5d1c7a90-do-not-leak"
+
+
+def test_each_release_and_instance_has_its_own_data_and_shares_the_program(tmp_path: Path) -> None:
+    """Nothing of two instances lies in the same place, apart from the release."""
+    one, other, older = Layout(tmp_path), Layout(tmp_path, instance="x"), Layout(tmp_path, release="0.16.0")
+    assert len({layout.folder for layout in (one, other, older)}) == 3
+    assert len({layout.lock for layout in (one, other, older)}) == 3
+    assert one.program == other.program != older.program
+
+
+@pytest.mark.parametrize("bad", ["../0.16.8", "latest", "", "0.16", ">=0.16.8", "0.16.8 "])
+def test_a_release_that_is_no_version_is_refused(bad: str, tmp_path: Path) -> None:
+    """It becomes part of a path and of a command."""
+    with pytest.raises(EmbeddedError, match="not a Letta release"):
+        Layout(tmp_path, release=bad)
+
+
+@pytest.mark.parametrize("bad", ["../x", "", "a b", "-x", "A", "a/b"])
+def test_an_instance_that_cannot_be_a_folder_is_refused(bad: str, tmp_path: Path) -> None:
+    """It becomes part of a path."""
+    with pytest.raises(EmbeddedError, match="cannot name an instance"):
+        Layout(tmp_path, instance=bad)
+
+
+def test_a_home_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
+    """It may be anybody's folder; one that Isabella makes is private, and so is all below."""
+    tmp_path.chmod(0o755)
+    make_home(tmp_path)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    make_home(tmp_path / "new")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "open").mkdir(mode=0o755)
+    make_private(tmp_path / "open")
+    assert (tmp_path / "open").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port on which somebody listens."""
+    with closing(socket.socket()) as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_a_taken_port_is_not_chosen(taken: int) -> None:
+    """Neither one that is in use, nor one that another instance counts on."""
+    assert not ports.is_free(taken)
+    other = ports.choose(taken)
+    assert other != taken
+    assert ports.is_free(other)
+    assert ports.choose(other) == other
+    assert ports.choose(other, avoid={other}) != other
+
+
+def test_a_port_on_all_addresses_is_taken_too() -> None:
+    """A server that listens on every address is on loopback as well."""
+    with closing(socket.socket()) as listener:
+        listener.bind(("0.0.0.0", 0))
+        listener.listen()
+        assert not ports.is_free(listener.getsockname()[1])
+
+
+def test_ports_are_remembered(tmp_path: Path) -> None:
+    """A damaged record is none."""
+    path = tmp_path / "ports.json"
+    assert ports.recall(path) is None
+    ports.remember(path, ports.Ports(letta=1234, postgres=4321))
+    assert ports.recall(path) == ports.Ports(letta=1234, postgres=4321)
+    path.write_text('{"letta": 12')
+    assert ports.recall(path) is None
+
+
+def test_a_secret_is_made_once_and_private(tmp_path: Path) -> None:
+    """A file that was opened to others is closed again."""
+    path = tmp_path / "master-key"
+    assert vault.kept(path) is None
+    made = vault.keep(path)
+    assert len(bytes.fromhex(made.get_secret_value())) == 32
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.chmod(0o644)
+    assert vault.keep(path) == made
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_fingerprint_knows_its_key_and_holds_nothing_of_it() -> None:
+    """Two of one key differ; "no key" is a key of its own."""
+    key, other = SecretStr("ab" * 32), SecretStr("cd" * 32)
+    kept = vault.fingerprint(key)
+    assert vault.fits(key, kept)
+    assert not vault.fits(other, kept)
+    assert not vault.fits(None, kept)
+    assert vault.fits(None, vault.fingerprint(None))
+    assert not vault.fits(key, vault.fingerprint(None))
+    assert kept != vault.fingerprint(key)
+    assert key.get_secret_value() not in kept
+
+
+def test_a_run_is_written_down_and_read_again(tmp_path: Path) -> None:
+    """A damaged record is none, and an ended process is not running."""
+    layout = Layout(tmp_path)
+    make_private(layout.folder)
+    assert program.running(layout) is None
+    run = Run(Process.of(os.getpid()), port=8283, key="none")
+    run.save(layout.run_file)
+    assert program.running(layout) == run
+    # The pid is ours, but at another time it was somebody else's.
+    Run(Process(os.getpid(), run.process.started - 1000), port=8283, key="none").save(layout.run_file)
+    assert program.running(layout) is None
+    layout.run_file.write_text("{}")
+    assert Run.load(layout.run_file) is None
+
+
+def test_nothing_of_an_instance_that_never_was(tmp_path: Path) -> None:
+    """Looking and stopping make no folder."""
+    server = Server(tmp_path / "home")
+    status = server.status()
+    assert not status.running
+    assert not status.installed
+    assert status.data is None
+    assert server.down() is False
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "x", "{pid}", "{pid}\n/data\n1\n5433\n\n127.0.0.1\n1 1\nready\n", "999999999\n"]
+)
+def test_a_stale_pid_file_is_no_running_postgres(content: str, tmp_path: Path) -> None:
+    """After a reboot its pid may be anybody's: here it is the test's own."""
+    cluster = Cluster(tmp_path, tmp_path / "log", None)
+    (tmp_path / "postmaster.pid").write_text(content.replace("{pid}", str(os.getpid())))
+    assert cluster.running() is None
+    assert cluster.stop() is False
+    assert psutil.Process().is_running()
+
+
+def test_vendor_keys_do_not_pass() -> None:
+    """What passes is on a list; the operator's proxy does, and loopback goes around it."""
+    planted = {
+        "PATH": "/bin",
+        "OPENAI_API_KEY": CANARY,
+        "GROQ_API_KEY": CANARY,
+        "LETTA_PG_URI": CANARY,
+        "VIRTUAL_ENV": "/v",
+        "PYTHONPATH": "/p",
+        "HTTPS_PROXY": "http://proxy:3128",
+        "NO_PROXY": "corp",
+        "UV_DEFAULT_INDEX": "https://index",
+        "HOME": "/root",
+    }
+    for passed in (environments.ordinary(planted), environments.networked(planted), environments.installing(planted)):
+        assert CANARY not in passed.values()
+        assert passed["PATH"] == "/bin"
+        assert not {"VIRTUAL_ENV", "PYTHONPATH"} & passed.keys()
+    networked = environments.networked(planted)
+    assert networked["HTTPS_PROXY"] == "http://proxy:3128"
+    assert networked["NO_PROXY"] == "corp,127.0.0.1,localhost,::1"
+    assert environments.installing(planted)["UV_DEFAULT_INDEX"] == "https://index"
+
+
+def test_the_servers_environment_is_its_own(tmp_path: Path) -> None:
+    """Facts R4 to R6; a master key only where there is one; extra variables for tests last."""
+    layout = Layout(tmp_path)
+    made = program.environment(
+        layout,
+        port=1234,
+        database=SecretStr("postgresql://isabella:pw@127.0.0.1:1/letta"),
+        password=SecretStr("door"),
+        master_key=None,
+        extra={"OPENAI_API_KEY": "wanted"},
+    )
+    assert made["LETTA_PG_URI"] == "postgresql://isabella:pw@127.0.0.1:1/letta?ssl=disable"
+    assert made["LETTA_DISABLE_SQLALCHEMY_POOLING"] == "false"
+    assert made["LETTA_SERVER_PASSWORD"] == "door"
+    assert made["HOME"] == str(layout.server_home)
+    assert "LETTA_ENCRYPTION_KEY" not in made
+    assert made["OPENAI_API_KEY"] == "wanted"
+
+
+def test_the_launcher_clears_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Letta prints its password, and the migrations print the database's."""
+    monkeypatch.setenv("LETTA_SERVER_PASSWORD", CANARY)
+    monkeypatch.setenv("LETTA_PG_URI", "postgresql://isabella:db-canary@127.0.0.1:1/letta")
+    monkeypatch.setenv("GROQ_API_KEY", "gsk_canary")
+    written = io.StringIO()
+    stream = launch.Cleared(written, launch.secrets())
+    print(f"password: {CANARY}, postgresql://isabella:db-canary@127.0.0.1:1/letta, gsk_canary", file=stream)
+    stream.writelines([CANARY, "plain"])
+    assert written.getvalue() == "password: …, postgresql://isabella:…@127.0.0.1:1/letta, …\n…plain"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "version"),
+    [
+        (200, '{"version": "0.16.8", "status": "ok"}', "0.16.8"),
+        (200, '{"version": "0.16.8", "status": "not ok"}', None),
+        (500, '{"version": "0.16.8", "status": "ok"}', None),
+        (200, "<html>", None),
+        (200, "[]", None),
+    ],
+)
+def test_only_letta_is_healthy(status: int, body: str, version: str | None, httpserver: HTTPServer) -> None:
+    """Something else on the port is not taken for it."""
+    httpserver.expect_request("/v1/health/").respond_with_data(body, status=status)
+    assert program.health(httpserver.port) == version
+
+
+def test_nothing_on_the_port_is_not_healthy() -> None:
+    """A refused connection is an answer too."""
+    assert program.health(ports.choose(0)) is None
+
+
+def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
+    """However long it is; secrets are taken out; no log has no lines."""
+    path = tmp_path / "log"
+    assert logs.tail(path, 5) == []
+    secret = vault.keep(tmp_path / "secret").get_secret_value()
+    path.write_text("".join(f"line {number} {'x' * 100}\n" for number in range(5000)) + f"the key is {secret}\n")
+    last = logs.tail(path, 3)
+    assert [line.split()[1] for line in last] == ["4998", "4999", "key"]
+    assert secret not in last[-1]
+    assert logs.tail(path, 0) == []
+    assert str(path) in logs.quoted(path)
+
+
+def test_a_log_is_followed_over_its_rotation(tmp_path: Path) -> None:
+    """Whole lines only, from now on, also when the file starts anew."""
+    path = tmp_path / "log"
+    path.write_text("old\n" * 10)
+    following = logs.follow(path, every=0.01)
+    seen: list[str] = []
+    reader = Thread(target=lambda: seen.extend(islice(following, 3)), daemon=True)
+    reader.start()
+    with path.open("a") as file:
+        file.write("one\ntw")
+        file.flush()
+        file.write("o\n")
+    while len(seen) < 2 and reader.is_alive():
+        time.sleep(0.01)
+    path.write_text("three\n")
+    reader.join(timeout=10)
+    assert seen == ["one", "two", "three"]
+
+
+def test_a_large_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not grow for ever."""
+    monkeypatch.setattr(logs, "_TOO_LARGE", 10)
+    path = tmp_path / "log"
+    path.write_text("small")
+    logs.rotate(path)
+    assert path.exists()
+    path.write_text("much too large")
+    logs.rotate(path)
+    assert not path.exists()
+    assert (tmp_path / "log.1").read_text() == "much too large"
+
+
+def test_a_stray_is_found_by_its_mark_and_nothing_else_is(tmp_path: Path) -> None:
+    """A process of another instance, or one that only mentions the folder, is left alone."""
+    command = [sys.executable, "-c", "import time; time.sleep(60)"]
+    stray = subprocess.Popen([*command, "--instance", str(tmp_path / "a")])
+    others = [
+        subprocess.Popen([*command, "--instance", str(tmp_path / "ab")]),
+        subprocess.Popen([*command, str(tmp_path / "a")]),
+    ]
+    try:
+        assert strays.stop("--instance", tmp_path / "a") == 1
+        assert not psutil.pid_exists(stray.pid)
+        assert [other.poll() for other in others] == [None, None]
+    finally:
+        for process in (stray, *others):
+            process.kill()
+            process.wait()
+
+
+def test_the_launcher_mark_is_in_the_command(tmp_path: Path) -> None:
+    """What `strays` looks for is what the server is started with."""
+    layout = Layout(tmp_path)
+    command = program._launch(layout)
+    assert command[-2:] == ["--instance", str(layout.folder)]
+
+
+def test_the_default_places_are_plain_paths(tmp_path: Path) -> None:
+    """Without root, the database lies with the rest of the instance."""
+    layout = Layout(tmp_path)
+    at_home, _ = postgres._places(layout, None)
+    assert at_home.data.parent == layout.folder
+    assert json.dumps(str(at_home.data))
+
+
+def test_a_process_that_ended_under_another_parent_is_not_waited_for() -> None:
+    """Its parent need not ask how it ended: Isabella's backend, say, which started it and still runs."""
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        script = f"""
+import time
+from isabella.processes import Process
+began = time.monotonic()
+assert Process.of({child.pid}).stop(grace=30)
+assert time.monotonic() - began < 20
+"""
+        subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+    finally:
+        child.kill()
+        child.wait()

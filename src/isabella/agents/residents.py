@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from isabella.agents import marks, receipts, tending
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import AgentDefinition
+from isabella.agents.embedding import Vectors
 from isabella.agents.engine import Engine
 from isabella.agents.marks import Marks
 from isabella.agents.models import Models
@@ -153,14 +154,16 @@ class Residents:
         """
         await self.wire.delete(f"/v1/agents/{agent_id}")
 
-    async def ensure(self, definitions: Sequence[AgentDefinition], models: Models) -> list[Ensured]:
+    async def ensure(
+        self, definitions: Sequence[AgentDefinition], models: Models, vectors: Vectors | None = None
+    ) -> list[Ensured]:
         """Create what is missing, change what the file changed, and leave alone what agents have written.
 
         Raises:
             LettaError: Letta cannot be read; single agents' failures are in the result.
         """
         self.definitions = {definition.id: definition for definition in definitions}
-        return await tending.ensure(self, definitions, models)
+        return await tending.ensure(self, definitions, models, vectors)
 
     def _resident(self, row: Any) -> Resident:
         try:

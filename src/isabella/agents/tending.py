@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 from isabella.agents import marks
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import AgentDefinition, BlockDefinition
+from isabella.agents.embedding import Vectors
 from isabella.agents.marks import Marks
 from isabella.agents.models import Models
+from isabella.agents.pointing import point
 from isabella.agents.repair import Landscape, diagnose
 from isabella.errors import AgentError, IsabellaError, LettaUnreachable
 
@@ -141,21 +143,32 @@ def differences(definition: AgentDefinition, resident: Resident, shared: Sequenc
     return Changes(fields, on, off, tuple(made), block_fields, attach, models, tuple(said))
 
 
-async def ensure(residents: Residents, definitions: Sequence[AgentDefinition], models: Models) -> list[Ensured]:
+async def ensure(
+    residents: Residents, definitions: Sequence[AgentDefinition], models: Models, vectors: Vectors | None = None
+) -> list[Ensured]:
     """Bring every definition's agent in line.
+
+    Args:
+        residents: the agents' Letta.
+        definitions: what is wanted.
+        models: what they can be bound to.
+        vectors: how archival memory is searched; None leaves that as it is.
 
     Raises:
         LettaError: Letta cannot be read, or is gone; single agents' failures are in the result.
     """
+    there = await residents.all()
+    for resident in there:
+        if resident.ours and resident.definition is None:
+            await point(residents, resident, vectors)
     if not definitions:
         return []
-    there = await residents.all()
     landscape = await survey(residents, models, ask=False)
     done: dict[str, Ensured] = {}
     # Whoever reflects on another comes after it, because it needs the other's blocks.
     for definition in sorted(definitions, key=lambda one: one.reflects_on is not None):
         try:
-            done[definition.id] = await _ensure_one(residents, definition, there, models, landscape)
+            done[definition.id] = await _ensure_one(residents, definition, there, models, landscape, vectors)
         except LettaUnreachable:
             raise
         except IsabellaError as error:
@@ -191,14 +204,15 @@ async def _ensure_one(
     there: Sequence[Resident],
     models: Models,
     landscape: Landscape,
+    vectors: Vectors | None,
 ) -> Ensured:
     shared = _shared(definition, there)
     tag = marks.definition_tag(definition.id)
     mine = [resident for resident in there if tag in resident.tags]
     if not mine:
-        return await _create(residents, definition, models, shared)
+        return await _create(residents, definition, models, shared, vectors)
     # The oldest is the one; two can only come from two Lettas' files having been mixed.
-    return await _change(residents, definition, mine[0], models, landscape, shared)
+    return await _change(residents, definition, mine[0], models, landscape, shared, vectors)
 
 
 def _shared(definition: AgentDefinition, there: Sequence[Resident]) -> dict[str, str]:
@@ -214,11 +228,20 @@ def _shared(definition: AgentDefinition, there: Sequence[Resident]) -> dict[str,
 
 
 async def _create(
-    residents: Residents, definition: AgentDefinition, models: Models, shared: Mapping[str, str]
+    residents: Residents,
+    definition: AgentDefinition,
+    models: Models,
+    shared: Mapping[str, str],
+    vectors: Vectors | None,
 ) -> Ensured:
     await _tool_ids(residents, definition.tools)
     binding = await models.choose(definition.handles, window=definition.window)
-    noted = Marks(written=marks.fingerprints(definition), tools=definition.tools)
+    choice = None if vectors is None else vectors.choice
+    noted = Marks(
+        written=marks.fingerprints(definition),
+        tools=definition.tools,
+        embedding=None if choice is None else choice.as_mark(),
+    )
     row = await residents.wire.post(
         "/v1/agents/",
         {
@@ -232,6 +255,7 @@ async def _create(
             "include_base_tools": False,
             "tags": [marks.OURS, marks.definition_tag(definition.id)],
             "metadata": noted.into(None),
+            "embedding_config": None if vectors is None else vectors.choice.as_config(vectors.address),
             # One that reflects is given what it needs each time, and its memory is in the blocks.
             "message_buffer_autoclear": definition.reflects_on is not None,
         },
@@ -248,10 +272,14 @@ async def _change(
     models: Models,
     landscape: Landscape,
     shared: Mapping[str, str],
+    vectors: Vectors | None,
 ) -> Ensured:
+    said_of_vectors = await point(residents, resident, vectors)
+    if said_of_vectors is not None:
+        resident = await residents.get(resident.id)
     changes = differences(definition, resident, tuple(shared))
     binding, why = await _rebinding(definition, resident, models, landscape, changed=changes.models)
-    if changes == Changes() and binding is None:
+    if changes == Changes() and binding is None and said_of_vectors is None:
         return Ensured(definition.id, resident.name, Done.KEPT, resident.id, handle=resident.handle)
     wire, path = residents.wire, f"/v1/agents/{resident.id}"
     ids = await _tool_ids(residents, changes.tools)
@@ -267,17 +295,19 @@ async def _change(
     for label in changes.attach:
         await wire.patch(f"{path}/core-memory/blocks/attach/{shared[label]}")
     # The note comes with the last change: one that was interrupted is made again.
+    news = [clause for clause in (*changes.said, why, said_of_vectors) if clause]
     noted = replace(resident.marks, written=marks.fingerprints(definition), tools=definition.tools)
     update = {**changes.fields, "metadata": noted.into(resident.metadata)}
     if binding is not None:
         update |= binding.as_update()
-    await wire.patch(path, update)
+    if update != {"metadata": dict(resident.metadata)}:
+        await wire.patch(path, update)
     return Ensured(
         definition.id,
         changes.fields.get("name", resident.name),
         Done.CHANGED,
         resident.id,
-        changes=(*changes.said, *([why] if why else [])),
+        changes=tuple(news),
         handle=binding.handle if binding else resident.handle,
     )
 

@@ -56,10 +56,11 @@ class Wire:
         with translated():
             return await self.client.patch(path, cast_to=cast(Any, object), body=dict(body or {}))
 
-    async def delete(self, path: str) -> Any:
+    async def delete(self, path: str) -> None:
         """Remove. Raises as `post` does."""
         with translated():
-            return await self.client.delete(path, cast_to=cast(Any, object))
+            # Some of Letta's answers to DELETE have no body.
+            await self.client.delete(path, cast_to=httpx.Response)
 
     async def every(self, path: str, **query: Any) -> list[dict[str, Any]]:
         """All rows of a list, oldest first, to its last page."""

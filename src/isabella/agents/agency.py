@@ -1,0 +1,90 @@
+"""All that is needed to work with the agents of one Letta, opened together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from isabella.agents.archive import Archive
+from isabella.agents.client import open_client
+from isabella.agents.definitions import AgentDefinition, load_definitions
+from isabella.agents.embedding import Vectors, address, address_secret, choose
+from isabella.agents.history import History
+from isabella.agents.memory import Memory
+from isabella.agents.models import Models
+from isabella.agents.residents import Residents
+from isabella.agents.tending import Ensured
+from isabella.connection import Connection, connect
+from isabella.locks import sync_lock
+from isabella.settings import Settings
+
+
+@dataclass
+class Agency:
+    """The agents of one Letta, with their models and their memory.
+
+    Attributes:
+        settings: where everything comes from.
+        connection: which Letta.
+        definitions: what the file says.
+        residents: the agents as they live there.
+        models: which models would work.
+        memory: their memory blocks.
+        archive: their archival memory.
+        history: their conversations.
+        vectors: how archival memory is searched; None where no backend is known that makes vectors.
+        ensured: how the last bringing in line went.
+    """
+
+    settings: Settings
+    connection: Connection
+    definitions: Sequence[AgentDefinition]
+    residents: Residents
+    models: Models
+    memory: Memory
+    archive: Archive
+    history: History
+    vectors: Vectors | None = None
+    ensured: Sequence[Ensured] = field(default_factory=tuple)
+
+    async def ensure(self) -> Sequence[Ensured]:
+        """Bring the agents in line with their definitions; one process at a time does so.
+
+        Raises:
+            LettaError: Letta cannot be read.
+            LockTimeout: another process has been at it for too long.
+        """
+        connection = self.connection
+        async with sync_lock(connection.base_url, home=connection.home, database_url=connection.database_url):
+            self.ensured = await self.residents.ensure(self.definitions, self.models, self.vectors)
+        return self.ensured
+
+
+@asynccontextmanager
+async def open_agency(
+    settings: Settings, connection: Connection | None = None, *, backend: str | None = None
+) -> AsyncIterator[Agency]:
+    """Open the agents of a Letta.
+
+    Args:
+        settings: where everything comes from.
+        connection: which Letta; by default the one that the settings name.
+        backend: the address of the backend that serves vectors, as Letta reaches it.
+
+    Raises:
+        ConfigurationError: the agents' file or `isabella.toml` is malformed, or no Letta is named and none runs here.
+    """
+    definitions = load_definitions(settings)
+    models = Models.of(settings)
+    connection = connection or await connect(settings)
+    vectors = None
+    if backend is not None:
+        choice = choose(settings, models.providers)
+        vectors = Vectors(choice, address(backend, address_secret(connection.home)))
+    async with open_client(connection) as client:
+        residents = Residents(client, definitions)
+        wire = residents.wire
+        yield Agency(
+            settings, connection, definitions, residents, models, Memory(wire), Archive(wire), History(wire), vectors
+        )

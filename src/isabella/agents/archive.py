@@ -1,0 +1,144 @@
+"""Archival memory: passages added, listed, searched and deleted from outside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from isabella.agents.memory import check_text, unless_unknown
+from isabella.agents.wire import Wire
+from isabella.errors import LettaRefused, MemoryRefused, MemoryTooLong, MemoryUnknown
+
+#: Passages that Letta is asked for at once. It shows the whole vector of each, some 40 kB.
+_PAGE = 50
+_TOO_LONG = "exceeds token limit"
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A passage of archival memory.
+
+    Attributes:
+        id: Letta's id of it.
+        text: what it says.
+        tags: words to find it by.
+        created_at: when it was written; ISO 8601.
+    """
+
+    id: str
+    text: str
+    tags: tuple[str, ...] = ()
+    created_at: str | None = None
+
+
+class Archive:
+    """The archival memory of agents.
+
+    Args:
+        wire: their Letta.
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    async def passages(self, agent_id: str, *, limit: int = _PAGE, after: str | None = None) -> list[Passage]:
+        """A page of passages, oldest first.
+
+        Args:
+            agent_id: whose.
+            limit: how many at most.
+            after: the id of the last one of the page before.
+
+        Raises:
+            LettaError: they cannot be read.
+        """
+        rows = await self._wire.get(
+            f"/v1/agents/{agent_id}/archival-memory", limit=limit, after=after, ascending=True
+        )
+        return [_passage(row) for row in rows]
+
+    async def every(self, agent_id: str) -> list[Passage]:
+        """All passages, oldest first.
+
+        Raises:
+            LettaError: they cannot be read.
+        """
+        found: dict[str, Passage] = {}
+        after: str | None = None
+        while True:
+            page = await self.passages(agent_id, after=after)
+            fresh = [passage for passage in page if passage.id not in found]
+            found |= {passage.id: passage for passage in fresh}
+            if len(page) < _PAGE or not fresh:
+                return [*found.values()]
+            after = page[-1].id
+
+    async def add(
+        self, agent_id: str, text: str, tags: Sequence[str] = (), *, created_at: str | datetime | None = None
+    ) -> Passage:
+        """Write a passage.
+
+        Raises:
+            MemoryRefused: it is empty, or holds what is no text.
+            MemoryTooLong: it is longer than Letta takes.
+            LettaError: Letta refuses or fails, or the vectors could not be had.
+        """
+        for part in (text, *tags):
+            check_text(part)
+        if not text.strip():
+            raise MemoryRefused("A passage cannot be empty.")
+        body: dict[str, Any] = {"text": text}
+        if tags:
+            body["tags"] = list(tags)
+        if created_at is not None:
+            body["created_at"] = created_at if isinstance(created_at, str) else created_at.isoformat()
+        try:
+            rows = await self._wire.post(f"/v1/agents/{agent_id}/archival-memory", body)
+        except LettaRefused as refused:
+            if _TOO_LONG in refused.detail:
+                raise MemoryTooLong(
+                    "The passage is longer than archival memory takes (8192 tokens).",
+                    remedy="Divide it into several.",
+                ) from None
+            raise
+        return _passage(rows[0])
+
+    async def delete(self, agent_id: str, passage_id: str) -> None:
+        """Delete a passage. Letta's own route deletes any agent's; this one looks whose it is.
+
+        Raises:
+            MemoryUnknown: the agent has no such passage.
+            LettaError: Letta refuses or fails.
+        """
+        unknown = f"There is no passage {passage_id[:100]!r} in this agent's archival memory."
+        for archive in await self._wire.get("/v1/archives/", agent_id=agent_id):
+            try:
+                await unless_unknown(
+                    self._wire.delete(f"/v1/archives/{archive['id']}/passages/{passage_id}"), unknown
+                )
+            except MemoryUnknown:
+                continue
+            return
+        raise MemoryUnknown(unknown)
+
+    async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[Passage]:
+        """The passages nearest to a query, best first: by meaning where the agent has vectors, by text otherwise.
+
+        Raises:
+            MemoryRefused: the query holds what is no text.
+            LettaError: Letta refuses or fails, or the vectors could not be had.
+        """
+        check_text(query)
+        if not query.strip():
+            return []
+        found = await self._wire.get(f"/v1/agents/{agent_id}/archival-memory/search", query=query, top_k=limit)
+        return [
+            Passage(row["id"], row["content"], tuple(row.get("tags") or ()), row.get("timestamp"))
+            for row in found["results"]
+        ]
+
+
+def _passage(row: dict[str, Any]) -> Passage:
+    return Passage(row["id"], row["text"], tuple(row.get("tags") or ()), row.get("created_at"))

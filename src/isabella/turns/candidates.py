@@ -1,0 +1,78 @@
+"""The vendors that may answer an agent, and binding it to each for as long as it is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anyio
+import structlog
+
+from isabella.agents.binding import Binding
+from isabella.errors import IsabellaError
+from isabella.turns.events import Asked
+from isabella.turns.roster import Roster, Speaker
+
+log = structlog.get_logger()
+
+_BINDING_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A vendor that may answer.
+
+    Attributes:
+        handle: `provider/model`.
+        provider: the provider's name in Letta.
+        model: the vendor's id of the model.
+        binding: what the agent has to be bound to for it; None for what it is bound to already.
+    """
+
+    handle: str
+    provider: str
+    model: str
+    binding: Binding | None = None
+
+    @classmethod
+    def of(cls, speaker: Speaker) -> Candidate:
+        """What an agent is bound to already."""
+        return cls(speaker.handle, speaker.provider, speaker.model)
+
+    @property
+    def asked(self) -> Asked:
+        """The event that tells that it is asked."""
+        return Asked(self.handle, self.provider, self.model)
+
+
+class Rebound:
+    """An agent bound elsewhere while one vendor is asked, and back to what its people chose afterwards.
+
+    Args:
+        roster: the agents.
+        speaker: the agent.
+        binding: what it is bound to meanwhile.
+    """
+
+    def __init__(self, roster: Roster, speaker: Speaker, binding: Binding) -> None:
+        self._roster = roster
+        self._speaker = speaker
+        self._binding = binding
+        self._before: Binding | None = None
+
+    async def __aenter__(self) -> None:
+        # Somebody may have switched it meanwhile: that is what it goes back to.
+        self._before = (await self._roster.look(self._speaker)).binding
+        if self._before != self._binding:
+            await self._roster.bind(self._speaker.id, self._binding)
+
+    async def __aexit__(self, *_: object) -> None:
+        before = self._before
+        if before is None or before == self._binding:
+            return
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_BINDING_SECONDS):
+            try:
+                now = (await self._roster.look(self._speaker)).binding
+                if now == self._binding:
+                    await self._roster.bind(self._speaker.id, before)
+            except IsabellaError as error:
+                log.warning("not bound back", agent=self._speaker.name, to=before.handle, error=error.what)

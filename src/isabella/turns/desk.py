@@ -1,0 +1,170 @@
+"""Where turns are taken on, and found again while they are under way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+
+import anyio
+
+from isabella.advisory import Advisory
+from isabella.agents.client import open_client
+from isabella.agents.definitions import load_definitions
+from isabella.agents.models import Models
+from isabella.agents.residents import Residents
+from isabella.connection import Connection
+from isabella.errors import MessageRefused, TurnUnknown
+from isabella.gate import Gate
+from isabella.settings import Settings
+from isabella.turns.breaker import Breaker
+from isabella.turns.events import Event
+from isabella.turns.house import House, Limits
+from isabella.turns.order import Order
+from isabella.turns.roster import Roster
+from isabella.turns.turn import Turn
+
+#: The longest message that is said, in characters.
+LONGEST_MESSAGE = 200_000
+_STOP_SECONDS = 30.0
+
+#: Sees every event of every turn, for counting.
+Watch = Callable[[Turn, Event], None]
+
+
+class Desk:
+    """Takes turns on.
+
+    Args:
+        house: what they share.
+        order: one turn at a time for each agent.
+        watch: sees every event.
+    """
+
+    def __init__(self, house: House, order: Order, watch: Watch = lambda _turn, _event: None) -> None:
+        self.house = house
+        self.order = order
+        self._watch = watch
+        self._under_way: dict[str, Turn] = {}
+
+    async def open(self, agent: str, message: str) -> Turn:
+        """Take on a turn. Its `events` have to be asked for, or it has to `leave`.
+
+        Args:
+            agent: the agent's name, definition id, or Letta id.
+            message: what is said to it.
+
+        Raises:
+            MessageRefused: it cannot be said.
+            AgentUnknown: there is no such agent.
+            QueueFull: too many turns wait for it already.
+            LettaError: Letta cannot be read.
+        """
+        check(message)
+        speaker = await self.house.roster.find(agent)
+        return Turn(self.house, speaker, message, self.order.take(speaker.id))
+
+    async def events(self, turn: Turn) -> AsyncGenerator[Event, None]:
+        """The events of a turn, which can be found by its id meanwhile."""
+        self._under_way[turn.id] = turn
+        try:
+            async with aclosing(turn.events()) as events:
+                async for event in events:
+                    self._watch(turn, event)
+                    yield event
+        finally:
+            self._under_way.pop(turn.id, None)
+
+    async def stop(self, agent: str, id: str) -> None:
+        """End a turn, and wait until it has ended.
+
+        Args:
+            agent: the agent's name, definition id, or Letta id.
+            id: the turn's id.
+
+        Raises:
+            AgentUnknown: there is no such agent.
+            TurnUnknown: no such turn is under way here.
+        """
+        speaker = await self.house.roster.find(agent)
+        turn = self._under_way.get(id)
+        if turn is None or turn.speaker.id != speaker.id:
+            raise TurnUnknown(
+                f"No turn {id[:60]!r} of {speaker.name} is under way in this backend.",
+                remedy="It may have ended already.",
+            )
+        turn.stop()
+        with anyio.move_on_after(_STOP_SECONDS):
+            await turn.ended.wait()
+
+    @property
+    def under_way(self) -> int:
+        """How many turns are speaking or waiting."""
+        return len(self._under_way)
+
+
+@asynccontextmanager
+async def open_desk(
+    settings: Settings,
+    connection: Connection,
+    *,
+    models: Models | None = None,
+    gate: Gate | None = None,
+    watch: Watch = lambda _turn, _event: None,
+) -> AsyncIterator[Desk]:
+    """A desk for one Letta.
+
+    Args:
+        settings: how long is waited for what, and the agents' definitions.
+        connection: the Letta.
+        models: what agents can be bound to; by default those of the settings' vendors.
+        gate: the one that changes of providers close in this process; by default one of its own.
+        watch: sees every event.
+
+    Raises:
+        ConfigurationError: a definition is malformed.
+    """
+    definitions = load_definitions(settings)
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(open_client(connection))
+        advisory = None
+        if connection.database_url is not None:
+            advisory = Advisory(connection.database_url)
+            stack.push_async_callback(advisory.close)
+        residents = Residents(client, definitions)
+        house = House(
+            client=client,
+            wire=residents.wire,
+            roster=Roster(residents, models or Models.of(settings)),
+            gate=gate or Gate(advisory, patience=settings.gate_timeout),
+            breaker=Breaker(),
+            limits=Limits(first_token=settings.first_token_timeout, silence=settings.silence_timeout),
+        )
+        order = Order(advisory, limit=settings.turn_queue, patience=settings.turn_wait)
+        yield Desk(house, order, watch)
+
+
+def check(message: str) -> None:
+    """Whether this can be said at all.
+
+    Raises:
+        MessageRefused: it is empty, too long, or no text that can be stored.
+    """
+    if not message.strip():
+        raise MessageRefused("The message is empty.", remedy="Say something.")
+    if len(message) > LONGEST_MESSAGE:
+        raise MessageRefused(
+            f"The message has {len(message)} characters; {LONGEST_MESSAGE} are the most.", remedy="Say less at once."
+        )
+    if "\0" in message or not _is_text(message):
+        raise MessageRefused(
+            "The message holds characters that are no text (NUL, or half of a surrogate pair).",
+            remedy="Send it as UTF-8 text.",
+        )
+
+
+def _is_text(message: str) -> bool:
+    try:
+        message.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,46 @@
+"""What all turns share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from letta_client import AsyncLetta
+
+from isabella.agents.wire import Wire
+from isabella.gate import Gate
+from isabella.turns.breaker import Breaker
+from isabella.turns.roster import Roster
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a turn waits for what.
+
+    Attributes:
+        first_token: seconds that a vendor may take to begin its answer.
+        silence: seconds of silence after which an answer that has begun is broken.
+    """
+
+    first_token: float = 20.0
+    silence: float = 60.0
+
+
+@dataclass(frozen=True)
+class House:
+    """What all turns share.
+
+    Attributes:
+        client: the official SDK.
+        wire: the same, for what it has no words for.
+        roster: the agents.
+        gate: of the providers.
+        breaker: which vendors are left out.
+        limits: how long a turn waits for what.
+    """
+
+    client: AsyncLetta
+    wire: Wire
+    roster: Roster
+    gate: Gate
+    breaker: Breaker
+    limits: Limits

@@ -1,0 +1,83 @@
+"""What is kept of a turn that breaks off.
+
+Letta stores a step when it is complete (measured on 0.16.8): of a turn that breaks or is stopped in its first step,
+neither the message nor what came of the answer is in the history. Both are put there, marked, so that the agent knows
+what was said when the conversation goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+
+from isabella.agents.wire import Wire
+from isabella.errors import IsabellaError
+
+log = structlog.get_logger()
+
+_LATEST = 4
+
+
+async def stored_ids(wire: Wire, run_id: str) -> Mapping[str, str]:
+    """What Letta has stored of a run: kinds of messages by their ids.
+
+    Raises:
+        LettaError: it cannot be read.
+    """
+    rows = await wire.get(f"/v1/runs/{run_id}/messages", limit=200)
+    return {str(row.get("id")): str(row.get("message_type")) for row in rows if isinstance(row, dict)}
+
+
+async def keep(
+    wire: Wire, agent_id: str, *, run_id: str, asked: str, said: Mapping[str, str], mark: str, model: str
+) -> bool:
+    """Put into the history what Letta has not stored of a turn that is over.
+
+    Args:
+        wire: the way to Letta.
+        agent_id: the agent; nothing else may be speaking to it.
+        run_id: the turn's run.
+        asked: what was said to the agent.
+        said: what it had answered, by the message's id.
+        mark: says how it ended; stands after what came.
+        model: who answered.
+
+    Returns:
+        Whether the message is in the history now.
+    """
+    asked_is_stored = False
+    try:
+        stored = await stored_ids(wire, run_id)
+        asked_is_stored = "user_message" in stored.values()
+        came = "".join(text for id, text in said.items() if id not in stored).strip()
+        if asked_is_stored and not came:
+            return True
+        await _add(wire, agent_id, "" if asked_is_stored else asked, f"{came} {mark}".strip(), model)
+    except IsabellaError as error:
+        log.warning("not kept", agent=agent_id, run=run_id, error=error.what)
+        return asked_is_stored
+    return True
+
+
+async def _add(wire: Wire, agent_id: str, asked: str, answer: str, model: str) -> None:
+    before = await wire.get(f"/v1/agents/{agent_id}", include_relationships="")
+    in_context = [str(id) for id in before.get("message_ids") or ()]
+    await wire.post(
+        f"/v1/agents/{agent_id}/messages/capture",
+        {
+            "provider": "isabella",
+            "model": model,
+            "request_messages": [{"role": "user", "content": asked}] if asked else [],
+            "response_dict": {"content": answer},
+        },
+    )
+    # That stores them, but does not show them to the agent; and its answer does not tell their ids.
+    latest = await wire.get(f"/v1/agents/{agent_id}/messages", limit=_LATEST, order="desc")
+    wanted = [("user_message", asked)] if asked else []
+    added = []
+    for kind, text in [*wanted, ("assistant_message", answer)]:
+        found = next((row for row in latest if row.get("message_type") == kind and row.get("content") == text), None)
+        if found is not None and found["id"] not in in_context:
+            added.append(str(found["id"]))
+    await wire.patch(f"/v1/agents/{agent_id}", {"message_ids": [*in_context, *added]})

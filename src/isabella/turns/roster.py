@@ -1,0 +1,129 @@
+"""Whom turns speak to: agents by name, and the vendors that each may be answered by."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from isabella.agents.binding import Binding
+from isabella.agents.models import Models
+from isabella.agents.residents import Resident, Residents
+from isabella.errors import AgentUnknown
+
+#: How long a name stands for the same agent without being looked up again, in seconds.
+_KNOWN_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """An agent that can be spoken to.
+
+    Attributes:
+        id: Letta's id of it.
+        name: what it is called.
+        handle: the model that it speaks with now, for people.
+        provider: whose provider that is; `-` where Letta does not say.
+        model: the vendor's id of the model.
+        binding: the same as a binding; None where it is no explicit one, and is left as it is.
+        handles: the models that it prefers, in order; an agent of somebody else's has none.
+        window: at most so many tokens of context on any of them.
+    """
+
+    id: str
+    name: str
+    handle: str
+    provider: str
+    model: str
+    binding: Binding | None = None
+    handles: tuple[str, ...] = ()
+    window: int | None = None
+
+
+class Roster:
+    """The agents of one Letta, for turns.
+
+    Args:
+        residents: the agents.
+        models: what they can be bound to.
+        clock: tells the time, in seconds.
+    """
+
+    def __init__(self, residents: Residents, models: Models, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._residents = residents
+        self._models = models
+        self._clock = clock
+        self._known: dict[str, tuple[float, Speaker]] = {}
+
+    @property
+    def residents(self) -> Residents:
+        """The agents themselves."""
+        return self._residents
+
+    async def find(self, name: str) -> Speaker:
+        """The agent of this name, definition id or Letta id. What it is bound to may have changed since.
+
+        Raises:
+            AgentUnknown: there is none, or several.
+            LettaError: Letta cannot be read.
+        """
+        known = self._known.get(name)
+        if known is not None and known[0] > self._clock():
+            return known[1]
+        speaker = _speaker(await self._residents.find(name))
+        self._known[name] = (self._clock() + _KNOWN_SECONDS, speaker)
+        return speaker
+
+    async def look(self, speaker: Speaker) -> Speaker:
+        """The same agent as it is now.
+
+        Raises:
+            AgentUnknown: it is gone.
+            LettaError: Letta cannot be read.
+        """
+        try:
+            now = _speaker(await self._residents.get(speaker.id))
+        except AgentUnknown:
+            self.forget(speaker.id)
+            raise
+        for name, (until, known) in [*self._known.items()]:
+            if known.id == now.id and known != now:
+                if known.name == now.name:
+                    self._known[name] = (until, now)
+                else:
+                    del self._known[name]
+        return now
+
+    def forget(self, agent_id: str) -> None:
+        """Look this agent up anew the next time."""
+        self._known = {name: known for name, known in self._known.items() if known[1].id != agent_id}
+
+    async def bind(self, agent_id: str, binding: Binding) -> None:
+        """Bind an agent; effective with its next message.
+
+        Raises:
+            LettaError: Letta refuses or fails.
+        """
+        await self._residents.bind(agent_id, binding)
+
+    async def resolve(self, speaker: Speaker, handle: str) -> Binding:
+        """What a handle of an agent's list means now.
+
+        Raises:
+            ModelUnknown: nothing that would work.
+        """
+        return await self._models.binding(handle, window=speaker.window)
+
+
+def _speaker(resident: Resident) -> Speaker:
+    definition, engine = resident.definition, resident.engine
+    return Speaker(
+        id=resident.id,
+        name=resident.name,
+        handle=resident.handle,
+        provider=(engine.provider if engine is not None else None) or "-",
+        model=engine.model if engine is not None else "-",
+        binding=resident.binding,
+        handles=definition.handles if definition is not None else (),
+        window=definition.window if definition is not None else None,
+    )

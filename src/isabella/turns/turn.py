@@ -1,0 +1,260 @@
+"""A turn: what is said to an agent, and what comes back, from the first of its vendors that answers."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+
+import anyio
+import structlog
+
+from isabella.errors import GateTimeout, IsabellaError, ModelUnknown
+from isabella.turns import failures, keeping
+from isabella.turns.attempt import Attempt, Wish
+from isabella.turns.candidates import Candidate, Rebound
+from isabella.turns.events import Code, Ended, Event, Failed, Failover, Held, Opened, Queued, Reason
+from isabella.turns.house import House
+from isabella.turns.order import GivenUp, Place
+from isabella.turns.refusals import Refusal
+from isabella.turns.roster import Speaker
+
+log = structlog.get_logger()
+
+_STORING_SECONDS = 10.0
+#: Stands in the history behind what came of an answer that is not whole.
+_MARKS = {Reason.STOPPED: "[stopped]", Reason.BROKEN: "[broken off]"}
+
+
+class Turn:
+    """One turn. `events()` runs it, once; `stop()` ends it.
+
+    Args:
+        house: what all turns share.
+        speaker: the agent.
+        message: what is said to it.
+        place: its place in the agent's queue.
+    """
+
+    def __init__(self, house: House, speaker: Speaker, message: str, place: Place) -> None:
+        self.id = f"turn-{secrets.token_hex(12)}"
+        self.speaker = speaker
+        self.ended = anyio.Event()
+        self._house = house
+        self._message = message
+        self._place = place
+        self._wish = Wish()
+        self._opened = time.monotonic()
+        self._began: float | None = None
+        self._answered_by: str | None = None
+        self._reason = Reason.FAILED
+        self._stored = False
+        self._failed: Failed | None = None
+
+    @property
+    def waited_for_token(self) -> float | None:
+        """Seconds until the answer began."""
+        return None if self._began is None else self._began - self._opened
+
+    def stop(self) -> None:
+        """End it; what came is kept."""
+        self._wish.stop()
+        self._place.give_up()
+
+    def leave(self) -> None:
+        """Let the next one speak. For a turn whose events nobody ever asked for."""
+        self._place.leave()
+        self.ended.set()
+
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Everything that happens, as it happens: first `Opened`, and last exactly one `Ended`. Raises nothing."""
+        try:
+            yield Opened(self.id, self.speaker.name, self.speaker.id)
+            try:
+                if self._place.ahead:
+                    yield Queued(self._place.ahead)
+                async with self._place.reached(), aclosing(self._speak()) as spoken:
+                    async for event in spoken:
+                        yield event
+            except GivenUp:
+                self._reason = Reason.STOPPED
+            except IsabellaError as error:
+                self._failed = failures.explained(error)
+            if self._failed is not None:
+                yield self._failed
+            yield Ended(
+                reason=self._reason,
+                handle=self._answered_by,
+                stored=self._stored,
+                seconds=round(time.monotonic() - self._opened, 3),
+                first_token=None if self.waited_for_token is None else round(self.waited_for_token, 3),
+            )
+        finally:
+            self.leave()
+
+    # --- one vendor after the other -------------------------------------------------------------------------------
+
+    async def _speak(self) -> AsyncGenerator[Event, None]:
+        """Ask one vendor after the other until an answer begins. The agent is ours meanwhile."""
+        refusals: list[Refusal] = []
+        async with aclosing(self._candidates(refusals)) as candidates:
+            async for step in candidates:
+                if not isinstance(step, Candidate):
+                    yield step
+                    continue
+                async with aclosing(self._ask(step, refusals)) as asked:
+                    async for event in asked:
+                        yield event
+                if self._answered_by is not None or self._failed is not None or self._reason is Reason.STOPPED:
+                    return
+        self._failed = failures.nobody(refusals)
+
+    async def _candidates(self, refusals: list[Refusal]) -> AsyncGenerator[Candidate | Event, None]:
+        """The vendors to ask, in order, each made out when it is needed; first what the agent is bound to.
+
+        Those that are left out come last, and only where nobody else answered and they did not ask for it.
+        """
+        left_out: list[Candidate] = []
+        tried: set[str] = set()
+        for handle in (None, *self.speaker.handles):
+            try:
+                candidate = await self._candidate(handle)
+            except ModelUnknown as error:
+                refusal = Refusal(Code.MODEL_UNKNOWN, error.what, counts=False)
+                refusals.append(refusal)
+                yield Failover(handle or "-", refusal.code, refusal.message)
+                continue
+            if candidate.handle in tried:
+                continue
+            tried.add(candidate.handle)
+            out = self._house.breaker.admit(candidate.provider)
+            if out is None:
+                yield candidate
+                continue
+            why = Refusal(
+                Code.LEFT_OUT,
+                f"Left out for {out.seconds:.0f} s: {out.because}",
+                retry_after=out.seconds,
+                counts=False,
+            )
+            refusals.append(why)
+            yield Failover(candidate.handle, why.code, why.message, retry_after=round(out.seconds, 1))
+            if not out.wished:
+                left_out.append(candidate)
+        for candidate in left_out:
+            if self._house.breaker.admit(candidate.provider, anyway=True) is None:
+                yield candidate
+
+    async def _candidate(self, handle: str | None) -> Candidate:
+        if handle is None:
+            return Candidate.of(self.speaker)
+        binding = await self._house.roster.resolve(self.speaker, handle)
+        return Candidate(binding.handle, binding.provider, binding.model, binding)
+
+    # --- one vendor ---------------------------------------------------------------------------------------------
+
+    async def _ask(self, candidate: Candidate, refusals: list[Refusal]) -> AsyncGenerator[Event, None]:
+        house = self._house
+        attempt = Attempt(
+            self.speaker.id,
+            self._message,
+            first_token=house.limits.first_token,
+            silence=house.limits.silence,
+            wish=self._wish,
+        )
+        try:
+            if house.gate.is_closed(candidate.provider):
+                yield Held(candidate.provider)
+            try:
+                async with (
+                    house.gate.passing(candidate.provider, leave=self._wish.evict),
+                    aclosing(self._through_the_gate(candidate, attempt)) as heard,
+                ):
+                    async for event in heard:
+                        yield event
+            except GateTimeout as error:
+                attempt.refusal = Refusal(Code.PROVIDER_CHANGING, error.what, counts=False)
+            self._wish.evicted = False
+            refusal = attempt.refusal
+            if refusal is None:
+                return
+            left_out_for = self._hold_against(candidate.provider, refusal)
+            if attempt.reason is not None:
+                self._failed = failures.broken(attempt.began is not None, refusal)
+            elif not refusal.elsewhere:
+                self._failed = Failed(refusal.code, refusal.message, status=refusal.status)
+            else:
+                refusals.append(refusal)
+                wait = refusal.retry_after or left_out_for
+                yield Failover(candidate.handle, refusal.code, refusal.message, refusal.status, wait)
+        finally:
+            house.breaker.gave_up(candidate.provider)
+
+    async def _through_the_gate(self, candidate: Candidate, attempt: Attempt) -> AsyncGenerator[Event, None]:
+        if self._wish.stopped:
+            self._reason = Reason.STOPPED
+            return
+        async with AsyncExitStack() as stack:
+            if candidate.binding is not None:
+                await stack.enter_async_context(Rebound(self._house.roster, self.speaker, candidate.binding))
+            try:
+                async with aclosing(attempt.events(self._house.client)) as heard:
+                    async for event in heard:
+                        if event is None:
+                            if candidate.binding is None:
+                                candidate = await self._as_it_is(candidate)
+                            yield candidate.asked
+                            continue
+                        self._note(candidate, attempt)
+                        yield event
+            finally:
+                self._note(candidate, attempt)
+                await self._conclude(candidate, attempt)
+
+    async def _as_it_is(self, candidate: Candidate) -> Candidate:
+        """What the agent is really bound to: somebody may have switched it. Looked up while Letta is at work."""
+        try:
+            self.speaker = await self._house.roster.look(self.speaker)
+        except IsabellaError:
+            # Letta will say the same about the message.
+            return candidate
+        return Candidate.of(self.speaker)
+
+    def _note(self, candidate: Candidate, attempt: Attempt) -> None:
+        """Note that an answer has begun, and whose it is."""
+        if attempt.began is not None and self._began is None:
+            self._began = attempt.began
+            self._answered_by = candidate.handle
+            self._house.breaker.succeeded(candidate.provider)
+
+    async def _conclude(self, candidate: Candidate, attempt: Attempt) -> None:
+        """Note how it ended, and keep what came, also when we are being cancelled ourselves."""
+        if attempt.reason is None and attempt.began is None:
+            return
+        # Without a reason of its own the client has gone away in the middle.
+        self._reason = attempt.reason or Reason.STOPPED
+        if self._reason in (Reason.COMPLETED, Reason.MAX_STEPS, Reason.NEEDS_APPROVAL):
+            self._stored = True
+        elif attempt.began is None:
+            # Of a stopped turn that had not begun nothing remains; of an empty answer, the message does.
+            self._stored = self._reason is Reason.BROKEN
+        elif attempt.run_id is not None:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_STORING_SECONDS):
+                self._stored = await keeping.keep(
+                    self._house.wire,
+                    self.speaker.id,
+                    run_id=attempt.run_id,
+                    asked=self._message,
+                    said=attempt.said,
+                    mark=_MARKS[self._reason],
+                    model=candidate.handle,
+                )
+
+    def _hold_against(self, provider: str, refusal: Refusal) -> float | None:
+        if not refusal.counts:
+            self._house.breaker.gave_up(provider)
+            return None
+        left = self._house.breaker.failed(provider, refusal.message, retry_after=refusal.retry_after)
+        log.info("vendor refused", provider=provider, code=refusal.code.value, left_out=left)
+        return left

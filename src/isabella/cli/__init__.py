@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from isabella.cli import letta, practice, providers
+from isabella.cli import doctor, letta, practice, providers
 from isabella.cli.settings import settings
 from isabella.cli.up import up
 from isabella.errors import IsabellaError
@@ -28,6 +28,7 @@ app.command()(up)
 app.add_typer(providers.app, name="providers")
 app.add_typer(letta.app, name="letta")
 app.add_typer(practice.app, name="practice")
+app.add_typer(doctor.app, name="doctor")
 app.command()(settings)
 
 

@@ -1,0 +1,222 @@
+"""The first layer: what the configuration says, judged by itself. Pure."""
+
+from __future__ import annotations
+
+from isabella.doctor.evidence import Configured, Contradiction, Evidence, Problem, Seen
+from isabella.doctor.findings import Diagnosis, Finding, Fine, Layer, Remedy, Severity, Treatment, Unknown
+from isabella.providers.desired import Desired, Kind, Remark
+from isabella.providers.sealing import Match
+from isabella.settings import MAKE_MASTER_KEY
+
+_SUMMARIES = {
+    Kind.KEY_EMPTY: "its key is set, but empty.",
+    Kind.KEY_PLACEHOLDER: "a placeholder stands where its key should.",
+    Kind.KEY_MALFORMED: "its key has characters that no key has.",
+    Kind.KEY_FILE_UNREADABLE: "the file with its key cannot be read.",
+    Kind.BASE_URL_MALFORMED: "its base URL is no address.",
+    Kind.KEY_CLEANED: "its key stands there with something around it.",
+    Kind.KEY_SET_TWICE: "its key is set twice.",
+    Kind.KEY_FILE_READABLE: "every user of this machine can read its key file.",
+    Kind.KEY_OF_ANOTHER_VENDOR: "its key looks like another vendor's.",
+}
+
+
+def judge(evidence: Evidence) -> Diagnosis:
+    """Judge the configuration."""
+    configured = evidence.configured
+    total = Diagnosis(tuple(_problem(problem) for problem in configured.problems))
+    total += Diagnosis(tuple(_contradiction(found) for found in configured.contradictions))
+    if configured.incomplete is not None:
+        because = f"{configured.incomplete} could not be read"
+        return total + Diagnosis(unknowns=(Unknown(Layer.CONFIGURATION, "which keys are configured", because),))
+    for desired in configured.desired:
+        total += _provider(desired, evidence.seen)
+    return total + _master_key(configured, evidence.seen) + _no_key_at_all(evidence)
+
+
+def _problem(problem: Problem) -> Finding:
+    place = "" if problem.origin is None else f" ({problem.origin})"
+    return Finding(
+        code=problem.code,
+        layer=Layer.CONFIGURATION,
+        severity=Severity.ERROR,
+        summary=f"{problem.subject} cannot be used.",
+        cause=problem.what,
+        remedy=Remedy(
+            problem.remedy or f"Correct {problem.subject}{place}, or remove it.",
+            # A variable that is refused is gone once its line is.
+            setting=(problem.subject, "") if problem.origin is not None else None,
+        ),
+        evidence=(f"{problem.subject}{place}: {problem.what}",),
+    )
+
+
+def _contradiction(found: Contradiction) -> Finding:
+    return Finding(
+        code=_contradiction_code(found),
+        layer=Layer.CONFIGURATION,
+        severity=Severity.ERROR,
+        summary=f"{found.variable} is set twice, differently; the environment wins.",
+        cause=f"{found.variable} of the environment hides the one in {found.file}, line {found.line}: "
+        "a variable that an old shell still has is a classic cause of a 401.",
+        remedy=Remedy(
+            f"If {found.file} is right, run `unset {found.variable}` in the shell that starts Isabella; "
+            f"otherwise put the environment's value into {found.file}.",
+            command=f"unset {found.variable}",
+        ),
+        provider=found.provider,
+        evidence=(
+            f"{found.variable} in the environment: wins",
+            f"{found.variable} in {found.file}, line {found.line}: another value",
+        ),
+    )
+
+
+def _contradiction_code(found: Contradiction) -> str:
+    if found.provider is not None:
+        return "key-contradiction"
+    return "letta-contradiction" if found.variable.startswith("LETTA_") else "setting-contradiction"
+
+
+def _provider(desired: Desired, seen: Seen) -> Diagnosis:
+    findings = [_remark(desired, remark) for remark in desired.remarks]
+    if desired.obstacle is not None:
+        findings.append(_obstacle(desired, desired.obstacle))
+    elif desired.key is None and seen.row(desired.name) is not None:
+        findings.append(_unset(desired))
+    elif desired.key is not None and not findings:
+        text = f"{desired.name}: {desired.key_source} holds a key ({desired.masked_key})"
+        return Diagnosis(fine=(Fine(Layer.CONFIGURATION, text),))
+    return Diagnosis(tuple(findings))
+
+
+def _obstacle(desired: Desired, obstacle: Remark) -> Finding:
+    about_key = obstacle.kind is not Kind.BASE_URL_MALFORMED
+    setting: tuple[str, str | None] = (obstacle.variable, None if about_key else "")
+    if obstacle.kind is Kind.KEY_FILE_UNREADABLE:
+        setting = (desired.vendor.api_key_env, None)
+    return Finding(
+        code=obstacle.kind.value,
+        layer=Layer.CONFIGURATION,
+        severity=Severity.ERROR,
+        summary=_SUMMARIES[obstacle.kind],
+        cause=f"{obstacle.text}. So the provider is not registered, and what Letta has of it is left as it is.",
+        remedy=Remedy(desired.remedy or "Correct it.", setting=setting),
+        provider=desired.name,
+        evidence=(obstacle.text,),
+    )
+
+
+def _remark(desired: Desired, remark: Remark) -> Finding:
+    match remark.kind:
+        case Kind.KEY_FILE_READABLE:
+            command = f"chmod 600 {remark.path}"
+            remedy = Remedy(f"Run `{command}`.", command=command, treatment=Treatment.CHMOD, path=remark.path)
+            cause = f"The permissions of {remark.path} let everybody read it."
+        case Kind.KEY_SET_TWICE:
+            remedy = Remedy(f"Remove {remark.variable}, or the variable itself.", setting=(remark.variable, ""))
+            cause = f"{remark.text}. A change of the file has no effect."
+        case Kind.KEY_OF_ANOTHER_VENDOR:
+            page = desired.vendor.keys_page
+            where = f"; its keys are made at {page}" if page else ""
+            remedy = Remedy(
+                f"Put a key of {desired.vendor.title} into {remark.variable}{where}.", setting=(remark.variable, None)
+            )
+            cause = remark.text
+        case _:
+            remedy = Remedy(
+                f"Write {remark.variable} as the bare key: no quotes, no spaces, no Bearer.",
+                setting=(remark.variable, None),
+            )
+            cause = f"{remark.text}. Isabella does so; another program that reads the same variable may not."
+    return Finding(
+        code=remark.kind.value,
+        layer=Layer.CONFIGURATION,
+        severity=Severity.WARNING,
+        summary=_SUMMARIES[remark.kind],
+        cause=cause,
+        remedy=remedy,
+        provider=desired.name,
+        evidence=(remark.text,),
+    )
+
+
+def _unset(desired: Desired) -> Finding:
+    variable = desired.vendor.api_key_env
+    return Finding(
+        code="key-unset",
+        layer=Layer.CONFIGURATION,
+        severity=Severity.WARNING,
+        summary=f"Letta has it, but {variable} is not set.",
+        cause="Without a configured key there is nothing to compare Letta's with, and nothing is brought in line.",
+        remedy=Remedy(
+            f"Put the key into {variable} in .env. If the provider is no longer wanted, remove it from Letta.",
+            setting=(variable, None),
+        ),
+        provider=desired.name,
+        evidence=(f"{desired.key_source} anywhere",),
+    )
+
+
+def _master_key(configured: Configured, seen: Seen) -> Diagnosis:
+    malformed = any(problem.code == "master-key-malformed" for problem in configured.problems)
+    if configured.master_key:
+        text = "LETTA_ENCRYPTION_KEY is 64 hexadecimal characters" if configured.ours else "the master key is kept"
+        return Diagnosis(fine=(Fine(Layer.CONFIGURATION, text),))
+    if malformed or not seen.rows:
+        return Diagnosis()
+    read = [row.reading for row in seen.rows if row.reading is not None and row.stored.key_text]
+    hidden = [reading for reading in read if reading.match is Match.HIDDEN]
+    if hidden:
+        cause = (
+            f"Letta seals its keys ({len(hidden)} of {len(read)} here), and without its master key nobody can tell "
+            "what is in them."
+        )
+        text = "Put the LETTA_ENCRYPTION_KEY that Letta itself runs with into .env."
+    elif read:
+        cause = (
+            "Letta runs without a master key, so it stores keys in plaintext: in its database, and in what it shows."
+        )
+        text = (
+            f"Make one with {MAKE_MASTER_KEY}, start Letta with it as LETTA_ENCRYPTION_KEY, put the same into .env, "
+            "and run `isabella providers sync`."
+        )
+    else:
+        return Diagnosis()
+    return Diagnosis(
+        (
+            Finding(
+                code="master-key-missing",
+                layer=Layer.CONFIGURATION,
+                severity=Severity.WARNING,
+                summary="LETTA_ENCRYPTION_KEY is not set.",
+                cause=cause,
+                remedy=Remedy(text, setting=("LETTA_ENCRYPTION_KEY", None)),
+                evidence=(f"{len(hidden)} sealed and {len(read) - len(hidden)} plaintext keys among ours in Letta",),
+                facts=("P2",),
+            ),
+        )
+    )
+
+
+def _no_key_at_all(evidence: Evidence) -> Diagnosis:
+    configured, seen = evidence.configured, evidence.seen
+    declared = {desired.name for desired in configured.desired}
+    present = [row for row in seen.rows or () if row.stored.name in declared]
+    if not configured.desired or any(desired.wanted for desired in configured.desired) or present:
+        return Diagnosis()
+    variables = [desired.vendor.api_key_env for desired in configured.desired]
+    # Somebody who only wants a look at a Letta of his own need not have configured anything here.
+    looks_on = seen.rows is not None or bool(seen.agents)
+    return Diagnosis(
+        (
+            Finding(
+                code="no-key-configured",
+                layer=Layer.CONFIGURATION,
+                severity=Severity.NOTE if looks_on else Severity.WARNING,
+                summary="No vendor key is configured.",
+                cause=f"None of {', '.join(variables)} is set.",
+                remedy=Remedy("Put a key into .env (see .env.example), or try `isabella up --practice`."),
+            ),
+        )
+    )

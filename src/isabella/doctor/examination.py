@@ -1,0 +1,202 @@
+"""The examination: evidence from all layers, gathered side by side, then judged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anyio
+
+from isabella.concurrency import together
+from isabella.connection import Connection, connect
+from isabella.doctor import asked as asking
+from isabella.doctor.configured import read_configuration, with_settings
+from isabella.doctor.evidence import Agent, Asked, Configured, Evidence, Seen
+from isabella.doctor.letta import Looker
+from isabella.doctor.verdict import Verdict, judge
+from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
+from isabella.settings import Settings
+
+if TYPE_CHECKING:
+    from isabella.agents.receipts import Proceeds
+
+#: Seconds for finding out which Letta is meant, and for the receipts.
+_TO_CONNECT, _FOR_RECEIPTS = 4.0, 60.0
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What is to be looked at.
+
+    Attributes:
+        providers: names; all where empty.
+        agent: name or id of one agent; all where None.
+        probe: have an agent on each provider say one line through Letta, too.
+    """
+
+    providers: tuple[str, ...] = ()
+    agent: str | None = None
+    probe: bool = False
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What was looked at, what was seen, and what it means.
+
+    Attributes:
+        verdict: what it means.
+        evidence: what was seen.
+        settings: the settings, as far as they can be used.
+        connection: the Letta; None where none could be named.
+    """
+
+    verdict: Verdict
+    evidence: Evidence
+    settings: Settings
+    connection: Connection | None
+
+
+async def examine(
+    env_file: Path | None = None,
+    *,
+    settings: Settings | None = None,
+    connection: Connection | None = None,
+    wishes: Wishes | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Examination:
+    """Look at everything, and say what is wrong. Changes nothing.
+
+    Args:
+        env_file: another file in place of `.env`.
+        settings: in place of reading any.
+        connection: another Letta than the one that the settings name.
+        wishes: what is to be looked at; by default everything but receipts.
+        environment: in place of the process environment.
+
+    Raises:
+        ConfigurationError: `env_file` does not exist, or a name in the wishes is not known.
+    """
+    wishes = wishes or Wishes()
+    configured, settings = read_configuration(env_file, settings=settings, environment=environment)
+    configured, settings = await _practising(configured, settings)
+    configured = _selected(configured, wishes.providers)
+    asked: dict[str, Asked] = {}
+    seen, found = Seen(), connection
+
+    async def ask() -> None:
+        nonlocal asked
+        asked = await asking.ask(configured.desired)
+
+    async def look() -> None:
+        nonlocal seen, found
+        if any(problem.subject == "LETTA_BASE_URL" for problem in configured.problems):
+            return
+        try:
+            found = connection or await _connected(settings)
+        except IsabellaError as error:
+            seen = Seen(embedded=settings.letta_base_url is None, error=error)
+            return
+        seen = await Looker(found).look(configured.desired)
+
+    await together([ask, look])
+    if found is not None and seen.rows is not None:
+        looker, rows = Looker(found), seen.rows
+        asked = await asking.ask_with_stored_keys(configured.desired, asked, rows)
+        seen = await looker.check(seen, asked)
+        configured = replace(configured, master_key=found.master_key is not None)
+    evidence = _narrowed(Evidence(configured, asked, seen), wishes)
+    if wishes.probe and found is not None and seen.rows is not None:
+        evidence = replace(evidence, receipts=await _receipts(evidence, found))
+    return Examination(judge(evidence), evidence, settings, found)
+
+
+async def _practising(configured: Configured, settings: Settings) -> tuple[Configured, Settings]:
+    """Practice vendors in place of the real ones, where `isabella up` would take them as well."""
+    if settings.sources.overlay:
+        return replace(configured, practice=True), settings
+    if settings.letta_base_url is not None or any(one.wanted for one in configured.desired):
+        return configured, settings
+    if not (settings.home / "practice").is_dir():
+        return configured, settings
+    from isabella.practice import daemon
+    from isabella.practice.overlay import with_practice_vendors
+
+    try:
+        running = await anyio.to_thread.run_sync(daemon.status, settings.home)
+        if running is None:
+            return configured, settings
+        settings = with_practice_vendors(settings, running)
+    except IsabellaError:
+        return configured, settings
+    return with_settings(configured, settings), settings
+
+
+async def _connected(settings: Settings) -> Connection:
+    """The Letta that is meant; finding the embedded one must not take for ever, whatever state it is in."""
+    found: Connection | None = None
+    with anyio.move_on_after(_TO_CONNECT):
+        found = await connect(settings)
+    if found is None:
+        raise LettaUnreachable(
+            f"The embedded Letta did not answer within {_TO_CONNECT:g} s.",
+            remedy="See `isabella letta status` and `isabella letta logs`.",
+            sent=True,
+        )
+    return found
+
+
+def _selected(configured: Configured, names: Sequence[str]) -> Configured:
+    if not names:
+        return configured
+    known = {one.name: one for one in configured.desired}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ConfigurationError(
+            f"No provider named {unknown[0]!r} is declared.", remedy=f"Declared are: {', '.join(known)}."
+        )
+    return replace(configured, desired=tuple(known[name] for name in dict.fromkeys(names)))
+
+
+def _narrowed(evidence: Evidence, wishes: Wishes) -> Evidence:
+    """Only the agents, and with them the providers, that are asked about."""
+    seen, configured = evidence.seen, evidence.configured
+    if seen.agents is None:
+        return evidence
+    agents = seen.agents
+    if wishes.providers:
+        addresses = {one.base_url for one in configured.desired}
+        agents = tuple(one for one in agents if one.provider in wishes.providers or one.endpoint in addresses)
+    if wishes.agent is not None:
+        agents = _named(wishes.agent, agents)
+        concerned = {one.provider for one in agents} | {one.endpoint for one in agents}
+        desired = tuple(one for one in configured.desired if {one.name, one.base_url} & concerned)
+        configured = replace(configured, desired=desired)
+    return replace(evidence, seen=replace(seen, agents=agents), configured=configured)
+
+
+def _named(name: str, agents: Sequence[Agent]) -> tuple[Agent, ...]:
+    found = tuple(one for one in agents if name in (one.name, one.id))
+    if not found:
+        names = ", ".join(sorted({one.name for one in agents})[:10])
+        raise ConfigurationError(
+            f"There is no agent {name!r}.", remedy=f"There are: {names}." if names else "There are none."
+        )
+    return found
+
+
+async def _receipts(evidence: Evidence, connection: Connection) -> Mapping[str, Proceeds]:
+    """One line through Letta for each provider that is there."""
+    from isabella.agents.client import open_client
+    from isabella.agents.receipts import get_receipts
+    from isabella.doctor.treatment import binding_for
+
+    seen = evidence.seen
+    present = [one for one in evidence.configured.desired if one.key is not None and seen.row(one.name) is not None]
+    bindings = [binding_for(one, evidence) for one in present]
+    with anyio.move_on_after(_FOR_RECEIPTS):
+        async with open_client(connection) as client:
+            proceeds = await get_receipts(client, bindings)
+            return {one.name: found for one, found in zip(present, proceeds, strict=True)}
+    return {}

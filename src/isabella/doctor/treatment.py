@@ -1,0 +1,127 @@
+"""What `--fix` does: only what the findings have named, each in a way of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx2 as httpx
+
+from isabella.agents.binding import GENERIC, OPENAI, Binding
+from isabella.assurance import ensure_providers
+from isabella.connection import Connection
+from isabella.doctor import releases
+from isabella.doctor.evidence import Agent, Evidence
+from isabella.doctor.examination import Examination
+from isabella.doctor.findings import Finding, Treatment
+from isabella.doctor.use import known_window, rebound
+from isabella.errors import IsabellaError
+from isabella.providers.desired import Desired
+from isabella.providers.report import Proof
+from isabella.redaction import redact
+
+_PATIENCE = 30.0
+
+
+async def treat(examination: Examination) -> AsyncIterator[str]:
+    """Treat the causes that were found, where that can be done without a person; a line for each.
+
+    Providers come before agents: an agent is bound to a provider that is in order.
+    """
+    found = [cause.finding for cause in examination.verdict.causes]
+    treated: set[tuple[str, str | None]] = set()
+    for treatment in (Treatment.CHMOD, Treatment.SYNC, Treatment.REBIND):
+        for finding in found:
+            if finding.remedy.treatment is not treatment:
+                continue
+            match treatment:
+                case Treatment.CHMOD:
+                    yield _make_private(finding)
+                case Treatment.SYNC if (finding.provider or "", None) not in treated:
+                    treated.add((finding.provider or "", None))
+                    yield await _sync(finding, examination)
+                case Treatment.REBIND:
+                    async for line in _rebind(finding, examination, treated):
+                        yield line
+
+
+def _make_private(finding: Finding) -> str:
+    path = finding.remedy.path
+    if path is None:
+        raise AssertionError("chmod needs a path")
+    try:
+        path.chmod(0o600)
+    except OSError as error:
+        return f"{path}: cannot be made private: {error.strerror}"
+    return f"{path}: only its owner can read it now (600)"
+
+
+async def _sync(finding: Finding, examination: Examination) -> str:
+    name = finding.provider
+    if name is None or examination.connection is None:
+        raise AssertionError("a sync needs a provider and a Letta")
+    try:
+        report = await ensure_providers(examination.settings, connection=examination.connection, only=[name])
+    except IsabellaError as error:
+        return f"{name}: {error}"
+    entry = next(entry for entry in report.providers if entry.name == name)
+    if entry.proof is Proof.PROVEN:
+        return f"{name}: {entry.action.value}, read back and proven"
+    return f"{name}: {entry.reason}. {entry.remedy or ''}".rstrip()
+
+
+async def _rebind(
+    finding: Finding, examination: Examination, treated: set[tuple[str, str | None]]
+) -> AsyncIterator[str]:
+    evidence, connection = examination.evidence, examination.connection
+    if connection is None:
+        return
+    by_id = {agent.id: agent for agent in evidence.seen.agents or ()}
+    for id in finding.agent_ids:
+        agent = by_id.get(id)
+        if agent is None or ("agent", id) in treated:
+            continue
+        treated.add(("agent", id))
+        desired = rebound(agent, evidence)
+        if desired is None:
+            yield f"{agent.name}: there is no provider to bind it to"
+            continue
+        yield await _bind(agent, binding_for(desired, evidence, agent), connection)
+
+
+def binding_for(desired: Desired, evidence: Evidence, agent: Agent | None = None) -> Binding:
+    """The explicit binding to a provider: of an agent, with its model, or of a passing one."""
+    release = evidence.seen.abilities.release if evidence.seen.abilities is not None else None
+    client = GENERIC if releases.at_least(release, "0.16.7") else OPENAI
+    vendor = desired.vendor
+    if agent is not None:
+        window = known_window(agent, evidence) or agent.window or vendor.default_window
+        return Binding(desired.name, agent.model, desired.base_url, window, client)
+    asked = evidence.asked.get(desired.name)
+    listed = {} if asked is None else asked.answer.models
+    model = vendor.default_model or next(iter(listed), "default")
+    window = vendor.models.get(model) or listed.get(model) or vendor.default_window
+    return Binding(desired.name, model, desired.base_url, window, client)
+
+
+async def _bind(agent: Agent, binding: Binding, connection: Connection) -> str:
+    """PATCH the agent; what else its `llm_config` says, such as its temperature, stays."""
+    headers = {"Connection": "close"}
+    if connection.password is not None:
+        headers["Authorization"] = f"Bearer {connection.password.get_secret_value()}"
+    path = f"/v1/agents/{agent.id}"
+    async with httpx.AsyncClient(
+        base_url=connection.base_url, headers=headers, timeout=_PATIENCE, trust_env=False
+    ) as http:
+        try:
+            current = (await http.get(path)).raise_for_status().json().get("llm_config") or {}
+            config = {**current, **binding.as_llm_config()}
+            # Summaries come by the agent's own binding then, not by a handle of their own (fact M15).
+            body: dict[str, Any] = {"llm_config": config, "compaction_settings": {"model": None}}
+            response = await http.patch(path, json=body)
+            if response.status_code in (400, 422):
+                response = await http.patch(path, json={"llm_config": config})
+            response.raise_for_status()
+        except (httpx.HTTPError, ValueError) as error:
+            return f"{agent.name}: cannot be bound: {redact(str(error)).splitlines()[0]}"
+    return f"{agent.name}: bound to {binding.handle} at {binding.base_url}, window {binding.window}"

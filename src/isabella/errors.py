@@ -24,6 +24,7 @@ IsabellaError
 ├── EmbeddedError             the Letta and Postgres that Isabella runs herself
 │   ├── InstallFailed         fetching or installing the release
 │   └── StartFailed           a process did not come up
+├── NotReady                  the backend has not come up yet, or not at all
 ├── PracticeError             the practice vendors
 └── LockTimeout               another process is at work on the same thing
     ├── TurnTimeout           the turns before this one went on for too long
@@ -176,6 +177,10 @@ class InstallFailed(EmbeddedError):
 
 class StartFailed(EmbeddedError):
     """A process did not come up. The message names its log."""
+
+
+class NotReady(IsabellaError):
+    """The backend has not come up yet, or not at all."""
 
 
 class PracticeError(IsabellaError):

@@ -121,9 +121,8 @@ class Memory:
                 )
             if value == block.value:
                 return block
-            return _block(
-                await self._wire.patch(f"/v1/agents/{agent_id}/core-memory/blocks/{label}", {"value": value})
-            )
+            # By its id: a label may hold a slash, which Letta's route by label does not take.
+            return _block(await self._wire.patch(f"/v1/blocks/{block.id}", {"value": value}))
 
 
 def check_text(text: str) -> None:

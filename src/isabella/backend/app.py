@@ -11,6 +11,8 @@ import anyio
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from isabella.backend import agents, embeddings, memory
+from isabella.backend.errors import handle_errors
 from isabella.backend.readiness import Readiness
 from isabella.backend.routes import router
 
@@ -37,5 +39,9 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]]) -> FastA
         lifespan=run,
     )
     app.state.readiness = Readiness()
+    handle_errors(app)
     app.include_router(router)
+    app.include_router(agents.router)
+    app.include_router(memory.router)
+    app.include_router(embeddings.router)
     return app

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import structlog
@@ -18,6 +19,7 @@ import uvicorn
 from isabella.assurance import add_receipts, ensure_providers
 from isabella.backend.app import create_app
 from isabella.backend.readiness import Phase, Readiness
+from isabella.backend.residence import residing
 from isabella.connection import Connection, configured_connection, embedded_connection
 from isabella.embedded import Progress, Server
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
@@ -136,8 +138,16 @@ def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, list
             server.should_exit = True
             return
         host, port = listener.getsockname()[:2]
-        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        wishes.say(f"{readiness.phase.value.capitalize()}: {address}  (API: {address}/docs, stop: Ctrl-C)")
+        address = _address(host, port)
+        try:
+            async with residing(app, settings, connection, _as_letta_reaches(connection, host, port)):
+                wishes.say(f"{readiness.phase.value.capitalize()}: {address}  (API: {address}/docs, stop: Ctrl-C)")
+                await anyio.sleep_forever()
+        except IsabellaError as error:
+            readiness.error = error
+            readiness.phase = Phase.FAILED
+            wishes.say(f"Not started: {error}")
+            server.should_exit = True
 
     app = create_app(start)
     config = uvicorn.Config(
@@ -156,6 +166,18 @@ def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, list
         # Stopped by a signal before it had come up: that is no failure.
         return Readiness(phase=Phase.DEGRADED)
     return readiness
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _as_letta_reaches(connection: Connection, host: str, port: int) -> str | None:
+    """The backend's address as Letta reaches it, for the vectors of archival memory; None where it does not."""
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what it is bound to, not what we bind
+    if urlsplit(connection.base_url).hostname in _LOOPBACK:
+        return _address(everywhere.get(host, host), port)
+    return None if host in _LOOPBACK or host in everywhere else _address(host, port)
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:

@@ -1,0 +1,110 @@
+"""Finding agents that cannot work, ours or not, and binding them anew. What is wrong is decided in `repair`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from isabella.agents.binding import Binding
+from isabella.agents.models import Models
+from isabella.agents.repair import Fault, Finding, diagnose
+from isabella.agents.residents import Resident, Residents
+from isabella.agents.tending import survey
+from isabella.errors import IsabellaError, ModelUnknown
+
+
+@dataclass(frozen=True)
+class Repair:
+    """An agent that cannot work as it is, and what would mend it.
+
+    Attributes:
+        agent_id: Letta's id of it.
+        name: what it is called.
+        ours: whether Isabella keeps it.
+        fault: what is wrong.
+        why: one clause, for people.
+        before: the handle and window that it has.
+        binding: what it would be bound to; None where nothing works.
+        done: whether it has been.
+        problem: why it cannot be mended, or was not.
+    """
+
+    agent_id: str
+    name: str
+    ours: bool
+    fault: Fault
+    why: str
+    before: str
+    binding: Binding | None = None
+    done: bool = False
+    problem: str | None = None
+
+    @property
+    def after(self) -> str | None:
+        """The handle and window that it would have."""
+        return None if self.binding is None else f"{self.binding.handle} ({self.binding.window})"
+
+    def as_json(self) -> dict[str, Any]:
+        """The form in which `--json` gives it."""
+        return {
+            "id": self.agent_id,
+            "name": self.name,
+            "ours": self.ours,
+            "fault": self.fault.value,
+            "why": self.why,
+            "before": self.before,
+            "after": self.after,
+            "done": self.done,
+            "problem": self.problem,
+        }
+
+
+async def find_broken(residents: Residents, models: Models) -> list[Repair]:
+    """Every agent that cannot work, with what would mend it. Changes nothing.
+
+    Raises:
+        LettaError: Letta cannot be read.
+    """
+    landscape = await survey(residents, models, ask=True)
+    found = []
+    for resident in await residents.all():
+        preferred = resident.definition.handles if resident.definition else ()
+        finding = diagnose(resident.engine, landscape, preferred)
+        if finding is not None:
+            found.append(await _repair(resident, finding, models))
+    return found
+
+
+async def mend(residents: Residents, repairs: list[Repair]) -> list[Repair]:
+    """Bind them anew; memory and history stay. One that fails does not stop the others."""
+    mended = []
+    for repair in repairs:
+        if repair.binding is None:
+            mended.append(repair)
+            continue
+        try:
+            await residents.bind(repair.agent_id, repair.binding)
+        except IsabellaError as error:
+            mended.append(replace(repair, problem=str(error)))
+        else:
+            mended.append(replace(repair, done=True))
+    return mended
+
+
+async def _repair(resident: Resident, finding: Finding, models: Models) -> Repair:
+    engine = resident.engine
+    repair = Repair(
+        agent_id=resident.id,
+        name=resident.name,
+        ours=resident.ours,
+        fault=finding.fault,
+        why=finding.why,
+        before=f"{resident.handle} ({engine.window if engine else 0})",
+        binding=finding.binding,
+    )
+    if repair.binding is not None:
+        return repair
+    try:
+        return replace(repair, binding=await models.choose(finding.instead))
+    except ModelUnknown as error:
+        return replace(repair, problem=str(error))

@@ -87,9 +87,10 @@ class History:
             self._wire.get(f"/v1/agents/{agent_id}/messages", limit=limit, before=before, order="desc"),
             f"There is no message {before!r} in this agent's history.",
         )
+        # 0.16 gives every page oldest first: `order` only says from which end it is taken.
         ids = list(dict.fromkeys(row["id"] for row in rows))
-        entries = [entry for id in reversed(ids) for row in rows if row["id"] == id and (entry := _entry(row))]
-        return Page(tuple(entries), ids[-1] if len(ids) >= limit else None)
+        entries = [entry for row in rows if (entry := _entry(row))]
+        return Page(tuple(entries), ids[0] if len(ids) >= limit else None)
 
     async def since(self, agent_id: str, message_id: str | None) -> tuple[list[Entry], str | None]:
         """Everything after a message, oldest first, and the id of the last message there is.

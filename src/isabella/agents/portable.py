@@ -19,7 +19,7 @@ from isabella.agents.models import Models
 from isabella.agents.pointing import point
 from isabella.agents.residents import Resident, Residents
 from isabella.agents.wire import translated
-from isabella.errors import AgentExists, AgentFileRefused, IsabellaError
+from isabella.errors import AgentExists, AgentFileRefused, IsabellaError, LettaRefused
 from isabella.redaction import redact
 
 #: Fields of an exported agent that may hold secrets, or that mean nothing elsewhere, and what stands in their place.
@@ -129,19 +129,26 @@ async def import_agent(
         "metadata": _without_marks(agent.get("metadata")),
     }
     document["mcp_servers"] = []
-    with translated():
-        answer = await residents.wire.client.agents.import_file(
-            file=("agent.af", json.dumps(document).encode(), "application/json"),
-            name=name,
-            append_copy_suffix=False,
-            override_existing_tools=False,
-        )
+    try:
+        with translated():
+            answer = await residents.wire.client.agents.import_file(
+                file=("agent.af", json.dumps(document).encode(), "application/json"),
+                name=name,
+                append_copy_suffix=False,
+                override_existing_tools=False,
+            )
+    except LettaRefused as refused:
+        why = refused.detail.partition("For further information")[0].replace("\n", " ").strip()
+        raise AgentFileRefused(f"Letta cannot read the file: {why}", remedy=_NOT_AN_AGENT_FILE) from None
     id = answer.agent_ids[0]
     try:
         await residents.bind(id, binding)
         await point(residents, await residents.get(id), vectors)
         archive = Archive(residents.wire)
         for passage in passages:
+            if not passage.text.strip():
+                # Letta itself takes empty ones; they say nothing.
+                continue
             await archive.add(id, passage.text, passage.tags, created_at=passage.created_at)
     except IsabellaError:
         # Half an agent would look like a whole one that has forgotten.

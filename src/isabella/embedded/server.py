@@ -330,9 +330,9 @@ class Server:
             )
             ports.remember(layout.ports_file, chosen)
         if chosen.letta != wanted.letta:
-            progress(Step("letta", "note", f"port {wanted.letta} is taken: Letta gets {chosen.letta}"))
+            progress(Step("letta", "note", f"port {wanted.letta} is not free: Letta gets {chosen.letta}"))
         if chosen.postgres != wanted.postgres:
-            progress(Step("postgres", "note", f"port {wanted.postgres} is taken: Postgres gets {chosen.postgres}"))
+            progress(Step("postgres", "note", f"port {wanted.postgres} is not free: Postgres gets {chosen.postgres}"))
         return chosen
 
     def _key(self, *, make: bool) -> SecretStr | None:

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
 import os
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 #: A master key of the right form, that no server uses.
 MASTER_KEY = "5eed" * 16
 OTHER_MASTER_KEY = "0dd5" * 16
 
+#: Letta's own number of rounds. A double that has to be fast takes fewer, and so does what reads it back.
+ROUNDS = 100_000
 
-def seal(key: str, master_key: str, *, salt: bytes | None = None, iv: bytes | None = None) -> str:
+
+def seal(
+    key: str, master_key: str, *, salt: bytes | None = None, iv: bytes | None = None, rounds: int = ROUNDS
+) -> str:
     """The key as Letta would store it under this master key."""
     salt = os.urandom(16) if salt is None else salt
     iv = os.urandom(12) if iv is None else iv
-    derived = hashlib.pbkdf2_hmac("sha256", master_key.encode(), salt, 100_000, dklen=32)
+    derived = hashlib.pbkdf2_hmac("sha256", master_key.encode(), salt, rounds, dklen=32)
     return base64.b64encode(salt + iv + AESGCM(derived).encrypt(iv, key.encode(), None)).decode()
+
+
+def unseal(text: str, master_key: str, *, rounds: int = ROUNDS) -> str | None:
+    """The key in a stored text; None where this master key does not open it."""
+    try:
+        raw = base64.b64decode(text)
+    except (binascii.Error, ValueError):
+        return None
+    if len(raw) < 44:
+        return None
+    derived = hashlib.pbkdf2_hmac("sha256", master_key.encode(), raw[:16], rounds, dklen=32)
+    try:
+        return AESGCM(derived).decrypt(raw[16:28], raw[28:], None).decode()
+    except InvalidTag:
+        return None

@@ -68,9 +68,17 @@ class LettaServer:
         password: its server password or cloud token, where it asks for one (fact R6).
         timeout: seconds it may take to answer. A POST may take longer, because Letta reads the vendor's model
             list before it answers (fact P13).
+        transport: what carries the requests, in place of the network.
     """
 
-    def __init__(self, base_url: str, *, password: SecretStr | None = None, timeout: float = 30.0) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        password: SecretStr | None = None,
+        timeout: float = 30.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
         self._base_url = base_url
         self._has_password = password is not None
         self._timeout = timeout
@@ -79,6 +87,7 @@ class LettaServer:
             base_url=base_url,
             headers=headers,
             timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
+            transport=transport,
             # Loading the certificate store takes longer than a whole warm start on a plain address.
             verify=httpx.create_ssl_context() if base_url.startswith("https:") else False,
             # A proxy of the environment has no business between us and a server on this machine.

@@ -57,6 +57,7 @@ class Change:
         reason: why, in words for people.
         remedy: what the operator has to do, where nothing can be done here.
         ask_vendor: whether the vendor is to be asked about the key first, because Letta does not hold it yet.
+        refused_by_vendor: whether it was asked, and refuses the key.
     """
 
     desired: Desired
@@ -67,6 +68,7 @@ class Change:
     reason: str
     remedy: str | None = None
     ask_vendor: bool = False
+    refused_by_vendor: bool = False
 
     @property
     def pending(self) -> bool:
@@ -180,7 +182,7 @@ def _difference(desired: Desired, stored: Stored | None, reading: Reading | None
         case State.STALE:
             return "Letta holds another key"
         case State.UNREADABLE:
-            return "Letta's key is sealed under another master key"
+            return "Letta's key is sealed under a master key that is not ours"
         case State.PLAINTEXT:
             return "the key is right, but in plaintext although a master key is set"
         case State.MISTYPED if stored is not None:

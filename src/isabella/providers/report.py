@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
@@ -52,6 +53,9 @@ class ProviderReport:
         receipt: what a completion through Letta has shown; None where none was asked for.
         in_letta: whether Letta has a provider of this name now.
         ours: whether the configuration wants it; one that it does not want is left alone and proves nothing.
+        refused_by_vendor: whether the vendor refuses the configured key, so that the stored one stays.
+        condition: how it stands, in one word; None where nobody keeps count.
+        since: since when it stands so.
     """
 
     name: str
@@ -70,6 +74,9 @@ class ProviderReport:
     receipt: Receipt | None = None
     in_letta: bool = True
     ours: bool = True
+    refused_by_vendor: bool = False
+    condition: str | None = None
+    since: datetime | None = None
 
     def as_json(self) -> dict[str, Any]:
         """The form that `--json` and the HTTP API show."""
@@ -83,6 +90,8 @@ class ProviderReport:
             "stored": self.stored.value,
             "action": self.action.value,
             "proof": self.proof.value,
+            "condition": self.condition,
+            "since": None if self.since is None else self.since.isoformat(timespec="seconds"),
             "models": self.models,
             "reason": self.reason,
             "remedy": self.remedy,
@@ -133,6 +142,15 @@ class Report:
     def pending(self) -> bool:
         """Whether anything is to be done, by us or by the operator."""
         return any(provider.action not in (Action.KEEP, Action.NONE) for provider in self.ours)
+
+    def merged_with(self, part: Report) -> Report:
+        """This report, with what a later one about some of the providers has found."""
+        later = {provider.name: provider for provider in part.providers}
+        entries = [later.pop(provider.name, provider) for provider in self.providers]
+        # New ones go before those that nobody declared.
+        own = [provider for provider in entries if provider.key_source is not None]
+        foreign = [provider for provider in entries if provider.key_source is None]
+        return replace(part, providers=[*own, *later.values(), *foreign])
 
     def as_json(self) -> dict[str, Any]:
         """The form that `--json` and the HTTP API show."""

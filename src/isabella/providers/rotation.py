@@ -1,0 +1,81 @@
+"""What becomes of a new key: what a sync would do with it, told before anything is done.
+
+A key that its vendor accepts is written at once, in place, whether or not the old one is still valid. One that the
+vendor refuses is not written: it may not have reached all of the vendor's machines yet, and as long as the old one
+works, agents go on talking. Whoever keeps watch tries again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from pydantic import SecretStr
+
+from isabella.concurrency import together
+from isabella.providers.plan import Action, Change
+from isabella.vendors.inquiry import Answer
+
+#: Asks a vendor about a key: base URL and key.
+Ask = Callable[[str, SecretStr], Awaitable[Answer]]
+
+_AT_ONCE = 8
+
+
+def refusal(change: Change, answer: Answer) -> tuple[str, str]:
+    """Why a key is not written that the vendor refuses, and what the operator can do."""
+    kept = "nothing is registered" if change.stored is None else "the stored key stays"
+    return (
+        f"{change.desired.vendor.title} refuses the configured key ({answer.status}: {answer.said}); {kept}",
+        f"{change.desired.key_source} holds a refused key: put a valid one there. If it was made just now, the "
+        "vendor may not know it everywhere yet: `isabella up` and `isabella providers sync --watch` try again.",
+    )
+
+
+def rehearsed(change: Change, new: Answer, old: Answer | None) -> Change:
+    """What a sync would do, by the vendor's word.
+
+    Args:
+        change: what is planned.
+        new: what the vendor says of the configured key.
+        old: what it says of the stored one; None where it was not asked.
+    """
+    if new.takes_key is False:
+        reason, remedy = refusal(change, new)
+        if old is not None and old.takes_key is not None:
+            reason += ", and the vendor takes it" if old.takes_key else ", though the vendor refuses it, too"
+        return replace(change, action=Action.REFUSE, reason=reason, remedy=remedy, refused_by_vendor=True)
+    if new.takes_key is None:
+        return replace(change, reason=f"{change.reason}; the vendor does not confirm the configured key ({new.said})")
+    if old is None or old.takes_key is None:
+        return replace(change, reason=f"{change.reason}; the vendor takes the configured key")
+    if old.takes_key:
+        without = "" if change.action is Action.RECREATE else ": no gap"
+        return replace(change, reason=f"{change.reason}; the vendor takes both keys{without}")
+    return replace(change, reason=f"{change.reason}, which the vendor refuses already; it takes the configured one")
+
+
+async def rehearse(changes: Sequence[Change], ask: Ask | None) -> list[Change]:
+    """Ask the vendors what a sync would ask them, and tell what would come of it. Writes nothing."""
+    if ask is None:
+        return list(changes)
+    return await together([partial(_rehearse, change, ask) for change in changes], at_once=_AT_ONCE)
+
+
+async def _rehearse(change: Change, ask: Ask) -> Change:
+    key = change.desired.key
+    if not change.ask_vendor or key is None:
+        return change
+    new = await ask(change.desired.base_url, key)
+    stored = _stored_key(change)
+    return rehearsed(change, new, None if stored is None else await ask(change.desired.base_url, stored))
+
+
+def _stored_key(change: Change) -> SecretStr | None:
+    """The stored key, where it may be shown to the vendor: Letta sends it there anyway, and it has the right form."""
+    reading, stored, vendor = change.reading, change.stored, change.desired.vendor
+    if reading is None or stored is None or reading.key is None or vendor.key_prefix is None:
+        return None
+    own = reading.key.get_secret_value().startswith(vendor.key_prefix)
+    return reading.key if own and stored.base_url == change.desired.base_url else None

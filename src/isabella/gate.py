@@ -10,18 +10,30 @@ It holds in this process always, and in every process where Letta's Postgres is 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
 import anyio.abc
 
 from isabella.advisory import Advisory, lock_key
+from isabella.connection import Connection
 from isabella.errors import GateTimeout, LockTimeout
+from isabella.settings import Settings
 
 #: Seconds that turns have to end in, once they are asked to.
 _TO_END = 10.0
 _LOOK_EVERY = 1.0
+
+
+#: Keeps turns off a provider while it is changed.
+Closed = Callable[[str], AbstractAsyncContextManager[None]]
+
+
+@asynccontextmanager
+async def ungated(_provider: str) -> AsyncIterator[None]:
+    """No gate: where nothing speaks through these providers."""
+    yield
 
 
 @dataclass
@@ -160,6 +172,31 @@ class Gate:
             f"{provider} has been changed for {self._patience:g} s.",
             remedy="Try again when that is done; `isabella providers status` shows how it stands.",
         )
+
+
+@dataclass(frozen=True)
+class Locks:
+    """What holds turns, and changes of providers, apart.
+
+    Attributes:
+        gate: of the providers.
+        advisory: locks that hold across processes; None where no database is known.
+    """
+
+    gate: Gate
+    advisory: Advisory | None = None
+
+
+@asynccontextmanager
+async def open_locks(settings: Settings, connection: Connection) -> AsyncIterator[Locks]:
+    """The locks for one Letta: across processes where its Postgres is known."""
+    advisory = None if connection.database_url is None else Advisory(connection.database_url)
+    try:
+        yield Locks(Gate(advisory, patience=settings.gate_timeout), advisory)
+    finally:
+        if advisory is not None:
+            with anyio.CancelScope(shield=True):
+                await advisory.close()
 
 
 async def _empty(gate: _Provider) -> None:

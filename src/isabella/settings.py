@@ -128,7 +128,7 @@ class Settings(BaseSettings):
     silence_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
         60.0,
         alias="ISABELLA_SILENCE_TIMEOUT",
-        description="Seconds of silence in the middle of an answer, tools at work included, after which it is broken.",
+        description="Seconds of silence in the middle of an answer, a tool at work included, until it is broken.",
     )
     turn_queue: Annotated[int, Field(ge=0, le=10_000)] = Field(
         8, alias="ISABELLA_TURN_QUEUE", description="How many turns may wait for one agent before others get 429."

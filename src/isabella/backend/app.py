@@ -10,18 +10,21 @@ from typing import Any
 import anyio
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from pydantic import SecretStr
 
-from isabella.backend import agents, embeddings, memory
+from isabella.agents.embedding import PREFIX
+from isabella.backend import access, agents, embeddings, memory, metrics, turns
 from isabella.backend.errors import handle_errors
 from isabella.backend.readiness import Readiness
 from isabella.backend.routes import router
 
 
-def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]]) -> FastAPI:
+def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token: SecretStr | None) -> FastAPI:
     """The backend.
 
     Args:
         start: brings everything up while requests are answered already, and tells the readiness how it went.
+        token: what is asked of clients; None lets everybody in, for tests and for applications that guard themselves.
     """
 
     @asynccontextmanager
@@ -39,8 +42,15 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]]) -> FastA
         lifespan=run,
     )
     app.state.readiness = Readiness()
+    app.state.token = token
+    app.state.start_page = "/docs"
+    # Letta brings no token to where it gets vectors: that address is a secret of its own.
+    app.add_middleware(access.Access, token=token, open_prefixes=(PREFIX,))
     handle_errors(app)
     app.include_router(router)
+    app.include_router(access.router)
+    app.include_router(turns.router)
+    app.include_router(metrics.router)
     app.include_router(agents.router)
     app.include_router(memory.router)
     app.include_router(embeddings.router)

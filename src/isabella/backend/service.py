@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -16,13 +17,16 @@ import anyio
 import structlog
 import uvicorn
 
+from isabella.access import Token, address_kept, check_address, own_token
 from isabella.assurance import add_receipts, ensure_providers
 from isabella.backend.app import create_app
 from isabella.backend.readiness import Phase, Readiness
 from isabella.backend.residence import residing
+from isabella.backend.speaking import speaking
 from isabella.connection import Connection, configured_connection, embedded_connection
 from isabella.embedded import Progress, Server
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
+from isabella.gate import Gate, open_locks
 from isabella.practice import daemon
 from isabella.practice.overlay import with_practice_vendors
 from isabella.providers.desired import desired_providers
@@ -33,6 +37,9 @@ from isabella.stores.letta_server import LettaServer
 log = structlog.get_logger()
 
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+#: Where this machine itself reaches what listens everywhere.
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what it is bound to, not what we bind
+
 _LONGEST_PAUSE = 10.0
 
 
@@ -73,11 +80,7 @@ def serve(settings: Settings, wishes: Wishes) -> int:
 
 def _bind(settings: Settings) -> socket.socket:
     """Take the port before anything is installed or started, so that one that is taken is told at once."""
-    if settings.host not in _LOOPBACK:
-        raise ConfigurationError(
-            f"ISABELLA_HOST is {settings.host}: the backend serves on loopback only.",
-            remedy="Set it to 127.0.0.1, and put a proxy with access control in front for other machines.",
-        )
+    check_address(settings)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -129,27 +132,36 @@ def _down(server: Server, wishes: Wishes) -> None:
 
 
 def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, listener: socket.socket) -> Readiness:
-    async def start(readiness: Readiness) -> None:
-        await _wait_for(connection, wishes.say)
-        await readiness.bring(lambda: _ensure(settings, wishes, connection))
-        if readiness.phase is Phase.FAILED or (settings.strict and readiness.phase is not Phase.READY):
-            wishes.say(f"Not started: {' '.join(readiness.reasons)}")
-            readiness.phase = Phase.FAILED
-            server.should_exit = True
-            return
-        host, port = listener.getsockname()[:2]
-        address = _address(host, port)
-        try:
-            async with residing(app, settings, connection, _as_letta_reaches(connection, host, port)):
-                wishes.say(f"{readiness.phase.value.capitalize()}: {address}  (API: {address}/docs, stop: Ctrl-C)")
-                await anyio.sleep_forever()
-        except IsabellaError as error:
-            readiness.error = error
-            readiness.phase = Phase.FAILED
-            wishes.say(f"Not started: {error}")
-            server.should_exit = True
+    token = own_token(settings)
 
-    app = create_app(start)
+    async def start(readiness: Readiness) -> None:
+        async with open_locks(settings, connection) as locks:
+            await _wait_for(connection, wishes.say)
+            await readiness.bring(lambda: _ensure(settings, wishes, connection, locks.gate))
+            if readiness.phase is Phase.FAILED or (settings.strict and readiness.phase is not Phase.READY):
+                wishes.say(f"Not started: {' '.join(readiness.reasons)}")
+                readiness.phase = Phase.FAILED
+                server.should_exit = True
+                return
+            host, port = listener.getsockname()[:2]
+            address = _address(_EVERYWHERE.get(host, host), port)
+            try:
+                async with (
+                    residing(app, settings, connection, _as_letta_reaches(connection, host, port)) as agency,
+                    speaking(app, agency, locks),
+                ):
+                    with address_kept(settings.home, address):
+                        phase = readiness.phase.value.capitalize()
+                        wishes.say(f"{phase}: {address}  (API: {address}/docs, stop: Ctrl-C)")
+                        _show_login(wishes, address, token)
+                        await anyio.sleep_forever()
+            except IsabellaError as error:
+                readiness.error = error
+                readiness.phase = Phase.FAILED
+                wishes.say(f"Not started: {error}")
+                server.should_exit = True
+
+    app = create_app(start, token=token.secret)
     config = uvicorn.Config(
         app, log_config=None, log_level=logging.WARNING, access_log=False, timeout_graceful_shutdown=10
     )
@@ -174,18 +186,25 @@ def _address(host: str, port: int) -> str:
 
 def _as_letta_reaches(connection: Connection, host: str, port: int) -> str | None:
     """The backend's address as Letta reaches it, for the vectors of archival memory; None where it does not."""
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what it is bound to, not what we bind
     if urlsplit(connection.base_url).hostname in _LOOPBACK:
-        return _address(everywhere.get(host, host), port)
-    return None if host in _LOOPBACK or host in everywhere else _address(host, port)
+        return _address(_EVERYWHERE.get(host, host), port)
+    return None if host in _LOOPBACK or host in _EVERYWHERE else _address(host, port)
 
 
 async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
     await server.serve(sockets=[listener])
 
 
-async def _ensure(settings: Settings, wishes: Wishes, connection: Connection) -> Report:
-    report = await ensure_providers(settings, connection=connection, count_models=True)
+def _show_login(wishes: Wishes, address: str, token: Token) -> None:
+    """A new token is shown once, and only to somebody who looks: what is not a terminal may be kept for ever."""
+    if token.made and sys.stderr.isatty():
+        wishes.say(f"To use it in a browser: {address}/login?token={token.secret.get_secret_value()}")
+    elif token.made:
+        wishes.say("To use it in a browser: `isabella login` prints a link.")
+
+
+async def _ensure(settings: Settings, wishes: Wishes, connection: Connection, gate: Gate) -> Report:
+    report = await ensure_providers(settings, connection=connection, count_models=True, gate=gate)
     if wishes.verify:
         report = await add_receipts(report, connection, desired_providers(settings))
     wishes.show(report)

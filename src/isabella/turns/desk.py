@@ -7,15 +7,9 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import anyio
 
-from isabella.advisory import Advisory
-from isabella.agents.client import open_client
-from isabella.agents.definitions import load_definitions
-from isabella.agents.models import Models
-from isabella.agents.residents import Residents
-from isabella.connection import Connection
+from isabella.agents.agency import Agency
 from isabella.errors import MessageRefused, TurnUnknown
-from isabella.gate import Gate
-from isabella.settings import Settings
+from isabella.gate import Locks, open_locks
 from isabella.turns.breaker import Breaker
 from isabella.turns.events import Event
 from isabella.turns.house import House, Limits
@@ -104,43 +98,29 @@ class Desk:
 
 @asynccontextmanager
 async def open_desk(
-    settings: Settings,
-    connection: Connection,
-    *,
-    models: Models | None = None,
-    gate: Gate | None = None,
-    watch: Watch = lambda _turn, _event: None,
+    agency: Agency, *, locks: Locks | None = None, watch: Watch = lambda _turn, _event: None
 ) -> AsyncIterator[Desk]:
-    """A desk for one Letta.
+    """A desk for the agents of one Letta.
 
     Args:
-        settings: how long is waited for what, and the agents' definitions.
-        connection: the Letta.
-        models: what agents can be bound to; by default those of the settings' vendors.
-        gate: the one that changes of providers close in this process; by default one of its own.
+        agency: the agents.
+        locks: what holds turns and changes of providers apart; by default its own.
         watch: sees every event.
-
-    Raises:
-        ConfigurationError: a definition is malformed.
     """
-    definitions = load_definitions(settings)
+    settings = agency.settings
     async with AsyncExitStack() as stack:
-        client = await stack.enter_async_context(open_client(connection))
-        advisory = None
-        if connection.database_url is not None:
-            advisory = Advisory(connection.database_url)
-            stack.push_async_callback(advisory.close)
-        residents = Residents(client, definitions)
+        if locks is None:
+            locks = await stack.enter_async_context(open_locks(settings, agency.connection))
+        wire = agency.residents.wire
         house = House(
-            client=client,
-            wire=residents.wire,
-            roster=Roster(residents, models or Models.of(settings)),
-            gate=gate or Gate(advisory, patience=settings.gate_timeout),
+            client=wire.client,
+            wire=wire,
+            roster=Roster(agency.residents, agency.models),
+            gate=locks.gate,
             breaker=Breaker(),
             limits=Limits(first_token=settings.first_token_timeout, silence=settings.silence_timeout),
         )
-        order = Order(advisory, limit=settings.turn_queue, patience=settings.turn_wait)
-        yield Desk(house, order, watch)
+        yield Desk(house, Order(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait), watch)
 
 
 def check(message: str) -> None:

@@ -1,0 +1,39 @@
+"""Turns for as long as the backend lives: opened after the agents, and handed to the routes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from fastapi import FastAPI
+
+from isabella.agents.agency import Agency
+from isabella.backend.metrics import Metrics
+from isabella.gate import Locks
+from isabella.turns.desk import Desk, open_desk
+
+
+@asynccontextmanager
+async def speaking(app: FastAPI, agency: Agency, locks: Locks) -> AsyncIterator[Desk]:
+    """Open the desk where turns are taken on, count what happens there, and let the routes have it.
+
+    Args:
+        app: the application whose routes need it.
+        agency: the agents.
+        locks: what holds turns and changes of providers apart.
+    """
+    metrics = Metrics()
+    async with open_desk(agency, locks=locks, watch=metrics.see) as desk, anyio.create_task_group() as tasks:
+        metrics.of(desk)
+        await tasks.start(_watch_gate, locks)
+        app.state.desk, app.state.metrics = desk, metrics
+        try:
+            yield desk
+        finally:
+            app.state.desk = app.state.metrics = None
+            tasks.cancel_scope.cancel()
+
+
+async def _watch_gate(locks: Locks, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    await locks.gate.watch(task_status=task_status)

@@ -19,7 +19,7 @@ from isabella.agents.models import Models
 from isabella.agents.pointing import point
 from isabella.agents.residents import Resident, Residents
 from isabella.agents.wire import translated
-from isabella.errors import AgentExists, AgentFileRefused, IsabellaError, LettaRefused
+from isabella.errors import AgentExists, AgentFileRefused, IsabellaError, LettaBroken, LettaRefused
 from isabella.redaction import redact
 
 #: Fields of an exported agent that may hold secrets, or that mean nothing elsewhere, and what stands in their place.
@@ -137,7 +137,11 @@ async def import_agent(
                 append_copy_suffix=False,
                 override_existing_tools=False,
             )
+    except LettaBroken as broken:
+        await _remove_half(residents, name)
+        raise AgentFileRefused(f"Letta failed on the file: {broken.what}", remedy=_NOT_AN_AGENT_FILE) from None
     except LettaRefused as refused:
+        await _remove_half(residents, name)
         why = refused.detail.partition("For further information")[0].replace("\n", " ").strip()
         raise AgentFileRefused(f"Letta cannot read the file: {why}", remedy=_NOT_AN_AGENT_FILE) from None
     id = answer.agent_ids[0]
@@ -155,6 +159,13 @@ async def import_agent(
         await residents.delete(id)
         raise
     return Brought(id, name, binding.handle, len(passages))
+
+
+async def _remove_half(residents: Residents, name: str) -> None:
+    """Remove what an import that failed may have made; there was no agent of this name before it."""
+    for resident in await residents.all():
+        if resident.name == name and marks.IMPORTED in resident.tags:
+            await residents.delete(resident.id)
 
 
 def _document(text: str | bytes) -> dict[str, Any]:

@@ -1,0 +1,250 @@
+"""Reflection: between conversations, an agent reads what was said and tidies the memory blocks that it shares.
+
+It costs nothing when nothing was said, and it loses nothing. Before its turn the blocks are set down in Letta; after
+it, whatever went out of them goes to archival memory, and a block that was all but emptied is put back. A reflection
+that was killed is made good by the next one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+
+import anyio
+import structlog
+
+from isabella.agents import marks
+from isabella.agents.agency import Agency
+from isabella.agents.history import Entry
+from isabella.agents.memory import Block
+from isabella.agents.residents import Resident
+from isabella.errors import IsabellaError, LettaError
+
+log = structlog.get_logger()
+
+#: Says something to an agent, by its id, and returns when its turn has ended well; raises where it has not.
+Say = Callable[[str, str], Awaitable[None]]
+
+#: The label of what is set down before a reflection. It is attached to no agent, so no prompt has it.
+LABEL = "isabella-before-reflection"
+#: On passages that a reflection took out of the blocks.
+TAG = "reflection"
+
+#: What is read at once, in characters; the rest comes with the next reflection.
+_MOST_READ = 24_000
+_LONGEST_ENTRY = 4_000
+_SECONDS = 90.0
+#: A block that shrinks below this share of what it was has not been tidied but emptied.
+_EMPTIED = 0.35
+_WORTH_GUARDING = 120
+_SNAPSHOT_LIMIT = 1_000_000
+
+
+class Outcome(StrEnum):
+    """How a reflection went."""
+
+    #: Nothing was said since the last one.
+    NOTHING = "nothing"
+    #: The conversation is still going on.
+    WAITING = "waiting"
+    DONE = "done"
+
+
+@dataclass(frozen=True)
+class Reflection:
+    """What a reflection did.
+
+    Attributes:
+        outcome: how it went.
+        read: how many things that were said it was given.
+        archived: how many lines went from the blocks to archival memory.
+        restored: labels of blocks that were put back.
+    """
+
+    outcome: Outcome
+    read: int = 0
+    archived: int = 0
+    restored: tuple[str, ...] = ()
+
+
+async def reflect(
+    agency: Agency, reflector: Resident, say: Say, *, quiet_for: float = 0.0, now: datetime | None = None
+) -> Reflection:
+    """Have an agent reflect on what was said since it last did.
+
+    Args:
+        agency: its Letta. `agency.memory.hold` keeps the other agent's turns back meanwhile.
+        reflector: the agent that reflects.
+        say: says something to an agent.
+        quiet_for: seconds that nothing must have been said for.
+        now: the time, for tests.
+
+    Raises:
+        IsabellaError: the turn failed, or Letta did. Nothing is lost; what was said is read again next time.
+    """
+    target = await _target(agency, reflector)
+    if target is None:
+        return Reflection(Outcome.NOTHING)
+    await recover(agency, target)
+    said, _ = await _said(agency, target, reflector)
+    if not said:
+        return Reflection(Outcome.NOTHING)
+    if _age(said[-1], now or datetime.now(UTC)) < quiet_for:
+        return Reflection(Outcome.WAITING)
+    async with agency.memory.hold(target.id):
+        # Somebody may have spoken while the place was waited for.
+        said, last = await _said(agency, target, reflector)
+        if not said:
+            return Reflection(Outcome.NOTHING)
+        before = await _shared(agency, target)
+        snapshot = await _set_down(agency, target, before)
+        try:
+            with anyio.fail_after(_SECONDS):
+                await say(reflector.id, _request(said))
+        except TimeoutError:
+            raise LettaError(f"{reflector.name} did not end its reflection within {_SECONDS:g} s.") from None
+        finally:
+            # However the turn ended: what it took out of the blocks is kept.
+            with anyio.CancelScope(shield=True):
+                archived, restored = await _make_good(agency, target, before, snapshot)
+        noted = await agency.residents.get(reflector.id)
+        metadata = replace(noted.marks, reflected=last).into(noted.metadata)
+        await agency.residents.wire.patch(f"/v1/agents/{reflector.id}", {"metadata": metadata})
+    return Reflection(Outcome.DONE, len(said), archived, restored)
+
+
+async def recover(agency: Agency, target: Resident) -> None:
+    """Make good what reflections that were killed have left.
+
+    Raises:
+        LettaError: Letta cannot be read or written.
+    """
+    for row in await agency.residents.wire.get("/v1/blocks/", label=LABEL, limit=100):
+        try:
+            kept = json.loads(row.get("value") or "")
+            if kept["agent"] != target.id:
+                continue
+            before = [Block(b["id"], b["label"], b["value"], b["limit"], "", False) for b in kept["blocks"]]
+        except (ValueError, KeyError, TypeError):
+            continue
+        async with agency.memory.hold(target.id):
+            await _make_good(agency, target, before, row["id"])
+
+
+async def _target(agency: Agency, reflector: Resident) -> Resident | None:
+    wanted = reflector.definition.reflects_on if reflector.definition else None
+    if wanted is None:
+        return None
+    tag = marks.definition_tag(wanted)
+    return next((resident for resident in await agency.residents.all() if tag in resident.tags), None)
+
+
+async def _said(agency: Agency, target: Resident, reflector: Resident) -> tuple[list[Entry], str | None]:
+    """What people and the agent said since the last reflection, as much as is read at once, and up to where."""
+    entries, last = await agency.history.since(target.id, reflector.marks.reflected)
+    said: list[Entry] = []
+    size = 0
+    for entry in entries:
+        if entry.kind in ("user", "assistant") and entry.text.strip():
+            size += min(len(entry.text), _LONGEST_ENTRY)
+            if size > _MOST_READ and said:
+                last = said[-1].id
+                break
+            said.append(entry)
+    # What an agent says by itself is nothing new to it.
+    return (said if any(entry.kind == "user" for entry in said) else []), last
+
+
+def _age(entry: Entry, now: datetime) -> float:
+    try:
+        return (now - datetime.fromisoformat(entry.at)).total_seconds()
+    except (ValueError, TypeError):
+        return float("inf")
+
+
+def _request(said: Sequence[Entry]) -> str:
+    lines = "\n".join(f"{entry.kind}: {_one_line(entry.text)}" for entry in said)
+    return (
+        "This was said since you last looked, oldest first. Tidy the memory blocks accordingly, and finish.\n\n"
+        + lines
+    )
+
+
+def _one_line(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _LONGEST_ENTRY else flat[:_LONGEST_ENTRY] + " …"
+
+
+async def _shared(agency: Agency, target: Resident) -> list[Block]:
+    labels = target.definition.shared_labels if target.definition else ()
+    return [block for block in await agency.memory.blocks(target.id) if block.label in labels]
+
+
+async def _set_down(agency: Agency, target: Resident, blocks: Sequence[Block]) -> str:
+    """Set the blocks down in Letta, and return the id of what they were set down in."""
+    kept = {
+        "agent": target.id,
+        "blocks": [{"id": b.id, "label": b.label, "value": b.value, "limit": b.limit} for b in blocks],
+    }
+    body = {
+        "label": LABEL,
+        "value": json.dumps(kept, ensure_ascii=False),
+        "limit": _SNAPSHOT_LIMIT,
+        "description": f"The shared blocks of {target.name} before a reflection that is under way.",
+    }
+    row = await agency.residents.wire.post("/v1/blocks/", body)
+    return str(row["id"])
+
+
+async def _make_good(
+    agency: Agency, target: Resident, before: Sequence[Block], snapshot: str
+) -> tuple[int, tuple[str, ...]]:
+    """Put emptied blocks back, archive what else went out, and take away what was set down."""
+    after = {block.label: block for block in await agency.memory.blocks(target.id)}
+    emptied = [block for block in before if _emptied(block, after.get(block.label))]
+    restored = []
+    for block in emptied:
+        now = after.get(block.label)
+        added = _lines_out_of(now.value, [block.value]) if now else []
+        text = "\n".join([block.value, *added]) if added else block.value
+        if len(text) > block.limit >= len(block.value):
+            text = block.value
+        await agency.residents.wire.patch(f"/v1/blocks/{block.id}", {"value": text})
+        after[block.label] = replace(block, value=text)
+        restored.append(block.label)
+        log.warning("a reflection had emptied a memory block; it was put back", agent=target.name, block=block.label)
+    gone = lost(before, {label: block.value for label, block in after.items()})
+    for label, lines in gone.items():
+        try:
+            text = f"Taken out of the memory block {label!r}:\n" + "\n".join(lines)
+            await agency.archive.add(target.id, text, [TAG, label])
+        except IsabellaError:
+            # Where the archive takes nothing, the block keeps everything.
+            block = next(one for one in before if one.label == label)
+            text = "\n".join([after[label].value, *lines]) if label in after else block.value
+            await agency.residents.wire.patch(f"/v1/blocks/{block.id}", {"value": text})
+            restored.append(label)
+    await agency.residents.wire.delete(f"/v1/blocks/{snapshot}")
+    return sum(map(len, gone.values())), tuple(restored)
+
+
+def lost(before: Sequence[Block], after: Mapping[str, str]) -> dict[str, list[str]]:
+    """The lines, by label, that stood in a block before and stand in none now. Pure."""
+    texts = list(after.values())
+    found = {block.label: _lines_out_of(block.value, texts) for block in before}
+    return {label: lines for label, lines in found.items() if lines}
+
+
+def _lines_out_of(text: str, texts: Sequence[str]) -> list[str]:
+    there = " ".join(" ".join(other.split()) for other in texts).casefold()
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    return [line for line in lines if line and line.casefold() not in there]
+
+
+def _emptied(before: Block, after: Block | None) -> bool:
+    if len(before.value) < _WORTH_GUARDING:
+        return after is None or (not after.value.strip() and bool(before.value.strip()))
+    return after is None or len(after.value) < _EMPTIED * len(before.value)

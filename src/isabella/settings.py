@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
+from datetime import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -40,6 +42,15 @@ class Embeddings(StrEnum):
     AUTO = "auto"
     MISTRAL = "mistral"
     LOCAL = "local"
+    OFF = "off"
+
+
+class Watch(StrEnum):
+    """How a changed configuration is noticed while the backend runs."""
+
+    #: The file system tells; now and then it is looked at all the same.
+    AUTO = "auto"
+    POLL = "poll"
     OFF = "off"
 
 
@@ -141,6 +152,24 @@ class Settings(BaseSettings):
         alias="ISABELLA_GATE_TIMEOUT",
         description="Seconds that turns wait while their provider is recreated, and that it waits for them first.",
     )
+    watch: Watch = Field(
+        Watch.AUTO,
+        alias="ISABELLA_WATCH",
+        description="How a changed configuration is noticed while the backend runs: auto, poll (where the file "
+        "system gives no notice), or off.",
+    )
+    resync: Annotated[float, Field(ge=0, le=86_400)] = Field(
+        300.0,
+        alias="ISABELLA_RESYNC",
+        description="How often drift is looked for and mended while the backend runs: seconds, or such as 5m; "
+        "0 for never.",
+    )
+    refresh_at: time | None = Field(
+        time(3, 30),
+        alias="ISABELLA_REFRESH_AT",
+        description="When every provider's model list is refreshed, once a night: local time such as 03:30; empty "
+        "for never.",
+    )
     sources: Sources = Field(default_factory=lambda: Sources({}), exclude=True, repr=False)
 
     @classmethod
@@ -178,6 +207,22 @@ class Settings(BaseSettings):
     @classmethod
     def _no_path_is_unset(cls, value: Any) -> Any:
         return None if isinstance(value, str) and not value.strip() else value
+
+    @field_validator("resync", mode="before")
+    @classmethod
+    def _is_duration(cls, value: Any) -> Any:
+        return duration(value) if isinstance(value, str) else value
+
+    @field_validator("refresh_at", mode="before")
+    @classmethod
+    def _is_time_of_day(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        text = value.strip()
+        found = re.fullmatch(r"([01]?\d|2[0-3]):([0-5]\d)", text)
+        if text and found is None:
+            raise ValueError("it has to be a local time such as 03:30, or empty for never")
+        return None if found is None else time(int(found[1]), int(found[2]))
 
     @field_validator("letta_api_key")
     @classmethod
@@ -271,6 +316,22 @@ def variable(field: str) -> str:
     """The environment variable of a field of `Settings`."""
     info = Settings.model_fields.get(field)
     return field if info is None or info.alias is None else info.alias
+
+
+def duration(value: str) -> float:
+    """Seconds, from a number of them or from such as `90s`, `5m`, `1h30m`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    text = value.strip().lower()
+    with suppress(ValueError):
+        return float(text)
+    parts = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if not text or parts is None:
+        raise ValueError("it has to be seconds, or a duration such as 90s, 5m or 1h30m")
+    hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+    return 3600.0 * hours + 60.0 * minutes + seconds
 
 
 def http_address(value: str) -> str:

@@ -19,6 +19,7 @@ from isabella.agents.models import Models
 from isabella.agents.pointing import point
 from isabella.agents.residents import Resident, Residents
 from isabella.agents.wire import translated
+from isabella.connection import Connection
 from isabella.errors import AgentExists, AgentFileRefused, IsabellaError, LettaBroken, LettaRefused
 from isabella.redaction import redact
 
@@ -159,6 +160,13 @@ async def import_agent(
         await residents.delete(id)
         raise
     return Brought(id, name, binding.handle, len(passages))
+
+
+def own_secrets(models: Models, connection: Connection) -> list[str]:
+    """What must not stand in any file: the vendors' keys, and what opens Letta and its database."""
+    found = [provider.key for provider in models.providers]
+    found += [connection.password, connection.master_key, connection.database_url]
+    return [secret.get_secret_value() for secret in found if secret is not None]
 
 
 async def _remove_half(residents: Residents, name: str) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field
 from isabella.agents.agency import Agency
 from isabella.agents.embedding import Choice
 from isabella.agents.mending import find_broken
-from isabella.agents.portable import export_agent, import_agent
+from isabella.agents.portable import export_agent, import_agent, own_secrets
 from isabella.agents.repair import diagnose
 from isabella.agents.residents import Resident
 from isabella.agents.tending import Ensured, survey
@@ -162,7 +162,7 @@ async def switch(name: Name, wanted: Switch, agency: Agents) -> Agent:
 async def export(name: Name, agency: Agents) -> Response:
     """Export an agent: its prompt, tools, memory blocks, the messages in its context, and its archival memory."""
     resident = await agency.residents.find(name)
-    text = await export_agent(agency.residents, resident, _secrets(agency))
+    text = await export_agent(agency.residents, resident, own_secrets(agency.models, agency.connection))
     ascii_name = resident.name.encode("ascii", "ignore").decode().replace('"', "").strip() or "agent"
     return Response(
         text,
@@ -214,12 +214,6 @@ async def _problems(agency: Agency, residents: list[Resident]) -> dict[str, str]
     landscape = await survey(agency.residents, agency.models, ask=False)
     found = {resident.id: diagnose(resident.engine, landscape) for resident in residents}
     return {id: finding.why for id, finding in found.items() if finding is not None}
-
-
-def _secrets(agency: Agency) -> list[str]:
-    keys = [provider.key for provider in agency.models.providers]
-    keys += [agency.connection.password, agency.connection.master_key, agency.connection.database_url]
-    return [key.get_secret_value() for key in keys if key is not None]
 
 
 def _agent(resident: Resident, problem: str | None) -> Agent:

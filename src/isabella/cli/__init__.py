@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from isabella.cli import doctor, letta, practice, providers
+from isabella.cli import agents, doctor, letta, practice, providers
 from isabella.cli.settings import settings
 from isabella.cli.up import up
 from isabella.errors import IsabellaError
@@ -26,6 +26,7 @@ app = typer.Typer(
 )
 app.command()(up)
 app.add_typer(providers.app, name="providers")
+app.add_typer(agents.app, name="agents")
 app.add_typer(letta.app, name="letta")
 app.add_typer(practice.app, name="practice")
 app.add_typer(doctor.app, name="doctor")

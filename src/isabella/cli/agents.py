@@ -1,0 +1,281 @@
+"""`isabella agents`: list, ensure, show, switch, repair, export, import, delete."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from isabella.cli.options import AsJson, EnvFile
+from isabella.errors import AgentFileRefused, ConfigurationError, IsabellaError
+
+if TYPE_CHECKING:
+    from isabella.agents.agency import Agency
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="The memory agents in Letta: who there is, on which model, and what mends them.",
+)
+
+Result = TypeVar("Result")
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name, the id of its definition, or Letta's id.")]
+
+ERROR, PENDING = 1, 2
+
+
+@app.command("list")
+def list_command(env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """Show every agent in Letta, Isabella's first, and what is wrong with it.
+
+    Exit code: 0, or 1 where Letta cannot be read.
+    """
+    from isabella.cli import agent_tables
+
+    async def look(agency: Agency) -> list[dict[str, Any]]:
+        from isabella.agents.repair import diagnose
+        from isabella.agents.tending import survey
+
+        landscape = await survey(agency.residents, agency.models, ask=False)
+        return [
+            agent_tables.as_json(resident, diagnose(resident.engine, landscape))
+            for resident in sorted(await agency.residents.all(), key=lambda one: not one.ours)
+        ]
+
+    found = _run(look, env_file, as_json)
+    if as_json:
+        print(json.dumps({"agents": found}, indent=2))
+    else:
+        agent_tables.show_agents(found)
+
+
+@app.command()
+def ensure(env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """Make what is missing, and change what the agents' file changed. Memory is left alone.
+
+    Exit code: 0 all in line, otherwise 1.
+    """
+    from isabella.cli import agent_tables
+
+    async def bring(agency: Agency) -> list[dict[str, Any]]:
+        return [ensured.as_json() for ensured in await agency.ensure()]
+
+    done = _run(bring, env_file, as_json)
+    if as_json:
+        print(json.dumps({"agents": done}, indent=2))
+    else:
+        agent_tables.show_ensured(done)
+    raise typer.Exit(ERROR if any(one["done"] == "failed" for one in done) else 0)
+
+
+@app.command()
+def show(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """Show an agent: its model, tools, and what it keeps in mind.
+
+    Exit code: 0, or 1 where there is no such agent.
+    """
+    from isabella.cli import agent_tables
+
+    async def look(agency: Agency) -> dict[str, Any]:
+        from isabella.agents.repair import diagnose
+        from isabella.agents.tending import survey
+
+        resident = await agency.residents.find(name)
+        landscape = await survey(agency.residents, agency.models, ask=False)
+        found = agent_tables.as_json(resident, diagnose(resident.engine, landscape))
+        found["blocks"] = [
+            {"label": block.label, "value": block.value, "limit": block.limit, "version": block.version}
+            for block in await agency.memory.blocks(resident.id)
+        ]
+        return found
+
+    found = _run(look, env_file, as_json)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        agent_tables.show_agent(found)
+
+
+@app.command()
+def switch(
+    name: Name,
+    handle: Annotated[str, typer.Argument(metavar="HANDLE", help="PROVIDER/MODEL, or PROVIDER for its usual model.")],
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Switch an agent to another model, from its next message on. Memory and history stay.
+
+    Exit code: 0, or 1 where the handle would not work now.
+    """
+
+    async def bind(agency: Agency) -> dict[str, Any]:
+        resident = await agency.residents.find(name)
+        binding = await agency.residents.switch(resident, handle, agency.models)
+        return {"name": resident.name, "before": resident.handle, "handle": binding.handle, "window": binding.window}
+
+    done = _run(bind, env_file, as_json)
+    if as_json:
+        print(json.dumps(done, indent=2))
+    else:
+        print(f"{done['name']} speaks through {done['handle']} now, with a window of {done['window']} tokens.")
+
+
+@app.command()
+def repair(
+    yes: Annotated[bool, typer.Option("--yes", help="Bind them anew; without it, they are only shown.")] = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Find agents, Isabella's or not, that cannot work as they are, and bind them anew. Memory and history stay.
+
+    Exit code: 0 nothing is broken, or all is mended; 2 something would be mended with --yes; 1 something cannot be.
+    """
+    from isabella.cli import agent_tables
+
+    async def work(agency: Agency) -> list[dict[str, Any]]:
+        from isabella.agents.mending import find_broken, mend
+
+        found = await find_broken(agency.residents, agency.models)
+        return [one.as_json() for one in (await mend(agency.residents, found) if yes else found)]
+
+    found = _run(work, env_file, as_json)
+    if as_json:
+        print(json.dumps({"agents": found}, indent=2))
+    else:
+        agent_tables.show_repairs(found, done=yes)
+    if any(one["problem"] for one in found):
+        raise typer.Exit(ERROR)
+    raise typer.Exit(PENDING if found and not yes else 0)
+
+
+@app.command("export")
+def export_command(
+    name: Name,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; - for standard output.")],
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an agent into a file, with its memory and without any key.
+
+    Exit code: 0, or 1 where it cannot be exported.
+    """
+
+    async def take_out(agency: Agency) -> str:
+        from isabella.agents.portable import export_agent, own_secrets
+
+        resident = await agency.residents.find(name)
+        return await export_agent(agency.residents, resident, own_secrets(agency.models, agency.connection))
+
+    text = _run(take_out, env_file, as_json)
+    if str(file) == "-":
+        print(text)
+        return
+    from isabella.files import write_private
+
+    try:
+        # What somebody told an agent is nobody else's business.
+        write_private(file, text + "\n")
+    except OSError as error:
+        raise ConfigurationError(f"{file}: cannot be written: {error.strerror}.") from None
+    if as_json:
+        print(json.dumps({"file": str(file), "characters": len(text)}))
+    else:
+        print(f"{file} holds {name}, {len(text)} characters; only you can read it.")
+
+
+@app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="An agent file (.af); - for standard input.")],
+    name: Annotated[str | None, typer.Option("--name", help="What to call it; by default as the file does.")] = None,
+    with_tools: Annotated[
+        bool,
+        typer.Option("--with-tools", help="Also take tools that Letta lacks: programs that run on Letta's machine."),
+    ] = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Bring an agent in from a file, bound to a model that works here.
+
+    Exit code: 0, or 1 where the file is broken or the name is taken.
+    """
+    text = _read(file)
+
+    async def bring(agency: Agency) -> dict[str, Any]:
+        from isabella.agents.portable import import_agent
+
+        brought = await import_agent(agency.residents, agency.models, text, name=name, with_tools=with_tools)
+        return {"id": brought.id, "name": brought.name, "handle": brought.handle, "passages": brought.passages}
+
+    done = _run(bring, env_file, as_json)
+    if as_json:
+        print(json.dumps(done, indent=2))
+    else:
+        print(f"{done['name']} is here, speaks through {done['handle']}, and brought {done['passages']} passages.")
+
+
+@app.command()
+def delete(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it; without it, nothing is done.")] = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Delete an agent with its memory. There is no way back but an export made before.
+
+    Exit code: 0 deleted, 2 it would be with --yes, 1 there is no such agent.
+    """
+
+    async def work(agency: Agency) -> dict[str, Any]:
+        resident = await agency.residents.find(name)
+        if yes:
+            await agency.residents.delete(resident.id)
+        again = resident.definition is not None
+        return {"id": resident.id, "name": resident.name, "deleted": yes, "defined": again}
+
+    done = _run(work, env_file, as_json)
+    if as_json:
+        print(json.dumps(done, indent=2))
+    elif not yes:
+        print(f"{done['name']} ({done['id']}) would be deleted, with its memory. Add --yes to do it.")
+    else:
+        print(f"{done['name']} is deleted.")
+    if done["defined"] and not as_json:
+        print("The agents' file defines it, so the next start makes a new one, without this one's memory.")
+    raise typer.Exit(0 if yes else PENDING)
+
+
+def _read(file: Path) -> bytes:
+    import sys
+
+    if str(file) == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise AgentFileRefused(f"{file}: cannot be read: {error.strerror}.") from None
+
+
+def _run(work: Callable[[Agency], Awaitable[Result]], env_file: Path | None, as_json: bool) -> Result:
+    """Run it on the agents; with --json, a failure is an object too, beside the message on standard error."""
+    import asyncio
+
+    from isabella.agents.agency import open_agency
+    from isabella.logs import configure_logs
+    from isabella.settings import load_settings
+
+    configure_logs()
+
+    async def opened() -> Result:
+        async with open_agency(load_settings(env_file)) as agency:
+            return await work(agency)
+
+    try:
+        return asyncio.run(opened())
+    except IsabellaError as error:
+        if as_json:
+            print(json.dumps({"error": {"what": error.what, "remedy": error.remedy}}))
+        raise

@@ -20,7 +20,20 @@ import pytest
 from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
 
-from isabella.embedded import Server, environments, launch, logs, ports, postgres, program, strays, vault
+from isabella.cli import letta as letta_commands
+from isabella.embedded import (
+    DEFAULT_INSTANCE,
+    DEFAULT_RELEASE,
+    Server,
+    environments,
+    launch,
+    logs,
+    ports,
+    postgres,
+    program,
+    strays,
+    vault,
+)
 from isabella.embedded.layout import Layout, make_home, make_private
 from isabella.embedded.postgres import Cluster
 from isabella.embedded.program import Run
@@ -308,6 +321,11 @@ def test_the_launcher_mark_is_in_the_command(tmp_path: Path) -> None:
     layout = Layout(tmp_path)
     command = program._launch(layout)
     assert command[-2:] == ["--instance", str(layout.folder)]
+
+
+def test_the_command_line_means_the_same_defaults() -> None:
+    """It spells them out, because importing them would make `isabella --help` slow."""
+    assert (letta_commands._RELEASE, letta_commands._INSTANCE) == (DEFAULT_RELEASE, DEFAULT_INSTANCE)
 
 
 def test_the_default_places_are_plain_paths(tmp_path: Path) -> None:

@@ -37,9 +37,11 @@ TAG = "reflection"
 _MOST_READ = 24_000
 _LONGEST_ENTRY = 4_000
 _SECONDS = 90.0
-#: A block that shrinks below this share of what it was has not been tidied but emptied.
+#: A block of which no more than this share is left has not been tidied but emptied.
 _EMPTIED = 0.35
-_WORTH_GUARDING = 120
+#: Fewer lines, or less text, may well have been wrong altogether.
+_FEW_LINES = 3
+_LONG = 120
 _SNAPSHOT_LIMIT = 1_000_000
 
 
@@ -245,6 +247,13 @@ def _lines_out_of(text: str, texts: Sequence[str]) -> list[str]:
 
 
 def _emptied(before: Block, after: Block | None) -> bool:
-    if len(before.value) < _WORTH_GUARDING:
-        return after is None or (not after.value.strip() and bool(before.value.strip()))
-    return after is None or len(after.value) < _EMPTIED * len(before.value)
+    """Whether a block was emptied rather than tidied: all gone, most of its lines, or most of its text."""
+    if not before.value.strip():
+        return False
+    if after is None or not after.value.strip():
+        return True
+    lines = [line for line in before.value.splitlines() if line.strip()]
+    gone = len(_lines_out_of(before.value, [after.value]))
+    if gone >= _FEW_LINES and gone > (1 - _EMPTIED) * len(lines):
+        return True
+    return len(before.value) >= _LONG and len(after.value) < _EMPTIED * len(before.value)

@@ -21,6 +21,7 @@ from isabella.access import Token, address_kept, check_address, own_token
 from isabella.assurance import add_receipts, ensure_providers
 from isabella.backend.app import create_app
 from isabella.backend.readiness import Phase, Readiness
+from isabella.backend.reflecting import reflecting
 from isabella.backend.residence import residing
 from isabella.backend.speaking import speaking
 from isabella.connection import Connection, configured_connection, embedded_connection
@@ -148,7 +149,8 @@ def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, list
             try:
                 async with (
                     residing(app, settings, connection, _as_letta_reaches(connection, host, port)) as agency,
-                    speaking(app, agency, locks),
+                    speaking(app, agency, locks) as desk,
+                    reflecting(agency, desk),
                 ):
                     with address_kept(settings.home, address):
                         phase = readiness.phase.value.capitalize()

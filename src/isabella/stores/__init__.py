@@ -39,11 +39,13 @@ class Abilities:
         release: its version, as it tells it.
         known: whether this release was measured.
         recreates: whether DELETE then POST of the same name works (fact O1).
+        refreshes: whether it can read a vendor's model list anew (facts P11, O10).
     """
 
     release: str
     known: bool = True
     recreates: bool = True
+    refreshes: bool = True
 
 
 class Store(Protocol):
@@ -73,3 +75,9 @@ class Store(Protocol):
 
     async def models(self, name: str) -> int:
         """How many models it offers of this provider, without asking the vendor."""
+
+    async def model_names(self, name: str) -> frozenset[str]:
+        """Which models it offers of this provider, by the vendor's ids."""
+
+    async def refresh(self, id: str) -> None:
+        """Have it read the vendor's model list anew."""

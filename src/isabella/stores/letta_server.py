@@ -187,10 +187,31 @@ class LettaServer:
         Raises:
             LettaError: they cannot be listed.
         """
+        return len(await self._models(name))
+
+    async def model_names(self, name: str) -> frozenset[str]:
+        """Which models Letta lists for a provider, by the vendor's ids. Of one never synced Letta asks the vendor.
+
+        Raises:
+            LettaError: they cannot be listed.
+        """
+        handles = [row.get("handle") if isinstance(row, dict) else None for row in await self._models(name)]
+        # The first part is Letta's name for the provider, which need not be the provider's own (fact M4).
+        return frozenset(handle.partition("/")[2] for handle in handles if isinstance(handle, str))
+
+    async def refresh(self, id: str) -> None:
+        """Have Letta read the vendor's model list anew. It answers 200 even where the vendor refused (fact P11).
+
+        Raises:
+            LettaError: it was refused, or the answer was lost.
+        """
+        await self._write("PATCH", f"/v1/providers/{id}/refresh", None, timeout=max(self._timeout, 60.0))
+
+    async def _models(self, name: str) -> list[Any]:
         answer = await self._read("/v1/models/", {"provider_name": name, "provider_category": "byok"})
         if not isinstance(answer, list):
             self._not_letta("its list of models is no list")
-        return len(answer)
+        return answer
 
     async def _page(self, query: dict[str, str | int]) -> list[Stored]:
         answer = await self._read("/v1/providers/", query)
@@ -292,11 +313,16 @@ def abilities_of(release: str) -> Abilities:
     """What a release can do. One that was not measured is treated with care: nothing is deleted there."""
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", release)
     if match is None:
-        return Abilities(release, known=False, recreates=False)
+        return Abilities(release, known=False, recreates=False, refreshes=False)
     version = tuple(int(part) for part in match.groups())
     known = (0, 12, 0) <= version < (0, 17, 0)
     # Before 0.16.2 a deleted provider blocks its name for ever (facts O1, O2).
-    return Abilities(release, known=known, recreates=known and version >= (0, 16, 2))
+    return Abilities(
+        release,
+        known=known,
+        recreates=known and version >= (0, 16, 2),
+        refreshes=known and version >= (0, 16, 4),
+    )
 
 
 def _is_passing(error: Exception) -> bool:

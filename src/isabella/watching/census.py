@@ -1,0 +1,164 @@
+"""The nightly census: every provider's model list read anew, what came and went, and who lost a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from isabella.concurrency import together
+from isabella.connection import Connection
+from isabella.errors import LettaError
+from isabella.providers.desired import Desired, desired_providers
+from isabella.providers.rotation import Ask
+from isabella.settings import Settings
+from isabella.stores import Abilities, Store, Stored
+from isabella.stores.letta_server import LettaServer
+from isabella.vendors.inquiry import Answer, Verdict, ask_vendor
+
+_AT_ONCE = 4
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """An agent, and what it speaks through.
+
+    Attributes:
+        name: what it is called.
+        provider: the provider's name in Letta.
+        model: the vendor's id of the model.
+    """
+
+    name: str
+    provider: str
+    model: str
+
+
+@dataclass(frozen=True)
+class Count:
+    """What the census has found of one provider.
+
+    Attributes:
+        provider: its name in Letta.
+        appeared: models that Letta did not list before.
+        vanished: models that it listed, and does not any more.
+        lost: agents whose model the vendor does not have any more, with that model.
+        problem: why its list could not be read; nothing is known of its models then.
+    """
+
+    provider: str
+    appeared: tuple[str, ...] = ()
+    vanished: tuple[str, ...] = ()
+    lost: tuple[Speaker, ...] = ()
+    problem: str | None = None
+
+    @property
+    def remarkable(self) -> bool:
+        """Whether there is anything to say."""
+        return bool(self.appeared or self.vanished or self.lost or self.problem)
+
+    def as_json(self) -> dict[str, Any]:
+        """The form that the HTTP API shows."""
+        return {
+            "provider": self.provider,
+            "appeared": list(self.appeared),
+            "vanished": list(self.vanished),
+            "lost": [{"agent": one.name, "model": one.model} for one in self.lost],
+            "problem": self.problem,
+        }
+
+
+@dataclass(frozen=True)
+class Census:
+    """What one night has shown.
+
+    Attributes:
+        at: when.
+        counts: the providers.
+    """
+
+    at: datetime
+    counts: tuple[Count, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """The form that the HTTP API shows."""
+        return {"at": self.at.isoformat(timespec="seconds"), "providers": [count.as_json() for count in self.counts]}
+
+
+def count(
+    provider: str, before: frozenset[str], after: frozenset[str], answer: Answer, speakers: Sequence[Speaker]
+) -> Count:
+    """Compare two lists, and find the agents that lost their model.
+
+    Args:
+        provider: its name in Letta.
+        before: what Letta listed.
+        after: what it lists now.
+        answer: what the vendor itself lists: Letta leaves models out that agents may well be bound to.
+        speakers: the agents.
+    """
+    offered = frozenset(answer.models)
+    gone = before - after - offered
+    mine = [speaker for speaker in speakers if speaker.provider == provider]
+    return Count(
+        provider,
+        appeared=tuple(sorted(after - before)),
+        vanished=tuple(sorted(before - after)),
+        lost=tuple(one for one in mine if one.model in gone or (offered and one.model not in offered)),
+    )
+
+
+async def take_census(settings: Settings, connection: Connection) -> Census:
+    """Have Letta read every configured provider's model list anew.
+
+    Raises:
+        LettaError: Letta cannot be read.
+        ConfigurationError: `isabella.toml` is malformed.
+    """
+    ask = partial(ask_vendor, timeout=min(connection.timeout, 10.0))
+    async with LettaServer(connection.base_url, password=connection.password, timeout=connection.timeout) as store:
+        abilities = await store.abilities()
+        stored = {record.name: record for record in await store.all()}
+        speakers = await _speakers(connection)
+        wanted = [one for one in desired_providers(settings) if one.key is not None and one.problem is None]
+        calls = [partial(_count, store, abilities, one, stored, ask, speakers) for one in wanted]
+        return Census(datetime.now(UTC), tuple(await together(calls, at_once=_AT_ONCE)))
+
+
+async def _count(
+    store: Store,
+    abilities: Abilities,
+    desired: Desired,
+    stored: Mapping[str, Stored],
+    ask: Ask,
+    speakers: Sequence[Speaker],
+) -> Count:
+    record, key = stored.get(desired.name), desired.key
+    if record is None or key is None:
+        return Count(desired.name, problem="it is not in Letta")
+    answer = await ask(desired.base_url, key)
+    if answer.verdict is not Verdict.ACCEPTED:
+        # Letta would answer 200 all the same, and keep its list, or empty it (fact P11).
+        return Count(desired.name, problem=f"{desired.vendor.title} does not list its models: {answer.said}")
+    try:
+        before = await store.model_names(desired.name)
+        if abilities.refreshes:
+            await store.refresh(record.id)
+        return count(desired.name, before, await store.model_names(desired.name), answer, speakers)
+    except LettaError as error:
+        return Count(desired.name, problem=error.what)
+
+
+async def _speakers(connection: Connection) -> list[Speaker]:
+    from isabella.agents.client import open_client
+    from isabella.agents.residents import Residents
+
+    async with open_client(connection) as client:
+        residents = await Residents(client).all()
+    return [
+        Speaker(one.name, one.engine.provider, one.engine.model)
+        for one in residents
+        if one.engine is not None and one.engine.provider is not None
+    ]

@@ -1,0 +1,122 @@
+"""Noticing that one of a few files was changed, replaced, or has appeared.
+
+The file system tells where it can. But mounts and network folders often tell nothing, so the files are looked at
+every two seconds all the same; that costs a few microseconds. What is being written is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import anyio
+import structlog
+from anyio.streams.memory import MemoryObjectSendStream
+
+from isabella.settings import Watch
+
+log = structlog.get_logger()
+
+LOOK_EVERY = 2.0
+#: For so long nothing may change before a file counts as written.
+_QUIET = 0.25
+#: A file that is written without pause is read in the end, as it is.
+_LONGEST = 5.0
+
+_Mark = tuple[int, int, int] | None
+Marks = Mapping[Path, _Mark]
+
+
+def marks(files: Iterable[Path]) -> Marks:
+    """By what a change of these files shows; None for one that cannot be looked at."""
+    return {path: _mark(path) for path in files}
+
+
+def _mark(path: Path) -> _Mark:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    # The inode changes where a file is replaced, also behind a symbolic link.
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+async def watch(
+    files: Callable[[], Sequence[Path]],
+    changed: Callable[[], Awaitable[None]],
+    how: Watch = Watch.AUTO,
+    *,
+    every: float = LOOK_EVERY,
+) -> None:
+    """Call `changed` whenever one of the files has changed, until cancelled.
+
+    Args:
+        files: which ones; asked again after every change, which may have named others.
+        changed: what to do. It must not raise.
+        how: whether the file system is asked to tell.
+        every: seconds between looks where it tells nothing.
+    """
+    seen = marks(files())
+    while True:
+        folders = sorted({path.parent for path in seen})
+        async with anyio.create_task_group() as tasks:
+            told, hear = anyio.create_memory_object_stream[None](1)
+            with told, hear:
+                if how is Watch.AUTO:
+                    tasks.start_soon(_listen, folders, told)
+                while folders == sorted({path.parent for path in seen}):
+                    with anyio.move_on_after(every):
+                        await hear.receive()
+                    if marks(seen) != seen:
+                        await _settle(seen)
+                        # What is written from now on is another change.
+                        before = marks(seen)
+                        await changed()
+                        seen = {path: before[path] if path in before else _mark(path) for path in files()}
+                tasks.cancel_scope.cancel()
+
+
+async def _settle(seen: Marks) -> None:
+    """Wait until nothing changes any more: what is half written now will be whole."""
+    with anyio.move_on_after(_LONGEST):
+        last = marks(seen)
+        while True:
+            await anyio.sleep(_QUIET)
+            if (now := marks(seen)) == last:
+                return
+            last = now
+
+
+async def _listen(folders: Sequence[Path], told: MemoryObjectSendStream[None]) -> None:
+    """Say so when the file system tells of anything in these folders. Files themselves are replaced too often."""
+    from watchfiles import awatch
+
+    stop = anyio.Event()
+    there = [folder for folder in folders if folder.is_dir()]
+    if not there:
+        return
+    try:
+        async with anyio.create_task_group() as tasks:
+            # The watching thread is not interrupted by a cancellation, but by this event within 50 ms.
+            tasks.start_soon(_set_when_cancelled, stop)
+            async for _changes in awatch(
+                *there,
+                watch_filter=None,
+                stop_event=stop,
+                recursive=False,
+                debounce=200,
+                ignore_permission_denied=True,
+            ):
+                try:
+                    told.send_nowait(None)
+                except anyio.WouldBlock:
+                    continue
+    except Exception as error:  # noqa: BLE001 - whatever it is, looking goes on without being told
+        log.info("the file system does not tell of changes; looking instead", reason=type(error).__name__)
+
+
+async def _set_when_cancelled(stop: anyio.Event) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        stop.set()

@@ -1,0 +1,222 @@
+"""The keeper: providers stay in line for as long as it runs.
+
+A changed file, a time that has come, a provider to be tried again: each leads to a sync of what is concerned and of
+nothing else. One thing is done at a time. No error ends it; what is wrong is said once, and again when it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import anyio
+
+from isabella.errors import ConfigurationError, IsabellaError
+from isabella.providers.condition import Kind, kind_of
+from isabella.providers.report import Report
+from isabella.redaction import redact
+from isabella.settings import Settings, Watch
+from isabella.watching import files
+from isabella.watching.census import Census
+from isabella.watching.difference import Reading, difference, keep_in_force
+from isabella.watching.events import (
+    Accepted,
+    Cause,
+    Counted,
+    Failed,
+    Gone,
+    Refused,
+    Synced,
+    TakesRestart,
+    Tell,
+)
+from isabella.watching.schedule import Schedule
+
+#: Time may mend these; what is wrong with the others, somebody has to mend.
+_TRIED_AGAIN = (Kind.REFUSED, Kind.FAILED)
+
+
+class Work(Protocol):
+    """What the keeper has done when it is due."""
+
+    async def ensure(self, settings: Settings, only: Sequence[str]) -> Report:
+        """Bring providers in line; all of them where none is named."""
+
+    async def count(self, settings: Settings) -> Census:
+        """Read the model lists anew."""
+
+
+class Keeper:
+    """Keeps the providers of one Letta in line.
+
+    Args:
+        settings: what is in force.
+        work: what is done.
+        tell: hears of all that happens. It must not raise.
+        report: what the sync before this has found; None where there was none.
+        schedule: when things are due; by default as the settings say.
+
+    Raises:
+        ConfigurationError: `isabella.toml` is malformed.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        work: Work,
+        tell: Tell,
+        *,
+        report: Report | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        self._began_with = settings
+        self._settings = settings
+        self._reading = Reading.of(settings)
+        self._work = work
+        self._tell = tell
+        self._report = report
+        self._schedule = schedule or Schedule(settings.resync, settings.refresh_at)
+        self._busy = anyio.Lock()
+        self._woken = anyio.Event()
+        self._refused: str | None = None
+        self._trouble: dict[Cause, str] = {}
+        if report is not None:
+            self._schedule.failed(_to_try_again(report))
+
+    @property
+    def settings(self) -> Settings:
+        """What is in force now."""
+        return self._settings
+
+    @property
+    def report(self) -> Report | None:
+        """How the providers stood when they were looked at last."""
+        return self._report
+
+    async def run(self) -> None:
+        """Keep watch until cancelled."""
+        async with anyio.create_task_group() as tasks:
+            if self._began_with.watch is not Watch.OFF:
+                tasks.start_soon(self._watch_files)
+            tasks.start_soon(self._keep_time)
+
+    def wake(self) -> None:
+        """Look at the schedule now, as when the clock was set."""
+        self._woken.set()
+
+    async def reread(self) -> None:
+        """Read the configuration anew, and sync what is different in it."""
+        async with self._busy:
+            await self._reread()
+
+    async def resync(self) -> None:
+        """Look for drift, and mend it. What is waiting to be tried again is left alone until then."""
+        async with self._busy:
+            waiting = self._schedule.waiting
+            names = [one.name for one in self._reading.desired if one.wanted and one.name not in waiting]
+            if names or not waiting:
+                await self._sync(names if waiting else (), Cause.RESYNC)
+
+    async def retry(self, names: Sequence[str]) -> None:
+        """Try these providers again."""
+        async with self._busy:
+            known = {one.name for one in self._reading.desired}
+            self._schedule.succeeded(name for name in names if name not in known)
+            if left := [name for name in names if name in known]:
+                await self._sync(left, Cause.RETRY)
+
+    async def refresh(self) -> None:
+        """Read the model lists anew, and tell what came and went."""
+        async with self._busy:
+            census: list[Census] = []
+
+            async def count() -> None:
+                census.append(await self._work.count(self._settings))
+
+            if await self._tried(count, Cause.REFRESH):
+                self._tell(Counted(census[0]))
+
+    async def _watch_files(self) -> None:
+        # What was changed while everything came up has not been noticed yet.
+        await self.reread()
+        await files.watch(lambda: self._reading.files, self.reread, self._began_with.watch)
+
+    async def _keep_time(self) -> None:
+        while True:
+            with anyio.move_on_after(self._schedule.seconds()):
+                await self._woken.wait()
+            self._woken = anyio.Event()
+            due = self._schedule.due()
+            if due.retry:
+                await self.retry(due.retry)
+            if due.resync:
+                await self.resync()
+            if due.refresh:
+                await self.refresh()
+
+    async def _reread(self) -> None:
+        try:
+            # In a thread: there may be a thousand key files, on a slow disk.
+            fresh = await anyio.to_thread.run_sync(self._reading.again)
+        except ConfigurationError as error:
+            if self._refused != str(error):
+                self._refused = str(error)
+                self._tell(Refused(error.what, error.remedy))
+            return
+        if self._refused is not None:
+            self._refused = None
+            self._tell(Accepted())
+        different = difference(self._reading, fresh, self._began_with)
+        self._reading = fresh
+        self._settings = keep_in_force(fresh.settings, self._began_with)
+        if different.restart:
+            self._tell(TakesRestart(different.restart))
+        if different.timing:
+            self._schedule.change(self._settings.resync, self._settings.refresh_at)
+            self.wake()
+        if different.gone:
+            self._tell(Gone(different.gone))
+            self._schedule.succeeded(different.gone)
+        if different.providers or different.undeclared:
+            # A changed key deserves a fresh try, however long the one before has been refused.
+            self._schedule.succeeded(different.providers)
+            await self._sync(() if different.undeclared else different.providers, Cause.CHANGE)
+
+    async def _sync(self, names: Sequence[str], cause: Cause) -> None:
+        parts: list[Report] = []
+
+        async def ensure() -> None:
+            parts.append(await self._work.ensure(self._settings, names))
+
+        if not await self._tried(ensure, cause):
+            self._schedule.failed(names or [one.name for one in self._reading.desired if one.wanted])
+            self.wake()
+            return
+        part = parts[0]
+        self._report = self._report.merged_with(part) if names and self._report is not None else part
+        again = _to_try_again(part)
+        self._schedule.succeeded({entry.name for entry in part.providers} - {*again})
+        self._schedule.failed(again)
+        # A pause that has just begun may end before anything else is due.
+        self.wake()
+        self._tell(Synced(self._report, part, cause))
+
+    async def _tried(self, call: Callable[[], Awaitable[None]], cause: Cause) -> bool:
+        """Whether it went well. What went wrong is told once for each cause, until something else happens."""
+        try:
+            await call()
+        except IsabellaError as error:
+            what, remedy = error.what, error.remedy
+        except Exception as error:  # noqa: BLE001 - no error ends the watch
+            what, remedy = f"{type(error).__name__}: {redact(str(error))}", None
+        else:
+            self._trouble.pop(cause, None)
+            return True
+        if self._trouble.get(cause) != what:
+            self._trouble[cause] = what
+            self._tell(Failed(what, cause, remedy))
+        return False
+
+
+def _to_try_again(report: Report) -> list[str]:
+    return [entry.name for entry in report.ours if kind_of(entry) in _TRIED_AGAIN]

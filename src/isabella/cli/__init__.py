@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from isabella.cli import agents, doctor, letta, practice, providers
+from isabella.cli.demo import demo
 from isabella.cli.settings import settings
 from isabella.cli.up import up
 from isabella.errors import IsabellaError
@@ -31,6 +32,7 @@ app.add_typer(letta.app, name="letta")
 app.add_typer(practice.app, name="practice")
 app.add_typer(doctor.app, name="doctor")
 app.command()(settings)
+app.command()(demo)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,0 +1,34 @@
+"""`isabella demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from isabella.cli.options import EnvFile
+
+
+def demo(
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", metavar="FOLDER", help="Where Letta is installed. Default: ISABELLA_HOME."),
+    ] = None,
+    env_file: EnvFile = None,
+) -> None:
+    """Play the bug and its cure, on a Letta of its own with practice vendors.
+
+    Needs no key, and touches neither your data nor your vendors. The first time it installs Letta.
+    Exit code: 0 it went as told, otherwise 1.
+    """
+    from isabella.cli.progress import shown
+    from isabella.cli.tables import console
+    from isabella.demo.story import tell
+    from isabella.demo.telling import Teller
+    from isabella.logs import configure_logs
+    from isabella.settings import load_settings
+
+    configure_logs()
+    settings = load_settings(env_file, home=home)
+    raise typer.Exit(0 if tell(settings.home, Teller(console()), shown) else 1)

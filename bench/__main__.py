@@ -6,8 +6,9 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from bench import cold, figures, helping, thousand, warm
 from bench.stage import Stage
@@ -16,7 +17,7 @@ from isabella.settings import load_settings
 
 _PROJECT = Path(__file__).resolve().parents[1]
 
-SUBJECTS: dict[str, Callable[..., Awaitable[Results]]] = {
+SUBJECTS: dict[str, Callable[..., Coroutine[Any, Any, Results]]] = {
     "help": helping.measure,
     "warm": warm.measure_open,
     "warm_sealed": warm.measure_sealed,

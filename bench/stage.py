@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from isabella.assurance import ensure_providers
 from isabella.connection import Connection, embedded_connection
@@ -88,8 +89,8 @@ class Stage:
             path = Path(folder)
             file = path / "isabella.toml"
             file.write_text(declared)
-            settings = Settings(sources=Sources(environment), ISABELLA_HOME=path, ISABELLA_CONFIG_FILE=file)
-            yield Scene(letta, settings, path)
+            own: dict[str, Any] = {"ISABELLA_HOME": path, "ISABELLA_CONFIG_FILE": file}
+            yield Scene(letta, Settings(sources=Sources(environment), **own), path)
 
     def close(self) -> None:
         """Stop and erase all that was brought up."""

@@ -1,0 +1,53 @@
+"""`make bench`: that it measures, and writes what it measured under the promised names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def test_a_subject_writes_its_figures_under_their_names(tmp_path: Path) -> None:
+    """The cheapest subject, quickly: its figure stands in the table and in the file. How fast is not asked here."""
+    kept = tmp_path / "bench.json"
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--only", "help", "--home", tmp_path, "--output", kept],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert ran.returncode in (0, 1), ran.stderr
+    assert "help_seconds" in ran.stdout
+    figures = json.loads(kept.read_text())
+    assert list(figures) == ["help_seconds"]
+    assert figures["help_seconds"] > 0
+
+
+def test_the_promised_figures_all_have_a_place() -> None:
+    """What is promised is measured, under exactly these names."""
+    listed = subprocess.run(
+        [sys.executable, "-c", "from bench.figures import FIGURES; print(*(figure.name for figure in FIGURES))"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert set(listed.stdout.split()) >= {
+        "warm_speedup",
+        "warm_speedup_sealed",
+        "warm_requests",
+        "cold_over_bare",
+        "cold_over_loop",
+        "thousand_over_listing",
+        "thousand_over_listing_sealed",
+        "thousand_rss_mb",
+        "help_seconds",
+    }

@@ -81,6 +81,12 @@ class Models:
         """What the configuration asks for."""
         return tuple(self._providers.values())
 
+    def renew(self, providers: Iterable[Desired]) -> None:
+        """Go by another configuration from now on. What a vendor said to a key that is replaced is forgotten."""
+        fresh = {provider.name: provider for provider in providers}
+        self._known = {name: known for name, known in self._known.items() if fresh.get(name) == self._providers[name]}
+        self._providers = fresh
+
     async def binding(self, handle: str, *, window: int | None = None, unasked: bool = False) -> Binding:
         """What ties an agent to the model of a handle.
 
@@ -186,7 +192,9 @@ class Models:
             if known is None or known.until <= self._clock():
                 answer = await self._ask(provider.base_url, provider.key or SecretStr(""))
                 kept = _KEPT_SECONDS if answer.verdict is Verdict.ACCEPTED else _FAILURE_KEPT_SECONDS
-                known = self._known[provider.name] = _Known(answer, self._clock() + kept)
+                known = _Known(answer, self._clock() + kept)
+                if self._providers.get(provider.name) == provider:
+                    self._known[provider.name] = known
             return known.answer
 
 

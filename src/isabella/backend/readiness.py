@@ -11,6 +11,7 @@ import structlog
 
 from isabella.errors import IsabellaError
 from isabella.providers.report import Proof, Report
+from isabella.watching.census import Census
 
 log = structlog.get_logger()
 
@@ -35,12 +36,14 @@ class Readiness:
         report: the last report on the providers.
         as_of: when that was made.
         error: why there is none.
+        census: what the last nightly refresh of the model lists has shown.
     """
 
     phase: Phase = Phase.STARTING
     report: Report | None = None
     as_of: datetime | None = None
     error: IsabellaError | None = None
+    census: Census | None = None
 
     @property
     def serving(self) -> bool:
@@ -71,11 +74,11 @@ class Readiness:
             return
         self.settle(report)
 
-    def settle(self, report: Report) -> None:
-        """Take note of a report."""
+    def settle(self, report: Report, *, quiet: bool = False) -> None:
+        """Take note of a report; quietly, where somebody else says what is in it."""
         self.report, self.error, self.as_of = report, None, datetime.now(UTC)
         self.phase = Phase.READY if report.all_proven else Phase.DEGRADED
-        for provider in report.ours:
+        for provider in () if quiet else report.ours:
             proven = provider.proof is Proof.PROVEN
             # The report is shown as a table, too; a log wants what is out of order.
             (log.debug if proven else log.warning)(

@@ -47,11 +47,40 @@ class Provider(BaseModel):
     stored: Literal["in_sync", "stale", "absent", "unreadable", "plaintext", "mistyped", "moved", "foreign", "hidden"]
     action: Literal["keep", "update", "recreate", "create", "refuse", "none"]
     proof: Literal["proven", "unproven", "failed", "not_asked"]
+    condition: str | None = Field(
+        None,
+        description="How it stands: InSync, Drifted, Refused, Misconfigured, Unproven, Failed, NoKey, Foreign.",
+    )
+    since: datetime | None = Field(None, description="Since when; a look that finds no change does not count.")
     models: int = Field(description="How many models Letta lists for it.")
     reason: str
     remedy: str | None
     notes: list[str]
     receipt: Literal["accepted", "refused", "failed"] | None = None
+
+
+class Lost(BaseModel):
+    """An agent whose model its vendor does not have any more."""
+
+    agent: str
+    model: str
+
+
+class Count(BaseModel):
+    """What the last refresh has found of one provider."""
+
+    provider: str
+    appeared: list[str]
+    vanished: list[str]
+    lost: list[Lost]
+    problem: str | None = Field(description="Why its models are not known.")
+
+
+class Census(BaseModel):
+    """What the last refresh of the model lists has found."""
+
+    at: datetime
+    providers: list[Count]
 
 
 class Providers(BaseModel):
@@ -61,6 +90,7 @@ class Providers(BaseModel):
     as_of: datetime | None = Field(description="When the report was made.")
     providers: list[Provider]
     notices: list[str]
+    census: Census | None = Field(None, description="The last nightly refresh of the vendors' model lists.")
 
 
 def readiness(request: Request) -> Readiness:
@@ -98,5 +128,6 @@ async def providers(current: Current) -> Providers:
     """Show what the last run found, what it did, and what is proven. No key is shown beyond its last characters."""
     report = current.report
     if report is None:
-        return Providers(letta=None, as_of=None, providers=[], notices=current.reasons)
-    return Providers.model_validate({**report.as_json(), "as_of": current.as_of})
+        return Providers(letta=None, as_of=None, providers=[], notices=current.reasons, census=None)
+    census = None if current.census is None else current.census.as_json()
+    return Providers.model_validate({**report.as_json(), "as_of": current.as_of, "census": census})

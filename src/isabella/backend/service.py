@@ -20,6 +20,7 @@ import uvicorn
 from isabella.access import Token, address_kept, check_address, own_token
 from isabella.assurance import add_receipts, ensure_providers
 from isabella.backend.app import create_app
+from isabella.backend.keeping import keeping
 from isabella.backend.readiness import Phase, Readiness
 from isabella.backend.reflecting import reflecting
 from isabella.backend.residence import residing
@@ -34,6 +35,7 @@ from isabella.providers.desired import desired_providers
 from isabella.providers.report import Report
 from isabella.settings import Settings
 from isabella.stores.letta_server import LettaServer
+from isabella.watching.work import LettaWork
 
 log = structlog.get_logger()
 
@@ -151,6 +153,7 @@ def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, list
                     residing(app, settings, connection, _as_letta_reaches(connection, host, port)) as agency,
                     speaking(app, agency, locks) as desk,
                     reflecting(agency, desk),
+                    keeping(readiness, settings, LettaWork(locks.gate), agency.models),
                 ):
                     with address_kept(settings.home, address):
                         phase = readiness.phase.value.capitalize()

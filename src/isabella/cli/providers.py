@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -38,9 +40,15 @@ ERROR, PENDING = 1, 2
 
 @app.command("plan")
 def plan_command(
-    only: Only = None, strategy: StrategyOption = None, env_file: EnvFile = None, as_json: AsJson = False
+    only: Only = None,
+    strategy: StrategyOption = None,
+    no_probe: NoProbe = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show what sync would do. Changes nothing.
+
+    A vendor is asked about a key that Letta does not hold yet, as sync would.
 
     Exit code: 0 nothing to do, 2 changes pending, 1 error.
     """
@@ -48,7 +56,9 @@ def plan_command(
     from isabella.settings import load_settings
 
     report = _run(
-        lambda: compare_providers(load_settings(env_file), only=only or (), strategy=strategy, count_models=True),
+        lambda: compare_providers(
+            load_settings(env_file), only=only or (), strategy=strategy, probe=not no_probe, count_models=True
+        ),
         as_json,
     )
     _show(report, as_json)
@@ -65,7 +75,7 @@ def status(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
     from isabella.settings import load_settings
 
     report = _run(lambda: compare_providers(load_settings(env_file), only=only or (), count_models=True), as_json)
-    _show(report, as_json)
+    _show(report, as_json, conditions=True)
     raise typer.Exit(0 if report.in_sync else PENDING)
 
 
@@ -74,16 +84,22 @@ def sync(
     only: Only = None,
     strategy: StrategyOption = None,
     no_probe: NoProbe = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Go on keeping them in line, as the backend does, until interrupted.")
+    ] = False,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Make Letta hold exactly the configured keys, and read every one of them back.
 
-    Exit code: 0 all proven, otherwise 1.
+    Exit code: 0 all proven, otherwise 1; with --watch 0 after an interruption.
     """
     from isabella.assurance import ensure_providers
     from isabella.settings import load_settings
 
+    if watch:
+        _watch(only, strategy, no_probe, env_file, as_json)
+        return
     report = _run(
         lambda: ensure_providers(
             load_settings(env_file), only=only or (), strategy=strategy, probe=not no_probe, count_models=True
@@ -108,6 +124,23 @@ def verify(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
     raise typer.Exit(0 if report.all_proven and report.all_accepted else ERROR)
 
 
+def _watch(
+    only: list[str] | None, strategy: Strategy | None, no_probe: bool, env_file: Path | None, as_json: bool
+) -> None:
+    import asyncio
+
+    from isabella.cli.watch import watch
+    from isabella.logs import configure_logs
+    from isabella.settings import load_settings
+
+    if only or no_probe:
+        raise typer.BadParameter("--watch keeps all providers in line, and asks vendors: leave --only and --no-probe")
+    configure_logs()
+    settings = load_settings(env_file, strategy=strategy)
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(watch(settings, as_json=as_json))
+
+
 def _run(ask: Callable[[], Awaitable[Report]], as_json: bool) -> Report:
     """Run it; with --json, a failure is an object too, beside the message that goes to standard error."""
     import asyncio
@@ -127,10 +160,10 @@ def _run(ask: Callable[[], Awaitable[Report]], as_json: bool) -> Report:
         raise
 
 
-def _show(report: Report, as_json: bool) -> None:
+def _show(report: Report, as_json: bool, *, conditions: bool = False) -> None:
     if as_json:
         print(json.dumps(report.as_json(), indent=2))
         return
     from isabella.cli.tables import show_report
 
-    show_report(report)
+    show_report(report, conditions=conditions)

@@ -39,11 +39,11 @@ def console(*, stderr: bool = False) -> Console:
     return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH_WHEN_PIPED)
 
 
-def show_report(report: Report) -> None:
+def show_report(report: Report, *, conditions: bool = False) -> None:
     """Print a report: warnings first, then the table, then what the operator can do."""
     show_notices(report.notices)
     out = console()
-    out.print(report_table(report))
+    out.print(report_table(report, conditions=conditions))
     for provider in report.providers:
         for note in provider.notes:
             console(stderr=True).print(Text(f"{provider.name}: {note}", style="yellow"))
@@ -54,8 +54,8 @@ def show_report(report: Report) -> None:
         out.print("No vendor key is configured. Put one into .env, for instance: CEREBRAS_API_KEY=csk-...")
 
 
-def report_table(report: Report) -> Table:
-    """The providers, a row each."""
+def report_table(report: Report, *, conditions: bool = False) -> Table:
+    """The providers, a row each; with how they stand and since when, where that is wanted."""
     with_receipts = any(provider.receipt is not None for provider in report.providers)
     table = Table(
         title=f"Letta {report.version} at {report.base_url}", title_justify="left", box=None, pad_edge=False
@@ -64,9 +64,12 @@ def report_table(report: Report) -> Table:
         table.add_column(heading, no_wrap=True)
     if with_receipts:
         table.add_column("receipt", no_wrap=True)
+    if conditions:
+        for heading in ("condition", "since"):
+            table.add_column(heading, no_wrap=True)
     table.add_column("reason", overflow="fold")
     for provider in report.providers:
-        table.add_row(*_cells(provider, with_receipts))
+        table.add_row(*_cells(provider, with_receipts, conditions))
     return table
 
 
@@ -86,7 +89,7 @@ def show_settings(rows: Iterable[tuple[str, str, str]]) -> None:
     console().print(table)
 
 
-def _cells(provider: ProviderReport, with_receipts: bool) -> list[Text]:
+def _cells(provider: ProviderReport, with_receipts: bool, conditions: bool) -> list[Text]:
     words: list[str] = [
         provider.name,
         provider.type,
@@ -97,6 +100,9 @@ def _cells(provider: ProviderReport, with_receipts: bool) -> list[Text]:
     ]
     if with_receipts:
         words.append(provider.receipt or "-")
+    if conditions:
+        since = provider.since
+        words += [provider.condition or "-", "-" if since is None else f"{since.astimezone():%Y-%m-%d %H:%M}"]
     cells = [Text(word.replace("_", " ") if word in _STYLES else word, style=_STYLES.get(word, "")) for word in words]
     return [*cells, Text(provider.reason)]
 

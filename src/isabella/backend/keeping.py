@@ -1,0 +1,67 @@
+"""Keeping watch for as long as the backend lives: drift, changed files and model lists."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import structlog
+
+from isabella.agents.models import Models
+from isabella.backend.readiness import Readiness
+from isabella.providers.desired import desired_providers
+from isabella.providers.report import Proof, Report
+from isabella.settings import Settings
+from isabella.watching.events import Counted, Event, Synced
+from isabella.watching.keeper import Keeper, Work
+from isabella.watching.schedule import Schedule
+from isabella.watching.words import sentences
+
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def keeping(
+    readiness: Readiness,
+    settings: Settings,
+    work: Work,
+    models: Models,
+    *,
+    schedule: Schedule | None = None,
+) -> AsyncIterator[Keeper]:
+    """Keep watch, and let the backend know what comes of it.
+
+    Args:
+        readiness: is told every report.
+        settings: what the backend was started with.
+        work: what is done.
+        models: go by the changed configuration as soon as Letta does.
+        schedule: when things are due; by default as the settings say.
+    """
+
+    def tell(event: Event) -> None:
+        for sentence in sentences(event):
+            (log.warning if sentence.warning else log.info)(sentence.text)
+        match event:
+            case Synced(report=report):
+                readiness.settle(report, quiet=True)
+                _renew(models, keeper.settings, report)
+            case Counted(census=census):
+                readiness.census = census
+
+    keeper = Keeper(settings, work, tell, report=readiness.report, schedule=schedule)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(keeper.run)
+        yield keeper
+        tasks.cancel_scope.cancel()
+
+
+def _renew(models: Models, settings: Settings, report: Report) -> None:
+    """Ask vendors with the keys that Letta has now. Where it keeps the former one, so do we."""
+    proven = {entry.name for entry in report.ours if entry.proof is Proof.PROVEN}
+    former = {provider.name: provider for provider in models.providers}
+    models.renew(
+        provider if provider.name in proven or provider.name not in former else former[provider.name]
+        for provider in desired_providers(settings)
+    )

@@ -1,0 +1,32 @@
+"""`isabella providers sync --watch`: the keeper without the backend."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from isabella.cli.tables import show_report
+from isabella.settings import Settings
+from isabella.watching.events import Event, Synced
+from isabella.watching.keeper import Keeper
+from isabella.watching.words import sentences
+from isabella.watching.work import LettaWork
+
+
+async def watch(settings: Settings, *, as_json: bool) -> None:
+    """Sync, and keep the providers in line until cancelled. Each report goes to standard output as one JSON line."""
+    from isabella.assurance import ensure_providers
+
+    def tell(event: Event) -> None:
+        for sentence in sentences(event):
+            print(f"{'warning: ' if sentence.warning else ''}{sentence.text}", file=sys.stderr, flush=True)
+        if as_json and isinstance(event, Synced):
+            print(json.dumps(event.report.as_json()), flush=True)
+
+    report = await ensure_providers(settings, count_models=True)
+    if as_json:
+        print(json.dumps(report.as_json()), flush=True)
+    else:
+        show_report(report)
+        print("Keeping watch; stop with Ctrl-C.", file=sys.stderr, flush=True)
+    await Keeper(settings, LettaWork(), tell, report=report).run()

@@ -1,0 +1,98 @@
+"""What happened, in sentences for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from isabella.providers.plan import Action
+from isabella.providers.report import Proof, ProviderReport
+from isabella.watching.census import Count
+from isabella.watching.events import (
+    Accepted,
+    Counted,
+    Event,
+    Failed,
+    Gone,
+    Refused,
+    Synced,
+    TakesRestart,
+)
+
+_DONE = {Action.CREATE: "created", Action.UPDATE: "updated in place", Action.RECREATE: "recreated"}
+_SAID_MODELS = 8
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """One sentence.
+
+    Attributes:
+        text: what is said; never holds a key.
+        warning: whether somebody should do something about it, or at least know.
+    """
+
+    text: str
+    warning: bool = False
+
+
+def sentences(event: Event) -> list[Sentence]:
+    """What is to be said about an event; nothing where all is as it was."""
+    match event:
+        case Synced(part=part, cause=cause):
+            return [said for entry in part.ours if (said := _of_provider(entry, cause.value)) is not None]
+        case Refused(what=what, remedy=remedy):
+            text = _joined(f"The changed configuration is not used: {what}", remedy, "The former one stays in force.")
+            return [Sentence(text, warning=True)]
+        case Accepted():
+            return [Sentence("The configuration can be read again.")]
+        case TakesRestart(variables=variables):
+            return [Sentence(_restart(variables), warning=True)]
+        case Gone(names=names):
+            return [Sentence(f"Not configured any more, and left in Letta as they are: {', '.join(names)}.")]
+        case Failed(what=what, cause=cause, remedy=remedy):
+            return [
+                Sentence(_joined(f"Not done ({cause.value}): {what}", remedy, "It is tried again."), warning=True)
+            ]
+        case Counted(census=census):
+            return [sentence for count in census.counts for sentence in _of_count(count)]
+
+
+def _of_provider(entry: ProviderReport, cause: str) -> Sentence | None:
+    if entry.proof is not Proof.PROVEN:
+        return Sentence(_joined(f"{entry.name} is not proven: {entry.reason}.", entry.remedy), warning=True)
+    done = _DONE.get(entry.action)
+    return None if done is None else Sentence(f"{entry.name}: {done} and proven ({entry.reason}), after {cause}.")
+
+
+def _restart(variables: tuple[str, ...]) -> str:
+    text = f"Changed, and in force from the next start on: {', '.join(variables)}."
+    if "LETTA_ENCRYPTION_KEY" in variables:
+        text += (
+            " What Letta holds is sealed under the former master key: `isabella letta rekey --from-env` changes it."
+        )
+    return text
+
+
+def _of_count(count: Count) -> Iterator[Sentence]:
+    if count.problem is not None:
+        yield Sentence(f"{count.provider}: its models are not known: {count.problem}.", warning=True)
+    if count.appeared:
+        yield Sentence(f"{count.provider} has new models: {_some(count.appeared)}.")
+    if count.vanished:
+        yield Sentence(f"{count.provider} does not list any more: {_some(count.vanished)}.")
+    for speaker in count.lost:
+        yield Sentence(
+            f"{speaker.name} has lost its model: {count.provider} has no {speaker.model} any more. "
+            "`isabella agents repair` binds it to another.",
+            warning=True,
+        )
+
+
+def _some(models: tuple[str, ...]) -> str:
+    more = len(models) - _SAID_MODELS
+    return ", ".join(models[:_SAID_MODELS]) + (f" and {more} more" if more > 0 else "")
+
+
+def _joined(*parts: str | None) -> str:
+    return " ".join(part for part in parts if part)

@@ -142,7 +142,9 @@ class Residents:
                 f"The provider {binding.provider} is not in Letta.",
                 remedy="Run `isabella providers sync`, which says why.",
             )
-        if resident.binding != binding or (resident.engine is not None and resident.engine.compaction is not None):
+        # A failover may have bound it elsewhere since it was looked up.
+        now = await self.get(resident.id)
+        if now.binding != binding or now.engine is None or now.engine.compaction is not None:
             await self.bind(resident.id, binding)
         return binding
 

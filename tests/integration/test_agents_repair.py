@@ -1,0 +1,178 @@
+"""Agents that cannot work, planted in a real Letta: found, shown, and bound anew."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from colony import Colony, colony, say
+
+from isabella.agents.agency import Agency
+from isabella.agents.binding import OPENAI, Binding
+from isabella.agents.mending import Repair, find_broken, mend
+from isabella.embedded import Letta
+from isabella.errors import IsabellaError
+
+
+@pytest.fixture(scope="module")
+def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Colony]]:
+    """Makes colonies for the tests of this file."""
+    with colony(letta_server, tmp_path_factory.mktemp("repair")) as make:
+        yield make
+
+
+async def plant(agency: Agency, **body: Any) -> str:
+    """Somebody else's agent; what is given is what Letta is asked for."""
+    name = f"Planted {secrets.token_hex(4)}"
+    made = await agency.residents.wire.post(
+        "/v1/agents/",
+        {"name": name, "memory_blocks": [{"label": "human", "value": "Has a dog called Rex."}], **body},
+    )
+    return str(made["id"])
+
+
+async def finding(agency: Agency, id: str) -> Repair | None:
+    """What is found about one agent; others in this Letta are none of the test's business."""
+    return next(
+        (repair for repair in await find_broken(agency.residents, agency.models) if repair.agent_id == id), None
+    )
+
+
+async def mended(agency: Agency, id: str) -> Repair:
+    """Mend one agent, and see that nothing is found about it any more."""
+    found = await finding(agency, id)
+    assert found is not None
+    (done,) = await mend(agency.residents, [found])
+    assert done.done
+    assert await finding(agency, id) is None
+    return done
+
+
+def bound(here: Colony, vendor: str, provider: str, model: str, **changes: Any) -> dict[str, Any]:
+    """An explicit `llm_config`, with changes."""
+    return {**Binding(provider, model, here.vendors.base_url(vendor), 65_536).as_llm_config(), **changes}
+
+
+def test_a_native_groq_agent_is_found_and_speaks_afterwards(new: Callable[[], Colony]) -> None:
+    """By handle alone Letta gives a Groq agent no key (M3); bound, it answers from the memory that it had."""
+    here = new()
+
+    async def work(agency: Agency) -> None:
+        id = await plant(agency, model="byok-groq/openai/gpt-oss-120b")
+        with pytest.raises(IsabellaError):
+            await say(agency, id, "Hello.")
+        done = await mended(agency, id)
+        assert (done.fault.value, done.ours) == ("key_ignored", False)
+        assert done.after == "byok-groq/openai/gpt-oss-120b (128000)"
+        assert "Rex" in await say(agency, id, "What is my dog called?")
+
+    here.run(work)
+    assert all(request.carries(here.key("groq")) for request in here.vendors.requests("groq"))
+
+
+def test_an_agent_on_a_shared_proxy_handle_gets_a_binding_of_its_own(new: Callable[[], Colony]) -> None:
+    """`openai-proxy/LongCat-2.0` with its guessed window becomes `longcat/LongCat-2.0` with a million tokens (M4)."""
+    here = new()
+
+    async def work(agency: Agency) -> None:
+        config = bound(
+            here, "longcat", "longcat", "LongCat-2.0", handle="openai-proxy/LongCat-2.0", context_window=30_000
+        )
+        id = await plant(agency, llm_config=config)
+        done = await mended(agency, id)
+        assert (done.fault.value, done.after) == ("proxy_handle", "longcat/LongCat-2.0 (1000000)")
+        assert "Rex" in await say(agency, id, "What is my dog called?")
+
+    here.run(work)
+
+
+def test_an_agent_whose_provider_is_gone_moves_to_one_that_works(new: Callable[[], Colony]) -> None:
+    """With its provider gone, the same model at the same address is taken, through the provider that is there."""
+    here = new()
+
+    async def work(agency: Agency) -> None:
+        config = bound(here, "mistral", "old-mistral", "mistral-small-latest")
+        id = await plant(agency, llm_config=config)
+        done = await mended(agency, id)
+        assert done.fault.value == "provider_gone"
+        assert done.after == "byok-mistral/mistral-small-latest (131072)"
+        elsewhere = {**config, "model": "unheard-of", "model_endpoint": "http://127.0.0.1:9/v1"}
+        id = await plant(agency, llm_config=elsewhere)
+        assert (await mended(agency, id)).after == "cerebras/gpt-oss-120b (65536)"
+        assert "Rex" in await say(agency, id, "What is my dog called?")
+
+    here.run(work)
+
+
+def test_a_base_url_that_moved_is_found(new: Callable[[], Colony]) -> None:
+    """An agent that still calls a former address is bound to its provider's present one; a chosen window stays."""
+    here = new()
+
+    async def work(agency: Agency) -> None:
+        config = bound(here, "cerebras", "cerebras", "gpt-oss-120b")
+        id = await plant(agency, llm_config={**config, "model_endpoint": "http://127.0.0.1:9/v1"})
+        done = await mended(agency, id)
+        assert (done.fault.value, done.after) == ("base_url_moved", "cerebras/gpt-oss-120b (65536)")
+
+    here.run(work)
+
+
+def test_the_window_that_letta_guesses_is_found(new: Callable[[], Colony]) -> None:
+    """A native Cerebras agent has 8192 tokens (M1); afterwards it has the model's own."""
+    here = new()
+
+    async def work(agency: Agency) -> None:
+        id = await plant(agency, model="cerebras/gpt-oss-120b")
+        row = await agency.residents.wire.get(f"/v1/agents/{id}")
+        assert row["llm_config"]["context_window"] == 8192
+        assert (await mended(agency, id)).after == "cerebras/gpt-oss-120b (65536)"
+        row = await agency.residents.wire.get(f"/v1/agents/{id}")
+        assert (row["llm_config"]["context_window"], row["compaction_settings"]["model"]) == (65_536, None)
+
+    here.run(work)
+
+
+def test_the_client_that_vendors_refuse_is_found(new: Callable[[], Colony]) -> None:
+    """An agent bound through Letta's openai client is bound through the one that vendors take (M13)."""
+    here = new()
+
+    async def work(agency: Agency) -> None:
+        config = bound(here, "mistral", "byok-mistral", "mistral-medium-latest", model_endpoint_type=OPENAI)
+        assert (await mended(agency, await plant(agency, llm_config=config))).fault.value == "wrong_client"
+
+    here.run(work)
+
+
+def test_a_model_that_its_vendor_no_longer_has_is_replaced(new: Callable[[], Colony]) -> None:
+    """A retired model is found, and another is offered in its place."""
+    here = new()
+
+    async def work(agency: Agency) -> None:
+        config = bound(here, "groq", "byok-groq", "retired-model")
+        done = await mended(agency, await plant(agency, llm_config=config))
+        assert done.fault.value == "model_gone"
+
+    here.run(work)
+
+
+def test_finding_changes_nothing_and_healthy_agents_are_not_found(new: Callable[[], Colony]) -> None:
+    """Looking writes nothing; agents that work, ours and others', are left out."""
+    here = new()
+
+    async def work(agency: Agency) -> None:
+        await agency.ensure()
+        ours = await agency.residents.find(here.id)
+        healthy = await plant(agency, llm_config=bound(here, "longcat", "longcat", "LongCat-2.0"))
+        # Letta notes the handle for summaries when it makes an agent, which is a fault of its own (M15).
+        await agency.residents.bind(healthy, (await agency.residents.get(healthy)).binding or pytest.fail("unbound"))
+        broken = await plant(agency, model="byok-groq/openai/gpt-oss-120b")
+        before = await agency.residents.wire.get(f"/v1/agents/{broken}")
+        found = {repair.agent_id: repair for repair in await find_broken(agency.residents, agency.models)}
+        assert broken in found
+        assert ours.id not in found
+        assert healthy not in found
+        assert await agency.residents.wire.get(f"/v1/agents/{broken}") == before
+
+    here.run(work)

@@ -1,0 +1,366 @@
+"""Keeping watch over a real Letta: files that change under it, keys that change behind its back, models that go."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+from planting import Ground, ground
+from pydantic import SecretStr
+
+from isabella.agents.binding import Binding
+from isabella.agents.models import Models
+from isabella.assurance import compare_providers, ensure_providers
+from isabella.backend import keeping as backend_keeping
+from isabella.backend.readiness import Phase, Readiness
+from isabella.backend.routes import providers as api_providers
+from isabella.embedded import Letta
+from isabella.practice import PracticeVendors
+from isabella.providers.plan import Action
+from isabella.providers.report import Proof
+from isabella.providers.sealing import open_sealed
+from isabella.settings import Settings, load_settings
+from isabella.watching import events
+from isabella.watching.census import Census
+from isabella.watching.events import Cause, Event
+from isabella.watching.keeper import Keeper
+from isabella.watching.schedule import Clock, Schedule
+from isabella.watching.work import LettaWork
+
+NAMES = {"cerebras": "cerebras", "mistral": "byok-mistral"}
+E = TypeVar("E", bound=Event)
+#: Far more than anything here takes; whoever waits for so long has failed.
+LONG = 60.0
+
+
+class Time:
+    """A clock that stands still until it is told to go on."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+        self.date = datetime(2026, 11, 22, 12, 0).astimezone()
+
+    def clock(self) -> Clock:
+        return Clock(monotonic=lambda: self.seconds, now=lambda: self.date, chance=lambda: 0.5)
+
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
+        self.date += timedelta(seconds=seconds)
+
+
+@dataclass
+class Watch:
+    """A keeper that runs, as the backend has it, and what it has told."""
+
+    letta: Ground
+    vendors: PracticeVendors
+    env: Path
+    settings: Settings
+    portal: BlockingPortal
+    keeper: Keeper
+    readiness: Readiness
+    models: Models
+    time: Time
+    told: list[Event] = field(default_factory=list)
+    news: threading.Condition = field(default_factory=threading.Condition)
+
+    def heard(self, kind: type[E], such: Callable[[E], bool] = lambda event: True) -> E:
+        """Wait for such an event among those that nobody has waited for yet."""
+
+        def found() -> E | None:
+            for index, event in enumerate(self.told):
+                if isinstance(event, kind) and such(event):
+                    del self.told[: index + 1]
+                    return event
+            return None
+
+        with self.news:
+            event = self.news.wait_for(found, LONG)
+            # wait_for has called it for the last time; what it found is gone from the list.
+            assert event is not None, f"no such {kind.__name__}: {self.told}"
+            return event
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time go by, and let the keeper notice."""
+        self.time.advance(seconds)
+        self.portal.call(self.keeper.wake)
+
+    def write(self, text: str) -> None:
+        """Write `.env`, as an editor does that replaces the file."""
+        fresh = self.env.with_suffix(".new")
+        fresh.write_text(text)
+        fresh.replace(self.env)
+
+    def row(self, vendor: str) -> dict[str, Any]:
+        """What Letta holds of a provider."""
+        (row,) = self.letta.rows(NAMES[vendor])
+        return row
+
+    def holds(self, vendor: str) -> str | None:
+        """The key that Letta holds."""
+        master_key = self.letta.letta.master_key
+        assert master_key is not None
+        return open_sealed(self.row(vendor)["api_key_enc"], master_key.get_secret_value())
+
+    def shown(self, vendor: str) -> Any:
+        """The provider in `/api/providers`."""
+        answer = self.portal.call(api_providers, self.readiness)
+        return next(one for one in answer.providers if one.name == NAMES[vendor])
+
+
+def dotenv(vendors: PracticeVendors, **keys: SecretStr) -> str:
+    """A `.env` with two vendors."""
+    lines = []
+    for vendor in NAMES:
+        key = keys.get(vendor, vendors.key(vendor)).get_secret_value()
+        lines += [f"{vendor.upper()}_API_KEY={key}", f"{vendor.upper()}_BASE_URL={vendors.base_url(vendor)}"]
+    return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def letta(letta_server: Letta) -> Iterator[Ground]:
+    """The real Letta, cleared of what this file planted when it is done."""
+    with ground(letta_server) as opened:
+        opened.clear(*NAMES.values())
+        yield opened
+        opened.clear(*NAMES.values())
+
+
+@pytest.fixture
+def watch(letta: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    """Providers in line, and a keeper that has begun to watch."""
+    with PracticeVendors() as vendors, opened(letta, vendors, tmp_path, monkeypatch) as watching:
+        yield watching
+
+
+@contextmanager
+def opened(letta: Ground, vendors: PracticeVendors, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+    """Bring the providers in line, and keep watch until the test is over."""
+    env = folder / ".env"
+    env.write_text(dotenv(vendors))
+    master_key = letta.letta.master_key
+    assert master_key is not None
+    settings = load_settings(
+        env,
+        environment={
+            "LETTA_BASE_URL": letta.letta.base_url,
+            "LETTA_API_KEY": letta.letta.password.get_secret_value(),
+            "LETTA_ENCRYPTION_KEY": master_key.get_secret_value(),
+            "ISABELLA_HOME": str(folder / "home"),
+            "ISABELLA_CONFIG_FILE": str(folder / "isabella.toml"),
+        },
+    )
+    readiness, models, time = Readiness(), Models.of(settings), Time()
+    told: list[Event] = []
+    news = threading.Condition()
+    sentences = backend_keeping.sentences
+
+    def hear(event: Event) -> Any:
+        with news:
+            told.append(event)
+            news.notify_all()
+        return sentences(event)
+
+    monkeypatch.setattr(backend_keeping, "sentences", hear)
+    with start_blocking_portal() as portal:
+        stack = AsyncExitStack()
+
+        async def start() -> Keeper:
+            await readiness.bring(lambda: ensure_providers(settings))
+            assert readiness.phase is Phase.READY
+            schedule = Schedule(settings.resync, settings.refresh_at, time.clock())
+            return await stack.enter_async_context(
+                backend_keeping.keeping(readiness, settings, LettaWork(), models, schedule=schedule)
+            )
+
+        async def live() -> None:
+            async with stack:
+                started.append(await start())
+                up.set()
+                await over.wait()
+
+        started: list[Keeper] = []
+        up = threading.Event()
+        over = portal.call(anyio.Event)
+        life = portal.start_task_soon(live)
+        while not up.wait(0.05):
+            if life.done():
+                life.result()
+        try:
+            yield Watch(letta, vendors, env, settings, portal, started[0], readiness, models, time, told, news)
+        finally:
+            portal.call(over.set)
+            life.result(LONG)
+
+
+def test_a_key_that_is_changed_in_the_file_reaches_letta_and_no_other_is_touched(watch: Watch) -> None:
+    """Editing `.env` is enough: the one provider is updated in place and proven, and agents' models go by its key."""
+    before = {vendor: watch.row(vendor) for vendor in NAMES}
+    key = watch.vendors.rotate("cerebras", keep_old=True)
+
+    watch.write(dotenv(watch.vendors, cerebras=key))
+
+    synced = watch.heard(events.Synced)
+    assert synced.cause is Cause.CHANGE
+    (entry,) = synced.part.providers
+    assert (entry.name, entry.action, entry.proof) == ("cerebras", Action.UPDATE, Proof.PROVEN)
+    assert watch.holds("cerebras") == key.get_secret_value()
+    assert watch.row("cerebras")["id"] == before["cerebras"]["id"]
+    # Every writing gives the sealed text another salt.
+    assert watch.row("mistral")["api_key_enc"] == before["mistral"]["api_key_enc"]
+    assert [one.key for one in watch.models.providers if one.name == "cerebras"] == [key]
+    assert {one.name for one in synced.report.ours} == {*NAMES.values()}
+    shown = watch.shown("cerebras")
+    assert (shown.condition, shown.proof) == ("InSync", "proven")
+    assert shown.since > watch.shown("mistral").since
+
+
+def test_a_half_written_file_changes_nothing_until_it_is_whole(watch: Watch) -> None:
+    """What cannot be read leaves the former settings in force, is said once, and is forgotten when it is mended."""
+    before = watch.row("mistral")
+    key = watch.vendors.rotate("mistral", keep_old=True)
+    whole = dotenv(watch.vendors, mistral=key)
+
+    watch.write(whole + 'CEREBRAS_API_KEY="half of')
+    refused = watch.heard(events.Refused)
+    assert str(watch.env) in refused.what
+    watch.write(whole + 'CEREBRAS_API_KEY="half of it')
+    watch.portal.call(watch.keeper.reread)
+    assert watch.row("mistral") == before
+    assert watch.readiness.phase is Phase.READY
+
+    watch.write(whole)
+    watch.heard(events.Accepted)
+    assert watch.heard(events.Synced).part.providers[0].name == "byok-mistral"
+    assert watch.holds("mistral") == key.get_secret_value()
+    assert not [event for event in watch.told if isinstance(event, events.Refused)]
+
+
+def test_a_key_that_was_changed_by_hand_is_found_and_mended(watch: Watch) -> None:
+    """Every five minutes Letta is compared with the configuration; only what has drifted is written."""
+    before = {vendor: watch.row(vendor) for vendor in NAMES}
+    body = {"api_key": "csk-put-there-by-hand", "base_url": watch.vendors.base_url("cerebras")}
+    watch.letta.http.patch(f"/v1/providers/{before['cerebras']['id']}", json=body).raise_for_status()
+
+    # A mere look tells it, and cannot know since when.
+    (look,) = watch.portal.call(_compare, watch.settings)
+    assert (look.condition, look.since) == ("Drifted", None)
+    watch.pass_time(301)
+
+    synced = watch.heard(events.Synced, lambda event: event.cause is Cause.RESYNC)
+    done = {entry.name: entry.action for entry in synced.part.ours}
+    assert done == {"cerebras": Action.UPDATE, "byok-mistral": Action.KEEP}
+    assert watch.holds("cerebras") == watch.vendors.key("cerebras").get_secret_value()
+    assert watch.row("mistral") == before["mistral"]
+    assert not [event for event in watch.told if isinstance(event, events.Failed)]
+
+
+async def _compare(settings: Settings) -> Any:
+    return (await compare_providers(settings, only=["cerebras"])).providers
+
+
+def test_a_new_key_that_the_vendor_does_not_know_yet_waits_and_the_old_one_stays(watch: Watch) -> None:
+    """The stored key stays, this is said, and it is tried again with growing pauses until the vendor takes it."""
+    old, new = watch.vendors.key("cerebras"), SecretStr("csk-made-a-moment-ago-0001")
+
+    watch.write(dotenv(watch.vendors, cerebras=new))
+    (entry,) = watch.heard(events.Synced).part.providers
+    assert (entry.action, entry.refused_by_vendor) == (Action.REFUSE, True)
+    assert "the stored key stays" in entry.reason
+    since = watch.shown("cerebras").since
+    assert (watch.shown("cerebras").condition, watch.readiness.phase) == ("Refused", Phase.DEGRADED)
+    assert watch.holds("cerebras") == old.get_secret_value()
+    # Turns go on with the key that Letta has.
+    assert [one.key for one in watch.models.providers if one.name == "cerebras"] == [old]
+
+    asked = len(watch.vendors.requests("cerebras"))
+    watch.pass_time(6)
+    again = watch.heard(events.Synced)
+    assert (again.cause, again.part.providers[0].refused_by_vendor) == (Cause.RETRY, True)
+    assert len(watch.vendors.requests("cerebras")) == asked + 1
+    assert (watch.shown("cerebras").condition, watch.shown("cerebras").since) == ("Refused", since)
+
+    watch.vendors.accept("cerebras", [old, new])
+    watch.pass_time(11)
+    taken = watch.heard(events.Synced)
+    assert (taken.cause, taken.part.providers[0].proof) == (Cause.RETRY, Proof.PROVEN)
+    assert watch.holds("cerebras") == new.get_secret_value()
+    assert (watch.shown("cerebras").condition, watch.readiness.phase) == ("InSync", Phase.READY)
+
+
+def test_a_key_whose_predecessor_is_refused_already_is_written_at_once(watch: Watch) -> None:
+    """The plan says that the vendor refuses the stored key, and the change of the file mends it in place."""
+    new = watch.vendors.rotate("cerebras")
+    rehearsal = replace_key(watch.settings, new)
+    report = watch.portal.call(_plan, rehearsal)
+    (entry,) = report.providers
+    assert entry.action is Action.UPDATE
+    assert "which the vendor refuses already; it takes the configured one" in entry.reason
+
+    watch.write(dotenv(watch.vendors, cerebras=new))
+    (done,) = watch.heard(events.Synced).part.providers
+    assert (done.action, done.proof) == (Action.UPDATE, Proof.PROVEN)
+
+
+async def _plan(settings: Settings) -> Any:
+    return await compare_providers(settings, only=["cerebras"], probe=True)
+
+
+def replace_key(settings: Settings, key: SecretStr) -> Settings:
+    """The settings with another key of Cerebras."""
+    environment = {**settings.sources.environment, "CEREBRAS_API_KEY": key.get_secret_value()}
+    return settings.model_copy(update={"sources": replace(settings.sources, environment=environment)})
+
+
+def test_the_plan_tells_what_becomes_of_a_new_key(watch: Watch) -> None:
+    """A rehearsal asks the vendor about both keys and writes nothing: both taken, or the new one refused."""
+    before = watch.row("cerebras")
+    both = watch.portal.call(_plan, replace_key(watch.settings, watch.vendors.rotate("cerebras", keep_old=True)))
+    assert "the vendor takes both keys: no gap" in both.providers[0].reason
+    unknown = watch.portal.call(_plan, replace_key(watch.settings, SecretStr("csk-made-a-moment-ago-0002")))
+    (entry,) = unknown.providers
+    assert (entry.action, entry.condition) == (Action.REFUSE, "Refused")
+    assert "the stored key stays, and the vendor takes it" in entry.reason
+    assert watch.row("cerebras") == before
+
+
+def test_models_that_come_and_go_are_told_at_night_with_the_agents_that_lost_theirs(watch: Watch) -> None:
+    """At half past three every list is read anew; what appeared and vanished is told, and who spoke through it."""
+    agent = watch.letta.agent(Binding("cerebras", "gpt-oss-120b", watch.vendors.base_url("cerebras"), 65_536))
+    name = watch.letta.http.get(f"/v1/agents/{agent}").json()["name"]
+    offered = {"object": "list", "data": [{"id": "brand-new-1b", "object": "model", "created": 1, "owned_by": "C"}]}
+    watch.vendors.fault("cerebras", on="models", status=200, body=json.dumps(offered))
+
+    watch.time.date = watch.time.date.replace(hour=3, minute=29) + timedelta(days=1)
+    watch.pass_time(61)
+
+    census: Census = watch.heard(events.Counted).census
+    counts = {count.provider: count for count in census.counts}
+    cerebras = counts["cerebras"]
+    assert (cerebras.problem, cerebras.appeared) == (None, ("brand-new-1b",))
+    assert "gpt-oss-120b" in cerebras.vanished
+    assert [(lost.name, lost.model) for lost in cerebras.lost] == [(name, "gpt-oss-120b")]
+    assert not counts["byok-mistral"].remarkable
+    shown = watch.portal.call(api_providers, watch.readiness).census
+    assert shown.providers[0].lost[0].agent == name
+    watch.letta.http.delete(f"/v1/agents/{agent}")
+
+
+def test_what_takes_a_restart_is_said(watch: Watch) -> None:
+    """A port cannot be changed while it is listened on: this is said, once, and nothing is synced for it."""
+    port = f"ISABELLA_PORT=8123\n{dotenv(watch.vendors)}"
+    watch.write(port)
+    assert watch.heard(events.TakesRestart).variables == ("ISABELLA_PORT",)
+    watch.write(port + "# another line\n")
+    watch.portal.call(watch.keeper.reread)
+    assert watch.told == []
+    assert watch.keeper.settings.port == 8000

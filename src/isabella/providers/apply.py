@@ -245,8 +245,15 @@ class Applier:
                 failed=True,
             )
         key, base_url = reading.key, former.base_url or change.desired.base_url
+
+        async def write() -> None:
+            await self._store.create(name=name, type=former.type, base_url=base_url, key=key)
+
+        async def happened() -> bool:
+            return await self._store.find(name) is not None
+
         try:
-            await self._patient(lambda: self._store.create(name=name, type=former.type, base_url=base_url, key=key))
+            await self._patient(lambda: _carefully(write, happened, busy=(429,)))
         except LettaError as second:
             return Outcome(
                 Action.RECREATE,
@@ -369,10 +376,14 @@ async def _carefully(
     write: Callable[[], Awaitable[None]], happened: Callable[[], Awaitable[bool]], *, busy: Sequence[int] = _BUSY
 ) -> None:
     """Write; after a lost answer or a failure of the server look first, and only then try again."""
+    was_lost = False
     for pause in (*_PAUSES, None):
         try:
             return await write()
         except LettaRefused as error:
+            # What was lost and could not be looked after may be the very reason for this refusal.
+            if was_lost and await _looked(happened):
+                return None
             if error.status not in busy or pause is None:
                 raise
         except (LettaUnreachable, LettaBroken) as error:
@@ -381,6 +392,7 @@ async def _carefully(
                 return None
             if pause is None or not lost:
                 raise
+            was_lost = True
         await anyio.sleep(pause)
     return None
 

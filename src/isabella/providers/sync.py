@@ -245,6 +245,8 @@ class _Run:
         return (
             self._options.strategy is Strategy.AUTO
             and self._abilities.recreates
+            # What could not be read is no reason to delete anything.
+            and self._unread is None
             and outcome is not None
             and outcome.action is Action.UPDATE
             and not outcome.failed
@@ -255,6 +257,7 @@ class _Run:
     async def _try_read_again(self, desired: Sequence[Desired]) -> None:
         try:
             await self.read_again(desired)
+            self._unread = None
         except LettaError as error:
             self._unread = error.what
 
@@ -329,7 +332,11 @@ class _Run:
     async def _count_models(self, entries: list[ProviderReport]) -> list[ProviderReport]:
         # Of a provider that was never synced, Letta would ask the vendor.
         names = [e.name for e in entries if (stored := self._stored.get(e.name)) is not None and stored.synced]
-        numbers = await together([partial(self._store.models, name) for name in names], at_once=_FEW)
+        try:
+            numbers = await together([partial(self._store.models, name) for name in names], at_once=_FEW)
+        except LettaError:
+            # The report counts for more than these numbers.
+            return entries
         counts = dict(zip(names, numbers, strict=True))
         return [replace(entry, models=counts.get(entry.name, 0)) for entry in entries]
 

@@ -21,6 +21,8 @@ from urllib.parse import parse_qs, urlsplit
 #: goes; truncate: half an answer; html: a page of a gateway, with status 200.
 Kind = Literal["drop", "reset", "hang", "truncate", "html"] | int
 When = Literal["before", "after"]
+#: Whether a request is meant, by `METHOD /path` and body.
+Match = Callable[[str, bytes], bool]
 
 _START_SECONDS = 10.0
 _HTML = "<html><body><h1>A gateway</h1></body></html>"
@@ -54,13 +56,13 @@ class Seen:
 
 @dataclass
 class _Fault:
-    match: Callable[[str], bool]
+    match: Match
     kind: Kind
     when: When
     left: int | None
 
-    def strikes(self, line: str) -> bool:
-        if self.left == 0 or not self.match(line):
+    def strikes(self, line: str, body: bytes) -> bool:
+        if self.left == 0 or not self.match(line, body):
             return False
         if self.left is not None:
             self.left -= 1
@@ -80,7 +82,8 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._run, name="proxy", daemon=True)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._came = threading.Condition(self._lock)
         self._seen: list[Seen] = []
         self._faults: list[_Fault] = []
         self._local_port = 0
@@ -122,20 +125,33 @@ class Proxy:
         """`METHOD /path` of each request that is no reading."""
         return [seen.line for seen in self.requests if seen.method not in ("GET", "HEAD")]
 
-    def fault(
-        self, match: str | Callable[[str], bool], kind: Kind, when: When = "before", *, times: int | None = 1
-    ) -> None:
+    def fault(self, match: str | Match, kind: Kind, when: When = "before", *, times: int | None = 1) -> None:
         """Let something go wrong.
 
         Args:
-            match: which requests it befalls: a regular expression for `METHOD /path`, or a function of that.
+            match: which requests it befalls: a regular expression for `METHOD /path`, or a function.
             kind: what goes wrong.
             when: before the request is passed on, or after it was carried out.
             times: how often; None for ever.
         """
-        found = re.compile(match).match if isinstance(match, str) else match
+        if isinstance(match, str):
+            pattern = re.compile(match)
+            fault = _Fault(lambda line, _: pattern.match(line) is not None, kind, when, times)
+        else:
+            fault = _Fault(match, kind, when, times)
         with self._lock:
-            self._faults.append(_Fault(lambda line: bool(found(line)), kind, when, times))
+            self._faults.append(fault)
+
+    def wait_for(self, match: str, seconds: float = 60.0) -> None:
+        """Wait until a request that fits has come.
+
+        Raises:
+            TimeoutError: none came.
+        """
+        pattern = re.compile(match)
+        with self._came:
+            if not self._came.wait_for(lambda: any(pattern.match(seen.line) for seen in self._seen), seconds):
+                raise TimeoutError(f"no request {match!r} came")
 
     def clear(self) -> None:
         """Forget all faults and all requests."""
@@ -186,15 +202,16 @@ class Proxy:
         length = next((int(value) for name, value in headers if name.lower() == "content-length"), 0)
         body = await reader.readexactly(length)
         path, _, query = target.partition("?")
-        fault = self._fault_for(f"{method} {path}")
+        fault = self._fault_for(f"{method} {path}", body)
         passed_on = fault is None or fault.when == "after"
         answer = await self._pass_on(start, headers, body) if passed_on else b""
         if fault is not None:
             answer = _spoilt(fault.kind, answer)
         status = int(answer.split(b" ", 2)[1]) if answer else None
         found = {name: values[-1] for name, values in parse_qs(query).items()}
-        with self._lock:
+        with self._came:
             self._seen.append(Seen(method, path, found, status, passed_on, body))
+            self._came.notify_all()
         if fault is not None and fault.kind == "hang":
             await reader.read()
         elif fault is not None and fault.kind == "reset":
@@ -203,9 +220,9 @@ class Proxy:
             writer.write(answer)
             await writer.drain()
 
-    def _fault_for(self, line: str) -> _Fault | None:
+    def _fault_for(self, line: str, body: bytes) -> _Fault | None:
         with self._lock:
-            return next((fault for fault in self._faults if fault.strikes(line)), None)
+            return next((fault for fault in self._faults if fault.strikes(line, body)), None)
 
     async def _pass_on(self, start: str, headers: list[list[str]], body: bytes) -> bytes:
         try:

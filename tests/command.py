@@ -1,0 +1,78 @@
+"""Running the command line as its users do: a process of its own, in a folder and an environment of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ISABELLA = Path(sys.executable).with_name("isabella")
+_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A command that has ended.
+
+    Attributes:
+        code: its exit code.
+        out: its standard output.
+        err: its standard error.
+    """
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """The one JSON object on standard output; nothing else may stand there."""
+        found = json.loads(self.out)
+        assert isinstance(found, dict)
+        return found
+
+
+@dataclass(frozen=True)
+class Command:
+    """Isabella in a folder, whose `.env` holds these variables.
+
+    Attributes:
+        folder: the working folder, with `.env` and isabella.toml.
+        environment: variables of the process beside what every process needs.
+    """
+
+    folder: Path
+    environment: dict[str, str]
+
+    def configure(self, **variables: str) -> None:
+        """Write `.env`."""
+        lines = [f"{name}={value}\n" for name, value in variables.items()]
+        (self.folder / ".env").write_text("".join(lines))
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start it."""
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8", **self.environment}
+        return subprocess.Popen(
+            [str(ISABELLA), *arguments],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *arguments: str) -> Ended:
+        """Run it to its end. It never ends with a traceback."""
+        with self.start(*arguments) as process:
+            try:
+                out, err = process.communicate(timeout=_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
+        assert "Traceback" not in out + err, err
+        return Ended(process.returncode, out, err)

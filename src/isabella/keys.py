@@ -91,7 +91,7 @@ def clean(raw: str) -> CleanKey:
     prefix = next((known for known in KNOWN_PREFIXES if value.startswith(known)), "")
     if value == prefix or _PLACEHOLDERS.match(value.removeprefix(prefix)):
         raise KeyPlaceholder("it is a placeholder, not a key")
-    if any(character.isspace() for character in value):
+    if len(value.split()) > 1:
         raise KeyRefused("there is white space inside it")
     if not value.isascii():
         raise KeyRefused("there is a character in it that is not ASCII")

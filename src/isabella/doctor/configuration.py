@@ -44,8 +44,10 @@ def _problem(problem: Problem) -> Finding:
         cause=problem.what,
         remedy=Remedy(
             problem.remedy or f"Correct {problem.subject}{place}, or remove it.",
-            # A variable that is refused is gone once its line is.
-            setting=(problem.subject, "") if problem.origin is not None else None,
+            # A setting of Isabella's has a default to fall back on; what is Letta's only the reader knows.
+            setting=None
+            if problem.origin is None
+            else (problem.subject, "" if problem.subject.startswith("ISABELLA_") else None),
         ),
         evidence=(f"{problem.subject}{place}: {problem.what}",),
     )
@@ -91,17 +93,15 @@ def _provider(desired: Desired, seen: Seen) -> Diagnosis:
 
 
 def _obstacle(desired: Desired, obstacle: Remark) -> Finding:
-    about_key = obstacle.kind is not Kind.BASE_URL_MALFORMED
-    setting: tuple[str, str | None] = (obstacle.variable, None if about_key else "")
-    if obstacle.kind is Kind.KEY_FILE_UNREADABLE:
-        setting = (desired.vendor.api_key_env, None)
+    # A file that cannot be read is mended where it is, not in a variable.
+    in_file = obstacle.kind is Kind.KEY_FILE_UNREADABLE
     return Finding(
         code=obstacle.kind.value,
         layer=Layer.CONFIGURATION,
         severity=Severity.ERROR,
         summary=_SUMMARIES[obstacle.kind],
         cause=f"{obstacle.text}. So the provider is not registered, and what Letta has of it is left as it is.",
-        remedy=Remedy(desired.remedy or "Correct it.", setting=setting),
+        remedy=Remedy(desired.remedy or "Correct it.", setting=None if in_file else (obstacle.variable, None)),
         provider=desired.name,
         evidence=(obstacle.text,),
     )

@@ -91,7 +91,8 @@ async def examine(
 
     async def look() -> None:
         nonlocal seen, found
-        if any(problem.subject == "LETTA_BASE_URL" for problem in configured.problems):
+        if configured.incomplete or any(problem.subject == "LETTA_BASE_URL" for problem in configured.problems):
+            # Whichever Letta would be looked at now need not be the one that is meant.
             return
         try:
             found = connection or await _connected(settings)
@@ -116,7 +117,7 @@ async def _practising(configured: Configured, settings: Settings) -> tuple[Confi
     """Practice vendors in place of the real ones, where `isabella up` would take them as well."""
     if settings.sources.overlay:
         return replace(configured, practice=True), settings
-    if settings.letta_base_url is not None or any(one.wanted for one in configured.desired):
+    if configured.problems or settings.letta_base_url is not None or any(one.wanted for one in configured.desired):
         return configured, settings
     if not (settings.home / "practice").is_dir():
         return configured, settings

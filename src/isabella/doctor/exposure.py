@@ -111,8 +111,9 @@ def _reachable(evidence: Evidence) -> Diagnosis:
 
 def _base_keys(evidence: Evidence) -> Diagnosis:
     seen = evidence.seen
-    names = tuple(sorted(seen.base - {"letta"}))
     variables = seen.process.base_keys if isinstance(seen.process, Process) else ()
+    # Letta keeps a base provider when its key is gone: where the environment can be seen, that alone counts.
+    names = tuple(sorted(seen.base - {"letta"})) if seen.process is None else ()
     if not names and not variables:
         known = seen.process is not None
         fine = Fine(Layer.EXPOSURE, "no vendor's key is in Letta's own environment")

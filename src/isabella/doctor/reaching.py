@@ -20,8 +20,8 @@ def unreached(evidence: Evidence) -> Diagnosis:
     seen = evidence.seen
     error = seen.error
     if error is None:
-        # Its address is malformed: the configuration's layer has said so.
-        because = "its address in the configuration cannot be used"
+        # The configuration's layer has said why: its file cannot be read, or its address is malformed.
+        because = "the configuration does not say which Letta is meant"
         return Diagnosis(unknowns=_unknowns(because))
     code, summary, setting = _meaning(error, seen.base_url, evidence)
     finding = Finding(

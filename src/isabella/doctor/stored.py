@@ -128,15 +128,9 @@ def _absent(desired: Desired, evidence: Evidence, abilities: Abilities) -> Findi
             layer=Layer.STORED,
             severity=Severity.ERROR,
             summary="Letta has a base provider of this name, so it cannot be registered.",
-            cause="Letta makes base providers from its own environment, and refuses their names (400).",
-            remedy=Remedy(
-                "Give the provider another name"
-                + (
-                    "."
-                    if desired.name in _ALWAYS_BASE
-                    else ", or take that vendor's key out of Letta's environment and restart Letta."
-                )
-            ),
+            cause="Letta makes base providers from its own environment, and refuses their names (400). A name stays "
+            "taken when its key has gone from there.",
+            remedy=Remedy("Give the provider another name."),
             provider=desired.name,
             evidence=tuple(lines),
             facts=("P10", *facts),

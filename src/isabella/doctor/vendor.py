@@ -104,7 +104,7 @@ def _meaning(desired: Desired, asked: Asked, named: str | None) -> tuple[str, st
                 "vendor-dns",
                 f"the name in its address ({desired.base_url}) is not known.",
                 "The name server knows no such host: it is misspelt, or this machine has no name server.",
-                Remedy(host_remedy, setting=(variable, "") if variable else None),
+                Remedy(host_remedy, setting=(variable, None) if variable else None),
             )
         case _, Trouble.TLS:
             return (
@@ -114,7 +114,7 @@ def _meaning(desired: Desired, asked: Asked, named: str | None) -> tuple[str, st
                 "mixed up.",
                 Remedy(
                     f"{host_remedy} For a proxy with its own certificate set SSL_CERT_FILE.",
-                    setting=(variable, "") if variable else None,
+                    setting=(variable, None) if variable else None,
                 ),
             )
         case _, Trouble.TIMEOUT:
@@ -129,7 +129,7 @@ def _meaning(desired: Desired, asked: Asked, named: str | None) -> tuple[str, st
                 "vendor-unreachable",
                 f"{title} cannot be reached.",
                 f"{desired.base_url}: {answer.said}. That says nothing about the key.",
-                Remedy(host_remedy, setting=(variable, "") if variable else None),
+                Remedy(host_remedy, setting=(variable, None) if variable else None),
             )
         case _ if asked.instead is not None:
             return (
@@ -157,7 +157,7 @@ def _meaning(desired: Desired, asked: Asked, named: str | None) -> tuple[str, st
                 "vendor-not-a-model-list",
                 f"what answers at {desired.base_url} is no model vendor.",
                 f"It answered 200, but {answer.said}.",
-                Remedy(host_remedy, setting=(variable, "") if variable else None),
+                Remedy(host_remedy, setting=(variable, None) if variable else None),
             )
         case Verdict.WRONG_ADDRESS, _:
             return (

@@ -1,0 +1,247 @@
+"""`isabella providers`: exit codes, options and streams. The work is replaced here; it is tested on a real Letta."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+from typer.testing import CliRunner
+
+from isabella.cli import app, main
+from isabella.errors import IsabellaError, LettaUnreachable, LockTimeout
+from isabella.providers.plan import Action, State
+from isabella.providers.report import Proof, ProviderReport, Receipt, Report
+from isabella.strategy import Strategy
+
+FINE = ProviderReport(
+    name="cerebras",
+    vendor="cerebras",
+    type="cerebras",
+    base_url="https://api.cerebras.ai/v1",
+    key="csk-…0001",
+    key_source="CEREBRAS_API_KEY (.env)",
+    stored=State.IN_SYNC,
+    action=Action.KEEP,
+    proof=Proof.PROVEN,
+    reason="read back and equal",
+    receipt=Receipt.ACCEPTED,
+)
+HEALED = replace(FINE, stored=State.STALE, action=Action.UPDATE)
+STALE = replace(HEALED, proof=Proof.NOT_ASKED)
+UNPROVEN = replace(HEALED, proof=Proof.UNPROVEN)
+FAILED = replace(FINE, stored=State.STALE, action=Action.REFUSE, proof=Proof.FAILED)
+REFUSED = replace(FINE, receipt=Receipt.REFUSED)
+FOREIGN = replace(FINE, stored=State.FOREIGN, action=Action.NONE, proof=Proof.NOT_ASKED, receipt=None, ours=False)
+
+CODES: list[tuple[str, ProviderReport, int]] = [
+    ("plan", FINE, 0),
+    ("plan", FOREIGN, 0),
+    ("plan", STALE, 2),
+    ("plan", FAILED, 2),
+    ("status", FINE, 0),
+    ("status", FOREIGN, 0),
+    ("status", STALE, 2),
+    ("status", FAILED, 2),
+    ("sync", FINE, 0),
+    ("sync", FOREIGN, 0),
+    ("sync", HEALED, 0),
+    ("sync", UNPROVEN, 1),
+    ("sync", FAILED, 1),
+    ("verify", FINE, 0),
+    ("verify", FOREIGN, 0),
+    ("verify", REFUSED, 1),
+    ("verify", replace(FINE, receipt=Receipt.FAILED), 1),
+    ("verify", STALE, 1),
+]
+COMMANDS = ("plan", "status", "sync", "verify")
+FUNCTIONS = {
+    "plan": "compare_providers",
+    "status": "compare_providers",
+    "sync": "ensure_providers",
+    "verify": "verify_providers",
+}
+
+
+class Work:
+    """Stands in for `isabella.assurance`: remembers what it was asked, and answers as told."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.answer: Report | BaseException = Report("http://127.0.0.1:8283", "0.16.8", [FINE])
+
+    def gives(self, *entries: ProviderReport) -> None:
+        """Answer with these."""
+        self.answer = Report("http://127.0.0.1:8283", "0.16.8", entries)
+
+    async def do(self, name: str, options: dict[str, Any]) -> Report:
+        """Note the call, and answer."""
+        self.asked.append((name, options))
+        if isinstance(self.answer, BaseException):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Work]:
+    """The work replaced, in an empty folder; logs are set back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    done = Work()
+    for name in set(FUNCTIONS.values()):
+
+        async def call(settings: Any = None, *, _name: str = name, **options: Any) -> Report:
+            return await done.do(_name, {"settings": settings, **options})
+
+        monkeypatch.setattr(f"isabella.assurance.{name}", call)
+    root = logging.getLogger()
+    handlers, level = root.handlers, root.level
+    yield done
+    root.handlers = handlers
+    root.setLevel(level)
+    structlog.reset_defaults()
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+@pytest.mark.parametrize(("command", "entry", "code"), CODES)
+def test_exit_codes_are_as_promised(
+    command: str, entry: ProviderReport, code: int, arguments: list[str], work: Work
+) -> None:
+    """Plan and status: 0, 2 where there is something to do; sync and verify: 0 only when all is proven; else 1."""
+    work.gives(FINE, entry)
+    result = CliRunner().invoke(app, ["providers", command, *arguments])
+    assert result.exit_code == code, result.output
+    assert [name for name, _ in work.asked] == [FUNCTIONS[command]]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_json_is_one_object_on_standard_output(command: str, work: Work) -> None:
+    """With --json, nothing but one object stands on standard output."""
+    work.gives(FINE, STALE, FOREIGN)
+    result = CliRunner().invoke(app, ["providers", command, "--json"])
+    document = json.loads(result.stdout)
+    assert [entry["stored"] for entry in document["providers"]] == ["in_sync", "stale", "foreign"]
+    assert document["letta"] == {"base_url": "http://127.0.0.1:8283", "version": "0.16.8"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_without_json_there_is_a_table(command: str, work: Work) -> None:
+    """People get a table, without colour where it is no terminal."""
+    result = CliRunner().invoke(app, ["providers", command])
+    assert "cerebras" in result.stdout
+    assert "in sync" in result.stdout
+    assert "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_error_leaves_by_one_door(
+    command: str,
+    arguments: list[str],
+    work: Work,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What and remedy on standard error, exit 1; with --json an object, too; never a traceback."""
+    work.answer = LettaUnreachable("No Letta server answers.", remedy="Start it.")
+    monkeypatch.setattr(sys, "argv", ["isabella", "providers", command, *arguments])
+    with pytest.raises(SystemExit) as left:
+        main()
+    out, err = capsys.readouterr()
+    assert left.value.code == 1
+    assert err == "isabella: No Letta server answers.\n  Start it.\n"
+    if arguments:
+        assert json.loads(out) == {"error": {"what": "No Letta server answers.", "remedy": "Start it."}}
+    else:
+        assert out == ""
+
+
+@pytest.mark.parametrize("error", [LockTimeout("Another process is at work."), IsabellaError("It broke.")])
+def test_an_error_without_a_remedy_is_one_line(
+    error: IsabellaError, work: Work, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where nobody knows what to do, one line says what happened."""
+    work.answer = error
+    monkeypatch.setattr(sys, "argv", ["isabella", "providers", "sync"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 1
+    assert capsys.readouterr().err == f"isabella: {error.what}\n"
+
+
+def test_ctrl_c_is_no_traceback(
+    work: Work, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An interruption is said in one line and ends with 130."""
+    work.answer = KeyboardInterrupt()
+    monkeypatch.setattr(sys, "argv", ["isabella", "providers", "sync"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["providers", "sync", "--strategy", "fast"], "--strategy"),
+        (["providers", "sync", "--what"], "--what"),
+        (["providers", "status", "--strategy", "auto"], "--strategy"),
+        (["providers", "verify", "--no-probe"], "--no-probe"),
+        (["providers", "sync", "--only"], "--only"),
+        (["providers", "mend"], "mend"),
+        (["providers", "sync", "cerebras"], "cerebras"),
+    ],
+)
+def test_usage_errors_are_2_with_a_message_on_standard_error(arguments: list[str], said: str, work: Work) -> None:
+    """What the command line does not know is told on standard error; nothing is done."""
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert said in result.stderr
+    assert result.stdout == ""
+    assert work.asked == []
+
+
+@pytest.mark.parametrize("strategy", Strategy)
+def test_options_reach_the_work(strategy: Strategy, work: Work) -> None:
+    """--only (repeatable), --strategy and --no-probe arrive as they were given."""
+    arguments = ["--only", "a", "--only", "b", "--strategy", strategy.value, "--no-probe"]
+    CliRunner().invoke(app, ["providers", "sync", *arguments])
+    ((_, options),) = work.asked
+    assert (list(options["only"]), options["strategy"], options["probe"]) == (["a", "b"], strategy, False)
+
+
+def test_without_options_the_settings_decide(work: Work) -> None:
+    """No strategy on the command line leaves it to the settings, and vendors are asked about new keys."""
+    CliRunner().invoke(app, ["providers", "sync"])
+    ((_, options),) = work.asked
+    assert (list(options["only"]), options["strategy"], options["probe"]) == ([], None, True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_another_env_file_is_read(command: str, work: Work, tmp_path: Path) -> None:
+    """--env-file names the file in place of `.env`; one that is not there is an error."""
+    other = tmp_path / "other.env"
+    other.write_text("ISABELLA_PORT=1234\n")
+    CliRunner().invoke(app, ["providers", command, "--env-file", str(other)])
+    ((_, options),) = work.asked
+    assert options["settings"].port == 1234
+    absent = CliRunner().invoke(app, ["providers", command, "--env-file", str(tmp_path / "absent.env")])
+    assert isinstance(absent.exception, IsabellaError)
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """What help does not need is not imported at the top of the command line."""
+    code = (
+        "import sys, isabella.cli; print([name for name in "
+        "('letta_client', 'fastapi', 'uvicorn', 'psycopg', 'pydantic', 'httpx2', 'cryptography', 'rich.table') "
+        "if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -409,6 +409,19 @@ def test_a_gateway_that_fails_for_a_moment_is_asked_again(httpserver: HTTPServer
     assert len(ask(address(httpserver), LettaServer.all)) == 1
 
 
+@pytest.mark.parametrize("status", [409, 429])
+def test_a_busy_letta_is_asked_again(httpserver: HTTPServer, status: int) -> None:
+    """A reading survives that Letta has too much to do for a moment; where it goes on, the error says what next."""
+    busy = {"detail": "too much to do"}
+    httpserver.expect_ordered_request(PROVIDERS).respond_with_json(busy, status=status)
+    httpserver.expect_ordered_request(PROVIDERS).respond_with_json([row(1)])
+    assert len(ask(address(httpserver), LettaServer.all)) == 1
+    httpserver.expect_request(PROVIDERS).respond_with_json(busy, status=status)
+    with pytest.raises(LettaRefused) as caught:
+        ask(address(httpserver), LettaServer.all)
+    assert caught.value.remedy == "Run this again when Letta is less busy."
+
+
 @pytest.mark.parametrize("status", [500, 504, 400, 401, 404])
 def test_what_will_not_pass_is_not_asked_again(httpserver: HTTPServer, status: int) -> None:
     """An answer that a repetition would not change is believed at once."""

@@ -27,6 +27,8 @@ PAGE = 500
 #: No Letta has so many; one that goes on after them makes them up.
 _MOST_PAGES = 200
 _DETAIL_LIMIT = 300
+#: What a server says that has too much to do, or is at work on the same thing.
+_BUSY = (409, 429)
 
 
 class _Row(BaseModel):
@@ -300,7 +302,12 @@ class LettaServer:
                 status=status,
                 remedy="Look at Letta's log.",
             )
-        return LettaRefused(f"Letta refused {method} {path} ({status}): {detail}", status=status, detail=detail)
+        return LettaRefused(
+            f"Letta refused {method} {path} ({status}): {detail}",
+            status=status,
+            detail=detail,
+            remedy="Run this again when Letta is less busy." if status in _BUSY else "Look at Letta's log.",
+        )
 
     def _not_letta(self, why: str) -> NoReturn:
         raise NotLetta(
@@ -326,9 +333,11 @@ def abilities_of(release: str) -> Abilities:
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether a reading may succeed when it is tried again: a broken connection, or a gateway's error."""
+    """Whether a reading may succeed when it is tried again: a broken connection, a gateway's error, too much to do."""
     if isinstance(error, LettaUnreachable):
         return error.sent and "did not answer" not in error.what
+    if isinstance(error, LettaRefused):
+        return error.status in _BUSY
     return isinstance(error, LettaBroken) and error.status in (502, 503)
 
 

@@ -45,34 +45,41 @@ class Candidate:
 
 
 class Rebound:
-    """An agent bound elsewhere while one vendor is asked, and back to what its people chose afterwards.
+    """An agent bound elsewhere for a turn, and back to what its people chose afterwards.
 
     Args:
         roster: the agents.
         speaker: the agent.
-        binding: what it is bound to meanwhile.
     """
 
-    def __init__(self, roster: Roster, speaker: Speaker, binding: Binding) -> None:
+    def __init__(self, roster: Roster, speaker: Speaker) -> None:
         self._roster = roster
         self._speaker = speaker
-        self._binding = binding
-        self._before: Binding | None = None
+        self._chosen: Binding | None = None
+        self._now: Binding | None = None
 
-    async def __aenter__(self) -> None:
-        # Somebody may have switched it meanwhile: that is what it goes back to.
-        self._before = (await self._roster.look(self._speaker)).binding
-        if self._before != self._binding:
-            await self._roster.bind(self._speaker.id, self._binding)
+    async def to(self, binding: Binding) -> None:
+        """Bind it to this one.
+
+        Raises:
+            LettaError: Letta refuses or fails.
+        """
+        if self._chosen is None:
+            # Somebody may have switched it meanwhile: that is what it goes back to.
+            self._chosen = self._now = (await self._roster.look(self._speaker)).binding
+        if self._now != binding:
+            self._now = binding
+            await self._roster.bind(self._speaker.id, binding)
+
+    async def __aenter__(self) -> Rebound:
+        return self
 
     async def __aexit__(self, *_: object) -> None:
-        before = self._before
-        if before is None or before == self._binding:
+        if self._chosen is None or self._now is None or self._now == self._chosen:
             return
         with anyio.CancelScope(shield=True), anyio.move_on_after(_BINDING_SECONDS):
             try:
-                now = (await self._roster.look(self._speaker)).binding
-                if now == self._binding:
-                    await self._roster.bind(self._speaker.id, before)
+                if (await self._roster.look(self._speaker)).binding == self._now:
+                    await self._roster.bind(self._speaker.id, self._chosen)
             except IsabellaError as error:
-                log.warning("not bound back", agent=self._speaker.name, to=before.handle, error=error.what)
+                log.warning("not bound back", agent=self._speaker.name, to=self._chosen.handle, error=error.what)

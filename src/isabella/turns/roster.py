@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from isabella.agents.binding import Binding
+from isabella.agents.engine import Engine
 from isabella.agents.models import Models
 from isabella.agents.residents import Resident, Residents
-from isabella.errors import AgentUnknown
+from isabella.errors import AgentUnknown, LettaRefused
 
 #: How long a name stands for the same agent without being looked up again, in seconds.
 _KNOWN_SECONDS = 30.0
@@ -82,10 +84,14 @@ class Roster:
             LettaError: Letta cannot be read.
         """
         try:
-            now = _speaker(await self._residents.get(speaker.id))
-        except AgentUnknown:
+            # Without blocks, tools and tags, which take Letta twice as long.
+            row = await self._residents.wire.get(f"/v1/agents/{speaker.id}", include_relationships="")
+        except LettaRefused as error:
             self.forget(speaker.id)
+            if error.status in (404, 422):
+                raise AgentUnknown(f"There is no agent {speaker.name} any more.") from None
             raise
+        now = _as_it_is(speaker, row)
         for name, (until, known) in [*self._known.items()]:
             if known.id == now.id and known != now:
                 if known.name == now.name:
@@ -105,6 +111,12 @@ class Roster:
             LettaError: Letta refuses or fails.
         """
         await self._residents.bind(agent_id, binding)
+        for name, (until, known) in [*self._known.items()]:
+            if known.id == agent_id:
+                bound = replace(
+                    known, handle=binding.handle, provider=binding.provider, model=binding.model, binding=binding
+                )
+                self._known[name] = (until, bound)
 
     async def resolve(self, speaker: Speaker, handle: str) -> Binding:
         """What a handle of an agent's list means now.
@@ -126,4 +138,28 @@ def _speaker(resident: Resident) -> Speaker:
         binding=resident.binding,
         handles=definition.handles if definition is not None else (),
         window=definition.window if definition is not None else None,
+    )
+
+
+def _as_it_is(speaker: Speaker, row: Any) -> Speaker:
+    """The agent with the name and the model that Letta has for it now."""
+    config = row.get("llm_config") if isinstance(row, dict) else None
+    if not isinstance(config, dict):
+        return speaker
+    engine = Engine(
+        model=str(config.get("model") or "-"),
+        endpoint_type=str(config.get("model_endpoint_type")),
+        endpoint=config.get("model_endpoint"),
+        provider=config.get("provider_name"),
+        category=config.get("provider_category"),
+        window=int(config.get("context_window") or 0),
+        handle=config.get("handle"),
+    )
+    return replace(
+        speaker,
+        name=str(row.get("name") or speaker.name),
+        handle=engine.handle or f"{engine.provider or engine.endpoint_type}/{engine.model}",
+        provider=engine.provider or "-",
+        model=engine.model,
+        binding=engine.binding,
     )

@@ -51,6 +51,14 @@ class Turn:
         self._reason = Reason.FAILED
         self._stored = False
         self._failed: Failed | None = None
+        self._tried: set[str] = set()
+        self._asked: Candidate | None = None
+        self._bound = Rebound(house.roster, speaker)
+
+    @property
+    def answered_by(self) -> str | None:
+        """The handle of the model that answers; None as long as none does."""
+        return self._answered_by
 
     @property
     def waited_for_token(self) -> float | None:
@@ -98,7 +106,10 @@ class Turn:
     async def _speak(self) -> AsyncGenerator[Event, None]:
         """Ask one vendor after the other until an answer begins. The agent is ours meanwhile."""
         refusals: list[Refusal] = []
-        async with aclosing(self._candidates(refusals)) as candidates:
+        async with (
+            Rebound(self._house.roster, self.speaker) as self._bound,
+            aclosing(self._candidates(refusals)) as candidates,
+        ):
             async for step in candidates:
                 if not isinstance(step, Candidate):
                     yield step
@@ -116,7 +127,6 @@ class Turn:
         Those that are left out come last, and only where nobody else answered and they did not ask for it.
         """
         left_out: list[Candidate] = []
-        tried: set[str] = set()
         for handle in (None, *self.speaker.handles):
             try:
                 candidate = await self._candidate(handle)
@@ -125,9 +135,9 @@ class Turn:
                 refusals.append(refusal)
                 yield Failover(handle or "-", refusal.code, refusal.message)
                 continue
-            if candidate.handle in tried:
+            if candidate.handle in self._tried:
                 continue
-            tried.add(candidate.handle)
+            self._tried.add(candidate.handle)
             out = self._house.breaker.admit(candidate.provider)
             if out is None:
                 yield candidate
@@ -179,7 +189,8 @@ class Turn:
             refusal = attempt.refusal
             if refusal is None:
                 return
-            left_out_for = self._hold_against(candidate.provider, refusal)
+            asked = self._asked or candidate
+            left_out_for = self._hold_against(asked.provider, refusal)
             if attempt.reason is not None:
                 self._failed = failures.broken(attempt.began is not None, refusal)
             elif not refusal.elsewhere:
@@ -187,7 +198,7 @@ class Turn:
             else:
                 refusals.append(refusal)
                 wait = refusal.retry_after or left_out_for
-                yield Failover(candidate.handle, refusal.code, refusal.message, refusal.status, wait)
+                yield Failover(asked.handle, refusal.code, refusal.message, refusal.status, wait)
         finally:
             house.breaker.gave_up(candidate.provider)
 
@@ -197,13 +208,14 @@ class Turn:
             return
         async with AsyncExitStack() as stack:
             if candidate.binding is not None:
-                await stack.enter_async_context(Rebound(self._house.roster, self.speaker, candidate.binding))
+                await self._bound.to(candidate.binding)
             try:
                 async with aclosing(attempt.events(self._house.client)) as heard:
                     async for event in heard:
                         if event is None:
                             if candidate.binding is None:
-                                candidate = await self._as_it_is(candidate)
+                                candidate = await self._as_it_is(candidate, stack)
+                            self._asked = candidate
                             yield candidate.asked
                             continue
                         self._note(candidate, attempt)
@@ -212,14 +224,21 @@ class Turn:
                 self._note(candidate, attempt)
                 await self._conclude(candidate, attempt)
 
-    async def _as_it_is(self, candidate: Candidate) -> Candidate:
+    async def _as_it_is(self, candidate: Candidate, stack: AsyncExitStack) -> Candidate:
         """What the agent is really bound to: somebody may have switched it. Looked up while Letta is at work."""
         try:
             self.speaker = await self._house.roster.look(self.speaker)
         except IsabellaError:
             # Letta will say the same about the message.
             return candidate
-        return Candidate.of(self.speaker)
+        really = Candidate.of(self.speaker)
+        self._tried.add(really.handle)
+        if really.provider != candidate.provider:
+            try:
+                await stack.enter_async_context(self._house.gate.passing(really.provider, leave=self._wish.evict))
+            except GateTimeout:
+                self._wish.evict()
+        return really
 
     def _note(self, candidate: Candidate, attempt: Attempt) -> None:
         """Note that an answer has begun, and whose it is."""

@@ -116,12 +116,14 @@ def test_health_tells_release_and_abilities(httpserver: HTTPServer) -> None:
 @pytest.mark.parametrize(
     ("release", "known", "recreates"),
     [
-        ("0.12.0", True, False),
+        ("0.12.1", True, False),
         ("0.15.1", True, False),
         ("0.16.0", True, False),
         ("0.16.1", True, False),
         ("0.16.2", True, True),
-        ("0.16.10", True, True),
+        ("0.16.3", False, False),
+        ("0.16.9", False, False),
+        ("0.16.8.dev1", False, False),
         ("0.11.9", False, False),
         ("0.17.0", False, False),
         ("1.0.0", False, False),
@@ -133,6 +135,24 @@ def test_a_release_recreates_only_where_that_was_measured(release: str, known: b
     """DELETE then POST is for 0.16.2 and later (O1, O2); on a release never measured nothing is deleted."""
     abilities = abilities_of(release)
     assert (abilities.release, abilities.known, abilities.recreates) == (release, known, recreates)
+
+
+@pytest.mark.parametrize(
+    ("release", "said"),
+    [
+        ("0.16.1", ["cannot bring back", "does not read a vendor's models"]),
+        ("0.16.2", ["does not read a vendor's models"]),
+        ("0.16.4", []),
+        ("0.16.8", []),
+        ("0.16.9", ["not a release that was measured"]),
+        ("1.0.0", ["not a release that was measured"]),
+    ],
+)
+def test_what_a_release_cannot_do_is_said(release: str, said: list[str]) -> None:
+    """What an operator has to know of a release is one sentence each (O1, O10); of the newest there is nothing."""
+    remarks = abilities_of(release).remarks
+    assert len(remarks) == len(said)
+    assert all(part in remark for part, remark in zip(said, remarks, strict=True))
 
 
 def test_rows_are_read_as_letta_writes_them(httpserver: HTTPServer) -> None:

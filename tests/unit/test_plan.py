@@ -58,7 +58,7 @@ TABLE: dict[State, tuple[tuple[Action, Action, Action], tuple[Action, Action, Ac
     State.PLAINTEXT: ((UPDATE, RECREATE, UPDATE), (UPDATE, UPDATE, UPDATE)),
     State.MOVED: ((UPDATE, RECREATE, UPDATE), (UPDATE, UPDATE, UPDATE)),
     State.HIDDEN: ((UPDATE, RECREATE, UPDATE), (UPDATE, UPDATE, UPDATE)),
-    State.UNREADABLE: ((RECREATE, RECREATE, UPDATE), (REFUSE, REFUSE, UPDATE)),
+    State.UNREADABLE: ((RECREATE, RECREATE, UPDATE), (UPDATE, UPDATE, UPDATE)),
     State.MISTYPED: ((RECREATE, RECREATE, REFUSE), (REFUSE, REFUSE, REFUSE)),
 }
 STRATEGIES = (Strategy.AUTO, Strategy.RECREATE, Strategy.IN_PLACE)
@@ -130,7 +130,8 @@ def test_no_key_in_letta_is_told_apart_from_another_key() -> None:
     """An empty row is stale, too, but the reason says that there is no key in it."""
     empty = planned(WANTED, (ROW, Reading(Match.NOTHING)), Strategy.AUTO)
     stale = planned(WANTED, FOUND[State.STALE], Strategy.AUTO)
-    assert (empty.reason, stale.reason) == ("Letta holds no key", "Letta holds another key")
+    assert empty.reason.startswith("Letta holds no key")
+    assert stale.reason == "Letta holds another key"
 
 
 @pytest.mark.parametrize(
@@ -189,6 +190,21 @@ RECORDS = st.builds(
     st.booleans(),
 )
 FOUND_ANYHOW = st.one_of(st.just((None, None)), st.tuples(RECORDS, MATCHES))
+
+
+@pytest.mark.parametrize("state", [State.ABSENT, State.STALE, State.IN_SYNC])
+def test_a_key_that_letta_would_take_for_a_sealed_one_is_refused(state: State) -> None:
+    """Up to 0.16.6 a long key is never used where no master key is set, whatever is stored (O7)."""
+    long = replace(WANTED, key=SecretStr("5eed" * 16))
+    old = Abilities("0.16.6", mistakes_long_keys=True)
+    refused = planned(long, FOUND[state], Strategy.AUTO, old, sealing=False)
+    assert refused.action is Action.REFUSE
+    assert refused.remedy is not None
+    assert "LETTA_ENCRYPTION_KEY" in refused.remedy
+    assert planned(long, FOUND[state], Strategy.AUTO, old).action is not Action.REFUSE
+    assert planned(long, FOUND[state], Strategy.AUTO, NEW_RELEASE, sealing=False).action is not Action.REFUSE
+
+
 RELEASES = st.sampled_from([NEW_RELEASE, OLD_RELEASE, UNKNOWN_RELEASE])
 WRITES = (Action.CREATE, Action.UPDATE, Action.RECREATE)
 

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 
 from isabella.providers import sealing
-from isabella.providers.sealing import Match, ProofMemo, looks_sealed, open_sealed, read_back
+from isabella.providers.sealing import Match, ProofMemo, looks_sealed, open_sealed, read_back, taken_for_sealed
 
 KEY = "csk-canary-sealed-0001"
 OURS = SecretStr(MASTER_KEY)
@@ -30,6 +30,23 @@ def test_what_letta_seals_opens(key: str) -> None:
     text = seal(key, MASTER_KEY)
     assert looks_sealed(text)
     assert open_sealed(text, MASTER_KEY) == key
+
+
+@pytest.mark.parametrize(
+    ("key", "taken"),
+    [
+        ("5eed" * 16, True),
+        (seal("csk-canary", MASTER_KEY, salt=b"s" * 16, iv=b"i" * 12), True),
+        ("csk-" + "c0ffee5eed" * 6 + "1", True),
+        ("csk-" + "c0ffee5eed" * 6, False),
+        ("sk-" + "5eed" * 16, False),
+        ("csk-canary-sealed-0001", False),
+        ("", False),
+    ],
+)
+def test_letta_takes_long_keys_for_sealed_ones(key: str, taken: bool) -> None:
+    """What counts for Letta is the length of what is base64 in it, unless it begins as a known kind of key (O7)."""
+    assert taken_for_sealed(key) is taken
 
 
 def test_another_master_key_does_not_open_it() -> None:

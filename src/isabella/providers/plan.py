@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from isabella.providers.desired import Desired
-from isabella.providers.sealing import Match, Reading
+from isabella.providers.sealing import Match, Reading, taken_for_sealed
 from isabella.stores import Abilities, Stored
 from isabella.strategy import Strategy
 
@@ -135,6 +135,12 @@ def plan(
         return change(Action.NONE, f"no key: {desired.key_source}{left}")
     if desired.problem is not None:
         return change(Action.REFUSE, desired.problem, desired.remedy)
+    if abilities.mistakes_long_keys and not sealing and _is_taken_for_sealed(desired):
+        return change(
+            Action.REFUSE,
+            f"without a master key, Letta {abilities.release} takes this key for a sealed one and never uses it",
+            "Set LETTA_ENCRYPTION_KEY for Letta and for Isabella, or upgrade Letta to 0.16.7 or later.",
+        )
     if state is State.ABSENT:
         return change(Action.CREATE, "not in Letta yet")
 
@@ -149,7 +155,8 @@ def plan(
             return change(Action.KEEP, difference)
         case State.STALE | State.MOVED | State.PLAINTEXT | State.HIDDEN:
             return change(Action.UPDATE, difference)
-        case _ if strategy is Strategy.IN_PLACE and state is State.UNREADABLE:
+        case State.UNREADABLE if strategy is Strategy.IN_PLACE or not abilities.recreates:
+            # Unreadable for us need not be unreadable for Letta; if it is, Letta refuses and nothing is lost (P4).
             return change(Action.UPDATE, difference)
         case _ if strategy is Strategy.IN_PLACE:
             return change(
@@ -167,6 +174,10 @@ def plan(
             )
 
 
+def _is_taken_for_sealed(desired: Desired) -> bool:
+    return desired.key is not None and taken_for_sealed(desired.key.get_secret_value())
+
+
 def _no_delete(abilities: Abilities) -> str:
     if not abilities.known:
         return f"Letta {abilities.release} is not a release that was measured, so nothing is deleted there"
@@ -178,7 +189,7 @@ def _difference(desired: Desired, stored: Stored | None, reading: Reading | None
         case State.IN_SYNC:
             return "read back and equal"
         case State.STALE if reading is not None and reading.match is Match.NOTHING:
-            return "Letta holds no key"
+            return "Letta holds no key (an upgrade without a master key loses it: fact O4)"
         case State.STALE:
             return "Letta holds another key"
         case State.UNREADABLE:
@@ -189,6 +200,8 @@ def _difference(desired: Desired, stored: Stored | None, reading: Reading | None
             return f"type {stored.type} instead of {desired.type}"
         case State.MOVED if stored is not None:
             return f"base URL {stored.base_url} instead of {desired.base_url}"
+        case State.HIDDEN if reading is not None and reading.sealed:
+            return "Letta's key cannot be read back: it is sealed, and no master key is configured"
         case State.HIDDEN:
             return "Letta's key cannot be read back"
         case _:

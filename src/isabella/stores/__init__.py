@@ -40,12 +40,16 @@ class Abilities:
         known: whether this release was measured.
         recreates: whether DELETE then POST of the same name works (fact O1).
         refreshes: whether it can read a vendor's model list anew (facts P11, O10).
+        mistakes_long_keys: whether, without a master key, it takes a long key for a sealed one (fact O7).
+        remarks: what the operator of this release should know, one sentence each.
     """
 
     release: str
     known: bool = True
     recreates: bool = True
     refreshes: bool = True
+    mistakes_long_keys: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 class Store(Protocol):

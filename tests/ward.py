@@ -21,7 +21,7 @@ import httpx2 as httpx
 import psycopg
 from typer.testing import CliRunner
 
-from isabella.agents.binding import Binding
+from isabella.agents.binding import GENERIC, Binding
 from isabella.assurance import ensure_providers
 from isabella.catalog import known_vendors
 from isabella.cli import app
@@ -42,6 +42,8 @@ class Ward:
         vendors: the practice vendors.
         environment: the variables of the shell.
         env: what stands in `.env`.
+        right: what is right for each variable, as its owner knows.
+        client: which of Letta's clients the agents are bound with.
     """
 
     folder: Path
@@ -50,6 +52,7 @@ class Ward:
     environment: dict[str, str] = field(default_factory=dict)
     env: dict[str, str] = field(default_factory=dict)
     right: dict[str, str] = field(default_factory=dict)
+    client: str = GENERIC
 
     # --- the healthy state ------------------------------------------------------------------------------------------
 
@@ -86,7 +89,7 @@ class Ward:
         asyncio.run(ensure_providers(load_settings(self.folder / ".env", self.environment), probe=False))
         wanted = {
             vendor.provider: Binding(
-                vendor.provider, vendor.default_model or "", self.vendors.base_url(vendor.name), 65_536
+                vendor.provider, vendor.default_model or "", self.vendors.base_url(vendor.name), 65_536, self.client
             )
             for vendor in known_vendors()
         }

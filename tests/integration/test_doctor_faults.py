@@ -13,6 +13,7 @@ from ward import Ward, open_door
 
 from isabella.agents.binding import Binding
 from isabella.embedded import Server
+from isabella.errors import AgentUnknown, ConfigurationError
 from isabella.practice import PracticeVendors
 
 Cause = tuple[str, str | None]
@@ -520,15 +521,13 @@ def test_only_what_was_named_is_changed(ward: Ward) -> None:
 
 def test_a_name_that_is_not_there(ward: Ward) -> None:
     """An unknown provider, agent or file is no finding: it could not be looked, which is exit code 1."""
-    from isabella.errors import ConfigurationError
-
     for options in (
         ("--provider", "nobody"),
         ("--agent", "nobody"),
         ("--log", "absent.log"),
         ("--env-file", "absent"),
     ):
-        with pytest.raises(ConfigurationError):
+        with pytest.raises((ConfigurationError, AgentUnknown)):
             ward.run("doctor", *options)
 
 

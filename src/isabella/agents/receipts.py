@@ -25,6 +25,13 @@ TAG = "isabella:receipt"
 _AT_ONCE = 4
 _ABANDONED_AFTER = timedelta(minutes=10)
 _SAID_LIMIT = 200
+_NO_EMBEDDINGS = {
+    "embedding_endpoint_type": "openai",
+    "embedding_endpoint": "http://127.0.0.1:9/v1",
+    "embedding_model": "none",
+    "embedding_dim": 128,
+    "embedding_chunk_size": 300,
+}
 
 
 @dataclass(frozen=True)
@@ -49,14 +56,7 @@ async def get_receipts(client: AsyncLetta, bindings: list[Binding]) -> list[Proc
 async def _receipt(client: AsyncLetta, binding: Binding) -> Proceeds:
     agent_id: str | None = None
     try:
-        agent = await client.agents.create(
-            name=f"isabella-receipt-{binding.provider}",
-            llm_config=cast(Any, binding.as_llm_config()),
-            include_base_tools=False,
-            tags=[TAG],
-            system="Answer with one short sentence.",
-        )
-        agent_id = agent.id
+        agent_id = await _create(client, binding)
         answer = await client.agents.messages.create(
             agent_id, messages=[{"role": "user", "content": "Say hello."}], max_steps=1, streaming=False
         )
@@ -74,6 +74,24 @@ async def _receipt(client: AsyncLetta, binding: Binding) -> Proceeds:
         if agent_id is not None:
             with anyio.CancelScope(shield=True), suppress(APIError):
                 await client.agents.delete(agent_id)
+
+
+async def _create(client: AsyncLetta, binding: Binding) -> str:
+    create = partial(
+        client.agents.create,
+        name=f"isabella-receipt-{binding.provider}",
+        llm_config=cast(Any, binding.as_llm_config()),
+        include_base_tools=False,
+        tags=[TAG],
+        system="Answer with one short sentence.",
+    )
+    try:
+        return (await create()).id
+    except APIStatusError as error:
+        if error.status_code != 400 or "embedding" not in str(error):
+            raise
+        # Before 0.16.2 there is no agent without an embedding model (fact O12); this one embeds nothing.
+        return (await create(embedding_config=cast(Any, _NO_EMBEDDINGS))).id
 
 
 def _judge(error: APIStatusError) -> Proceeds:

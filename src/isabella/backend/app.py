@@ -13,7 +13,7 @@ from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 
 from isabella.agents.embedding import PREFIX
-from isabella.backend import access, agents, embeddings, memory, metrics, openai, turns
+from isabella.backend import access, agents, doctor, embeddings, memory, metrics, openai, turns
 from isabella.backend.errors import handle_errors
 from isabella.backend.readiness import Readiness
 from isabella.backend.routes import router
@@ -51,6 +51,7 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token
     app.include_router(access.router)
     app.include_router(turns.router)
     app.include_router(metrics.router)
+    app.include_router(doctor.router)
     app.include_router(openai.router)
     app.include_router(agents.router)
     app.include_router(memory.router)

@@ -20,6 +20,7 @@ import uvicorn
 from isabella.access import Token, address_kept, check_address, own_token
 from isabella.assurance import add_receipts, ensure_providers
 from isabella.backend.app import create_app
+from isabella.backend.doctor import Patient
 from isabella.backend.keeping import keeping
 from isabella.backend.readiness import Phase, Readiness
 from isabella.backend.reflecting import reflecting
@@ -167,6 +168,7 @@ def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, list
                 server.should_exit = True
 
     app = create_app(start, token=token.secret)
+    app.state.patient = Patient(settings, connection)
     config = uvicorn.Config(
         app, log_config=None, log_level=logging.WARNING, access_log=False, timeout_graceful_shutdown=10
     )

@@ -16,7 +16,7 @@ from isabella.doctor.configured import read_configuration, with_settings
 from isabella.doctor.evidence import Agent, Asked, Configured, Evidence, Seen
 from isabella.doctor.letta import Looker
 from isabella.doctor.verdict import Verdict, judge
-from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
+from isabella.errors import AgentUnknown, ConfigurationError, IsabellaError, LettaUnreachable
 from isabella.settings import Settings
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _named(name: str, agents: Sequence[Agent]) -> tuple[Agent, ...]:
     found = tuple(one for one in agents if name in (one.name, one.id))
     if not found:
         names = ", ".join(sorted({one.name for one in agents})[:10])
-        raise ConfigurationError(
+        raise AgentUnknown(
             f"There is no agent {name!r}.", remedy=f"There are: {names}." if names else "There are none."
         )
     return found

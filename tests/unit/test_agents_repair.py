@@ -1,0 +1,93 @@
+"""What is wrong with an agent: every fault, from data alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from isabella.agents.binding import GENERIC, OPENAI, Binding
+from isabella.agents.engine import Engine
+from isabella.agents.repair import Fault, Landscape, diagnose
+
+HERE = Landscape(
+    live={"cerebras": "http://c/v1", "byok-groq": "http://g/v1", "longcat": "http://l/v1", "foreign": "http://f/v1"},
+    windows={"cerebras/oss": 65_536, "longcat/cat": 1_000_000},
+    listed={"cerebras": frozenset({"oss"}), "longcat": frozenset({"cat"})},
+    vendors=frozenset({"cerebras", "byok-groq", "longcat"}),
+)
+GOOD = Engine("oss", GENERIC, "http://c/v1", "cerebras", "byok", 65_536, "cerebras/oss")
+
+
+def test_nothing_is_wrong_with_an_agent_of_ours() -> None:
+    """A bound agent, one with a window that somebody chose, and a base model of Letta's own are left alone."""
+    assert diagnose(GOOD, HERE) is None
+    assert diagnose(replace(GOOD, window=20_000), HERE) is None
+    assert diagnose(replace(GOOD, endpoint="http://c/v1/"), HERE) is None
+    assert diagnose(replace(GOOD, category="base", provider="letta", handle="letta/free"), HERE) is None
+    assert diagnose(None, HERE) is None
+
+
+@pytest.mark.parametrize(
+    ("engine", "fault", "binding"),
+    [
+        (
+            replace(GOOD, endpoint_type="groq", endpoint="http://g/v1", provider="byok-groq", handle="byok-groq/oss"),
+            Fault.KEY_IGNORED,
+            Binding("byok-groq", "oss", "http://g/v1", 65_536),
+        ),
+        (
+            Engine("x", "xai", "http://f/v1", "foreign", "byok", 1000, "foreign/x"),
+            Fault.KEY_IGNORED,
+            Binding("foreign", "x", "http://f/v1", 1000),
+        ),
+        (
+            Engine("cat", OPENAI, "http://l/v1", "longcat", "byok", 30_000, "openai-proxy/cat"),
+            Fault.PROXY_HANDLE,
+            Binding("longcat", "cat", "http://l/v1", 1_000_000),
+        ),
+        (replace(GOOD, endpoint_type=OPENAI), Fault.WRONG_CLIENT, GOOD.binding),
+        (replace(GOOD, endpoint="http://old/v1"), Fault.BASE_URL_MOVED, GOOD.binding),
+        (replace(GOOD, window=8192), Fault.SMALL_WINDOW, GOOD.binding),
+        (replace(GOOD, compaction="cerebras/oss"), Fault.SUMMARIES, GOOD.binding),
+    ],
+)
+def test_each_fault_is_told_and_mended_by_the_same_model_spelled_out(
+    engine: Engine, fault: Fault, binding: Binding
+) -> None:
+    """The model stays; what is wrong about how it is reached does not. Once bound so, nothing is found."""
+    found = diagnose(engine, HERE)
+    assert found is not None
+    assert (found.fault, found.binding) == (fault, binding)
+    assert found.why
+    now = Engine(
+        binding.model, binding.client, binding.base_url, binding.provider, "byok", binding.window, binding.handle
+    )
+    assert diagnose(now, HERE) is None
+
+
+def test_a_foreign_provider_of_type_openai_keeps_its_client() -> None:
+    """Of a provider that we know nothing of, OpenAI's own client may be the right one."""
+    engine = Engine("gpt", OPENAI, "http://f/v1", "foreign", "byok", 128_000, "foreign/gpt")
+    assert diagnose(engine, HERE) is None
+
+
+def test_in_place_of_a_provider_that_is_gone_the_same_model_is_sought() -> None:
+    """First at the same address, then what is preferred, then the same model anywhere."""
+    engine = replace(GOOD, provider="old", handle="old/oss")
+    found = diagnose(engine, HERE, ("longcat/cat",))
+    assert found is not None
+    assert (found.fault, found.binding) == (Fault.PROVIDER_GONE, None)
+    assert found.instead == ("cerebras/oss", "longcat/cat")
+    elsewhere = diagnose(replace(engine, endpoint="http://nowhere/v1"), HERE, ("longcat/cat",))
+    assert elsewhere is not None
+    assert elsewhere.instead == ("longcat/cat", "cerebras/oss")
+
+
+def test_a_retired_model_is_found_only_where_the_vendor_was_asked() -> None:
+    """A vendor that gave no list is not held to have no models."""
+    retired = replace(GOOD, model="old", handle="cerebras/old")
+    found = diagnose(retired, HERE, ("longcat/cat",))
+    assert found is not None
+    assert (found.fault, found.instead) == (Fault.MODEL_GONE, ("cerebras/old", "longcat/cat"))
+    assert diagnose(retired, replace(HERE, listed={})) is None

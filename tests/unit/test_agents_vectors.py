@@ -1,0 +1,120 @@
+"""Where vectors come from, and the address at which Letta asks for them."""
+
+from __future__ import annotations
+
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import pytest
+from pydantic import SecretStr
+
+from isabella.agents import embedding, local_model
+from isabella.agents.embedding import MISTRAL, TEXT, Choice, Source, address, address_secret, choose
+from isabella.errors import ConfigurationError
+from isabella.providers.desired import Desired, desired_providers
+from isabella.redaction import redact
+from isabella.settings import Settings, load_settings
+
+
+class _Model:
+    """A model that makes vectors out of the length of a text."""
+
+    loaded: ClassVar[list[dict[str, Any]]] = []
+
+    @classmethod
+    def load(cls, **options: Any) -> _Model:
+        cls.loaded.append(options)
+        return cls()
+
+    def embed(self, texts: list[str], norm: bool) -> list[list[float]]:
+        assert norm
+        return [[float(len(text)), *[0.0] * (local_model.DIMENSIONS - 1)] for text in texts]
+
+
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A tiny stand-in for the local model's package; its folder."""
+    package = tmp_path / "wordllama"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    module = ModuleType("wordllama")
+    module.__file__ = str(package / "__init__.py")
+    module.__dict__["WordLlama"] = _Model
+    monkeypatch.setitem(sys.modules, "wordllama", module)
+    monkeypatch.setattr(local_model, "installed", lambda: True)
+    local_model._model.cache_clear()
+    _Model.loaded.clear()
+    yield package
+    local_model._model.cache_clear()
+
+
+def configured(
+    tmp_path: Path, wish: str, key: str | None = "practice-mistral-0123456789"
+) -> tuple[Settings, tuple[Desired, ...]]:
+    """Settings with a wish, and with or without Mistral's key."""
+    environment = {"ISABELLA_HOME": str(tmp_path), "ISABELLA_EMBEDDINGS": wish}
+    if key is not None:
+        environment["MISTRAL_API_KEY"] = key
+    settings = load_settings(environment=environment)
+    return settings, desired_providers(settings)
+
+
+def test_auto_takes_mistral_then_the_local_model_then_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is best of what is there; without either, text search as Letta does it."""
+    monkeypatch.setattr(local_model, "installed", lambda: False)
+    assert choose(*configured(tmp_path, "auto")) == MISTRAL
+    assert choose(*configured(tmp_path, "auto", key=None)) == TEXT
+    assert choose(*configured(tmp_path, "off")) == TEXT
+    monkeypatch.setattr(local_model, "installed", lambda: True)
+    assert choose(*configured(tmp_path, "auto")) == MISTRAL
+    assert choose(*configured(tmp_path, "auto", key=None)).source is Source.LOCAL
+    assert choose(*configured(tmp_path, "local")).source is Source.LOCAL
+
+
+def test_a_wish_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asking for Mistral without a key, or for the local model without its extra, is said at the start."""
+    monkeypatch.setattr(local_model, "installed", lambda: False)
+    with pytest.raises(ConfigurationError, match="Mistral has no key"):
+        choose(*configured(tmp_path, "mistral", key=None))
+    with pytest.raises(ConfigurationError, match="not installed") as refused:
+        choose(*configured(tmp_path, "local"))
+    assert "local-embeddings" in (refused.value.remedy or "")
+
+
+def test_the_choice_survives_in_the_agents_metadata() -> None:
+    """What was noted is read back; what is not understood counts as undecided."""
+    for choice in (MISTRAL, TEXT, Choice(Source.LOCAL, local_model.MODEL, local_model.DIMENSIONS)):
+        assert Choice.of_mark(choice.as_mark()) == choice
+    assert Choice.of_mark(None) is None
+    assert Choice.of_mark({"source": "crystal ball"}) is None
+
+
+def test_letta_gets_an_address_with_a_secret_and_no_key(tmp_path: Path) -> None:
+    """The secret is long, kept 0600, the same at every start, and masked in whatever is shown."""
+    secret = address_secret(tmp_path)
+    assert len(secret.get_secret_value()) >= 32
+    assert address_secret(tmp_path).get_secret_value() == secret.get_secret_value()
+    assert stat.S_IMODE((tmp_path / "embeddings-secret").stat().st_mode) == 0o600
+    there = address("http://127.0.0.1:8000", secret)
+    config = MISTRAL.as_config(there)
+    assert config is not None
+    assert config["embedding_endpoint"].startswith(f"http://127.0.0.1:8000{embedding.PREFIX}/")
+    assert config["embedding_endpoint"].endswith("/v1")
+    assert config["embedding_dim"] == 1024
+    assert secret.get_secret_value() not in redact(there.get_secret_value())
+    assert TEXT.as_config(there) is None
+    assert MISTRAL.as_config(None) is None
+    assert isinstance(there, SecretStr)
+
+
+def test_the_local_model_is_loaded_once_from_its_own_package(local: Path) -> None:
+    """It is told to download nothing, finds its weights in its package, and is loaded by the first text only."""
+    vectors = local_model.embed(["four", ""])
+    local_model.embed(["again"])
+    assert [vector[0] for vector in vectors] == [4.0, 1.0]
+    assert all(len(vector) == local_model.DIMENSIONS for vector in vectors)
+    assert _Model.loaded == [{"cache_dir": local, "disable_download": True}]

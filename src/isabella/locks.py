@@ -12,8 +12,8 @@ from pydantic import SecretStr
 
 from isabella.errors import ConfigurationError, LockTimeout
 
-# "isabella" in ASCII, as a number: advisory locks are numbers, one space of them for each database.
-_ADVISORY_KEY = int.from_bytes(b"isabella", "big") % (1 << 63)
+#: "isabella" in ASCII, as a number: advisory locks are numbers, one space of them for each database.
+ADVISORY_KEY = int.from_bytes(b"isabella", "big") % (1 << 63)
 _LOOK_EVERY = 0.1
 
 
@@ -59,7 +59,7 @@ async def _database_lock(database_url: str, timeout: float) -> AsyncIterator[Non
     async with connection:
         with anyio.move_on_after(timeout):
             while True:
-                row = await (await connection.execute("SELECT pg_try_advisory_lock(%s)", (_ADVISORY_KEY,))).fetchone()
+                row = await (await connection.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_KEY,))).fetchone()
                 if row is not None and row[0]:
                     break
                 await anyio.sleep(_LOOK_EVERY)

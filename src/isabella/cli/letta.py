@@ -80,6 +80,39 @@ def status(
 
 
 @app.command()
+def rekey(
+    release: Release = _RELEASE,
+    instance: Instance = _INSTANCE,
+    home: Home = None,
+    env_file: EnvFile = None,
+    from_env: Annotated[
+        bool,
+        typer.Option("--from-env", help="Take LETTA_ENCRYPTION_KEY as the new master key, in place of making one."),
+    ] = False,
+    former_key_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--former-key-file", metavar="FILE", help="Holds the master key so far, if Isabella has not kept it."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Change the master key, and seal everything that Letta holds under the new one.
+
+    Letta is stopped for about half a minute. Interrupted at any point, the next `isabella letta up` goes on with it.
+    Exit code: 0 all providers proven under the new key, otherwise 1; a dry run changes nothing and exits with 0.
+    """
+    from isabella.cli.rekey import Wish
+    from isabella.cli.rekey import rekey as carry_out
+    from isabella.settings import load_settings
+
+    settings = load_settings(env_file, home=home)
+    wish = Wish(release, instance, from_env, former_key_file, dry_run, yes)
+    raise typer.Exit(0 if carry_out(settings, wish) else 1)
+
+
+@app.command()
 def logs(
     release: Release = _RELEASE,
     instance: Instance = _INSTANCE,

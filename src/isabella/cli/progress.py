@@ -20,6 +20,7 @@ _TITLES = {
     "install": "Install",
     "postgres": "Postgres",
     "migrate": "Migrate",
+    "reseal": "Reseal",
     "letta": "Letta",
     "stop": "Stop",
 }

@@ -35,7 +35,7 @@ def prepare(port: int, *, superuser_password: SecretStr, password: SecretStr) ->
     from psycopg import sql
 
     try:
-        with _connect(url(port, superuser_password, user=SUPERUSER, name="postgres")) as connection:
+        with connect(url(port, superuser_password, user=SUPERUSER, name="postgres")) as connection:
             # What is sent is the verifier, so that no failed statement can put the password into a log.
             verifier = connection.pgconn.encrypt_password(
                 password.get_secret_value().encode(), ROLE.encode(), b"scram-sha-256"
@@ -47,7 +47,7 @@ def prepare(port: int, *, superuser_password: SecretStr, password: SecretStr) ->
                 connection.execute(
                     sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(NAME), sql.Identifier(ROLE))
                 )
-        with _connect(url(port, superuser_password, user=SUPERUSER)) as connection:
+        with connect(url(port, superuser_password, user=SUPERUSER)) as connection:
             connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
     except psycopg.Error as error:
         raise StartFailed(
@@ -65,7 +65,7 @@ def migrated_to(port: int, password: SecretStr) -> str | None:
     import psycopg
 
     try:
-        with _connect(url(port, password)) as connection:
+        with connect(url(port, password)) as connection:
             row = connection.execute("SELECT to_regclass('public.alembic_version')").fetchone()
             if row is None or row[0] is None:
                 return None
@@ -75,7 +75,8 @@ def migrated_to(port: int, password: SecretStr) -> str | None:
         raise StartFailed(f"The database on port {port} could not be read: {str(error).strip()}") from error
 
 
-def _connect(address: SecretStr) -> Connection[tuple[Any, ...]]:
+def connect(address: SecretStr) -> Connection[tuple[Any, ...]]:
+    """A connection that commits each statement, unless a transaction is opened."""
     import psycopg
 
     # The operator's PGSSLMODE is meant for other servers.

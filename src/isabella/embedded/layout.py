@@ -5,7 +5,7 @@
     ├── releases/0.16.8/           the program: the unpacked sdist and its environment; shared, never changed
     └── letta/0.16.8[-INSTANCE]/   the data of one release and one instance
         ├── master-key, server-password, database-password, postgres-password
-        ├── ports.json, letta.json
+        ├── ports.json, letta.json, rekey.json (only while the master key is changed)
         ├── home/                  the server's HOME and working folder
         ├── logs/
         └── postgres-18/           the database (elsewhere in one case: see `accounts`)
@@ -86,6 +86,11 @@ class Layout:
     def master_key_file(self) -> Path:
         """The master key, where Isabella made it herself."""
         return self.folder / "master-key"
+
+    @property
+    def rekey_file(self) -> Path:
+        """A change of the master key that is under way: the new one, and those before it."""
+        return self.folder / "rekey.json"
 
     @property
     def password_file(self) -> Path:

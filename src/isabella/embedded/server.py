@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from secrets import token_hex
 
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
-from isabella.embedded import database, install, logs, ports, postgres, program, vault
+from isabella.embedded import database, install, logs, ports, postgres, program, rekeying, sealed, vault
 from isabella.embedded.accounts import postgres_account
 from isabella.embedded.layout import DEFAULT_INSTANCE, DEFAULT_RELEASE, Layout, make_home, make_private
 from isabella.embedded.ports import LOOPBACK, Ports
 from isabella.embedded.postgres import Cluster, Postmaster
+from isabella.embedded.sealed import Found
 from isabella.embedded.steps import Progress, Step, quiet, step
-from isabella.errors import LockTimeout, StartFailed
+from isabella.errors import EmbeddedError, LockTimeout, StartFailed
 
 _ATTEMPTS = 3
 _SECONDS_FOR_LOCK = 30 * 60
@@ -129,7 +131,9 @@ class Server:
             LockTimeout: another process has been at work on this instance for too long.
         """
         with self._locked(self.layout.lock, progress):
-            return self._up(progress)
+            letta = self._up(progress)
+            rekeying.settle(self.layout, letta.master_key, progress, started=letta.started)
+            return letta
 
     def down(self, progress: Progress = quiet) -> bool:
         """Stop Letta, then Postgres, where this instance's run. Returns whether anything ran."""
@@ -166,6 +170,52 @@ class Server:
             self._stop_letta(progress)
             return changed._up(progress)
 
+    def sealed(self, former: Sequence[SecretStr] = (), progress: Progress = quiet) -> list[Found]:
+        """Everything that Letta has sealed, opened. Postgres is started for it if need be, and stopped again.
+
+        Args:
+            former: master keys that it may have run under, besides those that are known.
+            progress: told what happens.
+
+        Raises:
+            EmbeddedError: there is no such instance, or its database cannot be read.
+        """
+        with self._locked(self.layout.lock, progress):
+            cluster = self._cluster()
+            ran = cluster.running() is not None
+            postmaster = self._start_postgres(cluster, progress)
+            try:
+                keys = rekeying.known_keys(self.layout, self.master_key, *former)
+                return sealed.survey(self._database(postmaster), keys)
+            finally:
+                if not ran:
+                    cluster.stop()
+
+    def rekey(self, former: Sequence[SecretStr] = (), progress: Progress = quiet) -> Letta:
+        """Have Letta run under another master key, with everything that it has sealed.
+
+        The new key is this object's `master_key`, or one that is made now and kept. Interrupted at any point, it is
+        gone on with by the next `up`; that also forgets the former key, once all is well.
+
+        Args:
+            former: master keys that it may have run under, besides those that are known.
+            progress: told what happens.
+
+        Raises:
+            EmbeddedError: there is no such instance, or its database cannot be written.
+            StartFailed: Letta did not come up.
+            LockTimeout: a sync has been going on for too long.
+        """
+        layout = self.layout
+        with self._locked(layout.lock, progress):
+            postmaster = self._start_postgres(self._cluster(), progress)
+            known = rekeying.known_keys(layout, *former)
+            key = self.master_key or SecretStr(token_hex(32))
+            with sealed.syncing(self._database(postmaster)):
+                rekeying.begin(layout, key, known, kept=self.master_key is None)
+                self._stop_letta(progress)
+                return self._up(progress)
+
     def status(self) -> Status:
         """Look, and touch nothing."""
         layout = self.layout
@@ -196,6 +246,7 @@ class Server:
             layout.superuser_password_file,
         ):
             vault.kept(path)
+        rekeying.known_keys(layout)
 
     def erase(self, progress: Progress = quiet) -> None:
         """Stop everything and delete the data of this instance, its secrets and its logs. For good."""
@@ -281,9 +332,12 @@ class Server:
 
     def _start_letta(self, postmaster: Postmaster, progress: Progress) -> Letta:
         layout = self.layout
+        if self.seal and self.master_key is None:
+            rekeying.take_key(layout)
         key = self._key(make=True)
+        resealed = key is not None and rekeying.go_on(layout, self._database(postmaster), key, progress)
         last = program.Run.load(layout.run_file)
-        if last is not None and not vault.fits(key, last.key):
+        if last is not None and not vault.fits(key, last.key) and not resealed:
             progress(
                 Step("letta", "note", "another master key than last time: keys stored under that one must be synced")
             )
@@ -293,7 +347,7 @@ class Server:
                 environ = program.environment(
                     layout,
                     port=port,
-                    database=database.url(postmaster.port, vault.keep(layout.database_password_file)),
+                    database=self._database(postmaster),
                     password=vault.keep(layout.password_file),
                     master_key=key,
                     extra=self.extra_env,
@@ -334,6 +388,18 @@ class Server:
         if chosen.postgres != wanted.postgres:
             progress(Step("postgres", "note", f"port {wanted.postgres} is not free: Postgres gets {chosen.postgres}"))
         return chosen
+
+    def _cluster(self) -> Cluster:
+        cluster = postgres.find(self.layout)
+        if cluster is None:
+            raise EmbeddedError(
+                f"There is no Letta {self.release} here yet, so it has no master key to change.",
+                remedy="`isabella letta up` makes one.",
+            )
+        return cluster
+
+    def _database(self, postmaster: Postmaster) -> SecretStr:
+        return database.url(postmaster.port, vault.keep(self.layout.database_password_file))
 
     def _key(self, *, make: bool) -> SecretStr | None:
         if not self.seal:

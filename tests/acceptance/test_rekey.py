@@ -1,0 +1,248 @@
+"""`isabella letta rekey`, on a real Letta: everything sealed is carried over, whatever is cut off in the middle."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from planting import Ground, ground
+from pydantic import SecretStr
+from sealed import OTHER_MASTER_KEY, seal
+
+from isabella.agents.binding import Binding
+from isabella.embedded import Letta, Server, Step, sealed
+from isabella.embedded.sealed import How
+from isabella.practice import PracticeVendors
+
+COMMAND = Path(sys.executable).with_name("isabella")
+VARIABLE, HEADER = "canary-variable-5e1f", "canary-header-77aa"
+
+
+@dataclass
+class House:
+    """An instance of its own with secrets of every kind in it, and an agent that speaks through one of them."""
+
+    server: Server
+    vendors: PracticeVendors
+    folder: Path
+    agent: str = ""
+
+    def isabella(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run `isabella letta …` on it, as an operator would."""
+        where = ["--home", str(self.server.home), "--instance", self.server.instance]
+        plain = {name: value for name, value in os.environ.items() if "_API_KEY" not in name}
+        return subprocess.run(
+            [COMMAND, "letta", *arguments, *where],
+            cwd=self.folder,
+            env=plain | environment,
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
+        )
+
+    def plain(self) -> dict[str, tuple[How, str | None]]:
+        """Everything that is sealed, as far as the kept key opens it."""
+        key = self.server._key(make=False)
+        assert key is not None
+        opened = sealed.survey(self.address(), [key])
+        return {
+            one.value.place: (one.how, None if one.plain is None else one.plain.get_secret_value()) for one in opened
+        }
+
+    def address(self) -> SecretStr:
+        """The database, which has to run."""
+        postmaster = self.server._cluster().wait()
+        assert postmaster is not None
+        return self.server._database(postmaster)
+
+    def says_something(self, letta: Letta) -> bool:
+        """Whether the agent gets an answer."""
+        with ground(letta) as there:
+            return there.say(self.agent).is_success
+
+
+@pytest.fixture(scope="module")
+def house(new_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """One for all tests of this file, which go on from each other."""
+    folder = tmp_path_factory.mktemp("rekey")
+    with PracticeVendors() as vendors:
+        key, address = vendors.key("cerebras").get_secret_value(), vendors.base_url("cerebras")
+        (folder / ".env").write_text(f"CEREBRAS_API_KEY={key}\nCEREBRAS_BASE_URL={address}\n")
+        here = House(new_server("rekey"), vendors, folder)
+        with ground(here.server.up()) as there:
+            here.agent = _furnish(there, vendors)
+        yield here
+
+
+def _furnish(there: Ground, vendors: PracticeVendors) -> str:
+    address = vendors.base_url("cerebras")
+    there.provider("cerebras", "cerebras", address, vendors.key("cerebras").get_secret_value())
+    lost = there.provider("lost", "openai", address, "never-seen-again")
+    there.write_key(lost, seal("never-seen-again", OTHER_MASTER_KEY))
+    plain = there.provider("plain", "openai", address, "ak_for-everybody-to-see")
+    there.write_key(plain, "ak_for-everybody-to-see")
+    agent = there.agent(Binding("cerebras", "gpt-oss-120b", address, 65_536))
+    there.http.patch(f"/v1/agents/{agent}", json={"secrets": {"WEATHER_TOKEN": VARIABLE}}).raise_for_status()
+    config = {
+        "mcp_server_type": "streamable_http",
+        "server_url": "https://mcp.example/mcp",
+        "custom_headers": {"X-Token": HEADER},
+    }
+    there.http.post("/v1/mcp-servers/", json={"server_name": "weather", "config": config}).raise_for_status()
+    return agent
+
+
+def test_a_dry_run_names_what_there_is_and_changes_nothing(house: House) -> None:
+    """It says how many secrets there are and which cannot be carried over; Letta goes on under its key."""
+    before, status = house.plain(), house.server.status()
+    finished = house.isabella("rekey", "--dry-run")
+    assert finished.returncode == 0, finished.stderr
+    for line in ("providers.api_key_enc", "agent_environment_variables.value_enc", "mcp_server.custom_headers_enc"):
+        assert line in finished.stdout
+    assert "1 of them stand in plaintext" in finished.stdout
+    assert "providers.api_key_enc of lost" in finished.stdout
+    assert "Nothing was changed" in finished.stdout
+    assert (house.plain(), house.server.status()) == (before, status)
+    for secret in (VARIABLE, HEADER, "never-seen-again"):
+        assert secret not in finished.stdout + finished.stderr
+
+
+def test_nobody_to_ask_and_a_configured_key_are_told(house: House) -> None:
+    """Without a terminal it wants `--yes`; with LETTA_ENCRYPTION_KEY set it would not be the one to decide."""
+    assert "--yes" in house.isabella("rekey").stderr
+    refused = house.isabella("rekey", "--yes", LETTA_ENCRYPTION_KEY="ab" * 32)
+    assert "--from-env" in refused.stderr
+    assert "LETTA_ENCRYPTION_KEY" in house.isabella("rekey", "--from-env", "--yes").stderr
+    assert house.server.status().running
+
+
+def test_the_master_key_is_changed_and_agents_answer(house: House) -> None:
+    """Afterwards all is under a new key: providers, other secrets, and plaintext; what nobody can open is left."""
+    before, key = house.plain(), house.server._key(make=False)
+    finished = house.isabella("rekey", "--yes")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert house.server._key(make=False) != key
+    assert not house.server.layout.rekey_file.exists()
+
+    after = house.plain()
+    assert {place: plain for place, (_, plain) in after.items()} == {
+        place: plain for place, (_, plain) in before.items()
+    }
+    assert {place: how for place, (how, _) in after.items() if how is not How.SEALED} == {
+        "providers.api_key_enc of lost": How.UNREADABLE
+    }
+    assert VARIABLE in [plain for _, plain in after.values()]
+    assert any(HEADER in (plain or "") for _, plain in after.values())
+    letta = house.server.up()
+    assert not letta.started
+    assert house.says_something(letta)
+    for text in (finished.stdout, finished.stderr, house.server.layout.letta_log.read_text()):
+        for secret in (key, house.server._key(make=False)):
+            assert secret is not None
+            assert secret.get_secret_value() not in text
+
+
+def test_one_that_was_cut_off_before_it_began_is_dropped(house: House) -> None:
+    """Killed with the journal written and Letta still running: nothing has changed, and the next start says so."""
+    key = house.server._key(make=False)
+    cut_off(house.server, "isabella.embedded.rekeying.begin", "after")
+    events: list[Step] = []
+    letta = house.server.up(events.append)
+    assert (letta.started, letta.master_key, house.server.layout.rekey_file.exists()) == (False, key, False)
+    assert any("had not begun" in event.detail for event in events)
+
+
+# In the order in which they are come by. `begin` is the journal, `write_private` the file with the kept key.
+BLOWS = [
+    ("isabella.embedded.program.stop", "after", 1),
+    ("isabella.embedded.rekeying.take_key", "before", 1),
+    ("isabella.embedded.rekeying.take_key", "after", 1),
+    ("isabella.embedded.sealed._sealed", "after", 1),
+    ("isabella.embedded.sealed._write", "after", 2),
+    ("isabella.embedded.sealed._prove", "after", 1),
+    ("isabella.embedded.sealed.reseal", "after", 1),
+    ("isabella.embedded.program.start", "before", 1),
+]
+
+
+def test_wherever_it_is_cut_off_no_key_is_lost_and_the_next_start_heals(house: House) -> None:
+    """Killed at each step, one after the other, with no good end in between; then one start, and all is there."""
+    before = {place: plain for place, (_, plain) in house.plain().items()}
+    first = house.server._key(make=False)
+    for function, when, times in BLOWS:
+        cut_off(house.server, function, when, times)
+        assert house.server.layout.rekey_file.stat().st_mode & 0o777 == 0o600
+        # What somebody would read who had all keys that are written down.
+        with_all_keys = {
+            one.value.place: None if one.plain is None else one.plain.get_secret_value()
+            for one in house.server.sealed()
+        }
+        assert with_all_keys == before, function
+
+    letta = house.server.up()
+
+    assert letta.started
+    assert letta.master_key not in (None, first)
+    assert {place: plain for place, (_, plain) in house.plain().items()} == before
+    assert not house.server.layout.rekey_file.exists()
+    assert house.says_something(letta)
+    print(f"cut off at {len(BLOWS) + 1} points")
+
+
+def test_a_configured_key_takes_the_place_of_the_kept_one(house: House) -> None:
+    """`--from-env` seals all under LETTA_ENCRYPTION_KEY; the kept key, which opens nothing now, is forgotten."""
+    before = {place: plain for place, (_, plain) in house.plain().items()}
+    key = secrets.token_hex(32)
+    finished = house.isabella("rekey", "--from-env", "--yes", LETTA_ENCRYPTION_KEY=key)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert not house.server.layout.master_key_file.exists()
+    configured = replace(house, server=replace(house.server, master_key=SecretStr(key)))
+    assert {place: plain for place, (_, plain) in configured.plain().items()} == before
+    assert configured.says_something(configured.server.up())
+
+
+_CUT_OFF = """
+import os, signal, sys
+from importlib import import_module
+from pathlib import Path
+from isabella.embedded import Server
+
+home, instance, function, when, times = sys.argv[1:]
+module, _, name = function.rpartition(".")
+module = import_module(module)
+real = getattr(module, name)
+calls = 0
+
+def struck(*arguments, **options):
+    global calls
+    calls += 1
+    if when == "before" and calls == int(times):
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = real(*arguments, **options)
+    if calls == int(times):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(module, name, struck)
+Server(Path(home), instance=instance).rekey()
+"""
+
+
+def cut_off(server: Server, function: str, when: str, times: int = 1) -> None:
+    """Change the master key in a process that is killed before or after a function is called so many times."""
+    finished = subprocess.run(
+        [sys.executable, "-c", _CUT_OFF, server.home, server.instance, function, when, str(times)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert finished.returncode == -signal.SIGKILL, finished.stderr

@@ -10,6 +10,7 @@ import anyio.lowlevel
 import pytest
 from pydantic import SecretStr
 
+from isabella.agents.binding import GENERIC, OPENAI, client_for
 from isabella.agents.models import Models
 from isabella.catalog import Vendor
 from isabella.errors import ModelUnknown
@@ -167,3 +168,12 @@ def test_an_agent_gets_the_first_that_works_or_any_or_the_first_with_a_key() -> 
     assert run(lambda: dead.choose(["big/large"])).handle == "big/large"
     with pytest.raises(ModelUnknown, match="No vendor has a key"):
         run(lambda: Vendors().models(desired(BIG, key=None)).choose(["big/large"]))
+
+
+@pytest.mark.parametrize(
+    ("release", "client"),
+    [("0.16.8", GENERIC), ("0.16.7", GENERIC), ("0.17.0", GENERIC), ("unknown", GENERIC), ("0.16.6", OPENAI)],
+)
+def test_older_releases_are_bound_with_the_client_that_they_have(release: str, client: str) -> None:
+    """The generic client uses stored keys from 0.16.7 on (M13)."""
+    assert client_for(release) == client

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from isabella.agents.archive import Archive
+from isabella.agents.binding import client_for
 from isabella.agents.client import open_client
 from isabella.agents.definitions import AgentDefinition, load_definitions
 from isabella.agents.embedding import Vectors, address, address_secret, choose
@@ -74,6 +75,7 @@ async def open_agency(
 
     Raises:
         ConfigurationError: the agents' file or `isabella.toml` is malformed, or no Letta is named and none runs here.
+        LettaError: it cannot be reached.
     """
     definitions = load_definitions(settings)
     models = Models.of(settings)
@@ -85,6 +87,8 @@ async def open_agency(
     async with open_client(connection) as client:
         residents = Residents(client, definitions)
         wire = residents.wire
+        health = await wire.get("/v1/health/")
+        models.client = client_for(str(health.get("version")) if isinstance(health, dict) else "")
         yield Agency(
             settings, connection, definitions, residents, models, Memory(wire), Archive(wire), History(wire), vectors
         )

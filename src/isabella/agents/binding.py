@@ -11,6 +11,7 @@ the same client without both (facts M13, M14).
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,14 @@ from typing import Any
 GENERIC = "zai"
 #: The only one that uses a stored key in older releases.
 OPENAI = "openai"
+
+_GENERIC_SINCE = (0, 16, 7)
+
+
+def client_for(release: str) -> str:
+    """Which of Letta's clients to bind with in a release; one whose number cannot be read counts as new."""
+    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", release)
+    return OPENAI if numbers and tuple(map(int, numbers.groups())) < _GENERIC_SINCE else GENERIC
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Agents as files (`.af`): taken out of Letta without any key in them, and brought in bound to what works here.
 
-Letta's own export leaves archival memory out. This one adds the passages, below a key of Isabella's own, and leaves out
-every field that may hold a secret; what this process knows as a secret is masked wherever it stands.
+Letta's own export leaves archival memory out. This one adds the passages, below a key of Isabella's own. Every field
+that may hold a secret is left out, and what this process knows as a secret is masked wherever it stands.
 """
 
 from __future__ import annotations

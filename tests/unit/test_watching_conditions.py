@@ -1,0 +1,131 @@
+"""How providers stand and since when: a fold over reports, with times that the tests make up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from isabella.providers.condition import Condition, Kind, after, kind_of, with_conditions
+from isabella.providers.ledger import Ledger
+from isabella.providers.plan import Action, State
+from isabella.providers.report import Proof, ProviderReport, Report
+
+START = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
+IN_SYNC = ProviderReport(
+    name="cerebras",
+    vendor="cerebras",
+    type="cerebras",
+    base_url="http://a/v1",
+    key="csk-…0001",
+    key_source="CEREBRAS_API_KEY (.env)",
+    stored=State.IN_SYNC,
+    action=Action.KEEP,
+    proof=Proof.PROVEN,
+    reason="read back and equal",
+)
+MENDED = replace(IN_SYNC, stored=State.STALE, action=Action.UPDATE, reason="Letta holds another key")
+DRIFTED = replace(MENDED, proof=Proof.NOT_ASKED)
+REFUSED = replace(
+    MENDED, action=Action.REFUSE, proof=Proof.FAILED, refused_by_vendor=True, reason="Cerebras refuses the key"
+)
+FOREIGN = replace(IN_SYNC, name="theirs", key=None, key_source=None, stored=State.FOREIGN, action=Action.NONE)
+FOREIGN = replace(FOREIGN, proof=Proof.NOT_ASKED, ours=False)
+
+
+def report(*entries: ProviderReport) -> Report:
+    """A report with these providers."""
+    return Report("http://letta", "0.16.8", list(entries))
+
+
+def at(minutes: int) -> datetime:
+    """So many minutes after the start."""
+    return START + timedelta(minutes=minutes)
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind"),
+    [
+        (IN_SYNC, Kind.IN_SYNC),
+        (MENDED, Kind.IN_SYNC),
+        (DRIFTED, Kind.DRIFTED),
+        (REFUSED, Kind.REFUSED),
+        (replace(REFUSED, proof=Proof.NOT_ASKED), Kind.REFUSED),
+        (replace(MENDED, proof=Proof.UNPROVEN), Kind.UNPROVEN),
+        (replace(DRIFTED, stored=State.HIDDEN), Kind.UNPROVEN),
+        (replace(MENDED, proof=Proof.FAILED), Kind.FAILED),
+        (replace(REFUSED, refused_by_vendor=False, reason="the key is empty"), Kind.MISCONFIGURED),
+        (replace(DRIFTED, ours=False, action=Action.NONE, stored=State.ABSENT), Kind.NO_KEY),
+        (FOREIGN, Kind.FOREIGN),
+    ],
+)
+def test_every_outcome_is_a_condition(entry: ProviderReport, kind: Kind) -> None:
+    """What a run finds and does comes down to one word."""
+    assert kind_of(entry) is kind
+
+
+def test_a_look_that_finds_it_as_it_was_changes_nothing() -> None:
+    """The time is that of the last change, and so is the reason for being in sync."""
+    first = after({}, report(MENDED), at(0))
+    assert first == {"cerebras": Condition(Kind.IN_SYNC, "Letta holds another key", at(0))}
+    assert after(first, report(IN_SYNC), at(5)) == first
+    assert after(first, report(DRIFTED), at(5)) == {"cerebras": Condition(Kind.DRIFTED, DRIFTED.reason, at(5))}
+
+
+def test_what_had_to_be_mended_was_not_in_sync() -> None:
+    """Drift that is found and mended in one go is a change, although no report has said `Drifted`."""
+    first = after({}, report(IN_SYNC), at(0))
+    assert after(first, report(MENDED), at(5))["cerebras"].since == at(5)
+
+
+def test_what_is_refused_for_another_reason_is_refused_since_the_same_time() -> None:
+    """The reason is today's, the time that of the first refusal."""
+    first = after({}, report(REFUSED), at(0))
+    again = after(first, report(replace(REFUSED, reason="refused again")), at(9))
+    assert again == {"cerebras": Condition(Kind.REFUSED, "refused again", at(0))}
+    assert after(again, report(MENDED), at(10))["cerebras"] == Condition(Kind.IN_SYNC, MENDED.reason, at(10))
+
+
+def test_a_report_on_some_leaves_the_others_as_they_were() -> None:
+    """A whole one forgets what is gone."""
+    first = after({}, report(IN_SYNC, FOREIGN), at(0))
+    assert set(after(first, report(IN_SYNC), at(1), whole=False)) == {"cerebras", "theirs"}
+    assert set(after(first, report(IN_SYNC), at(1))) == {"cerebras"}
+
+
+def test_who_only_looks_does_not_make_up_a_time() -> None:
+    """A drift that is seen for the first time began at a time that nobody knows."""
+    first = after({}, report(IN_SYNC), at(0))
+    now = after(first, report(DRIFTED, FOREIGN), at(5))
+    shown = with_conditions(report(DRIFTED, FOREIGN), now, unless=at(5))
+    assert [(entry.condition, entry.since) for entry in shown.providers] == [("Drifted", None), ("Foreign", None)]
+    told = with_conditions(report(IN_SYNC), first, unless=at(5)).as_json()["providers"][0]
+    assert (told["condition"], told["since"]) == ("InSync", "2026-11-22T03:00:00+00:00")
+
+
+def test_the_ledger_keeps_them_and_is_never_in_the_way(tmp_path: Path) -> None:
+    """What was written is read; a damaged or missing file is none; another Letta has another."""
+    ledger = Ledger(tmp_path, "http://letta")
+    assert ledger.read() == {}
+    conditions = after({}, report(IN_SYNC, FOREIGN), at(0))
+    ledger.write(conditions)
+    assert ledger.read() == conditions
+    assert Ledger(tmp_path, "http://another").read() == {}
+    (file,) = (tmp_path / "conditions").iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    for damaged in ("", "[]", '{"providers": {"a": {}}}', '{"providers": {"a": {"condition": "Odd"}}}'):
+        file.write_text(damaged)
+        assert ledger.read() == {}
+    unusable = tmp_path / "file"
+    unusable.write_text("")
+    Ledger(unusable, "http://letta").write(conditions)
+
+
+def test_a_later_report_on_some_takes_its_place_in_the_whole() -> None:
+    """Those it is about are replaced where they stand; new ones come before those that nobody declared."""
+    fresh = replace(IN_SYNC, name="mistral")
+    merged = report(IN_SYNC, FOREIGN).merged_with(report(REFUSED, fresh))
+    assert [entry.name for entry in merged.providers] == ["cerebras", "mistral", "theirs"]
+    assert merged.providers[0] is REFUSED

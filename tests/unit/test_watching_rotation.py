@@ -1,0 +1,104 @@
+"""What becomes of a new key, by what the vendor says of it and of the stored one; and the census of models."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import anyio
+import pytest
+from pydantic import SecretStr
+
+from isabella.catalog import known_vendors
+from isabella.providers.desired import Desired
+from isabella.providers.plan import Action, Change, State
+from isabella.providers.rotation import rehearse
+from isabella.providers.sealing import Match, Reading
+from isabella.stores import Stored
+from isabella.vendors.inquiry import Answer, Verdict
+from isabella.watching.census import Count, Speaker, count
+
+NEW, OLD = SecretStr("csk-canary-rotation-0001"), SecretStr("csk-canary-rotation-0000")
+DESIRED = Desired(known_vendors()[0], "cerebras", "cerebras", "http://a/v1", NEW, "CEREBRAS_API_KEY (.env)")
+ROW = Stored("provider-1", "cerebras", "cerebras", "http://a/v1", "text")
+CHANGE = Change(
+    DESIRED,
+    ROW,
+    Reading(Match.DIFFERENT, sealed=True, key=OLD),
+    State.STALE,
+    Action.UPDATE,
+    "Letta holds another key",
+    ask_vendor=True,
+)
+ACCEPTED, REFUSED = Answer(Verdict.ACCEPTED, "ok", 200), Answer(Verdict.REFUSED, "Wrong API Key", 401)
+SILENT = Answer(Verdict.UNREACHABLE, "no answer within 10 s")
+
+
+def rehearsed(change: Change, new: Answer, old: Answer = ACCEPTED) -> tuple[Change, list[str]]:
+    """What a rehearsal makes of a change, and the keys that were asked about."""
+    asked: list[str] = []
+
+    async def ask(base_url: str, key: SecretStr) -> Answer:
+        asked.append(key.get_secret_value())
+        return new if key == NEW else old
+
+    (result,) = anyio.run(rehearse, [change], ask)
+    return result, asked
+
+
+@pytest.mark.parametrize(
+    ("new", "old", "action", "said"),
+    [
+        (ACCEPTED, ACCEPTED, Action.UPDATE, "the vendor takes both keys: no gap"),
+        (ACCEPTED, REFUSED, Action.UPDATE, "which the vendor refuses already; it takes the configured one"),
+        (ACCEPTED, SILENT, Action.UPDATE, "the vendor takes the configured key"),
+        (REFUSED, ACCEPTED, Action.REFUSE, "the stored key stays, and the vendor takes it"),
+        (REFUSED, REFUSED, Action.REFUSE, "the stored key stays, though the vendor refuses it, too"),
+        (SILENT, ACCEPTED, Action.UPDATE, "does not confirm the configured key (no answer within 10 s)"),
+    ],
+)
+def test_each_kind_of_rotation_is_told_before_it_is_done(new: Answer, old: Answer, action: Action, said: str) -> None:
+    """By the vendor's word about both keys; no key is in what is said."""
+    result, _ = rehearsed(CHANGE, new, old)
+    assert result.action is action
+    assert said in result.reason
+    assert result.refused_by_vendor is (new is REFUSED)
+    assert "canary" not in f"{result.reason} {result.remedy}"
+
+
+def test_a_vendor_is_never_shown_a_stored_key_that_may_be_another_s() -> None:
+    """Only one of its own form, and only where Letta would send it to the same address."""
+    foreign = replace(CHANGE, reading=Reading(Match.DIFFERENT, sealed=True, key=SecretStr("gsk_canary-elsewhere")))
+    moved = replace(CHANGE, stored=replace(ROW, base_url="http://b/v1"))
+    for change in (foreign, moved, replace(CHANGE, reading=Reading(Match.UNREADABLE, sealed=True))):
+        assert rehearsed(change, ACCEPTED)[1] == [NEW.get_secret_value()]
+
+
+def test_nobody_is_asked_about_a_key_that_letta_holds() -> None:
+    """Nor where asking is switched off."""
+    kept = replace(CHANGE, ask_vendor=False)
+    assert rehearsed(kept, REFUSED) == (kept, [])
+    assert anyio.run(rehearse, [CHANGE], None) == [CHANGE]
+
+
+def test_the_census_compares_what_letta_listed_with_what_it_lists() -> None:
+    """Agents are found whose model is gone at the vendor; one that Letta merely never listed is not lost."""
+    answer = Answer(Verdict.ACCEPTED, "ok", 200, models={"a": None, "new": None, "unlisted": None})
+    speakers = [
+        Speaker("Anna", "cerebras", "gone"),
+        Speaker("Bert", "cerebras", "unlisted"),
+        Speaker("Carl", "cerebras", "a"),
+        Speaker("Dora", "byok-groq", "gone"),
+    ]
+    found = count("cerebras", frozenset({"a", "gone"}), frozenset({"a", "new"}), answer, speakers)
+    assert found == Count("cerebras", ("new",), ("gone",), (speakers[0],))
+    assert found.as_json()["lost"] == [{"agent": "Anna", "model": "gone"}]
+    quiet = count("cerebras", frozenset({"a"}), frozenset({"a"}), answer, speakers[1:])
+    assert not quiet.remarkable
+
+
+def test_a_vendor_that_lists_nothing_takes_no_model_from_anybody() -> None:
+    """LongCat may list little: then only what Letta itself has dropped is lost."""
+    answer = Answer(Verdict.ACCEPTED, "ok", 200)
+    speaker = Speaker("Anna", "longcat", "LongCat-2.0")
+    assert count("longcat", frozenset(), frozenset(), answer, [speaker]).lost == ()
+    assert count("longcat", frozenset({"LongCat-2.0"}), frozenset(), answer, [speaker]).lost == (speaker,)

@@ -26,7 +26,9 @@ from isabella.gate import open_locks
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.practice.server import listen
+from isabella.providers.report import Report
 from isabella.settings import Settings, load_settings
+from isabella.strategy import Strategy
 from isabella.turns.house import Limits
 
 TOKEN = "a-token-for-the-tests"
@@ -230,6 +232,22 @@ def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) 
     finally:
         server.should_exit = True
         thread.join(20)
+
+
+def recreate(served: Backend, *only: str) -> Report:
+    """Recreate providers in the backend's own process, behind its gate; by default all of them."""
+
+    async def run() -> Report:
+        return await ensure_providers(
+            served.settings,
+            connection=served.connection,
+            strategy=Strategy.RECREATE,
+            only=only,
+            gate=served.app.state.locks.gate,
+        )
+
+    report: Report = served.call(run)
+    return report
 
 
 def _definition(id: str, name: str, handles: tuple[str, ...]) -> Any:

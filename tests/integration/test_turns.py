@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from backend_server import Backend, backend
+from backend_server import Backend, Heard, backend, recreate
 
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
@@ -186,4 +188,29 @@ def test_a_conversation_through_all_vendors(served: Backend) -> None:
         assert "Nautilus" in heard.text
         assert heard.handles == [heard.end["handle"]] == [handle]
     assert len(served.said_to(agent)) == 5
+    assert served.foreign_keys() == []
+
+
+def test_providers_are_recreated_under_load(served: Backend) -> None:
+    """While agents talk on all vendors, every provider is recreated again and again: nothing fails, nothing leaks."""
+    agents = [
+        served.agent(f"loaded-{number}", handle) for number, handle in enumerate((CEREBRAS, GROQ, MISTRAL, LONGCAT))
+    ]
+    done = threading.Event()
+
+    def talk(agent: str) -> list[Heard]:
+        heard = []
+        while not done.is_set():
+            heard.append(served.say(agent, "Say good morning"))
+        return heard
+
+    with ThreadPoolExecutor(len(agents)) as pool:
+        talking = [pool.submit(talk, agent) for agent in agents]
+        try:
+            for _ in range(3):
+                assert recreate(served).all_proven
+        finally:
+            done.set()
+        turns = [heard for one in talking for heard in one.result()]
+    assert [heard.end["reason"] for heard in turns] == ["completed"] * len(turns)
     assert served.foreign_keys() == []

@@ -21,7 +21,7 @@ from isabella.backend.errors import ERRORS, status_of
 from isabella.backend.residence import Agents
 from isabella.backend.turns import TurnDesk, TurnResponse
 from isabella.errors import AgentUnknown, IsabellaError, MessageRefused, QueueFull
-from isabella.turns.desk import Desk
+from isabella.turns.desk import LONGEST_MESSAGE, SAYABLE, Desk, says_something
 from isabella.turns.events import Asked, Code, Ended, Event, Failed, Reason, Said, Usage
 from isabella.turns.turn import Turn
 
@@ -101,7 +101,20 @@ class ChatRequest(BaseModel):
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
     model: str = Field(min_length=1, max_length=200, description="The agent's name.")
-    messages: list[ChatMessage] = Field(min_length=1, description="Only the last one of the user is said.")
+    messages: list[ChatMessage] = Field(
+        min_length=1,
+        description="Only the last one of the user that says something is said.",
+        json_schema_extra={
+            "contains": {
+                "type": "object",
+                "properties": {
+                    "role": {"const": "user"},
+                    "content": {"type": "string", "pattern": SAYABLE, "maxLength": LONGEST_MESSAGE},
+                },
+                "required": ["role", "content"],
+            }
+        },
+    )
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 
@@ -289,11 +302,17 @@ async def _chunks(
 
 def _last_of_user(messages: list[ChatMessage]) -> str:
     for message in reversed(messages):
-        if message.role == "user":
-            if isinstance(message.content, list):
-                return "\n".join(part.text or "" for part in message.content if part.type == "text")
-            return message.content or ""
-    raise MessageRefused("No message of the user is in the request.", remedy="Add one with the role `user`.")
+        if message.role == "user" and says_something(said := _said(message)):
+            return said
+    raise MessageRefused(
+        "No message of the user that says something is in the request.", remedy="Add one with the role `user`."
+    )
+
+
+def _said(message: ChatMessage) -> str:
+    if isinstance(message.content, list):
+        return "\n".join(part.text or "" for part in message.content if part.type == "text")
+    return message.content or ""
 
 
 def _model(name: str, ours: bool) -> Model:

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from isabella.backend.errors import ERRORS, ErrorBody
 from isabella.errors import NotReady
-from isabella.turns.desk import LONGEST_MESSAGE, Desk
+from isabella.turns.desk import LONGEST_MESSAGE, SAYABLE, Desk
 from isabella.turns.events import as_json
 from isabella.turns.turn import Turn
 
@@ -32,7 +32,7 @@ class Message(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    message: str = Field(min_length=1, max_length=LONGEST_MESSAGE, description="What is said.")
+    message: str = Field(max_length=LONGEST_MESSAGE, pattern=SAYABLE, description="What is said.")
 
 
 def desk(request: Request) -> Desk:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
@@ -19,6 +20,9 @@ from isabella.turns.turn import Turn
 
 #: The longest message that is said, in characters.
 LONGEST_MESSAGE = 200_000
+#: What every message matches: at least one character that is neither space nor control, and no NUL anywhere.
+SAYABLE = r"^[^\x00]*[^\s\x00-\x1f\x7f-\x9f][^\x00]*$"
+_SOMETHING = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]")
 _STOP_SECONDS = 30.0
 
 #: Sees every event of every turn, for counting.
@@ -129,7 +133,7 @@ def check(message: str) -> None:
     Raises:
         MessageRefused: it is empty, too long, or no text that can be stored.
     """
-    if not message.strip():
+    if not says_something(message):
         raise MessageRefused("The message is empty.", remedy="Say something.")
     if len(message) > LONGEST_MESSAGE:
         raise MessageRefused(
@@ -140,6 +144,11 @@ def check(message: str) -> None:
             "The message holds characters that are no text (NUL, or half of a surrogate pair).",
             remedy="Send it as UTF-8 text.",
         )
+
+
+def says_something(message: str) -> bool:
+    """Whether there is anything in it but spaces and control characters."""
+    return _SOMETHING.search(message) is not None
 
 
 def _is_text(message: str) -> bool:

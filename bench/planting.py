@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import psycopg
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from isabella.embedded import Letta
+from isabella.providers.sealing import seal
 
 #: Nothing listens there.
 BASE_URL = "http://127.0.0.1:9/v1"
@@ -35,7 +32,8 @@ def plant(letta: Letta, keys: Mapping[str, str]) -> None:
     stored = list(keys.values())
     if letta.master_key is not None:
         with ProcessPoolExecutor() as processes:
-            stored = list(processes.map(partial(seal, letta.master_key.get_secret_value()), stored, chunksize=20))
+            one = partial(seal, master_key=letta.master_key.get_secret_value())
+            stored = list(processes.map(one, stored, chunksize=20))
     rows = [
         (f"provider-00000000-0000-4000-8000-{number:012}", name, BASE_URL, key, number)
         for number, (name, key) in enumerate(zip(keys, stored, strict=True))
@@ -50,10 +48,3 @@ def clear(database: psycopg.Connection) -> None:
     ours = "SELECT id FROM providers WHERE organization_id IS NOT NULL"
     database.execute(f"DELETE FROM provider_models WHERE provider_id IN ({ours})")
     database.execute("DELETE FROM providers WHERE organization_id IS NOT NULL")
-
-
-def seal(master_key: str, key: str) -> str:
-    """The key as Letta stores it under this master key (fact P2)."""
-    salt, iv = os.urandom(16), os.urandom(12)
-    derived = hashlib.pbkdf2_hmac("sha256", master_key.encode(), salt, 100_000, dklen=32)
-    return base64.b64encode(salt + iv + AESGCM(derived).encrypt(iv, key.encode(), None)).decode()

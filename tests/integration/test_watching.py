@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -353,6 +357,37 @@ def test_models_that_come_and_go_are_told_at_night_with_the_agents_that_lost_the
     shown = watch.portal.call(api_providers, watch.readiness).census
     assert shown.providers[0].lost[0].agent == name
     watch.letta.http.delete(f"/v1/agents/{agent}")
+
+
+def test_the_command_line_keeps_watch_without_a_backend(watch: Watch) -> None:
+    """`sync --watch` tells what it does, one JSON line for each report, and ends cleanly when it is interrupted."""
+    key = watch.vendors.rotate("mistral", keep_old=True)
+    # The fixture's keeper must not be the one that does it.
+    other = watch.env.with_name("other.env")
+    other.write_text(watch.env.read_text())
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("isabella"), "providers", "sync", "--watch", "--json", "--env-file", other],
+        env={**watch.settings.sources.environment, "PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        assert {one["name"]: one["condition"] for one in first["providers"] if one["key"]} == dict.fromkeys(
+            NAMES.values(), "InSync"
+        )
+        other.write_text(dotenv(watch.vendors, mistral=key))
+        second = json.loads(process.stdout.readline())
+        (done,) = [one for one in second["providers"] if one["name"] == "byok-mistral"]
+        assert (done["action"], done["proof"]) == ("update", "proven")
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=LONG)
+    assert process.returncode == 0, said
+    assert "byok-mistral: updated in place and proven" in said
+    assert key.get_secret_value() not in said
 
 
 def test_what_takes_a_restart_is_said(watch: Watch) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from http.cookies import CookieError, SimpleCookie
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
@@ -41,12 +42,20 @@ class Access:
         app: what is behind it.
         token: the token; None lets everybody in, for applications that guard themselves.
         open_prefixes: paths below which routes guard themselves.
+        doors: what answers, in place of the usual refusal, below a path that people open in a browser.
     """
 
-    def __init__(self, app: ASGIApp, token: SecretStr | None, open_prefixes: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        token: SecretStr | None,
+        open_prefixes: Collection[str] = (),
+        doors: Mapping[str, ASGIApp] | None = None,
+    ) -> None:
         self._app = app
         self._token = token
         self._open_prefixes = tuple(prefix.rstrip("/") + "/" for prefix in open_prefixes)
+        self._doors = dict(doors or {})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or refuse."""
@@ -54,8 +63,8 @@ class Access:
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        if scope["type"] == "websocket" or not self._admits(scope["path"], headers):
-            await _UNAUTHORIZED(scope, receive, send)
+        if scope["type"] == "websocket" or not self._admits(scope["path"], scope.get("method", ""), headers):
+            await self._door(scope["path"])(scope, receive, send)
             return
         length = headers.get("content-length", "0")
         if length.isdigit() and int(length) > LARGEST_BODY:
@@ -63,14 +72,23 @@ class Access:
             return
         await self._app(scope, _bounded(receive), send)
 
-    def _admits(self, path: str, headers: Headers) -> bool:
+    def _door(self, path: str) -> ASGIApp:
+        for prefix, door in self._doors.items():
+            if path == prefix or (prefix != "/" and path.startswith(prefix + "/")):
+                return door
+        return _UNAUTHORIZED
+
+    def _admits(self, path: str, method: str, headers: Headers) -> bool:
         if self._token is None or path in _OPEN or path.startswith(self._open_prefixes):
             return True
         kind, _, given = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and is_token(self._token, given.strip()):
             return True
         cookie = _cookie(headers)
-        return cookie is not None and _same(cookie, cookie_of(self._token))
+        if cookie is None or not _same(cookie, cookie_of(self._token)):
+            return False
+        # A browser sends the cookie to this machine's other ports as well, `SameSite` or not.
+        return method in ("GET", "HEAD") or _of_our_own(headers)
 
 
 @router.get("/login", summary="Enter from a browser", status_code=303, response_class=RedirectResponse)
@@ -119,6 +137,12 @@ def cookie_of(token: SecretStr) -> str:
 
 def _same(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())
+
+
+def _of_our_own(headers: Headers) -> bool:
+    """Whether a page of this backend itself asks, as far as the browser says whose page it is."""
+    origin = headers.get("origin")
+    return origin is None or urlsplit(origin).netloc == headers.get("host")
 
 
 def _cookie(headers: Headers) -> str | None:

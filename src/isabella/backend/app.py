@@ -17,6 +17,10 @@ from isabella.backend import access, agents, doctor, embeddings, memory, metrics
 from isabella.backend.errors import handle_errors
 from isabella.backend.readiness import Readiness
 from isabella.backend.routes import router
+from isabella.console import site
+from isabella.console.chronicle import Chronicle
+from isabella.console.pages import ROOT
+from isabella.console.premises import Premises
 
 
 def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token: SecretStr | None) -> FastAPI:
@@ -30,8 +34,10 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
+            console.premises.tasks = tasks
             tasks.start_soon(start, app.state.readiness)
             yield
+            console.premises.tasks = None
             tasks.cancel_scope.cancel()
 
     # The pages of the API documentation load nothing from other hosts.
@@ -43,9 +49,17 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token
     )
     app.state.readiness = Readiness()
     app.state.token = token
-    app.state.start_page = "/docs"
+    app.state.start_page = site.START
+    app.state.chronicle = Chronicle()
+    app.state.readiness.hear = app.state.chronicle.synced
+    console = site.Console(Premises(app.state, app.state.chronicle))
     # Letta brings no token to where it gets vectors: that address is a secret of its own.
-    app.add_middleware(access.Access, token=token, open_prefixes=(PREFIX,))
+    app.add_middleware(
+        access.Access,
+        token=token,
+        open_prefixes=(PREFIX, site.OPEN),
+        doors={ROOT: console.stranger, "/": console.stranger},
+    )
     handle_errors(app)
     app.include_router(router)
     app.include_router(access.router)
@@ -56,4 +70,6 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token
     app.include_router(agents.router)
     app.include_router(memory.router)
     app.include_router(embeddings.router)
+    app.mount(ROOT, console.application())
+    app.add_route("/", site.enter, include_in_schema=False)
     return app

@@ -13,7 +13,7 @@ from isabella.backend.readiness import Readiness
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import Proof, Report
 from isabella.settings import Settings
-from isabella.watching.events import Counted, Event, Synced
+from isabella.watching.events import Counted, Event, Synced, Tell
 from isabella.watching.keeper import Keeper, Work
 from isabella.watching.schedule import Schedule
 from isabella.watching.words import sentences
@@ -29,6 +29,7 @@ async def keeping(
     models: Models,
     *,
     schedule: Schedule | None = None,
+    hear: Tell = lambda _event: None,
 ) -> AsyncIterator[Keeper]:
     """Keep watch, and let the backend know what comes of it.
 
@@ -38,6 +39,7 @@ async def keeping(
         work: what is done.
         models: go by the changed configuration as soon as Letta does.
         schedule: when things are due; by default as the settings say.
+        hear: is told everything that happens, too.
     """
 
     def tell(event: Event) -> None:
@@ -49,6 +51,7 @@ async def keeping(
                 _renew(models, keeper.settings, report)
             case Counted(census=census):
                 readiness.census = census
+        hear(event)
 
     keeper = Keeper(settings, work, tell, report=readiness.report, schedule=schedule)
     async with anyio.create_task_group() as tasks:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -37,6 +38,7 @@ class Readiness:
         as_of: when that was made.
         error: why there is none.
         census: what the last nightly refresh of the model lists has shown.
+        hear: is told of the sync at the start: its report, why it ran, and how many seconds it took.
     """
 
     phase: Phase = Phase.STARTING
@@ -44,6 +46,7 @@ class Readiness:
     as_of: datetime | None = None
     error: IsabellaError | None = None
     census: Census | None = None
+    hear: Callable[[Report, str, float], None] = field(default=lambda *_: None, repr=False)
 
     @property
     def serving(self) -> bool:
@@ -65,6 +68,7 @@ class Readiness:
 
     async def bring(self, ensure: Callable[[], Awaitable[Report]]) -> None:
         """Run a sync and take note of how it went. Raises nothing that the operator can mend."""
+        began = time.monotonic()
         try:
             report = await ensure()
         except IsabellaError as error:
@@ -73,6 +77,7 @@ class Readiness:
             log.error("providers not in line", error=error.what, remedy=error.remedy)
             return
         self.settle(report)
+        self.hear(report, "the start", time.monotonic() - began)
 
     def settle(self, report: Report, *, quiet: bool = False) -> None:
         """Take note of a report; quietly, where somebody else says what is in it."""

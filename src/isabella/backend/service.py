@@ -154,7 +154,13 @@ def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, list
                     residing(app, settings, connection, _as_letta_reaches(connection, host, port)) as agency,
                     speaking(app, agency, locks) as desk,
                     reflecting(agency, desk),
-                    keeping(readiness, settings, LettaWork(locks.gate), agency.models),
+                    keeping(
+                        readiness,
+                        settings,
+                        app.state.chronicle.timed(LettaWork(locks.gate)),
+                        agency.models,
+                        hear=app.state.chronicle.hear,
+                    ) as app.state.keeper,
                 ):
                     with address_kept(settings.home, address):
                         phase = readiness.phase.value.capitalize()

@@ -12,6 +12,8 @@ from isabella.agents.agency import Agency
 from isabella.backend.metrics import Metrics
 from isabella.gate import Locks
 from isabella.turns.desk import Desk, open_desk
+from isabella.turns.events import Event
+from isabella.turns.turn import Turn
 
 
 @asynccontextmanager
@@ -24,7 +26,12 @@ async def speaking(app: FastAPI, agency: Agency, locks: Locks) -> AsyncIterator[
         locks: what holds turns and changes of providers apart.
     """
     metrics = Metrics()
-    async with open_desk(agency, locks=locks, watch=metrics.see) as desk, anyio.create_task_group() as tasks:
+
+    def watch(turn: Turn, event: Event) -> None:
+        metrics.see(turn, event)
+        app.state.chronicle.see(turn, event)
+
+    async with open_desk(agency, locks=locks, watch=watch) as desk, anyio.create_task_group() as tasks:
         metrics.of(desk)
         await tasks.start(_watch_gate, locks)
         app.state.desk, app.state.metrics = desk, metrics

@@ -1,0 +1,127 @@
+"""How the providers stand right now: looked at every few seconds, for as long as somebody has the page open."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import anyio
+
+from isabella.assurance import compare_providers
+from isabella.console.bell import Bell
+from isabella.console.premises import Premises
+from isabella.errors import IsabellaError
+from isabella.providers.report import ProviderReport, Report
+
+_EVERY = 4.0
+#: A look that takes long is not repeated at once: it is to take a twentieth of the time at most.
+_SHARE = 20.0
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How the providers stand.
+
+    Attributes:
+        report: as they were found; None before the first report.
+        as_of: when that was.
+        error: why they could not be looked at since; None where they could.
+        since: since when they cannot.
+        version: grows with every change.
+    """
+
+    report: Report | None = None
+    as_of: datetime | None = None
+    error: IsabellaError | None = None
+    since: datetime | None = None
+    version: int = 0
+
+
+class Lookout:
+    """Looks at the providers while somebody watches.
+
+    Args:
+        premises: the backend.
+    """
+
+    def __init__(self, premises: Premises) -> None:
+        self._premises = premises
+        self.bell = Bell()
+        self._standing = Standing()
+        self._watching = 0
+        self._woken = anyio.Event()
+        self._running = False
+
+    @property
+    def standing(self) -> Standing:
+        """How the providers stand, by the last look or the last report, whichever is newer."""
+        readiness, own = self._premises.readiness, self._standing
+        if readiness.report is not None and (own.as_of is None or own.as_of < (readiness.as_of or own.as_of)):
+            own = replace(own, report=readiness.report, as_of=readiness.as_of, version=own.version + 1)
+            self._standing = own
+        return own
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Somebody has the page open."""
+        self._watching += 1
+        self._woken.set()
+        try:
+            if not self._running:
+                self._running = True
+                self._premises.start(self._run)
+            yield
+        finally:
+            self._watching -= 1
+
+    def wake(self) -> None:
+        """Look now: something was done."""
+        self._woken.set()
+
+    async def _run(self) -> None:
+        try:
+            while self._watching:
+                began = time.monotonic()
+                if self._premises.up:
+                    await self._look()
+                pause = max(_EVERY, _SHARE * (time.monotonic() - began)) if self._premises.up else 0.5
+                with anyio.move_on_after(pause):
+                    await self._woken.wait()
+                self._woken = anyio.Event()
+        finally:
+            self._running = False
+
+    async def _look(self) -> None:
+        before = self.standing
+        try:
+            found = await compare_providers(self._premises.settings, connection=self._premises.connection)
+        except IsabellaError as error:
+            if before.error is None or before.error.what != error.what:
+                since = before.since if before.error is not None else datetime.now(UTC)
+                self._settle(replace(before, error=error, since=since, version=before.version + 1))
+            return
+        # Counting models costs a request for each provider, so a look does without.
+        report = replace(found, providers=[self._counted(entry) for entry in found.providers])
+        changed = before.report is None or before.error is not None or _shown(report) != _shown(before.report)
+        version = before.version + 1 if changed else before.version
+        self._settle(Standing(report, datetime.now(UTC), version=version))
+
+    def _settle(self, standing: Standing) -> None:
+        changed = standing.version != self._standing.version
+        self._standing = standing
+        if changed:
+            self.bell.ring()
+
+    def _counted(self, entry: ProviderReport) -> ProviderReport:
+        counted = self._premises.readiness.report
+        for known in counted.providers if counted is not None and not entry.models else ():
+            if known.name == entry.name:
+                return replace(entry, models=known.models)
+        return entry
+
+
+def _shown(report: Report) -> list[object]:
+    return [(one.name, one.stored, one.proof, one.reason, one.key, one.models, one.notes) for one in report.providers]

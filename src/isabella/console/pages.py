@@ -1,0 +1,126 @@
+"""Templates, and how answers are made of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from functools import cache
+from importlib import resources
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from isabella.backend.errors import status_of
+from isabella.console import writing
+from isabella.console.door import FormRefused
+from isabella.console.premises import Premises
+from isabella.errors import IsabellaError
+from isabella.redaction import redact
+
+#: Where the console is mounted.
+ROOT = "/console"
+THEME = "isabella_theme"
+THEMES = ("auto", "light", "dark")
+
+_PING_SECONDS = 15
+
+
+def _digest(value: str) -> str:
+    """A name that may stand in an id, for one that may be anything."""
+    return hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:10]
+
+
+@cache
+def version_of(name: str) -> str:
+    """Changes whenever a static file does."""
+    content = resources.files(__package__).joinpath("static", *name.split("/")).read_bytes()
+    return hashlib.sha256(content).hexdigest()[:10]
+
+
+def _static(name: str) -> str:
+    return f"{ROOT}/static/{name}?v={version_of(name)}"
+
+
+def environment() -> Environment:
+    """The templates; everything is escaped."""
+    made = Environment(
+        loader=PackageLoader("isabella.console"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    made.filters |= {
+        "digest": _digest,
+        "redact": redact,
+        "prose": writing.prose,
+        "plain": writing.plain,
+        "arguments": writing.arguments,
+        "moment": writing.moment,
+        "seconds": writing.seconds,
+        "segment": lambda value: quote(value, safe=""),
+        "capitalize_first": lambda value: value[:1].upper() + value[1:],
+        "thousands": lambda value: f"{value:,}",
+    }
+    made.globals |= {"root": ROOT, "static": _static, "SHOWN": writing.SHOWN}
+    return made
+
+
+class Press:
+    """Makes answers of templates.
+
+    Args:
+        premises: the backend.
+    """
+
+    def __init__(self, premises: Premises) -> None:
+        self._premises = premises
+        self._environment = environment()
+
+    def text(self, template: str, **values: Any) -> str:
+        """A fragment."""
+        return self._environment.get_template(template).render(values)
+
+    def part(self, template: str, part: str, **values: Any) -> str:
+        """What one macro of a template makes."""
+        return str(getattr(self._environment.get_template(template).module, part)(**values))
+
+    def page(self, request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
+        """A whole page."""
+        theme = request.cookies.get(THEME, "auto")
+        html = self.text(
+            template,
+            theme=theme if theme in THEMES else "auto",
+            themes=THEMES,
+            csrf=self._premises.csrf,
+            path=request.url.path,
+            **values,
+        )
+        return HTMLResponse(html, status)
+
+    def fragment(self, html: str, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+        """A fragment for the page that asked."""
+        return HTMLResponse(html, status, headers)
+
+    def failure(self, request: Request, error: IsabellaError) -> Response:
+        """What went wrong: as a page of its own, or as a notice on the one that asked."""
+        status = 403 if isinstance(error, FormRefused) else status_of(error)
+        what, remedy = redact(error.what), redact(error.remedy) if error.remedy else None
+        if "hx-request" in request.headers:
+            html = self.text("notice.html", what=what, remedy=remedy)
+            return self.fragment(html, status=status, headers={"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"})
+        return self.page(request, "failure.html", status=status, what=what, remedy=remedy, here="")
+
+
+def stream(fragments: AsyncIterator[str]) -> Response:
+    """Fragments as they come, each to be put where its ids say."""
+
+    async def events() -> AsyncIterator[ServerSentEvent]:
+        async for html in fragments:
+            yield ServerSentEvent(html.replace("\r", ""), event="put")
+
+    return EventSourceResponse(events(), ping=_PING_SECONDS, send_timeout=30.0, sep="\n")

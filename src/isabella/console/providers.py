@@ -1,0 +1,190 @@
+"""The page of providers: how each stands, live, and the errands that look at them or mend them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from isabella.backend.readiness import Phase
+from isabella.console.door import form
+from isabella.console.errands import Errands, Kind
+from isabella.console.lookout import Lookout
+from isabella.console.pages import Press, stream
+from isabella.console.premises import Premises
+from isabella.errors import ConfigurationError
+from isabella.practice.overlay import ORIGIN
+from isabella.providers.condition import Kind as Condition
+from isabella.providers.condition import kind_of
+from isabella.providers.report import ProviderReport
+
+_NOTICED_FOR = 3600.0
+_TICK, _QUIET = 1.0, 20.0
+
+#: How a provider stands, in words that need no manual, and how it is coloured.
+STANDS = {
+    Condition.IN_SYNC: ("proven", "good"),
+    Condition.DRIFTED: ("differs", "bad"),
+    Condition.REFUSED: ("refused", "bad"),
+    Condition.MISCONFIGURED: ("misconfigured", "bad"),
+    Condition.UNPROVEN: ("unproven", "warn"),
+    Condition.FAILED: ("failed", "bad"),
+    Condition.NO_KEY: ("no key", "idle"),
+    Condition.FOREIGN: ("not ours", "idle"),
+}
+STORED = {
+    "in_sync": "the configured key",
+    "stale": "another key",
+    "absent": "nothing",
+    "unreadable": "a key sealed under another master key",
+    "plaintext": "the key, in plaintext",
+    "mistyped": "another provider type",
+    "moved": "another base URL",
+    "foreign": "a provider that nobody declared",
+    "hidden": "a key that cannot be read back",
+}
+
+
+def routes(premises: Premises, press: Press, lookout: Lookout, errands: Errands) -> list[Route]:
+    """The routes of the page."""
+    page = _Page(premises, press, lookout, errands)
+    return [
+        Route("/providers", page.show),
+        Route("/providers/live", page.live),
+        Route("/providers/dismiss", page.dismiss, methods=["POST"]),
+        Route("/providers/{kind}", page.begin, methods=["POST"]),
+    ]
+
+
+class _Page:
+    def __init__(self, premises: Premises, press: Press, lookout: Lookout, errands: Errands) -> None:
+        self._premises = premises
+        self._press = press
+        self._lookout = lookout
+        self._errands = errands
+
+    async def show(self, request: Request) -> Response:
+        parts = self._parts()
+        return self._press.page(request, "providers.html", here="providers", parts=parts, version=self._version())
+
+    async def live(self, request: Request) -> Response:
+        return stream(self._changes(request.query_params.get("v", "")))
+
+    async def begin(self, request: Request) -> Response:
+        fields = await form(request, self._premises.csrf)
+        try:
+            kind = Kind(request.path_params["kind"])
+        except ValueError:
+            raise ConfigurationError("There is no such errand.") from None
+        only = [fields["only"]] if fields.get("only") else []
+        self._errands.begin(kind, only, agreed=fields.get("agreed") == "yes")
+        return self._press.fragment(self._errand())
+
+    async def dismiss(self, request: Request) -> Response:
+        await form(request, self._premises.csrf)
+        self._errands.dismiss()
+        return self._press.fragment(self._errand())
+
+    def _version(self) -> str:
+        return f"{self._lookout.standing.version}.{self._errands.version}.{self._premises.readiness.phase.value}"
+
+    async def _changes(self, seen: str) -> AsyncIterator[str]:
+        """Every part of the page that has changed since it was shown last."""
+        sent: dict[str, str] = self._parts() if seen == self._version() else {}
+        with self._lookout.watching():
+            while True:
+                counts = self._lookout.bell.count, self._errands.bell.count, self._premises.chronicle.bell.count
+                parts = self._parts()
+                fresh = [html for id, html in parts.items() if sent.get(id) != html]
+                if parts.keys() != sent.keys() and sent:
+                    # Providers came or went: the list as a whole.
+                    fresh = [self._press.part("providers_parts.html", "rows", rows=self._rows(), oob=True), *fresh]
+                if fresh:
+                    yield "\n".join(fresh)
+                sent = parts
+                await self._something(counts)
+
+    async def _something(self, counts: tuple[int, int, int]) -> None:
+        import anyio
+
+        async with anyio.create_task_group() as tasks:
+
+            async def wait(bell: Any, count: int) -> None:
+                await bell.after(count, _QUIET)
+                tasks.cancel_scope.cancel()
+
+            if self._errands.running or self._premises.readiness.phase is Phase.STARTING:
+                # The seconds that are told with it.
+                tasks.start_soon(wait, self._errands.bell, counts[1])
+                await anyio.sleep(_TICK)
+                tasks.cancel_scope.cancel()
+                return
+            tasks.start_soon(wait, self._lookout.bell, counts[0])
+            tasks.start_soon(wait, self._errands.bell, counts[1])
+            tasks.start_soon(wait, self._premises.chronicle.bell, counts[2])
+
+    # --- what is shown --------------------------------------------------------------------------------------------
+
+    def _parts(self) -> dict[str, str]:
+        """Everything that changes on the page, by id."""
+        parts = {"overview": self._overview(), "errand": self._errand()}
+        for row in self._rows():
+            parts[row["name"]] = self._press.part("providers_parts.html", "row", row=row, oob=True)
+        return parts
+
+    def _overview(self) -> str:
+        standing, readiness = self._lookout.standing, self._premises.readiness
+        ours = standing.report.ours if standing.report is not None else []
+        settings = self._premises.settings if self._premises.up else None
+        practice = settings is not None and any(value.origin == ORIGIN for value in settings.sources.overlay.values())
+        keys = (
+            [name for name in settings.sources.dotenv if name in settings.sources.overlay and name.endswith("_KEY")]
+            if settings is not None and practice
+            else []
+        )
+        return self._press.part(
+            "providers_parts.html",
+            "overview",
+            phase=readiness.phase.value,
+            reasons=readiness.reasons if standing.report is None else [],
+            error=standing.error,
+            since=standing.since,
+            letta=standing.report,
+            proven=sum(kind_of(one) is Condition.IN_SYNC for one in ours),
+            wanted=len(ours),
+            practice=practice,
+            arrived=keys,
+            env_file=settings.sources.file.name if settings is not None else ".env",
+            notices=self._premises.chronicle.notices(_NOTICED_FOR)[:3],
+            warnings=standing.report.notices if standing.report is not None else (),
+        )
+
+    def _errand(self) -> str:
+        return self._press.part(
+            "providers_parts.html", "errand", errand=self._errands.current, stored=STORED, stands=_stands
+        )
+
+    def _rows(self) -> list[dict[str, Any]]:
+        report = self._lookout.standing.report
+        return [self._row(entry) for entry in (report.providers if report is not None else [])]
+
+    def _row(self, entry: ProviderReport) -> dict[str, Any]:
+        kind = kind_of(entry)
+        word, tone = STANDS[kind]
+        answer = self._premises.chronicle.answers.get(entry.name)
+        return {
+            "name": entry.name,
+            "entry": entry,
+            "word": word,
+            "tone": tone,
+            "stored": STORED[entry.stored.value],
+            "wrong": kind not in (Condition.IN_SYNC, Condition.FOREIGN, Condition.NO_KEY),
+            "answer": answer,
+        }
+
+
+def _stands(entry: ProviderReport) -> tuple[str, str]:
+    return STANDS[kind_of(entry)]

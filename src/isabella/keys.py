@@ -51,12 +51,19 @@ class CleanKey:
     notes: tuple[str, ...] = ()
 
 
+def known_prefix(value: str) -> str:
+    """What a vendor put before the key; empty where that is not known."""
+    if not value.startswith(KNOWN_PREFIXES):
+        return ""
+    return next(known for known in KNOWN_PREFIXES if value.startswith(known))
+
+
 def mask(value: str) -> str:
     """A key as it may be shown: vendor prefix and last four characters.
 
     A short value shows less: four of its characters would be too large a part of it.
     """
-    prefix = next((known for known in KNOWN_PREFIXES if value.startswith(known)), "")
+    prefix = known_prefix(value)
     if len(value) - len(prefix) < _SHORTEST_WITH_ENDING:
         return f"{prefix}…"
     return f"{prefix}…{value[-4:]}"
@@ -88,7 +95,7 @@ def clean(raw: str) -> CleanKey:
                 notes.append(_BEARER_TAKEN_OFF)
     if not value:
         raise KeyEmpty("it is empty")
-    prefix = next((known for known in KNOWN_PREFIXES if value.startswith(known)), "")
+    prefix = known_prefix(value)
     if value == prefix or _PLACEHOLDERS.match(value.removeprefix(prefix)):
         raise KeyPlaceholder("it is a placeholder, not a key")
     if len(value.split()) > 1:

@@ -30,7 +30,8 @@ class _Declaration(BaseModel):
     key_prefix: str | None = None
     default_model: str | None = None
     default_window: Annotated[int, Field(gt=0)] = 32_768
-    models: list[str] | dict[str, Annotated[int, Field(gt=0)]] = []
+    # A list as the default would be copied, deeply, for every table.
+    models: list[str] | dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=list)
 
     @field_validator("base_url")
     @classmethod

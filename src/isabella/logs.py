@@ -11,11 +11,12 @@ import structlog
 from isabella.redaction import redact, redact_event
 
 
-def configure_logs(*, verbose: bool = False) -> None:
+def configure_logs(*, verbose: bool = False, quiet: bool = False) -> None:
     """Send all logs, those of libraries included, to standard error: readable on a terminal, JSON otherwise.
 
     Args:
         verbose: log what helps to find a fault, too.
+        quiet: log only what is wrong.
     """
     shared: list[structlog.typing.Processor] = [
         *([] if verbose else [_drop_retries]),
@@ -44,7 +45,7 @@ def configure_logs(*, verbose: bool = False) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.DEBUG if verbose else logging.INFO)
+    root.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
     for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "asyncio", "filelock", "psycopg", "uvicorn.access"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 

@@ -42,9 +42,9 @@ class OpenAiError(BaseModel):
     """What went wrong, in OpenAI's form."""
 
     message: str
-    type: str
-    param: str | None
-    code: str | None
+    type: str | None = Field(None, description="Null where the request was refused before it was looked at.")
+    param: str | None = None
+    code: str | None = None
 
 
 class OpenAiErrorBody(BaseModel):

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from isabella.cli import agents, doctor, letta, practice, providers
+from isabella.cli.chat import chat, login
 from isabella.cli.demo import demo
 from isabella.cli.settings import settings
 from isabella.cli.up import up
@@ -26,6 +27,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(up)
+app.command()(chat)
+app.command()(login)
 app.add_typer(providers.app, name="providers")
 app.add_typer(agents.app, name="agents")
 app.add_typer(letta.app, name="letta")

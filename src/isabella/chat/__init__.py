@@ -1,0 +1,1 @@
+"""Talking to an agent in the terminal, by way of a backend."""

@@ -253,7 +253,7 @@ class Applier:
             return await self._store.find(name) is not None
 
         try:
-            await self._patient(lambda: _carefully(write, happened, busy=(429,)))
+            await self._patient(lambda: _carefully(write, happened))
         except LettaError as second:
             return Outcome(
                 Action.RECREATE,
@@ -276,7 +276,8 @@ class Applier:
             found = await self._store.find(desired.name)
             return found is not None and self._holds(found, key) is not Match.DIFFERENT
 
-        await _carefully(write, happened, busy=(429,))
+        # Where a deleted name cannot come back, 409 is the last word (fact O1); elsewhere it passes.
+        await _carefully(write, happened, busy=_BUSY if self._abilities.recreates else (429,))
 
     async def _patch(self, change: Change, key: SecretStr | None) -> None:
         stored = change.stored
@@ -320,8 +321,12 @@ class Applier:
                 try:
                     return await write()
                 except (LettaUnreachable, LettaBroken):
-                    await anyio.sleep(pause)
-                    pause = min(pause * 2, 5.0)
+                    pass
+                except LettaRefused as error:
+                    if error.status not in _BUSY:
+                        raise
+                await anyio.sleep(pause)
+                pause = min(pause * 2, 5.0)
         # The last word on it, with its error.
         return await write()
 
@@ -381,8 +386,9 @@ async def _carefully(
         try:
             return await write()
         except LettaRefused as error:
-            # What was lost and could not be looked after may be the very reason for this refusal.
-            if was_lost and await _looked(happened):
+            # What was lost and could not be looked after may be the very reason for this refusal, and a conflict
+            # may come from somebody who has written the same.
+            if (was_lost or error.status == 409) and await _looked(happened):
                 return None
             if error.status not in busy or pause is None:
                 raise

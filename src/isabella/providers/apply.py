@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TypeVar
 
 import anyio
 from pydantic import SecretStr
@@ -23,6 +24,8 @@ from isabella.vendors.inquiry import Answer, Verdict
 
 #: Asks a vendor about a key; None where the operator does not want vendors to be asked.
 Ask = Callable[[str, SecretStr], Awaitable[Answer]]
+
+Result = TypeVar("Result")
 
 _AT_ONCE = 8
 _PAUSES = (0.3, 1.0)
@@ -225,12 +228,20 @@ class Applier:
         if change.stored is None:
             return await self._create(replace(change, reason=reason, ask_vendor=False))
         with anyio.CancelScope(shield=True):
-            await self._delete(change.stored.id, change.desired.name)
+            await self._surely_delete(change.stored.id, change.desired.name)
             try:
                 await self._patient(lambda: self._post(change))
             except LettaError as error:
                 return await self._put_back(change, reason, error)
         return Outcome(Action.RECREATE, _with(reason, answer))
+
+    async def _surely_delete(self, id: str, name: str) -> None:
+        """DELETE. Where that failed it may be gone all the same: nothing goes on before that is seen."""
+        try:
+            await self._delete(id, name)
+        except LettaError:
+            if await self._patient(lambda: self._store.find(name)) is not None:
+                raise
 
     async def _put_back(self, change: Change, reason: str, error: LettaError) -> Outcome:
         """After a DELETE whose POST failed: make the former record again, where its key was readable."""
@@ -313,7 +324,7 @@ class Applier:
     def _read(self, found: Stored, key: SecretStr) -> Reading:
         return read_back(found.key_text, key.get_secret_value(), self._master_key, None, shown=found.key_shown)
 
-    async def _patient(self, write: Callable[[], Awaitable[None]]) -> None:
+    async def _patient(self, write: Callable[[], Awaitable[Result]]) -> Result:
         """Go on while Letta cannot be reached or fails: something is missing there until this succeeds."""
         with anyio.move_on_after(self._patience):
             pause = 0.5

@@ -16,7 +16,7 @@ import anyio
 from pydantic import SecretStr
 
 from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnreachable
-from isabella.providers.plan import Action, Change, State
+from isabella.providers.plan import Action, Change, State, no_delete
 from isabella.providers.sealing import Match, Reading, read_back
 from isabella.stores import Abilities, Store, Stored
 from isabella.strategy import Strategy
@@ -195,8 +195,9 @@ class Applier:
         if not self._abilities.recreates:
             return Outcome(
                 Action.REFUSE,
-                f"{change.reason}; Letta {self._abilities.release} refuses to update it and cannot recreate it",
-                "Upgrade Letta to 0.16.2 or later, then sync again.",
+                f"{change.reason}; Letta refuses to update it: {error.detail}; {no_delete(self._abilities)}",
+                "Run Letta under the master key that this was sealed with, or upgrade it to 0.16.2 or a later "
+                "release that was measured, then sync again.",
                 failed=True,
             )
         return await self._recreate(replace(change, ask_vendor=False), _with(change.reason, answer))
@@ -216,9 +217,13 @@ class Applier:
                 "Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again.",
                 failed=True,
             )
-        with anyio.CancelScope(shield=True):
-            await self._patch(change, SecretStr(f"being-sealed-{secrets.token_hex(8)}"))
-            await self._patient(lambda: self._patch(change, change.desired.key))
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._patch(change, SecretStr(f"being-sealed-{secrets.token_hex(8)}"))
+                await self._patient(lambda: self._patch(change, change.desired.key))
+        except LettaRefused as error:
+            # A long key in plaintext is taken for a sealed one, which Letta cannot open (facts P4, O7).
+            return await self._beyond_update(change, error, None)
         return Outcome(Action.UPDATE, change.reason)
 
     async def _recreate(self, change: Change, reason: str) -> Outcome:

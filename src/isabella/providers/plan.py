@@ -149,7 +149,7 @@ def plan(
         if abilities.recreates:
             return change(Action.RECREATE, f"strategy recreate; {difference}")
         if state is State.IN_SYNC:
-            return change(Action.KEEP, f"{difference}; {_no_delete(abilities)}")
+            return change(Action.KEEP, f"{difference}; {no_delete(abilities)}")
     match state:
         case State.IN_SYNC:
             return change(Action.KEEP, difference)
@@ -169,7 +169,7 @@ def plan(
         case _:
             return change(
                 Action.REFUSE,
-                f"{difference}; {_no_delete(abilities)}",
+                f"{difference}; {no_delete(abilities)}",
                 "Upgrade Letta to 0.16.2 or later, then sync again.",
             )
 
@@ -178,7 +178,8 @@ def _is_taken_for_sealed(desired: Desired) -> bool:
     return desired.key is not None and taken_for_sealed(desired.key.get_secret_value())
 
 
-def _no_delete(abilities: Abilities) -> str:
+def no_delete(abilities: Abilities) -> str:
+    """Why nothing is deleted on this release."""
     if not abilities.known:
         return f"Letta {abilities.release} is not a release that was measured, so nothing is deleted there"
     return f"Letta {abilities.release} cannot bring back a provider that was deleted, so nothing is deleted there"

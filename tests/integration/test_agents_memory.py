@@ -135,6 +135,8 @@ def test_a_passage_is_deleted_by_its_own_agent_only(served: Backend, agent: str)
     """Letta's route deletes anybody's passage; ours looks whose it is."""
     passage = served.client.post("/api/agents/isabella/passages", json={"text": "Not yours."}).json()["id"]
     assert code(served.client.delete(f"{agent}/passages/{passage}")) == (404, "memory_unknown")
+    served.client.post(f"{agent}/passages", json={"text": "An archive of its own."}).raise_for_status()
+    assert code(served.client.delete(f"{agent}/passages/{passage}")) == (404, "memory_unknown")
     assert served.client.delete(f"/api/agents/isabella/passages/{passage}").status_code == 204
 
 
@@ -191,8 +193,14 @@ def test_the_history_comes_page_by_page_newest_last(served: Backend, agent: str)
         ("PUT", "/api/agents/isabella/blocks/human", "not json", (422, "invalid_request")),
         ("PUT", "/api/agents/isabella/blocks/human", '{"value":1}', (422, "invalid_request")),
         ("POST", "/api/agents/isabella/passages", '{"text":""}', (422, "invalid_request")),
-        ("POST", "/api/agents/isabella/passages", '{"text":"  "}', (422, "memory_refused")),
-        ("POST", "/api/agents/isabella/passages", json.dumps({"text": "word " * 60_000}), (422, "memory_too_long")),
+        ("POST", "/api/agents/isabella/passages", '{"text":"  "}', (422, "invalid_request")),
+        ("POST", "/api/agents/isabella/passages", json.dumps({"text": "word " * 60_000}), (422, "invalid_request")),
+        (
+            "POST",
+            "/api/agents/isabella/passages",
+            json.dumps({"text": "\U0001f431" * 9_000}),
+            (422, "memory_too_long"),
+        ),
         ("DELETE", "/api/agents/isabella/passages/x%3Flimit=1", None, (422, "invalid_request")),
         ("DELETE", f"/api/agents/isabella/passages/{NO_PASSAGE}", None, (404, "memory_unknown")),
         ("GET", "/api/agents/isabella/messages?limit=0", None, (422, "invalid_request")),
@@ -203,7 +211,7 @@ def test_the_history_comes_page_by_page_newest_last(served: Backend, agent: str)
             (404, "memory_unknown"),
         ),
         ("GET", "/api/agents/isabella/search", None, (422, "invalid_request")),
-        ("POST", "/api/agents/isabella/switch", '{"handle":"nobody/model"}', (422, "model_unknown")),
+        ("POST", "/api/agents/isabella/switch", '{"handle":"nobody/model"}', (409, "model_unknown")),
         ("POST", "/api/agents/isabella/switch", '{"handle":""}', (422, "invalid_request")),
         ("POST", "/api/agents/import", "{", (422, "agent_file_refused")),
         ("POST", "/api/agents/import", "[" * 100_000, (422, "agent_file_refused")),

@@ -43,7 +43,7 @@ def test_every_error_has_a_status_and_a_word(kind: type[IsabellaError]) -> None:
     ("kind", "status"),
     [
         (errors.AgentUnknown, 404),
-        (errors.ModelUnknown, 422),
+        (errors.ModelUnknown, 409),
         (errors.MemoryChanged, 409),
         (errors.MemoryTooLong, 422),
         (errors.MemoryUnknown, 404),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from isabella.agents.memory import check_text, unless_unknown
+from isabella.agents.memory import check_text
 from isabella.agents.wire import Wire
 from isabella.errors import LettaRefused, MemoryRefused, MemoryTooLong, MemoryUnknown
 
@@ -112,16 +112,16 @@ class Archive:
             MemoryUnknown: the agent has no such passage.
             LettaError: Letta refuses or fails.
         """
-        unknown = f"There is no passage {passage_id[:100]!r} in this agent's archival memory."
         for archive in await self._wire.get("/v1/archives/", agent_id=agent_id):
             try:
-                await unless_unknown(
-                    self._wire.delete(f"/v1/archives/{archive['id']}/passages/{passage_id}"), unknown
-                )
-            except MemoryUnknown:
-                continue
-            return
-        raise MemoryUnknown(unknown)
+                await self._wire.delete(f"/v1/archives/{archive['id']}/passages/{passage_id}")
+            except LettaRefused as refused:
+                # 400: it stands in another archive, which is none of this agent's business.
+                if refused.status not in (400, 404, 422):
+                    raise
+            else:
+                return
+        raise MemoryUnknown(f"There is no passage {passage_id[:100]!r} in this agent's archival memory.")
 
     async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[Passage]:
         """The passages nearest to a query, best first: by meaning where the agent has vectors, by text otherwise.

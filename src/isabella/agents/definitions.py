@@ -15,7 +15,8 @@ from isabella.errors import ConfigurationError
 from isabella.settings import Settings
 
 #: What Letta takes as an agent's name (it answers others with a 500 or an unreadable 400).
-NAME = re.compile(r"[\w '\-]{1,100}", re.UNICODE)
+NAME_PATTERN = r"^[\w'\-]([\w '\-]{0,98}[\w'\-])?$"
+NAME = re.compile(NAME_PATTERN)
 
 _ID = r"^[a-z][a-z0-9-]{0,49}$"
 _LABEL = r"^[A-Za-z][A-Za-z0-9_-]{0,49}$"
@@ -111,7 +112,7 @@ class _Agent(BaseModel):
     @field_validator("name")
     @classmethod
     def _is_name(cls, value: str) -> str:
-        if not NAME.fullmatch(value) or value != value.strip():
+        if not NAME.fullmatch(value):
             raise ValueError("a name holds letters, digits, spaces, '-', '_' and apostrophes, 100 at most")
         return value
 

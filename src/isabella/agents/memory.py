@@ -105,7 +105,6 @@ class Memory:
             MemoryRefused: the text holds what is no text.
             LettaError: Letta refuses or fails.
         """
-        check_text(value)
         async with self.hold(agent_id):
             block = await self.block(agent_id, label)
             if seen not in (ANY_VERSION, block.version):
@@ -114,6 +113,7 @@ class Memory:
                     version=block.version,
                     remedy="Read it again, and make your change to what stands there now.",
                 )
+            check_text(value)
             if len(value) > block.limit:
                 raise MemoryTooLong(
                     f"The text has {len(value)} characters; the memory block {label!r} holds {block.limit}.",

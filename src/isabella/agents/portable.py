@@ -191,7 +191,7 @@ def _document(text: str | bytes) -> dict[str, Any]:
 
 def _name(agent: Mapping[str, Any], given: str | None) -> str:
     name = given if given is not None else agent.get("name")
-    if not isinstance(name, str) or not NAME.fullmatch(name) or name != name.strip():
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise AgentFileRefused(
             "An agent's name holds letters, digits, spaces, '-', '_' and apostrophes, 100 at most.",
             remedy="Give it such a name.",

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from isabella.agents.agency import Agency
+from isabella.agents.definitions import NAME_PATTERN
 from isabella.agents.embedding import Choice
 from isabella.agents.mending import find_broken
 from isabella.agents.portable import export_agent, import_agent, own_secrets
@@ -23,7 +24,9 @@ router = APIRouter(prefix="/api", tags=["agents"], responses=ERRORS)
 #: The largest agent file that is taken, in bytes.
 LARGEST_FILE = 64 * 1024 * 1024
 
-NewName = Annotated[str | None, Query(max_length=100, description="What to call it; by default as the file does.")]
+NewName = Annotated[
+    str | None, Query(pattern=NAME_PATTERN, description="What to call it; by default as the file does.")
+]
 WithTools = Annotated[bool, Query(description="Also take tools that Letta lacks: programs on Letta's machine.")]
 Name = Annotated[str, Path(description="An agent's name, the id of its definition, or Letta's id of it.")]
 
@@ -79,7 +82,9 @@ class Handles(BaseModel):
 class Switch(BaseModel):
     """Which model an agent is to speak through."""
 
-    handle: str = Field(min_length=1, max_length=300, examples=["byok-mistral/mistral-medium-latest"])
+    handle: str = Field(
+        max_length=300, pattern=r"^[^\s/\x00]+(/[^\s\x00]+)?$", examples=["byok-mistral/mistral-medium-latest"]
+    )
 
 
 class Imported(BaseModel):
@@ -145,7 +150,7 @@ async def agent(name: Name, agency: Agents) -> Agent:
 async def switch(name: Name, wanted: Switch, agency: Agents) -> Agent:
     """Bind an agent to a handle, from its next message on. Memory and history stay.
 
-    A handle that would not work now is refused with 422 `model_unknown`; `details.handles` lists those that would.
+    A handle that would not work now is refused with 409 `model_unknown`; `details.handles` lists those that would.
     """
     resident = await agency.residents.find(name)
     async with agency.memory.hold(resident.id):

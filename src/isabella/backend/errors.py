@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from isabella import errors
 from isabella.errors import IsabellaError
@@ -47,6 +48,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 _STATUSES: Mapping[type[IsabellaError], int] = {
     errors.AgentUnknown: 404,
     errors.AgentExists: 409,
+    # Whether a model would work is a matter of the vendors' state, not of the request's form.
+    errors.ModelUnknown: 409,
     errors.AgentError: 422,
     errors.MemoryUnknown: 404,
     errors.MemoryChanged: 409,
@@ -128,16 +131,28 @@ def handle_errors(app: FastAPI) -> None:
         return answer(422, Problem(code="invalid_request", message=said[:500], details={"problems": found[:20]}))
 
     @app.exception_handler(HTTPException)
-    async def refused(_request: Request, error: HTTPException) -> JSONResponse:
+    async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(_allowed(request))
         phrase = HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "_").replace("-", "_")
         message = error.detail if isinstance(error.detail, str) else phrase
-        return answer(error.status_code, Problem(code=code, message=redact(message)), error.headers)
+        return answer(error.status_code, Problem(code=code, message=redact(message)), headers)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:
         log.error("internal error", path=redact(request.url.path), exc_info=error)
         return answer(500, Problem(code="internal_error", message="Isabella failed; her log says more."))
+
+
+def _allowed(request: Request) -> list[str]:
+    """The methods that a path has over all its routes; Starlette names those of the first one only."""
+    methods: set[str] = set()
+    for route in request.app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return sorted(methods)
 
 
 def _word(part: Any) -> str:

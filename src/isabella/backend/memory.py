@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Header, Path, Query, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema
 
 from isabella.agents import memory
 from isabella.agents.archive import Passage as KeptPassage
@@ -15,12 +16,14 @@ from isabella.backend.agents import Name
 from isabella.backend.errors import ERRORS, ErrorBody, Problem, answer, answer_to
 from isabella.backend.residence import Agents
 from isabella.errors import MemoryChanged
+from isabella.turns.desk import SAYABLE
 
 router = APIRouter(prefix="/api/agents/{name}", tags=["memory"], responses=ERRORS)
 
-#: Characters that a text may have at most, well above every limit of Letta's.
+#: Characters that a block's text may have at most, well above every limit of Letta's.
 _LONGEST = 1_000_000
-
+#: Characters that a passage may have at most: Letta counts four bytes as a token, and takes 8192.
+_LONGEST_PASSAGE = 32_768
 Label = Annotated[str, Path(description="A memory block's label.", max_length=100)]
 MessageId = Annotated[str | None, Query(pattern=r"^message-[0-9a-f-]{36}$")]
 PassageId = Annotated[str, Path(pattern=r"^passage-[0-9a-f-]{36}$")]
@@ -46,9 +49,12 @@ class Blocks(BaseModel):
 class BlockEdit(BaseModel):
     """A new text for a memory block."""
 
+    # Described as required: only who sends If-Match, which is the same thing, may leave it out.
+    model_config = ConfigDict(json_schema_extra={"required": ["value", "version"]})
+
     value: str = Field(max_length=_LONGEST)
-    version: str | None = Field(
-        default=None, max_length=100, description="The version that the editor saw, where no If-Match says it."
+    version: str | SkipJsonSchema[None] = Field(
+        default=None, max_length=100, description="The version that the editor saw; `*` for whatever there is."
     )
 
 
@@ -71,8 +77,8 @@ class Passages(BaseModel):
 class NewPassage(BaseModel):
     """A passage to be written."""
 
-    text: str = Field(min_length=1, max_length=_LONGEST)
-    tags: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default_factory=list, max_length=50)
+    text: str = Field(max_length=_LONGEST_PASSAGE, pattern=SAYABLE)
+    tags: list[Annotated[str, Field(max_length=200, pattern=SAYABLE)]] = Field(default_factory=list, max_length=50)
 
 
 class Entry(BaseModel):
@@ -132,14 +138,14 @@ async def edit(
     wanted: BlockEdit,
     agency: Agents,
     response: Response,
-    if_match: Annotated[str | None, Header(max_length=200)] = None,
+    if_match: Annotated[str | None, Header(max_length=200, include_in_schema=False)] = None,
 ) -> Block | JSONResponse:
-    """Replace a block's text, if it is still the one that the editor saw. `If-Match: *` overwrites whatever it is.
+    """Replace a block's text, if it is still the one that the editor saw, by `version` or by its ETag.
 
     A text above the block's limit is refused with 422 `memory_too_long`.
     """
     seen = if_match.strip().removeprefix("W/").strip('"') if if_match is not None else wanted.version
-    if not seen:
+    if seen is None:
         problem = Problem(
             code="version_required",
             message="The edit does not say which text it was made from.",
@@ -198,7 +204,7 @@ async def messages(
 async def search(
     name: Name,
     agency: Agents,
-    q: Annotated[str, Query(min_length=1, max_length=1000, description="What to look for.")],
+    q: Annotated[str, Query(max_length=1000, pattern=SAYABLE, description="What to look for.")],
     where: Annotated[Literal["archive", "messages", "all"], Query(alias="in")] = "all",
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ) -> Found:

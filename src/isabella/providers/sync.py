@@ -270,7 +270,7 @@ class _Run:
             entries += [_foreign(stored) for name, stored in self._stored.items() if name not in declared]
         if self._options.count_models:
             entries = await self._count_models(entries)
-        return Report(self._store.address, self._abilities.release, entries)
+        return Report(self._store.address, self._abilities.release, entries, notices=self._abilities.remarks)
 
     def _entry(self, change: Change, outcome: Outcome | None, done: bool) -> ProviderReport:
         desired = change.desired

@@ -260,7 +260,8 @@ class Applier:
                 again,
                 failed=True,
             )
-        key, base_url = reading.key, former.base_url or change.desired.base_url
+        # A former key must not go to another address than it went to; without one, the type decides again.
+        key, base_url = reading.key, former.base_url
 
         async def write() -> None:
             await self._store.create(name=name, type=former.type, base_url=base_url, key=key)

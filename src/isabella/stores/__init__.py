@@ -68,8 +68,8 @@ class Store(Protocol):
     async def find(self, name: str) -> Stored | None:
         """The live provider of this name."""
 
-    async def create(self, *, name: str, type: str, base_url: str, key: SecretStr) -> None:
-        """Make a provider. Not retried: after a lost answer, look first."""
+    async def create(self, *, name: str, type: str, base_url: str | None, key: SecretStr) -> None:
+        """Make a provider; without a base URL, the type decides. Not retried: after a lost answer, look first."""
 
     async def update(self, id: str, *, key: SecretStr, base_url: str) -> None:
         """Change key and base URL in place. Not retried."""

@@ -162,13 +162,15 @@ class LettaServer:
         page = await self._page({"limit": PAGE, "name": name})
         return next((row for row in page if row.name == name), None)
 
-    async def create(self, *, name: str, type: str, base_url: str, key: SecretStr) -> None:
+    async def create(self, *, name: str, type: str, base_url: str | None, key: SecretStr) -> None:
         """POST a provider. Letta answers when it has read the vendor's model list, or has failed to (fact P9).
 
         Raises:
             LettaError: it was refused, or the answer was lost.
         """
-        body = {"name": name, "provider_type": type, "base_url": base_url, "api_key": key.get_secret_value()}
+        body = {"name": name, "provider_type": type, "api_key": key.get_secret_value()}
+        if base_url is not None:
+            body["base_url"] = base_url
         await self._write("POST", "/v1/providers/", body, timeout=max(self._timeout, 60.0))
 
     async def update(self, id: str, *, key: SecretStr, base_url: str) -> None:

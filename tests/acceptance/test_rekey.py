@@ -208,6 +208,14 @@ def test_a_configured_key_takes_the_place_of_the_kept_one(house: House) -> None:
     assert {place: plain for place, (_, plain) in configured.plain().items()} == before
     assert configured.says_something(configured.server.up())
 
+    # Without the line in the configuration nobody here knows the key: nothing is begun then.
+    lost = house.isabella("rekey", "--yes")
+    assert (lost.returncode, "--former-key-file" in lost.stderr) == (1, True)
+    assert not house.server.layout.rekey_file.exists()
+    former = house.folder / "former-key"
+    former.write_text(f"{key}\n")
+    assert "Nothing was changed" in house.isabella("rekey", "--dry-run", "--former-key-file", str(former)).stdout
+
 
 _CUT_OFF = """
 import os, signal, sys

@@ -185,8 +185,7 @@ class Server:
             ran = cluster.running() is not None
             postmaster = self._start_postgres(cluster, progress)
             try:
-                keys = rekeying.known_keys(self.layout, self.master_key, *former)
-                return sealed.survey(self._database(postmaster), keys)
+                return sealed.survey(self._database(postmaster), self._known_keys(former))
             finally:
                 if not ran:
                     cluster.stop()
@@ -209,7 +208,7 @@ class Server:
         layout = self.layout
         with self._locked(layout.lock, progress):
             postmaster = self._start_postgres(self._cluster(), progress)
-            known = rekeying.known_keys(layout, *former)
+            known = self._known_keys(former)
             key = self.master_key or SecretStr(token_hex(32))
             with sealed.syncing(self._database(postmaster)):
                 rekeying.begin(layout, key, known, kept=self.master_key is None)
@@ -397,6 +396,17 @@ class Server:
                 remedy="`isabella letta up` makes one.",
             )
         return cluster
+
+    def _known_keys(self, former: Sequence[SecretStr]) -> list[SecretStr]:
+        keys = rekeying.known_keys(self.layout, *former, self.master_key)
+        last = program.Run.load(self.layout.run_file)
+        # Without that key nothing could be carried over, and all of it would be lost to Letta.
+        if last is not None and not any(vault.fits(key, last.key) for key in (None, *keys)):
+            raise EmbeddedError(
+                f"The master key that Letta {self.release} ran under last is not known here.",
+                remedy="Put it into a file, and name that with --former-key-file.",
+            )
+        return keys
 
     def _database(self, postmaster: Postmaster) -> SecretStr:
         return database.url(postmaster.port, vault.keep(self.layout.database_password_file))

@@ -5,17 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 
 import anyio
 
+from isabella.advisory import Advisory
 from isabella.agents.binding import Binding
 from isabella.concurrency import together
 from isabella.connection import Connection, connect
 from isabella.errors import IsabellaError
+from isabella.gate import Gate
 from isabella.locks import sync_lock
+from isabella.providers.condition import Condition, Conditions, after, with_conditions
 from isabella.providers.desired import Desired, desired_providers, select
+from isabella.providers.ledger import Ledger
 from isabella.providers.report import Receipt, Report
 from isabella.providers.sealing import ProofMemo
 from isabella.providers.sync import Options, Seen, bring_in_line, look, read_store
@@ -24,7 +29,8 @@ from isabella.stores.letta_server import LettaServer
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import ask_vendor
 
-# Seconds after which the requests for the listing are on their way, and Letta is at work on them.
+# Seconds after which the requests for the listing are on their way. What is read meanwhile is not read in threads:
+# each would take the interpreter away from the listing for 5 ms at every step.
 _HEAD_START = 0.003
 
 
@@ -36,6 +42,7 @@ async def ensure_providers(
     strategy: Strategy | None = None,
     probe: bool = True,
     count_models: bool = False,
+    gate: Gate | None = None,
 ) -> Report:
     """Make Letta hold exactly the keys that the configuration has, and prove it by reading back.
 
@@ -48,6 +55,8 @@ async def ensure_providers(
         strategy: in place of the settings' own.
         probe: ask a vendor whether it takes a key that Letta does not hold yet.
         count_models: tell how many models Letta has of each provider, which costs a request for each.
+        gate: the one that turns of this process pass; by default turns of other processes are held where Letta's
+            database is known.
 
     Returns:
         What was found and done. `report.all_proven` tells whether every provider is proven.
@@ -57,8 +66,10 @@ async def ensure_providers(
         LettaError: Letta cannot be reached or read; nothing was changed.
         LockTimeout: another process has been syncing it for too long.
     """
-    async with _opened(settings, connection, only, strategy, probe, count_models) as run:
-        return run.finish(await bring_in_line(run.store, run.desired, run.options))
+    async with _opened(settings, connection, only, strategy, probe, count_models, looks=False, gate=gate) as run:
+        report = run.finish(await bring_in_line(run.store, run.desired, run.options))
+        run.write_down()
+        return report
 
 
 async def compare_providers(
@@ -67,13 +78,15 @@ async def compare_providers(
     connection: Connection | None = None,
     only: Sequence[str] = (),
     strategy: Strategy | None = None,
+    probe: bool = False,
     count_models: bool = False,
 ) -> Report:
     """Tell what Letta holds, compared with the configuration, and what would be done. Changes nothing.
 
+    With `probe`, vendors are asked about keys that Letta does not hold yet, as `ensure_providers` would: a rehearsal.
     Arguments and errors are those of `ensure_providers`.
     """
-    async with _opened(settings, connection, only, strategy, False, count_models) as run:
+    async with _opened(settings, connection, only, strategy, probe, count_models) as run:
         return run.finish(await look(run.store, run.desired, run.options))
 
 
@@ -134,10 +147,22 @@ class _Opened:
     store: LettaServer
     desired: tuple[Desired, ...]
     options: Options
+    ledger: Ledger
+    stood: Conditions
+    looks: bool
+    stand: dict[str, Condition] = field(default_factory=dict)
 
     def finish(self, report: Report) -> Report:
         vendors = tuple(provider.vendor for provider in self.desired)
+        now = datetime.now(UTC)
+        self.stand.update(after(self.stood, report, now, whole=self.options.foreign))
+        report = with_conditions(report, self.stand, unless=now if self.looks else None)
         return replace(report, notices=(*self.settings.contradictions(vendors), *report.notices))
+
+    def write_down(self) -> None:
+        """Keep how the providers stand. A mere look does not: it would hide when a drift really began."""
+        if self.stand != self.stood:
+            self.ledger.write(self.stand)
 
 
 @asynccontextmanager
@@ -148,27 +173,29 @@ async def _opened(
     strategy: Strategy | None,
     probe: bool,
     count_models: bool,
+    looks: bool = True,
+    gate: Gate | None = None,
 ) -> AsyncIterator[_Opened]:
     settings = settings or load_settings()
     desired, letta = await _configuration_and_letta(settings, connection, only)
     connection = letta.connection
-    memo = None
-    if connection.master_key is not None:
-        name = hashlib.sha256(connection.base_url.encode()).hexdigest()[:16]
-        memo = ProofMemo(connection.home / "proofs" / f"{name}.json", connection.master_key)
     options = Options(
         strategy=strategy or settings.strategy,
         master_key=connection.master_key,
         ask=partial(ask_vendor, timeout=min(connection.timeout, 10.0)) if probe else None,
-        memo=memo,
+        memo=letta.memo,
         lock=lambda: sync_lock(connection.base_url, home=connection.home, database_url=connection.database_url),
         patience=connection.timeout,
         foreign=not only,
         count_models=count_models,
         seen=letta.seen,
     )
+    if gate is None:
+        advisory = None if connection.database_url is None else Advisory(connection.database_url)
+        gate = Gate(advisory, patience=settings.gate_timeout)
+    options = replace(options, closed=gate.closed, held_everywhere=gate.holds_everywhere)
     async with letta.store:
-        yield _Opened(settings, connection, letta.store, desired, options)
+        yield _Opened(settings, connection, letta.store, desired, options, letta.ledger, letta.stood, looks)
 
 
 @dataclass(frozen=True)
@@ -176,6 +203,9 @@ class _Letta:
     connection: Connection
     store: LettaServer
     seen: Seen
+    memo: ProofMemo | None
+    ledger: Ledger
+    stood: Conditions
 
 
 async def _configuration_and_letta(
@@ -190,7 +220,6 @@ async def _configuration_and_letta(
 
     async def read_configuration() -> None:
         nonlocal desired
-        # Not in a thread: it would take the interpreter away from the listing, 5 ms at each of its steps.
         await anyio.sleep(_HEAD_START)
         desired = select(desired_providers(settings), tuple(only))
 
@@ -213,9 +242,27 @@ async def _configuration_and_letta(
 
 
 async def _reach(connection: Connection) -> _Letta:
+    """Look at Letta, and at what is remembered of it while it answers."""
     store = LettaServer(connection.base_url, password=connection.password, timeout=connection.timeout)
+    ledger = Ledger(connection.home, connection.base_url)
+    memo: ProofMemo | None = None
+    stood: Conditions = {}
+    seen: list[Seen] = []
+
+    async def look_at_it() -> None:
+        seen.append(await read_store(store))
+
+    async def recall() -> None:
+        nonlocal memo, stood
+        await anyio.sleep(_HEAD_START)
+        stood = ledger.read()
+        if connection.master_key is not None:
+            name = hashlib.sha256(connection.base_url.encode()).hexdigest()[:16]
+            memo = ProofMemo(connection.home / "proofs" / f"{name}.json", connection.master_key)
+
     try:
-        return _Letta(connection, store, await read_store(store))
+        await together([look_at_it, recall])
     except BaseException:
         await store.close()
         raise
+    return _Letta(connection, store, seen[0], memo, ledger, stood)

@@ -15,15 +15,14 @@ from typing import TypeVar
 import anyio
 from pydantic import SecretStr
 
-from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnreachable
+from isabella.errors import GateTimeout, LettaBroken, LettaError, LettaRefused, LettaUnreachable
+from isabella.gate import Closed, ungated
 from isabella.providers.plan import Action, Change, State, no_delete
+from isabella.providers.rotation import Ask, refusal
 from isabella.providers.sealing import Match, Reading, read_back
 from isabella.stores import Abilities, Store, Stored
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import Answer, Verdict
-
-#: Asks a vendor about a key; None where the operator does not want vendors to be asked.
-Ask = Callable[[str, SecretStr], Awaitable[Answer]]
 
 Result = TypeVar("Result")
 
@@ -31,6 +30,10 @@ _AT_ONCE = 8
 _PAUSES = (0.3, 1.0)
 _BUSY = (409, 429)
 _TOUCHSTONE = "isabella-touchstone"
+_OTHER_SECRETS = (
+    "Letta's master key was changed. Whatever else Letta had sealed under the former one (agents' environment "
+    "variables, tokens of MCP servers) it cannot open now: enter that again, or run Letta under the former key."
+)
 #: Nothing listens there, and nothing ever answers.
 _NOWHERE = "http://127.0.0.1:9/v1"
 
@@ -44,12 +47,14 @@ class Outcome:
         reason: why, and how it went, for people.
         remedy: what the operator can do now.
         failed: whether it did not go as it should.
+        refused_by_vendor: whether that is because the vendor refuses the configured key.
     """
 
     action: Action
     reason: str
     remedy: str | None = None
     failed: bool = False
+    refused_by_vendor: bool = False
 
 
 class _Sealing(StrEnum):
@@ -70,6 +75,7 @@ class Applier:
         master_key: the one under which keys are to be sealed, if any.
         ask: asks a vendor about a key; None asks nobody.
         patience: seconds to go on trying when a provider has been deleted and cannot be made again yet.
+        closed: keeps turns off a provider while it is changed with a gap.
     """
 
     def __init__(
@@ -81,8 +87,10 @@ class Applier:
         master_key: SecretStr | None,
         ask: Ask | None,
         patience: float = 30.0,
+        closed: Closed = ungated,
     ) -> None:
         self._store = store
+        self._closed = closed
         self._abilities = abilities
         self._strategy = strategy
         self._master_key = master_key
@@ -125,7 +133,7 @@ class Applier:
                     return await self._recreate(change, change.reason)
                 case _:
                     return Outcome(change.action, change.reason, change.remedy)
-        except LettaError as error:
+        except (LettaError, GateTimeout) as error:
             return Outcome(change.action, f"{change.reason}; {error.what}", error.remedy, failed=True)
 
     @property
@@ -200,7 +208,11 @@ class Applier:
                 "release that was measured, then sync again.",
                 failed=True,
             )
-        return await self._recreate(replace(change, ask_vendor=False), _with(change.reason, answer))
+        outcome = await self._recreate(replace(change, ask_vendor=False), _with(change.reason, answer))
+        if change.state is not State.UNREADABLE or outcome.failed:
+            return outcome
+        # Nobody but Letta can open its other secrets, and over REST nobody can ask for them.
+        return replace(outcome, reason=f"{outcome.reason}, nor Letta's any more", remedy=_OTHER_SECRETS)
 
     async def _reseal(self, change: Change) -> Outcome:
         """Have a key encrypted that stands there in plaintext.
@@ -218,9 +230,10 @@ class Applier:
                 failed=True,
             )
         try:
-            with anyio.CancelScope(shield=True):
-                await self._patch(change, SecretStr(f"being-sealed-{secrets.token_hex(8)}"))
-                await self._patient(lambda: self._patch(change, change.desired.key))
+            async with self._closed(change.desired.name):
+                with anyio.CancelScope(shield=True):
+                    await self._patch(change, SecretStr(f"being-sealed-{secrets.token_hex(8)}"))
+                    await self._patient(lambda: self._patch(change, change.desired.key))
         except LettaRefused as error:
             # A long key in plaintext is taken for a sealed one, which Letta cannot open (facts P4, O7).
             return await self._beyond_update(change, error, None)
@@ -232,12 +245,13 @@ class Applier:
             return _refused_by_vendor(change, answer)
         if change.stored is None:
             return await self._create(replace(change, reason=reason, ask_vendor=False))
-        with anyio.CancelScope(shield=True):
-            await self._surely_delete(change.stored.id, change.desired.name)
-            try:
-                await self._patient(lambda: self._post(change))
-            except LettaError as error:
-                return await self._put_back(change, reason, error)
+        async with self._closed(change.desired.name):
+            with anyio.CancelScope(shield=True):
+                await self._surely_delete(change.stored.id, change.desired.name)
+                try:
+                    await self._patient(lambda: self._post(change))
+                except LettaError as error:
+                    return await self._put_back(change, reason, error)
         return Outcome(Action.RECREATE, _with(reason, answer))
 
     async def _surely_delete(self, id: str, name: str) -> None:
@@ -434,13 +448,8 @@ def _key(change: Change) -> SecretStr:
 
 
 def _refused_by_vendor(change: Change, answer: Answer) -> Outcome:
-    kept = "nothing is registered" if change.stored is None else "the stored key stays"
-    return Outcome(
-        Action.REFUSE,
-        f"{change.desired.vendor.title} refuses the configured key ({answer.status}: {answer.said}); {kept}",
-        f"{change.desired.key_source} holds a refused key: put a valid one there.",
-        failed=True,
-    )
+    reason, remedy = refusal(change, answer)
+    return Outcome(Action.REFUSE, reason, remedy, failed=True, refused_by_vendor=True)
 
 
 def _with(reason: str, answer: Answer | None) -> str:

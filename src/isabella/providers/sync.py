@@ -13,20 +13,29 @@ from pydantic import SecretStr
 
 from isabella.concurrency import together
 from isabella.errors import LettaError
-from isabella.providers.apply import Applier, Ask, Outcome
+from isabella.gate import Closed, ungated
+from isabella.providers.apply import Applier, Outcome
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action, Change, State, plan, state_of
 from isabella.providers.report import Proof, ProviderReport, Report
+from isabella.providers.rotation import Ask, rehearse
 from isabella.providers.sealing import Match, ProofMemo, Reading, read_back
 from isabella.stores import Abilities, Store, Stored
 from isabella.strategy import Strategy
 
-#: Up to so many providers are read back one by one; for more, listing all of them costs less.
-_FEW = 8
+#: Finding one provider costs Letta about as much time as listing so many.
+_ROWS_PER_FIND = 100
+#: How many providers' models are counted at the same time.
+_COUNTED_AT_ONCE = 8
 _THREADS = os.cpu_count() or 1
 
 _SAME_MASTER_KEY = "Put the LETTA_ENCRYPTION_KEY that Letta itself runs with into .env, then sync again."
 _GIVE_MASTER_KEY = "Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again."
+
+_NOT_HELD = (
+    "turns of other processes were not held while it was changed: Letta's database is not known "
+    "(ISABELLA_DATABASE_URL)"
+)
 
 Lock = Callable[[], AbstractAsyncContextManager[None]]
 
@@ -64,6 +73,8 @@ class Options:
         foreign: whether providers that nobody declared are listed too.
         count_models: whether Letta is asked how many models each provider has.
         seen: a reading made just before, in place of the run's own first one.
+        closed: keeps turns off a provider while it is changed with a gap.
+        held_everywhere: whether that holds for turns of other processes, too.
     """
 
     strategy: Strategy = Strategy.AUTO
@@ -75,6 +86,8 @@ class Options:
     foreign: bool = True
     count_models: bool = False
     seen: Seen | None = None
+    closed: Closed = ungated
+    held_everywhere: bool = True
 
 
 async def read_store(store: Store) -> Seen:
@@ -99,12 +112,14 @@ async def read_store(store: Store) -> Seen:
 async def look(store: Store, desired: Sequence[Desired], options: Options) -> Report:
     """Compare what Letta holds with what is desired, and tell what would be done. Writes nothing.
 
+    With `options.ask` the vendors are asked about the keys that Letta does not hold yet, as a sync would.
+
     Raises:
         LettaError: Letta cannot be read; this never means that it has no providers.
     """
     run = _Run(store, options)
     await run.look(desired)
-    changes = run.changes(desired)
+    changes = await rehearse(run.changes(desired), options.ask)
     return await run.report(changes)
 
 
@@ -154,7 +169,7 @@ class _Run:
 
     async def read_again(self, desired: Sequence[Desired]) -> None:
         """Read these providers anew, whatever was known of them."""
-        if len(desired) > _FEW:
+        if len(desired) > 1 + len(self._stored) // _ROWS_PER_FIND:
             await self._list()
         else:
             names = [provider.name for provider in desired]
@@ -217,6 +232,7 @@ class _Run:
             master_key=options.master_key,
             ask=options.ask,
             patience=options.patience,
+            closed=options.closed,
         )
         outcomes = await applier.apply([change for change in changes if _writes(change)])
         await self._try_read_again([change.desired for change in changes])
@@ -288,10 +304,20 @@ class _Run:
             proof=proof,
             reason=f"{reason}; {why}" if why else reason,
             remedy=remedy or (change.remedy if outcome is None else outcome.remedy),
-            notes=desired.notes,
+            notes=(*desired.notes, *self._gate_notes(change, outcome)),
             in_letta=desired.name in self._stored,
             ours=desired.wanted,
+            refused_by_vendor=change.refused_by_vendor if outcome is None else outcome.refused_by_vendor,
         )
+
+    def _gate_notes(self, change: Change, outcome: Outcome | None) -> tuple[str, ...]:
+        """What is to be said of a change that left a gap, where turns of other processes went on in it."""
+        if outcome is None or outcome.failed or self._options.held_everywhere:
+            return ()
+        gap = outcome.action is Action.RECREATE or (
+            outcome.action is Action.UPDATE and change.state is State.PLAINTEXT
+        )
+        return (_NOT_HELD,) if gap else ()
 
     def _proof(self, change: Change, outcome: Outcome | None, done: bool) -> tuple[Proof, str, str]:
         """The proof is what was read last, never what a write answered. With it: why it is none, and the remedy."""
@@ -333,7 +359,7 @@ class _Run:
         # Of a provider that was never synced, Letta would ask the vendor.
         names = [e.name for e in entries if (stored := self._stored.get(e.name)) is not None and stored.synced]
         try:
-            numbers = await together([partial(self._store.models, name) for name in names], at_once=_FEW)
+            numbers = await together([partial(self._store.models, name) for name in names], at_once=_COUNTED_AT_ONCE)
         except LettaError:
             # The report counts for more than these numbers.
             return entries

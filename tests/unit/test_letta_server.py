@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -427,6 +428,14 @@ def test_a_gateway_that_fails_for_a_moment_is_asked_again(httpserver: HTTPServer
         httpserver.expect_ordered_request(PROVIDERS).respond_with_data(HTML, status, content_type="text/html")
     httpserver.expect_ordered_request(PROVIDERS).respond_with_json([row(1)])
     assert len(ask(address(httpserver), LettaServer.all)) == 1
+
+
+@pytest.mark.parametrize("call", WRITES)
+def test_a_page_in_place_of_an_answer_is_no_success(httpserver: HTTPServer, call: str) -> None:
+    """A gateway's page with status 200 to a writing tells nothing about Letta, so it is not believed."""
+    httpserver.expect_request(re.compile(".*")).respond_with_data(HTML, 200, content_type="text/html")
+    with pytest.raises(LettaBroken, match="text/html instead of JSON"):
+        ask(address(httpserver), CALLS[call])
 
 
 @pytest.mark.parametrize("status", [409, 429])

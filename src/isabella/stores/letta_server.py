@@ -251,7 +251,16 @@ class LettaServer:
     async def _write(
         self, method: str, path: str, body: dict[str, str] | None, *, timeout: float | None = None
     ) -> None:
-        await self._send(method, path, body=body, timeout=timeout)
+        response = await self._send(method, path, body=body, timeout=timeout)
+        try:
+            response.json()
+        except ValueError:
+            # A gateway's page with status 200: whether Letta has got the request, nobody knows.
+            raise LettaBroken(
+                f"{self._base_url} answered {method} {path} with {_kind(response)} instead of JSON.",
+                status=response.status_code,
+                remedy="See what stands between here and Letta.",
+            ) from None
 
     async def _send(
         self,

@@ -51,6 +51,11 @@ FIGURES = (
     Figure("thousand_over_listing", "1,000 proven providers, over the bare listing of them", most=1.3),
     Figure("thousand_over_listing_sealed", "the same with a master key, proofs remembered", most=1.3),
     Figure("thousand_rss_mb", "memory of a process that proves 1,000 providers, MB"),
+    Figure("ttft_ratio", "time to the first token through Isabella, over Letta asked directly", most=1.1),
+    Figure("turns_per_second_ratio", "turns a second of 20 clients on 5 agents, over Letta asked directly"),
+    Figure("turn_errors", "turns of these that did not end in an answer", least=0, most=0),
+    Figure("turn_overlaps", "turns of one agent that began before the one before had ended", least=0, most=0),
+    Figure("rss_growth_mb", "memory that the backend gained meanwhile, MB"),
     Figure("help_seconds", "`isabella --help` in a fresh process, seconds", most=0.3),
 )
 

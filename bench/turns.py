@@ -1,0 +1,263 @@
+"""Turns: what Isabella adds to the time to the first token, and how she holds out under twenty clients."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import subprocess
+import sysconfig
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+import httpx2 as httpx
+import psutil
+
+from bench.stage import Scene, Stage
+from bench.subject import Results
+from isabella.agents.marks import OURS
+from isabella.agents.models import Models
+from isabella.catalog import known_vendors
+from isabella.practice import PracticeVendors
+
+AGENTS, CLIENTS = 5, 20
+#: How long the twenty clients are at it, in seconds; ten minutes in the full form.
+SECONDS = float(os.environ.get("ISABELLA_BENCH_SECONDS", "60"))
+_TOKEN = "a-token-for-the-bench"
+_HANDLE = "byok-groq/openai/gpt-oss-120b"
+_BLOCKS = 4
+
+
+@dataclass
+class Tally:
+    """What some turns came to."""
+
+    turns: int = 0
+    errors: list[str] = field(default_factory=list)
+    overlaps: int = 0
+    seconds: float = 0.0
+
+    @property
+    def per_second(self) -> float:
+        """Turns in a second."""
+        return self.turns / self.seconds if self.seconds else 0.0
+
+
+@dataclass
+class Talkers:
+    """The two ways to an agent: Letta itself, and Isabella.
+
+    Attributes:
+        letta: a client of Letta.
+        isabella: a client of the backend.
+        backend: the backend's process.
+        agents: the agents' ids by name.
+    """
+
+    letta: httpx.AsyncClient
+    isabella: httpx.AsyncClient
+    backend: psutil.Process
+    agents: dict[str, str]
+    speaking: set[str] = field(default_factory=set)
+
+    async def directly(self, agent: str) -> float:
+        """A turn with Letta alone; seconds to the first token."""
+        body = {"messages": [{"role": "user", "content": "Say good morning"}], "stream_tokens": True}
+        path = f"/v1/agents/{self.agents[agent]}/messages/stream"
+        began = time.perf_counter()
+        first = 0.0
+        async with self.letta.stream("POST", path, json=body) as response:
+            async for line in response.aiter_lines():
+                if not first and ('"reasoning_message"' in line or '"assistant_message"' in line):
+                    first = time.perf_counter() - began
+                if '"error_message"' in line:
+                    raise RuntimeError(line[:200])
+        return first
+
+    async def through(self, agent: str, tally: Tally | None = None) -> float:
+        """A turn through Isabella; seconds to the first token."""
+        began = time.perf_counter()
+        first, ended, kind, asked = 0.0, "", "", False
+        path = f"/api/agents/{agent}/turns"
+        async with self.isabella.stream("POST", path, json={"message": "Say good morning"}) as response:
+            async for line in response.aiter_lines():
+                if line.startswith("event: "):
+                    kind = line[7:]
+                    if kind == "vendor" and tally is not None:
+                        asked = True
+                        tally.overlaps += agent in self.speaking
+                        self.speaking.add(agent)
+                    if not first and kind in ("reasoning", "text"):
+                        first = time.perf_counter() - began
+                    if kind == "end" and asked:
+                        self.speaking.discard(agent)
+                elif line.startswith("data: ") and kind == "end":
+                    ended = line
+        if '"completed"' not in ended:
+            raise RuntimeError(ended[:200] or f"status {response.status_code}")
+        return first
+
+
+async def measure(stage: Stage, *, quick: bool) -> Results:
+    """All of it, on the Letta with a master key."""
+    results = Results()
+    with stage.vendors(sealed=True) as (scene, vendors):
+        await scene.start()
+        async with _talkers(scene, vendors) as talkers:
+            await _first_token(talkers, results, rounds=8 if quick else 40)
+            await _many(talkers, results, seconds=min(SECONDS, 16.0) if quick else SECONDS)
+    return results
+
+
+async def _first_token(talkers: Talkers, results: Results, *, rounds: int) -> None:
+    one, other = [*talkers.agents][:2]
+    direct: list[float] = []
+    through: list[float] = []
+    for number in range(rounds + 2):
+        # The two agents change places, and so does the order, so that neither history nor drift counts.
+        first, second = (one, other) if number % 2 else (other, one)
+        if number % 4 < 2:
+            direct.append(await talkers.directly(first))
+            through.append(await talkers.through(second))
+        else:
+            through.append(await talkers.through(second))
+            direct.append(await talkers.directly(first))
+    ours, bare = statistics.median(through[2:]), statistics.median(direct[2:])
+    results.add("ttft_ratio", ours / bare, f"through Isabella {ours * 1000:.0f} ms, Letta alone {bare * 1000:.0f} ms")
+
+
+async def _many(talkers: Talkers, results: Results, *, seconds: float) -> None:
+    ours, bare = Tally(), Tally()
+    block = seconds / (2 * _BLOCKS)
+    await _crowd(talkers, ours, min(block, 5.0), through=True)
+    ours = Tally()
+    before = talkers.backend.memory_info().rss
+    for number in range(_BLOCKS):
+        for through in (True, False) if number % 2 else (False, True):
+            await _crowd(talkers, ours if through else bare, block, through=through)
+    growth = (talkers.backend.memory_info().rss - before) / 1024 / 1024
+    said = f"ours {ours.per_second:.1f}/s, Letta alone {bare.per_second:.1f}/s, {ours.turns} turns"
+    results.add("turns_per_second_ratio", ours.per_second / bare.per_second, said)
+    results.add("rss_growth_mb", max(0.0, growth), f"from {before / 1024 / 1024:.0f} MB, {seconds:.0f} s")
+    results.add("turn_errors", len(ours.errors), "; ".join(ours.errors[:2]))
+    results.add("turn_overlaps", ours.overlaps)
+
+
+async def _crowd(talkers: Talkers, tally: Tally, seconds: float, *, through: bool) -> None:
+    """Twenty clients, four to an agent, for so long. Letta alone does not keep order, so there the clients do."""
+    order = {name: asyncio.Lock() for name in talkers.agents}
+    names = [*talkers.agents]
+    began = time.perf_counter()
+
+    async def client(number: int) -> None:
+        agent = names[number % len(names)]
+        while time.perf_counter() - began < seconds:
+            try:
+                if through:
+                    await talkers.through(agent, tally)
+                else:
+                    async with order[agent]:
+                        await talkers.directly(agent)
+            except (RuntimeError, httpx.TransportError) as error:
+                tally.errors.append(str(error) or type(error).__name__)
+            else:
+                tally.turns += 1
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(CLIENTS):
+            tasks.start_soon(client, number)
+    tally.seconds += time.perf_counter() - began
+
+
+@asynccontextmanager
+async def _talkers(scene: Scene, vendors: PracticeVendors) -> AsyncIterator[Talkers]:
+    password = scene.letta.password.get_secret_value()
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=3.0)
+    with _backend(scene, vendors) as (address, process):
+        async with (
+            httpx.AsyncClient(
+                base_url=scene.letta.base_url,
+                headers={"Authorization": f"Bearer {password}"},
+                timeout=120,
+                limits=limits,
+                trust_env=False,
+            ) as letta,
+            httpx.AsyncClient(
+                base_url=address,
+                headers={"Authorization": f"Bearer {_TOKEN}"},
+                timeout=120,
+                limits=limits,
+                trust_env=False,
+            ) as isabella,
+        ):
+            binding = await Models.of(scene.settings).binding(_HANDLE)
+            agents = {}
+            for number in range(AGENTS):
+                made = await letta.post(
+                    "/v1/agents/",
+                    json={
+                        "name": f"bench-{number}",
+                        "llm_config": binding.as_llm_config(),
+                        "memory_blocks": [
+                            {"label": "human", "value": ""},
+                            {"label": "persona", "value": "Isabella."},
+                        ],
+                        "tags": [OURS],
+                    },
+                )
+                agents[f"bench-{number}"] = made.raise_for_status().json()["id"]
+            yield Talkers(letta, isabella, process, agents)
+
+
+class _backend:  # noqa: N801 - a context manager by its use
+    """The backend as a process of its own, as operators run it."""
+
+    def __init__(self, scene: Scene, vendors: PracticeVendors) -> None:
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(scene.folder),
+            "ISABELLA_HOME": str(scene.folder),
+            "ISABELLA_PORT": "0",
+            "ISABELLA_TOKEN": _TOKEN,
+            "LETTA_BASE_URL": scene.letta.base_url,
+            "LETTA_API_KEY": scene.letta.password.get_secret_value(),
+            "ISABELLA_DATABASE_URL": scene.letta.database_url.get_secret_value(),
+        }
+        if scene.letta.master_key is not None:
+            self._environment["LETTA_ENCRYPTION_KEY"] = scene.letta.master_key.get_secret_value()
+        for vendor in known_vendors():
+            self._environment[vendor.api_key_env] = vendors.key(vendor.name).get_secret_value()
+            if vendor.base_url_env:
+                self._environment[vendor.base_url_env] = vendors.base_url(vendor.name)
+        self._folder = scene.folder
+
+    def __enter__(self) -> tuple[str, psutil.Process]:
+        from isabella.access import kept_address
+
+        command = Path(sysconfig.get_path("scripts")) / "isabella"
+        self._log = (self._folder / "backend.log").open("w")
+        self._process = subprocess.Popen(
+            [command, "up", "--no-practice"],
+            env=self._environment,
+            cwd=self._folder,
+            stdout=self._log,
+            stderr=self._log,
+        )
+        deadline = time.monotonic() + 60
+        while (address := kept_address(self._folder)) is None:
+            assert self._process.poll() is None, (self._folder / "backend.log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "the backend did not come up"
+            time.sleep(0.05)
+        return address, psutil.Process(self._process.pid)
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._log.close()

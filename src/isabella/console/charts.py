@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from isabella.console.chronicle import Mark
 
 WIDTH, HEIGHT = 600, 96
-_LEFT, _BOTTOM, _TOP = 34, 16, 8
+_LEFT, _RIGHT, _BOTTOM, _TOP = 34, 6, 16, 8
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def chart(provider: str, marks: Sequence[Mark], now: float, span: float = 3600.0
     times = sorted(mark.first_token for mark in marks if mark.first_token is not None)
     errors = [mark for mark in marks if mark.first_token is None]
     ceiling = _ceiling(times[-1] if times else 1.0)
-    inner = WIDTH - _LEFT
+    inner = WIDTH - _LEFT - _RIGHT
     dots = tuple(
         Dot(
             round(_LEFT + inner * (1 - (now - mark.at) / span), 1),
@@ -112,7 +112,7 @@ def _bars(errors: Sequence[Mark], now: float, span: float, slots: int = 60) -> t
     for mark in errors:
         counted[min(slots - 1, max(0, int(slots * (1 - (now - mark.at) / span))))] += 1
     most = max([*counted, 1])
-    width = (WIDTH - _LEFT) / slots
+    width = (WIDTH - _LEFT - _RIGHT) / slots
     room = (HEIGHT - _TOP - _BOTTOM) * 0.6
     return tuple(
         Bar(

@@ -275,7 +275,7 @@ class _Page:
             ]
         return html
 
-    def _part(self, name: str, **values: object) -> str:
+    def _part(self, name: str, /, **values: object) -> str:
         return self._press.part("chat_parts.html", name, **values)
 
     def _talk(self, request: Request) -> Talk:

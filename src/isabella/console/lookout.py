@@ -54,6 +54,7 @@ class Lookout:
         self._watching = 0
         self._woken = anyio.Event()
         self._running = False
+        self._counts: dict[str, int] = {}
 
     @property
     def standing(self) -> Standing:
@@ -97,13 +98,18 @@ class Lookout:
     async def _look(self) -> None:
         before = self.standing
         try:
-            found = await compare_providers(self._premises.settings, connection=self._premises.connection)
+            found = await compare_providers(
+                self._premises.settings,
+                connection=self._premises.connection,
+                # That costs a request for each provider, so it is done once, where nobody else has done it.
+                count_models=not self._count(),
+            )
         except IsabellaError as error:
             if before.error is None or before.error.what != error.what:
                 since = before.since if before.error is not None else datetime.now(UTC)
                 self._settle(replace(before, error=error, since=since, version=before.version + 1))
             return
-        # Counting models costs a request for each provider, so a look does without.
+        self._counts |= {entry.name: entry.models for entry in found.providers if entry.models}
         report = replace(found, providers=[self._counted(entry) for entry in found.providers])
         changed = before.report is None or before.error is not None or _shown(report) != _shown(before.report)
         version = before.version + 1 if changed else before.version
@@ -116,11 +122,14 @@ class Lookout:
             self.bell.ring()
 
     def _counted(self, entry: ProviderReport) -> ProviderReport:
-        counted = self._premises.readiness.report
-        for known in counted.providers if counted is not None and not entry.models else ():
-            if known.name == entry.name:
-                return replace(entry, models=known.models)
-        return entry
+        return replace(entry, models=entry.models or self._counts.get(entry.name, 0))
+
+    def _count(self) -> bool:
+        """Take over what others have counted; whether anything is known."""
+        report = self._premises.readiness.report
+        if report is not None:
+            self._counts |= {entry.name: entry.models for entry in report.providers if entry.models}
+        return bool(self._counts)
 
 
 def _shown(report: Report) -> list[object]:

@@ -203,5 +203,5 @@ class _Page:
         await self._premises.agency.archive.delete(id, fields.get("id", ""))
         return self._press.fragment(self._part("deleted"))
 
-    def _part(self, name: str, **values: object) -> str:
+    def _part(self, name: str, /, **values: object) -> str:
         return self._press.part("memory_parts.html", name, **values)

@@ -85,7 +85,7 @@ class Press:
         """A fragment."""
         return self._environment.get_template(template).render(values)
 
-    def part(self, template: str, part: str, **values: Any) -> str:
+    def part(self, template: str, part: str, /, **values: Any) -> str:
         """What one macro of a template makes."""
         return str(getattr(self._environment.get_template(template).module, part)(**values))
 

@@ -180,7 +180,8 @@ class _Page:
             "entry": entry,
             "word": word,
             "tone": tone,
-            "stored": STORED[entry.stored.value],
+            # A report says what it has found; what was mended since is what counts.
+            "stored": STORED["in_sync" if kind is Condition.IN_SYNC else entry.stored.value],
             "wrong": kind not in (Condition.IN_SYNC, Condition.FOREIGN, Condition.NO_KEY),
             "answer": answer,
         }

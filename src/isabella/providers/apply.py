@@ -378,8 +378,15 @@ class Applier:
         left_over = await self._store.find(_TOUCHSTONE)
         if left_over is not None:
             await self._delete(left_over.id, _TOUCHSTONE)
-        with anyio.CancelScope(shield=True):
+
+        async def write() -> None:
             await self._store.create(name=_TOUCHSTONE, type="openai", base_url=_NOWHERE, key=key)
+
+        async def happened() -> bool:
+            return await self._store.find(_TOUCHSTONE) is not None
+
+        with anyio.CancelScope(shield=True):
+            await _carefully(write, happened)
             made = await self._store.find(_TOUCHSTONE)
             if made is None:
                 raise LettaBroken("Letta does not list a provider that it has just made.")

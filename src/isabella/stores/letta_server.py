@@ -26,6 +26,8 @@ PAGE = 500
 
 #: No Letta has so many; one that goes on after them makes them up.
 _MOST_PAGES = 200
+#: What a request may take at least in which Letta reads a vendor's model list (fact P13).
+_VENDOR_SECONDS = 60.0
 _DETAIL_LIMIT = 300
 #: The releases whose behaviour was measured (facts O1 to O14). Of the others nobody knows what a DELETE does.
 _MEASURED = frozenset(
@@ -171,7 +173,7 @@ class LettaServer:
         body = {"name": name, "provider_type": type, "api_key": key.get_secret_value()}
         if base_url is not None:
             body["base_url"] = base_url
-        await self._write("POST", "/v1/providers/", body, timeout=max(self._timeout, 60.0))
+        await self._write("POST", "/v1/providers/", body, timeout=max(self._timeout, _VENDOR_SECONDS))
 
     async def update(self, id: str, *, key: SecretStr, base_url: str) -> None:
         """PATCH key and base URL; the body must not carry anything else (fact P3).
@@ -213,7 +215,7 @@ class LettaServer:
         Raises:
             LettaError: it was refused, or the answer was lost.
         """
-        await self._write("PATCH", f"/v1/providers/{id}/refresh", None, timeout=max(self._timeout, 60.0))
+        await self._write("PATCH", f"/v1/providers/{id}/refresh", None, timeout=max(self._timeout, _VENDOR_SECONDS))
 
     async def _models(self, name: str) -> list[Any]:
         answer = await self._read("/v1/models/", {"provider_name": name, "provider_category": "byok"})
@@ -364,7 +366,7 @@ def abilities_of(release: str) -> Abilities:
 
 
 def _is_passing(error: Exception) -> bool:
-    """Whether a reading may succeed when it is tried again: a broken connection, a gateway's error, too much to do."""
+    """Whether a reading may succeed when it is tried again: a broken connection, a gateway's error, a busy Letta."""
     if isinstance(error, LettaUnreachable):
         return error.sent and "did not answer" not in error.what
     if isinstance(error, LettaRefused):

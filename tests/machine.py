@@ -1,0 +1,388 @@
+"""A model of it all: whatever is configured, edited by hand, restarted, broken or killed, in whatever order.
+
+The machine runs on a `World`: a double of Letta, or a real one. After each quiet moment, which is a sync in fair
+weather, it looks whether what Isabella promises is so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar, Protocol
+
+import anyio
+import httpx2
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from pydantic import SecretStr
+from weather import Killed, Kind, Sent, Weather, When
+
+from isabella.catalog import known_vendors
+from isabella.errors import IsabellaError
+from isabella.providers.desired import Desired
+from isabella.providers.plan import Action
+from isabella.providers.report import Proof, Report
+from isabella.providers.sync import Options, bring_in_line
+from isabella.stores.letta_server import LettaServer, abilities_of
+from isabella.strategy import Strategy
+from isabella.vendors.inquiry import Answer, Verdict
+
+RELEASES = ("0.16.0", "0.16.1", "0.16.2", "0.16.4", "0.16.5", "0.16.6", "0.16.7", "0.16.8")
+MASTER_KEYS = ("a1" * 32, "b2" * 32, None)
+#: The third looks sealed to Letta where it stands in plaintext.
+KEYS = ("model-first", "model-second", "c0ffee5eed" * 6 + "cafe")
+NAMES = ("machine-a", "machine-b", "machine-c")
+STRANGERS = ("stranger-a", "stranger-b")
+TYPES = ("openai", "cerebras")
+TOUCHSTONE = "isabella-touchstone"
+#: Nothing listens there.
+URLS = ("http://127.0.0.1:9/one/v1", "http://127.0.0.1:9/two/v1")
+
+PLANTED = ("the key in plaintext", "another in plaintext", "sealed elsewhere", "nothing", "an empty text")
+
+names, strangers, types = st.sampled_from(NAMES), st.sampled_from(STRANGERS), st.sampled_from(TYPES)
+numbers, urls = st.sampled_from(range(len(KEYS))), st.sampled_from(URLS)
+master_keys = st.sampled_from(MASTER_KEYS)
+kinds: st.SearchStrategy[Kind] = st.sampled_from(
+    ["drop", "hang", "truncate", "html", "refuse", 409, 429, 500, 502, 503]
+)
+whens: st.SearchStrategy[When] = st.sampled_from(["before", "after"])
+points = st.integers(1, 24)
+
+
+class World(Protocol):
+    """A Letta, and what can be done to it past Isabella."""
+
+    #: How many steps have been made in all its lives.
+    steps: ClassVar[int]
+    release: str
+    master_key: str | None
+
+    def transport(self) -> httpx2.AsyncBaseTransport:
+        """What Isabella speaks to it through."""
+
+    def loop_factory(self) -> Callable[[], Any] | None:
+        """The event loop that suits it; None for the usual one."""
+
+    def begin(self, release: str, master_key: str | None) -> None:
+        """Start anew, without any of our providers."""
+
+    def rest(self, method: str, path: str, body: Any = None) -> int:
+        """One request by hand."""
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """The live providers by name, with `api_key_enc`."""
+
+    def write(self, name: str, text: str | None) -> None:
+        """Put a text into the key's place of a live provider."""
+
+    def restart(self, master_key: str | None, release: str | None = None) -> None:
+        """Stop it and start it on the same data."""
+
+    def opened(self, text: str | None, master_key: str | None) -> str | None:
+        """The key in a text, under this master key."""
+
+    def seal(self, key: str, master_key: str) -> str:
+        """A text with this key in it."""
+
+    def bearer(self, name: str) -> str | None:
+        """What an agent would carry to the vendor."""
+
+
+class Machine(RuleBasedStateMachine):
+    """Isabella and a Letta, and all that can happen to both."""
+
+    world: World
+
+    @initialize(release=st.sampled_from(RELEASES), theirs=master_keys, same=st.booleans(), other=master_keys)
+    def begin(self, release: str, theirs: str | None, same: bool, other: str | None) -> None:
+        """A Letta without providers; most often Isabella has its master key."""
+        self.world.begin(release, theirs)
+        self.ours = theirs if same else other
+        self.desired: dict[str, Desired] = {}
+        self.refused: set[str] = set()
+        self.vendors_answer = True
+        self.strategy = Strategy.AUTO
+        self.asked: list[tuple[str, str]] = []
+        self.closed: list[str] = []
+
+    @invariant()
+    def counted(self) -> None:
+        """Count this step."""
+        type(self.world).steps += 1
+
+    # --- what the operator does -----------------------------------------------------------------------------------
+
+    @rule(name=names, number=numbers, url=urls, type=types)
+    def configure(self, name: str, number: int, url: str, type: str) -> None:
+        """A provider is configured, or configured otherwise."""
+        vendor = dataclasses.replace(known_vendors()[0], name=name, provider=name, type=type, base_url=url)
+        key = SecretStr(_key_of(name, number))
+        self.desired[name] = Desired(vendor, name, type, url, key, f"{name} (.env)")
+
+    @rule(name=names)
+    def forget(self, name: str) -> None:
+        """A provider is not configured any more."""
+        self.desired.pop(name, None)
+
+    @rule(key=master_keys)
+    def take_master_key(self, key: str | None) -> None:
+        """Isabella is given another master key."""
+        self.ours = key
+
+    @rule()
+    def take_letta_master_key(self) -> None:
+        """Isabella is given the master key that Letta has."""
+        self.ours = self.world.master_key
+
+    @rule(strategy=st.sampled_from(Strategy))
+    def choose(self, strategy: Strategy) -> None:
+        """Another strategy is chosen."""
+        self.strategy = strategy
+
+    # --- what happens to Letta and at the vendors -------------------------------------------------------------------
+
+    @rule(name=st.one_of(names, strangers), number=numbers, url=urls, type=types)
+    def make_by_hand(self, name: str, number: int, url: str, type: str) -> None:
+        """Somebody makes a provider in Letta."""
+        key = _key_of(name, number)
+        self.world.rest("POST", "", {"name": name, "provider_type": type, "base_url": url, "api_key": key})
+
+    @rule(name=st.one_of(names, strangers), number=numbers)
+    def change_by_hand(self, name: str, number: int) -> None:
+        """Somebody changes a key in Letta."""
+        row = self.world.rows().get(name)
+        if row is not None:
+            self.world.rest("PATCH", row["id"], {"api_key": _key_of(name, number)})
+
+    @rule(name=st.one_of(names, strangers))
+    def delete_by_hand(self, name: str) -> None:
+        """Somebody deletes a provider in Letta."""
+        row = self.world.rows().get(name)
+        if row is not None:
+            self.world.rest("DELETE", row["id"])
+
+    @rule(name=names, what=st.sampled_from(PLANTED), number=numbers)
+    def plant(self, name: str, what: str, number: int) -> None:
+        """What stands in the key's place is overwritten: an older release, a restored backup, an accident."""
+        if name not in self.world.rows():
+            return
+        key = _key_of(name, number)
+        match what:
+            case "the key in plaintext" if name in self.desired:
+                self.world.write(name, _plain(self.desired[name]))
+            case "sealed elsewhere":
+                self.world.write(name, self.world.seal(key, "c3" * 32))
+            case "nothing":
+                self.world.write(name, None)
+            case "an empty text":
+                self.world.write(name, "")
+            case _:
+                self.world.write(name, key)
+
+    @rule(key=master_keys)
+    def restart(self, key: str | None) -> None:
+        """Letta restarts, under the same master key, another one or none."""
+        self.world.restart(key)
+
+    @rule(release=st.sampled_from(RELEASES))
+    def upgrade(self, release: str) -> None:
+        """Letta is upgraded."""
+        if RELEASES.index(release) > RELEASES.index(self.world.release):
+            self.world.restart(self.world.master_key, release)
+
+    @rule(name=names, number=numbers)
+    def revoke(self, name: str, number: int) -> None:
+        """A vendor refuses a key from now on, or takes it again."""
+        self.refused ^= {_key_of(name, number)}
+
+    @rule()
+    def turn_vendors(self) -> None:
+        """No vendor can be reached from now on, or all can again."""
+        self.vendors_answer = not self.vendors_answer
+
+    # --- what Isabella does ---------------------------------------------------------------------------------------
+
+    @rule(faults=st.dictionaries(points, st.tuples(kinds, whens), min_size=1, max_size=4), heal=st.booleans())
+    def sync_in_bad_weather(self, faults: dict[int, tuple[Kind, When]], heal: bool) -> None:
+        """A sync, some of whose requests go wrong."""
+        self._sync(faults)
+        if heal:
+            self.sync()
+
+    @rule(point=points, when=whens, heal=st.booleans())
+    def sync_and_be_killed(self, point: int, when: When, heal: bool) -> None:
+        """A sync that is killed at one of its requests, most often followed by the next start."""
+        self._sync({point: ("kill", when)})
+        if heal:
+            self.sync()
+
+    @rule()
+    @precondition(lambda self: self.desired)
+    def sync(self) -> None:
+        """A sync in fair weather: afterwards, everything is proven or explained."""
+        before = self.world.rows()
+        report = self._sync({})
+        assert report is not None
+        after = self.world.rows()
+        assert {n: after.get(n) for n in STRANGERS} == {n: before.get(n) for n in STRANGERS}
+        for entry in report.ours:
+            wanted = self.desired[entry.name]
+            assert entry.name in after or entry.name not in before, f"{entry.name} is lost: {entry.reason}"
+            assert entry.proof is Proof.PROVEN or (entry.reason and entry.remedy), entry
+            assert entry.proof is Proof.PROVEN or not self._can_be_proven(wanted), entry
+            if entry.proof is Proof.PROVEN and self.ours == self.world.master_key:
+                # What Letta could not open or use, no reading back would show; with the same master key it can.
+                assert self.world.bearer(entry.name) == _plain(wanted)
+        if report.all_proven and self.strategy is not Strategy.RECREATE:
+            again = self._sync({})
+            assert again is not None
+            assert all(entry.action in (Action.KEEP, Action.NONE) for entry in again.ours)
+            assert not [sent for sent in self.sent if sent.writes]
+
+    def _can_be_proven(self, wanted: Desired) -> bool:
+        """Whether nothing stands in the way but what Isabella herself has to overcome."""
+        return (
+            self.strategy is not Strategy.IN_PLACE
+            and abilities_of(self.world.release).recreates
+            and self.ours == self.world.master_key
+            and _plain(wanted) not in self.refused
+            and not (self.ours is None and _plain(wanted) == _long(wanted.name) and self._mistakes_long_keys)
+        )
+
+    @property
+    def _mistakes_long_keys(self) -> bool:
+        return RELEASES.index(self.world.release) < RELEASES.index("0.16.7")
+
+    def _sync(self, faults: dict[int, tuple[Kind, When]]) -> Report | None:
+        """Run one; None where it was killed, or said why it could not go on. Checked is what always holds."""
+        before = self.world.rows()
+        former = {
+            (name, row["base_url"], self.world.opened(row["api_key_enc"], self.ours)) for name, row in before.items()
+        }
+        weather = Weather(self.world.transport(), faults, self._watch)
+        self.asked, self.closed, self.sent = [], [], weather.sent
+        self.there = set(before)
+        self.names_by_id = {row["id"]: name for name, row in before.items()}
+        report: Report | None = None
+        try:
+            report = anyio.run(
+                self._bring_in_line, weather, backend_options={"loop_factory": self.world.loop_factory()}
+            )
+        except IsabellaError as error:
+            _is_told(error)
+            if not faults:
+                raise
+        except (Killed, BaseExceptionGroup) as error:
+            assert weather.dead
+            _is_killing(error)
+        self._check_writes(weather.sent, former)
+        wanted = {(d.base_url, _plain(d)) for d in self.desired.values()}
+        assert set(self.asked) <= wanted
+        if report is not None:
+            self._check_report(report)
+        return report
+
+    async def _bring_in_line(self, weather: Weather) -> Report:
+        async with LettaServer("http://letta", transport=weather, timeout=5.0) as store:
+            return await bring_in_line(
+                store,
+                [*self.desired.values()],
+                Options(
+                    strategy=self.strategy,
+                    master_key=None if self.ours is None else SecretStr(self.ours),
+                    ask=self._ask,
+                    closed=self._close,
+                ),
+            )
+
+    async def _ask(self, base_url: str, key: SecretStr) -> Answer:
+        self.asked.append((base_url, key.get_secret_value()))
+        if not self.vendors_answer:
+            return Answer(Verdict.UNREACHABLE, "no answer")
+        if key.get_secret_value() in self.refused:
+            return Answer(Verdict.REFUSED, "wrong key", 401)
+        return Answer(Verdict.ACCEPTED, "", 200)
+
+    @asynccontextmanager
+    async def _close(self, name: str) -> AsyncIterator[None]:
+        self.closed.append(name)
+        try:
+            yield
+        finally:
+            self.closed.remove(name)
+
+    def _watch(self, sent: Sent) -> None:
+        """While a provider has a gap, the gate is closed: no turn of Isabella meets it (fact P7)."""
+        if sent.method == "DELETE" and (sent.status or 500) < 300:
+            name = self._name_of(sent)
+            assert name == TOUCHSTONE or name in self.closed or name not in self.there, name
+
+    def _name_of(self, sent: Sent) -> str:
+        if sent.method == "POST":
+            return str(sent.body["name"])
+        id = sent.path.removeprefix("/v1/providers/")
+        if id not in self.names_by_id:
+            self.names_by_id |= {row["id"]: name for name, row in self.world.rows().items()}
+        return self.names_by_id.get(id, TOUCHSTONE)
+
+    def _check_writes(self, sent: list[Sent], former: set[tuple[str, str | None, str | None]]) -> None:
+        """Only what is declared is written, and only keys of the vendor they go to."""
+        for one in sent:
+            if not one.writes:
+                continue
+            name = self._name_of(one)
+            assert name in self.desired or name == TOUCHSTONE, one
+            assert one.method != "DELETE" or abilities_of(self.world.release).recreates, one
+            assert one.method != "DELETE" or self.strategy is not Strategy.IN_PLACE, one
+            if one.method == "DELETE" or name == TOUCHSTONE:
+                continue
+            key, url = one.body["api_key"], one.body["base_url"]
+            wanted = self.desired[name]
+            assert (
+                (url, key) == (wanted.base_url, _plain(wanted))
+                or (name, url, key) in former
+                or (url == wanted.base_url and key.startswith("being-sealed-"))
+            ), one
+
+    def _check_report(self, report: Report) -> None:
+        """What is called proven is so, and no key is told."""
+        rows = self.world.rows()
+        for entry in report.ours:
+            wanted, row = self.desired[entry.name], rows.get(entry.name)
+            if entry.proof is Proof.PROVEN:
+                assert row is not None
+                assert (row["provider_type"], row["base_url"]) == (wanted.type, wanted.base_url)
+                assert self.world.opened(row["api_key_enc"], self.ours) == _plain(wanted)
+        told = repr(report.as_json())
+        assert not [key for name in NAMES for key in map(_key_of, [name] * 3, range(3)) if key in told]
+
+
+def _key_of(name: str, number: int) -> str:
+    """Every provider has keys of its own, so that one which goes astray is known."""
+    return _long(name) if number == 2 else f"{KEYS[number]}-{name}"
+
+
+def _long(name: str) -> str:
+    return KEYS[2][:-1] + name[-1]
+
+
+def _plain(desired: Desired) -> str:
+    assert desired.key is not None
+    return desired.key.get_secret_value()
+
+
+def _is_told(error: IsabellaError) -> None:
+    """An error that ends a sync says what happened and what to do."""
+    assert error.what
+    assert error.remedy
+
+
+def _is_killing(error: BaseException) -> None:
+    """Everything in it comes from the kill, or is an error told while things fell apart."""
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            _is_killing(one)
+    else:
+        assert isinstance(error, Killed), error

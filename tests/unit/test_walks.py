@@ -1,0 +1,169 @@
+"""Every request of a sync goes wrong in every way, on the double: all situations, all faults, before and after.
+
+`test_fault_walk.py` and `test_crash_walk.py` walk the same on a real Letta, as far as there is time for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import anyio
+import pytest
+from double import Double, Row
+from pydantic import SecretStr
+from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
+from weather import JumpingLoop, Killed, Kind, Sent, Weather, When
+
+from isabella.catalog import known_vendors
+from isabella.errors import IsabellaError
+from isabella.providers import sealing
+from isabella.providers.desired import Desired
+from isabella.providers.plan import Action
+from isabella.providers.report import Proof, Report
+from isabella.providers.sync import Options, bring_in_line
+from isabella.stores.letta_server import LettaServer
+
+KEY, FORMER_KEY = "csk-walk-0002", "csk-walk-0001"
+LONG_KEY = "5eed" * 16
+URL = "http://127.0.0.1:9/v1"
+FAULTS: tuple[Kind, ...] = ("drop", "hang", "truncate", "html", "refuse", "kill", 409, 422, 429, 500, 502, 503)
+WHENS: tuple[When, ...] = ("before", "after")
+
+#: What stands in the key's place before the sync, the type, and the key that is configured.
+SITUATIONS: dict[str, tuple[str | None, str, str]] = {
+    "absent": ("absent", "openai", KEY),
+    "deleted": ("deleted", "openai", KEY),
+    "stale": (FORMER_KEY, "openai", KEY),
+    "no key": (None, "openai", KEY),
+    "sealed elsewhere": ("elsewhere", "openai", KEY),
+    "another type": (FORMER_KEY, "cerebras", KEY),
+    "plaintext": ("plaintext", "openai", KEY),
+    "plaintext that is taken for sealed": ("plaintext", "openai", LONG_KEY),
+}
+
+
+@pytest.fixture(autouse=True)
+def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both sides derive in one round what takes Letta 100,000."""
+    monkeypatch.setattr(sealing, "_ROUNDS", 1)
+
+
+def letta_in(situation: str) -> tuple[Double, Desired]:
+    """A double in this situation, and what is configured for it."""
+    stored, type, key = SITUATIONS[situation]
+    double = Double(master_key=MASTER_KEY, rounds=1)
+    for name in ("walk", "bystander"):
+        body = {"name": name, "provider_type": type, "base_url": URL, "api_key": FORMER_KEY}
+        assert double.handle("POST", "/v1/providers/", {}, body)[0] == 200
+    row = double.rows[0]
+    match stored:
+        case "absent":
+            double.rows.remove(row)
+        case "deleted":
+            row.enc, row.deleted = None, True
+        case "plaintext":
+            row.enc = key
+        case "elsewhere":
+            row.enc = seal(key, OTHER_MASTER_KEY, rounds=1)
+        case None:
+            row.enc = None
+    vendor = dataclasses.replace(known_vendors()[0], name="walk", provider="walk", type="openai", base_url=URL)
+    return double, Desired(vendor, "walk", "openai", URL, SecretStr(key), "WALK_API_KEY (.env)")
+
+
+def sync(
+    double: Double, desired: Desired, fault: tuple[int, Kind, When] | None = None
+) -> tuple[Report | None, list[Sent]]:
+    """One sync, one of whose requests may go wrong; how it went, and the requests it made."""
+    weather = Weather(double.transport(), {fault[0]: fault[1:]} if fault else {})
+
+    async def run() -> Report:
+        async with LettaServer("http://letta", transport=weather, timeout=5.0) as store:
+            return await bring_in_line(store, [desired], Options(master_key=SecretStr(MASTER_KEY)))
+
+    report = None
+    try:
+        report = anyio.run(run, backend_options={"loop_factory": JumpingLoop})
+    except IsabellaError as error:
+        _is_told(error)
+    except (Killed, BaseExceptionGroup):
+        assert weather.dead
+    return report, weather.sent
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_whatever_goes_wrong_is_told_truly_and_healed(situation: str) -> None:
+    """At each request, each fault: no false proof, the row is there unless it is said, and the next start heals."""
+    _, sent = sync(*letta_in(situation))
+    assert len(sent) > 3
+    for point in range(1, len(sent) + 1):
+        for kind in FAULTS:
+            for when in WHENS:
+                double, desired = letta_in(situation)
+                was_there, bystander = double.live("walk"), dataclasses.replace(_bystander(double))
+                report, _ = sync(double, desired, (point, kind, when))
+                where = f"{situation}: {kind} {when} request {point}"
+                if kind != "kill":
+                    assert double.live("walk") or not was_there or _says_it_is_gone(report), where
+                if report is not None and report.all_proven:
+                    assert double.bearer("walk") == SITUATIONS[situation][2], where
+                healed, _ = sync(double, desired)
+                assert healed is not None, where
+                assert healed.all_proven, where
+                assert double.bearer("walk") == SITUATIONS[situation][2], where
+                assert _bystander(double) == bystander, where
+                assert len([row for row in double.rows if not row.deleted]) == 2, where
+
+
+def _bystander(double: Double) -> Row:
+    row = double.live("bystander")
+    assert row is not None
+    return row
+
+
+def _is_told(error: IsabellaError) -> None:
+    """An error that ends a sync says what happened and what to do."""
+    assert error.what
+    assert error.remedy
+
+
+def _says_it_is_gone(report: Report | None) -> bool:
+    return report is not None and any("not in Letta now" in entry.reason for entry in report.ours)
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+@pytest.mark.parametrize("kind", ["drop", "hang", "html", 409, 429, 500, 503])
+@pytest.mark.parametrize("when", WHENS)
+def test_one_fault_of_a_writing_costs_no_proof(situation: str, kind: Kind, when: When) -> None:
+    """A single lost answer, silence, conflict or failure of a writing is overcome within the same sync."""
+    _, sent = sync(*letta_in(situation))
+    for point in (number for number, one in enumerate(sent, 1) if one.writes):
+        report, _ = sync(*letta_in(situation), (point, kind, when))
+        assert report is not None
+        (entry,) = report.ours
+        assert entry.proof is Proof.PROVEN, (point, entry.reason)
+
+
+def test_one_of_a_thousand_is_touched_alone() -> None:
+    """Where one key of 1,000 was rotated, one is written, and beside the listing nothing but that one is read."""
+    double = Double(master_key=MASTER_KEY, rounds=1)
+    vendor = known_vendors()[0]
+    desired = []
+    for number in range(1_000):
+        name = f"one-of-many-{number}"
+        body = {"name": name, "provider_type": "openai", "base_url": URL, "api_key": f"{KEY}-{number}"}
+        assert double.handle("POST", "/v1/providers/", {}, body)[0] == 200
+        key = SecretStr(f"{KEY}-rotated" if number == 617 else f"{KEY}-{number}")
+        desired.append(Desired(vendor, name, "openai", URL, key, "MANY_API_KEY (.env)"))
+    weather = Weather(double.transport())
+
+    async def run() -> Report:
+        async with LettaServer("http://letta", transport=weather) as store:
+            return await bring_in_line(store, desired, Options(master_key=SecretStr(MASTER_KEY)))
+
+    report = anyio.run(run)
+    assert report.all_proven
+    assert [entry.name for entry in report.ours if entry.action is not Action.KEEP] == ["one-of-many-617"]
+    assert [sent.method for sent in weather.sent if sent.writes] == ["PATCH"]
+    # The release, three pages of 500, the look under the lock, the update, and the reading back.
+    assert len(weather.sent) == 7

@@ -214,3 +214,22 @@ def test_providers_are_recreated_under_load(served: Backend) -> None:
         turns = [heard for one in talking for heard in one.result()]
     assert [heard.end["reason"] for heard in turns] == ["completed"] * len(turns)
     assert served.foreign_keys() == []
+
+
+def test_she_remembers_after_a_restart(letta_server: Letta, tmp_path: Path) -> None:
+    """What Isabella is told stays when the backend goes, and she knows it on every vendor afterwards."""
+    with PracticeVendors() as vendors:
+        with backend(letta_server, tmp_path, vendors) as before:
+            told = before.say("Isabella", "Please remember that my parrot is called Coco.")
+            assert told.one("tool_result")["ok"]
+        with backend(letta_server, tmp_path, vendors) as after:
+            for vendor, handle in HANDLES.items():
+                after.client.post("/api/agents/Isabella/switch", json={"handle": handle}).raise_for_status()
+                asked = after.say("Isabella", "What is my parrot called?")
+                assert "Coco" in asked.text
+                assert asked.handles == [handle]
+                chats = [request for request in vendors.requests(vendor) if "chat" in request.path]
+                key = vendors.key(vendor).get_secret_value()
+                assert chats
+                assert all(request.carries(key) for request in chats)
+            assert after.foreign_keys() == []

@@ -39,6 +39,7 @@ class Readiness:
         error: why there is none.
         census: what the last nightly refresh of the model lists has shown.
         hear: is told of the sync at the start: its report, why it ran, and how many seconds it took.
+        tell: are told of every report.
     """
 
     phase: Phase = Phase.STARTING
@@ -47,6 +48,7 @@ class Readiness:
     error: IsabellaError | None = None
     census: Census | None = None
     hear: Callable[[Report, str, float], None] = field(default=lambda *_: None, repr=False)
+    tell: list[Callable[[Report], None]] = field(default_factory=list, repr=False)
 
     @property
     def serving(self) -> bool:
@@ -83,6 +85,8 @@ class Readiness:
         """Take note of a report; quietly, where somebody else says what is in it."""
         self.report, self.error, self.as_of = report, None, datetime.now(UTC)
         self.phase = Phase.READY if report.all_proven else Phase.DEGRADED
+        for tell in self.tell:
+            tell(report)
         for provider in () if quiet else report.ours:
             proven = provider.proof is Proof.PROVEN
             # The report is shown as a table, too; a log wants what is out of order.

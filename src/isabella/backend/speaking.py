@@ -11,9 +11,13 @@ from fastapi import FastAPI
 from isabella.agents.agency import Agency
 from isabella.backend.metrics import Metrics
 from isabella.gate import Locks
+from isabella.providers.plan import Action
+from isabella.providers.report import Proof, Report
 from isabella.turns.desk import Desk, open_desk
 from isabella.turns.events import Event
 from isabella.turns.turn import Turn
+
+_WRITTEN = (Action.CREATE, Action.UPDATE, Action.RECREATE)
 
 
 @asynccontextmanager
@@ -32,12 +36,21 @@ async def speaking(app: FastAPI, agency: Agency, locks: Locks) -> AsyncIterator[
         app.state.chronicle.see(turn, event)
 
     async with open_desk(agency, locks=locks, watch=watch) as desk, anyio.create_task_group() as tasks:
+
+        def forgive(report: Report) -> None:
+            # With another key, what a vendor refused before says nothing any more.
+            for provider in report.ours:
+                if provider.proof is Proof.PROVEN and provider.action in _WRITTEN:
+                    desk.house.breaker.forgive(provider.name)
+
         metrics.of(desk)
+        app.state.readiness.tell.append(forgive)
         await tasks.start(_watch_gate, locks)
         app.state.desk, app.state.metrics = desk, metrics
         try:
             yield desk
         finally:
+            app.state.readiness.tell.remove(forgive)
             app.state.desk = app.state.metrics = None
             tasks.cancel_scope.cancel()
 

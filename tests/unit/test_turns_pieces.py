@@ -1,0 +1,170 @@
+"""What Letta's stream says, and what its errors mean: lines as they were recorded on 0.16.8."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from isabella import redaction
+from isabella.turns.events import Code, Condensed, Failed, Failover, Reason, Returned, Said, Thought, Usage, as_json
+from isabella.turns.pieces import Begun, CallPart, Stop, read
+from isabella.turns.refusals import Refusal, judge, wish
+
+
+def line(**fields: Any) -> str:
+    """A line of the stream."""
+    return f"data: {json.dumps(fields)}"
+
+
+@pytest.mark.parametrize(
+    ("given", "piece"),
+    [
+        (line(message_type="ping", run_id="run-1"), Begun("run-1")),
+        (line(message_type="assistant_message", id="message-1", content=" will"), Said(" will", "message-1")),
+        (line(message_type="assistant_message", id="m", content=[{"type": "text", "text": "Hi"}]), Said("Hi", "m")),
+        (line(message_type="assistant_message", id="m", content=""), None),
+        (line(message_type="reasoning_message", id="m", reasoning="Hm"), Thought("Hm", "m")),
+        (line(message_type="hidden_reasoning_message", id="m", state="omitted"), None),
+        (
+            line(message_type="tool_call_message", id="m", tool_call={"name": "memory_insert", "tool_call_id": "c"}),
+            CallPart("c", "memory_insert", ""),
+        ),
+        (
+            line(message_type="tool_call_message", id="m", tool_call={"arguments": '{"a"', "tool_call_id": "c"}),
+            CallPart("c", "", '{"a"'),
+        ),
+        (
+            line(message_type="tool_return_message", name="t", tool_call_id="c", tool_return="ok", status="success"),
+            Returned("c", "t", True, "ok"),
+        ),
+        (line(message_type="stop_reason", stop_reason="end_turn"), Stop(Reason.COMPLETED, "end_turn")),
+        (line(message_type="stop_reason", stop_reason="cancelled"), Stop(Reason.STOPPED, "cancelled")),
+        (line(message_type="stop_reason", stop_reason="llm_api_error"), Stop(Reason.BROKEN, "llm_api_error")),
+        (line(message_type="stop_reason", stop_reason="something_new"), Stop(Reason.BROKEN, "something_new")),
+        (
+            line(message_type="usage_statistics", prompt_tokens=4, completion_tokens=2, total_tokens=6, step_count=1),
+            Usage(4, 2, 6, 1),
+        ),
+        (line(message_type="summary_message", summary="…"), Condensed()),
+        (line(message_type="something_new"), None),
+        ("data: [DONE]", None),
+        ("event: error", None),
+        (": comment", None),
+        ("data: {not json", None),
+        ("data: [1]", None),
+        ("", None),
+    ],
+)
+def test_lines(given: str, piece: object) -> None:
+    """Each line is the piece that it holds, and what is not known is passed over."""
+    assert read(given) == piece
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "code", "status", "counts"),
+    [
+        (
+            "llm_authentication",
+            "UNAUTHENTICATED: Authentication failed with OpenAI: Error code: 401 - {'error': {'message': 'Invalid'}}",
+            Code.KEY_REFUSED,
+            401,
+            True,
+        ),
+        (
+            "llm_error",
+            "PAYMENT_REQUIRED: Insufficient credits (BYOK): Error code: 402 - {'error': {'message': 'No funds'}}",
+            Code.OUT_OF_FUNDS,
+            402,
+            True,
+        ),
+        (
+            "llm_error",
+            "PERMISSION_DENIED: …: Error code: 403 - {'error': {'message': 'No'}}",
+            Code.FORBIDDEN,
+            403,
+            True,
+        ),
+        ("llm_error", "NOT_FOUND: …: Error code: 404 - {}", Code.MODEL_UNKNOWN, 404, False),
+        ("llm_rate_limit", "RATE_LIMIT_EXCEEDED: …: Error code: 429 - {}", Code.RATE_LIMITED, 429, True),
+        ("llm_error", "INTERNAL_SERVER_ERROR: …: Error code: 503 - {}", Code.VENDOR_FAILING, 503, True),
+        (
+            "llm_error",
+            "INTERNAL_SERVER_ERROR: OpenAI API error: <html>\r\n<head><title>502 Bad Gateway</title></head>",
+            Code.VENDOR_FAILING,
+            502,
+            True,
+        ),
+        (
+            "llm_error",
+            "INTERNAL_SERVER_ERROR: Failed to connect to OpenAI: Connection error. [BYOK]",
+            Code.VENDOR_UNREACHABLE,
+            None,
+            True,
+        ),
+        ("llm_timeout", "TIMEOUT: Request to OpenAI timed out", Code.VENDOR_SILENT, None, True),
+        (
+            "internal_error",
+            "Unhandled LLM error: Unterminated string starting at: line 1 column 56 (char 55) [BYOK]",
+            Code.VENDOR_GARBLED,
+            None,
+            True,
+        ),
+        ("llm_error", "INVALID_ARGUMENT: Bad request …: Error code: 400 - {}", Code.REQUEST_REFUSED, 400, False),
+        ("internal_error", "Message content is empty or invalid", Code.LETTA_FAILING, None, False),
+        ("context_window_overflow_in_system_prompt", "too large", Code.CONTEXT_FULL, None, False),
+    ],
+)
+def test_errors(kind: str, detail: str, code: Code, status: int | None, counts: bool) -> None:
+    """An error is judged by the vendor's status, and only without one by its wording."""
+    refusal = judge(kind, detail)
+    assert (refusal.code, refusal.status, refusal.counts) == (code, status, counts)
+    assert "OpenAI" not in refusal.message or status is None
+
+
+def test_the_vendors_own_words() -> None:
+    """People read what the vendor said, not how Letta wraps it."""
+    detail = (
+        "UNAUTHENTICATED: … OpenAI: Error code: 401 - {'message': 'Wrong API Key', 'code': 'wrong_api_key'} [BYOK]"
+    )
+    assert judge("llm_authentication", detail).message == "401: Wrong API Key"
+
+
+def test_secrets_do_not_pass() -> None:
+    """A vendor that quotes the key does not put it into an event."""
+    redaction.remember("practice-key-0123456789")
+    refusal = judge("llm_error", "Error code: 403 - {'error': {'message': 'No such key: practice-key-0123456789'}}")
+    assert "practice-key-0123456789" not in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("Please try again in 2s.", 2.0),
+        ("Please try again in 7m12.5s", 432.5),
+        ("try again in 250ms", 0.25),
+        ("retry after 30 seconds", 30.0),
+        ("please try again later", None),
+        ("", None),
+    ],
+)
+def test_wishes(text: str, seconds: float | None) -> None:
+    """How long a vendor wants to be left alone is read from its words: Letta does not pass on its headers."""
+    assert wish(text) == seconds
+
+
+def test_events_leave_out_what_is_unknown() -> None:
+    """What is None is not sent."""
+    failover = Failover("groq/x", Code.VENDOR_SILENT, "silent")
+    assert as_json(failover) == {"handle": "groq/x", "code": Code.VENDOR_SILENT, "message": "silent"}
+    assert as_json(Failed(Code.BUSY, "busy", retry_after=2.0)) == {
+        "code": Code.BUSY,
+        "message": "busy",
+        "retry_after": 2.0,
+    }
+
+
+def test_a_refusal_is_told_by_letta_twice() -> None:
+    """The server's own error event, which ends a stream that it cannot go on with, is understood as well."""
+    assert isinstance(read('data: {"error": "boom", "code": "INTERNAL_SERVER_ERROR"}'), Refusal)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from letta_client import AsyncLetta
@@ -11,13 +12,14 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from isabella.agents import marks, receipts, tending
 from isabella.agents.binding import Binding
-from isabella.agents.definitions import AgentDefinition
+from isabella.agents.definitions import NAME, AgentDefinition
 from isabella.agents.embedding import Vectors
 from isabella.agents.engine import Engine
 from isabella.agents.marks import Marks
 from isabella.agents.models import Models
 from isabella.agents.tending import Ensured
 from isabella.agents.wire import Wire
+from isabella.concurrency import together
 from isabella.errors import AgentUnknown, LettaBroken, LettaRefused, ModelUnknown
 
 _SAID_NAMES = 12
@@ -93,8 +95,7 @@ class Residents:
         Raises:
             LettaError: they cannot be listed as a whole.
         """
-        rows = await self.wire.every("/v1/agents/", order_by="created_at", include=_INCLUDE)
-        return [resident for resident in map(self._resident, rows) if receipts.TAG not in resident.tags]
+        return await self._some()
 
     async def find(self, name: str) -> Resident:
         """The agent of this name, definition id, or Letta id. Ours come before those of others.
@@ -103,6 +104,14 @@ class Residents:
             AgentUnknown: there is none, or several that this does not tell apart.
             LettaError: Letta cannot be read.
         """
+        # Most names are exact ones, and a Letta may have thousands of agents: those alike are enough, as a rule.
+        if NAME.fullmatch(name):
+            alike = await together(
+                [partial(self._some, name=name), partial(self._some, tags=[marks.definition_tag(name)])]
+            )
+            found = {resident.id: resident for residents in alike for resident in residents}
+            if found:
+                return pick(name, [*found.values()])
         return pick(name, await self.all())
 
     async def get(self, agent_id: str) -> Resident:
@@ -166,6 +175,10 @@ class Residents:
         """
         self.definitions = {definition.id: definition for definition in definitions}
         return await tending.ensure(self, definitions, models, vectors)
+
+    async def _some(self, **query: Any) -> list[Resident]:
+        rows = await self.wire.every("/v1/agents/", order_by="created_at", include=_INCLUDE, **query)
+        return [resident for resident in map(self._resident, rows) if receipts.TAG not in resident.tags]
 
     def _resident(self, row: Any) -> Resident:
         try:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass
-from types import FrameType
-from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
@@ -35,6 +32,7 @@ from isabella.practice.overlay import with_practice_vendors
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import Report
 from isabella.settings import Settings
+from isabella.signals import terminating
 from isabella.stores.letta_server import LettaServer
 from isabella.watching.work import LettaWork
 
@@ -75,7 +73,7 @@ def serve(settings: Settings, wishes: Wishes) -> int:
     Raises:
         IsabellaError: something could not be brought up; what had been started is stopped again.
     """
-    with closing(_bind(settings)) as listener, _terminating(), ExitStack() as started:
+    with closing(_bind(settings)) as listener, terminating(), ExitStack() as started:
         settings = _with_practice(settings, wishes, started)
         connection = configured_connection(settings) or _embedded(settings, wishes, started)
         readiness = _serve_http(settings, wishes, connection, listener)
@@ -240,17 +238,3 @@ async def _wait_for(connection: Connection, say: Callable[[str], None]) -> None:
                 return
             else:
                 return
-
-
-@contextmanager
-def _terminating() -> Iterator[None]:
-    """Let SIGTERM unwind as Ctrl-C does, so that what was started is stopped whichever comes."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> Any:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

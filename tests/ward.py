@@ -97,9 +97,12 @@ class Ward:
             binding = wanted.pop(agent["name"], None)
             if binding is None:
                 self.api("DELETE", f"/v1/agents/{agent['id']}")
-            elif not binding.as_llm_config().items() <= agent["llm_config"].items():
-                body = {"llm_config": {**agent["llm_config"], **binding.as_llm_config()}}
-                self.api("PATCH", f"/v1/agents/{agent['id']}", body)
+            elif (
+                not binding.as_llm_config().items() <= agent["llm_config"].items()
+                or (agent["compaction_settings"] or {}).get("model") is not None
+            ):
+                bound = {**agent["llm_config"], **binding.as_llm_config()}
+                self.change(agent["name"], llm_config=bound, compaction_settings={"model": None})
         for name, binding in wanted.items():
             self.agent(name, binding)
 
@@ -154,13 +157,20 @@ class Ward:
     def agent(self, name: str, binding: Binding | None = None, **config: Any) -> str:
         """Create an agent, bound explicitly, with changes of its `llm_config`."""
         made = (binding.as_llm_config() if binding is not None else {}) | config
-        body = {"name": name, "include_base_tools": False, "llm_config": made}
-        return str(self.api("POST", "/v1/agents/", body)["id"])
+        id = self.api("POST", "/v1/agents/", {"name": name, "include_base_tools": False, "llm_config": made})["id"]
+        # Left to itself, Letta sums up by a handle of its own (fact M15).
+        self.api("PATCH", f"/v1/agents/{id}", {"compaction_settings": {"model": None}})
+        return str(id)
 
     def rebind(self, name: str, **config: Any) -> None:
         """Change the `llm_config` of an agent that is there."""
         (found,) = self.api("GET", f"/v1/agents/?name={name}")
-        self.api("PATCH", f"/v1/agents/{found['id']}", {"llm_config": {**found["llm_config"], **config}})
+        self.change(name, llm_config={**found["llm_config"], **config})
+
+    def change(self, name: str, **fields: Any) -> None:
+        """PATCH an agent."""
+        (found,) = self.api("GET", f"/v1/agents/?name={name}")
+        self.api("PATCH", f"/v1/agents/{found['id']}", fields)
 
     def native(self, handle: str, name: str = "native") -> None:
         """Create an agent by a handle alone, as somebody would who does not know better."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isabella.agents.engine import Engine
 from isabella.errors import IsabellaError
 from isabella.providers.desired import Desired
 from isabella.providers.sealing import Reading
@@ -124,29 +125,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent in Letta, and what binds it to a vendor.
+    """An agent in Letta.
 
     Attributes:
         id: its id.
         name: its name.
-        model: the vendor's id of the model.
-        endpoint_type: the client that Letta uses for it.
-        endpoint: the address that Letta sends its requests to.
-        provider: the provider that it names.
-        category: `byok` or `base`.
-        window: the context window in tokens.
-        handle: `provider/model`.
+        engine: what it speaks through.
     """
 
     id: str
     name: str
-    model: str
-    endpoint_type: str
-    endpoint: str | None
-    provider: str | None
-    category: str | None
-    window: int | None
-    handle: str | None
+    engine: Engine
 
 
 @dataclass(frozen=True)

@@ -168,13 +168,17 @@ def _narrowed(evidence: Evidence, wishes: Wishes) -> Evidence:
     agents = seen.agents
     if wishes.providers:
         addresses = {one.base_url for one in configured.desired}
-        agents = tuple(one for one in agents if one.provider in wishes.providers or one.endpoint in addresses)
+        agents = tuple(one for one in agents if _concerns(one, {*wishes.providers, *addresses}))
     if wishes.agent is not None:
         agents = _named(wishes.agent, agents)
-        concerned = {one.provider for one in agents} | {one.endpoint for one in agents}
+        concerned = {one.engine.provider for one in agents} | {one.engine.endpoint for one in agents}
         desired = tuple(one for one in configured.desired if {one.name, one.base_url} & concerned)
         configured = replace(configured, desired=desired)
     return replace(evidence, seen=replace(seen, agents=agents), configured=configured)
+
+
+def _concerns(agent: Agent, names: set[str]) -> bool:
+    return agent.engine.provider in names or agent.engine.endpoint in names
 
 
 def _named(name: str, agents: Sequence[Agent]) -> tuple[Agent, ...]:
@@ -191,11 +195,11 @@ async def _receipts(evidence: Evidence, connection: Connection) -> Mapping[str, 
     """One line through Letta for each provider that is there."""
     from isabella.agents.client import open_client
     from isabella.agents.receipts import get_receipts
-    from isabella.doctor.treatment import binding_for
+    from isabella.doctor.treatment import passing_binding
 
     seen = evidence.seen
     present = [one for one in evidence.configured.desired if one.key is not None and seen.row(one.name) is not None]
-    bindings = [binding_for(one, evidence) for one in present]
+    bindings = [passing_binding(one, evidence) for one in present]
     with anyio.move_on_after(_FOR_RECEIPTS):
         async with open_client(connection) as client:
             proceeds = await get_receipts(client, bindings)

@@ -14,6 +14,7 @@ import anyio.to_thread
 import httpx2 as httpx
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from isabella.agents.engine import Engine
 from isabella.concurrency import together
 from isabella.connection import Connection
 from isabella.doctor import releases
@@ -184,12 +185,19 @@ class _LlmConfig(BaseModel):
     handle: str | None = None
 
 
+class _Compaction(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    model: str | None = None
+
+
 class _AgentRow(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     id: str
     name: str | None = None
     llm_config: _LlmConfig | None = None
+    compaction_settings: _Compaction | None = None
 
 
 _AGENTS = TypeAdapter(list[_AgentRow])
@@ -214,22 +222,22 @@ async def _agents(http: httpx.AsyncClient) -> tuple[Agent, ...]:
         if len(page) < _PAGE or not fresh:
             break
         query["after"] = page[-1].id
-    return tuple(agent for agent in found.values() if agent.model and not agent.name.startswith(_RECEIPT))
+    return tuple(agent for agent in found.values() if agent.engine.model and not agent.name.startswith(_RECEIPT))
 
 
 def _agent(row: _AgentRow) -> Agent:
     config = row.llm_config or _LlmConfig()
-    return Agent(
-        id=row.id,
-        name=row.name or row.id,
+    engine = Engine(
         model=config.model,
         endpoint_type=config.model_endpoint_type,
         endpoint=config.model_endpoint,
         provider=config.provider_name,
         category=config.provider_category,
-        window=config.context_window,
+        window=config.context_window or 0,
         handle=config.handle,
+        compaction=row.compaction_settings.model if row.compaction_settings else None,
     )
+    return Agent(row.id, row.name or row.id, engine)
 
 
 async def _base_providers(http: httpx.AsyncClient) -> frozenset[str]:

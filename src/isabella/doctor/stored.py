@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from isabella.agents.binding import GENERIC
 from isabella.doctor import releases
 from isabella.doctor.evidence import Agent, Evidence, Row, Seen
 from isabella.doctor.findings import (
@@ -117,7 +118,7 @@ def _type_unknown(desired: Desired, abilities: Abilities) -> Finding:
 
 def _absent(desired: Desired, evidence: Evidence, abilities: Abilities) -> Finding:
     seen = evidence.seen
-    bound = [agent for agent in seen.agents or () if agent.provider == desired.name]
+    bound = [agent for agent in seen.agents or () if agent.engine.provider == desired.name]
     lines = [f"{desired.name} is not among the {len(seen.rows or ())} providers that Letta lists"]
     if bound:
         lines.append(f"bound to it: {name_some(tuple(agent.name for agent in bound))}; {_gap(bound, seen)}")
@@ -163,7 +164,7 @@ def _gap(bound: list[Agent], seen: Seen) -> str:
     keys = seen.process.base_keys if seen.process is not None else None
     if keys and "OPENAI_API_KEY" in keys:
         return "they send the OPENAI_API_KEY of Letta's own environment to that vendor"
-    if all(agent.endpoint_type == "zai" for agent in bound):
+    if all(agent.engine.endpoint_type == GENERIC for agent in bound):
         return "they answer 500"
     return "they send DUMMY_API_KEY, or the OPENAI_API_KEY of Letta's own environment where it has one"
 
@@ -275,6 +276,10 @@ def _unreadable(desired: Desired, row: Row, evidence: Evidence, abilities: Abili
         return Unknown(
             Layer.STORED, "which key Letta holds", "it is sealed under Letta's master key, not ours", desired.name
         )
+    remedy = _sync(desired, evidence)
+    if not abilities.recreates:
+        text = "Give Letta its former LETTA_ENCRYPTION_KEY back, or upgrade it to 0.16.2 or later and sync."
+        remedy = Remedy(text)
     seals = "Letta itself cannot open it either" if row.opens is False else "our master key does not open it"
     return Finding(
         code="key-sealed-otherwise",
@@ -283,7 +288,7 @@ def _unreadable(desired: Desired, row: Row, evidence: Evidence, abilities: Abili
         summary="its key is sealed under another master key.",
         cause="LETTA_ENCRYPTION_KEY was changed, or the database came from elsewhere. Agents answer 500, an update "
         "answers 400, and only DELETE then POST heals it.",
-        remedy=_sync(desired, evidence, row, abilities),
+        remedy=remedy,
         provider=desired.name,
         evidence=(f"the stored value is sealed, and {seals}",),
         facts=("P4", "O5"),
@@ -348,7 +353,7 @@ def _duplicates(evidence: Evidence) -> Diagnosis:
 
 def _duplicate(desired: Desired, row: Row, evidence: Evidence) -> Finding:
     seen, stored = evidence.seen, row.stored
-    bound = [agent for agent in seen.agents or () if agent.provider == stored.name]
+    bound = [agent for agent in seen.agents or () if agent.engine.provider == stored.name]
     command = f'curl -X DELETE -H "Authorization: Bearer $LETTA_API_KEY" {seen.base_url}/v1/providers/{stored.id}'
     lines = [f"{stored.name} ({stored.type}) has the base URL of {desired.name}: {stored.base_url}"]
     if bound:

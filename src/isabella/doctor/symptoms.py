@@ -107,7 +107,10 @@ def symptoms() -> tuple[Symptom, ...]:
 
 def recognise(text: str) -> list[Recognised]:
     """What is recognised in a text that somebody pasted, in the order of the table."""
-    return recognise_in(text.splitlines(), together=_TOGETHER)
+    found = recognise_in(text.splitlines(), together=_TOGETHER)
+    # What was recognised before its second half had been read.
+    there = {one.symptom.id for one in found}
+    return [one for one in found if not one.symptom.unless & there]
 
 
 def recognise_in(lines: Iterable[str], *, together: int = 1) -> list[Recognised]:

@@ -7,14 +7,13 @@ from typing import Any
 
 import httpx2 as httpx
 
-from isabella.agents.binding import GENERIC, OPENAI, Binding
+from isabella.agents.binding import Binding
 from isabella.assurance import ensure_providers
 from isabella.connection import Connection
-from isabella.doctor import releases
 from isabella.doctor.evidence import Agent, Evidence
 from isabella.doctor.examination import Examination
 from isabella.doctor.findings import Finding, Treatment
-from isabella.doctor.use import known_window, rebound
+from isabella.doctor.use import client, rebinding
 from isabella.errors import IsabellaError
 from isabella.providers.desired import Desired
 from isabella.providers.report import Proof
@@ -82,26 +81,21 @@ async def _rebind(
         if agent is None or ("agent", id) in treated:
             continue
         treated.add(("agent", id))
-        desired = rebound(agent, evidence)
-        if desired is None:
+        binding = rebinding(agent, evidence)
+        if binding is None:
             yield f"{agent.name}: there is no provider to bind it to"
             continue
-        yield await _bind(agent, binding_for(desired, evidence, agent), connection)
+        yield await _bind(agent, binding, connection)
 
 
-def binding_for(desired: Desired, evidence: Evidence, agent: Agent | None = None) -> Binding:
-    """The explicit binding to a provider: of an agent, with its model, or of a passing one."""
-    release = evidence.seen.abilities.release if evidence.seen.abilities is not None else None
-    client = GENERIC if releases.at_least(release, "0.16.7") else OPENAI
+def passing_binding(desired: Desired, evidence: Evidence) -> Binding:
+    """The binding of a passing agent to a provider, with a model that its vendor is known to have."""
     vendor = desired.vendor
-    if agent is not None:
-        window = known_window(agent, evidence) or agent.window or vendor.default_window
-        return Binding(desired.name, agent.model, desired.base_url, window, client)
     asked = evidence.asked.get(desired.name)
     listed = {} if asked is None else asked.answer.models
     model = vendor.default_model or next(iter(listed), "default")
     window = vendor.models.get(model) or listed.get(model) or vendor.default_window
-    return Binding(desired.name, model, desired.base_url, window, client)
+    return Binding(desired.name, model, desired.base_url, window, client(evidence))
 
 
 async def _bind(agent: Agent, binding: Binding, connection: Connection) -> str:
@@ -116,8 +110,7 @@ async def _bind(agent: Agent, binding: Binding, connection: Connection) -> str:
         try:
             current = (await http.get(path)).raise_for_status().json().get("llm_config") or {}
             config = {**current, **binding.as_llm_config()}
-            # Summaries come by the agent's own binding then, not by a handle of their own (fact M15).
-            body: dict[str, Any] = {"llm_config": config, "compaction_settings": {"model": None}}
+            body: dict[str, Any] = {**binding.as_update(), "llm_config": config}
             response = await http.patch(path, json=body)
             if response.status_code in (400, 422):
                 response = await http.patch(path, json={"llm_config": config})

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from isabella.agents.binding import GENERIC, OPENAI, Binding
+from isabella.agents.repair import Fault, Landscape, diagnose
 from isabella.doctor import releases
 from isabella.doctor.evidence import Agent, Evidence
 from isabella.doctor.findings import (
@@ -20,11 +22,14 @@ from isabella.doctor.findings import (
     name_some,
 )
 from isabella.providers.desired import Desired
+from isabella.vendors.inquiry import Verdict
 
 #: Letta's clients that never look at a stored key (facts M3, O11), and what they read instead.
 DEAF = {"groq": "GROQ_API_KEY", "deepseek": "DEEPSEEK_API_KEY", "xai": "XAI_API_KEY"}
 #: The windows that Letta takes where it knows nothing (facts M1, M4).
 BLIND_WINDOWS = (8192, 30_000)
+#: Of many agents with the same fault so many tell whether it can be treated.
+_LOOKED_AT = 20
 _ADDRESS_IN_DOUBT = frozenset(
     {"base-url-wrong", "vendor-dns", "vendor-tls", "vendor-unreachable", "base-url-malformed"}
 )
@@ -92,6 +97,38 @@ _WORDS = {
         "environment, or DUMMY_API_KEY, to this vendor.",
         ("P7", "M6"),
     ),
+    "agent-client-refused": _Words(
+        Severity.WARNING,
+        "{agents}: Letta's client for it sends fields that the vendor may refuse.",
+        "max_completion_tokens in every request (Mistral: 422), and the reasoning of earlier answers (Cerebras and "
+        "Groq: 400 from the second turn on).",
+        ("M13",),
+    ),
+    "agent-summaries-elsewhere": _Words(
+        Severity.WARNING,
+        "{agents}: summaries of long conversations do not use its binding.",
+        "Letta looks the model for summaries up by the handle, and finds another client or window there: a long "
+        "conversation fails when it is to be summed up.",
+        ("M15",),
+    ),
+    "agent-model-gone": _Words(
+        Severity.ERROR,
+        "{agents}: the vendor has its model no longer.",
+        "Model ids change every few weeks. The vendor's own list, asked just now, does not have it.",
+        ("M6",),
+    ),
+}
+
+#: How faults that `isabella agents repair` mends are called here.
+_REPAIRED = {
+    Fault.KEY_IGNORED: "agent-ignores-key",
+    Fault.WRONG_CLIENT: "agent-client-refused",
+    Fault.PROXY_HANDLE: "agent-proxy-handle",
+    Fault.PROVIDER_GONE: "agent-provider-gone",
+    Fault.BASE_URL_MOVED: "agent-address-old",
+    Fault.MODEL_GONE: "agent-model-gone",
+    Fault.SMALL_WINDOW: "agent-window-small",
+    Fault.SUMMARIES: "agent-summaries-elsewhere",
 }
 
 
@@ -103,49 +140,59 @@ def judge(evidence: Evidence) -> Diagnosis:
     if seen.agents is None:
         because = seen.agents_error or "Letta did not list them"
         return Diagnosis(unknowns=(Unknown(Layer.USE, "which agents use it, and how", because),))
+    land = landscape(evidence)
     groups: dict[tuple[str, str | None], list[tuple[Agent, str]]] = {}
     for agent in seen.agents:
-        for fault in _faults(agent, evidence):
+        for fault in _faults(agent, evidence, land):
             groups.setdefault((fault.code, fault.provider), []).append((agent, fault.line))
     findings = tuple(_finding(code, provider, found, evidence) for (code, provider), found in groups.items())
     faulty = {agent.id for found in groups.values() for agent, _ in found}
     well = [agent for agent in seen.agents if agent.id not in faulty]
     fine = (Fine(Layer.USE, f"{len(well)} of {len(seen.agents)} agents use their providers as they should"),)
-    return Diagnosis(findings + tuple(_notes(evidence)), fine=fine if well or not seen.agents else ())
+    return Diagnosis(findings, fine=fine if well or not seen.agents else ())
 
 
-def _faults(agent: Agent, evidence: Evidence) -> Iterator[_Fault]:
-    seen = evidence.seen
-    row = seen.row(agent.provider) if agent.provider else None
+def _faults(agent: Agent, evidence: Evidence, land: Landscape) -> Iterator[_Fault]:
+    engine = agent.engine
+    row = evidence.seen.row(engine.provider) if engine.provider else None
     desired = _desired(agent, evidence)
-    if agent.category != "byok":
-        here = _at(agent.endpoint, evidence)
+    if engine.category != "byok":
+        here = _at(engine.endpoint, evidence)
         if here is not None:
-            line = f"{agent.name}: provider_category {agent.category or 'not given'}, address of {here.name}"
+            line = f"{agent.name}: provider_category {engine.category or 'not given'}, address of {here.name}"
             yield _Fault("agent-sends-lettas-key", here.name, line)
         return
     if row is None:
         # One that is wanted and absent is told with the provider itself: that is the cause.
         if desired is None or not desired.wanted:
-            yield _Fault(
-                "agent-provider-gone", None, f"{agent.name}: provider {agent.provider or '-'}, {agent.endpoint}"
-            )
+            line = f"{agent.name}: provider {engine.provider or '-'}, {engine.endpoint}"
+            yield _Fault("agent-provider-gone", None, line)
         return
-    proxied = (agent.handle or "").startswith("openai-proxy/")
-    if agent.endpoint_type in DEAF:
-        line = f"{agent.name}: type {agent.endpoint_type}, reads {DEAF[agent.endpoint_type]} of Letta's environment"
-        yield _Fault("agent-ignores-key", agent.provider, line)
+    found = [*_at_once(agent, evidence, land)]
+    if not found:
+        # What is left to be found is what `isabella agents repair` would mend, one thing at a time.
+        other = diagnose(engine, land)
+        if other is not None:
+            found.append(_Fault(_REPAIRED[other.fault], engine.provider, f"{agent.name}: {other.why}"))
+    yield from found
+
+
+def _at_once(agent: Agent, evidence: Evidence, land: Landscape) -> Iterator[_Fault]:
+    """The faults of which one agent may have several."""
+    engine, name = agent.engine, agent.engine.provider or ""
+    proxied = (engine.handle or "").startswith("openai-proxy/")
+    if engine.endpoint_type in DEAF:
+        line = f"{agent.name}: type {engine.endpoint_type}, reads {DEAF[engine.endpoint_type]} of Letta's environment"
+        yield _Fault("agent-ignores-key", name, line)
     if proxied:
-        yield _Fault("agent-proxy-handle", agent.provider, f"{agent.name}: {agent.handle}, window {agent.window}")
-    known = _window(agent, desired, evidence)
-    if not proxied and agent.window in BLIND_WINDOWS and known is not None and known > agent.window:
-        line = f"{agent.name}: window {agent.window}, {agent.model} has {known}"
-        yield _Fault("agent-window-small", agent.provider, line)
-    wanted = desired.base_url if desired is not None and desired.wanted else row.stored.base_url
-    if wanted is not None and agent.endpoint is not None and agent.endpoint.rstrip("/") != wanted.rstrip("/"):
-        yield _Fault(
-            "agent-address-old", agent.provider, f"{agent.name}: {agent.endpoint}, the provider has {wanted}"
-        )
+        yield _Fault("agent-proxy-handle", name, f"{agent.name}: {engine.handle}, window {engine.window}")
+    known = land.windows.get(f"{name}/{engine.model}", 0)
+    if not proxied and engine.window in BLIND_WINDOWS and known > engine.window:
+        line = f"{agent.name}: window {engine.window}, {engine.model} has {known}"
+        yield _Fault("agent-window-small", name, line)
+    wanted = land.live[name]
+    if wanted is not None and engine.endpoint is not None and engine.endpoint.rstrip("/") != wanted.rstrip("/"):
+        yield _Fault("agent-address-old", name, f"{agent.name}: {engine.endpoint}, the provider has {wanted}")
 
 
 def _finding(code: str, provider: str | None, found: list[tuple[Agent, str]], evidence: Evidence) -> Finding:
@@ -161,11 +208,13 @@ def _finding(code: str, provider: str | None, found: list[tuple[Agent, str]], ev
     option = env_option(evidence.configured.named)
     command = f"isabella doctor --fix{option}"
     remedy = Remedy(f"Bind them explicitly: `{command}`.", command=command, treatment=Treatment.REBIND)
-    if not any(rebound(agent, evidence) for agent, _ in found):
+    if not any(rebinding(agent, evidence) for agent, _ in found[:_LOOKED_AT]):
         names = [desired.name for desired in evidence.configured.desired if desired.wanted]
         there = f" ({', '.join(names)})" if names else ""
         remedy = Remedy(
-            f"Register the provider again, or bind the agents to one that is there{there}: PATCH of llm_config."
+            f"Switch each to a model that is there: isabella agents switch NAME {_example(evidence)}."
+            if code == "agent-model-gone"
+            else f"Register the provider again, or bind the agents to one that is there{there}: PATCH of llm_config."
         )
     return Finding(
         code=code,
@@ -183,48 +232,58 @@ def _finding(code: str, provider: str | None, found: list[tuple[Agent, str]], ev
     )
 
 
-def _notes(evidence: Evidence) -> Iterator[Finding]:
-    abilities = evidence.seen.abilities
-    if abilities is None or not releases.at_least(abilities.release, "0.16.7"):
-        return
-    found = [
-        agent.name
-        for agent in evidence.seen.agents or ()
-        if agent.endpoint_type == "openai"
-        and (desired := _desired(agent, evidence))
-        and desired.vendor.name in _STRICT
-    ]
-    if found:
-        yield Finding(
-            code="agent-client-strict",
-            layer=Layer.USE,
-            severity=Severity.NOTE,
-            summary=f"{name_some(tuple(found))}: Letta's client for OpenAI sends fields that this vendor may refuse.",
-            cause="max_completion_tokens (Mistral), and the reasoning of earlier answers (Cerebras, Groq).",
-            remedy=Remedy("Where turns fail with 400 or 422, bind the agent with model_endpoint_type zai."),
-            facts=("M13",),
-        )
+def _example(evidence: Evidence) -> str:
+    """A handle that could be bound to now."""
+    for one in evidence.configured.desired:
+        if one.wanted and one.vendor.default_model is not None:
+            return f"{one.name}/{one.vendor.default_model}"
+    return "PROVIDER/MODEL"
 
 
-#: Vendors that are publicly known to refuse what Letta's client for OpenAI sends (fact M13).
-_STRICT = frozenset({"cerebras", "groq", "mistral"})
+def landscape(evidence: Evidence) -> Landscape:
+    """What agents can be bound to: the providers that are live, at the addresses that are configured for them."""
+    seen = evidence.seen
+    wanted = [one for one in evidence.configured.desired if one.wanted and one.obstacle is None]
+    moved = {one.name: one.base_url for one in wanted}
+    live = {row.stored.name: moved.get(row.stored.name, row.stored.base_url) for row in seen.rows or ()}
+    windows: dict[str, int] = {}
+    listed: dict[str, frozenset[str]] = {}
+    for one in wanted:
+        known: dict[str, int | None] = dict(one.vendor.models)
+        asked = evidence.asked.get(one.name)
+        if asked is not None and asked.answer.verdict is Verdict.ACCEPTED:
+            listed[one.name] = frozenset(asked.answer.models)
+            known |= {model: window for model, window in asked.answer.models.items() if window}
+        windows |= {f"{one.name}/{model}": window for model, window in known.items() if window}
+    return Landscape(live, windows, listed, client=client(evidence), vendors=frozenset(one.name for one in wanted))
 
 
-def rebound(agent: Agent, evidence: Evidence) -> Desired | None:
-    """The provider that an agent would be bound to: its own, or the one whose address it has."""
-    own = _desired(agent, evidence)
-    if own is not None and own.wanted and own.obstacle is None:
-        return own
-    return _at(agent.endpoint, evidence)
+def client(evidence: Evidence) -> str:
+    """Which of Letta's clients agents are bound with on this release (fact M13)."""
+    release = evidence.seen.abilities.release if evidence.seen.abilities is not None else None
+    return GENERIC if releases.at_least(release, "0.16.7") else OPENAI
 
 
-def known_window(agent: Agent, evidence: Evidence) -> int | None:
-    """The model's window, by the vendor's list or the catalog; None where neither tells."""
-    return _window(agent, rebound(agent, evidence), evidence)
+def rebinding(agent: Agent, evidence: Evidence) -> Binding | None:
+    """What an agent would be bound to; None where no provider can be told, or its model is gone."""
+    engine, land = agent.engine, landscape(evidence)
+    found = diagnose(engine, land)
+    if found is not None and found.binding is not None:
+        return found.binding
+    desired = _desired(agent, evidence)
+    if desired is None or not desired.wanted or desired.obstacle is not None:
+        # Its own provider is gone: there may be another one at its address.
+        desired = _at(engine.endpoint, evidence)
+    if desired is None or engine.model not in land.listed.get(desired.name, {engine.model}):
+        return None
+    known = land.windows.get(f"{desired.name}/{engine.model}", 0)
+    guessed = engine.window in (0, *BLIND_WINDOWS)
+    window = known if guessed and known else engine.window or desired.vendor.default_window
+    return Binding(desired.name, engine.model, desired.base_url, window, land.client)
 
 
 def _desired(agent: Agent, evidence: Evidence) -> Desired | None:
-    return next((one for one in evidence.configured.desired if one.name == agent.provider), None)
+    return next((one for one in evidence.configured.desired if one.name == agent.engine.provider), None)
 
 
 def _at(endpoint: str | None, evidence: Evidence) -> Desired | None:
@@ -232,11 +291,3 @@ def _at(endpoint: str | None, evidence: Evidence) -> Desired | None:
         return None
     wanted = (one for one in evidence.configured.desired if one.wanted and one.obstacle is None)
     return next((one for one in wanted if one.base_url.rstrip("/") == endpoint.rstrip("/")), None)
-
-
-def _window(agent: Agent, desired: Desired | None, evidence: Evidence) -> int | None:
-    if desired is None:
-        return None
-    asked = evidence.asked.get(desired.name)
-    listed = None if asked is None else asked.answer.models.get(agent.model)
-    return listed or desired.vendor.models.get(agent.model)

@@ -1,0 +1,122 @@
+"""What messages mean: the table, held to its own examples, and to the documentation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from isabella.doctor.symptoms import Symptom, normal, recognise, recognise_in, symptoms
+
+DOCS = Path(__file__).parents[2] / "docs"
+EXAMPLES = [(symptom.id, example) for symptom in symptoms() for example in symptom.examples]
+
+#: The messages of the mission's own document, word for word, and whether its statement about them holds.
+SEED = {
+    'Error code: 401 – Authentication failed with the LLM model provider. "Wrong API Key"': "wrong-api-key",
+    'Error code: 401 – Authentication failed with the LLM model provider.\n    "Wrong API Key"': "wrong-api-key",
+    "No provider class found for type 'cerebras'": "no-provider-class",
+    "No provider class found for type 'mistral'": "no-provider-class",
+    "Failed to sync models for provider 'byok-groq':\n       Client error '401 Unauthorized' for url "
+    "https://api.groq.com/openai/v1/models": "model-sync-failed",
+    "No encryption key configured. Storing Secret value as plaintext in _enc column.": "no-encryption-key",
+}
+
+
+def ids(text: str) -> list[str]:
+    """What is recognised in a text."""
+    return [one.symptom.id for one in recognise(text)]
+
+
+@pytest.mark.parametrize(("symptom", "example"), EXAMPLES)
+def test_examples_are_recognised(symptom: str, example: str) -> None:
+    """Each example of an entry is recognised as that entry and as no other."""
+    assert ids(example) == [symptom]
+
+
+@pytest.mark.parametrize(("text", "symptom"), SEED.items())
+def test_the_seed_document_s_messages(text: str, symptom: str) -> None:
+    """Each message of the mission's document is recognised, broken lines and typography included, and put right."""
+    (one,) = recognise(text)
+    assert one.symptom.id == symptom
+    assert one.symptom.seed
+    assert one.symptom.correction
+
+
+@pytest.mark.parametrize("symptom", symptoms(), ids=lambda one: one.id)
+def test_entries_are_complete(symptom: Symptom) -> None:
+    """Each entry says what it means, where it is printed and what to do; its facts exist; ids are not used twice."""
+    assert symptom.meaning
+    assert symptom.releases
+    assert symptom.remedy
+    assert symptom.examples
+    assert [one.id for one in symptoms()].count(symptom.id) == 1
+    known = set(re.findall(r"^\| ([RPOMC]\d+) \|", (DOCS / "facts.md").read_text(), re.MULTILINE))
+    assert set(symptom.facts) <= known
+    others = {one.id for one in symptoms()}
+    assert symptom.unless <= others
+
+
+def test_what_the_message_names_is_named_in_the_answer() -> None:
+    """Provider and type of a message stand in what it means and in the command."""
+    (sync,) = recognise("Failed to sync models for provider 'acme-7': Client error '403 Forbidden' for url http://x")
+    assert "isabella providers sync --only acme-7" in sync.remedy
+    (kind,) = recognise("No provider class found for type 'mistral'")
+    assert "mistral" in kind.meaning
+    (bare,) = recognise("conflicts with an existing base provider")
+    assert "{" not in bare.meaning
+
+
+def test_a_log_is_counted() -> None:
+    """In a log each message is told once, with how often it was met; lines in between do not matter."""
+    line = "Letta.letta.schemas.secret - WARNING - No encryption key configured. Storing Secret value as plaintext"
+    log = [line, "INFO - nothing", line, "\x1b[31mConnect call failed ('127.0.0.1', 5432)\x1b[0m", line]
+    found = {one.symptom.id: one.count for one in recognise_in(log)}
+    assert found == {"no-encryption-key": 3, "database-refused": 1}
+
+
+def test_messages_of_a_paste_are_counted_once() -> None:
+    """A message is not counted again with each line that follows it."""
+    (one,) = recognise("DUMMY_API_KEY\nnothing\nnothing else")
+    assert one.count == 1
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "All is well.", "GET /v1/agents/ 200", "401"])
+def test_other_texts_are_not_recognised(text: str) -> None:
+    """What is no known message is not taken for one."""
+    assert ids(text) == []
+
+
+def test_a_key_in_a_paste_is_not_repeated() -> None:
+    """What is quoted of a text shows no key that stood in it, though this program never saw it before."""
+    (one,) = recognise("Incorrect API key provided: csk-pasted-by-accident-0815. Error code: 401 wrong api key")
+    assert "pasted-by-accident" not in str(one.as_json())
+
+
+def test_normal_form() -> None:
+    """Colours, typographic dashes and quotes, and runs of spaces make no difference."""
+    assert normal("\x1b[1m“A”  –\tb’s\x1b[0m ") == '"A" - b\'s'
+
+
+def table() -> str:
+    """The table of symptoms as it stands in docs/doctor.md."""
+    rows = ["| Message | Releases | What it means, and what to do |", "|---|---|---|"]
+    for symptom in symptoms():
+        text = re.sub(r"\{\w+\|([^}]*)\}", r"\1", f"{symptom.meaning} **Do:** {symptom.remedy}")
+        if symptom.correction:
+            text += f" **But:** {symptom.correction}"
+        facts = f" ({', '.join(symptom.facts)})" if symptom.facts else ""
+        title = symptom.examples[0] if len(symptom.examples[0]) < 120 else symptom.title
+        cells = (f"`{title}`" if title is not symptom.title else title, symptom.releases, text + facts)
+        rows.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_documentation_has_the_table() -> None:
+    """docs/doctor.md shows the table as the data have it; `python tests/unit/test_doctor_symptoms.py` prints it."""
+    assert table() in (DOCS / "doctor.md").read_text()
+
+
+if __name__ == "__main__":
+    print(table(), end="")

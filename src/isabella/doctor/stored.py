@@ -134,7 +134,7 @@ def _absent(desired: Desired, evidence: Evidence, abilities: Abilities) -> Findi
             remedy=Remedy("Give the provider another name."),
             provider=desired.name,
             evidence=tuple(lines),
-            facts=("P10", *facts),
+            facts=("P10", "P15", *facts),
         )
     deleted = seen.deleted is not None and desired.name in seen.deleted
     if deleted and not abilities.recreates:

@@ -402,7 +402,8 @@ class Applier:
             return Outcome(
                 Action.REFUSE,
                 f"Letta has a base provider named {name}, made from a key in its own environment (fact P10)",
-                "Take that vendor's key out of Letta's environment and restart Letta, then sync again.",
+                # Letta fails to remove its own provider when the key is gone from its environment (fact P15).
+                "Give the provider another name: taking the key out of Letta's environment does not free this one.",
                 failed=True,
             )
         if error.status == 409 and not self._abilities.recreates:

@@ -31,6 +31,9 @@ from isabella.keys import KNOWN_PREFIXES
 from isabella.practice import PracticeVendors, keyring
 from isabella.practice.daemon import accepted_keys
 
+# The whole story is told in a fixture, on a busy machine beside other servers.
+pytestmark = pytest.mark.timeout(900)
+
 #: So many characters of a secret in a row are found, wherever they stand in it; the last four may be shown.
 _WINDOW = 10
 _UP_SECONDS = 90.0

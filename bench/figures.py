@@ -56,6 +56,8 @@ FIGURES = (
     Figure("turn_errors", "turns of these that did not end in an answer", least=0, most=0),
     Figure("turn_overlaps", "turns of one agent that began before the one before had ended", least=0, most=0),
     Figure("rss_growth_mb", "memory that the backend gained meanwhile, MB"),
+    Figure("console_seconds", "until a page works: 10,000 messages, 200 providers, seconds", most=1.0),
+    Figure("console_kb", "what the heaviest of these pages loads, compressed, kB", most=150),
     Figure("help_seconds", "`isabella --help` in a fresh process, seconds", most=0.3),
 )
 

@@ -1,0 +1,106 @@
+"""The page of memory."""
+
+from __future__ import annotations
+
+from playwright.sync_api import Locator, Page, expect
+from visitor import Visitor
+
+
+def block(page: Page, label: str) -> Locator:
+    """A memory block, whether it is read or edited."""
+    return page.locator(".block").filter(has=page.get_by_role("heading", name=label, exact=True))
+
+
+def edit(page: Page, label: str, text: str) -> None:
+    """Open a block's editor, and put a text into it."""
+    page.get_by_role("button", name=f"Edit {label}").click()
+    block(page, label).locator("textarea").fill(text)
+
+
+def test_she_knows_what_was_edited(visitor: Visitor, agent: str) -> None:
+    """A line that is written into her memory on the page is known to her in the next turn; Undo takes it back."""
+    visitor.open(f"memory/{agent}")
+    page = visitor.page
+    edit(page, "human", "The user's cat is called Miezi.")
+    expect(page.locator(".count")).to_have_text("31 of 100,000 characters")
+    page.get_by_role("button", name="Save").click()
+    expect(block(page, "human")).to_contain_text("Saved.")
+    expect(page.get_by_role("button", name="Undo")).to_be_focused()
+    visitor.open(f"chat/{agent}")
+    visitor.say("What is my cat called?")
+    visitor.hear()
+    expect(page.locator("#live .said.agent")).to_contain_text("Miezi")
+    visitor.open(f"memory/{agent}")
+    edit(page, "human", "Nothing is known.")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_role("button", name="Undo").click()
+    expect(block(page, "human")).to_contain_text("Undone.")
+    expect(block(page, "human")).to_contain_text("Miezi")
+
+
+def test_a_conflict_of_two_tabs(visitor: Visitor, agent: str) -> None:
+    """Two tabs edit the same block: the second save is refused, shows both texts, and goes through once seen."""
+    first, second = visitor.page, visitor.tab()
+    for page, text in ((first, "From the first tab."), (second, "From the second tab.")):
+        visitor.open(f"memory/{agent}", page)
+        edit(page, "persona", text)
+    first.get_by_role("button", name="Save").click()
+    expect(block(first, "persona")).to_contain_text("Saved.")
+    second.get_by_role("button", name="Save").click()
+    editor = block(second, "persona")
+    expect(editor.locator(".theirs")).to_have_text("From the first tab.")
+    expect(editor.locator("textarea")).to_have_value("From the second tab.")
+    second.get_by_role("button", name="Save").click()
+    expect(block(second, "persona").locator(".value")).to_have_text("From the second tab.")
+
+
+def test_the_limit_is_kept(visitor: Visitor, agent: str) -> None:
+    """A text above the limit is refused with the reason, and stays in the editor."""
+    visitor.served.letta.patch(f"/v1/agents/{agent}/core-memory/blocks/human", json={"limit": 40}).raise_for_status()
+    visitor.open(f"memory/{agent}")
+    edit(visitor.page, "human", "y" * 41)
+    expect(visitor.page.locator(".count")).to_have_class("quiet count bad")
+    visitor.page.get_by_role("button", name="Save").click()
+    expect(visitor.page.get_by_role("alert").filter(has_text="holds 40")).to_be_visible()
+    expect(block(visitor.page, "human").locator("textarea")).to_have_value("y" * 41)
+
+
+def test_what_caused_a_memory(visitor: Visitor, agent: str) -> None:
+    """What she wrote down shows by itself on an open page, and leads to the line of the conversation behind it."""
+    reader = visitor.tab()
+    visitor.open(f"memory/{agent}", reader)
+    reader.bring_to_front()
+    visitor.served.say(agent, "Please remember that my boat is called Aurora.")
+    expect(block(reader, "human").locator(".value")).to_contain_text("Aurora")
+    block(reader, "human").locator(".why summary").click()
+    cause = reader.get_by_role("link", name="Please remember that my boat is called Aurora.")
+    cause.click()
+    expect(reader.locator(".said.found")).to_contain_text("my boat is called Aurora")
+
+
+def test_the_archive(visitor: Visitor, agent: str) -> None:
+    """Passages are added, found, and deleted after a question."""
+    visitor.open(f"memory/{agent}")
+    page = visitor.page
+    for text in ("The garden gate squeaks.", "Tuesday is market day."):
+        if page.locator("#add").get_attribute("open") is None:
+            page.locator("#add summary").click()
+        page.get_by_label("What is to be remembered").fill(text)
+        page.get_by_label("Tags").fill("home, notes")
+        page.get_by_role("button", name="Add", exact=True).click()
+        expect(page.locator(".passage.fresh", has_text=text)).to_be_visible()
+    page.get_by_label("Search the archive").fill("garden gate")
+    page.get_by_role("button", name="Search").click()
+    found = page.locator(".passage", has_text="garden gate")
+    expect(found.first).to_be_visible()
+    expect(page.locator("#passages")).to_contain_text("found for")
+    page.get_by_role("button", name="Show all").click()
+    gate = page.locator(".passage", has_text="The garden gate squeaks.")
+    gate.get_by_role("button", name="Delete …").click()
+    expect(gate).to_contain_text("Delete this for good?")
+    gate.get_by_role("button", name="Keep it").click()
+    gate.get_by_role("button", name="Delete …").click()
+    gate.get_by_role("button", name="Delete", exact=True).click()
+    expect(page.locator("#passages")).to_contain_text("Deleted.")
+    visitor.open(f"memory/{agent}")
+    expect(page.locator(".passage")).to_have_count(1)

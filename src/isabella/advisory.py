@@ -63,13 +63,19 @@ class Advisory:
             LockTimeout: others held it all that time.
             ConfigurationError: the database cannot be used.
         """
-        if not alone and await self._try(key, shared):
-            try:
+        taken = False
+        try:
+            if not alone:
+                # Not to be interrupted: a lock that was given while nobody listened any more would be held for ever.
+                with anyio.CancelScope(shield=True):
+                    taken = await self._try(key, shared)
+            if taken:
                 yield
-            finally:
+                return
+        finally:
+            if taken:
                 with anyio.CancelScope(shield=True):
                     await self._unlock(key, shared)
-            return
         connection = await self._connect()
         # Closing the connection gives the lock back, and so does the end of this process.
         async with connection:

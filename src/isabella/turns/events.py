@@ -88,7 +88,7 @@ class Queued:
     """Other turns of the agent come first.
 
     Attributes:
-        ahead: how many in this backend; 0 where another backend has the agent.
+        ahead: how many there are in this backend.
     """
 
     kind: ClassVar[str] = "queued"

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import base64
 import hmac
-import ssl
 import struct
-from functools import cache
 from typing import Annotated, Any, Literal
 
 import anyio.to_thread
@@ -19,6 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
+from isabella.addresses import client_options
 from isabella.agents import local_model
 from isabella.agents.embedding import MISTRAL, PREFIX, address_secret, mistral
 from isabella.backend.errors import Problem, answer
@@ -71,8 +70,7 @@ async def _of_mistral(provider: Desired, texts: list[str], wanted: Wanted, timeo
     if key is None:
         return _unavailable("mistral", "Mistral has no key.")
     vectors: list[list[float]] = []
-    verify: ssl.SSLContext | bool = _certificates() if provider.base_url.startswith("https:") else False
-    async with httpx.AsyncClient(timeout=timeout, verify=verify) as client:
+    async with httpx.AsyncClient(timeout=timeout, **client_options(provider.base_url)) as client:
         for start in range(0, len(texts), _BATCH):
             body = {"model": MISTRAL.model, "input": texts[start : start + _BATCH]}
             headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
@@ -116,8 +114,3 @@ def _answer(vectors: list[list[float]], wanted: Wanted) -> JSONResponse:
         data.append({"object": "embedding", "index": index, "embedding": shown})
     usage = {"prompt_tokens": 0, "total_tokens": 0}
     return JSONResponse({"object": "list", "data": data, "model": wanted.model, "usage": usage})
-
-
-@cache
-def _certificates() -> ssl.SSLContext:
-    return ssl.create_default_context()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 from urllib.parse import urlsplit
 
+from isabella.addresses import is_loopback
 from isabella.doctor.evidence import Evidence, Process
 from isabella.doctor.findings import Diagnosis, Finding, Fine, Layer, Remedy, Severity, Treatment, name_some
 from isabella.providers.sealing import looks_sealed
@@ -78,7 +78,7 @@ def _reachable(evidence: Evidence) -> Diagnosis:
     seen = evidence.seen
     findings = []
     if seen.process is not None:
-        beyond = tuple(address for address in seen.process.listens if not _is_loopback(address))
+        beyond = tuple(address for address in seen.process.listens if not is_loopback(address))
         if beyond:
             findings.append(
                 Finding(
@@ -94,7 +94,7 @@ def _reachable(evidence: Evidence) -> Diagnosis:
             )
     if seen.base_url is not None and seen.rows is not None:
         parts = urlsplit(seen.base_url)
-        if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
             findings.append(
                 Finding(
                     code="letta-over-plain-http",
@@ -143,10 +143,3 @@ def _base_keys(evidence: Evidence) -> Diagnosis:
             ),
         )
     )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,6 +13,7 @@ import anyio.to_thread
 import httpx2 as httpx
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from isabella.addresses import client_options
 from isabella.agents.engine import Engine
 from isabella.concurrency import together
 from isabella.connection import Connection
@@ -150,13 +150,11 @@ class Looker:
         headers = {"Connection": "close"}
         if password and connection.password is not None:
             headers["Authorization"] = f"Bearer {connection.password.get_secret_value()}"
-        host = httpx.URL(connection.base_url).host
         return httpx.AsyncClient(
             base_url=connection.base_url,
             headers=headers,
             timeout=PATIENCE,
-            verify=ssl.create_default_context() if connection.base_url.startswith("https:") else False,
-            trust_env=host not in ("127.0.0.1", "::1", "localhost"),
+            **client_options(connection.base_url),
         )
 
 

@@ -10,6 +10,7 @@ import httpx2 as httpx
 import stamina
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, TypeAdapter, ValidationError
 
+from isabella.addresses import client_options
 from isabella.errors import (
     LettaBroken,
     LettaError,
@@ -96,10 +97,7 @@ class LettaServer:
             headers=headers,
             timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
             transport=transport,
-            # Loading the certificate store takes longer than a whole warm start on a plain address.
-            verify=httpx.create_ssl_context() if base_url.startswith("https:") else False,
-            # A proxy of the environment has no business between us and a server on this machine.
-            trust_env=not _is_loopback(base_url),
+            **client_options(base_url),
         )
 
     async def __aenter__(self) -> Self:
@@ -372,11 +370,6 @@ def _is_passing(error: Exception) -> bool:
     if isinstance(error, LettaRefused):
         return error.status in _BUSY
     return isinstance(error, LettaBroken) and error.status in (502, 503)
-
-
-def _is_loopback(base_url: str) -> bool:
-    host = httpx.URL(base_url).host
-    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _kind(response: httpx.Response) -> str:

@@ -7,12 +7,12 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from functools import cache
 from typing import Any
 
 import httpx2 as httpx
 from pydantic import SecretStr
 
+from isabella.addresses import client_options
 from isabella.redaction import redact
 
 _SAID_LIMIT = 160
@@ -98,7 +98,7 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
     """
     client = httpx.AsyncClient(
         timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
-        verify=_certificates() if base_url.startswith("https:") else False,
+        **client_options(base_url),
     )
     try:
         async with client:
@@ -156,11 +156,6 @@ def _trouble(error: BaseException) -> Trouble:
             return Trouble.TLS
         cause = cause.__cause__ or cause.__context__
     return Trouble.CONNECTION
-
-
-@cache
-def _certificates() -> ssl.SSLContext:
-    return httpx.create_ssl_context()
 
 
 def _json(response: httpx.Response) -> Any:

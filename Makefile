@@ -11,7 +11,7 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench demo clean
+.PHONY: help setup run test lint bench soak compat demo clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,12 @@ lint: setup ## Format check, lint, strict types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+
+soak: setup ## The state machine at length, on a real Letta
+	@$(BIN)/python -m pytest -m soak
+
+compat: setup ## Every release of Letta, case by case; RELEASES="0.16.1 0.16.8" for some
+	@$(BIN)/python -m compat $(RELEASES)
 
 bench: setup ## The measured claims: prints a table, writes bench.json
 	@$(BIN)/python -m bench

@@ -77,7 +77,7 @@ def test_a_switch_of_vendor(visitor: Visitor, agent: str) -> None:
 
 
 def test_failover_is_shown_where_it_happened(visitor: Visitor, agent: str) -> None:
-    """A vendor that does not answer is named with its reason, above the answer of the next one; also after a reload."""
+    """A vendor that does not answer is named with its reason, above the next one's answer; also after a reload."""
     visitor.served.vendors.fault("cerebras", on="chat", status=503)
     visitor.open(f"chat/{agent}")
     visitor.say("Say good evening")

@@ -90,7 +90,9 @@ def test_verify_refresh_and_doctor(visitor: Visitor) -> None:
     visitor.page.get_by_role("button", name="Refresh models").click()
     expect(errand).to_contain_text("No model came or went")
     visitor.page.locator("#do-doctor").click()
-    expect(errand.get_by_text("Healthy: nothing was found.")).to_be_visible()
+    expect(errand.get_by_role("heading", name="Doctor")).to_be_visible()
+    # Other tests have left agents in this Letta that may well be ill.
+    expect(errand.locator(".finding").or_(errand.get_by_text("Healthy: nothing was found.")).first).to_be_visible()
     visitor.page.get_by_role("button", name="Put away").click()
     expect(visitor.page.locator("#errand.errand")).to_have_count(0)
 

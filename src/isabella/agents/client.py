@@ -21,5 +21,11 @@ def open_client(connection: Connection) -> AsyncLetta:
         max_retries=0,
         timeout=connection.timeout * 2,
         # A proxy of the environment has no business between us and a server on this machine.
-        http_client=httpx.AsyncClient(trust_env=not loopback, timeout=connection.timeout * 2, limits=_LIMITS),
+        http_client=httpx.AsyncClient(
+            trust_env=not loopback,
+            timeout=connection.timeout * 2,
+            limits=_LIMITS,
+            # Loading the certificate store takes longer than all that a command does on a plain address.
+            verify=connection.base_url.startswith("https:"),
+        ),
     )

@@ -11,10 +11,10 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench soak compat demo clean
+.PHONY: help setup run test lint bench soak compat demo pictures clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## Make .venv with everything the project needs
 
@@ -55,6 +55,9 @@ bench: setup ## The measured claims: prints a table, writes bench.json
 
 demo: setup ## The story of the bug, and of its cure, in one screen
 	@$(BIN)/isabella demo
+
+pictures: setup ## The pictures of the documentation, taken anew: commands, and every page of the console
+	@$(BIN)/python docs/draw.py
 
 clean: ## Remove the project's own environments and caches (never your data)
 	@rm -rf $(VENV) .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist

@@ -8,13 +8,18 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+import pages
 from rich.console import Console
 from rich.text import Text
 
+from isabella.access import kept_address
+
 IMAGES = Path(__file__).parent / "images"
 WIDTH = 116
+_TOKEN = "for-the-pictures-only"  # noqa: S105 - of a backend that lives for half a minute
 
 
 def capture(command: list[str], *, until: str | None = None) -> str:
@@ -41,6 +46,25 @@ def draw(name: str, title: str, text: str) -> None:
     console.save_svg(str(IMAGES / f"{name}.svg"), title=title)
 
 
+def show_console(isabella: str, home: Path) -> None:
+    """Take the pictures of the console, of a backend with nothing in it but a short conversation."""
+    environment = os.environ | {"ISABELLA_PORT": "0", "ISABELLA_TOKEN": _TOKEN, "ISABELLA_HOME": str(home)}
+    process = subprocess.Popen(
+        [isabella, "up"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        while (address := kept_address(home)) is None:
+            if process.poll() is not None:
+                raise SystemExit("The backend did not come up: `isabella up` says why.")
+            time.sleep(0.2)
+        pages.tell(address, _TOKEN)
+        for picture in pages.take(address, _TOKEN, IMAGES):
+            print(f"docs/images/{picture.name}")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait()
+
+
 def main() -> None:
     """Draw all pictures, or those that are named."""
     isabella = str(Path(sys.executable).with_name("isabella"))
@@ -53,6 +77,8 @@ def main() -> None:
             draw("run", "make run", capture([isabella, "up", "--verify"], until="Ready: "))
         if not wanted or "demo" in wanted:
             draw("demo", "make demo", capture([isabella, "demo"]))
+        if not wanted or "console" in wanted:
+            show_console(isabella, Path(nowhere) / "home")
 
 
 if __name__ == "__main__":

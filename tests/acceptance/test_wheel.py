@@ -47,6 +47,18 @@ def test_the_wheel_carries_its_data_and_its_types(installed: Path, tmp_path: Pat
     assert run(installed / "python", "-c", program, cwd=tmp_path).stdout.split() == ["4", *["True"] * 4]
 
 
+def test_the_console_is_in_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """The console's templates, style, script, and what is vendored with its licence, work from the wheel alone."""
+    program = (
+        "from importlib.resources import files; from isabella.console.pages import environment;"
+        "made = environment(); [made.get_template(name) for name in made.list_templates()];"
+        "static = files('isabella.console') / 'static';"
+        "print(len(made.list_templates()) >= 10, *((static / name).is_file() for name in ('console.css', 'icon.svg',"
+        " 'console.js', 'vendor/htmx-2.0.11.min.js', 'vendor/htmx-LICENSE')))"
+    )
+    assert run(installed / "python", "-c", program, cwd=tmp_path).stdout.split() == ["True"] * 6
+
+
 def test_the_public_names_can_all_be_imported(installed: Path, tmp_path: Path) -> None:
     """What `isabella.__all__` promises is there without the development dependencies."""
     program = "import isabella; print(all(getattr(isabella, name) for name in isabella.__all__))"

@@ -9,7 +9,7 @@ from visitor import Visitor
 
 
 def test_the_first_login(stranger: Visitor) -> None:
-    """A stranger is told how to come in; the printed link lets him in, and leaves no token behind; the cookie is safe."""
+    """A stranger is told how to come in; the link lets him in and leaves no token behind; the cookie is safe."""
     page = stranger.page
     refused = page.goto(f"{stranger.served.url}/")
     assert refused is not None

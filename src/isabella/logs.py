@@ -46,7 +46,17 @@ def configure_logs(*, verbose: bool = False, quiet: bool = False) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
-    for chatty in ("httpx", "httpx2", "httpcore", "httpcore2", "asyncio", "filelock", "psycopg", "uvicorn.access"):
+    for chatty in (
+        "httpx",
+        "httpx2",
+        "httpcore",
+        "httpcore2",
+        "asyncio",
+        "filelock",
+        "psycopg",
+        "uvicorn.access",
+        "watchfiles",
+    ):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

@@ -81,7 +81,7 @@ def _visit(browser: Browser, address: str, page_name: str) -> tuple[float, float
     # The cookie alone: what the first page has loaded must not be there for the next.
     context.request.get(f"{address}/login?token={_TOKEN}", max_redirects=0)
     requests: list[Request] = []
-    page.on("requestfinished", requests.append)
+    page.on("requestfinished", lambda one: requests.append(one))
     page.goto(f"{address}/console/{page_name}", wait_until="load")
     seconds = _interactive(page)
     page.wait_for_selector("#main[data-connected]")

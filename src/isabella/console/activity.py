@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -38,7 +38,7 @@ class _Page:
     async def live(self, request: Request) -> Response:
         return stream(self._changes(request.query_params.get("v", "")))
 
-    async def _changes(self, seen: str) -> AsyncIterator[str]:
+    async def _changes(self, seen: str) -> AsyncGenerator[str, None]:
         bell = self._premises.chronicle.bell
         sent: dict[str, str] = self._parts() if seen == str(bell.count) else {}
         while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -224,7 +224,7 @@ class _Page:
 
     # --- live -----------------------------------------------------------------------------------------------------
 
-    async def _changes(self, talk: Talk, agent: str, since: int) -> AsyncIterator[str]:
+    async def _changes(self, talk: Talk, agent: str, since: int) -> AsyncGenerator[str, None]:
         """What is being said, from the last exchange that the page has the history of."""
         seen: dict[int, int] = {one.seq: len(one.changes) for one in talk.shown(since)}
         yield self._part("live", exchanges=list(talk.shown(since)), agent=agent, oob=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -94,7 +94,7 @@ class _Page:
     async def live(self, request: Request) -> Response:
         return stream(self._changes(agent_of(request), request.query_params.get("v", "")))
 
-    async def _changes(self, id: str, seen: str) -> AsyncIterator[str]:
+    async def _changes(self, id: str, seen: str) -> AsyncGenerator[str, None]:
         """The blocks anew, whenever the agent has spoken: it may have written."""
         chronicle = self._premises.chronicle
         while True:

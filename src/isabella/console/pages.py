@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -116,11 +117,13 @@ class Press:
         return self.page(request, "failure.html", status=status, what=what, remedy=remedy, here="")
 
 
-def stream(fragments: AsyncIterator[str]) -> Response:
+def stream(fragments: AsyncGenerator[str, None]) -> Response:
     """Fragments as they come, each to be put where its ids say."""
 
     async def events() -> AsyncIterator[ServerSentEvent]:
-        async for html in fragments:
-            yield ServerSentEvent(html.replace("\r", ""), event="put")
+        # Closed at once when the page is, so that nothing is looked at for nobody.
+        async with aclosing(fragments):
+            async for html in fragments:
+                yield ServerSentEvent(html.replace("\r", ""), event="put")
 
     return EventSourceResponse(events(), ping=_PING_SECONDS, send_timeout=30.0, sep="\n")

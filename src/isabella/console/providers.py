@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from isabella.backend.readiness import Phase
 from isabella.console.door import form
 from isabella.console.errands import Errands, Kind
 from isabella.console.lookout import Lookout
@@ -91,7 +91,7 @@ class _Page:
     def _version(self) -> str:
         return f"{self._lookout.standing.version}.{self._errands.version}.{self._premises.readiness.phase.value}"
 
-    async def _changes(self, seen: str) -> AsyncIterator[str]:
+    async def _changes(self, seen: str) -> AsyncGenerator[str, None]:
         """Every part of the page that has changed since it was shown last."""
         sent: dict[str, str] = self._parts() if seen == self._version() else {}
         with self._lookout.watching():
@@ -108,15 +108,13 @@ class _Page:
                 await self._something(counts)
 
     async def _something(self, counts: tuple[int, int, int]) -> None:
-        import anyio
-
         async with anyio.create_task_group() as tasks:
 
             async def wait(bell: Any, count: int) -> None:
                 await bell.after(count, _QUIET)
                 tasks.cancel_scope.cancel()
 
-            if self._errands.running or self._premises.readiness.phase is Phase.STARTING:
+            if self._errands.running or not self._premises.up:
                 # The seconds that are told with it.
                 tasks.start_soon(wait, self._errands.bell, counts[1])
                 await anyio.sleep(_TICK)
@@ -149,6 +147,7 @@ class _Page:
             "providers_parts.html",
             "overview",
             phase=readiness.phase.value,
+            up=self._premises.up,
             reasons=readiness.reasons if standing.report is None else [],
             error=standing.error,
             since=standing.since,

@@ -112,7 +112,7 @@
     }
     settle(document);
     if (follows) toEnd();
-    if (main.dataset.untilUp && document.querySelector('[data-phase="ready"],[data-phase="degraded"]')) location.reload();
+    if (main.dataset.untilUp && document.querySelector("[data-up]")) location.reload();
   }
 
   // --- after anything was put in place -----------------------------------------------------------------------------

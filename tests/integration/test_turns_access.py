@@ -95,7 +95,7 @@ def test_metrics(served: Backend) -> None:
 
 
 BAD: list[tuple[str, dict[str, object], int]] = [
-    ("unknown agent", {"url": "/api/agents/nobody/turns", "json": {"message": "Hello"}}, 404),
+    ("unknown agent", {"url": "/api/agents/no such agent/turns", "json": {"message": "Hello"}}, 404),
     ("empty message", {"json": {"message": ""}}, 422),
     ("blank message", {"json": {"message": " \n "}}, 422),
     ("huge message", {"json": {"message": "x" * 300_000}}, 422),
@@ -188,7 +188,7 @@ def test_the_official_client_understands_refusals(served: Backend, official: ope
     """Errors have OpenAI's form and statuses, so that the official client raises its own exceptions."""
     hello = [{"role": "user", "content": "Say hello"}]
     with pytest.raises(openai.NotFoundError) as unknown:
-        official.chat.completions.create(model="nobody", messages=hello)  # type: ignore[arg-type]
+        official.chat.completions.create(model="no such agent", messages=hello)  # type: ignore[arg-type]
     assert unknown.value.code == "model_not_found"
     with pytest.raises(openai.UnprocessableEntityError):
         official.chat.completions.create(model="model", messages=[{"role": "user", "content": ""}])

@@ -110,9 +110,9 @@ def test_what_fails_is_told(served: Backend, environment: dict[str, str], tmp_pa
     assert chat.returncode == 1
     assert "Invalid API Key" in chat.stderr
     assert "/nonsense" in chat.stderr
-    unknown = piped(environment, "Hello\n", "--agent", "nobody", folder=tmp_path)
+    unknown = piped(environment, "Hello\n", "--agent", "no such agent", folder=tmp_path)
     assert unknown.returncode == 1
-    assert "There is no agent 'nobody'" in unknown.stderr
+    assert "There is no agent 'no such agent'" in unknown.stderr
 
 
 def test_without_a_backend(served: Backend, environment: dict[str, str], tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ def environment() -> Environment:
         loader=PackageLoader("isabella.console"),
         autoescape=True,
         undefined=StrictUndefined,
+        # A process goes on with the templates that it was written for, also while a newer version is installed.
+        auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -37,7 +37,7 @@ run: setup ## Letta, Postgres, four proven providers and the backend, from nothi
 	@exec $(BIN)/isabella up --verify
 
 test: setup ## All tests, on a real Letta and a real Postgres
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup ## Format check, lint, strict types
 	@$(BIN)/ruff format --check .

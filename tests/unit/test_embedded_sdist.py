@@ -179,7 +179,11 @@ def test_an_archive_that_leaves_its_folder_is_refused(name: str, tmp_path: Path)
     assert not Path("/outside").exists()
 
 
-@pytest.mark.parametrize("content", [b"no archive", archive(names=("pyproject.toml",)), archive()[:60]])
+@pytest.mark.parametrize(
+    "content",
+    [b"no archive", archive(names=("pyproject.toml",)), archive()[:60]],
+    ids=["no archive", "without a lock", "cut short"],
+)
 def test_an_archive_that_is_no_letta_is_refused(content: bytes, tmp_path: Path) -> None:
     """Not an archive, cut short, or a wheel's worth of files without lock and migrations (fact R2)."""
     path = tmp_path / "it.tar.gz"

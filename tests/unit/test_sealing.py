@@ -96,7 +96,7 @@ def test_a_server_that_does_not_show_the_value_hides_it() -> None:
     assert read_back(None, KEY, OURS, None, shown=False).match is Match.HIDDEN
 
 
-@pytest.mark.parametrize("text", [None, "", seal("", MASTER_KEY)])
+@pytest.mark.parametrize("text", [None, "", seal("", MASTER_KEY)], ids=["null", "empty", "sealed empty"])
 def test_no_key_and_an_empty_key_are_nothing(text: str | None) -> None:
     """A row without a key holds nothing, sealed or not."""
     assert read_back(text, KEY, OURS, None).match is Match.NOTHING
@@ -120,7 +120,7 @@ def test_a_plaintext_key_that_looks_like_base64_is_recognised(key: str, master_k
     assert (reading.match, reading.sealed) == (Match.EQUAL, False)
 
 
-@pytest.mark.parametrize("text", [KEY, seal(KEY, MASTER_KEY)])
+@pytest.mark.parametrize("text", [KEY, seal(KEY, MASTER_KEY)], ids=["plaintext", "sealed"])
 def test_keys_that_are_not_ascii_are_compared_without_an_error(text: str) -> None:
     """What stands in the database may be anything; a comparison does not raise."""
     assert read_back(text, "schlüssel", OURS, None).match is Match.DIFFERENT

@@ -142,15 +142,17 @@ class Proxy:
         with self._lock:
             self._faults.append(fault)
 
-    def wait_for(self, match: str, seconds: float = 60.0) -> None:
-        """Wait until a request that fits has come.
+    def wait_for(self, match: str, seconds: float = 60.0, *, times: int = 1) -> None:
+        """Wait until a request that fits has come, or so many of them.
 
         Raises:
-            TimeoutError: none came.
+            TimeoutError: they did not come.
         """
         pattern = re.compile(match)
         with self._came:
-            if not self._came.wait_for(lambda: any(pattern.match(seen.line) for seen in self._seen), seconds):
+            if not self._came.wait_for(
+                lambda: sum(pattern.match(seen.line) is not None for seen in self._seen) >= times, seconds
+            ):
                 raise TimeoutError(f"no request {match!r} came")
 
     def clear(self) -> None:

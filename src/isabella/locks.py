@@ -6,11 +6,15 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import anyio
 from pydantic import SecretStr
 
 from isabella.errors import ConfigurationError, LockTimeout
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
 
 #: "isabella" in ASCII, as a number: advisory locks are numbers, one space of them for each database.
 ADVISORY_KEY = int.from_bytes(b"isabella", "big") % (1 << 63)
@@ -44,10 +48,29 @@ async def sync_lock(
 
 @asynccontextmanager
 async def _database_lock(database_url: str, timeout: float) -> AsyncIterator[None]:
+    connection = await _connect(database_url)
+    held = False
+    try:
+        with anyio.move_on_after(timeout):
+            while not (held := await _try_lock(connection)):
+                await anyio.sleep(_LOOK_EVERY)
+                if connection.closed:
+                    # Postgres was restarted, or ended the session. Whoever held the lock has lost it, too.
+                    connection = await _connect(database_url)
+        if not held:
+            raise _timed_out(timeout)
+        yield
+    finally:
+        # Closing the connection gives the lock back, and so does the end of this process.
+        with anyio.CancelScope(shield=True):
+            await connection.close()
+
+
+async def _connect(database_url: str) -> AsyncConnection:
     import psycopg
 
     try:
-        connection = await psycopg.AsyncConnection.connect(database_url, autocommit=True, connect_timeout=5)
+        return await psycopg.AsyncConnection.connect(database_url, autocommit=True, connect_timeout=5)
     except psycopg.Error as error:
         # psycopg's messages name host, port and user, never the password.
         reason = str(error).strip().splitlines()[0]
@@ -55,17 +78,17 @@ async def _database_lock(database_url: str, timeout: float) -> AsyncIterator[Non
             f"Letta's database cannot be reached for the lock: {reason}",
             remedy="Correct ISABELLA_DATABASE_URL, or unset it to use a file lock on this machine.",
         ) from None
-    # Closing the connection gives the lock back, and so does the end of this process.
-    async with connection:
-        with anyio.move_on_after(timeout):
-            while True:
-                row = await (await connection.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_KEY,))).fetchone()
-                if row is not None and row[0]:
-                    break
-                await anyio.sleep(_LOOK_EVERY)
-        if row is None or not row[0]:
-            raise _timed_out(timeout)
-        yield
+
+
+async def _try_lock(connection: AsyncConnection) -> bool:
+    import psycopg
+
+    try:
+        row = await (await connection.execute("SELECT pg_try_advisory_lock(%s)", (ADVISORY_KEY,))).fetchone()
+    except psycopg.OperationalError:
+        await connection.close()
+        return False
+    return row is not None and bool(row[0])
 
 
 @asynccontextmanager

@@ -56,6 +56,8 @@ class World(Protocol):
 
     #: How many steps have been made in all its lives.
     steps: ClassVar[int]
+    #: Seconds that it may take to answer.
+    timeout: float
     release: str
     master_key: str | None
 
@@ -285,7 +287,7 @@ class Machine(RuleBasedStateMachine):
         return report
 
     async def _bring_in_line(self, weather: Weather) -> Report:
-        async with LettaServer("http://letta", transport=weather, timeout=5.0) as store:
+        async with LettaServer("http://letta", transport=weather, timeout=self.world.timeout) as store:
             return await bring_in_line(
                 store,
                 [*self.desired.values()],

@@ -24,6 +24,7 @@ class DoubleWorld:
     """A double as the machine's world."""
 
     steps: ClassVar[int] = 0
+    timeout = 5.0
 
     def begin(self, release: str, master_key: str | None) -> None:
         self._double = Double(release, master_key=master_key, rounds=_ROUNDS)
@@ -79,7 +80,9 @@ def test_whatever_happens_everything_is_proven_or_explained(capsys: pytest.Captu
     """2,000 steps of edits, restarts, faults and kills: nothing lost, no foreign key sent, every proof true."""
 
     class OnDouble(Machine):
-        world = DoubleWorld()
+        def __init__(self) -> None:
+            self.world = DoubleWorld()
+            super().__init__()
 
     DoubleWorld.steps = 0
     run_state_machine_as_test(

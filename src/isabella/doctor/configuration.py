@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from isabella.doctor.evidence import Configured, Contradiction, Evidence, Problem, Seen
 from isabella.doctor.findings import Diagnosis, Finding, Fine, Layer, Remedy, Severity, Treatment, Unknown
 from isabella.providers.desired import Desired, Kind, Remark
@@ -110,7 +112,7 @@ def _obstacle(desired: Desired, obstacle: Remark) -> Finding:
 def _remark(desired: Desired, remark: Remark) -> Finding:
     match remark.kind:
         case Kind.KEY_FILE_READABLE:
-            command = f"chmod 600 {remark.path}"
+            command = f"chmod 600 {shlex.quote(str(remark.path))}"
             remedy = Remedy(f"Run `{command}`.", command=command, treatment=Treatment.CHMOD, path=remark.path)
             cause = f"The permissions of {remark.path} let everybody read it."
         case Kind.KEY_SET_TWICE:

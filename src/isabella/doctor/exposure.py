@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from urllib.parse import urlsplit
 
 from isabella.addresses import is_loopback
@@ -24,7 +25,7 @@ def _env_file(evidence: Evidence) -> Diagnosis:
         return Diagnosis()
     if not mode & _WORLD_READABLE:
         return Diagnosis(fine=(Fine(Layer.EXPOSURE, f"{path} is not for everybody ({mode:o})"),))
-    command = f"chmod 600 {path}"
+    command = f"chmod 600 {shlex.quote(str(path))}"
     return Diagnosis(
         (
             Finding(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -205,4 +206,4 @@ def sync_command(provider: str, env_file: str | None) -> str:
 
 def env_option(env_file: str | None) -> str:
     """The option by which a command reads the same `.env` as the doctor did."""
-    return "" if env_file is None else f" --env-file {env_file}"
+    return "" if env_file is None else f" --env-file {shlex.quote(env_file)}"

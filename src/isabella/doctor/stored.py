@@ -333,6 +333,9 @@ def _sync(desired: Desired, evidence: Evidence, row: Row | None = None, abilitie
         if change.action is Action.REFUSE and change.remedy is not None:
             return Remedy(change.remedy)
     command = sync_command(desired.name, evidence.configured.named)
+    if evidence.configured.practice:
+        # Other commands do not put the practice vendors in the real ones' place.
+        command = f"isabella doctor --fix{env_option(evidence.configured.named)}"
     return Remedy(f"Run `{command}`.", command=command, treatment=Treatment.SYNC)
 
 

@@ -51,3 +51,19 @@ def embedded(new_server: Callable[..., Server]) -> Server:
 def letta_server(embedded: Server) -> Letta:
     """The session's Letta, running, with a master key of its own."""
     return embedded.up()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell how far the long walks went: their points, steps and writes."""
+    reports = [report for some in terminalreporter.stats.values() for report in some]
+    told = [
+        str(value)
+        for report in reports
+        if getattr(report, "when", None) == "call"
+        for name, value in report.user_properties
+        if name == "walked"
+    ]
+    if told:
+        terminalreporter.section("walked")
+        for line in told:
+            terminalreporter.line(line)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,7 +68,7 @@ def sync(trail: Trail, forker: Forker, situation: str, base_url: str, *, hold: b
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_kill_at_any_request_is_healed_by_the_next_start(
-    trail: Trail, forker: Forker, situation: str, capsys: pytest.CaptureFixture[str]
+    trail: Trail, forker: Forker, situation: str, record_property: Callable[[str, object], None]
 ) -> None:
     """Killed before or after any request: everything proven at the next start, no provider gone, none changed.
 
@@ -90,9 +90,8 @@ def test_a_kill_at_any_request_is_healed_by_the_next_start(
             trail.check_healed(situation, ids)
             walked += 1
     WALKED[situation] = walked
-    with capsys.disabled():
-        print(
-            f"\ncrash walk: {SITUATIONS[situation]}: {number} requests, {walked} points "
-            f"({sum(WALKED.values())} in all)"
-        )
+    record_property(
+        "walked",
+        f"crash walk: {SITUATIONS[situation]}: {number} requests, {walked} points ({sum(WALKED.values())} in all)",
+    )
     assert walked >= number > 4

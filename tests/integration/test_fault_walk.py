@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import stamina
@@ -80,7 +80,7 @@ def sync(trail: Trail, situation: str, proxy: Proxy, kind: Kind | None = None) -
 
 @pytest.mark.parametrize("situation", [name for name in SITUATIONS if name != "everything at once"])
 def test_whatever_goes_wrong_at_any_request_is_healed_by_the_next_start(
-    trail: Trail, situation: str, capsys: pytest.CaptureFixture[str]
+    trail: Trail, situation: str, record_property: Callable[[str, object], None]
 ) -> None:
     """A lost answer, an error, half an answer, silence, at each request: told truly, and healed at the next start."""
     trail.plant(situation)
@@ -104,9 +104,9 @@ def test_whatever_goes_wrong_at_any_request_is_healed_by_the_next_start(
             trail.check_healed(situation, ids)
             walked += 1
     WALKED[situation] = walked
-    with capsys.disabled():
-        print(
-            f"\nfault walk: {SITUATIONS[situation]}: requests {first} to {number}, {walked} points "
-            f"({sum(WALKED.values())} in all), {proven} of them proven at once"
-        )
+    record_property(
+        "walked",
+        f"fault walk: {SITUATIONS[situation]}: requests {first} to {number}, {walked} points "
+        f"({sum(WALKED.values())} in all), {proven} of them proven at once",
+    )
     assert walked == len(faults) * (number - first + 1)

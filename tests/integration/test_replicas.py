@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -64,7 +64,7 @@ def of_methods(writes: Sequence[str]) -> list[str]:
 
 
 def test_of_eight_that_start_at_once_one_writes(
-    trail: Trail, forker: Forker, lock: dict[str, str], capsys: pytest.CaptureFixture[str]
+    trail: Trail, forker: Forker, lock: dict[str, str], record_property: Callable[[str, object], None]
 ) -> None:
     """All eight end with everything proven, and together they have written as much as one alone would have."""
     trail.plant(SITUATION)
@@ -85,8 +85,7 @@ def test_of_eight_that_start_at_once_one_writes(
     assert all(entry["proof"] == "proven" for report in reports for entry in report["providers"] if entry["key"])
     for name in trail.names(SITUATION):
         assert trail.state(name) == ("openai", trail.base_url, trail.key)
-    with capsys.disabled():
-        print(f"\nreplicas: {EIGHT} at once: {len(of_eight)} writes, as one alone: {len(of_one)}")
+    record_property("walked", f"replicas: {EIGHT} at once: {len(of_eight)} writes, as one alone: {len(of_one)}")
 
 
 def test_the_lock_goes_away_with_its_holder(trail: Trail, forker: Forker, lock: dict[str, str]) -> None:

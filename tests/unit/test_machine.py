@@ -76,7 +76,7 @@ def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_few_rounds")
-def test_whatever_happens_everything_is_proven_or_explained(capsys: pytest.CaptureFixture[str]) -> None:
+def test_whatever_happens_everything_is_proven_or_explained(record_property: Callable[[str, object], None]) -> None:
     """2,000 steps of edits, restarts, faults and kills: nothing lost, no foreign key sent, every proof true."""
 
     class OnDouble(Machine):
@@ -96,6 +96,5 @@ def test_whatever_happens_everything_is_proven_or_explained(capsys: pytest.Captu
             suppress_health_check=list(HealthCheck),
         ),
     )
-    with capsys.disabled():
-        print(f"\nstate machine: {DoubleWorld.steps} steps on the double")
+    record_property("walked", f"state machine: {DoubleWorld.steps} steps on the double")
     assert DoubleWorld.steps >= 2_000

@@ -1,0 +1,192 @@
+"""One session with a Letta: the configuration read, the connection made, the first look taken."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import partial
+
+import anyio
+
+from isabella.advisory import Advisory
+from isabella.concurrency import together
+from isabella.connection import Connection, connect
+from isabella.errors import IsabellaError
+from isabella.gate import Gate
+from isabella.locks import sync_lock
+from isabella.providers.condition import Condition, Conditions, after, with_conditions
+from isabella.providers.desired import Desired, desired_providers, select
+from isabella.providers.ledger import Ledger
+from isabella.providers.report import Report
+from isabella.providers.sealing import ProofMemo
+from isabella.providers.sync import Options, Seen, read_store
+from isabella.settings import Settings, load_settings
+from isabella.stores.letta_server import LettaServer
+from isabella.strategy import Strategy
+from isabella.vendors.inquiry import ask_vendor
+
+# Seconds after which the requests for the listing are on their way. What is read meanwhile is not read in threads:
+# each would take the interpreter away from the listing for 5 ms at every step.
+_HEAD_START = 0.003
+
+
+@dataclass(frozen=True)
+class Session:
+    """A look at one Letta, and what may be done about what was seen.
+
+    Attributes:
+        settings: where everything comes from.
+        connection: which Letta it is.
+        store: its providers.
+        desired: what the configuration asks for.
+        options: how a run is to go.
+        ledger: where it is kept how the providers stand.
+        stood: how they stood before.
+        looks: whether nothing is to be changed.
+        stand: how they stand now.
+    """
+
+    settings: Settings
+    connection: Connection
+    store: LettaServer
+    desired: tuple[Desired, ...]
+    options: Options
+    ledger: Ledger
+    stood: Conditions
+    looks: bool
+    stand: dict[str, Condition] = field(default_factory=dict)
+
+    def finish(self, report: Report) -> Report:
+        """The report, with how each provider stands, and with what is worth saying about the configuration."""
+        vendors = tuple(provider.vendor for provider in self.desired)
+        now = datetime.now(UTC)
+        self.stand.update(after(self.stood, report, now, whole=self.options.foreign))
+        report = with_conditions(report, self.stand, unless=now if self.looks else None)
+        return replace(report, notices=(*self.settings.contradictions(vendors), *report.notices))
+
+    def write_down(self) -> None:
+        """Keep how the providers stand. A mere look does not: it would hide when a drift really began."""
+        if self.stand != self.stood:
+            self.ledger.write(self.stand)
+
+
+@asynccontextmanager
+async def open_session(
+    settings: Settings | None,
+    connection: Connection | None,
+    only: Sequence[str],
+    strategy: Strategy | None,
+    probe: bool,
+    count_models: bool,
+    looks: bool = True,
+    gate: Gate | None = None,
+) -> AsyncIterator[Session]:
+    """Read the configuration, reach Letta and look at it.
+
+    Args:
+        settings: where everything comes from; by default the environment and `.env`.
+        connection: another Letta than the one that the settings name.
+        only: names of providers; by default all that are declared.
+        strategy: in place of the settings' own.
+        probe: whether vendors are asked about keys that Letta does not hold yet.
+        count_models: whether Letta is asked how many models each provider has.
+        looks: whether nothing is to be changed.
+        gate: the one that turns of this process pass.
+
+    Raises:
+        ConfigurationError: a setting is malformed, or no Letta is named and none runs here.
+        LettaError: Letta cannot be reached or read.
+    """
+    settings = settings or load_settings()
+    desired, letta = await _configuration_and_letta(settings, connection, only)
+    connection = letta.connection
+    options = Options(
+        strategy=strategy or settings.strategy,
+        master_key=connection.master_key,
+        ask=partial(ask_vendor, timeout=min(connection.timeout, 10.0)) if probe else None,
+        memo=letta.memo,
+        lock=lambda: sync_lock(connection.base_url, home=connection.home, database_url=connection.database_url),
+        patience=connection.timeout,
+        foreign=not only,
+        count_models=count_models,
+        seen=letta.seen,
+    )
+    if gate is None:
+        advisory = None if connection.database_url is None else Advisory(connection.database_url)
+        gate = Gate(advisory, patience=settings.gate_timeout)
+    options = replace(options, closed=gate.closed, held_everywhere=gate.holds_everywhere)
+    async with letta.store:
+        yield Session(settings, connection, letta.store, desired, options, letta.ledger, letta.stood, looks)
+
+
+@dataclass(frozen=True)
+class _Letta:
+    connection: Connection
+    store: LettaServer
+    seen: Seen
+    memo: ProofMemo | None
+    ledger: Ledger
+    stood: Conditions
+
+
+async def _configuration_and_letta(
+    settings: Settings, connection: Connection | None, only: Sequence[str]
+) -> tuple[tuple[Desired, ...], _Letta]:
+    """Read the configuration and look at Letta side by side: with a thousand providers both take their time.
+
+    What is wrong with the configuration is told first. It may well be the reason for what is wrong with Letta.
+    """
+    desired: tuple[Desired, ...] = ()
+    reached: _Letta | IsabellaError | None = None
+
+    async def read_configuration() -> None:
+        nonlocal desired
+        await anyio.sleep(_HEAD_START)
+        desired = select(desired_providers(settings), tuple(only))
+
+    async def reach_letta() -> None:
+        nonlocal reached
+        try:
+            reached = await _reach(connection or await connect(settings))
+        except IsabellaError as error:
+            reached = error
+
+    try:
+        await together([read_configuration, reach_letta])
+    except BaseException:
+        if isinstance(reached, _Letta):
+            await reached.store.close()
+        raise
+    if not isinstance(reached, _Letta):
+        raise reached or AssertionError("Letta was neither reached nor not")
+    return desired, reached
+
+
+async def _reach(connection: Connection) -> _Letta:
+    """Look at Letta, and at what is remembered of it while it answers."""
+    store = LettaServer(connection.base_url, password=connection.password, timeout=connection.timeout)
+    ledger = Ledger(connection.home, connection.base_url)
+    memo: ProofMemo | None = None
+    stood: Conditions = {}
+    seen: list[Seen] = []
+
+    async def look_at_it() -> None:
+        seen.append(await read_store(store))
+
+    async def recall() -> None:
+        nonlocal memo, stood
+        await anyio.sleep(_HEAD_START)
+        stood = ledger.read()
+        if connection.master_key is not None:
+            name = hashlib.sha256(connection.base_url.encode()).hexdigest()[:16]
+            memo = ProofMemo(connection.home / "proofs" / f"{name}.json", connection.master_key)
+
+    try:
+        await together([look_at_it, recall])
+    except BaseException:
+        await store.close()
+        raise
+    return _Letta(connection, store, seen[0], memo, ledger, stood)

@@ -20,7 +20,7 @@ from isabella.practice import PracticeVendors
 
 EXAMPLES = int(os.environ.get("ISABELLA_TEST_EXAMPLES", "6"))
 #: Requests that are refused for what no description of their form can say.
-BEYOND_DESCRIPTION = ("POST /api/agents/import", "PUT /api/agents/{name}/blocks/{label}")
+BEYOND_DESCRIPTION = ("POST /api/agents/import",)
 
 
 @pytest.fixture(scope="module")

@@ -234,3 +234,23 @@ def test_she_remembers_after_a_restart(letta_server: Letta, tmp_path: Path) -> N
                 assert chats
                 assert all(request.carries(key) for request in chats)
             assert after.foreign_keys() == []
+
+
+def test_a_switch_by_somebody_else_is_noticed(served: Backend) -> None:
+    """Where another program has switched the agent in Letta, the turn says in the end who really answered."""
+    agent = served.agent("switched-elsewhere", GROQ)
+    served.say(agent, "Say hello")
+    there = served.call(served.app.state.desk.house.roster.residents.find, agent)
+    changed = {**_config(served, there.id), "handle": MISTRAL, "model": MISTRAL.partition("/")[2]}
+    changed |= {"provider_name": "byok-mistral", "model_endpoint": served.vendors.base_url("mistral")}
+    served.letta.patch(f"/v1/agents/{there.id}", json={"llm_config": changed}).raise_for_status()
+    heard = served.say(agent, "Say hello again")
+    assert heard.handles == [GROQ, MISTRAL]
+    assert heard.end["handle"] == MISTRAL
+    assert served.say(agent, "Say hello once more").handles == [MISTRAL]
+
+
+def _config(served: Backend, agent_id: str) -> dict[str, object]:
+    """An agent's `llm_config` as Letta has it."""
+    found: dict[str, object] = served.letta.get(f"/v1/agents/{agent_id}").json()["llm_config"]
+    return found

@@ -88,6 +88,8 @@ class Residents:
     def __init__(self, client: AsyncLetta, definitions: Sequence[AgentDefinition] = ()) -> None:
         self.wire = Wire(client)
         self.definitions = {definition.id: definition for definition in definitions}
+        #: Are told of every agent that is bound here, so that nobody goes on with what he knew before.
+        self.hear_bound: list[Callable[[str, Binding], None]] = []
 
     async def all(self) -> list[Resident]:
         """Every agent in Letta, oldest first, but for the passing ones that fetch receipts.
@@ -135,6 +137,8 @@ class Residents:
             LettaError: Letta refuses or fails.
         """
         await self.wire.patch(f"/v1/agents/{agent_id}", binding.as_update())
+        for hear in self.hear_bound:
+            hear(agent_id, binding)
 
     async def switch(self, resident: Resident, handle: str, models: Models) -> Binding:
         """Bind an agent to a handle, if that would work now.

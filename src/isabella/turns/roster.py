@@ -56,6 +56,7 @@ class Roster:
         self._models = models
         self._clock = clock
         self._known: dict[str, tuple[float, Speaker]] = {}
+        residents.hear_bound.append(self._bound)
 
     @property
     def residents(self) -> Residents:
@@ -111,6 +112,9 @@ class Roster:
             LettaError: Letta refuses or fails.
         """
         await self._residents.bind(agent_id, binding)
+
+    def _bound(self, agent_id: str, binding: Binding) -> None:
+        """Somebody in this process has bound an agent: what is known of it is known anew."""
         for name, (until, known) in [*self._known.items()]:
             if known.id == agent_id:
                 bound = replace(

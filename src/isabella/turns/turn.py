@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator
@@ -166,6 +167,7 @@ class Turn:
 
     async def _ask(self, candidate: Candidate, refusals: list[Refusal]) -> AsyncGenerator[Event, None]:
         house = self._house
+        self._asked = None
         attempt = Attempt(
             self.speaker.id,
             self._message,
@@ -209,45 +211,65 @@ class Turn:
         async with AsyncExitStack() as stack:
             if candidate.binding is not None:
                 await self._bound.to(candidate.binding)
+            self._asked = candidate
+            looking: asyncio.Task[Speaker] | None = None
+            looked = candidate.binding is not None
             try:
                 async with aclosing(attempt.events(self._house.client)) as heard:
                     async for event in heard:
                         if event is None:
-                            if candidate.binding is None:
-                                candidate = await self._as_it_is(candidate, stack)
-                            self._asked = candidate
                             yield candidate.asked
                             continue
-                        self._note(candidate, attempt)
+                        self._note(attempt)
+                        if looking is None and not looked:
+                            # Not before the first token: Letta would see to this instead.
+                            looking = asyncio.create_task(self._house.roster.look(self.speaker))
+                        elif looking is not None and looking.done() and not looked:
+                            looked = True
+                            if await self._really(looking, stack):
+                                yield self._asked.asked
                         yield event
+                if not looked and await self._really(looking, stack):
+                    yield self._asked.asked
             finally:
-                self._note(candidate, attempt)
-                await self._conclude(candidate, attempt)
+                if looking is not None:
+                    looking.cancel()
+                self._note(attempt)
+                await self._conclude(attempt)
 
-    async def _as_it_is(self, candidate: Candidate, stack: AsyncExitStack) -> Candidate:
-        """What the agent is really bound to: somebody may have switched it. Looked up while Letta is at work."""
+    async def _really(self, looking: asyncio.Task[Speaker] | None, stack: AsyncExitStack) -> bool:
+        """Find out what the agent is really bound to, and whether that is another model than was thought.
+
+        Somebody may have switched it since it was looked at last.
+        """
+        thought = self._asked
         try:
-            self.speaker = await self._house.roster.look(self.speaker)
+            self.speaker = await (looking or self._house.roster.look(self.speaker))
         except IsabellaError:
-            # Letta will say the same about the message.
-            return candidate
+            # Letta has said the same about the message.
+            return False
         really = Candidate.of(self.speaker)
         self._tried.add(really.handle)
-        if really.provider != candidate.provider:
+        if thought is None or really == thought:
+            return False
+        self._asked = really
+        if self._answered_by is not None:
+            self._answered_by = really.handle
+        if really.provider != thought.provider:
             try:
                 await stack.enter_async_context(self._house.gate.passing(really.provider, leave=self._wish.evict))
             except GateTimeout:
                 self._wish.evict()
-        return really
+        return True
 
-    def _note(self, candidate: Candidate, attempt: Attempt) -> None:
+    def _note(self, attempt: Attempt) -> None:
         """Note that an answer has begun, and whose it is."""
-        if attempt.began is not None and self._began is None:
+        if attempt.began is not None and self._began is None and self._asked is not None:
             self._began = attempt.began
-            self._answered_by = candidate.handle
-            self._house.breaker.succeeded(candidate.provider)
+            self._answered_by = self._asked.handle
+            self._house.breaker.succeeded(self._asked.provider)
 
-    async def _conclude(self, candidate: Candidate, attempt: Attempt) -> None:
+    async def _conclude(self, attempt: Attempt) -> None:
         """Note how it ended, and keep what came, also when we are being cancelled ourselves."""
         if attempt.reason is None and attempt.began is None:
             return
@@ -267,7 +289,7 @@ class Turn:
                     asked=self._message,
                     said=attempt.said,
                     mark=_MARKS[self._reason],
-                    model=candidate.handle,
+                    model=self._answered_by or "-",
                 )
 
     def _hold_against(self, provider: str, refusal: Refusal) -> float | None:

@@ -15,7 +15,7 @@ from isabella.assurance import ensure_providers
 from isabella.embedded import Letta
 from isabella.errors import IsabellaError
 from isabella.practice import PracticeVendors
-from isabella.providers import apply
+from isabella.providers import writes
 from isabella.providers.report import Proof
 from isabella.stores import letta_server as store
 
@@ -50,7 +50,7 @@ def trail(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iter
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Pauses between tries are cut, and so is what a silent Letta is waited for. What is tried stays the same."""
-    monkeypatch.setattr(apply, "_PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(writes, "_PAUSES", (0.01, 0.01))
     monkeypatch.setattr(store, "_VENDOR_SECONDS", 0.5)
     stamina.set_testing(True, attempts=3, cap=True)
     yield

@@ -7,35 +7,27 @@ happened. Between DELETE and POST nothing may stop us (fact P7), neither a cance
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
-from typing import TypeVar
 
 import anyio
 from pydantic import SecretStr
 
-from isabella.errors import GateTimeout, LettaBroken, LettaError, LettaRefused, LettaUnreachable
+from isabella.errors import GateTimeout, LettaError, LettaRefused
 from isabella.gate import Closed, ungated
 from isabella.providers.plan import Action, Change, State, no_delete
 from isabella.providers.rotation import Ask, refusal
-from isabella.providers.sealing import Match, Reading, read_back
-from isabella.stores import Abilities, Store, Stored
+from isabella.providers.touchstone import Sealing, Touchstone
+from isabella.providers.writes import Writer
+from isabella.stores import Abilities, Store
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import Answer, Verdict
 
-Result = TypeVar("Result")
-
 _AT_ONCE = 8
-_PAUSES = (0.3, 1.0)
-_BUSY = (409, 429)
-_TOUCHSTONE = "isabella-touchstone"
 _OTHER_SECRETS = (
     "Letta's master key was changed. Whatever else Letta had sealed under the former one (agents' environment "
     "variables, tokens of MCP servers) it cannot open now: enter that again, or run Letta under the former key."
 )
-#: Nothing listens there, and nothing ever answers.
-_NOWHERE = "http://127.0.0.1:9/v1"
 
 
 @dataclass(frozen=True)
@@ -55,14 +47,6 @@ class Outcome:
     remedy: str | None = None
     failed: bool = False
     refused_by_vendor: bool = False
-
-
-class _Sealing(StrEnum):
-    """How the server seals what it is given now."""
-
-    OURS = "ours"
-    OTHERS = "others"
-    NOT_AT_ALL = "not at all"
 
 
 class Applier:
@@ -93,11 +77,9 @@ class Applier:
         self._closed = closed
         self._abilities = abilities
         self._strategy = strategy
-        self._master_key = master_key
         self._ask = ask
-        self._patience = patience
-        self._touchstone_lock = anyio.Lock()
-        self._sealing: _Sealing | None = None
+        self._writer = Writer(store, abilities, master_key=master_key, patience=patience)
+        self._touchstone = Touchstone(store, self._writer)
 
     async def apply(self, changes: Sequence[Change]) -> dict[str, Outcome]:
         """Carry out the changes side by side, a bounded number at a time. One that fails does not stop the others.
@@ -165,7 +147,7 @@ class Applier:
         if answer is not None and answer.takes_key is False:
             made = await self._store.find(change.desired.name)
             if made is not None:
-                await self._delete(made.id, change.desired.name)
+                await self._writer.delete(made.id, change.desired.name)
             return _refused_by_vendor(change, answer)
         return Outcome(Action.CREATE, _with(change.reason, answer))
 
@@ -184,7 +166,7 @@ class Applier:
         if answer is not None and answer.takes_key is False:
             return _refused_by_vendor(change, answer)
         try:
-            await self._patch(change, change.desired.key)
+            await self._patch(change, _key(change))
         except LettaRefused as error:
             if error.status == 404:
                 return await self._create(replace(change, reason="it was deleted meanwhile"))
@@ -221,8 +203,8 @@ class Applier:
         at all: a call in between is refused by the vendor, whereas after a DELETE it would carry a key of Letta's
         own environment there (fact P7).
         """
-        if self._may_delete and (sealing := await self._sealing_of_server()) is not _Sealing.OURS:
-            how = "without a master key" if sealing is _Sealing.NOT_AT_ALL else "under another master key"
+        if self._may_delete and (sealing := await self._touchstone.sealing()) is not Sealing.OURS:
+            how = "without a master key" if sealing is Sealing.NOT_AT_ALL else "under another master key"
             return Outcome(
                 Action.KEEP,
                 f"the key is right, but in plaintext: Letta runs {how}",
@@ -233,7 +215,7 @@ class Applier:
             async with self._closed(change.desired.name):
                 with anyio.CancelScope(shield=True):
                     await self._patch(change, SecretStr(f"being-sealed-{secrets.token_hex(8)}"))
-                    await self._patient(lambda: self._patch(change, change.desired.key))
+                    await self._writer.patiently(lambda: self._patch(change, _key(change)))
         except LettaRefused as error:
             # A long key in plaintext is taken for a sealed one, which Letta cannot open (facts P4, O7).
             return await self._beyond_update(change, error, None)
@@ -247,20 +229,12 @@ class Applier:
             return await self._create(replace(change, reason=reason, ask_vendor=False))
         async with self._closed(change.desired.name):
             with anyio.CancelScope(shield=True):
-                await self._surely_delete(change.stored.id, change.desired.name)
+                await self._writer.surely_delete(change.stored.id, change.desired.name)
                 try:
-                    await self._patient(lambda: self._post(change))
+                    await self._writer.patiently(lambda: self._post(change))
                 except LettaError as error:
                     return await self._put_back(change, reason, error)
         return Outcome(Action.RECREATE, _with(reason, answer))
-
-    async def _surely_delete(self, id: str, name: str) -> None:
-        """DELETE. Where that failed it may be gone all the same: nothing goes on before that is seen."""
-        try:
-            await self._delete(id, name)
-        except LettaError:
-            if await self._patient(lambda: self._store.find(name)) is not None:
-                raise
 
     async def _put_back(self, change: Change, reason: str, error: LettaError) -> Outcome:
         """After a DELETE whose POST failed: make the former record again, where its key was readable."""
@@ -275,16 +249,11 @@ class Applier:
                 failed=True,
             )
         # A former key must not go to another address than it went to; without one, the type decides again.
-        key, base_url = reading.key, former.base_url
-
-        async def write() -> None:
-            await self._store.create(name=name, type=former.type, base_url=base_url, key=key)
-
-        async def happened() -> bool:
-            return await self._store.find(name) is not None
-
+        type, base_url, key = former.type, former.base_url, reading.key
         try:
-            await self._patient(lambda: _carefully(write, happened))
+            await self._writer.patiently(
+                lambda: self._writer.create(name=name, type=type, base_url=base_url, key=key)
+            )
         except LettaError as second:
             return Outcome(
                 Action.RECREATE,
@@ -294,107 +263,19 @@ class Applier:
             )
         return Outcome(Action.RECREATE, f"{what} The former record is back in Letta.", again, failed=True)
 
-    # --- single requests, each careful about a lost answer --------------------------------------------------------
-
     async def _post(self, change: Change) -> None:
         desired = change.desired
-        key = _key(change)
+        await self._writer.create(name=desired.name, type=desired.type, base_url=desired.base_url, key=_key(change))
 
-        async def write() -> None:
-            await self._store.create(name=desired.name, type=desired.type, base_url=desired.base_url, key=key)
-
-        async def happened() -> bool:
-            found = await self._store.find(desired.name)
-            return found is not None and self._holds(found, key) is not Match.DIFFERENT
-
-        # Where a deleted name cannot come back, 409 is the last word (fact O1); elsewhere it passes.
-        await _carefully(write, happened, busy=_BUSY if self._abilities.recreates else (429,))
-
-    async def _patch(self, change: Change, key: SecretStr | None) -> None:
-        stored = change.stored
-        if stored is None or key is None:
-            raise AssertionError("an update needs a record and a key")
-        base_url = change.desired.base_url
-
-        async def write() -> None:
-            await self._store.update(stored.id, key=key, base_url=base_url)
-
-        async def happened() -> bool:
-            found = await self._store.find(stored.name)
-            return found is not None and self._holds(found, key) is Match.EQUAL and found.base_url == base_url
-
-        await _carefully(write, happened)
-
-    async def _delete(self, id: str, name: str) -> None:
-        async def write() -> None:
-            try:
-                await self._store.delete(id)
-            except LettaRefused as error:
-                if error.status != 404:
-                    raise
-
-        async def happened() -> bool:
-            return await self._store.find(name) is None
-
-        await _carefully(write, happened)
-
-    def _holds(self, found: Stored, key: SecretStr) -> Match:
-        return self._read(found, key).match
-
-    def _read(self, found: Stored, key: SecretStr) -> Reading:
-        return read_back(found.key_text, key.get_secret_value(), self._master_key, None, shown=found.key_shown)
-
-    async def _patient(self, write: Callable[[], Awaitable[Result]]) -> Result:
-        """Go on while Letta cannot be reached or fails: something is missing there until this succeeds."""
-        with anyio.move_on_after(self._patience):
-            pause = 0.5
-            while True:
-                try:
-                    return await write()
-                except (LettaUnreachable, LettaBroken):
-                    pass
-                except LettaRefused as error:
-                    if error.status not in _BUSY:
-                        raise
-                await anyio.sleep(pause)
-                pause = min(pause * 2, 5.0)
-        # The last word on it, with its error.
-        return await write()
+    async def _patch(self, change: Change, key: SecretStr) -> None:
+        if change.stored is None:
+            raise AssertionError("an update needs a record")
+        await self._writer.update(change.stored, key=key, base_url=change.desired.base_url)
 
     async def _inquire(self, change: Change) -> Answer | None:
         if self._ask is None or not change.ask_vendor:
             return None
         return await self._ask(change.desired.base_url, _key(change))
-
-    async def _sealing_of_server(self) -> _Sealing:
-        """How Letta seals now, tried on a provider made for that and deleted again."""
-        async with self._touchstone_lock:
-            if self._sealing is None:
-                self._sealing = await self._try_touchstone()
-            return self._sealing
-
-    async def _try_touchstone(self) -> _Sealing:
-        key = SecretStr(f"touchstone-{secrets.token_hex(16)}")
-        left_over = await self._store.find(_TOUCHSTONE)
-        if left_over is not None:
-            await self._delete(left_over.id, _TOUCHSTONE)
-
-        async def write() -> None:
-            await self._store.create(name=_TOUCHSTONE, type="openai", base_url=_NOWHERE, key=key)
-
-        async def happened() -> bool:
-            return await self._store.find(_TOUCHSTONE) is not None
-
-        with anyio.CancelScope(shield=True):
-            await _carefully(write, happened)
-            made = await self._store.find(_TOUCHSTONE)
-            if made is None:
-                raise LettaBroken("Letta does not list a provider that it has just made.")
-            reading = self._read(made, key)
-            await self._delete(made.id, _TOUCHSTONE)
-        if not reading.sealed:
-            return _Sealing.NOT_AT_ALL
-        return _Sealing.OURS if reading.match is Match.EQUAL else _Sealing.OTHERS
 
     def _explain_refusal(self, change: Change, error: LettaRefused) -> Outcome:
         name = change.desired.name
@@ -414,39 +295,6 @@ class Applier:
                 failed=True,
             )
         return Outcome(Action.CREATE, f"{change.reason}; {error.what}", error.remedy, failed=True)
-
-
-async def _carefully(
-    write: Callable[[], Awaitable[None]], happened: Callable[[], Awaitable[bool]], *, busy: Sequence[int] = _BUSY
-) -> None:
-    """Write; after a lost answer or a failure of the server look first, and only then try again."""
-    was_lost = False
-    for pause in (*_PAUSES, None):
-        try:
-            return await write()
-        except LettaRefused as error:
-            # What was lost and could not be looked after may be the very reason for this refusal, and a conflict
-            # may come from somebody who has written the same.
-            if (was_lost or error.status == 409) and await _looked(happened):
-                return None
-            if error.status not in busy or pause is None:
-                raise
-        except (LettaUnreachable, LettaBroken) as error:
-            lost = not isinstance(error, LettaUnreachable) or error.sent
-            if lost and await _looked(happened):
-                return None
-            if pause is None or not lost:
-                raise
-            was_lost = True
-        await anyio.sleep(pause)
-    return None
-
-
-async def _looked(happened: Callable[[], Awaitable[bool]]) -> bool:
-    try:
-        return await happened()
-    except LettaError:
-        return False
 
 
 def _key(change: Change) -> SecretStr:

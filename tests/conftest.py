@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import psutil
 import pytest
 
 from isabella.embedded import Letta, Server
+
+# Where the run itself stands in the background, SIGINT is ignored, and children inherit that. Ours are interrupted.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Below the project, so that a release is installed once and then used by every session.
 _HOME = Path(__file__).resolve().parents[1] / ".isabella" / "tests"

@@ -95,7 +95,7 @@ def test_switch_and_its_refusal(here: Colony) -> None:
     code, said = agents("switch", here.id, "nobody/model")
     assert code == 1
     assert "byok-mistral/mistral-medium-latest" in said
-    assert agents("switch", "Nobody", "longcat")[0] == 1
+    assert agents("switch", "nobody of that name", "longcat")[0] == 1
 
 
 def test_repair_shows_then_does(here: Colony) -> None:

@@ -98,17 +98,23 @@ class Stage:
             database.execute("UPDATE providers SET api_key_enc = %s WHERE id = %s", (text, provider["id"]))
 
 
+@pytest.fixture(scope="module")
+def letta(new_server: Callable[..., Server]) -> Letta:
+    """A Letta of their own: of two providers of type openai with the same models, only the first is listed (M4)."""
+    return new_server("claims").up()
+
+
 @pytest.fixture
-def stage(letta_server: Letta) -> Iterator[Stage]:
+def stage(letta: Letta) -> Iterator[Stage]:
     """A stage of its own for each claim, left as it was found."""
     options: dict[str, Any] = {
-        "base_url": letta_server.base_url,
-        "headers": {"Authorization": f"Bearer {letta_server.password.get_secret_value()}"},
+        "base_url": letta.base_url,
+        "headers": {"Authorization": f"Bearer {letta.password.get_secret_value()}"},
         "timeout": 60,
         "trust_env": False,
     }
     with PracticeVendors() as vendors, httpx.Client(**options) as http:
-        found = Stage(letta_server, http, vendors, [], [])
+        found = Stage(letta, http, vendors, [], [])
         yield found
     # Letta closes a connection after some of its failures, so cleaning up gets one of its own.
     with httpx.Client(**options) as http:

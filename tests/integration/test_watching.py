@@ -27,7 +27,7 @@ from isabella.assurance import compare_providers, ensure_providers
 from isabella.backend import keeping as backend_keeping
 from isabella.backend.readiness import Phase, Readiness
 from isabella.backend.routes import providers as api_providers
-from isabella.embedded import Letta
+from isabella.embedded import Letta, Server
 from isabella.practice import PracticeVendors
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof
@@ -128,6 +128,12 @@ def dotenv(vendors: PracticeVendors, **keys: SecretStr) -> str:
         key = keys.get(vendor, vendors.key(vendor)).get_secret_value()
         lines += [f"{vendor.upper()}_API_KEY={key}", f"{vendor.upper()}_BASE_URL={vendors.base_url(vendor)}"]
     return "\n".join(lines) + "\n"
+
+
+@pytest.fixture(scope="module")
+def letta_server(new_server: Callable[..., Server]) -> Letta:
+    """A Letta of their own: models that vanish are told with every agent that loses them, other tests' included."""
+    return new_server("watching").up()
 
 
 @pytest.fixture(scope="module")

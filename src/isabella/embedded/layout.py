@@ -172,10 +172,11 @@ def make_private(folder: Path, *, group: int | None = None) -> None:
         group: a group that may pass through the folder, but not list it.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mode = 0o700 if group is None else 0o710
     found = folder.stat()
     if group is not None and found.st_gid != group:
         os.chown(folder, -1, group)
+    # Several instances share the folders above theirs: where one has let a group pass, another does not shut it out.
+    mode = 0o710 if group is not None or found.st_mode & 0o777 == 0o710 else 0o700
     if found.st_mode & 0o777 != mode:
         folder.chmod(mode)
 

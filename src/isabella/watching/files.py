@@ -47,6 +47,7 @@ async def watch(
     how: Watch = Watch.AUTO,
     *,
     every: float = LOOK_EVERY,
+    since: Marks | None = None,
 ) -> None:
     """Call `changed` whenever one of the files has changed, until cancelled.
 
@@ -55,8 +56,9 @@ async def watch(
         changed: what to do. It must not raise.
         how: whether the file system is asked to tell.
         every: seconds between looks where it tells nothing.
+        since: how the files looked when they were read last; by default as they are now.
     """
-    seen = marks(files())
+    seen = {**marks(files()), **(since or {})}
     while True:
         folders = sorted({path.parent for path in seen})
         async with anyio.create_task_group() as tasks:

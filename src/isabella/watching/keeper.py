@@ -138,8 +138,10 @@ class Keeper:
 
     async def _watch_files(self) -> None:
         # What was changed while everything came up has not been noticed yet.
+        # Looked at before they are read: what is written in between is then a change, too.
+        looked = files.marks(self._reading.files)
         await self.reread()
-        await files.watch(lambda: self._reading.files, self.reread, self._began_with.watch)
+        await files.watch(lambda: self._reading.files, self.reread, self._began_with.watch, since=looked)
 
     async def _keep_time(self) -> None:
         while True:

@@ -206,7 +206,7 @@ def test_command_line(home: Path, tmp_path: Path) -> None:
 def test_keys_from_a_file_and_from_standard_input(home: Path, tmp_path: Path) -> None:
     """Whether the vendors run or not, the keys of a file replace the list."""
     running = daemon.up(home)
-    given = "csk-given0000000000000000000000000001"
+    given = "csk-given-0000000000000001"
     listed = tmp_path / "keys"
     listed.write_text(f"{given}\n\n")
     assert isabella(home, "keys", "cerebras", "--accept", str(listed))[:2] == (0, "csk-…0001\n")

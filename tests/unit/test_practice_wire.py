@@ -237,7 +237,7 @@ def test_keys_are_changed_while_running(vendors: PracticeVendors) -> None:
 def test_log_tells_keys_apart_without_holding_them(vendors: PracticeVendors) -> None:
     """A request says which key it came with to those who know the key, and to nobody else."""
     key = vendors.key("cerebras").get_secret_value()
-    foreign = "gsk_canary0000000000000000000000000001"
+    foreign = "gsk_canary-0000000000000001"
     chat(vendors, "cerebras", stream=True)
     get(vendors, "cerebras", "/models", key=foreign)
     talk, listing = vendors.requests("cerebras")

@@ -23,7 +23,7 @@ from isabella.redaction import redact
 from isabella.stores import Abilities, Stored
 
 #: Rows asked for at once. Letta's own default of 50 would hide whatever comes after (fact P1).
-PAGE = 500
+PAGE = 1000
 
 #: No Letta has so many; one that goes on after them makes them up.
 _MOST_PAGES = 200

@@ -46,6 +46,7 @@ class Session:
         ledger: where it is kept how the providers stand.
         stood: how they stood before.
         looks: whether nothing is to be changed.
+        notices: what is worth saying about the configuration as a whole.
         stand: how they stand now.
     """
 
@@ -57,15 +58,15 @@ class Session:
     ledger: Ledger
     stood: Conditions
     looks: bool
+    notices: tuple[str, ...] = ()
     stand: dict[str, Condition] = field(default_factory=dict)
 
     def finish(self, report: Report) -> Report:
         """The report, with how each provider stands, and with what is worth saying about the configuration."""
-        vendors = tuple(provider.vendor for provider in self.desired)
         now = datetime.now(UTC)
         self.stand.update(after(self.stood, report, now, whole=self.options.foreign))
         report = with_conditions(report, self.stand, unless=now if self.looks else None)
-        return replace(report, notices=(*self.settings.contradictions(vendors), *report.notices))
+        return replace(report, notices=(*self.notices, *report.notices))
 
     def write_down(self) -> None:
         """Keep how the providers stand. A mere look does not: it would hide when a drift really began."""
@@ -101,7 +102,7 @@ async def open_session(
         LettaError: Letta cannot be reached or read.
     """
     settings = settings or load_settings()
-    desired, letta = await _configuration_and_letta(settings, connection, only)
+    asked_for, letta = await _configuration_and_letta(settings, connection, only)
     connection = letta.connection
     options = Options(
         strategy=strategy or settings.strategy,
@@ -119,7 +120,23 @@ async def open_session(
         gate = Gate(advisory, patience=settings.gate_timeout)
     options = replace(options, closed=gate.closed, held_everywhere=gate.holds_everywhere)
     async with letta.store:
-        yield Session(settings, connection, letta.store, desired, options, letta.ledger, letta.stood, looks)
+        yield Session(
+            settings,
+            connection,
+            letta.store,
+            asked_for.desired,
+            options,
+            letta.ledger,
+            letta.stood,
+            looks,
+            asked_for.notices,
+        )
+
+
+@dataclass(frozen=True)
+class _AskedFor:
+    desired: tuple[Desired, ...]
+    notices: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -134,18 +151,19 @@ class _Letta:
 
 async def _configuration_and_letta(
     settings: Settings, connection: Connection | None, only: Sequence[str]
-) -> tuple[tuple[Desired, ...], _Letta]:
+) -> tuple[_AskedFor, _Letta]:
     """Read the configuration and look at Letta side by side: with a thousand providers both take their time.
 
     What is wrong with the configuration is told first. It may well be the reason for what is wrong with Letta.
     """
-    desired: tuple[Desired, ...] = ()
+    asked_for: _AskedFor | None = None
     reached: _Letta | IsabellaError | None = None
 
     async def read_configuration() -> None:
-        nonlocal desired
+        nonlocal asked_for
         await anyio.sleep(_HEAD_START)
         desired = select(desired_providers(settings), tuple(only))
+        asked_for = _AskedFor(desired, tuple(settings.contradictions(tuple(one.vendor for one in desired))))
 
     async def reach_letta() -> None:
         nonlocal reached
@@ -160,9 +178,9 @@ async def _configuration_and_letta(
         if isinstance(reached, _Letta):
             await reached.store.close()
         raise
-    if not isinstance(reached, _Letta):
-        raise reached or AssertionError("Letta was neither reached nor not")
-    return desired, reached
+    if asked_for is None or not isinstance(reached, _Letta):
+        raise (reached if isinstance(reached, IsabellaError) else None) or AssertionError("neither read nor reached")
+    return asked_for, reached
 
 
 async def _reach(connection: Connection) -> _Letta:

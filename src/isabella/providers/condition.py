@@ -7,10 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
-from isabella.providers.plan import Action, State
+from isabella.providers.plan import WRITES, Action, State
 from isabella.providers.report import Proof, ProviderReport, Report
-
-_WRITES = (Action.CREATE, Action.UPDATE, Action.RECREATE)
 
 
 class Kind(StrEnum):
@@ -85,7 +83,7 @@ def after(before: Conditions, report: Report, now: datetime, *, whole: bool = Tr
 def _after(before: Condition | None, entry: ProviderReport, now: datetime) -> Condition:
     kind = kind_of(entry)
     # What had to be mended was out of line until now, even where no report has said so in between.
-    mended = kind is Kind.IN_SYNC and entry.action in _WRITES and entry.proof is Proof.PROVEN
+    mended = kind is Kind.IN_SYNC and entry.action in WRITES and entry.proof is Proof.PROVEN
     if before is None or before.kind is not kind or mended:
         return Condition(kind, entry.reason, now)
     # The reason for being in sync is that of the last change; what is wrong may be wrong for another reason now.

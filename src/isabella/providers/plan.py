@@ -44,6 +44,10 @@ class Action(StrEnum):
     NONE = "none"
 
 
+#: Those that write to Letta.
+WRITES = frozenset((Action.CREATE, Action.UPDATE, Action.RECREATE))
+
+
 @dataclass(frozen=True)
 class Change:
     """What is to be done about one provider, and why.
@@ -125,9 +129,7 @@ def plan(
     state = state_of(desired, stored, reading, sealing=sealing)
 
     def change(action: Action, reason: str, remedy: str | None = None) -> Change:
-        new_key = action in (Action.CREATE, Action.UPDATE, Action.RECREATE) and (
-            reading is None or reading.match is not Match.EQUAL
-        )
+        new_key = (reading is None or reading.match is not Match.EQUAL) and action in WRITES
         return Change(desired, stored, reading, state, action, reason, remedy, ask_vendor=new_key)
 
     if not desired.wanted:

@@ -16,7 +16,7 @@ from isabella.errors import LettaError
 from isabella.gate import Closed, ungated
 from isabella.providers.apply import Applier, Outcome
 from isabella.providers.desired import Desired
-from isabella.providers.plan import Action, Change, State, plan, state_of
+from isabella.providers.plan import WRITES, Action, Change, State, plan, state_of
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.providers.rotation import Ask, rehearse
 from isabella.providers.sealing import Match, ProofMemo, Reading, read_back
@@ -368,7 +368,7 @@ class _Run:
 
 
 def _writes(change: Change) -> bool:
-    return change.action in (Action.CREATE, Action.UPDATE, Action.RECREATE)
+    return change.action in WRITES
 
 
 def _foreign(stored: Stored) -> ProviderReport:

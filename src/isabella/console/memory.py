@@ -11,6 +11,8 @@ from starlette.routing import Route
 
 from isabella.agents.archive import Passage
 from isabella.agents.memory import Block
+from isabella.agents.residents import Resident
+from isabella.concurrency import together
 from isabella.console.chat import agent_of, first_agent, in_order
 from isabella.console.door import form
 from isabella.console.origins import Origin, origin_of, origins
@@ -72,13 +74,12 @@ class _Page:
         if not self._premises.up:
             return self._press.page(request, "starting.html", here="memory")
         id = agent_of(request)
-        residents = in_order(await self._premises.agency.residents.all())
+        # Before the blocks are read: what is written meanwhile is shown by the live part of the page.
+        spoke = self._premises.chronicle.spoke_at.get(id, 0.0)
+        residents, blocks, passages = await self._read(id)
         resident = next((one for one in residents if one.id == id), None)
         if resident is None:
             raise AgentUnknown("There is no such agent any more.", remedy="Choose another one.")
-        spoke = self._premises.chronicle.spoke_at.get(id, 0.0)
-        blocks = await self._premises.agency.memory.blocks(id)
-        passages = await self._premises.agency.archive.passages(id, limit=_PAGE)
         return self._press.page(
             request,
             "memory.html",
@@ -90,6 +91,25 @@ class _Page:
             after=passages[-1].id if len(passages) >= _PAGE else None,
             spoke=spoke,
         )
+
+    async def _read(self, id: str) -> tuple[list[Resident], list[Block], list[Passage]]:
+        """All agents, and what this one remembers, asked for at once: Letta takes its time for each of the three."""
+        agency = self._premises.agency
+        residents: list[Resident] = []
+        blocks: list[Block] = []
+        passages: list[Passage] = []
+
+        async def read_residents() -> None:
+            residents.extend(in_order(await agency.residents.all()))
+
+        async def read_blocks() -> None:
+            blocks.extend(await agency.memory.blocks(id))
+
+        async def read_passages() -> None:
+            passages.extend(await agency.archive.passages(id, limit=_PAGE))
+
+        await together([read_residents, read_blocks, read_passages])
+        return residents, blocks, passages
 
     async def live(self, request: Request) -> Response:
         return stream(self._changes(agent_of(request), request.query_params.get("v", "")))

@@ -24,6 +24,8 @@ from isabella.turns.roster import Speaker
 log = structlog.get_logger()
 
 _STORING_SECONDS = 10.0
+#: So long an answer that is over waits to hear from Letta whose it was.
+_LOOKING_SECONDS = 5.0
 #: Stands in the history behind what came of an answer that is not whole.
 _MARKS = {Reason.STOPPED: "[stopped]", Reason.BROKEN: "[broken off]"}
 
@@ -226,10 +228,11 @@ class Turn:
                             looking = asyncio.create_task(self._house.roster.look(self.speaker))
                         elif looking is not None and looking.done() and not looked:
                             looked = True
-                            if await self._really(looking, stack):
+                            if await self._really(candidate, looking):
+                                await self._pass_as_well(candidate, stack)
                                 yield self._asked.asked
                         yield event
-                if not looked and await self._really(looking, stack):
+                if not looked and await self._really(candidate, looking):
                     yield self._asked.asked
             finally:
                 if looking is not None:
@@ -237,30 +240,37 @@ class Turn:
                 self._note(attempt)
                 await self._conclude(attempt)
 
-    async def _really(self, looking: asyncio.Task[Speaker] | None, stack: AsyncExitStack) -> bool:
+    async def _really(self, thought: Candidate, looking: asyncio.Task[Speaker] | None) -> bool:
         """Find out what the agent is really bound to, and whether that is another model than was thought.
 
-        Somebody may have switched it since it was looked at last.
+        Somebody may have switched it since it was looked at last. Where Letta does not say so, nobody has.
         """
-        thought = self._asked
         try:
-            self.speaker = await (looking or self._house.roster.look(self.speaker))
-        except IsabellaError:
-            # Letta has said the same about the message.
+            with anyio.fail_after(_LOOKING_SECONDS):
+                self.speaker = await (looking or self._house.roster.look(self.speaker))
+        except (IsabellaError, TimeoutError) as error:
+            log.info("not looked whether it was switched", agent=self.speaker.name, error=str(error))
             return False
         really = Candidate.of(self.speaker)
-        self._tried.add(really.handle)
-        if thought is None or really == thought:
+        if really == thought:
             return False
+        # That one was not asked, so it still may be.
+        self._tried.discard(thought.handle)
+        self._tried.add(really.handle)
         self._asked = really
         if self._answered_by is not None:
             self._answered_by = really.handle
-        if really.provider != thought.provider:
-            try:
-                await stack.enter_async_context(self._house.gate.passing(really.provider, leave=self._wish.evict))
-            except GateTimeout:
-                self._wish.evict()
         return True
+
+    async def _pass_as_well(self, thought: Candidate, stack: AsyncExitStack) -> None:
+        """Pass the gate of the provider that is really answering, while it does."""
+        really = Candidate.of(self.speaker)
+        if really.provider == thought.provider:
+            return
+        try:
+            await stack.enter_async_context(self._house.gate.passing(really.provider, leave=self._wish.evict))
+        except GateTimeout:
+            self._wish.evict()
 
     def _note(self, attempt: Attempt) -> None:
         """Note that an answer has begun, and whose it is."""

@@ -1,0 +1,187 @@
+"""A turn of an agent that somebody has switched in Letta meanwhile: whose answer it was, and who is asked next.
+
+On the real Letta: `integration/test_turns.py`. Here, when Letta says so is decided, and not left to chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+import pytest
+
+from isabella.agents.binding import Binding
+from isabella.errors import LettaUnreachable
+from isabella.gate import Gate
+from isabella.turns import turn as turns
+from isabella.turns.attempt import Attempt
+from isabella.turns.breaker import Breaker
+from isabella.turns.events import Asked, Code, Ended, Event, Failover, Reason, Said
+from isabella.turns.house import House, Limits
+from isabella.turns.order import Order
+from isabella.turns.refusals import Refusal
+from isabella.turns.roster import Speaker
+
+pytestmark = pytest.mark.anyio
+
+THOUGHT = Binding("byok-groq", "openai/gpt-oss-120b", "http://groq.test/v1", 65_536)
+REALLY = Binding("byok-mistral", "mistral-medium-latest", "http://mistral.test/v1", 65_536)
+_SECONDS = 10.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The loop that the backend runs on."""
+    return "asyncio"
+
+
+@dataclass
+class Agents:
+    """A roster with one agent, which somebody has switched. It is looked at once `say` is set."""
+
+    now: Binding = REALLY
+    failure: Exception | None = None
+    say: anyio.Event = field(default_factory=anyio.Event)
+    said: anyio.Event = field(default_factory=anyio.Event)
+
+    async def look(self, speaker: Speaker) -> Speaker:
+        """The agent as it is now."""
+        await self.say.wait()
+        self.said.set()
+        if self.failure is not None:
+            raise self.failure
+        return _speaker(self.now, speaker.handles)
+
+    async def bind(self, _agent_id: str, binding: Binding) -> None:
+        """Bind it."""
+        self.now = binding
+
+    async def resolve(self, _speaker: Speaker, handle: str) -> Binding:
+        """What a handle means."""
+        return {THOUGHT.handle: THOUGHT, REALLY.handle: REALLY}[handle]
+
+
+#: Plays one answer of a vendor.
+Answer = Callable[[Attempt], AsyncIterator[Event | None]]
+
+
+@dataclass
+class Stage:
+    """Where a turn is played: vendors answer as they are told to, one after the other."""
+
+    agents: Agents
+    patch: pytest.MonkeyPatch
+    gate: Gate = field(default_factory=Gate)
+
+    async def turn(self, *answers: Answer, handles: tuple[str, ...] = ()) -> list[Event]:
+        """A whole turn of an agent that is thought to be bound as it was."""
+        left = [*answers]
+
+        class Played(Attempt):
+            def events(self, _client: Any) -> AsyncIterator[Event | None]:
+                return left.pop(0)(self)
+
+        self.patch.setattr(turns, "Attempt", Played)
+        house = House(None, None, self.agents, self.gate, Breaker(), Limits())  # type: ignore[arg-type]
+        turn = turns.Turn(house, _speaker(THOUGHT, handles), "Say good morning", Order().take("agent-1"))
+        with anyio.fail_after(_SECONDS):
+            return [event async for event in turn.events()]
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """One for each test."""
+    return Stage(Agents(), monkeypatch)
+
+
+def _speaker(binding: Binding, handles: tuple[str, ...] = ()) -> Speaker:
+    return Speaker("agent-1", "Anna", binding.handle, binding.provider, binding.model, binding, handles)
+
+
+def answer(between: anyio.Event | None = None, over: anyio.Event | None = None) -> Answer:
+    """Two pieces: the second comes once `between` is set; `over` is set when there is nothing more to come."""
+
+    async def play(attempt: Attempt) -> AsyncIterator[Event | None]:
+        yield None
+        attempt.began = 1.0
+        yield Said("Good", "message-1")
+        if between is not None:
+            await between.wait()
+        yield Said(" morning", "message-1")
+        attempt.reason = Reason.COMPLETED
+        if over is not None:
+            over.set()
+
+    return play
+
+
+async def refuse(attempt: Attempt) -> AsyncIterator[Event | None]:
+    """A vendor that does not take its key."""
+    yield None
+    attempt.refusal = Refusal(Code.KEY_REFUSED, "401: Invalid API Key", 401)
+
+
+def told(events: list[Event]) -> list[str]:
+    """Who is asked, and what is said, in order."""
+    return [event.handle if isinstance(event, Asked) else event.text for event in events if _tells(event)]  # type: ignore[union-attr]
+
+
+def _tells(event: Event) -> bool:
+    return isinstance(event, Asked | Said)
+
+
+def end(events: list[Event]) -> Ended:
+    """The last event."""
+    assert isinstance(events[-1], Ended)
+    return events[-1]
+
+
+async def test_who_really_answers_is_told_in_the_middle(stage: Stage) -> None:
+    """Where Letta says it while the answer is coming, the next piece has the right name before it."""
+    stage.agents.say.set()
+    events = await stage.turn(answer(between=stage.agents.said))
+    assert told(events) == [THOUGHT.handle, "Good", REALLY.handle, " morning"]
+    assert (end(events).handle, end(events).reason) == (REALLY.handle, Reason.COMPLETED)
+
+
+async def test_who_really_answered_is_told_after_the_last_piece(stage: Stage) -> None:
+    """Where Letta says it only when the answer is over, the end waits for it."""
+    events = await stage.turn(answer(over=stage.agents.say))
+    assert told(events) == [THOUGHT.handle, "Good", " morning", REALLY.handle]
+    assert (end(events).handle, end(events).stored) == (REALLY.handle, True)
+
+
+@pytest.mark.parametrize("failure", [None, LettaUnreachable("Letta does not answer.")])
+async def test_a_letta_that_does_not_say_is_not_waited_for(
+    stage: Stage, failure: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silent or failing: the turn ends all the same, completed, with the name that was known."""
+    if failure is None:
+        monkeypatch.setattr(turns, "_LOOKING_SECONDS", 0.01)
+    else:
+        stage.agents.failure = failure
+        stage.agents.say.set()
+    events = await stage.turn(answer())
+    assert told(events) == [THOUGHT.handle, "Good", " morning"]
+    assert (end(events).handle, end(events).reason) == (THOUGHT.handle, Reason.COMPLETED)
+    assert stage.agents.said.is_set() is (failure is not None)
+
+
+async def test_an_answer_that_is_over_waits_at_no_gate(stage: Stage) -> None:
+    """While the provider that has answered is being changed, its answer can end: nothing is in flight on it."""
+    async with stage.gate.closed(REALLY.provider):
+        events = await stage.turn(answer(over=stage.agents.say))
+    assert end(events).handle == REALLY.handle
+
+
+async def test_a_vendor_that_was_not_asked_after_all_still_is(stage: Stage) -> None:
+    """The refusal is that of the vendor that it was switched to; the one that was thought to be asked comes next."""
+    stage.agents.say.set()
+    events = await stage.turn(refuse, answer(), handles=(THOUGHT.handle,))
+    assert told(events) == [THOUGHT.handle, REALLY.handle, THOUGHT.handle, "Good", " morning"]
+    assert [event.handle for event in events if isinstance(event, Failover)] == [REALLY.handle]
+    assert end(events).handle == THOUGHT.handle
+    # And afterwards it is where somebody wanted it.
+    assert stage.agents.now == REALLY

@@ -13,10 +13,10 @@ import httpx2 as httpx
 import psycopg
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
+from bench.backend import TOKEN, serving, vendor_variables
 from bench.planting import BASE_URL, clear, plant
 from bench.stage import Scene, Stage
 from bench.subject import Results
-from bench.turns import _TOKEN, _backend
 from isabella.practice import PracticeVendors
 
 PROVIDERS, MESSAGES = 200, 10_000
@@ -49,7 +49,7 @@ def _measure(stage: Stage, program: str, rounds: int, results: Results) -> None:
         with PracticeVendors() as vendors, stage.scene({}, sealed=True, declared=declared) as scene:
             lines = (f"{_variable(name)}={key}\n" for name, key in keys.items())
             (scene.folder / ".env").write_text("".join(lines))
-            with _backend(scene, vendors) as (address, _process), _browser(program) as browser:
+            with serving(scene, vendor_variables(vendors)) as (address, _process), _browser(program) as browser:
                 agent = _converse(scene)
                 slowest, heaviest = 0.0, 0.0
                 said: list[str] = []
@@ -79,7 +79,7 @@ def _visit(browser: Browser, address: str, page_name: str) -> tuple[float, float
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     # The cookie alone: what the first page has loaded must not be there for the next.
-    context.request.get(f"{address}/login?token={_TOKEN}", max_redirects=0)
+    context.request.get(f"{address}/login?token={TOKEN}", max_redirects=0)
     requests: list[Request] = []
     page.on("requestfinished", lambda one: requests.append(one))
     page.goto(f"{address}/console/{page_name}", wait_until="load")

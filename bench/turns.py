@@ -5,29 +5,25 @@ from __future__ import annotations
 import asyncio
 import os
 import statistics
-import subprocess
-import sysconfig
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import anyio
 import httpx2 as httpx
 import psutil
 
+from bench.backend import TOKEN, serving, vendor_variables
 from bench.stage import Scene, Stage
 from bench.subject import Results
 from isabella.agents.marks import OURS
 from isabella.agents.models import Models
-from isabella.catalog import known_vendors
 from isabella.practice import PracticeVendors
 
 AGENTS, CLIENTS = 5, 20
 #: How long the twenty clients are at it, in seconds; ten minutes in the full form.
 SECONDS = float(os.environ.get("ISABELLA_BENCH_SECONDS", "60"))
-_TOKEN = "a-token-for-the-bench"
 _HANDLE = "byok-groq/openai/gpt-oss-120b"
 _BLOCKS = 4
 
@@ -177,7 +173,7 @@ async def _crowd(talkers: Talkers, tally: Tally, seconds: float, *, through: boo
 async def _talkers(scene: Scene, vendors: PracticeVendors) -> AsyncIterator[Talkers]:
     password = scene.letta.password.get_secret_value()
     limits = httpx.Limits(max_connections=None, keepalive_expiry=3.0)
-    with _backend(scene, vendors) as (address, process):
+    with serving(scene, vendor_variables(vendors)) as (address, process):
         async with (
             httpx.AsyncClient(
                 base_url=scene.letta.base_url,
@@ -188,7 +184,7 @@ async def _talkers(scene: Scene, vendors: PracticeVendors) -> AsyncIterator[Talk
             ) as letta,
             httpx.AsyncClient(
                 base_url=address,
-                headers={"Authorization": f"Bearer {_TOKEN}"},
+                headers={"Authorization": f"Bearer {TOKEN}"},
                 timeout=120,
                 limits=limits,
                 trust_env=False,
@@ -211,53 +207,3 @@ async def _talkers(scene: Scene, vendors: PracticeVendors) -> AsyncIterator[Talk
                 )
                 agents[f"bench-{number}"] = made.raise_for_status().json()["id"]
             yield Talkers(letta, isabella, process, agents)
-
-
-class _backend:  # noqa: N801 - a context manager by its use
-    """The backend as a process of its own, as operators run it."""
-
-    def __init__(self, scene: Scene, vendors: PracticeVendors) -> None:
-        self._environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(scene.folder),
-            "ISABELLA_HOME": str(scene.folder),
-            "ISABELLA_PORT": "0",
-            "ISABELLA_TOKEN": _TOKEN,
-            "LETTA_BASE_URL": scene.letta.base_url,
-            "LETTA_API_KEY": scene.letta.password.get_secret_value(),
-            "ISABELLA_DATABASE_URL": scene.letta.database_url.get_secret_value(),
-        }
-        if scene.letta.master_key is not None:
-            self._environment["LETTA_ENCRYPTION_KEY"] = scene.letta.master_key.get_secret_value()
-        for vendor in known_vendors():
-            self._environment[vendor.api_key_env] = vendors.key(vendor.name).get_secret_value()
-            if vendor.base_url_env:
-                self._environment[vendor.base_url_env] = vendors.base_url(vendor.name)
-        self._folder = scene.folder
-
-    def __enter__(self) -> tuple[str, psutil.Process]:
-        from isabella.access import kept_address
-
-        command = Path(sysconfig.get_path("scripts")) / "isabella"
-        self._log = (self._folder / "backend.log").open("w")
-        self._process = subprocess.Popen(
-            [command, "up", "--no-practice"],
-            env=self._environment,
-            cwd=self._folder,
-            stdout=self._log,
-            stderr=self._log,
-        )
-        deadline = time.monotonic() + 60
-        while (address := kept_address(self._folder)) is None:
-            assert self._process.poll() is None, (self._folder / "backend.log").read_text()[-2000:]
-            assert time.monotonic() < deadline, "the backend did not come up"
-            time.sleep(0.05)
-        return address, psutil.Process(self._process.pid)
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-        self._log.close()

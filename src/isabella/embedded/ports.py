@@ -23,6 +23,11 @@ class Ports:
     postgres: int = 5433
 
 
+def base_url(port: int) -> str:
+    """The address of a server that listens on this port of loopback."""
+    return f"http://{LOOPBACK}:{port}"
+
+
 def is_free(port: int) -> bool:
     """Whether a server could listen on this port of loopback right now."""
     with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as attempt:

@@ -15,9 +15,10 @@ from pydantic import SecretStr
 from isabella.embedded import database, install, logs, ports, postgres, program, rekeying, sealed, vault
 from isabella.embedded.accounts import postgres_account
 from isabella.embedded.layout import DEFAULT_INSTANCE, DEFAULT_RELEASE, Layout, make_home, make_private
-from isabella.embedded.ports import LOOPBACK, Ports
+from isabella.embedded.ports import Ports, base_url
 from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.sealed import Found
+from isabella.embedded.status import Status, look
 from isabella.embedded.steps import Progress, Step, quiet, step
 from isabella.errors import EmbeddedError, LockTimeout, StartFailed
 
@@ -44,57 +45,6 @@ class Letta:
     master_key: SecretStr | None
     database_url: SecretStr
     started: bool
-
-
-@dataclass(frozen=True)
-class Service:
-    """One of the two servers.
-
-    Attributes:
-        pid: its process; None where it does not run.
-        port: where it listens on loopback; None where it does not run.
-        healthy: whether it takes requests.
-    """
-
-    pid: int | None = None
-    port: int | None = None
-    healthy: bool = False
-
-
-@dataclass(frozen=True)
-class Status:
-    """What is there of an instance, and what of it runs.
-
-    Attributes:
-        release: Letta's version.
-        instance: which instance of that release.
-        installed: whether the release is installed completely.
-        letta: the server.
-        postgres: its database.
-        base_url: Letta's address; None where it does not run.
-        folder: the data of the instance.
-        data: Postgres's data folder; None where there is none yet.
-        password_file: where Letta's password is.
-        letta_log: what Letta says.
-        postgres_log: what Postgres says; None where it never ran.
-    """
-
-    release: str
-    instance: str
-    installed: bool
-    letta: Service
-    postgres: Service
-    base_url: str | None
-    folder: Path
-    data: Path | None
-    password_file: Path
-    letta_log: Path
-    postgres_log: Path | None
-
-    @property
-    def running(self) -> bool:
-        """Whether both run and take requests."""
-        return self.letta.healthy and self.postgres.healthy
 
 
 @dataclass(frozen=True)
@@ -217,23 +167,7 @@ class Server:
 
     def status(self) -> Status:
         """Look, and touch nothing."""
-        layout = self.layout
-        run = program.running(layout)
-        cluster = postgres.find(layout)
-        postmaster = cluster.running() if cluster is not None else None
-        return Status(
-            release=self.release,
-            instance=self.instance,
-            installed=install.installed(layout) is not None,
-            letta=Service(run.process.pid, run.port, program.health(run.port) == self.release) if run else Service(),
-            postgres=Service(postmaster.process.pid, postmaster.port, postmaster.ready) if postmaster else Service(),
-            base_url=_base_url(run.port) if run else None,
-            folder=layout.folder,
-            data=cluster.data if cluster else None,
-            password_file=layout.password_file,
-            letta_log=layout.letta_log,
-            postgres_log=cluster.log if cluster else None,
-        )
+        return look(self.layout, release=self.release, instance=self.instance)
 
     def know_secrets(self) -> None:
         """Read the secrets of this instance, so that `redaction` takes them out of its logs."""
@@ -294,7 +228,7 @@ class Server:
         key = self._key(make=False)
         if not vault.fits(key, run.key):
             raise StartFailed(
-                f"Letta runs at {_base_url(run.port)} already, under another master key than the one given now.",
+                f"Letta runs at {base_url(run.port)} already, under another master key than the one given now.",
                 remedy="Stop it (isabella letta down) and repeat, or give the key it was started with.",
             )
         if not program.wait_until_healthy(layout, run):
@@ -422,7 +356,7 @@ class Server:
     def _letta(self, port: int, postgres_port: int, key: SecretStr | None, *, started: bool) -> Letta:
         layout = self.layout
         return Letta(
-            base_url=_base_url(port),
+            base_url=base_url(port),
             version=self.release,
             password=vault.keep(layout.password_file),
             master_key=key,
@@ -452,7 +386,3 @@ class Server:
             yield
         finally:
             lock.release()
-
-
-def _base_url(port: int) -> str:
-    return f"http://{LOOPBACK}:{port}"

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from isabella.doctor.evidence import Evidence
 from isabella.doctor.findings import Diagnosis, Finding, Fine, Layer, Remedy, Severity
+from isabella.doctor.vendor import SILENT
 from isabella.providers.report import Receipt
 
 #: Findings about a provider that explain why a completion fails.
-_EXPLAINS = frozenset(
+_EXPLAINS = SILENT | frozenset(
     {
         "key-refused",
         "key-of-another-vendor",
         "vendor-out-of-funds",
         "vendor-rate-limited",
-        "vendor-dns",
-        "vendor-tls",
-        "vendor-timeout",
-        "vendor-unreachable",
-        "vendor-html",
-        "vendor-failing",
-        "base-url-wrong",
-        "vendor-not-a-model-list",
         "provider-absent",
         "provider-deleted",
         "provider-type-unknown",

@@ -13,12 +13,8 @@ from pathlib import Path
 
 import pytest
 from forker import Child, Forker
-from planting import ground
 from proxy import Proxy
 from walking import SITUATIONS, Trail, count_requests
-
-from isabella.embedded import Letta
-from isabella.practice import PracticeVendors
 
 SYNC = ("providers", "sync", "--json")
 WALKED: dict[str, int] = {}
@@ -48,16 +44,6 @@ def forker() -> Iterator[Forker]:
     """Where the processes come from."""
     with Forker() as running:
         yield running
-
-
-@pytest.fixture(scope="module")
-def trail(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trail]:
-    """The real Letta, and where the walk leaves its traces."""
-    with PracticeVendors() as vendors, ground(letta_server) as opened:
-        found = Trail(opened, vendors, tmp_path_factory.mktemp("walk"))
-        found.clear()
-        yield found
-        found.clear()
 
 
 def sync(trail: Trail, forker: Forker, situation: str, base_url: str, *, hold: bool = False) -> Child:

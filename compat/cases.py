@@ -1,14 +1,17 @@
 """What Letta may hold, case by case, and what comes of it: proven, or refused with the reason and the way out.
 
 A case returns what goes into the table. It fails where a provider is neither proven nor explained, where something
-was deleted that cannot come back, or where a proven key is not the one that reaches the vendor.
+was deleted that cannot come back, or where a proven key is not the one that reaches the vendor. The doctor's cases
+fail where it finds anything in a system that is in order, or not exactly the fault in one that is not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from proxy import Proxy
 from sealed import OTHER_MASTER_KEY, seal
+from ward import VENDORS, Ward
 
 from compat.stage import FORMER_KEY, Stage
 from isabella.providers.report import Proof, ProviderReport
@@ -164,6 +167,50 @@ def refused(stage: Stage) -> str:
     return "refused, nothing written"
 
 
+def in_order(stage: Stage) -> str:
+    """All is well, and the doctor says so: seen from this machine, with completions, and over REST alone.
+
+    What a release cannot do is worth knowing there, but no finding.
+    """
+    with stage.ward() as ward:
+        notes = _healthy(stage, ward)
+        assert _healthy(stage, ward, "--probe") == notes
+        # A Letta on another machine: its process and its database are out of sight, so it is asked for more.
+        ward.unset("ISABELLA_DATABASE_URL")
+        with Proxy(stage.letta.base_url) as proxy:
+            ward.set(LETTA_BASE_URL=proxy.url)
+            assert _healthy(stage, ward) == notes
+            assert {line.rpartition("/")[2] for line in proxy.writes} <= {"check"}
+    assert notes == (set() if stage.recreates else {"release-cannot-recreate"})
+    return "no finding" if stage.recreates else "no finding; a note: never delete (O1)"
+
+
+def one_stale(stage: Stage) -> str:
+    """Letta holds another key of one of them: that alone is found, and what is printed heals it."""
+    with stage.ward() as ward:
+        ward.store("byok-groq", api_key="gsk_practice-former")
+        (finding,) = ward.doctor()["findings"]
+        assert (finding["code"], finding["provider"]) == ("key-stale", "byok-groq")
+        assert ward.follow(finding, fix=False)
+        _healthy(stage, ward)
+    return "found and healed"
+
+
+def _healthy(stage: Stage, ward: Ward, *options: str) -> set[str]:
+    """Nothing is found or left open, and it was really looked at; what is worth knowing."""
+    document = ward.doctor(*options)
+    assert document["findings"] == [], document["verdict"]
+    assert document["unknown"] == []
+    assert document["letta"]["version"] == stage.letta.version
+    fine = [one["text"] for one in document["fine"]]
+    for provider in VENDORS.values():
+        assert any(text.startswith(f"{provider}: read back and equal, sealed") for text in fine), fine
+    assert f"{len(VENDORS)} of {len(VENDORS)} agents use their providers as they should" in fine
+    receipts = [text for text in fine if text.endswith("the vendor accepted it")]
+    assert len(receipts) == (len(VENDORS) if "--probe" in options else 0), fine
+    return {note["code"] for note in document["notes"]}
+
+
 def open_stale(stage: Stage) -> str:
     """Letta and Isabella without a master key: changed in place, and read back in plaintext (P2)."""
     name = stage.new_name()
@@ -211,6 +258,8 @@ SEALING: dict[str, Case] = {
     "a deleted provider of that name": deleted,
     "more than 50 providers": crowded,
     "a key, and the vendor refuses the configured one": refused,
+    "four providers in order, an agent on each: the doctor": in_order,
+    "the same, but another key of one of them: the doctor": one_stale,
 }
 #: The same on a Letta without one.
 OPEN: dict[str, Case] = {

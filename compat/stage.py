@@ -13,8 +13,9 @@ from typing import Any
 from planting import Ground, ground
 from proxy import Proxy
 from sealed import unseal
+from ward import VENDORS, Ward
 
-from isabella.agents.binding import OPENAI, Binding
+from isabella.agents.binding import OPENAI, Binding, client_for
 from isabella.assurance import ensure_providers
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
@@ -113,15 +114,8 @@ class Stage:
             "name": f"compat-{secrets.token_hex(4)}",
             "llm_config": binding.as_llm_config(),
             "include_base_tools": False,
+            **self._needed,
         }
-        if self.version < (0, 16, 2):
-            body["embedding_config"] = {
-                "embedding_endpoint_type": "openai",
-                "embedding_endpoint": self.base_url,
-                "embedding_model": "none",
-                "embedding_dim": 8,
-                "embedding_chunk_size": 300,
-            }
         agent = self.ground.http.post("/v1/agents/", json=body).raise_for_status().json()["id"]
         self.vendors.forget()
         try:
@@ -130,6 +124,39 @@ class Stage:
             self.ground.http.delete(f"/v1/agents/{agent}")
         arrived = [one for one in self.vendors.requests(VENDOR) if one.path.endswith("/chat/completions")]
         return {"the configured key" if one.carries(self.key) else "another" for one in arrived}
+
+    @contextmanager
+    def ward(self) -> Iterator[Ward]:
+        """A system in order, for the doctor: the four vendors proven, an agent bound to each, and nothing else."""
+        self.ground.clear("compat-*", "crowd-*")
+        ward = Ward(
+            self.home / "ward",
+            self.letta,
+            self.vendors,
+            client=client_for(self.letta.version),
+            needed=self._needed,
+        )
+        ward.reset()
+        yield ward
+        self.vendors.clear()
+        for agent in ward.api("GET", "/v1/agents/?limit=100"):
+            ward.api("DELETE", f"/v1/agents/{agent['id']}")
+        self.ground.clear(*VENDORS.values())
+
+    @property
+    def _needed(self) -> dict[str, Any]:
+        """What an agent needs to be made, besides its binding (fact O12)."""
+        if self.version >= (0, 16, 2):
+            return {}
+        return {
+            "embedding_config": {
+                "embedding_endpoint_type": "openai",
+                "embedding_endpoint": self.base_url,
+                "embedding_model": "none",
+                "embedding_dim": 8,
+                "embedding_chunk_size": 300,
+            }
+        }
 
 
 @contextmanager

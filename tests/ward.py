@@ -25,6 +25,7 @@ from isabella.agents.binding import GENERIC, Binding
 from isabella.assurance import ensure_providers
 from isabella.catalog import known_vendors
 from isabella.cli import app
+from isabella.doctor.releases import at_least
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.settings import load_settings
@@ -44,6 +45,7 @@ class Ward:
         env: what stands in `.env`.
         right: what is right for each variable, as its owner knows.
         client: which of Letta's clients the agents are bound with.
+        needed: what else an agent needs to be made there (fact O12).
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class Ward:
     env: dict[str, str] = field(default_factory=dict)
     right: dict[str, str] = field(default_factory=dict)
     client: str = GENERIC
+    needed: Mapping[str, Any] = field(default_factory=dict)
 
     # --- the healthy state ------------------------------------------------------------------------------------------
 
@@ -99,10 +102,10 @@ class Ward:
                 self.api("DELETE", f"/v1/agents/{agent['id']}")
             elif (
                 not binding.as_llm_config().items() <= agent["llm_config"].items()
-                or (agent["compaction_settings"] or {}).get("model") is not None
+                or (agent.get("compaction_settings") or {}).get("model") is not None
             ):
                 bound = {**agent["llm_config"], **binding.as_llm_config()}
-                self.change(agent["name"], llm_config=bound, compaction_settings={"model": None})
+                self.change(agent["name"], llm_config=bound, **self._own_summaries)
         for name, binding in wanted.items():
             self.agent(name, binding)
 
@@ -157,10 +160,16 @@ class Ward:
     def agent(self, name: str, binding: Binding | None = None, **config: Any) -> str:
         """Create an agent, bound explicitly, with changes of its `llm_config`."""
         made = (binding.as_llm_config() if binding is not None else {}) | config
-        id = self.api("POST", "/v1/agents/", {"name": name, "include_base_tools": False, "llm_config": made})["id"]
-        # Left to itself, Letta sums up by a handle of its own (fact M15).
-        self.api("PATCH", f"/v1/agents/{id}", {"compaction_settings": {"model": None}})
+        body = {"name": name, "include_base_tools": False, "llm_config": made, **self.needed}
+        id = self.api("POST", "/v1/agents/", body)["id"]
+        if self._own_summaries:
+            self.api("PATCH", f"/v1/agents/{id}", self._own_summaries)
         return str(id)
+
+    @property
+    def _own_summaries(self) -> dict[str, Any]:
+        """What keeps Letta from summing up by a handle of its own (fact M15); before 0.16.5 it notes none."""
+        return {"compaction_settings": {"model": None}} if at_least(self.letta.version, "0.16.5") else {}
 
     def rebind(self, name: str, **config: Any) -> None:
         """Change the `llm_config` of an agent that is there."""

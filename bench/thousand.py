@@ -7,6 +7,9 @@ import os
 import secrets
 import subprocess
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import cycle
 
 import psycopg
 
@@ -15,8 +18,11 @@ from bench.planting import BASE_URL, clear, plant
 from bench.stage import Scene, Stage
 from bench.subject import Results
 from bench.timing import Way, in_ms, medians
+from isabella.providers.plan import Action
 
 _COUNT = 1000
+#: The one whose key is rotated.
+_ROTATED = "t-0617"
 
 
 async def measure_open(stage: Stage, *, quick: bool) -> Results:
@@ -53,12 +59,30 @@ async def _measure(stage: Stage, *, sealed: bool, rounds: int, name: str) -> Res
             await start()
             ours, listing = await medians(rounds, Way(start), Way(list_them))
             results.add(name, ours / listing, in_ms(("ours", "listing"), (ours, listing)))
+            scenes = cycle([_rotated(scene, environment), scene])
+
+            async def rotate() -> None:
+                report = await next(scenes).start()
+                written = [entry.name for entry in report.ours if entry.action is not Action.KEEP]
+                assert written == [_ROTATED], f"written were {written[:3]}"
+
+            ours, listing = await medians(rounds, Way(rotate), Way(list_them))
+            rotation = name.replace("thousand_", "thousand_rotation_")
+            results.add(rotation, ours / listing, in_ms(("ours", "listing"), (ours, listing)))
             if not sealed:
                 results.add("thousand_rss_mb", _memory(scene, environment))
     finally:
         with psycopg.connect(letta.database_url.get_secret_value()) as database:
             clear(database)
     return results
+
+
+def _rotated(scene: Scene, environment: Mapping[str, str]) -> Scene:
+    """The same with another key for one of them."""
+    sources = replace(
+        scene.settings.sources, environment={**environment, _variable(_ROTATED): f"rotated-{secrets.token_hex(12)}"}
+    )
+    return replace(scene, settings=scene.settings.model_copy(update={"sources": sources}))
 
 
 def _variable(provider: str) -> str:

@@ -156,6 +156,8 @@ class _Run:
         self._abilities = Abilities("unknown", known=False, recreates=False)
         self._stored: dict[str, Stored] = {}
         self._readings: dict[str, Reading] = {}
+        #: The text that each of them was read from.
+        self._read_from: dict[str, str | None] = {}
         self._unread: str | None = None
 
     async def look(self, desired: Sequence[Desired]) -> None:
@@ -185,10 +187,15 @@ class _Run:
         """Open what is stored. Derivations take 35 ms each, so they run in threads, and only where needed."""
         slow: list[tuple[str, Stored, SecretStr]] = []
         for provider in desired:
-            self._readings.pop(provider.name, None)
             stored = self._stored.get(provider.name)
+            former = self._readings.pop(provider.name, None)
             if stored is None or provider.key is None:
                 continue
+            if former is not None and self._read_from.get(provider.name) == stored.key_text:
+                # The same text as before, looked at once more under the lock.
+                self._readings[provider.name] = former
+                continue
+            self._read_from[provider.name] = stored.key_text
             text, memo = stored.key_text, self._options.memo
             if self._options.master_key is None:
                 self._readings[provider.name] = self._read(stored, provider.key)

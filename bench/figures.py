@@ -59,6 +59,8 @@ FIGURES = (
     Figure("console_seconds", "until a page works: 10,000 messages, 200 providers, seconds", most=1.0),
     Figure("console_kb", "what the heaviest of these pages loads, compressed, kB", most=150),
     Figure("help_seconds", "`isabella --help` in a fresh process, seconds", most=0.3),
+    Figure("doctor_seconds", "`isabella doctor --json`, four providers in order, seconds", most=3.0),
+    Figure("doctor_down_seconds", "the same where Letta and all vendors are down, seconds", most=10.0),
 )
 
 Values = Mapping[str, float]

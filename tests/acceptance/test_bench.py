@@ -50,4 +50,6 @@ def test_the_promised_figures_all_have_a_place() -> None:
         "thousand_over_listing_sealed",
         "thousand_rss_mb",
         "help_seconds",
+        "doctor_seconds",
+        "doctor_down_seconds",
     }

@@ -217,38 +217,39 @@ def test_providers_are_recreated_under_load(served: Backend) -> None:
     assert served.foreign_keys() == []
 
 
-def test_she_remembers_after_a_restart(letta_server: Letta, tmp_path: Path) -> None:
-    """What Isabella is told stays when the backend goes, and she knows it on every vendor afterwards."""
-    with PracticeVendors() as vendors:
-        with backend(letta_server, tmp_path, vendors) as before:
-            told = before.say("Isabella", "Please remember that my parrot is called Coco.")
-            assert told.one("tool_result")["ok"]
-        with backend(letta_server, tmp_path, vendors) as after:
-            for vendor, handle in HANDLES.items():
-                after.client.post("/api/agents/Isabella/switch", json={"handle": handle}).raise_for_status()
-                asked = after.say("Isabella", "What is my parrot called?")
-                assert "Coco" in asked.text
-                assert asked.handles == [handle]
-                chats = [request for request in vendors.requests(vendor) if "chat" in request.path]
-                key = vendors.key(vendor).get_secret_value()
-                assert chats
-                assert all(request.carries(key) for request in chats)
-            assert after.foreign_keys() == []
-
-
-@pytest.mark.xfail(strict=False, reason="ended without a handle in one of two full runs; the cause is not found yet")
 def test_a_switch_by_somebody_else_is_noticed(served: Backend) -> None:
     """Where another program has switched the agent in Letta, the turn says in the end who really answered."""
     agent = served.agent("switched-elsewhere", GROQ)
-    served.say(agent, "Say hello")
-    there = served.call(served.app.state.desk.house.roster.residents.find, agent)
-    changed = {**_config(served, there.id), "handle": MISTRAL, "model": MISTRAL.partition("/")[2]}
-    changed |= {"provider_name": "byok-mistral", "model_endpoint": served.vendors.base_url("mistral")}
-    served.letta.patch(f"/v1/agents/{there.id}", json={"llm_config": changed}).raise_for_status()
+    assert served.say(agent, "Say hello").end["handle"] == GROQ
+    _switch_to_mistral(served, agent)
     heard = served.say(agent, "Say hello again")
     assert heard.handles == [GROQ, MISTRAL]
     assert heard.end["handle"] == MISTRAL
     assert served.say(agent, "Say hello once more").handles == [MISTRAL]
+
+
+def test_a_switch_to_a_vendor_that_refuses_leaves_the_preferred_one(served: Backend) -> None:
+    """The vendor that the turn first thought it was asking was not asked, and is once the other one has refused."""
+    agent = served.agent("switched-badly", GROQ)
+    assert served.say(agent, "Say hello").end["handle"] == GROQ
+    _switch_to_mistral(served, agent)
+    served.vendors.fault("mistral", on="chat", status=401)
+    heard = served.say(agent, "Say hello again")
+    assert heard.handles == [GROQ, MISTRAL, GROQ]
+    assert heard.one("failover")["handle"] == MISTRAL
+    assert (heard.end["reason"], heard.end["handle"]) == ("completed", GROQ)
+    assert served.said_to(agent) == ["Say hello", "Say hello again"]
+    # It goes back to where somebody wanted it.
+    served.vendors.clear()
+    assert served.say(agent, "Say hello once more").handles == [MISTRAL]
+
+
+def _switch_to_mistral(served: Backend, agent: str) -> None:
+    """Switch an agent as another program would: in Letta, past the backend."""
+    there = served.call(served.app.state.desk.house.roster.residents.find, agent)
+    changed = {**_config(served, there.id), "handle": MISTRAL, "model": MISTRAL.partition("/")[2]}
+    changed |= {"provider_name": "byok-mistral", "model_endpoint": served.vendors.base_url("mistral")}
+    served.letta.patch(f"/v1/agents/{there.id}", json={"llm_config": changed}).raise_for_status()
 
 
 def _config(served: Backend, agent_id: str) -> dict[str, object]:

@@ -7,6 +7,7 @@ fail where it finds anything in a system that is in order, or not exactly the fa
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 from proxy import Proxy
@@ -14,7 +15,10 @@ from sealed import OTHER_MASTER_KEY, seal
 from ward import VENDORS, Ward
 
 from compat.stage import FORMER_KEY, Stage
+from isabella.agents.agency import open_agency
+from isabella.agents.tending import Done
 from isabella.providers.report import Proof, ProviderReport
+from isabella.settings import load_settings
 
 Case = Callable[[Stage], str]
 
@@ -196,6 +200,32 @@ def one_stale(stage: Stage) -> str:
     return "found and healed"
 
 
+def her_agents(stage: Stage) -> str:
+    """Isabella's own agents are made, kept at the next start, switched to another vendor, and answer there."""
+    with stage.ward() as ward:
+        return asyncio.run(_her_agents(stage, ward))
+
+
+async def _her_agents(stage: Stage, ward: Ward) -> str:
+    async with open_agency(load_settings(ward.folder / ".env", ward.environment)) as agency:
+        made = await agency.ensure()
+        assert made
+        assert {one.done for one in made} == {Done.CREATED}, [one.reason for one in made]
+        kept = await agency.ensure()
+        assert {one.done for one in kept} == {Done.KEPT}, [(one.reason, one.changes) for one in kept]
+        isabella = await agency.residents.find("Isabella")
+        for handle in ("byok-groq/openai/gpt-oss-120b", "longcat/LongCat-2.0"):
+            await agency.residents.switch(isabella, handle, agency.models)
+            vendor = {"byok-groq": "groq"}.get(handle.partition("/")[0], handle.partition("/")[0])
+            stage.vendors.forget()
+            stage.ground.say(isabella.id)
+            arrived = [one for one in stage.vendors.requests(vendor) if one.path.endswith("/chat/completions")]
+            assert arrived
+            assert all(one.carries(stage.vendors.key(vendor).get_secret_value()) for one in arrived)
+        assert (await agency.residents.get(isabella.id)).handle == "longcat/LongCat-2.0"
+    return "made, kept, switched"
+
+
 def _healthy(stage: Stage, ward: Ward, *options: str) -> set[str]:
     """Nothing is found or left open, and it was really looked at; what is worth knowing."""
     document = ward.doctor(*options)
@@ -260,6 +290,7 @@ SEALING: dict[str, Case] = {
     "a key, and the vendor refuses the configured one": refused,
     "four providers in order, an agent on each: the doctor": in_order,
     "the same, but another key of one of them: the doctor": one_stale,
+    "four providers in order: Isabella's own agents": her_agents,
 }
 #: The same on a Letta without one.
 OPEN: dict[str, Case] = {

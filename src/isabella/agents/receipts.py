@@ -15,6 +15,7 @@ import anyio
 from letta_client import APIConnectionError, APIError, APIStatusError, AsyncLetta, NotFoundError
 
 from isabella.agents.binding import Binding
+from isabella.agents.embedding import NOWHERE
 from isabella.concurrency import together
 from isabella.providers.report import Receipt
 from isabella.redaction import redact
@@ -25,13 +26,6 @@ TAG = "isabella:receipt"
 _AT_ONCE = 4
 _ABANDONED_AFTER = timedelta(minutes=10)
 _SAID_LIMIT = 200
-_NO_EMBEDDINGS = {
-    "embedding_endpoint_type": "openai",
-    "embedding_endpoint": "http://127.0.0.1:9/v1",
-    "embedding_model": "none",
-    "embedding_dim": 128,
-    "embedding_chunk_size": 300,
-}
 
 
 @dataclass(frozen=True)
@@ -91,7 +85,7 @@ async def _create(client: AsyncLetta, binding: Binding) -> str:
         if error.status_code != 400 or "embedding" not in str(error):
             raise
         # Before 0.16.2 there is no agent without an embedding model (fact O12); this one embeds nothing.
-        return (await create(embedding_config=cast(Any, _NO_EMBEDDINGS))).id
+        return (await create(embedding_config=cast(Any, NOWHERE))).id
 
 
 def _judge(error: APIStatusError) -> Proceeds:

@@ -130,13 +130,29 @@ class Residents:
             raise
         return self._resident(row)
 
+    async def change(self, agent_id: str, update: Mapping[str, Any]) -> None:
+        """Change fields of an agent, its binding among them or not.
+
+        Raises:
+            LettaError: Letta refuses or fails.
+        """
+        path = f"/v1/agents/{agent_id}"
+        try:
+            await self.wire.patch(path, update)
+        except LettaRefused as refused:
+            # Up to 0.16.4 a model for summaries cannot be unset, and none is noted unless one was given (fact M24).
+            without = {name: value for name, value in update.items() if name != "compaction_settings"}
+            if refused.status != 422 or len(without) == len(update):
+                raise
+            await self.wire.patch(path, without)
+
     async def bind(self, agent_id: str, binding: Binding) -> None:
         """Tie an agent to a provider and a model; effective with its next message. Memory and history stay.
 
         Raises:
             LettaError: Letta refuses or fails.
         """
-        await self.wire.patch(f"/v1/agents/{agent_id}", binding.as_update())
+        await self.change(agent_id, binding.as_update())
         for hear in self.hear_bound:
             hear(agent_id, binding)
 

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from isabella.agents import marks
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import AgentDefinition, BlockDefinition
-from isabella.agents.embedding import Vectors
+from isabella.agents.embedding import NOWHERE, Vectors
 from isabella.agents.marks import Marks
 from isabella.agents.models import Models
 from isabella.agents.pointing import point
 from isabella.agents.repair import Landscape, diagnose
-from isabella.errors import AgentError, IsabellaError, LettaUnreachable
+from isabella.errors import AgentError, IsabellaError, LettaRefused, LettaUnreachable
 
 if TYPE_CHECKING:
     from isabella.agents.residents import Resident, Residents
@@ -242,24 +242,28 @@ async def _create(
         tools=definition.tools,
         embedding=None if choice is None else choice.as_mark(),
     )
-    row = await residents.wire.post(
-        "/v1/agents/",
-        {
-            "name": definition.name,
-            "description": definition.description,
-            "system": definition.persona,
-            "llm_config": binding.as_llm_config(),
-            "memory_blocks": [_block(block) for block in definition.blocks],
-            "block_ids": list(shared.values()),
-            "tools": list(definition.tools),
-            "include_base_tools": False,
-            "tags": [marks.OURS, marks.definition_tag(definition.id)],
-            "metadata": noted.into(None),
-            "embedding_config": None if vectors is None else vectors.choice.as_config(vectors.address),
-            # One that reflects is given what it needs each time, and its memory is in the blocks.
-            "message_buffer_autoclear": definition.reflects_on is not None,
-        },
-    )
+    body = {
+        "name": definition.name,
+        "description": definition.description,
+        "system": definition.persona,
+        "llm_config": binding.as_llm_config(),
+        "memory_blocks": [_block(block) for block in definition.blocks],
+        "block_ids": list(shared.values()),
+        "tools": list(definition.tools),
+        "include_base_tools": False,
+        "tags": [marks.OURS, marks.definition_tag(definition.id)],
+        "metadata": noted.into(None),
+        "embedding_config": None if vectors is None else vectors.choice.as_config(vectors.address),
+        # One that reflects is given what it needs each time, and its memory is in the blocks.
+        "message_buffer_autoclear": definition.reflects_on is not None,
+    }
+    try:
+        row = await residents.wire.post("/v1/agents/", body)
+    except LettaRefused as refused:
+        # Before 0.16.2 there is no agent without an embedding model (fact O12).
+        if refused.status != 400 or "embedding" not in refused.detail:
+            raise
+        row = await residents.wire.post("/v1/agents/", {**body, "embedding_config": NOWHERE})
     # Letta notes a model for summaries whatever it is given at first.
     await residents.bind(row["id"], binding)
     return Ensured(definition.id, definition.name, Done.CREATED, row["id"], handle=binding.handle)
@@ -301,7 +305,7 @@ async def _change(
     if binding is not None:
         update |= binding.as_update()
     if update != {"metadata": dict(resident.metadata)}:
-        await wire.patch(path, update)
+        await residents.change(resident.id, update)
     return Ensured(
         definition.id,
         changes.fields.get("name", resident.name),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from bench import cold, console, doctor, figures, helping, thousand, turns, warm
+from bench import cold, console, doctor, figures, helping, rotation, thousand, turns, warm
 from bench.stage import Stage
 from bench.subject import Results
 from isabella.settings import load_settings
@@ -25,6 +25,7 @@ SUBJECTS: dict[str, Callable[..., Coroutine[Any, Any, Results]]] = {
     "thousand": thousand.measure_open,
     "thousand_sealed": thousand.measure_sealed,
     "turns": turns.measure,
+    "rotation": rotation.measure,
     "console": console.measure,
     "doctor": doctor.measure,
 }

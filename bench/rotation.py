@@ -1,0 +1,333 @@
+"""Rotations under load: an agent on each vendor talks without pause while keys are changed, again and again.
+
+With Isabella, keys are changed as an operator does, in `.env`, in each of the ways that this can go. For comparison
+the loop of list, DELETE and POST does it while the like agents talk with Letta itself. In the environment of this
+Letta there is a key of its own, as in fact P8: it is what a vendor gets where nothing is held back (fact P7).
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2 as httpx
+
+from bench.backend import TOKEN, serving
+from bench.loop import client as client_of_letta
+from bench.loop import list_delete_post
+from bench.operator import Operator
+from bench.stage import Scene, Stage
+from bench.subject import Results
+from isabella.agents.models import Models
+from isabella.embedded import Server
+from isabella.practice import NAMES, PracticeVendors
+from isabella.practice.overlay import with_practice_vendors
+from isabella.providers.condition import Kind
+from isabella.providers.desired import desired_providers
+from isabella.settings import Settings
+from isabella.sources import Sources
+
+ROTATIONS = 20
+_MESSAGE = "Say good morning"
+_HANDLES = {
+    "cerebras": "cerebras/gpt-oss-120b",
+    "groq": "byok-groq/openai/gpt-oss-120b",
+    "mistral": "byok-mistral/mistral-medium-latest",
+    "longcat": "longcat/LongCat-2.0",
+}
+#: Nobody's key. What Letta itself would do with it goes nowhere.
+_OF_LETTA = {"OPENAI_API_KEY": "sk-fake-base-key-of-the-bench", "OPENAI_API_BASE": "http://127.0.0.1:9/v1"}
+
+Rotate = Callable[[Operator, httpx.AsyncClient, int], Awaitable[None]]
+#: Says the message to the agent on a vendor: why the turn failed, or None, and whether another vendor answered.
+Say = Callable[[str], Awaitable[tuple[str | None, bool]]]
+
+
+@dataclass
+class Tally:
+    """What came of the turns during some rotations.
+
+    Attributes:
+        turns: how many there were.
+        failed: what went wrong, one for each turn that did not go as it should.
+        elsewhere: how many were answered by another vendor.
+        seconds: how long the rotations took.
+    """
+
+    turns: int = 0
+    failed: list[str] = field(default_factory=list)
+    elsewhere: int = 0
+    seconds: float = 0.0
+
+    @property
+    def told(self) -> str:
+        """For people."""
+        elsewhere = f", {self.elsewhere} answered elsewhere" if self.elsewhere else ""
+        first = f" ({self.failed[0]})" if self.failed else ""
+        return f"{len(self.failed)} of {self.turns} turns{elsewhere}, {self.seconds:.0f} s{first}"
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way in which a rotation can go.
+
+    Attributes:
+        name: for people, and in the agents' names.
+        rotate: one rotation, until it is proven.
+        refuses: whether a vendor refuses the stored key meanwhile, so that another one has to answer. What several
+            refuse, one after another, while a turn asks them in the same order, nobody can answer.
+    """
+
+    name: str
+    rotate: Rotate
+    refuses: bool = False
+
+
+async def measure(stage: Stage, *, quick: bool) -> Results:
+    """All ways, and the loop."""
+    results = Results()
+    rotations = 2 if quick else ROTATIONS
+    with _scene(stage) as scene, PracticeVendors() as vendors:
+        await _with_isabella(scene, vendors, rotations, results)
+        await _with_the_loop(scene, vendors, rotations, results)
+    return results
+
+
+# --- the ways -------------------------------------------------------------------------------------------------------
+
+
+async def _in_place(operator: Operator, backend: httpx.AsyncClient, _number: int) -> None:
+    """The new key is good, and so is the old one."""
+    for name in NAMES:
+        operator.make(name)
+        operator.accept(name)
+    operator.write()
+    await operator.until(Kind.IN_SYNC, NAMES, backend)
+
+
+async def _recreated(operator: Operator, backend: httpx.AsyncClient, _number: int) -> None:
+    """The type changes with the key, so that the provider has to be deleted and made anew."""
+    for name in NAMES:
+        operator.make(name)
+        operator.accept(name)
+        operator.change_type(name)
+    operator.write()
+    await operator.until(Kind.IN_SYNC, NAMES, backend)
+
+
+async def _too_early(operator: Operator, backend: httpx.AsyncClient, _number: int) -> None:
+    """The vendor does not take the new key at first."""
+    for name in NAMES:
+        operator.make(name)
+    operator.write()
+    await operator.until(Kind.REFUSED, NAMES, backend)
+    for name in NAMES:
+        operator.accept(name)
+    await operator.until(Kind.IN_SYNC, NAMES, backend)
+
+
+async def _too_late(operator: Operator, backend: httpx.AsyncClient, number: int) -> None:
+    """One vendor has revoked the old key already; to the others the agents can turn."""
+    name = NAMES[number % len(NAMES)]
+    operator.make(name)
+    operator.revoke(name)
+    operator.write()
+    await operator.until(Kind.IN_SYNC, (name,), backend)
+
+
+WAYS = (
+    Way("in-place", _in_place),
+    Way("recreated", _recreated),
+    Way("too-early", _too_early),
+    Way("too-late", _too_late, refuses=True),
+)
+
+
+# --- with Isabella --------------------------------------------------------------------------------------------------
+
+
+async def _with_isabella(scene: Scene, vendors: PracticeVendors, rotations: int, results: Results) -> None:
+    operator = Operator(vendors, scene.folder / ".env")
+    file = scene.folder / "agents.toml"
+    file.write_text("\n".join(_defined(way, name) for way in WAYS for name in NAMES))
+    told, failed = [], 0
+    variables = {
+        "ISABELLA_AGENTS_FILE": str(file),
+        "ISABELLA_EMBEDDINGS": "off",
+        # A busy machine may well be silent for longer than anybody has patience; that is not what is measured.
+        "ISABELLA_FIRST_TOKEN_TIMEOUT": "60",
+    }
+    with serving(scene, variables) as (address, _process):
+        vendors.forget()
+        async with _client(address) as backend:
+            for way in WAYS:
+                rotate = partial(way.rotate, operator, backend)
+                tally = await _talking(partial(_through, backend, way), rotate, rotations, apart=way.refuses)
+                astray = [name for name in NAMES if not operator.last_key_arrived(name)]
+                assert not astray, f"{way.name}: {astray} did not get the last key after the last rotation"
+                told.append(f"{way.name} {tally.told}")
+                failed += len(tally.failed)
+    results.add("rotation_failed_turns", failed, f"{rotations} rotations each: {'; '.join(told)}")
+    results.add("rotation_foreign_keys", operator.foreign(), f"of {operator.asked()} requests")
+
+
+def _defined(way: Way, vendor: str) -> str:
+    """An agent whose own vendor is the first of all."""
+    handles = [_HANDLES[vendor], *(handle for name, handle in _HANDLES.items() if name != vendor)]
+    entries = {"id": f"{way.name}-{vendor}", "name": f"{way.name}-{vendor}", "persona": "Talk.", "handles": handles}
+    return "\n".join(["[[agents]]", *(f"{key} = {json.dumps(value)}" for key, value in entries.items()), ""])
+
+
+async def _through(backend: httpx.AsyncClient, way: Way, vendor: str) -> tuple[str | None, bool]:
+    events: list[tuple[str, dict[str, Any]]] = []
+    kind = ""
+    path = f"/api/agents/{way.name}-{vendor}/turns"
+    async with backend.stream("POST", path, json={"message": _MESSAGE}) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("event: "):
+                kind = line[7:]
+            elif line.startswith("data: "):
+                events.append((kind, json.loads(line[6:])))
+    refusals = [f"{said['handle']} {said['code']} ({said['message']})" for kind, said in events if kind == "failover"]
+    ends = [said["reason"] for kind, said in events if kind == "end"]
+    if ends != ["completed"]:
+        told = [said["code"] for kind, said in events if kind == "error"]
+        return ", ".join([f"status {response.status_code}", *refusals, *told, *ends]), bool(refusals)
+    if refusals and not way.refuses:
+        # Nothing was wrong at any vendor, so nobody but its own has to answer.
+        return ", ".join(refusals), True
+    return None, bool(refusals)
+
+
+# --- with the loop --------------------------------------------------------------------------------------------------
+
+
+async def _with_the_loop(scene: Scene, vendors: PracticeVendors, rotations: int, results: Results) -> None:
+    operator = Operator(vendors, scene.folder / ".env")
+    vendors.forget()
+    async with client_of_letta(scene.connection) as letta:
+        agents = await _made(letta, with_practice_vendors(scene.settings, vendors))
+
+        async def say(vendor: str) -> tuple[str | None, bool]:
+            return await _directly(letta, agents[vendor]), False
+
+        async def rotate(_number: int) -> None:
+            for name in NAMES:
+                operator.make(name)
+                operator.accept(name)
+            settings = with_practice_vendors(scene.settings, vendors)
+            await list_delete_post(scene.connection, [one for one in desired_providers(settings) if one.wanted])
+
+        tally = await _talking(say, rotate, rotations)
+    results.add("loop_failed_turns", len(tally.failed), f"{rotations} rotations: {tally.told}")
+    results.add("loop_foreign_keys", operator.foreign(), f"of {operator.asked()} requests")
+
+
+async def _made(letta: httpx.AsyncClient, settings: Settings) -> Mapping[str, str]:
+    """Letta's ids of agents on the vendors, bound as Isabella binds hers."""
+    models = Models.of(settings)
+    agents = {}
+    for name, handle in _HANDLES.items():
+        body = {"name": f"loop-{name}", "llm_config": (await models.binding(handle)).as_llm_config()}
+        agents[name] = (await letta.post("/v1/agents/", json=body)).raise_for_status().json()["id"]
+    return agents
+
+
+async def _directly(letta: httpx.AsyncClient, agent: str) -> str | None:
+    body = {"messages": [{"role": "user", "content": _MESSAGE}], "stream_tokens": True}
+    answered = False
+    async with letta.stream("POST", f"/v1/agents/{agent}/messages/stream", json=body) as response:
+        async for line in response.aiter_lines():
+            if '"error_message"' in line:
+                return str(json.loads(line.removeprefix("data: "))["error_type"])
+            answered = answered or '"assistant_message"' in line
+    return None if answered else f"status {response.status_code}, and no answer"
+
+
+# --- both -----------------------------------------------------------------------------------------------------------
+
+
+async def _talking(
+    say: Say, rotate: Callable[[int], Awaitable[None]], rotations: int, *, apart: bool = False
+) -> Tally:
+    """Rotate so often, each as soon as the one before is done, while an agent on each vendor talks.
+
+    The first rotation waits until all of them talk; all of them say something after the last one, too.
+
+    Args:
+        say: one turn.
+        rotate: one rotation.
+        rotations: how many.
+        apart: have each turn meet one rotation at most: the next one waits for the turns that are under way.
+    """
+    tally = Tally()
+    rotated = anyio.Event()
+    ended = {vendor: anyio.Event() for vendor in NAMES}
+
+    async def turn(vendor: str) -> None:
+        try:
+            failed, elsewhere = await say(vendor)
+        except httpx.TransportError as error:
+            failed, elsewhere = f"{type(error).__name__}: {error}", False
+        tally.turns += 1
+        tally.elsewhere += elsewhere
+        if failed is not None:
+            tally.failed.append(f"{vendor}: {failed}")
+        ended[vendor].set()
+        ended[vendor] = anyio.Event()
+
+    async def talk(vendor: str) -> None:
+        while not rotated.is_set():
+            await turn(vendor)
+        await turn(vendor)
+
+    async def those_under_way() -> None:
+        for end in [*ended.values()]:
+            await end.wait()
+
+    async with anyio.create_task_group() as tasks:
+        for vendor in NAMES:
+            tasks.start_soon(talk, vendor)
+        await those_under_way()
+        began = time.monotonic()
+        for number in range(rotations):
+            await rotate(number)
+            if apart:
+                await those_under_way()
+        tally.seconds = time.monotonic() - began
+        rotated.set()
+    return tally
+
+
+@asynccontextmanager
+async def _client(address: str) -> AsyncIterator[httpx.AsyncClient]:
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    async with httpx.AsyncClient(base_url=address, headers=headers, timeout=120, trust_env=False) as client:
+        yield client
+
+
+@contextmanager
+def _scene(stage: Stage) -> Iterator[Scene]:
+    """A scene on a Letta of its own, in whose environment there is a key."""
+    server = Server(stage.home, instance="bench-rotation", extra_env=_OF_LETTA)
+    # Whatever a run that was killed has left there.
+    server.erase()
+    try:
+        print("starting a Letta with a key in its environment …", flush=True)
+        letta = server.up()
+        with tempfile.TemporaryDirectory(prefix="isabella-bench-") as folder:
+            own: dict[str, Any] = {
+                "ISABELLA_HOME": Path(folder),
+                "ISABELLA_CONFIG_FILE": Path(folder) / "isabella.toml",
+            }
+            yield Scene(letta, Settings(sources=Sources({}), **own), Path(folder))
+    finally:
+        server.erase()

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -30,6 +32,26 @@ def test_a_subject_writes_its_figures_under_their_names(tmp_path: Path) -> None:
     assert figures["help_seconds"] > 0
 
 
+@pytest.mark.timeout(900)
+def test_keys_are_rotated_under_load(tmp_path: Path, letta_home: Path) -> None:
+    """In the short form, too: no turn fails, and no vendor is sent a key that is not its own."""
+    kept = tmp_path / "bench.json"
+
+    ran = subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--only", "rotation", "--home", letta_home, "--output", kept],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=880,
+        check=False,
+    )
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    figures = json.loads(kept.read_text())
+    assert (figures["rotation_failed_turns"], figures["rotation_foreign_keys"]) == (0, 0)
+    assert {"loop_failed_turns", "loop_foreign_keys"} <= figures.keys()
+
+
 def test_the_promised_figures_all_have_a_place() -> None:
     """What is promised is measured, under exactly these names."""
     listed = subprocess.run(
@@ -48,7 +70,15 @@ def test_the_promised_figures_all_have_a_place() -> None:
         "cold_over_loop",
         "thousand_over_listing",
         "thousand_over_listing_sealed",
+        "thousand_rotation_over_listing",
         "thousand_rss_mb",
+        "ttft_ratio",
+        "turns_per_second_ratio",
+        "rss_growth_mb",
+        "rotation_failed_turns",
+        "rotation_foreign_keys",
+        "loop_failed_turns",
+        "loop_foreign_keys",
         "help_seconds",
         "doctor_seconds",
         "doctor_down_seconds",

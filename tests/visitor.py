@@ -32,6 +32,7 @@ class Visitor:
     context: BrowserContext
     page: Page
     trouble: list[str] = field(default_factory=list)
+    _shown_before: int = 0
 
     def tab(self) -> Page:
         """Another tab of the same browser."""
@@ -51,11 +52,13 @@ class Visitor:
 
     def say(self, message: str) -> None:
         """Type a message, and send it with the keyboard."""
+        self._shown_before = self.page.locator("#live .exchange").count()
         self.page.locator("#message").fill(message)
         self.page.locator("#message").press("Enter")
 
     def hear(self) -> None:
-        """Wait until nothing is being said any more."""
+        """Wait until what was said last is shown, and nothing is being said any more."""
+        expect(self.page.locator("#live .exchange")).not_to_have_count(self._shown_before)
         expect(self.page.locator("#live .working, #live .dot.idle")).to_have_count(0)
 
     def _listen(self, page: Page) -> None:

@@ -163,6 +163,9 @@ async def _configuration_and_letta(
         nonlocal asked_for
         await anyio.sleep(_HEAD_START)
         desired = select(desired_providers(settings), tuple(only))
+        # What the report will say of them waits for nothing either.
+        for one in desired:
+            _ = one.masked_key, one.notes
         asked_for = _AskedFor(desired, tuple(settings.contradictions(tuple(one.vendor for one in desired))))
 
     async def reach_letta() -> None:

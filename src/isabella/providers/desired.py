@@ -5,6 +5,7 @@ from __future__ import annotations
 import stat
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -78,7 +79,7 @@ class Desired:
     obstacle: Remark | None = None
     remarks: tuple[Remark, ...] = ()
 
-    @property
+    @cached_property
     def notes(self) -> tuple[str, ...]:
         """The remarks as people read them."""
         return tuple(remark.text for remark in self.remarks)
@@ -88,7 +89,7 @@ class Desired:
         """Whether the configuration says anything about it: a vendor without a key is simply not registered."""
         return self.key is not None or self.problem is not None
 
-    @property
+    @cached_property
     def masked_key(self) -> str | None:
         """The key as it may be shown."""
         return None if self.key is None else mask(self.key.get_secret_value())

@@ -30,6 +30,8 @@ _SALT, _IV, _TAG = 16, 12, 16
 _ROUNDS = 100_000
 # An empty key is sealed as readily as any other.
 _SHORTEST = _SALT + _IV + _TAG
+#: Memos of another version were made with another MAC.
+_MEMO_VERSION = 2
 _KNOWN_AS_KEYS = ("sk-", "pk-", "api-", "key-", "token-")
 
 
@@ -116,7 +118,7 @@ def _parts(text: str) -> tuple[bytes, bytes, bytes] | None:
 class ProofMemo:
     """Remembers which sealed values have been proven to hold which keys, so that no derivation is made twice.
 
-    An entry is an HMAC, under the master key, of the sealed value together with the key found in it. To somebody
+    An entry is a MAC, under the master key, of the sealed value together with the key found in it. To somebody
     without the master key it is a random number; whoever has the master key can open the sealed value itself,
     and learns nothing more here. An entry cannot be forged without the master key either.
 
@@ -129,7 +131,9 @@ class ProofMemo:
 
     def __init__(self, path: Path | None, master_key: SecretStr) -> None:
         self._path = path
-        self._secret = hashlib.sha256(b"isabella proof memo\0" + master_key.get_secret_value().encode()).digest()
+        secret = hashlib.sha256(b"isabella proof memo\0" + master_key.get_secret_value().encode()).digest()
+        # Keyed BLAKE2b: as good a MAC as HMAC-SHA256 in a third of the time. There may be a thousand providers.
+        self._mac = hashlib.blake2b(key=secret, digest_size=32)
         self._tags: dict[str, None] = dict.fromkeys(_load_tags(path))
         self._changed = False
 
@@ -151,12 +155,13 @@ class ProofMemo:
         tags = list(self._tags)[-self._LIMIT :]
         with suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_private(self._path, json.dumps({"version": 1, "tags": tags}))
+            write_private(self._path, json.dumps({"version": _MEMO_VERSION, "tags": tags}))
             self._changed = False
 
     def _tag(self, sealed: str, key: str) -> str:
-        message = f"{len(sealed)}:{sealed}{key}".encode()
-        return hmac.digest(self._secret, message, "sha256").hex()
+        mac = self._mac.copy()
+        mac.update(f"{len(sealed)}:{sealed}{key}".encode())
+        return mac.hexdigest()
 
 
 def _load_tags(path: Path | None) -> Iterable[str]:
@@ -164,7 +169,9 @@ def _load_tags(path: Path | None) -> Iterable[str]:
         return ()
     try:
         document = json.loads(path.read_text())
-        return [tag for tag in document["tags"] if isinstance(tag, str)] if document["version"] == 1 else ()
+        if document["version"] != _MEMO_VERSION:
+            return ()
+        return [tag for tag in document["tags"] if isinstance(tag, str)]
     except (OSError, ValueError, KeyError, TypeError):
         return ()
 

@@ -22,6 +22,9 @@ from isabella.cli.practice import app
 from isabella.errors import PracticeError
 from isabella.practice import NAMES, Fault, daemon
 from isabella.practice.control import TOKEN_HEADER
+from isabella.practice.overlay import as_served
+from isabella.providers.desired import desired_providers
+from isabella.settings import load_settings
 
 
 @pytest.fixture
@@ -61,6 +64,23 @@ def test_up_reuses_what_runs_and_down_leaves_nothing(home: Path) -> None:
     again = daemon.up(home)
     assert again.port == first.port
     assert {name: again.key(name).get_secret_value() for name in NAMES} == keys
+
+
+def test_commands_speak_of_the_vendors_that_the_backend_speaks_to(home: Path) -> None:
+    """Running practice vendors stand in where nobody has a key and Letta is ours; never otherwise."""
+    given = {"ISABELLA_HOME": str(home)}
+
+    def keys(**variables: str) -> set[str | None]:
+        settings = as_served(load_settings(environment=given | variables))
+        return {None if one.key is None else one.key.get_secret_value() for one in desired_providers(settings)}
+
+    assert keys() == {None}
+    running = daemon.up(home)
+    assert keys() == {running.key(name).get_secret_value() for name in NAMES}
+    assert keys(GROQ_API_KEY="gsk_of-somebody-s-own-account") == {None, "gsk_of-somebody-s-own-account"}
+    assert keys(LETTA_BASE_URL="http://127.0.0.1:8283") == {None}
+    daemon.down(home)
+    assert keys() == {None}
 
 
 def test_files_are_the_owners_alone_and_no_key_is_where_others_look(home: Path) -> None:

@@ -265,12 +265,13 @@ def _run(work: Callable[[Agency], Awaitable[Result]], env_file: Path | None, as_
 
     from isabella.agents.agency import open_agency
     from isabella.logs import configure_logs
+    from isabella.practice.overlay import as_served
     from isabella.settings import load_settings
 
     configure_logs()
 
     async def opened() -> Result:
-        async with open_agency(load_settings(env_file)) as agency:
+        async with open_agency(as_served(load_settings(env_file))) as agency:
             return await work(agency)
 
     try:

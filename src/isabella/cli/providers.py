@@ -53,11 +53,16 @@ def plan_command(
     Exit code: 0 nothing to do, 2 changes pending, 1 error.
     """
     from isabella.assurance import compare_providers
+    from isabella.practice.overlay import as_served
     from isabella.settings import load_settings
 
     report = _run(
         lambda: compare_providers(
-            load_settings(env_file), only=only or (), strategy=strategy, probe=not no_probe, count_models=True
+            as_served(load_settings(env_file)),
+            only=only or (),
+            strategy=strategy,
+            probe=not no_probe,
+            count_models=True,
         ),
         as_json,
     )
@@ -72,9 +77,12 @@ def status(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
     Exit code: 0 all in sync, 2 drift, 1 error.
     """
     from isabella.assurance import compare_providers
+    from isabella.practice.overlay import as_served
     from isabella.settings import load_settings
 
-    report = _run(lambda: compare_providers(load_settings(env_file), only=only or (), count_models=True), as_json)
+    report = _run(
+        lambda: compare_providers(as_served(load_settings(env_file)), only=only or (), count_models=True), as_json
+    )
     _show(report, as_json, conditions=True)
     raise typer.Exit(0 if report.in_sync else PENDING)
 
@@ -95,6 +103,7 @@ def sync(
     Exit code: 0 all proven, otherwise 1; with --watch 0 after an interruption.
     """
     from isabella.assurance import ensure_providers
+    from isabella.practice.overlay import as_served
     from isabella.settings import load_settings
 
     if watch:
@@ -102,7 +111,11 @@ def sync(
         return
     report = _run(
         lambda: ensure_providers(
-            load_settings(env_file), only=only or (), strategy=strategy, probe=not no_probe, count_models=True
+            as_served(load_settings(env_file)),
+            only=only or (),
+            strategy=strategy,
+            probe=not no_probe,
+            count_models=True,
         ),
         as_json,
     )
@@ -117,9 +130,12 @@ def verify(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
     Costs one short completion at each vendor. Exit code: 0 all proven and accepted, otherwise 1.
     """
     from isabella.assurance import verify_providers
+    from isabella.practice.overlay import as_served
     from isabella.settings import load_settings
 
-    report = _run(lambda: verify_providers(load_settings(env_file), only=only or (), count_models=True), as_json)
+    report = _run(
+        lambda: verify_providers(as_served(load_settings(env_file)), only=only or (), count_models=True), as_json
+    )
     _show(report, as_json)
     raise typer.Exit(0 if report.all_proven and report.all_accepted else ERROR)
 

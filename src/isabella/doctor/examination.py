@@ -117,21 +117,12 @@ async def _practising(configured: Configured, settings: Settings) -> tuple[Confi
     """Practice vendors in place of the real ones, where `isabella up` would take them as well."""
     if settings.sources.overlay:
         return replace(configured, practice=True), settings
-    if configured.problems or settings.letta_base_url is not None or any(one.wanted for one in configured.desired):
+    if configured.problems:
         return configured, settings
-    if not (settings.home / "practice").is_dir():
-        return configured, settings
-    from isabella.practice import daemon
-    from isabella.practice.overlay import with_practice_vendors
+    from isabella.practice.overlay import as_served
 
-    try:
-        running = await anyio.to_thread.run_sync(daemon.status, settings.home)
-        if running is None:
-            return configured, settings
-        settings = with_practice_vendors(settings, running)
-    except IsabellaError:
-        return configured, settings
-    return with_settings(configured, settings), settings
+    served = await anyio.to_thread.run_sync(as_served, settings)
+    return (configured, settings) if served is settings else (with_settings(configured, served), served)
 
 
 async def _connected(settings: Settings) -> Connection:

@@ -8,6 +8,9 @@ from typing import Protocol
 from pydantic import SecretStr
 
 from isabella.catalog import known_vendors
+from isabella.errors import IsabellaError
+from isabella.practice import daemon
+from isabella.providers.desired import desired_providers
 from isabella.settings import Settings
 from isabella.sources import Value
 
@@ -32,3 +35,23 @@ def with_practice_vendors(settings: Settings, vendors: Vendors) -> Settings:
         if vendor.base_url_env is not None:
             overlay[vendor.base_url_env] = Value(vendors.base_url(vendor.name), ORIGIN)
     return settings.model_copy(update={"sources": replace(settings.sources, overlay=overlay)})
+
+
+def as_served(settings: Settings) -> Settings:
+    """The settings as `isabella up` takes them on this machine.
+
+    Where no vendor has a key, Letta is the embedded one and practice vendors run, these stand in: what a command says
+    is then about the same vendors that the backend speaks to.
+
+    Raises:
+        ConfigurationError: `isabella.toml` is malformed.
+    """
+    if settings.sources.overlay or settings.letta_base_url is not None or not (settings.home / "practice").is_dir():
+        return settings
+    if any(provider.wanted for provider in desired_providers(settings)):
+        return settings
+    try:
+        running = daemon.status(settings.home)
+    except IsabellaError:
+        return settings
+    return settings if running is None else with_practice_vendors(settings, running)

@@ -51,7 +51,7 @@ FIGURES = (
     Figure("thousand_over_listing", "1,000 proven providers, over the bare listing of them", most=1.3),
     Figure("thousand_over_listing_sealed", "the same with a master key, proofs remembered", most=1.3),
     Figure("thousand_rotation_over_listing", "the key of one of them rotated: 1 PATCH, and proven", most=2.0),
-    Figure("thousand_rotation_over_listing_sealed", "the same with a master key: Letta derives from it twice"),
+    Figure("thousand_rotation_over_listing_sealed", "the same with a master key"),
     Figure("thousand_rss_mb", "memory of a process that proves 1,000 providers, MB"),
     Figure("ttft_ratio", "time to the first token through Isabella, over Letta asked directly", most=1.1),
     Figure("turns_per_second_ratio", "turns a second of 20 clients on 5 agents, over Letta asked directly"),

@@ -12,18 +12,23 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 
 
+def bench(subject: str, home: Path, kept: Path, *, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Measure a subject quickly, as `make bench` does, and have the figures kept in a file."""
+    return subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--only", subject, "--home", home, "--output", kept],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
 def test_a_subject_writes_its_figures_under_their_names(tmp_path: Path) -> None:
     """The cheapest subject, quickly: its figure stands in the table and in the file. How fast is not asked here."""
     kept = tmp_path / "bench.json"
 
-    ran = subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "--only", "help", "--home", tmp_path, "--output", kept],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ran = bench("help", tmp_path, kept, seconds=120)
 
     assert ran.returncode in (0, 1), ran.stderr
     assert "help_seconds" in ran.stdout
@@ -37,14 +42,7 @@ def test_keys_are_rotated_under_load(tmp_path: Path, letta_home: Path) -> None:
     """In the short form, too: no turn fails, and no vendor is sent a key that is not its own."""
     kept = tmp_path / "bench.json"
 
-    ran = subprocess.run(
-        [sys.executable, "-m", "bench", "--quick", "--only", "rotation", "--home", letta_home, "--output", kept],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=880,
-        check=False,
-    )
+    ran = bench("rotation", letta_home, kept, seconds=880)
 
     assert ran.returncode == 0, ran.stdout + ran.stderr
     figures = json.loads(kept.read_text())

@@ -23,7 +23,7 @@ from isabella.providers.desired import desired_providers
 from isabella.providers.sealing import Match, Reading
 from isabella.settings import load_settings
 from isabella.stores import Stored
-from isabella.stores.letta_server import abilities_of
+from isabella.stores.letta_releases import abilities_of
 from isabella.vendors.inquiry import Answer, Trouble
 from isabella.vendors.inquiry import Verdict as Said
 

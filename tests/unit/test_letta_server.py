@@ -26,7 +26,8 @@ from isabella.errors import (
     NotLetta,
 )
 from isabella.stores import Stored, letta_server
-from isabella.stores.letta_server import PAGE, LettaServer, abilities_of
+from isabella.stores.letta_releases import abilities_of
+from isabella.stores.letta_server import PAGE, LettaServer
 
 Result = TypeVar("Result")
 

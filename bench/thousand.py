@@ -18,7 +18,11 @@ from bench.planting import BASE_URL, clear, plant
 from bench.stage import Scene, Stage
 from bench.subject import Results
 from bench.timing import Way, in_ms, medians
+from isabella.connection import Connection
 from isabella.providers.plan import Action
+from isabella.providers.report import Proof
+from isabella.settings import Settings
+from isabella.watching.work import LettaWork
 
 _COUNT = 1000
 #: The one whose key is rotated.
@@ -59,22 +63,49 @@ async def _measure(stage: Stage, *, sealed: bool, rounds: int, name: str) -> Res
             await start()
             ours, listing = await medians(rounds, Way(start), Way(list_them))
             results.add(name, ours / listing, in_ms(("ours", "listing"), (ours, listing)))
-            scenes = cycle([_rotated(scene, environment), scene])
-
-            async def rotate() -> None:
-                report = await next(scenes).start()
-                written = [entry.name for entry in report.ours if entry.action is not Action.KEEP]
-                assert written == [_ROTATED], f"written were {written[:3]}"
-
-            ours, listing = await medians(rounds, Way(rotate), Way(list_them))
-            rotation = name.replace("thousand_", "thousand_rotation_")
-            results.add(rotation, ours / listing, in_ms(("ours", "listing"), (ours, listing)))
+            await _measure_rotation(scene, environment, rounds, name, results)
             if not sealed:
                 results.add("thousand_rss_mb", _memory(scene, environment))
     finally:
         with psycopg.connect(letta.database_url.get_secret_value()) as database:
             clear(database)
     return results
+
+
+async def _measure_rotation(
+    scene: Scene, environment: Mapping[str, str], rounds: int, name: str, results: Results
+) -> None:
+    """The key of one of them rotated, again and again: while a backend runs, and before one starts."""
+    connection = scene.connection
+
+    async def found(_: Settings) -> Connection:
+        return connection
+
+    work = LettaWork(find=found)
+    scenes = cycle([_rotated(scene, environment), scene])
+
+    async def list_them() -> None:
+        await bare_listing(connection)
+
+    async def rotate() -> None:
+        (entry,) = (await work.ensure(next(scenes).settings, [_ROTATED])).providers
+        assert (entry.name, entry.action, entry.proof) == (_ROTATED, Action.UPDATE, Proof.PROVEN), entry.reason
+
+    async def start() -> None:
+        report = await next(scenes).start()
+        written = [entry.name for entry in report.ours if entry.action is not Action.KEEP]
+        assert written == [_ROTATED], f"written were {written[:3]}"
+
+    before = await bare_listing(connection)
+    for way, what in ((rotate, "rotation"), (start, "rotated_start")):
+        ours, listing = await medians(rounds, Way(way), Way(list_them))
+        results.add(
+            name.replace("thousand_", f"thousand_{what}_"),
+            ours / listing,
+            in_ms(("ours", "listing"), (ours, listing)),
+        )
+    changed = {row["name"] for row, after in zip(before, await bare_listing(connection), strict=True) if row != after}
+    assert changed <= {_ROTATED}, f"touched were {sorted(changed)[:3]}"
 
 
 def _rotated(scene: Scene, environment: Mapping[str, str]) -> Scene:

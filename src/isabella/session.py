@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -171,7 +170,7 @@ async def _configuration_and_letta(
     async def reach_letta() -> None:
         nonlocal reached
         try:
-            reached = await _reach(connection or await connect(settings))
+            reached = await _reach(connection or await connect(settings), only)
         except IsabellaError as error:
             reached = error
 
@@ -186,7 +185,7 @@ async def _configuration_and_letta(
     return asked_for, reached
 
 
-async def _reach(connection: Connection) -> _Letta:
+async def _reach(connection: Connection, only: Sequence[str]) -> _Letta:
     """Look at Letta, and at what is remembered of it while it answers."""
     store = LettaServer(connection.base_url, password=connection.password, timeout=connection.timeout)
     ledger = Ledger(connection.home, connection.base_url)
@@ -195,15 +194,14 @@ async def _reach(connection: Connection) -> _Letta:
     seen: list[Seen] = []
 
     async def look_at_it() -> None:
-        seen.append(await read_store(store))
+        seen.append(await read_store(store, only))
 
     async def recall() -> None:
         nonlocal memo, stood
         await anyio.sleep(_HEAD_START)
         stood = ledger.read()
         if connection.master_key is not None:
-            name = hashlib.sha256(connection.base_url.encode()).hexdigest()[:16]
-            memo = ProofMemo(connection.home / "proofs" / f"{name}.json", connection.master_key)
+            memo = ProofMemo.of(connection.home, connection.base_url, connection.master_key)
 
     try:
         await together([look_at_it, recall])

@@ -69,6 +69,7 @@ def test_the_promised_figures_all_have_a_place() -> None:
         "thousand_over_listing",
         "thousand_over_listing_sealed",
         "thousand_rotation_over_listing",
+        "thousand_rotation_over_listing_sealed",
         "thousand_rss_mb",
         "ttft_ratio",
         "turns_per_second_ratio",

@@ -467,6 +467,17 @@ def test_a_post_that_goes_on_failing_puts_the_former_record_back(scene: Scene) -
     assert scene.opened() == [STALE]
 
 
+def test_a_former_key_that_was_remembered_as_another_is_opened_to_be_put_back(scene: Scene) -> None:
+    """What the run before found to hold another key is not opened to be compared; to be put back it is."""
+    scene.plant()
+    for _ in range(2):
+        scene.proxy.fault("POST /v1/providers/", 422)
+        report = scene.ensure(Strategy.RECREATE)
+        assert (report.stored, report.proof) == (State.STALE, Proof.FAILED)
+        assert "The former record is back in Letta." in report.reason
+        assert scene.opened() == [STALE]
+
+
 @pytest.mark.parametrize(("kind", "when"), [("drop", "before"), ("drop", "after"), (500, "after")])
 def test_a_lost_answer_while_putting_back_is_looked_after(kind: Kind, when: When, scene: Scene) -> None:
     """Putting the former record back is a write like any other: what was lost is looked after, and said rightly."""

@@ -245,6 +245,20 @@ def test_a_second_sync_finds_everything_in_line(
     assert proxy.writes == []
 
 
+@pytest.mark.parametrize("state", ["stale", "absent"])
+def test_one_of_many_is_found_by_its_name(
+    state: str, letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+) -> None:
+    """Where the name is known, nothing is listed, however many there are, and nothing but that one is written."""
+    case = plant(state, letta, vendors, proxy, tmp_path)
+    proxy.clear()
+    assert ensure(case.settings, case.name).proof is Proof.PROVEN
+    asked = [seen.query.get("name") for seen in proxy.requests if seen.line == "GET /v1/providers/"]
+    # At first, under the lock, and to prove it.
+    assert asked == [case.name] * 3
+    assert len(proxy.writes) == 1
+
+
 def test_no_probe_asks_no_vendor(letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path) -> None:
     """Without probing, a new key is written unasked: nothing but Letta's own requests arrive at the vendor."""
     case = plant("stale", letta, vendors, proxy, tmp_path)

@@ -17,7 +17,17 @@ from pydantic import SecretStr
 from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 
 from isabella.providers import sealing
-from isabella.providers.sealing import Match, ProofMemo, looks_sealed, open_sealed, read_back, taken_for_sealed
+from isabella.providers.sealing import (
+    Match,
+    ProofMemo,
+    Reading,
+    looks_sealed,
+    open_sealed,
+    read_back,
+    recall,
+    stored_key,
+    taken_for_sealed,
+)
 
 KEY = "csk-canary-sealed-0001"
 OURS = SecretStr(MASTER_KEY)
@@ -133,22 +143,22 @@ def test_the_memo_knows_what_was_proven_and_nothing_else(tmp_path: Path) -> None
     """A proof counts for one sealed value and one key, survives a restart, and not another master key."""
     path = tmp_path / "proofs" / "memo.json"
     memo, text = ProofMemo(path, OURS), seal(KEY, MASTER_KEY)
-    assert not memo.knows(text, KEY)
+    assert memo.holds(text, KEY) is None
     memo.add(text, KEY)
     memo.save()
     again = ProofMemo(path, OURS)
-    assert again.knows(text, KEY)
-    assert not again.knows(text, KEY + "x")
-    assert not again.knows(seal(KEY, MASTER_KEY), KEY)
-    assert not ProofMemo(path, SecretStr(OTHER_MASTER_KEY)).knows(text, KEY)
+    assert again.holds(text, KEY) is True
+    assert again.holds(text, KEY + "x") is False
+    assert again.holds(seal(KEY, MASTER_KEY), KEY) is None
+    assert ProofMemo(path, SecretStr(OTHER_MASTER_KEY)).holds(text, KEY) is None
 
 
 def test_sealed_value_and_key_cannot_be_cut_elsewhere() -> None:
     """A proof for one pair is no proof for another pair that reads the same when written in a row."""
     memo = ProofMemo(None, OURS)
     memo.add("aaaa", "bbbb")
-    assert not memo.knows("aaaab", "bbb")
-    assert not memo.knows("aaa", "abbbb")
+    assert memo.holds("aaaab", "bbb") is None
+    assert memo.holds("aaa", "abbbb") is None
 
 
 def test_a_known_proof_is_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,11 +177,35 @@ def test_a_known_proof_is_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(opened) == 2
 
 
-def test_a_stale_key_is_never_remembered() -> None:
-    """Only equal keys are remembered, so a memo can never turn a stale key into a proof."""
+def test_what_was_found_counts_for_what_was_found_only() -> None:
+    """A stale key that was opened is remembered as such: a memo never turns it into a proof of the desired one."""
     memo, text = ProofMemo(None, OURS), seal("csk-old", MASTER_KEY)
+    assert recall(text, SecretStr(KEY), memo) is None
     read_back(text, KEY, OURS, memo)
-    assert not memo.knows(text, KEY)
+    assert memo.holds(text, KEY) is False
+    assert memo.holds(text, "csk-old") is True
+
+
+def test_an_empty_key_is_opened_every_time() -> None:
+    """Whether a row holds another key or none at all cannot be told from a memo that knows it is another."""
+    memo, text = ProofMemo(None, OURS), seal("", MASTER_KEY)
+    assert read_back(text, KEY, OURS, memo).match is Match.NOTHING
+    assert recall(text, SecretStr(KEY), memo) is None
+
+
+def test_what_is_recalled_needs_no_opening_until_its_key_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value known to hold another key reads so at once, without it; whoever wants that key opens the value."""
+    memo, text = ProofMemo(None, OURS), seal("csk-old", MASTER_KEY)
+    memo.add(text, "csk-old")
+    with monkeypatch.context() as closed:
+        closed.setattr(sealing, "open_sealed", None)
+        equal = recall(text, SecretStr("csk-old"), memo)
+        different = recall(text, SecretStr(KEY), memo)
+    assert equal == Reading(Match.EQUAL, sealed=True, key=SecretStr("csk-old"))
+    assert different == Reading(Match.DIFFERENT, sealed=True)
+    assert stored_key(different, text, OURS) == SecretStr("csk-old")
+    assert stored_key(different, text, None) is None
+    assert stored_key(different, text, SecretStr(OTHER_MASTER_KEY)) is None
 
 
 def test_the_memo_is_private_and_gives_nothing_away(tmp_path: Path) -> None:
@@ -193,22 +227,49 @@ def test_the_memo_is_private_and_gives_nothing_away(tmp_path: Path) -> None:
     elsewhere = ProofMemo(tmp_path / "other.json", SecretStr(secrets.token_hex(32)))
     elsewhere.add(text, KEY)
     elsewhere.save()
-    tags = [json.loads(file.read_text())["tags"] for file in (path, tmp_path / "other.json")]
-    assert set(tags[0]).isdisjoint(tags[1])
+    ours, theirs = (json.loads(file.read_text())["found"] for file in (path, tmp_path / "other.json"))
+    assert {*ours, *ours.values()}.isdisjoint({*theirs, *theirs.values()})
+
+
+def test_a_memo_that_was_tampered_with_is_an_empty_one(tmp_path: Path) -> None:
+    """Nothing can be added, taken away or put together anew without the master key: nothing of it counts then."""
+    path = tmp_path / "memo.json"
+    memo, texts = ProofMemo(path, OURS), [seal(KEY, MASTER_KEY), seal("csk-other", MASTER_KEY)]
+    memo.add(texts[0], KEY)
+    memo.add(texts[1], "csk-other")
+    memo.save()
+    document = json.loads(path.read_text())
+    (one, proof), (other, other_proof) = document["found"].items()
+    for found in ({one: other_proof, other: proof}, {one: proof}, {other: other_proof, one: proof}):
+        path.write_text(json.dumps(document | {"found": found}))
+        assert ProofMemo(path, OURS).holds(texts[0], KEY) is None
+    path.write_text(json.dumps(document))
+    assert ProofMemo(path, OURS).holds(texts[0], KEY) is True
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", "null", '{"version": 2, "tags": ["a"]}', '{"version": 1, "tags": 7}']
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"version": 2, "tags": ["a"]}',
+        '{"version": 3, "mac": "", "found": {"a": "b"}}',
+        '{"version": 3, "mac": 7, "found": {"a": "b"}}',
+        '{"version": 3, "mac": "", "found": 7}',
+        '{"version": 3, "mac": "\\u00e9", "found": {}}',
+    ],
 )
 def test_a_damaged_memo_is_an_empty_one(tmp_path: Path, content: str) -> None:
     """A memo that cannot be understood costs time, nothing else, and is written anew."""
     path = tmp_path / "memo.json"
     path.write_text(content)
     memo, text = ProofMemo(path, OURS), seal(KEY, MASTER_KEY)
-    assert not memo.knows(text, KEY)
+    assert memo.holds(text, KEY) is None
     memo.add(text, KEY)
     memo.save()
-    assert ProofMemo(path, OURS).knows(text, KEY)
+    assert ProofMemo(path, OURS).holds(text, KEY) is True
 
 
 def test_a_memo_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
@@ -217,7 +278,7 @@ def test_a_memo_that_cannot_be_written_is_no_failure(tmp_path: Path) -> None:
     memo = ProofMemo(tmp_path / "proofs" / "memo.json", OURS)
     memo.add("text", KEY)
     memo.save()
-    assert memo.knows("text", KEY)
+    assert memo.holds("text", KEY) is True
 
 
 def test_the_memo_does_not_grow_without_end(tmp_path: Path) -> None:
@@ -228,6 +289,6 @@ def test_the_memo_does_not_grow_without_end(tmp_path: Path) -> None:
         memo.add(f"text-{number}", KEY)
     memo.save()
     again = ProofMemo(path, OURS)
-    assert not again.knows("text-0", KEY)
-    assert again.knows("text-10049", KEY)
-    assert len(json.loads(path.read_text())["tags"]) == 10_000
+    assert again.holds("text-0", KEY) is None
+    assert again.holds("text-10049", KEY) is True
+    assert len(json.loads(path.read_text())["found"]) == 10_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -119,8 +118,7 @@ class Looker:
         memo = None
         if connection.master_key is not None:
             # The proofs that syncs have left behind; the doctor leaves none of its own.
-            name = hashlib.sha256(connection.base_url.encode()).hexdigest()[:16]
-            memo = ProofMemo(connection.home / "proofs" / f"{name}.json", connection.master_key)
+            memo = ProofMemo.of(connection.home, connection.base_url, connection.master_key)
         by_name = {one.name: one for one in desired}
 
         async def row(one: Stored) -> Row:

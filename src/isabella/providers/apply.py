@@ -10,16 +10,17 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import anyio
+import anyio.to_thread
 from pydantic import SecretStr
 
 from isabella.errors import GateTimeout, LettaError, LettaRefused
 from isabella.gate import Closed, ungated
 from isabella.providers.plan import Action, Change, State, no_delete
 from isabella.providers.rotation import Ask, refusal
+from isabella.providers.sealing import stored_key
 from isabella.providers.touchstone import Sealing, Touchstone
 from isabella.providers.writes import Writer
-from isabella.stores import Abilities, Store
+from isabella.stores import Abilities, Store, Stored
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import Answer, Verdict
 
@@ -77,6 +78,7 @@ class Applier:
         self._closed = closed
         self._abilities = abilities
         self._strategy = strategy
+        self._master_key = master_key
         self._ask = ask
         self._writer = Writer(store, abilities, master_key=master_key, patience=patience)
         self._touchstone = Touchstone(store, self._writer)
@@ -238,10 +240,11 @@ class Applier:
 
     async def _put_back(self, change: Change, reason: str, error: LettaError) -> Outcome:
         """After a DELETE whose POST failed: make the former record again, where its key was readable."""
-        name, former, reading = change.desired.name, change.stored, change.reading
+        name, former = change.desired.name, change.stored
         what = f"{reason}; deleted, and creating it again failed: {error.what}"
         again = f"Mend the cause, then: isabella providers sync --only {name}"
-        if former is None or reading is None or reading.key is None or not reading.key.get_secret_value():
+        key = None if former is None else await self._former_key(change, former)
+        if former is None or key is None or not key.get_secret_value():
             return Outcome(
                 Action.RECREATE,
                 f"{what} Its former key was not readable: it is not in Letta now.",
@@ -249,7 +252,7 @@ class Applier:
                 failed=True,
             )
         # A former key must not go to another address than it went to; without one, the type decides again.
-        type, base_url, key = former.type, former.base_url, reading.key
+        type, base_url = former.type, former.base_url
         try:
             await self._writer.patiently(
                 lambda: self._writer.create(name=name, type=type, base_url=base_url, key=key)
@@ -262,6 +265,12 @@ class Applier:
                 failed=True,
             )
         return Outcome(Action.RECREATE, f"{what} The former record is back in Letta.", again, failed=True)
+
+    async def _former_key(self, change: Change, former: Stored) -> SecretStr | None:
+        """The key that a record held; None where it was not readable."""
+        if change.reading is None:
+            return None
+        return await anyio.to_thread.run_sync(stored_key, change.reading, former.key_text, self._master_key)
 
     async def _post(self, change: Change) -> None:
         desired = change.desired

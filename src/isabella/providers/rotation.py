@@ -11,10 +11,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
+import anyio.to_thread
 from pydantic import SecretStr
 
 from isabella.concurrency import together
 from isabella.providers.plan import Action, Change
+from isabella.providers.sealing import stored_key
 from isabella.vendors.inquiry import Answer
 
 #: Asks a vendor about a key: base URL and key.
@@ -56,26 +58,32 @@ def rehearsed(change: Change, new: Answer, old: Answer | None) -> Change:
     return replace(change, reason=f"{change.reason}, which the vendor refuses already; it takes the configured one")
 
 
-async def rehearse(changes: Sequence[Change], ask: Ask | None) -> list[Change]:
-    """Ask the vendors what a sync would ask them, and tell what would come of it. Writes nothing."""
+async def rehearse(changes: Sequence[Change], ask: Ask | None, master_key: SecretStr | None = None) -> list[Change]:
+    """Ask the vendors what a sync would ask them, and tell what would come of it. Writes nothing.
+
+    Args:
+        changes: what is planned.
+        ask: asks a vendor about a key; None asks nobody.
+        master_key: the one that opens stored keys, about which the vendors are asked, too.
+    """
     if ask is None:
         return list(changes)
-    return await together([partial(_rehearse, change, ask) for change in changes], at_once=_AT_ONCE)
+    return await together([partial(_rehearse, change, ask, master_key) for change in changes], at_once=_AT_ONCE)
 
 
-async def _rehearse(change: Change, ask: Ask) -> Change:
+async def _rehearse(change: Change, ask: Ask, master_key: SecretStr | None) -> Change:
     key = change.desired.key
     if not change.ask_vendor or key is None:
         return change
     new = await ask(change.desired.base_url, key)
-    stored = _stored_key(change)
+    stored = await _own_key(change, master_key)
     return rehearsed(change, new, None if stored is None else await ask(change.desired.base_url, stored))
 
 
-def _stored_key(change: Change) -> SecretStr | None:
+async def _own_key(change: Change, master_key: SecretStr | None) -> SecretStr | None:
     """The stored key, where it may be shown to the vendor: Letta sends it there anyway, and it has the right form."""
-    reading, stored, vendor = change.reading, change.stored, change.desired.vendor
-    if reading is None or stored is None or reading.key is None or vendor.key_prefix is None:
+    reading, stored, prefix = change.reading, change.stored, change.desired.vendor.key_prefix
+    if reading is None or stored is None or prefix is None or stored.base_url != change.desired.base_url:
         return None
-    own = reading.key.get_secret_value().startswith(vendor.key_prefix)
-    return reading.key if own and stored.base_url == change.desired.base_url else None
+    key = await anyio.to_thread.run_sync(stored_key, reading, stored.key_text, master_key)
+    return key if key is not None and key.get_secret_value().startswith(prefix) else None

@@ -12,11 +12,12 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Self
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -30,8 +31,8 @@ _SALT, _IV, _TAG = 16, 12, 16
 _ROUNDS = 100_000
 # An empty key is sealed as readily as any other.
 _SHORTEST = _SALT + _IV + _TAG
-#: Memos of another version were made with another MAC.
-_MEMO_VERSION = 2
+#: Memos of another version were made in another way.
+_MEMO_VERSION = 3
 _KNOWN_AS_KEYS = ("sk-", "pk-", "api-", "key-", "token-")
 
 
@@ -57,7 +58,7 @@ class Reading:
     Attributes:
         match: how it compares to the desired key.
         sealed: whether it stands there encrypted; in plaintext otherwise.
-        key: the stored key itself, where it could be read.
+        key: the stored key itself, where it was read; see `stored_key`.
     """
 
     match: Match
@@ -116,11 +117,12 @@ def _parts(text: str) -> tuple[bytes, bytes, bytes] | None:
 
 
 class ProofMemo:
-    """Remembers which sealed values have been proven to hold which keys, so that no derivation is made twice.
+    """Remembers which key each sealed value was found to hold, so that no derivation is made twice.
 
-    An entry is a MAC, under the master key, of the sealed value together with the key found in it. To somebody
-    without the master key it is a random number; whoever has the master key can open the sealed value itself,
-    and learns nothing more here. An entry cannot be forged without the master key either.
+    What is remembered are MACs under the master key: of the sealed value, and of it together with the key in it. To
+    somebody without the master key they are random numbers; whoever has the master key can open the sealed value
+    itself, and learns nothing more here. The whole is sealed by a MAC as well: without the master key it can be
+    neither added to nor put together anew.
 
     Args:
         path: where it is kept; None keeps it in memory only.
@@ -133,47 +135,69 @@ class ProofMemo:
         self._path = path
         secret = hashlib.sha256(b"isabella proof memo\0" + master_key.get_secret_value().encode()).digest()
         # Keyed BLAKE2b: as good a MAC as HMAC-SHA256 in a third of the time. There may be a thousand providers.
-        self._mac = hashlib.blake2b(key=secret, digest_size=32)
-        self._tags: dict[str, None] = dict.fromkeys(_load_tags(path))
+        self._mac = hashlib.blake2b(key=secret, digest_size=16)
+        #: By the tag of a sealed value, the tag of it together with its key.
+        self._found = self._load()
+        #: The latter, where most questions are answered.
+        self._proofs = set(self._found.values())
         self._changed = False
 
-    def knows(self, sealed: str, key: str) -> bool:
-        """Whether this sealed value has been proven to hold this key."""
-        return self._tag(sealed, key) in self._tags
+    @classmethod
+    def of(cls, home: Path, base_url: str, master_key: SecretStr) -> Self:
+        """The memo of one Letta, kept in Isabella's home."""
+        name = hashlib.sha256(base_url.encode()).hexdigest()[:16]
+        return cls(home / "proofs" / f"{name}.json", master_key)
+
+    def holds(self, sealed: str, key: str) -> bool | None:
+        """Whether this sealed value holds this key; None where it has not been opened yet."""
+        proof = self._proof(sealed, key)
+        if proof in self._proofs:
+            return True
+        return False if self._tag(sealed) in self._found else None
 
     def add(self, sealed: str, key: str) -> None:
         """Remember that this sealed value was opened and holds this key."""
-        tag = self._tag(sealed, key)
-        if tag not in self._tags:
-            self._tags[tag] = None
+        proof = self._proof(sealed, key)
+        if proof not in self._proofs:
+            self._found[self._tag(sealed)] = proof
+            self._proofs.add(proof)
             self._changed = True
 
     def save(self) -> None:
         """Write it down. A memo that cannot be written costs time at the next start, nothing else."""
         if self._path is None or not self._changed:
             return
-        tags = list(self._tags)[-self._LIMIT :]
+        found = dict([*self._found.items()][-self._LIMIT :])
         with suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_private(self._path, json.dumps({"version": _MEMO_VERSION, "tags": tags}))
+            document = {"version": _MEMO_VERSION, "mac": self._over(found), "found": found}
+            write_private(self._path, json.dumps(document))
             self._changed = False
 
-    def _tag(self, sealed: str, key: str) -> str:
+    def _load(self) -> dict[str, str]:
+        if self._path is None:
+            return {}
+        try:
+            document = json.loads(self._path.read_text())
+            found = document["found"]
+            genuine = document["version"] == _MEMO_VERSION and hmac.compare_digest(document["mac"], self._over(found))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return {}
+        return found if genuine else {}
+
+    def _over(self, found: Mapping[str, str]) -> str:
+        return self._mac_of("memo:" + "".join(f"{tag}{proof}" for tag, proof in found.items()))
+
+    def _tag(self, sealed: str) -> str:
+        return self._mac_of(f"value:{sealed}")
+
+    def _proof(self, sealed: str, key: str) -> str:
+        return self._mac_of(f"{len(sealed)}:{sealed}{key}")
+
+    def _mac_of(self, text: str) -> str:
         mac = self._mac.copy()
-        mac.update(f"{len(sealed)}:{sealed}{key}".encode())
+        mac.update(text.encode())
         return mac.hexdigest()
-
-
-def _load_tags(path: Path | None) -> Iterable[str]:
-    if path is None:
-        return ()
-    try:
-        document = json.loads(path.read_text())
-        if document["version"] != _MEMO_VERSION:
-            return ()
-        return [tag for tag in document["tags"] if isinstance(tag, str)]
-    except (OSError, ValueError, KeyError, TypeError):
-        return ()
 
 
 def read_back(
@@ -203,14 +227,41 @@ def read_back(
         return Reading(Match.DIFFERENT, sealed=False, key=SecretStr(text))
     if master_key is None:
         return Reading(Match.HIDDEN, sealed=True)
-    if memo is not None and memo.knows(text, desired):
+    if memo is not None and memo.holds(text, desired):
         return Reading(Match.EQUAL, sealed=True, key=SecretStr(desired))
     found = open_sealed(text, master_key.get_secret_value())
     if found is None:
         return Reading(Match.UNREADABLE, sealed=True)
+    if memo is not None and found:
+        memo.add(text, found)
     if not hmac.compare_digest(found.encode(), desired.encode()):
         # An empty key is stored as readily as any other (facts P10, O9).
         return Reading(Match.DIFFERENT if found else Match.NOTHING, sealed=True, key=SecretStr(found))
-    if memo is not None:
-        memo.add(text, desired)
     return Reading(Match.EQUAL, sealed=True, key=SecretStr(found))
+
+
+def recall(text: str | None, desired: SecretStr, memo: ProofMemo | None) -> Reading | None:
+    """What is remembered of a stored value, without opening it; None where it has to be opened.
+
+    Args:
+        text: the value of `api_key_enc`.
+        desired: the key that should be in it.
+        memo: what has been found before.
+    """
+    if memo is None or not text:
+        return None
+    match memo.holds(text, desired.get_secret_value()):
+        case True:
+            return Reading(Match.EQUAL, sealed=True, key=desired)
+        case False:
+            return Reading(Match.DIFFERENT, sealed=True)
+        case None:
+            return None
+
+
+def stored_key(reading: Reading, text: str | None, master_key: SecretStr | None) -> SecretStr | None:
+    """The stored key itself, opened now where nobody had to before; None where it cannot be read. Up to 15 ms."""
+    if reading.key is not None or text is None or master_key is None:
+        return reading.key
+    found = open_sealed(text, master_key.get_secret_value())
+    return None if found is None else SecretStr(found)

@@ -19,12 +19,14 @@ from isabella.providers.desired import Desired
 from isabella.providers.plan import WRITES, Action, Change, State, plan, state_of
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.providers.rotation import Ask, rehearse
-from isabella.providers.sealing import Match, ProofMemo, Reading, read_back
+from isabella.providers.sealing import Match, ProofMemo, Reading, read_back, recall
 from isabella.stores import Abilities, Store, Stored
 from isabella.strategy import Strategy
 
 #: Finding one provider costs Letta about as much time as listing so many.
 _ROWS_PER_FIND = 100
+#: So few are found one by one, however many there are: a list may have a thousand rows.
+_FEW = 3
 #: How many providers' models are counted at the same time.
 _COUNTED_AT_ONCE = 8
 _THREADS = os.cpu_count() or 1
@@ -52,11 +54,13 @@ class Seen:
 
     Attributes:
         abilities: what its release can do.
-        stored: every live provider.
+        stored: live providers.
+        whole: whether these are all of them.
     """
 
     abilities: Abilities
     stored: Sequence[Stored]
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,23 +94,34 @@ class Options:
     held_everywhere: bool = True
 
 
-async def read_store(store: Store) -> Seen:
-    """What the store is, and all that it holds: two requests and as many more as there are further pages.
+async def read_store(store: Store, only: Sequence[str] = ()) -> Seen:
+    """What the store is, and what it holds: two requests, and a few more for several names or pages.
+
+    Args:
+        store: where the providers live.
+        only: the names that matter; by default all do. For a few of them nothing is listed.
 
     Raises:
         LettaError: it cannot be read; this never means that it has no providers.
     """
     abilities: list[Abilities] = []
     stored: list[Stored] = []
+    named = 0 < len(only) <= _FEW
 
     async def ask_abilities() -> None:
         abilities.append(await store.abilities())
 
     async def ask_stored() -> None:
-        stored.extend(await store.all())
+        stored.extend((await _find(store, only)).values() if named else await store.all())
 
     await together([ask_abilities, ask_stored])
-    return Seen(abilities[0], stored)
+    return Seen(abilities[0], stored, whole=not named)
+
+
+async def _find(store: Store, names: Sequence[str]) -> dict[str, Stored]:
+    """Those of these names that the store holds."""
+    found = await together([partial(store.find, name) for name in names])
+    return {stored.name: stored for stored in found if stored is not None}
 
 
 async def look(store: Store, desired: Sequence[Desired], options: Options) -> Report:
@@ -119,7 +134,7 @@ async def look(store: Store, desired: Sequence[Desired], options: Options) -> Re
     """
     run = _Run(store, options)
     await run.look(desired)
-    changes = await rehearse(run.changes(desired), options.ask)
+    changes = await rehearse(run.changes(desired), options.ask, options.master_key)
     return await run.report(changes)
 
 
@@ -155,6 +170,7 @@ class _Run:
         self._options = options
         self._abilities = Abilities("unknown", known=False, recreates=False)
         self._stored: dict[str, Stored] = {}
+        self._whole = False
         self._readings: dict[str, Reading] = {}
         #: The text that each of them was read from.
         self._read_from: dict[str, str | None] = {}
@@ -164,23 +180,18 @@ class _Run:
         seen = self._options.seen or await read_store(self._store)
         self._abilities = seen.abilities
         self._stored = {stored.name: stored for stored in seen.stored}
+        self._whole = seen.whole
         await self._read_keys(desired)
-
-    async def _list(self) -> None:
-        self._stored = {stored.name: stored for stored in await self._store.all()}
 
     async def read_again(self, desired: Sequence[Desired]) -> None:
         """Read these providers anew, whatever was known of them."""
-        if len(desired) > 1 + len(self._stored) // _ROWS_PER_FIND:
-            await self._list()
+        names = [provider.name for provider in desired]
+        if self._whole and len(names) > 1 + len(self._stored) // _ROWS_PER_FIND:
+            self._stored = {stored.name: stored for stored in await self._store.all()}
         else:
-            names = [provider.name for provider in desired]
-            found = await together([partial(self._store.find, name) for name in names])
-            for name, stored in zip(names, found, strict=True):
-                if stored is None:
-                    self._stored.pop(name, None)
-                else:
-                    self._stored[name] = stored
+            for name in names:
+                self._stored.pop(name, None)
+            self._stored |= await _find(self._store, names)
         await self._read_keys(desired)
 
     async def _read_keys(self, desired: Sequence[Desired]) -> None:
@@ -196,11 +207,10 @@ class _Run:
                 self._readings[provider.name] = former
                 continue
             self._read_from[provider.name] = stored.key_text
-            text, memo = stored.key_text, self._options.memo
             if self._options.master_key is None:
                 self._readings[provider.name] = self._read(stored, provider.key)
-            elif memo is not None and text is not None and memo.knows(text, provider.key.get_secret_value()):
-                self._readings[provider.name] = Reading(Match.EQUAL, sealed=True, key=provider.key)
+            elif (recalled := recall(stored.key_text, provider.key, self._options.memo)) is not None:
+                self._readings[provider.name] = recalled
             else:
                 slow.append((provider.name, stored, provider.key))
         if not slow:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
-
-import httpx2 as httpx
 
 from isabella.agents.binding import Binding
 from isabella.assurance import ensure_providers
@@ -14,12 +11,9 @@ from isabella.doctor.evidence import Agent, Evidence
 from isabella.doctor.examination import Examination
 from isabella.doctor.findings import Finding, Treatment
 from isabella.doctor.use import client, rebinding
-from isabella.errors import IsabellaError
+from isabella.errors import IsabellaError, LettaError
 from isabella.providers.desired import Desired
 from isabella.providers.report import Proof
-from isabella.redaction import redact
-
-_PATIENCE = 30.0
 
 
 async def treat(examination: Examination) -> AsyncIterator[str]:
@@ -99,22 +93,17 @@ def passing_binding(desired: Desired, evidence: Evidence) -> Binding:
 
 
 async def _bind(agent: Agent, binding: Binding, connection: Connection) -> str:
-    """PATCH the agent; what else its `llm_config` says, such as its temperature, stays."""
-    headers = {"Connection": "close"}
-    if connection.password is not None:
-        headers["Authorization"] = f"Bearer {connection.password.get_secret_value()}"
-    path = f"/v1/agents/{agent.id}"
-    async with httpx.AsyncClient(
-        base_url=connection.base_url, headers=headers, timeout=_PATIENCE, trust_env=False
-    ) as http:
+    """Change the agent's binding; what else its `llm_config` says, such as its temperature, stays."""
+    # Not before it is needed: whoever only asks the doctor does not wait for the SDK.
+    from isabella.agents.client import open_client
+    from isabella.agents.residents import Residents
+
+    async with open_client(connection) as client:
+        residents = Residents(client)
         try:
-            current = (await http.get(path)).raise_for_status().json().get("llm_config") or {}
-            config = {**current, **binding.as_llm_config()}
-            body: dict[str, Any] = {**binding.as_update(), "llm_config": config}
-            response = await http.patch(path, json=body)
-            if response.status_code in (400, 422):
-                response = await http.patch(path, json={"llm_config": config})
-            response.raise_for_status()
-        except (httpx.HTTPError, ValueError) as error:
-            return f"{agent.name}: cannot be bound: {redact(str(error)).splitlines()[0]}"
+            current = (await residents.wire.get(f"/v1/agents/{agent.id}")).get("llm_config") or {}
+            update = binding.as_update()
+            await residents.change(agent.id, {**update, "llm_config": {**current, **binding.as_llm_config()}})
+        except LettaError as error:
+            return f"{agent.name}: cannot be bound: {error.what}"
     return f"{agent.name}: bound to {binding.handle} at {binding.base_url}, window {binding.window}"

@@ -6,16 +6,18 @@ A situation is planted by SQL, past Letta, because a walk plants it hundreds of 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planting import Ground
+from planting import Ground, ground
 from proxy import Proxy
 from sealed import OTHER_MASTER_KEY, seal, unseal
 
 from isabella.assurance import ensure_providers
+from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.providers.report import Report
 from isabella.settings import Settings, load_settings
@@ -179,3 +181,13 @@ def count_requests(trail: Trail, situation: str, run: Callable[[str], object]) -
         trail.arm(situation, proxy)
         run(proxy.url)
         return sum(request.passed_on for request in proxy.requests)
+
+
+@contextmanager
+def open_trail(letta: Letta, home: Path) -> Iterator[Trail]:
+    """A trail on this Letta, with vendors of its own, cleared before and after."""
+    with PracticeVendors() as vendors, ground(letta) as opened:
+        trail = Trail(opened, vendors, home)
+        trail.clear()
+        yield trail
+        trail.clear()

@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from planting import ground
-from walking import Trail
+from walking import Trail, open_trail
 
 from isabella.embedded import Letta
-from isabella.practice import PracticeVendors
 
 
 @pytest.fixture(scope="module")
 def trail(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trail]:
     """The real Letta, and where a walk leaves its traces."""
-    with PracticeVendors() as vendors, ground(letta_server) as opened:
-        found = Trail(opened, vendors, tmp_path_factory.mktemp("walk"))
-        found.clear()
-        yield found
-        found.clear()
+    with open_trail(letta_server, tmp_path_factory.mktemp("walk")) as opened:
+        yield opened

@@ -6,18 +6,17 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 from forker import Child, Forker
-from planting import ground
 from proxy import Proxy
-from walking import Trail
+from walking import Trail, open_trail
 
 from isabella.embedded import Letta
 from isabella.locks import ADVISORY_KEY
-from isabella.practice import PracticeVendors
 
 EIGHT = 8
 SITUATION = "everything at once"
@@ -31,13 +30,10 @@ def forker() -> Iterator[Forker]:
 
 
 @pytest.fixture
-def trail(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trail]:
-    """The real Letta, with providers in several situations."""
-    with PracticeVendors() as vendors, ground(letta_server) as opened:
-        found = Trail(opened, vendors, tmp_path_factory.mktemp("replicas"))
-        found.clear()
-        yield found
-        found.clear()
+def trail(letta_server: Letta, tmp_path: Path) -> Iterator[Trail]:
+    """One for each test: what one lock has left behind is not there for the other."""
+    with open_trail(letta_server, tmp_path / "replicas") as opened:
+        yield opened
 
 
 @pytest.fixture(params=["by file", "by advisory lock"])

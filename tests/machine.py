@@ -23,7 +23,8 @@ from isabella.errors import IsabellaError
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Report
-from isabella.providers.sync import Options, bring_in_line
+from isabella.providers.sealing import ProofMemo
+from isabella.providers.sync import Options, bring_in_line, read_store
 from isabella.stores.letta_releases import abilities_of
 from isabella.stores.letta_server import LettaServer
 from isabella.strategy import Strategy
@@ -45,6 +46,8 @@ PLANTED = ("the key in plaintext", "another in plaintext", "sealed elsewhere", "
 names, strangers, types = st.sampled_from(NAMES), st.sampled_from(STRANGERS), st.sampled_from(TYPES)
 numbers, urls = st.sampled_from(range(len(KEYS))), st.sampled_from(URLS)
 master_keys = st.sampled_from(MASTER_KEYS)
+#: Those that a sync is about; all of them where there is none.
+some = st.frozensets(names, max_size=2)
 kinds: st.SearchStrategy[Kind] = st.sampled_from(
     ["drop", "hang", "truncate", "html", "refuse", 409, 429, 500, 502, 503]
 )
@@ -109,6 +112,7 @@ class Machine(RuleBasedStateMachine):
         self.strategy = Strategy.AUTO
         self.asked: list[tuple[str, str]] = []
         self.closed: list[str] = []
+        self.memos: dict[str, ProofMemo] = {}
 
     @invariant()
     def counted(self) -> None:
@@ -221,12 +225,12 @@ class Machine(RuleBasedStateMachine):
         if heal:
             self.sync()
 
-    @rule()
+    @rule(only=some)
     @precondition(lambda self: self.desired)
-    def sync(self) -> None:
-        """A sync in fair weather: afterwards, everything is proven or explained."""
+    def sync(self, only: frozenset[str] = frozenset()) -> None:
+        """A sync of some or of all in fair weather: afterwards, everything in it is proven or explained."""
         before = self.world.rows()
-        report = self._sync({})
+        report = self._sync({}, only)
         assert report is not None
         after = self.world.rows()
         assert {n: after.get(n) for n in STRANGERS} == {n: before.get(n) for n in STRANGERS}
@@ -239,7 +243,7 @@ class Machine(RuleBasedStateMachine):
                 # What Letta could not open or use, no reading back would show; with the same master key it can.
                 assert self.world.bearer(entry.name) == _plain(wanted)
         if report.all_proven and self.strategy is not Strategy.RECREATE:
-            again = self._sync({})
+            again = self._sync({}, only)
             assert again is not None
             assert all(entry.action in (Action.KEEP, Action.NONE) for entry in again.ours)
             assert not [sent for sent in self.sent if sent.writes]
@@ -258,7 +262,7 @@ class Machine(RuleBasedStateMachine):
     def _mistakes_long_keys(self) -> bool:
         return RELEASES.index(self.world.release) < RELEASES.index("0.16.7")
 
-    def _sync(self, faults: dict[int, tuple[Kind, When]]) -> Report | None:
+    def _sync(self, faults: dict[int, tuple[Kind, When]], only: frozenset[str] = frozenset()) -> Report | None:
         """Run one; None where it was killed, or said why it could not go on. Checked is what always holds."""
         before = self.world.rows()
         former = {
@@ -271,7 +275,7 @@ class Machine(RuleBasedStateMachine):
         report: Report | None = None
         try:
             report = anyio.run(
-                self._bring_in_line, weather, backend_options={"loop_factory": self.world.loop_factory()}
+                self._bring_in_line, weather, only, backend_options={"loop_factory": self.world.loop_factory()}
             )
         except IsabellaError as error:
             _is_told(error)
@@ -287,18 +291,28 @@ class Machine(RuleBasedStateMachine):
             self._check_report(report)
         return report
 
-    async def _bring_in_line(self, weather: Weather) -> Report:
+    async def _bring_in_line(self, weather: Weather, only: frozenset[str]) -> Report:
+        named = [name for name in self.desired if name in only]
         async with LettaServer("http://letta", transport=weather, timeout=self.world.timeout) as store:
             return await bring_in_line(
                 store,
-                [*self.desired.values()],
+                [one for name, one in self.desired.items() if name in named or not named],
                 Options(
                     strategy=self.strategy,
                     master_key=None if self.ours is None else SecretStr(self.ours),
                     ask=self._ask,
+                    memo=self._memo(),
+                    foreign=not named,
+                    seen=await read_store(store, named),
                     closed=self._close,
                 ),
             )
+
+    def _memo(self) -> ProofMemo | None:
+        """What every sync under this master key has found, whatever has happened since."""
+        if self.ours is None:
+            return None
+        return self.memos.setdefault(self.ours, ProofMemo(None, SecretStr(self.ours)))
 
     async def _ask(self, base_url: str, key: SecretStr) -> Answer:
         self.asked.append((base_url, key.get_secret_value()))

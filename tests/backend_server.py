@@ -236,18 +236,19 @@ def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) 
 
 def recreate(served: Backend, *only: str) -> Report:
     """Recreate providers in the backend's own process, behind its gate; by default all of them."""
-
-    async def run() -> Report:
-        return await ensure_providers(
-            served.settings,
-            connection=served.connection,
-            strategy=Strategy.RECREATE,
-            only=only,
-            gate=served.app.state.locks.gate,
-        )
-
-    report: Report = served.call(run)
+    report: Report = served.call(recreated, served, *only)
     return report
+
+
+async def recreated(served: Backend, *only: str) -> Report:
+    """The same for whoever is in the backend's event loop already."""
+    return await ensure_providers(
+        served.settings,
+        connection=served.connection,
+        strategy=Strategy.RECREATE,
+        only=only,
+        gate=served.app.state.locks.gate,
+    )
 
 
 def _definition(id: str, name: str, handles: tuple[str, ...]) -> Any:

@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from backend_server import Backend, Heard, backend, recreate
+from backend_server import Backend, Heard, backend, recreate, recreated
 
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
+from isabella.turns.events import Asked, Ended, Event, Failover, Reason
 
 CEREBRAS, GROQ = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b"
 MISTRAL, LONGCAT = "byok-mistral/mistral-medium-latest", "longcat/LongCat-2.0"
@@ -189,6 +190,32 @@ def test_a_conversation_through_all_vendors(served: Backend) -> None:
         assert heard.handles == [heard.end["handle"]] == [handle]
     assert len(served.said_to(agent)) == 5
     assert served.foreign_keys() == []
+
+
+def test_a_key_that_was_renewed_meanwhile_has_another_say(served: Backend) -> None:
+    """Where every vendor has refused, the one whose key Isabella has changed since then is asked once more."""
+    agent = served.agent("renewed", GROQ, MISTRAL)
+    for vendor in ("groq", "mistral"):
+        served.vendors.fault(vendor, on="chat", status=401)
+
+    async def talk() -> list[Event]:
+        events = []
+        async for event in served.app.state.desk.events(await served.app.state.desk.open(agent, "Say good morning")):
+            events.append(event)
+            if isinstance(event, Failover) and event.handle == GROQ:
+                served.vendors.clear()
+                served.vendors.fault("mistral", on="chat", status=401)
+                report = await recreated(served, "byok-groq")
+                for hear in served.app.state.readiness.tell:
+                    hear(report)
+        return events
+
+    events: list[Event] = served.call(talk)
+    assert [event.handle for event in events if isinstance(event, Asked)] == [GROQ, MISTRAL, GROQ]
+    end = events[-1]
+    assert isinstance(end, Ended)
+    assert (end.reason, end.handle) == (Reason.COMPLETED, GROQ)
+    assert served.said_to(agent) == ["Say good morning"]
 
 
 def test_providers_are_recreated_under_load(served: Backend) -> None:

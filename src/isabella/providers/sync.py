@@ -114,7 +114,8 @@ async def read_store(store: Store, only: Sequence[str] = ()) -> Seen:
     async def ask_stored() -> None:
         stored.extend((await _find(store, only)).values() if named else await store.all())
 
-    await together([ask_abilities, ask_stored])
+    # The longer one first: Letta does one thing at a time.
+    await together([ask_stored, ask_abilities])
     return Seen(abilities[0], stored, whole=not named)
 
 

@@ -62,6 +62,7 @@ class Breaker:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._circuits: dict[str, _Circuit] = {}
+        self._renewals: dict[str, int] = {}
 
     def admit(self, provider: str, *, anyway: bool = False) -> LeftOut | None:
         """Whether a turn may ask this provider now. What it then found has to be told by one of the others.
@@ -125,6 +126,11 @@ class Breaker:
     def forgive(self, provider: str) -> None:
         """Its key or address has changed: what was learnt no longer holds."""
         self._circuits.pop(provider, None)
+        self._renewals[provider] = self.renewals(provider) + 1
+
+    def renewals(self, provider: str) -> int:
+        """How often its key or address has changed so far."""
+        return self._renewals.get(provider, 0)
 
     def states(self) -> dict[str, State]:
         """The providers of which something is held against, and whether they are asked."""

@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 
 import anyio
 import structlog
@@ -127,9 +127,12 @@ class Turn:
     async def _candidates(self, refusals: list[Refusal]) -> AsyncGenerator[Candidate | Event, None]:
         """The vendors to ask, in order, each made out when it is needed; first what the agent is bound to.
 
-        Those that are left out come last, and only where nobody else answered and they did not ask for it.
+        Those that are left out come last, and only where nobody else answered and they did not ask for it. At the
+        very end those come once more that have got another key, or another address, since they were asked.
         """
+        breaker = self._house.breaker
         left_out: list[Candidate] = []
+        asked: list[tuple[Candidate, int]] = []
         for handle in (None, *self.speaker.handles):
             try:
                 candidate = await self._candidate(handle)
@@ -141,8 +144,9 @@ class Turn:
             if candidate.handle in self._tried:
                 continue
             self._tried.add(candidate.handle)
-            out = self._house.breaker.admit(candidate.provider)
+            out = breaker.admit(candidate.provider)
             if out is None:
+                asked.append((candidate, breaker.renewals(candidate.provider)))
                 yield candidate
                 continue
             why = Refusal(
@@ -156,8 +160,14 @@ class Turn:
             if not out.wished:
                 left_out.append(candidate)
         for candidate in left_out:
-            if self._house.breaker.admit(candidate.provider, anyway=True) is None:
+            if breaker.admit(candidate.provider, anyway=True) is None:
+                asked.append((candidate, breaker.renewals(candidate.provider)))
                 yield candidate
+        for candidate, renewals in asked:
+            if breaker.renewals(candidate.provider) > renewals and breaker.admit(candidate.provider) is None:
+                with suppress(ModelUnknown):
+                    # Made out anew: the agent may be bound elsewhere by now, and its address may be another one.
+                    yield await self._candidate(candidate.handle)
 
     async def _candidate(self, handle: str | None) -> Candidate:
         if handle is None:

@@ -1,6 +1,6 @@
-"""A turn of an agent that somebody has switched in Letta meanwhile: whose answer it was, and who is asked next.
+"""Turns during which something changes: somebody switches the agent in Letta, or a vendor's key is renewed.
 
-On the real Letta: `integration/test_turns.py`. Here, when Letta says so is decided, and not left to chance.
+On the real Letta: `integration/test_turns.py`. Here, when it happens is decided, and not left to chance.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from isabella.gate import Gate
 from isabella.turns import turn as turns
 from isabella.turns.attempt import Attempt
 from isabella.turns.breaker import Breaker
-from isabella.turns.events import Asked, Code, Ended, Event, Failover, Reason, Said
+from isabella.turns.events import Asked, Code, Ended, Event, Failed, Failover, Reason, Said
 from isabella.turns.house import House, Limits
 from isabella.turns.order import Order
 from isabella.turns.refusals import Refusal
@@ -74,6 +74,7 @@ class Stage:
     agents: Agents
     patch: pytest.MonkeyPatch
     gate: Gate = field(default_factory=Gate)
+    breaker: Breaker = field(default_factory=Breaker)
 
     async def turn(self, *answers: Answer, handles: tuple[str, ...] = ()) -> list[Event]:
         """A whole turn of an agent that is thought to be bound as it was."""
@@ -84,7 +85,7 @@ class Stage:
                 return left.pop(0)(self)
 
         self.patch.setattr(turns, "Attempt", Played)
-        house = House(None, None, self.agents, self.gate, Breaker(), Limits())  # type: ignore[arg-type]
+        house = House(None, None, self.agents, self.gate, self.breaker, Limits())  # type: ignore[arg-type]
         turn = turns.Turn(house, _speaker(THOUGHT, handles), "Say good morning", Order().take("agent-1"))
         with anyio.fail_after(_SECONDS):
             return [event async for event in turn.events()]
@@ -185,3 +186,37 @@ async def test_a_vendor_that_was_not_asked_after_all_still_is(stage: Stage) -> N
     assert end(events).handle == THOUGHT.handle
     # And afterwards it is where somebody wanted it.
     assert stage.agents.now == REALLY
+
+
+def renew_and_refuse(breaker: Breaker, provider: str) -> Answer:
+    """A vendor that refuses, while a provider gets another key."""
+
+    async def play(attempt: Attempt) -> AsyncIterator[Event | None]:
+        breaker.forgive(provider)
+        async for event in refuse(attempt):
+            yield event
+
+    return play
+
+
+async def test_a_vendor_with_a_new_key_is_asked_once_more(stage: Stage) -> None:
+    """Where nobody answers, the one whose key was renewed since it was asked has another say, and answers."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    renewing = renew_and_refuse(stage.breaker, THOUGHT.provider)
+    events = await stage.turn(refuse, renewing, answer(), handles=(REALLY.handle,))
+    assert told(events) == [THOUGHT.handle, REALLY.handle, THOUGHT.handle, "Good", " morning"]
+    assert (end(events).handle, end(events).reason) == (THOUGHT.handle, Reason.COMPLETED)
+    assert stage.agents.now == THOUGHT
+
+
+async def test_nobody_is_asked_a_third_time(stage: Stage) -> None:
+    """However often keys are renewed, a turn comes to its end; and without a new key nobody is asked twice."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    renewing = renew_and_refuse(stage.breaker, THOUGHT.provider)
+    events = await stage.turn(refuse, renewing, renewing, handles=(REALLY.handle,))
+    assert told(events) == [THOUGHT.handle, REALLY.handle, THOUGHT.handle]
+    assert isinstance(events[-2], Failed)
+    assert events[-2].code is Code.NO_VENDOR
+    assert told(await stage.turn(refuse, refuse, handles=(REALLY.handle,))) == [THOUGHT.handle, REALLY.handle]

@@ -38,6 +38,7 @@ class Sources:
         dotenv: what the `.env` file holds.
         lines: on which line of the file a name stands last.
         overlay: values that win over both, with origins of their own, such as those of the practice vendors.
+        overlaid_from: the file in which the keys of the overlay stand; None where they stand in none.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -45,6 +46,7 @@ class Sources:
     dotenv: Mapping[str, str] = field(default_factory=dict, repr=False)
     lines: Mapping[str, int] = field(default_factory=dict)
     overlay: Mapping[str, Value] = field(default_factory=dict, repr=False)
+    overlaid_from: Path | None = None
 
     @classmethod
     def read(cls, env_file: Path | None = None, environment: Mapping[str, str] | None = None) -> Sources:

@@ -22,9 +22,10 @@ from isabella.cli.practice import app
 from isabella.errors import PracticeError
 from isabella.practice import NAMES, Fault, daemon
 from isabella.practice.control import TOKEN_HEADER
-from isabella.practice.overlay import as_served
+from isabella.practice.overlay import as_served, with_practice_vendors
 from isabella.providers.desired import desired_providers
 from isabella.settings import load_settings
+from isabella.watching.difference import Difference, Reading, difference
 
 
 @pytest.fixture
@@ -251,3 +252,23 @@ def test_help_imports_nothing_heavy() -> None:
     code = f"import sys, isabella.cli.practice; print(sorted({heavy} & set(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_whoever_keeps_watch_takes_rotated_keys(home: Path, tmp_path: Path) -> None:
+    """Their file of keys is watched where they stand in: a rotated key is a new key of that provider alone."""
+    running = daemon.up(home)
+    settings = load_settings(environment={"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(tmp_path / "none")})
+    before = Reading.of(with_practice_vendors(settings, running))
+    assert daemon.keys_file(home) in before.files
+    assert difference(before, before.again(), before.settings) == Difference()
+
+    rotated = running.rotate("longcat")
+    after = before.again()
+    assert difference(before, after, before.settings) == Difference(providers=("longcat",))
+    assert {one.name: one.key for one in after.desired}["longcat"] == rotated
+
+    # What cannot be read, and a vendor that accepts nobody, leave what was known.
+    daemon.accept(home, "longcat", [])
+    assert difference(after, after.again(), after.settings) == Difference()
+    daemon.keys_file(home).write_text("{")
+    assert difference(after, after.again(), after.settings) == Difference()

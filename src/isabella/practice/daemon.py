@@ -72,6 +72,11 @@ class Running:
         """Their controls."""
         return Controls(self.address, self.token)
 
+    @property
+    def keys_file(self) -> Path:
+        """Where the keys that they accept stand."""
+        return keys_file(self.home)
+
     def base_url(self, vendor: str) -> str:
         """The vendor's base URL, with its `/v1`."""
         return f"{self.address}{profile(vendor).path}"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Protocol
 
 from pydantic import SecretStr
 
 from isabella.catalog import known_vendors
-from isabella.errors import IsabellaError
-from isabella.practice import daemon
+from isabella.errors import IsabellaError, PracticeError
+from isabella.practice import daemon, keyring
 from isabella.providers.desired import desired_providers
 from isabella.settings import Settings
 from isabella.sources import Value
@@ -19,6 +20,10 @@ ORIGIN = "practice vendors"
 
 class Vendors(Protocol):
     """Practice vendors that run."""
+
+    @property
+    def keys_file(self) -> Path | None:
+        """Where the keys that they accept stand; None where they stand in no file."""
 
     def base_url(self, vendor: str) -> str:
         """The base URL of a vendor."""
@@ -34,7 +39,25 @@ def with_practice_vendors(settings: Settings, vendors: Vendors) -> Settings:
         overlay[vendor.api_key_env] = Value(vendors.key(vendor.name).get_secret_value(), ORIGIN)
         if vendor.base_url_env is not None:
             overlay[vendor.base_url_env] = Value(vendors.base_url(vendor.name), ORIGIN)
-    return settings.model_copy(update={"sources": replace(settings.sources, overlay=overlay)})
+    sources = replace(settings.sources, overlay=overlay, overlaid_from=vendors.keys_file)
+    return settings.model_copy(update={"sources": sources})
+
+
+def renewed(settings: Settings) -> Settings:
+    """The same settings, with the keys that the practice vendors accept by now.
+
+    Where their file cannot be read, or a vendor accepts none, the former keys stay.
+    """
+    sources = settings.sources
+    try:
+        accepted = None if sources.overlaid_from is None else keyring.load(sources.overlaid_from)
+    except PracticeError:
+        accepted = None
+    if accepted is None:
+        return settings
+    keys = {vendor.api_key_env: accepted[vendor.name][:1] for vendor in known_vendors()}
+    fresh = {name: Value(first, ORIGIN) for name, found in keys.items() for first in found}
+    return settings.model_copy(update={"sources": replace(sources, overlay={**sources.overlay, **fresh})})
 
 
 def as_served(settings: Settings) -> Settings:

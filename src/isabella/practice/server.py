@@ -173,6 +173,10 @@ class PracticeVendors:
         return self._port
 
     @property
+    def keys_file(self) -> None:
+        """They stand in no file."""
+
+    @property
     def control_url(self) -> str:
         """Where its controls are."""
         return f"http://{HOST}:{self._port}/practice"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from isabella.practice.overlay import renewed
 from isabella.providers.desired import Desired, desired_providers
 from isabella.settings import Settings, load_settings, variable
 
@@ -50,8 +51,9 @@ class Reading:
             if field != "sources" and former.origin(field) == "argument"
         }
         fresh = load_settings(file if was_there else None, former.sources.environment, **given)
-        sources = replace(fresh.sources, overlay=former.sources.overlay)
-        return Reading.of(fresh.model_copy(update={"sources": sources}))
+        overlaid = former.sources
+        sources = replace(fresh.sources, overlay=overlaid.overlay, overlaid_from=overlaid.overlaid_from)
+        return Reading.of(renewed(fresh.model_copy(update={"sources": sources})))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -62,6 +64,8 @@ class Reading:
         sources = self.settings.sources
         yield sources.file
         yield self.settings.config_file
+        if sources.overlaid_from is not None:
+            yield sources.overlaid_from
         for provider in self.desired:
             vendor = provider.vendor
             named = sources.get(vendor.api_key_file_env)

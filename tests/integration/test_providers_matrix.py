@@ -303,7 +303,10 @@ def brought_in_line(settings: Settings) -> Report:
     report = asyncio.run(ensure_providers(settings))
     assert report.all_proven, [(entry.name, entry.reason) for entry in report.ours]
     verified = asyncio.run(verify_providers(settings))
-    assert {entry.name: entry.receipt for entry in verified.ours} == dict.fromkeys(CATALOG, Receipt.ACCEPTED)
+    receipts = {entry.name: (entry.receipt, entry.reason) for entry in verified.ours}
+    assert {name: receipt for name, (receipt, _) in receipts.items()} == dict.fromkeys(CATALOG, Receipt.ACCEPTED), (
+        receipts
+    )
     assert verified.all_proven
     return report
 

@@ -6,6 +6,7 @@ On a real Letta, with a proxy that counts what is sent, and vendors that log wha
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from planting import Ground, ground
-from proxy import Proxy
+from proxy import Kind, Proxy
 from pydantic import SecretStr
 from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 
@@ -309,6 +310,31 @@ def brought_in_line(settings: Settings) -> Report:
     )
     assert verified.all_proven
     return report
+
+
+def test_letta_s_own_failure_is_no_word_about_the_key(
+    letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+) -> None:
+    """Where Letta itself fails, another agent is asked; a vendor's refusal and a Letta that goes on failing count."""
+    case = plant("stale", letta, vendors, proxy, tmp_path)
+    ensure(case.settings, case.name)
+    said = r"POST /v1/agents/[^/]+/messages"
+
+    def receipt(fault: Kind | None, times: int | None = 1) -> tuple[Receipt | None, str, int]:
+        proxy.clear()
+        if fault is not None:
+            proxy.fault(said, fault, times=times)
+        (entry,) = asyncio.run(verify_providers(case.settings, only=[case.name])).providers
+        return entry.receipt, entry.reason, sum(bool(re.fullmatch(said, line)) for line in proxy.lines)
+
+    assert receipt(500)[::2] == (Receipt.ACCEPTED, 2)
+    assert receipt("drop")[::2] == (Receipt.ACCEPTED, 2)
+    given, why, asked = receipt(500, None)
+    assert (given, asked) == (Receipt.FAILED, 2)
+    assert "a fault with status 500" in why
+    vendors.rotate("longcat")
+    assert receipt(None)[::2] == (Receipt.REFUSED, 1)
+    assert letta.http.get("/v1/agents/", params={"tags": "isabella:receipt"}).raise_for_status().json() == []
 
 
 def test_all_four_are_proven_and_accepted_with_native_types_and_as_openai(

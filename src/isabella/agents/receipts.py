@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, cast
 
 import anyio
-from letta_client import APIConnectionError, APIError, APIStatusError, AsyncLetta, NotFoundError
+from letta_client import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncLetta, NotFoundError
 
 from isabella.agents.binding import Binding
 from isabella.agents.embedding import NOWHERE
@@ -47,7 +47,22 @@ async def get_receipts(client: AsyncLetta, bindings: list[Binding]) -> list[Proc
     return await together([partial(_receipt, client, binding) for binding in bindings], at_once=_AT_ONCE)
 
 
+class _LettaFailed(Exception):
+    """Letta itself failed, which says nothing of the key."""
+
+
 async def _receipt(client: AsyncLetta, binding: Binding) -> Proceeds:
+    try:
+        return await _ask_for_one(client, binding)
+    except _LettaFailed:
+        # A deadlock in its database, a connection that it closed: another agent may well be answered.
+        try:
+            return await _ask_for_one(client, binding)
+        except _LettaFailed as failed:
+            return Proceeds(Receipt.FAILED, str(failed))
+
+
+async def _ask_for_one(client: AsyncLetta, binding: Binding) -> Proceeds:
     agent_id: str | None = None
     try:
         agent_id = await _create(client, binding)
@@ -60,8 +75,10 @@ async def _receipt(client: AsyncLetta, binding: Binding) -> Proceeds:
         return Proceeds(Receipt.ACCEPTED)
     except APIStatusError as error:
         return _judge(error)
+    except APITimeoutError:
+        return Proceeds(Receipt.FAILED, "Letta gave no answer in time")
     except APIConnectionError:
-        return Proceeds(Receipt.FAILED, "Letta gave no answer")
+        raise _LettaFailed("Letta gave no answer") from None
     except APIError as error:
         return Proceeds(Receipt.FAILED, redact(str(error))[:_SAID_LIMIT])
     finally:
@@ -89,12 +106,19 @@ async def _create(client: AsyncLetta, binding: Binding) -> str:
 
 
 def _judge(error: APIStatusError) -> Proceeds:
-    """Whether the vendor refused the key, or something else failed. Letta words every refusal alike (fact M7)."""
+    """Whether the vendor refused the key, or something else failed. Letta words every refusal alike (fact M7).
+
+    Raises:
+        _LettaFailed: it was Letta.
+    """
     body = error.body if isinstance(error.body, dict) else {}
     inner = body.get("error")
     details = inner if isinstance(inner, dict) else body
     said = redact(str(details.get("detail") or details.get("message") or error))[:_SAID_LIMIT]
-    refused = error.status_code == 401 and details.get("type") == "llm_authentication"
+    kind = str(details.get("type") or "")
+    if error.status_code >= 500 and not kind.startswith("llm_"):
+        raise _LettaFailed(said)
+    refused = error.status_code == 401 and kind == "llm_authentication"
     return Proceeds(Receipt.REFUSED if refused else Receipt.FAILED, said)
 
 

@@ -113,14 +113,11 @@ async def _in_place(operator: Operator, backend: httpx.AsyncClient, _number: int
     await operator.until(Kind.IN_SYNC, NAMES, backend)
 
 
-async def _recreated(operator: Operator, backend: httpx.AsyncClient, _number: int) -> None:
+async def _recreated(operator: Operator, backend: httpx.AsyncClient, number: int) -> None:
     """The type changes with the key, so that the provider has to be deleted and made anew."""
     for name in NAMES:
-        operator.make(name)
-        operator.accept(name)
         operator.change_type(name)
-    operator.write()
-    await operator.until(Kind.IN_SYNC, NAMES, backend)
+    await _in_place(operator, backend, number)
 
 
 async def _too_early(operator: Operator, backend: httpx.AsyncClient, _number: int) -> None:

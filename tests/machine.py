@@ -24,9 +24,10 @@ from isabella.providers.desired import Desired
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Report
 from isabella.providers.sealing import ProofMemo
-from isabella.providers.sync import Options, bring_in_line, read_store
+from isabella.providers.sync import Options, bring_in_line
 from isabella.stores.letta_releases import abilities_of
 from isabella.stores.letta_server import LettaServer
+from isabella.stores.looking import read_store
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import Answer, Verdict
 

@@ -21,9 +21,10 @@ from isabella.providers.desired import Desired, desired_providers, select
 from isabella.providers.ledger import Ledger
 from isabella.providers.report import Report
 from isabella.providers.sealing import ProofMemo
-from isabella.providers.sync import Options, Seen, read_store
+from isabella.providers.sync import Options
 from isabella.settings import Settings, load_settings
 from isabella.stores.letta_server import LettaServer
+from isabella.stores.looking import Seen, read_store
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import ask_vendor
 

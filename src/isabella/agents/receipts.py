@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, cast
 
 import anyio
+import stamina
 from letta_client import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncLetta, NotFoundError
 
 from isabella.agents.binding import Binding
@@ -53,13 +54,13 @@ class _LettaFailed(Exception):
 
 async def _receipt(client: AsyncLetta, binding: Binding) -> Proceeds:
     try:
-        return await _ask_for_one(client, binding)
-    except _LettaFailed:
         # A deadlock in its database, a connection that it closed: another agent may well be answered.
-        try:
-            return await _ask_for_one(client, binding)
-        except _LettaFailed as failed:
-            return Proceeds(Receipt.FAILED, str(failed))
+        async for attempt in stamina.retry_context(on=_LettaFailed, attempts=2, wait_initial=0.2):
+            with attempt:
+                proceeds = await _ask_for_one(client, binding)
+    except _LettaFailed as failed:
+        return Proceeds(Receipt.FAILED, str(failed))
+    return proceeds
 
 
 async def _ask_for_one(client: AsyncLetta, binding: Binding) -> Proceeds:

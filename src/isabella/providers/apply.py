@@ -20,7 +20,7 @@ from isabella.providers.rotation import Ask, refusal
 from isabella.providers.sealing import stored_key
 from isabella.providers.touchstone import Sealing, Touchstone
 from isabella.providers.writes import Writer
-from isabella.stores import Abilities, Store, Stored
+from isabella.stores import Abilities, Store
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import Answer, Verdict
 
@@ -243,7 +243,8 @@ class Applier:
         name, former = change.desired.name, change.stored
         what = f"{reason}; deleted, and creating it again failed: {error.what}"
         again = f"Mend the cause, then: isabella providers sync --only {name}"
-        key = None if former is None else await self._former_key(change, former)
+        text = None if former is None else former.key_text
+        key = await anyio.to_thread.run_sync(stored_key, change.reading, text, self._master_key)
         if former is None or key is None or not key.get_secret_value():
             return Outcome(
                 Action.RECREATE,
@@ -265,12 +266,6 @@ class Applier:
                 failed=True,
             )
         return Outcome(Action.RECREATE, f"{what} The former record is back in Letta.", again, failed=True)
-
-    async def _former_key(self, change: Change, former: Stored) -> SecretStr | None:
-        """The key that a record held; None where it was not readable."""
-        if change.reading is None:
-            return None
-        return await anyio.to_thread.run_sync(stored_key, change.reading, former.key_text, self._master_key)
 
     async def _post(self, change: Change) -> None:
         desired = change.desired

@@ -259,9 +259,18 @@ def recall(text: str | None, desired: SecretStr, memo: ProofMemo | None) -> Read
             return None
 
 
-def stored_key(reading: Reading, text: str | None, master_key: SecretStr | None) -> SecretStr | None:
-    """The stored key itself, opened now where nobody had to before; None where it cannot be read. Up to 15 ms."""
-    if reading.key is not None or text is None or master_key is None:
+def stored_key(reading: Reading | None, text: str | None, master_key: SecretStr | None) -> SecretStr | None:
+    """The stored key itself, opened now where nobody had to before; None where it cannot be read. Up to 15 ms.
+
+    Args:
+        reading: what became of reading it back; None where nobody has.
+        text: the value of `api_key_enc`.
+        master_key: the one to open it with, if there is one.
+    """
+    if reading is None:
+        return None
+    # Only what was recalled is known to be another key without having been opened.
+    if reading.key is not None or reading.match is not Match.DIFFERENT or text is None or master_key is None:
         return reading.key
     found = open_sealed(text, master_key.get_secret_value())
     return None if found is None else SecretStr(found)

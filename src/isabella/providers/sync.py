@@ -21,12 +21,11 @@ from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.providers.rotation import Ask, rehearse
 from isabella.providers.sealing import Match, ProofMemo, Reading, read_back, recall
 from isabella.stores import Abilities, Store, Stored
+from isabella.stores.looking import Seen, find_all, read_store
 from isabella.strategy import Strategy
 
 #: Finding one provider costs Letta about as much time as listing so many.
 _ROWS_PER_FIND = 100
-#: So few are found one by one, however many there are: a list may have a thousand rows.
-_FEW = 3
 #: How many providers' models are counted at the same time.
 _COUNTED_AT_ONCE = 8
 _THREADS = os.cpu_count() or 1
@@ -46,21 +45,6 @@ Lock = Callable[[], AbstractAsyncContextManager[None]]
 async def unlocked() -> AsyncIterator[None]:
     """No lock: for a store that nobody else writes to."""
     yield
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What one reading of a store has shown.
-
-    Attributes:
-        abilities: what its release can do.
-        stored: live providers.
-        whole: whether these are all of them.
-    """
-
-    abilities: Abilities
-    stored: Sequence[Stored]
-    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,37 +76,6 @@ class Options:
     seen: Seen | None = None
     closed: Closed = ungated
     held_everywhere: bool = True
-
-
-async def read_store(store: Store, only: Sequence[str] = ()) -> Seen:
-    """What the store is, and what it holds: two requests, and a few more for several names or pages.
-
-    Args:
-        store: where the providers live.
-        only: the names that matter; by default all do. For a few of them nothing is listed.
-
-    Raises:
-        LettaError: it cannot be read; this never means that it has no providers.
-    """
-    abilities: list[Abilities] = []
-    stored: list[Stored] = []
-    named = 0 < len(only) <= _FEW
-
-    async def ask_abilities() -> None:
-        abilities.append(await store.abilities())
-
-    async def ask_stored() -> None:
-        stored.extend((await _find(store, only)).values() if named else await store.all())
-
-    # The longer one first: Letta does one thing at a time.
-    await together([ask_stored, ask_abilities])
-    return Seen(abilities[0], stored, whole=not named)
-
-
-async def _find(store: Store, names: Sequence[str]) -> dict[str, Stored]:
-    """Those of these names that the store holds."""
-    found = await together([partial(store.find, name) for name in names])
-    return {stored.name: stored for stored in found if stored is not None}
 
 
 async def look(store: Store, desired: Sequence[Desired], options: Options) -> Report:
@@ -192,7 +145,7 @@ class _Run:
         else:
             for name in names:
                 self._stored.pop(name, None)
-            self._stored |= await _find(self._store, names)
+            self._stored |= await find_all(self._store, names)
         await self._read_keys(desired)
 
     async def _read_keys(self, desired: Sequence[Desired]) -> None:

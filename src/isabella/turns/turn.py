@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 
 import anyio
 import structlog
@@ -164,10 +164,14 @@ class Turn:
                 asked.append((candidate, breaker.renewals(candidate.provider)))
                 yield candidate
         for candidate, renewals in asked:
-            if breaker.renewals(candidate.provider) > renewals and breaker.admit(candidate.provider) is None:
-                with suppress(ModelUnknown):
-                    # Made out anew: the agent may be bound elsewhere by now, and its address may be another one.
-                    yield await self._candidate(candidate.handle)
+            if breaker.renewals(candidate.provider) == renewals or breaker.admit(candidate.provider) is not None:
+                continue
+            try:
+                # Made out anew: the agent may be bound elsewhere by now, and its address may be another one.
+                again = await self._candidate(candidate.handle)
+            except ModelUnknown:
+                continue
+            yield again
 
     async def _candidate(self, handle: str | None) -> Candidate:
         if handle is None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 import structlog
@@ -19,6 +20,7 @@ from isabella.cli import app, main
 from isabella.errors import IsabellaError, LettaUnreachable, LockTimeout
 from isabella.providers.plan import Action, State
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
+from isabella.settings import load_settings
 from isabella.strategy import Strategy
 
 FINE = ProviderReport(
@@ -137,6 +139,19 @@ def test_without_json_there_is_a_table(command: str, work: Work) -> None:
     assert "cerebras" in result.stdout
     assert "in sync" in result.stdout
     assert "\x1b" not in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [*([command] for command in COMMANDS), ["sync", "--watch"]])
+def test_each_speaks_of_the_vendors_that_the_backend_speaks_to(
+    arguments: list[str], work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where practice vendors stand in for the backend, they do for every command, the watch included."""
+    served = load_settings(environment={})
+    monkeypatch.setattr("isabella.practice.overlay.as_served", lambda settings: served)
+    monkeypatch.setattr("isabella.watching.keeper.Keeper.run", AsyncMock())
+    CliRunner().invoke(app, ["providers", *arguments])
+    ((_, options),) = work.asked
+    assert options["settings"] is served
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])

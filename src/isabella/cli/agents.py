@@ -265,13 +265,12 @@ def _run(work: Callable[[Agency], Awaitable[Result]], env_file: Path | None, as_
 
     from isabella.agents.agency import open_agency
     from isabella.logs import configure_logs
-    from isabella.practice.overlay import as_served
-    from isabella.settings import load_settings
+    from isabella.practice.overlay import load_served_settings
 
     configure_logs()
 
     async def opened() -> Result:
-        async with open_agency(as_served(load_settings(env_file))) as agency:
+        async with open_agency(load_served_settings(env_file)) as agency:
             return await work(agency)
 
     try:

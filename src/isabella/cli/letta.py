@@ -105,9 +105,9 @@ def rekey(
     """
     from isabella.cli.rekey import Wish
     from isabella.cli.rekey import rekey as carry_out
-    from isabella.settings import load_settings
+    from isabella.practice.overlay import load_served_settings
 
-    settings = load_settings(env_file, home=home)
+    settings = load_served_settings(env_file, home=home)
     wish = Wish(release, instance, from_env, former_key_file, dry_run, yes)
     raise typer.Exit(0 if carry_out(settings, wish) else 1)
 

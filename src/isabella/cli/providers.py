@@ -53,12 +53,11 @@ def plan_command(
     Exit code: 0 nothing to do, 2 changes pending, 1 error.
     """
     from isabella.assurance import compare_providers
-    from isabella.practice.overlay import as_served
-    from isabella.settings import load_settings
+    from isabella.practice.overlay import load_served_settings
 
     report = _run(
         lambda: compare_providers(
-            as_served(load_settings(env_file)),
+            load_served_settings(env_file),
             only=only or (),
             strategy=strategy,
             probe=not no_probe,
@@ -77,11 +76,10 @@ def status(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
     Exit code: 0 all in sync, 2 drift, 1 error.
     """
     from isabella.assurance import compare_providers
-    from isabella.practice.overlay import as_served
-    from isabella.settings import load_settings
+    from isabella.practice.overlay import load_served_settings
 
     report = _run(
-        lambda: compare_providers(as_served(load_settings(env_file)), only=only or (), count_models=True), as_json
+        lambda: compare_providers(load_served_settings(env_file), only=only or (), count_models=True), as_json
     )
     _show(report, as_json, conditions=True)
     raise typer.Exit(0 if report.in_sync else PENDING)
@@ -103,15 +101,14 @@ def sync(
     Exit code: 0 all proven, otherwise 1; with --watch 0 after an interruption.
     """
     from isabella.assurance import ensure_providers
-    from isabella.practice.overlay import as_served
-    from isabella.settings import load_settings
+    from isabella.practice.overlay import load_served_settings
 
     if watch:
         _watch(only, strategy, no_probe, env_file, as_json)
         return
     report = _run(
         lambda: ensure_providers(
-            as_served(load_settings(env_file)),
+            load_served_settings(env_file),
             only=only or (),
             strategy=strategy,
             probe=not no_probe,
@@ -130,11 +127,10 @@ def verify(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
     Costs one short completion at each vendor. Exit code: 0 all proven and accepted, otherwise 1.
     """
     from isabella.assurance import verify_providers
-    from isabella.practice.overlay import as_served
-    from isabella.settings import load_settings
+    from isabella.practice.overlay import load_served_settings
 
     report = _run(
-        lambda: verify_providers(as_served(load_settings(env_file)), only=only or (), count_models=True), as_json
+        lambda: verify_providers(load_served_settings(env_file), only=only or (), count_models=True), as_json
     )
     _show(report, as_json)
     raise typer.Exit(0 if report.all_proven and report.all_accepted else ERROR)
@@ -147,12 +143,12 @@ def _watch(
 
     from isabella.cli.watch import watch
     from isabella.logs import configure_logs
-    from isabella.settings import load_settings
+    from isabella.practice.overlay import load_served_settings
 
     if only or no_probe:
         raise typer.BadParameter("--watch keeps all providers in line, and asks vendors: leave --only and --no-probe")
     configure_logs()
-    settings = load_settings(env_file, strategy=strategy)
+    settings = load_served_settings(env_file, strategy=strategy)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(watch(settings, as_json=as_json))
 

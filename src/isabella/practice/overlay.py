@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import SecretStr
 
@@ -12,7 +12,7 @@ from isabella.catalog import known_vendors
 from isabella.errors import IsabellaError, PracticeError
 from isabella.practice import daemon, keyring
 from isabella.providers.desired import desired_providers
-from isabella.settings import Settings
+from isabella.settings import Settings, load_settings
 from isabella.sources import Value
 
 ORIGIN = "practice vendors"
@@ -78,3 +78,12 @@ def as_served(settings: Settings) -> Settings:
     except IsabellaError:
         return settings
     return settings if running is None else with_practice_vendors(settings, running)
+
+
+def load_served_settings(env_file: Path | None = None, **given: Any) -> Settings:
+    """Load the settings, as `isabella up` takes them on this machine. Arguments are those of `load_settings`.
+
+    Raises:
+        ConfigurationError: the settings or `isabella.toml` are malformed.
+    """
+    return as_served(load_settings(env_file, **given))

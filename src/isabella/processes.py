@@ -82,13 +82,15 @@ class Process:
 def _wait(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
     """Those that have not ended after so many seconds.
 
-    `psutil.wait_procs` would wait for zombies too: for a child of somebody else who does not ask how it ended.
+    `psutil.wait_procs` alone would wait for zombies too: for a child of somebody else who does not ask how it ended.
+    A child of ours is asked after it was seen to have ended, so that none of them stays behind as a zombie.
     """
     deadline = time.monotonic() + seconds
     left = list(family)
     while True:
-        _, left = psutil.wait_procs(left, timeout=0)
-        left = [one for one in left if not _ended(one)]
+        ended = [one for one in left if _ended(one)]
+        psutil.wait_procs(ended, timeout=0)
+        left = [one for one in left if one not in ended]
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.02)

@@ -15,7 +15,7 @@ import pytest
 
 from isabella.errors import PracticeError
 from isabella.practice import NAMES, Fault, PracticeVendors
-from isabella.practice.faults import Faults
+from isabella.practice.faults import FAIR, Faults, Weather
 
 MODELS = {
     "cerebras": "gpt-oss-120b",
@@ -113,31 +113,38 @@ def test_share_of_the_requests_is_the_same_in_every_run() -> None:
 
 
 def test_latency_before_the_answer_and_between_its_pieces(vendors: PracticeVendors) -> None:
-    """Waits add up; other endpoints are not slowed."""
-    vendors.fault("mistral", latency=0.2, on="models")
-    vendors.fault("mistral", latency=0.1, on="models")
+    """Each is really waited. How long a machine takes besides decides nothing, so there is no upper bound."""
+    vendors.fault("mistral", latency=0.3, on="models")
     vendors.fault("mistral", between=0.02, on="chat")
     started = time.monotonic()
     models(vendors, "mistral")
-    assert 0.3 <= time.monotonic() - started < 0.6
-    started = time.monotonic()
-    chat(vendors, "mistral")
-    assert time.monotonic() - started < 0.2
+    assert time.monotonic() - started >= 0.3
     started = time.monotonic()
     chat(vendors, "mistral", stream=True)
     assert time.monotonic() - started > 0.2
 
 
+def test_waits_add_up_and_other_endpoints_are_not_slowed() -> None:
+    """What befalls a request is the sum of what is meant for its endpoint."""
+    faults = Faults()
+    faults.add(Fault(latency=0.25, on="models"))
+    faults.add(Fault(latency=0.5, on="models"))
+    faults.add(Fault(between=0.125, on="chat"))
+    assert faults.befall("models") == Weather(latency=0.75)
+    assert faults.befall("chat") == Weather(between=0.125)
+    assert faults.befall("embeddings") == FAIR
+
+
 def test_slow_answers_do_not_hold_up_others(vendors: PracticeVendors) -> None:
-    """Ten requests that wait half a second each are done in about half a second."""
-    vendors.fault("cerebras", latency=0.5)
-    threads = [threading.Thread(target=chat, args=(vendors, "cerebras")) for _ in range(10)]
-    started = time.monotonic()
+    """Ten requests wait for their answers; the eleventh has its own before any of them."""
+    vendors.fault("groq", latency=3600, times=10)
+    threads = [threading.Thread(target=ask_in_vain, args=(vendors,), daemon=True) for _ in range(10)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
-    assert time.monotonic() - started < 2.0
+    while len(vendors.requests("groq")) < 10:
+        time.sleep(0.01)
+    assert chat(vendors, "groq").status_code == 200
+    assert all(thread.is_alive() for thread in threads)
 
 
 def test_hang_is_silence(vendors: PracticeVendors) -> None:
@@ -153,9 +160,9 @@ def test_hang_with_a_limit_ends_without_an_answer(vendors: PracticeVendors) -> N
     """After its limit the connection is closed."""
     vendors.fault("cerebras", hang=0.2)
     started = time.monotonic()
-    with pytest.raises(httpx2.RemoteProtocolError):
-        chat(vendors, "cerebras")
-    assert 0.2 <= time.monotonic() - started < 1.0
+    with pytest.raises(httpx2.RemoteProtocolError):  # not the client's own ReadTimeout
+        chat(vendors, "cerebras", wait=60)
+    assert time.monotonic() - started >= 0.2
 
 
 def test_reset_is_a_tcp_reset(vendors: PracticeVendors) -> None:
@@ -250,7 +257,5 @@ def test_stopping_does_not_wait_for_those_who_hang() -> None:
         thread.start()
         while not own.requests("groq"):
             time.sleep(0.01)
-        started = time.monotonic()
-    thread.join(5)
+    thread.join(10)  # well before its own patience, 30 seconds, is over
     assert not thread.is_alive()
-    assert time.monotonic() - started < 2.0

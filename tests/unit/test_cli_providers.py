@@ -10,47 +10,35 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 import structlog
+from reports import DRIFTED, FOREIGN, IN_SYNC, MENDED
 from typer.testing import CliRunner
 
 from isabella.cli import app, main
 from isabella.errors import IsabellaError, LettaUnreachable, LockTimeout
-from isabella.providers.plan import Action, State
+from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
 from isabella.settings import load_settings
 from isabella.strategy import Strategy
 
-FINE = ProviderReport(
-    name="cerebras",
-    vendor="cerebras",
-    type="cerebras",
-    base_url="https://api.cerebras.ai/v1",
-    key="csk-…0001",
-    key_source="CEREBRAS_API_KEY (.env)",
-    stored=State.IN_SYNC,
-    action=Action.KEEP,
-    proof=Proof.PROVEN,
-    reason="read back and equal",
-    receipt=Receipt.ACCEPTED,
-)
-HEALED = replace(FINE, stored=State.STALE, action=Action.UPDATE)
-STALE = replace(HEALED, proof=Proof.NOT_ASKED)
+FINE = replace(IN_SYNC, receipt=Receipt.ACCEPTED)
+HEALED = replace(MENDED, receipt=Receipt.ACCEPTED)
 UNPROVEN = replace(HEALED, proof=Proof.UNPROVEN)
-FAILED = replace(FINE, stored=State.STALE, action=Action.REFUSE, proof=Proof.FAILED)
-REFUSED = replace(FINE, receipt=Receipt.REFUSED)
-FOREIGN = replace(FINE, stored=State.FOREIGN, action=Action.NONE, proof=Proof.NOT_ASKED, receipt=None, ours=False)
+FAILED = replace(MENDED, action=Action.REFUSE, proof=Proof.FAILED)
+NOT_TAKEN = replace(FINE, receipt=Receipt.REFUSED)
+
 
 CODES: list[tuple[str, ProviderReport, int]] = [
     ("plan", FINE, 0),
     ("plan", FOREIGN, 0),
-    ("plan", STALE, 2),
+    ("plan", DRIFTED, 2),
     ("plan", FAILED, 2),
     ("status", FINE, 0),
     ("status", FOREIGN, 0),
-    ("status", STALE, 2),
+    ("status", DRIFTED, 2),
     ("status", FAILED, 2),
     ("sync", FINE, 0),
     ("sync", FOREIGN, 0),
@@ -59,9 +47,9 @@ CODES: list[tuple[str, ProviderReport, int]] = [
     ("sync", FAILED, 1),
     ("verify", FINE, 0),
     ("verify", FOREIGN, 0),
-    ("verify", REFUSED, 1),
+    ("verify", NOT_TAKEN, 1),
     ("verify", replace(FINE, receipt=Receipt.FAILED), 1),
-    ("verify", STALE, 1),
+    ("verify", DRIFTED, 1),
 ]
 COMMANDS = ("plan", "status", "sync", "verify")
 FUNCTIONS = {
@@ -125,7 +113,7 @@ def test_exit_codes_are_as_promised(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_json_is_one_object_on_standard_output(command: str, work: Work) -> None:
     """With --json, nothing but one object stands on standard output."""
-    work.gives(FINE, STALE, FOREIGN)
+    work.gives(FINE, DRIFTED, FOREIGN)
     result = CliRunner().invoke(app, ["providers", command, "--json"])
     document = json.loads(result.stdout)
     assert [entry["stored"] for entry in document["providers"]] == ["in_sync", "stale", "foreign"]
@@ -152,6 +140,15 @@ def test_each_speaks_of_the_vendors_that_the_backend_speaks_to(
     CliRunner().invoke(app, ["providers", *arguments])
     ((_, options),) = work.asked
     assert options["settings"] is served
+
+
+def test_rekey_proves_the_providers_that_the_backend_speaks_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is sealed anew is proven against the keys that the backend uses."""
+    served, carry_out = load_settings(environment={}), Mock(return_value=True)
+    monkeypatch.setattr("isabella.practice.overlay.as_served", lambda settings: served)
+    monkeypatch.setattr("isabella.cli.rekey.rekey", carry_out)
+    assert CliRunner().invoke(app, ["letta", "rekey", "--yes"]).exit_code == 0
+    assert carry_out.call_args.args[0] is served
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])

@@ -7,42 +7,18 @@ from dataclasses import replace
 
 import pytest
 from pydantic import TypeAdapter
+from reports import DRIFTED, FOREIGN, IN_SYNC, REFUSED
 
 from isabella.backend.routes import Provider
 from isabella.cli.tables import console, report_table, show_report
 from isabella.providers.plan import Action, State
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
 
-ENTRY = ProviderReport(
-    name="cerebras",
-    vendor="cerebras",
-    type="cerebras",
-    base_url="https://api.cerebras.ai/v1",
-    key="csk-…0001",
-    key_source="CEREBRAS_API_KEY (.env)",
-    stored=State.IN_SYNC,
-    action=Action.KEEP,
-    proof=Proof.PROVEN,
-    reason="read back and equal",
-    models=3,
-)
-FOREIGN = replace(
-    ENTRY,
-    name="somebody's",
-    key=None,
-    key_source=None,
-    stored=State.FOREIGN,
-    action=Action.NONE,
-    proof=Proof.NOT_ASKED,
-    ours=False,
-)
+ENTRY = replace(IN_SYNC, models=3)
 NO_KEY = replace(
     ENTRY, key=None, stored=State.ABSENT, action=Action.NONE, proof=Proof.NOT_ASKED, in_letta=False, ours=False
 )
-STALE = replace(ENTRY, stored=State.STALE, action=Action.UPDATE, proof=Proof.NOT_ASKED)
-REFUSED = replace(
-    ENTRY, stored=State.STALE, action=Action.REFUSE, proof=Proof.FAILED, remedy="Put a valid key there."
-)
+HELPED = replace(REFUSED, remedy="Put a valid key there.")
 
 #: The promise of the interface; other fields may be added.
 FIELDS = {
@@ -127,9 +103,9 @@ def test_the_http_api_takes_whatever_a_report_says(state: State, action: Action)
         ((ENTRY,), True, True, False),
         ((ENTRY, FOREIGN, NO_KEY), True, True, False),
         ((FOREIGN, NO_KEY), True, True, False),
-        ((ENTRY, STALE), False, False, True),
+        ((ENTRY, DRIFTED), False, False, True),
         ((ENTRY, REFUSED), False, False, True),
-        ((replace(STALE, proof=Proof.PROVEN),), True, False, True),
+        ((replace(DRIFTED, proof=Proof.PROVEN),), True, False, True),
         ((replace(ENTRY, proof=Proof.UNPROVEN),), False, True, False),
     ],
 )
@@ -152,7 +128,7 @@ def test_the_table_has_a_row_for_each_and_what_it_says(receipt: Receipt | None) 
     """Provider, type, stored, action, proof, receipt where asked for, and reason stand in the table."""
     out = console()
     with out.capture() as captured:
-        out.print(report_table(report(replace(STALE, receipt=receipt), replace(FOREIGN, receipt=None))))
+        out.print(report_table(report(replace(DRIFTED, receipt=receipt), replace(FOREIGN, receipt=None))))
     text = captured.get()
     for word in (
         "cerebras",
@@ -171,7 +147,7 @@ def test_the_table_has_a_row_for_each_and_what_it_says(receipt: Receipt | None) 
 
 def test_remedies_notes_and_warnings_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
     """Remedies stand below the table; notes and warnings go to standard error."""
-    entry = replace(REFUSED, notes=("CEREBRAS_API_KEY: surrounding quotes were taken off",))
+    entry = replace(HELPED, notes=("CEREBRAS_API_KEY: surrounding quotes were taken off",))
     show_report(replace(report(entry), notices=("GROQ_API_KEY is set twice.",)))
     out, err = capsys.readouterr()
     assert "cerebras: Put a valid key there." in out

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from reports import DRIFTED, FOREIGN, IN_SYNC, MENDED, REFUSED
 
 from isabella.providers.condition import Condition, Kind, after, kind_of, with_conditions
 from isabella.providers.ledger import Ledger
@@ -14,25 +15,6 @@ from isabella.providers.plan import Action, State
 from isabella.providers.report import Proof, ProviderReport, Report
 
 START = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
-IN_SYNC = ProviderReport(
-    name="cerebras",
-    vendor="cerebras",
-    type="cerebras",
-    base_url="http://a/v1",
-    key="csk-…0001",
-    key_source="CEREBRAS_API_KEY (.env)",
-    stored=State.IN_SYNC,
-    action=Action.KEEP,
-    proof=Proof.PROVEN,
-    reason="read back and equal",
-)
-MENDED = replace(IN_SYNC, stored=State.STALE, action=Action.UPDATE, reason="Letta holds another key")
-DRIFTED = replace(MENDED, proof=Proof.NOT_ASKED)
-REFUSED = replace(
-    MENDED, action=Action.REFUSE, proof=Proof.FAILED, refused_by_vendor=True, reason="Cerebras refuses the key"
-)
-FOREIGN = replace(IN_SYNC, name="theirs", key=None, key_source=None, stored=State.FOREIGN, action=Action.NONE)
-FOREIGN = replace(FOREIGN, proof=Proof.NOT_ASKED, ours=False)
 
 
 def report(*entries: ProviderReport) -> Report:
@@ -91,7 +73,7 @@ def test_what_is_refused_for_another_reason_is_refused_since_the_same_time() -> 
 def test_a_report_on_some_leaves_the_others_as_they_were() -> None:
     """A whole one forgets what is gone."""
     first = after({}, report(IN_SYNC, FOREIGN), at(0))
-    assert set(after(first, report(IN_SYNC), at(1), whole=False)) == {"cerebras", "theirs"}
+    assert set(after(first, report(IN_SYNC), at(1), whole=False)) == {"cerebras", "somebody's"}
     assert set(after(first, report(IN_SYNC), at(1))) == {"cerebras"}
 
 
@@ -127,5 +109,5 @@ def test_a_later_report_on_some_takes_its_place_in_the_whole() -> None:
     """Those it is about are replaced where they stand; new ones come before those that nobody declared."""
     fresh = replace(IN_SYNC, name="mistral")
     merged = report(IN_SYNC, FOREIGN).merged_with(report(REFUSED, fresh))
-    assert [entry.name for entry in merged.providers] == ["cerebras", "mistral", "theirs"]
+    assert [entry.name for entry in merged.providers] == ["cerebras", "mistral", "somebody's"]
     assert merged.providers[0] is REFUSED

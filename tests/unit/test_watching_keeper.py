@@ -9,11 +9,11 @@ from pathlib import Path
 
 import anyio
 import pytest
+from reports import MENDED, REFUSED
 
 from isabella.errors import IsabellaError, LettaUnreachable
 from isabella.providers.desired import desired_providers
-from isabella.providers.plan import Action, State
-from isabella.providers.report import Proof, ProviderReport, Report
+from isabella.providers.report import ProviderReport, Report
 from isabella.settings import Settings, load_settings
 from isabella.watching.census import Census
 from isabella.watching.events import Accepted, Cause, Counted, Event, Failed, Gone, Refused, Synced, TakesRestart
@@ -77,23 +77,7 @@ class Scene:
 
 
 def _entry(name: str, refused: bool) -> ProviderReport:
-    entry = ProviderReport(
-        name=name,
-        vendor=name,
-        type="openai",
-        base_url="http://a/v1",
-        key="…0001",
-        key_source="A_KEY (.env)",
-        stored=State.STALE,
-        action=Action.UPDATE,
-        proof=Proof.PROVEN,
-        reason="Letta holds another key",
-    )
-    if not refused:
-        return entry
-    return replace(
-        entry, action=Action.REFUSE, proof=Proof.FAILED, refused_by_vendor=True, reason="the vendor refuses"
-    )
+    return replace(REFUSED if refused else MENDED, name=name, vendor=name)
 
 
 @pytest.fixture

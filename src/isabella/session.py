@@ -33,7 +33,7 @@ from isabella.vendors.inquiry import ask_vendor
 _HEAD_START = 0.003
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Session:
     """A look at one Letta, and what may be done about what was seen.
 
@@ -121,15 +121,15 @@ async def open_session(
     options = replace(options, closed=gate.closed, held_everywhere=gate.holds_everywhere)
     async with letta.store:
         yield Session(
-            settings,
-            connection,
-            letta.store,
-            asked_for.desired,
-            options,
-            letta.ledger,
-            letta.stood,
-            looks,
-            asked_for.notices,
+            settings=settings,
+            connection=connection,
+            store=letta.store,
+            desired=asked_for.desired,
+            options=options,
+            ledger=letta.ledger,
+            stood=letta.stood,
+            looks=looks,
+            notices=asked_for.notices,
         )
 
 

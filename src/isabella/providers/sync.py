@@ -116,6 +116,14 @@ async def bring_in_line(store: Store, desired: Sequence[Desired], options: Optio
     return await run.report([again.get(change.desired.name, change) for change in changes], outcomes)
 
 
+@dataclass(frozen=True)
+class _Opened:
+    """What was found behind the text that Letta stores as a key."""
+
+    text: str | None
+    reading: Reading
+
+
 class _Run:
     """What one run has learnt so far."""
 
@@ -125,9 +133,7 @@ class _Run:
         self._abilities = Abilities("unknown", known=False, recreates=False)
         self._stored: dict[str, Stored] = {}
         self._whole = False
-        self._readings: dict[str, Reading] = {}
-        #: The text that each of them was read from.
-        self._read_from: dict[str, str | None] = {}
+        self._opened: dict[str, _Opened] = {}
         self._unread: str | None = None
 
     async def look(self, desired: Sequence[Desired]) -> None:
@@ -153,40 +159,43 @@ class _Run:
         slow: list[tuple[str, Stored, SecretStr]] = []
         for provider in desired:
             stored = self._stored.get(provider.name)
-            former = self._readings.pop(provider.name, None)
+            former = self._opened.pop(provider.name, None)
             if stored is None or provider.key is None:
                 continue
-            if former is not None and self._read_from.get(provider.name) == stored.key_text:
+            if former is not None and former.text == stored.key_text:
                 # The same text as before, looked at once more under the lock.
-                self._readings[provider.name] = former
-                continue
-            self._read_from[provider.name] = stored.key_text
-            if self._options.master_key is None:
-                self._readings[provider.name] = self._read(stored, provider.key)
+                self._opened[provider.name] = former
+            elif self._options.master_key is None:
+                self._opened[provider.name] = self._open(stored, provider.key)
             elif (recalled := recall(stored.key_text, provider.key, self._options.memo)) is not None:
-                self._readings[provider.name] = recalled
+                self._opened[provider.name] = _Opened(stored.key_text, recalled)
             else:
                 slow.append((provider.name, stored, provider.key))
         if not slow:
             return
-        read = [partial(anyio.to_thread.run_sync, self._read, stored, key) for _, stored, key in slow]
-        readings = await together(read, at_once=_THREADS)
-        self._readings |= {name: reading for (name, _, _), reading in zip(slow, readings, strict=True)}
+        to_open = [partial(anyio.to_thread.run_sync, self._open, stored, key) for _, stored, key in slow]
+        opened = await together(to_open, at_once=_THREADS)
+        self._opened |= {name: one for (name, _, _), one in zip(slow, opened, strict=True)}
         if self._options.memo is not None:
             self._options.memo.save()
 
-    def _read(self, stored: Stored, key: SecretStr) -> Reading:
+    def _open(self, stored: Stored, key: SecretStr) -> _Opened:
         options = self._options
-        return read_back(
+        reading = read_back(
             stored.key_text, key.get_secret_value(), options.master_key, options.memo, shown=stored.key_shown
         )
+        return _Opened(stored.key_text, reading)
+
+    def _reading(self, name: str) -> Reading | None:
+        opened = self._opened.get(name)
+        return None if opened is None else opened.reading
 
     def changes(self, desired: Sequence[Desired]) -> list[Change]:
         return [
             plan(
                 provider,
                 self._stored.get(provider.name),
-                self._readings.get(provider.name),
+                self._reading(provider.name),
                 strategy=self._options.strategy,
                 abilities=self._abilities,
                 sealing=self._options.master_key is not None,
@@ -214,7 +223,7 @@ class _Run:
                     replace(
                         change,
                         stored=self._stored[change.desired.name],
-                        reading=self._readings[change.desired.name],
+                        reading=self._reading(change.desired.name),
                         action=Action.RECREATE,
                         reason=f"{change.reason}; an update was not proven",
                         ask_vendor=False,
@@ -228,7 +237,7 @@ class _Run:
     def _update_was_not_proven(self, change: Change, outcomes: Mapping[str, Outcome]) -> bool:
         """An update that Letta accepted, after which its key, though readable, is still another one."""
         outcome = outcomes.get(change.desired.name)
-        reading = self._readings.get(change.desired.name)
+        reading = self._reading(change.desired.name)
         return (
             self._options.strategy is Strategy.AUTO
             and self._abilities.recreates
@@ -304,7 +313,7 @@ class _Run:
         now = state_of(
             change.desired,
             self._stored.get(name),
-            self._readings.get(name),
+            self._reading(name),
             sealing=self._options.master_key is not None,
         )
         match now:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import structlog
 
@@ -36,7 +37,7 @@ def configure_logs(*, verbose: bool = False, quiet: bool = False) -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _Handler(sys.stderr)
     handler.setFormatter(
         _RedactingFormatter(
             foreign_pre_chain=shared,
@@ -72,3 +73,12 @@ class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Says that a line could not be written, and why, but not the line."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        # logging's own way prints message, arguments and call stack as they are, past all redaction.
+        with suppress(Exception):
+            self.stream.write(f"a log line of {record.name} was lost: {type(sys.exception()).__name__}\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -37,12 +36,10 @@ def one_ward(server: Server, vendors: PracticeVendors, tmp_path_factory: pytest.
 
 
 @pytest.fixture
-def ward(one_ward: Ward) -> Iterator[Ward]:
+def ward(one_ward: Ward) -> Ward:
     """A healthy ward."""
-    handlers = logging.getLogger().handlers[:]
     one_ward.reset()
-    yield one_ward
-    logging.getLogger().handlers = handlers
+    return one_ward
 
 
 def causes(document: dict) -> set[Cause]:

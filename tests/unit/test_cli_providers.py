@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
-import structlog
 from reports import DRIFTED, FOREIGN, IN_SYNC, MENDED
 from typer.testing import CliRunner
 
@@ -80,8 +77,8 @@ class Work:
 
 
 @pytest.fixture
-def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Work]:
-    """The work replaced, in an empty folder; logs are set back afterwards."""
+def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Work:
+    """The work replaced, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     done = Work()
     for name in set(FUNCTIONS.values()):
@@ -90,12 +87,7 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Work]:
             return await done.do(_name, {"settings": settings, **options})
 
         monkeypatch.setattr(f"isabella.assurance.{name}", call)
-    root = logging.getLogger()
-    handlers, level = root.handlers, root.level
-    yield done
-    root.handlers = handlers
-    root.setLevel(level)
-    structlog.reset_defaults()
+    return done
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"]])

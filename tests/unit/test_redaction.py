@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import uuid
-from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
@@ -21,16 +21,6 @@ def fresh(prefix: str = "csk-canary-", ending: str = "") -> str:
     secret = f"{prefix}{uuid.uuid4().hex}{ending}"
     redaction.remember(secret)
     return secret
-
-
-@pytest.fixture
-def _logs() -> Iterator[None]:
-    root = logging.getLogger()
-    before = root.handlers, root.level
-    yield
-    root.handlers, level = before
-    root.setLevel(level)
-    structlog.reset_defaults()
 
 
 def test_a_secret_is_replaced_by_its_mask() -> None:
@@ -83,7 +73,6 @@ def test_an_event_is_redacted_however_deep() -> None:
     assert clean["number"] == 7
 
 
-@pytest.mark.usefixtures("_logs")
 def test_log_lines_and_their_tracebacks_are_redacted(capsys: pytest.CaptureFixture[str]) -> None:
     """Neither our own logs nor those of libraries, tracebacks included, let a secret through; all go to stderr."""
     secret = fresh()
@@ -104,7 +93,21 @@ def test_log_lines_and_their_tracebacks_are_redacted(capsys: pytest.CaptureFixtu
     assert f"{secret[-4:]}" in err
 
 
-@pytest.mark.usefixtures("_logs")
+def test_a_line_that_cannot_be_written_is_not_told_in_another_way(capsys: pytest.CaptureFixture[str]) -> None:
+    """A library that gets its own format wrong, or a stream that is closed: what was to be said is not repeated."""
+    secret = fresh()
+    configure_logs()
+    logging.getLogger("some.library").warning("%d", secret)
+    err = capsys.readouterr().err
+    assert err == "a log line of some.library was lost: TypeError\n"
+    (handler,) = logging.getLogger().handlers
+    assert isinstance(handler, logging.StreamHandler)
+    handler.setStream(closed := io.StringIO())
+    closed.close()
+    logging.getLogger("some.library").warning(secret)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_logs_that_go_to_a_file_are_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
     """Where standard error is no terminal, each event is one JSON object on a line of its own."""
     configure_logs()

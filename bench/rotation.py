@@ -52,7 +52,7 @@ Say = Callable[[str], Awaitable[tuple[str | None, bool]]]
 
 
 @dataclass
-class Tally:
+class Outcome:
     """What came of the turns during some rotations.
 
     Attributes:
@@ -82,8 +82,7 @@ class Way:
     Attributes:
         name: for people, and in the agents' names.
         rotate: one rotation, until it is proven.
-        refuses: whether a vendor refuses the stored key meanwhile, so that another one has to answer. What several
-            refuse, one after another, while a turn asks them in the same order, nobody can answer.
+        refuses: whether a vendor refuses the stored key meanwhile, so that another one may have to answer.
     """
 
     name: str
@@ -132,7 +131,7 @@ async def _too_early(operator: Operator, backend: httpx.AsyncClient, _number: in
 
 
 async def _too_late(operator: Operator, backend: httpx.AsyncClient, number: int) -> None:
-    """One vendor has revoked the old key already; to the others the agents can turn."""
+    """A vendor has revoked the old key already, one vendor after the other: a turn may meet several of them."""
     name = NAMES[number % len(NAMES)]
     operator.make(name)
     operator.revoke(name)
@@ -167,11 +166,11 @@ async def _with_isabella(scene: Scene, vendors: PracticeVendors, rotations: int,
         async with _client(address) as backend:
             for way in WAYS:
                 rotate = partial(way.rotate, operator, backend)
-                tally = await _talking(partial(_through, backend, way), rotate, rotations, apart=way.refuses)
+                outcome = await _talking(partial(_through, backend, way), rotate, rotations)
                 astray = [name for name in NAMES if not operator.last_key_arrived(name)]
                 assert not astray, f"{way.name}: {astray} did not get the last key after the last rotation"
-                told.append(f"{way.name} {tally.told}")
-                failed += len(tally.failed)
+                told.append(f"{way.name} {outcome.told}")
+                failed += len(outcome.failed)
     results.add("rotation_failed_turns", failed, f"{rotations} rotations each: {'; '.join(told)}")
     results.add("rotation_foreign_keys", operator.foreign(), f"of {operator.asked()} requests")
 
@@ -223,8 +222,8 @@ async def _with_the_loop(scene: Scene, vendors: PracticeVendors, rotations: int,
             settings = with_practice_vendors(scene.settings, vendors)
             await list_delete_post(scene.connection, [one for one in desired_providers(settings) if one.wanted])
 
-        tally = await _talking(say, rotate, rotations)
-    results.add("loop_failed_turns", len(tally.failed), f"{rotations} rotations: {tally.told}")
+        outcome = await _talking(say, rotate, rotations)
+    results.add("loop_failed_turns", len(outcome.failed), f"{rotations} rotations: {outcome.told}")
     results.add("loop_foreign_keys", operator.foreign(), f"of {operator.asked()} requests")
 
 
@@ -252,9 +251,7 @@ async def _directly(letta: httpx.AsyncClient, agent: str) -> str | None:
 # --- both -----------------------------------------------------------------------------------------------------------
 
 
-async def _talking(
-    say: Say, rotate: Callable[[int], Awaitable[None]], rotations: int, *, apart: bool = False
-) -> Tally:
+async def _talking(say: Say, rotate: Callable[[int], Awaitable[None]], rotations: int) -> Outcome:
     """Rotate so often, each as soon as the one before is done, while an agent on each vendor talks.
 
     The first rotation waits until all of them talk; all of them say something after the last one, too.
@@ -263,9 +260,8 @@ async def _talking(
         say: one turn.
         rotate: one rotation.
         rotations: how many.
-        apart: have each turn meet one rotation at most: the next one waits for the turns that are under way.
     """
-    tally = Tally()
+    outcome = Outcome()
     rotated = anyio.Event()
     ended = {vendor: anyio.Event() for vendor in NAMES}
 
@@ -274,10 +270,10 @@ async def _talking(
             failed, elsewhere = await say(vendor)
         except httpx.TransportError as error:
             failed, elsewhere = f"{type(error).__name__}: {error}", False
-        tally.turns += 1
-        tally.elsewhere += elsewhere
+        outcome.turns += 1
+        outcome.elsewhere += elsewhere
         if failed is not None:
-            tally.failed.append(f"{vendor}: {failed}")
+            outcome.failed.append(f"{vendor}: {failed}")
         ended[vendor].set()
         ended[vendor] = anyio.Event()
 
@@ -286,22 +282,17 @@ async def _talking(
             await turn(vendor)
         await turn(vendor)
 
-    async def those_under_way() -> None:
-        for end in [*ended.values()]:
-            await end.wait()
-
     async with anyio.create_task_group() as tasks:
         for vendor in NAMES:
             tasks.start_soon(talk, vendor)
-        await those_under_way()
+        for end in [*ended.values()]:
+            await end.wait()
         began = time.monotonic()
         for number in range(rotations):
             await rotate(number)
-            if apart:
-                await those_under_way()
-        tally.seconds = time.monotonic() - began
+        outcome.seconds = time.monotonic() - began
         rotated.set()
-    return tally
+    return outcome
 
 
 @asynccontextmanager

@@ -164,14 +164,16 @@ class Turn:
                 asked.append((candidate, breaker.renewals(candidate.provider)))
                 yield candidate
         for candidate, renewals in asked:
-            if breaker.renewals(candidate.provider) == renewals or breaker.admit(candidate.provider) is not None:
+            if breaker.renewals(candidate.provider) == renewals:
                 continue
             try:
                 # Made out anew: the agent may be bound elsewhere by now, and its address may be another one.
                 again = await self._candidate(candidate.handle)
             except ModelUnknown:
                 continue
-            yield again
+            # Only now: whoever is admitted has to be asked.
+            if breaker.admit(again.provider) is None:
+                yield again
 
     async def _candidate(self, handle: str | None) -> Candidate:
         if handle is None:

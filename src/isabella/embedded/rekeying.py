@@ -132,8 +132,9 @@ def settle(layout: Layout, key: SecretStr | None, progress: Progress, *, started
         if key not in journal.former:
             return
         progress(Step("reseal", "note", "a change of the master key that had not begun was dropped: repeat it"))
-    elif not journal.kept:
-        # The configuration has the key now, and the one that was kept here opens nothing any more.
+    elif not journal.kept and key == journal.key:
+        # The configuration has the key now, and the one that was kept here opens nothing any more. Where it was taken
+        # out of the configuration before all of this was done, Letta runs under the kept one again.
         layout.master_key_file.unlink(missing_ok=True)
     layout.rekey_file.unlink(missing_ok=True)
     _sync_folder(layout)

@@ -7,6 +7,7 @@ own order: whoever came first is served first.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -15,11 +16,13 @@ import anyio
 from pydantic import SecretStr
 
 from isabella.errors import ConfigurationError, LockTimeout
+from isabella.redaction import redact
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
 _CONNECT_SECONDS = 5
+_PORTS = re.compile(r"[\d,]*")
 _WAITED_FOR = """
 SELECT true FROM pg_locks
 WHERE locktype = 'advisory' AND NOT granted AND mode = 'ExclusiveLock' AND objsubid = 1
@@ -76,7 +79,7 @@ class Advisory:
             if taken:
                 with anyio.CancelScope(shield=True):
                     await self._unlock(key, shared)
-        connection = await self._connect()
+        connection = await open_session(self._url)
         # Closing the connection gives the lock back, and so does the end of this process.
         async with connection:
             await self._wait(connection, key, shared, timeout)
@@ -89,7 +92,8 @@ class Advisory:
         try:
             session = await self._shared_session()
             row = await (await session.execute(_WAITED_FOR, (key,))).fetchone()
-        except psycopg.Error:
+        except (psycopg.Error, ConfigurationError):
+            # Whoever waited there does so no more: its session is gone, too.
             return False
         return row is not None
 
@@ -152,23 +156,40 @@ class Advisory:
             return session
         async with self._opening:
             if self._session is None or self._session.closed:
-                self._session = await self._connect()
+                self._session = await open_session(self._url)
             return self._session
 
-    async def _connect(self) -> AsyncConnection:
-        import psycopg
 
-        try:
-            return await psycopg.AsyncConnection.connect(
-                self._url.get_secret_value(), autocommit=True, connect_timeout=_CONNECT_SECONDS
-            )
-        except psycopg.Error as error:
-            raise _unusable(error) from None
+async def open_session(database_url: SecretStr) -> AsyncConnection:
+    """A session with the database, in which every statement counts at once.
+
+    Raises:
+        ConfigurationError: the address is none, or the database cannot be reached.
+    """
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    address = database_url.get_secret_value()
+    try:
+        parts = conninfo_to_dict(address)
+    except (psycopg.ProgrammingError, UnicodeError):
+        parts = None
+    # What the database's own library does not understand it quotes in its message, and that may be the password: one
+    # with an @ in it goes on in what is taken for the host, one with a / in it begins in what is taken for the port.
+    if parts is None or "@" in str(parts.get("host", "")) or not _PORTS.fullmatch(str(parts.get("port", ""))):
+        raise ConfigurationError(
+            "ISABELLA_DATABASE_URL is not the address of a Postgres database.",
+            remedy="Write postgresql://user:password@host:port/database, and special characters of the password "
+            "percent-encoded: %40 for @, %2F for /.",
+        )
+    try:
+        return await psycopg.AsyncConnection.connect(address, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+    except psycopg.Error as error:
+        raise _unusable(error) from None
 
 
 def _unusable(error: Exception) -> ConfigurationError:
-    # psycopg's messages name host, port and user, never the password.
-    lines = str(error).strip().splitlines()
+    lines = redact(str(error)).strip().splitlines()
     return ConfigurationError(
         f"Letta's database cannot be used for locks: {lines[0] if lines else type(error).__name__}",
         remedy="Correct ISABELLA_DATABASE_URL, or unset it where one backend is all there is.",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 from pydantic import SecretStr
 
+from isabella.advisory import open_session
 from isabella.errors import ConfigurationError, LockTimeout
 
 if TYPE_CHECKING:
@@ -37,18 +38,14 @@ async def sync_lock(
         LockTimeout: it was held all that time.
         ConfigurationError: the database, or the folder for the lock file, cannot be used.
     """
-    holder = (
-        _file_lock(base_url, home, timeout)
-        if database_url is None
-        else _database_lock(database_url.get_secret_value(), timeout)
-    )
+    holder = _file_lock(base_url, home, timeout) if database_url is None else _database_lock(database_url, timeout)
     async with holder:
         yield
 
 
 @asynccontextmanager
-async def _database_lock(database_url: str, timeout: float) -> AsyncIterator[None]:
-    connection = await _connect(database_url)
+async def _database_lock(database_url: SecretStr, timeout: float) -> AsyncIterator[None]:
+    connection = await open_session(database_url)
     held = False
     try:
         with anyio.move_on_after(timeout):
@@ -56,7 +53,7 @@ async def _database_lock(database_url: str, timeout: float) -> AsyncIterator[Non
                 await anyio.sleep(_LOOK_EVERY)
                 if connection.closed:
                     # Postgres was restarted, or ended the session. Whoever held the lock has lost it, too.
-                    connection = await _connect(database_url)
+                    connection = await open_session(database_url)
         if not held:
             raise _timed_out(timeout)
         yield
@@ -64,20 +61,6 @@ async def _database_lock(database_url: str, timeout: float) -> AsyncIterator[Non
         # Closing the connection gives the lock back, and so does the end of this process.
         with anyio.CancelScope(shield=True):
             await connection.close()
-
-
-async def _connect(database_url: str) -> AsyncConnection:
-    import psycopg
-
-    try:
-        return await psycopg.AsyncConnection.connect(database_url, autocommit=True, connect_timeout=5)
-    except psycopg.Error as error:
-        # psycopg's messages name host, port and user, never the password.
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigurationError(
-            f"Letta's database cannot be reached for the lock: {reason}",
-            remedy="Correct ISABELLA_DATABASE_URL, or unset it to use a file lock on this machine.",
-        ) from None
 
 
 async def _try_lock(connection: AsyncConnection) -> bool:

@@ -12,6 +12,7 @@ import structlog
 
 from isabella.errors import IsabellaError
 from isabella.providers.report import Proof, Report
+from isabella.redaction import redact
 from isabella.watching.census import Census
 
 log = structlog.get_logger()
@@ -80,6 +81,18 @@ class Readiness:
             return
         self.settle(report)
         self.hear(report, "the start", time.monotonic() - began)
+
+    def fail(self, error: Exception) -> None:
+        """Take note of what has ended all work; of something unforeseen, with its traceback in the log."""
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
+        if not isinstance(error, IsabellaError):
+            log.error("unforeseen", exc_info=error)
+            error = IsabellaError(
+                f"{type(error).__name__}: {redact(str(error))}", remedy="Start it again; its log has the details."
+            )
+        self.error = error
+        self.phase = Phase.FAILED
 
     def settle(self, report: Report, *, quiet: bool = False) -> None:
         """Take note of a report; quietly, where somebody else says what is in it."""

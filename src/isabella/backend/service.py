@@ -137,6 +137,14 @@ def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, list
     token = own_token(settings)
 
     async def start(readiness: Readiness) -> None:
+        try:
+            await live(readiness)
+        except Exception as error:  # noqa: BLE001 - a backend whose inside has ended must not go on answering
+            readiness.fail(error)
+            wishes.say(f"{'Stopped' if readiness.report else 'Not started'}: {readiness.error}")
+            server.should_exit = True
+
+    async def live(readiness: Readiness) -> None:
         async with open_locks(settings, connection) as locks:
             await _wait_for(connection, wishes.say)
             await readiness.bring(lambda: _ensure(settings, wishes, connection, locks.gate))
@@ -147,29 +155,23 @@ def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, list
                 return
             host, port = listener.getsockname()[:2]
             address = _address(_EVERYWHERE.get(host, host), port)
-            try:
-                async with (
-                    residing(app, settings, connection, _as_letta_reaches(connection, host, port)) as agency,
-                    speaking(app, agency, locks) as desk,
-                    reflecting(agency, desk),
-                    keeping(
-                        readiness,
-                        settings,
-                        app.state.chronicle.timed(LettaWork(locks.gate)),
-                        agency.models,
-                        hear=app.state.chronicle.hear,
-                    ) as app.state.keeper,
-                ):
-                    with address_kept(settings.home, address):
-                        phase = readiness.phase.value.capitalize()
-                        wishes.say(f"{phase}: {address}  (API: {address}/docs, stop: Ctrl-C)")
-                        _show_login(wishes, address, token)
-                        await anyio.sleep_forever()
-            except IsabellaError as error:
-                readiness.error = error
-                readiness.phase = Phase.FAILED
-                wishes.say(f"Not started: {error}")
-                server.should_exit = True
+            async with (
+                residing(app, settings, connection, _as_letta_reaches(connection, host, port)) as agency,
+                speaking(app, agency, locks) as desk,
+                reflecting(agency, desk),
+                keeping(
+                    readiness,
+                    settings,
+                    app.state.chronicle.timed(LettaWork(locks.gate)),
+                    agency.models,
+                    hear=app.state.chronicle.hear,
+                ) as app.state.keeper,
+            ):
+                with address_kept(settings.home, address):
+                    phase = readiness.phase.value.capitalize()
+                    wishes.say(f"{phase}: {address}  (API: {address}/docs, stop: Ctrl-C)")
+                    _show_login(wishes, address, token)
+                    await anyio.sleep_forever()
 
     app = create_app(start, token=token.secret)
     app.state.patient = Patient(settings, connection)

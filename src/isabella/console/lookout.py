@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import anyio
+import structlog
 
 from isabella.assurance import compare_providers
 from isabella.console.bell import Bell
 from isabella.console.premises import Premises
 from isabella.errors import IsabellaError
 from isabella.providers.report import ProviderReport, Report
+
+log = structlog.get_logger()
 
 _EVERY = 4.0
 #: A look that takes long is not repeated at once: it is to take a twentieth of the time at most.
@@ -108,6 +111,10 @@ class Lookout:
             if before.error is None or before.error.what != error.what:
                 since = before.since if before.error is not None else datetime.now(UTC)
                 self._settle(replace(before, error=error, since=since, version=before.version + 1))
+            return
+        except Exception:
+            # It runs beside everything else that the backend does, and must not end that.
+            log.exception("not looked")
             return
         self._counts |= {entry.name: entry.models for entry in found.providers if entry.models}
         report = replace(found, providers=[self._counted(entry) for entry in found.providers])

@@ -1,0 +1,66 @@
+"""Looking at the providers while somebody has the page open, with looks that the tests do."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import anyio
+import pytest
+from reports import IN_SYNC
+
+from isabella.backend.readiness import Readiness
+from isabella.connection import Connection
+from isabella.console import lookout as lookouts
+from isabella.console.chronicle import Chronicle
+from isabella.console.lookout import Lookout
+from isabella.console.premises import Premises
+from isabella.providers.report import Report
+from isabella.settings import Settings, load_settings
+
+
+class House(Premises):
+    """A backend that has come up, behind which there is nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(SimpleNamespace(readiness=Readiness(), token=None), Chronicle())
+
+    @property
+    def up(self) -> bool:
+        return True
+
+    @property
+    def settings(self) -> Settings:
+        return load_settings(environment={})
+
+    @property
+    def connection(self) -> Connection:
+        return Connection("http://letta", None, None, None, self.settings.home, 5.0, embedded=False)
+
+
+def test_a_look_that_fails_unforeseen_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the looking ends, nor what runs beside it in the backend; the next look shows what it finds."""
+    report = Report("http://letta", "0.16.8", [IN_SYNC])
+    failed = anyio.Event()
+
+    async def look(*_arguments: object, **_options: object) -> Report:
+        if failed.is_set():
+            return report
+        failed.set()
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(lookouts, "compare_providers", look)
+
+    async def play() -> Lookout:
+        premises = House()
+        lookout = Lookout(premises)
+        with anyio.fail_after(30):
+            async with anyio.create_task_group() as premises.tasks:
+                with lookout.watching():
+                    await failed.wait()
+                    assert lookout.standing.report is None
+                    lookout.wake()
+                    await lookout.bell.after(0, 30)
+                premises.tasks.cancel_scope.cancel()
+        return lookout
+
+    assert anyio.run(play).standing.report == report

@@ -1,0 +1,122 @@
+"""What the backend knows of itself when its work has ended, and that it then ends, too."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+import uvicorn
+from reports import IN_SYNC
+from structlog.testing import capture_logs
+
+from isabella import redaction
+from isabella.backend import service
+from isabella.backend.readiness import Phase, Readiness
+from isabella.backend.service import Wishes
+from isabella.embedded import Progress
+from isabella.embedded.steps import quiet
+from isabella.errors import ConfigurationError
+from isabella.providers.report import Report
+from isabella.settings import load_settings
+
+SECRET = "fake-canary-5eed-of-the-readiness"
+
+
+def nested(error: Exception) -> ExceptionGroup[Exception]:
+    """As it comes out of task groups within task groups."""
+    return ExceptionGroup("unhandled", [ExceptionGroup("unhandled", [error])])
+
+
+def test_an_error_of_ours_is_told_as_it_is() -> None:
+    """However deep in task groups it happened: its sentence and its remedy are the operator's."""
+    error = ConfigurationError("The database is gone.", remedy="Start it.")
+    readiness = Readiness(phase=Phase.READY)
+    readiness.fail(nested(error))
+    assert readiness.error is error
+    assert readiness.phase is Phase.FAILED
+    assert readiness.reasons == ["The database is gone. Start it."]
+
+
+@pytest.mark.parametrize("in_groups", [False, True])
+def test_something_unforeseen_is_told_without_secrets_and_logged(in_groups: bool) -> None:
+    """What it was is said in one sentence; the traceback is in the log."""
+    redaction.remember(SECRET)
+    error = RuntimeError(f"a bug with {SECRET} in its text")
+    readiness = Readiness(phase=Phase.READY)
+    with capture_logs() as logged:
+        readiness.fail(nested(error) if in_groups else error)
+    assert readiness.phase is Phase.FAILED
+    assert not readiness.serving
+    assert readiness.error is not None
+    assert readiness.error.what.startswith("RuntimeError: a bug with ")
+    assert readiness.error.remedy
+    assert SECRET not in str(readiness.error)
+    assert [(one["log_level"], one["exc_info"]) for one in logged] == [("error", error)]
+
+
+class Inside:
+    """The backend's inside, which ends with an error where it is told to.
+
+    Args:
+        error: what it ends with.
+        after_sync: whether it has come up before that.
+    """
+
+    def __init__(self, error: Exception, *, after_sync: bool) -> None:
+        self.error = error
+        self.after_sync = after_sync
+        self.said: list[str] = []
+        self.wishes = Wishes(
+            practice=False, verify=False, progress=self._progress, show=lambda _report: None, say=self.said.append
+        )
+
+    @contextmanager
+    def _progress(self) -> Iterator[Progress]:
+        yield quiet
+
+    async def wait(self, *_arguments: object) -> None:
+        if not self.after_sync:
+            raise self.error
+
+    async def sync(self, *_arguments: object) -> Report:
+        return Report("http://letta", "0.16.8", [IN_SYNC])
+
+    @asynccontextmanager
+    async def reside(self, *_arguments: object) -> AsyncIterator[None]:
+        raise self.error
+        yield
+
+
+async def _serve_a_while(server: uvicorn.Server, listener: object) -> None:
+    """One that goes on for ever does not keep the tests."""
+    with anyio.fail_after(30):
+        await server.serve(sockets=[listener])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("after_sync", [False, True])
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (RuntimeError(f"a bug with {SECRET}"), "RuntimeError: a bug with "),
+        (nested(ConfigurationError("The database is gone.", remedy="Start it.")), "The database is gone. Start it."),
+    ],
+)
+def test_a_backend_whose_inside_has_ended_stops(
+    error: Exception, words: str, after_sync: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not go on answering: the command says why, without secrets, and ends with a failure."""
+    redaction.remember(SECRET)
+    monkeypatch.chdir(tmp_path)
+    inside = Inside(error, after_sync=after_sync)
+    monkeypatch.setattr(service, "_wait_for", inside.wait)
+    monkeypatch.setattr(service, "_ensure", inside.sync)
+    monkeypatch.setattr(service, "residing", inside.reside)
+    monkeypatch.setattr(service, "_serve", _serve_a_while)
+    environment = {"ISABELLA_HOME": str(tmp_path), "ISABELLA_PORT": "0", "LETTA_BASE_URL": "http://127.0.0.1:9"}
+    assert service.serve(load_settings(environment=environment), inside.wishes) == 1
+    (said,) = inside.said
+    assert said.startswith(f"{'Stopped' if after_sync else 'Not started'}: {words}")
+    assert SECRET not in said

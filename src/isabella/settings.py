@@ -234,7 +234,10 @@ class Settings(BaseSettings):
     @field_validator("home", "config_file", "agents_file")
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
-        return None if value is None else value.expanduser()
+        try:
+            return None if value is None else value.expanduser()
+        except RuntimeError:
+            raise ValueError("the home folder that ~ stands for is not known; write the whole path") from None
 
     def model_post_init(self, context: Any, /) -> None:
         """Make sure that these secrets are taken out of every text that comes from elsewhere."""

@@ -61,15 +61,15 @@ class Sources:
         """
         environment = dict(os.environ if environment is None else environment)
         path = Path(".env") if env_file is None else env_file
-        if not path.exists():
-            if env_file is not None:
-                raise ConfigurationError(
-                    f"{path}: there is no such file.", remedy="Check the path given with --env-file."
-                )
-            return cls(environment, path)
         try:
             with path.open(encoding="utf-8-sig") as stream:
                 bindings = list(parse_stream(stream))
+        except FileNotFoundError:
+            if env_file is not None:
+                raise ConfigurationError(
+                    f"{path}: there is no such file.", remedy="Check the path given with --env-file."
+                ) from None
+            return cls(environment, path)
         except UnicodeDecodeError as error:
             raise ConfigurationError(
                 f"{path}: not UTF-8 text (byte {error.start}).", remedy="Save the file as UTF-8."

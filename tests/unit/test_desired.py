@@ -170,6 +170,25 @@ def test_a_folder_as_key_file_is_a_problem(tmp_path: Path) -> None:
     assert "cannot be read" in provider.problem
 
 
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [
+        ("~no-such-user-here/key", "the home folder that ~ stands for is not known"),
+        ("/keys/half\0key", "no file can"),
+    ],
+)
+def test_a_path_that_can_be_none_is_a_problem_of_that_vendor_alone(named: str, why: str) -> None:
+    """A home folder of nobody, or a name that no file can have, is told with the variable and the reason."""
+    found = desired(GROQ_API_KEY=KEYS["GROQ_API_KEY"], CEREBRAS_API_KEY_FILE=named)
+    problem = found["cerebras"].problem
+    assert problem is not None
+    assert problem.startswith("CEREBRAS_API_KEY_FILE names ")
+    assert "cannot be read" in problem
+    assert why in problem
+    assert found["cerebras"].key is None
+    assert found["byok-groq"].problem is None
+
+
 def test_types_openai_registers_every_vendor_as_openai() -> None:
     """The seed's third solution: with `openai`, each vendor has that type and its own base URL."""
     found = desired(**KEYS, ISABELLA_PROVIDER_TYPES="openai")

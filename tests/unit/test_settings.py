@@ -191,6 +191,15 @@ def test_paths_are_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     assert settings.config_file == tmp_path / "c.toml"
 
 
+@pytest.mark.parametrize("name", ["ISABELLA_HOME", "ISABELLA_CONFIG_FILE", "ISABELLA_AGENTS_FILE"])
+def test_the_home_folder_of_nobody_is_refused_by_name(name: str) -> None:
+    """`~somebody` of whom this machine knows nothing is told with its variable, and with what to write."""
+    with pytest.raises(ConfigurationError) as error:
+        load_settings(environment={name: "~no-such-user-here/x"})
+    assert error.value.what.startswith(f"{name} (environment): ")
+    assert "write the whole path" in error.value.what
+
+
 @pytest.mark.parametrize(
     ("value", "address"),
     [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -110,6 +113,23 @@ def test_a_folder_in_the_file_s_place_is_a_configuration_error(tmp_path: Path) -
     """What cannot be opened is told, not thrown."""
     with pytest.raises(ConfigurationError, match="cannot be read"):
         Sources.read(tmp_path, {})
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_file_that_may_not_even_be_looked_for_is_a_configuration_error(
+    named: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a folder that may not be searched, `.env` is not taken for absent, and its keys for none."""
+    path = tmp_path / ".env" if named else Path(".env")
+
+    def denied(asked: Path, *_arguments: object, **_options: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(asked))
+
+    # Permissions do not hold where the tests are run by root.
+    monkeypatch.setattr(Path, "open", denied)
+    monkeypatch.setattr(Path, "stat", denied)
+    with pytest.raises(ConfigurationError, match="cannot be read: Permission denied"):
+        Sources.read(path if named else None, {})
 
 
 def test_the_default_file_is_the_one_in_the_working_directory(

@@ -10,6 +10,7 @@ from isabella.errors import ConfigurationError
 from isabella.settings import load_settings
 from isabella.sources import Value
 from isabella.watching.difference import Difference, Reading, difference, keep_in_force
+from isabella.watching.files import marks
 
 TOML = """
 [[providers]]
@@ -147,3 +148,28 @@ def test_options_of_the_command_line_go_on_winning(folder: Folder) -> None:
     first = Reading.of(settings)
     folder.write("ISABELLA_PORT=8123\nGROQ_API_KEY=gsk_first-fake\n")
     assert first.again().settings.port == 9000
+
+
+@pytest.mark.parametrize(
+    ("named", "why"),
+    [("~no-such-user-here/key", "home folder"), ("/keys/half\0key", "no file can have that name")],
+)
+def test_a_key_file_that_cannot_even_be_named_is_its_provider_s_problem(named: str, why: str, tmp_path: Path) -> None:
+    """It is among the files to be watched, whose folder is asked for in vain, and nothing is thrown."""
+    environment = {"CEREBRAS_API_KEY_FILE": named, "ISABELLA_CONFIG_FILE": str(tmp_path / "isabella.toml")}
+    (tmp_path / ".env").write_text("GROQ_API_KEY=gsk_first-fake\n")
+    first = Reading.of(load_settings(tmp_path / ".env", environment=environment))
+    assert {path.name for path in first.files} == {".env", "isabella.toml", named.rpartition("/")[2]}
+    assert set(marks(first.files)) == set(first.files)
+    (problem,) = [one.problem for one in first.desired if one.problem is not None]
+    assert why in problem
+    assert difference(first, first.again(), first.settings) == Difference()
+
+
+def test_a_file_that_became_a_link_to_nowhere_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is there, and cannot be read: nobody concludes that there are no keys."""
+    monkeypatch.chdir(tmp_path)
+    first = Reading.of(load_settings(environment={}))
+    (tmp_path / ".env").symlink_to(tmp_path / "not-there-yet")
+    with pytest.raises(ConfigurationError, match="no such file"):
+        first.again()

@@ -147,3 +147,31 @@ def test_a_file_system_that_tells_nothing_is_looked_at(tmp_path: Path, monkeypat
         await ear.next()
 
     assert listening(lambda: [env], Watch.AUTO, play).heard == 1
+
+
+@pytest.mark.parametrize("how", [Watch.AUTO, Watch.POLL])
+def test_a_file_that_is_opened_or_closed_to_others_is_noticed(tmp_path: Path, how: Watch) -> None:
+    """Its content may be the same, but now it can be read, or by too many."""
+    key = tmp_path / "key"
+    key.write_text("fake")
+    key.chmod(0o600)
+
+    async def play(ear: Ear) -> None:
+        key.chmod(0o644)
+        await ear.next()
+        key.chmod(0o600)
+        await ear.next()
+
+    assert listening(lambda: [key], how, play).heard == 2
+
+
+@pytest.mark.parametrize("how", [Watch.AUTO, Watch.POLL])
+def test_a_path_that_can_be_none_does_not_keep_the_others_from_being_watched(tmp_path: Path, how: Watch) -> None:
+    """A key file may have been given a name that no file can have."""
+    env, nothing = tmp_path / ".env", tmp_path / "half\0key" / "key"
+
+    async def play(ear: Ear) -> None:
+        env.write_text("A=1")
+        await ear.next()
+
+    assert listening(lambda: [env, nothing], how, play).heard == 1

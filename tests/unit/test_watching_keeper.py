@@ -11,11 +11,15 @@ import anyio
 import pytest
 from reports import MENDED, REFUSED
 
+from isabella.agents.models import Models
+from isabella.backend.keeping import keeping
+from isabella.backend.readiness import Readiness
 from isabella.errors import IsabellaError, LettaUnreachable
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import ProviderReport, Report
-from isabella.settings import Settings, load_settings
+from isabella.settings import Settings, Watch, load_settings
 from isabella.watching.census import Census
+from isabella.watching.difference import Reading
 from isabella.watching.events import Accepted, Cause, Counted, Event, Failed, Gone, Refused, Synced, TakesRestart
 from isabella.watching.keeper import Keeper
 from isabella.watching.schedule import Clock, Schedule
@@ -33,6 +37,8 @@ class Scene:
     error: Exception | None = None
     asked: list[list[str]] = field(default_factory=list)
     told: list[Event] = field(default_factory=list)
+    #: What somebody else does just before a sync ends.
+    meanwhile: Callable[[], object] = lambda: None
     seconds: float = 0.0
     date: datetime = field(default_factory=lambda: datetime(2026, 11, 22, 12, 0).astimezone())
 
@@ -58,6 +64,7 @@ class Scene:
         if self.error is not None:
             raise self.error
         entries = [_entry(one.name, one.name in self.refused) for one in desired_providers(settings) if one.wanted]
+        self.meanwhile()
         return Report("http://letta", "0.16.8", [entry for entry in entries if not only or entry.name in only])
 
     async def count(self, settings: Settings) -> Census:
@@ -228,3 +235,57 @@ def test_an_unknown_error_of_ours_has_its_remedy(scene: Scene) -> None:
     run(scene.keeper.resync)
     (event,) = scene.told
     assert sentences(event)[0].text == "Not done (a look for drift): It is full. Empty it. It is tried again."
+
+
+def test_something_unforeseen_in_a_file_is_said_once_and_does_not_end_the_watch(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The former settings stay in force, and the next file that can be read is taken; no key is in what is said."""
+
+    def fails(_reading: Reading) -> Reading:
+        raise RuntimeError("a bug with gsk_first-fake in its text")
+
+    async def play() -> None:
+        with monkeypatch.context() as broken:
+            broken.setattr(Reading, "again", fails)
+            await scene.keeper.reread()
+            await scene.keeper.reread()
+        scene.write(**KEYS | {"GROQ_API_KEY": "gsk_second-fake"})
+        await scene.keeper.reread()
+
+    run(play)
+    assert [type(event) for event in scene.told] == [Refused, Accepted, Synced]
+    (said,) = sentences(scene.told[0])
+    assert "RuntimeError: a bug with " in said.text
+    assert "gsk_first-fake" not in said.text
+    assert scene.asked == [["byok-groq"]]
+
+
+def test_a_malformed_file_saved_as_a_sync_ends_does_not_end_the_keeper(scene: Scene) -> None:
+    """Models stay as they were, with what they know; a later sync, when the file is whole again, renews them."""
+    toml = scene.folder / "isabella.toml"
+    settings = scene.keeper.settings.model_copy(update={"watch": Watch.OFF})
+    models = Models(desired_providers(settings))
+    former = models.providers
+    readiness = Readiness()
+
+    async def look_for_drift(keeper: Keeper) -> None:
+        scene.go_on(301)
+        keeper.wake()
+        await scene.until(Synced)
+
+    async def play() -> None:
+        keeping_on = keeping(readiness, settings, scene, models, schedule=scene.schedule, hear=scene.told.append)
+        async with keeping_on as keeper:
+            scene.meanwhile = lambda: toml.write_text("[[providers]\n")
+            await look_for_drift(keeper)
+            assert models.providers == former
+            assert readiness.report is not None
+            scene.meanwhile = lambda: None
+            toml.write_text(
+                '[[providers]]\nname = "nearby"\nbase_url = "http://127.0.0.1:9/v1"\napi_key_env = "NEARBY"\n'
+            )
+            await look_for_drift(keeper)
+
+    run(play)
+    assert [one.name for one in models.providers] == [*(one.name for one in former), "nearby"]

@@ -10,6 +10,7 @@ import structlog
 
 from isabella.agents.models import Models
 from isabella.backend.readiness import Readiness
+from isabella.errors import ConfigurationError
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import Proof, Report
 from isabella.settings import Settings
@@ -48,7 +49,7 @@ async def keeping(
         match event:
             case Synced(report=report):
                 readiness.settle(report, quiet=True)
-                _renew(models, keeper.settings, report)
+                _renew(models, keeper, report)
             case Counted(census=census):
                 readiness.census = census
         hear(event)
@@ -60,11 +61,17 @@ async def keeping(
         tasks.cancel_scope.cancel()
 
 
-def _renew(models: Models, settings: Settings, report: Report) -> None:
+def _renew(models: Models, keeper: Keeper, report: Report) -> None:
     """Ask vendors with the keys that Letta has now. Where it keeps the former one, so do we."""
+    try:
+        # As the sync has read them: a key file may be another one by now.
+        desired = desired_providers(keeper.settings)
+    except ConfigurationError:
+        # `isabella.toml` is being changed at this moment.
+        desired = keeper.desired
     proven = {entry.name for entry in report.ours if entry.proof is Proof.PROVEN}
     former = {provider.name: provider for provider in models.providers}
     models.renew(
         provider if provider.name in proven or provider.name not in former else former[provider.name]
-        for provider in desired_providers(settings)
+        for provider in desired
     )

@@ -163,12 +163,13 @@ def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tupl
         return vendor.api_key_env, direct
     if named is None:
         return None
-    path = Path(named.text.strip()).expanduser()
+    path = Path(named.text.strip())
     try:
+        path = path.expanduser()
         text = path.read_text("utf-8")
         mode = stat.S_IMODE(path.stat().st_mode)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = _why_unreadable(error)
         problem = f"{vendor.api_key_file_env} names {path}, which cannot be read: {reason}"
         raise _Unusable(
             Remark(Kind.KEY_FILE_UNREADABLE, vendor.api_key_file_env, problem, path),
@@ -180,6 +181,18 @@ def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tupl
         remarks.append(Remark(Kind.KEY_FILE_READABLE, vendor.api_key_file_env, warning, path))
     # A key file ends in a newline as every text file does: nothing to remark on.
     return vendor.api_key_file_env, Value(text.removesuffix("\n"), str(path))
+
+
+def _why_unreadable(error: Exception) -> str:
+    match error:
+        case OSError(strerror=str(said)):
+            return said
+        case UnicodeDecodeError():
+            return "not UTF-8 text"
+        case RuntimeError():
+            return "the home folder that ~ stands for is not known"
+        case _:
+            return "no file can have that name"
 
 
 def _clean_key(vendor: Vendor, variable: str, value: Value, remarks: list[Remark]) -> SecretStr:

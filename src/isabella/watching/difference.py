@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,7 +45,7 @@ class Reading:
         former = self.settings
         file = former.sources.file
         # A file that was never there may go on missing; one that has vanished is being replaced, or a mistake.
-        was_there = bool(former.sources.dotenv) or file != Path(".env") or file.exists()
+        was_there = bool(former.sources.dotenv) or file != Path(".env") or os.path.lexists(file)
         given = {
             field: getattr(former, field)
             for field in former.model_fields_set
@@ -58,7 +59,7 @@ class Reading:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files it was read from, and those that would be read if they were there."""
-        return tuple(dict.fromkeys(path.expanduser().absolute() for path in self._files()))
+        return tuple(dict.fromkeys(_expanded(path).absolute() for path in self._files()))
 
     def _files(self) -> Iterator[Path]:
         sources = self.settings.sources
@@ -121,6 +122,14 @@ def _changed(former: Desired | None, fresh: Desired) -> bool:
     if former is None:
         return fresh.wanted
     return (former.wanted or fresh.wanted) and _asked_for(former) != _asked_for(fresh)
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        # Whose home that is, nobody knows; that it cannot be read is told where it is read.
+        return path
 
 
 def _asked_for(provider: Desired) -> tuple[str, str, str | None, str | None]:

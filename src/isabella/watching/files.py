@@ -23,7 +23,7 @@ _QUIET = 0.25
 #: A file that is written without pause is read in the end, as it is.
 _LONGEST = 5.0
 
-_Mark = tuple[int, int, int] | None
+_Mark = tuple[int, int, int, int] | None
 Marks = Mapping[Path, _Mark]
 
 
@@ -35,10 +35,11 @@ def marks(files: Iterable[Path]) -> Marks:
 def _mark(path: Path) -> _Mark:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):
+        # A path with a NUL in it cannot even be asked for.
         return None
-    # The inode changes where a file is replaced, also behind a symbolic link.
-    return found.st_ino, found.st_size, found.st_mtime_ns
+    # The inode changes where a file is replaced, also behind a symbolic link; the last one with owner and mode.
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 async def watch(

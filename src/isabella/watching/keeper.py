@@ -13,6 +13,7 @@ import anyio
 
 from isabella.errors import ConfigurationError, IsabellaError
 from isabella.providers.condition import Kind, kind_of
+from isabella.providers.desired import Desired
 from isabella.providers.report import Report
 from isabella.redaction import redact
 from isabella.settings import Settings, Watch
@@ -89,6 +90,11 @@ class Keeper:
         return self._settings
 
     @property
+    def desired(self) -> tuple[Desired, ...]:
+        """The providers that are asked for, as the configuration was read last."""
+        return self._reading.desired
+
+    @property
     def report(self) -> Report | None:
         """How the providers stood when they were looked at last."""
         return self._report
@@ -161,9 +167,10 @@ class Keeper:
             # In a thread: there may be a thousand key files, on a slow disk.
             fresh = await anyio.to_thread.run_sync(self._reading.again)
         except ConfigurationError as error:
-            if self._refused != str(error):
-                self._refused = str(error)
-                self._tell(Refused(error.what, error.remedy))
+            self._refuse(error.what, error.remedy)
+            return
+        except Exception as error:  # noqa: BLE001 - no error ends the watch
+            self._refuse(f"{type(error).__name__}: {redact(str(error))}", None)
             return
         if self._refused is not None:
             self._refused = None
@@ -183,6 +190,12 @@ class Keeper:
             # A changed key deserves a fresh try, however long the one before has been refused.
             self._schedule.succeeded(different.providers)
             await self._sync(() if different.undeclared else different.providers, Cause.CHANGE)
+
+    def _refuse(self, what: str, remedy: str | None) -> None:
+        """Go on with the former settings, and say so once."""
+        if self._refused != what:
+            self._refused = what
+            self._tell(Refused(what, remedy))
 
     async def _sync(self, names: Sequence[str], cause: Cause) -> None:
         parts: list[Report] = []

@@ -118,7 +118,9 @@ async def open_session(
     if gate is None:
         advisory = None if connection.database_url is None else Advisory(connection.database_url)
         gate = Gate(advisory, patience=settings.gate_timeout)
-    options = replace(options, closed=gate.closed, held_everywhere=gate.holds_everywhere)
+    options = replace(
+        options, closed=gate.closed, held_everywhere=gate.holds_everywhere, follow=partial(_follow, connection)
+    )
     async with letta.store:
         yield Session(
             settings=settings,
@@ -184,6 +186,13 @@ async def _configuration_and_letta(
     if asked_for is None or not isinstance(reached, _Letta):
         raise (reached if isinstance(reached, IsabellaError) else None) or AssertionError("neither read nor reached")
     return asked_for, reached
+
+
+async def _follow(connection: Connection, provider: str, base_url: str) -> Sequence[str]:
+    # The SDK takes a while to load, and most syncs move nothing.
+    from isabella.agents.following import follow
+
+    return await follow(connection, provider, base_url)
 
 
 async def _reach(connection: Connection, only: Sequence[str]) -> _Letta:

@@ -6,7 +6,7 @@ On the real Letta: `integration/test_turns.py`. Here, when it happens is decided
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import anyio
@@ -42,6 +42,7 @@ class Agents:
     """A roster with one agent, which somebody has switched. It is looked at once `say` is set."""
 
     now: Binding = REALLY
+    addresses: dict[str, str] = field(default_factory=dict)
     failure: Exception | None = None
     say: anyio.Event = field(default_factory=anyio.Event)
     said: anyio.Event = field(default_factory=anyio.Event)
@@ -54,9 +55,16 @@ class Agents:
             raise self.failure
         return _speaker(self.now, speaker.handles)
 
-    async def bind(self, _agent_id: str, binding: Binding) -> None:
-        """Bind it."""
-        self.now = binding
+    async def bind(self, _agent_id: str, binding: Binding) -> Binding:
+        """Bind it, to where its provider is by now."""
+        self.now = replace(binding, base_url=self.addresses.get(binding.provider, binding.base_url))
+        return self.now
+
+    def astray(self, speaker: Speaker) -> Binding | None:
+        """The same at the address that its provider has by now."""
+        binding = speaker.binding
+        moved = None if binding is None else self.addresses.get(binding.provider)
+        return None if binding is None or moved is None else replace(binding, base_url=moved)
 
     async def resolve(self, _speaker: Speaker, handle: str) -> Binding:
         """What a handle means."""
@@ -220,3 +228,51 @@ async def test_nobody_is_asked_a_third_time(stage: Stage) -> None:
     assert isinstance(events[-2], Failed)
     assert events[-2].code is Code.NO_VENDOR
     assert told(await stage.turn(refuse, refuse, handles=(REALLY.handle,))) == [THOUGHT.handle, REALLY.handle]
+
+
+NEW_ADDRESS = "http://groq.moved/v1"
+
+
+async def test_an_agent_that_calls_a_former_address_is_bound_to_the_new_one_first(stage: Stage) -> None:
+    """The key that Letta holds belongs to the new address: nothing is said at the former one."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    stage.agents.addresses[THOUGHT.provider] = NEW_ADDRESS
+    called: list[str] = []
+
+    async def note(attempt: Attempt) -> AsyncIterator[Event | None]:
+        called.append(stage.agents.now.base_url)
+        async for event in answer()(attempt):
+            yield event
+
+    events = await stage.turn(note)
+    assert end(events).reason is Reason.COMPLETED
+    assert called == [NEW_ADDRESS]
+    assert stage.agents.now == replace(THOUGHT, base_url=NEW_ADDRESS)
+
+
+async def test_an_agent_goes_back_to_where_its_provider_is_by_then(stage: Stage) -> None:
+    """Its own vendor refuses, and moves while another one answers: the gate is waited for, and the move seen."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    answering, moving, moved = anyio.Event(), anyio.Event(), anyio.Event()
+
+    async def answer_meanwhile(attempt: Attempt) -> AsyncIterator[Event | None]:
+        answering.set()
+        async for event in answer(between=moving)(attempt):
+            yield event
+
+    async def move() -> None:
+        await answering.wait()
+        async with stage.gate.closed(THOUGHT.provider):
+            moving.set()
+            await anyio.wait_all_tasks_blocked()
+            assert stage.agents.now == REALLY
+            stage.agents.addresses[THOUGHT.provider] = NEW_ADDRESS
+        moved.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(move)
+        await stage.turn(refuse, answer_meanwhile, handles=(REALLY.handle,))
+    assert moved.is_set()
+    assert stage.agents.now == replace(THOUGHT, base_url=NEW_ADDRESS)

@@ -6,8 +6,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import anyio
+import httpx2
 import pytest
 from double import Double, Row
 from pydantic import SecretStr
@@ -15,7 +18,8 @@ from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 from weather import JumpingLoop, Killed, Kind, Sent, Weather, When
 
 from isabella.catalog import known_vendors
-from isabella.errors import IsabellaError
+from isabella.errors import ConfigurationError, IsabellaError
+from isabella.gate import Closed, ungated
 from isabella.providers import sealing
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action
@@ -167,3 +171,87 @@ def test_one_of_a_thousand_is_touched_alone() -> None:
     assert [sent.method for sent in weather.sent if sent.writes] == ["PATCH"]
     # The release, a full page and the one after it, the look under the lock, the update, and the reading back.
     assert len(weather.sent) == 6
+
+
+class NoPatch(httpx2.AsyncBaseTransport):
+    """A way to the double on which every update is refused with this status, after the first so many."""
+
+    def __init__(self, double: Double, status: int, *, after: int = 0) -> None:
+        self._inner = double.transport()
+        self._status = status
+        self._left = after
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.method == "PATCH":
+            self._left -= 1
+            if self._left < 0:
+                return httpx2.Response(self._status, json={"detail": "not now"}, request=request)
+        return await self._inner.handle_async_request(request)
+
+
+def report_over(transport: httpx2.AsyncBaseTransport, desired: Sequence[Desired], closed: Closed = ungated) -> Report:
+    """What one sync over this way to Letta reports."""
+
+    async def run() -> Report:
+        async with LettaServer("http://letta", transport=transport, timeout=5.0) as store:
+            return await bring_in_line(store, desired, Options(master_key=SecretStr(MASTER_KEY), closed=closed))
+
+    return anyio.run(run, backend_options={"loop_factory": JumpingLoop})
+
+
+@pytest.mark.parametrize("status", [409, 429])
+@pytest.mark.parametrize(
+    "situation", ["stale", "no key", "sealed elsewhere", "plaintext", "plaintext that is taken for sealed"]
+)
+def test_a_letta_that_is_busy_for_long_is_no_reason_to_delete(situation: str, status: int) -> None:
+    """Where every update meets a lock or too much to do, it failed and is told so; what is stored stays as it was."""
+    double, desired = letta_in(situation)
+    row = double.live("walk")
+    assert row is not None
+    before = dataclasses.replace(row)
+    weather = Weather(NoPatch(double, status))
+    report = report_over(weather, [desired])
+    (entry,) = report.ours
+    assert entry.proof is Proof.FAILED
+    assert "not now" in entry.reason
+    assert [sent.path for sent in weather.sent if sent.method == "DELETE" and row.id in sent.path] == []
+    assert double.live("walk") == before
+    healed, _ = sync(double, desired)
+    assert healed is not None
+    assert healed.all_proven
+
+
+@pytest.mark.parametrize("status", [409, 429, 503])
+def test_a_placeholder_that_was_left_behind_is_told_and_healed(status: int) -> None:
+    """Sealing takes two updates. Where only the first went through, what stands there is no key, and that is said."""
+    double, desired = letta_in("plaintext")
+    (entry,) = report_over(NoPatch(double, status, after=1), [desired]).ours
+    assert (entry.action, entry.proof) == (Action.UPDATE, Proof.FAILED)
+    assert "what stands there now is no key" in entry.reason
+    assert "the key is right" not in entry.reason
+    assert "providers sync --only walk" in str(entry.remedy)
+    healed, _ = sync(double, desired)
+    assert healed is not None
+    assert healed.all_proven
+
+
+def test_a_gate_that_cannot_be_closed_concerns_its_provider_alone() -> None:
+    """Where the database of its locks fails for one provider, that one is told, and the other is carried out."""
+    double, desired = letta_in("another type")
+    before = double.live("walk")
+    assert before is not None
+    before = dataclasses.replace(before)
+    other = dataclasses.replace(desired, name="bystander")
+
+    @asynccontextmanager
+    async def closed(provider: str) -> AsyncIterator[None]:
+        if provider == "walk":
+            raise ConfigurationError("The database cannot be used for locks.", remedy="Start it.")
+        yield
+
+    report = report_over(double.transport(), [desired, other], closed)
+    failed, done = report.ours
+    assert (failed.name, failed.proof, failed.remedy) == ("walk", Proof.FAILED, "Start it.")
+    assert "The database cannot be used for locks." in failed.reason
+    assert double.live("walk") == before
+    assert (done.name, done.action, done.proof) == ("bystander", Action.RECREATE, Proof.PROVEN)

@@ -81,6 +81,10 @@ class Models:
         """What the configuration asks for."""
         return tuple(self._providers.values())
 
+    def provider(self, name: str) -> Desired | None:
+        """What the configuration asks for under this name."""
+        return self._providers.get(name)
+
     def renew(self, providers: Iterable[Desired]) -> None:
         """Go by another configuration from now on. What a vendor said to a key that is replaced is forgotten."""
         fresh = {provider.name: provider for provider in providers}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -166,11 +166,14 @@ class Residents:
         window = resident.definition.window if resident.definition else None
         binding = await models.binding(handle, window=window)
         live = await self.wire.get("/v1/providers/", name=binding.provider, limit=500)
-        if not any(row.get("name") == binding.provider for row in live):
+        there = next((row for row in live if row.get("name") == binding.provider), None)
+        if there is None:
             raise ModelUnknown(
                 f"The provider {binding.provider} is not in Letta.",
                 remedy="Run `isabella providers sync`, which says why.",
             )
+        # Letta sends the key that it has to where the agent is bound (fact M6), so that is where this one belongs.
+        binding = replace(binding, base_url=there.get("base_url") or binding.base_url)
         # A failover may have bound it elsewhere since it was looked up.
         now = await self.get(resident.id)
         if now.binding != binding or now.engine is None or now.engine.compaction is not None:

@@ -7,13 +7,14 @@ happened. Between DELETE and POST nothing may stop us (fact P7), neither a cance
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 
 import anyio.to_thread
 from pydantic import SecretStr
 
-from isabella.errors import GateTimeout, LettaError, LettaRefused
+from isabella.errors import IsabellaError, LettaError, LettaRefused
 from isabella.gate import Closed, ungated
 from isabella.providers.plan import Action, Change, State, no_delete
 from isabella.providers.rotation import Ask, refusal
@@ -24,7 +25,14 @@ from isabella.stores import Abilities, Store
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import Answer, Verdict
 
+#: Has the agents of a provider call its new address; by names, and the answer names the agents.
+Follow = Callable[[str, str], Awaitable[Sequence[str]]]
+
 _AT_ONCE = 8
+_AGENTS_NAMED = 5
+#: With this Letta says that an update is no way: it cannot open what it holds, and so cannot compare (fact P4).
+#: Whatever else it refuses for, a lock or too much to do, is no reason to delete anything.
+_CANNOT_OPEN = 400
 _OTHER_SECRETS = (
     "Letta's master key was changed. Whatever else Letta had sealed under the former one (agents' environment "
     "variables, tokens of MCP servers) it cannot open now: enter that again, or run Letta under the former key."
@@ -61,6 +69,7 @@ class Applier:
         ask: asks a vendor about a key; None asks nobody.
         patience: seconds to go on trying when a provider has been deleted and cannot be made again yet.
         closed: keeps turns off a provider while it is changed with a gap.
+        follow: takes the agents of a provider along to another address; None where there are no agents.
     """
 
     def __init__(
@@ -73,8 +82,10 @@ class Applier:
         ask: Ask | None,
         patience: float = 30.0,
         closed: Closed = ungated,
+        follow: Follow | None = None,
     ) -> None:
         self._store = store
+        self._follow = follow
         self._closed = closed
         self._abilities = abilities
         self._strategy = strategy
@@ -117,7 +128,8 @@ class Applier:
                     return await self._recreate(change, change.reason)
                 case _:
                     return Outcome(change.action, change.reason, change.remedy)
-        except (LettaError, GateTimeout) as error:
+        except IsabellaError as error:
+            # Of Letta, of the gate, or of the database that holds the gate's locks: the others go on.
             return Outcome(change.action, f"{change.reason}; {error.what}", error.remedy, failed=True)
 
     @property
@@ -167,14 +179,23 @@ class Applier:
         answer = await self._inquire(change)
         if answer is not None and answer.takes_key is False:
             return _refused_by_vendor(change, answer)
+        followed = Followed()
         try:
-            await self._patch(change, _key(change))
+            async with AsyncExitStack() as gap:
+                if change.moves:
+                    # Letta sends the key to where an agent is bound (fact M6): until that is the new address, too,
+                    # nobody is to speak.
+                    await gap.enter_async_context(self._closed(change.desired.name))
+                    gap.enter_context(anyio.CancelScope(shield=True))
+                await self._patch(change, _key(change))
+                followed = await self._take_agents_along(change)
         except LettaRefused as error:
             if error.status == 404:
                 return await self._create(replace(change, reason="it was deleted meanwhile"))
-            # Letta cannot open what it holds, so it cannot compare (fact P4).
+            if error.status != _CANNOT_OPEN:
+                raise
             return await self._beyond_update(change, error, answer)
-        return Outcome(Action.UPDATE, _with(change.reason, answer))
+        return followed.told_of(Outcome(Action.UPDATE, _with(change.reason, answer)))
 
     async def _beyond_update(self, change: Change, error: LettaRefused, answer: Answer | None) -> Outcome:
         if self._strategy is Strategy.IN_PLACE:
@@ -217,11 +238,19 @@ class Applier:
             async with self._closed(change.desired.name):
                 with anyio.CancelScope(shield=True):
                     await self._patch(change, SecretStr(f"being-sealed-{secrets.token_hex(8)}"))
-                    await self._writer.patiently(lambda: self._patch(change, _key(change)))
+                    try:
+                        await self._writer.patiently(lambda: self._patch(change, _key(change)))
+                    except LettaError as error:
+                        if isinstance(error, LettaRefused) and error.status == _CANNOT_OPEN:
+                            raise
+                        return _half_sealed(change, error)
+                    followed = await self._take_agents_along(change)
         except LettaRefused as error:
             # A long key in plaintext is taken for a sealed one, which Letta cannot open (facts P4, O7).
+            if error.status != _CANNOT_OPEN:
+                raise
             return await self._beyond_update(change, error, None)
-        return Outcome(Action.UPDATE, change.reason)
+        return followed.told_of(Outcome(Action.UPDATE, change.reason))
 
     async def _recreate(self, change: Change, reason: str) -> Outcome:
         answer = await self._inquire(change)
@@ -236,7 +265,8 @@ class Applier:
                     await self._writer.patiently(lambda: self._post(change))
                 except LettaError as error:
                     return await self._put_back(change, reason, error)
-        return Outcome(Action.RECREATE, _with(reason, answer))
+                followed = await self._take_agents_along(change)
+        return followed.told_of(Outcome(Action.RECREATE, _with(reason, answer)))
 
     async def _put_back(self, change: Change, reason: str, error: LettaError) -> Outcome:
         """After a DELETE whose POST failed: make the former record again, where its key was readable."""
@@ -266,6 +296,16 @@ class Applier:
                 failed=True,
             )
         return Outcome(Action.RECREATE, f"{what} The former record is back in Letta.", again, failed=True)
+
+    async def _take_agents_along(self, change: Change) -> Followed:
+        """Where the provider has moved, have its agents call the new address. The provider is in place by now."""
+        if self._follow is None or not change.moves:
+            return Followed()
+        follow, name, base_url = self._follow, change.desired.name, change.desired.base_url
+        try:
+            return Followed(tuple(await self._writer.patiently(lambda: follow(name, base_url))))
+        except LettaError as error:
+            return Followed(trouble=error.what)
 
     async def _post(self, change: Change) -> None:
         desired = change.desired
@@ -301,10 +341,46 @@ class Applier:
         return Outcome(Action.CREATE, f"{change.reason}; {error.what}", error.remedy, failed=True)
 
 
+@dataclass(frozen=True)
+class Followed:
+    """What became of the agents of a provider that has moved.
+
+    Attributes:
+        agents: the names of those that call the new address now.
+        trouble: why some may not.
+    """
+
+    agents: tuple[str, ...] = ()
+    trouble: str | None = None
+
+    def told_of(self, outcome: Outcome) -> Outcome:
+        """The outcome of the move, with this in it."""
+        if self.trouble is not None:
+            return replace(
+                outcome,
+                reason=f"{outcome.reason}; its agents may still call the former address: {self.trouble}",
+                remedy="Bind them anew: isabella agents repair",
+            )
+        if not self.agents:
+            return outcome
+        more = len(self.agents) - _AGENTS_NAMED
+        named = ", ".join(self.agents[:_AGENTS_NAMED]) + (f" and {more} more" if more > 0 else "")
+        return replace(outcome, reason=f"{outcome.reason}; agents that call the new address now: {named}")
+
+
 def _key(change: Change) -> SecretStr:
     if change.desired.key is None:
         raise AssertionError("nothing is written without a key")
     return change.desired.key
+
+
+def _half_sealed(change: Change, error: LettaError) -> Outcome:
+    return Outcome(
+        Action.UPDATE,
+        f"it was in plaintext, and what stands there now is no key: writing the key again failed: {error.what}",
+        f"Until this is done agents on it are refused: isabella providers sync --only {change.desired.name}",
+        failed=True,
+    )
 
 
 def _refused_by_vendor(change: Change, answer: Answer) -> Outcome:

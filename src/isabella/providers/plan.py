@@ -75,6 +75,11 @@ class Change:
     refused_by_vendor: bool = False
 
     @property
+    def moves(self) -> bool:
+        """Whether the provider is there, and its address becomes another one."""
+        return self.stored is not None and self.stored.base_url != self.desired.base_url
+
+    @property
     def pending(self) -> bool:
         """Whether there is anything to write, or something that stands in the way of it."""
         return self.action not in (Action.KEEP, Action.NONE)

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from isabella.concurrency import together
 from isabella.errors import LettaError
 from isabella.gate import Closed, ungated
-from isabella.providers.apply import Applier, Outcome
+from isabella.providers.apply import Applier, Follow, Outcome
 from isabella.providers.desired import Desired
 from isabella.providers.plan import WRITES, Action, Change, State, plan, state_of
 from isabella.providers.report import Proof, ProviderReport, Report
@@ -63,6 +63,7 @@ class Options:
         seen: a reading made just before, in place of the run's own first one.
         closed: keeps turns off a provider while it is changed with a gap.
         held_everywhere: whether that holds for turns of other processes, too.
+        follow: takes the agents of a provider along to another address.
     """
 
     strategy: Strategy = Strategy.AUTO
@@ -76,6 +77,7 @@ class Options:
     seen: Seen | None = None
     closed: Closed = ungated
     held_everywhere: bool = True
+    follow: Follow | None = None
 
 
 async def look(store: Store, desired: Sequence[Desired], options: Options) -> Report:
@@ -213,6 +215,7 @@ class _Run:
             ask=options.ask,
             patience=options.patience,
             closed=options.closed,
+            follow=options.follow,
         )
         outcomes = await applier.apply([change for change in changes if _writes(change)])
         await self._try_read_again([change.desired for change in changes])
@@ -295,7 +298,7 @@ class _Run:
         if outcome is None or outcome.failed or self._options.held_everywhere:
             return ()
         gap = outcome.action is Action.RECREATE or (
-            outcome.action is Action.UPDATE and change.state is State.PLAINTEXT
+            outcome.action is Action.UPDATE and (change.state is State.PLAINTEXT or change.moves)
         )
         return (_NOT_HELD,) if gap else ()
 

@@ -9,6 +9,7 @@ import structlog
 
 from isabella.agents.binding import Binding
 from isabella.errors import IsabellaError
+from isabella.gate import Gate
 from isabella.turns.events import Asked
 from isabella.turns.roster import Roster, Speaker
 
@@ -34,9 +35,9 @@ class Candidate:
     binding: Binding | None = None
 
     @classmethod
-    def of(cls, speaker: Speaker) -> Candidate:
-        """What an agent is bound to already."""
-        return cls(speaker.handle, speaker.provider, speaker.model)
+    def of(cls, speaker: Speaker, binding: Binding | None = None) -> Candidate:
+        """What an agent is bound to already, or the same at another address."""
+        return cls(speaker.handle, speaker.provider, speaker.model, binding)
 
     @property
     def asked(self) -> Asked:
@@ -49,17 +50,19 @@ class Rebound:
 
     Args:
         roster: the agents.
+        gate: of the providers.
         speaker: the agent.
     """
 
-    def __init__(self, roster: Roster, speaker: Speaker) -> None:
+    def __init__(self, roster: Roster, gate: Gate, speaker: Speaker) -> None:
         self._roster = roster
+        self._gate = gate
         self._speaker = speaker
         self._chosen: Binding | None = None
         self._now: Binding | None = None
 
     async def to(self, binding: Binding) -> None:
-        """Bind it to this one.
+        """Bind it to this one, whose gate has been passed.
 
         Raises:
             LettaError: Letta refuses or fails.
@@ -68,8 +71,9 @@ class Rebound:
             # Somebody may have switched it meanwhile: that is what it goes back to.
             self._chosen = self._now = (await self._roster.look(self._speaker)).binding
         if self._now != binding:
+            # Noted before: where the answer to it is lost, it may be bound there all the same.
             self._now = binding
-            await self._roster.bind(self._speaker.id, binding)
+            self._now = await self._roster.bind(self._speaker.id, binding)
 
     async def __aenter__(self) -> Rebound:
         return self
@@ -77,9 +81,13 @@ class Rebound:
     async def __aexit__(self, *_: object) -> None:
         if self._chosen is None or self._now is None or self._now == self._chosen:
             return
+        why = f"it took more than {_BINDING_SECONDS:g} s"
         with anyio.CancelScope(shield=True), anyio.move_on_after(_BINDING_SECONDS):
             try:
-                if (await self._roster.look(self._speaker)).binding == self._now:
-                    await self._roster.bind(self._speaker.id, self._chosen)
+                async with self._gate.passing(self._chosen.provider):
+                    if (await self._roster.look(self._speaker)).binding == self._now:
+                        await self._roster.bind(self._speaker.id, self._chosen)
+                return
             except IsabellaError as error:
-                log.warning("not bound back", agent=self._speaker.name, to=self._chosen.handle, error=error.what)
+                why = error.what
+        log.warning("not bound back", agent=self._speaker.name, to=self._chosen.handle, error=why)

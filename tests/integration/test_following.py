@@ -1,0 +1,169 @@
+"""A vendor that moves, with another key: agents go along, and no key arrives where it does not belong (fact M6)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from backend_server import Backend, backend
+
+from isabella.assurance import ensure_providers
+from isabella.embedded import Letta
+from isabella.practice import PracticeVendors
+from isabella.practice.overlay import with_practice_vendors
+from isabella.providers.desired import desired_providers
+from isabella.providers.plan import Action, State
+from isabella.providers.report import Proof, ProviderReport
+from isabella.settings import Settings
+from isabella.strategy import Strategy
+
+CEREBRAS, GROQ = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b"
+
+
+@pytest.fixture(scope="module")
+def elsewhere() -> Iterator[PracticeVendors]:
+    """Where Cerebras moves to. It takes keys of its own only."""
+    with PracticeVendors() as vendors:
+        yield vendors
+
+
+@pytest.fixture(scope="module")
+def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """A backend on practice vendors."""
+    with PracticeVendors() as vendors, backend(letta_server, tmp_path_factory.mktemp("home"), vendors) as running:
+        yield running
+
+
+@pytest.fixture
+def before(served: Backend, elsewhere: PracticeVendors) -> None:
+    """Cerebras is where it was first, for every test."""
+    assert move(served, served.settings).proof is Proof.PROVEN
+    served.vendors.clear()
+    for vendors in (served.vendors, elsewhere):
+        vendors.forget()
+
+
+def moved(served: Backend, elsewhere: PracticeVendors) -> Settings:
+    """The settings after the move: another address and another key for Cerebras, and nothing else."""
+    there = with_practice_vendors(served.settings, elsewhere)
+    changed = {name: value for name, value in there.sources.overlay.items() if name.startswith("CEREBRAS_")}
+    overlay = {**served.settings.sources.overlay, **changed}
+    return there.model_copy(update={"sources": replace(there.sources, overlay=overlay)})
+
+
+def move(served: Backend, settings: Settings, strategy: Strategy | None = None) -> ProviderReport:
+    """Sync Cerebras behind the backend's gate."""
+
+    async def sync() -> ProviderReport:
+        report = await ensure_providers(
+            settings,
+            connection=served.connection,
+            only=("cerebras",),
+            strategy=strategy,
+            gate=served.app.state.locks.gate,
+        )
+        return report.providers[0]
+
+    found: ProviderReport = served.call(sync)
+    return found
+
+
+def endpoint(served: Backend, agent: str) -> str:
+    """The address that an agent calls."""
+    return str(served.letta.get(f"/v1/agents/{served.id_of(agent)}").json()["llm_config"]["model_endpoint"])
+
+
+def astray(*vendors: PracticeVendors) -> list[str | None]:
+    """Keys that arrived at a Cerebras which is not theirs."""
+    return [one.key_masked for some in vendors for one in some.requests("cerebras") if not one.accepted]
+
+
+@pytest.mark.usefixtures("before")
+@pytest.mark.parametrize("strategy", [None, Strategy.RECREATE])
+def test_agents_go_along_while_they_talk(
+    served: Backend, elsewhere: PracticeVendors, strategy: Strategy | None
+) -> None:
+    """Under load, updated or recreated: every turn is answered, and neither key is seen at the other address."""
+    agents = [served.agent(f"mover-{strategy}-{number}", CEREBRAS) for number in range(2)]
+    done = threading.Event()
+    ends: list[str] = []
+
+    def talk(agent: str) -> None:
+        while True:
+            last = done.is_set()
+            ends.append(served.say(agent, "Say good morning").end["reason"])
+            if last:
+                return
+
+    threads = [threading.Thread(target=talk, args=(agent,)) for agent in agents]
+    for thread in threads:
+        thread.start()
+    try:
+        entry = move(served, moved(served, elsewhere), strategy)
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(60)
+
+    assert (entry.action, entry.proof) == (Action.RECREATE if strategy else Action.UPDATE, Proof.PROVEN)
+    assert "agents that call the new address now: " in entry.reason
+    assert set(ends) == {"completed"}
+    assert astray(served.vendors, elsewhere) == []
+    assert {endpoint(served, agent) for agent in agents} == {elsewhere.base_url("cerebras")}
+    assert any(request.path.endswith("/chat/completions") for request in elsewhere.requests("cerebras"))
+
+
+@pytest.mark.usefixtures("before")
+def test_nothing_else_about_an_agent_is_changed(served: Backend, elsewhere: PracticeVendors) -> None:
+    """Only the address; and an agent of another vendor's is not touched at all."""
+    mine, other = served.agent("plain", CEREBRAS), served.agent("other", GROQ)
+    path = f"/v1/agents/{served.id_of(mine)}"
+    config = served.letta.get(path).json()["llm_config"] | {"temperature": 0.25, "max_tokens": 77}
+    served.letta.patch(path, json={"llm_config": config}).raise_for_status()
+    rows = {agent: served.letta.get(f"/v1/agents/{served.id_of(agent)}").json() for agent in (mine, other)}
+    assert move(served, moved(served, elsewhere)).stored is State.STALE
+    now = served.letta.get(path).json()["llm_config"]
+    assert now == rows[mine]["llm_config"] | {"model_endpoint": elsewhere.base_url("cerebras")}
+    assert served.letta.get(f"/v1/agents/{served.id_of(other)}").json()["llm_config"] == rows[other]["llm_config"]
+
+
+@pytest.mark.usefixtures("before")
+def test_a_turn_that_was_answered_elsewhere_goes_back_to_the_new_address(
+    served: Backend, elsewhere: PracticeVendors
+) -> None:
+    """Cerebras fails, Groq answers, and Cerebras moves meanwhile."""
+    agent = served.agent("returning", CEREBRAS, GROQ)
+    served.vendors.fault("cerebras", status=500, on="chat")
+    served.vendors.fault("groq", between=0.05, on="chat")
+    with served.client.stream("POST", f"/api/agents/{agent}/turns", json={"message": "Say good morning"}) as turn:
+        lines = turn.iter_lines()
+        while GROQ not in next(lines):
+            pass
+        assert move(served, moved(served, elsewhere)).proof is Proof.PROVEN
+        assert any('"completed"' in line for line in lines)
+    assert endpoint(served, agent) == elsewhere.base_url("cerebras")
+    assert served.say(agent, "Say good evening").end["handle"] == CEREBRAS
+    assert astray(served.vendors, elsewhere) == []
+
+
+@pytest.mark.usefixtures("before")
+def test_an_agent_that_was_left_behind_is_taken_along_by_its_next_turn(
+    served: Backend, elsewhere: PracticeVendors
+) -> None:
+    """As after a sync that was killed in between, or an agent that somebody has bound to the former address."""
+    settings = moved(served, elsewhere)
+    agent = served.agent("left-behind", CEREBRAS)
+    path = f"/v1/agents/{served.id_of(agent)}"
+    config = served.letta.get(path).json()["llm_config"]
+    assert move(served, settings).proof is Proof.PROVEN
+    served.letta.patch(path, json={"llm_config": config}).raise_for_status()
+    models = served.app.state.agency.models
+    try:
+        models.renew(desired_providers(settings))
+        assert served.say(agent, "Say good morning").end["handle"] == CEREBRAS
+    finally:
+        models.renew(desired_providers(served.settings))
+    assert endpoint(served, agent) == elsewhere.base_url("cerebras")
+    assert astray(served.vendors, elsewhere) == []

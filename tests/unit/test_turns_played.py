@@ -55,10 +55,13 @@ class Agents:
             raise self.failure
         return _speaker(self.now, speaker.handles)
 
-    async def bind(self, _agent_id: str, binding: Binding) -> Binding:
-        """Bind it, to where its provider is by now."""
-        self.now = replace(binding, base_url=self.addresses.get(binding.provider, binding.base_url))
-        return self.now
+    async def bind(self, _agent_id: str, binding: Binding) -> None:
+        """Bind it."""
+        self.now = binding
+
+    async def placed(self, binding: Binding) -> Binding:
+        """The same where its provider is by now."""
+        return replace(binding, base_url=self.addresses.get(binding.provider, binding.base_url))
 
     def astray(self, speaker: Speaker) -> Binding | None:
         """The same at the address that its provider has by now."""

@@ -70,10 +70,11 @@ class Rebound:
         if self._chosen is None:
             # Somebody may have switched it meanwhile: that is what it goes back to.
             self._chosen = self._now = (await self._roster.look(self._speaker)).binding
+        binding = await self._roster.placed(binding)
         if self._now != binding:
             # Noted before: where the answer to it is lost, it may be bound there all the same.
             self._now = binding
-            self._now = await self._roster.bind(self._speaker.id, binding)
+            await self._roster.bind(self._speaker.id, binding)
 
     async def __aenter__(self) -> Rebound:
         return self
@@ -85,8 +86,9 @@ class Rebound:
         with anyio.CancelScope(shield=True), anyio.move_on_after(_BINDING_SECONDS):
             try:
                 async with self._gate.passing(self._chosen.provider):
-                    if (await self._roster.look(self._speaker)).binding == self._now:
-                        await self._roster.bind(self._speaker.id, self._chosen)
+                    home = await self._roster.placed(self._chosen)
+                    if home != self._now and (await self._roster.look(self._speaker)).binding == self._now:
+                        await self._roster.bind(self._speaker.id, home)
                 return
             except IsabellaError as error:
                 why = error.what

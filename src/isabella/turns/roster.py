@@ -105,21 +105,26 @@ class Roster:
         """Look this agent up anew the next time."""
         self._known = {name: known for name, known in self._known.items() if known[1].id != agent_id}
 
-    async def bind(self, agent_id: str, binding: Binding) -> Binding:
-        """Bind an agent; effective with its next message. To be called where the provider's gate has been passed.
-
-        Returns:
-            What it was really bound to. Letta sends the provider's key to the agent's address (fact M6), so that is
-            the one which the provider itself has at this moment, whatever was known before.
+    async def bind(self, agent_id: str, binding: Binding) -> None:
+        """Bind an agent; effective with its next message.
 
         Raises:
             LettaError: Letta refuses or fails.
         """
+        await self._residents.bind(agent_id, binding)
+
+    async def placed(self, binding: Binding) -> Binding:
+        """The same at the address that its provider has in Letta: for as long as its gate is being passed.
+
+        Letta sends the provider's key to the agent's address (fact M6), so no other one will do, whatever was known
+        of it before.
+
+        Raises:
+            LettaError: Letta cannot be read.
+        """
         rows = await self._residents.wire.get("/v1/providers/", name=binding.provider, limit=500)
         there = next((row.get("base_url") for row in rows if row.get("name") == binding.provider), None)
-        binding = replace(binding, base_url=there or binding.base_url)
-        await self._residents.bind(agent_id, binding)
-        return binding
+        return replace(binding, base_url=there or binding.base_url)
 
     def astray(self, speaker: Speaker) -> Binding | None:
         """The agent's own model, at the address that its provider has by now; None where it calls that already."""

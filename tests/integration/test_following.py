@@ -9,8 +9,11 @@ from dataclasses import replace
 import pytest
 from backend_server import Backend, backend
 
+from isabella.agents import following
+from isabella.agents.wire import Wire
 from isabella.assurance import ensure_providers
 from isabella.embedded import Letta
+from isabella.errors import LettaRefused
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.providers.desired import desired_providers
@@ -130,6 +133,49 @@ def test_nothing_else_about_an_agent_is_changed(served: Backend, elsewhere: Prac
 
 
 @pytest.mark.usefixtures("before")
+def test_an_agent_that_cannot_follow_holds_up_nobody(
+    served: Backend, elsewhere: PracticeVendors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is refused by Letta, one is gone by then, one was switched to Groq: the others follow, and it is told."""
+    agents = [served.agent(f"follower-{number}", CEREBRAS) for number in range(5)]
+    refused, gone, switched = (served.id_of(agent) for agent in agents[1:4])
+    groq = served.letta.get(f"/v1/agents/{served.id_of(served.agent('of-groq', GROQ))}").json()["llm_config"]
+    really = following.move
+
+    async def move_or_not(wire: Wire, agent_id: str, provider: str, base_url: str) -> bool:
+        if agent_id == refused:
+            raise LettaRefused("Letta refused to change it.", status=422, detail="no")
+        if agent_id == gone:
+            raise LettaRefused("There is no such agent.", status=404, detail="no")
+        if agent_id == switched:
+            await wire.patch(f"/v1/agents/{agent_id}", {"llm_config": groq})
+        return await really(wire, agent_id, provider, base_url)
+
+    monkeypatch.setattr(following, "move", move_or_not)
+    entry = move(served, moved(served, elsewhere))
+    assert entry.proof is Proof.PROVEN
+    assert "Letta refused to change it." in entry.reason
+    there = elsewhere.base_url("cerebras")
+    assert [endpoint(served, agent) == there for agent in agents] == [True, False, False, False, True]
+    assert served.letta.get(f"/v1/agents/{switched}").json()["llm_config"] == groq
+    for agent in agents:
+        served.letta.delete(f"/v1/agents/{served.id_of(agent)}").raise_for_status()
+
+
+@pytest.mark.usefixtures("before")
+def test_an_agent_that_calls_the_same_place_is_left_as_it_is(served: Backend) -> None:
+    """A slash at the end is no other address, and a turn changes nothing about somebody's agent."""
+    agent = served.agent("slash", CEREBRAS)
+    path = f"/v1/agents/{served.id_of(agent)}"
+    config = served.letta.get(path).json()["llm_config"]
+    config |= {"model_endpoint": config["model_endpoint"] + "/", "temperature": 0.25}
+    served.letta.patch(path, json={"llm_config": config}).raise_for_status()
+    before = served.letta.get(path).json()["llm_config"]
+    assert served.say(agent, "Say good morning").end["reason"] == "completed"
+    assert served.letta.get(path).json()["llm_config"] == before
+
+
+@pytest.mark.usefixtures("before")
 def test_a_turn_that_was_answered_elsewhere_goes_back_to_the_new_address(
     served: Backend, elsewhere: PracticeVendors
 ) -> None:
@@ -156,7 +202,7 @@ def test_an_agent_that_was_left_behind_is_taken_along_by_its_next_turn(
     settings = moved(served, elsewhere)
     agent = served.agent("left-behind", CEREBRAS)
     path = f"/v1/agents/{served.id_of(agent)}"
-    config = served.letta.get(path).json()["llm_config"]
+    config = served.letta.get(path).json()["llm_config"] | {"temperature": 0.25}
     assert move(served, settings).proof is Proof.PROVEN
     served.letta.patch(path, json={"llm_config": config}).raise_for_status()
     models = served.app.state.agency.models
@@ -165,5 +211,5 @@ def test_an_agent_that_was_left_behind_is_taken_along_by_its_next_turn(
         assert served.say(agent, "Say good morning").end["handle"] == CEREBRAS
     finally:
         models.renew(desired_providers(served.settings))
-    assert endpoint(served, agent) == elsewhere.base_url("cerebras")
+    assert served.letta.get(path).json()["llm_config"] == config | {"model_endpoint": elsewhere.base_url("cerebras")}
     assert astray(served.vendors, elsewhere) == []

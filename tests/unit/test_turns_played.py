@@ -6,6 +6,7 @@ On the real Letta: `integration/test_turns.py`. Here, when it happens is decided
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -63,11 +64,9 @@ class Agents:
         """The same where its provider is by now."""
         return replace(binding, base_url=self.addresses.get(binding.provider, binding.base_url))
 
-    def astray(self, speaker: Speaker) -> Binding | None:
-        """The same at the address that its provider has by now."""
-        binding = speaker.binding
-        moved = None if binding is None else self.addresses.get(binding.provider)
-        return None if binding is None or moved is None else replace(binding, base_url=moved)
+    async def take_along(self, _speaker: Speaker) -> None:
+        """Have it call where its provider is by now."""
+        self.now = await self.placed(self.now)
 
     async def resolve(self, _speaker: Speaker, handle: str) -> Binding:
         """What a handle means."""
@@ -255,27 +254,32 @@ async def test_an_agent_that_calls_a_former_address_is_bound_to_the_new_one_firs
 
 
 async def test_an_agent_goes_back_to_where_its_provider_is_by_then(stage: Stage) -> None:
-    """Its own vendor refuses, and moves while another one answers: the gate is waited for, and the move seen."""
+    """Its own vendor refuses, and moves while another one answers."""
     stage.agents.now = THOUGHT
     stage.agents.say.set()
-    answering, moving, moved = anyio.Event(), anyio.Event(), anyio.Event()
 
     async def answer_meanwhile(attempt: Attempt) -> AsyncIterator[Event | None]:
-        answering.set()
-        async for event in answer(between=moving)(attempt):
+        async with stage.gate.closed(THOUGHT.provider):
+            stage.agents.addresses[THOUGHT.provider] = NEW_ADDRESS
+        async for event in answer()(attempt):
             yield event
 
-    async def move() -> None:
-        await answering.wait()
-        async with stage.gate.closed(THOUGHT.provider):
-            moving.set()
-            await anyio.wait_all_tasks_blocked()
-            assert stage.agents.now == REALLY
-            stage.agents.addresses[THOUGHT.provider] = NEW_ADDRESS
-        moved.set()
-
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(move)
-        await stage.turn(refuse, answer_meanwhile, handles=(REALLY.handle,))
-    assert moved.is_set()
+    await stage.turn(refuse, answer_meanwhile, handles=(REALLY.handle,))
     assert stage.agents.now == replace(THOUGHT, base_url=NEW_ADDRESS)
+
+
+async def test_an_agent_goes_back_whatever_is_done_to_its_provider(stage: Stage) -> None:
+    """A gate that is closed for long keeps no agent on the vendor that answered in its own vendor's place."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    closed = AsyncExitStack()
+
+    async def answer_meanwhile(attempt: Attempt) -> AsyncIterator[Event | None]:
+        await closed.enter_async_context(stage.gate.closed(THOUGHT.provider))
+        async for event in answer()(attempt):
+            yield event
+
+    async with closed:
+        events = await stage.turn(refuse, answer_meanwhile, handles=(REALLY.handle,))
+    assert end(events).handle == REALLY.handle
+    assert stage.agents.now == THOUGHT

@@ -18,9 +18,10 @@ from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 from weather import JumpingLoop, Killed, Kind, Sent, Weather, When
 
 from isabella.catalog import known_vendors
-from isabella.errors import ConfigurationError, IsabellaError
+from isabella.errors import ConfigurationError, IsabellaError, LettaRefused
 from isabella.gate import Closed, ungated
 from isabella.providers import sealing
+from isabella.providers.apply import Follow
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Report
@@ -189,12 +190,18 @@ class NoPatch(httpx2.AsyncBaseTransport):
         return await self._inner.handle_async_request(request)
 
 
-def report_over(transport: httpx2.AsyncBaseTransport, desired: Sequence[Desired], closed: Closed = ungated) -> Report:
+def report_over(
+    transport: httpx2.AsyncBaseTransport,
+    desired: Sequence[Desired],
+    closed: Closed = ungated,
+    follow: Follow | None = None,
+) -> Report:
     """What one sync over this way to Letta reports."""
 
     async def run() -> Report:
         async with LettaServer("http://letta", transport=transport, timeout=5.0) as store:
-            return await bring_in_line(store, desired, Options(master_key=SecretStr(MASTER_KEY), closed=closed))
+            options = Options(master_key=SecretStr(MASTER_KEY), closed=closed, follow=follow)
+            return await bring_in_line(store, desired, options)
 
     return anyio.run(run, backend_options={"loop_factory": JumpingLoop})
 
@@ -233,6 +240,90 @@ def test_a_placeholder_that_was_left_behind_is_told_and_healed(status: int) -> N
     healed, _ = sync(double, desired)
     assert healed is not None
     assert healed.all_proven
+
+
+class DeletedMeanwhile(httpx2.AsyncBaseTransport):
+    """A way to the double on which somebody deletes the provider just before an update arrives."""
+
+    def __init__(self, double: Double) -> None:
+        self._double = double
+        self._inner = double.transport()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.method == "PATCH" and (row := self._double.live("walk")) is not None:
+            row.enc, row.deleted = None, True
+        return await self._inner.handle_async_request(request)
+
+
+NEW_URL = "http://moved.test/v1"
+
+
+@pytest.mark.parametrize("situation", ["stale", "another type", "sealed elsewhere", "plaintext", "deleted meanwhile"])
+def test_agents_follow_a_provider_before_anybody_speaks_again(situation: str) -> None:
+    """However it is done: the gate is closed, the new key is at the new address, agents follow, the gate opens."""
+    double, desired = letta_in("stale" if situation == "deleted meanwhile" else situation)
+    desired = dataclasses.replace(desired, base_url=NEW_URL)
+    happened: list[str] = []
+
+    @asynccontextmanager
+    async def closed(provider: str) -> AsyncIterator[None]:
+        happened.append(f"{provider} closed")
+        yield
+        happened.append(f"{provider} open")
+
+    async def follow(provider: str, base_url: str) -> Sequence[str]:
+        row = double.live(provider)
+        assert row is not None
+        assert (row.base_url, double.bearer(provider)) == (NEW_URL, desired.key and desired.key.get_secret_value())
+        happened.append(f"followed to {base_url}")
+        return ["Isabella", *(f"agent {number}" for number in range(9))]
+
+    way = DeletedMeanwhile(double) if situation == "deleted meanwhile" else double.transport()
+    (entry,) = report_over(way, [desired], closed, follow).ours
+    assert entry.proof is Proof.PROVEN
+    assert happened[-3:] == ["walk closed", f"followed to {NEW_URL}", "walk open"]
+    assert "agents that call the new address now: Isabella, agent 0, agent 1, agent 2, agent 3 and 5 more" in (
+        entry.reason
+    )
+
+
+def test_agents_that_may_be_left_behind_are_told() -> None:
+    """The provider is in place and proven; what could not be done about its agents has a remedy."""
+    double, desired = letta_in("stale")
+
+    async def follow(_provider: str, _base_url: str) -> Sequence[str]:
+        raise LettaRefused("Letta refused to change an agent.", status=422, detail="no")
+
+    moved = dataclasses.replace(desired, base_url=NEW_URL)
+    (entry,) = report_over(double.transport(), [moved], follow=follow).ours
+    assert (entry.proof, entry.remedy) == (Proof.PROVEN, "Bind them anew: isabella agents repair")
+    assert "its agents may still call the former address: Letta refused to change an agent." in entry.reason
+
+
+def test_nobody_follows_where_nothing_moves() -> None:
+    """A changed key at the same address is no matter of the agents, and of no gate."""
+    double, desired = letta_in("stale")
+
+    async def follow(_provider: str, _base_url: str) -> Sequence[str]:
+        raise AssertionError("nothing has moved")
+
+    assert report_over(double.transport(), [desired], _never_closed, follow).all_proven
+
+
+@asynccontextmanager
+async def _never_closed(provider: str) -> AsyncIterator[None]:
+    raise AssertionError(f"{provider} has no gap")
+    yield
+
+
+def test_sealing_that_is_cut_off_has_not_moved_yet() -> None:
+    """The placeholder goes to the former address, so that the next sync still takes the agents along."""
+    double, desired = letta_in("plaintext")
+    moved = dataclasses.replace(desired, base_url=NEW_URL)
+    report_over(NoPatch(double, 429, after=1), [moved])
+    row = double.live("walk")
+    assert row is not None
+    assert row.base_url == URL
 
 
 def test_a_gate_that_cannot_be_closed_concerns_its_provider_alone() -> None:

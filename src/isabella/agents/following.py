@@ -6,9 +6,50 @@ that stands in the provider. Whoever moves a provider takes its agents along, or
 
 from __future__ import annotations
 
+from functools import partial
+
 from isabella.agents.client import open_client
-from isabella.agents.residents import Residents
+from isabella.agents.residents import Resident, Residents
+from isabella.agents.wire import Wire
+from isabella.concurrency import together
 from isabella.connection import Connection
+from isabella.errors import LettaError, LettaRefused
+
+_AT_ONCE = 8
+#: A turn that is just ending may bind its agent back to what was true when it looked.
+_PASSES = 3
+
+
+def same_address(one: str | None, other: str | None) -> bool:
+    """Whether two base URLs mean the same place."""
+    return (one or "").rstrip("/") == (other or "").rstrip("/")
+
+
+async def move(wire: Wire, agent_id: str, provider: str, base_url: str) -> bool:
+    """Have one agent call this address, if it is bound to the provider. All else in its `llm_config` stays.
+
+    Args:
+        wire: to Letta.
+        agent_id: Letta's id of it.
+        provider: the provider's name in Letta.
+        base_url: where its vendor answers now.
+
+    Returns:
+        Whether it called another address; not so where somebody has bound it to another provider meanwhile.
+
+    Raises:
+        LettaError: Letta refuses or fails.
+    """
+    path = f"/v1/agents/{agent_id}"
+    # Without blocks, tools and tags, which take Letta twice as long.
+    row = await wire.get(path, include_relationships="")
+    config = row.get("llm_config") or {}
+    if config.get("provider_name") != provider or config.get("provider_category") == "base":
+        return False
+    if same_address(config.get("model_endpoint"), base_url):
+        return False
+    await wire.patch(path, {"llm_config": {**config, "model_endpoint": base_url}})
+    return True
 
 
 async def follow(connection: Connection, provider: str, base_url: str) -> tuple[str, ...]:
@@ -23,19 +64,38 @@ async def follow(connection: Connection, provider: str, base_url: str) -> tuple[
         The names of the agents that called another address.
 
     Raises:
-        LettaError: they cannot be listed, or one cannot be changed; those before it have been.
+        LettaError: they cannot be listed, or some of them cannot be changed; all others have been.
     """
-    moved: list[str] = []
+    moved: dict[str, str] = {}
+    trouble: dict[str, LettaError] = {}
     async with open_client(connection) as client:
         residents = Residents(client)
-        for resident in await residents.all():
-            engine = resident.engine
-            if engine is None or engine.provider != provider or engine.category == "base":
-                continue
-            if (engine.endpoint or "").rstrip("/") == base_url.rstrip("/"):
-                continue
-            row = await residents.wire.get(f"/v1/agents/{resident.id}", include_relationships="")
-            config = {**row["llm_config"], "model_endpoint": base_url}
-            await residents.change(resident.id, {"llm_config": config})
-            moved.append(resident.name)
-    return tuple(moved)
+
+        async def one(resident: Resident) -> None:
+            try:
+                if await move(residents.wire, resident.id, provider, base_url):
+                    moved[resident.id] = resident.name
+            except LettaError as error:
+                # One that is gone calls nobody any more.
+                if not (isinstance(error, LettaRefused) and error.status == 404):
+                    trouble[resident.id] = error
+
+        for _ in range(_PASSES):
+            behind = [
+                resident
+                for resident in await residents.all()
+                if _calls_elsewhere(resident, provider, base_url) and resident.id not in trouble
+            ]
+            if not behind:
+                break
+            await together([partial(one, resident) for resident in behind], at_once=_AT_ONCE)
+    for error in trouble.values():
+        raise error
+    return tuple(moved.values())
+
+
+def _calls_elsewhere(resident: Resident, provider: str, base_url: str) -> bool:
+    engine = resident.engine
+    if engine is None or engine.provider != provider or engine.category == "base":
+        return False
+    return not same_address(engine.endpoint, base_url)

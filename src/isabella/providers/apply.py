@@ -191,7 +191,7 @@ class Applier:
                 followed = await self._take_agents_along(change)
         except LettaRefused as error:
             if error.status == 404:
-                return await self._create(replace(change, reason="it was deleted meanwhile"))
+                return await self._make_anew(replace(change, reason="it was deleted meanwhile"))
             if error.status != _CANNOT_OPEN:
                 raise
             return await self._beyond_update(change, error, answer)
@@ -237,7 +237,9 @@ class Applier:
         try:
             async with self._closed(change.desired.name):
                 with anyio.CancelScope(shield=True):
-                    await self._patch(change, SecretStr(f"being-sealed-{secrets.token_hex(8)}"))
+                    # At its former address, so that a move that is cut off here is still one for the next sync.
+                    placeholder = SecretStr(f"being-sealed-{secrets.token_hex(8)}")
+                    await self._patch(change, placeholder, base_url=change.stored.base_url if change.stored else None)
                     try:
                         await self._writer.patiently(lambda: self._patch(change, _key(change)))
                     except LettaError as error:
@@ -311,10 +313,18 @@ class Applier:
         desired = change.desired
         await self._writer.create(name=desired.name, type=desired.type, base_url=desired.base_url, key=_key(change))
 
-    async def _patch(self, change: Change, key: SecretStr) -> None:
+    async def _make_anew(self, change: Change) -> Outcome:
+        """Make what was there a moment ago, perhaps at another address."""
+        if not change.moves:
+            return await self._create(change)
+        async with self._closed(change.desired.name):
+            outcome = await self._create(change)
+            return outcome if outcome.failed else (await self._take_agents_along(change)).told_of(outcome)
+
+    async def _patch(self, change: Change, key: SecretStr, *, base_url: str | None = None) -> None:
         if change.stored is None:
             raise AssertionError("an update needs a record")
-        await self._writer.update(change.stored, key=key, base_url=change.desired.base_url)
+        await self._writer.update(change.stored, key=key, base_url=base_url or change.desired.base_url)
 
     async def _inquire(self, change: Change) -> Answer | None:
         if self._ask is None or not change.ask_vendor:

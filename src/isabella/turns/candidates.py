@@ -9,7 +9,6 @@ import structlog
 
 from isabella.agents.binding import Binding
 from isabella.errors import IsabellaError
-from isabella.gate import Gate
 from isabella.turns.events import Asked
 from isabella.turns.roster import Roster, Speaker
 
@@ -35,9 +34,9 @@ class Candidate:
     binding: Binding | None = None
 
     @classmethod
-    def of(cls, speaker: Speaker, binding: Binding | None = None) -> Candidate:
-        """What an agent is bound to already, or the same at another address."""
-        return cls(speaker.handle, speaker.provider, speaker.model, binding)
+    def of(cls, speaker: Speaker) -> Candidate:
+        """What an agent is bound to already."""
+        return cls(speaker.handle, speaker.provider, speaker.model)
 
     @property
     def asked(self) -> Asked:
@@ -50,13 +49,11 @@ class Rebound:
 
     Args:
         roster: the agents.
-        gate: of the providers.
         speaker: the agent.
     """
 
-    def __init__(self, roster: Roster, gate: Gate, speaker: Speaker) -> None:
+    def __init__(self, roster: Roster, speaker: Speaker) -> None:
         self._roster = roster
-        self._gate = gate
         self._speaker = speaker
         self._chosen: Binding | None = None
         self._now: Binding | None = None
@@ -82,14 +79,12 @@ class Rebound:
     async def __aexit__(self, *_: object) -> None:
         if self._chosen is None or self._now is None or self._now == self._chosen:
             return
-        why = f"it took more than {_BINDING_SECONDS:g} s"
         with anyio.CancelScope(shield=True), anyio.move_on_after(_BINDING_SECONDS):
             try:
-                async with self._gate.passing(self._chosen.provider):
-                    home = await self._roster.placed(self._chosen)
-                    if home != self._now and (await self._roster.look(self._speaker)).binding == self._now:
-                        await self._roster.bind(self._speaker.id, home)
-                return
+                # Not through the gate, which may be closed for long: nothing is said here, and whoever moves the
+                # provider looks for agents again at the end.
+                home = await self._roster.placed(self._chosen)
+                if home != self._now and (await self._roster.look(self._speaker)).binding == self._now:
+                    await self._roster.bind(self._speaker.id, home)
             except IsabellaError as error:
-                why = error.what
-        log.warning("not bound back", agent=self._speaker.name, to=self._chosen.handle, error=why)
+                log.warning("not bound back", agent=self._speaker.name, to=self._chosen.handle, error=error.what)

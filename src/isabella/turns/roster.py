@@ -9,6 +9,7 @@ from typing import Any
 
 from isabella.agents.binding import Binding
 from isabella.agents.engine import Engine
+from isabella.agents.following import move, same_address
 from isabella.agents.models import Models
 from isabella.agents.residents import Resident, Residents
 from isabella.errors import AgentUnknown, LettaRefused
@@ -126,13 +127,23 @@ class Roster:
         there = next((row.get("base_url") for row in rows if row.get("name") == binding.provider), None)
         return replace(binding, base_url=there or binding.base_url)
 
-    def astray(self, speaker: Speaker) -> Binding | None:
-        """The agent's own model, at the address that its provider has by now; None where it calls that already."""
+    async def take_along(self, speaker: Speaker) -> None:
+        """Where the agent's provider has moved, and it was left behind, have it call the new address.
+
+        That costs a request only where the configuration says otherwise than the agent does.
+
+        Raises:
+            LettaError: Letta refuses or fails.
+        """
         binding = speaker.binding
         provider = None if binding is None else self._models.provider(binding.provider)
-        if binding is None or provider is None or not provider.wanted or provider.base_url == binding.base_url:
-            return None
-        return replace(binding, base_url=provider.base_url)
+        if binding is None or provider is None or not provider.wanted:
+            return
+        if same_address(provider.base_url, binding.base_url):
+            return
+        home = await self.placed(binding)
+        if await move(self._residents.wire, speaker.id, home.provider, home.base_url):
+            self._bound(speaker.id, home)
 
     def _bound(self, agent_id: str, binding: Binding) -> None:
         """Somebody in this process has bound an agent: what is known of it is known anew."""

@@ -56,7 +56,7 @@ class Turn:
         self._failed: Failed | None = None
         self._tried: set[str] = set()
         self._asked: Candidate | None = None
-        self._bound = Rebound(house.roster, house.gate, speaker)
+        self._bound = Rebound(house.roster, speaker)
 
     @property
     def answered_by(self) -> str | None:
@@ -110,7 +110,7 @@ class Turn:
         """Ask one vendor after the other until an answer begins. The agent is ours meanwhile."""
         refusals: list[Refusal] = []
         async with (
-            Rebound(self._house.roster, self._house.gate, self.speaker) as self._bound,
+            Rebound(self._house.roster, self.speaker) as self._bound,
             aclosing(self._candidates(refusals)) as candidates,
         ):
             async for step in candidates:
@@ -177,7 +177,7 @@ class Turn:
 
     async def _candidate(self, handle: str | None) -> Candidate:
         if handle is None:
-            return Candidate.of(self.speaker, self._house.roster.astray(self.speaker))
+            return Candidate.of(self.speaker)
         binding = await self._house.roster.resolve(self.speaker, handle)
         return Candidate(binding.handle, binding.provider, binding.model, binding)
 
@@ -229,6 +229,8 @@ class Turn:
         async with AsyncExitStack() as stack:
             if candidate.binding is not None:
                 await self._bound.to(candidate.binding)
+            else:
+                await self._house.roster.take_along(self.speaker)
             self._asked = candidate
             looking: asyncio.Task[Speaker] | None = None
             looked = candidate.binding is not None

@@ -25,6 +25,11 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
+def same_address(one: str | None, other: str | None) -> bool:
+    """Whether two base URLs mean the same place."""
+    return (one or "").rstrip("/") == (other or "").rstrip("/")
+
+
 def client_options(base_url: str) -> ClientOptions:
     """How a client for this address is made.
 

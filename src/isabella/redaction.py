@@ -32,6 +32,11 @@ def remember(*secrets: str | None) -> None:
                 _known[json.dumps(secret)[1:-1]] = shown
 
 
+def unforeseen(error: Exception) -> str:
+    """What is said of an error that nobody has written words for."""
+    return f"{type(error).__name__}: {redact(str(error))}"
+
+
 def redact(text: str) -> str:
     """The text with every known secret replaced by its masked form."""
     with _lock:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from isabella.addresses import same_address
 from isabella.agents.binding import GENERIC, OPENAI, Binding
 
 
@@ -30,6 +33,24 @@ class Engine:
     window: int = 0
     handle: str | None = None
     compaction: str | None = None
+
+    @classmethod
+    def of(cls, llm_config: Mapping[str, Any]) -> Engine:
+        """What Letta has, as it has it."""
+        return cls(
+            model=str(llm_config.get("model") or "-"),
+            endpoint_type=str(llm_config.get("model_endpoint_type")),
+            endpoint=llm_config.get("model_endpoint"),
+            provider=llm_config.get("provider_name"),
+            category=llm_config.get("provider_category"),
+            window=int(llm_config.get("context_window") or 0),
+            handle=llm_config.get("handle"),
+        )
+
+    def strays_from(self, provider: str, base_url: str) -> bool:
+        """Whether it speaks through this provider, but calls another address than this one."""
+        # What Letta got from its own environment is none of ours, whatever it is called.
+        return self.provider == provider and self.category != "base" and not same_address(self.endpoint, base_url)
 
     @property
     def binding(self) -> Binding | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from isabella.agents.client import open_client
+from isabella.agents.engine import Engine
 from isabella.agents.residents import Resident, Residents
 from isabella.agents.wire import Wire
 from isabella.concurrency import together
@@ -18,11 +19,6 @@ from isabella.errors import LettaError, LettaRefused
 _AT_ONCE = 8
 #: A turn that is just ending may bind its agent back to what was true when it looked.
 _PASSES = 3
-
-
-def same_address(one: str | None, other: str | None) -> bool:
-    """Whether two base URLs mean the same place."""
-    return (one or "").rstrip("/") == (other or "").rstrip("/")
 
 
 async def move(wire: Wire, agent_id: str, provider: str, base_url: str) -> bool:
@@ -40,15 +36,10 @@ async def move(wire: Wire, agent_id: str, provider: str, base_url: str) -> bool:
     Raises:
         LettaError: Letta refuses or fails.
     """
-    path = f"/v1/agents/{agent_id}"
-    # Without blocks, tools and tags, which take Letta twice as long.
-    row = await wire.get(path, include_relationships="")
-    config = row.get("llm_config") or {}
-    if config.get("provider_name") != provider or config.get("provider_category") == "base":
+    config = (await wire.agent(agent_id)).get("llm_config") or {}
+    if not Engine.of(config).strays_from(provider, base_url):
         return False
-    if same_address(config.get("model_endpoint"), base_url):
-        return False
-    await wire.patch(path, {"llm_config": {**config, "model_endpoint": base_url}})
+    await wire.patch(f"/v1/agents/{agent_id}", {"llm_config": {**config, "model_endpoint": base_url}})
     return True
 
 
@@ -84,7 +75,9 @@ async def follow(connection: Connection, provider: str, base_url: str) -> tuple[
             behind = [
                 resident
                 for resident in await residents.all()
-                if _calls_elsewhere(resident, provider, base_url) and resident.id not in trouble
+                if resident.engine is not None
+                and resident.engine.strays_from(provider, base_url)
+                and resident.id not in trouble
             ]
             if not behind:
                 break
@@ -92,10 +85,3 @@ async def follow(connection: Connection, provider: str, base_url: str) -> tuple[
     for error in trouble.values():
         raise error
     return tuple(moved.values())
-
-
-def _calls_elsewhere(resident: Resident, provider: str, base_url: str) -> bool:
-    engine = resident.engine
-    if engine is None or engine.provider != provider or engine.category == "base":
-        return False
-    return not same_address(engine.endpoint, base_url)

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from isabella.addresses import same_address
 from isabella.agents.binding import GENERIC, OPENAI, Binding
 from isabella.agents.engine import Engine
 
@@ -134,7 +135,7 @@ def _fault(engine: Engine, wanted: Binding) -> tuple[Fault, str] | None:
         return Fault.PROXY_HANDLE, f"its handle {engine.handle} is one that every provider of type openai shares"
     if engine.endpoint_type != wanted.client:
         return Fault.WRONG_CLIENT, f"Letta's {engine.endpoint_type} client sends it fields that the vendor may refuse"
-    if (engine.endpoint or "").rstrip("/") != wanted.base_url:
+    if not same_address(engine.endpoint, wanted.base_url):
         return Fault.BASE_URL_MOVED, f"it calls {engine.endpoint}, but {wanted.provider} is at {wanted.base_url}"
     if engine.window < wanted.window:
         return Fault.SMALL_WINDOW, f"its window is {engine.window} tokens, the model's is {wanted.window}"
@@ -145,8 +146,9 @@ def _fault(engine: Engine, wanted: Binding) -> tuple[Fault, str] | None:
 
 def _instead(engine: Engine, landscape: Landscape, preferred: Sequence[str]) -> tuple[str, ...]:
     """What to try in its place: the same model at the same address, what is preferred, the same model anywhere."""
-    there = (engine.endpoint or "").rstrip("/")
-    same_place = [name for name, url in landscape.live.items() if url is not None and url.rstrip("/") == there]
+    same_place = [
+        name for name, url in landscape.live.items() if url is not None and same_address(url, engine.endpoint)
+    ]
     same_model = [name for name, models in landscape.listed.items() if engine.model in models]
     return tuple(
         dict.fromkeys(

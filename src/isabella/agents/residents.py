@@ -156,6 +156,20 @@ class Residents:
         for hear in self.hear_bound:
             hear(agent_id, binding)
 
+    async def placed(self, binding: Binding) -> Binding | None:
+        """The same at the address that its provider has in Letta; None where there is no such provider.
+
+        Letta sends the provider's key to the agent's address (fact M6), so no other one will do.
+
+        Raises:
+            LettaError: Letta cannot be read.
+        """
+        rows = await self.wire.get("/v1/providers/", name=binding.provider, limit=500)
+        for row in rows:
+            if row.get("name") == binding.provider:
+                return replace(binding, base_url=row.get("base_url") or binding.base_url)
+        return None
+
     async def switch(self, resident: Resident, handle: str, models: Models) -> Binding:
         """Bind an agent to a handle, if that would work now.
 
@@ -165,20 +179,17 @@ class Residents:
         """
         window = resident.definition.window if resident.definition else None
         binding = await models.binding(handle, window=window)
-        live = await self.wire.get("/v1/providers/", name=binding.provider, limit=500)
-        there = next((row for row in live if row.get("name") == binding.provider), None)
-        if there is None:
+        placed = await self.placed(binding)
+        if placed is None:
             raise ModelUnknown(
                 f"The provider {binding.provider} is not in Letta.",
                 remedy="Run `isabella providers sync`, which says why.",
             )
-        # Letta sends the key that it has to where the agent is bound (fact M6), so that is where this one belongs.
-        binding = replace(binding, base_url=there.get("base_url") or binding.base_url)
         # A failover may have bound it elsewhere since it was looked up.
         now = await self.get(resident.id)
-        if now.binding != binding or now.engine is None or now.engine.compaction is not None:
-            await self.bind(resident.id, binding)
-        return binding
+        if now.binding != placed or now.engine is None or now.engine.compaction is not None:
+            await self.bind(resident.id, placed)
+        return placed
 
     async def delete(self, agent_id: str) -> None:
         """Remove an agent with its memory.

@@ -12,7 +12,7 @@ import structlog
 
 from isabella.errors import IsabellaError
 from isabella.providers.report import Proof, Report
-from isabella.redaction import redact
+from isabella.redaction import unforeseen
 from isabella.watching.census import Census
 
 log = structlog.get_logger()
@@ -88,9 +88,7 @@ class Readiness:
             error = error.exceptions[0]
         if not isinstance(error, IsabellaError):
             log.error("unforeseen", exc_info=error)
-            error = IsabellaError(
-                f"{type(error).__name__}: {redact(str(error))}", remedy="Start it again; its log has the details."
-            )
+            error = IsabellaError(unforeseen(error), remedy="Start it again; its log has the details.")
         self.error = error
         self.phase = Phase.FAILED
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from isabella.addresses import same_address
 from isabella.agents.binding import GENERIC, OPENAI, Binding
 from isabella.agents.repair import Fault, Landscape, diagnose
 from isabella.doctor import releases
@@ -191,7 +192,7 @@ def _at_once(agent: Agent, evidence: Evidence, land: Landscape) -> Iterator[_Fau
         line = f"{agent.name}: window {engine.window}, {engine.model} has {known}"
         yield _Fault("agent-window-small", name, line)
     wanted = land.live[name]
-    if wanted is not None and engine.endpoint is not None and engine.endpoint.rstrip("/") != wanted.rstrip("/"):
+    if wanted is not None and engine.endpoint is not None and not same_address(engine.endpoint, wanted):
         yield _Fault("agent-address-old", name, f"{agent.name}: {engine.endpoint}, the provider has {wanted}")
 
 
@@ -290,4 +291,4 @@ def _at(endpoint: str | None, evidence: Evidence) -> Desired | None:
     if endpoint is None:
         return None
     wanted = (one for one in evidence.configured.desired if one.wanted and one.obstacle is None)
-    return next((one for one in wanted if one.base_url.rstrip("/") == endpoint.rstrip("/")), None)
+    return next((one for one in wanted if same_address(one.base_url, endpoint)), None)

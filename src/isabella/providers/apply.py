@@ -7,29 +7,29 @@ happened. Between DELETE and POST nothing may stop us (fact P7), neither a cance
 from __future__ import annotations
 
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import anyio.to_thread
 from pydantic import SecretStr
 
 from isabella.errors import IsabellaError, LettaError, LettaRefused
 from isabella.gate import Closed, ungated
+from isabella.providers.outcome import Followed, Outcome, confirmed, half_sealed, refused_by_vendor
 from isabella.providers.plan import Action, Change, State, no_delete
-from isabella.providers.rotation import Ask, refusal
+from isabella.providers.rotation import Ask
 from isabella.providers.sealing import stored_key
 from isabella.providers.touchstone import Sealing, Touchstone
 from isabella.providers.writes import Writer
 from isabella.stores import Abilities, Store
 from isabella.strategy import Strategy
-from isabella.vendors.inquiry import Answer, Verdict
+from isabella.vendors.inquiry import Answer
 
 #: Has the agents of a provider call its new address; by names, and the answer names the agents.
 Follow = Callable[[str, str], Awaitable[Sequence[str]]]
 
 _AT_ONCE = 8
-_AGENTS_NAMED = 5
 #: With this Letta says that an update is no way: it cannot open what it holds, and so cannot compare (fact P4).
 #: Whatever else it refuses for, a lock or too much to do, is no reason to delete anything.
 _CANNOT_OPEN = 400
@@ -37,25 +37,6 @@ _OTHER_SECRETS = (
     "Letta's master key was changed. Whatever else Letta had sealed under the former one (agents' environment "
     "variables, tokens of MCP servers) it cannot open now: enter that again, or run Letta under the former key."
 )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What was done about one provider.
-
-    Attributes:
-        action: what was really done, which may be more than was planned.
-        reason: why, and how it went, for people.
-        remedy: what the operator can do now.
-        failed: whether it did not go as it should.
-        refused_by_vendor: whether that is because the vendor refuses the configured key.
-    """
-
-    action: Action
-    reason: str
-    remedy: str | None = None
-    failed: bool = False
-    refused_by_vendor: bool = False
 
 
 class Applier:
@@ -144,8 +125,8 @@ class Applier:
             # What is created here cannot be taken back, so the vendor is asked before.
             answer = await self._inquire(change)
             if answer is not None and answer.takes_key is False:
-                return _refused_by_vendor(change, answer)
-            return await self._try_post(change) or Outcome(Action.CREATE, _with(change.reason, answer))
+                return refused_by_vendor(change, answer)
+            return await self._try_post(change) or Outcome(Action.CREATE, confirmed(change.reason, answer))
         # There is nothing yet that could be lost, so vendor and Letta are asked at the same time.
         answers: list[Answer | None] = []
         async with anyio.create_task_group() as tasks:
@@ -162,8 +143,8 @@ class Applier:
             made = await self._store.find(change.desired.name)
             if made is not None:
                 await self._writer.delete(made.id, change.desired.name)
-            return _refused_by_vendor(change, answer)
-        return Outcome(Action.CREATE, _with(change.reason, answer))
+            return refused_by_vendor(change, answer)
+        return Outcome(Action.CREATE, confirmed(change.reason, answer))
 
     async def _try_post(self, change: Change) -> Outcome | None:
         """POST; an outcome where that failed, so that the vendor's answer can be waited for all the same."""
@@ -178,15 +159,9 @@ class Applier:
     async def _update(self, change: Change) -> Outcome:
         answer = await self._inquire(change)
         if answer is not None and answer.takes_key is False:
-            return _refused_by_vendor(change, answer)
-        followed = Followed()
+            return refused_by_vendor(change, answer)
         try:
-            async with AsyncExitStack() as gap:
-                if change.moves:
-                    # Letta sends the key to where an agent is bound (fact M6): until that is the new address, too,
-                    # nobody is to speak.
-                    await gap.enter_async_context(self._closed(change.desired.name))
-                    gap.enter_context(anyio.CancelScope(shield=True))
+            async with self._gap_of_move(change):
                 await self._patch(change, _key(change))
                 followed = await self._take_agents_along(change)
         except LettaRefused as error:
@@ -195,7 +170,7 @@ class Applier:
             if error.status != _CANNOT_OPEN:
                 raise
             return await self._beyond_update(change, error, answer)
-        return followed.told_of(Outcome(Action.UPDATE, _with(change.reason, answer)))
+        return followed.told_of(Outcome(Action.UPDATE, confirmed(change.reason, answer)))
 
     async def _beyond_update(self, change: Change, error: LettaRefused, answer: Answer | None) -> Outcome:
         if self._strategy is Strategy.IN_PLACE:
@@ -213,7 +188,7 @@ class Applier:
                 "release that was measured, then sync again.",
                 failed=True,
             )
-        outcome = await self._recreate(replace(change, ask_vendor=False), _with(change.reason, answer))
+        outcome = await self._recreate(replace(change, ask_vendor=False), confirmed(change.reason, answer))
         if change.state is not State.UNREADABLE or outcome.failed:
             return outcome
         # Nobody but Letta can open its other secrets, and over REST nobody can ask for them.
@@ -245,7 +220,7 @@ class Applier:
                     except LettaError as error:
                         if isinstance(error, LettaRefused) and error.status == _CANNOT_OPEN:
                             raise
-                        return _half_sealed(change, error)
+                        return half_sealed(change, error)
                     followed = await self._take_agents_along(change)
         except LettaRefused as error:
             # A long key in plaintext is taken for a sealed one, which Letta cannot open (facts P4, O7).
@@ -257,7 +232,7 @@ class Applier:
     async def _recreate(self, change: Change, reason: str) -> Outcome:
         answer = await self._inquire(change)
         if answer is not None and answer.takes_key is False:
-            return _refused_by_vendor(change, answer)
+            return refused_by_vendor(change, answer)
         if change.stored is None:
             return await self._create(replace(change, reason=reason, ask_vendor=False))
         async with self._closed(change.desired.name):
@@ -268,7 +243,7 @@ class Applier:
                 except LettaError as error:
                     return await self._put_back(change, reason, error)
                 followed = await self._take_agents_along(change)
-        return followed.told_of(Outcome(Action.RECREATE, _with(reason, answer)))
+        return followed.told_of(Outcome(Action.RECREATE, confirmed(reason, answer)))
 
     async def _put_back(self, change: Change, reason: str, error: LettaError) -> Outcome:
         """After a DELETE whose POST failed: make the former record again, where its key was readable."""
@@ -315,11 +290,19 @@ class Applier:
 
     async def _make_anew(self, change: Change) -> Outcome:
         """Make what was there a moment ago, perhaps at another address."""
-        if not change.moves:
-            return await self._create(change)
-        async with self._closed(change.desired.name):
+        async with self._gap_of_move(change):
             outcome = await self._create(change)
             return outcome if outcome.failed else (await self._take_agents_along(change)).told_of(outcome)
+
+    @asynccontextmanager
+    async def _gap_of_move(self, change: Change) -> AsyncIterator[None]:
+        """Where the provider moves, nobody speaks meanwhile, and nothing stops us until its agents have followed.
+
+        Letta sends the key to where an agent is bound (fact M6). Without a move there is no gap.
+        """
+        async with (self._closed if change.moves else ungated)(change.desired.name):
+            with anyio.CancelScope(shield=change.moves):
+                yield
 
     async def _patch(self, change: Change, key: SecretStr, *, base_url: str | None = None) -> None:
         if change.stored is None:
@@ -351,60 +334,7 @@ class Applier:
         return Outcome(Action.CREATE, f"{change.reason}; {error.what}", error.remedy, failed=True)
 
 
-@dataclass(frozen=True)
-class Followed:
-    """What became of the agents of a provider that has moved.
-
-    Attributes:
-        agents: the names of those that call the new address now.
-        trouble: why some may not.
-    """
-
-    agents: tuple[str, ...] = ()
-    trouble: str | None = None
-
-    def told_of(self, outcome: Outcome) -> Outcome:
-        """The outcome of the move, with this in it."""
-        if self.trouble is not None:
-            return replace(
-                outcome,
-                reason=f"{outcome.reason}; its agents may still call the former address: {self.trouble}",
-                remedy="Bind them anew: isabella agents repair",
-            )
-        if not self.agents:
-            return outcome
-        more = len(self.agents) - _AGENTS_NAMED
-        named = ", ".join(self.agents[:_AGENTS_NAMED]) + (f" and {more} more" if more > 0 else "")
-        return replace(outcome, reason=f"{outcome.reason}; agents that call the new address now: {named}")
-
-
 def _key(change: Change) -> SecretStr:
     if change.desired.key is None:
         raise AssertionError("nothing is written without a key")
     return change.desired.key
-
-
-def _half_sealed(change: Change, error: LettaError) -> Outcome:
-    return Outcome(
-        Action.UPDATE,
-        f"it was in plaintext, and what stands there now is no key: writing the key again failed: {error.what}",
-        f"Until this is done agents on it are refused: isabella providers sync --only {change.desired.name}",
-        failed=True,
-    )
-
-
-def _refused_by_vendor(change: Change, answer: Answer) -> Outcome:
-    reason, remedy = refusal(change, answer)
-    return Outcome(Action.REFUSE, reason, remedy, failed=True, refused_by_vendor=True)
-
-
-def _with(reason: str, answer: Answer | None) -> str:
-    match answer:
-        case None | Answer(verdict=Verdict.ACCEPTED):
-            return reason
-        case Answer(verdict=Verdict.OUT_OF_FUNDS):
-            return f"{reason}; the vendor knows the key, but its account is out of funds"
-        case Answer(verdict=Verdict.RATE_LIMITED):
-            return f"{reason}; the vendor knows the key, but is asked too often"
-        case _:
-            return f"{reason}; not confirmed by the vendor ({answer.said})"

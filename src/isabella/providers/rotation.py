@@ -83,7 +83,7 @@ async def _rehearse(change: Change, ask: Ask, master_key: SecretStr | None) -> C
 async def _own_key(change: Change, master_key: SecretStr | None) -> SecretStr | None:
     """The stored key, where it may be shown to the vendor: Letta sends it there anyway, and it has the right form."""
     stored, prefix = change.stored, change.desired.vendor.key_prefix
-    if stored is None or prefix is None or stored.base_url != change.desired.base_url:
+    if stored is None or prefix is None or change.moves:
         return None
     key = await anyio.to_thread.run_sync(stored_key, change.reading, stored.key_text, master_key)
     return key if key is not None and key.get_secret_value().startswith(prefix) else None

@@ -14,8 +14,9 @@ from pydantic import SecretStr
 from isabella.concurrency import together
 from isabella.errors import LettaError
 from isabella.gate import Closed, ungated
-from isabella.providers.apply import Applier, Follow, Outcome
+from isabella.providers.apply import Applier, Follow
 from isabella.providers.desired import Desired
+from isabella.providers.outcome import Outcome
 from isabella.providers.plan import WRITES, Action, Change, State, plan, state_of
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.providers.rotation import Ask, rehearse

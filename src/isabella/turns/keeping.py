@@ -61,7 +61,7 @@ async def keep(
 
 
 async def _add(wire: Wire, agent_id: str, asked: str, answer: str, model: str) -> None:
-    before = await wire.get(f"/v1/agents/{agent_id}", include_relationships="")
+    before = await wire.agent(agent_id)
     in_context = [str(id) for id in before.get("message_ids") or ()]
     await wire.post(
         f"/v1/agents/{agent_id}/messages/capture",

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from isabella.addresses import same_address
 from isabella.agents.binding import Binding
 from isabella.agents.engine import Engine
-from isabella.agents.following import move, same_address
+from isabella.agents.following import move
 from isabella.agents.models import Models
 from isabella.agents.residents import Resident, Residents
 from isabella.errors import AgentUnknown, LettaRefused
@@ -86,8 +87,7 @@ class Roster:
             LettaError: Letta cannot be read.
         """
         try:
-            # Without blocks, tools and tags, which take Letta twice as long.
-            row = await self._residents.wire.get(f"/v1/agents/{speaker.id}", include_relationships="")
+            row = await self._residents.wire.agent(speaker.id)
         except LettaRefused as error:
             self.forget(speaker.id)
             if error.status in (404, 422):
@@ -117,15 +117,12 @@ class Roster:
     async def placed(self, binding: Binding) -> Binding:
         """The same at the address that its provider has in Letta: for as long as its gate is being passed.
 
-        Letta sends the provider's key to the agent's address (fact M6), so no other one will do, whatever was known
-        of it before.
+        Where there is no such provider, it stays as it is, and Letta says so.
 
         Raises:
             LettaError: Letta cannot be read.
         """
-        rows = await self._residents.wire.get("/v1/providers/", name=binding.provider, limit=500)
-        there = next((row.get("base_url") for row in rows if row.get("name") == binding.provider), None)
-        return replace(binding, base_url=there or binding.base_url)
+        return await self._residents.placed(binding) or binding
 
     async def take_along(self, speaker: Speaker) -> None:
         """Where the agent's provider has moved, and it was left behind, have it call the new address.
@@ -182,15 +179,7 @@ def _as_it_is(speaker: Speaker, row: Any) -> Speaker:
     config = row.get("llm_config") if isinstance(row, dict) else None
     if not isinstance(config, dict):
         return speaker
-    engine = Engine(
-        model=str(config.get("model") or "-"),
-        endpoint_type=str(config.get("model_endpoint_type")),
-        endpoint=config.get("model_endpoint"),
-        provider=config.get("provider_name"),
-        category=config.get("provider_category"),
-        window=int(config.get("context_window") or 0),
-        handle=config.get("handle"),
-    )
+    engine = Engine.of(config)
     return replace(
         speaker,
         name=str(row.get("name") or speaker.name),

@@ -15,7 +15,7 @@ from isabella.errors import ConfigurationError, IsabellaError
 from isabella.providers.condition import Kind, kind_of
 from isabella.providers.desired import Desired
 from isabella.providers.report import Report
-from isabella.redaction import redact
+from isabella.redaction import unforeseen
 from isabella.settings import Settings, Watch
 from isabella.watching import files
 from isabella.watching.census import Census
@@ -170,7 +170,7 @@ class Keeper:
             self._refuse(error.what, error.remedy)
             return
         except Exception as error:  # noqa: BLE001 - no error ends the watch
-            self._refuse(f"{type(error).__name__}: {redact(str(error))}", None)
+            self._refuse(unforeseen(error), None)
             return
         if self._refused is not None:
             self._refused = None
@@ -223,7 +223,7 @@ class Keeper:
         except IsabellaError as error:
             what, remedy = error.what, error.remedy
         except Exception as error:  # noqa: BLE001 - no error ends the watch
-            what, remedy = f"{type(error).__name__}: {redact(str(error))}", None
+            what, remedy = unforeseen(error), None
         else:
             self._trouble.pop(cause, None)
             return True

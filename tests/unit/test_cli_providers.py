@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import AsyncMock, Mock
 
 import pytest
-from reports import DRIFTED, FOREIGN, IN_SYNC, MENDED
+from reports import FOREIGN, IN_SYNC, MENDED
 from typer.testing import CliRunner
 
 from isabella.cli import app, main
@@ -23,19 +23,20 @@ from isabella.strategy import Strategy
 
 FINE = replace(IN_SYNC, receipt=Receipt.ACCEPTED)
 HEALED = replace(MENDED, receipt=Receipt.ACCEPTED)
+STALE = replace(HEALED, proof=Proof.NOT_ASKED)
 UNPROVEN = replace(HEALED, proof=Proof.UNPROVEN)
-FAILED = replace(MENDED, action=Action.REFUSE, proof=Proof.FAILED)
+FAILED = replace(HEALED, action=Action.REFUSE, proof=Proof.FAILED)
 NOT_TAKEN = replace(FINE, receipt=Receipt.REFUSED)
 
 
 CODES: list[tuple[str, ProviderReport, int]] = [
     ("plan", FINE, 0),
     ("plan", FOREIGN, 0),
-    ("plan", DRIFTED, 2),
+    ("plan", STALE, 2),
     ("plan", FAILED, 2),
     ("status", FINE, 0),
     ("status", FOREIGN, 0),
-    ("status", DRIFTED, 2),
+    ("status", STALE, 2),
     ("status", FAILED, 2),
     ("sync", FINE, 0),
     ("sync", FOREIGN, 0),
@@ -46,7 +47,7 @@ CODES: list[tuple[str, ProviderReport, int]] = [
     ("verify", FOREIGN, 0),
     ("verify", NOT_TAKEN, 1),
     ("verify", replace(FINE, receipt=Receipt.FAILED), 1),
-    ("verify", DRIFTED, 1),
+    ("verify", STALE, 1),
 ]
 COMMANDS = ("plan", "status", "sync", "verify")
 FUNCTIONS = {
@@ -105,7 +106,7 @@ def test_exit_codes_are_as_promised(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_json_is_one_object_on_standard_output(command: str, work: Work) -> None:
     """With --json, nothing but one object stands on standard output."""
-    work.gives(FINE, DRIFTED, FOREIGN)
+    work.gives(FINE, STALE, FOREIGN)
     result = CliRunner().invoke(app, ["providers", command, "--json"])
     document = json.loads(result.stdout)
     assert [entry["stored"] for entry in document["providers"]] == ["in_sync", "stale", "foreign"]

@@ -112,11 +112,15 @@ class Press:
     def failure(self, request: Request, error: IsabellaError) -> Response:
         """What went wrong: as a page of its own, or as a notice on the one that asked."""
         status = 403 if isinstance(error, FormRefused) else status_of(error)
-        what, remedy = redact(error.what), redact(error.remedy) if error.remedy else None
+        return self.refusal(request, status, error.what, error.remedy)
+
+    def refusal(self, request: Request, status: int, what: str, remedy: str | None = None) -> Response:
+        """The same for a status of HTTP that no error of ours stands for."""
+        words = {"what": redact(what), "remedy": redact(remedy) if remedy else None}
         if "hx-request" in request.headers:
-            html = self.text("notice.html", what=what, remedy=remedy)
+            html = self.text("notice.html", **words)
             return self.fragment(html, status=status, headers={"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"})
-        return self.page(request, "failure.html", status=status, what=what, remedy=remedy, here="")
+        return self.page(request, "failure.html", status=status, here="", **words)
 
 
 def stream(fragments: AsyncGenerator[str, None]) -> Response:

@@ -106,7 +106,7 @@ class Console:
     async def _refused(self, request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         what = "There is no such page." if status == 404 else "This cannot be done so."
-        return self.press.page(request, "failure.html", status=status, what=what, remedy=None, here="")
+        return self.press.refusal(request, status, what)
 
     async def _broken(self, request: Request, error: Exception) -> Response:
         log.error("internal error", path=request.url.path, exc_info=error)

@@ -52,6 +52,16 @@ def test_the_policy_of_every_answer(visitor: Visitor) -> None:
     assert "<script>" not in page.text()
 
 
+def test_a_refusal_replaces_nothing(visitor: Visitor) -> None:
+    """To a page that asked for a fragment, whatever is refused is a notice, never a page in the middle of a page."""
+    for method, path, status in (("GET", "/console/nothing", 404), ("DELETE", "/console/providers", 405)):
+        for headers in ({}, {"HX-Request": "true"}):
+            answer = visitor.context.request.fetch(f"{visitor.served.url}{path}", method=method, headers=headers)
+            assert answer.status == status
+            assert ("<html" in answer.text()) is not bool(headers), path
+            assert answer.headers.get("hx-retarget") == ("#notice" if headers else None), path
+
+
 def test_forms_of_other_sites(visitor: Visitor) -> None:
     """A form without this page's token, or from another port of the same machine, does nothing; nor does the API."""
     url = visitor.served.url

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from playwright.sync_api import Locator, Page, expect
+import pytest
+from playwright.sync_api import Locator, Page, Route, TimeoutError, expect
 from visitor import Visitor
 
 
@@ -15,6 +16,17 @@ def edit(page: Page, label: str, text: str) -> None:
     """Open a block's editor, and put a text into it."""
     page.get_by_role("button", name=f"Edit {label}").click()
     block(page, label).locator("textarea").fill(text)
+
+
+def hold(page: Page, pattern: str) -> list[Route]:
+    """Keep a page's requests to an address from being sent, until somebody lets go of them."""
+    held: list[Route] = []
+
+    def keep(route: Route) -> None:
+        held.append(route)
+
+    page.route(pattern, keep)
+    return held
 
 
 def test_she_knows_what_was_edited(visitor: Visitor, agent: str) -> None:
@@ -95,6 +107,8 @@ def test_the_archive(visitor: Visitor, agent: str) -> None:
     expect(found.first).to_be_visible()
     expect(page.locator("#passages")).to_contain_text("found for")
     page.get_by_role("button", name="Show all").click()
+    # Nothing can be pressed in a list that is about to be replaced; wait for the whole one all the same.
+    expect(page.locator("#passages")).not_to_contain_text("found for")
     gate = page.locator(".passage", has_text="The garden gate squeaks.")
     gate.get_by_role("button", name="Delete …").click()
     expect(gate).to_contain_text("Delete this for good?")
@@ -104,3 +118,41 @@ def test_the_archive(visitor: Visitor, agent: str) -> None:
     expect(page.locator("#passages")).to_contain_text("Deleted.")
     visitor.open(f"memory/{agent}")
     expect(page.locator(".passage")).to_have_count(1)
+
+
+def test_what_is_about_to_be_replaced_takes_no_clicks(visitor: Visitor, agent: str) -> None:
+    """A question opened in a list would go with it: until the answer is there, nothing in it can be pressed."""
+    visitor.served.letta.post(f"/v1/agents/{agent}/archival-memory", json={"text": "The gate."}).raise_for_status()
+    visitor.open(f"memory/{agent}")
+    page = visitor.page
+    listed = page.locator("#passages")
+    held = hold(page, "**/passages*")
+    with page.expect_request("**/passages*"):
+        page.get_by_role("button", name="Search").click()
+    assert listed.evaluate("one => one.inert")
+    with pytest.raises(TimeoutError):
+        listed.get_by_role("button", name="Delete …").click(timeout=500)
+    held.pop().continue_()
+    expect(page.locator("#passages[inert]")).to_have_count(0)
+    listed.get_by_role("button", name="Delete …").click()
+    expect(listed).to_contain_text("Delete this for good?")
+
+
+def test_a_save_that_does_not_arrive_loses_nothing(visitor: Visitor, agent: str) -> None:
+    """A save that does not reach Isabella leaves the editor, the text in it, and the keyboard where it was."""
+    visitor.open(f"memory/{agent}")
+    page = visitor.page
+    edit(page, "human", "Kept for the next attempt.")
+    editor = page.locator("form.editing")
+    held = hold(page, "**/save")
+    with page.expect_request("**/save"):
+        editor.get_by_role("button", name="Save").press("Enter")
+    assert editor.evaluate("one => one.inert")
+    held.pop().fulfill(status=502, content_type="text/html", body="<h1>Bad gateway</h1>")
+    expect(page.locator("#notice")).to_contain_text("something before her answered with 502")
+    expect(page.locator("form.editing[inert]")).to_have_count(0)
+    expect(editor.locator("textarea")).to_have_value("Kept for the next attempt.")
+    expect(editor.get_by_role("button", name="Save")).to_be_focused()
+    page.unroute("**/save")
+    editor.get_by_role("button", name="Save").press("Enter")
+    expect(block(page, "human")).to_contain_text("Saved.")

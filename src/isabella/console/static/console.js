@@ -47,8 +47,35 @@
   document.addEventListener("htmx:responseError", (event) => {
     if (event.detail.xhr.status === 401) say(EXPIRED);
   });
+  // A failure of Isabella's says where it belongs. One that does not is from something between, such as a reverse
+  // proxy: its page must not be put where somebody is writing.
+  document.addEventListener("htmx:beforeSwap", (event) => {
+    const { isError, xhr } = event.detail;
+    if (!isError || xhr.status === 401 || xhr.getResponseHeader("HX-Retarget")) return;
+    event.detail.shouldSwap = false;
+    const banner = document.createElement("div");
+    banner.className = "banner bad";
+    banner.textContent = `Isabella was not reached: something before her answered with ${xhr.status}. ` +
+      "What you have written stays; try again in a moment.";
+    document.getElementById("notice").replaceChildren(banner);
+  });
   document.addEventListener("htmx:sendError", () => session());
   document.addEventListener("htmx:beforeRequest", () => document.getElementById("notice").replaceChildren());
+
+  // --- while something is being replaced ----------------------------------------------------------------------------
+
+  // What an answer is about to replace takes neither clicks nor text: they would go with it.
+  document.addEventListener("htmx:beforeSend", (event) => {
+    const { elt, target, xhr } = event.detail;
+    if (elt.closest("[hx-swap]")?.getAttribute("hx-swap") !== "outerHTML") return;
+    const focused = document.activeElement;
+    target.inert = true;
+    // After htmx has put the answer in place, or there was none, or it went elsewhere and the target stays.
+    xhr.addEventListener("loadend", () => {
+      target.inert = false;
+      if (target.contains(focused) && document.activeElement === document.body) focused.focus();
+    });
+  });
 
   // --- the stream --------------------------------------------------------------------------------------------------
 

@@ -24,6 +24,8 @@ Case = Callable[[Stage], str]
 
 #: 64 hexadecimal digits (fact O7).
 _HEX_KEY = "5eed" * 16
+#: Nothing listens there.
+_ELSEWHERE = "http://127.0.0.1:9/v1"
 
 
 def _proven(stage: Stage, name: str, entry: ProviderReport, how: str) -> str:
@@ -74,10 +76,24 @@ def stale(stage: Stage) -> str:
 
 
 def moved(stage: Stage) -> str:
-    """Another base URL: changed in place."""
+    """Another base URL, and an agent that is bound there: both are changed in place, and the key arrives (M6)."""
     name = stage.new_name()
-    stage.plant(name, key=stage.key, base_url="http://127.0.0.1:9/v1")
-    return _in_place(stage, name, stage.sync(name))
+    stage.plant(name, base_url=_ELSEWHERE)
+    with stage.agent(name, _ELSEWHERE) as agent:
+        came = _in_place(stage, name, stage.sync(name))
+        assert stage.carried(agent) == {"the configured key"}
+    return f"{came}, with the agent"
+
+
+def absent_and_moved(stage: Stage) -> str:
+    """Nothing, but an agent of former days at another base URL: it is changed before the key is there (M6)."""
+    name = stage.new_name()
+    with stage.agent(name, _ELSEWHERE) as agent:
+        entry = stage.sync(name)
+        assert "agents that call the new address now: compat-" in entry.reason
+        came = _proven(stage, name, entry, "created")
+        assert stage.carried(agent) == {"the configured key"}
+    return f"{came}, with the agent"
 
 
 def another_type(stage: Stage) -> str:
@@ -278,7 +294,8 @@ def open_hex(stage: Stage) -> str:
 SEALING: dict[str, Case] = {
     "nothing": absent,
     "another key": stale,
-    "another base URL": moved,
+    "another base URL, and an agent there": moved,
+    "nothing, and an agent at another base URL": absent_and_moved,
     "another type": another_type,
     "a key sealed under another master key": sealed_elsewhere,
     "the right key in plaintext": plaintext,

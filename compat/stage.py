@@ -109,19 +109,29 @@ class Stage:
 
     def bearers(self, name: str) -> set[str]:
         """With which of these an agent's next message reached the vendor: the configured key, or what else."""
-        binding = Binding(name, MODEL, self.base_url, 32_768, client=OPENAI)
+        with self.agent(name, self.base_url) as agent:
+            return self.carried(agent)
+
+    @contextmanager
+    def agent(self, name: str, address: str) -> Iterator[str]:
+        """An agent that is bound to a provider at this address; its id."""
+        binding = Binding(name, MODEL, address, 32_768, client=OPENAI)
         body: dict[str, Any] = {
             "name": f"compat-{secrets.token_hex(4)}",
             "llm_config": binding.as_llm_config(),
             "include_base_tools": False,
             **self._needed,
         }
-        agent = self.ground.http.post("/v1/agents/", json=body).raise_for_status().json()["id"]
-        self.vendors.forget()
+        agent = str(self.ground.http.post("/v1/agents/", json=body).raise_for_status().json()["id"])
         try:
-            self.ground.say(agent)
+            yield agent
         finally:
             self.ground.http.delete(f"/v1/agents/{agent}")
+
+    def carried(self, agent: str) -> set[str]:
+        """What this agent's next message carries to the vendor."""
+        self.vendors.forget()
+        self.ground.say(agent)
         arrived = [one for one in self.vendors.requests(VENDOR) if one.path.endswith("/chat/completions")]
         return {"the configured key" if one.carries(self.key) else "another" for one in arrived}
 

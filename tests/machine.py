@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Protocol
 
 import anyio
 import httpx2
+from double import NO_KEY
+from flock import Agent, Flock
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from pydantic import SecretStr
@@ -39,9 +41,12 @@ NAMES = ("machine-a", "machine-b", "machine-c")
 STRANGERS = ("stranger-a", "stranger-b")
 TYPES = ("openai", "cerebras")
 TOUCHSTONE = "isabella-touchstone"
+#: What stands in a key's place while the key must not be there.
+PLACEHOLDER = "no-key-yet-"
 #: Nothing listens there.
 URLS = ("http://127.0.0.1:9/one/v1", "http://127.0.0.1:9/two/v1")
 
+KINDS = ("early", "late")
 PLANTED = ("the key in plaintext", "another in plaintext", "sealed elsewhere", "nothing", "an empty text")
 
 names, strangers, types = st.sampled_from(NAMES), st.sampled_from(STRANGERS), st.sampled_from(TYPES)
@@ -114,6 +119,8 @@ class Machine(RuleBasedStateMachine):
         self.asked: list[tuple[str, str]] = []
         self.closed: list[str] = []
         self.memos: dict[str, ProofMemo] = {}
+        #: Of every provider two agents: one is changed before an answer is lost, and one is not.
+        self.agents = {f"{name}-{kind}": Agent(name, None, late=kind == "late") for name in NAMES for kind in KINDS}
 
     @invariant()
     def counted(self) -> None:
@@ -149,13 +156,31 @@ class Machine(RuleBasedStateMachine):
         """Another strategy is chosen."""
         self.strategy = strategy
 
+    @rule(name=names)
+    def settle(self, name: str) -> None:
+        """The agents of a provider are bound to it, at the address that it has in Letta."""
+        row = self.world.rows().get(name)
+        if row is not None:
+            for agent in self._agents_of(name):
+                agent.address = row["base_url"]
+
+    @rule(name=names, kind=st.sampled_from(KINDS))
+    def turn_stubborn(self, name: str, kind: str) -> None:
+        """Letta refuses to change an agent from now on, or lets it be changed again."""
+        agent = self.agents[f"{name}-{kind}"]
+        agent.stubborn = not agent.stubborn
+
+    def _agents_of(self, name: str) -> list[Agent]:
+        return [agent for agent in self.agents.values() if agent.provider == name]
+
     # --- what happens to Letta and at the vendors -------------------------------------------------------------------
 
     @rule(name=st.one_of(names, strangers), number=numbers, url=urls, type=types)
     def make_by_hand(self, name: str, number: int, url: str, type: str) -> None:
-        """Somebody makes a provider in Letta."""
+        """Somebody makes a provider in Letta, and binds its agents."""
         key = _key_of(name, number)
         self.world.rest("POST", "", {"name": name, "provider_type": type, "base_url": url, "api_key": key})
+        self.settle(name)
 
     @rule(name=st.one_of(names, strangers), number=numbers)
     def change_by_hand(self, name: str, number: int) -> None:
@@ -243,6 +268,8 @@ class Machine(RuleBasedStateMachine):
             if entry.proof is Proof.PROVEN and self.ours == self.world.master_key:
                 # What Letta could not open or use, no reading back would show; with the same master key it can.
                 assert self.world.bearer(entry.name) == _plain(wanted)
+            if entry.proof is Proof.PROVEN and before.get(entry.name, {}).get("base_url") != wanted.base_url:
+                assert {agent.address for agent in self._agents_of(entry.name)} == {wanted.base_url}
         if report.all_proven and self.strategy is not Strategy.RECREATE:
             again = self._sync({}, only)
             assert again is not None
@@ -256,6 +283,7 @@ class Machine(RuleBasedStateMachine):
             and abilities_of(self.world.release).recreates
             and self.ours == self.world.master_key
             and _plain(wanted) not in self.refused
+            and not any(one.stubborn and one.address != wanted.base_url for one in self._agents_of(wanted.name))
             and not (self.ours is None and _plain(wanted) == _long(wanted.name) and self._mistakes_long_keys)
         )
 
@@ -269,6 +297,7 @@ class Machine(RuleBasedStateMachine):
         former = {
             (name, row["base_url"], self.world.opened(row["api_key_enc"], self.ours)) for name, row in before.items()
         }
+        self.carried = {pair for name in before for pair in self._carried(name)}
         weather = Weather(self.world.transport(), faults, self._watch)
         self.asked, self.closed, self.sent = [], [], weather.sent
         self.there = set(before)
@@ -306,6 +335,7 @@ class Machine(RuleBasedStateMachine):
                     foreign=not named,
                     seen=await read_store(store, named),
                     closed=self._close,
+                    followers=Flock(self.agents, store),
                 ),
             )
 
@@ -336,6 +366,22 @@ class Machine(RuleBasedStateMachine):
         if sent.method == "DELETE" and (sent.status or 500) < 300:
             name = self._name_of(sent)
             assert name == TOUCHSTONE or name in self.closed or name not in self.there, name
+        self._check_agents()
+
+    def _check_agents(self) -> None:
+        """No agent would carry a key to an address that it is not for, held by a gate or not (fact M6)."""
+        for name in self.world.rows():
+            wanted = self.desired.get(name)
+            for carried in self._carried(name) - self.carried:
+                assert wanted is not None
+                assert carried == (name, wanted.base_url, _plain(wanted))
+
+    def _carried(self, name: str) -> set[tuple[str, str | None, str]]:
+        """What its agents would carry to which addresses: keys only, whatever else stands in the place of one."""
+        key = self.world.bearer(name)
+        if key is None or key == NO_KEY or key.startswith(PLACEHOLDER):
+            return set()
+        return {(name, agent.address, key) for agent in self._agents_of(name)}
 
     def _name_of(self, sent: Sent) -> str:
         if sent.method == "POST":
@@ -361,7 +407,7 @@ class Machine(RuleBasedStateMachine):
             assert (
                 (url, key) == (wanted.base_url, _plain(wanted))
                 or (name, url, key) in former
-                or (url == wanted.base_url and key.startswith("being-sealed-"))
+                or key.startswith(PLACEHOLDER)
             ), one
 
     def _check_report(self, report: Report) -> None:

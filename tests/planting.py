@@ -95,6 +95,22 @@ class Ground:
         }
         return str(self.http.post("/v1/agents/", json=body).raise_for_status().json()["id"])
 
+    def point(self, agent: str, address: str) -> None:
+        """Have an agent call this address, past Letta."""
+        self.database.execute(
+            "UPDATE agents SET llm_config = jsonb_set(llm_config::jsonb, '{model_endpoint}', to_jsonb(%s::text)) "
+            "WHERE id = %s",
+            (address, agent),
+        )
+
+    def endpoint(self, agent: str) -> str:
+        """What an agent calls."""
+        row = self.database.execute(
+            "SELECT llm_config ->> 'model_endpoint' AS address FROM agents WHERE id = %s", (agent,)
+        ).fetchone()
+        assert row is not None
+        return str(row["address"])
+
     def say(self, agent: str, text: str = "Hello.") -> httpx2.Response:
         """The agent's next message."""
         body = {"messages": [{"role": "user", "content": text}], "max_steps": 1}

@@ -16,6 +16,7 @@ from planting import Ground, ground
 from proxy import Proxy
 from sealed import OTHER_MASTER_KEY, seal, unseal
 
+from isabella.agents.binding import Binding
 from isabella.assurance import ensure_providers
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
@@ -36,8 +37,16 @@ SITUATIONS: dict[str, str] = {
     "another type": "recreate",
     "plaintext": "reseal, after the touchstone",
     "another type, and POST is refused": "put back",
+    "another address": "move",
+    "another address and type": "move by recreation",
+    "another address and type, and POST is refused": "move, put back",
+    "absent, with agents of former days": "create, after its agents have followed",
     "everything at once": "all of these side by side",
 }
+#: Those in which the agents of the provider, and the provider itself where it is there, are at another address.
+MOVES = frozenset(name for name in SITUATIONS if "address" in name or "agents" in name)
+#: Those in which what is made after a DELETE is refused.
+_REFUSALS = frozenset(name for name in SITUATIONS if name.endswith("POST is refused"))
 
 
 @dataclass
@@ -48,11 +57,17 @@ class Trail:
     vendors: PracticeVendors
     home: Path
     _sealed: dict[str, str] = field(default_factory=dict)
+    _agents: dict[str, str] = field(default_factory=dict)
 
     @property
     def base_url(self) -> str:
         """The vendor's."""
         return self.vendors.base_url("longcat")
+
+    @property
+    def former_base_url(self) -> str:
+        """Where the vendor was before it moved."""
+        return self.vendors.base_url("mistral")
 
     @property
     def key(self) -> str:
@@ -102,6 +117,11 @@ class Trail:
         names = self.names(situation)
         if self.row(BYSTANDER) is None:
             self.ground.provider(BYSTANDER, _TYPE, self.base_url, FORMER_KEY)
+        former = self.former_base_url if situation in MOVES else self.base_url
+        for name, address in (("walk-one", former), (BYSTANDER, self.former_base_url)):
+            if name not in self._agents:
+                self._agents[name] = self.ground.agent(Binding(name, "LongCat-2.0", address, 32_768))
+            self.ground.point(self._agents[name], address)
         if len(names) == 1:
             self._plant_one(names[0], situation)
         else:
@@ -110,7 +130,7 @@ class Trail:
         return {name: row["id"] for name in names if (row := self.row(name)) is not None}
 
     def _plant_one(self, name: str, situation: str) -> None:
-        if situation == "absent":
+        if situation.startswith("absent"):
             self.ground.clear(name)
             return
         found = self.ground.database.execute("SELECT id FROM providers WHERE name = %s", (name,)).fetchone()
@@ -122,13 +142,19 @@ class Trail:
                 text = None
             case "sealed elsewhere":
                 text = self._seal(self.key, OTHER_MASTER_KEY)
-            case "another type" | "another type, and POST is refused":
+            case _ if "type" in situation:
                 type = "cerebras"
             case "plaintext":
                 text = self.key
         self.ground.database.execute(
             "UPDATE providers SET provider_type = %s, base_url = %s, api_key_enc = %s, is_deleted = %s WHERE id = %s",
-            (type, self.base_url, text, situation == "deleted", id),
+            (
+                type,
+                self.former_base_url if situation in MOVES else self.base_url,
+                text,
+                situation == "deleted",
+                id,
+            ),
         )
 
     def _seal(self, key: str, master_key: str) -> str:
@@ -137,7 +163,7 @@ class Trail:
 
     def arm(self, situation: str, proxy: Proxy) -> None:
         """Let go wrong what belongs to the situation itself."""
-        if situation == "another type, and POST is refused":
+        if situation in _REFUSALS:
             proxy.fault("POST /v1/providers/", 422)
 
     def row(self, name: str) -> dict[str, Any] | None:
@@ -151,6 +177,17 @@ class Trail:
             return None
         text = row["api_key_enc"]
         return row["provider_type"], row["base_url"], unseal(text, self.master_key) if text else None
+
+    def check_agents(self, situation: str) -> None:
+        """What the agent of the provider would carry now, and to which address: never a key that is not for it.
+
+        That holds for whoever speaks to Letta itself, past every gate.
+        """
+        former = self.former_base_url if situation in MOVES else self.base_url
+        state = self.state("walk-one")
+        if state is not None and state[2] is not None and not state[2].startswith("no-key-yet-"):
+            carried = (self.ground.endpoint(self._agents["walk-one"]), state[2])
+            assert carried in ((former, FORMER_KEY), (self.base_url, self.key)), f"{situation}: {carried}"
 
     def heal(self, situation: str) -> Report:
         """The next start, in fair weather."""
@@ -166,11 +203,15 @@ class Trail:
             row = self.row(name)
             assert row is not None
             assert row["id"] == ids.get(name, row["id"])
+        assert self.ground.endpoint(self._agents["walk-one"]) == self.base_url
+        assert self.ground.endpoint(self._agents[BYSTANDER]) == self.former_base_url
         assert self.row(BYSTANDER) == bystander
         assert self.row(TOUCHSTONE) is None
 
     def clear(self) -> None:
         """Take everything away."""
+        while self._agents:
+            self.ground.http.delete(f"/v1/agents/{self._agents.popitem()[1]}").raise_for_status()
         self.ground.clear("walk-*", TOUCHSTONE)
 
 

@@ -8,6 +8,9 @@ from functools import cache
 from typing import TypedDict
 from urllib.parse import urlsplit
 
+#: Nothing listens there, and nothing ever answers: for a provider that nobody is meant to speak through yet.
+NOWHERE = "http://127.0.0.1:9/nowhere/v1"
+
 
 class ClientOptions(TypedDict):
     """The options of an HTTP client that depend on where it speaks to."""

@@ -11,6 +11,7 @@ from functools import partial
 import anyio
 
 from isabella.advisory import Advisory
+from isabella.agents.followers import LettaFollowers
 from isabella.concurrency import together
 from isabella.connection import Connection, connect
 from isabella.errors import IsabellaError
@@ -119,7 +120,10 @@ async def open_session(
         advisory = None if connection.database_url is None else Advisory(connection.database_url)
         gate = Gate(advisory, patience=settings.gate_timeout)
     options = replace(
-        options, closed=gate.closed, held_everywhere=gate.holds_everywhere, follow=partial(_follow, connection)
+        options,
+        closed=gate.closed,
+        held_everywhere=gate.holds_everywhere,
+        followers=LettaFollowers(connection, letta.store),
     )
     async with letta.store:
         yield Session(
@@ -186,13 +190,6 @@ async def _configuration_and_letta(
     if asked_for is None or not isinstance(reached, _Letta):
         raise (reached if isinstance(reached, IsabellaError) else None) or AssertionError("neither read nor reached")
     return asked_for, reached
-
-
-async def _follow(connection: Connection, provider: str, base_url: str) -> Sequence[str]:
-    # The SDK takes a while to load, and most syncs move nothing.
-    from isabella.agents.following import follow
-
-    return await follow(connection, provider, base_url)
 
 
 async def _reach(connection: Connection, only: Sequence[str]) -> _Letta:

@@ -73,6 +73,7 @@ def test_a_kill_at_any_request_is_healed_by_the_next_start(
                 code = child.wait()
             # Side by side, requests come now in this number and now in that.
             assert code == -signal.SIGKILL or (situation == "everything at once" and code in (0, 1))
+            trail.check_agents(situation)
             trail.check_healed(situation, ids)
             walked += 1
     WALKED[situation] = walked

@@ -82,6 +82,7 @@ def test_whatever_goes_wrong_at_any_request_is_healed_by_the_next_start(
                 trail.arm(situation, proxy)
                 proven += sync(trail, situation, proxy, kind)
             assert ids.keys() <= {name for name in ids if trail.row(name)}, (point, kind, when)
+            trail.check_agents(situation)
             trail.check_healed(situation, ids)
             walked += 1
     WALKED[situation] = walked

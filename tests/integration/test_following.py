@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from backend_server import Backend, backend
 
-from isabella.agents import following
 from isabella.agents.wire import Wire
 from isabella.assurance import ensure_providers
 from isabella.embedded import Letta
 from isabella.errors import LettaRefused
+from isabella.keys import mask
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.providers.desired import desired_providers
@@ -133,33 +134,48 @@ def test_nothing_else_about_an_agent_is_changed(served: Backend, elsewhere: Prac
 
 
 @pytest.mark.usefixtures("before")
-def test_an_agent_that_cannot_follow_holds_up_nobody(
+def test_while_one_agent_cannot_follow_the_key_is_withheld(
     served: Backend, elsewhere: PracticeVendors, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One is refused by Letta, one is gone by then, one was switched to Groq: the others follow, and it is told."""
+    """One is refused by Letta, one is gone by then, one was switched to Groq: the others follow, and it is told.
+
+    No key is written that the one that stays behind would carry to the former address. Once it is gone, all is well.
+    """
     agents = [served.agent(f"follower-{number}", CEREBRAS) for number in range(5)]
     refused, gone, switched = (served.id_of(agent) for agent in agents[1:4])
     groq = served.letta.get(f"/v1/agents/{served.id_of(served.agent('of-groq', GROQ))}").json()["llm_config"]
-    really = following.move
+    really = Wire.patch
 
-    async def move_or_not(wire: Wire, agent_id: str, provider: str, base_url: str) -> bool:
-        if agent_id == refused:
+    async def patch_or_not(wire: Wire, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        if path == f"/v1/agents/{refused}":
             raise LettaRefused("Letta refused to change it.", status=422, detail="no")
-        if agent_id == gone:
-            raise LettaRefused("There is no such agent.", status=404, detail="no")
-        if agent_id == switched:
-            await wire.patch(f"/v1/agents/{agent_id}", {"llm_config": groq})
-        return await really(wire, agent_id, provider, base_url)
+        if path == f"/v1/agents/{gone}":
+            served.letta.delete(path).raise_for_status()
+        return await really(wire, path, body)
 
-    monkeypatch.setattr(following, "move", move_or_not)
-    entry = move(served, moved(served, elsewhere))
-    assert entry.proof is Proof.PROVEN
+    served.letta.patch(f"/v1/agents/{switched}", json={"llm_config": groq}).raise_for_status()
+    there, settings = elsewhere.base_url("cerebras"), moved(served, elsewhere)
+    with monkeypatch.context() as patched:
+        patched.setattr(Wire, "patch", patch_or_not)
+        entry = move(served, settings)
+    assert entry.proof is Proof.FAILED
     assert "Letta refused to change it." in entry.reason
-    there = elsewhere.base_url("cerebras")
-    assert [endpoint(served, agent) == there for agent in agents] == [True, False, False, False, True]
+    assert "providers sync --only cerebras" in str(entry.remedy)
+    assert [endpoint(served, agents[number]) == there for number in (0, 1, 3, 4)] == [True, False, False, True]
     assert served.letta.get(f"/v1/agents/{switched}").json()["llm_config"] == groq
-    for agent in agents:
-        served.letta.delete(f"/v1/agents/{served.id_of(agent)}").raise_for_status()
+    for agent in (refused, served.id_of(agents[0])):
+        body = {"messages": [{"role": "user", "content": "Hello."}], "max_steps": 1}
+        served.letta.post(f"/v1/agents/{agent}/messages", json=body)
+    for vendors in (served.vendors, elsewhere):
+        carried = {request.key_masked for request in vendors.requests("cerebras") if not request.accepted}
+        assert len(carried) == 1, "each agent carries what is no key, and that to its own address"
+        assert carried.isdisjoint(
+            mask(vendor.key("cerebras").get_secret_value()) for vendor in (served.vendors, elsewhere)
+        )
+        vendors.forget()
+    served.letta.delete(f"/v1/agents/{refused}").raise_for_status()
+    assert move(served, settings).proof is Proof.PROVEN
+    assert astray(served.vendors, elsewhere) == []
 
 
 @pytest.mark.usefixtures("before")

@@ -12,17 +12,18 @@ from contextlib import asynccontextmanager
 import anyio
 import httpx2
 import pytest
-from double import Double, Row
+from double import NO_KEY, Double, Row
+from flock import Agent, Flock
 from pydantic import SecretStr
 from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 from weather import JumpingLoop, Killed, Kind, Sent, Weather, When
 
 from isabella.catalog import known_vendors
-from isabella.errors import ConfigurationError, IsabellaError, LettaRefused
+from isabella.errors import ConfigurationError, IsabellaError
 from isabella.gate import Closed, ungated
 from isabella.providers import sealing
-from isabella.providers.apply import Follow
 from isabella.providers.desired import Desired
+from isabella.providers.followers import Note
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Report
 from isabella.providers.sync import Options, bring_in_line
@@ -194,13 +195,13 @@ def report_over(
     transport: httpx2.AsyncBaseTransport,
     desired: Sequence[Desired],
     closed: Closed = ungated,
-    follow: Follow | None = None,
+    flock: Flock | None = None,
 ) -> Report:
     """What one sync over this way to Letta reports."""
 
     async def run() -> Report:
         async with LettaServer("http://letta", transport=transport, timeout=5.0) as store:
-            options = Options(master_key=SecretStr(MASTER_KEY), closed=closed, follow=follow)
+            options = Options(master_key=SecretStr(MASTER_KEY), closed=closed, followers=flock)
             return await bring_in_line(store, desired, options)
 
     return anyio.run(run, backend_options={"loop_factory": JumpingLoop})
@@ -257,73 +258,244 @@ class DeletedMeanwhile(httpx2.AsyncBaseTransport):
 
 NEW_URL = "http://moved.test/v1"
 
+#: From where a provider moves, and the key that agents carried before.
+MOVES = {
+    "in line": KEY,
+    "stale": FORMER_KEY,
+    "no key": None,
+    "another type": FORMER_KEY,
+    "sealed elsewhere": None,
+    "plaintext": KEY,
+    "absent": None,
+    "deleted": None,
+}
 
-@pytest.mark.parametrize("situation", ["stale", "another type", "sealed elsewhere", "plaintext", "deleted meanwhile"])
-def test_agents_follow_a_provider_before_anybody_speaks_again(situation: str) -> None:
-    """However it is done: the gate is closed, the new key is at the new address, agents follow, the gate opens."""
-    double, desired = letta_in("stale" if situation == "deleted meanwhile" else situation)
-    desired = dataclasses.replace(desired, base_url=NEW_URL)
+
+def letta_before_a_move(situation: str) -> tuple[Double, Desired, Flock]:
+    """The same with a provider that has to move, and its agents."""
+    double, desired = letta_in("plaintext" if situation == "in line" else situation)
+    if situation == "in line":
+        row = double.live("walk")
+        assert row is not None
+        row.enc = seal(KEY, MASTER_KEY, rounds=1)
+    agents = {name: Agent("walk", URL, late=name == "late") for name in ("Isabella", "late")}
+    return double, dataclasses.replace(desired, base_url=NEW_URL), Flock(agents | {"other": Agent("bystander", URL)})
+
+
+def move(
+    double: Double, desired: Desired, flock: Flock, fault: tuple[int, Kind, When] | None = None
+) -> tuple[Report | None, list[Sent]]:
+    """One sync of a provider that moves. After every request, what agents would send to whom is looked at."""
+    former = double.bearer("walk")
+
+    def watch(_sent: Sent) -> None:
+        for agent in flock.agents.values():
+            key = double.bearer(agent.provider)
+            if agent.provider == "walk" and key not in (None, NO_KEY) and not key.startswith("no-key-yet-"):
+                assert (agent.address, key) in {(URL, former), (NEW_URL, KEY), (URL, KEY) if former == KEY else ()}
+
+    weather = Weather(double.transport(), {fault[0]: fault[1:]} if fault else {}, watch)
+
+    async def run() -> Report:
+        async with LettaServer("http://letta", transport=weather, timeout=5.0) as store:
+            flock.store = store
+            return await bring_in_line(store, [desired], Options(master_key=SecretStr(MASTER_KEY), followers=flock))
+
+    report = None
+    try:
+        report = anyio.run(run, backend_options={"loop_factory": JumpingLoop})
+    except IsabellaError as error:
+        _is_told(error)
+    except (Killed, BaseExceptionGroup):
+        if not weather.dead:
+            raise
+    return report, weather.sent
+
+
+@pytest.mark.parametrize("situation", MOVES)
+def test_no_key_arrives_at_another_address_whatever_goes_wrong_in_a_move(situation: str) -> None:
+    """At each request, each fault, and whoever speaks to Letta in between without a gate; and healed after."""
+    assert letta_before_a_move(situation)[0].bearer("walk") in (MOVES[situation], NO_KEY, None)
+    _, sent = move(*letta_before_a_move(situation))
+    assert len([one for one in sent if one.writes]) >= 1
+    for point in range(1, len(sent) + 1):
+        for kind in FAULTS:
+            for when in WHENS:
+                double, desired, flock = letta_before_a_move(situation)
+                move(double, desired, flock, (point, kind, when))
+                healed, _ = move(double, desired, flock)
+                where = f"{situation}: {kind} {when} request {point}"
+                assert healed is not None, where
+                assert healed.all_proven, where
+                assert [agent.address for agent in flock.agents.values()] == [NEW_URL, NEW_URL, URL], where
+                assert double.bearer("walk") == KEY, where
+
+
+def test_a_move_that_was_cut_off_may_be_taken_back() -> None:
+    """Killed anywhere, then configured as before: agents come back before the key does."""
+    _, sent = move(*letta_before_a_move("stale"))
+    for point in range(1, len(sent) + 1):
+        for when in WHENS:
+            double, desired, flock = letta_before_a_move("stale")
+            back = dataclasses.replace(desired, base_url=URL, key=SecretStr(FORMER_KEY))
+            move(double, desired, flock, (point, "kill", when))
+            report = report_over(double.transport(), [back], flock=dataclasses.replace(flock, store=None))
+            assert report.all_proven
+            assert double.bearer("walk") == FORMER_KEY
+            assert [agent.address for agent in flock.agents.values()] == [URL] * 3, (point, when)
+
+
+@pytest.mark.parametrize(
+    "situation", ["in line", "stale", "another type", "sealed elsewhere", "plaintext", "absent", "deleted meanwhile"]
+)
+def test_agents_follow_a_provider_behind_a_closed_gate(situation: str) -> None:
+    """However it is done: the gate is closed, agents follow, the gate opens, and the report names them."""
+    double, desired, _ = letta_before_a_move("stale" if situation == "deleted meanwhile" else situation)
+    names = ["Isabella", *(f"agent {number}" for number in range(9))]
+    flock = Flock({name: Agent("walk", URL) for name in names})
     happened: list[str] = []
+
+    def addresses() -> str:
+        return " and ".join(sorted({str(agent.address) for agent in flock.agents.values()}))
 
     @asynccontextmanager
     async def closed(provider: str) -> AsyncIterator[None]:
-        happened.append(f"{provider} closed")
+        happened.append(f"{provider} closed, agents at {addresses()}")
         yield
-        happened.append(f"{provider} open")
-
-    async def follow(provider: str, base_url: str) -> Sequence[str]:
-        row = double.live(provider)
-        assert row is not None
-        assert (row.base_url, double.bearer(provider)) == (NEW_URL, desired.key and desired.key.get_secret_value())
-        happened.append(f"followed to {base_url}")
-        return ["Isabella", *(f"agent {number}" for number in range(9))]
+        happened.append(f"{provider} open, agents at {addresses()}")
 
     way = DeletedMeanwhile(double) if situation == "deleted meanwhile" else double.transport()
-    (entry,) = report_over(way, [desired], closed, follow).ours
+    (entry,) = report_over(way, [desired], closed, flock).ours
     assert entry.proof is Proof.PROVEN
-    assert happened[-3:] == ["walk closed", f"followed to {NEW_URL}", "walk open"]
+    assert happened[-2:] == [f"walk closed, agents at {URL}", f"walk open, agents at {NEW_URL}"]
     assert "agents that call the new address now: Isabella, agent 0, agent 1, agent 2, agent 3 and 5 more" in (
         entry.reason
     )
 
 
-def test_agents_that_may_be_left_behind_are_told() -> None:
-    """The provider is in place and proven; what could not be done about its agents has a remedy."""
-    double, desired = letta_in("stale")
+@pytest.mark.parametrize("situation", ["stale", "another type", "sealed elsewhere", "absent"])
+def test_a_key_is_withheld_while_an_agent_calls_another_address(situation: str) -> None:
+    """One agent cannot be changed: no key is written that it would carry away. Once it is gone, all is well."""
+    double, desired, flock = letta_before_a_move(situation)
+    flock.agents["late"].stubborn = True
+    report, sent = move(double, desired, flock)
+    assert report is not None
+    (entry,) = report.ours
+    assert entry.proof is Proof.FAILED
+    assert "Letta refused to change an agent." in entry.reason
+    assert "providers sync --only walk" in str(entry.remedy)
+    assert KEY not in {one.body["api_key"] for one in sent if one.method in ("POST", "PATCH")}
+    flock.agents["late"].stubborn, flock.agents["late"].provider = False, "gone"
+    healed, _ = move(double, desired, flock)
+    assert healed is not None
+    assert healed.all_proven
+    assert flock.agents["Isabella"].address == NEW_URL
 
-    async def follow(_provider: str, _base_url: str) -> Sequence[str]:
-        raise LettaRefused("Letta refused to change an agent.", status=422, detail="no")
 
-    moved = dataclasses.replace(desired, base_url=NEW_URL)
-    (entry,) = report_over(double.transport(), [moved], follow=follow).ours
-    assert (entry.proof, entry.remedy) == (Proof.PROVEN, "Bind them anew: isabella agents repair")
-    assert "its agents may still call the former address: Letta refused to change an agent." in entry.reason
+def test_the_same_key_is_not_withheld() -> None:
+    """Where the key is good at both addresses, nobody is without it; the move is told, and tried again."""
+    double, desired, flock = letta_before_a_move("in line")
+    flock.agents["late"].stubborn = True
+    for _ in range(2):
+        report, _ = move(double, desired, flock)
+        assert report is not None
+        (entry,) = report.ours
+        assert entry.proof is Proof.FAILED
+        assert "it has not moved" in entry.reason
+        row = double.live("walk")
+        assert row is not None
+        assert (row.base_url, double.bearer("walk")) == (URL, KEY)
+        assert [agent.address for agent in flock.agents.values()] == [NEW_URL, URL, URL]
+    flock.agents["late"].stubborn = False
+    healed, _ = move(double, desired, flock)
+    assert healed is not None
+    assert healed.all_proven
+    assert [agent.address for agent in flock.agents.values()] == [NEW_URL, NEW_URL, URL]
+
+
+class NoPost(httpx2.AsyncBaseTransport):
+    """A way to the double on which the first provider that would be made is refused."""
+
+    def __init__(self, double: Double) -> None:
+        self._inner = double.transport()
+        self._refused = False
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if request.method == "POST" and not self._refused:
+            self._refused = True
+            return httpx2.Response(422, json={"detail": "no such type"}, request=request)
+        return await self._inner.handle_async_request(request)
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_former_key_is_put_back_once_its_agents_are(stays: bool) -> None:
+    """POST is refused after the DELETE: agents go back, and then the key; with one that does not, there is none."""
+    double, desired, flock = letta_before_a_move("another type")
+    followed = flock.follow
+
+    async def follow(provider: str, base_url: str, note: Note) -> None:
+        await followed(provider, base_url, note)
+        flock.agents["late"].stubborn = stays
+
+    flock.follow = follow  # type: ignore[method-assign]
+    (entry,) = report_over(NoPost(double), [desired], flock=flock).ours
+    assert entry.proof is Proof.FAILED
+    assert double.bearer("walk") == (NO_KEY if stays else FORMER_KEY)
+    assert flock.agents["Isabella"].address == URL
+    assert ("it is not in Letta now" if stays else "The former record is back in Letta.") in entry.reason
+    flock.follow, flock.agents["late"].stubborn = followed, False  # type: ignore[method-assign]
+    healed, _ = move(double, desired, flock)
+    assert healed is not None
+    assert healed.all_proven
+
+
+class GoneAfterDelete(httpx2.AsyncBaseTransport):
+    """A way to a double that goes away once it has deleted something."""
+
+    def __init__(self, double: Double) -> None:
+        self._inner = double.transport()
+        self.gone = False
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        if self.gone:
+            raise httpx2.ConnectError("nobody listens", request=request)
+        self.gone = request.method == "DELETE"
+        return await self._inner.handle_async_request(request)
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_a_letta_that_goes_away_after_the_delete_leaves_no_doubt_about_what_is_known(moves: bool) -> None:
+    """Nothing can be put back or looked at: the report says what was done, and that it may be gone; and it heals."""
+    double, desired, flock = letta_before_a_move("another type")
+    if not moves:
+        desired = dataclasses.replace(desired, base_url=URL)
+    way = GoneAfterDelete(double)
+
+    async def run() -> Report:
+        async with LettaServer("http://letta", transport=way, timeout=5.0) as store:
+            flock.store = store
+            return await bring_in_line(store, [desired], Options(master_key=SecretStr(MASTER_KEY), followers=flock))
+
+    (entry,) = anyio.run(run, backend_options={"loop_factory": JumpingLoop}).ours
+    assert entry.proof is Proof.UNPROVEN
+    assert "deleted, and creating it again failed" in entry.reason
+    assert "It may not be in Letta now" in entry.reason
+    assert entry.remedy
+    assert report_over(double.transport(), [desired], flock=Flock(flock.agents)).all_proven
 
 
 def test_nobody_follows_where_nothing_moves() -> None:
     """A changed key at the same address is no matter of the agents, and of no gate."""
     double, desired = letta_in("stale")
-
-    async def follow(_provider: str, _base_url: str) -> Sequence[str]:
-        raise AssertionError("nothing has moved")
-
-    assert report_over(double.transport(), [desired], _never_closed, follow).all_proven
+    flock = Flock({"elsewhere": Agent("walk", NEW_URL)})
+    assert report_over(double.transport(), [desired], _never_closed, flock).all_proven
+    assert flock.agents["elsewhere"].address == NEW_URL
 
 
 @asynccontextmanager
 async def _never_closed(provider: str) -> AsyncIterator[None]:
     raise AssertionError(f"{provider} has no gap")
     yield
-
-
-def test_sealing_that_is_cut_off_has_not_moved_yet() -> None:
-    """The placeholder goes to the former address, so that the next sync still takes the agents along."""
-    double, desired = letta_in("plaintext")
-    moved = dataclasses.replace(desired, base_url=NEW_URL)
-    report_over(NoPatch(double, 429, after=1), [moved])
-    row = double.live("walk")
-    assert row is not None
-    assert row.base_url == URL
 
 
 def test_a_gate_that_cannot_be_closed_concerns_its_provider_alone() -> None:

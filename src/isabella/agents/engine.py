@@ -47,7 +47,7 @@ class Engine:
             handle=llm_config.get("handle"),
         )
 
-    def strays_from(self, provider: str, base_url: str) -> bool:
+    def strays_from(self, provider: str, base_url: str | None) -> bool:
         """Whether it speaks through this provider, but calls another address than this one."""
         # What Letta got from its own environment is none of ours, whatever it is called.
         return self.provider == provider and self.category != "base" and not same_address(self.endpoint, base_url)

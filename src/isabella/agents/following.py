@@ -1,27 +1,27 @@
-"""Agents follow their provider to another address.
-
-Letta sends the key that is stored for a provider to the address that stands in the agent (fact M6), not to the one
-that stands in the provider. Whoever moves a provider takes its agents along, or its key goes to the former address.
-"""
+"""Agents go along with their provider to another address, over REST (`providers/followers.py` says why)."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from isabella.agents.client import open_client
 from isabella.agents.engine import Engine
-from isabella.agents.residents import Resident, Residents
 from isabella.agents.wire import Wire
 from isabella.concurrency import together
 from isabella.connection import Connection
 from isabella.errors import LettaError, LettaRefused
+from isabella.providers.followers import Moved, Note
 
 _AT_ONCE = 8
 #: A turn that is just ending may bind its agent back to what was true when it looked.
 _PASSES = 3
 
 
-async def move(wire: Wire, agent_id: str, provider: str, base_url: str) -> bool:
+async def move(wire: Wire, agent_id: str, provider: str, base_url: str | None) -> bool:
     """Have one agent call this address, if it is bound to the provider. All else in its `llm_config` stays.
 
     Args:
@@ -36,52 +36,116 @@ async def move(wire: Wire, agent_id: str, provider: str, base_url: str) -> bool:
     Raises:
         LettaError: Letta refuses or fails.
     """
-    config = (await wire.agent(agent_id)).get("llm_config") or {}
+    found = await _stray(wire, agent_id, provider, base_url)
+    if found is not None:
+        await found.point_to(base_url)
+    return found is not None
+
+
+@dataclass(frozen=True)
+class _Stray:
+    """An agent that calls another address than its provider's."""
+
+    wire: Wire
+    id: str
+    name: str
+    config: Mapping[str, Any]
+
+    async def point_to(self, base_url: str | None) -> None:
+        """Have it call this one."""
+        config = {**self.config, "model_endpoint": base_url}
+        await self.wire.patch(f"/v1/agents/{self.id}", {"llm_config": config})
+
+
+async def _stray(wire: Wire, agent_id: str, provider: str, base_url: str | None) -> _Stray | None:
+    row = await wire.agent(agent_id)
+    config = row.get("llm_config") or {}
     if not Engine.of(config).strays_from(provider, base_url):
-        return False
-    await wire.patch(f"/v1/agents/{agent_id}", {"llm_config": {**config, "model_endpoint": base_url}})
-    return True
+        return None
+    return _Stray(wire, agent_id, str(row.get("name") or agent_id), config)
 
 
-async def follow(connection: Connection, provider: str, base_url: str) -> tuple[str, ...]:
+async def engines(connection: Connection) -> list[Engine]:
+    """What every agent speaks through.
+
+    Raises:
+        LettaError: they cannot be listed as a whole.
+    """
+    async with _opened(connection) as wire:
+        return [*(await _everybody(wire)).values()]
+
+
+async def follow(connection: Connection, provider: str, base_url: str, note: Note) -> None:
     """Have every agent of a provider call this address, with nothing else about it changed.
 
     Args:
         connection: which Letta.
         provider: its name in Letta.
         base_url: where its vendor answers now.
-
-    Returns:
-        The names of the agents that called another address.
+        note: is told of each agent before it is changed.
 
     Raises:
         LettaError: they cannot be listed, or some of them cannot be changed; all others have been.
     """
-    moved: dict[str, str] = {}
     trouble: dict[str, LettaError] = {}
-    async with open_client(connection) as client:
-        residents = Residents(client)
+    async with _opened(connection) as wire:
 
-        async def one(resident: Resident) -> None:
-            try:
-                if await move(residents.wire, resident.id, provider, base_url):
-                    moved[resident.id] = resident.name
-            except LettaError as error:
-                # One that is gone calls nobody any more.
-                if not (isinstance(error, LettaRefused) and error.status == 404):
-                    trouble[resident.id] = error
+        async def one(agent_id: str) -> None:
+            async with _noted(trouble, agent_id):
+                found = await _stray(wire, agent_id, provider, base_url)
+                if found is not None:
+                    note(Moved(agent_id, found.name, found.config.get("model_endpoint")))
+                    await found.point_to(base_url)
 
         for _ in range(_PASSES):
             behind = [
-                resident
-                for resident in await residents.all()
-                if resident.engine is not None
-                and resident.engine.strays_from(provider, base_url)
-                and resident.id not in trouble
+                agent_id
+                for agent_id, engine in (await _everybody(wire)).items()
+                if engine.strays_from(provider, base_url) and agent_id not in trouble
             ]
             if not behind:
                 break
-            await together([partial(one, resident) for resident in behind], at_once=_AT_ONCE)
+            await together([partial(one, agent_id) for agent_id in behind], at_once=_AT_ONCE)
     for error in trouble.values():
         raise error
-    return tuple(moved.values())
+
+
+async def send_back(connection: Connection, provider: str, moved: Sequence[Moved]) -> None:
+    """Have these agents call what they called before.
+
+    Raises:
+        LettaError: some may still call the other address; all others have been sent back.
+    """
+    trouble: dict[str, LettaError] = {}
+    async with _opened(connection) as wire:
+
+        async def one(agent: Moved) -> None:
+            async with _noted(trouble, agent.id):
+                await move(wire, agent.id, provider, agent.former)
+
+        calls: list[Callable[[], Awaitable[None]]] = [partial(one, agent) for agent in moved]
+        await together(calls, at_once=_AT_ONCE)
+    for error in trouble.values():
+        raise error
+
+
+@asynccontextmanager
+async def _opened(connection: Connection) -> AsyncIterator[Wire]:
+    async with open_client(connection) as client:
+        yield Wire(client)
+
+
+async def _everybody(wire: Wire) -> dict[str, Engine]:
+    """All agents by id, without blocks, tools and tags: of a thousand agents those take Letta most of the time."""
+    rows = await wire.every("/v1/agents/", order_by="created_at", include_relationships="")
+    return {row["id"]: Engine.of(config) for row in rows if (config := row.get("llm_config"))}
+
+
+@asynccontextmanager
+async def _noted(trouble: dict[str, LettaError], agent_id: str) -> AsyncIterator[None]:
+    """What goes wrong with one agent holds up no other. One that is gone calls nobody any more."""
+    try:
+        yield
+    except LettaError as error:
+        if not (isinstance(error, LettaRefused) and error.status == 404):
+            trouble[agent_id] = error

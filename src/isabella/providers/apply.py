@@ -7,16 +7,25 @@ happened. Between DELETE and POST nothing may stop us (fact P7), neither a cance
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import anyio.to_thread
 from pydantic import SecretStr
 
+from isabella.addresses import NOWHERE
 from isabella.errors import IsabellaError, LettaError, LettaRefused
 from isabella.gate import Closed, ungated
-from isabella.providers.outcome import Followed, Outcome, confirmed, half_sealed, refused_by_vendor
+from isabella.providers.followers import Followers, Moved
+from isabella.providers.outcome import (
+    Followed,
+    Outcome,
+    confirmed,
+    keyless,
+    refused_by_vendor,
+    with_followers,
+    withheld,
+)
 from isabella.providers.plan import Action, Change, State, no_delete
 from isabella.providers.rotation import Ask
 from isabella.providers.sealing import stored_key
@@ -26,10 +35,9 @@ from isabella.stores import Abilities, Store
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import Answer
 
-#: Has the agents of a provider call its new address; by names, and the answer names the agents.
-Follow = Callable[[str, str], Awaitable[Sequence[str]]]
-
 _AT_ONCE = 8
+#: Begins what stands in a key's place while the key must not be there.
+_NO_KEY = "no-key-yet"
 #: With this Letta says that an update is no way: it cannot open what it holds, and so cannot compare (fact P4).
 #: Whatever else it refuses for, a lock or too much to do, is no reason to delete anything.
 _CANNOT_OPEN = 400
@@ -50,7 +58,7 @@ class Applier:
         ask: asks a vendor about a key; None asks nobody.
         patience: seconds to go on trying when a provider has been deleted and cannot be made again yet.
         closed: keeps turns off a provider while it is changed with a gap.
-        follow: takes the agents of a provider along to another address; None where there are no agents.
+        followers: the agents, which have to call a provider's address before its key is stored; None without any.
     """
 
     def __init__(
@@ -63,10 +71,10 @@ class Applier:
         ask: Ask | None,
         patience: float = 30.0,
         closed: Closed = ungated,
-        follow: Follow | None = None,
+        followers: Followers | None = None,
     ) -> None:
         self._store = store
-        self._follow = follow
+        self._followers = followers
         self._closed = closed
         self._abilities = abilities
         self._strategy = strategy
@@ -121,6 +129,22 @@ class Applier:
     # --- the four ways of writing -------------------------------------------------------------------------------
 
     async def _create(self, change: Change) -> Outcome:
+        """POST. Agents that are bound to the name already call its address first (fact M6)."""
+        try:
+            astray = await self._astray(change)
+        except LettaError as error:
+            return withheld(change, error, what="not created")
+        if not astray:
+            return await self._make(change)
+        async with self._closed(change.desired.name):
+            with anyio.CancelScope(shield=True):
+                followed = await self._take_agents_along(change)
+                if followed.trouble is not None:
+                    return withheld(change, followed.trouble, what="not created")
+                outcome = await self._make(change)
+        return outcome if outcome.failed else with_followers(outcome, followed)
+
+    async def _make(self, change: Change) -> Outcome:
         if self._ask is None or not self._may_delete:
             # What is created here cannot be taken back, so the vendor is asked before.
             answer = await self._inquire(change)
@@ -160,17 +184,49 @@ class Applier:
         answer = await self._inquire(change)
         if answer is not None and answer.takes_key is False:
             return refused_by_vendor(change, answer)
+        reason = confirmed(change.reason, answer)
         try:
-            async with self._gap_of_move(change):
-                await self._patch(change, _key(change))
-                followed = await self._take_agents_along(change)
+            if change.moves or change.state is State.PLAINTEXT:
+                return await self._update_twice(change, reason)
+            await self._patch(change, _key(change))
         except LettaRefused as error:
             if error.status == 404:
-                return await self._make_anew(replace(change, reason="it was deleted meanwhile"))
+                return await self._create(replace(change, reason="it was deleted meanwhile"))
+            # A long key in plaintext is taken for a sealed one, which Letta cannot open either (facts P4, O7).
             if error.status != _CANNOT_OPEN:
                 raise
             return await self._beyond_update(change, error, answer)
-        return followed.told_of(Outcome(Action.UPDATE, confirmed(change.reason, answer)))
+        return Outcome(Action.UPDATE, reason)
+
+    async def _update_twice(self, change: Change, reason: str) -> Outcome:
+        """Update with a value that is no key at all, and then with the key.
+
+        For a key that is to be sealed, because Letta does not write one that it has already (fact P5). And for a
+        provider that moves: Letta sends its key to where the agents are bound (fact M6), and in between some are
+        bound here, others there. A call in between is refused by the vendor, whereas after a DELETE it would carry a
+        key of Letta's own environment there (fact P7). Where this is cut off, the next sync finds another key; and of
+        a provider that was moving it finds another address, too, whatever is configured by then.
+        """
+        if change.stored is None:
+            raise AssertionError("an update needs a record")
+        meanwhile = NOWHERE if change.moves else change.stored.base_url
+        async with self._closed(change.desired.name):
+            with anyio.CancelScope(shield=True):
+                await self._patch(change, SecretStr(f"{_NO_KEY}-{secrets.token_hex(8)}"), base_url=meanwhile)
+                followed = await self._take_agents_along(change) if change.moves else Followed()
+                if followed.trouble is not None and not change.keeps_key:
+                    return withheld(change, followed.trouble, what="what stands there now is no key")
+                # A key that is good at both addresses need not be withheld; the move is tried again.
+                base_url = None if followed.trouble is None else change.stored.base_url
+                try:
+                    await self._writer.patiently(lambda: self._patch(change, _key(change), base_url=base_url))
+                except LettaError as error:
+                    if isinstance(error, LettaRefused) and error.status in (404, _CANNOT_OPEN):
+                        raise
+                    return keyless(change, error)
+        if followed.trouble is not None:
+            return withheld(change, followed.trouble, what="it has not moved")
+        return with_followers(Outcome(Action.UPDATE, reason), followed)
 
     async def _beyond_update(self, change: Change, error: LettaRefused, answer: Answer | None) -> Outcome:
         if self._strategy is Strategy.IN_PLACE:
@@ -195,12 +251,7 @@ class Applier:
         return replace(outcome, reason=f"{outcome.reason}, nor Letta's any more", remedy=_OTHER_SECRETS)
 
     async def _reseal(self, change: Change) -> Outcome:
-        """Have a key encrypted that stands there in plaintext.
-
-        Letta does not write a key that it has already (fact P5). So another value goes in first, which is no key
-        at all: a call in between is refused by the vendor, whereas after a DELETE it would carry a key of Letta's
-        own environment there (fact P7).
-        """
+        """Have a key encrypted that stands there in plaintext, if Letta encrypts under our master key at all."""
         if self._may_delete and (sealing := await self._touchstone.sealing()) is not Sealing.OURS:
             how = "without a master key" if sealing is Sealing.NOT_AT_ALL else "under another master key"
             return Outcome(
@@ -209,25 +260,7 @@ class Applier:
                 "Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again.",
                 failed=True,
             )
-        try:
-            async with self._closed(change.desired.name):
-                with anyio.CancelScope(shield=True):
-                    # At its former address, so that a move that is cut off here is still one for the next sync.
-                    placeholder = SecretStr(f"being-sealed-{secrets.token_hex(8)}")
-                    await self._patch(change, placeholder, base_url=change.stored.base_url if change.stored else None)
-                    try:
-                        await self._writer.patiently(lambda: self._patch(change, _key(change)))
-                    except LettaError as error:
-                        if isinstance(error, LettaRefused) and error.status == _CANNOT_OPEN:
-                            raise
-                        return half_sealed(change, error)
-                    followed = await self._take_agents_along(change)
-        except LettaRefused as error:
-            # A long key in plaintext is taken for a sealed one, which Letta cannot open (facts P4, O7).
-            if error.status != _CANNOT_OPEN:
-                raise
-            return await self._beyond_update(change, error, None)
-        return followed.told_of(Outcome(Action.UPDATE, change.reason))
+        return await self._update(change)
 
     async def _recreate(self, change: Change, reason: str) -> Outcome:
         answer = await self._inquire(change)
@@ -238,18 +271,29 @@ class Applier:
         async with self._closed(change.desired.name):
             with anyio.CancelScope(shield=True):
                 await self._writer.surely_delete(change.stored.id, change.desired.name)
-                try:
-                    await self._writer.patiently(lambda: self._post(change))
-                except LettaError as error:
-                    return await self._put_back(change, reason, error)
-                followed = await self._take_agents_along(change)
-        return followed.told_of(Outcome(Action.RECREATE, confirmed(reason, answer)))
+                followed = await self._take_agents_along(change) if change.moves else Followed()
+                error = followed.trouble
+                if error is None:
+                    try:
+                        await self._writer.patiently(lambda: self._post(change))
+                    except LettaError as failure:
+                        error = failure
+                if error is not None:
+                    return await self._put_back(change, reason, error, followed.moved)
+        return with_followers(Outcome(Action.RECREATE, confirmed(reason, answer)), followed)
 
-    async def _put_back(self, change: Change, reason: str, error: LettaError) -> Outcome:
+    async def _put_back(self, change: Change, reason: str, error: LettaError, moved: Sequence[Moved]) -> Outcome:
         """After a DELETE whose POST failed: make the former record again, where its key was readable."""
         name, former = change.desired.name, change.stored
         what = f"{reason}; deleted, and creating it again failed: {error.what}"
         again = f"Mend the cause, then: isabella providers sync --only {name}"
+        try:
+            # It may have been made all the same, or by somebody else. What it is now is read back.
+            there = await self._writer.patiently(lambda: self._store.find(name)) is not None
+        except LettaError as second:
+            return Outcome(Action.RECREATE, f"{what} It may not be in Letta now: {second.what}", again, failed=True)
+        if there:
+            return Outcome(Action.RECREATE, f"{what} Yet it is there.", again, failed=True)
         text = None if former is None else former.key_text
         key = await anyio.to_thread.run_sync(stored_key, change.reading, text, self._master_key)
         if former is None or key is None or not key.get_secret_value():
@@ -259,7 +303,20 @@ class Applier:
                 again,
                 failed=True,
             )
-        # A former key must not go to another address than it went to; without one, the type decides again.
+        if moved and self._followers is not None:
+            # A former key must not go to another address than it went to.
+            followers = self._followers
+            try:
+                await self._writer.patiently(lambda: followers.send_back(name, moved))
+            except LettaError as second:
+                return Outcome(
+                    Action.RECREATE,
+                    f"{what} Its agents call the new address, and could not be sent back: {second.what} So the "
+                    "former key was not put back either: it is not in Letta now.",
+                    again,
+                    failed=True,
+                )
+        # Without an address, the type decides again.
         type, base_url = former.type, former.base_url
         try:
             await self._writer.patiently(
@@ -274,35 +331,32 @@ class Applier:
             )
         return Outcome(Action.RECREATE, f"{what} The former record is back in Letta.", again, failed=True)
 
+    async def _astray(self, change: Change) -> bool:
+        if self._followers is None:
+            return False
+        return await self._followers.astray(change.desired.name, change.desired.base_url)
+
     async def _take_agents_along(self, change: Change) -> Followed:
-        """Where the provider has moved, have its agents call the new address. The provider is in place by now."""
-        if self._follow is None or not change.moves:
+        """Have its agents call the new address, while Letta holds no key that they could carry there."""
+        if self._followers is None:
             return Followed()
-        follow, name, base_url = self._follow, change.desired.name, change.desired.base_url
+        followers, name, base_url = self._followers, change.desired.name, change.desired.base_url
+        moved: dict[str, Moved] = {}
+
+        def note(agent: Moved) -> None:
+            # Where it is changed more than once, what it called at first counts.
+            moved.setdefault(agent.id, agent)
+
+        trouble: LettaError | None = None
         try:
-            return Followed(tuple(await self._writer.patiently(lambda: follow(name, base_url))))
+            await self._writer.patiently(lambda: followers.follow(name, base_url, note))
         except LettaError as error:
-            return Followed(trouble=error.what)
+            trouble = error
+        return Followed(tuple(moved.values()), trouble)
 
     async def _post(self, change: Change) -> None:
         desired = change.desired
         await self._writer.create(name=desired.name, type=desired.type, base_url=desired.base_url, key=_key(change))
-
-    async def _make_anew(self, change: Change) -> Outcome:
-        """Make what was there a moment ago, perhaps at another address."""
-        async with self._gap_of_move(change):
-            outcome = await self._create(change)
-            return outcome if outcome.failed else (await self._take_agents_along(change)).told_of(outcome)
-
-    @asynccontextmanager
-    async def _gap_of_move(self, change: Change) -> AsyncIterator[None]:
-        """Where the provider moves, nobody speaks meanwhile, and nothing stops us until its agents have followed.
-
-        Letta sends the key to where an agent is bound (fact M6). Without a move there is no gap.
-        """
-        async with (self._closed if change.moves else ungated)(change.desired.name):
-            with anyio.CancelScope(shield=change.moves):
-                yield
 
     async def _patch(self, change: Change, key: SecretStr, *, base_url: str | None = None) -> None:
         if change.stored is None:

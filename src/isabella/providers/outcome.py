@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from isabella.errors import LettaError
-from isabella.providers.plan import Action, Change
+from isabella.providers.followers import Moved
+from isabella.providers.plan import Action, Change, State
 from isabella.providers.rotation import refusal
 from isabella.vendors.inquiry import Answer, Verdict
 
 _AGENTS_NAMED = 5
+#: Of a key that is there in plaintext; of one whose vendor has another address now.
+_WHY_EMPTIED = {True: "it was in plaintext", False: "it moves to another address"}
 
 
 @dataclass(frozen=True)
@@ -36,33 +39,41 @@ class Followed:
     """What became of the agents of a provider that has moved.
 
     Attributes:
-        agents: the names of those that call the new address now.
-        trouble: why some may not.
+        moved: those that call the new address now; with trouble, those that may.
+        trouble: why some may call the former one still.
     """
 
-    agents: tuple[str, ...] = ()
-    trouble: str | None = None
-
-    def told_of(self, outcome: Outcome) -> Outcome:
-        """The outcome of the move, with this in it."""
-        if self.trouble is not None:
-            return replace(
-                outcome,
-                reason=f"{outcome.reason}; its agents may still call the former address: {self.trouble}",
-                remedy="Bind them anew: isabella agents repair",
-            )
-        if not self.agents:
-            return outcome
-        more = len(self.agents) - _AGENTS_NAMED
-        named = ", ".join(self.agents[:_AGENTS_NAMED]) + (f" and {more} more" if more > 0 else "")
-        return replace(outcome, reason=f"{outcome.reason}; agents that call the new address now: {named}")
+    moved: tuple[Moved, ...] = ()
+    trouble: LettaError | None = None
 
 
-def half_sealed(change: Change, error: LettaError) -> Outcome:
-    """Sealing that went half-way: what stands there now is no key."""
+def with_followers(outcome: Outcome, followed: Followed) -> Outcome:
+    """The outcome of a move, with what became of the agents."""
+    if not followed.moved:
+        return outcome
+    names = [agent.name for agent in followed.moved]
+    more = len(names) - _AGENTS_NAMED
+    named = ", ".join(names[:_AGENTS_NAMED]) + (f" and {more} more" if more > 0 else "")
+    return replace(outcome, reason=f"{outcome.reason}; agents that call the new address now: {named}")
+
+
+def withheld(change: Change, trouble: LettaError, *, what: str) -> Outcome:
+    """The configured key was not written, because an agent might carry it to another address."""
+    return Outcome(
+        change.action,
+        f"{change.reason}; {what}: an agent may call another address than the key is for. {trouble.what}",
+        "Mend that agent, or delete it (`isabella agents list` shows whom each speaks through), then: "
+        f"isabella providers sync --only {change.desired.name}",
+        failed=True,
+    )
+
+
+def keyless(change: Change, error: LettaError) -> Outcome:
+    """A key that was to be written anew, and only its place was emptied: what stands there now is no key."""
     return Outcome(
         Action.UPDATE,
-        f"it was in plaintext, and what stands there now is no key: writing the key again failed: {error.what}",
+        f"{_WHY_EMPTIED[change.state is State.PLAINTEXT]}, and what stands there now is no key: writing the key "
+        f"failed: {error.what}",
         f"Until this is done agents on it are refused: isabella providers sync --only {change.desired.name}",
         failed=True,
     )

@@ -80,6 +80,11 @@ class Change:
         return self.stored is not None and self.stored.base_url != self.desired.base_url
 
     @property
+    def keeps_key(self) -> bool:
+        """Whether the key that is stored is the configured one already."""
+        return self.reading is not None and self.reading.match is Match.EQUAL
+
+    @property
     def pending(self) -> bool:
         """Whether there is anything to write, or something that stands in the way of it."""
         return self.action not in (Action.KEEP, Action.NONE)

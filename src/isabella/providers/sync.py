@@ -14,8 +14,9 @@ from pydantic import SecretStr
 from isabella.concurrency import together
 from isabella.errors import LettaError
 from isabella.gate import Closed, ungated
-from isabella.providers.apply import Applier, Follow
+from isabella.providers.apply import Applier
 from isabella.providers.desired import Desired
+from isabella.providers.followers import Followers
 from isabella.providers.outcome import Outcome
 from isabella.providers.plan import WRITES, Action, Change, State, plan, state_of
 from isabella.providers.report import Proof, ProviderReport, Report
@@ -64,7 +65,7 @@ class Options:
         seen: a reading made just before, in place of the run's own first one.
         closed: keeps turns off a provider while it is changed with a gap.
         held_everywhere: whether that holds for turns of other processes, too.
-        follow: takes the agents of a provider along to another address.
+        followers: the agents, which have to call a provider's address before its key is stored; None without any.
     """
 
     strategy: Strategy = Strategy.AUTO
@@ -78,7 +79,7 @@ class Options:
     seen: Seen | None = None
     closed: Closed = ungated
     held_everywhere: bool = True
-    follow: Follow | None = None
+    followers: Followers | None = None
 
 
 async def look(store: Store, desired: Sequence[Desired], options: Options) -> Report:
@@ -216,7 +217,7 @@ class _Run:
             ask=options.ask,
             patience=options.patience,
             closed=options.closed,
-            follow=options.follow,
+            followers=options.followers,
         )
         outcomes = await applier.apply([change for change in changes if _writes(change)])
         await self._try_read_again([change.desired for change in changes])

@@ -11,14 +11,13 @@ from enum import StrEnum
 import anyio
 from pydantic import SecretStr
 
+from isabella.addresses import NOWHERE
 from isabella.errors import LettaBroken
 from isabella.providers.sealing import Match
 from isabella.providers.writes import Writer
 from isabella.stores import Store
 
 _NAME = "isabella-touchstone"
-#: Nothing listens there, and nothing ever answers.
-_NOWHERE = "http://127.0.0.1:9/v1"
 
 
 class Sealing(StrEnum):
@@ -60,7 +59,7 @@ class Touchstone:
         if left_over is not None:
             await self._writer.delete(left_over.id, _NAME)
         with anyio.CancelScope(shield=True):
-            await self._writer.create(name=_NAME, type="openai", base_url=_NOWHERE, key=key)
+            await self._writer.create(name=_NAME, type="openai", base_url=NOWHERE, key=key)
             made = await self._store.find(_NAME)
             if made is None:
                 raise LettaBroken("Letta does not list a provider that it has just made.")

@@ -222,6 +222,17 @@ class LettaServer:
         """
         await self._write("PATCH", f"/v1/providers/{id}/refresh", None, timeout=max(self._timeout, _VENDOR_SECONDS))
 
+    async def count_agents(self) -> int:
+        """How many agents there are, whoever has made them.
+
+        Raises:
+            LettaError: they cannot be counted.
+        """
+        answer = await self._read("/v1/agents/count")
+        if not isinstance(answer, int):
+            self._not_letta("its number of agents is no number")
+        return answer
+
     async def _models(self, name: str) -> list[Any]:
         answer = await self._read("/v1/models/", {"provider_name": name, "provider_category": "byok"})
         if not isinstance(answer, list):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
@@ -78,14 +78,21 @@ def letta_in(situation: str) -> tuple[Double, Desired]:
 
 
 def sync(
-    double: Double, desired: Desired, fault: tuple[int, Kind, When] | None = None
+    double: Double,
+    desired: Desired,
+    fault: tuple[int, Kind, When] | None = None,
+    *,
+    flock: Flock | None = None,
+    seen: Callable[[Sent], None] = lambda sent: None,
 ) -> tuple[Report | None, list[Sent]]:
     """One sync, one of whose requests may go wrong; how it went, and the requests it made."""
-    weather = Weather(double.transport(), {fault[0]: fault[1:]} if fault else {})
+    weather = Weather(double.transport(), {fault[0]: fault[1:]} if fault else {}, seen)
 
     async def run() -> Report:
         async with LettaServer("http://letta", transport=weather, timeout=5.0) as store:
-            return await bring_in_line(store, [desired], Options(master_key=SecretStr(MASTER_KEY)))
+            if flock is not None:
+                flock.store = store
+            return await bring_in_line(store, [desired], Options(master_key=SecretStr(MASTER_KEY), followers=flock))
 
     report = None
     try:
@@ -93,7 +100,8 @@ def sync(
     except IsabellaError as error:
         _is_told(error)
     except (Killed, BaseExceptionGroup):
-        assert weather.dead
+        if not weather.dead:
+            raise
     return report, weather.sent
 
 
@@ -201,6 +209,8 @@ def report_over(
 
     async def run() -> Report:
         async with LettaServer("http://letta", transport=transport, timeout=5.0) as store:
+            if flock is not None:
+                flock.store = store
             options = Options(master_key=SecretStr(MASTER_KEY), closed=closed, followers=flock)
             return await bring_in_line(store, desired, options)
 
@@ -294,22 +304,7 @@ def move(
             if agent.provider == "walk" and key not in (None, NO_KEY) and not key.startswith("no-key-yet-"):
                 assert (agent.address, key) in {(URL, former), (NEW_URL, KEY), (URL, KEY) if former == KEY else ()}
 
-    weather = Weather(double.transport(), {fault[0]: fault[1:]} if fault else {}, watch)
-
-    async def run() -> Report:
-        async with LettaServer("http://letta", transport=weather, timeout=5.0) as store:
-            flock.store = store
-            return await bring_in_line(store, [desired], Options(master_key=SecretStr(MASTER_KEY), followers=flock))
-
-    report = None
-    try:
-        report = anyio.run(run, backend_options={"loop_factory": JumpingLoop})
-    except IsabellaError as error:
-        _is_told(error)
-    except (Killed, BaseExceptionGroup):
-        if not weather.dead:
-            raise
-    return report, weather.sent
+    return sync(double, desired, fault, flock=flock, seen=watch)
 
 
 @pytest.mark.parametrize("situation", MOVES)
@@ -339,7 +334,7 @@ def test_a_move_that_was_cut_off_may_be_taken_back() -> None:
             double, desired, flock = letta_before_a_move("stale")
             back = dataclasses.replace(desired, base_url=URL, key=SecretStr(FORMER_KEY))
             move(double, desired, flock, (point, "kill", when))
-            report = report_over(double.transport(), [back], flock=dataclasses.replace(flock, store=None))
+            report = report_over(double.transport(), [back], flock=flock)
             assert report.all_proven
             assert double.bearer("walk") == FORMER_KEY
             assert [agent.address for agent in flock.agents.values()] == [URL] * 3, (point, when)
@@ -469,19 +464,12 @@ def test_a_letta_that_goes_away_after_the_delete_leaves_no_doubt_about_what_is_k
     double, desired, flock = letta_before_a_move("another type")
     if not moves:
         desired = dataclasses.replace(desired, base_url=URL)
-    way = GoneAfterDelete(double)
-
-    async def run() -> Report:
-        async with LettaServer("http://letta", transport=way, timeout=5.0) as store:
-            flock.store = store
-            return await bring_in_line(store, [desired], Options(master_key=SecretStr(MASTER_KEY), followers=flock))
-
-    (entry,) = anyio.run(run, backend_options={"loop_factory": JumpingLoop}).ours
+    (entry,) = report_over(GoneAfterDelete(double), [desired], flock=flock).ours
     assert entry.proof is Proof.UNPROVEN
     assert "deleted, and creating it again failed" in entry.reason
     assert "It may not be in Letta now" in entry.reason
     assert entry.remedy
-    assert report_over(double.transport(), [desired], flock=Flock(flock.agents)).all_proven
+    assert report_over(double.transport(), [desired], flock=flock).all_proven
 
 
 def test_nobody_follows_where_nothing_moves() -> None:

@@ -20,6 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pydantic import SecretStr
 from weather import Killed, Kind, Sent, Weather, When
 
+from isabella.addresses import NOWHERE
 from isabella.catalog import known_vendors
 from isabella.errors import IsabellaError
 from isabella.providers.desired import Desired
@@ -408,6 +409,7 @@ class Machine(RuleBasedStateMachine):
                 (url, key) == (wanted.base_url, _plain(wanted))
                 or (name, url, key) in former
                 or key.startswith(PLACEHOLDER)
+                or (url == NOWHERE and key == _plain(wanted))
             ), one
 
     def _check_report(self, report: Report) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from isabella.addresses import same_address
 from isabella.agents.binding import Binding
 from isabella.connection import Connection
 from isabella.gate import Gate
@@ -90,23 +91,26 @@ async def verify_providers(
 
 
 async def add_receipts(report: Report, connection: Connection, desired: Sequence[Desired]) -> Report:
-    """The report, with what a completion through each provider in Letta has shown."""
+    """The report, with what a completion through each provider in Letta has shown.
+
+    None is asked of a provider that Letta has at another address: the key which Letta has belongs there (fact M6).
+    """
     from isabella.agents.client import open_client
     from isabella.agents.receipts import Proceeds, get_receipts
 
-    present = [entry for entry in report.ours if entry.in_letta]
+    present = [entry for entry in report.ours if same_address(entry.stored_base_url, entry.base_url)]
     by_name = {provider.name: provider for provider in desired}
     bindings = [await _binding(by_name[entry.name], connection.timeout) for entry in present]
     async with open_client(connection) as client:
         found = await get_receipts(client, bindings)
     proceeds = dict(zip((entry.name for entry in present), found, strict=True))
-    missing = Proceeds(Receipt.FAILED, "it is not in Letta")
     entries = []
     for entry in report.providers:
         if not entry.ours:
             entries.append(entry)
             continue
-        proof = proceeds.get(entry.name, missing)
+        why = "Letta has it at another address" if entry.in_letta else "it is not in Letta"
+        proof = proceeds.get(entry.name, Proceeds(Receipt.FAILED, why))
         reason = entry.reason if not proof.said else f"{entry.reason}; no receipt: {proof.said}"
         entries.append(replace(entry, receipt=proof.receipt, reason=reason))
     return replace(report, providers=entries)

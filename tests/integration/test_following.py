@@ -10,16 +10,22 @@ from typing import Any
 import pytest
 from backend_server import Backend, backend
 
+from isabella.addresses import NOWHERE
+from isabella.agents import tending
+from isabella.agents.definitions import AgentDefinition
+from isabella.agents.mending import find_broken
 from isabella.agents.wire import Wire
-from isabella.assurance import ensure_providers
+from isabella.assurance import compare_providers, ensure_providers, verify_providers
+from isabella.doctor.examination import Wishes, examine
+from isabella.doctor.treatment import treat
 from isabella.embedded import Letta
-from isabella.errors import LettaRefused
+from isabella.errors import LettaRefused, ModelUnknown
 from isabella.keys import mask
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.providers.desired import desired_providers
 from isabella.providers.plan import Action, State
-from isabella.providers.report import Proof, ProviderReport
+from isabella.providers.report import Proof, ProviderReport, Receipt
 from isabella.settings import Settings
 from isabella.strategy import Strategy
 
@@ -229,3 +235,100 @@ def test_an_agent_that_was_left_behind_is_taken_along_by_its_next_turn(
         models.renew(desired_providers(served.settings))
     assert served.letta.get(path).json()["llm_config"] == config | {"model_endpoint": elsewhere.base_url("cerebras")}
     assert astray(served.vendors, elsewhere) == []
+
+
+@pytest.mark.usefixtures("before")
+def test_an_agent_that_letta_hides_goes_along(served: Backend, elsewhere: PracticeVendors) -> None:
+    """It speaks as all others do, and is followed by them where the provider was deleted, too."""
+    config = served.letta.get(f"/v1/agents/{served.id_of(served.agent('seen', CEREBRAS))}").json()["llm_config"]
+    body = {"name": "hidden", "llm_config": config, "include_base_tools": False, "hidden": True}
+    id = served.letta.post("/v1/agents/", json=body).raise_for_status().json()["id"]
+    assert served.letta.get("/v1/agents/", params={"name": "hidden"}).json() == []
+
+    def called() -> str:
+        return str(served.letta.get(f"/v1/agents/{id}").json()["llm_config"]["model_endpoint"])
+
+    assert move(served, moved(served, elsewhere)).proof is Proof.PROVEN
+    assert called() == elsewhere.base_url("cerebras")
+    (row,) = served.letta.get("/v1/providers/", params={"name": "cerebras"}).json()
+    served.letta.delete(f"/v1/providers/{row['id']}").raise_for_status()
+    assert move(served, served.settings).action is Action.CREATE
+    assert called() == served.vendors.base_url("cerebras")
+    served.letta.delete(f"/v1/agents/{id}").raise_for_status()
+    assert astray(served.vendors, elsewhere) == []
+
+
+@pytest.mark.usefixtures("before")
+def test_before_the_move_the_stored_key_stays_where_it_belongs(served: Backend, elsewhere: PracticeVendors) -> None:
+    """The configuration names another address, and the new vendor refuses: nothing carries the stored key there.
+
+    Not a receipt, not what the doctor mends, not an agent that is made, bound anew or switched meanwhile.
+    """
+    settings, here = moved(served, elsewhere), served.vendors.base_url("cerebras")
+    elsewhere.fault("cerebras", status=401)
+    agent, other = served.agent("stays", CEREBRAS), served.agent("switches", GROQ)
+    agency = served.app.state.agency
+
+    async def ask_and_mend() -> tuple[ProviderReport, list[str]]:
+        report = await verify_providers(settings, connection=served.connection, only=("cerebras",))
+        wishes = Wishes(providers=("cerebras",), probe=True)
+        examination = await examine(settings=settings, connection=served.connection, wishes=wishes)
+        return report.providers[0], [line async for line in treat(examination)]
+
+    async def switch_and_make() -> str:
+        residents = agency.residents
+        await residents.switch(await residents.find(other), CEREBRAS, agency.models)
+        made = AgentDefinition(id="test-made", name="made", description="", persona="", handles=(CEREBRAS,))
+        (ensured,) = await tending.ensure(residents, [made], agency.models)
+        return ensured.name
+
+    entry, lines = served.call(ask_and_mend)
+    assert (entry.stored, entry.receipt) == (State.STALE, Receipt.FAILED)
+    assert "Letta has it at another address" in entry.reason
+    assert any("refuses the configured key" in line for line in lines)
+    agency.models.renew(desired_providers(settings))
+    elsewhere.clear()
+    try:
+        names = [agent, other, served.call(switch_and_make)]
+        served.say(agent, "Say good morning")
+    finally:
+        agency.models.renew(desired_providers(served.settings))
+    assert {endpoint(served, name) for name in names} == {here}
+    stored = served.vendors.key("cerebras").get_secret_value()
+    assert not [request for request in elsewhere.requests("cerebras") if request.carries(stored)]
+    served.letta.delete(f"/v1/agents/{served.id_of('made')}").raise_for_status()
+
+
+@pytest.mark.usefixtures("before")
+def test_a_provider_between_two_addresses_is_told_as_such(served: Backend, elsewhere: PracticeVendors) -> None:
+    """As after a sync that was killed in the middle: nothing is bound to nowhere, and everybody says what it is."""
+    settings = moved(served, elsewhere)
+    agent, other = served.agent("between", CEREBRAS), served.agent("not-between", GROQ)
+    (row,) = served.letta.get("/v1/providers/", params={"name": "cerebras"}).json()
+    body = {"api_key": "no-key-yet-0000", "base_url": NOWHERE}
+    served.letta.patch(f"/v1/providers/{row['id']}", json=body).raise_for_status()
+    agency = served.app.state.agency
+
+    async def look() -> tuple[ProviderReport, list[str], list[str]]:
+        report = await compare_providers(settings, connection=served.connection, only=("cerebras",))
+        examination = await examine(settings=settings, connection=served.connection)
+        found = [cause.finding.summary for cause in examination.verdict.causes]
+        broken = [repair.why for repair in await find_broken(agency.residents, agency.models)]
+        return report.providers[0], found, broken
+
+    entry, summaries, broken = served.call(look)
+    assert entry.reason == "a move was cut off: what stands in Letta is no key"
+    assert "Letta holds no key for it: a move to another address was cut off." in summaries
+    assert not [why for why in broken if NOWHERE in why]
+
+    async def switch() -> None:
+        with pytest.raises(ModelUnknown, match="between two addresses"):
+            await agency.residents.switch(await agency.residents.find(other), CEREBRAS, agency.models)
+
+    served.call(switch)
+    elsewhere.fault("cerebras", status=401)
+    refused = move(served, settings)
+    assert "what stands in Letta is no key, because a move was cut off" in refused.reason
+    elsewhere.clear()
+    assert move(served, settings).proof is Proof.PROVEN
+    assert endpoint(served, agent) == elsewhere.base_url("cerebras")

@@ -192,7 +192,8 @@ def test_the_vendor_gets_the_configured_key_or_the_refusal_is_the_documented_one
     if strategy is Strategy.IN_PLACE:
         assert deletes == []
     if strategy is Strategy.AUTO and action is UPDATE and state != "plaintext although a master key is set":
-        assert proxy.writes == [f"PATCH /v1/providers/{case.id}"]
+        # A move takes two, with the agents between them (fact M6).
+        assert proxy.writes == [f"PATCH /v1/providers/{case.id}"] * (2 if stored is State.MOVED else 1)
     if action is KEEP:
         assert proxy.lines in (["GET /v1/health/", "GET /v1/providers/"], ["GET /v1/providers/", "GET /v1/health/"])
         assert vendors.requests("longcat", after=start) == []

@@ -56,9 +56,10 @@ class Agents:
             raise self.failure
         return _speaker(self.now, speaker.handles)
 
-    async def bind(self, _agent_id: str, binding: Binding) -> None:
-        """Bind it."""
-        self.now = binding
+    async def bind(self, _agent_id: str, binding: Binding) -> Binding:
+        """Bind it, where its provider is by now."""
+        self.now = await self.placed(binding)
+        return self.now
 
     async def placed(self, binding: Binding) -> Binding:
         """The same where its provider is by now."""

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 from weather import JumpingLoop, Killed, Kind, Sent, Weather, When
 
+from isabella.addresses import NOWHERE
 from isabella.catalog import known_vendors
 from isabella.errors import ConfigurationError, IsabellaError
 from isabella.gate import Closed, ungated
@@ -274,6 +275,7 @@ MOVES = {
     "stale": FORMER_KEY,
     "no key": None,
     "another type": FORMER_KEY,
+    "the same key, another type": KEY,
     "sealed elsewhere": None,
     "plaintext": KEY,
     "absent": None,
@@ -283,8 +285,9 @@ MOVES = {
 
 def letta_before_a_move(situation: str) -> tuple[Double, Desired, Flock]:
     """The same with a provider that has to move, and its agents."""
-    double, desired = letta_in("plaintext" if situation == "in line" else situation)
-    if situation == "in line":
+    here = {"in line": "stale", "the same key, another type": "another type"}
+    double, desired = letta_in(here.get(situation, situation))
+    if situation in here:
         row = double.live("walk")
         assert row is not None
         row.enc = seal(KEY, MASTER_KEY, rounds=1)
@@ -301,7 +304,12 @@ def move(
     def watch(_sent: Sent) -> None:
         for agent in flock.agents.values():
             key = double.bearer(agent.provider)
-            if agent.provider == "walk" and key not in (None, NO_KEY) and not key.startswith("no-key-yet-"):
+            if (
+                agent.provider == "walk"
+                and agent.address != NOWHERE
+                and key not in (None, NO_KEY)
+                and not key.startswith("no-key-yet-")
+            ):
                 assert (agent.address, key) in {(URL, former), (NEW_URL, KEY), (URL, KEY) if former == KEY else ()}
 
     return sync(double, desired, fault, flock=flock, seen=watch)
@@ -387,19 +395,20 @@ def test_a_key_is_withheld_while_an_agent_calls_another_address(situation: str) 
     assert flock.agents["Isabella"].address == NEW_URL
 
 
-def test_the_same_key_is_not_withheld() -> None:
+@pytest.mark.parametrize("situation", ["in line", "plaintext", "the same key, another type"])
+def test_the_same_key_is_not_withheld(situation: str) -> None:
     """Where the key is good at both addresses, nobody is without it; the move is told, and tried again."""
-    double, desired, flock = letta_before_a_move("in line")
+    double, desired, flock = letta_before_a_move(situation)
     flock.agents["late"].stubborn = True
     for _ in range(2):
         report, _ = move(double, desired, flock)
         assert report is not None
         (entry,) = report.ours
         assert entry.proof is Proof.FAILED
-        assert "it has not moved" in entry.reason
+        assert "it has not moved yet" in entry.reason
         row = double.live("walk")
         assert row is not None
-        assert (row.base_url, double.bearer("walk")) == (URL, KEY)
+        assert (row.base_url, double.bearer("walk")) == (NOWHERE, KEY)
         assert [agent.address for agent in flock.agents.values()] == [NEW_URL, URL, URL]
     flock.agents["late"].stubborn = False
     healed, _ = move(double, desired, flock)
@@ -420,6 +429,26 @@ class NoPost(httpx2.AsyncBaseTransport):
             self._refused = True
             return httpx2.Response(422, json={"detail": "no such type"}, request=request)
         return await self._inner.handle_async_request(request)
+
+
+@pytest.mark.parametrize("situation", MOVES)
+def test_an_agent_that_is_bound_while_its_provider_is_nowhere_arrives(situation: str) -> None:
+    """Somebody binds it to what Letta says just then; the last look finds it, and the report names it."""
+    double, desired, flock = letta_before_a_move(situation)
+    followed = flock.follow
+
+    async def follow(provider: str, base_url: str, note: Note) -> None:
+        await followed(provider, base_url, note)
+        row = double.live("walk")
+        if row is None or row.base_url == NOWHERE:
+            flock.agents["late"].address = NOWHERE
+
+    flock.follow = follow  # type: ignore[method-assign]
+    report, _ = move(double, desired, flock)
+    assert report is not None
+    assert report.all_proven
+    assert [agent.address for agent in flock.agents.values()] == [NEW_URL, NEW_URL, URL]
+    assert "agents that call the new address now: Isabella, late" in report.providers[0].reason
 
 
 @pytest.mark.parametrize("stays", [False, True])

@@ -13,7 +13,7 @@ from isabella.agents.engine import Engine
 from isabella.agents.wire import Wire
 from isabella.concurrency import together
 from isabella.connection import Connection
-from isabella.errors import LettaError, LettaRefused
+from isabella.errors import LettaBroken, LettaError, LettaRefused
 from isabella.providers.followers import Moved, Note
 
 _AT_ONCE = 8
@@ -53,8 +53,7 @@ class _Stray:
 
     async def point_to(self, base_url: str | None) -> None:
         """Have it call this one."""
-        config = {**self.config, "model_endpoint": base_url}
-        await self.wire.patch(f"/v1/agents/{self.id}", {"llm_config": config})
+        await self.wire.patch(f"/v1/agents/{self.id}", {"llm_config": {**self.config, "model_endpoint": base_url}})
 
 
 async def _stray(wire: Wire, agent_id: str, provider: str, base_url: str | None) -> _Stray | None:
@@ -97,15 +96,20 @@ async def follow(connection: Connection, provider: str, base_url: str, note: Not
                     note(Moved(agent_id, found.name, found.config.get("model_endpoint")))
                     await found.point_to(base_url)
 
-        for _ in range(_PASSES):
-            behind = [
-                agent_id
-                for agent_id, engine in (await _everybody(wire)).items()
-                if engine.strays_from(provider, base_url) and agent_id not in trouble
+        async def behind() -> list[str]:
+            found = await _everybody(wire)
+            return [
+                id for id, engine in found.items() if id not in trouble and engine.strays_from(provider, base_url)
             ]
-            if not behind:
+
+        for _ in range(_PASSES):
+            if not (left := await behind()):
                 break
-            await together([partial(one, agent_id) for agent_id in behind], at_once=_AT_ONCE)
+            await together([partial(one, agent_id) for agent_id in left], at_once=_AT_ONCE)
+        else:
+            # An answer is no proof of a change; only this is.
+            if left := await behind():
+                raise LettaBroken(f"Letta has agents call another address again and again: {left[0]}.")
     for error in trouble.values():
         raise error
 
@@ -136,8 +140,11 @@ async def _opened(connection: Connection) -> AsyncIterator[Wire]:
 
 
 async def _everybody(wire: Wire) -> dict[str, Engine]:
-    """All agents by id, without blocks, tools and tags: of a thousand agents those take Letta most of the time."""
-    rows = await wire.every("/v1/agents/", order_by="created_at", include_relationships="")
+    """All agents by id, without blocks, tools and tags: of a thousand agents those take Letta most of the time.
+
+    Those that Letta hides speak as all others do.
+    """
+    rows = await wire.every("/v1/agents/", order_by="created_at", include_relationships="", show_hidden_agents="true")
     return {row["id"]: Engine.of(config) for row in rows if (config := row.get("llm_config"))}
 
 

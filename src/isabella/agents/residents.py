@@ -10,6 +10,7 @@ from typing import Any
 from letta_client import AsyncLetta
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from isabella.addresses import NOWHERE, same_address
 from isabella.agents import marks, receipts, tending
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import NAME, AgentDefinition
@@ -23,6 +24,8 @@ from isabella.concurrency import together
 from isabella.errors import AgentUnknown, LettaBroken, LettaRefused, ModelUnknown
 
 _SAID_NAMES = 12
+#: How often an agent is bound at most, where its provider moves each time.
+_BINDINGS = 3
 _INCLUDE = ["agent.tags", "agent.blocks", "agent.tools"]
 
 
@@ -146,20 +149,39 @@ class Residents:
                 raise
             await self.wire.patch(path, without)
 
-    async def bind(self, agent_id: str, binding: Binding) -> None:
+    async def bind(self, agent_id: str, binding: Binding, others: Mapping[str, Any] | None = None) -> Binding:
         """Tie an agent to a provider and a model; effective with its next message. Memory and history stay.
+
+        It calls the address that the provider has in Letta, whatever the binding says: that is where the key belongs
+        which Letta has (fact M6).
+
+        Args:
+            agent_id: Letta's id of it.
+            binding: what to tie it to.
+            others: fields of it that are changed with the binding.
+
+        Returns:
+            What it is tied to now.
 
         Raises:
             LettaError: Letta refuses or fails.
         """
-        await self.change(agent_id, binding.as_update())
+        for _ in range(_BINDINGS):
+            home = await self.placed(binding) or binding
+            await self.change(agent_id, {**(others or {}), **home.as_update()})
+            # Whoever moves a provider looks for its agents once more at the end: one that is bound before that look
+            # is found by it, and one that is bound after it finds the new address here.
+            if (await self.placed(binding) or binding) == home:
+                break
         for hear in self.hear_bound:
-            hear(agent_id, binding)
+            hear(agent_id, home)
+        return home
 
     async def placed(self, binding: Binding) -> Binding | None:
         """The same at the address that its provider has in Letta; None where there is no such provider.
 
-        Letta sends the provider's key to the agent's address (fact M6), so no other one will do.
+        Letta sends the provider's key to the agent's address (fact M6), so no other one will do. While a provider
+        moves that is `NOWHERE`, and so is it after a move that was cut off, until the next sync.
 
         Raises:
             LettaError: Letta cannot be read.
@@ -185,10 +207,15 @@ class Residents:
                 f"The provider {binding.provider} is not in Letta.",
                 remedy="Run `isabella providers sync`, which says why.",
             )
+        if same_address(placed.base_url, NOWHERE):
+            raise ModelUnknown(
+                f"The provider {binding.provider} is between two addresses, and its key is not in Letta.",
+                remedy=f"Run `isabella providers sync --only {binding.provider}`, then switch again.",
+            )
         # A failover may have bound it elsewhere since it was looked up.
         now = await self.get(resident.id)
         if now.binding != placed or now.engine is None or now.engine.compaction is not None:
-            await self.bind(resident.id, placed)
+            return await self.bind(resident.id, placed)
         return placed
 
     async def delete(self, agent_id: str) -> None:

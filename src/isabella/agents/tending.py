@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from isabella import addresses
 from isabella.agents import marks
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import AgentDefinition, BlockDefinition
@@ -192,7 +193,9 @@ async def survey(residents: Residents, models: Models, *, ask: bool) -> Landscap
     Raises:
         LettaError: the providers cannot be listed.
     """
-    live = {row["name"]: row.get("base_url") for row in await residents.wire.every("/v1/providers/")}
+    rows = await residents.wire.every("/v1/providers/")
+    # Of one that is between two addresses, each agent's own is as good as any.
+    live = {row["name"]: None if row.get("base_url") == addresses.NOWHERE else row.get("base_url") for row in rows}
     windows, listed = await models.census() if ask else (models.catalog(), {})
     vendors = frozenset(provider.name for provider in models.providers)
     return Landscape(live, windows, listed, client=models.client, vendors=vendors)
@@ -265,8 +268,8 @@ async def _create(
             raise
         row = await residents.wire.post("/v1/agents/", {**body, "embedding_config": NOWHERE})
     # Letta notes a model for summaries whatever it is given at first.
-    await residents.bind(row["id"], binding)
-    return Ensured(definition.id, definition.name, Done.CREATED, row["id"], handle=binding.handle)
+    bound = await residents.bind(row["id"], binding)
+    return Ensured(definition.id, definition.name, Done.CREATED, row["id"], handle=bound.handle)
 
 
 async def _change(
@@ -282,7 +285,7 @@ async def _change(
     if said_of_vectors is not None:
         resident = await residents.get(resident.id)
     changes = differences(definition, resident, tuple(shared))
-    binding, why = await _rebinding(definition, resident, models, landscape, changed=changes.models)
+    binding, why = await _rebinding(residents, definition, resident, models, landscape, changed=changes.models)
     if changes == Changes() and binding is None and said_of_vectors is None:
         return Ensured(definition.id, resident.name, Done.KEPT, resident.id, handle=resident.handle)
     wire, path = residents.wire, f"/v1/agents/{resident.id}"
@@ -303,8 +306,8 @@ async def _change(
     noted = replace(resident.marks, written=marks.fingerprints(definition), tools=definition.tools)
     update = {**changes.fields, "metadata": noted.into(resident.metadata)}
     if binding is not None:
-        update |= binding.as_update()
-    if update != {"metadata": dict(resident.metadata)}:
+        await residents.bind(resident.id, binding, update)
+    elif update != {"metadata": dict(resident.metadata)}:
         await residents.change(resident.id, update)
     return Ensured(
         definition.id,
@@ -317,11 +320,18 @@ async def _change(
 
 
 async def _rebinding(
-    definition: AgentDefinition, resident: Resident, models: Models, landscape: Landscape, *, changed: bool
+    residents: Residents,
+    definition: AgentDefinition,
+    resident: Resident,
+    models: Models,
+    landscape: Landscape,
+    *,
+    changed: bool,
 ) -> tuple[Binding | None, str | None]:
     """The binding that it is to have instead of its own, and why; None where its own is good."""
     if changed:
-        binding = await models.choose(definition.handles, window=definition.window)
+        chosen = await models.choose(definition.handles, window=definition.window)
+        binding = await residents.placed(chosen) or chosen
         return (None, None) if binding == resident.binding else (binding, f"bound to {binding.handle}")
     finding = diagnose(resident.engine, landscape, definition.handles)
     if finding is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from json import JSONDecodeError
 from typing import Any, cast
 
 import httpx
@@ -17,6 +18,7 @@ PAGE = 100
 
 _DETAIL_LIMIT = 300
 _READINGS = 2
+_SOMETHING_BETWEEN = "Look at Letta's log, and at what stands between here and Letta."
 
 
 class Wire:
@@ -48,7 +50,11 @@ class Wire:
 
     async def agent(self, agent_id: str) -> Any:
         """An agent without blocks, tools and tags, which take Letta twice as long. Raises as `get` does."""
-        return await self.get(f"/v1/agents/{agent_id}", include_relationships="")
+        path = f"/v1/agents/{agent_id}"
+        row = await self.get(path, include_relationships="")
+        if not isinstance(row, dict):
+            raise LettaBroken(f"Letta's answer to GET {path} is no agent.", remedy=_SOMETHING_BETWEEN)
+        return row
 
     async def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Write. Raises as `get` does; after `LettaUnreachable` with `sent`, look before writing again."""
@@ -73,11 +79,14 @@ class Wire:
         while True:
             page = await self.get(path, limit=PAGE, order="asc", after=after, **query)
             if not isinstance(page, list):
-                raise LettaBroken(f"Letta's answer to GET {path} is not a list.", remedy="Look at Letta's log.")
+                raise LettaBroken(f"Letta's answer to GET {path} is not a list.", remedy=_SOMETHING_BETWEEN)
             fresh = {row["id"]: row for row in page if row["id"] not in found}
             found |= fresh
-            if len(page) < PAGE or not fresh:
+            if len(page) < PAGE:
                 return [*found.values()]
+            if not fresh:
+                # Where the last row of a page is deleted meanwhile, Letta begins anew: what comes after is not known.
+                raise LettaBroken(f"Letta's list GET {path} changed while it was read.", remedy="Try again.")
             after = page[-1]["id"]
 
 
@@ -92,6 +101,8 @@ def translated() -> Iterator[None]:
         yield
     except APIError as error:
         raise translation(error) from None
+    except JSONDecodeError:
+        raise LettaBroken("Letta's answer is cut off, or no JSON.", remedy=_SOMETHING_BETWEEN) from None
 
 
 def translation(error: APIError) -> IsabellaError:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from isabella.addresses import NOWHERE, same_address
 from isabella.concurrency import together
 from isabella.doctor.evidence import Asked, Row
 from isabella.providers.desired import Desired
@@ -37,8 +38,12 @@ async def ask_with_stored_keys(
         row, said = stored.get(one.name), asked.get(one.name)
         if row is None or said is None or row.reading is None or row.reading.key is None:
             continue
+        # It is shown to nobody but to whom Letta shows it.
+        address = row.stored.base_url
+        if address is None or same_address(address, NOWHERE):
+            continue
         if said.answer.verdict is Verdict.REFUSED and row.reading.match is Match.DIFFERENT:
-            calls[one.name] = partial(_ask, row.stored.base_url or one.base_url, row.reading.key)
+            calls[one.name] = partial(_ask, address, row.reading.key)
     answers = await together(calls.values())
     return asked | {
         name: replace(asked[name], stored_answer=answer) for name, answer in zip(calls, answers, strict=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
+from isabella.addresses import same_address
 from isabella.concurrency import together
 from isabella.connection import Connection, connect
 from isabella.doctor import asked as asking
@@ -183,13 +184,18 @@ def _named(name: str, agents: Sequence[Agent]) -> tuple[Agent, ...]:
 
 
 async def _receipts(evidence: Evidence, connection: Connection) -> Mapping[str, Proceeds]:
-    """One line through Letta for each provider that is there."""
+    """One line through Letta for each provider that is there, at its address: its key belongs nowhere else (M6)."""
     from isabella.agents.client import open_client
     from isabella.agents.receipts import get_receipts
     from isabella.doctor.treatment import passing_binding
 
-    seen = evidence.seen
-    present = [one for one in evidence.configured.desired if one.key is not None and seen.row(one.name) is not None]
+    present = [
+        one
+        for one in evidence.configured.desired
+        if one.key is not None
+        and (row := evidence.seen.row(one.name)) is not None
+        and same_address(row.stored.base_url, one.base_url)
+    ]
     bindings = [passing_binding(one, evidence) for one in present]
     with anyio.move_on_after(_FOR_RECEIPTS):
         async with open_client(connection) as client:

@@ -22,7 +22,7 @@ from isabella.doctor.reaching import unreached
 from isabella.doctor.sealed import judge_master_key
 from isabella.keys import mask
 from isabella.providers.desired import Desired
-from isabella.providers.plan import Action, plan
+from isabella.providers.plan import Action, is_between, plan
 from isabella.providers.sealing import Match, Reading
 from isabella.stores import Abilities
 from isabella.strategy import Strategy
@@ -193,7 +193,7 @@ def _key(
     sealing = evidence.configured.master_key
     match reading.match:
         case Match.DIFFERENT:
-            return _stale(desired, reading, evidence)
+            return _cut_off(desired, evidence) if is_between(row.stored) else _stale(desired, reading, evidence)
         case Match.NOTHING:
             return _nothing(desired, row, evidence)
         case Match.UNREADABLE:
@@ -216,6 +216,19 @@ def _key(
             )
         case _:
             return None
+
+
+def _cut_off(desired: Desired, evidence: Evidence) -> Finding:
+    return Finding(
+        code="key-stale",
+        layer=Layer.STORED,
+        severity=Severity.ERROR,
+        summary="Letta holds no key for it: a move to another address was cut off.",
+        cause="What takes a key's place while its provider is between two addresses stands there still.",
+        remedy=_sync(desired, evidence),
+        provider=desired.name,
+        facts=("M6",),
+    )
 
 
 def _stale(desired: Desired, reading: Reading, evidence: Evidence) -> Finding:

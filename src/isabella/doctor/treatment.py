@@ -101,6 +101,8 @@ async def _bind(agent: Agent, binding: Binding, connection: Connection) -> str:
     async with open_client(connection) as client:
         residents = Residents(client)
         try:
+            # Where a sync has failed, the provider is still where it was: its key belongs there, and nowhere else.
+            binding = await residents.placed(binding) or binding
             current = (await residents.wire.get(f"/v1/agents/{agent.id}")).get("llm_config") or {}
             update = binding.as_update()
             await residents.change(agent.id, {**update, "llm_config": {**current, **binding.as_llm_config()}})

@@ -81,6 +81,8 @@ class Applier:
         self._master_key = master_key
         self._ask = ask
         self._writer = Writer(store, abilities, master_key=master_key, patience=patience)
+        #: By provider and id: an update that came to nothing may have moved those whom a put-back sends back.
+        self._moved: dict[str, dict[str, Moved]] = {}
         self._touchstone = Touchstone(store, self._writer)
 
     async def apply(self, changes: Sequence[Change]) -> dict[str, Outcome]:
@@ -136,13 +138,19 @@ class Applier:
             return withheld(change, error, what="not created")
         if not astray:
             return await self._make(change)
+        answer = await self._inquire(change)
+        if answer is not None and answer.takes_key is False:
+            return refused_by_vendor(change, answer)
+        change = replace(change, reason=confirmed(change.reason, answer), ask_vendor=False)
         async with self._closed(change.desired.name):
             with anyio.CancelScope(shield=True):
                 followed = await self._take_agents_along(change)
                 if followed.trouble is not None:
                     return withheld(change, followed.trouble, what="not created")
                 outcome = await self._make(change)
-        return outcome if outcome.failed else with_followers(outcome, followed)
+                if not outcome.failed:
+                    followed = await self._take_agents_along(change)
+        return with_followers(outcome, followed)
 
     async def _make(self, change: Change) -> Outcome:
         if self._ask is None or not self._may_delete:
@@ -187,8 +195,8 @@ class Applier:
         reason = confirmed(change.reason, answer)
         try:
             if change.moves or change.state is State.PLAINTEXT:
-                return await self._update_twice(change, reason)
-            await self._patch(change, _key(change))
+                return await self._update_in_steps(change, reason)
+            await self._patch(change, _key(change), base_url=change.desired.base_url)
         except LettaRefused as error:
             if error.status == 404:
                 return await self._create(replace(change, reason="it was deleted meanwhile"))
@@ -198,35 +206,45 @@ class Applier:
             return await self._beyond_update(change, error, answer)
         return Outcome(Action.UPDATE, reason)
 
-    async def _update_twice(self, change: Change, reason: str) -> Outcome:
-        """Update with a value that is no key at all, and then with the key.
+    async def _update_in_steps(self, change: Change, reason: str) -> Outcome:
+        """Update with what may be carried to anybody, and then with key and address.
 
         For a key that is to be sealed, because Letta does not write one that it has already (fact P5). And for a
         provider that moves: Letta sends its key to where the agents are bound (fact M6), and in between some are
         bound here, others there. A call in between is refused by the vendor, whereas after a DELETE it would carry a
-        key of Letta's own environment there (fact P7). Where this is cut off, the next sync finds another key; and of
-        a provider that was moving it finds another address, too, whatever is configured by then.
+        key of Letta's own environment there (fact P7). Where this is cut off, the next sync finds a provider that is
+        nowhere, whatever is configured by then.
         """
         if change.stored is None:
             raise AssertionError("an update needs a record")
-        meanwhile = NOWHERE if change.moves else change.stored.base_url
         async with self._closed(change.desired.name):
             with anyio.CancelScope(shield=True):
-                await self._patch(change, SecretStr(f"{_NO_KEY}-{secrets.token_hex(8)}"), base_url=meanwhile)
+                await self._put_between(change)
                 followed = await self._take_agents_along(change) if change.moves else Followed()
                 if followed.trouble is not None and not change.keeps_key:
                     return withheld(change, followed.trouble, what="what stands there now is no key")
-                # A key that is good at both addresses need not be withheld; the move is tried again.
-                base_url = None if followed.trouble is None else change.stored.base_url
+                base_url = change.desired.base_url if followed.trouble is None else NOWHERE
                 try:
                     await self._writer.patiently(lambda: self._patch(change, _key(change), base_url=base_url))
                 except LettaError as error:
                     if isinstance(error, LettaRefused) and error.status in (404, _CANNOT_OPEN):
                         raise
                     return keyless(change, error)
-        if followed.trouble is not None:
-            return withheld(change, followed.trouble, what="it has not moved")
-        return with_followers(Outcome(Action.UPDATE, reason), followed)
+                if followed.trouble is not None:
+                    return withheld(change, followed.trouble, what="it has not moved yet")
+                latecomers = await self._take_agents_along(change) if change.moves else followed
+        return with_followers(Outcome(Action.UPDATE, reason), latecomers)
+
+    async def _put_between(self, change: Change) -> None:
+        """Have Letta hold what may be carried to the former address as well as to the new one.
+
+        That is the key itself where it is the same for both. One that moves is nowhere meanwhile.
+        """
+        if change.stored is None:
+            raise AssertionError("there is nothing to come from")
+        good_for_both = change.keeps_key and change.state is not State.PLAINTEXT
+        key = _key(change) if good_for_both else SecretStr(f"{_NO_KEY}-{secrets.token_hex(8)}")
+        await self._patch(change, key, base_url=NOWHERE if change.moves else change.stored.base_url)
 
     async def _beyond_update(self, change: Change, error: LettaRefused, answer: Answer | None) -> Outcome:
         if self._strategy is Strategy.IN_PLACE:
@@ -270,17 +288,27 @@ class Applier:
             return await self._create(replace(change, reason=reason, ask_vendor=False))
         async with self._closed(change.desired.name):
             with anyio.CancelScope(shield=True):
+                followed = await self._move_agents_before(change) if change.moves else Followed()
+                if followed.trouble is not None:
+                    kept = "it has not moved yet" if change.keeps_key else "what stands there now is no key"
+                    return withheld(change, followed.trouble, what=kept)
                 await self._writer.surely_delete(change.stored.id, change.desired.name)
-                followed = await self._take_agents_along(change) if change.moves else Followed()
-                error = followed.trouble
-                if error is None:
-                    try:
-                        await self._writer.patiently(lambda: self._post(change))
-                    except LettaError as failure:
-                        error = failure
-                if error is not None:
+                try:
+                    await self._writer.patiently(lambda: self._post(change))
+                except LettaError as error:
                     return await self._put_back(change, reason, error, followed.moved)
-        return with_followers(Outcome(Action.RECREATE, confirmed(reason, answer)), followed)
+                latecomers = await self._take_agents_along(change) if change.moves else followed
+        return with_followers(Outcome(Action.RECREATE, confirmed(reason, answer)), latecomers)
+
+    async def _move_agents_before(self, change: Change) -> Followed:
+        """Take the agents along before anything is deleted, so that the gap is no longer than without a move."""
+        try:
+            await self._put_between(change)
+        except LettaRefused as error:
+            # What Letta cannot open no agent carries anywhere (fact P4); what is gone neither.
+            if error.status not in (404, _CANNOT_OPEN):
+                raise
+        return await self._take_agents_along(change)
 
     async def _put_back(self, change: Change, reason: str, error: LettaError, moved: Sequence[Moved]) -> Outcome:
         """After a DELETE whose POST failed: make the former record again, where its key was readable."""
@@ -337,11 +365,15 @@ class Applier:
         return await self._followers.astray(change.desired.name, change.desired.base_url)
 
     async def _take_agents_along(self, change: Change) -> Followed:
-        """Have its agents call the new address, while Letta holds no key that they could carry there."""
+        """Have its agents call the new address.
+
+        That is done while Letta holds no key that they could carry elsewhere, and again when it holds the new one:
+        what somebody binds meanwhile is bound to nowhere. Told are all that had to be changed in this run.
+        """
         if self._followers is None:
             return Followed()
         followers, name, base_url = self._followers, change.desired.name, change.desired.base_url
-        moved: dict[str, Moved] = {}
+        moved = self._moved.setdefault(name, {})
 
         def note(agent: Moved) -> None:
             # Where it is changed more than once, what it called at first counts.
@@ -358,7 +390,7 @@ class Applier:
         desired = change.desired
         await self._writer.create(name=desired.name, type=desired.type, base_url=desired.base_url, key=_key(change))
 
-    async def _patch(self, change: Change, key: SecretStr, *, base_url: str | None = None) -> None:
+    async def _patch(self, change: Change, key: SecretStr, *, base_url: str | None) -> None:
         if change.stored is None:
             raise AssertionError("an update needs a record")
         await self._writer.update(change.stored, key=key, base_url=base_url or change.desired.base_url)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from isabella.errors import LettaError
+from isabella.errors import LettaError, LettaRefused
 from isabella.providers.followers import Moved
 from isabella.providers.plan import Action, Change, State
 from isabella.providers.rotation import refusal
@@ -49,6 +49,13 @@ class Followed:
 
 def with_followers(outcome: Outcome, followed: Followed) -> Outcome:
     """The outcome of a move, with what became of the agents."""
+    if followed.trouble is not None:
+        return replace(
+            outcome,
+            reason=f"{outcome.reason}; an agent that was bound meanwhile may not call the new address: "
+            f"{followed.trouble.what}",
+            remedy="Bind it anew: isabella agents repair",
+        )
     if not followed.moved:
         return outcome
     names = [agent.name for agent in followed.moved]
@@ -59,11 +66,13 @@ def with_followers(outcome: Outcome, followed: Followed) -> Outcome:
 
 def withheld(change: Change, trouble: LettaError, *, what: str) -> Outcome:
     """The configured key was not written, because an agent might carry it to another address."""
+    remedy = (trouble.remedy or "Look at Letta's log").rstrip(".")
+    if isinstance(trouble, LettaRefused):
+        remedy = "Mend that agent, or delete it (`isabella agents list` shows them)"
     return Outcome(
         change.action,
-        f"{change.reason}; {what}: an agent may call another address than the key is for. {trouble.what}",
-        "Mend that agent, or delete it (`isabella agents list` shows whom each speaks through), then: "
-        f"isabella providers sync --only {change.desired.name}",
+        f"{change.reason}; {what}: an agent may still call another address than the key is for. {trouble.what}",
+        f"{remedy}, then: isabella providers sync --only {change.desired.name}",
         failed=True,
     )
 

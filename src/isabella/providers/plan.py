@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from isabella.addresses import NOWHERE, same_address
 from isabella.providers.desired import Desired
 from isabella.providers.sealing import Match, Reading, taken_for_sealed
 from isabella.stores import Abilities, Stored
@@ -78,6 +79,11 @@ class Change:
     def moves(self) -> bool:
         """Whether the provider is there, and its address becomes another one."""
         return self.stored is not None and self.stored.base_url != self.desired.base_url
+
+    @property
+    def between(self) -> bool:
+        """Whether it is between two addresses: a move was cut off, or is not done."""
+        return self.stored is not None and is_between(self.stored)
 
     @property
     def keeps_key(self) -> bool:
@@ -197,10 +203,28 @@ def no_delete(abilities: Abilities) -> str:
     return f"Letta {abilities.release} cannot bring back a provider that was deleted, so nothing is deleted there"
 
 
+def is_between(stored: Stored) -> bool:
+    """Whether a provider was left between two addresses."""
+    return same_address(stored.base_url, NOWHERE)
+
+
 def _difference(desired: Desired, stored: Stored | None, reading: Reading | None, state: State) -> str:
+    if stored is None:
+        return state.value
+    difference = _first_difference(desired, stored, reading, state)
+    if state in (State.IN_SYNC, State.MOVED) or stored.base_url == desired.base_url or is_between(stored):
+        return difference
+    return f"{difference}, and base URL {stored.base_url} instead of {desired.base_url}"
+
+
+def _first_difference(desired: Desired, stored: Stored, reading: Reading | None, state: State) -> str:
     match state:
         case State.IN_SYNC:
             return "read back and equal"
+        case State.STALE if is_between(stored):
+            return "a move was cut off: what stands in Letta is no key"
+        case State.MOVED if is_between(stored):
+            return "a move is not done: some agents may still call the former address"
         case State.STALE if reading is not None and reading.match is Match.NOTHING:
             return "Letta holds no key (an upgrade without a master key loses it: fact O4)"
         case State.STALE:
@@ -209,9 +233,9 @@ def _difference(desired: Desired, stored: Stored | None, reading: Reading | None
             return "Letta's key is sealed under a master key that is not ours"
         case State.PLAINTEXT:
             return "the key is right, but in plaintext although a master key is set"
-        case State.MISTYPED if stored is not None:
+        case State.MISTYPED:
             return f"type {stored.type} instead of {desired.type}"
-        case State.MOVED if stored is not None:
+        case State.MOVED:
             return f"base URL {stored.base_url} instead of {desired.base_url}"
         case State.HIDDEN if reading is not None and reading.sealed:
             return "Letta's key cannot be read back: it is sealed, and no master key is configured"

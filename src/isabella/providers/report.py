@@ -52,6 +52,7 @@ class ProviderReport:
         notes: what else is worth saying.
         receipt: what a completion through Letta has shown; None where none was asked for.
         in_letta: whether Letta has a provider of this name now.
+        stored_base_url: the address that Letta has for it now; None where it has none.
         ours: whether the configuration wants it; one that it does not want is left alone and proves nothing.
         refused_by_vendor: whether the vendor refuses the configured key, so that the stored one stays.
         condition: how it stands, in one word; None where nobody keeps count.
@@ -73,6 +74,7 @@ class ProviderReport:
     notes: tuple[str, ...] = ()
     receipt: Receipt | None = None
     in_letta: bool = True
+    stored_base_url: str | None = None
     ours: bool = True
     refused_by_vendor: bool = False
     condition: str | None = None

@@ -28,6 +28,8 @@ _AT_ONCE = 8
 def refusal(change: Change, answer: Answer) -> tuple[str, str]:
     """Why a key is not written that the vendor refuses, and what the operator can do."""
     kept = "nothing is registered" if change.stored is None else "the stored key stays"
+    if change.between and not change.keeps_key:
+        kept = "what stands in Letta is no key, because a move was cut off"
     return (
         f"{change.desired.vendor.title} refuses the configured key ({answer.status}: {answer.said}); {kept}",
         f"{change.desired.key_source} holds a refused key: put a valid one there. If it was made just now, the "

@@ -291,6 +291,7 @@ class _Run:
             remedy=remedy or (change.remedy if outcome is None else outcome.remedy),
             notes=(*desired.notes, *self._gate_notes(change, outcome)),
             in_letta=desired.name in self._stored,
+            stored_base_url=stored.base_url if (stored := self._stored.get(desired.name)) is not None else None,
             ours=desired.wanted,
             refused_by_vendor=change.refused_by_vendor if outcome is None else outcome.refused_by_vendor,
         )

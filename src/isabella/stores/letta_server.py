@@ -223,12 +223,12 @@ class LettaServer:
         await self._write("PATCH", f"/v1/providers/{id}/refresh", None, timeout=max(self._timeout, _VENDOR_SECONDS))
 
     async def count_agents(self) -> int:
-        """How many agents there are, whoever has made them.
+        """How many agents there are, whoever has made them, and hidden ones, too.
 
         Raises:
             LettaError: they cannot be counted.
         """
-        answer = await self._read("/v1/agents/count")
+        answer = await self._read("/v1/agents/count", {"show_hidden_agents": "true"})
         if not isinstance(answer, int):
             self._not_letta("its number of agents is no number")
         return answer

@@ -71,7 +71,7 @@ class Rebound:
         if self._now != binding:
             # Noted before: where the answer to it is lost, it may be bound there all the same.
             self._now = binding
-            await self._roster.bind(self._speaker.id, binding)
+            self._now = await self._roster.bind(self._speaker.id, binding)
 
     async def __aenter__(self) -> Rebound:
         return self
@@ -81,8 +81,8 @@ class Rebound:
             return
         with anyio.CancelScope(shield=True), anyio.move_on_after(_BINDING_SECONDS):
             try:
-                # Not through the gate, which may be closed for long: nothing is said here, and whoever moves the
-                # provider looks for agents again at the end.
+                # Not through the gate, which may be closed for long: nothing is said here, and where the provider
+                # moves meanwhile the agent goes along.
                 home = await self._roster.placed(self._chosen)
                 if home != self._now and (await self._roster.look(self._speaker)).binding == self._now:
                     await self._roster.bind(self._speaker.id, home)

@@ -106,13 +106,13 @@ class Roster:
         """Look this agent up anew the next time."""
         self._known = {name: known for name, known in self._known.items() if known[1].id != agent_id}
 
-    async def bind(self, agent_id: str, binding: Binding) -> None:
-        """Bind an agent; effective with its next message.
+    async def bind(self, agent_id: str, binding: Binding) -> Binding:
+        """Bind an agent, at the address that its provider has in Letta; effective with its next message.
 
         Raises:
             LettaError: Letta refuses or fails.
         """
-        await self._residents.bind(agent_id, binding)
+        return await self._residents.bind(agent_id, binding)
 
     async def placed(self, binding: Binding) -> Binding:
         """The same at the address that its provider has in Letta: for as long as its gate is being passed.

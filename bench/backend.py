@@ -19,7 +19,7 @@ from isabella.practice import PracticeVendors
 
 #: What the bench's backends ask of their clients.
 TOKEN = "a-token-for-the-bench"
-_UP_SECONDS = 60.0
+_UP_SECONDS = 180.0
 _DOWN_SECONDS = 30.0
 
 

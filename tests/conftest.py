@@ -12,12 +12,19 @@ from pathlib import Path
 import psutil
 import pytest
 import structlog
+from hypothesis import HealthCheck, settings
 
 from isabella.embedded import Letta, Server
 
 # Where the run itself stands in the background, SIGINT is ignored, and children inherit that. Ours are interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# How fast a machine is, and which examples a run happens to draw, decide no test. `make soak` draws others.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 # Below the project, so that a release is installed once and then used by every session.
 _HOME = Path(__file__).resolve().parents[1] / ".isabella" / "tests"

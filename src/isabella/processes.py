@@ -88,7 +88,7 @@ def _wait(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Proce
     deadline = time.monotonic() + seconds
     left = list(family)
     while True:
-        ended = [one for one in left if _ended(one)]
+        ended = [one for one in left if has_ended(one)]
         psutil.wait_procs(ended, timeout=0)
         left = [one for one in left if one not in ended]
         if not left or time.monotonic() > deadline:
@@ -96,7 +96,8 @@ def _wait(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Proce
         time.sleep(0.02)
 
 
-def _ended(process: psutil.Process) -> bool:
+def has_ended(process: psutil.Process) -> bool:
+    """Whether it is over; what only waits for somebody to ask how it ended, is."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -19,6 +19,7 @@ from command import Command
 from isabella.catalog import known_vendors
 from isabella.embedded import Server, Status
 from isabella.practice import NAMES, PracticeVendors
+from isabella.processes import has_ended
 
 HANDLES = {
     "cerebras": "cerebras/gpt-oss-120b",
@@ -75,7 +76,7 @@ class House:
                 "letta", "down", "--home", str(self.server.home), "--instance", self.server.instance
             )
         assert down.code == 0, down.err
-        assert [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE] == []
+        assert [one for one in processes if not has_ended(one)] == []
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(letta.base_url)
 

@@ -52,6 +52,7 @@ def sync(trail: Trail, forker: Forker, situation: str, base_url: str, *, hold: b
     return forker.start(SYNC, environment, Path(trail.home) / "output.json", hold=hold)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_kill_at_any_request_is_healed_by_the_next_start(
     trail: Trail, forker: Forker, situation: str, record_property: Callable[[str, object], None]

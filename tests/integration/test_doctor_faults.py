@@ -10,6 +10,7 @@ from faults import FAULTS, PAIRS, Cause, Fault, bound_to_nothing, declare, plain
 from sealed import OTHER_MASTER_KEY
 from ward import Ward, open_door
 
+from isabella.doctor import asked, letta
 from isabella.doctor.symptoms import recognise_in
 from isabella.embedded import Server
 from isabella.errors import AgentUnknown, ConfigurationError
@@ -33,6 +34,17 @@ def vendors() -> Iterator[PracticeVendors]:
 def one_ward(server: Server, vendors: PracticeVendors, tmp_path_factory: pytest.TempPathFactory) -> Ward:
     """The ward that all tests here share."""
     return Ward(tmp_path_factory.mktemp("doctor") / "ward", server.up(), vendors)
+
+
+@pytest.fixture(autouse=True)
+def _patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is silent here but where a test is about that, and a busy machine must not look like it."""
+    if "hanging" in request.node.name or "all_down" in request.node.name:
+        return
+    monkeypatch.setattr(letta, "PATIENCE", 60.0)
+    monkeypatch.setattr(letta, "ALTOGETHER", 90.0)
+    monkeypatch.setattr(asked, "PATIENCE", 30.0)
+    monkeypatch.setattr(asked, "_SECOND_LOOK", 30.0)
 
 
 @pytest.fixture

@@ -61,6 +61,7 @@ def sync(trail: Trail, situation: str, proxy: Proxy, kind: Kind | None = None) -
     return report.all_proven
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("situation", [name for name in SITUATIONS if name != "everything at once"])
 def test_whatever_goes_wrong_at_any_request_is_healed_by_the_next_start(
     trail: Trail, situation: str, record_property: Callable[[str, object], None]

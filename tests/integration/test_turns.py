@@ -21,11 +21,11 @@ HANDLES = {"cerebras": CEREBRAS, "groq": GROQ, "mistral": MISTRAL, "longcat": LO
 
 @pytest.fixture(scope="module")
 def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
-    """A backend that loses patience with a silent vendor soon."""
+    """A backend that has patience: how fast this machine is decides nothing."""
     home: Path = tmp_path_factory.mktemp("home")
     with (
         PracticeVendors() as vendors,
-        backend(letta_server, home, vendors, first_token_timeout=3.0, silence_timeout=5.0, turn_queue=2) as running,
+        backend(letta_server, home, vendors, first_token_timeout=60.0, silence_timeout=60.0, turn_queue=2) as running,
     ):
         yield running
 
@@ -80,7 +80,8 @@ def test_goes_on_with_the_next_vendor(served: Backend, fault: str) -> None:
     kind, code, status = FAULTS[fault]
     agent = served.agent(f"failover-{fault}", GROQ, MISTRAL)
     served.vendors.fault("groq", on="chat", **kind)  # type: ignore[arg-type]
-    heard = served.say(agent, "Say good morning to all of you")
+    with served.patience(first_token=3.0 if fault == "hang" else 60.0, silence=60.0):
+        heard = served.say(agent, "Say good morning to all of you")
     failover = heard.one("failover")
     assert (failover["handle"], failover["code"], failover.get("status")) == (GROQ, code, status)
     assert heard.handles == [GROQ, MISTRAL]
@@ -231,8 +232,7 @@ def test_providers_are_recreated_under_load(served: Backend) -> None:
             heard.append(served.say(agent, "Say good morning"))
         return heard
 
-    # On a busy machine a vendor may well be silent for longer than the other tests have patience.
-    with served.patience(first_token=60.0, silence=60.0), ThreadPoolExecutor(len(agents)) as pool:
+    with ThreadPoolExecutor(len(agents)) as pool:
         talking = [pool.submit(talk, agent) for agent in agents]
         try:
             for _ in range(3):

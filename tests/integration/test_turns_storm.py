@@ -50,7 +50,7 @@ def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Ite
     home: Path = tmp_path_factory.mktemp("home")
     with (
         PracticeVendors() as vendors,
-        backend(letta_server, home, vendors, first_token_timeout=2.0, silence_timeout=10.0) as running,
+        backend(letta_server, home, vendors, first_token_timeout=5.0, silence_timeout=10.0) as running,
     ):
         yield running
 

@@ -146,14 +146,14 @@ def letta(letta_server: Letta) -> Iterator[Ground]:
 
 
 @pytest.fixture
-def watch(letta: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+def watch(letta: Ground, tmp_path: Path) -> Iterator[Watch]:
     """Providers in line, and a keeper that has begun to watch."""
-    with PracticeVendors() as vendors, opened(letta, vendors, tmp_path, monkeypatch) as watching:
+    with PracticeVendors() as vendors, opened(letta, vendors, tmp_path) as watching:
         yield watching
 
 
 @contextmanager
-def opened(letta: Ground, vendors: PracticeVendors, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watch]:
+def opened(letta: Ground, vendors: PracticeVendors, folder: Path) -> Iterator[Watch]:
     """Bring the providers in line, and keep watch until the test is over."""
     env = folder / ".env"
     env.write_text(dotenv(vendors))
@@ -172,15 +172,13 @@ def opened(letta: Ground, vendors: PracticeVendors, folder: Path, monkeypatch: p
     readiness, models, time = Readiness(), Models.of(settings), Time()
     told: list[Event] = []
     news = threading.Condition()
-    sentences = backend_keeping.sentences
 
-    def hear(event: Event) -> Any:
+    def hear(event: Event) -> None:
+        # Comes last: what the backend makes of it is done by then.
         with news:
             told.append(event)
             news.notify_all()
-        return sentences(event)
 
-    monkeypatch.setattr(backend_keeping, "sentences", hear)
     with start_blocking_portal() as portal:
         stack = AsyncExitStack()
 
@@ -189,7 +187,7 @@ def opened(letta: Ground, vendors: PracticeVendors, folder: Path, monkeypatch: p
             assert readiness.phase is Phase.READY
             schedule = Schedule(settings.resync, settings.refresh_at, time.clock())
             return await stack.enter_async_context(
-                backend_keeping.keeping(readiness, settings, LettaWork(), models, schedule=schedule)
+                backend_keeping.keeping(readiness, settings, LettaWork(), models, schedule=schedule, hear=hear)
             )
 
         async def live() -> None:

@@ -357,14 +357,14 @@ assert time.monotonic() - began < 20
 def test_a_child_of_ours_that_ends_while_it_is_looked_at_leaves_no_zombie(monkeypatch: pytest.MonkeyPatch) -> None:
     """It ends at the worst moment: after the wait has begun, just before it is asked whether it has ended."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    ended = processes._ended
+    ended = processes.has_ended
 
     def ends_now(process: psutil.Process) -> bool:
         child.kill()
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and nobody has asked how
         return ended(process)
 
-    monkeypatch.setattr(processes, "_ended", ends_now)
+    monkeypatch.setattr(processes, "has_ended", ends_now)
     monkeypatch.setattr(psutil.Process, "terminate", lambda _: None)
     try:
         assert Process.of(child.pid).stop()

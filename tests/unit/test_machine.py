@@ -75,6 +75,7 @@ def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sealing, "_ROUNDS", _ROUNDS)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.usefixtures("_few_rounds")
 def test_whatever_happens_everything_is_proven_or_explained(record_property: Callable[[str, object], None]) -> None:
     """2,000 steps of edits, restarts, faults and kills: nothing lost, no foreign key sent, every proof true."""

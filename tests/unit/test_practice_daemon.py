@@ -29,8 +29,11 @@ from isabella.watching.difference import Difference, Reading, difference
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    """A home of Isabella's; what runs in it is stopped at the end."""
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A home of Isabella's; what runs in it is stopped at the end. Others may want the usual port meanwhile."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(daemon, "DEFAULT_PORT", free.getsockname()[1])
     yield tmp_path / "home"
     daemon.down(tmp_path / "home")
 

@@ -22,6 +22,7 @@ log = structlog.get_logger()
 _EVERY = 4.0
 #: A look that takes long is not repeated at once: it is to take a twentieth of the time at most.
 _SHARE = 20.0
+_LONGEST_PAUSE = 60.0
 
 
 @dataclass(frozen=True)
@@ -88,39 +89,40 @@ class Lookout:
     async def _run(self) -> None:
         try:
             while self._watching:
+                pause = _EVERY if self._premises.up else 0.5
                 began = time.monotonic()
-                if self._premises.up:
-                    await self._look()
-                pause = max(_EVERY, _SHARE * (time.monotonic() - began)) if self._premises.up else 0.5
+                if self._premises.up and await self._look():
+                    pause = min(max(_EVERY, _SHARE * (time.monotonic() - began)), _LONGEST_PAUSE)
                 with anyio.move_on_after(pause):
                     await self._woken.wait()
                 self._woken = anyio.Event()
         finally:
             self._running = False
 
-    async def _look(self) -> None:
+    async def _look(self) -> bool:
+        """Look once; whether it was a look like any other, whose duration tells what the next will cost."""
         before = self.standing
+        # That costs a request for each provider, so it is done once, where nobody else has done it.
+        counts = not self._count()
         try:
             found = await compare_providers(
-                self._premises.settings,
-                connection=self._premises.connection,
-                # That costs a request for each provider, so it is done once, where nobody else has done it.
-                count_models=not self._count(),
+                self._premises.settings, connection=self._premises.connection, count_models=counts
             )
         except IsabellaError as error:
             if before.error is None or before.error.what != error.what:
                 since = before.since if before.error is not None else datetime.now(UTC)
                 self._settle(replace(before, error=error, since=since, version=before.version + 1))
-            return
+            return False
         except Exception:
             # It runs beside everything else that the backend does, and must not end that.
             log.exception("not looked")
-            return
+            return False
         self._counts |= {entry.name: entry.models for entry in found.providers if entry.models}
         report = replace(found, providers=[self._counted(entry) for entry in found.providers])
         changed = before.report is None or before.error is not None or _shown(report) != _shown(before.report)
         version = before.version + 1 if changed else before.version
         self._settle(Standing(report, datetime.now(UTC), version=version))
+        return not counts
 
     def _settle(self, standing: Standing) -> None:
         changed = standing.version != self._standing.version

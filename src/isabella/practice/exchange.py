@@ -25,6 +25,8 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 _LARGEST_BODY = 64 * 1024 * 1024
+#: Seconds that a client has to read what came before its connection is reset.
+_BEFORE_A_RESET = 0.5
 _PROXY_PAGE = (
     b"<html>\r\n<head><title>%d %s</title></head>\r\n<body>\r\n<center><h1>%d %s</h1></center>\r\n"
     b"<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
@@ -204,8 +206,9 @@ class Exchange:
             pieces = pieces[: max(1, len(pieces) // 2)]
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers + self._headers(tokens)})
+        cleared = self._vendor.faults.cleared
         for index, piece in enumerate(pieces):
-            if index and weather.between:
+            if index and weather.between and self._vendor.faults.cleared == cleared:
                 await self._pause(weather.between)
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
         if breaks:
@@ -229,7 +232,7 @@ class Exchange:
     async def _break_midway(self, fault: Fault | None) -> None:
         if fault is not None and fault.reset is not None:
             # A reset throws away what the client has not read yet; this lets it read the first half.
-            await self._pause(0.05)
+            await self._pause(_BEFORE_A_RESET)
             self._transports.reset(self._scope)
         else:
             self._transports.end(self._scope)

@@ -122,6 +122,8 @@ class Faults:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._active: list[_Active] = []
+        #: How often they were switched off: what began before the last time is not held up any more.
+        self.cleared = 0
 
     def add(self, fault: Fault) -> None:
         """Switch a fault on, beside those that are on already."""
@@ -132,6 +134,7 @@ class Faults:
         """Switch all faults off."""
         with self._lock:
             self._active.clear()
+            self.cleared += 1
 
     def active(self) -> list[tuple[Fault, int | None]]:
         """The faults that are on, each with the number of times that is left of it."""

@@ -43,7 +43,7 @@ def test_stop(visitor: Visitor, agent: str) -> None:
 
 def test_a_message_waits_its_turn(visitor: Visitor, agent: str) -> None:
     """What is typed while she answers is shown as waiting, can be taken back, and is answered in order."""
-    visitor.served.vendors.fault("cerebras", on="chat", between=0.03, times=1)
+    visitor.served.vendors.fault("cerebras", on="chat", between=0.3, times=1)
     visitor.open(f"chat/{agent}")
     visitor.say("Count to 100")
     expect(visitor.page.get_by_role("button", name="Stop")).to_be_visible()
@@ -53,6 +53,7 @@ def test_a_message_waits_its_turn(visitor: Visitor, agent: str) -> None:
     expect(waiting).to_have_count(2)
     waiting.last.get_by_role("button", name="Take back").click()
     expect(visitor.page.locator("#live")).to_contain_text("nothing was kept")
+    visitor.served.vendors.clear()
     visitor.hear()
     answers = visitor.page.locator("#live .said.agent")
     expect(answers).to_have_count(2)

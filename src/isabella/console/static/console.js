@@ -59,7 +59,16 @@
       "What you have written stays; try again in a moment.";
     document.getElementById("notice").replaceChildren(banner);
   });
-  document.addEventListener("htmx:sendError", () => session());
+  for (const silence of ["htmx:sendError", "htmx:timeout"]) document.addEventListener(silence, () => session());
+  // What is asked for once is asked for again where it did not come: whoever opens it anew starts anew.
+  document.addEventListener("htmx:afterRequest", (event) => {
+    const { elt, successful } = event.detail;
+    if (successful || !elt.matches?.("[hx-trigger$=' once']") || !elt.isConnected) return;
+    const again = elt.cloneNode(true);
+    again.removeAttribute("open");
+    elt.replaceWith(again);
+    htmx.process(again);
+  });
   document.addEventListener("htmx:beforeRequest", () => document.getElementById("notice").replaceChildren());
 
   // --- while something is being replaced ----------------------------------------------------------------------------
@@ -222,7 +231,7 @@
     // What comes in above must not move what is being read.
     let height = 0;
     document.addEventListener("htmx:beforeSwap", (event) => {
-      if (event.detail.target?.id === "earlier") height = scroll.scrollHeight - scroll.scrollTop;
+      if (event.detail.shouldSwap && event.detail.target?.id === "earlier") height = scroll.scrollHeight - scroll.scrollTop;
     });
     document.addEventListener("htmx:afterSwap", () => {
       if (!height) return;

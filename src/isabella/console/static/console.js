@@ -231,7 +231,8 @@
     // What comes in above must not move what is being read.
     let height = 0;
     document.addEventListener("htmx:beforeSwap", (event) => {
-      if (event.detail.shouldSwap && event.detail.target?.id === "earlier") height = scroll.scrollHeight - scroll.scrollTop;
+      const { shouldSwap, target } = event.detail;
+      if (shouldSwap && target?.id === "earlier") height = scroll.scrollHeight - scroll.scrollTop;
     });
     document.addEventListener("htmx:afterSwap", () => {
       if (!height) return;

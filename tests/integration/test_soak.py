@@ -144,6 +144,7 @@ def test_whatever_happens_everything_is_proven_or_explained(
             max_examples=_EXAMPLES,
             stateful_step_count=_STEPS,
             deadline=None,
+            derandomize=False,
             database=None,
             suppress_health_check=list(HealthCheck),
         ),

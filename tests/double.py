@@ -212,11 +212,11 @@ class Double:
     def _open(self, text: str) -> str | None:
         if self.master_key is None:
             # Up to 0.16.6, what looks sealed counts as nothing (facts O6, O7); later it is taken as it is.
-            return None if self._version < (0, 16, 7) and _looks_sealed(text) else text
+            return None if self._version < (0, 16, 7) and looks_sealed(text) else text
         opened = unseal(text, self.master_key, rounds=self._rounds)
         if opened is not None:
             return opened
-        if _looks_sealed(text):
+        if looks_sealed(text):
             raise _Unopened
         return text
 
@@ -243,7 +243,7 @@ class _Unopened(Exception):
     """What is stored looks sealed, and this master key does not open it."""
 
 
-def _looks_sealed(text: str) -> bool:
+def looks_sealed(text: str) -> bool:
     """As Letta guesses it: what has the length, once everything that is no base64 was left out."""
     if text.startswith(_PLAIN):
         return False

@@ -29,6 +29,11 @@ class Held:
     def _keep(self, route: Route) -> None:
         self._held.append(route)
 
+    @property
+    def count(self) -> int:
+        """How many are held now."""
+        return len(self._held)
+
     def take(self) -> Route:
         """The next one, as soon as there is one."""
         while not self._held:
@@ -108,6 +113,10 @@ def test_a_cause_that_does_not_come_is_asked_for_again(visitor: Visitor, agent: 
     held.take().fulfill(status=503, content_type="text/html", body="<h1>Not now</h1>")
     expect(page.locator("#notice")).to_contain_text("answered with 503")
     expect(fold).not_to_have_attribute("open", "")
+    # Nothing is asked before somebody opens it: that would have taken the notice away.
+    page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 200)))")
+    expect(page.locator("#notice")).to_contain_text("answered with 503")
+    assert held.count == 0
     page.unroute("**/origins*")
     fold.locator("summary").click()
     expect(page.get_by_role("link", name="Please remember that my boat is called Aurora.")).to_be_visible()

@@ -64,8 +64,9 @@
   document.addEventListener("htmx:afterRequest", (event) => {
     const { elt, successful } = event.detail;
     if (successful || !elt.matches?.("[hx-trigger$=' once']") || !elt.isConnected) return;
+    // Closed before, because closing is a toggle, too: it would ask at once, again and again.
+    elt.removeAttribute("open");
     const again = elt.cloneNode(true);
-    again.removeAttribute("open");
     elt.replaceWith(again);
     htmx.process(again);
   });

@@ -36,10 +36,8 @@ $(VENV)/.ready: pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
 run: setup ## Letta, Postgres, four proven providers and the backend, from nothing
 	@exec $(BIN)/isabella up --verify
 
-# In the order in which they are found: by the number of tests in a file, the long walks would come last, side by side with
-# nothing.
 test: setup ## All tests, on a real Letta and a real Postgres
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup ## Format check, lint, strict types
 	@$(BIN)/ruff format --check .

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def trail(letta_server: Letta, vendors: PracticeVendors, tmp_path: Path) -> Iter
         yield found
     # Whatever went away took the connections with it.
     with ground(letta_server) as opened:
-        opened.clear("walk-*", "isabella-touchstone")
+        replace(found, ground=opened).clear()
 
 
 class Outage(Proxy):

@@ -33,6 +33,11 @@ def same_address(one: str | None, other: str | None) -> bool:
     return (one or "").rstrip("/") == (other or "").rstrip("/")
 
 
+def is_nowhere(base_url: str | None) -> bool:
+    """Whether a provider has the address of one that is between two."""
+    return same_address(base_url, NOWHERE)
+
+
 def client_options(base_url: str) -> ClientOptions:
     """How a client for this address is made.
 

@@ -27,7 +27,7 @@ PREFIX = "/embeddings"
 VENDOR = "mistral"
 
 #: For agents without vectors on releases that make no agent without an embedding model (fact O12): nobody answers.
-NOWHERE = {
+NO_EMBEDDING = {
     "embedding_endpoint_type": "openai",
     "embedding_endpoint": "http://127.0.0.1:9/v1",
     "embedding_model": "none",

@@ -16,7 +16,7 @@ import stamina
 from letta_client import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncLetta, NotFoundError
 
 from isabella.agents.binding import Binding
-from isabella.agents.embedding import NOWHERE
+from isabella.agents.embedding import NO_EMBEDDING
 from isabella.concurrency import together
 from isabella.providers.report import Receipt
 from isabella.redaction import redact
@@ -103,7 +103,7 @@ async def _create(client: AsyncLetta, binding: Binding) -> str:
         if error.status_code != 400 or "embedding" not in str(error):
             raise
         # Before 0.16.2 there is no agent without an embedding model (fact O12); this one embeds nothing.
-        return (await create(embedding_config=cast(Any, NOWHERE))).id
+        return (await create(embedding_config=cast(Any, NO_EMBEDDING))).id
 
 
 def _judge(error: APIStatusError) -> Proceeds:

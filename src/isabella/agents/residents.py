@@ -10,7 +10,7 @@ from typing import Any
 from letta_client import AsyncLetta
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from isabella.addresses import NOWHERE, same_address
+from isabella.addresses import is_nowhere
 from isabella.agents import marks, receipts, tending
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import NAME, AgentDefinition
@@ -207,7 +207,7 @@ class Residents:
                 f"The provider {binding.provider} is not in Letta.",
                 remedy="Run `isabella providers sync`, which says why.",
             )
-        if same_address(placed.base_url, NOWHERE):
+        if is_nowhere(placed.base_url):
             raise ModelUnknown(
                 f"The provider {binding.provider} is between two addresses, and its key is not in Letta.",
                 remedy=f"Run `isabella providers sync --only {binding.provider}`, then switch again.",

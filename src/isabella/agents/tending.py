@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from isabella import addresses
+from isabella.addresses import is_nowhere
 from isabella.agents import marks
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import AgentDefinition, BlockDefinition
-from isabella.agents.embedding import NOWHERE, Vectors
+from isabella.agents.embedding import NO_EMBEDDING, Vectors
 from isabella.agents.marks import Marks
 from isabella.agents.models import Models
 from isabella.agents.pointing import point
@@ -195,7 +195,7 @@ async def survey(residents: Residents, models: Models, *, ask: bool) -> Landscap
     """
     rows = await residents.wire.every("/v1/providers/")
     # Of one that is between two addresses, each agent's own is as good as any.
-    live = {row["name"]: None if row.get("base_url") == addresses.NOWHERE else row.get("base_url") for row in rows}
+    live = {row["name"]: None if is_nowhere(row.get("base_url")) else row.get("base_url") for row in rows}
     windows, listed = await models.census() if ask else (models.catalog(), {})
     vendors = frozenset(provider.name for provider in models.providers)
     return Landscape(live, windows, listed, client=models.client, vendors=vendors)
@@ -266,7 +266,7 @@ async def _create(
         # Before 0.16.2 there is no agent without an embedding model (fact O12).
         if refused.status != 400 or "embedding" not in refused.detail:
             raise
-        row = await residents.wire.post("/v1/agents/", {**body, "embedding_config": NOWHERE})
+        row = await residents.wire.post("/v1/agents/", {**body, "embedding_config": NO_EMBEDDING})
     # Letta notes a model for summaries whatever it is given at first.
     bound = await residents.bind(row["id"], binding)
     return Ensured(definition.id, definition.name, Done.CREATED, row["id"], handle=bound.handle)

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from isabella.addresses import NOWHERE, same_address
+from isabella.addresses import is_nowhere
 from isabella.concurrency import together
 from isabella.doctor.evidence import Asked, Row
 from isabella.providers.desired import Desired
@@ -40,7 +40,7 @@ async def ask_with_stored_keys(
             continue
         # It is shown to nobody but to whom Letta shows it.
         address = row.stored.base_url
-        if address is None or same_address(address, NOWHERE):
+        if address is None or is_nowhere(address):
             continue
         if said.answer.verdict is Verdict.REFUSED and row.reading.match is Match.DIFFERENT:
             calls[one.name] = partial(_ask, address, row.reading.key)

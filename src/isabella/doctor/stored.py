@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from isabella.addresses import is_nowhere
 from isabella.agents.binding import GENERIC
 from isabella.doctor import releases
 from isabella.doctor.evidence import Agent, Evidence, Row, Seen
@@ -22,7 +23,7 @@ from isabella.doctor.reaching import unreached
 from isabella.doctor.sealed import judge_master_key
 from isabella.keys import mask
 from isabella.providers.desired import Desired
-from isabella.providers.plan import Action, is_between, plan
+from isabella.providers.plan import Action, plan
 from isabella.providers.sealing import Match, Reading
 from isabella.stores import Abilities
 from isabella.strategy import Strategy
@@ -193,7 +194,9 @@ def _key(
     sealing = evidence.configured.master_key
     match reading.match:
         case Match.DIFFERENT:
-            return _cut_off(desired, evidence) if is_between(row.stored) else _stale(desired, reading, evidence)
+            return (
+                _cut_off(desired, evidence) if is_nowhere(row.stored.base_url) else _stale(desired, reading, evidence)
+            )
         case Match.NOTHING:
             return _nothing(desired, row, evidence)
         case Match.UNREADABLE:

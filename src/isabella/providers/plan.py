@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from isabella.addresses import NOWHERE, same_address
+from isabella.addresses import is_nowhere
 from isabella.providers.desired import Desired
 from isabella.providers.sealing import Match, Reading, taken_for_sealed
 from isabella.stores import Abilities, Stored
@@ -83,7 +83,7 @@ class Change:
     @property
     def between(self) -> bool:
         """Whether it is between two addresses: a move was cut off, or is not done."""
-        return self.stored is not None and is_between(self.stored)
+        return self.stored is not None and is_nowhere(self.stored.base_url)
 
     @property
     def keeps_key(self) -> bool:
@@ -203,16 +203,11 @@ def no_delete(abilities: Abilities) -> str:
     return f"Letta {abilities.release} cannot bring back a provider that was deleted, so nothing is deleted there"
 
 
-def is_between(stored: Stored) -> bool:
-    """Whether a provider was left between two addresses."""
-    return same_address(stored.base_url, NOWHERE)
-
-
 def _difference(desired: Desired, stored: Stored | None, reading: Reading | None, state: State) -> str:
     if stored is None:
         return state.value
     difference = _first_difference(desired, stored, reading, state)
-    if state in (State.IN_SYNC, State.MOVED) or stored.base_url == desired.base_url or is_between(stored):
+    if state in (State.IN_SYNC, State.MOVED) or stored.base_url == desired.base_url or is_nowhere(stored.base_url):
         return difference
     return f"{difference}, and base URL {stored.base_url} instead of {desired.base_url}"
 
@@ -221,9 +216,9 @@ def _first_difference(desired: Desired, stored: Stored, reading: Reading | None,
     match state:
         case State.IN_SYNC:
             return "read back and equal"
-        case State.STALE if is_between(stored):
+        case State.STALE if is_nowhere(stored.base_url):
             return "a move was cut off: what stands in Letta is no key"
-        case State.MOVED if is_between(stored):
+        case State.MOVED if is_nowhere(stored.base_url):
             return "a move is not done: some agents may still call the former address"
         case State.STALE if reading is not None and reading.match is Match.NOTHING:
             return "Letta holds no key (an upgrade without a master key loses it: fact O4)"

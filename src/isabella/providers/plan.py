@@ -204,18 +204,18 @@ def no_delete(abilities: Abilities) -> str:
 
 
 def _difference(desired: Desired, stored: Stored | None, reading: Reading | None, state: State) -> str:
+    if state is State.IN_SYNC:
+        return "read back and equal"
     if stored is None:
         return state.value
     difference = _first_difference(desired, stored, reading, state)
-    if state in (State.IN_SYNC, State.MOVED) or stored.base_url == desired.base_url or is_nowhere(stored.base_url):
+    if state is State.MOVED or stored.base_url == desired.base_url or is_nowhere(stored.base_url):
         return difference
     return f"{difference}, and base URL {stored.base_url} instead of {desired.base_url}"
 
 
 def _first_difference(desired: Desired, stored: Stored, reading: Reading | None, state: State) -> str:
     match state:
-        case State.IN_SYNC:
-            return "read back and equal"
         case State.STALE if is_nowhere(stored.base_url):
             return "a move was cut off: what stands in Letta is no key"
         case State.MOVED if is_nowhere(stored.base_url):

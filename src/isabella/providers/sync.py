@@ -274,7 +274,7 @@ class _Run:
         return Report(self._store.address, self._abilities.release, entries, notices=self._abilities.remarks)
 
     def _entry(self, change: Change, outcome: Outcome | None, done: bool) -> ProviderReport:
-        desired = change.desired
+        desired, stored = change.desired, self._stored.get(change.desired.name)
         proof, why, remedy = self._proof(change, outcome, done)
         reason = change.reason if outcome is None else outcome.reason
         return ProviderReport(
@@ -290,8 +290,8 @@ class _Run:
             reason=f"{reason}; {why}" if why else reason,
             remedy=remedy or (change.remedy if outcome is None else outcome.remedy),
             notes=(*desired.notes, *self._gate_notes(change, outcome)),
-            in_letta=desired.name in self._stored,
-            stored_base_url=stored.base_url if (stored := self._stored.get(desired.name)) is not None else None,
+            in_letta=stored is not None,
+            stored_base_url=None if stored is None else stored.base_url,
             ours=desired.wanted,
             refused_by_vendor=change.refused_by_vendor if outcome is None else outcome.refused_by_vendor,
         )

@@ -2,6 +2,8 @@
 
 IsabellaError
 ├── ConfigurationError        .env, isabella.toml, an environment variable, a key file
+│   └── FileUnreadable        a file that somebody named: no text, too large, a device, not permitted
+│       └── FileAbsent        there is no such file
 ├── LettaError                the Letta server
 │   ├── LettaUnreachable      nothing answers, or not in time
 │   ├── NotLetta              something answers, but it is not Letta
@@ -53,6 +55,24 @@ class IsabellaError(Exception):
 
 class ConfigurationError(IsabellaError):
     """A setting is missing, malformed, or contradicts another."""
+
+
+class FileUnreadable(ConfigurationError):
+    """A file that somebody named cannot be read as what it is for.
+
+    Args:
+        path: the file.
+        reason: why, as the rest of a sentence.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(self, path: object, reason: str, *, remedy: str) -> None:
+        super().__init__(f"{path}: cannot be read: {reason}.", remedy=remedy)
+        self.reason = reason
+
+
+class FileAbsent(FileUnreadable):
+    """There is no file of that name."""
 
 
 class LettaError(IsabellaError):

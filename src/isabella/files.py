@@ -1,9 +1,116 @@
-"""Files that only their owner may read, replaced as a whole."""
+"""Files: those that somebody names are read within limits, those with secrets are written for their owner only."""
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import stat
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from isabella.errors import FileAbsent, FileUnreadable
+
+#: The size of the largest configuration file, in bytes.
+LARGEST = 1024 * 1024
+#: Seconds within which a pipe delivers all that it holds.
+PIPE_SECONDS = 2.0
+
+_NAME_A_FILE = "Name a regular file, or a pipe."
+_LONGEST_LINE = 64 * 1024
+
+_PipeId = tuple[str, int, int]
+#: What each pipe has delivered, or why it has not: a pipe can be read only once.
+_piped: dict[_PipeId, bytes | FileUnreadable] = {}
+_piping = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a file held when it was read.
+
+    Attributes:
+        path: the file.
+        data: its bytes.
+        mode: its permissions.
+    """
+
+    path: Path
+    data: bytes = field(repr=False)
+    mode: int
+
+    @property
+    def text(self) -> str:
+        """The data as text, with `\\n` at the ends of lines and without a byte-order mark.
+
+        Raises:
+            FileUnreadable: it is not UTF-8.
+        """
+        try:
+            text = self.data.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            reason = f"it is not UTF-8 text (byte {error.start})"
+            raise FileUnreadable(self.path, reason, remedy="Save the file as UTF-8.") from None
+        return io.StringIO(text, newline=None).read()
+
+
+def read(path: Path, *, largest: int = LARGEST) -> Content:
+    """Read a regular file, or a pipe that delivers in time. A pipe is read once; its content stays known.
+
+    Args:
+        path: the file, as somebody has named it.
+        largest: how many bytes it may have.
+
+    Raises:
+        FileAbsent: there is no such file.
+        FileUnreadable: it is something else, too large, or cannot be read.
+    """
+    descriptor = _open(path)
+    try:
+        found = os.fstat(descriptor)
+        if stat.S_ISFIFO(found.st_mode):
+            data = _read_pipe(path, descriptor, found, largest)
+        elif found.st_size > largest:
+            raise _too_large(path, largest)
+        else:
+            data = os.fdopen(descriptor, "rb", closefd=False).read(largest + 1)
+    except OSError as error:
+        raise _failed(path, error) from None
+    finally:
+        os.close(descriptor)
+    if len(data) > largest:
+        raise _too_large(path, largest)
+    return Content(path, data, stat.S_IMODE(found.st_mode))
+
+
+def read_or_stdin(path: Path, *, largest: int = LARGEST) -> Content:
+    """Read a file as `read` does, or standard input where the path is `-`."""
+    if str(path) != "-":
+        return read(path, largest=largest)
+    data = sys.stdin.buffer.read(largest + 1)
+    if len(data) > largest:
+        raise _too_large(Path("standard input"), largest)
+    return Content(Path("standard input"), data, 0)
+
+
+@contextmanager
+def lines(path: Path) -> Iterator[Iterator[str]]:
+    """The lines of a log, however long it is: a regular file or a pipe. Very long lines come in pieces.
+
+    Raises:
+        FileUnreadable: it is something else, or cannot be read.
+    """
+    descriptor = _open(path)
+    with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            _wait_for_data(path, descriptor)
+            os.set_blocking(descriptor, True)
+        yield iter(lambda: file.readline(_LONGEST_LINE), "")
 
 
 def write_private(path: Path, text: str) -> None:
@@ -19,3 +126,89 @@ def write_private(path: Path, text: str) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _open(path: Path) -> int:
+    """Open a regular file or a pipe, which is looked at only after it is open: it may be replaced at any time."""
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+    except FileNotFoundError:
+        raise FileAbsent(path, "there is no such file", remedy="Check the path.") from None
+    except OSError as error:
+        raise _failed(path, error) from None
+    except ValueError:
+        raise FileUnreadable(path, "no file can have that name", remedy="Check the path.") from None
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
+        return descriptor
+    os.close(descriptor)
+    kind = "a directory" if stat.S_ISDIR(mode) else "a device"
+    raise FileUnreadable(path, f"it is {kind}, not a file", remedy=_NAME_A_FILE)
+
+
+def _read_pipe(path: Path, descriptor: int, found: os.stat_result, largest: int) -> bytes:
+    pipe = (str(path), found.st_dev, found.st_ino)
+    with _piping:
+        if pipe not in _piped:
+            try:
+                _piped[pipe] = _deliver(path, descriptor, largest)
+            except FileUnreadable as error:
+                _piped[pipe] = error
+        known = _piped[pipe]
+    if isinstance(known, FileUnreadable):
+        raise known.with_traceback(None)
+    return known
+
+
+def _deliver(path: Path, descriptor: int, largest: int) -> bytes:
+    deadline = time.monotonic() + PIPE_SECONDS
+    _wait_for_data(path, descriptor)
+    data = b""
+    while len(data) <= largest:
+        try:
+            piece = os.read(descriptor, largest + 1 - len(data))
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise _not_delivered(path, f"its writer has not closed it within {PIPE_SECONDS:g} s") from None
+            time.sleep(0.01)
+            continue
+        if not piece:
+            break
+        data += piece
+    return data
+
+
+def _wait_for_data(path: Path, descriptor: int) -> None:
+    import select
+
+    deadline = time.monotonic() + PIPE_SECONDS
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    while (left := deadline - time.monotonic()) > 0:
+        events = poll.poll(left * 1000)
+        if any(event & select.POLLIN for _, event in events):
+            return
+        # Nobody has it open for writing, which may change.
+        time.sleep(0.01)
+    raise _not_delivered(path, f"it is a pipe that has delivered nothing within {PIPE_SECONDS:g} s")
+
+
+def _not_delivered(path: Path, reason: str) -> FileUnreadable:
+    return FileUnreadable(path, reason, remedy="Check the command that writes to it, or name a regular file.")
+
+
+def _too_large(path: Path, largest: int) -> FileUnreadable:
+    reason = f"it is larger than {largest // (1024 * 1024)} MiB"
+    return FileUnreadable(path, reason, remedy="Check that this is the right file.")
+
+
+def _failed(path: Path, error: OSError) -> FileUnreadable:
+    # What opening a socket says.
+    if error.errno == errno.ENXIO:
+        return FileUnreadable(path, "it is a socket or a device, not a file", remedy=_NAME_A_FILE)
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return FileUnreadable(
+            path, str(error.strerror), remedy="Give the user that runs Isabella the right to read it."
+        )
+    return FileUnreadable(path, str(error.strerror or error), remedy="Check the path.")

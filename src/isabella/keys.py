@@ -11,7 +11,7 @@ KNOWN_PREFIXES = ("sk-proj-", "sk-ant-", "csk-", "gsk_", "xai-", "sk-", "ak_")
 _SHORTEST_WITH_ENDING = 16
 _PLACEHOLDERS = re.compile(
     r"""^(
-        <.*> | \{\{?.*\}?\} | \$\{.*\} | \[.*\]
+        <.*> | \{\{?.*\}?\} | \$\{.*\} | \$\(.*\) | \$\w+ | \[.*\]
       | x{3,} | \.{3,} | \*{3,} | -{3,} | …
       | (your|my|the|an?|insert|put|enter|add|paste|replace)[-_ ]?(.*[-_ ])?(api[-_ ]?)?(key|token|secret)([-_ ].*)?
       | (change|replace|fix|fill)[-_ ]?(me|this|it|in)

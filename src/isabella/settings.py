@@ -63,7 +63,11 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        extra="ignore", hide_input_in_errors=True, populate_by_name=True, frozen=True, env_file=".env"
+        # No `env_file`: pydantic-settings would read it itself, whatever it is and however long.
+        extra="ignore",
+        hide_input_in_errors=True,
+        populate_by_name=True,
+        frozen=True,
     )
 
     letta_base_url: str | None = Field(

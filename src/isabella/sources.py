@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +10,8 @@ from pathlib import Path
 
 from dotenv.parser import parse_stream
 
-from isabella.errors import ConfigurationError
+from isabella import files
+from isabella.errors import ConfigurationError, FileAbsent
 
 ENVIRONMENT = "environment"
 DEFAULT = "default"
@@ -57,31 +59,23 @@ class Sources:
             environment: in place of the process environment.
 
         Raises:
-            ConfigurationError: the file that was named does not exist, cannot be read, or has a malformed line.
+            FileUnreadable: the file that was named does not exist, or one cannot be read.
+            ConfigurationError: it has a malformed line.
         """
         environment = dict(os.environ if environment is None else environment)
         path = Path(".env") if env_file is None else env_file
         try:
-            with path.open(encoding="utf-8-sig") as stream:
-                bindings = list(parse_stream(stream))
-        except FileNotFoundError:
+            text = files.read(path).text
+        except FileAbsent:
             if env_file is not None:
-                raise ConfigurationError(
-                    f"{path}: there is no such file.", remedy="Check the path given with --env-file."
-                ) from None
+                raise
             return cls(environment, path)
-        except UnicodeDecodeError as error:
-            raise ConfigurationError(
-                f"{path}: not UTF-8 text (byte {error.start}).", remedy="Save the file as UTF-8."
-            ) from None
-        except OSError as error:
-            raise ConfigurationError(f"{path}: cannot be read: {error.strerror}.") from None
         values: dict[str, str] = {}
         lines: dict[str, int] = {}
-        for binding in bindings:
+        for binding in parse_stream(io.StringIO(text)):
             # The parser counts the blank lines before a binding as part of it.
-            text = binding.original.string
-            line = binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
+            original = binding.original.string
+            line = binding.original.line + original[: len(original) - len(original.lstrip())].count("\n")
             if binding.error:
                 raise ConfigurationError(
                     f"{path}, line {line}: this is not NAME=value.",

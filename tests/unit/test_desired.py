@@ -122,10 +122,10 @@ def key_file(tmp_path: Path, text: str | bytes, mode: int = 0o600) -> Path:
     return path
 
 
-@pytest.mark.parametrize("ending", ["", "\n"])
-def test_a_key_file_is_read(tmp_path: Path, ending: str) -> None:
-    """A private file gives its key without remark, whether or not it ends in a newline, and is the key's source."""
-    path = key_file(tmp_path, f"gsk_canary-file-0012{ending}")
+@pytest.mark.parametrize(("beginning", "ending"), [("", ""), ("", "\n"), ("\ufeff", "\r\n")])
+def test_a_key_file_is_read(tmp_path: Path, beginning: str, ending: str) -> None:
+    """A private file gives its key without remark, however an editor has saved it, and is the key's source."""
+    path = key_file(tmp_path, f"{beginning}gsk_canary-file-0012{ending}")
     provider = desired(GROQ_API_KEY_FILE=str(path))["byok-groq"]
     assert provider.key is not None
     assert provider.key.get_secret_value() == "gsk_canary-file-0012"

@@ -126,8 +126,7 @@ def test_a_file_that_may_not_even_be_looked_for_is_a_configuration_error(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(asked))
 
     # Permissions do not hold where the tests are run by root.
-    monkeypatch.setattr(Path, "open", denied)
-    monkeypatch.setattr(Path, "stat", denied)
+    monkeypatch.setattr(os, "open", denied)
     with pytest.raises(ConfigurationError, match="cannot be read: Permission denied"):
         Sources.read(path if named else None, {})
 

@@ -11,7 +11,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from isabella.errors import ConfigurationError
+from isabella import files
+from isabella.errors import ConfigurationError, FileAbsent
 from isabella.settings import Settings
 
 #: What Letta takes as an agent's name (it answers others with a 500 or an unreadable 400).
@@ -140,12 +141,9 @@ def load_definitions(settings: Settings) -> tuple[AgentDefinition, ...]:
     if path is None:
         return parse(resources.files("isabella").joinpath("agents.toml").read_text("utf-8"), "agents.toml")
     try:
-        text = path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ConfigurationError(
-            f"{path}: cannot be read: {reason}.", remedy="Correct ISABELLA_AGENTS_FILE, or unset it."
-        ) from None
+        text = files.read(path).text
+    except FileAbsent as error:
+        raise FileAbsent(path, error.reason, remedy="Correct ISABELLA_AGENTS_FILE, or unset it.") from None
     return parse(text, str(path))
 
 

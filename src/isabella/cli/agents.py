@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from isabella.cli.options import AsJson, EnvFile
-from isabella.errors import AgentFileRefused, ConfigurationError, IsabellaError
+from isabella.errors import ConfigurationError, IsabellaError
 
 if TYPE_CHECKING:
     from isabella.agents.agency import Agency
@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name, the id of its definition, or Letta's id.")]
 
 ERROR, PENDING = 1, 2
+# Its messages and archival memory make an agent file longer than any configuration.
+_LARGEST_AGENT_FILE = 64 * 1024 * 1024
 
 
 @app.command("list")
@@ -202,7 +204,9 @@ def import_command(
 
     Exit code: 0, or 1 where the file is broken or the name is taken.
     """
-    text = _read(file)
+    from isabella import files
+
+    text = files.read_or_stdin(file, largest=_LARGEST_AGENT_FILE).data
 
     async def bring(agency: Agency) -> dict[str, Any]:
         from isabella.agents.portable import import_agent
@@ -246,17 +250,6 @@ def delete(
     if done["defined"] and not as_json:
         print("The agents' file defines it, so the next start makes a new one, without this one's memory.")
     raise typer.Exit(0 if yes else PENDING)
-
-
-def _read(file: Path) -> bytes:
-    import sys
-
-    if str(file) == "-":
-        return sys.stdin.buffer.read()
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise AgentFileRefused(f"{file}: cannot be read: {error.strerror}.") from None
 
 
 def _run(work: Callable[[Agency], Awaitable[Result]], env_file: Path | None, as_json: bool) -> Result:

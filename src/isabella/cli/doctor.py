@@ -122,16 +122,11 @@ async def _examine(env_file: Path | None, wishes: Wishes, fix: bool, as_json: bo
 
 
 def _in_log(path: Path) -> list[Recognised]:
+    from isabella import files
     from isabella.doctor.symptoms import recognise_in
-    from isabella.errors import ConfigurationError
 
-    try:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            return recognise_in(lines)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{path}: cannot be read: {error.strerror}.", remedy="Check the path given with --log."
-        ) from None
+    with files.lines(path) as lines:
+        return recognise_in(lines)
 
 
 def _show(verdict: Verdict, seen_in_log: list[Recognised], as_json: bool) -> None:

@@ -225,12 +225,9 @@ def _running(home: Path | None, env_file: Path | None) -> Running:
 
 
 def _keys_in(source: str) -> list[str]:
-    from isabella.errors import PracticeError
+    from isabella import files
 
-    try:
-        text = sys.stdin.read() if source == "-" else Path(source).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PracticeError(f"{source} cannot be read ({type(error).__name__}).") from None
+    text = files.read_or_stdin(Path(source)).text
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

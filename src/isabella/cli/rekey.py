@@ -12,6 +12,7 @@ from pathlib import Path
 import typer
 from pydantic import SecretStr
 
+from isabella import files
 from isabella.assurance import compare_providers, ensure_providers
 from isabella.cli.progress import shown
 from isabella.cli.tables import show_report
@@ -96,10 +97,7 @@ def _new_key(settings: Settings, wish: Wish) -> SecretStr | None:
 
 
 def _read_key(path: Path) -> SecretStr:
-    try:
-        text = path.read_text("utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read ({type(error).__name__}).") from None
+    text = files.read(path).text.strip()
     if not is_master_key(text):
         raise ConfigurationError(f"{path}: a master key has 64 hexadecimal characters.")
     return SecretStr(text)

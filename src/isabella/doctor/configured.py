@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from isabella.catalog import Vendor, known_vendors
 from isabella.doctor.evidence import Configured, Contradiction, Problem
-from isabella.errors import ConfigurationError
+from isabella.errors import ConfigurationError, FileAbsent, FileUnreadable
 from isabella.keys import KeyRefused, clean
 from isabella.providers.declared import declared_vendors
 from isabella.providers.desired import desired_providers
@@ -72,11 +72,11 @@ def with_settings(configured: Configured, settings: Settings) -> Configured:
 def _sources(env_file: Path | None, environment: Mapping[str, str] | None, problems: list[Problem]) -> Sources:
     try:
         return Sources.read(env_file, environment)
+    except FileAbsent:
+        raise
     except ConfigurationError as error:
         path = Path(".env") if env_file is None else env_file
-        if not path.exists():
-            raise
-        code = "env-file-unreadable" if "cannot be read" in error.what else "env-file-malformed"
+        code = "env-file-unreadable" if isinstance(error, FileUnreadable) else "env-file-malformed"
         problems.append(Problem(code, str(path), error.what, error.remedy))
         # The environment alone: its settings hold, whatever the file would have said.
         return Sources(dict(os.environ if environment is None else environment), path)

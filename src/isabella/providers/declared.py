@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from isabella import files
 from isabella.catalog import Vendor, known_vendors
-from isabella.errors import ConfigurationError
+from isabella.errors import ConfigurationError, FileAbsent
 from isabella.keys import KNOWN_PREFIXES
 from isabella.settings import http_address
 
@@ -60,14 +61,13 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
     """The vendors that the file declares; none where there is no file.
 
     Raises:
-        ConfigurationError: the file is malformed; the message names the line.
+        FileUnreadable: the file cannot be read.
+        ConfigurationError: it is malformed; the message names the line.
     """
     try:
-        text = path.read_text("utf-8-sig")
-    except FileNotFoundError:
+        text = files.read(path).text
+    except FileAbsent:
         return ()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path}: cannot be read: {error}.") from None
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

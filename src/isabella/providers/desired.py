@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -10,9 +9,9 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from isabella import redaction
+from isabella import files, redaction
 from isabella.catalog import Vendor, known_vendors, vendor_of_prefix
-from isabella.errors import ConfigurationError
+from isabella.errors import ConfigurationError, FileUnreadable
 from isabella.keys import KeyEmpty, KeyPlaceholder, KeyRefused, clean, mask
 from isabella.providers.declared import declared_vendors
 from isabella.settings import ProviderTypes, Settings, http_address
@@ -165,34 +164,29 @@ def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tupl
         return None
     path = Path(named.text.strip())
     try:
-        path = path.expanduser()
-        text = path.read_text("utf-8")
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = _why_unreadable(error)
-        problem = f"{vendor.api_key_file_env} names {path}, which cannot be read: {reason}"
+        path = _expanded(path)
+        found = files.read(path)
+        text = found.text
+    except FileUnreadable as error:
+        problem = f"{vendor.api_key_file_env} names {path}, which cannot be read: {error.reason}"
         raise _Unusable(
             Remark(Kind.KEY_FILE_UNREADABLE, vendor.api_key_file_env, problem, path),
             f"{vendor.api_key_file_env} ({named.origin})",
-            "Check that the file is there and that this user may read it.",
+            error.remedy or "",
         ) from None
-    if mode & 0o004:
+    if found.mode & 0o004:
         warning = f"{path} can be read by every user of this machine: run `chmod 600 {path}`"
         remarks.append(Remark(Kind.KEY_FILE_READABLE, vendor.api_key_file_env, warning, path))
     # A key file ends in a newline as every text file does: nothing to remark on.
     return vendor.api_key_file_env, Value(text.removesuffix("\n"), str(path))
 
 
-def _why_unreadable(error: Exception) -> str:
-    match error:
-        case OSError(strerror=str(said)):
-            return said
-        case UnicodeDecodeError():
-            return "not UTF-8 text"
-        case RuntimeError():
-            return "the home folder that ~ stands for is not known"
-        case _:
-            return "no file can have that name"
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        reason = "the home folder that ~ stands for is not known"
+        raise FileUnreadable(path, reason, remedy="Write the whole path.") from None
 
 
 def _clean_key(vendor: Vendor, variable: str, value: Value, remarks: list[Remark]) -> SecretStr:

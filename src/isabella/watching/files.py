@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from stat import S_ISFIFO
 
 import anyio
 import structlog
@@ -38,6 +39,9 @@ def _mark(path: Path) -> _Mark:
     except (OSError, ValueError):
         # A path with a NUL in it cannot even be asked for.
         return None
+    if S_ISFIFO(found.st_mode):
+        # A pipe is read once, whatever is written to it later.
+        return found.st_ino, 0, 0, 0
     # The inode changes where a file is replaced, also behind a symbolic link; the last one with owner and mode.
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 

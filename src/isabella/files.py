@@ -46,7 +46,7 @@ class Content:
 
     @property
     def text(self) -> str:
-        """The data as text, with `\\n` at the ends of lines and without a byte-order mark.
+        """The data as text, without a byte-order mark, and with lines that end as in Python.
 
         Raises:
             FileUnreadable: it is not UTF-8.

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock, Mock
+from unittest.mock import AsyncMock, MagicMock, Mock
 
 import pytest
 from reports import FOREIGN, IN_SYNC, MENDED
@@ -19,6 +19,7 @@ from isabella.errors import IsabellaError, LettaUnreachable, LockTimeout
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
 from isabella.settings import load_settings
+from isabella.sources import Value
 from isabella.strategy import Strategy
 
 FINE = replace(IN_SYNC, receipt=Receipt.ACCEPTED)
@@ -144,6 +145,23 @@ def test_rekey_proves_the_providers_that_the_backend_speaks_to(monkeypatch: pyte
     assert carry_out.call_args.args[0] is served
 
 
+def test_chat_and_settings_speak_of_the_vendors_that_the_backend_speaks_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A chat without a backend is with the practice vendors where they stand in, and `settings` shows them."""
+    monkeypatch.chdir(tmp_path)
+    sources = replace(
+        load_settings(environment={}).sources, overlay={"GROQ_API_KEY": Value("gsk_1", "practice vendors")}
+    )
+    served, line = load_settings(environment={}).model_copy(update={"sources": sources}), MagicMock()
+    monkeypatch.setattr("isabella.practice.overlay.as_served", lambda settings: served)
+    monkeypatch.setattr(sys.modules["isabella.cli.chat"], "_line", line)
+    CliRunner().invoke(app, ["chat"])
+    assert line.call_args.args[0] is served
+    shown = json.loads(CliRunner().invoke(app, ["settings", "--json"]).stdout)["settings"]
+    assert shown["GROQ_API_KEY"]["from"] == "GROQ_API_KEY (practice vendors)"
+
+
 @pytest.mark.parametrize("arguments", [[], ["--json"]])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_error_leaves_by_one_door(
@@ -202,15 +220,55 @@ def test_ctrl_c_is_no_traceback(
         (["providers", "sync", "--only"], "--only"),
         (["providers", "mend"], "mend"),
         (["providers", "sync", "cerebras"], "cerebras"),
+        (["providers", "sync", "--watch", "--only", "cerebras"], "--only"),
+        (["nonsense"], "nonsense"),
+        (["--nonsense"], "--nonsense"),
+        (["agents", "show"], "NAME"),
+        (["agents", "import"], "FILE"),
+        (["agents", "delete", "--yes"], "NAME"),
+        (["chat", "--agent"], "--agent"),
+        (["doctor", "nonsense"], "nonsense"),
+        (["doctor", "explain", "401", "--log", "letta.log"], "--log"),
+        (["letta", "up", "--version", "newest"], "newest"),
+        (["letta", "status", "--instance", "../x"], "../x"),
+        (["letta", "logs", "--lines", "-1"], "--lines"),
+        (["letta", "rekey", "--version", "newest"], "newest"),
+        (["practice", "up", "--port", "0"], "--port"),
+        (["practice", "keys", "nobody"], "nobody"),
+        (["practice", "rotate"], "VENDOR"),
+        (["practice", "fault", "groq", "--share", "7"], "7.0"),
+        (["practice", "fault", "groq", "--on", "mondays", "--hang", "1"], "mondays"),
+        (["practice", "fault", "groq", "--times", "3"], "does nothing"),
+        (["settings", "extra"], "extra"),
+        (["up", "--env-file"], "--env-file"),
+        (["demo", "--fast"], "--fast"),
+        (["login", "extra"], "extra"),
     ],
 )
-def test_usage_errors_are_2_with_a_message_on_standard_error(arguments: list[str], said: str, work: Work) -> None:
-    """What the command line does not know is told on standard error; nothing is done."""
+def test_usage_errors_are_64_with_a_message_on_standard_error(arguments: list[str], said: str, work: Work) -> None:
+    """What the command line does not know is told on standard error; nothing is done, and nothing looks pending."""
     result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 2
+    assert result.exit_code == 64, result.output
     assert said in result.stderr
     assert result.stdout == ""
     assert work.asked == []
+
+
+@pytest.mark.parametrize("group", [[], ["providers"], ["agents"], ["letta"], ["practice"]])
+def test_no_command_is_a_usage_error_and_help_is_none(group: list[str]) -> None:
+    """Without a command the help is shown, with 64; where it is asked for, with 0."""
+    assert CliRunner().invoke(app, group).exit_code == 64
+    assert CliRunner().invoke(app, [*group, "--help"]).exit_code == 0
+    assert CliRunner().invoke(app, ["--version"]).exit_code == 0
+
+
+def test_completion_is_no_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shell's questions are answered, also behind a value that no command would take."""
+    monkeypatch.setenv("_ISABELLA_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "isabella practice keys nobody --acc")
+    monkeypatch.setenv("COMP_CWORD", "4")
+    result = CliRunner().invoke(app, [], prog_name="isabella")
+    assert (result.exit_code, result.stdout.strip()) == (0, "--accept")
 
 
 @pytest.mark.parametrize("strategy", Strategy)

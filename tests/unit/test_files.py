@@ -136,8 +136,8 @@ def test_a_file_may_be_as_large_as_the_limit(tmp_path: Path) -> None:
     path = tmp_path / "named"
     path.write_bytes(b"#" * files.LARGEST)
     assert len(files.read(path).data) == files.LARGEST
+    path.write_bytes(b"#" * (2 * files.LARGEST + 1))
     with pytest.raises(FileUnreadable, match="larger than 2 MiB"):
-        path.write_bytes(b"#" * (2 * files.LARGEST + 1))
         files.read(path, largest=2 * files.LARGEST)
 
 
@@ -236,8 +236,6 @@ def test_a_configuration_from_pipes_survives_a_second_reading(
     assert before.again() == before
     assert {one.name for one in before.desired if one.key is not None} == {"byok-groq", "byok-mistral"}
 
-
-# --- every file that somebody names ----------------------------------------------------------------------------------
 
 _ISABELLA = """
 import resource, sys

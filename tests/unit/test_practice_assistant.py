@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from typing import Any
 
@@ -93,6 +94,77 @@ def test_writes_down_what_it_is_asked_to_remember(said: str, written: str) -> No
     reply = ask(said, INSERT, REPLACE, SEARCH)
     assert reply.calls == (Call("memory_insert", {"label": "human", "new_string": written}),)
     assert reply.text == ""
+
+
+POINTED_AT = [
+    ("My name is Ada. Please remember that.", "", "The user's name is Ada."),
+    ("my name is Ada, please remember that!", "", "The user's name is Ada."),
+    ("Hi! I play chess. Could you please remember this for later?", "", "The user plays chess."),
+    ("I live in Oslo. I want you to remember that.", "", "The user lives in Oslo."),
+    ("I like tea. Note it down.", "", "The user likes tea."),
+    ("I like tea. Keep that in mind.", "", "The user likes tea."),
+    ("I like tea. Don't forget!", "", "The user likes tea."),
+    ("I like tea and milk. Remember both of these.", "", "The user likes tea and milk."),
+    ("Remember this. My name is Ada.", "", "The user's name is Ada."),
+    ("Remember that", "My name is Ada.", "The user's name is Ada."),
+    ("Yes, please remember that. Thanks!", "Hello! My name is Ada.", "The user's name is Ada."),
+    ("Save that in your memory.", "Remember that my dog is called Rex", "The user's dog is called Rex."),
+]
+
+
+@pytest.mark.parametrize(("said", "former", "written"), POINTED_AT)
+def test_writes_down_the_sentence_that_is_pointed_at(said: str, former: str, written: str) -> None:
+    """Where the order names no fact, it means the sentence before it, or else what the user said before."""
+    before = [system(PERSONA, block("human", ""))]
+    before += [{"role": "user", "content": former}, {"role": "assistant", "content": "Thank you."}] if former else []
+    assert ask(said, INSERT, before=before).calls == (
+        Call("memory_insert", {"label": "human", "new_string": written}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("said", "former"),
+    [
+        ("Remember that", ""),
+        ("Please remember.", "Thank you!"),
+        ("Remember this: ...", ""),
+        ('Remember ""', ""),
+        ("Remember that.", "What is my name?"),
+        ("Is it raining? Remember that.", ""),
+        ("Remember that.", "Search your archive for tea"),
+        ("Remember that.", "Remember that."),
+        ("Remember that.", "I know. " + "tea " * 200),
+    ],
+)
+def test_asks_what_to_remember_where_nothing_was_told(said: str, former: str) -> None:
+    """It writes nothing down, least of all nothing; what the user then tells is written down."""
+    before: list[Any] = [system(PERSONA, block("human", ""))]
+    before += [{"role": "user", "content": former}, {"role": "assistant", "content": "Yes."}] if former else []
+    reply = ask(said, INSERT, before=before)
+    assert (reply.text, reply.calls) == ("What would you like me to remember?", ())
+    before += [{"role": "user", "content": said}, {"role": "assistant", "content": reply.text}]
+    told = ask("My name is Ada.", INSERT, before=before)
+    assert told.calls == (Call("memory_insert", {"label": "human", "new_string": "The user's name is Ada."}),)
+
+
+@pytest.mark.parametrize("said", ["I remember that.", "I went to the store. It was closed.", "Thanks for the note."])
+def test_what_is_no_order_is_not_written_down(said: str) -> None:
+    """A verb that the user does not address to the assistant orders nothing."""
+    assert ask(said, INSERT).calls == ()
+
+
+@settings(deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            ["My name is Ada", "please", "remember", "that", "this", "it", ".", ":", "!", "?", '""', "for me"]
+        )
+    )
+)
+def test_never_writes_down_an_empty_text(words: list[str]) -> None:
+    """However the order is put, what is written down says something."""
+    for call in ask(" ".join(words), INSERT).calls:
+        assert re.search(r"\w", call.arguments["new_string"])
 
 
 def test_says_so_when_it_is_written_down() -> None:
@@ -270,20 +342,20 @@ def test_sleeptime_agent_tidies_up_and_finishes() -> None:
     text = (
         "<system-reminder>\nYou are a sleeptime agent.\n</system-reminder>\n\nMessages:\n"
         "user: My dog is called Rex.\nassistant: How nice.\nuser: What is the time?\n"
-        "user: Remember that I live in Oslo"
+        "user: Remember that I live in Oslo\nuser: My name is Ada. Please remember that.\nuser: Remember this.\n"
     )
     messages: list[dict[str, Any]] = [system(PERSONA, block("human", "")), {"role": "user", "content": text}]
     tools = [INSERT, REPLACE, FINISH]
     written = []
-    for _ in range(5):
+    for _ in range(6):
         reply = assistant.reply(situation.read({"messages": messages, "tools": tools}), speaker="x")
         if not reply.calls:
             break
         written.append(reply.calls[0])
         messages += used(reply.calls[0], "OK")
-    assert [call.name for call in written] == ["memory_insert", "memory_insert", "memory_finish_edits"]
+    assert [call.name for call in written] == ["memory_insert"] * 3 + ["memory_finish_edits"]
     facts = [call.arguments.get("new_string") for call in written]
-    assert facts == ["The user's dog is called Rex.", "The user lives in Oslo.", None]
+    assert facts == ["The user's dog is called Rex.", "The user lives in Oslo.", "The user's name is Ada.", None]
 
 
 def test_sums_up_when_letta_makes_room() -> None:

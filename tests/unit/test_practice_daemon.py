@@ -11,18 +11,23 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import Mock
 
 import httpx2
 import psutil
 import pytest
 from typer.testing import CliRunner
 
-from isabella.cli.practice import app
+from isabella import catalog
+from isabella.backend import service
+from isabella.cli import app
 from isabella.errors import PracticeError
 from isabella.practice import NAMES, Fault, daemon
 from isabella.practice.control import TOKEN_HEADER
 from isabella.practice.overlay import as_served, with_practice_vendors
+from isabella.practice.server import listen
 from isabella.providers.desired import desired_providers
 from isabella.settings import load_settings
 from isabella.watching.difference import Difference, Reading, difference
@@ -45,7 +50,7 @@ def models(running: daemon.Running, vendor: str, key: str) -> int:
 
 def isabella(home: Path, *arguments: str, stdin: str | None = None) -> tuple[int, str, str]:
     """Run `isabella practice` in this process: exit code, standard output, standard error."""
-    result = CliRunner().invoke(app, [*arguments, "--home", str(home)], input=stdin)
+    result = CliRunner().invoke(app, ["practice", *arguments, "--home", str(home)], input=stdin)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         return 1, result.stdout, str(result.exception)
     return result.exit_code, result.stdout, result.stderr
@@ -244,9 +249,12 @@ def test_keys_from_a_file_and_from_standard_input(home: Path, tmp_path: Path) ->
 
 def test_mistakes_of_users(home: Path) -> None:
     """Each is told in a line, with what to do."""
-    for arguments in (["keys", "nobody"], ["log", "groq"], ["fault", "groq", "--status", "99"], ["rotate", "groq"]):
+    for arguments in (["log", "groq"], ["rotate", "groq"]):
         code, _, message = isabella(home, *arguments)
         assert (code, bool(message)) == (1, True), arguments
+    for arguments in (["keys", "nobody"], ["fault", "groq", "--status", "99"]):
+        code, _, message = isabella(home, *arguments)
+        assert (code, bool(message)) == (64, True), arguments
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -275,3 +283,41 @@ def test_whoever_keeps_watch_takes_rotated_keys(home: Path, tmp_path: Path) -> N
     assert difference(after, after.again(), after.settings) == Difference()
     daemon.keys_file(home).write_text("{")
     assert difference(after, after.again(), after.settings) == Difference()
+
+
+@pytest.fixture
+def _five_vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A catalog with a fifth vendor, of which the practice vendors know nothing."""
+    text = (Path(catalog.__file__).parent / "catalog.toml").read_text()
+    fifth = text[text.rindex("[[vendors]]") :].replace("longcat", "fifth").replace("LongCat", "Fifth")
+    (tmp_path / "catalog").mkdir()
+    (tmp_path / "catalog" / "catalog.toml").write_text(text + fifth.replace("LONGCAT", "FIFTH"))
+    monkeypatch.setattr(catalog.resources, "files", lambda _package: tmp_path / "catalog")
+    catalog.known_vendors.cache_clear()
+    # The files of other packages are read before: only the catalog is another one.
+    assert [vendor.name for vendor in catalog.known_vendors()] == [*NAMES, "fifth"]
+    monkeypatch.undo()
+    yield
+    catalog.known_vendors.cache_clear()
+
+
+@pytest.mark.usefixtures("_five_vendors")
+def test_a_vendor_without_a_practice_vendor_is_left_out(tmp_path: Path) -> None:
+    """The start without any key goes on with the others, and says so; a rotated key is noticed, too."""
+    home, said = tmp_path / "home", list[str]()
+    settings = load_settings(environment={"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(tmp_path / "none")})
+    wishes = service.Wishes(None, False, progress=Mock(), show=Mock(), say=said.append)
+    with ExitStack() as started:
+        served = service._with_practice(settings, wishes, started)
+        wanted = [one.vendor.name for one in desired_providers(served) if one.wanted]
+        assert wanted == list(NAMES)
+        assert "There is no practice vendor for Fifth: it takes part as soon as it has a key in .env." in said
+        before = Reading.of(served)
+        daemon.accept(home, "groq", ["gsk_rotated"])
+        assert difference(before, before.again(), settings) == Difference(providers=("byok-groq",))
+
+
+def test_a_port_of_the_vendors_is_theirs_before_they_answer() -> None:
+    """Nobody else can listen on it from the moment on in which it was chosen."""
+    with listen(0) as ours, pytest.raises(PracticeError, match="is taken"):
+        listen(ours.getsockname()[1])

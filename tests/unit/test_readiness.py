@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 import anyio
 import pytest
@@ -18,7 +20,7 @@ from isabella.backend.readiness import Phase, Readiness
 from isabella.backend.service import Wishes
 from isabella.embedded import Progress
 from isabella.embedded.steps import quiet
-from isabella.errors import ConfigurationError
+from isabella.errors import ConfigurationError, StartFailed
 from isabella.providers.report import Report
 from isabella.settings import load_settings
 
@@ -120,3 +122,29 @@ def test_a_backend_whose_inside_has_ended_stops(
     (said,) = inside.said
     assert said.startswith(f"{'Stopped' if after_sync else 'Not started'}: {words}")
     assert SECRET not in said
+
+
+def test_the_port_is_the_backend_s_while_letta_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who wants it in that moment does not get it; a second backend is told at once which setting to change."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = load_settings(environment={}, home=tmp_path, port=port)
+    inside = Inside(RuntimeError(), after_sync=False)
+    told: list[ConfigurationError] = []
+
+    def letta_starts(*_arguments: object) -> NoReturn:
+        with socket.socket() as other:
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with pytest.raises(OSError, match="in use"):
+                other.bind(("127.0.0.1", port))
+        with pytest.raises(ConfigurationError) as error:
+            service.serve(settings, inside.wishes)
+        told.append(error.value)
+        raise StartFailed("Enough was seen.")
+
+    monkeypatch.setattr(service, "_embedded", letta_starts)
+    with pytest.raises(StartFailed):
+        service.serve(settings, inside.wishes)
+    assert [error.what for error in told] == [f"Port {port} of 127.0.0.1 cannot be used: Address already in use."]
+    assert "ISABELLA_PORT" in str(told[0].remedy)

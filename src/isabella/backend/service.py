@@ -28,7 +28,7 @@ from isabella.embedded import Progress, Server
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
 from isabella.gate import Gate, open_locks
 from isabella.practice import daemon
-from isabella.practice.overlay import with_practice_vendors
+from isabella.practice.overlay import left_out, with_practice_vendors
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import Report
 from isabella.settings import Settings
@@ -88,6 +88,8 @@ def _bind(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.port))
+        # A port that is only bound is still open to whoever listens first, during a start that takes minutes.
+        listener.listen()
     except OSError as error:
         listener.close()
         raise ConfigurationError(
@@ -112,6 +114,8 @@ def _with_practice(settings: Settings, wishes: Wishes, started: ExitStack) -> Se
         )
     else:
         wishes.say("These are PRACTICE VENDORS: stand-ins on this machine that answer from a small script.")
+    for title in left_out():
+        wishes.say(f"There is no practice vendor for {title}: it takes part as soon as it has a key in .env.")
     running = daemon.up(settings.home, None, wishes.say)
     if running.started:
         started.callback(daemon.down, settings.home)

@@ -14,12 +14,14 @@ import typer
 from isabella.cli import agents, doctor, letta, practice, providers
 from isabella.cli.chat import chat, login
 from isabella.cli.demo import demo
+from isabella.cli.options import Commands
 from isabella.cli.settings import settings
 from isabella.cli.up import up
 from isabella.errors import IsabellaError
 
 app = typer.Typer(
     name="isabella",
+    cls=Commands,
     no_args_is_help=True,
     # Plain help loads three times faster than help drawn by rich.
     rich_markup_mode=None,
@@ -56,7 +58,7 @@ def root(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake or a broken server ends in one message and exit code 1."""
+    """Run the command line; what fails ends in one message and exit code 1, a wrong command line in 64."""
     try:
         app()
     except IsabellaError as error:

@@ -36,11 +36,11 @@ def chat(
     from isabella.chat.screen import Screen
     from isabella.chat.session import Session
     from isabella.logs import configure_logs
-    from isabella.settings import load_settings
+    from isabella.practice.overlay import load_served_settings
 
     configure_logs(quiet=True)
     screen = Screen()
-    with _line(load_settings(env_file), agent) as line:
+    with _line(load_served_settings(env_file), agent) as line:
         if model is not None:
             line.switch(model)
         answered = Session(line, screen).run()

@@ -84,6 +84,8 @@ def explain(
     """
     from isabella.doctor.symptoms import recognise
 
+    if log is not None and text:
+        raise typer.BadParameter("give either a text or a log with --log, not both")
     if log is not None:
         found = _in_log(log)
     elif text:

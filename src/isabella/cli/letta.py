@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isabella.cli.options import AsJson, EnvFile
+from isabella.cli.options import AsJson, EnvFile, as_usage
 
 if TYPE_CHECKING:
     from isabella.embedded import Server, Service, Status
@@ -20,9 +20,32 @@ app = typer.Typer(
 
 NOT_RUNNING = 3
 
-Release = Annotated[str, typer.Option("--version", metavar="0.16.x", help="Which release of Letta.")]
+
+def _release(value: str) -> str:
+    from isabella.embedded.layout import Layout
+
+    with as_usage():
+        return Layout(Path(), release=value).release
+
+
+def _instance(value: str) -> str:
+    from isabella.embedded.layout import Layout
+
+    with as_usage():
+        return Layout(Path(), instance=value).instance
+
+
+Release = Annotated[
+    str, typer.Option("--version", metavar="0.16.x", help="Which release of Letta.", callback=_release)
+]
 Instance = Annotated[
-    str, typer.Option("--instance", metavar="NAME", help="Another server of the release, with data of its own.")
+    str,
+    typer.Option(
+        "--instance",
+        metavar="NAME",
+        help="Another server of the release, with data of its own.",
+        callback=_instance,
+    ),
 ]
 Home = Annotated[
     Path | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isabella.cli.options import AsJson, EnvFile
+from isabella.cli.options import AsJson, EnvFile, as_usage
 
 if TYPE_CHECKING:
     from isabella.practice.daemon import Running
@@ -27,7 +27,16 @@ Home = Annotated[
     Path | None,
     typer.Option("--home", metavar="FOLDER", help="Where everything is kept. Default: ISABELLA_HOME, or user data."),
 ]
-Vendor = Annotated[str, typer.Argument(metavar="VENDOR", help="cerebras, groq, mistral or longcat.")]
+
+
+def _known(vendor: str) -> str:
+    from isabella.practice.profiles import profile
+
+    with as_usage():
+        return profile(vendor).name
+
+
+Vendor = Annotated[str, typer.Argument(metavar="VENDOR", help="cerebras, groq, mistral or longcat.", callback=_known)]
 
 
 @app.command()
@@ -85,12 +94,11 @@ def keys(
     """Show the keys that a vendor accepts, masked, or replace them."""
     from isabella.keys import mask
     from isabella.practice import daemon
-    from isabella.practice.profiles import profile
 
-    name, folder = profile(vendor).name, _home(home, env_file)
+    folder = _home(home, env_file)
     if accept is not None:
-        daemon.accept(folder, name, _keys_in(accept))
-    for key in daemon.accepted_keys(folder)[name]:
+        daemon.accept(folder, vendor, _keys_in(accept))
+    for key in daemon.accepted_keys(folder)[vendor]:
         typer.echo(mask(key))
 
 
@@ -104,12 +112,11 @@ def rotate(
     """Have a vendor accept a new key, and no longer the former ones."""
     from isabella.keys import mask
     from isabella.practice import daemon, keyring
-    from isabella.practice.profiles import profile
 
-    name, folder = profile(vendor).name, _home(home, env_file)
-    former = daemon.accepted_keys(folder)[name]
-    key = keyring.new_key(name)
-    daemon.accept(folder, name, [key, *(former if keep_old else ())])
+    folder = _home(home, env_file)
+    former = daemon.accepted_keys(folder)[vendor]
+    key = keyring.new_key(vendor)
+    daemon.accept(folder, vendor, [key, *(former if keep_old else ())])
     typer.echo(f"{mask(key)}  written to {daemon.keys_file(folder)}")
 
 
@@ -134,7 +141,6 @@ def fault(
 ) -> None:
     """Make a vendor fail, or let it work again: --clear switches all its faults off. Shows what is on."""
     from isabella.practice.faults import Fault
-    from isabella.practice.profiles import profile
 
     wanted: dict[str, Any] = {
         "latency": latency,
@@ -146,16 +152,16 @@ def fault(
         "html": html,
         "malformed": malformed,
     }
-    name = profile(vendor).name
     made = None
-    if any(wanted.values()):
-        made = Fault(**wanted, on=on, times=times, share=share, retry_after=retry_after)  # type: ignore[arg-type]
+    if any(wanted.values()) or on is not None or times is not None or retry_after is not None or share != 1.0:
+        with as_usage():
+            made = Fault(**wanted, on=on, times=times, share=share, retry_after=retry_after)  # type: ignore[arg-type]
     control = _running(home, env_file).control
     if clear:
-        control.clear(name)
+        control.clear(vendor)
     if made is not None:
-        control.fault(name, made)
-    for line in _faults(control.faults(name)) or ["No fault is on."]:
+        control.fault(vendor, made)
+    for line in _faults(control.faults(vendor)) or ["No fault is on."]:
         typer.echo(line)
 
 
@@ -170,9 +176,7 @@ def log(
     """Show what arrived at a vendor, with which key (masked), and what it was answered."""
     from dataclasses import asdict
 
-    from isabella.practice.profiles import profile
-
-    entries = _running(home, env_file).control.requests(profile(vendor).name)[-lines:]
+    entries = _running(home, env_file).control.requests(vendor)[-lines:]
     if as_json:
         typer.echo(json.dumps({"requests": [asdict(entry) for entry in entries]}, indent=2))
         return

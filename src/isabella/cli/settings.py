@@ -15,10 +15,11 @@ def settings(env_file: EnvFile = None, as_json: AsJson = False) -> None:
 
     from isabella.cli.tables import show_notices, show_settings
     from isabella.keys import mask
+    from isabella.practice.overlay import load_served_settings
     from isabella.providers.desired import desired_providers
-    from isabella.settings import Settings, load_settings, variable
+    from isabella.settings import Settings, variable
 
-    current = load_settings(env_file)
+    current = load_served_settings(env_file)
     desired = desired_providers(current)
     rows: list[tuple[str, str, str]] = []
     for field in Settings.model_fields:

@@ -16,21 +16,8 @@ from isabella.practice.situation import Block, Call, Situation, Tool
 
 _LONGEST_COUNT = 5_000
 _LONGEST_READ = 4_000
+_WHAT = "What would you like me to remember?"
 
-_REMEMBER = re.compile(
-    r"\b(?:remember|memori[sz]e|note(?: down)?|keep in mind|do not forget|don['’]t forget|never forget|store|save|"
-    r"write down|archive)\b"
-    r"(?:\s+(?:this|the following|the fact|it|for me|for later))?"
-    r"(?:\s+(?:in|to|into|for)\s+(?:your|the|my)?\s*[\w' -]{0,40}?(?:memory|archive|block))?"
-    r"\s*[:,]?\s*(?:that\b)?[:,]?\s*(?P<fact>\S.*)",
-    re.IGNORECASE | re.DOTALL,
-)
-_ASKS_WHAT_IT_KNOWS = re.compile(
-    r"\b(?:do|did|don['’]t) you (?:still )?(?:remember|recall|know)\b|"
-    r"\bwhat\b.*\b(?:you|I)\b.*\b(?:remember|told|tell|save|store|note)",
-    re.IGNORECASE,
-)
-_ASKS_KINDLY = re.compile(r"\b(?:can|could|will|would) you (?:please |kindly )?\w+", re.IGNORECASE)
 _QUOTED = re.compile(r"[\"'“](.+)[\"'”][.!]?", re.DOTALL)
 _ARCHIVAL = re.compile(r"\barchiv(?:e|al)\b|\blong[- ]term memory\b", re.IGNORECASE)
 _SEARCH_ARCHIVE = re.compile(
@@ -138,12 +125,14 @@ def _change(asked: str, situation: Situation) -> Reply | None:
 
 
 def _remember(asked: str, situation: Situation) -> Reply | None:
-    found = _REMEMBER.search(asked)
-    if found is None or _ASKS_WHAT_IT_KNOWS.search(asked):
+    what = recollection.to_remember(asked, situation.former)
+    if what is None and situation.before and situation.before[-1].text == _WHAT:
+        what = recollection.statement(asked) or None
+    if what is None:
         return None
-    if asked.endswith("?") and not _ASKS_KINDLY.search(asked[: found.start("fact")]):
-        return None
-    fact = speech.about_the_user(found["fact"].rstrip(" ?"))
+    if not what:
+        return Reply("I cannot tell what is meant.", _WHAT)
+    fact = speech.about_the_user(what)
     call = recollection.note(
         situation, fact, label=_named_block(asked, situation.blocks), archival=bool(_ARCHIVAL.search(asked))
     )
@@ -179,12 +168,7 @@ def _converse(asked: str, situation: Situation, speaker: str) -> Reply:
         quoted = _QUOTED.fullmatch(words)
         return Reply("I am to say something.", quoted[1] if quoted else words)
     if _QUESTION.search(asked):
-        fact = recollection.answer(situation, asked)
-        if fact is not None:
-            return Reply("I find that in my memory.", speech.to_the_user(fact))
-        return Reply(
-            "There is nothing about that in my memory.", "I do not know that yet. You can ask me to remember it."
-        )
+        return _from_memory(situation, asked)
     if _GREETING.search(asked):
         return Reply("The user greets me.", "Hello! It is good to hear from you. What is on your mind?")
     return Reply(

@@ -8,9 +8,10 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
-from isabella.catalog import known_vendors
+from isabella.catalog import Vendor, known_vendors
 from isabella.errors import IsabellaError, PracticeError
 from isabella.practice import daemon, keyring
+from isabella.practice.profiles import NAMES
 from isabella.providers.desired import desired_providers
 from isabella.settings import Settings, load_settings
 from isabella.sources import Value
@@ -33,14 +34,23 @@ class Vendors(Protocol):
 
 
 def with_practice_vendors(settings: Settings, vendors: Vendors) -> Settings:
-    """The same settings, with keys and base URLs of the practice vendors for every vendor of the catalog."""
+    """The same settings, with keys and base URLs of the practice vendors for the vendors that they stand for."""
     overlay = dict(settings.sources.overlay)
-    for vendor in known_vendors():
+    for vendor in _practised():
         overlay[vendor.api_key_env] = Value(vendors.key(vendor.name).get_secret_value(), ORIGIN)
         if vendor.base_url_env is not None:
             overlay[vendor.base_url_env] = Value(vendors.base_url(vendor.name), ORIGIN)
     sources = replace(settings.sources, overlay=overlay, overlaid_from=vendors.keys_file)
     return settings.model_copy(update={"sources": sources})
+
+
+def left_out() -> list[str]:
+    """The titles of the catalog's vendors for which there is no practice vendor."""
+    return [vendor.title for vendor in known_vendors() if vendor.name not in NAMES]
+
+
+def _practised() -> list[Vendor]:
+    return [vendor for vendor in known_vendors() if vendor.name in NAMES]
 
 
 def renewed(settings: Settings) -> Settings:
@@ -55,7 +65,7 @@ def renewed(settings: Settings) -> Settings:
         accepted = None
     if accepted is None:
         return settings
-    keys = {vendor.api_key_env: accepted[vendor.name][:1] for vendor in known_vendors()}
+    keys = {vendor.api_key_env: accepted[vendor.name][:1] for vendor in _practised()}
     fresh = {name: Value(first, ORIGIN) for name, found in keys.items() for first in found}
     return settings.model_copy(update={"sources": replace(sources, overlay={**sources.overlay, **fresh})})
 

@@ -29,7 +29,39 @@ _WORTH_KEEPING = re.compile(
     r"\b(?:remember|don't forget|keep in mind)\b",
     re.IGNORECASE,
 )
-_REMEMBER_PREFIX = re.compile(r"^.*?\b(?:remember|don't forget|keep in mind)\b\s*(?:that)?[:,]?\s*", re.IGNORECASE)
+_REMEMBER = re.compile(
+    # An order begins a clause: "I remember" and "the store" are none.
+    r"(?P<lead>^|[.!?,;:–—\n-]\s*|\b(?:please|kindly|so|and|also|just|now|then|always|ok(?:ay)?|yes|hello|hi|hey|isabella|"
+    r"you|(?:you|sure) to|should|must)\s+)"
+    r"(?:remember|memori[sz]e|note|keep (?:(?:this|that|it) )?in mind|(?:do not|don['’]t|never) forget|store|save|"
+    r"write(?=(?: \w+)? down\b)|archive)\b"
+    r"(?:\s+(?:(?:this|these|that|it)(?=\s*(?:[:,.!?]|(?:down|in|to|into|for)\b|$))|"
+    r"down|the following|the fact|for me|for later))*"
+    r"(?:\s+(?:in|to|into|for)\s+(?:your|the|my)?\s*[\w' -]{0,40}?(?:memory|archive|block))?"
+    r"\s*[:,]?\s*(?:that\b)?[:,]?\s*(?P<what>(?P<own>[^.!?\n]*)(?P<after>.*))",
+    re.IGNORECASE | re.DOTALL,
+)
+# What stands before an order in its sentence and belongs to it.
+_LEAD_IN = re.compile(
+    r"(?:[\s,;–—-]*\b(?:please|kindly|so|and|also|just|now|then|always|(?:(?:can|could|will|would) )?you|"
+    r"I(?: want| need|['’]d like| would like) you to|make sure (?:you )?to|you (?:should|must)))*[\s,;–—-]*$",
+    re.IGNORECASE,
+)
+_POINTS_BACK = re.compile(
+    r"(?:(?:all|both)\b(?: of)?)?\s*(?:that|this|it|these|those|them)?"
+    r"(?:[\s,]*\b(?:please|for (?:me|later)|too|well))*",
+    re.IGNORECASE,
+)
+_ASKS_WHAT_IT_KNOWS = re.compile(
+    r"\b(?:do|did|don['’]t) you (?:still )?(?:remember|recall|know)\b|"
+    r"\bwhat\b.*\b(?:you|I)\b.*\b(?:remember|told|tell|save|store|note)",
+    re.IGNORECASE,
+)
+_ASKS_KINDLY = re.compile(r"\b(?:can|could|will|would) you (?:please |kindly )?\w+", re.IGNORECASE)
+_COURTESY = re.compile(
+    r"^(?:(?:hello|hi|hey|good (?:morning|afternoon|evening)|thanks?(?: you)?|ok(?:ay)?|yes|no)\b[\s,.!]*)+",
+    re.IGNORECASE,
+)
 # Orders are not facts: having been told to forget something is not knowing it.
 _ORDER = re.compile(
     r"^\s*(?:please\s+)?(?:search|look|find|check|say|repeat|reply|answer|respond|count|tell)\b", re.IGNORECASE
@@ -43,7 +75,39 @@ _CHANGE = re.compile(
     re.IGNORECASE,
 )
 _LONGEST_SUMMARY_LINE = 200
+_LONGEST_ORDER = 4_000
+_LONGEST_STATEMENT = 300
 _LONGEST_READ = 20_000
+
+
+def to_remember(said: str, former: str = "") -> str | None:
+    """What the user wants remembered; None where that is not what was said, empty where nobody can tell what.
+
+    Args:
+        said: the message.
+        former: the user's message before, which "remember that" may mean.
+    """
+    # Patterns that look back take their time on long texts, and nobody says one.
+    order = _REMEMBER.search(said := said[:_LONGEST_ORDER])
+    if order is None or _ASKS_WHAT_IT_KNOWS.search(said):
+        return None
+    if said.endswith("?") and not _ASKS_KINDLY.search(said[: order.start("what")]):
+        return None
+    own = re.sub(r"^\W+|\W+$", "", order["own"])
+    if not _POINTS_BACK.fullmatch(own):
+        return order["what"].rstrip(" ?")
+    before = _LEAD_IN.sub("", said[: order.end("lead")])
+    return next(filter(None, map(statement, (before, order["after"], former))), "")
+
+
+def statement(said: str) -> str:
+    """The last sentence of a text, where it tells something; otherwise nothing."""
+    last = _COURTESY.sub("", next(reversed(speech.sentences(said)), "").strip(" ,;–—-"))
+    told = to_remember(last) if _REMEMBER.match(last) else last
+    is_order = any(pattern.match(last) for pattern in (_ORDER, _FORGET, _CHANGE))
+    if not told or is_order or last.endswith("?") or len(last) > _LONGEST_STATEMENT:
+        return ""
+    return told if len(re.findall(r"\w+", told)) > 1 else ""
 
 
 def to_forget(said: str) -> str | None:
@@ -148,12 +212,14 @@ def from_results(results: str, query: str, *, asked: str) -> str | None:
 
 def from_transcript(transcript: str) -> list[str]:
     """The facts about the user that a transcript tells."""
-    facts = []
+    facts, former = [], ""
     for found in _TRANSCRIPT_LINE.finditer(transcript):
         text = found["text"].strip()
         if _WORTH_KEEPING.search(text) and not text.endswith("?"):
-            facts.append(speech.about_the_user(_REMEMBER_PREFIX.sub("", text)))
-    return facts
+            what = to_remember(text, former)
+            facts.append(speech.about_the_user(text if what is None else what))
+        former = text
+    return [fact for fact in facts if fact]
 
 
 def is_noting(call: Call) -> bool:
@@ -202,7 +268,8 @@ def _said(situation: Situation) -> list[str]:
             elif order := _CHANGE.match(said):
                 told = [earlier.replace(order["old"], order["new"]) for earlier in told]
             elif not said.endswith("?") and not _ORDER.match(said):
-                told.append(_REMEMBER_PREFIX.sub("", said))
+                what = to_remember(said)
+                told.append(said if what is None else what)
     return told
 
 

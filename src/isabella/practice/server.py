@@ -42,6 +42,8 @@ def listen(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
+        # A port that is only bound is still open to whoever listens first.
+        listener.listen()
     except OSError as error:
         listener.close()
         raise PracticeError(

@@ -117,6 +117,11 @@ class Situation:
         return self.turns if position is None else self.turns[:position]
 
     @property
+    def former(self) -> str:
+        """What the user said before that; empty where that was nothing."""
+        return next((turn.text for turn in reversed(self.before) if turn.role == "user"), "")
+
+    @property
     def _position(self) -> int | None:
         for index in range(len(self.turns) - 1, -1, -1):
             if self.turns[index].role == "user":

@@ -108,6 +108,7 @@ POINTED_AT = [
     ("Remember this. My name is Ada.", "", "The user's name is Ada."),
     ("Remember that", "My name is Ada.", "The user's name is Ada."),
     ("Yes, please remember that. Thanks!", "Hello! My name is Ada.", "The user's name is Ada."),
+    ("Remember that", "My name is Ada. Please remember that.", "The user's name is Ada."),
     ("Save that in your memory.", "Remember that my dog is called Rex", "The user's dog is called Rex."),
 ]
 
@@ -210,6 +211,15 @@ def test_answers_from_its_blocks(question: str, answer: str, numbered: bool) -> 
     facts = "The user's dog is called Rex.\nThe user lives in Oslo."
     reply = ask(question, INSERT, before=[system(PERSONA, block("human", facts, numbered=numbered))])
     assert (reply.text, reply.calls) == (answer, ())
+
+
+@pytest.mark.parametrize("question", ["What is my name?", "Do you know my name?", "Who am I?"])
+def test_knows_the_name_of_the_user(question: str) -> None:
+    """It is the user's own, whoever else has one."""
+    facts = "The user's dog is called Rex.\nThe user's name is Ada.\nThe user's cat has a name."
+    assert ask(question, before=[system(PERSONA, block("human", facts))]).text == "Your name is Ada."
+    nobody = ask(question, before=[system(PERSONA, block("human", "The user's dog is called Rex."))])
+    assert nobody.text == "I do not know that yet. You can ask me to remember it."
 
 
 def test_answers_from_the_conversation() -> None:

@@ -93,21 +93,20 @@ def to_remember(said: str, former: str = "") -> str | None:
         return None
     if said.endswith("?") and not _ASKS_KINDLY.search(said[: order.start("what")]):
         return None
-    own = re.sub(r"^\W+|\W+$", "", order["own"])
-    if not _POINTS_BACK.fullmatch(own):
-        return order["what"].rstrip(" ?")
     before = _LEAD_IN.sub("", said[: order.end("lead")])
-    return next(filter(None, map(statement, (before, order["after"], former))), "")
+    return _object(order) or next(filter(None, map(statement, (before, order["after"], former))), "")
 
 
 def statement(said: str) -> str:
-    """The last sentence of a text, where it tells something; otherwise nothing."""
-    last = _COURTESY.sub("", next(reversed(speech.sentences(said)), "").strip(" ,;–—-"))
-    told = to_remember(last) if _REMEMBER.match(last) else last
-    is_order = any(pattern.match(last) for pattern in (_ORDER, _FORGET, _CHANGE))
-    if not told or is_order or last.endswith("?") or len(last) > _LONGEST_STATEMENT:
-        return ""
-    return told if len(re.findall(r"\w+", told)) > 1 else ""
+    """The last sentence of a text that is no courtesy, where it tells something; otherwise nothing."""
+    for sentence in reversed(speech.sentences(said)):
+        last = _COURTESY.sub("", sentence.strip(" ,;–—-"))
+        order = _REMEMBER.match(last)
+        told = last if order is None else _object(order)
+        if len(re.findall(r"\w+", told)) > 1:
+            is_order = any(pattern.match(told) for pattern in (_ORDER, _FORGET, _CHANGE))
+            return "" if is_order or told.endswith("?") or len(told) > _LONGEST_STATEMENT else told
+    return ""
 
 
 def to_forget(said: str) -> str | None:
@@ -230,6 +229,12 @@ def is_noting(call: Call) -> bool:
 def is_editing(call: Call) -> bool:
     """Whether a call changed what was written down."""
     return call.name in _EDITING
+
+
+def _object(order: re.Match[str]) -> str:
+    """What an order to remember names; empty where it only points to something."""
+    own = re.sub(r"^\W+|\W+$", "", order["own"])
+    return "" if _POINTS_BACK.fullmatch(own) else order["what"].rstrip(" ?")
 
 
 def _block_for(blocks: tuple[Block, ...], label: str | None) -> Block | None:

@@ -21,6 +21,8 @@ please can could would will should called name named call about there here not n
 very just again now still already
 """
 _STOP_WORDS = frozenset(_STOP_WORDS_TEXT.split())
+# A name by itself tells nothing of whom: it is no word to search for.
+_NAME_OF_USER = re.compile(r"\b(?:my|the user's) name\b|\bwho am I\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 
 
@@ -63,7 +65,8 @@ def best_match(question: str, facts: Iterable[str]) -> str | None:
     """The fact that shares most with a question; of equals the last, which is the newest. None where none shares."""
     wanted = _content(question)
     if not wanted:
-        return None
+        asks = _NAME_OF_USER.search(question)
+        return next((fact for fact in reversed([*facts]) if asks and _NAME_OF_USER.search(fact)), None)
     best: str | None = None
     best_score = 0.0
     for fact in facts:

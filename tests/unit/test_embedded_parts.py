@@ -9,11 +9,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from threading import Thread
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -25,6 +26,7 @@ from isabella.cli import letta as letta_commands
 from isabella.embedded import (
     DEFAULT_INSTANCE,
     DEFAULT_RELEASE,
+    Letta,
     Server,
     environments,
     launch,
@@ -36,9 +38,10 @@ from isabella.embedded import (
     vault,
 )
 from isabella.embedded.layout import Layout, make_home, make_private
-from isabella.embedded.postgres import Cluster
+from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.program import Run
-from isabella.errors import EmbeddedError
+from isabella.embedded.steps import Step
+from isabella.errors import EmbeddedError, StartFailed
 from isabella.processes import Process
 
 CANARY = "canary-5d1c7a90-do-not-leak"
@@ -103,6 +106,58 @@ def test_a_port_on_all_addresses_is_taken_too() -> None:
         listener.bind(("0.0.0.0", 0))
         listener.listen()
         assert not ports.is_free(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("goes_away", [False, True])
+def test_a_port_that_is_taken_while_letta_starts(
+    goes_away: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken between choosing and binding, it is chosen anew: another one, or the same where it is free again."""
+    tried: list[int] = []
+    steps: list[Step] = []
+    with socket.socket() as taker:
+
+        def start(_layout: Layout, port: int, _environ: object, _key: object) -> Run:
+            tried.append(port)
+            if len(tried) == 1:
+                taker.bind(("127.0.0.1", port))
+                taker.listen()
+                if goes_away:
+                    taker.close()
+                raise StartFailed("Letta ended. ERROR: [Errno 98] … address already in use")
+            return Run(Process.of(os.getpid()), port, "")
+
+        letta, remembered = starting(tmp_path, start, steps, monkeypatch)
+    first, second = tried
+    assert (first == second) is goes_away
+    assert letta.base_url == f"http://127.0.0.1:{second}"
+    assert remembered.letta == second
+    assert (f"port {first} is not free: Letta gets {second}" in [step.detail for step in steps]) is not goes_away
+
+
+def test_a_letta_that_ends_for_another_reason_is_not_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its port is its own: the error is told at once."""
+    start = Mock(side_effect=StartFailed("Letta ended."))
+    with pytest.raises(StartFailed, match="Letta ended"):
+        starting(tmp_path, start, [], monkeypatch)
+    start.assert_called_once()
+
+
+def starting(
+    home: Path, start: Callable[..., Run], steps: list[Step], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Letta, ports.Ports]:
+    """Start Letta's process as told; the server that came up, and the ports that are remembered."""
+    server = Server(home, master_key=SecretStr("ab" * 32))
+    make_home(server.layout.home)
+    for folder in (server.layout.folder.parent, server.layout.folder):
+        make_private(folder)
+    monkeypatch.setattr(program, "start", start)
+    letta = server._start_letta(Postmaster(Process.of(os.getpid()), 5433, ready=True), steps.append)
+    remembered = ports.recall(server.layout.ports_file)
+    assert remembered is not None
+    return letta, remembered
 
 
 def test_ports_are_remembered(tmp_path: Path) -> None:

@@ -258,8 +258,8 @@ class Server:
                 port = self._choose_ports(progress, keep_postgres=None).postgres
                 try:
                     return cluster.start(port)
-                except StartFailed:
-                    if attempt == _ATTEMPTS or ports.is_free(port):
+                except StartFailed as error:
+                    if attempt == _ATTEMPTS or not _was_taken(port, error):
                         raise
         raise AssertionError("unreachable")
 
@@ -287,8 +287,8 @@ class Server:
                 )
                 try:
                     program.start(layout, port, environ, key)
-                except StartFailed:
-                    if attempt == _ATTEMPTS or ports.is_free(port):
+                except StartFailed as error:
+                    if attempt == _ATTEMPTS or not _was_taken(port, error):
                         raise
                 else:
                     return self._letta(port, postmaster.port, key, started=True)
@@ -386,3 +386,8 @@ class Server:
             yield
         finally:
             lock.release()
+
+
+def _was_taken(port: int, error: StartFailed) -> bool:
+    """Whether somebody else had the port, who may have let it go again."""
+    return "address already in use" in error.what.lower() or not ports.is_free(port)

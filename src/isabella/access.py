@@ -7,7 +7,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -15,6 +15,8 @@ from pydantic import SecretStr
 from isabella import redaction
 from isabella.errors import ConfigurationError
 from isabella.files import write_private
+from isabella.peers import Peer
+from isabella.processes import Process
 from isabella.settings import Settings
 
 #: A token that others than this machine may try has to be at least this long.
@@ -34,6 +36,21 @@ class Token:
 
     secret: SecretStr
     made: bool = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend that runs, or did.
+
+    Attributes:
+        address: where it listens.
+        token: what it asks of its clients.
+        peer: by which its process is known before anything is sent there.
+    """
+
+    address: str
+    token: SecretStr
+    peer: Peer
 
 
 def own_token(settings: Settings) -> Token:
@@ -94,7 +111,7 @@ def check_address(settings: Settings) -> None:
 def address_kept(home: Path, address: str) -> Iterator[None]:
     """Keep the address of the backend where other programs of the same home find it, for as long as it runs."""
     path = _address_file(home)
-    text = json.dumps({"address": address, "pid": os.getpid()})
+    text = json.dumps({"address": address, **asdict(Process.of(os.getpid()))})
     home.mkdir(parents=True, exist_ok=True)
     write_private(path, text + "\n")
     try:
@@ -112,6 +129,15 @@ def kept_address(home: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, str) else None
+
+
+def kept_backend(settings: Settings) -> Backend | None:
+    """The backend of this home, which may be gone by now; None where none has said that it listens."""
+    token, address = kept_token(settings), kept_address(settings.home)
+    if token is None or address is None:
+        return None
+    remedy = "Start it again with `isabella up`; where its port is taken, with another ISABELLA_PORT."
+    return Backend(address, token, Peer("the backend", _address_file(settings.home), remedy))
 
 
 def _token_file(home: Path) -> Path:

@@ -10,6 +10,7 @@ import anyio.to_thread
 from pydantic import SecretStr
 
 from isabella.errors import ConfigurationError
+from isabella.peers import Peer
 from isabella.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class Connection:
         home: the folder for locks and proofs.
         timeout: seconds it may take to answer.
         embedded: whether Isabella runs it herself.
+        peer: by which its process is known before anything is sent there; None for a Letta that is not ours.
     """
 
     base_url: str
@@ -37,6 +39,7 @@ class Connection:
     home: Path
     timeout: float
     embedded: bool
+    peer: Peer | None = field(default=None, repr=False, compare=False)
 
 
 def configured_connection(settings: Settings) -> Connection | None:
@@ -64,6 +67,7 @@ def embedded_connection(settings: Settings, letta: Letta) -> Connection:
         home=settings.home,
         timeout=settings.timeout,
         embedded=True,
+        peer=letta.peer,
     )
 
 

@@ -26,6 +26,7 @@ IsabellaError
 ├── EmbeddedError             the Letta and Postgres that Isabella runs herself
 │   ├── InstallFailed         fetching or installing the release
 │   └── StartFailed           a process did not come up
+├── UnverifiedPeer            another process listens on a port of ours
 ├── NotReady                  the backend has not come up yet, or not at all
 ├── PracticeError             the practice vendors
 └── LockTimeout               another process is at work on the same thing
@@ -197,6 +198,10 @@ class InstallFailed(EmbeddedError):
 
 class StartFailed(EmbeddedError):
     """A process did not come up. The message names its log."""
+
+
+class UnverifiedPeer(IsabellaError):
+    """Another process listens where a server of ours should. Nothing was sent to it."""
 
 
 class NotReady(IsabellaError):

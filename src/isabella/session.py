@@ -194,7 +194,7 @@ async def _configuration_and_letta(
 
 async def _reach(connection: Connection, only: Sequence[str]) -> _Letta:
     """Look at Letta, and at what is remembered of it while it answers."""
-    store = LettaServer(connection.base_url, password=connection.password, timeout=connection.timeout)
+    store = LettaServer.at(connection)
     ledger = Ledger(connection.home, connection.base_url)
     memo: ProofMemo | None = None
     stood: Conditions = {}

@@ -6,6 +6,7 @@ import httpx
 from letta_client import AsyncLetta
 
 from isabella.connection import Connection
+from isabella.peers import async_hooks
 
 # Letta's server closes connections that were idle for 5 s. A message sent on one that is just being closed may or may
 # not have arrived, so they are given up before; and as many turns as want to may run side by side.
@@ -25,6 +26,7 @@ def open_client(connection: Connection) -> AsyncLetta:
             trust_env=not loopback,
             timeout=connection.timeout * 2,
             limits=_LIMITS,
+            event_hooks=async_hooks(connection.peer),
             # Loading the certificate store takes longer than all that a command does on a plain address.
             verify=connection.base_url.startswith("https:"),
         ),

@@ -10,7 +10,14 @@ from typing import Any, cast
 import httpx
 from letta_client import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncLetta
 
-from isabella.errors import IsabellaError, LettaBroken, LettaRefused, LettaUnauthorized, LettaUnreachable
+from isabella.errors import (
+    IsabellaError,
+    LettaBroken,
+    LettaRefused,
+    LettaUnauthorized,
+    LettaUnreachable,
+    UnverifiedPeer,
+)
 from isabella.redaction import redact
 
 #: Rows asked for at once where Letta pages.
@@ -117,6 +124,8 @@ def translation(error: APIError) -> IsabellaError:
             sent=not isinstance(error.__cause__, httpx.ConnectTimeout),
         )
     if isinstance(error, APIConnectionError):
+        if isinstance(error.__cause__, UnverifiedPeer):
+            return LettaUnreachable(error.__cause__.what, remedy=error.__cause__.remedy)
         if isinstance(error.__cause__, httpx.ConnectError):
             return LettaUnreachable(
                 f"No Letta server answers at {error.request.url.host}:{error.request.url.port}.",

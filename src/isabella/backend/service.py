@@ -231,7 +231,7 @@ async def _ensure(settings: Settings, wishes: Wishes, connection: Connection, ga
 async def _wait_for(connection: Connection, say: Callable[[str], None]) -> None:
     """Wait for somebody's own Letta, which may well be starting at the same time as we are."""
     pause = 0.5
-    async with LettaServer(connection.base_url, password=connection.password, timeout=connection.timeout) as store:
+    async with LettaServer.at(connection) as store:
         while True:
             try:
                 await store.abilities()

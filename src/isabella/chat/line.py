@@ -15,6 +15,7 @@ import httpx2 as httpx
 from pydantic import SecretStr
 
 from isabella.errors import IsabellaError
+from isabella.peers import Peer, hooks
 
 _SECONDS = 60.0
 #: A backend sends a ping every 15 s, whatever happens in the turn.
@@ -41,9 +42,10 @@ class Line:
         address: where it listens.
         token: what it asks for.
         agent: the agent's name.
+        peer: by which its process is known before anything is sent there; None where this process serves it.
     """
 
-    def __init__(self, address: str, token: SecretStr, agent: str) -> None:
+    def __init__(self, address: str, token: SecretStr, agent: str, peer: Peer | None = None) -> None:
         self.agent = agent
         self.address = address
         self._client = httpx.Client(
@@ -51,6 +53,7 @@ class Line:
             headers={"Authorization": f"Bearer {token.get_secret_value()}"},
             timeout=httpx.Timeout(_SECONDS, connect=5.0),
             trust_env=False,
+            event_hooks=hooks(peer),
         )
 
     def __enter__(self) -> Self:
@@ -149,6 +152,8 @@ class Talk:
             self._client.delete(path)
         except httpx.TransportError as error:
             self._events.put(_lost(str(self._client.base_url), error))
+        except IsabellaError as error:
+            self._events.put(error)
 
     def _hear(self) -> None:
         try:
@@ -165,6 +170,8 @@ class Talk:
                     self._events.put(event)
         except httpx.TransportError as error:
             self._events.put(_lost(str(self._client.base_url), error))
+        except IsabellaError as error:
+            self._events.put(error)
         except Exception as error:  # noqa: BLE001 - whoever waits has to be told
             self._events.put(IsabellaError(f"The backend's answer cannot be understood: {type(error).__name__}."))
         finally:

@@ -11,8 +11,7 @@ import typer
 from isabella.cli.options import EnvFile
 
 if TYPE_CHECKING:
-    from pydantic import SecretStr
-
+    from isabella.access import Backend
     from isabella.chat.line import Line
     from isabella.settings import Settings
 
@@ -49,15 +48,13 @@ def chat(
 
 def login(env_file: EnvFile = None) -> None:
     """Print the link that lets a browser into the running backend. It holds the token: do not pass it on."""
-    from isabella.access import kept_address, kept_token
     from isabella.errors import ConfigurationError
     from isabella.settings import load_settings
 
-    settings = load_settings(env_file)
-    token, address = kept_token(settings), kept_address(settings.home)
-    if token is None or address is None:
+    found = _running(load_settings(env_file))
+    if found is None:
         raise ConfigurationError("No backend runs here.", remedy="Start one with `isabella up`.")
-    typer.echo(f"{address}/login?token={token.get_secret_value()}")
+    typer.echo(f"{found.address}/login?token={found.token.get_secret_value()}")
 
 
 @contextmanager
@@ -68,7 +65,7 @@ def _line(settings: Settings, agent: str) -> Iterator[Line]:
 
     found = _running(settings)
     if found is not None:
-        with Line(*found, agent) as line:
+        with Line(found.address, found.token, agent, found.peer) as line:
             yield line
         return
     from isabella.backend.private import private_backend
@@ -79,17 +76,23 @@ def _line(settings: Settings, agent: str) -> Iterator[Line]:
         yield line
 
 
-def _running(settings: Settings) -> tuple[str, SecretStr] | None:
-    """Address and token of the backend of this home, if one answers."""
+def _running(settings: Settings) -> Backend | None:
+    """The backend of this home, if one answers.
+
+    Raises:
+        UnverifiedPeer: another process listens in its place.
+    """
     import httpx2 as httpx
 
-    from isabella.access import kept_address, kept_token
+    from isabella.access import kept_backend
+    from isabella.peers import hooks
 
-    address, token = kept_address(settings.home), kept_token(settings)
-    if address is None or token is None:
+    found = kept_backend(settings)
+    if found is None:
         return None
     try:
-        alive = httpx.get(f"{address}/ready", timeout=5.0, trust_env=False).status_code < 500
+        with httpx.Client(timeout=5.0, trust_env=False, event_hooks=hooks(found.peer)) as client:
+            alive = client.get(f"{found.address}/ready").status_code < 500
     except httpx.TransportError:
         return None
-    return (address, token) if alive else None
+    return found if alive else None

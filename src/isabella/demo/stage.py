@@ -226,7 +226,7 @@ def _connection(settings: Settings) -> Connection:
 
 def _store(settings: Settings) -> LettaServer:
     connection = _connection(settings)
-    return LettaServer(connection.base_url, password=connection.password, timeout=connection.timeout)
+    return LettaServer.at(connection)
 
 
 def _words(error: APIStatusError) -> str:

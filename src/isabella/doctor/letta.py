@@ -20,7 +20,8 @@ from isabella.doctor import releases
 from isabella.doctor.database import look_into
 from isabella.doctor.evidence import Agent, Asked, Row, Seen
 from isabella.doctor.host import find_process
-from isabella.errors import IsabellaError, LettaUnreachable
+from isabella.errors import IsabellaError, LettaUnreachable, UnverifiedPeer
+from isabella.peers import async_hooks
 from isabella.providers.desired import Desired
 from isabella.providers.sealing import Match, ProofMemo, Reading, read_back
 from isabella.stores import Abilities, Stored
@@ -51,7 +52,7 @@ class Looker:
         seen = Seen(base_url=connection.base_url, embedded=connection.embedded)
         try:
             with anyio.fail_after(ALTOGETHER):
-                async with LettaServer(connection.base_url, password=connection.password, timeout=PATIENCE) as store:
+                async with LettaServer.at(connection, timeout=PATIENCE) as store:
                     abilities, stored = await _abilities_and_all(store)
                 return await self._beyond(replace(seen, abilities=abilities), stored, desired)
         except IsabellaError as error:
@@ -152,6 +153,7 @@ class Looker:
             base_url=connection.base_url,
             headers=headers,
             timeout=PATIENCE,
+            event_hooks=async_hooks(connection.peer),
             **client_options(connection.base_url),
         )
 
@@ -272,7 +274,7 @@ async def _check(http: httpx.AsyncClient, row: Row) -> Row:
     """`POST …/check`: Letta opens the key and reads the vendor's list with it (fact P11). It writes nothing."""
     try:
         response = await http.post(f"/v1/providers/{row.stored.id}/check")
-    except httpx.HTTPError:
+    except (httpx.HTTPError, UnverifiedPeer):
         return row
     text = response.text.lower()
     if response.status_code == 400 and "decrypt" in text:

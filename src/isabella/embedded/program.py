@@ -19,6 +19,7 @@ from isabella.embedded.layout import Layout
 from isabella.embedded.ports import LOOPBACK
 from isabella.errors import StartFailed
 from isabella.files import write_private
+from isabella.peers import listens
 from isabella.processes import Process
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
@@ -144,11 +145,16 @@ def start(layout: Layout, port: int, environ: Mapping[str, str], master_key: Sec
     )
 
 
+def is_healthy(run: Run, release: str) -> bool:
+    """Whether it takes requests: itself, and not another program that was faster on its port."""
+    return listens(run.process, LOOPBACK, run.port) and health(run.port) == release
+
+
 def wait_until_healthy(layout: Layout, run: Run) -> bool:
     """Wait for a server that is starting; False when it ended or took too long."""
     deadline = time.monotonic() + SECONDS_TO_START
     while run.process.is_running() and time.monotonic() < deadline:
-        if health(run.port) == layout.release and _listens(run):
+        if is_healthy(run, layout.release):
             return True
         time.sleep(0.1)
     return False
@@ -169,12 +175,3 @@ def running(layout: Layout) -> Run | None:
 def _launch(layout: Layout) -> list[str]:
     # -P: the modules beside the launcher are Isabella's and must not hide others.
     return [str(layout.python), "-P", str(_LAUNCHER), _MARK, str(layout.folder)]
-
-
-def _listens(run: Run) -> bool:
-    # Another Letta may have been faster on this port, and be the one that answers.
-    try:
-        connections = psutil.Process(run.process.pid).net_connections(kind="tcp")
-    except psutil.Error:
-        return False
-    return any(found.status == psutil.CONN_LISTEN and found.laddr.port == run.port for found in connections)

@@ -17,10 +17,12 @@ from isabella.embedded.accounts import postgres_account
 from isabella.embedded.layout import DEFAULT_INSTANCE, DEFAULT_RELEASE, Layout, make_home, make_private
 from isabella.embedded.ports import Ports, base_url
 from isabella.embedded.postgres import Cluster, Postmaster
+from isabella.embedded.program import Run
 from isabella.embedded.sealed import Found
 from isabella.embedded.status import Status, look
 from isabella.embedded.steps import Progress, Step, quiet, step
 from isabella.errors import EmbeddedError, LockTimeout, StartFailed
+from isabella.peers import Peer
 
 _ATTEMPTS = 3
 _SECONDS_FOR_LOCK = 30 * 60
@@ -37,6 +39,7 @@ class Letta:
         master_key: the `LETTA_ENCRYPTION_KEY` it runs under; None only where that was asked for.
         database_url: its database, for psycopg.
         started: whether this call started it; False where it ran already.
+        peer: by which its process is known before anything is sent there.
     """
 
     base_url: str
@@ -45,6 +48,7 @@ class Letta:
     master_key: SecretStr | None
     database_url: SecretStr
     started: bool
+    peer: Peer = field(repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ class Server:
             )
         if not program.wait_until_healthy(layout, run):
             return None
-        return self._letta(run.port, postmaster.port, key, started=False)
+        return self._letta(run, postmaster.port, key, started=False)
 
     def _installed(self, progress: Progress) -> install.Installed:
         layout = self.layout
@@ -286,12 +290,12 @@ class Server:
                     extra=self.extra_env,
                 )
                 try:
-                    program.start(layout, port, environ, key)
+                    run = program.start(layout, port, environ, key)
                 except StartFailed as error:
                     if attempt == _ATTEMPTS or not _was_taken(port, error):
                         raise
                 else:
-                    return self._letta(port, postmaster.port, key, started=True)
+                    return self._letta(run, postmaster.port, key, started=True)
         raise AssertionError("unreachable")
 
     def _stop_letta(self, progress: Progress) -> bool:
@@ -353,15 +357,17 @@ class Server:
         path = self.layout.master_key_file
         return vault.keep(path) if make else vault.kept(path)
 
-    def _letta(self, port: int, postgres_port: int, key: SecretStr | None, *, started: bool) -> Letta:
+    def _letta(self, run: Run, postgres_port: int, key: SecretStr | None, *, started: bool) -> Letta:
         layout = self.layout
         return Letta(
-            base_url=base_url(port),
+            base_url=base_url(run.port),
             version=self.release,
             password=vault.keep(layout.password_file),
             master_key=key,
             database_url=database.url(postgres_port, vault.keep(layout.database_password_file)),
             started=started,
+            # It was seen to listen there just now.
+            peer=Peer("Letta", layout.run_file, "Start it with `isabella letta up`.", verified=run.process),
         )
 
     @contextmanager

@@ -76,7 +76,7 @@ def look(layout: Layout, *, release: str, instance: str) -> Status:
         release=release,
         instance=instance,
         installed=install.installed(layout) is not None,
-        letta=Service(run.process.pid, run.port, program.health(run.port) == release) if run else Service(),
+        letta=Service(run.process.pid, run.port, program.is_healthy(run, release)) if run else Service(),
         postgres=Service(postmaster.process.pid, postmaster.port, postmaster.ready) if postmaster else Service(),
         base_url=base_url(run.port) if run else None,
         folder=layout.folder,

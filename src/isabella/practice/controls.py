@@ -9,7 +9,8 @@ from typing import Any
 import httpx2
 from pydantic import SecretStr, TypeAdapter
 
-from isabella.errors import PracticeError
+from isabella.errors import PracticeError, UnverifiedPeer
+from isabella.peers import Peer, hooks
 from isabella.practice import keyring
 from isabella.practice.control import SERVICE, TOKEN_HEADER
 from isabella.practice.faults import Fault
@@ -26,11 +27,13 @@ class Controls:
     Args:
         address: where they are, with the port and without a path.
         token: what they ask for.
+        peer: by which their process is known before anything is sent there.
     """
 
-    def __init__(self, address: str, token: SecretStr) -> None:
+    def __init__(self, address: str, token: SecretStr, peer: Peer) -> None:
         self._address = address
         self._token = token
+        self._peer = peer
 
     def answers(self) -> bool:
         """Whether these very vendors answer: their health, and their controls with this token."""
@@ -39,7 +42,7 @@ class Controls:
                 health = client.get("/practice/health").json()
                 known = isinstance(health, dict) and health.get("service") == SERVICE
                 return known and client.get(f"/practice/{NAMES[0]}/keys").status_code == 200
-        except (httpx2.HTTPError, ValueError):
+        except (httpx2.HTTPError, ValueError, UnverifiedPeer):
             return False
 
     def keys(self, vendor: str) -> list[str]:
@@ -86,7 +89,9 @@ class Controls:
     def _client(self) -> httpx2.Client:
         # A proxy that the environment names has no business between two processes of one machine.
         headers = {TOKEN_HEADER: self._token.get_secret_value()}
-        return httpx2.Client(base_url=self._address, headers=headers, timeout=_TIMEOUT, trust_env=False)
+        return httpx2.Client(
+            base_url=self._address, headers=headers, timeout=_TIMEOUT, trust_env=False, event_hooks=hooks(self._peer)
+        )
 
     def _ask(self, method: str, vendor: str, what: str, body: object = None) -> Any:
         try:

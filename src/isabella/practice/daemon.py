@@ -28,6 +28,7 @@ from pydantic import SecretStr
 from isabella import processes
 from isabella.errors import LockTimeout, PracticeError
 from isabella.files import write_private
+from isabella.peers import Peer
 from isabella.practice import keyring
 from isabella.practice.controls import Controls
 from isabella.practice.profiles import profile
@@ -70,7 +71,10 @@ class Running:
     @property
     def control(self) -> Controls:
         """Their controls."""
-        return Controls(self.address, self.token)
+        record = self.home / "practice" / "process.json"
+        return Controls(
+            self.address, self.token, Peer("the practice vendors", record, "Start them: isabella practice up")
+        )
 
     @property
     def keys_file(self) -> Path:

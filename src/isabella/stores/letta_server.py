@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from isabella.addresses import client_options
 from isabella.concurrency import together
+from isabella.connection import Connection
 from isabella.errors import (
     LettaBroken,
     LettaError,
@@ -22,7 +23,9 @@ from isabella.errors import (
     LettaUnauthorized,
     LettaUnreachable,
     NotLetta,
+    UnverifiedPeer,
 )
+from isabella.peers import Peer, async_hooks
 from isabella.redaction import redact
 from isabella.stores import Abilities, Stored
 from isabella.stores.letta_releases import abilities_of
@@ -80,6 +83,7 @@ class LettaServer:
         timeout: seconds it may take to answer. A POST may take longer, because Letta reads the vendor's model
             list before it answers (fact P13).
         transport: what carries the requests, in place of the network.
+        peer: by which its process is known before anything is sent there, where it is ours.
     """
 
     def __init__(
@@ -89,6 +93,7 @@ class LettaServer:
         password: SecretStr | None = None,
         timeout: float = 30.0,
         transport: httpx.AsyncBaseTransport | None = None,
+        peer: Peer | None = None,
     ) -> None:
         self._base_url = base_url
         self._has_password = password is not None
@@ -99,7 +104,18 @@ class LettaServer:
             headers=headers,
             timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
             transport=transport,
+            event_hooks=async_hooks(peer),
             **client_options(base_url),
+        )
+
+    @classmethod
+    def at(cls, connection: Connection, *, timeout: float | None = None) -> Self:
+        """The providers of the Letta that a connection leads to; `timeout` in place of the connection's own."""
+        return cls(
+            connection.base_url,
+            password=connection.password,
+            timeout=connection.timeout if timeout is None else timeout,
+            peer=connection.peer,
         )
 
     async def __aenter__(self) -> Self:
@@ -309,6 +325,8 @@ class LettaServer:
             response = await self._http.request(
                 method, path, params=query, json=body, timeout=timeout or httpx.USE_CLIENT_DEFAULT
             )
+        except UnverifiedPeer as error:
+            raise LettaUnreachable(error.what, remedy=error.remedy) from None
         except (httpx.ConnectError, httpx.ConnectTimeout):
             raise LettaUnreachable(
                 f"No Letta server answers at {self._base_url}.",

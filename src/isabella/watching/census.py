@@ -118,7 +118,7 @@ async def take_census(settings: Settings, connection: Connection) -> Census:
         ConfigurationError: `isabella.toml` is malformed.
     """
     ask = partial(ask_vendor, timeout=min(connection.timeout, 10.0))
-    async with LettaServer(connection.base_url, password=connection.password, timeout=connection.timeout) as store:
+    async with LettaServer.at(connection) as store:
         abilities = await store.abilities()
         stored = {record.name: record for record in await store.all()}
         speakers = await _speakers(connection)

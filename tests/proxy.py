@@ -88,6 +88,8 @@ class Proxy:
         self._faults: list[_Fault] = []
         self._local_port = 0
         self._stop: asyncio.Event | None = None
+        self._held: re.Pattern[str] | None = None
+        self._release: asyncio.Event | None = None
 
     def __enter__(self) -> Self:
         """Start serving; returns when connections are taken."""
@@ -142,6 +144,18 @@ class Proxy:
         with self._lock:
             self._faults.append(fault)
 
+    def hold(self, match: str) -> None:
+        """Have requests that fit a regular expression for `METHOD /path` wait until they are released."""
+        with self._lock:
+            self._held, self._release = re.compile(match), asyncio.Event()
+
+    def release(self) -> None:
+        """Let all requests go on that wait, and hold none any more."""
+        with self._lock:
+            self._held, release = None, self._release
+        if release is not None:
+            self._loop.call_soon_threadsafe(release.set)
+
     def wait_for(self, match: str, seconds: float = 60.0, *, times: int = 1) -> None:
         """Wait until a request that fits has come, or so many of them.
 
@@ -156,7 +170,8 @@ class Proxy:
                 raise TimeoutError(f"no request {match!r} came")
 
     def clear(self) -> None:
-        """Forget all faults and all requests."""
+        """Forget all faults and all requests, and hold none."""
+        self.release()
         with self._lock:
             self._faults.clear()
             self._seen.clear()
@@ -205,6 +220,7 @@ class Proxy:
         body = await reader.readexactly(length)
         path, _, query = target.partition("?")
         fault = self._fault_for(f"{method} {path}", body)
+        await self._let_go(f"{method} {path}")
         passed_on = fault is None or fault.when == "after"
         answer = await self._pass_on(start, headers, body) if passed_on else b""
         if fault is not None:
@@ -221,6 +237,12 @@ class Proxy:
         else:
             writer.write(answer)
             await writer.drain()
+
+    async def _let_go(self, line: str) -> None:
+        with self._lock:
+            release = self._release if self._held is not None and self._held.match(line) else None
+        if release is not None:
+            await release.wait()
 
     def _fault_for(self, line: str, body: bytes) -> _Fault | None:
         with self._lock:

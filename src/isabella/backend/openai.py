@@ -8,20 +8,22 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Path, Response
+import anyio
+from fastapi import APIRouter, Depends, Path, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import ServerSentEvent
 
 from isabella.backend.errors import ERRORS, status_of
+from isabella.backend.repeats import Hearing, Repeats, TurnRequest
 from isabella.backend.residence import Agents
-from isabella.backend.turns import TurnDesk, TurnResponse
-from isabella.errors import AgentUnknown, IsabellaError, MessageRefused, QueueFull
-from isabella.turns.desk import LONGEST_MESSAGE, SAYABLE, Desk, says_something
+from isabella.backend.turns import TurnResponse
+from isabella.errors import AgentUnknown, IsabellaError, MessageRefused, NotReady, QueueFull
+from isabella.turns.desk import LONGEST_MESSAGE, SAYABLE, says_something
 from isabella.turns.events import Asked, Code, Ended, Event, Failed, Reason, Said, Usage
 from isabella.turns.turn import Turn
 
@@ -35,6 +37,8 @@ _STATUSES = {
     Code.CONTEXT_FULL: 400,
     Code.INTERNAL: 500,
 }
+#: As nginx writes it into its log.
+_CLIENT_CLOSED_REQUEST = 499
 _FINISHES = {Reason.COMPLETED: "stop", Reason.MAX_STEPS: "length", Reason.NEEDS_APPROVAL: "tool_calls"}
 
 
@@ -182,6 +186,18 @@ async def model(agency: Agents, model: Annotated[str, Path(max_length=200)]) -> 
     return JSONResponse(_model(found.name, found.ours).model_dump())
 
 
+def repeats(request: Request) -> Repeats:
+    """The turns that may be asked for again.
+
+    Raises:
+        NotReady: the backend has not come up.
+    """
+    found = getattr(request.app.state, "repeats", None)
+    if not isinstance(found, Repeats):
+        raise NotReady("Nobody can be spoken to yet.", remedy="`GET /ready` says how far the start has come.")
+    return found
+
+
 @router.post(
     "/chat/completions",
     summary="Speak to an agent in the OpenAI format",
@@ -191,20 +207,57 @@ async def model(agency: Agents, model: Annotated[str, Path(max_length=200)]) -> 
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
     },
 )
-async def chat(request: ChatRequest, desk: TurnDesk) -> Response:
-    """Say the user's last message to the agent, and answer with what it says; with `stream`, as it says it."""
+async def chat(request: ChatRequest, http: Request, repeats: Annotated[Repeats, Depends(repeats)]) -> Response:
+    """Say the user's last message to the agent, and answer with what it says; with `stream`, as it says it.
+
+    Where the client closes the connection, the turn ends. A client that repeats its request by itself, as the
+    official one does, gets the answer to the first one: the agent hears the message once.
+    """
+    asked = TurnRequest.of(http.headers, await http.body())
+    responses: list[Response] = []
+
+    async def respond() -> None:
+        responses.append(await _response(repeats, asked, request))
+
+    await _while_connected(http, respond)
+    # Nobody hears the latter.
+    return responses[0] if responses else Response(status_code=_CLIENT_CLOSED_REQUEST)
+
+
+async def _while_connected(http: Request, work: Callable[[], Awaitable[None]]) -> None:
+    """Do some work, until the client has gone at most."""
+    async with anyio.create_task_group() as tasks:
+
+        async def watch() -> None:
+            while (await http.receive())["type"] != "http.disconnect":
+                pass
+            tasks.cancel_scope.cancel()
+
+        tasks.start_soon(watch)
+        await work()
+        tasks.cancel_scope.cancel()
+
+
+async def _response(repeats: Repeats, asked: TurnRequest, request: ChatRequest) -> Response:
+    hearing: Hearing | None = None
+    response: Response | None = None
     try:
-        turn = await desk.open(request.model, _last_of_user(request.messages))
+        hearing = await repeats.hear(asked, request.model, _last_of_user(request.messages))
+        respond = _streamed if request.stream else _whole
+        response = await respond(hearing, request)
     except IsabellaError as error:
-        return _refused(error)
-    if request.stream:
-        return await _streamed(desk, turn, request)
-    return await _whole(desk, turn, request.model)
+        response = _refused(error)
+    finally:
+        if hearing is not None:
+            hearing.shared.answered |= response is not None
+            if not isinstance(response, TurnResponse):
+                hearing.leave()
+    return response
 
 
-async def _whole(desk: Desk, turn: Turn, model: str) -> Response:
+async def _whole(hearing: Hearing, request: ChatRequest) -> Response:
     text, asked, usage, failed, end = "", None, Usage(0, 0, 0, 0), None, None
-    async with aclosing(desk.events(turn)) as events:
+    async with aclosing(hearing.events()) as events:
         async for event in events:
             match event:
                 case Said():
@@ -220,10 +273,10 @@ async def _whole(desk: Desk, turn: Turn, model: str) -> Response:
     if failed is not None or end is None or end.reason not in _FINISHES:
         return _failed(failed, end)
     completion = {
-        "id": _id(turn),
+        "id": _id(hearing.turn),
         "object": "chat.completion",
         "created": int(time.time()),
-        "model": model,
+        "model": request.model,
         "system_fingerprint": end.handle or (asked.handle if asked else None),
         "choices": [
             {
@@ -238,32 +291,25 @@ async def _whole(desk: Desk, turn: Turn, model: str) -> Response:
     return JSONResponse(completion)
 
 
-async def _streamed(desk: Desk, turn: Turn, request: ChatRequest) -> Response:
+async def _streamed(hearing: Hearing, request: ChatRequest) -> Response:
     """Wait for the answer to begin, so that a refusal has a status of its own; from then on pass it on."""
-    events = desk.events(turn)
+    events = hearing.events()
     first: Event | None = None
     failed: Failed | None = None
-    try:
-        async for event in events:
-            if isinstance(event, Failed):
-                failed = event
-            if isinstance(event, Said | Ended):
-                first = event
-                break
-    except BaseException:
-        await events.aclose()
-        raise
-    if not isinstance(first, Said):
-        await events.aclose()
-        if failed is None and isinstance(first, Ended) and first.reason in _FINISHES:
-            # An answer without a word.
-            return TurnResponse(turn, _chunks(events, turn, request, first))
-        return _failed(failed, first)
-    return TurnResponse(turn, _chunks(events, turn, request, first))
+    async for event in events:
+        if isinstance(event, Failed):
+            failed = event
+        if isinstance(event, Said | Ended):
+            first = event
+            break
+    without_a_word = failed is None and isinstance(first, Ended) and first.reason in _FINISHES
+    if isinstance(first, Said) or without_a_word:
+        return TurnResponse(_chunks(events, hearing.turn, request, first), at_end=hearing.leave)
+    return _failed(failed, first)
 
 
 async def _chunks(
-    events: AsyncGenerator[Event, None], turn: Turn, request: ChatRequest, first: Said | Ended
+    events: AsyncGenerator[Event, None], turn: Turn, request: ChatRequest, first: Event | None
 ) -> AsyncGenerator[ServerSentEvent, None]:
     created = int(time.time())
     failed: Failed | None = None

@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 from isabella.agents.agency import Agency
 from isabella.backend.metrics import Metrics
+from isabella.backend.repeats import Repeats
 from isabella.gate import Locks
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Report
@@ -46,12 +47,12 @@ async def speaking(app: FastAPI, agency: Agency, locks: Locks) -> AsyncIterator[
         metrics.of(desk)
         app.state.readiness.tell.append(forgive)
         await tasks.start(_watch_gate, locks)
-        app.state.desk, app.state.metrics = desk, metrics
+        app.state.desk, app.state.metrics, app.state.repeats = desk, metrics, Repeats(desk, tasks)
         try:
             yield desk
         finally:
             app.state.readiness.tell.remove(forgive)
-            app.state.desk = app.state.metrics = None
+            app.state.desk = app.state.metrics = app.state.repeats = None
             tasks.cancel_scope.cancel()
 
 

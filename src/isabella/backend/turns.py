@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Annotated, Any
 
@@ -51,18 +51,18 @@ TurnDesk = Annotated[Desk, Depends(desk)]
 
 
 class TurnResponse(EventSourceResponse):
-    """A turn as server-sent events. Gives the agent free even where the client is gone before the first of them."""
+    """A turn as server-sent events. Calls `at_end` even where the client is gone before the first of them."""
 
-    def __init__(self, turn: Turn, content: AsyncGenerator[Any, None]) -> None:
+    def __init__(self, content: AsyncGenerator[Any, None], *, at_end: Callable[[], None]) -> None:
         super().__init__(content, ping=_PING_SECONDS, send_timeout=_SEND_SECONDS, sep="\n")
-        self._turn = turn
+        self._at_end = at_end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self._turn.leave()
+            self._at_end()
 
 
 @router.post(
@@ -88,7 +88,7 @@ async def speak(name: Name, body: Message, desk: TurnDesk) -> TurnResponse:
     `failover`, `reasoning`, `text`, `tool_call`, `tool_result`, `condensed`, `usage`, `error`, `end`.
     """
     turn = await desk.open(name, body.message)
-    return TurnResponse(turn, _events(desk, turn))
+    return TurnResponse(_events(desk, turn), at_end=turn.leave)
 
 
 @router.delete("/{id}", summary="Stop a turn", status_code=204, response_class=Response)

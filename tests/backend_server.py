@@ -191,6 +191,7 @@ def connection_to(letta: Letta, home: Path) -> Connection:
         home=home,
         timeout=30.0,
         embedded=True,
+        peer=letta.peer,
     )
 
 

@@ -89,7 +89,14 @@ class Colony:
         """How to reach the Letta."""
         letta = self.letta
         return Connection(
-            letta.base_url, letta.password, letta.master_key, letta.database_url, self.folder / "home", 30.0, True
+            letta.base_url,
+            letta.password,
+            letta.master_key,
+            letta.database_url,
+            self.folder / "home",
+            30.0,
+            embedded=True,
+            peer=letta.peer,
         )
 
     def settings(self, **options: Any) -> Settings:

@@ -14,7 +14,8 @@ from pathlib import Path
 from isabella.processes import Process, save
 
 #: What it answers to whatever it is asked: a healthy Letta.
-_ANSWER = json.dumps({"version": "0.16.8", "status": "ok"}).encode()
+_BODY = json.dumps({"version": "0.16.8", "status": "ok"})
+_ANSWER = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(_BODY)}\r\n\r\n{_BODY}".encode()
 _SERVER = """
 import socket, sys, threading
 listener = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
@@ -33,8 +34,9 @@ while True:
 class Impostor:
     """What the other process was sent."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, answer: bytes) -> None:
         self._listener = listener
+        self._answer = answer
         self.address: tuple[str, int] = listener.getsockname()[:2]
         self.port = self.address[1]
         self._heard: list[bytes] = []
@@ -72,23 +74,22 @@ class Impostor:
 
     def _serve(self, connection: socket.socket) -> None:
         heard = b""
-        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
         with suppress(OSError), connection:
             while said := connection.recv(65536):
                 heard += said
-                connection.sendall(head + f"Content-Length: {len(_ANSWER)}\r\n\r\n".encode() + _ANSWER)
+                connection.sendall(self._answer)
         self._heard.append(heard)
 
 
 @contextmanager
-def impostor(port: int = 0, host: str = "127.0.0.1") -> Iterator[Impostor]:
-    """Somebody who listens there; by default on any free port."""
+def impostor(port: int = 0, host: str = "127.0.0.1", answer: bytes = _ANSWER) -> Iterator[Impostor]:
+    """Somebody who listens there, and answers this to whatever it is sent; by default on any free port."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     with listener:
         listener.bind((host, port))
         listener.listen()
-        yield Impostor(listener)
+        yield Impostor(listener, answer)
         listener.shutdown(socket.SHUT_RDWR)
 
 

@@ -11,20 +11,23 @@ from typing import Any
 import anyio
 import httpx
 import httpx2
+import psycopg
 import pytest
 from command import Command
 from impostor import impostor, server
 from pydantic import SecretStr
 
 from isabella.access import address_kept, kept_backend
+from isabella.advisory import open_session
 from isabella.agents.client import open_client
 from isabella.agents.wire import Wire
 from isabella.chat.line import Line
 from isabella.connection import Connection
 from isabella.doctor.letta import Looker
+from isabella.embedded import database
 from isabella.embedded.layout import Layout, make_private
 from isabella.embedded.program import Run
-from isabella.errors import IsabellaError, LettaUnreachable, UnverifiedPeer
+from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable, UnverifiedPeer
 from isabella.peers import Peer, async_hooks, hooks, listens
 from isabella.practice import daemon
 from isabella.processes import Process, save
@@ -262,3 +265,21 @@ def test_the_practice_vendors_do_not_listen(tmp_path: Path) -> None:
         (folder / "state.json").write_text(json.dumps({"port": other.port, "token": SECRET}))
         assert daemon.status(tmp_path) is None
         assert set(other.heard) == {b""}
+
+
+# --- Postgres -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asks", [3, 5])
+def test_the_password_of_the_database(asks: int) -> None:
+    """Who listens on Postgres's port and asks for the password, in plain text or as MD5, does not get it."""
+    request = b"R" + (8 if asks == 3 else 12).to_bytes(4, "big") + asks.to_bytes(4, "big")
+    with impostor(answer=request if asks == 3 else request + b"salt") as other:
+        address = database.url(other.port, SecretStr(SECRET))
+        with pytest.raises(psycopg.OperationalError):
+            database.connect(address)
+        with pytest.raises(ConfigurationError):
+            anyio.run(open_session, SecretStr(f"{database.for_us(address).get_secret_value()}&sslmode=disable"))
+        assert len(other.heard) == 2
+        # Name of user and database, and nothing after the request.
+        assert all(said.count(b"isabella") == 1 and said.endswith(b"\0\0") for said in other.heard)

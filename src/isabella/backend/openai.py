@@ -404,8 +404,10 @@ def _failed(failed: Failed | None, end: Event | None) -> Response:
         if failed.retry_after is not None:
             headers["Retry-After"] = str(max(1, round(failed.retry_after)))
     if isinstance(end, Ended) and end.stored:
-        # Clients repeat by themselves what was answered with 503; this has been said already.
+        # This has been said already.
         status = 502
+    if isinstance(end, Ended) and (end.stored or end.reason is Reason.STOPPED):
+        # Clients repeat by themselves what was answered with 5xx.
         headers["X-Should-Retry"] = "false"
     return JSONResponse(_error(failed, end), status_code=status, headers=headers)
 

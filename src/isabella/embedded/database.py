@@ -18,11 +18,20 @@ if TYPE_CHECKING:
 
 ROLE = "isabella"
 NAME = "letta"
+_METHOD = "scram-sha-256"
 
 
 def url(port: int, password: SecretStr, *, user: str = ROLE, name: str = NAME) -> SecretStr:
     """The address of a database, as psycopg and Letta's migrations want it (fact R4)."""
     return SecretStr(f"postgresql://{user}:{password.get_secret_value()}@{LOOPBACK}:{port}/{name}")
+
+
+def for_us(address: SecretStr) -> SecretStr:
+    """The same address for psycopg, which then shows the password to no server that does not know it already.
+
+    By SCRAM both sides prove that they know it, and neither sends it.
+    """
+    return SecretStr(f"{address.get_secret_value()}?require_auth={_METHOD}")
 
 
 def prepare(port: int, *, superuser_password: SecretStr, password: SecretStr) -> None:
@@ -38,7 +47,7 @@ def prepare(port: int, *, superuser_password: SecretStr, password: SecretStr) ->
         with connect(url(port, superuser_password, user=SUPERUSER, name="postgres")) as connection:
             # What is sent is the verifier, so that no failed statement can put the password into a log.
             verifier = connection.pgconn.encrypt_password(
-                password.get_secret_value().encode(), ROLE.encode(), b"scram-sha-256"
+                password.get_secret_value().encode(), ROLE.encode(), _METHOD.encode()
             ).decode()
             known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,)).fetchone()
             statement = "ALTER ROLE {} LOGIN PASSWORD {}" if known else "CREATE ROLE {} LOGIN PASSWORD {}"
@@ -80,4 +89,6 @@ def connect(address: SecretStr) -> Connection[tuple[Any, ...]]:
     import psycopg
 
     # The operator's PGSSLMODE is meant for other servers.
-    return psycopg.connect(address.get_secret_value(), autocommit=True, sslmode="disable", connect_timeout=10)
+    return psycopg.connect(
+        address.get_secret_value(), autocommit=True, sslmode="disable", connect_timeout=10, require_auth=_METHOD
+    )

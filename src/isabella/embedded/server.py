@@ -364,7 +364,7 @@ class Server:
             version=self.release,
             password=vault.keep(layout.password_file),
             master_key=key,
-            database_url=database.url(postgres_port, vault.keep(layout.database_password_file)),
+            database_url=database.for_us(database.url(postgres_port, vault.keep(layout.database_password_file))),
             started=started,
             # It was seen to listen there just now.
             peer=Peer("Letta", layout.run_file, "Start it with `isabella letta up`.", verified=run.process),

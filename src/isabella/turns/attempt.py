@@ -19,7 +19,7 @@ import structlog
 from letta_client import APIError, AsyncLetta
 
 from isabella.agents.wire import translation
-from isabella.errors import IsabellaError, LettaBroken, LettaRefused
+from isabella.errors import IsabellaError, LettaBroken, LettaRefused, LettaUnreachable
 from isabella.turns.events import (
     Called,
     Code,
@@ -257,7 +257,14 @@ class Attempt:
         """The stream has ended; with an error where that was not Letta's doing."""
         if error is None:
             return
-        said = error.what if isinstance(error, IsabellaError) else "The connection to Letta broke."
+        match error:
+            case LettaUnreachable():
+                # Its remedy is the only one that there is.
+                said = str(error)
+            case IsabellaError():
+                said = error.what
+            case _:
+                said = "The connection to Letta broke."
         match error:
             case LettaRefused(status=404):
                 code = Code.AGENT_UNKNOWN

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +122,18 @@ def test_a_server_that_listens_everywhere(tmp_path: Path, listening: str, host: 
     """What listens on all addresses listens on this one."""
     with server(tmp_path / "process.json", listening) as (process, port):
         assert listens(Process.of(process.pid), host, port)
+
+
+def test_a_server_among_many_sockets(tmp_path: Path) -> None:
+    """However many sockets listen, and however many connections there are, the server's own is found."""
+    with ExitStack() as stack, server(tmp_path / "process.json") as (process, port):
+        for _ in range(100):
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        found = Process.of(process.pid)
+        assert listens(found, "127.0.0.1", port)
+        assert not listens(found, "127.0.0.1", listener.getsockname()[1])
+        assert listens(Process.of(os.getpid()), "127.0.0.1", listener.getsockname()[1])
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

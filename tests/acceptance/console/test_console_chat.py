@@ -150,6 +150,53 @@ def test_with_the_keyboard_alone(visitor: Visitor, agent: str) -> None:
     page.locator("body").press("Tab")
 
 
+TALL = "\n".join(f"line {number} of a tall message" for number in range(120))
+#: How far the end is below what is seen, in pixels.
+BELOW = "one => one.scrollHeight - one.scrollTop - one.clientHeight"
+
+
+def test_who_is_at_the_end_stays_there(visitor: Visitor, agent: str) -> None:
+    """However tall a message and its answer are, the end of the answer is seen without a hand being moved."""
+    visitor.open(f"chat/{agent}")
+    scroll = visitor.page.locator("#scroll")
+    for width, height in ((1280, 900), (360, 640)):
+        visitor.page.set_viewport_size({"width": width, "height": height})
+        for message in (f"Say {TALL}", TALL, "Count to 400"):
+            visitor.say(message)
+            visitor.hear()
+            expect(visitor.page.locator("#live .progress").last).to_be_in_viewport()
+            assert scroll.evaluate(BELOW) < 8, message
+
+
+def test_what_is_typed_covers_nothing(visitor: Visitor, agent: str) -> None:
+    """While the place to write in grows with a tall message, the end of what was said stays in sight."""
+    visitor.open(f"chat/{agent}")
+    visitor.say(f"Say {TALL}")
+    visitor.hear()
+    visitor.page.locator("#message").fill(TALL)
+    scroll = visitor.page.locator("#scroll")
+    expect(visitor.page.locator("#live .progress").last).to_be_in_viewport(ratio=1)
+    assert scroll.evaluate(BELOW) < 8
+
+
+def test_who_has_scrolled_up_is_not_moved(visitor: Visitor, agent: str) -> None:
+    """What comes below moves nobody who reads above, until they go down to the end again."""
+    visitor.open(f"chat/{agent}")
+    scroll = visitor.page.locator("#scroll")
+    visitor.say(f"Say {TALL}")
+    visitor.hear()
+    visitor.served.vendors.fault("cerebras", on="chat", between=0.05, times=1)
+    visitor.say("Count to 300")
+    words = visitor.page.locator("#live .said.agent .words").last
+    expect(words).to_contain_text("5 6 7")
+    before = scroll.evaluate("one => (one.scrollTop -= 60)")
+    expect(words).to_contain_text("60 61 62")
+    assert scroll.evaluate("one => one.scrollTop") == before
+    scroll.evaluate("one => (one.scrollTop = one.scrollHeight)")
+    visitor.hear()
+    assert scroll.evaluate(BELOW) < 8
+
+
 def test_history_loads_backwards(visitor: Visitor, agent: str) -> None:
     """Only the newest stretch is loaded at first; going up loads what was before, and what is read stays in place."""
     said = [{"role": "user", "content": f"Question {number}"} for number in range(60)]

@@ -34,8 +34,37 @@ def test_a_session_that_expires(visitor: Visitor, agent: str) -> None:
     other = visitor.tab()
     other.goto(f"{visitor.served.url}/login?token={TOKEN}")
     other.close()
+    expect(visitor.page.locator("#lost")).to_be_hidden()
     visitor.page.locator("#message").press("Enter")
     expect(visitor.page.locator("#live .said.agent")).to_contain_text("hello")
+
+
+def test_the_notice_of_an_expired_session_goes_with_the_next_answer(visitor: Visitor, agent: str) -> None:
+    """Where no other page tells of the new login, the first answer to this one does."""
+    visitor.open(f"chat/{agent}")
+    good = visitor.context.cookies()
+    visitor.context.clear_cookies()
+    visitor.say("Say hello to me")
+    expect(visitor.page.locator("#lost")).to_contain_text("Your session has expired")
+    visitor.context.add_cookies(good)  # type: ignore[arg-type]
+    visitor.page.locator("#message").press("Enter")
+    expect(visitor.page.locator("#live .said.agent")).to_contain_text("hello")
+    expect(visitor.page.locator("#lost")).to_be_hidden()
+
+
+def test_the_notice_goes_from_every_tab(visitor: Visitor, agent: str) -> None:
+    """Two tabs that say that the session has expired stop saying so when somebody signs in in a third one."""
+    tabs = [visitor.page, visitor.tab()]
+    for tab in tabs:
+        visitor.open(f"chat/{agent}", tab)
+    visitor.context.clear_cookies()
+    for tab in tabs:
+        tab.locator("#message").fill("Say hello to me")
+        tab.locator("#message").press("Enter")
+        expect(tab.locator("#lost")).to_contain_text("Your session has expired")
+    visitor.tab().goto(f"{visitor.served.url}/login?token={TOKEN}")
+    for tab in tabs:
+        expect(tab.locator("#lost")).to_be_hidden()
 
 
 def test_the_policy_of_every_answer(visitor: Visitor) -> None:

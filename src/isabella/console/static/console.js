@@ -36,7 +36,7 @@
     try {
       const answer = await fetch(`${root}/session`, { cache: "no-store" });
       if (answer.status === 401) say(EXPIRED);
-      else if (answer.ok) say("");
+      else if (answer.ok) good();
       return answer.ok;
     } catch {
       say(AWAY);
@@ -44,9 +44,29 @@
     }
   }
 
+  // Isabella has answered this session: nothing is lost any more, and the stream goes on at once.
+  function good() {
+    say("");
+    connect();
+  }
+
   document.addEventListener("htmx:responseError", (event) => {
     if (event.detail.xhr.status === 401) say(EXPIRED);
   });
+  document.addEventListener("htmx:afterRequest", (event) => {
+    if (event.detail.successful) good();
+  });
+  // Somebody may have signed in meanwhile, in this tab or another one. Every page that is opened tells the others.
+  const again = () => {
+    if (!lost.hidden && !document.hidden) session();
+  };
+  for (const sign of ["storage", "focus"]) window.addEventListener(sign, again);
+  document.addEventListener("visibilitychange", again);
+  try {
+    localStorage.setItem("isabella-opened", String(Date.now()));
+  } catch {
+    // A browser that keeps nothing: the next answer tells.
+  }
   // A failure of Isabella's says where it belongs. One that does not is from something between, such as a reverse
   // proxy: its page must not be put where somebody is writing.
   document.addEventListener("htmx:beforeSwap", (event) => {
@@ -96,6 +116,7 @@
   function connect() {
     const address = main.dataset.live;
     if (!address || source || document.hidden) return;
+    clearTimeout(timer);
     source = new EventSource(address);
     source.addEventListener("put", (event) => put(event.data));
     source.onopen = () => {
@@ -140,7 +161,7 @@
       if (!document.getElementById(id)) part.remove();
     }
     if (!holder.content.childElementCount) return;
-    const follows = atEnd();
+    noteScroll();
     const open = [...document.querySelectorAll("details[open][id]")].map((one) => one.id);
     htmx.swap(document.body, holder.innerHTML, { swapStyle: "none" });
     for (const id of open) {
@@ -148,7 +169,7 @@
       if (one && !one.open) one.open = true;
     }
     settle(document);
-    if (follows) toEnd();
+    if (following) toEnd();
     if (main.dataset.untilUp && document.querySelector("[data-up]")) location.reload();
   }
 
@@ -192,10 +213,28 @@
 
   // --- conversation --------------------------------------------------------------------------------------------------
 
-  const atEnd = () => scroll && scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 80;
+  // Who is at the end stays there, however tall what comes is; who has scrolled up is not moved.
+  let following = true;
+  let position = 0;
+  const atEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 8;
   const toEnd = () => {
+    following = true;
     if (scroll) scroll.scrollTop = scroll.scrollHeight;
   };
+  // More may have come below since the reader moved: only going up means to leave the end.
+  const noteScroll = () => {
+    if (!scroll) return;
+    if (atEnd()) following = true;
+    else if (scroll.scrollTop < position) following = false;
+    position = scroll.scrollTop;
+  };
+  if (scroll) {
+    scroll.addEventListener("scroll", noteScroll);
+    // A step that is unfolded is being read where it is.
+    scroll.addEventListener("toggle", () => (following = atEnd()), true);
+    // The place to write in grows with the text, at the cost of what is above it.
+    new ResizeObserver(() => following && toEnd()).observe(scroll);
+  }
 
   const composer = document.getElementById("composer");
   if (composer) {

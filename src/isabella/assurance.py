@@ -4,18 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from isabella.addresses import same_address
 from isabella.agents.binding import Binding
 from isabella.connection import Connection
 from isabella.gate import Gate
 from isabella.providers.desired import Desired
-from isabella.providers.report import Receipt, Report
+from isabella.providers.report import ProviderReport, Receipt, Report
 from isabella.providers.sync import bring_in_line, look
 from isabella.session import open_session
 from isabella.settings import Settings
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import ask_vendor
+from isabella.vendors.status import VendorStatus
+
+if TYPE_CHECKING:
+    from isabella.agents.receipts import Proceeds
 
 
 async def ensure_providers(
@@ -112,8 +118,15 @@ async def add_receipts(report: Report, connection: Connection, desired: Sequence
         why = "Letta has it at another address" if entry.in_letta else "it is not in Letta"
         proof = proceeds.get(entry.name, Proceeds(Receipt.FAILED, why))
         reason = entry.reason if not proof.said else f"{entry.reason}; no receipt: {proof.said}"
-        entries.append(replace(entry, receipt=proof.receipt, reason=reason))
+        entries.append(replace(entry, receipt=proof.receipt, reason=reason, vendor_status=_seen(entry, proof)))
     return replace(report, providers=entries)
+
+
+def _seen(entry: ProviderReport, proof: Proceeds) -> VendorStatus | None:
+    """What a receipt, or its failure, shows of the vendor. A stored key that works makes a refused one no better."""
+    if proof.vendor is None or entry.refused_by_vendor:
+        return entry.vendor_status
+    return VendorStatus(proof.vendor, proof.said or "a line through Letta was accepted", datetime.now(UTC))
 
 
 async def _binding(desired: Desired, timeout: float) -> Binding:

@@ -65,7 +65,7 @@ class Session:
     def finish(self, report: Report) -> Report:
         """The report, with how each provider stands, and with what is worth saying about the configuration."""
         now = datetime.now(UTC)
-        self.stand.update(after(self.stood, report, now, whole=self.options.foreign))
+        self.stand.update(after(self.stood, report, now, whole=self.options.foreign, looks=self.looks))
         report = with_conditions(report, self.stand, unless=now if self.looks else None)
         return replace(report, notices=(*self.notices, *report.notices))
 

@@ -13,6 +13,7 @@ from backend_server import Backend, Heard, backend, recreate, recreated
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.turns.events import Asked, Ended, Event, Failover, Reason
+from isabella.vendors.status import VendorState
 
 CEREBRAS, GROQ = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b"
 MISTRAL, LONGCAT = "byok-mistral/mistral-medium-latest", "longcat/LongCat-2.0"
@@ -73,18 +74,35 @@ FAULTS: dict[str, tuple[dict[str, object], str, int | None]] = {
     "malformed": ({"malformed": True}, "vendor_garbled", None),
 }
 
+#: What a code shows of the vendor. A model that it does not have says nothing of the vendor itself.
+SHOWS = {
+    "key_refused": "refuses_key",
+    "out_of_funds": "refuses",
+    "forbidden": "refuses",
+    "rate_limited": "refuses",
+    "vendor_failing": "fails",
+    "vendor_garbled": "fails",
+    "vendor_unreachable": "unreachable",
+    "vendor_silent": "unreachable",
+    "model_unknown": "answers",
+}
+
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_goes_on_with_the_next_vendor(served: Backend, fault: str) -> None:
     """A vendor that fails before its first token is passed over: the client learns why, the history has it once."""
     kind, code, status = FAULTS[fault]
     agent = served.agent(f"failover-{fault}", GROQ, MISTRAL)
+    statuses = served.app.state.readiness.vendors
+    statuses.observe("byok-groq", VendorState.ANSWERS, "before the fault")
     served.vendors.fault("groq", on="chat", **kind)  # type: ignore[arg-type]
     with served.patience(first_token=3.0 if fault == "hang" else 60.0, silence=60.0):
         heard = served.say(agent, "Say good morning to all of you")
     failover = heard.one("failover")
     assert (failover["handle"], failover["code"], failover.get("status")) == (GROQ, code, status)
     assert heard.handles == [GROQ, MISTRAL]
+    assert statuses.of("byok-groq").state == SHOWS[code]
+    assert statuses.of("byok-mistral").state is VendorState.ANSWERS
     assert heard.end["reason"] == "completed"
     assert heard.end["handle"] == MISTRAL
     assert "good morning" in heard.text
@@ -94,6 +112,7 @@ def test_goes_on_with_the_next_vendor(served: Backend, fault: str) -> None:
     served.vendors.clear()
     served.call(served.app.state.desk.house.breaker.forgive, "byok-groq")
     assert served.say(agent, "Say it again").handles == [GROQ]
+    assert statuses.of("byok-groq").state is VendorState.ANSWERS
 
 
 def test_a_wish_to_be_left_alone_is_granted(served: Backend) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,26 +14,38 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
+from unittest.mock import Mock
 
 import anyio
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
+from command import Command
 from planting import Ground, ground
 from pydantic import SecretStr
 
+from isabella.agents.agency import Agency
 from isabella.agents.binding import Binding
 from isabella.agents.models import Models
 from isabella.assurance import compare_providers, ensure_providers
 from isabella.backend import keeping as backend_keeping
 from isabella.backend.readiness import Phase, Readiness
 from isabella.backend.routes import providers as api_providers
+from isabella.connection import Connection, connect
+from isabella.console import providers as console_page
+from isabella.console.chronicle import Chronicle
+from isabella.console.errands import Errands
+from isabella.console.lookout import Lookout
+from isabella.console.pages import Press
+from isabella.console.premises import Premises
 from isabella.embedded import Letta, Server
 from isabella.practice import PracticeVendors
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof
 from isabella.providers.sealing import open_sealed
 from isabella.settings import Settings, load_settings
+from isabella.vendors.status import VendorState
 from isabella.watching import events
 from isabella.watching.census import Census
 from isabella.watching.events import Cause, Event
@@ -306,6 +319,104 @@ def test_a_new_key_that_the_vendor_does_not_know_yet_waits_and_the_old_one_stays
     assert (taken.cause, taken.part.providers[0].proof) == (Cause.RETRY, Proof.PROVEN)
     assert watch.holds("cerebras") == new.get_secret_value()
     assert (watch.shown("cerebras").condition, watch.readiness.phase) == ("InSync", Phase.READY)
+
+
+class Looker:
+    """The console's page of providers, which is looked at by hand."""
+
+    def __init__(self, watch: Watch, connection: Connection) -> None:
+        self._watch, self._connection = watch, connection
+        state = SimpleNamespace(readiness=watch.readiness, token=None, keeper=watch.keeper)
+        state.agency = Mock(spec=Agency, connection=connection)
+        premises = Premises(state, Chronicle())
+        self.lookout = Lookout(premises)
+        self._page = console_page._Page(premises, Press(premises), self.lookout, Errands(premises, self.lookout))
+        self.shown: list[tuple[str, str]] = []
+
+    def look(self) -> None:
+        """Look at Letta, as the page does every few seconds, and note what is shown before and after."""
+        self.note()
+        self._watch.portal.call(self.lookout._look)
+        self.note()
+
+    def note(self) -> None:
+        """Note what the page shows of Cerebras and in its headline, but for times, where it is another thing now."""
+        html = self._watch.portal.call(self._page._parts)
+        now = _words(html["cerebras"]), _words(html["overview"])
+        if not self.shown or self.shown[-1] != now:
+            self.shown.append(now)
+
+
+def _words(html: str) -> str:
+    """The words of a page, without times."""
+    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<time.*?</time>", " ", html)).split())
+
+
+def test_a_refused_key_is_told_the_same_until_something_changes(watch: Watch, tmp_path: Path) -> None:
+    """Looks, further tries, looks for drift and answers to the stored key change nothing that is shown of it."""
+    old, new = watch.vendors.key("cerebras"), SecretStr("csk-made-a-moment-ago-0003")
+    looker = Looker(watch, watch.portal.call(connect, watch.settings))
+    looker.look()
+    # The first look counts the models besides.
+    looker.shown = looker.shown[-1:]
+    watch.write(dotenv(watch.vendors, cerebras=new))
+    watch.heard(events.Synced)
+    for _ in range(3):
+        looker.look()
+    watch.pass_time(6)
+    assert watch.heard(events.Synced).cause is Cause.RETRY
+    looker.note()
+    looker.look()
+    # An agent is answered: Letta holds the former key still.
+    watch.portal.call(watch.readiness.vendors.observe, "cerebras", VendorState.ANSWERS, "gpt-oss-120b answered Anna")
+    looker.look()
+    watch.portal.call(watch.keeper.resync)
+    watch.heard(events.Synced)
+    looker.look()
+    assert len(looker.shown) == 2, looker.shown
+    before, refused = looker.shown
+    assert "Everything is in order" in before[1]
+    assert "refused" in refused[0]
+    assert "put a valid one there" in refused[0]
+    assert "Press Sync" not in refused[0]
+    assert "1 of 2 providers is not in order. cerebras: the vendor refuses the configured key." in refused[1]
+
+    (looked,) = watch.portal.call(_compare, watch.keeper.settings)
+    api = watch.shown("cerebras")
+    command = Command(tmp_path, {**watch.settings.sources.environment})
+    ended = command.run("providers", "status", "--json")
+    (told,) = [one for one in ended.document["providers"] if one["name"] == "cerebras"]
+    assert ended.code == 2
+    assert told["condition"] == api.condition == looked.condition == "Refused"
+    assert told["reason"] == api.reason == looked.reason
+    assert told["remedy"] == api.remedy == looked.remedy
+    assert told["proof"] == api.proof == looked.proof == "failed"
+    assert told["vendor_status"]["state"] == api.vendor_status.state == "refuses_key"
+    assert datetime.fromisoformat(told["vendor_status"]["at"]) == api.vendor_status.at
+    table = command.run("providers", "status")
+    assert table.out.startswith("1 of 2 providers is not in order. cerebras: the vendor refuses the configured key.")
+
+    watch.write(dotenv(watch.vendors, cerebras=old))
+    watch.heard(events.Synced)
+    for _ in range(2):
+        looker.look()
+    assert len(looker.shown) == 3
+    assert "Everything is in order" in looker.shown[-1][1]
+
+
+def test_what_a_sync_has_found_holds_no_longer_than_its_cause(watch: Watch) -> None:
+    """Where somebody has changed what Letta holds, or the configuration, a look tells what is there now."""
+    watch.write(dotenv(watch.vendors, cerebras=SecretStr("csk-made-a-moment-ago-0004")))
+    watch.heard(events.Synced)
+    (refused,) = watch.portal.call(_compare, watch.keeper.settings)
+    assert refused.condition == "Refused"
+    another = replace_key(watch.keeper.settings, SecretStr("csk-made-a-moment-ago-0005"))
+    (other,) = watch.portal.call(_compare, another)
+    assert (other.condition, other.vendor_status) == ("Drifted", None)
+    body = {"api_key": "csk-put-there-by-hand", "base_url": watch.vendors.base_url("cerebras")}
+    watch.letta.http.patch(f"/v1/providers/{watch.row('cerebras')['id']}", json=body).raise_for_status()
+    (drifted,) = watch.portal.call(_compare, watch.keeper.settings)
+    assert (drifted.condition, drifted.vendor_status) == ("Drifted", None)
 
 
 def test_a_key_whose_predecessor_is_refused_already_is_written_at_once(watch: Watch) -> None:

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import anyio
 import pytest
-from reports import IN_SYNC
+from reports import DRIFTED, IN_SYNC, REFUSED
 
 from isabella.backend.readiness import Readiness
 from isabella.connection import Connection
@@ -64,3 +64,18 @@ def test_a_look_that_fails_unforeseen_is_not_the_last(monkeypatch: pytest.Monkey
         return lookout
 
     assert anyio.run(play).standing.report == report
+
+
+def test_a_look_that_a_sync_has_overtaken_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen before a sync says less than its report, even where the look ends later."""
+    premises = House()
+    lookout = Lookout(premises)
+
+    async def look(*_arguments: object, **_options: object) -> Report:
+        premises.readiness.settle(Report("http://letta", "0.16.8", [REFUSED]))
+        return Report("http://letta", "0.16.8", [DRIFTED])
+
+    monkeypatch.setattr(lookouts, "compare_providers", look)
+    anyio.run(lookout._look)
+    assert lookout.standing.report is not None
+    assert lookout.standing.report.providers == [REFUSED]

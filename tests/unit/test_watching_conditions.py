@@ -13,7 +13,9 @@ from isabella.providers.condition import Condition, Kind, after, kind_of, with_c
 from isabella.providers.ledger import Ledger
 from isabella.providers.plan import Action, State
 from isabella.providers.report import Proof, ProviderReport, Report
+from isabella.vendors.status import VendorState, VendorStatus
 
+BAD = VendorState.REFUSES_KEY
 START = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
 
 
@@ -85,6 +87,47 @@ def test_who_only_looks_does_not_make_up_a_time() -> None:
     assert [(entry.condition, entry.since) for entry in shown.providers] == [("Drifted", None), ("Foreign", None)]
     told = with_conditions(report(IN_SYNC), first, unless=at(5)).as_json()["providers"][0]
     assert (told["condition"], told["since"]) == ("InSync", "2026-11-22T03:00:00+00:00")
+
+
+#: What a sync has found, and what a look finds of the same configuration and the same Letta.
+OUTCOMES = {
+    "refused": replace(REFUSED, basis="b", remedy="Another key.", vendor_status=VendorStatus(BAD, "401: no", START)),
+    "failed": replace(MENDED, basis="b", proof=Proof.FAILED, reason="Letta is full", remedy="Sync again."),
+    "unproven": replace(MENDED, basis="b", proof=Proof.UNPROVEN, reason="not to be read back"),
+    "misconfigured": replace(REFUSED, basis="b", refused_by_vendor=False, reason="Letta refuses it"),
+}
+LOOKED = replace(DRIFTED, basis="b")
+
+
+@pytest.mark.parametrize("outcome", OUTCOMES)
+def test_how_a_sync_went_stays_while_nothing_changes(outcome: str, tmp_path: Path) -> None:
+    """A look tells it as the sync has told it, in whichever process, but for what would be done."""
+    synced = report(OUTCOMES[outcome])
+    first = after({}, synced, at(0))
+    ledger = Ledger(tmp_path, "http://letta")
+    ledger.write(first)
+    again = after(ledger.read(), report(LOOKED), at(5), looks=True)
+    assert again == first
+    (told,) = with_conditions(synced, first).providers
+    (seen,) = with_conditions(report(LOOKED), again, unless=at(5)).providers
+    assert seen == replace(told, action=LOOKED.action)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        replace(LOOKED, basis="another"),
+        replace(LOOKED, vendor_status=VendorStatus(VendorState.ANSWERS, "it takes the key", at(5))),
+    ],
+    ids=["the configuration or Letta", "the vendor"],
+)
+def test_how_a_sync_went_is_past_when_something_changes(entry: ProviderReport) -> None:
+    """What is configured, what Letta holds, or what the vendor says is another thing now."""
+    first = after({}, report(OUTCOMES["refused"]), at(0))
+    again = after(first, report(entry), at(5), looks=True)
+    assert again == {"cerebras": Condition(Kind.DRIFTED, entry.reason, at(5))}
+    mended = after(first, report(IN_SYNC), at(5), looks=True)["cerebras"]
+    assert (mended.kind, mended.basis) == (Kind.IN_SYNC, None)
 
 
 def test_the_ledger_keeps_them_and_is_never_in_the_way(tmp_path: Path) -> None:

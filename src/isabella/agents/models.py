@@ -64,6 +64,8 @@ class Models:
         self._ask = ask
         self._clock = clock
         self.client = client
+        #: Is told what a vendor answered, by its provider's name.
+        self.hear: Callable[[str, Answer], None] = lambda _provider, _answer: None
         self._known: dict[str, _Known] = {}
         self._asking: dict[str, anyio.Lock] = {}
 
@@ -199,6 +201,7 @@ class Models:
                 known = _Known(answer, self._clock() + kept)
                 if self._providers.get(provider.name) == provider:
                     self._known[provider.name] = known
+                    self.hear(provider.name, answer)
             return known.answer
 
 

@@ -20,6 +20,8 @@ from isabella.agents.embedding import NO_EMBEDDING
 from isabella.concurrency import together
 from isabella.providers.report import Receipt
 from isabella.redaction import redact
+from isabella.turns.refusals import judge
+from isabella.vendors.status import VendorState
 
 #: Marks temporary agents, so that those of a run that was killed are found and removed.
 TAG = "isabella:receipt"
@@ -36,10 +38,12 @@ class Proceeds:
     Attributes:
         receipt: whether the vendor accepted it.
         said: what went wrong, for people; empty where nothing did.
+        vendor: what it shows of the vendor; None where that was not reached.
     """
 
     receipt: Receipt
     said: str = ""
+    vendor: VendorState | None = None
 
 
 async def get_receipts(client: AsyncLetta, bindings: list[Binding]) -> list[Proceeds]:
@@ -72,8 +76,10 @@ async def _ask_for_one(client: AsyncLetta, binding: Binding) -> Proceeds:
         )
         said = any(message.message_type == "assistant_message" for message in answer.messages)
         if not said and answer.stop_reason.stop_reason not in ("end_turn", "max_steps"):
-            return Proceeds(Receipt.FAILED, f"the turn ended with {answer.stop_reason.stop_reason}")
-        return Proceeds(Receipt.ACCEPTED)
+            return Proceeds(
+                Receipt.FAILED, f"the turn ended with {answer.stop_reason.stop_reason}", VendorState.FAILS
+            )
+        return Proceeds(Receipt.ACCEPTED, vendor=VendorState.ANSWERS)
     except APIStatusError as error:
         return _judge(error)
     except APITimeoutError:
@@ -115,12 +121,15 @@ def _judge(error: APIStatusError) -> Proceeds:
     body = error.body if isinstance(error.body, dict) else {}
     inner = body.get("error")
     details = inner if isinstance(inner, dict) else body
-    said = redact(str(details.get("detail") or details.get("message") or error))[:_SAID_LIMIT]
+    detail = str(details.get("detail") or details.get("message") or error)
+    said = redact(detail)[:_SAID_LIMIT]
     kind = str(details.get("type") or "")
     if error.status_code >= 500 and not kind.startswith("llm_"):
         raise _LettaFailed(said)
     refused = error.status_code == 401 and kind == "llm_authentication"
-    return Proceeds(Receipt.REFUSED if refused else Receipt.FAILED, said)
+    if refused:
+        return Proceeds(Receipt.REFUSED, said, VendorState.REFUSES_KEY)
+    return Proceeds(Receipt.FAILED, said, judge(kind, detail).vendor)
 
 
 async def _remove_abandoned(client: AsyncLetta) -> None:

@@ -52,6 +52,7 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token
     app.state.start_page = site.START
     app.state.chronicle = Chronicle()
     app.state.readiness.hear = app.state.chronicle.synced
+    app.state.readiness.vendors.changed = app.state.chronicle.bell.ring
     console = site.Console(Premises(app.state, app.state.chronicle))
     # Letta brings no token to where it gets vectors: that address is a secret of its own.
     app.add_middleware(

@@ -47,11 +47,11 @@ async def keeping(
         for sentence in sentences(event):
             (log.warning if sentence.warning else log.info)(sentence.text)
         match event:
-            case Synced(report=report):
-                readiness.settle(report, quiet=True)
+            case Synced(report=report, part=part):
+                readiness.settle(report, part, quiet=True)
                 _renew(models, keeper, report)
             case Counted(census=census):
-                readiness.census = census
+                readiness.counted(census)
         hear(event)
 
     keeper = Keeper(settings, work, tell, report=readiness.report, schedule=schedule)

@@ -7,7 +7,10 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from isabella.backend.errors import ERRORS
+from isabella.backend.readiness import Readiness
 from isabella.errors import NotReady
+from isabella.providers.condition import stands
+from isabella.providers.headline import level_of
 from isabella.turns.breaker import State
 from isabella.turns.desk import Desk
 from isabella.turns.events import Ended, Event, Failover, Usage
@@ -46,11 +49,30 @@ class Metrics:
             ("provider",),
             registry=self.registry,
         )
+        self._level = Gauge(
+            "isabella_provider_level",
+            "The worse of stored key and vendor: 0 in order, 1 not known, 2 warning, 3 problem.",
+            ("provider",),
+            registry=self.registry,
+        )
+        self._stored = Gauge(
+            "isabella_stored_key",
+            "What Letta holds, compared with the configuration: 1 for the condition that a provider is in.",
+            ("provider", "condition"),
+            registry=self.registry,
+        )
+        self._vendor = Gauge(
+            "isabella_vendor_status",
+            "What a vendor did when it was asked last: 1 for the state that it is in.",
+            ("provider", "state"),
+            registry=self.registry,
+        )
         self._desk: Desk | None = None
+        self._readiness: Readiness | None = None
 
-    def of(self, desk: Desk) -> None:
+    def of(self, desk: Desk, readiness: Readiness) -> None:
         """Whose state is told beside the counts."""
-        self._desk = desk
+        self._desk, self._readiness = desk, readiness
 
     def see(self, _turn: Turn, event: Event) -> None:
         """Count an event."""
@@ -74,7 +96,19 @@ class Metrics:
             self._breaker.clear()
             for provider, state in self._desk.house.breaker.states().items():
                 self._breaker.labels(provider).set(_STATES[state])
+        self._tell_providers()
         return generate_latest(self.registry)
+
+    def _tell_providers(self) -> None:
+        for gauge in (self._level, self._stored, self._vendor):
+            gauge.clear()
+        if self._readiness is None or self._readiness.report is None:
+            return
+        for entry in self._readiness.seen(self._readiness.report).ours:
+            self._level.labels(entry.name).set(level_of(entry))
+            self._stored.labels(entry.name, stands(entry).value).set(1)
+            if entry.vendor_status is not None:
+                self._vendor.labels(entry.name, entry.vendor_status.state.value).set(1)
 
 
 @router.get(
@@ -84,7 +118,7 @@ class Metrics:
     responses={200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(request: Request) -> Response:
-    """Tell turns, times to the first token, failovers, tokens, and which vendors are left out."""
+    """Tell turns, times to the first token, failovers, tokens, vendors that are left out, and how providers stand."""
     found = getattr(request.app.state, "metrics", None)
     if not isinstance(found, Metrics):
         raise NotReady("Nothing is counted yet.", remedy="`GET /ready` says how far the start has come.")

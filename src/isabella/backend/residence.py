@@ -35,6 +35,7 @@ async def residing(
         LettaError: Letta cannot be read.
     """
     async with open_agency(settings, connection, backend=address) as agency:
+        agency.models.hear = app.state.readiness.heard
         for ensured in await agency.ensure():
             failed = ensured.done is Done.FAILED
             (log.warning if failed else log.info)(

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel, Field
 
 from isabella.backend.readiness import Readiness
+from isabella.providers.headline import document
 
 router = APIRouter()
 
@@ -35,6 +36,22 @@ class LettaAddress(BaseModel):
     version: str
 
 
+class VendorStatus(BaseModel):
+    """What a vendor did when it was asked last."""
+
+    state: Literal["answers", "refuses_key", "refuses", "fails", "unreachable", "not_asked"]
+    reason: str
+    at: datetime = Field(description="When that was seen; for `not_asked`, since when it has not been asked.")
+
+
+class Headline(BaseModel):
+    """How the configured providers stand as a whole: of all stored keys and vendors, the worst."""
+
+    level: Literal["ok", "unknown", "warning", "problem"]
+    title: str
+    text: str = Field(description="Which providers it is about, and why.")
+
+
 class Provider(BaseModel):
     """One provider: what Letta held, what was done about it, and the proof."""
 
@@ -52,6 +69,7 @@ class Provider(BaseModel):
         description="How it stands: InSync, Drifted, Refused, Misconfigured, Unproven, Failed, NoKey, Foreign.",
     )
     since: datetime | None = Field(None, description="Since when; a look that finds no change does not count.")
+    vendor_status: VendorStatus | None = Field(None, description="What the vendor did when it was asked last.")
     models: int = Field(description="How many models Letta lists for it.")
     reason: str
     remedy: str | None
@@ -86,6 +104,7 @@ class Census(BaseModel):
 class Providers(BaseModel):
     """The last report on the providers."""
 
+    headline: Headline | None = Field(None, description="Null until the first report is made.")
     letta: LettaAddress | None = Field(description="Null until the first report is made.")
     as_of: datetime | None = Field(description="When the report was made.")
     providers: list[Provider]
@@ -117,10 +136,13 @@ async def health() -> Health:
     responses={503: {"model": Ready, "description": "Not yet, or not at all; with the reasons."}},
 )
 async def ready(current: Current, response: Response) -> Ready:
-    """Answer 200 when every provider is proven, or the start was allowed to be degraded; otherwise 503."""
+    """Answer 200 when every provider is proven, or the start was allowed to be degraded; otherwise 503.
+
+    `degraded` is said, too, where a vendor refuses or cannot be reached: the others go on answering.
+    """
     if not current.serving:
         response.status_code = 503
-    return Ready(status=current.phase.value, reasons=current.reasons)
+    return Ready(status=current.status.value, reasons=current.reasons)
 
 
 @router.get("/api/providers", summary="The providers in Letta", tags=["providers"])
@@ -128,6 +150,6 @@ async def providers(current: Current) -> Providers:
     """Show what the last run found, what it did, and what is proven. No key is shown beyond its last characters."""
     report = current.report
     if report is None:
-        return Providers(letta=None, as_of=None, providers=[], notices=current.reasons, census=None)
+        return Providers(headline=None, letta=None, as_of=None, providers=[], notices=current.reasons, census=None)
     census = None if current.census is None else current.census.as_json()
-    return Providers.model_validate({**report.as_json(), "as_of": current.as_of, "census": census})
+    return Providers.model_validate({**document(current.seen(report)), "as_of": current.as_of, "census": census})

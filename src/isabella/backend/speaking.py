@@ -12,13 +12,11 @@ from isabella.agents.agency import Agency
 from isabella.backend.metrics import Metrics
 from isabella.backend.repeats import Repeats
 from isabella.gate import Locks
-from isabella.providers.plan import Action
+from isabella.providers.plan import WRITES
 from isabella.providers.report import Proof, Report
 from isabella.turns.desk import Desk, open_desk
 from isabella.turns.events import Event
 from isabella.turns.turn import Turn
-
-_WRITTEN = (Action.CREATE, Action.UPDATE, Action.RECREATE)
 
 
 @asynccontextmanager
@@ -36,15 +34,18 @@ async def speaking(app: FastAPI, agency: Agency, locks: Locks) -> AsyncIterator[
         metrics.see(turn, event)
         app.state.chronicle.see(turn, event)
 
-    async with open_desk(agency, locks=locks, watch=watch) as desk, anyio.create_task_group() as tasks:
+    async with (
+        open_desk(agency, locks=locks, watch=watch, vendors=app.state.readiness.vendors) as desk,
+        anyio.create_task_group() as tasks,
+    ):
 
         def forgive(report: Report) -> None:
             # With another key, what a vendor refused before says nothing any more.
             for provider in report.ours:
-                if provider.proof is Proof.PROVEN and provider.action in _WRITTEN:
+                if provider.proof is not Proof.FAILED and provider.action in WRITES:
                     desk.house.breaker.forgive(provider.name)
 
-        metrics.of(desk)
+        metrics.of(desk, app.state.readiness)
         app.state.readiness.tell.append(forgive)
         await tasks.start(_watch_gate, locks)
         app.state.desk, app.state.metrics, app.state.repeats = desk, metrics, Repeats(desk, tasks)

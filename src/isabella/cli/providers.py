@@ -71,16 +71,22 @@ def plan_command(
 
 @app.command()
 def status(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Show what Letta holds, compared with the configuration. Changes nothing.
+    """Show what Letta holds, compared with the configuration, and what the vendors did when they were asked last.
 
-    Exit code: 0 all in sync, 2 drift, 1 error.
+    Changes nothing, and asks no vendor: a running backend tells what it has seen of them.
+    Exit code: 0 all in sync, 2 drift, 1 error. What vendors do does not count for it.
     """
     from isabella.assurance import compare_providers
+    from isabella.cli.seen import vendors_seen
     from isabella.practice.overlay import load_served_settings
+    from isabella.providers.headline import with_vendors
 
-    report = _run(
-        lambda: compare_providers(load_served_settings(env_file), only=only or (), count_models=True), as_json
-    )
+    async def look() -> Report:
+        settings = load_served_settings(env_file)
+        report = await compare_providers(settings, only=only or (), count_models=True)
+        return with_vendors(report, vendors_seen(settings, report.base_url).get)
+
+    report = _run(look, as_json)
     _show(report, as_json, conditions=True)
     raise typer.Exit(0 if report.in_sync else PENDING)
 
@@ -174,7 +180,9 @@ def _run(ask: Callable[[], Awaitable[Report]], as_json: bool) -> Report:
 
 def _show(report: Report, as_json: bool, *, conditions: bool = False) -> None:
     if as_json:
-        print(json.dumps(report.as_json(), indent=2))
+        from isabella.providers.headline import document
+
+        print(json.dumps(document(report), indent=2))
         return
     from isabella.cli.tables import show_report
 

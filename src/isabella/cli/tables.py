@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from datetime import datetime
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from isabella.providers.headline import Level, headline, vendor_level, vendor_words
 from isabella.providers.plan import Action, State
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
 
@@ -31,6 +33,7 @@ _STYLES: dict[str, str] = {
     Receipt.ACCEPTED: "green",
     Receipt.REFUSED: "red",
 }
+_OF_LEVEL = {Level.OK: "green", Level.UNKNOWN: "", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -43,7 +46,16 @@ def show_report(report: Report, *, conditions: bool = False) -> None:
     """Print a report: warnings first, then the table, then what the operator can do."""
     show_notices(report.notices)
     out = console()
+    if conditions:
+        lead = headline(report)
+        out.print(Text(f"{lead.title} {lead.text}".strip(), style=_OF_LEVEL[lead.level]))
     out.print(report_table(report, conditions=conditions))
+    for provider in report.ours if conditions else ():
+        seen = provider.vendor_status
+        if seen is not None and not provider.refused_by_vendor and vendor_level(seen) > Level.UNKNOWN:
+            out.print(
+                Text(f"{provider.name}: the vendor {vendor_words(seen)}, seen {_moment(seen.at)}: {seen.reason}")
+            )
     for provider in report.providers:
         for note in provider.notes:
             console(stderr=True).print(Text(f"{provider.name}: {note}", style="yellow"))
@@ -65,7 +77,7 @@ def report_table(report: Report, *, conditions: bool = False) -> Table:
     if with_receipts:
         table.add_column("receipt", no_wrap=True)
     if conditions:
-        for heading in ("condition", "since"):
+        for heading in ("condition", "since", "vendor", "seen"):
             table.add_column(heading, no_wrap=True)
     table.add_column("reason", overflow="fold")
     for provider in report.providers:
@@ -101,10 +113,15 @@ def _cells(provider: ProviderReport, with_receipts: bool, conditions: bool) -> l
     if with_receipts:
         words.append(provider.receipt or "-")
     if conditions:
-        since = provider.since
-        words += [provider.condition or "-", "-" if since is None else f"{since.astimezone():%Y-%m-%d %H:%M}"]
+        since, seen = provider.since, provider.vendor_status
+        words += [provider.condition or "-", "-" if since is None else _moment(since)]
+        words += [vendor_words(seen), "-" if seen is None else _moment(seen.at)] if provider.ours else ["-", "-"]
     cells = [Text(word.replace("_", " ") if word in _STYLES else word, style=_STYLES.get(word, "")) for word in words]
     return [*cells, Text(provider.reason)]
+
+
+def _moment(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M}"
 
 
 def say(text: str) -> None:

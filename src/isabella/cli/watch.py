@@ -6,6 +6,7 @@ import json
 import sys
 
 from isabella.cli.tables import show_report
+from isabella.providers.headline import document
 from isabella.settings import Settings
 from isabella.watching.events import Event, Synced
 from isabella.watching.keeper import Keeper
@@ -21,11 +22,11 @@ async def watch(settings: Settings, *, as_json: bool) -> None:
         for sentence in sentences(event):
             print(f"{'warning: ' if sentence.warning else ''}{sentence.text}", file=sys.stderr, flush=True)
         if as_json and isinstance(event, Synced):
-            print(json.dumps(event.report.as_json()), flush=True)
+            print(json.dumps(document(event.report)), flush=True)
 
     report = await ensure_providers(settings, count_models=True)
     if as_json:
-        print(json.dumps(report.as_json()), flush=True)
+        print(json.dumps(document(report)), flush=True)
     else:
         show_report(report)
         print("Keeping watch; stop with Ctrl-C.", file=sys.stderr, flush=True)

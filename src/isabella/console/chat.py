@@ -19,7 +19,7 @@ from isabella.console.pages import ROOT, Press, stream
 from isabella.console.premises import Premises
 from isabella.console.talks import Change, Exchange, Phase, Talk, Talks
 from isabella.errors import AgentUnknown
-from isabella.providers.condition import Kind, kind_of
+from isabella.providers.condition import Kind, stands
 from isabella.redaction import redact
 
 _WINDOW = 40
@@ -168,7 +168,7 @@ class _Page:
         id = agent_of(request)
         resident = await self._premises.agency.residents.get(id)
         report = self._premises.readiness.report
-        proven = {one.name for one in (report.ours if report else []) if kind_of(one) is Kind.IN_SYNC}
+        proven = {one.name for one in (report.ours if report else []) if stands(one) is Kind.IN_SYNC}
         handles = [one for one in await self._premises.agency.models.handles() if one.partition("/")[0] in proven]
         grouped = {
             provider: list(found) for provider, found in groupby(handles, key=lambda one: one.partition("/")[0])

@@ -1,4 +1,4 @@
-"""What happened lately: a ring of events in memory, for the page of activity and for what vendors answered last."""
+"""What happened lately: a ring of events in memory, for the page of activity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.redaction import redact
 from isabella.settings import Settings
-from isabella.turns.events import Ended, Event, Failed, Failover, Reason, Said
+from isabella.turns.events import Ended, Event, Failed, Failover, Said
 from isabella.turns.turn import Turn
 from isabella.watching import events as watched
 from isabella.watching.census import Census
@@ -67,21 +67,6 @@ class Mark:
     first_token: float | None
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a vendor said last.
-
-    Attributes:
-        at: when.
-        good: whether it answered.
-        text: what it said, for people.
-    """
-
-    at: datetime
-    good: bool
-    text: str
-
-
 @dataclass
 class Voice:
     """Who spoke a message: what Letta does not keep.
@@ -102,7 +87,6 @@ class Chronicle:
         self.bell = Bell()
         self.happenings: deque[Happening] = deque(maxlen=_KEPT)
         self.marks: deque[Mark] = deque(maxlen=_MARKS_KEPT)
-        self.answers: dict[str, Answer] = {}
         self.spoke_at: dict[str, float] = {}
         self._voices: OrderedDict[str, Voice] = OrderedDict()
         self._turns: dict[str, Voice] = {}
@@ -139,7 +123,6 @@ class Chronicle:
         provider = event.handle.partition("/")[0]
         said = redact(event.message)
         self.marks.append(Mark(time.time(), provider, None))
-        self.answers[provider] = Answer(_now(), False, said)
         text = f"did not answer {turn.speaker.name} ({event.code.value.replace('_', ' ')}): {said}"
         self._add(Happening(_now(), "failover", event.handle, text, warning=True))
 
@@ -152,9 +135,6 @@ class Chronicle:
             voice.handle = event.handle
         provider = event.handle.partition("/")[0]
         self.marks.append(Mark(time.time(), provider, event.first_token))
-        if event.reason in (Reason.COMPLETED, Reason.MAX_STEPS, Reason.NEEDS_APPROVAL, Reason.STOPPED):
-            model = event.handle.partition("/")[2]
-            self.answers[provider] = Answer(_now(), True, f"{model} answered {turn.speaker.name}")
 
     # --- providers ------------------------------------------------------------------------------------------------
 
@@ -167,15 +147,6 @@ class Chronicle:
             proven = len(report.ours)
             text = f"{proven} provider{'s' if proven != 1 else ''} as configured; nothing to do"
             self._add(Happening(_now(), "sync", "all", text, cause, "proven", seconds))
-        self.bell.ring()
-
-    def answered(self, report: Report) -> None:
-        """Take note of what vendors answered when a receipt was asked for."""
-        for entry in report.ours:
-            if entry.receipt is not None:
-                good = entry.receipt.value == "accepted"
-                said = "a line through Letta was accepted" if good else redact(entry.reason)
-                self.answers[entry.name] = Answer(_now(), good, said)
         self.bell.ring()
 
     def hear(self, event: watched.Event) -> None:

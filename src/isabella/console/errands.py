@@ -158,17 +158,19 @@ class Errands:
                 errand.report = await verify_providers(
                     settings, connection=connection, only=errand.only, count_models=True
                 )
-                premises.chronicle.answered(errand.report)
+                premises.readiness.learn(errand.report)
             case Kind.REFRESH:
                 self._say(errand, "Reading the vendors' model lists anew")
                 errand.census = await take_census(settings, connection)
-                premises.readiness.census = errand.census
+                premises.readiness.counted(errand.census)
                 premises.chronicle.hear(Counted(errand.census))
             case Kind.DOCTOR:
                 self._say(errand, "Looking at the configuration, the vendors, Letta, and what agents use")
                 wishes = Wishes(providers=errand.only)
                 examination = await examine(settings=settings, connection=connection, wishes=wishes)
                 errand.verdict = examination.verdict.as_json()
+                for name, asked in examination.evidence.asked.items():
+                    premises.readiness.heard(name, asked.answer)
 
     async def _sync(self, errand: Errand) -> Report:
         premises, began = self._premises, time.monotonic()
@@ -181,11 +183,8 @@ class Errands:
         )
         premises.chronicle.synced(report, "somebody pressed Sync", time.monotonic() - began)
         before = premises.readiness.report
-        premises.readiness.settle(report if before is None or not errand.only else before.merged_with(report))
-        for entry in report.ours:
-            # A vendor that was left out for its refused key is asked again at once.
-            if entry.action in (Action.UPDATE, Action.RECREATE, Action.CREATE):
-                premises.desk.house.breaker.forgive(entry.name)
+        whole = report if before is None or not errand.only else before.merged_with(report)
+        premises.readiness.settle(whole, report)
         return report
 
     def _say(self, errand: Errand, doing: str) -> None:

@@ -101,7 +101,7 @@ class Lookout:
 
     async def _look(self) -> bool:
         """Look once; whether it was a look like any other, whose duration tells what the next will cost."""
-        before = self.standing
+        before, settled = self.standing, self._premises.readiness.as_of
         # That costs a request for each provider, so it is done once, where nobody else has done it.
         counts = not self._count()
         try:
@@ -116,6 +116,10 @@ class Lookout:
         except Exception:
             # It runs beside everything else that the backend does, and must not end that.
             log.exception("not looked")
+            return False
+        if self._premises.readiness.as_of != settled:
+            # A sync ended meanwhile: what was seen before it says less than its own report.
+            self.wake()
             return False
         self._counts |= {entry.name: entry.models for entry in found.providers if entry.models}
         report = replace(found, providers=[self._counted(entry) for entry in found.providers])
@@ -142,4 +146,7 @@ class Lookout:
 
 
 def _shown(report: Report) -> list[object]:
-    return [(one.name, one.stored, one.proof, one.reason, one.key, one.models, one.notes) for one in report.providers]
+    return [
+        (one.name, one.condition, one.stored, one.proof, one.reason, one.key, one.models, one.notes)
+        for one in report.providers
+    ]

@@ -18,23 +18,25 @@ from isabella.console.premises import Premises
 from isabella.errors import ConfigurationError
 from isabella.practice.overlay import ORIGIN
 from isabella.providers.condition import Kind as Condition
-from isabella.providers.condition import kind_of
+from isabella.providers.condition import stands
+from isabella.providers.headline import Level, headline, level_of, stored_level, vendor_level, vendor_words
 from isabella.providers.report import ProviderReport
 
 _NOTICED_FOR = 3600.0
 _TICK, _QUIET = 1.0, 20.0
 
-#: How a provider stands, in words that need no manual, and how it is coloured.
+#: How a provider stands, in words that need no manual.
 STANDS = {
-    Condition.IN_SYNC: ("proven", "good"),
-    Condition.DRIFTED: ("differs", "bad"),
-    Condition.REFUSED: ("refused", "bad"),
-    Condition.MISCONFIGURED: ("misconfigured", "bad"),
-    Condition.UNPROVEN: ("unproven", "warn"),
-    Condition.FAILED: ("failed", "bad"),
-    Condition.NO_KEY: ("no key", "idle"),
-    Condition.FOREIGN: ("not ours", "idle"),
+    Condition.IN_SYNC: "proven",
+    Condition.DRIFTED: "differs",
+    Condition.REFUSED: "refused",
+    Condition.MISCONFIGURED: "misconfigured",
+    Condition.UNPROVEN: "unproven",
+    Condition.FAILED: "failed",
+    Condition.NO_KEY: "no key",
+    Condition.FOREIGN: "not ours",
 }
+TONES = {Level.OK: "good", Level.UNKNOWN: "idle", Level.WARNING: "warn", Level.PROBLEM: "bad"}
 STORED = {
     "in_sync": "the configured key",
     "stale": "another key",
@@ -135,7 +137,8 @@ class _Page:
 
     def _overview(self) -> str:
         standing, readiness = self._lookout.standing, self._premises.readiness
-        ours = standing.report.ours if standing.report is not None else []
+        report = None if standing.report is None else readiness.seen(standing.report)
+        lead = None if report is None else headline(report)
         settings = self._premises.settings if self._premises.up else None
         practice = settings is not None and any(value.origin == ORIGIN for value in settings.sources.overlay.values())
         keys = (
@@ -151,9 +154,10 @@ class _Page:
             reasons=readiness.reasons if standing.report is None else [],
             error=standing.error,
             since=standing.since,
-            letta=standing.report,
-            proven=sum(kind_of(one) is Condition.IN_SYNC for one in ours),
-            wanted=len(ours),
+            letta=report,
+            lead=lead,
+            tone="" if lead is None else TONES[lead.level],
+            wanted=report is not None and bool(report.ours),
             practice=practice,
             arrived=keys,
             env_file=settings.sources.file.name if settings is not None else ".env",
@@ -168,23 +172,26 @@ class _Page:
 
     def _rows(self) -> list[dict[str, Any]]:
         report = self._lookout.standing.report
-        return [self._row(entry) for entry in (report.providers if report is not None else [])]
+        seen = None if report is None else self._premises.readiness.seen(report)
+        return [_row(entry) for entry in (seen.providers if seen is not None else [])]
 
-    def _row(self, entry: ProviderReport) -> dict[str, Any]:
-        kind = kind_of(entry)
-        word, tone = STANDS[kind]
-        answer = self._premises.chronicle.answers.get(entry.name)
-        return {
-            "name": entry.name,
-            "entry": entry,
-            "word": word,
-            "tone": tone,
-            # A report says what it has found; what was mended since is what counts.
-            "stored": STORED["in_sync" if kind is Condition.IN_SYNC else entry.stored.value],
-            "wrong": kind not in (Condition.IN_SYNC, Condition.FOREIGN, Condition.NO_KEY),
-            "answer": answer,
-        }
+
+def _row(entry: ProviderReport) -> dict[str, Any]:
+    kind = stands(entry)
+    return {
+        "name": entry.name,
+        "entry": entry,
+        "word": STANDS[kind],
+        "tone": TONES[stored_level(entry)],
+        "worse": TONES[level_of(entry)],
+        # A report says what it has found; what was mended since is what counts.
+        "stored": STORED["in_sync" if kind is Condition.IN_SYNC else entry.stored.value],
+        "wrong": kind not in (Condition.IN_SYNC, Condition.FOREIGN, Condition.NO_KEY),
+        "mendable": kind in (Condition.DRIFTED, Condition.FAILED),
+        "vendor": vendor_words(entry.vendor_status),
+        "vendor_tone": TONES[vendor_level(entry.vendor_status)],
+    }
 
 
 def _stands(entry: ProviderReport) -> tuple[str, str]:
-    return STANDS[kind_of(entry)]
+    return STANDS[stands(entry)], TONES[stored_level(entry)]

@@ -34,6 +34,7 @@ from isabella.providers.writes import Writer
 from isabella.stores import Abilities, Store
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import Answer
+from isabella.vendors.status import VendorStatus
 
 _AT_ONCE = 8
 #: Begins what stands in a key's place while the key must not be there.
@@ -84,6 +85,8 @@ class Applier:
         #: By provider and id: an update that came to nothing may have moved those whom a put-back sends back.
         self._moved: dict[str, dict[str, Moved]] = {}
         self._touchstone = Touchstone(store, self._writer)
+        #: What vendors answered in this run, by provider.
+        self.heard: dict[str, VendorStatus] = {}
 
     async def apply(self, changes: Sequence[Change]) -> dict[str, Outcome]:
         """Carry out the changes side by side, a bounded number at a time. One that fails does not stop the others.
@@ -398,7 +401,9 @@ class Applier:
     async def _inquire(self, change: Change) -> Answer | None:
         if self._ask is None or not change.ask_vendor:
             return None
-        return await self._ask(change.desired.base_url, _key(change))
+        answer = await self._ask(change.desired.base_url, _key(change))
+        self.heard[change.desired.name] = answer.vendor_status
+        return answer
 
     def _explain_refusal(self, change: Change, error: LettaRefused) -> Outcome:
         name = change.desired.name

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from isabella.providers.plan import WRITES, Action, State
 from isabella.providers.report import Proof, ProviderReport, Report
+from isabella.vendors.status import VendorState, VendorStatus
 
 
 class Kind(StrEnum):
@@ -40,14 +42,24 @@ class Condition:
         kind: how.
         reason: why, as it was found at the last change.
         since: when it became so; a look that finds it as it was changes nothing.
+        remedy: what the operator can do, where a sync has said so.
+        basis: stands for what was asked for and what Letta held after a sync that did not come to a good end: as
+            long as both are the same, that is how it went. None for what only a look has found.
+        asked: when the vendor refused the configured key last.
     """
 
     kind: Kind
     reason: str
     since: datetime
+    remedy: str | None = None
+    basis: str | None = None
+    asked: datetime | None = None
 
 
 Conditions = Mapping[str, Condition]
+
+#: How a sync can end other than well: what a mere look cannot find out.
+_OUTCOMES = (Kind.REFUSED, Kind.MISCONFIGURED, Kind.UNPROVEN, Kind.FAILED)
 
 
 def kind_of(entry: ProviderReport) -> Kind:
@@ -65,7 +77,14 @@ def kind_of(entry: ProviderReport) -> Kind:
     return Kind.FAILED if entry.proof is Proof.FAILED else Kind.DRIFTED
 
 
-def after(before: Conditions, report: Report, now: datetime, *, whole: bool = True) -> dict[str, Condition]:
+def stands(entry: ProviderReport) -> Kind:
+    """How a provider stands by all that is known, the last sync included."""
+    return kind_of(entry) if entry.condition is None else Kind(entry.condition)
+
+
+def after(
+    before: Conditions, report: Report, now: datetime, *, whole: bool = True, looks: bool = False
+) -> dict[str, Condition]:
     """How the providers stand after a report.
 
     Args:
@@ -73,21 +92,36 @@ def after(before: Conditions, report: Report, now: datetime, *, whole: bool = Tr
         report: what a run has found and done.
         now: when that was.
         whole: whether the report is about all providers; otherwise those that it leaves out stay as they were.
+        looks: whether nothing was done, so that what the last sync has found out still holds where nothing changed.
     """
     conditions = {} if whole else dict(before)
     for entry in report.providers:
-        conditions[entry.name] = _after(before.get(entry.name), entry, now)
+        former = before.get(entry.name)
+        if looks and former is not None and _still_holds(former, entry):
+            conditions[entry.name] = former
+        else:
+            conditions[entry.name] = _after(former, entry, now, looks)
     return conditions
 
 
-def _after(before: Condition | None, entry: ProviderReport, now: datetime) -> Condition:
+def _still_holds(former: Condition, entry: ProviderReport) -> bool:
+    """Whether neither configuration, nor Letta, nor the vendor has said anything new since the last sync."""
+    return former.basis is not None and former.basis == entry.basis and entry.vendor_status is None
+
+
+def _after(before: Condition | None, entry: ProviderReport, now: datetime, looks: bool) -> Condition:
     kind = kind_of(entry)
     # What had to be mended was out of line until now, even where no report has said so in between.
     mended = kind is Kind.IN_SYNC and entry.action in WRITES and entry.proof is Proof.PROVEN
-    if before is None or before.kind is not kind or mended:
-        return Condition(kind, entry.reason, now)
-    # The reason for being in sync is that of the last change; what is wrong may be wrong for another reason now.
-    return before if kind is Kind.IN_SYNC else Condition(kind, entry.reason, before.since)
+    changed = before is None or before.kind is not kind or mended
+    if before is not None and not changed and kind is Kind.IN_SYNC:
+        # The reason for being in sync is that of the last change; what is wrong may be wrong for another reason now.
+        return before
+    found = Condition(kind, entry.reason, now if before is None or changed else before.since)
+    if looks or kind not in _OUTCOMES:
+        return found
+    asked = entry.vendor_status.at if kind is Kind.REFUSED and entry.vendor_status is not None else None
+    return replace(found, remedy=entry.remedy, basis=entry.basis, asked=asked)
 
 
 def with_conditions(report: Report, conditions: Conditions, *, unless: datetime | None = None) -> Report:
@@ -107,6 +141,21 @@ def with_conditions(report: Report, conditions: Conditions, *, unless: datetime 
         # As `replace` does, in a tenth of the time: there may be a thousand of them.
         changed = object.__new__(ProviderReport)
         vars(changed).update(vars(entry), condition=found.kind.value, since=since)
+        if found.basis is not None:
+            vars(changed).update(_last_sync(found))
         return changed
 
     return replace(report, providers=[told(entry) for entry in report.providers])
+
+
+def _last_sync(found: Condition) -> dict[str, Any]:
+    """What the last sync has found out, as fields of an entry."""
+    fields: dict[str, Any] = {
+        "proof": Proof.UNPROVEN if found.kind is Kind.UNPROVEN else Proof.FAILED,
+        "reason": found.reason,
+        "remedy": found.remedy,
+    }
+    if found.kind is Kind.REFUSED:
+        seen = VendorStatus(VendorState.REFUSES_KEY, found.reason, found.asked or found.since)
+        fields |= {"refused_by_vendor": True, "vendor_status": seen}
+    return fields

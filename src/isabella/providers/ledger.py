@@ -29,7 +29,12 @@ class Ledger:
             document = json.loads(self._path.read_text())
             return {
                 str(name): Condition(
-                    Kind(entry["condition"]), str(entry["reason"]), datetime.fromisoformat(entry["since"])
+                    Kind(entry["condition"]),
+                    str(entry["reason"]),
+                    datetime.fromisoformat(entry["since"]),
+                    remedy=entry.get("remedy"),
+                    basis=entry.get("basis"),
+                    asked=datetime.fromisoformat(entry["asked"]) if entry.get("asked") else None,
                 )
                 for name, entry in document["providers"].items()
             }
@@ -37,11 +42,18 @@ class Ledger:
             return {}
 
     def write(self, conditions: Conditions) -> None:
-        """Write them down. Where that cannot be, only the times of the last change are lost."""
-        document = {
-            name: {"condition": one.kind.value, "reason": one.reason, "since": one.since.isoformat()}
-            for name, one in conditions.items()
-        }
+        """Write them down. Where that cannot be, only times and what the last sync has found out are lost."""
+        document = {name: _written(one) for name, one in conditions.items()}
         with suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(self._path, json.dumps({"version": 1, "providers": document}))
+
+
+def _written(one: Condition) -> dict[str, str]:
+    outcome = {
+        "remedy": one.remedy,
+        "basis": one.basis,
+        "asked": None if one.asked is None else one.asked.isoformat(),
+    }
+    found = {"condition": one.kind.value, "reason": one.reason, "since": one.since.isoformat()}
+    return found | {name: value for name, value in outcome.items() if value is not None}

@@ -10,6 +10,7 @@ from isabella.providers.desired import Desired
 from isabella.providers.sealing import Match, Reading, taken_for_sealed
 from isabella.stores import Abilities, Stored
 from isabella.strategy import Strategy
+from isabella.vendors.status import VendorStatus
 
 
 class State(StrEnum):
@@ -63,6 +64,7 @@ class Change:
         remedy: what the operator has to do, where nothing can be done here.
         ask_vendor: whether the vendor is to be asked about the key first, because Letta does not hold it yet.
         refused_by_vendor: whether it was asked, and refuses the key.
+        vendor_status: what it answered, where it was asked.
     """
 
     desired: Desired
@@ -74,6 +76,7 @@ class Change:
     remedy: str | None = None
     ask_vendor: bool = False
     refused_by_vendor: bool = False
+    vendor_status: VendorStatus | None = None
 
     @property
     def moves(self) -> bool:

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from isabella.providers.plan import Action, State
+from isabella.vendors.status import VendorStatus
 
 
 class Proof(StrEnum):
@@ -55,6 +56,8 @@ class ProviderReport:
         stored_base_url: the address that Letta has for it now; None where it has none.
         ours: whether the configuration wants it; one that it does not want is left alone and proves nothing.
         refused_by_vendor: whether the vendor refuses the configured key, so that the stored one stays.
+        basis: stands for what was asked for and what Letta holds now, where it is not proven; holds no key.
+        vendor_status: what the vendor did when it was asked last; None where that is not known.
         condition: how it stands, in one word; None where nobody keeps count.
         since: since when it stands so.
     """
@@ -77,6 +80,8 @@ class ProviderReport:
     stored_base_url: str | None = None
     ours: bool = True
     refused_by_vendor: bool = False
+    basis: str | None = field(default=None, repr=False)
+    vendor_status: VendorStatus | None = None
     condition: str | None = None
     since: datetime | None = None
 
@@ -94,6 +99,7 @@ class ProviderReport:
             "proof": self.proof.value,
             "condition": self.condition,
             "since": None if self.since is None else self.since.isoformat(timespec="seconds"),
+            "vendor_status": None if self.vendor_status is None else self.vendor_status.as_json(),
             "models": self.models,
             "reason": self.reason,
             "remedy": self.remedy,

@@ -45,6 +45,7 @@ def rehearsed(change: Change, new: Answer, old: Answer | None) -> Change:
         new: what the vendor says of the configured key.
         old: what it says of the stored one; None where it was not asked.
     """
+    change = replace(change, vendor_status=new.vendor_status)
     if new.takes_key is False:
         reason, remedy = refusal(change, new)
         if old is not None and old.takes_key is not None:

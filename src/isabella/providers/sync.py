@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -25,6 +26,7 @@ from isabella.providers.sealing import Match, ProofMemo, Reading, read_back, rec
 from isabella.stores import Abilities, Store, Stored
 from isabella.stores.looking import Seen, find_all, read_store
 from isabella.strategy import Strategy
+from isabella.vendors.status import VendorStatus
 
 #: Finding one provider costs Letta about as much time as listing so many.
 _ROWS_PER_FIND = 100
@@ -139,6 +141,7 @@ class _Run:
         self._whole = False
         self._opened: dict[str, _Opened] = {}
         self._unread: str | None = None
+        self._heard: dict[str, VendorStatus] = {}
 
     async def look(self, desired: Sequence[Desired]) -> None:
         seen = self._options.seen or await read_store(self._store)
@@ -219,6 +222,7 @@ class _Run:
             closed=options.closed,
             followers=options.followers,
         )
+        self._heard = applier.heard
         outcomes = await applier.apply([change for change in changes if _writes(change)])
         await self._try_read_again([change.desired for change in changes])
         missed = [change for change in changes if self._update_was_not_proven(change, outcomes)]
@@ -294,6 +298,30 @@ class _Run:
             stored_base_url=None if stored is None else stored.base_url,
             ours=desired.wanted,
             refused_by_vendor=change.refused_by_vendor if outcome is None else outcome.refused_by_vendor,
+            basis=None if proof is Proof.PROVEN or not desired.wanted else self._basis(desired),
+            vendor_status=self._heard.get(desired.name) or change.vendor_status,
+        )
+
+    def _basis(self, desired: Desired) -> str:
+        """Stands for what is asked for and what Letta holds now: the same as long as neither has changed.
+
+        It is a MAC where there is a master key, and never holds a key.
+        """
+        stored, master_key = self._stored.get(desired.name), self._options.master_key
+        now = self._state(desired)
+        found = None if stored is None else (stored.id, stored.type, stored.base_url, stored.key_text)
+        key = None if desired.key is None else desired.key.get_secret_value()
+        facts = repr((desired.type, desired.base_url, key, desired.problem, found, now.value))
+        secret = b"" if master_key is None else hashlib.sha256(master_key.get_secret_value().encode()).digest()
+        return hashlib.blake2b(facts.encode(), key=secret, digest_size=16, person=b"isabella basis").hexdigest()
+
+    def _state(self, desired: Desired) -> State:
+        """What Letta holds now, by what was read last."""
+        return state_of(
+            desired,
+            self._stored.get(desired.name),
+            self._reading(desired.name),
+            sealing=self._options.master_key is not None,
         )
 
     def _gate_notes(self, change: Change, outcome: Outcome | None) -> tuple[str, ...]:
@@ -315,13 +343,7 @@ class _Run:
             return (Proof.FAILED if done else Proof.NOT_ASKED), "", ""
         if self._unread is not None:
             return Proof.UNPROVEN, f"it could not be read back: {self._unread}", "Run it again when Letta answers."
-        name = change.desired.name
-        now = state_of(
-            change.desired,
-            self._stored.get(name),
-            self._reading(name),
-            sealing=self._options.master_key is not None,
-        )
+        now = self._state(change.desired)
         match now:
             case State.IN_SYNC:
                 # What stands in Letta is right, even where our own part in it failed.

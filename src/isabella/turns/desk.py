@@ -17,6 +17,7 @@ from isabella.turns.house import House, Limits
 from isabella.turns.order import Order
 from isabella.turns.roster import Roster
 from isabella.turns.turn import Turn
+from isabella.vendors.status import VendorStatuses
 
 #: The longest message that is said, in characters.
 LONGEST_MESSAGE = 200_000
@@ -102,7 +103,11 @@ class Desk:
 
 @asynccontextmanager
 async def open_desk(
-    agency: Agency, *, locks: Locks | None = None, watch: Watch = lambda _turn, _event: None
+    agency: Agency,
+    *,
+    locks: Locks | None = None,
+    watch: Watch = lambda _turn, _event: None,
+    vendors: VendorStatuses | None = None,
 ) -> AsyncIterator[Desk]:
     """A desk for the agents of one Letta.
 
@@ -110,6 +115,7 @@ async def open_desk(
         agency: the agents.
         locks: what holds turns and changes of providers apart; by default its own.
         watch: sees every event.
+        vendors: are told what each vendor does.
     """
     settings = agency.settings
     async with AsyncExitStack() as stack:
@@ -122,6 +128,7 @@ async def open_desk(
             roster=Roster(agency.residents, agency.models),
             gate=locks.gate,
             breaker=Breaker(),
+            vendors=vendors or VendorStatuses(),
             limits=Limits(first_token=settings.first_token_timeout, silence=settings.silence_timeout),
         )
         yield Desk(house, Order(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait), watch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from letta_client import AsyncLetta
 
@@ -10,6 +10,7 @@ from isabella.agents.wire import Wire
 from isabella.gate import Gate
 from isabella.turns.breaker import Breaker
 from isabella.turns.roster import Roster
+from isabella.vendors.status import VendorStatuses
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class House:
         gate: of the providers.
         breaker: which vendors are left out.
         limits: how long a turn waits for what.
+        vendors: what each vendor did when it was asked last.
     """
 
     client: AsyncLetta
@@ -44,3 +46,4 @@ class House:
     gate: Gate
     breaker: Breaker
     limits: Limits
+    vendors: VendorStatuses = field(default_factory=VendorStatuses)

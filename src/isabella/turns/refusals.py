@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from isabella.redaction import redact
 from isabella.turns.events import Code
+from isabella.vendors.status import VendorState
 
 _STATUS = re.compile(r"Error code: (\d{3})\b|<title>\s*(\d{3})\b")
 #: How vendors word their wish to be left alone: "try again in 2s", "in 1m3.5s", "in 250ms", "retry after 30 seconds".
@@ -27,6 +28,18 @@ _QUOTED = re.compile(r"Error code: (\d{3}) - (\{.*\})", re.DOTALL)
 _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL | re.IGNORECASE)
 _CONTEXT_OVERFLOW = "context_window_overflow_in_system_prompt"
 _SAID_LIMIT = 300
+
+_STATES = {
+    Code.KEY_REFUSED: VendorState.REFUSES_KEY,
+    Code.OUT_OF_FUNDS: VendorState.REFUSES,
+    Code.FORBIDDEN: VendorState.REFUSES,
+    Code.RATE_LIMITED: VendorState.REFUSES,
+    Code.VENDOR_FAILING: VendorState.FAILS,
+    Code.VENDOR_GARBLED: VendorState.FAILS,
+    Code.EMPTY_ANSWER: VendorState.FAILS,
+    Code.VENDOR_SILENT: VendorState.UNREACHABLE,
+    Code.VENDOR_UNREACHABLE: VendorState.UNREACHABLE,
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,11 @@ class Refusal:
     retry_after: float | None = None
     counts: bool = True
     elsewhere: bool = True
+
+    @property
+    def vendor(self) -> VendorState | None:
+        """What it shows of the vendor; None where it is about the request, the agent, or Letta."""
+        return _STATES.get(self.code)
 
 
 def judge(kind: str, detail: str) -> Refusal:

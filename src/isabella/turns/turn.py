@@ -20,6 +20,7 @@ from isabella.turns.house import House
 from isabella.turns.order import GivenUp, Place
 from isabella.turns.refusals import Refusal
 from isabella.turns.roster import Speaker
+from isabella.vendors.status import VendorState
 
 log = structlog.get_logger()
 
@@ -296,6 +297,8 @@ class Turn:
             self._began = attempt.began
             self._answered_by = self._asked.handle
             self._house.breaker.succeeded(self._asked.provider)
+            said = f"{self._asked.model} answered {self.speaker.name}"
+            self._house.vendors.observe(self._asked.provider, VendorState.ANSWERS, said)
 
     async def _conclude(self, attempt: Attempt) -> None:
         """Note how it ended, and keep what came, also when we are being cancelled ourselves."""
@@ -321,6 +324,8 @@ class Turn:
                 )
 
     def _hold_against(self, provider: str, refusal: Refusal) -> float | None:
+        if refusal.vendor is not None:
+            self._house.vendors.observe(provider, refusal.vendor, refusal.message)
         if not refusal.counts:
             self._house.breaker.gave_up(provider)
             return None

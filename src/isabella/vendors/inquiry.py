@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import SecretStr
 
 from isabella.addresses import client_options
 from isabella.redaction import redact
+from isabella.vendors.status import VendorState, VendorStatus
 
 _SAID_LIMIT = 160
 #: Where an item of a model list tells its context window, in tokens, by vendor.
@@ -38,6 +40,17 @@ class Verdict(StrEnum):
     FAILING = "failing"
     #: No answer, so nothing is known of the key. This never means that the key is wrong.
     UNREACHABLE = "unreachable"
+
+
+_STATES = {
+    Verdict.ACCEPTED: VendorState.ANSWERS,
+    Verdict.REFUSED: VendorState.REFUSES_KEY,
+    Verdict.OUT_OF_FUNDS: VendorState.REFUSES,
+    Verdict.RATE_LIMITED: VendorState.REFUSES,
+    Verdict.WRONG_ADDRESS: VendorState.FAILS,
+    Verdict.FAILING: VendorState.FAILS,
+    Verdict.UNREACHABLE: VendorState.UNREACHABLE,
+}
 
 
 class Trouble(StrEnum):
@@ -86,6 +99,15 @@ class Answer:
                 return False
             case _:
                 return None
+
+    @property
+    def vendor_status(self) -> VendorStatus:
+        """What it shows of the vendor, as of now."""
+        if self.verdict is Verdict.ACCEPTED:
+            reason = f"it takes the key and lists {self.said}"
+        else:
+            reason = self.said if self.status is None else f"{self.status}: {self.said}"
+        return VendorStatus(_STATES[self.verdict], reason, datetime.now(UTC))
 
 
 async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) -> Answer:

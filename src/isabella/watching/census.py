@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
@@ -46,6 +46,7 @@ class Count:
         vanished: models that it listed, and does not any more.
         lost: agents whose model the vendor does not have any more, with that model.
         problem: why its list could not be read; nothing is known of its models then.
+        answer: what the vendor itself said to the configured key; None where it was not asked.
     """
 
     provider: str
@@ -53,6 +54,7 @@ class Count:
     vanished: tuple[str, ...] = ()
     lost: tuple[Speaker, ...] = ()
     problem: str | None = None
+    answer: Answer | None = None
 
     @property
     def remarkable(self) -> bool:
@@ -141,14 +143,16 @@ async def _count(
     answer = await ask(desired.base_url, key)
     if answer.verdict is not Verdict.ACCEPTED:
         # Letta would answer 200 all the same, and keep its list, or empty it (fact P11).
-        return Count(desired.name, problem=f"{desired.vendor.title} does not list its models: {answer.said}")
+        problem = f"{desired.vendor.title} does not list its models: {answer.said}"
+        return Count(desired.name, problem=problem, answer=answer)
     try:
         before = await store.model_names(desired.name)
         if abilities.refreshes:
             await store.refresh(record.id)
-        return count(desired.name, before, await store.model_names(desired.name), answer, speakers)
+        found = count(desired.name, before, await store.model_names(desired.name), answer, speakers)
+        return replace(found, answer=answer)
     except LettaError as error:
-        return Count(desired.name, problem=error.what)
+        return Count(desired.name, problem=error.what, answer=answer)
 
 
 async def _speakers(connection: Connection) -> list[Speaker]:

@@ -38,7 +38,7 @@ def test_a_stale_key_is_seen_synced_and_proven(visitor: Visitor) -> None:
     ).raise_for_status()
     expect(groq).to_contain_text("differs")
     expect(groq.locator(".why")).to_contain_text("Press Sync")
-    expect(visitor.page.locator("#overview")).to_contain_text("1 of 4 providers is not in line")
+    expect(visitor.page.locator("#overview")).to_contain_text("1 of 4 providers is not in order")
     visitor.page.get_by_role("button", name="Plan", exact=True).click()
     plan = visitor.page.locator("#errand.done .diff")
     expect(plan).to_contain_text("Letta holds another key")

@@ -1,0 +1,46 @@
+"""What the running backend has seen of the vendors: only it is there when they answer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from isabella.vendors.status import VendorStatus
+
+if TYPE_CHECKING:
+    from isabella.settings import Settings
+
+_SECONDS = 5.0
+
+
+def vendors_seen(settings: Settings, letta: str) -> dict[str, VendorStatus]:
+    """What the vendors did when they were asked last, by provider. Nothing where no backend of this home answers.
+
+    Args:
+        settings: whose backend.
+        letta: the address of the Letta that is meant; a backend on another one knows nothing of this one's providers.
+    """
+    import httpx2 as httpx
+
+    from isabella.cli.chat import _running
+
+    found = _running(settings)
+    if found is None:
+        return {}
+    address, token = found
+    try:
+        answer = httpx.get(
+            f"{address}/api/providers",
+            headers={"Authorization": f"Bearer {token.get_secret_value()}"},
+            timeout=_SECONDS,
+            trust_env=False,
+        )
+        told = answer.raise_for_status().json()
+        if told["letta"]["base_url"] != letta:
+            return {}
+        return {
+            entry["name"]: VendorStatus.from_json(entry["vendor_status"])
+            for entry in told["providers"]
+            if entry["vendor_status"] is not None
+        }
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+        return {}

@@ -234,9 +234,62 @@ def test_strict_vendor_refuses_what_the_real_one_is_known_to(vendors: PracticeVe
         assert chat(vendors, "mistral", max_completion_tokens=9).status_code == 422
         assert chat(vendors, "mistral").status_code == 200
     finally:
-        vendors.strict("mistral", False)
+        vendors.strict("mistral", None)
     noted = [request.strictness for request in vendors.requests("mistral")]
     assert noted == ["body.max_completion_tokens: Extra inputs are not permitted"] * 2 + [None]
+
+
+def conversation(call_id: str, *between: dict[str, Any]) -> list[dict[str, Any]]:
+    """A tool call with its result, something after it, and the next message."""
+    function = {"name": "memory_insert", "arguments": "{}"}
+    return [
+        {"role": "user", "content": "Remember that it rains."},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": call_id, "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": call_id, "content": "Done."},
+        *between,
+        {"role": "user", "content": "Hello"},
+    ]
+
+
+ANSWER = {"role": "assistant", "content": "I will."}
+
+
+@pytest.mark.parametrize(
+    ("messages", "said", "type", "code"),
+    [
+        (
+            conversation("call_81c2f1b5ab", ANSWER),
+            "Tool call id was call_81c2f1b5ab but must be a-z, A-Z, 0-9, with a length of 9.",
+            "invalid_function_call",
+            "3280",
+        ),
+        (
+            conversation("abcDEF123"),
+            "Unexpected role 'user' after role 'tool'",
+            "invalid_request_message_order",
+            "3230",
+        ),
+    ],
+)
+def test_mistral_is_particular_about_tool_calls_unless_told_otherwise(
+    vendors: PracticeVendors, messages: list[dict[str, Any]], said: str, type: str, code: str
+) -> None:
+    """Ids of another form, and a user's message behind a tool's result, are refused as many have reported it."""
+    refused = chat(vendors, "mistral", messages=messages)
+    assert refused.status_code == 400
+    body = refused.json()
+    assert (body["message"], body["type"], body["code"]) == (said, type, code)
+    assert chat(vendors, "mistral", messages=conversation("abcDEF123", ANSWER)).status_code == 200
+    assert chat(vendors, "groq", messages=messages).status_code == 200
+    vendors.strict("mistral", False)
+    try:
+        assert chat(vendors, "mistral", messages=messages).status_code == 200
+    finally:
+        vendors.strict("mistral", None)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ class StrictBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    strict: bool
+    strict: bool | None
 
 
 class Control:

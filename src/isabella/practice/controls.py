@@ -67,8 +67,8 @@ class Controls:
         for name in NAMES if vendor is None else (vendor,):
             self._ask("DELETE", name, "faults")
 
-    def strict(self, vendor: str, strict: bool = True) -> None:
-        """Have the vendor refuse what the real one is publicly known to refuse."""
+    def strict(self, vendor: str, strict: bool | None = True) -> None:
+        """Have the vendor refuse what the real one is known to refuse (see `strictness`); None: what is certain."""
         self._ask("PUT", vendor, "strict", {"strict": strict})
 
     def requests(self, vendor: str, *, after: int = 0) -> list[Request]:

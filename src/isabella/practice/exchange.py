@@ -15,6 +15,7 @@ from isabella.practice.completions import Completion
 from isabella.practice.faults import Fault, Route, Weather
 from isabella.practice.profiles import Model, Refusal
 from isabella.practice.requests import Request, fingerprint
+from isabella.practice.strictness import Objection
 from isabella.practice.transports import Transports
 from isabella.practice.vendor import Vendor
 
@@ -70,7 +71,7 @@ class Exchange:
         self._route, self._item = self._routed()
         self._body: Mapping[str, Any] = {}
         self._body_length = 0
-        self._objection: str | None = None
+        self._objections: tuple[Objection, ...] = ()
 
     async def answer(self) -> None:
         """Read the request, judge it, and answer it or let it fail.
@@ -81,7 +82,7 @@ class Exchange:
         raw = await self._read_body()
         valid = self._parse(raw)
         if self._route == "chat":
-            self._objection = strictness.objection(self._profile.name, self._body)
+            self._objections = strictness.objections(self._profile.name, self._body)
         weather = self._vendor.faults.befall(self._route, accepted=self._accepted)
         fault = weather.fault
         # What a network or a proxy does comes before the vendor looks at the key.
@@ -146,9 +147,11 @@ class Exchange:
         if not self._body.get(wanted):
             places["detail"] = f"{wanted}: field required"
             return refusals["bad_request"], places
-        if self._vendor.strict and self._objection is not None:
-            places["detail"] = self._objection
-            return refusals["bad_request"], places
+        strict = self._vendor.strict
+        refused = [one for one in self._objections if strict or (strict is None and one.certain)]
+        if refused:
+            places["detail"] = refused[0].text
+            return refusals[refused[0].refusal], places
         return None, places
 
     def _model(self) -> Model | None:
@@ -313,7 +316,7 @@ class Exchange:
                 model=model if isinstance(model, str) else None,
                 stream=bool(self._body.get("stream")),
                 fault=None if fault is None else fault.kind,
-                strictness=self._objection,
+                strictness=self._objections[0].text if self._objections else None,
             )
         )
 

@@ -254,8 +254,8 @@ class PracticeVendors:
             )
         )
 
-    def strict(self, vendor: str, strict: bool = True) -> None:
-        """Have the vendor refuse what the real one is publicly known to refuse (see `strictness`)."""
+    def strict(self, vendor: str, strict: bool | None = True) -> None:
+        """Have the vendor refuse what the real one is known to refuse (see `strictness`); None: what is certain."""
         self._vendor(vendor).strict = strict
 
     def clear(self, vendor: str | None = None) -> None:

@@ -1,13 +1,15 @@
 """What the real vendors are publicly known to refuse in a chat request, beyond a wrong key or model.
 
-Collected from public bug reports of 2025 and 2026, not from runs against the vendors, so it is only noted in the
-request log unless a vendor is told to be strict.
+Collected from public bug reports of 2025 and 2026, not from runs against the vendors. What many of them report alike
+is refused unless a vendor is told to be lenient; all else is only noted in the request log unless it is told to be
+strict.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 # Mistral answers 422 `extra_forbidden` to every field that is not in its schema. `user` and `stream_options` are
@@ -32,26 +34,56 @@ _CEREBRAS_REFUSED = ("enable_thinking", "reasoning", "store")
 _GROQ_REFUSED = ("store", "reasoning")
 
 
-def objection(vendor: str, body: Mapping[str, Any]) -> str | None:
-    """The first thing in a request that this vendor is known to refuse; None where there is none."""
+@dataclass(frozen=True)
+class Objection:
+    """Something in a request that a vendor is known to refuse.
+
+    Attributes:
+        text: the vendor's words.
+        refusal: which of its refusals carries them.
+        certain: whether it is refused unless the vendor is told to be lenient.
+    """
+
+    text: str
+    refusal: str = "bad_request"
+    certain: bool = False
+
+
+def objections(vendor: str, body: Mapping[str, Any]) -> tuple[Objection, ...]:
+    """Everything in a request that this vendor is known to refuse."""
     check = {"mistral": _mistral, "cerebras": _cerebras, "groq": _groq}.get(vendor)
-    return None if check is None else next(check(body), None)
+    if check is None:
+        return ()
+    found = check(body)
+    return tuple(one if isinstance(one, Objection) else Objection(one) for one in found)
 
 
-def _mistral(body: Mapping[str, Any]) -> Iterator[str]:
+def _mistral(body: Mapping[str, Any]) -> Iterator[str | Objection]:
     for name in body:
         if name not in _MISTRAL_FIELDS:
             yield f"body.{name}: Extra inputs are not permitted"
+    former = ""
     for index, message in _messages(body):
         role = str(message.get("role"))
+        if (former, role) == ("tool", "user"):
+            yield Objection("Unexpected role 'user' after role 'tool'", "bad_order", certain=True)
+        former = role
         for name in message:
             if name not in _MISTRAL_MESSAGE_FIELDS.get(role, frozenset({"role", "content"})):
                 yield f"body.messages.{index}.{role}.{name}: Extra inputs are not permitted"
-        calls = message.get("tool_calls")
-        for call in calls if isinstance(calls, list) else ():
-            identity = str(call.get("id")) if isinstance(call, dict) else ""
+        for identity in _call_ids(message):
             if not _MISTRAL_CALL_ID.fullmatch(identity):
-                yield f"Tool call id was {identity} but must be a-z, A-Z, 0-9, with a length of 9."
+                text = f"Tool call id was {identity} but must be a-z, A-Z, 0-9, with a length of 9."
+                yield Objection(text, "bad_call_id", certain=True)
+
+
+def _call_ids(message: Mapping[str, Any]) -> Iterator[str]:
+    """The ids of the tool calls in a message, and of the one whose result it is."""
+    calls = message.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        yield str(call.get("id")) if isinstance(call, dict) else ""
+    if message.get("role") == "tool":
+        yield str(message.get("tool_call_id"))
 
 
 def _cerebras(body: Mapping[str, Any]) -> Iterator[str]:

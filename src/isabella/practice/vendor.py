@@ -23,8 +23,8 @@ class Vendor:
         self.profile = profile
         self.faults = Faults()
         self.log = RequestLog()
-        #: Whether it refuses what the real vendor is known to refuse (see `strictness`).
-        self.strict = False
+        #: Whether it refuses what the real vendor is known to refuse (see `strictness`); None: what is certain.
+        self.strict: bool | None = None
         self._lock = threading.Lock()
         self._accepted: Mapping[str, str] = {}
         self._tokens_used = 0

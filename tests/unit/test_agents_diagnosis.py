@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from isabella.agents.binding import GENERIC, OPENAI, Binding
+from isabella.agents.binding import GENERIC, OPENAI, Binding, client_for
 from isabella.agents.engine import Engine
 from isabella.agents.repair import Fault, Landscape, diagnose
 
@@ -15,6 +15,14 @@ HERE = Landscape(
     windows={"cerebras/oss": 65_536, "longcat/cat": 1_000_000},
     listed={"cerebras": frozenset({"oss"}), "longcat": frozenset({"cat"})},
     vendors=frozenset({"cerebras", "byok-groq", "longcat"}),
+)
+OLDER = (
+    "memgpt_agent",
+    "memgpt_v2_agent",
+    "react_agent",
+    "workflow_agent",
+    "split_thread_agent",
+    "voice_convo_agent",
 )
 GOOD = Engine("oss", GENERIC, "http://c/v1", "cerebras", "byok", 65_536, "cerebras/oss")
 
@@ -47,6 +55,19 @@ def test_nothing_is_wrong_with_an_agent_of_ours() -> None:
             Binding("longcat", "cat", "http://l/v1", 1_000_000),
         ),
         (replace(GOOD, endpoint_type=OPENAI), Fault.WRONG_CLIENT, GOOD.binding),
+        *(
+            (
+                replace(GOOD, agent_type=type),
+                Fault.CANNOT_STREAM,
+                Binding("cerebras", "oss", "http://c/v1", 65_536, OPENAI),
+            )
+            for type in OLDER
+        ),
+        (
+            Engine("x", GENERIC, "http://f/v1", "foreign", "byok", 1000, "foreign/x", agent_type="memgpt_agent"),
+            Fault.CANNOT_STREAM,
+            Binding("foreign", "x", "http://f/v1", 1000, OPENAI),
+        ),
         (replace(GOOD, endpoint="http://old/v1"), Fault.BASE_URL_MOVED, GOOD.binding),
         (replace(GOOD, window=8192), Fault.SMALL_WINDOW, GOOD.binding),
         (replace(GOOD, compaction="cerebras/oss"), Fault.SUMMARIES, GOOD.binding),
@@ -60,10 +81,32 @@ def test_each_fault_is_told_and_mended_by_the_same_model_spelled_out(
     assert found is not None
     assert (found.fault, found.binding) == (fault, binding)
     assert found.why
-    now = Engine(
-        binding.model, binding.client, binding.base_url, binding.provider, "byok", binding.window, binding.handle
+    now = replace(
+        engine,
+        endpoint_type=binding.client,
+        endpoint=binding.base_url,
+        window=binding.window,
+        handle=binding.handle,
+        compaction=None,
     )
     assert diagnose(now, HERE) is None
+
+
+@pytest.mark.parametrize("type", [None, "letta_v1_agent", "sleeptime_agent"])
+def test_types_that_stream_with_every_client_keep_the_generic_one(type: str | None) -> None:
+    """Nothing changes for what Letta makes today, nor where the type is not known."""
+    assert diagnose(replace(GOOD, agent_type=type), HERE) is None
+    assert GOOD.binding is not None
+    assert GOOD.binding.suited(type) == GOOD.binding
+
+
+@pytest.mark.parametrize("release", ["0.16.0", "0.16.6", "0.16.7", "0.16.8"])
+@pytest.mark.parametrize("type", ["memgpt_agent", "letta_v1_agent"])
+def test_the_client_is_chosen_by_release_and_by_type(release: str, type: str) -> None:
+    """Before 0.16.7 there is only one client for us; since then the older types still need it."""
+    chosen = Binding("cerebras", "oss", "http://c/v1", 65_536, client_for(release)).suited(type).client
+    new = release in ("0.16.7", "0.16.8")
+    assert chosen == (GENERIC if new and type == "letta_v1_agent" else OPENAI)
 
 
 def test_a_foreign_provider_of_type_openai_keeps_its_client() -> None:

@@ -205,6 +205,7 @@ def test_agents_of_base_providers_are_nobody_s_business() -> None:
     ("change", "code"),
     [
         ({"endpoint_type": "openai"}, "agent-client-refused"),
+        ({"agent_type": "memgpt_agent"}, "agent-cannot-stream"),
         ({"compaction": "cerebras/gpt-oss-120b"}, "agent-summaries-elsewhere"),
         ({"model": "of-last-year", "handle": "cerebras/of-last-year"}, "agent-model-gone"),
     ],
@@ -214,6 +215,15 @@ def test_what_agents_repair_would_mend_is_found(change: dict[str, Any], code: st
     bound = engine("gpt-oss-120b", "https://api.cerebras.ai/v1", "cerebras")
     one = Agent("x", "x", replace(bound, **change))
     assert codes(judge(seen(healthy(), agents=(one,)))) == {(code, "cerebras")}
+
+
+def test_an_agent_of_a_base_provider_that_cannot_stream_is_found() -> None:
+    """It answers no streamed turn either; what helps is another model."""
+    glm = engine("glm-4.7", "https://api.z.ai/api/paas/v4", "zai", "zai", category="base")
+    one = Agent("x", "x", replace(glm, agent_type="memgpt_agent"))
+    (cause,) = judge(seen(healthy(), agents=(one,))).causes
+    assert cause.finding.code == "agent-cannot-stream"
+    assert "isabella agents switch" in cause.finding.remedy.text
 
 
 def finding(code: str, provider: str | None = None, *, by: frozenset[str] = frozenset()) -> Finding:

@@ -12,7 +12,7 @@ the same client without both (facts M13, M14).
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 #: Letta's client for OpenAI-compatible vendors that sends nothing but what they all take, since 0.16.7 (fact M13).
@@ -21,12 +21,26 @@ GENERIC = "zai"
 OPENAI = "openai"
 
 _GENERIC_SINCE = (0, 16, 7)
+#: The types of agent for which the generic client streams. Letta runs all others in an older loop (fact M26).
+_GENERIC_TYPES = frozenset({"letta_v1_agent", "sleeptime_agent"})
+#: Letta's clients that the older loop cannot stream with, although tokens are asked of them (fact M26).
+_MUTE_IN_OLDER_LOOP = frozenset({GENERIC, "zai_coding", "deepseek", "chatgpt_oauth"})
 
 
 def client_for(release: str) -> str:
     """Which of Letta's clients to bind with in a release; one whose number cannot be read counts as new."""
     numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", release)
     return OPENAI if numbers and tuple(map(int, numbers.groups())) < _GENERIC_SINCE else GENERIC
+
+
+def is_older(agent_type: str | None) -> bool:
+    """Whether Letta runs agents of this type in its older loop. Without a type, Letta makes a `letta_v1_agent`."""
+    return agent_type is not None and agent_type not in _GENERIC_TYPES
+
+
+def streams(client: str, agent_type: str | None) -> bool:
+    """Whether an agent of this type answers a streamed turn through one of Letta's clients (fact M26)."""
+    return not (is_older(agent_type) and client in _MUTE_IN_OLDER_LOOP)
 
 
 @dataclass(frozen=True)
@@ -53,7 +67,7 @@ class Binding:
         return f"{self.provider}/{self.model}"
 
     def as_llm_config(self) -> dict[str, Any]:
-        """The form in which Letta takes it."""
+        """The fields of an `llm_config` that it sets. `llm_config.bind` writes them."""
         return {
             "model": self.model,
             "model_endpoint_type": self.client,
@@ -63,6 +77,10 @@ class Binding:
             "context_window": self.window,
             "handle": self.handle,
         }
+
+    def suited(self, agent_type: str | None) -> Binding:
+        """The same with a client that streams for this type of agent."""
+        return self if streams(self.client, agent_type) else replace(self, client=OPENAI)
 
     def as_update(self) -> dict[str, Any]:
         """The change of an agent that binds it, its summaries of long conversations included.

@@ -23,6 +23,7 @@ class Engine:
         window: the context window in tokens.
         handle: as Letta or somebody named it.
         compaction: the handle that sums up long conversations; None for the same as the agent's own.
+        agent_type: Letta's type of the agent, which decides what its client has to be able to do.
     """
 
     model: str
@@ -33,9 +34,10 @@ class Engine:
     window: int = 0
     handle: str | None = None
     compaction: str | None = None
+    agent_type: str | None = None
 
     @classmethod
-    def of(cls, llm_config: Mapping[str, Any]) -> Engine:
+    def of(cls, llm_config: Mapping[str, Any], agent_type: str | None = None) -> Engine:
         """What Letta has, as it has it."""
         return cls(
             model=str(llm_config.get("model") or "-"),
@@ -45,6 +47,7 @@ class Engine:
             category=llm_config.get("provider_category"),
             window=int(llm_config.get("context_window") or 0),
             handle=llm_config.get("handle"),
+            agent_type=agent_type,
         )
 
     def strays_from(self, provider: str, base_url: str | None) -> bool:

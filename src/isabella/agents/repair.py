@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from isabella.addresses import same_address
-from isabella.agents.binding import GENERIC, OPENAI, Binding
+from isabella.agents.binding import GENERIC, OPENAI, Binding, streams
 from isabella.agents.engine import Engine
 
 #: Endpoint types whose clients never use the stored key (facts M3, O11).
@@ -27,6 +27,8 @@ class Fault(StrEnum):
 
     #: Its client never uses the stored key (fact M3).
     KEY_IGNORED = "key_ignored"
+    #: Its client cannot stream for its type of agent (fact M26).
+    CANNOT_STREAM = "cannot_stream"
     #: Its client sends fields that the vendor refuses (fact M13).
     WRONG_CLIENT = "wrong_client"
     #: Its handle is one that several providers share (fact M4).
@@ -125,7 +127,7 @@ def _spelled_out(engine: Engine, landscape: Landscape) -> Binding | None:
     client = engine.endpoint_type if engine.endpoint_type in (GENERIC, OPENAI) else landscape.client
     if provider in landscape.vendors:
         client = landscape.client
-    return Binding(provider, engine.model, base_url.rstrip("/"), window, client=client)
+    return Binding(provider, engine.model, base_url.rstrip("/"), window, client=client).suited(engine.agent_type)
 
 
 def _fault(engine: Engine, wanted: Binding) -> tuple[Fault, str] | None:
@@ -133,6 +135,9 @@ def _fault(engine: Engine, wanted: Binding) -> tuple[Fault, str] | None:
         return Fault.KEY_IGNORED, f"as type {engine.endpoint_type}, Letta never uses the key stored for it"
     if (engine.handle or "").startswith(_PROXY):
         return Fault.PROXY_HANDLE, f"its handle {engine.handle} is one that every provider of type openai shares"
+    if not streams(engine.endpoint_type, engine.agent_type):
+        kind = f"agents of type {engine.agent_type}"
+        return Fault.CANNOT_STREAM, f"Letta's {engine.endpoint_type} client cannot stream for {kind}"
     if engine.endpoint_type != wanted.client:
         return Fault.WRONG_CLIENT, f"Letta's {engine.endpoint_type} client sends it fields that the vendor may refuse"
     if not same_address(engine.endpoint, wanted.base_url):

@@ -194,6 +194,7 @@ class _AgentRow(BaseModel):
 
     id: str
     name: str | None = None
+    agent_type: str | None = None
     llm_config: _LlmConfig | None = None
     compaction_settings: _Compaction | None = None
 
@@ -234,6 +235,7 @@ def _agent(row: _AgentRow) -> Agent:
         window=config.context_window or 0,
         handle=config.handle,
         compaction=row.compaction_settings.model if row.compaction_settings else None,
+        agent_type=row.agent_type,
     )
     return Agent(row.id, row.name or row.id, engine)
 

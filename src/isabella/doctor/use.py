@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from isabella.addresses import same_address
-from isabella.agents.binding import GENERIC, OPENAI, Binding
+from isabella.agents.binding import GENERIC, OPENAI, Binding, streams
 from isabella.agents.repair import Fault, Landscape, diagnose
 from isabella.doctor import releases
 from isabella.doctor.evidence import Agent, Evidence
@@ -98,6 +98,14 @@ _WORDS = {
         "environment, or DUMMY_API_KEY, to this vendor.",
         ("P7", "M6"),
     ),
+    "agent-cannot-stream": _Words(
+        Severity.ERROR,
+        "{agents}: Letta's client for it cannot stream for this type of agent.",
+        "Letta runs agents of older types (memgpt_agent, memgpt_v2_agent, react_agent, workflow_agent and others) "
+        "in a loop that streams with few of its clients. Every streamed turn ends with an error; with its openai "
+        "client they answer.",
+        ("M26",),
+    ),
     "agent-client-refused": _Words(
         Severity.WARNING,
         "{agents}: Letta's client for it sends fields that the vendor may refuse.",
@@ -123,6 +131,7 @@ _WORDS = {
 #: How faults that `isabella agents repair` mends are called here.
 _REPAIRED = {
     Fault.KEY_IGNORED: "agent-ignores-key",
+    Fault.CANNOT_STREAM: "agent-cannot-stream",
     Fault.WRONG_CLIENT: "agent-client-refused",
     Fault.PROXY_HANDLE: "agent-proxy-handle",
     Fault.PROVIDER_GONE: "agent-provider-gone",
@@ -158,6 +167,10 @@ def _faults(agent: Agent, evidence: Evidence, land: Landscape) -> Iterator[_Faul
     row = evidence.seen.row(engine.provider) if engine.provider else None
     desired = _desired(agent, evidence)
     if engine.category != "byok":
+        if not streams(engine.endpoint_type, engine.agent_type):
+            line = f"{agent.name}: type {engine.agent_type}, client {engine.endpoint_type}"
+            yield _Fault("agent-cannot-stream", None, line)
+            return
         here = _at(engine.endpoint, evidence)
         if here is not None:
             line = f"{agent.name}: provider_category {engine.category or 'not given'}, address of {here.name}"
@@ -185,6 +198,9 @@ def _at_once(agent: Agent, evidence: Evidence, land: Landscape) -> Iterator[_Fau
     if engine.endpoint_type in DEAF:
         line = f"{agent.name}: type {engine.endpoint_type}, reads {DEAF[engine.endpoint_type]} of Letta's environment"
         yield _Fault("agent-ignores-key", name, line)
+    if not streams(engine.endpoint_type, engine.agent_type):
+        line = f"{agent.name}: type {engine.agent_type}, client {engine.endpoint_type}"
+        yield _Fault("agent-cannot-stream", name, line)
     if proxied:
         yield _Fault("agent-proxy-handle", name, f"{agent.name}: {engine.handle}, window {engine.window}")
     known = land.windows.get(f"{name}/{engine.model}", 0)
@@ -214,7 +230,7 @@ def _finding(code: str, provider: str | None, found: list[tuple[Agent, str]], ev
         there = f" ({', '.join(names)})" if names else ""
         remedy = Remedy(
             f"Switch each to a model that is there: isabella agents switch NAME {_example(evidence)}."
-            if code == "agent-model-gone"
+            if code in ("agent-model-gone", "agent-cannot-stream")
             else f"Register the provider again, or bind the agents to one that is there{there}: PATCH of llm_config."
         )
     return Finding(
@@ -280,7 +296,7 @@ def rebinding(agent: Agent, evidence: Evidence) -> Binding | None:
     known = land.windows.get(f"{desired.name}/{engine.model}", 0)
     guessed = engine.window in (0, *BLIND_WINDOWS)
     window = known if guessed and known else engine.window or desired.vendor.default_window
-    return Binding(desired.name, engine.model, desired.base_url, window, land.client)
+    return Binding(desired.name, engine.model, desired.base_url, window, land.client).suited(engine.agent_type)
 
 
 def _desired(agent: Agent, evidence: Evidence) -> Desired | None:

@@ -28,6 +28,7 @@ class Vendor:
         default_model: a model to start with; None means the first that the vendor lists.
         default_window: context window in tokens of a model about which nothing is known.
         models: context windows in tokens by model id.
+        call_id: the form of tool call ids that it insists on, as a regular expression; None where it takes any.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Vendor:
     default_model: str | None = None
     default_window: int = 32_768
     models: Mapping[str, int] = field(default_factory=dict)
+    call_id: str | None = None
 
     @property
     def api_key_file_env(self) -> str:

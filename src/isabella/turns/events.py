@@ -37,6 +37,8 @@ class Code(StrEnum):
     MODEL_UNKNOWN = "model_unknown"
     RATE_LIMITED = "rate_limited"
     REQUEST_REFUSED = "request_refused"
+    #: It does not take what another vendor, or a turn that broke off, left in the agent's context.
+    CONTEXT_REFUSED = "context_refused"
     VENDOR_FAILING = "vendor_failing"
     VENDOR_UNREACHABLE = "vendor_unreachable"
     #: It did not begin to answer in time.

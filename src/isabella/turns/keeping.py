@@ -11,12 +11,11 @@ from collections.abc import Mapping
 
 import structlog
 
+from isabella.agents.context import add
 from isabella.agents.wire import Wire
 from isabella.errors import IsabellaError
 
 log = structlog.get_logger()
-
-_LATEST = 4
 
 
 async def stored_ids(wire: Wire, run_id: str) -> Mapping[str, str]:
@@ -51,33 +50,15 @@ async def keep(
         stored = await stored_ids(wire, run_id)
         asked_is_stored = "user_message" in stored.values()
         came = "".join(text for id, text in said.items() if id not in stored).strip()
-        if asked_is_stored and not came:
+        in_context = [str(id) for id in (await wire.agent(agent_id)).get("message_ids") or ()]
+        # Some vendors refuse what is said next if the result of a tool was never answered (fact M28).
+        unanswered = bool(in_context) and stored.get(in_context[-1]) == "tool_return_message"
+        if asked_is_stored and not came and not unanswered:
             return True
-        await _add(wire, agent_id, "" if asked_is_stored else asked, f"{came} {mark}".strip(), model)
+        answer = f"{came} {mark}".strip()
+        added = await add(wire, agent_id, "" if asked_is_stored else asked, answer, known=in_context, model=model)
+        await wire.patch(f"/v1/agents/{agent_id}", {"message_ids": [*in_context, *added]})
     except IsabellaError as error:
         log.warning("not kept", agent=agent_id, run=run_id, error=error.what)
         return asked_is_stored
     return True
-
-
-async def _add(wire: Wire, agent_id: str, asked: str, answer: str, model: str) -> None:
-    before = await wire.agent(agent_id)
-    in_context = [str(id) for id in before.get("message_ids") or ()]
-    await wire.post(
-        f"/v1/agents/{agent_id}/messages/capture",
-        {
-            "provider": "isabella",
-            "model": model,
-            "request_messages": [{"role": "user", "content": asked}] if asked else [],
-            "response_dict": {"content": answer},
-        },
-    )
-    # That stores them, but does not show them to the agent; and its answer does not tell their ids.
-    latest = await wire.get(f"/v1/agents/{agent_id}/messages", limit=_LATEST, order="desc")
-    wanted = [("user_message", asked)] if asked else []
-    added = []
-    for kind, text in [*wanted, ("assistant_message", answer)]:
-        found = next((row for row in latest if row.get("message_type") == kind and row.get("content") == text), None)
-        if found is not None and found["id"] not in in_context:
-            added.append(str(found["id"]))
-    await wire.patch(f"/v1/agents/{agent_id}", {"message_ids": [*in_context, *added]})

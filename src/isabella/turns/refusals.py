@@ -26,6 +26,8 @@ _AGAIN_IN = re.compile(
 #: The vendor's status and body, as its client in Letta prints them.
 _QUOTED = re.compile(r"Error code: (\d{3}) - (\{.*\})", re.DOTALL)
 _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL | re.IGNORECASE)
+#: How Mistral words that ids, or the order of messages, are not to its liking.
+_CONTEXT_REFUSED = re.compile(r"tool call id was|unexpected role '?\w+'? after role '?tool", re.IGNORECASE)
 _CONTEXT_OVERFLOW = "context_window_overflow_in_system_prompt"
 _SAID_LIMIT = 300
 
@@ -81,10 +83,12 @@ def judge(kind: str, detail: str) -> Refusal:
     if kind == _CONTEXT_OVERFLOW:
         return Refusal(Code.CONTEXT_FULL, said, status, counts=False, elsewhere=False)
     code = _of_status(status) if status is not None else _of_wording(kind, detail)
+    if code is Code.REQUEST_REFUSED and _CONTEXT_REFUSED.search(detail):
+        code = Code.CONTEXT_REFUSED
     match code:
         case Code.RATE_LIMITED:
             return Refusal(code, said, status, retry_after=wish(detail))
-        case Code.REQUEST_REFUSED | Code.MODEL_UNKNOWN | Code.LETTA_FAILING:
+        case Code.REQUEST_REFUSED | Code.CONTEXT_REFUSED | Code.MODEL_UNKNOWN | Code.LETTA_FAILING:
             # It answers, and others may be served well.
             return Refusal(code, said, status, counts=False)
         case _:
@@ -117,6 +121,11 @@ def _vendors_words(detail: str) -> str:
         inner = body.get("error")
         said = inner if isinstance(inner, Mapping) else body
         words = said.get("message") or said.get("detail") or (inner if isinstance(inner, str) else "")
+        if isinstance(words, Mapping):
+            # Mistral's 422 has a list of complaints in place of a sentence.
+            complaints = words.get("detail")
+            listed = complaints if isinstance(complaints, list) else ()
+            words = "; ".join(str(one.get("msg")) for one in listed if isinstance(one, Mapping))
     return f"{found[1]}: {words}" if isinstance(words, str) and words else f"status {found[1]}"
 
 

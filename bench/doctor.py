@@ -129,7 +129,8 @@ async def _only_four(scene: Scene) -> None:
             }
             made = (await http.post("/v1/agents/", json=body)).raise_for_status().json()
             # Letta notes a model for summaries whatever it is given at first.
-            (await http.patch(f"/v1/agents/{made['id']}", json=binding.as_update())).raise_for_status()
+            unset = {"compaction_settings": {"model": None}}
+            (await http.patch(f"/v1/agents/{made['id']}", json=unset)).raise_for_status()
 
 
 @contextmanager

@@ -35,8 +35,8 @@ def test_a_conversation_through_all_four_vendors_keeps_its_history_and_every_ven
         await agency.residents.switch(agent, "longcat", agency.models)
         await say(agency, agent.id, "Remember that my dog is called Rex.")
         for vendor in NAMES:
-            binding = await agency.residents.switch(agent, PROVIDERS[vendor], agency.models)
-            assert binding.window == WINDOWS[vendor]
+            bound = await agency.residents.switch(agent, PROVIDERS[vendor], agency.models)
+            assert bound.binding.window == WINDOWS[vendor]
             seen = {name: len(here.vendors.requests(name)) for name in NAMES}
             assert "Rex" in await say(agency, agent.id, "What is my dog called?")
             answered = {name for name in NAMES if len(here.vendors.requests(name)) > seen[name]}

@@ -97,6 +97,7 @@ def test_piped(served: Backend, environment: dict[str, str], tmp_path: Path) -> 
         "Written to piped.af",
     ]
     assert "memory_insert" in chat.stderr
+    assert "1 tool call made through other vendors left the agent's context" in chat.stderr
     exported = (tmp_path / "piped.af").read_text()
     assert "Minka" in exported
     assert not any(served.vendors.key(vendor.name).get_secret_value() in exported for vendor in known_vendors())

@@ -14,6 +14,7 @@ import anyio
 import pytest
 
 from isabella.agents.binding import Binding
+from isabella.agents.llm_config import Bound
 from isabella.errors import LettaUnreachable
 from isabella.gate import Gate
 from isabella.turns import turn as turns
@@ -56,10 +57,10 @@ class Agents:
             raise self.failure
         return _speaker(self.now, speaker.handles)
 
-    async def bind(self, _agent_id: str, binding: Binding) -> Binding:
+    async def bind(self, _agent_id: str, binding: Binding) -> Bound:
         """Bind it, where its provider is by now."""
         self.now = await self.placed(binding)
-        return self.now
+        return Bound(self.now)
 
     async def placed(self, binding: Binding) -> Binding:
         """The same where its provider is by now."""

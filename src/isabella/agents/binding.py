@@ -81,10 +81,3 @@ class Binding:
     def suited(self, agent_type: str | None) -> Binding:
         """The same with a client that streams for this type of agent."""
         return self if streams(self.client, agent_type) else replace(self, client=OPENAI)
-
-    def as_update(self) -> dict[str, Any]:
-        """The change of an agent that binds it, its summaries of long conversations included.
-
-        Left to itself, Letta looks the model for summaries up by its handle, and meets facts M1, M3 and M4 there.
-        """
-        return {"llm_config": self.as_llm_config(), "compaction_settings": {"model": None}}

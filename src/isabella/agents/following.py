@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from isabella.agents.client import open_client
 from isabella.agents.engine import Engine
+from isabella.agents.llm_config import point_to
 from isabella.agents.wire import Wire
 from isabella.concurrency import together
 from isabella.connection import Connection
@@ -19,49 +19,6 @@ from isabella.providers.followers import Moved, Note
 _AT_ONCE = 8
 #: A turn that is just ending may bind its agent back to what was true when it looked.
 _PASSES = 3
-
-
-async def move(wire: Wire, agent_id: str, provider: str, base_url: str | None) -> bool:
-    """Have one agent call this address, if it is bound to the provider. All else in its `llm_config` stays.
-
-    Args:
-        wire: to Letta.
-        agent_id: Letta's id of it.
-        provider: the provider's name in Letta.
-        base_url: where its vendor answers now.
-
-    Returns:
-        Whether it called another address; not so where somebody has bound it to another provider meanwhile.
-
-    Raises:
-        LettaError: Letta refuses or fails.
-    """
-    found = await _stray(wire, agent_id, provider, base_url)
-    if found is not None:
-        await found.point_to(base_url)
-    return found is not None
-
-
-@dataclass(frozen=True)
-class _Stray:
-    """An agent that calls another address than its provider's."""
-
-    wire: Wire
-    id: str
-    name: str
-    config: Mapping[str, Any]
-
-    async def point_to(self, base_url: str | None) -> None:
-        """Have it call this one."""
-        await self.wire.patch(f"/v1/agents/{self.id}", {"llm_config": {**self.config, "model_endpoint": base_url}})
-
-
-async def _stray(wire: Wire, agent_id: str, provider: str, base_url: str | None) -> _Stray | None:
-    row = await wire.agent(agent_id)
-    config = row.get("llm_config") or {}
-    if not Engine.of(config).strays_from(provider, base_url):
-        return None
-    return _Stray(wire, agent_id, str(row.get("name") or agent_id), config)
 
 
 async def engines(connection: Connection) -> list[Engine]:
@@ -89,12 +46,12 @@ async def follow(connection: Connection, provider: str, base_url: str, note: Not
     trouble: dict[str, LettaError] = {}
     async with _opened(connection) as wire:
 
+        def told(row: Mapping[str, Any], former: str | None) -> None:
+            note(Moved(row["id"], str(row.get("name") or row["id"]), former))
+
         async def one(agent_id: str) -> None:
             async with _noted(trouble, agent_id):
-                found = await _stray(wire, agent_id, provider, base_url)
-                if found is not None:
-                    note(Moved(agent_id, found.name, found.config.get("model_endpoint")))
-                    await found.point_to(base_url)
+                await point_to(wire, agent_id, provider, base_url, told)
 
         async def behind() -> list[str]:
             found = await _everybody(wire)
@@ -125,7 +82,7 @@ async def send_back(connection: Connection, provider: str, moved: Sequence[Moved
 
         async def one(agent: Moved) -> None:
             async with _noted(trouble, agent.id):
-                await move(wire, agent.id, provider, agent.former)
+                await point_to(wire, agent.id, provider, agent.former)
 
         calls: list[Callable[[], Awaitable[None]]] = [partial(one, agent) for agent in moved]
         await together(calls, at_once=_AT_ONCE)

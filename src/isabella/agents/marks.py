@@ -21,6 +21,27 @@ KEY = "isabella"
 
 
 @dataclass(frozen=True)
+class Lowered:
+    """A limit of an agent's answers that does not fit into its model's window.
+
+    Attributes:
+        wanted: the `max_tokens` that its owner has set.
+        to: the `max_tokens` that it has instead.
+    """
+
+    wanted: int
+    to: int
+
+    @classmethod
+    def read(cls, found: Any) -> Lowered | None:
+        """What an agent's metadata says; None for another shape."""
+        match found:
+            case {"wanted": int(wanted), "to": int(to)}:
+                return cls(wanted, to)
+        return None
+
+
+@dataclass(frozen=True)
 class Marks:
     """What the metadata of an agent holds of Isabella's.
 
@@ -30,12 +51,14 @@ class Marks:
         tools: the tools that its definition last gave it.
         embedding: how its archival memory is searched, once that is decided.
         reflected: up to where what was said has been reflected on.
+        lowered: what a smaller window has made of the agent's `max_tokens`.
     """
 
     written: Mapping[str, str] = field(default_factory=dict)
     tools: tuple[str, ...] = ()
     embedding: Mapping[str, Any] | None = None
     reflected: str | None = None
+    lowered: Lowered | None = None
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any] | None) -> Marks:
@@ -50,6 +73,7 @@ class Marks:
             tools=tuple(str(tool) for tool in tools) if isinstance(tools, list) else (),
             embedding=embedding if isinstance(embedding, dict) else None,
             reflected=reflected if isinstance(reflected, str) else None,
+            lowered=Lowered.read(found.get("max_tokens")),
         )
 
     def into(self, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -63,6 +87,8 @@ class Marks:
             mine["embedding"] = dict(self.embedding)
         if self.reflected is not None:
             mine["reflected"] = self.reflected
+        if self.lowered is not None:
+            mine["max_tokens"] = {"wanted": self.lowered.wanted, "to": self.lowered.to}
         return {**(metadata or {}), KEY: mine}
 
 

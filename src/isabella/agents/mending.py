@@ -27,6 +27,7 @@ class Repair:
         binding: what it would be bound to; None where nothing works.
         done: whether it has been.
         problem: why it cannot be mended, or was not.
+        notes: what is to be known about it since, one sentence each.
     """
 
     agent_id: str
@@ -38,6 +39,7 @@ class Repair:
     binding: Binding | None = None
     done: bool = False
     problem: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def after(self) -> str | None:
@@ -56,6 +58,7 @@ class Repair:
             "after": self.after,
             "done": self.done,
             "problem": self.problem,
+            "notes": list(self.notes),
         }
 
 
@@ -83,11 +86,11 @@ async def mend(residents: Residents, repairs: list[Repair]) -> list[Repair]:
             mended.append(repair)
             continue
         try:
-            await residents.bind(repair.agent_id, repair.binding)
+            bound = await residents.bind(repair.agent_id, repair.binding)
         except IsabellaError as error:
             mended.append(replace(repair, problem=str(error)))
         else:
-            mended.append(replace(repair, done=True))
+            mended.append(replace(repair, done=True, notes=bound.notes))
     return mended
 
 

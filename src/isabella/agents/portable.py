@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from isabella.agents import marks
+from isabella.agents import llm_config, marks
 from isabella.agents.archive import Archive, Passage
 from isabella.agents.definitions import NAME
 from isabella.agents.embedding import Vectors
@@ -45,12 +45,14 @@ class Brought:
         name: what it is called.
         handle: the model that it is bound to.
         passages: how many passages its archival memory has.
+        notes: what is to be known about it, one sentence each.
     """
 
     id: str
     name: str
     handle: str
     passages: int
+    notes: tuple[str, ...] = ()
 
 
 async def export_agent(residents: Residents, resident: Resident, secrets: Iterable[str] = ()) -> str:
@@ -120,12 +122,15 @@ async def import_agent(
     await _check_tools(residents, document, with_tools=with_tools)
     passages = _passages(document.pop(_OURS, None))
     config = agent.get("llm_config")
-    handle = config.get("handle") if isinstance(config, dict) else None
+    settings: dict[str, Any] = config if isinstance(config, dict) else {}
+    handle = settings.get("handle")
     binding = await models.choose([handle] if isinstance(handle, str) else [])
     agent.update({field: value for field, value in _LEFT_OUT.items() if field in agent})
+    kind = agent.get("agent_type")
+    binding = binding.suited(kind if isinstance(kind, str) else None)
     agent |= {
         "name": name,
-        "llm_config": binding.as_llm_config(),
+        **llm_config.imported(settings, binding),
         "tags": [*_without_definition(agent.get("tags")), marks.OURS, marks.IMPORTED],
         "metadata": _without_marks(agent.get("metadata")),
     }
@@ -147,7 +152,8 @@ async def import_agent(
         raise AgentFileRefused(f"Letta cannot read the file: {why}", remedy=_NOT_AN_AGENT_FILE) from None
     id = answer.agent_ids[0]
     try:
-        await residents.bind(id, binding)
+        # Letta sets the reasoning of a new agent as it thinks fit; the file comes first.
+        bound = await residents.fit(id, await residents.bind(id, binding, settings=settings))
         await point(residents, await residents.get(id), vectors)
         archive = Archive(residents.wire)
         for passage in passages:
@@ -159,7 +165,7 @@ async def import_agent(
         # Half an agent would look like a whole one that has forgotten.
         await residents.delete(id)
         raise
-    return Brought(id, name, binding.handle, len(passages))
+    return Brought(id, name, binding.handle, len(passages), bound.notes)
 
 
 def own_secrets(models: Models, connection: Connection) -> list[str]:

@@ -15,6 +15,7 @@ import anyio
 import stamina
 from letta_client import APIConnectionError, APIError, APIStatusError, APITimeoutError, AsyncLetta, NotFoundError
 
+from isabella.agents import llm_config
 from isabella.agents.binding import Binding
 from isabella.agents.embedding import NO_EMBEDDING
 from isabella.concurrency import together
@@ -98,7 +99,7 @@ async def _create(client: AsyncLetta, binding: Binding) -> str:
     create = partial(
         client.agents.create,
         name=f"isabella-receipt-{binding.provider}",
-        llm_config=cast(Any, binding.as_llm_config()),
+        **cast(Any, llm_config.creation(binding)),
         include_base_tools=False,
         tags=[TAG],
         system="Answer with one short sentence.",

@@ -11,11 +11,12 @@ from letta_client import AsyncLetta
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from isabella.addresses import is_nowhere
-from isabella.agents import marks, receipts, tending
+from isabella.agents import context, llm_config, marks, receipts, tending
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import NAME, AgentDefinition
 from isabella.agents.embedding import Vectors
 from isabella.agents.engine import Engine
+from isabella.agents.llm_config import Bound
 from isabella.agents.marks import Marks
 from isabella.agents.models import Models
 from isabella.agents.tending import Ensured
@@ -71,6 +72,11 @@ class Resident:
     def binding(self) -> Binding | None:
         """Its explicit binding (fact M6); None where it has none."""
         return None if self.engine is None else self.engine.binding
+
+    @property
+    def agent_type(self) -> str | None:
+        """Letta's type of agent."""
+        return None if self.engine is None else self.engine.agent_type
 
     @property
     def handle(self) -> str:
@@ -133,24 +139,17 @@ class Residents:
             raise
         return self._resident(row)
 
-    async def change(self, agent_id: str, update: Mapping[str, Any]) -> None:
-        """Change fields of an agent, its binding among them or not.
+    async def bind(
+        self,
+        agent_id: str,
+        binding: Binding,
+        others: Mapping[str, Any] | None = None,
+        *,
+        settings: Mapping[str, Any] | None = None,
+    ) -> Bound:
+        """Tie an agent to a provider and a model; effective with its next message.
 
-        Raises:
-            LettaError: Letta refuses or fails.
-        """
-        path = f"/v1/agents/{agent_id}"
-        try:
-            await self.wire.patch(path, update)
-        except LettaRefused as refused:
-            # Up to 0.16.4 a model for summaries cannot be unset, and none is noted unless one was given (fact M24).
-            without = {name: value for name, value in update.items() if name != "compaction_settings"}
-            if refused.status != 422 or len(without) == len(update):
-                raise
-            await self.wire.patch(path, without)
-
-    async def bind(self, agent_id: str, binding: Binding, others: Mapping[str, Any] | None = None) -> Binding:
-        """Tie an agent to a provider and a model; effective with its next message. Memory and history stay.
+        Memory, history and all other settings of its `llm_config` stay.
 
         It calls the address that the provider has in Letta, whatever the binding says: that is where the key belongs
         which Letta has (fact M6).
@@ -159,6 +158,7 @@ class Residents:
             agent_id: Letta's id of it.
             binding: what to tie it to.
             others: fields of it that are changed with the binding.
+            settings: an `llm_config` whose settings come before those that the agent has.
 
         Returns:
             What it is tied to now.
@@ -168,14 +168,25 @@ class Residents:
         """
         for _ in range(_BINDINGS):
             home = await self.placed(binding) or binding
-            await self.change(agent_id, {**(others or {}), **home.as_update()})
+            bound = await llm_config.bind(self.wire, agent_id, home, others, settings=settings)
             # Whoever moves a provider looks for its agents once more at the end: one that is bound before that look
             # is found by it, and one that is bound after it finds the new address here.
             if (await self.placed(binding) or binding) == home:
                 break
         for hear in self.hear_bound:
-            hear(agent_id, home)
-        return home
+            hear(agent_id, bound.binding)
+        return bound
+
+    async def fit(self, agent_id: str, bound: Bound) -> Bound:
+        """Make an agent's context such that the vendor which it was bound to takes it. Nothing may speak to it.
+
+        Raises:
+            LettaError: Letta refuses or fails.
+        """
+        form = context.form_for(bound.binding)
+        if form is None:
+            return bound
+        return replace(bound, fitted=await context.fit(self.wire, agent_id, form))
 
     async def placed(self, binding: Binding) -> Binding | None:
         """The same at the address that its provider has in Letta; None where there is no such provider.
@@ -192,8 +203,8 @@ class Residents:
                 return replace(binding, base_url=row.get("base_url") or binding.base_url)
         return None
 
-    async def switch(self, resident: Resident, handle: str, models: Models) -> Binding:
-        """Bind an agent to a handle, if that would work now.
+    async def switch(self, resident: Resident, handle: str, models: Models) -> Bound:
+        """Bind an agent to a handle, if that would work now, and make its context fit. Nothing may speak to it.
 
         Raises:
             ModelUnknown: it would not; the error names the handles that would.
@@ -214,9 +225,10 @@ class Residents:
             )
         # A failover may have bound it elsewhere since it was looked up.
         now = await self.get(resident.id)
-        if now.binding != placed or now.engine is None or now.engine.compaction is not None:
-            return await self.bind(resident.id, placed)
-        return placed
+        bound = Bound(placed.suited(now.agent_type), now.marks.lowered, now.agent_type)
+        if now.binding != bound.binding or now.engine is None or now.engine.compaction is not None:
+            bound = await self.bind(resident.id, placed)
+        return await self.fit(resident.id, bound)
 
     async def delete(self, agent_id: str) -> None:
         """Remove an agent with its memory.
@@ -328,6 +340,7 @@ class _Row(BaseModel):
     blocks: list[_Named] = []
     tools: list[_Named] = []
     metadata: dict[str, Any] | None = None
+    agent_type: str | None = None
     llm_config: _LlmConfig | None = None
     embedding_config: dict[str, Any] | None = None
     compaction_settings: _Compaction | None = None
@@ -349,4 +362,5 @@ def _engine(row: _Row) -> Engine | None:
         window=config.context_window,
         handle=config.handle,
         compaction=row.compaction_settings.model if row.compaction_settings else None,
+        agent_type=row.agent_type,
     )

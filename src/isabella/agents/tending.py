@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from isabella.addresses import is_nowhere
-from isabella.agents import marks
+from isabella.agents import llm_config, marks
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import AgentDefinition, BlockDefinition
 from isabella.agents.embedding import NO_EMBEDDING, Vectors
@@ -249,7 +249,7 @@ async def _create(
         "name": definition.name,
         "description": definition.description,
         "system": definition.persona,
-        "llm_config": binding.as_llm_config(),
+        **llm_config.creation(binding),
         "memory_blocks": [_block(block) for block in definition.blocks],
         "block_ids": list(shared.values()),
         "tools": list(definition.tools),
@@ -269,7 +269,7 @@ async def _create(
         row = await residents.wire.post("/v1/agents/", {**body, "embedding_config": NO_EMBEDDING})
     # Letta notes a model for summaries whatever it is given at first.
     bound = await residents.bind(row["id"], binding)
-    return Ensured(definition.id, definition.name, Done.CREATED, row["id"], handle=bound.handle)
+    return Ensured(definition.id, definition.name, Done.CREATED, row["id"], handle=bound.binding.handle)
 
 
 async def _change(
@@ -306,9 +306,10 @@ async def _change(
     noted = replace(resident.marks, written=marks.fingerprints(definition), tools=definition.tools)
     update = {**changes.fields, "metadata": noted.into(resident.metadata)}
     if binding is not None:
-        await residents.bind(resident.id, binding, update)
+        bound = await residents.bind(resident.id, binding, update)
+        news += bound.notes
     elif update != {"metadata": dict(resident.metadata)}:
-        await residents.change(resident.id, update)
+        await wire.patch(path, update)
     return Ensured(
         definition.id,
         changes.fields.get("name", resident.name),
@@ -331,7 +332,7 @@ async def _rebinding(
     """The binding that it is to have instead of its own, and why; None where its own is good."""
     if changed:
         chosen = await models.choose(definition.handles, window=definition.window)
-        binding = await residents.placed(chosen) or chosen
+        binding = (await residents.placed(chosen) or chosen).suited(resident.agent_type)
         return (None, None) if binding == resident.binding else (binding, f"bound to {binding.handle}")
     finding = diagnose(resident.engine, landscape, definition.handles)
     if finding is None:

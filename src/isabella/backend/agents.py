@@ -73,6 +73,12 @@ class AgentList(BaseModel):
     missing: list[Missing] = Field(description="Definitions whose agent could not be made or brought in line.")
 
 
+class Switched(Agent):
+    """An agent after it was switched."""
+
+    notes: list[str] = Field(description="What is to be known about it, one sentence each.")
+
+
 class Handles(BaseModel):
     """The models that would work now."""
 
@@ -94,6 +100,7 @@ class Imported(BaseModel):
     name: str
     handle: str
     passages: int = Field(description="How many passages of archival memory came with it.")
+    notes: list[str] = Field(description="What is to be known about it, one sentence each.")
 
 
 class BrokenAgent(BaseModel):
@@ -147,15 +154,18 @@ async def agent(name: Name, agency: Agents) -> Agent:
 
 
 @router.post("/agents/{name}/switch", summary="Switch an agent to another model")
-async def switch(name: Name, wanted: Switch, agency: Agents) -> Agent:
+async def switch(name: Name, wanted: Switch, agency: Agents) -> Switched:
     """Bind an agent to a handle, from its next message on. Memory and history stay.
+
+    `notes` say what the vendor does not take: a limit that its window does not allow, or tool calls of other vendors.
 
     A handle that would not work now is refused with 409 `model_unknown`; `details.handles` lists those that would.
     """
     resident = await agency.residents.find(name)
     async with agency.memory.hold(resident.id):
-        await agency.residents.switch(resident, wanted.handle, agency.models)
-    return _agent(await agency.residents.get(resident.id), None)
+        bound = await agency.residents.switch(resident, wanted.handle, agency.models)
+    switched = _agent(await agency.residents.get(resident.id), None)
+    return Switched(**switched.model_dump(), notes=list(bound.notes))
 
 
 @router.get(
@@ -203,7 +213,13 @@ async def bring_in(
         with_tools=tools,
         vectors=agency.vectors,
     )
-    return Imported(id=brought.id, name=brought.name, handle=brought.handle, passages=brought.passages)
+    return Imported(
+        id=brought.id,
+        name=brought.name,
+        handle=brought.handle,
+        passages=brought.passages,
+        notes=list(brought.notes),
+    )
 
 
 async def _body(request: Request) -> bytes:

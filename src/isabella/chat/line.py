@@ -79,9 +79,10 @@ class Line:
         """The models that would work now."""
         return [str(handle) for handle in self._ask("GET", "/api/models", whole=True)["handles"]]
 
-    def switch(self, handle: str) -> str:
-        """Switch the agent to another model; its handle."""
-        return str(self._ask("POST", "/switch", json={"handle": handle})["model"]["handle"])
+    def switch(self, handle: str) -> tuple[str, list[str]]:
+        """Switch the agent to another model; its handle, and what is to be known about it."""
+        done = self._ask("POST", "/switch", json={"handle": handle})
+        return str(done["model"]["handle"]), [str(note) for note in done["notes"]]
 
     def blocks(self) -> list[tuple[str, str]]:
         """The agent's memory blocks: label and text."""

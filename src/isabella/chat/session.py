@@ -104,7 +104,10 @@ class Session:
 
     def _model(self, handle: str) -> None:
         if handle:
-            self._screen.say(f"From now on: {self._line.switch(handle)}")
+            switched, notes = self._line.switch(handle)
+            self._screen.say(f"From now on: {switched}")
+            for note in notes:
+                self._screen.note(note)
             return
         now = self._line.about()["model"]["handle"]
         for known in self._line.handles():

@@ -106,7 +106,7 @@ def show_repairs(repairs: Sequence[dict[str, Any]], *, done: bool) -> None:
             Text(one["name"]),
             Text(one["before"]),
             Text(one["after"] or "-", style="green" if one["done"] else "yellow"),
-            Text(one["problem"] or one["why"], style="red" if one["problem"] else ""),
+            Text(one["problem"] or ". ".join([one["why"], *one["notes"]]), style="red" if one["problem"] else ""),
         )
     out.print(table)
     if not done:

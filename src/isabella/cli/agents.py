@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -116,14 +117,22 @@ def switch(
 
     async def bind(agency: Agency) -> dict[str, Any]:
         resident = await agency.residents.find(name)
-        binding = await agency.residents.switch(resident, handle, agency.models)
-        return {"name": resident.name, "before": resident.handle, "handle": binding.handle, "window": binding.window}
+        async with _holding(agency, resident.id):
+            bound = await agency.residents.switch(resident, handle, agency.models)
+        return {
+            "name": resident.name,
+            "before": resident.handle,
+            "handle": bound.binding.handle,
+            "window": bound.binding.window,
+            "notes": list(bound.notes),
+        }
 
     done = _run(bind, env_file, as_json)
     if as_json:
         print(json.dumps(done, indent=2))
     else:
         print(f"{done['name']} speaks through {done['handle']} now, with a window of {done['window']} tokens.")
+        _print_notes(done["notes"])
 
 
 @app.command()
@@ -212,13 +221,20 @@ def import_command(
         from isabella.agents.portable import import_agent
 
         brought = await import_agent(agency.residents, agency.models, text, name=name, with_tools=with_tools)
-        return {"id": brought.id, "name": brought.name, "handle": brought.handle, "passages": brought.passages}
+        return {
+            "id": brought.id,
+            "name": brought.name,
+            "handle": brought.handle,
+            "passages": brought.passages,
+            "notes": list(brought.notes),
+        }
 
     done = _run(bring, env_file, as_json)
     if as_json:
         print(json.dumps(done, indent=2))
     else:
         print(f"{done['name']} is here, speaks through {done['handle']}, and brought {done['passages']} passages.")
+        _print_notes(done["notes"])
 
 
 @app.command()
@@ -250,6 +266,25 @@ def delete(
     if done["defined"] and not as_json:
         print("The agents' file defines it, so the next start makes a new one, without this one's memory.")
     raise typer.Exit(0 if yes else PENDING)
+
+
+@asynccontextmanager
+async def _holding(agency: Agency, agent_id: str) -> AsyncIterator[None]:
+    """Keep turns of an agent back, in all backends where Letta's database is known."""
+    from isabella.gate import open_locks
+    from isabella.turns.order import Order
+
+    settings = agency.settings
+    async with (
+        open_locks(settings, agency.connection) as locks,
+        Order(locks.advisory, patience=settings.turn_wait).take(agent_id).reached(),
+    ):
+        yield
+
+
+def _print_notes(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(note)
 
 
 def _run(work: Callable[[Agency], Awaitable[Result]], env_file: Path | None, as_json: bool) -> Result:

@@ -41,7 +41,8 @@ def chat(
     screen = Screen()
     with _line(load_served_settings(env_file), agent) as line:
         if model is not None:
-            line.switch(model)
+            for note in line.switch(model)[1]:
+                screen.note(note)
         answered = Session(line, screen).run()
     raise typer.Exit(0 if answered else 1)
 

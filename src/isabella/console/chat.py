@@ -181,10 +181,11 @@ class _Page:
         agency, id = self._premises.agency, agent_of(request)
         resident = await agency.residents.get(id)
         async with agency.memory.hold(id):
-            await agency.residents.switch(resident, fields.get("handle", ""), agency.models)
+            bound = await agency.residents.switch(resident, fields.get("handle", ""), agency.models)
         self._premises.desk.house.roster.forget(id)
         fresh = await agency.residents.get(id)
-        return self._press.fragment(self._press.part("chat_parts.html", "model", resident=fresh, switched=True))
+        html = self._press.part("chat_parts.html", "model", resident=fresh, switched=True, notes=bound.notes)
+        return self._press.fragment(html)
 
     async def say(self, request: Request) -> Response:
         fields = await form(request, self._premises.csrf)

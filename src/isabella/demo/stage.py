@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from letta_client import APIConnectionError, APIStatusError, AsyncLetta
 from pydantic import SecretStr
 
+from isabella.agents import llm_config
 from isabella.agents.binding import Binding
 from isabella.agents.client import open_client
 from isabella.connection import Connection, configured_connection
@@ -111,7 +112,7 @@ class Stage:
                 {"label": "persona", "value": "I am Isabella, an assistant who remembers."},
                 {"label": "human", "value": ""},
             ],
-            llm_config=cast(Any, Binding(desired.name, model, desired.base_url, window).as_llm_config()),
+            **cast(Any, llm_config.creation(Binding(desired.name, model, desired.base_url, window))),
         )
         self._agent = agent.id
 

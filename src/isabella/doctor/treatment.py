@@ -93,7 +93,7 @@ def passing_binding(desired: Desired, evidence: Evidence) -> Binding:
 
 
 async def _bind(agent: Agent, binding: Binding, connection: Connection) -> str:
-    """Change the agent's binding; what else its `llm_config` says, such as its temperature, stays."""
+    """Change the agent's binding; every other setting of it stays."""
     # Not before it is needed: whoever only asks the doctor does not wait for the SDK.
     from isabella.agents.client import open_client
     from isabella.agents.residents import Residents
@@ -102,10 +102,9 @@ async def _bind(agent: Agent, binding: Binding, connection: Connection) -> str:
         residents = Residents(client)
         try:
             # Where a sync has failed, the provider is still where it was: its key belongs there, and nowhere else.
-            binding = await residents.placed(binding) or binding
-            current = (await residents.wire.get(f"/v1/agents/{agent.id}")).get("llm_config") or {}
-            update = binding.as_update()
-            await residents.change(agent.id, {**update, "llm_config": {**current, **binding.as_llm_config()}})
+            bound = await residents.bind(agent.id, binding)
         except LettaError as error:
             return f"{agent.name}: cannot be bound: {error.what}"
-    return f"{agent.name}: bound to {binding.handle} at {binding.base_url}, window {binding.window}"
+    binding = bound.binding
+    line = f"{agent.name}: bound to {binding.handle} at {binding.base_url}, window {binding.window}"
+    return ". ".join([line, *bound.notes])

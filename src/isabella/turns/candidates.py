@@ -8,6 +8,7 @@ import anyio
 import structlog
 
 from isabella.agents.binding import Binding
+from isabella.agents.context import Fitted, form_for
 from isabella.errors import IsabellaError
 from isabella.turns.events import Asked
 from isabella.turns.roster import Roster, Speaker
@@ -57,6 +58,7 @@ class Rebound:
         self._speaker = speaker
         self._chosen: Binding | None = None
         self._now: Binding | None = None
+        self._fitted: Fitted | None = None
 
     async def to(self, binding: Binding) -> None:
         """Bind it to this one, whose gate has been passed.
@@ -71,7 +73,10 @@ class Rebound:
         if self._now != binding:
             # Noted before: where the answer to it is lost, it may be bound there all the same.
             self._now = binding
-            self._now = await self._roster.bind(self._speaker.id, binding)
+            bound = await self._roster.bind(self._speaker.id, binding)
+            self._now = bound.binding
+            if bound.fitted is not None:
+                self._fitted = bound.fitted
 
     async def __aenter__(self) -> Rebound:
         return self
@@ -85,6 +90,8 @@ class Rebound:
                 # moves meanwhile the agent goes along.
                 home = await self._roster.placed(self._chosen)
                 if home != self._now and (await self._roster.look(self._speaker)).binding == self._now:
-                    await self._roster.bind(self._speaker.id, home)
+                    bound = await self._roster.bind(self._speaker.id, home)
+                    if self._fitted is not None and form_for(bound.binding) is None:
+                        await self._roster.put_back(self._speaker.id, self._fitted)
             except IsabellaError as error:
                 log.warning("not bound back", agent=self._speaker.name, to=self._chosen.handle, error=error.what)

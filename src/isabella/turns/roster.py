@@ -8,9 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from isabella.addresses import same_address
+from isabella.agents import context
 from isabella.agents.binding import Binding
+from isabella.agents.context import Fitted
 from isabella.agents.engine import Engine
-from isabella.agents.following import move
+from isabella.agents.llm_config import Bound, point_to
 from isabella.agents.models import Models
 from isabella.agents.residents import Resident, Residents
 from isabella.errors import AgentUnknown, LettaRefused
@@ -32,6 +34,7 @@ class Speaker:
         binding: the same as a binding; None where it is no explicit one, and is left as it is.
         handles: the models that it prefers, in order; an agent of somebody else's has none.
         window: at most so many tokens of context on any of them.
+        type: Letta's type of agent.
     """
 
     id: str
@@ -42,6 +45,7 @@ class Speaker:
     binding: Binding | None = None
     handles: tuple[str, ...] = ()
     window: int | None = None
+    type: str | None = None
 
 
 class Roster:
@@ -106,13 +110,31 @@ class Roster:
         """Look this agent up anew the next time."""
         self._known = {name: known for name, known in self._known.items() if known[1].id != agent_id}
 
-    async def bind(self, agent_id: str, binding: Binding) -> Binding:
+    async def bind(self, agent_id: str, binding: Binding) -> Bound:
         """Bind an agent, at the address that its provider has in Letta; effective with its next message.
+
+        Its context is made such that the vendor takes it.
 
         Raises:
             LettaError: Letta refuses or fails.
         """
-        return await self._residents.bind(agent_id, binding)
+        return await self._residents.fit(agent_id, await self._residents.bind(agent_id, binding))
+
+    async def fit(self, agent_id: str) -> Fitted | None:
+        """Make an agent's context such that every vendor takes it; None where nothing had to be, or can be, done.
+
+        Raises:
+            LettaError: Letta refuses or fails.
+        """
+        return await context.fit(self._residents.wire, agent_id)
+
+    async def put_back(self, agent_id: str, fitted: Fitted) -> None:
+        """Show an agent again what left its context for one vendor.
+
+        Raises:
+            LettaError: Letta refuses or fails.
+        """
+        await context.put_back(self._residents.wire, agent_id, fitted)
 
     async def placed(self, binding: Binding) -> Binding:
         """The same at the address that its provider has in Letta: for as long as its gate is being passed.
@@ -139,7 +161,7 @@ class Roster:
         if same_address(provider.base_url, binding.base_url):
             return
         home = await self.placed(binding)
-        if await move(self._residents.wire, speaker.id, home.provider, home.base_url):
+        if await point_to(self._residents.wire, speaker.id, home.provider, home.base_url):
             self._bound(speaker.id, home)
 
     def _bound(self, agent_id: str, binding: Binding) -> None:
@@ -157,7 +179,7 @@ class Roster:
         Raises:
             ModelUnknown: nothing that would work.
         """
-        return await self._models.binding(handle, window=speaker.window)
+        return (await self._models.binding(handle, window=speaker.window)).suited(speaker.type)
 
 
 def _speaker(resident: Resident) -> Speaker:
@@ -171,6 +193,7 @@ def _speaker(resident: Resident) -> Speaker:
         binding=resident.binding,
         handles=definition.handles if definition is not None else (),
         window=definition.window if definition is not None else None,
+        type=engine.agent_type if engine is not None else None,
     )
 
 
@@ -179,7 +202,7 @@ def _as_it_is(speaker: Speaker, row: Any) -> Speaker:
     config = row.get("llm_config") if isinstance(row, dict) else None
     if not isinstance(config, dict):
         return speaker
-    engine = Engine.of(config)
+    engine = Engine.of(config, row.get("agent_type"))
     return replace(
         speaker,
         name=str(row.get("name") or speaker.name),
@@ -187,4 +210,5 @@ def _as_it_is(speaker: Speaker, row: Any) -> Speaker:
         provider=engine.provider or "-",
         model=engine.model,
         binding=engine.binding,
+        type=engine.agent_type,
     )

@@ -28,7 +28,7 @@ _STORING_SECONDS = 10.0
 #: So long an answer that is over waits to hear from Letta whose it was.
 _LOOKING_SECONDS = 5.0
 #: Stands in the history behind what came of an answer that is not whole.
-_MARKS = {Reason.STOPPED: "[stopped]", Reason.BROKEN: "[broken off]"}
+_MARKS = {Reason.STOPPED: "[stopped]", Reason.BROKEN: "[broken off]", Reason.MAX_STEPS: "[step limit reached]"}
 
 
 class Turn:
@@ -57,6 +57,7 @@ class Turn:
         self._failed: Failed | None = None
         self._tried: set[str] = set()
         self._asked: Candidate | None = None
+        self._fitted = False
         self._bound = Rebound(house.roster, speaker)
 
     @property
@@ -217,11 +218,30 @@ class Turn:
             elif not refusal.elsewhere:
                 self._failed = Failed(refusal.code, refusal.message, status=refusal.status)
             else:
-                refusals.append(refusal)
                 wait = refusal.retry_after or left_out_for
                 yield Failover(asked.handle, refusal.code, refusal.message, refusal.status, wait)
+                if refusal.code is not Code.CONTEXT_REFUSED or not await self._fit():
+                    refusals.append(refusal)
+                    return
+                async with aclosing(self._ask(candidate, refusals)) as again:
+                    async for event in again:
+                        yield event
         finally:
             house.breaker.gave_up(candidate.provider)
+
+    async def _fit(self) -> bool:
+        """Make the context such that a vendor takes it, once; whether anything was changed."""
+        if self._fitted:
+            return False
+        self._fitted = True
+        try:
+            fitted = await self._house.roster.fit(self.speaker.id)
+        except IsabellaError as error:
+            log.warning("context not fitted", agent=self.speaker.name, error=error.what)
+            return False
+        if fitted is not None:
+            log.info("context fitted", agent=self.speaker.name, calls=fitted.calls)
+        return fitted is not None
 
     async def _through_the_gate(self, candidate: Candidate, attempt: Attempt) -> AsyncGenerator[Event, None]:
         if self._wish.stopped:
@@ -306,14 +326,16 @@ class Turn:
             return
         # Without a reason of its own the client has gone away in the middle.
         self._reason = attempt.reason or Reason.STOPPED
-        if self._reason in (Reason.COMPLETED, Reason.MAX_STEPS, Reason.NEEDS_APPROVAL):
+        if self._reason in (Reason.COMPLETED, Reason.NEEDS_APPROVAL):
             self._stored = True
         elif attempt.began is None:
             # Of a stopped turn that had not begun nothing remains; of an empty answer, the message does.
             self._stored = self._reason is Reason.BROKEN
         elif attempt.run_id is not None:
+            # Letta has stored every step of a turn that reached its limit; only an answer may be missing.
+            self._stored = whole = self._reason is Reason.MAX_STEPS
             with anyio.CancelScope(shield=True), anyio.move_on_after(_STORING_SECONDS):
-                self._stored = await keeping.keep(
+                kept = await keeping.keep(
                     self._house.wire,
                     self.speaker.id,
                     run_id=attempt.run_id,
@@ -322,6 +344,7 @@ class Turn:
                     mark=_MARKS[self._reason],
                     model=self._answered_by or "-",
                 )
+                self._stored = kept or whole
 
     def _hold_against(self, provider: str, refusal: Refusal) -> float | None:
         if refusal.vendor is not None:

@@ -52,7 +52,7 @@ def login(env_file: EnvFile = None) -> None:
     from isabella.errors import ConfigurationError
     from isabella.settings import load_settings
 
-    found = _running(load_settings(env_file))
+    found = running_backend(load_settings(env_file))
     if found is None:
         raise ConfigurationError("No backend runs here.", remedy="Start one with `isabella up`.")
     typer.echo(f"{found.address}/login?token={found.token.get_secret_value()}")
@@ -64,7 +64,7 @@ def _line(settings: Settings, agent: str) -> Iterator[Line]:
 
     from isabella.chat.line import Line
 
-    found = _running(settings)
+    found = running_backend(settings)
     if found is not None:
         with Line(found.address, found.token, agent, found.peer) as line:
             yield line
@@ -77,7 +77,7 @@ def _line(settings: Settings, agent: str) -> Iterator[Line]:
         yield line
 
 
-def _running(settings: Settings) -> Backend | None:
+def running_backend(settings: Settings) -> Backend | None:
     """The backend of this home, if one answers.
 
     Raises:

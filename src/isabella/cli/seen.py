@@ -21,20 +21,20 @@ def vendors_seen(settings: Settings, letta: str) -> dict[str, VendorStatus]:
     """
     import httpx2 as httpx
 
-    from isabella.cli.chat import _running
+    from isabella.cli.chat import running_backend
+    from isabella.cli.tables import say
+    from isabella.errors import UnverifiedPeer
+    from isabella.peers import hooks
 
-    found = _running(settings)
-    if found is None:
-        return {}
-    address, token = found
     try:
-        answer = httpx.get(
-            f"{address}/api/providers",
-            headers={"Authorization": f"Bearer {token.get_secret_value()}"},
-            timeout=_SECONDS,
-            trust_env=False,
-        )
-        told = answer.raise_for_status().json()
+        found = running_backend(settings)
+        if found is None:
+            return {}
+        headers = {"Authorization": f"Bearer {found.token.get_secret_value()}"}
+        with httpx.Client(
+            base_url=found.address, headers=headers, timeout=_SECONDS, trust_env=False, event_hooks=hooks(found.peer)
+        ) as client:
+            told = client.get("/api/providers").raise_for_status().json()
         if told["letta"]["base_url"] != letta:
             return {}
         return {
@@ -42,5 +42,9 @@ def vendors_seen(settings: Settings, letta: str) -> dict[str, VendorStatus]:
             for entry in told["providers"]
             if entry["vendor_status"] is not None
         }
+    except UnverifiedPeer as error:
+        # The stored keys can be compared all the same.
+        say(str(error))
+        return {}
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return {}

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import structlog
 
 from isabella.redaction import redact, redact_event
+from isabella.terminal import clean, unguarded
 
 
 def configure_logs(*, verbose: bool = False, quiet: bool = False) -> None:
@@ -28,20 +29,25 @@ def configure_logs(*, verbose: bool = False, quiet: bool = False) -> None:
     ]
     terminal = sys.stderr.isatty()
     rendering: list[structlog.typing.Processor] = (
-        [structlog.dev.ConsoleRenderer()]
+        [_clean_event, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
         if terminal
-        else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+        else [structlog.processors.JSONRenderer(), _clean_line]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = _Handler(sys.stderr)
+    # The renderer colours what is clean already.
+    handler = _Handler(unguarded(sys.stderr))
     handler.setFormatter(
         _RedactingFormatter(
             foreign_pre_chain=shared,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendering],
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.format_exc_info,
+                *rendering,
+            ],
         )
     )
     root = logging.getLogger()
@@ -66,6 +72,16 @@ def _drop_retries(_logger: Any, _method: str, event: structlog.typing.EventDict)
     if event.get("event") == "stamina.retry_scheduled":
         raise structlog.DropEvent
     return event
+
+
+def _clean_event(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Every text in an event without control characters; the renderer shows other values by `repr`, which escapes."""
+    return {clean(key): clean(value) if isinstance(value, str) else value for key, value in event.items()}
+
+
+def _clean_line(_logger: Any, _method: str, line: Any) -> str:
+    """JSON leaves DEL as it is."""
+    return clean(str(line))
 
 
 class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):

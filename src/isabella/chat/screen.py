@@ -6,10 +6,10 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from isabella.chat.line import Happened
+from isabella.terminal_console import Console
 
 _RESULT_LIMIT = 200
 
@@ -18,8 +18,8 @@ class Screen:
     """Shows turns on a terminal, and plain answers where the output is piped."""
 
     def __init__(self) -> None:
-        self._out = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-        self._err = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._out = Console(soft_wrap=True)
+        self._err = Console(stderr=True, soft_wrap=True)
         self._in = ""
         self._vendor = ""
 

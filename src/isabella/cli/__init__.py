@@ -13,18 +13,16 @@ import typer
 
 from isabella.cli import agents, doctor, letta, practice, providers
 from isabella.cli.chat import chat, login
+from isabella.cli.commands import commands
 from isabella.cli.demo import demo
-from isabella.cli.options import Commands
 from isabella.cli.settings import settings
 from isabella.cli.up import up
 from isabella.errors import IsabellaError
+from isabella.terminal import guard_output
 
-app = typer.Typer(
+app = commands(
     name="isabella",
-    cls=Commands,
     no_args_is_help=True,
-    # Plain help loads three times faster than help drawn by rich.
-    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -59,6 +57,7 @@ def root(
 
 def main() -> None:
     """Run the command line; what fails ends in one message and exit code 1, a wrong command line in 64."""
+    guard_output()
     try:
         app()
     except IsabellaError as error:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from isabella.cli.commands import commands
 from isabella.cli.options import AsJson, EnvFile
 from isabella.errors import ConfigurationError, IsabellaError
 
 if TYPE_CHECKING:
     from isabella.agents.agency import Agency
 
-app = typer.Typer(
+app = commands(
     no_args_is_help=True,
-    rich_markup_mode=None,
     help="The memory agents in Letta: who there is, on which model, and what mends them.",
 )
 

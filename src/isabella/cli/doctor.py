@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isabella.cli.commands import commands
 from isabella.cli.options import AsJson, EnvFile
 from isabella.errors import IsabellaError
 
@@ -17,9 +18,8 @@ if TYPE_CHECKING:
     from isabella.doctor.symptoms import Recognised
     from isabella.doctor.verdict import Verdict
 
-app = typer.Typer(
+app = commands(
     invoke_without_command=True,
-    rich_markup_mode=None,
     help='From a 401 to the cause and the cure; `doctor explain "TEXT"` says what a message means.',
 )
 

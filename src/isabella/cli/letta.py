@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isabella.cli.commands import commands
 from isabella.cli.options import AsJson, EnvFile, as_usage
 
 if TYPE_CHECKING:
     from isabella.embedded import Server, Service, Status
 
-app = typer.Typer(
-    no_args_is_help=True, rich_markup_mode=None, help="Run Letta and its Postgres on this machine, without Docker."
-)
+app = commands(no_args_is_help=True, help="Run Letta and its Postgres on this machine, without Docker.")
 
 NOT_RUNNING = 3
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from isabella.cli.commands import commands
 from isabella.cli.options import AsJson, EnvFile, as_usage
 
 if TYPE_CHECKING:
     from isabella.practice.daemon import Running
     from isabella.practice.requests import Request
 
-app = typer.Typer(
+app = commands(
     no_args_is_help=True,
-    rich_markup_mode=None,
     help="Run practice vendors: stand-ins for Cerebras, Groq, Mistral and LongCat on this machine.",
 )
 

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.status import Status
+    from rich.live import Live
 
     from isabella.embedded import Progress, Step
+    from isabella.terminal_console import Console
 
 _TITLES = {
     "check": "Check",
@@ -34,11 +34,14 @@ def shown() -> Iterator[Progress]:
     if not sys.stderr.isatty():
         yield _print_plain
         return
-    from rich.console import Console
+    from rich.live import Live
 
-    console = Console(stderr=True, highlight=False)
-    with console.status("") as status:
-        yield _Terminal(console, status)
+    from isabella.terminal_console import Console
+
+    console = Console(stderr=True)
+    # Redirected, what others print meanwhile would get past the guard of the output, and its colours would be obeyed.
+    with Live(console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as live:
+        yield _Terminal(console, live)
 
 
 def _print_plain(event: Step) -> None:
@@ -65,15 +68,16 @@ def _line(event: Step) -> str | None:
 class _Terminal:
     """Lines above, and what is going on below them."""
 
-    def __init__(self, console: Console, status: Status) -> None:
+    def __init__(self, console: Console, live: Live) -> None:
         self._console = console
-        self._status = status
+        self._live = live
 
     def __call__(self, event: Step) -> None:
+        from rich.spinner import Spinner
         from rich.text import Text
 
         if event.state == "started":
-            self._status.update(Text(f"{_TITLES.get(event.name, event.name)} {event.detail}"))
+            self._live.update(Spinner("dots", Text(f"{_TITLES.get(event.name, event.name)} {event.detail}")))
         line = _line(event)
         if line is not None and event.state != "started":
             mark = {"done": ("✓ ", "green"), "skipped": ("· ", "dim"), "note": ("! ", "yellow")}[event.state]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from isabella.cli.commands import commands
 from isabella.cli.options import AsJson, EnvFile, Only
 from isabella.errors import IsabellaError
 from isabella.strategy import Strategy
@@ -17,9 +18,8 @@ from isabella.strategy import Strategy
 if TYPE_CHECKING:
     from isabella.providers.report import Report
 
-app = typer.Typer(
+app = commands(
     no_args_is_help=True,
-    rich_markup_mode=None,
     help="Bring the providers in Letta in line with the configuration, and prove it.",
 )
 

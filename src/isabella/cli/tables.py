@@ -6,13 +6,13 @@ import sys
 from collections.abc import Iterable
 from datetime import datetime
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from isabella.providers.headline import Level, headline, vendor_level, vendor_words
 from isabella.providers.plan import Action, State
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
+from isabella.terminal_console import Console
 
 _WIDTH_WHEN_PIPED = 200
 
@@ -38,8 +38,8 @@ _OF_LEVEL = {Level.OK: "green", Level.UNKNOWN: "", Level.WARNING: "yellow", Leve
 
 def console(*, stderr: bool = False) -> Console:
     """A console that colours only a terminal, and leaves lines whole when its output is piped."""
-    plain = Console(stderr=stderr, highlight=False)
-    return plain if plain.is_terminal else Console(stderr=stderr, highlight=False, width=_WIDTH_WHEN_PIPED)
+    plain = Console(stderr=stderr)
+    return plain if plain.is_terminal else Console(stderr=stderr, width=_WIDTH_WHEN_PIPED)
 
 
 def show_report(report: Report, *, conditions: bool = False) -> None:
@@ -70,7 +70,7 @@ def report_table(report: Report, *, conditions: bool = False) -> Table:
     """The providers, a row each; with how they stand and since when, where that is wanted."""
     with_receipts = any(provider.receipt is not None for provider in report.providers)
     table = Table(
-        title=f"Letta {report.version} at {report.base_url}", title_justify="left", box=None, pad_edge=False
+        title=Text(f"Letta {report.version} at {report.base_url}"), title_justify="left", box=None, pad_edge=False
     )
     for heading in ("provider", "type", "key", "stored", "action", "proof"):
         table.add_column(heading, no_wrap=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass, field
 
-from rich.console import Console
 from rich.text import Text
+
+from isabella.terminal_console import Console
 
 _LABEL = 15
 _WIDEST = 118

@@ -10,6 +10,7 @@ from pathlib import Path
 from isabella.errors import PracticeError
 from isabella.practice import keyring
 from isabella.practice.server import Practice, listen
+from isabella.terminal import guard_output
 
 
 def main(folder: Path) -> None:
@@ -27,6 +28,7 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    guard_output()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         main(Path(sys.argv[1]))

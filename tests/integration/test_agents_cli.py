@@ -134,6 +134,27 @@ def test_export_import_delete(here: Colony, tmp_path: Path) -> None:
     assert agents("show", twin)[0] == 1
 
 
+def test_import_names_what_it_leaves_out(here: Colony, tmp_path: Path) -> None:
+    """Without a word about its tools the file is refused, with what to do; what is left out is a line each."""
+    answer("ensure")
+    file, name = tmp_path / "agent.af", f"Guest {secrets.token_hex(3)}"
+    answer("export", here.id, str(file))
+    document = json.loads(file.read_text())
+    document["agents"][0] |= {"tools": ["web_search"], "hidden": True}
+    file.write_text(json.dumps(document))
+    code, said = agents("import", str(file), "--name", name)
+    assert code == 1
+    assert "web_search" in said
+    assert "--without-tools" in said
+    code, said = agents("import", str(file), "--name", name, "--without-tools")
+    assert code == 0
+    assert said.splitlines()[1:] == ["Left out: `hidden`", "Left out: tools: web_search"]
+    assert "web_search" not in answer("show", name)["tools"]
+    found = answer("import", str(file), "--name", f"{name} too", "--with-tools")
+    assert found["left_out"] == ["`hidden`"]
+    assert "web_search" in answer("show", f"{name} too")["tools"]
+
+
 def test_a_malformed_file_is_a_refusal_with_its_line(here: Colony) -> None:
     """Every command says what is wrong with the agents' file, and --json says it in an object."""
     here.file.write_text('[[agents]]\nid = "x"\nname = "a/b"\npersona = "p"\n')

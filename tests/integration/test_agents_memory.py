@@ -219,6 +219,15 @@ def test_the_history_comes_page_by_page_newest_last(served: Backend, agent: str)
         ("POST", "/api/agents/import", '{"agents":[{"name":"a/b"}]}', (422, "agent_file_refused")),
         ("POST", "/api/agents/import?name=Ghost", '{"agents":[{"name":"x"}]}', (422, "agent_file_refused")),
         ("POST", "/api/agents/import?name=Ghost", '{"agents":[{"name":"x","tools":3}]}', (422, "agent_file_refused")),
+        *(
+            ("POST", "/api/agents/import?name=Ghost", json.dumps(file), (422, "agent_file_refused"))
+            for file in (
+                {"agents": [{"id": "agent-0", "metadata": [1]}]},
+                {"agents": [{"id": "agent-0", "tags": 1}]},
+                {"agents": [{"id": "agent-0"}], "tools": [{"id": 1}]},
+                {"agents": [{"id": "agent-0", "tools": ["web_search"]}]},
+            )
+        ),
     ],
 )
 def test_a_clients_mistake_has_a_status_and_a_message_of_its_own(

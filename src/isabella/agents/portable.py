@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from isabella.agents import llm_config, marks
-from isabella.agents.archive import Archive, Passage
+from isabella.agents.agent_file import MEMORY_TOOLS, OURS, REMEDY, AgentFile, allowed_rules, read
+from isabella.agents.archive import Archive
 from isabella.agents.definitions import NAME
 from isabella.agents.embedding import Vectors
 from isabella.agents.models import Models
@@ -31,9 +32,9 @@ _LEFT_OUT: Mapping[str, Any] = {
     "embedding_config": None,
     "embedding": None,
 }
-_OURS = "isabella"
 _VERSION = 1
-_NOT_AN_AGENT_FILE = "Export one with `isabella agents export`, or from Letta in its format with `agents`."
+#: The types of Letta's own tools for memory and conversation.
+_MEMORY_TYPES = frozenset({"letta_core", "letta_memory_core", "letta_sleeptime_core"})
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Brought:
         handle: the model that it is bound to.
         passages: how many passages its archival memory has.
         notes: what is to be known about it, one sentence each.
+        left_out: what the file holds and was not brought in, for people.
     """
 
     id: str
@@ -53,6 +55,7 @@ class Brought:
     handle: str
     passages: int
     notes: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
 
 
 async def export_agent(residents: Residents, resident: Resident, secrets: Iterable[str] = ()) -> str:
@@ -75,7 +78,7 @@ async def export_agent(residents: Residents, resident: Resident, secrets: Iterab
         agent["tags"] = _without_definition(agent.get("tags"))
     # What reaches an MCP server (tokens, headers, environments) stays here; its tools would have to be attached anew.
     document["mcp_servers"] = []
-    document[_OURS] = {
+    document[OURS] = {
         "version": _VERSION,
         "passages": [
             {"text": passage.text, "tags": list(passage.tags), "created_at": passage.created_at}
@@ -95,7 +98,7 @@ async def import_agent(
     text: str | bytes,
     *,
     name: str | None = None,
-    with_tools: bool = False,
+    with_tools: bool | None = None,
     vectors: Vectors | None = None,
 ) -> Brought:
     """Bring an agent in from a file, bound to its own model where that works here, otherwise to one that does.
@@ -105,36 +108,43 @@ async def import_agent(
         models: what works here.
         text: the file.
         name: what to call it; by default as the file does.
+        with_tools: what becomes of tools that are not for memory or conversation, and can fetch addresses or run
+            programs on Letta's machine: True takes them along, False leaves them out, None refuses the file.
         vectors: how its archival memory is to be searched; decided at the backend's next start where None.
-        with_tools: also take tools that Letta does not have, which are programs that run on Letta's machine.
 
     Raises:
-        AgentFileRefused: it is no agent file, or holds programs that were not asked for.
+        AgentFileRefused: it is no agent file, or holds tools that were not asked for.
         AgentExists: there is an agent of that name.
         ModelUnknown: no vendor has a key.
         LettaError: Letta refuses or fails; nothing of the agent stays behind.
     """
-    document = _document(text)
-    agent = document["agents"][0]
-    name = _name(agent, name)
+    file = read(text)
+    name = _name(file, name)
     if any(other.name.casefold() == name.casefold() for other in await residents.all()):
         raise AgentExists(f"There is an agent {name!r} already.", remedy="Give the new one another name.")
-    await _check_tools(residents, document, with_tools=with_tools)
-    passages = _passages(document.pop(_OURS, None))
-    config = agent.get("llm_config")
-    settings: dict[str, Any] = config if isinstance(config, dict) else {}
-    handle = settings.get("handle")
-    binding = await models.choose([handle] if isinstance(handle, str) else [])
-    agent.update({field: value for field, value in _LEFT_OUT.items() if field in agent})
-    kind = agent.get("agent_type")
-    binding = binding.suited(kind if isinstance(kind, str) else None)
-    agent |= {
+    tools = await _take_tools(residents, file, with_tools=with_tools)
+    base = MEMORY_TOOLS if file.agent["include_base_tools"] else ()
+    rules, about_rules = allowed_rules(file.rules, [*tools.names, *base])
+    binding = await models.choose([file.handle] if file.handle is not None else [])
+    binding = binding.suited(file.agent["agent_type"])
+    agent = {
+        **file.agent,
+        "id": "agent-0",
         "name": name,
-        **llm_config.imported(settings, binding),
-        "tags": [*_without_definition(agent.get("tags")), marks.OURS, marks.IMPORTED],
-        "metadata": _without_marks(agent.get("metadata")),
+        **llm_config.imported(file.settings, binding),
+        "tags": [*_without_definition(file.tags), marks.OURS, marks.IMPORTED],
+        "metadata": _without_marks(file.metadata),
+        "tools": tools.there,
+        "tool_ids": [tool["id"] for tool in tools.programs],
+        "tool_rules": rules,
+        "block_ids": [block["id"] for block in file.blocks],
     }
-    document["mcp_servers"] = []
+    document = {
+        "agents": [agent],
+        "blocks": file.blocks,
+        "tools": tools.programs,
+        **{key: [] for key in ("groups", "files", "sources", "mcp_servers")},
+    }
     try:
         with translated():
             answer = await residents.wire.client.agents.import_file(
@@ -145,27 +155,29 @@ async def import_agent(
             )
     except LettaBroken as broken:
         await _remove_half(residents, name)
-        raise AgentFileRefused(f"Letta failed on the file: {broken.what}", remedy=_NOT_AN_AGENT_FILE) from None
+        raise AgentFileRefused(f"Letta failed on the file: {broken.what}", remedy=REMEDY) from None
     except LettaRefused as refused:
         await _remove_half(residents, name)
         why = refused.detail.partition("For further information")[0].replace("\n", " ").strip()
-        raise AgentFileRefused(f"Letta cannot read the file: {why}", remedy=_NOT_AN_AGENT_FILE) from None
+        raise AgentFileRefused(f"Letta cannot read the file: {why}", remedy=REMEDY) from None
     id = answer.agent_ids[0]
     try:
         # Letta sets the reasoning of a new agent as it thinks fit; the file comes first.
-        bound = await residents.fit(id, await residents.bind(id, binding, settings=settings))
+        bound = await residents.fit(id, await residents.bind(id, binding, settings=file.settings))
         await point(residents, await residents.get(id), vectors)
         archive = Archive(residents.wire)
-        for passage in passages:
+        for passage in file.passages:
             if not passage.text.strip():
                 # Letta itself takes empty ones; they say nothing.
                 continue
             await archive.add(id, passage.text, passage.tags, created_at=passage.created_at)
+        await _compile_system_prompt(residents, id)
     except IsabellaError:
         # Half an agent would look like a whole one that has forgotten.
         await residents.delete(id)
         raise
-    return Brought(id, name, binding.handle, len(passages), bound.notes)
+    left_out = [redact(one) for one in (*file.left_out, *tools.left_out, *about_rules)]
+    return Brought(id, name, binding.handle, len(file.passages), bound.notes, tuple(left_out))
 
 
 def own_secrets(models: Models, connection: Connection) -> list[str]:
@@ -182,22 +194,71 @@ async def _remove_half(residents: Residents, name: str) -> None:
             await residents.delete(resident.id)
 
 
-def _document(text: str | bytes) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Tools:
+    """The tools that an agent gets.
+
+    Attributes:
+        there: the names of those that Letta has, and that are used as they are there.
+        programs: the definitions of those that come with the file.
+        left_out: what was left out, for people.
+    """
+
+    there: list[str]
+    programs: list[dict[str, Any]]
+    left_out: list[str]
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all."""
+        return [*self.there, *(str(tool["name"]) for tool in self.programs)]
+
+
+async def _take_tools(residents: Residents, file: AgentFile, *, with_tools: bool | None) -> _Tools:
+    """Decide about each tool. What a file says a tool does is never taken for a tool of Letta's own."""
+    others = [name for name in file.tools if name not in MEMORY_TOOLS]
+    if others and with_tools is None:
+        raise AgentFileRefused(
+            "The file brings tools that can fetch addresses or run programs on Letta's machine: "
+            f"{redact(', '.join(others))[:2000]}.",
+            remedy="Read them first. Then import it with `--with-tools` (over HTTP: tools=true) to take them along, "
+            "or with `--without-tools` (tools=false) to leave them out.",
+        )
+    types = {tool["name"]: tool.get("tool_type") for tool in await residents.wire.every("/v1/tools/")}
+    there: list[str] = []
+    programs: list[dict[str, Any]] = []
+    out: list[str] = []
+    lacking: list[str] = []
+    for name in file.tools:
+        if name in MEMORY_TOOLS:
+            (there if types.get(name) in _MEMORY_TYPES else lacking).append(name)
+        elif not with_tools:
+            out.append(name)
+        elif name in types:
+            there.append(name)
+        elif name in file.programs:
+            programs.append({**file.programs[name], "id": f"tool-{len(programs)}"})
+        else:
+            # Tools of MCP servers among them: what reaches those stays where it was.
+            lacking.append(name)
+    left_out = [f"tools: {', '.join(out)}"] if out else []
+    left_out += [f"tools that Letta does not have: {', '.join(lacking)}"] if lacking else []
+    return _Tools(there, programs, left_out)
+
+
+async def _compile_system_prompt(residents: Residents, agent_id: str) -> None:
+    """Have Letta write the agent's memory into its system prompt, which it does not do in every turn."""
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError):
-        raise AgentFileRefused("The file is no JSON, so it is no agent file.", remedy=_NOT_AN_AGENT_FILE) from None
-    agents = document.get("agents") if isinstance(document, dict) else None
-    if not isinstance(agents, list) or not agents or not all(isinstance(agent, dict) for agent in agents):
-        raise AgentFileRefused("The file holds no agent.", remedy=_NOT_AN_AGENT_FILE)
-    if len(agents) > 1:
-        raise AgentFileRefused(f"The file holds {len(agents)} agents; one can be brought in at a time.")
-    return cast(dict[str, Any], document)
+        await residents.wire.post(f"/v1/agents/{agent_id}/recompile")
+    except LettaRefused as refused:
+        # Releases without this request do it in every turn.
+        if refused.status not in (404, 405):
+            raise
 
 
-def _name(agent: Mapping[str, Any], given: str | None) -> str:
-    name = given if given is not None else agent.get("name")
-    if not isinstance(name, str) or not NAME.fullmatch(name):
+def _name(file: AgentFile, given: str | None) -> str:
+    name = given if given is not None else file.name
+    if not NAME.fullmatch(name):
         raise AgentFileRefused(
             "An agent's name holds letters, digits, spaces, '-', '_' and apostrophes, 100 at most.",
             remedy="Give it such a name.",
@@ -205,39 +266,10 @@ def _name(agent: Mapping[str, Any], given: str | None) -> str:
     return name
 
 
-async def _check_tools(residents: Residents, document: Mapping[str, Any], *, with_tools: bool) -> None:
-    """Refuse programs that would run on Letta's machine, unless they were asked for."""
-    tools = document.get("tools") or []
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise AgentFileRefused("The file's tools are no list.", remedy=_NOT_AN_AGENT_FILE)
-    there = {tool["name"] for tool in await residents.wire.every("/v1/tools/")}
-    news = sorted(str(tool.get("name")) for tool in tools if tool.get("name") not in there)
-    if news and not with_tools:
-        raise AgentFileRefused(
-            f"The file brings tools of its own, which are programs: {redact(', '.join(news))[:200]}.",
-            remedy="Read them first; then bring the agent in together with its tools.",
-        )
+def _without_marks(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {key: value for key, value in (metadata or {}).items() if key != marks.KEY}
 
 
-def _passages(ours: Any) -> list[Passage]:
-    if ours is None:
-        return []
-    found = ours.get("passages") if isinstance(ours, dict) else None
-    if not isinstance(found, list) or not all(isinstance(p, dict) and isinstance(p.get("text"), str) for p in found):
-        raise AgentFileRefused("The file's archival memory is malformed.", remedy=_NOT_AN_AGENT_FILE)
-    passages = []
-    for entry in found:
-        tags, at = entry.get("tags") or [], entry.get("created_at")
-        if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
-            raise AgentFileRefused("The file's archival memory has malformed tags.", remedy=_NOT_AN_AGENT_FILE)
-        passages.append(Passage("", entry["text"], tuple(tags), at if isinstance(at, str) else None))
-    return passages
-
-
-def _without_marks(metadata: Any) -> dict[str, Any]:
-    return {key: value for key, value in (metadata or {}).items() if key != marks.KEY} if metadata else {}
-
-
-def _without_definition(tags: Any) -> list[str]:
+def _without_definition(tags: Iterable[str] | None) -> list[str]:
     """Tags without Isabella's own: a second agent with the mark of a definition would be taken for the first."""
-    return [tag for tag in tags or [] if isinstance(tag, str) and not tag.startswith("isabella")]
+    return [tag for tag in tags or () if not tag.startswith("isabella")]

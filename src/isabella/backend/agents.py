@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from isabella.agents.agency import Agency
+from isabella.agents.agent_file import LARGEST_FILE
 from isabella.agents.definitions import NAME_PATTERN
 from isabella.agents.embedding import Choice
 from isabella.agents.mending import find_broken
@@ -20,9 +21,6 @@ from isabella.backend.residence import Agents
 from isabella.errors import AgentFileRefused
 
 router = APIRouter(prefix="/api", tags=["agents"], responses=ERRORS)
-
-#: The largest agent file that is taken, in bytes.
-LARGEST_FILE = 64 * 1024 * 1024
 
 NewName = Annotated[
     str | None, Query(pattern=NAME_PATTERN, description="What to call it; by default as the file does.")
@@ -101,6 +99,7 @@ class Imported(BaseModel):
     handle: str
     passages: int = Field(description="How many passages of archival memory came with it.")
     notes: list[str] = Field(description="What is to be known about it, one sentence each.")
+    left_out: list[str] = Field(description="What the file holds and was not brought in, for people.")
 
 
 class BrokenAgent(BaseModel):
@@ -201,10 +200,17 @@ async def bring_in(
         str | None, Query(max_length=100, description="What to call it; by default as the file does.")
     ] = None,
     tools: Annotated[
-        bool, Query(description="Also take tools that Letta lacks: programs on Letta's machine.")
-    ] = False,
+        bool | None,
+        Query(
+            description="Tools that are not for memory or conversation, and can fetch addresses or run programs on "
+            "Letta's machine: true takes them along, false leaves them out, and otherwise they are refused."
+        ),
+    ] = None,
 ) -> Imported:
-    """Import an `.af` file, the whole of it as the body, bound to a model that works here."""
+    """Import an `.af` file, the whole of it as the body, bound to a model that works here.
+
+    Only memory and conversation tools come along unasked. What else is not brought in is named in `left_out`.
+    """
     brought = await import_agent(
         agency.residents,
         agency.models,
@@ -219,6 +225,7 @@ async def bring_in(
         handle=brought.handle,
         passages=brought.passages,
         notes=list(brought.notes),
+        left_out=list(brought.left_out),
     )
 
 

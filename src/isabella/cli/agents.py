@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -27,8 +28,6 @@ Result = TypeVar("Result")
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name, the id of its definition, or Letta's id.")]
 
 ERROR, PENDING = 1, 2
-# Its messages and archival memory make an agent file longer than any configuration.
-_LARGEST_AGENT_FILE = 64 * 1024 * 1024
 
 
 @app.command("list")
@@ -203,31 +202,30 @@ def import_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An agent file (.af); - for standard input.")],
     name: Annotated[str | None, typer.Option("--name", help="What to call it; by default as the file does.")] = None,
     with_tools: Annotated[
-        bool,
-        typer.Option("--with-tools", help="Also take tools that Letta lacks: programs that run on Letta's machine."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--with-tools/--without-tools",
+            help="Take along, or leave out, tools that can fetch addresses or run programs on Letta's machine. "
+            "Without either, a file with such tools is refused.",
+        ),
+    ] = None,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring an agent in from a file, bound to a model that works here.
+    """Bring an agent in from a file, bound to a model that works here. What is left out is named.
 
-    Exit code: 0, or 1 where the file is broken or the name is taken.
+    Exit code: 0, or 1 where the file is broken, brings tools that were not asked for, or the name is taken.
     """
     from isabella import files
+    from isabella.agents.agent_file import LARGEST_FILE
 
-    text = files.read_or_stdin(file, largest=_LARGEST_AGENT_FILE).data
+    text = files.read_or_stdin(file, largest=LARGEST_FILE).data
 
     async def bring(agency: Agency) -> dict[str, Any]:
         from isabella.agents.portable import import_agent
 
         brought = await import_agent(agency.residents, agency.models, text, name=name, with_tools=with_tools)
-        return {
-            "id": brought.id,
-            "name": brought.name,
-            "handle": brought.handle,
-            "passages": brought.passages,
-            "notes": list(brought.notes),
-        }
+        return asdict(brought)
 
     done = _run(bring, env_file, as_json)
     if as_json:
@@ -235,6 +233,8 @@ def import_command(
     else:
         print(f"{done['name']} is here, speaks through {done['handle']}, and brought {done['passages']} passages.")
         _print_notes(done["notes"])
+        for one in done["left_out"]:
+            print(f"Left out: {one}")
 
 
 @app.command()

@@ -18,7 +18,7 @@ _TYPER_USAGE = 2
 
 
 class _Group(TyperGroup):
-    """A group of commands that print no control characters from elsewhere, and end wrong command lines with `USAGE`."""
+    """Commands that print no control characters from elsewhere, and end wrong command lines with `USAGE`."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run a command."""

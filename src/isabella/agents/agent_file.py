@@ -1,0 +1,640 @@
+"""What of an agent file (`.af`) is brought in: one agent, field by field, and the names of all that is left out.
+
+An agent file comes from anybody. It can name tools that fetch addresses or run programs, prefill their arguments,
+hide the agent, attach folders and identities of others by their ids, and bring servers and addresses that Letta would
+call (fact A1). So Letta gets a document of the fields that are known to be harmless; all others are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, Any, Literal, TypeVar
+from zoneinfo import available_timezones
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from isabella.agents.archive import Passage
+from isabella.errors import AgentFileRefused
+from isabella.redaction import redact
+
+#: The largest agent file that is taken, in bytes.
+LARGEST_FILE = 64 * 1024 * 1024
+#: The tools that come along unasked: they reach the agent's own memory and conversation, and nothing else.
+MEMORY_TOOLS = frozenset(
+    {
+        "send_message",
+        "conversation_search",
+        "archival_memory_insert",
+        "archival_memory_search",
+        "core_memory_append",
+        "core_memory_replace",
+        "memory",
+        "memory_apply_patch",
+        "memory_finish_edits",
+        "memory_insert",
+        "memory_replace",
+        "memory_rethink",
+    }
+)
+#: The key in a file below which archival memory stands, which Letta leaves out (fact M19).
+OURS = "isabella"
+REMEDY = "Export one with `isabella agents export`, or from Letta in its format with `agents`."
+
+#: Letta hides agents with the first tag, and keeps the memory of those with the second in another service (fact A2).
+_SPECIAL_TAGS = ("role:subagent", "git-memory-enabled")
+_COMPANIONS = ("sleeptime_agent", "voice_sleeptime_agent")
+#: What agents of these types write is their answer; with a tool for it they answer over and over again (fact A5).
+_ANSWERING = ("letta_v1_agent", "sleeptime_agent")
+#: These rules make an agent call a tool although neither its model nor its user asked for it.
+_CALLING = ("run_first", "required_before_exit")
+#: What is named by its `name` and left out: key in the file, and what it is called.
+_NEVER: Mapping[str, str] = {
+    "mcp_servers": "MCP servers",
+    "files": "files",
+    "sources": "folders",
+    "skills": "skills",
+}
+#: Fields of an agent that are left out, and said to be, where they hold something.
+_UNTAKEN: Mapping[str, str] = {
+    "hidden": "`hidden`",
+    "folder_ids": "folders of this Letta",
+    "identity_ids": "identities",
+    "include_multi_agent_tools": "tools that reach other agents",
+    "initial_message_sequence": "the initial messages",
+    "response_format": "the response format",
+    "compaction_settings": "the compaction settings",
+}
+
+Parsed = TypeVar("Parsed", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class AgentFile:
+    """An agent as a file describes it, reduced to what may be brought in.
+
+    Attributes:
+        agent: the agent's fields for Letta, but for tools and their rules.
+        blocks: its memory blocks for Letta.
+        handle: the model that it was bound to; None where that is not said.
+        settings: the settings of its model, such as its temperature.
+        name: what it is called.
+        tools: the names of its tools, in order.
+        programs: the definitions of those of its tools that are programs, by name.
+        rules: the rules for its tools.
+        tags: its tags.
+        metadata: its metadata.
+        passages: its archival memory.
+        left_out: what the file holds beside that, for people.
+    """
+
+    agent: Mapping[str, Any]
+    blocks: Sequence[Mapping[str, Any]]
+    handle: str | None
+    settings: Mapping[str, Any]
+    name: str
+    tools: Sequence[str]
+    programs: Mapping[str, Mapping[str, Any]]
+    rules: Sequence[Rule]
+    tags: Sequence[str]
+    metadata: Mapping[str, Any]
+    passages: Sequence[Passage]
+    left_out: Sequence[str]
+
+
+def read(text: str | bytes) -> AgentFile:
+    """Read an agent file.
+
+    Raises:
+        AgentFileRefused: it is malformed; the message has the path to the field.
+    """
+    try:
+        return _read(_document(text))
+    except RecursionError:
+        raise AgentFileRefused("The file is nested too deeply.", remedy=REMEDY) from None
+
+
+def allowed_rules(rules: Iterable[Rule], tools: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rules that are kept for an agent with these tools, and what was taken out of them, for people.
+
+    Kept is what restrains the agent's model. Rules that make a call themselves, prefilled arguments (the transcript
+    would show others), and rules about tools that are not there are taken out.
+    """
+    there = set(tools)
+    kept, out = [], []
+    for rule in rules:
+        if rule.type in _CALLING:
+            with_arguments = ", with prefilled arguments" if rule.args else ""
+            out.append(f"the rule {rule.type} of {rule.tool_name}{with_arguments}")
+        elif missing := sorted(rule.named() - there):
+            out.append(f"the rule {rule.type} of {rule.tool_name}, which needs {', '.join(missing)}")
+        else:
+            out += [f"prefilled arguments of {node.name}" for node in rule.child_arg_nodes if node.args]
+            kept.append(rule.for_letta())
+    return kept, out
+
+
+def _storable(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("holds a NUL character, which Postgres does not store")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("holds half of a character") from None
+    return value
+
+
+def _storable_document(value: dict[str, Any]) -> dict[str, Any]:
+    def look(inner: Any) -> None:
+        match inner:
+            case str():
+                _storable(inner)
+            case float() if not math.isfinite(inner):
+                raise ValueError("holds a number that is none")
+            case dict():
+                for key, item in inner.items():
+                    look(key)
+                    look(item)
+            case list():
+                for item in inner:
+                    look(item)
+
+    look(value)
+    return value
+
+
+def _known_zone(value: str | None) -> bool:
+    # Letta refuses a file with a zone that it does not know.
+    return value in (None, "UTC") or value in available_timezones()
+
+
+Text = Annotated[str, AfterValidator(_storable)]
+Document = Annotated[dict[str, Any], AfterValidator(_storable_document)]
+#: Lists and documents for which files also have null.
+_EMPTY_LIST = BeforeValidator(lambda value: [] if value is None else value)
+_EMPTY_DOCUMENT = BeforeValidator(lambda value: {} if value is None else value)
+Texts = Annotated[list[Text], _EMPTY_LIST]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+class _Part(_Model):
+    """A part of a message."""
+
+    type: str = "text"
+    text: Text | None = None
+    reasoning: Text | None = None
+    is_native: bool = False
+
+    def for_letta(self) -> dict[str, Any] | None:
+        match self.type:
+            case "text":
+                return {"type": "text", "text": self.text or ""}
+            case "image":
+                # Letta fails on its address in every later turn, and most models take no images.
+                return {"type": "text", "text": "[An image was left out when this agent was brought in.]"}
+            case "reasoning" if self.reasoning:
+                return {"type": "reasoning", "reasoning": self.reasoning, "is_native": self.is_native}
+            case _:
+                # Sealed reasoning means something to one vendor only.
+                return None
+
+
+Parts = Annotated[
+    list[_Part],
+    BeforeValidator(lambda value: [] if value is None else [{"text": value}] if isinstance(value, str) else value),
+]
+
+
+class _Function(_Model):
+    name: Text
+    arguments: Text = "{}"
+
+
+class _Call(_Model):
+    id: Text
+    function: _Function
+
+
+class _Return(_Model):
+    tool_call_id: Text | None = None
+    status: Literal["success", "error"] = "success"
+    stdout: Texts = []
+    stderr: Texts = []
+    func_response: Parts = []
+
+
+class _Message(_Model):
+    id: str
+    role: Literal["assistant", "user", "tool", "function", "system", "approval", "summary"]
+    content: Parts = []
+    name: Text | None = None
+    model: Text | None = None
+    tool_calls: Annotated[list[_Call], _EMPTY_LIST] = []
+    tool_call_id: Text | None = None
+    tool_returns: Annotated[list[_Return], _EMPTY_LIST] = []
+    created_at: datetime | None = None
+
+    @property
+    def parts(self) -> list[_Part]:
+        """All parts, those of results of tools included."""
+        return [*self.content, *(part for one in self.tool_returns for part in one.func_response)]
+
+    @property
+    def answers(self) -> set[str]:
+        """The ids of the calls that it brings results of."""
+        ids = {self.tool_call_id, *(one.tool_call_id for one in self.tool_returns)}
+        return {id for id in ids if id is not None}
+
+    def for_letta(self, id: str) -> dict[str, Any]:
+        # A request for an approval is a call; nobody can answer it here.
+        found: dict[str, Any] = {
+            "id": id,
+            "role": "assistant" if self.role == "approval" else self.role,
+            "content": _parts(self.content),
+            "model": self.model,
+        }
+        if self.created_at is not None:
+            found["created_at"] = self.created_at.isoformat()
+        if self.tool_calls:
+            found["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": call.function.model_dump()}
+                for call in self.tool_calls
+            ]
+        if self.role == "tool":
+            found |= {"name": self.name, "tool_call_id": self.tool_call_id}
+            found["tool_returns"] = [
+                {**one.model_dump(exclude={"func_response"}), "func_response": _plain(one.func_response)}
+                for one in self.tool_returns
+            ]
+        return found
+
+
+class _ChildArguments(_Model):
+    name: Text
+    args: dict[str, Any] | None = None
+
+
+class Rule(_Model):
+    """A rule for a tool."""
+
+    type: Literal[
+        "run_first",
+        "exit_loop",
+        "continue_loop",
+        "conditional",
+        "constrain_child_tools",
+        "max_count_per_step",
+        "parent_last_tool",
+        "required_before_exit",
+        "requires_approval",
+    ]
+    tool_name: Text
+    args: dict[str, Any] | None = None
+    children: Texts = []
+    child_arg_nodes: Annotated[list[_ChildArguments], _EMPTY_LIST] = []
+    default_child: Text | None = None
+    child_output_mapping: Annotated[dict[Text, Text], _EMPTY_DOCUMENT] = {}
+    require_output_mapping: bool = False
+    max_count_limit: int | None = None
+
+    def named(self) -> set[str]:
+        """The tools that it is about."""
+        named = {self.tool_name, *self.children, *self.child_output_mapping.values(), self.default_child}
+        return {name for name in named if name is not None}
+
+    def for_letta(self) -> dict[str, Any]:
+        """The rule without prefilled arguments."""
+        found: dict[str, Any] = {"type": self.type, "tool_name": self.tool_name}
+        match self.type:
+            case "constrain_child_tools" | "parent_last_tool":
+                found["children"] = self.children
+            case "conditional":
+                found["child_output_mapping"] = self.child_output_mapping
+                found["default_child"] = self.default_child
+                found["require_output_mapping"] = self.require_output_mapping
+            case "max_count_per_step":
+                found["max_count_limit"] = self.max_count_limit
+        return found
+
+
+class _Requirement(_Model):
+    name: Text
+    version: Text | None = None
+
+
+class _Tool(_Model):
+    id: str
+    name: Text
+    tool_type: str = "custom"
+    description: Text | None = None
+    source_type: Annotated[Text, BeforeValidator(lambda value: "python" if value is None else value)] = "python"
+    source_code: Text | None = None
+    json_schema: Document | None = None
+    args_json_schema: Document | None = None
+    tags: Texts = []
+    return_char_limit: Annotated[int, Field(ge=1, le=1_000_000)] = 50_000
+    pip_requirements: list[_Requirement] | None = None
+    npm_requirements: list[_Requirement] | None = None
+    default_requires_approval: bool | None = None
+
+
+class _Block(_Model):
+    id: str = ""
+    label: Text
+    value: Annotated[Text, BeforeValidator(lambda value: "" if value is None else value)] = ""
+    limit: Annotated[int, Field(ge=1, le=2**31 - 1)] = 20_000
+    description: Text | None = None
+    read_only: bool = False
+    metadata: Annotated[Document, _EMPTY_DOCUMENT] = {}
+
+    def for_letta(self, id: str) -> dict[str, Any]:
+        # Letta holds nobody to a limit (fact M17), so it exports texts that are above it.
+        return {**self.model_dump(), "id": id, "limit": max(self.limit, len(self.value))}
+
+
+class _LlmConfig(_Model):
+    """The handle, and the settings that stay with an agent; what binds it is ours to say."""
+
+    handle: str | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    parallel_tool_calls: bool | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    put_inner_thoughts_in_kwargs: bool | None = None
+    enable_reasoner: bool | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    max_reasoning_tokens: Annotated[int, Field(ge=0)] | None = None
+    effort: Literal["low", "medium", "high", "max"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    strict: bool | None = None
+
+    def settings(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"handle"}, exclude_none=True)
+
+
+class _Agent(_Model):
+    id: str
+    name: str | None = None
+    agent_type: Literal[
+        "memgpt_agent",
+        "memgpt_v2_agent",
+        "letta_v1_agent",
+        "react_agent",
+        "workflow_agent",
+        "split_thread_agent",
+        "sleeptime_agent",
+    ] = "letta_v1_agent"
+    system: Text | None = None
+    description: Text | None = None
+    tags: Texts = []
+    metadata: Annotated[Document, _EMPTY_DOCUMENT] = {}
+    timezone: Text | None = None
+    message_buffer_autoclear: bool = False
+    include_base_tools: bool = True
+    include_base_tool_rules: bool | None = None
+    llm_config: _LlmConfig | None = None
+    tools: Texts = []
+    tool_ids: Texts = []
+    tool_rules: Annotated[list[Rule], _EMPTY_LIST] = []
+    block_ids: Texts = []
+    memory_blocks: Annotated[list[_Block], _EMPTY_LIST] = []
+    messages: Annotated[list[_Message], _EMPTY_LIST] = []
+    in_context_message_ids: Texts = []
+    secrets: Annotated[dict[str, Any], _EMPTY_DOCUMENT] = {}
+    tool_exec_environment_variables: Annotated[dict[str, Any], _EMPTY_DOCUMENT] = {}
+
+
+class _Passage(_Model):
+    text: Text
+    tags: Texts = []
+    created_at: str | None = None
+
+
+class _Ours(_Model):
+    passages: list[_Passage]
+
+
+class _Named(_Model):
+    name: str | None = None
+    server_name: str | None = None
+    file_name: str | None = None
+
+
+class _File(_Model):
+    agents: list[dict[str, Any]] = Field(min_length=1)
+    groups: Annotated[list[dict[str, Any]], _EMPTY_LIST] = []
+    blocks: Annotated[list[_Block], _EMPTY_LIST] = []
+    tools: Annotated[list[_Tool], _EMPTY_LIST] = []
+    mcp_servers: Annotated[list[_Named], _EMPTY_LIST] = []
+    files: Annotated[list[_Named], _EMPTY_LIST] = []
+    sources: Annotated[list[_Named], _EMPTY_LIST] = []
+    skills: Annotated[list[_Named], _EMPTY_LIST] = []
+    isabella: _Ours | None = None
+
+
+def _read(document: Any) -> AgentFile:
+    file = _parse(_File, document)
+    index = _main_agent(file)
+    raw = file.agents[index]
+    agent = _parse(_Agent, raw, "agents", index)
+    names, programs = _tools(file, agent, index)
+    superfluous = "send_message" in names and agent.agent_type in _ANSWERING
+    if superfluous:
+        names.remove("send_message")
+    messages, context, about_messages = _messages(agent, index)
+    fields = agent.model_dump(
+        include={
+            "agent_type",
+            "system",
+            "description",
+            "timezone",
+            "message_buffer_autoclear",
+            "include_base_tools",
+            "include_base_tool_rules",
+        }
+    )
+    if not _known_zone(agent.timezone):
+        fields["timezone"] = None
+    config = agent.llm_config or _LlmConfig()
+    tags = [tag for tag in dict.fromkeys(agent.tags) if tag not in _SPECIAL_TAGS]
+    special = ["the tool send_message: agents of this type answer without it"] if superfluous else []
+    special += [f"the tag {tag}" for tag in _SPECIAL_TAGS if tag in agent.tags]
+    return AgentFile(
+        agent={**fields, "messages": messages, "in_context_message_ids": context},
+        blocks=_blocks(file, agent, index),
+        handle=config.handle,
+        settings=config.settings(),
+        name=agent.name or "",
+        tools=names,
+        programs=programs,
+        rules=agent.tool_rules,
+        tags=tags,
+        metadata=agent.metadata,
+        passages=[
+            Passage("", one.text, tuple(one.tags), one.created_at)
+            for one in (file.isabella.passages if file.isabella else ())
+        ],
+        left_out=[*_untaken(file, agent, index), *special, *about_messages],
+    )
+
+
+def _document(text: str | bytes) -> Any:
+    if len(text) > LARGEST_FILE:
+        raise AgentFileRefused(f"The file is larger than {LARGEST_FILE // 1024 // 1024} MB.")
+    try:
+        document = json.loads(text, parse_constant=_no_constant)
+        # A JSON string that holds the JSON: Letta takes that, too.
+        return json.loads(document, parse_constant=_no_constant) if isinstance(document, str) else document
+    except ValueError:
+        raise AgentFileRefused("The file is no JSON, so it is no agent file.", remedy=REMEDY) from None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _parse(model: type[Parsed], value: Any, *where: str | int) -> Parsed:
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)[0]
+        raise _malformed(found["msg"], *where, *found["loc"]) from None
+
+
+def _malformed(why: str, *where: str | int) -> AgentFileRefused:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in where).removeprefix(".")
+    return AgentFileRefused(
+        f"The agent file is malformed at {redact(path)[:200] or 'its top'}: {redact(why)[:300]}.", remedy=REMEDY
+    )
+
+
+def _main_agent(file: _File) -> int:
+    """The one that is brought in: not one that only tends the memory of another one."""
+    agents = range(len(file.agents))
+    main = [index for index in agents if file.agents[index].get("agent_type") not in _COMPANIONS] or [*agents]
+    if len(main) > 1:
+        raise AgentFileRefused(
+            f"The file holds {len(main)} agents; one can be brought in at a time.",
+            remedy="Export them one by one. A sleep-time agent beside its main agent is no hindrance.",
+        )
+    return main[0]
+
+
+def _tools(file: _File, agent: _Agent, index: int) -> tuple[list[str], dict[str, Mapping[str, Any]]]:
+    by_id = {tool.id: tool for tool in file.tools}
+    names = list(agent.tools)
+    programs: dict[str, Mapping[str, Any]] = {}
+    for position, id in enumerate(agent.tool_ids):
+        if id not in by_id:
+            raise _malformed(f"there is no tool {id!r} in the file", "agents", index, "tool_ids", position)
+        tool = by_id[id]
+        names.append(tool.name)
+        if tool.tool_type == "custom" and tool.source_code:
+            programs[tool.name] = tool.model_dump()
+    return list(dict.fromkeys(names)), programs
+
+
+def _blocks(file: _File, agent: _Agent, index: int) -> list[dict[str, Any]]:
+    by_id = {block.id: block for block in file.blocks}
+    found = []
+    for position, id in enumerate(dict.fromkeys(agent.block_ids)):
+        if id not in by_id:
+            raise _malformed(f"there is no block {id!r} in the file", "agents", index, "block_ids", position)
+        found.append(by_id[id])
+    found += agent.memory_blocks
+    labels = [block.label for block in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise _malformed(f"two blocks have the label {label!r}", "agents", index, "block_ids")
+    return [block.for_letta(f"block-{number}") for number, block in enumerate(found)]
+
+
+def _messages(agent: _Agent, index: int) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """The messages for Letta, the ids of those in its context, and what was left out, for people."""
+    by_id: dict[str, _Message] = {}
+    for position, message in enumerate(agent.messages):
+        if message.id in by_id:
+            raise _malformed("another message has the same id", "agents", index, "messages", position, "id")
+        by_id[message.id] = message
+    for position, id in enumerate(agent.in_context_message_ids):
+        if id not in by_id:
+            raise _malformed(f"there is no message {id!r}", "agents", index, "in_context_message_ids", position)
+    context = [by_id[id] for id in dict.fromkeys(agent.in_context_message_ids)]
+    # Its first message is the system prompt with the memory. Letta compiles it anew, from what the agent has here; a
+    # file without messages in its context has none, and an agent without one cannot answer (facts A3, A4).
+    former = context.pop(0) if context and context[0].role == "system" else None
+    kept = _complete(context)
+    taken = [one for one in agent.messages if one is not former and not _means_nothing(one)]
+    ids = {one.id: f"message-{number}" for number, one in enumerate(taken, start=1)}
+    first = former or (agent.messages[0] if agent.messages else None)
+    system = _Message(
+        id="message-0",
+        role="system",
+        content=[_Part(text=agent.system or "")],
+        created_at=first.created_at if first else None,
+    )
+    out = []
+    if images := sum(part.type == "image" for one in taken for part in one.parts):
+        out.append(f"images in messages ({images})")
+    if unfinished := len(context) - len(kept):
+        out.append(f"messages of unfinished tool calls in the context ({unfinished})")
+    return (
+        [system.for_letta("message-0"), *(one.for_letta(ids[one.id]) for one in taken)],
+        ["message-0", *(ids[one.id] for one in kept)],
+        out,
+    )
+
+
+def _means_nothing(message: _Message) -> bool:
+    """Decisions about approvals, and results in the form of 2023: Letta sends a vendor neither as a message."""
+    return message.role == "function" or (message.role == "approval" and not message.tool_calls)
+
+
+def _complete(context: Sequence[_Message]) -> list[_Message]:
+    """Those without calls that have no result, and results that have no call: vendors refuse both in every turn."""
+    kept: list[_Message] = []
+    rest = [message for message in context if not _means_nothing(message)]
+    while rest:
+        message = rest.pop(0)
+        if message.role == "tool":
+            continue
+        results = []
+        while message.tool_calls and rest and rest[0].role == "tool":
+            results.append(rest.pop(0))
+        answered = {id for result in results for id in result.answers}
+        if answered == {call.id for call in message.tool_calls}:
+            kept += [message, *results]
+    return kept
+
+
+def _untaken(file: _File, agent: _Agent, index: int) -> list[str]:
+    """What the file holds and is not brought in, for people."""
+    found = [
+        f"the agent {str(other.get('name') or other.get('id'))!r}, its companion"
+        for number, other in enumerate(file.agents)
+        if number != index
+    ]
+    for key, title in _NEVER.items():
+        named = [one.server_name or one.file_name or one.name or "without a name" for one in getattr(file, key)]
+        if named:
+            found.append(f"{title}: {', '.join(named)}")
+    if variables := sorted({*agent.secrets, *agent.tool_exec_environment_variables}):
+        found.append(f"secrets for tools: {', '.join(variables)}")
+    if not _known_zone(agent.timezone):
+        found.append(f"the time zone {agent.timezone}, which is not known here")
+    raw = file.agents[index]
+    return [*found, *(title for field, title in _UNTAKEN.items() if raw.get(field))]
+
+
+def _parts(parts: Iterable[_Part]) -> list[dict[str, Any]]:
+    return [part for part in (one.for_letta() for one in parts) if part is not None]
+
+
+def _plain(parts: Iterable[_Part]) -> str:
+    return "\n".join(part["text"] for part in _parts(parts) if part["type"] == "text")

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from isabella.agents import tending
 from isabella.agents.archive import Archive
 from isabella.agents.binding import client_for
 from isabella.agents.client import open_client
@@ -58,7 +59,7 @@ class Agency:
         """
         connection = self.connection
         async with sync_lock(connection.base_url, home=connection.home, database_url=connection.database_url):
-            self.ensured = await self.residents.ensure(self.definitions, self.models, self.vectors)
+            self.ensured = await tending.ensure(self.residents, self.definitions, self.models, self.vectors)
         return self.ensured
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from isabella.addresses import is_nowhere
 from isabella.agents.binding import Binding
 from isabella.agents.models import Models
-from isabella.agents.repair import Fault, Finding, diagnose
+from isabella.agents.repair import Fault, Finding, Landscape, diagnose
 from isabella.agents.residents import Resident, Residents
-from isabella.agents.tending import survey
 from isabella.errors import IsabellaError, ModelUnknown
 
 
@@ -60,6 +60,25 @@ class Repair:
             "problem": self.problem,
             "notes": list(self.notes),
         }
+
+
+async def survey(residents: Residents, models: Models, *, ask: bool) -> Landscape:
+    """What agents can be bound to: the providers in Letta, and their models.
+
+    Args:
+        residents: the agents' Letta.
+        models: what the configuration knows.
+        ask: also ask every vendor for its models.
+
+    Raises:
+        LettaError: the providers cannot be listed.
+    """
+    rows = await residents.wire.every("/v1/providers/")
+    # Of one that is between two addresses, each agent's own is as good as any.
+    live = {row["name"]: None if is_nowhere(row.get("base_url")) else row.get("base_url") for row in rows}
+    windows, listed = await models.census() if ask else (models.catalog(), {})
+    vendors = frozenset(provider.name for provider in models.providers)
+    return Landscape(live, windows, listed, client=models.client, vendors=vendors)
 
 
 async def find_broken(residents: Residents, models: Models) -> list[Repair]:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from isabella.agents.embedding import TEXT, Choice, Vectors
-
-if TYPE_CHECKING:
-    from isabella.agents.residents import Resident, Residents
+from isabella.agents.residents import Resident, Residents
 
 
 async def point(residents: Residents, resident: Resident, vectors: Vectors | None) -> str | None:

@@ -11,15 +11,13 @@ from letta_client import AsyncLetta
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from isabella.addresses import is_nowhere
-from isabella.agents import context, llm_config, marks, receipts, tending
+from isabella.agents import context, llm_config, marks, receipts
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import NAME, AgentDefinition
-from isabella.agents.embedding import Vectors
 from isabella.agents.engine import Engine
 from isabella.agents.llm_config import Bound
 from isabella.agents.marks import Marks
 from isabella.agents.models import Models
-from isabella.agents.tending import Ensured
 from isabella.agents.wire import Wire
 from isabella.concurrency import together
 from isabella.errors import AgentUnknown, LettaBroken, LettaRefused, ModelUnknown
@@ -237,17 +235,6 @@ class Residents:
             LettaError: Letta refuses or fails.
         """
         await self.wire.delete(f"/v1/agents/{agent_id}")
-
-    async def ensure(
-        self, definitions: Sequence[AgentDefinition], models: Models, vectors: Vectors | None = None
-    ) -> list[Ensured]:
-        """Create what is missing, change what the file changed, and leave alone what agents have written.
-
-        Raises:
-            LettaError: Letta cannot be read; single agents' failures are in the result.
-        """
-        self.definitions = {definition.id: definition for definition in definitions}
-        return await tending.ensure(self, definitions, models, vectors)
 
     async def _some(self, **query: Any) -> list[Resident]:
         rows = await self.wire.every("/v1/agents/", order_by="created_at", include=_INCLUDE, **query)

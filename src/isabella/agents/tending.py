@@ -9,21 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from isabella.addresses import is_nowhere
 from isabella.agents import llm_config, marks
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import AgentDefinition, BlockDefinition
 from isabella.agents.embedding import NO_EMBEDDING, Vectors
 from isabella.agents.marks import Marks
+from isabella.agents.mending import survey
 from isabella.agents.models import Models
 from isabella.agents.pointing import point
 from isabella.agents.repair import Landscape, diagnose
+from isabella.agents.residents import Resident, Residents
 from isabella.errors import AgentError, IsabellaError, LettaRefused, LettaUnreachable
-
-if TYPE_CHECKING:
-    from isabella.agents.residents import Resident, Residents
 
 
 class Done(StrEnum):
@@ -180,25 +178,6 @@ async def ensure(
         if made.done is Done.CREATED and made.agent_id is not None:
             there.append(await residents.get(made.agent_id))
     return [done[definition.id] for definition in definitions]
-
-
-async def survey(residents: Residents, models: Models, *, ask: bool) -> Landscape:
-    """What agents can be bound to: the providers in Letta, and their models.
-
-    Args:
-        residents: the agents' Letta.
-        models: what the configuration knows.
-        ask: also ask every vendor for its models.
-
-    Raises:
-        LettaError: the providers cannot be listed.
-    """
-    rows = await residents.wire.every("/v1/providers/")
-    # Of one that is between two addresses, each agent's own is as good as any.
-    live = {row["name"]: None if is_nowhere(row.get("base_url")) else row.get("base_url") for row in rows}
-    windows, listed = await models.census() if ask else (models.catalog(), {})
-    vendors = frozenset(provider.name for provider in models.providers)
-    return Landscape(live, windows, listed, client=models.client, vendors=vendors)
 
 
 async def _ensure_one(

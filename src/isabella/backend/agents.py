@@ -11,11 +11,11 @@ from isabella.agents.agency import Agency
 from isabella.agents.agent_file import LARGEST_FILE
 from isabella.agents.definitions import NAME_PATTERN
 from isabella.agents.embedding import Choice
-from isabella.agents.mending import find_broken
+from isabella.agents.mending import find_broken, survey
 from isabella.agents.portable import export_agent, import_agent, own_secrets
 from isabella.agents.repair import diagnose
 from isabella.agents.residents import Resident
-from isabella.agents.tending import Ensured, survey
+from isabella.agents.tending import Ensured
 from isabella.backend.errors import ERRORS
 from isabella.backend.residence import Agents
 from isabella.errors import AgentFileRefused

@@ -39,8 +39,8 @@ def list_command(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     from isabella.cli import agent_tables
 
     async def look(agency: Agency) -> list[dict[str, Any]]:
+        from isabella.agents.mending import survey
         from isabella.agents.repair import diagnose
-        from isabella.agents.tending import survey
 
         landscape = await survey(agency.residents, agency.models, ask=False)
         return [
@@ -83,8 +83,8 @@ def show(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> None:
     from isabella.cli import agent_tables
 
     async def look(agency: Agency) -> dict[str, Any]:
+        from isabella.agents.mending import survey
         from isabella.agents.repair import diagnose
-        from isabella.agents.tending import survey
 
         resident = await agency.residents.find(name)
         landscape = await survey(agency.residents, agency.models, ask=False)

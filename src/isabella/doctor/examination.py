@@ -16,6 +16,7 @@ from isabella.doctor import asked as asking
 from isabella.doctor.configured import read_configuration, with_settings
 from isabella.doctor.evidence import Agent, Asked, Configured, Evidence, Seen
 from isabella.doctor.letta import Looker
+from isabella.doctor.use import passing_binding
 from isabella.doctor.verdict import Verdict, judge
 from isabella.errors import AgentUnknown, ConfigurationError, IsabellaError, LettaUnreachable
 from isabella.settings import Settings
@@ -187,7 +188,6 @@ async def _receipts(evidence: Evidence, connection: Connection) -> Mapping[str, 
     """One line through Letta for each provider that is there, at its address: its key belongs nowhere else (M6)."""
     from isabella.agents.client import open_client
     from isabella.agents.receipts import get_receipts
-    from isabella.doctor.treatment import passing_binding
 
     present = [
         one

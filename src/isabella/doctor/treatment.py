@@ -7,12 +7,11 @@ from collections.abc import AsyncIterator
 from isabella.agents.binding import Binding
 from isabella.assurance import ensure_providers
 from isabella.connection import Connection
-from isabella.doctor.evidence import Agent, Evidence
+from isabella.doctor.evidence import Agent
 from isabella.doctor.examination import Examination
 from isabella.doctor.findings import Finding, Treatment
-from isabella.doctor.use import client, rebinding
+from isabella.doctor.use import rebinding
 from isabella.errors import IsabellaError, LettaError
-from isabella.providers.desired import Desired
 from isabella.providers.report import Proof
 
 
@@ -80,16 +79,6 @@ async def _rebind(
             yield f"{agent.name}: there is no provider to bind it to"
             continue
         yield await _bind(agent, binding, connection)
-
-
-def passing_binding(desired: Desired, evidence: Evidence) -> Binding:
-    """The binding of a passing agent to a provider, with a model that its vendor is known to have."""
-    vendor = desired.vendor
-    asked = evidence.asked.get(desired.name)
-    listed = {} if asked is None else asked.answer.models
-    model = vendor.default_model or next(iter(listed), "default")
-    window = vendor.models.get(model) or listed.get(model) or vendor.default_window
-    return Binding(desired.name, model, desired.base_url, window, client(evidence))
 
 
 async def _bind(agent: Agent, binding: Binding, connection: Connection) -> str:

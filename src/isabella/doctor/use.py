@@ -299,6 +299,16 @@ def rebinding(agent: Agent, evidence: Evidence) -> Binding | None:
     return Binding(desired.name, engine.model, desired.base_url, window, land.client).suited(engine.agent_type)
 
 
+def passing_binding(desired: Desired, evidence: Evidence) -> Binding:
+    """The binding of a passing agent to a provider, with a model that its vendor is known to have."""
+    vendor = desired.vendor
+    asked = evidence.asked.get(desired.name)
+    listed = {} if asked is None else asked.answer.models
+    model = vendor.default_model or next(iter(listed), "default")
+    window = vendor.models.get(model) or listed.get(model) or vendor.default_window
+    return Binding(desired.name, model, desired.base_url, window, client(evidence))
+
+
 def _desired(agent: Agent, evidence: Evidence) -> Desired | None:
     return next((one for one in evidence.configured.desired if one.name == agent.engine.provider), None)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from bench.stage import Scene
-from isabella.access import kept_address
+from isabella.access import published_address
 from isabella.catalog import known_vendors
 from isabella.practice import PracticeVendors
 
@@ -42,7 +42,7 @@ def serving(scene: Scene, variables: Mapping[str, str]) -> Iterator[tuple[str, p
         )
         try:
             deadline = time.monotonic() + _UP_SECONDS
-            while (address := kept_address(scene.folder)) is None:
+            while (address := published_address(scene.folder)) is None:
                 assert process.poll() is None, said.read_text()[-2000:]
                 assert time.monotonic() < deadline, "the backend did not come up"
                 time.sleep(0.05)

@@ -16,7 +16,7 @@ from isabella.keys import mask
 from isabella.practice import NAMES, PracticeVendors
 from isabella.practice.keyring import new_key
 from isabella.practice.requests import fingerprint
-from isabella.providers.condition import Kind
+from isabella.providers.condition import HealthState
 
 _PATIENCE = 120.0
 _LOOK_EVERY = 0.1
@@ -65,7 +65,7 @@ class Operator:
         own = _VENDORS[vendor].type
         self._types[vendor] = _OTHER_TYPE[vendor] if self._types[vendor] == own else own
 
-    async def until(self, kind: Kind, vendors: Sequence[str], backend: httpx.AsyncClient) -> None:
+    async def until(self, kind: HealthState, vendors: Sequence[str], backend: httpx.AsyncClient) -> None:
         """Look at the backend until it says of the last key of each of these vendors that it stands so."""
         deadline = time.monotonic() + _PATIENCE
         while True:
@@ -95,7 +95,7 @@ class Operator:
         chats = [request for request in self._vendors.requests(vendor) if request.path.endswith("/chat/completions")]
         return bool(chats) and chats[-1].carries(self._keys[vendor][-1])
 
-    def _stands(self, entry: dict[str, Any], kind: Kind) -> bool:
+    def _stands(self, entry: dict[str, Any], kind: HealthState) -> bool:
         vendor = entry["vendor"]
         wanted = (kind.value, self._types[vendor], mask(self._keys[vendor][-1]))
         return (entry["condition"], entry["type"], entry["key"]) == wanted

@@ -9,7 +9,7 @@ from functools import partial
 import psycopg
 
 from isabella.embedded import Letta
-from isabella.providers.sealing import seal
+from isabella.providers.sealing import encrypt
 
 #: Nothing listens there.
 BASE_URL = "http://127.0.0.1:9/v1"
@@ -32,7 +32,7 @@ def plant(letta: Letta, keys: Mapping[str, str]) -> None:
     stored = list(keys.values())
     if letta.master_key is not None:
         with ProcessPoolExecutor() as processes:
-            one = partial(seal, master_key=letta.master_key.get_secret_value())
+            one = partial(encrypt, master_key=letta.master_key.get_secret_value())
             stored = list(processes.map(one, stored, chunksize=20))
     rows = [
         (f"provider-00000000-0000-4000-8000-{number:012}", name, BASE_URL, key, number)

@@ -26,11 +26,11 @@ from bench.loop import list_delete_post
 from bench.operator import Operator
 from bench.stage import Scene, Stage
 from bench.subject import Results
-from isabella.agents.models import Models
+from isabella.agents.models import ModelCatalog
 from isabella.embedded import Server
 from isabella.practice import NAMES, PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
-from isabella.providers.condition import Kind
+from isabella.providers.condition import HealthState
 from isabella.providers.desired import desired_providers
 from isabella.settings import Settings
 from isabella.sources import Sources
@@ -109,7 +109,7 @@ async def _in_place(operator: Operator, backend: httpx.AsyncClient, _number: int
         operator.make(name)
         operator.accept(name)
     operator.write()
-    await operator.until(Kind.IN_SYNC, NAMES, backend)
+    await operator.until(HealthState.IN_SYNC, NAMES, backend)
 
 
 async def _recreated(operator: Operator, backend: httpx.AsyncClient, number: int) -> None:
@@ -124,10 +124,10 @@ async def _too_early(operator: Operator, backend: httpx.AsyncClient, _number: in
     for name in NAMES:
         operator.make(name)
     operator.write()
-    await operator.until(Kind.REFUSED, NAMES, backend)
+    await operator.until(HealthState.REFUSED, NAMES, backend)
     for name in NAMES:
         operator.accept(name)
-    await operator.until(Kind.IN_SYNC, NAMES, backend)
+    await operator.until(HealthState.IN_SYNC, NAMES, backend)
 
 
 async def _too_late(operator: Operator, backend: httpx.AsyncClient, number: int) -> None:
@@ -136,7 +136,7 @@ async def _too_late(operator: Operator, backend: httpx.AsyncClient, number: int)
     operator.make(name)
     operator.revoke(name)
     operator.write()
-    await operator.until(Kind.IN_SYNC, (name,), backend)
+    await operator.until(HealthState.IN_SYNC, (name,), backend)
 
 
 WAYS = (
@@ -229,7 +229,7 @@ async def _with_the_loop(scene: Scene, vendors: PracticeVendors, rotations: int,
 
 async def _made(letta: httpx.AsyncClient, settings: Settings) -> Mapping[str, str]:
     """Letta's ids of agents on the vendors, bound as Isabella binds hers."""
-    models = Models.of(settings)
+    models = ModelCatalog.of(settings)
     agents = {}
     for name, handle in _HANDLES.items():
         body = {"name": f"loop-{name}", "llm_config": (await models.binding(handle)).as_llm_config()}

@@ -22,7 +22,7 @@ from isabella.connection import Connection
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof
 from isabella.settings import Settings
-from isabella.watching.work import LettaWork
+from isabella.watching.work import LettaActions
 
 _COUNT = 1000
 #: The one whose key is rotated.
@@ -81,7 +81,7 @@ async def _measure_rotation(
     async def found(_: Settings) -> Connection:
         return connection
 
-    work = LettaWork(find=found)
+    work = LettaActions(find=found)
     scenes = cycle([_rotated(scene, environment), scene])
 
     async def list_them() -> None:

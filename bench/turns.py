@@ -17,8 +17,8 @@ import psutil
 from bench.backend import TOKEN, serving, vendor_variables
 from bench.stage import Scene, Stage
 from bench.subject import Results
-from isabella.agents.marks import OURS
-from isabella.agents.models import Models
+from isabella.agents.marks import MANAGED_TAG
+from isabella.agents.models import ModelCatalog
 from isabella.practice import PracticeVendors
 
 AGENTS, CLIENTS = 5, 20
@@ -190,7 +190,7 @@ async def _talkers(scene: Scene, vendors: PracticeVendors) -> AsyncIterator[Talk
                 trust_env=False,
             ) as isabella,
         ):
-            binding = await Models.of(scene.settings).binding(_HANDLE)
+            binding = await ModelCatalog.of(scene.settings).binding(_HANDLE)
             agents = {}
             for number in range(AGENTS):
                 made = await letta.post(
@@ -202,7 +202,7 @@ async def _talkers(scene: Scene, vendors: PracticeVendors) -> AsyncIterator[Talk
                             {"label": "human", "value": ""},
                             {"label": "persona", "value": "Isabella."},
                         ],
-                        "tags": [OURS],
+                        "tags": [MANAGED_TAG],
                     },
                 )
                 agents[f"bench-{number}"] = made.raise_for_status().json()["id"]

@@ -15,8 +15,8 @@ from sealed import OTHER_MASTER_KEY, seal
 from ward import VENDORS, Ward
 
 from compat.stage import FORMER_KEY, Stage
-from isabella.agents.agency import open_agency
-from isabella.agents.tending import Done
+from isabella.agents.agency import open_agent_service
+from isabella.agents.tending import EnsureOutcome
 from isabella.providers.report import Proof, ProviderReport
 from isabella.settings import load_settings
 
@@ -223,12 +223,12 @@ def her_agents(stage: Stage) -> str:
 
 
 async def _her_agents(stage: Stage, ward: Ward) -> str:
-    async with open_agency(load_settings(ward.folder / ".env", ward.environment)) as agency:
+    async with open_agent_service(load_settings(ward.folder / ".env", ward.environment)) as agency:
         made = await agency.ensure()
         assert made
-        assert {one.done for one in made} == {Done.CREATED}, [one.reason for one in made]
+        assert {one.done for one in made} == {EnsureOutcome.CREATED}, [one.reason for one in made]
         kept = await agency.ensure()
-        assert {one.done for one in kept} == {Done.KEPT}, [(one.reason, one.changes) for one in kept]
+        assert {one.done for one in kept} == {EnsureOutcome.KEPT}, [(one.reason, one.changes) for one in kept]
         isabella = await agency.residents.find("Isabella")
         for handle in ("byok-groq/openai/gpt-oss-120b", "longcat/LongCat-2.0"):
             await agency.residents.switch(isabella, handle, agency.models)

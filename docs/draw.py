@@ -15,7 +15,7 @@ import pages
 from rich.console import Console
 from rich.text import Text
 
-from isabella.access import kept_address
+from isabella.access import published_address
 
 IMAGES = Path(__file__).parent / "images"
 WIDTH = 116
@@ -53,7 +53,7 @@ def show_console(isabella: str, home: Path) -> None:
         [isabella, "up"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        while (address := kept_address(home)) is None:
+        while (address := published_address(home)) is None:
             if process.poll() is not None:
                 raise SystemExit("The backend did not come up: `isabella up` says why.")
             time.sleep(0.2)

@@ -18,8 +18,8 @@ from pydantic import SecretStr
 from isabella.assurance import ensure_providers
 from isabella.backend.app import create_app
 from isabella.backend.readiness import Readiness
-from isabella.backend.residence import residing
-from isabella.backend.speaking import speaking
+from isabella.backend.residence import open_agents
+from isabella.backend.speaking import open_turns
 from isabella.connection import Connection
 from isabella.embedded import Letta
 from isabella.gate import open_locks
@@ -29,7 +29,7 @@ from isabella.practice.server import listen
 from isabella.providers.report import Report
 from isabella.settings import Settings, load_settings
 from isabella.strategy import Strategy
-from isabella.turns.house import Limits
+from isabella.turns.house import TurnLimits
 
 TOKEN = "a-token-for-the-tests"
 _UP_SECONDS = 60.0
@@ -115,10 +115,10 @@ class Backend:
 
     def agent(self, name: str, *handles: str) -> str:
         """An agent of its own for a test, bound to the first handle and preferring all of them. Returns its name."""
-        from isabella.agents.marks import OURS, definition_tag
-        from isabella.agents.models import Models
+        from isabella.agents.marks import MANAGED_TAG, definition_tag
+        from isabella.agents.models import ModelCatalog
 
-        models = Models.of(self.settings)
+        models = ModelCatalog.of(self.settings)
         binding = anyio.run(models.binding, handles[0])
         definition = f"test-{name}"
         made = self.letta.post(
@@ -127,7 +127,7 @@ class Backend:
                 "name": name,
                 "llm_config": binding.as_llm_config(),
                 "memory_blocks": [{"label": "human", "value": ""}, {"label": "persona", "value": "I am Isabella."}],
-                "tags": [OURS, definition_tag(definition)],
+                "tags": [MANAGED_TAG, definition_tag(definition)],
             },
         )
         made.raise_for_status()
@@ -161,7 +161,7 @@ class Backend:
         """Wait for vendors for other times than the settings say, meanwhile."""
         desk = self.app.state.desk
         before = desk.house
-        desk.house = replace(before, limits=Limits(first_token=first_token, silence=silence))
+        desk.house = replace(before, limits=TurnLimits(first_token=first_token, silence=silence))
         try:
             yield
         finally:
@@ -210,8 +210,8 @@ def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) 
             app.state.portal = await stack.enter_async_context(anyio.from_thread.BlockingPortal())
             app.state.locks = locks = await stack.enter_async_context(open_locks(settings, connection))
             await readiness.bring(lambda: ensure_providers(settings, connection=connection, gate=locks.gate))
-            agency = await stack.enter_async_context(residing(app, settings, connection, url))
-            await stack.enter_async_context(speaking(app, agency, locks))
+            agency = await stack.enter_async_context(open_agents(app, settings, connection, url))
+            await stack.enter_async_context(open_turns(app, agency, locks))
             up.set()
             await anyio.sleep_forever()
 

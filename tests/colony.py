@@ -11,8 +11,8 @@ from typing import Any
 
 import anyio
 
-from isabella.agents.agency import Agency, open_agency
-from isabella.agents.residents import Resident
+from isabella.agents.agency import AgentService, open_agent_service
+from isabella.agents.residents import AgentRecord
 from isabella.assurance import ensure_providers
 from isabella.catalog import known_vendors
 from isabella.connection import Connection
@@ -107,13 +107,13 @@ class Colony:
         return with_practice_vendors(base, self.vendors)
 
     @asynccontextmanager
-    async def agency(self, backend: str | None = None, **options: Any) -> AsyncIterator[Agency]:
+    async def agency(self, backend: str | None = None, **options: Any) -> AsyncIterator[AgentService]:
         """The agents, opened."""
-        async with open_agency(self.settings(**options), self.connection, backend=backend) as agency:
+        async with open_agent_service(self.settings(**options), self.connection, backend=backend) as agency:
             yield agency
 
     def run(
-        self, work: Callable[[Agency], Coroutine[Any, Any, Any]], backend: str | None = None, **options: Any
+        self, work: Callable[[AgentService], Coroutine[Any, Any, Any]], backend: str | None = None, **options: Any
     ) -> Any:
         """Run something on the agents."""
 
@@ -137,7 +137,7 @@ class Colony:
         ]
 
 
-async def say(agency: Agency, agent_id: str, text: str) -> str:
+async def say(agency: AgentService, agent_id: str, text: str) -> str:
     """Say something to an agent through Letta alone, and return what it answers."""
     answer = await agency.residents.wire.post(
         f"/v1/agents/{agent_id}/messages", {"messages": [{"role": "user", "content": text}]}
@@ -145,7 +145,7 @@ async def say(agency: Agency, agent_id: str, text: str) -> str:
     return " ".join(row["content"] for row in answer["messages"] if row["message_type"] == "assistant_message")
 
 
-async def raw(agency: Agency, resident: Resident) -> dict[str, Any]:
+async def raw(agency: AgentService, resident: AgentRecord) -> dict[str, Any]:
     """An agent as Letta has it."""
     row = await agency.residents.wire.get(f"/v1/agents/{resident.id}")
     return dict(row)

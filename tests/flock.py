@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from isabella.errors import LettaError, LettaRefused
-from isabella.providers.followers import Moved, Note
+from isabella.providers.followers import MovedAgent, Note
 from isabella.stores import Store
 
 
@@ -49,7 +49,7 @@ class Flock:
         await self._request()
         await self._change(dict.fromkeys(self._behind(provider, base_url), base_url), note)
 
-    async def send_back(self, provider: str, moved: Sequence[Moved]) -> None:
+    async def send_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
         """Have these call what they called before."""
         assert all(self.agents[one.id].provider == provider for one in moved)
         await self._change({one.id: one.former for one in moved}, lambda moved: None)
@@ -64,7 +64,7 @@ class Flock:
             if agent.stubborn:
                 trouble = LettaRefused("Letta refused to change an agent.", status=422, detail="no")
                 continue
-            note(Moved(id, id, agent.address))
+            note(MovedAgent(id, id, agent.address))
             try:
                 if not agent.late:
                     agent.address = address

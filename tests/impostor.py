@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from isabella.processes import Process, save
+from isabella.processes import ChildProcess, save
 
 #: What it answers to whatever it is asked: a healthy Letta.
 _BODY = json.dumps({"version": "0.16.8", "status": "ok"})
@@ -100,6 +100,6 @@ def server(record: Path, host: str = "127.0.0.1", port: int = 0) -> Iterator[tup
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         listens_at = int(process.stdout.readline())
-        save(record, Process.of(process.pid))
+        save(record, ChildProcess.of(process.pid))
         yield process, listens_at
         process.kill()

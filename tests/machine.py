@@ -20,19 +20,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pydantic import SecretStr
 from weather import Killed, Kind, Sent, Weather, When
 
-from isabella.addresses import NOWHERE
+from isabella.addresses import PLACEHOLDER_URL
 from isabella.catalog import known_vendors
 from isabella.errors import IsabellaError
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Report
 from isabella.providers.sealing import ProofMemo
-from isabella.providers.sync import Options, bring_in_line
-from isabella.stores.letta_releases import abilities_of
-from isabella.stores.letta_server import LettaServer
+from isabella.providers.sync import Options, sync_providers
+from isabella.stores.letta_releases import capabilities_of
+from isabella.stores.letta_server import LettaProviders
 from isabella.stores.looking import read_store
 from isabella.strategy import Strategy
-from isabella.vendors.inquiry import Answer, Verdict
+from isabella.vendors.inquiry import KeyVerdict, VendorAnswer
 
 RELEASES = ("0.16.0", "0.16.1", "0.16.2", "0.16.4", "0.16.5", "0.16.6", "0.16.7", "0.16.8")
 MASTER_KEYS = ("a1" * 32, "b2" * 32, None)
@@ -281,7 +281,7 @@ class Machine(RuleBasedStateMachine):
         """Whether nothing stands in the way but what Isabella herself has to overcome."""
         return (
             self.strategy is not Strategy.IN_PLACE
-            and abilities_of(self.world.release).recreates
+            and capabilities_of(self.world.release).recreates
             and self.ours == self.world.master_key
             and _plain(wanted) not in self.refused
             and not any(one.stubborn and one.address != wanted.base_url for one in self._agents_of(wanted.name))
@@ -324,8 +324,8 @@ class Machine(RuleBasedStateMachine):
 
     async def _bring_in_line(self, weather: Weather, only: frozenset[str]) -> Report:
         named = [name for name in self.desired if name in only]
-        async with LettaServer("http://letta", transport=weather, timeout=self.world.timeout) as store:
-            return await bring_in_line(
+        async with LettaProviders("http://letta", transport=weather, timeout=self.world.timeout) as store:
+            return await sync_providers(
                 store,
                 [one for name, one in self.desired.items() if name in named or not named],
                 Options(
@@ -346,13 +346,13 @@ class Machine(RuleBasedStateMachine):
             return None
         return self.memos.setdefault(self.ours, ProofMemo(None, SecretStr(self.ours)))
 
-    async def _ask(self, base_url: str, key: SecretStr) -> Answer:
+    async def _ask(self, base_url: str, key: SecretStr) -> VendorAnswer:
         self.asked.append((base_url, key.get_secret_value()))
         if not self.vendors_answer:
-            return Answer(Verdict.UNREACHABLE, "no answer")
+            return VendorAnswer(KeyVerdict.UNREACHABLE, "no answer")
         if key.get_secret_value() in self.refused:
-            return Answer(Verdict.REFUSED, "wrong key", 401)
-        return Answer(Verdict.ACCEPTED, "", 200)
+            return VendorAnswer(KeyVerdict.REFUSED, "wrong key", 401)
+        return VendorAnswer(KeyVerdict.ACCEPTED, "", 200)
 
     @asynccontextmanager
     async def _close(self, name: str) -> AsyncIterator[None]:
@@ -399,7 +399,7 @@ class Machine(RuleBasedStateMachine):
                 continue
             name = self._name_of(one)
             assert name in self.desired or name == TOUCHSTONE, one
-            assert one.method != "DELETE" or abilities_of(self.world.release).recreates, one
+            assert one.method != "DELETE" or capabilities_of(self.world.release).recreates, one
             assert one.method != "DELETE" or self.strategy is not Strategy.IN_PLACE, one
             if one.method == "DELETE" or name == TOUCHSTONE:
                 continue
@@ -409,7 +409,7 @@ class Machine(RuleBasedStateMachine):
                 (url, key) == (wanted.base_url, _plain(wanted))
                 or (name, url, key) in former
                 or key.startswith(PLACEHOLDER)
-                or (url == NOWHERE and key == _plain(wanted))
+                or (url == PLACEHOLDER_URL and key == _plain(wanted))
             ), one
 
     def _check_report(self, report: Report) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from isabella.providers.plan import Action, State
+from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport
 
 #: Found as it should be.
@@ -15,13 +15,13 @@ IN_SYNC = ProviderReport(
     base_url="https://api.cerebras.ai/v1",
     key="csk-…0001",
     key_source="CEREBRAS_API_KEY (.env)",
-    stored=State.IN_SYNC,
+    stored=ProviderState.IN_SYNC,
     action=Action.KEEP,
     proof=Proof.PROVEN,
     reason="read back and equal",
 )
 #: Found with another key, and mended.
-MENDED = replace(IN_SYNC, stored=State.STALE, action=Action.UPDATE, reason="Letta holds another key")
+MENDED = replace(IN_SYNC, stored=ProviderState.STALE, action=Action.UPDATE, reason="Letta holds another key")
 #: The same, only looked at.
 DRIFTED = replace(MENDED, proof=Proof.NOT_ASKED)
 #: Its vendor does not take the configured key.
@@ -34,7 +34,7 @@ FOREIGN = replace(
     name="somebody's",
     key=None,
     key_source=None,
-    stored=State.FOREIGN,
+    stored=ProviderState.FOREIGN,
     action=Action.NONE,
     proof=Proof.NOT_ASKED,
     ours=False,

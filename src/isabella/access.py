@@ -16,7 +16,7 @@ from isabella import redaction
 from isabella.errors import ConfigurationError
 from isabella.files import write_private
 from isabella.peers import Peer
-from isabella.processes import Process
+from isabella.processes import ChildProcess
 from isabella.settings import Settings
 
 #: A token that others than this machine may try has to be at least this long.
@@ -39,7 +39,7 @@ class Token:
 
 
 @dataclass(frozen=True)
-class Backend:
+class RunningBackend:
     """A backend that runs, or did.
 
     Attributes:
@@ -53,7 +53,7 @@ class Backend:
     peer: Peer
 
 
-def own_token(settings: Settings) -> Token:
+def ensure_token(settings: Settings) -> Token:
     """The operator's token, or else the one that is kept in `ISABELLA_HOME`, made at the first call.
 
     Raises:
@@ -77,7 +77,7 @@ def own_token(settings: Settings) -> Token:
     return Token(kept)
 
 
-def kept_token(settings: Settings) -> SecretStr | None:
+def stored_token(settings: Settings) -> SecretStr | None:
     """The token that a running backend of this home asks for; None where none was made yet."""
     try:
         return settings.token or _read(_token_file(settings.home))
@@ -108,10 +108,10 @@ def check_address(settings: Settings) -> None:
 
 
 @contextmanager
-def address_kept(home: Path, address: str) -> Iterator[None]:
+def address_published(home: Path, address: str) -> Iterator[None]:
     """Keep the address of the backend where other programs of the same home find it, for as long as it runs."""
     path = _address_file(home)
-    text = json.dumps({"address": address, **asdict(Process.of(os.getpid()))})
+    text = json.dumps({"address": address, **asdict(ChildProcess.of(os.getpid()))})
     home.mkdir(parents=True, exist_ok=True)
     write_private(path, text + "\n")
     try:
@@ -122,7 +122,7 @@ def address_kept(home: Path, address: str) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def kept_address(home: Path) -> str | None:
+def published_address(home: Path) -> str | None:
     """Where the backend of this home said that it listens; it may be gone by now."""
     try:
         found = json.loads(_address_file(home).read_text())["address"]
@@ -131,13 +131,13 @@ def kept_address(home: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def kept_backend(settings: Settings) -> Backend | None:
+def published_backend(settings: Settings) -> RunningBackend | None:
     """The backend of this home, which may be gone by now; None where none has said that it listens."""
-    token, address = kept_token(settings), kept_address(settings.home)
+    token, address = stored_token(settings), published_address(settings.home)
     if token is None or address is None:
         return None
     remedy = "Start it again with `isabella up`; where its port is taken, with another ISABELLA_PORT."
-    return Backend(address, token, Peer("the backend", _address_file(settings.home), remedy))
+    return RunningBackend(address, token, Peer("the backend", _address_file(settings.home), remedy))
 
 
 def _token_file(home: Path) -> Path:

@@ -9,7 +9,7 @@ from typing import TypedDict
 from urllib.parse import urlsplit
 
 #: Nothing listens there, and nothing ever answers: for a provider that nobody is meant to speak through yet.
-NOWHERE = "http://127.0.0.1:9/nowhere/v1"
+PLACEHOLDER_URL = "http://127.0.0.1:9/nowhere/v1"
 
 
 class ClientOptions(TypedDict):
@@ -33,9 +33,9 @@ def same_address(one: str | None, other: str | None) -> bool:
     return (one or "").rstrip("/") == (other or "").rstrip("/")
 
 
-def is_nowhere(base_url: str | None) -> bool:
+def is_placeholder_url(base_url: str | None) -> bool:
     """Whether a provider has the address of one that is between two."""
-    return same_address(base_url, NOWHERE)
+    return same_address(base_url, PLACEHOLDER_URL)
 
 
 def client_options(base_url: str) -> ClientOptions:

@@ -38,7 +38,7 @@ def lock_key(*words: str) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-class Advisory:
+class AdvisoryLocks:
     """The locks of this process in one Postgres. Belongs to one event loop.
 
     Args:
@@ -79,7 +79,7 @@ class Advisory:
             if taken:
                 with anyio.CancelScope(shield=True):
                     await self._unlock(key, shared)
-        connection = await open_session(self._url)
+        connection = await open_connection(self._url)
         # Closing the connection gives the lock back, and so does the end of this process.
         async with connection:
             await self._wait(connection, key, shared, timeout)
@@ -156,11 +156,11 @@ class Advisory:
             return session
         async with self._opening:
             if self._session is None or self._session.closed:
-                self._session = await open_session(self._url)
+                self._session = await open_connection(self._url)
             return self._session
 
 
-async def open_session(database_url: SecretStr) -> AsyncConnection:
+async def open_connection(database_url: SecretStr) -> AsyncConnection:
     """A session with the database, in which every statement counts at once.
 
     Raises:

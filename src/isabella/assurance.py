@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 from isabella.addresses import same_address
 from isabella.agents.binding import Binding
 from isabella.connection import Connection
-from isabella.gate import Gate
+from isabella.gate import ProviderLock
 from isabella.providers.desired import Desired
 from isabella.providers.report import ProviderReport, Receipt, Report
-from isabella.providers.sync import bring_in_line, look
-from isabella.session import open_session
+from isabella.providers.sync import compare, sync_providers
+from isabella.session import open_provider_session
 from isabella.settings import Settings
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import ask_vendor
-from isabella.vendors.status import VendorStatus
+from isabella.vendors.status import VendorObservation
 
 if TYPE_CHECKING:
-    from isabella.agents.receipts import Proceeds
+    from isabella.agents.receipts import ProbeResult
 
 
 async def ensure_providers(
@@ -32,7 +32,7 @@ async def ensure_providers(
     strategy: Strategy | None = None,
     probe: bool = True,
     count_models: bool = False,
-    gate: Gate | None = None,
+    gate: ProviderLock | None = None,
 ) -> Report:
     """Make Letta hold exactly the keys that the configuration has, and prove it by reading back.
 
@@ -56,8 +56,10 @@ async def ensure_providers(
         LettaError: Letta cannot be reached or read; nothing was changed.
         LockTimeout: another process has been syncing it for too long.
     """
-    async with open_session(settings, connection, only, strategy, probe, count_models, looks=False, gate=gate) as run:
-        report = run.finish(await bring_in_line(run.store, run.desired, run.options))
+    async with open_provider_session(
+        settings, connection, only, strategy, probe, count_models, looks=False, gate=gate
+    ) as run:
+        report = run.finish(await sync_providers(run.store, run.desired, run.options))
         run.write_down()
         return report
 
@@ -76,8 +78,8 @@ async def compare_providers(
     With `probe`, vendors are asked about keys that Letta does not hold yet, as `ensure_providers` would: a rehearsal.
     Arguments and errors are those of `ensure_providers`.
     """
-    async with open_session(settings, connection, only, strategy, probe, count_models) as run:
-        return run.finish(await look(run.store, run.desired, run.options))
+    async with open_provider_session(settings, connection, only, strategy, probe, count_models) as run:
+        return run.finish(await compare(run.store, run.desired, run.options))
 
 
 async def verify_providers(
@@ -91,8 +93,8 @@ async def verify_providers(
 
     Arguments and errors are those of `ensure_providers`.
     """
-    async with open_session(settings, connection, only, None, False, count_models) as run:
-        report = run.finish(await look(run.store, run.desired, run.options))
+    async with open_provider_session(settings, connection, only, None, False, count_models) as run:
+        report = run.finish(await compare(run.store, run.desired, run.options))
         return await add_receipts(report, run.connection, run.desired)
 
 
@@ -101,14 +103,14 @@ async def add_receipts(report: Report, connection: Connection, desired: Sequence
 
     None is asked of a provider that Letta has at another address: the key which Letta has belongs there (fact M6).
     """
-    from isabella.agents.client import open_client
-    from isabella.agents.receipts import Proceeds, get_receipts
+    from isabella.agents.client import open_sdk_client
+    from isabella.agents.receipts import ProbeResult, probe_bindings
 
     present = [entry for entry in report.ours if same_address(entry.stored_base_url, entry.base_url)]
     by_name = {provider.name: provider for provider in desired}
     bindings = [await _binding(by_name[entry.name], connection.timeout) for entry in present]
-    async with open_client(connection) as client:
-        found = await get_receipts(client, bindings)
+    async with open_sdk_client(connection) as client:
+        found = await probe_bindings(client, bindings)
     proceeds = dict(zip((entry.name for entry in present), found, strict=True))
     entries = []
     for entry in report.providers:
@@ -116,17 +118,17 @@ async def add_receipts(report: Report, connection: Connection, desired: Sequence
             entries.append(entry)
             continue
         why = "Letta has it at another address" if entry.in_letta else "it is not in Letta"
-        proof = proceeds.get(entry.name, Proceeds(Receipt.FAILED, why))
+        proof = proceeds.get(entry.name, ProbeResult(Receipt.FAILED, why))
         reason = entry.reason if not proof.said else f"{entry.reason}; no receipt: {proof.said}"
         entries.append(replace(entry, receipt=proof.receipt, reason=reason, vendor_status=_seen(entry, proof)))
     return replace(report, providers=entries)
 
 
-def _seen(entry: ProviderReport, proof: Proceeds) -> VendorStatus | None:
+def _seen(entry: ProviderReport, proof: ProbeResult) -> VendorObservation | None:
     """What a receipt, or its failure, shows of the vendor. A stored key that works makes a refused one no better."""
     if proof.vendor is None or entry.refused_by_vendor:
         return entry.vendor_status
-    return VendorStatus(proof.vendor, proof.said or "a line through Letta was accepted", datetime.now(UTC))
+    return VendorObservation(proof.vendor, proof.said or "a line through Letta was accepted", datetime.now(UTC))
 
 
 async def _binding(desired: Desired, timeout: float) -> Binding:

@@ -10,7 +10,7 @@ import anyio
 Result = TypeVar("Result")
 
 
-async def together(calls: Iterable[Callable[[], Awaitable[Result]]], *, at_once: int | None = None) -> list[Result]:
+async def gather(calls: Iterable[Callable[[], Awaitable[Result]]], *, at_once: int | None = None) -> list[Result]:
     """Run the calls side by side.
 
     Args:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import anyio
 import anyio.abc
 
-from isabella.advisory import Advisory, lock_key
+from isabella.advisory import AdvisoryLocks, lock_key
 from isabella.connection import Connection
 from isabella.errors import GateTimeout, LockTimeout
 from isabella.settings import Settings
@@ -31,7 +31,7 @@ Closed = Callable[[str], AbstractAsyncContextManager[None]]
 
 
 @asynccontextmanager
-async def ungated(_provider: str) -> AsyncIterator[None]:
+async def unguarded(_provider: str) -> AsyncIterator[None]:
     """No gate: where nothing speaks through these providers."""
     yield
 
@@ -51,7 +51,7 @@ class _Provider:
         self.moved = anyio.Event()
 
 
-class Gate:
+class ProviderLock:
     """The gates of all providers.
 
     Args:
@@ -59,7 +59,7 @@ class Gate:
         patience: seconds that a turn waits at a closed gate, and a change for the turns in flight.
     """
 
-    def __init__(self, advisory: Advisory | None = None, *, patience: float = 30.0) -> None:
+    def __init__(self, advisory: AdvisoryLocks | None = None, *, patience: float = 30.0) -> None:
         self._advisory = advisory
         self._patience = patience
         self._providers: dict[str, _Provider] = {}
@@ -175,7 +175,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Locks:
+class TurnLocks:
     """What holds turns, and changes of providers, apart.
 
     Attributes:
@@ -183,16 +183,16 @@ class Locks:
         advisory: locks that hold across processes; None where no database is known.
     """
 
-    gate: Gate
-    advisory: Advisory | None = None
+    gate: ProviderLock
+    advisory: AdvisoryLocks | None = None
 
 
 @asynccontextmanager
-async def open_locks(settings: Settings, connection: Connection) -> AsyncIterator[Locks]:
+async def open_locks(settings: Settings, connection: Connection) -> AsyncIterator[TurnLocks]:
     """The locks for one Letta: across processes where its Postgres is known."""
-    advisory = None if connection.database_url is None else Advisory(connection.database_url)
+    advisory = None if connection.database_url is None else AdvisoryLocks(connection.database_url)
     try:
-        yield Locks(Gate(advisory, patience=settings.gate_timeout), advisory)
+        yield TurnLocks(ProviderLock(advisory, patience=settings.gate_timeout), advisory)
     finally:
         if advisory is not None:
             with anyio.CancelScope(shield=True):

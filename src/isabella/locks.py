@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import anyio
 from pydantic import SecretStr
 
-from isabella.advisory import open_session
+from isabella.advisory import open_connection
 from isabella.errors import ConfigurationError, LockTimeout
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def sync_lock(
 
 @asynccontextmanager
 async def _database_lock(database_url: SecretStr, timeout: float) -> AsyncIterator[None]:
-    connection = await open_session(database_url)
+    connection = await open_connection(database_url)
     held = False
     try:
         with anyio.move_on_after(timeout):
@@ -53,7 +53,7 @@ async def _database_lock(database_url: SecretStr, timeout: float) -> AsyncIterat
                 await anyio.sleep(_LOOK_EVERY)
                 if connection.closed:
                     # Postgres was restarted, or ended the session. Whoever held the lock has lost it, too.
-                    connection = await open_session(database_url)
+                    connection = await open_connection(database_url)
         if not held:
             raise _timed_out(timeout)
         yield

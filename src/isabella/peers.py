@@ -23,7 +23,7 @@ import psutil
 
 from isabella import processes
 from isabella.errors import UnverifiedPeer
-from isabella.processes import Process
+from isabella.processes import ChildProcess
 
 _STARTED, _COMPLETE = "connection.connect_tcp.started", "connection.connect_tcp.complete"
 #: The state of a listening socket in `/proc/net/tcp`.
@@ -44,16 +44,16 @@ class Peer:
     name: str
     record: Path
     remedy: str
-    verified: Process | None = None
+    verified: ChildProcess | None = None
 
-    def before(self, host: str, port: int) -> Process | None:
+    def before(self, host: str, port: int) -> ChildProcess | None:
         """The process that the home names, if it listens there; to be asked before connecting."""
         process = processes.load(self.record)
         if process is None or process == self.verified or listens(process, host, port):
             return process
         return None
 
-    def check(self, before: Process | None, host: str, port: int) -> None:
+    def check(self, before: ChildProcess | None, host: str, port: int) -> None:
         """Verify a connection that was just made; nothing has been sent on it yet.
 
         Args:
@@ -84,7 +84,7 @@ class Peer:
         )
 
 
-def listens(process: Process, host: str, port: int) -> bool:
+def listens(process: ChildProcess, host: str, port: int) -> bool:
     """Whether this very process is alive and listens on this port of this address."""
     if not process.is_running():
         return False
@@ -164,7 +164,7 @@ class _Connecting:
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
-        self._before: Process | None = None
+        self._before: ChildProcess | None = None
 
     def see(self, event: str, info: dict[str, Any]) -> None:
         """Take in what the connection pool tells; raises `UnverifiedPeer`."""

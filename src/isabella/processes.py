@@ -21,7 +21,7 @@ from isabella.files import write_private
 
 
 @dataclass(frozen=True)
-class Process:
+class ChildProcess:
     """A process on this machine.
 
     Attributes:
@@ -33,7 +33,7 @@ class Process:
     started: float
 
     @classmethod
-    def of(cls, pid: int) -> Process:
+    def of(cls, pid: int) -> ChildProcess:
         """The process that has this pid now.
 
         Raises:
@@ -104,7 +104,7 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
-def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path | None = None) -> Process:
+def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path | None = None) -> ChildProcess:
     """Start a process in a session of its own, with its output appended to a log that only we can read.
 
     Secrets belong in `env`, never in `argv`, which every user of the machine can see.
@@ -126,18 +126,18 @@ def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path |
     finally:
         os.close(descriptor)
     # A child that has ended already is still a zombie of ours, so its start time can be read.
-    return Process.of(child.pid)
+    return ChildProcess.of(child.pid)
 
 
-def save(path: Path, process: Process) -> None:
+def save(path: Path, process: ChildProcess) -> None:
     """Write down which process runs, so that a later command finds it again."""
     write_private(path, json.dumps(asdict(process)))
 
 
-def load(path: Path) -> Process | None:
+def load(path: Path) -> ChildProcess | None:
     """The process written down at `path`; None where there is none or the file is damaged."""
     try:
         found = json.loads(path.read_text())
-        return Process(pid=int(found["pid"]), started=float(found["started"]))
+        return ChildProcess(pid=int(found["pid"]), started=float(found["started"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -10,22 +10,22 @@ from functools import partial
 
 import anyio
 
-from isabella.advisory import Advisory
-from isabella.agents.followers import LettaFollowers
-from isabella.concurrency import together
+from isabella.advisory import AdvisoryLocks
+from isabella.agents.followers import LettaBoundAgents
+from isabella.concurrency import gather
 from isabella.connection import Connection, connect
 from isabella.errors import IsabellaError
-from isabella.gate import Gate
+from isabella.gate import ProviderLock
 from isabella.locks import sync_lock
-from isabella.providers.condition import Condition, Conditions, after, with_conditions
+from isabella.providers.condition import Conditions, ProviderHealth, update_health, with_health
 from isabella.providers.desired import Desired, desired_providers, select
-from isabella.providers.ledger import Ledger
+from isabella.providers.ledger import HealthFile
 from isabella.providers.report import Report
 from isabella.providers.sealing import ProofMemo
 from isabella.providers.sync import Options
 from isabella.settings import Settings, load_settings
-from isabella.stores.letta_server import LettaServer
-from isabella.stores.looking import Seen, read_store
+from isabella.stores.letta_server import LettaProviders
+from isabella.stores.looking import StoreSnapshot, read_store
 from isabella.strategy import Strategy
 from isabella.vendors.inquiry import ask_vendor
 
@@ -35,7 +35,7 @@ _HEAD_START = 0.003
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
+class ProviderSession:
     """A look at one Letta, and what may be done about what was seen.
 
     Attributes:
@@ -53,20 +53,20 @@ class Session:
 
     settings: Settings
     connection: Connection
-    store: LettaServer
+    store: LettaProviders
     desired: tuple[Desired, ...]
     options: Options
-    ledger: Ledger
+    ledger: HealthFile
     stood: Conditions
     looks: bool
     notices: tuple[str, ...] = ()
-    stand: dict[str, Condition] = field(default_factory=dict)
+    stand: dict[str, ProviderHealth] = field(default_factory=dict)
 
     def finish(self, report: Report) -> Report:
         """The report, with how each provider stands, and with what is worth saying about the configuration."""
         now = datetime.now(UTC)
-        self.stand.update(after(self.stood, report, now, whole=self.options.foreign, looks=self.looks))
-        report = with_conditions(report, self.stand, unless=now if self.looks else None)
+        self.stand.update(update_health(self.stood, report, now, whole=self.options.foreign, looks=self.looks))
+        report = with_health(report, self.stand, unless=now if self.looks else None)
         return replace(report, notices=(*self.notices, *report.notices))
 
     def write_down(self) -> None:
@@ -76,7 +76,7 @@ class Session:
 
 
 @asynccontextmanager
-async def open_session(
+async def open_provider_session(
     settings: Settings | None,
     connection: Connection | None,
     only: Sequence[str],
@@ -84,8 +84,8 @@ async def open_session(
     probe: bool,
     count_models: bool,
     looks: bool = True,
-    gate: Gate | None = None,
-) -> AsyncIterator[Session]:
+    gate: ProviderLock | None = None,
+) -> AsyncIterator[ProviderSession]:
     """Read the configuration, reach Letta and look at it.
 
     Args:
@@ -117,16 +117,16 @@ async def open_session(
         seen=letta.seen,
     )
     if gate is None:
-        advisory = None if connection.database_url is None else Advisory(connection.database_url)
-        gate = Gate(advisory, patience=settings.gate_timeout)
+        advisory = None if connection.database_url is None else AdvisoryLocks(connection.database_url)
+        gate = ProviderLock(advisory, patience=settings.gate_timeout)
     options = replace(
         options,
         closed=gate.closed,
         held_everywhere=gate.holds_everywhere,
-        followers=LettaFollowers(connection, letta.store),
+        followers=LettaBoundAgents(connection, letta.store),
     )
     async with letta.store:
-        yield Session(
+        yield ProviderSession(
             settings=settings,
             connection=connection,
             store=letta.store,
@@ -148,10 +148,10 @@ class _AskedFor:
 @dataclass(frozen=True)
 class _Letta:
     connection: Connection
-    store: LettaServer
-    seen: Seen
+    store: LettaProviders
+    seen: StoreSnapshot
     memo: ProofMemo | None
-    ledger: Ledger
+    ledger: HealthFile
     stood: Conditions
 
 
@@ -182,7 +182,7 @@ async def _configuration_and_letta(
             reached = error
 
     try:
-        await together([read_configuration, reach_letta])
+        await gather([read_configuration, reach_letta])
     except BaseException:
         if isinstance(reached, _Letta):
             await reached.store.close()
@@ -194,11 +194,11 @@ async def _configuration_and_letta(
 
 async def _reach(connection: Connection, only: Sequence[str]) -> _Letta:
     """Look at Letta, and at what is remembered of it while it answers."""
-    store = LettaServer.at(connection)
-    ledger = Ledger(connection.home, connection.base_url)
+    store = LettaProviders.at(connection)
+    ledger = HealthFile(connection.home, connection.base_url)
     memo: ProofMemo | None = None
     stood: Conditions = {}
-    seen: list[Seen] = []
+    seen: list[StoreSnapshot] = []
 
     async def look_at_it() -> None:
         seen.append(await read_store(store, only))
@@ -211,7 +211,7 @@ async def _reach(connection: Connection, only: Sequence[str]) -> _Letta:
             memo = ProofMemo.of(connection.home, connection.base_url, connection.master_key)
 
     try:
-        await together([look_at_it, recall])
+        await gather([look_at_it, recall])
     except BaseException:
         await store.close()
         raise

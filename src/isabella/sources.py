@@ -18,7 +18,7 @@ DEFAULT = "default"
 
 
 @dataclass(frozen=True)
-class Value:
+class ConfigValue:
     """A configuration value and where it came from.
 
     Attributes:
@@ -47,7 +47,7 @@ class Sources:
     file: Path = Path(".env")
     dotenv: Mapping[str, str] = field(default_factory=dict, repr=False)
     lines: Mapping[str, int] = field(default_factory=dict)
-    overlay: Mapping[str, Value] = field(default_factory=dict, repr=False)
+    overlay: Mapping[str, ConfigValue] = field(default_factory=dict, repr=False)
     overlaid_from: Path | None = None
 
     @classmethod
@@ -101,14 +101,14 @@ class Sources:
             dotenv={name: text for name, text in self.dotenv.items() if name not in left_out},
         )
 
-    def get(self, name: str) -> Value | None:
+    def get(self, name: str) -> ConfigValue | None:
         """The value of a variable: the environment wins over `.env`, as everywhere."""
         if name in self.overlay:
             return self.overlay[name]
         if name in self.environment:
-            return Value(self.environment[name], ENVIRONMENT)
+            return ConfigValue(self.environment[name], ENVIRONMENT)
         if name in self.dotenv:
-            return Value(self.dotenv[name], str(self.file))
+            return ConfigValue(self.dotenv[name], str(self.file))
         return None
 
     def origin(self, name: str) -> str:

@@ -4,7 +4,7 @@ Answers, memory, names, logs and errors come from models, vendors, agent files a
 one of them would be carried out by the terminal: it can write the clipboard (OSC 52), move the cursor, or hide text.
 
 `guard_output` replaces `sys.stdout` and `sys.stderr` by streams that write no control character but newline and tab,
-whatever is printed and by whom. Text with colours goes through `isabella.terminal_console.Console`, which cleans the
+whatever is printed and by whom. Text with colours goes through `isabella.terminal_console.GuardedConsole`, which cleans the
 text and adds its own sequences; it, and the handler of the logs, are the only users of `unguarded`.
 """
 

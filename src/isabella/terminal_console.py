@@ -11,7 +11,7 @@ from rich.segment import Segment
 from isabella.terminal import clean, unguarded
 
 
-class Console(rich.console.Console):
+class GuardedConsole(rich.console.Console):
     """A console that colours a terminal, and prints every text as it is, without control characters.
 
     Args:

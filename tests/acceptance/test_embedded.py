@@ -22,7 +22,7 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from isabella.embedded import Letta, Server, Status, Step, postgres
+from isabella.embedded import InstanceStatus, Letta, Server, Step, postgres
 from isabella.errors import StartFailed
 from isabella.processes import has_ended
 
@@ -60,7 +60,7 @@ def isabella(server: Server, *arguments: str, cwd: Path) -> subprocess.Completed
     )
 
 
-def family(status: Status) -> list[psutil.Process]:
+def family(status: InstanceStatus) -> list[psutil.Process]:
     """All processes of an instance: the two servers and their descendants."""
     heads = [psutil.Process(pid) for pid in (status.letta.pid, status.postgres.pid) if pid is not None]
     return [*heads, *(child for head in heads for child in head.children(recursive=True))]

@@ -20,8 +20,8 @@ import pytest
 from pydantic import SecretStr
 
 from isabella.embedded import Letta, database, ports, postgres
-from isabella.embedded.accounts import system_ground
-from isabella.embedded.layout import DEFAULT_RELEASE, Layout, make_home, make_private
+from isabella.embedded.accounts import system_folder
+from isabella.embedded.layout import DEFAULT_RELEASE, InstancePaths, make_home, make_private
 
 PROJECT = Path(__file__).resolve().parents[2]
 NORMAL_USER = "nobody"
@@ -34,20 +34,20 @@ def closed_home() -> Iterator[Path]:
     """A home below a folder that only its owner may enter, as /root is."""
     folder = Path(tempfile.mkdtemp(prefix="isabella-closed-"))
     yield folder / "home"
-    shutil.rmtree(system_ground(folder / "home"), ignore_errors=True)
+    shutil.rmtree(system_folder(folder / "home"), ignore_errors=True)
     shutil.rmtree(folder)
 
 
 @only_root
 def test_below_a_closed_folder_root_keeps_the_database_elsewhere(closed_home: Path) -> None:
     """Postgres runs as another user, who cannot enter there; the folder stays as closed as it was."""
-    layout = Layout(closed_home)
+    layout = InstancePaths(closed_home)
     make_home(layout.home)
     for folder in (layout.folder.parent, layout.folder, layout.logs):
         make_private(folder)
     cluster = postgres.place(layout)
     assert cluster.account is not None
-    assert system_ground(closed_home) in cluster.data.parents
+    assert system_folder(closed_home) in cluster.data.parents
     superuser, password = SecretStr("ab" * 16), SecretStr("cd" * 16)
     cluster.make(superuser)
     postmaster = cluster.start(ports.choose(5433))
@@ -77,7 +77,7 @@ def test_programs_that_cannot_be_reached_are_copied(closed_home: Path, monkeypat
     for folder in (package, Path(f"{package}.libs")):
         if folder.is_dir():
             shutil.copytree(folder, closed_home / folder.name)
-    layout = Layout(closed_home)
+    layout = InstancePaths(closed_home)
     make_private(layout.logs)
     cluster = postgres.place(layout)
     spec = SimpleNamespace(submodule_search_locations=[str(closed_home / package.name)])

@@ -18,7 +18,7 @@ from sealed import OTHER_MASTER_KEY, seal
 
 from isabella.agents.binding import Binding
 from isabella.embedded import Letta, Server, Step, sealed
-from isabella.embedded.sealed import How
+from isabella.embedded.sealed import ValueState
 from isabella.practice import PracticeVendors
 
 COMMAND = Path(sys.executable).with_name("isabella")
@@ -48,7 +48,7 @@ class House:
             check=False,
         )
 
-    def plain(self) -> dict[str, tuple[How, str | None]]:
+    def plain(self) -> dict[str, tuple[ValueState, str | None]]:
         """Everything that is sealed, as far as the kept key opens it."""
         key = self.server._key(make=False)
         assert key is not None
@@ -136,8 +136,8 @@ def test_the_master_key_is_changed_and_agents_answer(house: House) -> None:
     assert {place: plain for place, (_, plain) in after.items()} == {
         place: plain for place, (_, plain) in before.items()
     }
-    assert {place: how for place, (how, _) in after.items() if how is not How.SEALED} == {
-        "providers.api_key_enc of lost": How.UNREADABLE
+    assert {place: how for place, (how, _) in after.items() if how is not ValueState.SEALED} == {
+        "providers.api_key_enc of lost": ValueState.UNREADABLE
     }
     assert VARIABLE in [plain for _, plain in after.values()]
     assert any(HEADER in (plain or "") for _, plain in after.values())
@@ -168,7 +168,7 @@ BLOWS = [
     ("isabella.embedded.sealed._sealed", "after", 1),
     ("isabella.embedded.sealed._write", "after", 2),
     ("isabella.embedded.sealed._prove", "after", 1),
-    ("isabella.embedded.sealed.reseal", "after", 1),
+    ("isabella.embedded.sealed.reencrypt", "after", 1),
     ("isabella.embedded.program.start", "before", 1),
 ]
 

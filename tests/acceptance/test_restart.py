@@ -17,7 +17,7 @@ from backend_server import TOKEN, Heard, events_of
 from command import Command
 
 from isabella.catalog import known_vendors
-from isabella.embedded import Server, Status
+from isabella.embedded import InstanceStatus, Server
 from isabella.practice import NAMES, PracticeVendors
 from isabella.processes import has_ended
 
@@ -141,7 +141,7 @@ def _keys_and_addresses(vendors: PracticeVendors) -> dict[str, str]:
     return found
 
 
-def _family(status: Status) -> list[psutil.Process]:
+def _family(status: InstanceStatus) -> list[psutil.Process]:
     heads = [psutil.Process(status.letta.pid), psutil.Process(status.postgres.pid)]
     return [*heads, *(child for head in heads for child in head.children(recursive=True))]
 

@@ -50,7 +50,7 @@ def test_the_wheel_carries_its_data_and_its_types(installed: Path, tmp_path: Pat
 def test_the_console_is_in_the_wheel(installed: Path, tmp_path: Path) -> None:
     """The console's templates, style, script, and what is vendored with its licence, work from the wheel alone."""
     program = (
-        "from importlib.resources import files; from isabella.console.pages import environment;"
+        "from importlib.resources import files; from isabella.console.pages import template_environment as environment;"
         "made = environment(); [made.get_template(name) for name in made.list_templates()];"
         "static = files('isabella.console') / 'static';"
         "print(len(made.list_templates()) >= 10, *((static / name).is_file() for name in ('console.css', 'icon.svg',"

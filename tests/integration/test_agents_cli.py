@@ -15,7 +15,7 @@ import pytest
 from colony import Colony, colony
 from typer.testing import CliRunner
 
-from isabella.agents.agency import Agency
+from isabella.agents.agency import AgentService
 from isabella.catalog import known_vendors
 from isabella.cli.agents import app
 from isabella.embedded import Letta
@@ -101,7 +101,7 @@ def test_switch_and_its_refusal(here: Colony) -> None:
 def test_repair_shows_then_does(here: Colony) -> None:
     """Without --yes it changes nothing and ends with 2; with it the agent is bound, and nothing is left to do."""
 
-    async def plant(agency: Agency) -> str:
+    async def plant(agency: AgentService) -> str:
         body = {"name": f"Planted {here.id}", "model": "byok-groq/openai/gpt-oss-120b"}
         return str((await agency.residents.wire.post("/v1/agents/", body))["id"])
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from colony import Colony, colony, say
 
-from isabella.agents.agency import Agency
-from isabella.agents.portable import export_agent, import_agent, own_secrets
+from isabella.agents.agency import AgentService
+from isabella.agents.portable import configured_secrets, export_agent, import_agent
 from isabella.embedded import Letta
 from isabella.errors import AgentExists, AgentFileRefused, AgentUnknown
 
@@ -28,10 +28,10 @@ def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield make
 
 
-async def export(agency: Agency, name: str) -> str:
+async def export(agency: AgentService, name: str) -> str:
     """An agent as a file."""
     resident = await agency.residents.find(name)
-    return await export_agent(agency.residents, resident, own_secrets(agency.models, agency.connection))
+    return await export_agent(agency.residents, resident, configured_secrets(agency.models, agency.connection))
 
 
 def test_an_agent_goes_out_and_comes_in_again_with_all_it_knows(new: Callable[[], Colony]) -> None:
@@ -39,7 +39,7 @@ def test_an_agent_goes_out_and_comes_in_again_with_all_it_knows(new: Callable[[]
     here = new()
     name = f"Twin {secrets.token_hex(3)}"
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         await agency.ensure()
         first = await agency.residents.find(here.id)
         await say(agency, first.id, "Remember that my dog is called Rex.")
@@ -68,7 +68,7 @@ def test_no_key_is_in_the_file_whatever_put_it_there(new: Callable[[], Colony]) 
     here = new()
     backend = "http://127.0.0.1:9999"
 
-    async def work(agency: Agency) -> str:
+    async def work(agency: AgentService) -> str:
         await agency.ensure()
         agent = await agency.residents.find(here.id)
         await say(agency, agent.id, f"Remember that my key is {here.key('groq')}.")
@@ -92,7 +92,7 @@ def test_an_agent_from_elsewhere_is_bound_to_what_works_here(new: Callable[[], C
     """A file whose model is unknown here gets one that works; 8192 tokens and native Groq do not come in."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         await agency.ensure()
         document = json.loads(await export(agency, here.id))
         agent = document["agents"][0]
@@ -184,7 +184,7 @@ def test_tools_that_reach_out_are_not_taken_unasked(
     else:
         with_tool(document, name, **fields)
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         with pytest.raises(AgentFileRefused, match=name) as refused:
             await import_agent(agency.residents, agency.models, json.dumps(document), name=agent)
         assert "--without-tools" in str(refused.value.remedy)
@@ -207,7 +207,7 @@ def test_a_program_comes_along_when_it_is_asked_for(new: Callable[[], Colony], e
     document = with_tool(json.loads(exported), "count_sheep")
     document["agents"][0]["tools"] = ["fetch_webpage", "nowhere_to_be_found"]
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         brought = await import_agent(
             agency.residents, agency.models, json.dumps(document), name=f"Tools {here.id}", with_tools=True
         )
@@ -226,7 +226,7 @@ def test_a_program_under_the_name_of_a_memory_tool_stays_out(new: Callable[[], C
     for tool in document["tools"]:
         tool |= {"tool_type": "custom", "source_code": SOURCE, "json_schema": {"name": tool["name"]}}
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         brought = await import_agent(agency.residents, agency.models, json.dumps(document), name=f"Mask {here.id}")
         assert set((await agency.residents.get(brought.id)).tools) == KEPT
         for tool in await agency.residents.wire.every("/v1/tools/"):
@@ -260,7 +260,7 @@ def test_no_file_makes_letta_fetch_an_address(
     document["sources"] = [{"id": "source-0", "name": f"s{here.id}", "embedding_config": agent["embedding_config"]}]
     document["files"] = [{"id": "file-0", "file_name": "f.md", "source_id": "source-0", "content": "Text."}]
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         brought = await import_agent(
             agency.residents, agency.models, json.dumps(document), name=f"Fetch {here.id}", with_tools=with_tools
         )
@@ -285,7 +285,7 @@ def test_the_beacon_sees_what_such_a_file_does_in_letta_itself(
     here = new()
     address, fetched = beacon
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         brought = await import_agent(agency.residents, agency.models, exported, name=f"Prey {here.id}")
         tools = {tool["name"]: tool["id"] for tool in await agency.residents.wire.every("/v1/tools/")}
         change = {
@@ -306,7 +306,7 @@ def test_an_agent_without_messages_in_its_context_answers(new: Callable[[], Colo
     document["agents"][0] |= {"messages": [], "in_context_message_ids": [], "system": f"You are {here.id}."}
     document["blocks"][0]["value"] = "The user's dog is called Rex."
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         brought = await import_agent(agency.residents, agency.models, json.dumps(document), name=f"Empty {here.id}")
         assert "Rex" in await say(agency, brought.id, "What is my dog called?")
         first = (await agency.residents.wire.get(f"/v1/agents/{brought.id}/messages", limit=1, order="asc"))[0]
@@ -333,7 +333,7 @@ def test_a_file_with_a_companion_in_a_json_string_is_taken(new: Callable[[], Col
     ]
     text = json.dumps(json.dumps(document))
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         before = {one.id for one in await agency.residents.all()}
         brought = await import_agent(agency.residents, agency.models, text, name=f"Day {here.id}")
         assert brought.left_out == ("the agent 'Night', its companion", "`hidden`", "the tag role:subagent")
@@ -368,7 +368,7 @@ def test_a_broken_file_is_refused_and_leaves_nothing(
     document = json.loads(exported)
     damage(document)
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         with pytest.raises(AgentFileRefused):
             await import_agent(agency.residents, agency.models, json.dumps(document), name=name)
         with pytest.raises(AgentUnknown):
@@ -382,7 +382,7 @@ def exported(new: Callable[[], Colony]) -> str:
     """A good file."""
     here = new()
 
-    async def work(agency: Agency) -> str:
+    async def work(agency: AgentService) -> str:
         await agency.ensure()
         return await export(agency, here.id)
 
@@ -394,7 +394,7 @@ def test_archival_memory_that_cannot_be_brought_in_takes_the_agent_back(new: Cal
     here = new()
     name = f"Forgetful {secrets.token_hex(3)}"
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         await agency.ensure()
         document = json.loads(await export(agency, here.id))
         document["isabella"] = {"passages": [{"text": "short"}, {"text": "word " * 60_000}]}

@@ -8,8 +8,8 @@ import anyio
 import pytest
 from colony import PLAIN, REFLECTING, Colony, colony, say
 
-from isabella.agents.agency import Agency
-from isabella.agents.reflection import LABEL, TAG, Outcome, reflect
+from isabella.agents.agency import AgentService
+from isabella.agents.reflection import LABEL, TAG, ReflectionOutcome, reflect
 from isabella.embedded import Letta
 from isabella.errors import LettaError
 from isabella.practice import NAMES
@@ -30,7 +30,7 @@ def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield reflecting
 
 
-async def left_over(agency: Agency) -> int:
+async def left_over(agency: AgentService) -> int:
     """How much of what is set down before a reflection is still there."""
     return len(await agency.residents.wire.get("/v1/blocks/", label=LABEL, limit=100))
 
@@ -39,33 +39,33 @@ def test_what_was_said_reaches_memory_and_silence_costs_nothing(new: Callable[[]
     """A fact told in passing is written down; then, and while people still talk, no vendor is asked at all."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         await agency.ensure()
         main = await agency.residents.find(here.id)
 
         async def speak(id: str, text: str) -> None:
             await say(agency, id, text)
 
-        async def reflected(**options: float) -> Outcome:
+        async def reflected(**options: float) -> ReflectionOutcome:
             reflector = await agency.residents.find(f"{here.id}-reflection")
             return (await reflect(agency, reflector, speak, **options)).outcome
 
-        assert await reflected() is Outcome.NOTHING
+        assert await reflected() is ReflectionOutcome.NOTHING
         await speak(main.id, "My sister lives in Ghent.")
         here.vendors.forget()
-        assert await reflected(quiet_for=600) is Outcome.WAITING
+        assert await reflected(quiet_for=600) is ReflectionOutcome.WAITING
         assert [vendor for vendor in NAMES if here.vendors.requests(vendor)] == []
-        assert await reflected() is Outcome.DONE
+        assert await reflected() is ReflectionOutcome.DONE
         assert "sister lives in Ghent" in (await agency.memory.block(main.id, "human")).value
         here.vendors.forget()
-        assert await reflected() is Outcome.NOTHING
+        assert await reflected() is ReflectionOutcome.NOTHING
         assert [vendor for vendor in NAMES if here.vendors.requests(vendor)] == []
         assert await left_over(agency) == 0
 
     here.run(work)
 
 
-async def prepared(agency: Agency, here: Colony) -> str:
+async def prepared(agency: AgentService, here: Colony) -> str:
     """An agent that knows something and was spoken to; its id."""
     await agency.ensure()
     main = await agency.residents.find(here.id)
@@ -74,7 +74,9 @@ async def prepared(agency: Agency, here: Colony) -> str:
     return str(main.id)
 
 
-def writing(agency: Agency, id: str, text: str, *, then: Exception | None = None) -> Callable[[str, str], object]:
+def writing(
+    agency: AgentService, id: str, text: str, *, then: Exception | None = None
+) -> Callable[[str, str], object]:
     """A turn that does nothing but replace the block, and perhaps fails."""
 
     async def turn(_agent: str, _said: str) -> None:
@@ -90,7 +92,7 @@ def test_what_is_replaced_goes_to_archival_memory(new: Callable[[], Colony]) -> 
     """A corrected line leaves the block and can still be found."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         id = await prepared(agency, here)
         reflector = await agency.residents.find(f"{here.id}-reflection")
         corrected = KNOWN.replace("Ghent", "Bruges")
@@ -109,7 +111,7 @@ def test_a_block_that_was_emptied_is_put_back(new: Callable[[], Colony], emptied
     """A reflection that wipes memory is undone, and what it added is kept beside it."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         id = await prepared(agency, here)
         reflector = await agency.residents.find(f"{here.id}-reflection")
         done = await reflect(agency, reflector, writing(agency, id, emptied))  # type: ignore[arg-type]
@@ -125,7 +127,7 @@ def test_a_turn_that_fails_loses_nothing_and_is_repeated(new: Callable[[], Colon
     """Memory is as it was, and what was said is read again by the next reflection."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         id = await prepared(agency, here)
         reflector = await agency.residents.find(f"{here.id}-reflection")
         with pytest.raises(LettaError):
@@ -138,7 +140,7 @@ def test_a_turn_that_fails_loses_nothing_and_is_repeated(new: Callable[[], Colon
             await say(agency, agent, text)
 
         reflector = await agency.residents.find(f"{here.id}-reflection")
-        assert (await reflect(agency, reflector, speak)).outcome is Outcome.DONE
+        assert (await reflect(agency, reflector, speak)).outcome is ReflectionOutcome.DONE
 
     here.run(work)
 
@@ -147,7 +149,7 @@ def test_a_backend_that_was_killed_in_the_middle_is_made_good(new: Callable[[], 
     """What was set down before a reflection survives the process; the next look puts memory back."""
     here = new()
 
-    async def killed(agency: Agency) -> str:
+    async def killed(agency: AgentService) -> str:
         id = await prepared(agency, here)
         block = await agency.memory.block(id, "human")
         # What a reflection leaves that dies after its agent has emptied the block.
@@ -159,12 +161,12 @@ def test_a_backend_that_was_killed_in_the_middle_is_made_good(new: Callable[[], 
 
     id = here.run(killed)
 
-    async def next_start(agency: Agency) -> None:
+    async def next_start(agency: AgentService) -> None:
         async def never(_agent: str, _text: str) -> None:
             raise AssertionError("people are still talking")
 
         reflector = await agency.residents.find(f"{here.id}-reflection")
-        assert (await reflect(agency, reflector, never, quiet_for=600)).outcome is Outcome.WAITING
+        assert (await reflect(agency, reflector, never, quiet_for=600)).outcome is ReflectionOutcome.WAITING
         assert (await agency.memory.block(id, "human")).value == KNOWN
         assert await left_over(agency) == 0
 
@@ -175,7 +177,7 @@ def test_it_does_not_run_during_a_turn_of_the_agent_it_reflects_on(new: Callable
     """Reflection waits for whoever holds the agent, and holds it while it works."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         id = await prepared(agency, here)
         reflector = await agency.residents.find(f"{here.id}-reflection")
         order: list[str] = []

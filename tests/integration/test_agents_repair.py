@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from colony import Colony, colony, say
 
-from isabella.agents.agency import Agency
+from isabella.agents.agency import AgentService
 from isabella.agents.binding import OPENAI, Binding
-from isabella.agents.mending import Repair, find_broken, mend
+from isabella.agents.mending import AgentRepair, apply_repairs, find_broken
 from isabella.embedded import Letta
 from isabella.errors import IsabellaError
 
@@ -23,7 +23,7 @@ def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield make
 
 
-async def plant(agency: Agency, **body: Any) -> str:
+async def plant(agency: AgentService, **body: Any) -> str:
     """Somebody else's agent; what is given is what Letta is asked for."""
     name = f"Planted {secrets.token_hex(4)}"
     made = await agency.residents.wire.post(
@@ -33,18 +33,18 @@ async def plant(agency: Agency, **body: Any) -> str:
     return str(made["id"])
 
 
-async def finding(agency: Agency, id: str) -> Repair | None:
+async def finding(agency: AgentService, id: str) -> AgentRepair | None:
     """What is found about one agent; others in this Letta are none of the test's business."""
     return next(
         (repair for repair in await find_broken(agency.residents, agency.models) if repair.agent_id == id), None
     )
 
 
-async def mended(agency: Agency, id: str) -> Repair:
+async def mended(agency: AgentService, id: str) -> AgentRepair:
     """Mend one agent, and see that nothing is found about it any more."""
     found = await finding(agency, id)
     assert found is not None
-    (done,) = await mend(agency.residents, [found])
+    (done,) = await apply_repairs(agency.residents, [found])
     assert done.done
     assert await finding(agency, id) is None
     return done
@@ -59,7 +59,7 @@ def test_a_native_groq_agent_is_found_and_speaks_afterwards(new: Callable[[], Co
     """By handle alone Letta gives a Groq agent no key (M3); bound, it answers from the memory that it had."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         id = await plant(agency, model="byok-groq/openai/gpt-oss-120b")
         with pytest.raises(IsabellaError):
             await say(agency, id, "Hello.")
@@ -76,7 +76,7 @@ def test_an_agent_on_a_shared_proxy_handle_gets_a_binding_of_its_own(new: Callab
     """`openai-proxy/LongCat-2.0` with its guessed window becomes `longcat/LongCat-2.0` with a million tokens (M4)."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         config = bound(
             here, "longcat", "longcat", "LongCat-2.0", handle="openai-proxy/LongCat-2.0", context_window=30_000
         )
@@ -92,7 +92,7 @@ def test_an_agent_whose_provider_is_gone_moves_to_one_that_works(new: Callable[[
     """With its provider gone, the same model at the same address is taken, through the provider that is there."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         config = bound(here, "mistral", "old-mistral", "mistral-small-latest")
         id = await plant(agency, llm_config=config)
         done = await mended(agency, id)
@@ -110,7 +110,7 @@ def test_a_base_url_that_moved_is_found(new: Callable[[], Colony]) -> None:
     """An agent that still calls a former address is bound to its provider's present one; a chosen window stays."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         config = bound(here, "cerebras", "cerebras", "gpt-oss-120b")
         id = await plant(agency, llm_config={**config, "model_endpoint": "http://127.0.0.1:9/v1"})
         done = await mended(agency, id)
@@ -123,7 +123,7 @@ def test_the_window_that_letta_guesses_is_found(new: Callable[[], Colony]) -> No
     """A native Cerebras agent has 8192 tokens (M1); afterwards it has the model's own."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         id = await plant(agency, model="cerebras/gpt-oss-120b")
         row = await agency.residents.wire.get(f"/v1/agents/{id}")
         assert row["llm_config"]["context_window"] == 8192
@@ -138,7 +138,7 @@ def test_the_client_that_vendors_refuse_is_found(new: Callable[[], Colony]) -> N
     """An agent bound through Letta's openai client is bound through the one that vendors take (M13)."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         config = bound(here, "mistral", "byok-mistral", "mistral-medium-latest", model_endpoint_type=OPENAI)
         assert (await mended(agency, await plant(agency, llm_config=config))).fault.value == "wrong_client"
 
@@ -149,7 +149,7 @@ def test_a_model_that_its_vendor_no_longer_has_is_replaced(new: Callable[[], Col
     """A retired model is found, and another is offered in its place."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         config = bound(here, "groq", "byok-groq", "retired-model")
         done = await mended(agency, await plant(agency, llm_config=config))
         assert done.fault.value == "model_gone"
@@ -161,7 +161,7 @@ def test_finding_changes_nothing_and_healthy_agents_are_not_found(new: Callable[
     """Looking writes nothing; agents that work, ours and others', are left out."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         await agency.ensure()
         ours = await agency.residents.find(here.id)
         healthy = await plant(agency, llm_config=bound(here, "longcat", "longcat", "LongCat-2.0"))

@@ -15,12 +15,12 @@ import pytest
 from backend_server import Backend, backend
 from colony import PLAIN, Colony
 
-from isabella.agents.agency import Agency
+from isabella.agents.agency import AgentService
 from isabella.agents.binding import GENERIC, OPENAI, Binding
-from isabella.agents.mending import find_broken, mend
+from isabella.agents.mending import apply_repairs, find_broken
 from isabella.agents.portable import export_agent, import_agent
-from isabella.doctor.examination import Examination, examine
-from isabella.doctor.treatment import treat
+from isabella.doctor.examination import DoctorRun, run_doctor
+from isabella.doctor.treatment import apply_fixes
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.settings import Settings
@@ -80,14 +80,14 @@ def change(served: Backend, id: str, **fields: Any) -> None:
     served.letta.patch(f"/v1/agents/{id}", json=update).raise_for_status()
 
 
-async def switched(here: Colony, agency: Agency, id: str, served: Backend) -> str:
+async def switched(here: Colony, agency: AgentService, id: str, served: Backend) -> str:
     """To Groq, and what Groq is asked for has the owner's settings."""
     await agency.residents.switch(await agency.residents.get(id), "byok-groq", agency.models)
     assert config(served, id)["handle"] == GROQ
     return id
 
 
-async def ensured(here: Colony, agency: Agency, id: str, served: Backend) -> str:
+async def ensured(here: Colony, agency: AgentService, id: str, served: Backend) -> str:
     """The file prefers another model by now."""
     here.define(PLAIN, **{'"cerebras/gpt-oss-120b", ': ""})
     async with here.agency() as changed:
@@ -97,32 +97,32 @@ async def ensured(here: Colony, agency: Agency, id: str, served: Backend) -> str
     return id
 
 
-async def repaired(here: Colony, agency: Agency, id: str, served: Backend) -> str:
+async def repaired(here: Colony, agency: AgentService, id: str, served: Backend) -> str:
     """It is bound with a client that vendors refuse, and mended."""
     change(served, id, model_endpoint_type=OPENAI)
     broken = [one for one in await find_broken(agency.residents, agency.models) if one.agent_id == id]
-    assert [one.done for one in await mend(agency.residents, broken)] == [True]
+    assert [one.done for one in await apply_repairs(agency.residents, broken)] == [True]
     assert config(served, id)["model_endpoint_type"] == GENERIC
     return id
 
 
-async def fixed(here: Colony, agency: Agency, id: str, served: Backend) -> str:
+async def fixed(here: Colony, agency: AgentService, id: str, served: Backend) -> str:
     """The same, by `isabella doctor --fix`."""
     change(served, id, model_endpoint="http://127.0.0.1:9/v1")
     examination = await examined(here.settings(), agency)
     name = served.letta.get(f"/v1/agents/{id}").json()["name"]
-    assert any(line.startswith(f"{name}: bound") for line in [line async for line in treat(examination)])
+    assert any(line.startswith(f"{name}: bound") for line in [line async for line in apply_fixes(examination)])
     assert config(served, id)["model_endpoint"] == here.vendors.base_url("cerebras")
     return id
 
 
-async def brought_in(here: Colony, agency: Agency, id: str, served: Backend) -> str:
+async def brought_in(here: Colony, agency: AgentService, id: str, served: Backend) -> str:
     """Out into a file, and in again as another agent."""
     text = await export_agent(agency.residents, await agency.residents.get(id))
     return (await import_agent(agency.residents, agency.models, text, name=f"Twin {here.id}")).id
 
 
-async def moved(here: Colony, agency: Agency, id: str, served: Backend) -> str:
+async def moved(here: Colony, agency: AgentService, id: str, served: Backend) -> str:
     """Its provider has another address by now, and it goes along at its next turn."""
     change(served, id, model_endpoint="http://127.0.0.1:9/v1")
     roster = agency_roster(served)
@@ -136,12 +136,12 @@ def agency_roster(served: Backend) -> Any:
     return served.app.state.desk.house.roster
 
 
-async def examined(settings: Settings, agency: Agency) -> Examination:
+async def examined(settings: Settings, agency: AgentService) -> DoctorRun:
     """What the doctor finds in this Letta."""
-    return await examine(settings=settings, connection=agency.connection)
+    return await run_doctor(settings=settings, connection=agency.connection)
 
 
-WRITERS: dict[str, Callable[[Colony, Agency, str, Backend], Awaitable[str]]] = {
+WRITERS: dict[str, Callable[[Colony, AgentService, str, Backend], Awaitable[str]]] = {
     "switch": switched,
     "ensure": ensured,
     "repair": repaired,
@@ -155,7 +155,7 @@ WRITERS: dict[str, Callable[[Colony, Agency, str, Backend], Awaitable[str]]] = {
 def test_what_the_owner_has_set_outlives_a_binding(served: Backend, here: Colony, writer: str) -> None:
     """Temperature, max_tokens and the like are after every kind of binding what they were before it."""
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         (made,) = await agency.ensure()
         assert made.agent_id is not None
         id = await WRITERS[writer](here, agency, owned(served, made.agent_id), served)
@@ -200,7 +200,7 @@ def test_a_limit_that_does_not_fit_into_the_window_is_lowered_told_and_brought_b
 ) -> None:
     """A `max_tokens` beyond the window of the new model is halved to fit, and comes back with a larger window."""
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         (made,) = await agency.ensure()
         id = owned(served, str(made.agent_id), max_tokens=200_000)
         to_groq = await agency.residents.switch(await agency.residents.get(id), "byok-groq", agency.models)
@@ -267,7 +267,7 @@ def test_an_agent_of_an_older_type_is_switched_fails_over_and_goes_on_answering(
     gone.append(id)
     answers(served, id)
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         for handle in ("byok-groq", "longcat", "cerebras"):
             bound = await agency.residents.switch(await agency.residents.get(id), handle, agency.models)
             assert bound.binding.client == OPENAI
@@ -294,7 +294,7 @@ def test_an_agent_of_an_older_type_that_cannot_stream_is_found_and_mended(
     name = served.letta.get(f"/v1/agents/{id}").json()["name"]
     assert served.say(id, "Hello.").end["reason"] == "failed"
 
-    async def work(agency: Agency) -> str:
+    async def work(agency: AgentService) -> str:
         (broken,) = [one for one in await find_broken(agency.residents, agency.models) if one.agent_id == id]
         assert broken.fault.value == "cannot_stream"
         examination = await examined(here.settings(), agency)
@@ -302,9 +302,11 @@ def test_an_agent_of_an_older_type_that_cannot_stream_is_found_and_mended(
         assert finding.code == "agent-cannot-stream"
         match mended_by:
             case "repair":
-                assert [one.done for one in await mend(agency.residents, [broken])] == [True]
+                assert [one.done for one in await apply_repairs(agency.residents, [broken])] == [True]
             case "doctor":
-                assert any(line.startswith(f"{name}: bound") for line in [line async for line in treat(examination)])
+                assert any(
+                    line.startswith(f"{name}: bound") for line in [line async for line in apply_fixes(examination)]
+                )
             case "ensure":
                 body = {"tags": ["isabella", f"isabella:agent:{here.id}"]}
                 served.letta.patch(f"/v1/agents/{id}", json=body).raise_for_status()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from colony import PROVIDERS, Colony, colony, say
 
-from isabella.agents.agency import Agency
+from isabella.agents.agency import AgentService
 from isabella.embedded import Letta
 from isabella.errors import ModelUnknown
 from isabella.practice import NAMES
@@ -29,7 +29,7 @@ def test_a_conversation_through_all_four_vendors_keeps_its_history_and_every_ven
     here = new()
     here.vendors.forget()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         await agency.ensure()
         agent = await agency.residents.find(here.id)
         await agency.residents.switch(agent, "longcat", agency.models)
@@ -52,7 +52,7 @@ def test_summaries_of_long_conversations_come_from_the_vendor_it_speaks_with(new
     """After a switch to Groq a summary is Groq's, with Groq's key: by its handle Letta would fail there (M3)."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         await agency.ensure()
         agent = await agency.residents.find(here.id)
         for text in ("Hello.", "My name is Ada.", "Good evening.", "Say something."):
@@ -80,7 +80,7 @@ def test_a_handle_that_would_not_work_is_refused_with_those_that_would(
     """Nothing is changed, and the error offers a handle of every vendor that answers."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         await agency.ensure()
         agent = await agency.residents.find(here.id)
         with pytest.raises(ModelUnknown) as refused:
@@ -99,7 +99,7 @@ def test_a_vendor_that_refuses_its_key_or_fails_is_refused_and_not_offered(new: 
     here.vendors.fault("mistral", on="models", status=503)
     try:
 
-        async def work(agency: Agency) -> None:
+        async def work(agency: AgentService) -> None:
             await agency.ensure()
             agent = await agency.residents.find(here.id)
             for provider, said in (("byok-groq", "refuses the key"), ("byok-mistral", "cannot answer now")):
@@ -119,7 +119,7 @@ def test_an_agent_is_made_on_the_first_of_its_vendors_that_works(new: Callable[[
     here.vendors.fault("cerebras", on="models", status=401)
     try:
 
-        async def work(agency: Agency) -> str:
+        async def work(agency: AgentService) -> str:
             (made,) = await agency.ensure()
             return str(made.handle)
 

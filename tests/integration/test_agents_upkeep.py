@@ -9,7 +9,7 @@ import anyio
 import pytest
 from colony import PLAIN, REFLECTING, Colony, colony, raw, say
 
-from isabella.agents.agency import Agency
+from isabella.agents.agency import AgentService
 from isabella.embedded import Letta
 
 
@@ -20,12 +20,12 @@ def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield make
 
 
-async def ensure(agency: Agency) -> list[tuple[str, tuple[str, ...]]]:
+async def ensure(agency: AgentService) -> list[tuple[str, tuple[str, ...]]]:
     """Bring in line: what was done with each definition, and what was changed."""
     return [(ensured.done.value, ensured.changes) for ensured in await agency.ensure()]
 
 
-async def writes(agency: Agency, work: Callable[[], Any]) -> list[str]:
+async def writes(agency: AgentService, work: Callable[[], Any]) -> list[str]:
     """The writing requests that some work sends to Letta."""
     sent: list[str] = []
     http = agency.residents.wire.client._client
@@ -45,7 +45,7 @@ def test_the_second_time_nothing_is_written(new: Callable[[], Colony]) -> None:
     here = new()
     here.define(PLAIN + REFLECTING)
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         assert [done for done, _ in await ensure(agency)] == ["created", "created"]
         here.vendors.forget()
         assert await writes(agency, agency.ensure) == []
@@ -60,7 +60,7 @@ def test_a_definition_makes_the_agent_that_it_describes(new: Callable[[], Colony
     """The agent has the name, prompt, tools, block, tags and true window, and sums up through its own binding."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         await agency.ensure()
         agent = await raw(agency, await agency.residents.find(here.id))
         assert agent["name"] == here.name
@@ -86,7 +86,7 @@ def test_what_the_file_changes_is_changed_and_memory_is_not(new: Callable[[], Co
     """A new name, persona, limit, tool and block arrive; what the agent has written and heard stays."""
     here = new()
 
-    async def before(agency: Agency) -> str:
+    async def before(agency: AgentService) -> str:
         await agency.ensure()
         resident = await agency.residents.find(here.id)
         await say(agency, resident.id, "Remember that my dog is called Rex.")
@@ -104,7 +104,7 @@ def test_what_the_file_changes_is_changed_and_memory_is_not(new: Callable[[], Co
         },
     )
 
-    async def after(agency: Agency) -> None:
+    async def after(agency: AgentService) -> None:
         ((done, changes),) = await ensure(agency)
         assert done == "changed"
         assert set(changes) == {
@@ -134,7 +134,7 @@ def test_what_somebody_changed_in_letta_stays(new: Callable[[], Colony]) -> None
     """A name and a prompt changed in Letta, and a tool added there, outlive starts until the file changes them."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         await agency.ensure()
         resident = await agency.residents.find(here.id)
         tools = {tool["name"]: tool["id"] for tool in await agency.residents.wire.every("/v1/tools/")}
@@ -148,7 +148,7 @@ def test_what_somebody_changed_in_letta_stays(new: Callable[[], Colony]) -> None
     here.run(work)
     here.define(PLAIN, **{"an agent for a test": "what the file says"})
 
-    async def later(agency: Agency) -> None:
+    async def later(agency: AgentService) -> None:
         assert await ensure(agency) == [("changed", ("persona",))]
         resident = await agency.residents.find(here.id)
         assert resident.name == f"Nickname {here.id}"
@@ -161,7 +161,7 @@ def test_an_agent_is_found_by_its_tag_not_by_its_name(new: Callable[[], Colony])
     """A stranger's agent of the same name is neither adopted nor changed; ours is made beside it."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         binding = await agency.models.binding("longcat")
         body = {"name": here.name, "llm_config": binding.as_llm_config(), "system": "Somebody else's.", "tags": ["x"]}
         foreign = await agency.residents.wire.post("/v1/agents/", body)
@@ -191,7 +191,7 @@ def test_two_starts_at_once_make_one_agent(new: Callable[[], Colony]) -> None:
 
     anyio.run(both)
 
-    async def count(agency: Agency) -> int:
+    async def count(agency: AgentService) -> int:
         tag = f"isabella:agent:{here.id}"
         return sum(tag in resident.tags for resident in await agency.residents.all())
 
@@ -203,7 +203,7 @@ def test_the_reflecting_agent_shares_the_blocks_themselves(new: Callable[[], Col
     here = new()
     here.define(PLAIN + REFLECTING)
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         await agency.ensure()
         main, reflector = await agency.residents.find(here.id), await agency.residents.find(f"{here.id}-reflection")
         assert reflector.blocks == main.blocks
@@ -220,7 +220,7 @@ def test_one_bad_definition_does_not_stop_the_others(new: Callable[[], Colony]) 
     bad = PLAIN.replace('id = "%"', 'id = "%-bad"').replace("Agent %", "Bad %").replace("memory_replace", "telepathy")
     here.define(bad + PLAIN)
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         failed, made = await agency.ensure()
         assert (failed.done.value, made.done.value) == ("failed", "created")
         assert "telepathy" in (failed.reason or "")
@@ -233,7 +233,7 @@ def test_a_base_url_that_moved_is_followed_at_the_next_start(new: Callable[[], C
     """When a provider has another address by now, our agents are bound to it, and memory and history stay."""
     here = new()
 
-    async def work(agency: Agency) -> None:
+    async def work(agency: AgentService) -> None:
         await agency.ensure()
         resident = await agency.residents.find(here.id)
         stale = resident.binding

@@ -18,8 +18,10 @@ from isabella.practice.embeddings import embed
 @pytest.fixture
 def local(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small stand-in for the local model."""
-    monkeypatch.setattr(local_model, "installed", lambda: True)
-    monkeypatch.setattr(local_model, "embed", lambda texts: [embed(text, local_model.DIMENSIONS) for text in texts])
+    monkeypatch.setattr(local_model, "local_model_installed", lambda: True)
+    monkeypatch.setattr(
+        local_model, "embed_locally", lambda texts: [embed(text, local_model.DIMENSIONS) for text in texts]
+    )
 
 
 def found(served: Backend, agent: str, query: str) -> str:

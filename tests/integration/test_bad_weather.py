@@ -23,9 +23,9 @@ from isabella.agents.binding import Binding
 from isabella.assurance import ensure_providers
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
-from isabella.providers.plan import Action, State
+from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport
-from isabella.providers.sealing import open_sealed
+from isabella.providers.sealing import decrypt
 from isabella.settings import load_settings
 from isabella.strategy import Strategy
 
@@ -102,7 +102,7 @@ class Scene:
         """The keys of all live records of this name, opened."""
         master_key = self.letta.letta.master_key
         assert master_key is not None
-        return [open_sealed(row["api_key_enc"], master_key.get_secret_value()) for row in self.letta.rows(self.name)]
+        return [decrypt(row["api_key_enc"], master_key.get_secret_value()) for row in self.letta.rows(self.name)]
 
 
 @pytest.fixture
@@ -473,7 +473,7 @@ def test_a_former_key_that_was_remembered_as_another_is_opened_to_be_put_back(sc
     for _ in range(2):
         scene.proxy.fault("POST /v1/providers/", 422)
         report = scene.ensure(Strategy.RECREATE)
-        assert (report.stored, report.proof) == (State.STALE, Proof.FAILED)
+        assert (report.stored, report.proof) == (ProviderState.STALE, Proof.FAILED)
         assert "The former record is back in Letta." in report.reason
         assert scene.opened() == [STALE]
 
@@ -497,7 +497,7 @@ def test_where_the_former_key_was_not_readable_its_loss_is_said(scene: Scene) ->
     scene.letta.write_key(id, seal(STALE, OTHER_MASTER_KEY))
     scene.proxy.fault("POST /v1/providers/", 422)
     report = scene.ensure()
-    assert (report.stored, report.action, report.proof) == (State.UNREADABLE, Action.RECREATE, Proof.FAILED)
+    assert (report.stored, report.action, report.proof) == (ProviderState.UNREADABLE, Action.RECREATE, Proof.FAILED)
     assert "it is not in Letta now" in report.reason
     assert scene.letta.rows(scene.name) == []
     assert scene.ensure().proof is Proof.PROVEN

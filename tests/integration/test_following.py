@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 from backend_server import Backend, backend
 
-from isabella.addresses import NOWHERE
+from isabella.addresses import PLACEHOLDER_URL
 from isabella.agents import tending
 from isabella.agents.definitions import AgentDefinition
 from isabella.agents.mending import find_broken
-from isabella.agents.wire import Wire
+from isabella.agents.wire import LettaClient
 from isabella.assurance import compare_providers, ensure_providers, verify_providers
-from isabella.doctor.examination import Wishes, examine
-from isabella.doctor.treatment import treat
+from isabella.doctor.examination import DoctorOptions, run_doctor
+from isabella.doctor.treatment import apply_fixes
 from isabella.embedded import Letta
 from isabella.errors import LettaRefused, ModelUnknown
 from isabella.keys import mask
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.providers.desired import desired_providers
-from isabella.providers.plan import Action, State
+from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt
 from isabella.settings import Settings
 from isabella.strategy import Strategy
@@ -133,7 +133,7 @@ def test_nothing_else_about_an_agent_is_changed(served: Backend, elsewhere: Prac
     config = served.letta.get(path).json()["llm_config"] | {"temperature": 0.25, "max_tokens": 77}
     served.letta.patch(path, json={"llm_config": config}).raise_for_status()
     rows = {agent: served.letta.get(f"/v1/agents/{served.id_of(agent)}").json() for agent in (mine, other)}
-    assert move(served, moved(served, elsewhere)).stored is State.STALE
+    assert move(served, moved(served, elsewhere)).stored is ProviderState.STALE
     now = served.letta.get(path).json()["llm_config"]
     assert now == rows[mine]["llm_config"] | {"model_endpoint": elsewhere.base_url("cerebras")}
     assert served.letta.get(f"/v1/agents/{served.id_of(other)}").json()["llm_config"] == rows[other]["llm_config"]
@@ -150,9 +150,9 @@ def test_while_one_agent_cannot_follow_the_key_is_withheld(
     agents = [served.agent(f"follower-{number}", CEREBRAS) for number in range(5)]
     refused, gone, switched = (served.id_of(agent) for agent in agents[1:4])
     groq = served.letta.get(f"/v1/agents/{served.id_of(served.agent('of-groq', GROQ))}").json()["llm_config"]
-    really = Wire.patch
+    really = LettaClient.patch
 
-    async def patch_or_not(wire: Wire, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    async def patch_or_not(wire: LettaClient, path: str, body: Mapping[str, Any] | None = None) -> Any:
         if path == f"/v1/agents/{refused}":
             raise LettaRefused("Letta refused to change it.", status=422, detail="no")
         if path == f"/v1/agents/{gone}":
@@ -162,7 +162,7 @@ def test_while_one_agent_cannot_follow_the_key_is_withheld(
     served.letta.patch(f"/v1/agents/{switched}", json={"llm_config": groq}).raise_for_status()
     there, settings = elsewhere.base_url("cerebras"), moved(served, elsewhere)
     with monkeypatch.context() as patched:
-        patched.setattr(Wire, "patch", patch_or_not)
+        patched.setattr(LettaClient, "patch", patch_or_not)
         entry = move(served, settings)
     assert entry.proof is Proof.FAILED
     assert "Letta refused to change it." in entry.reason
@@ -271,9 +271,9 @@ def test_before_the_move_the_stored_key_stays_where_it_belongs(served: Backend, 
 
     async def ask_and_mend() -> tuple[ProviderReport, list[str]]:
         report = await verify_providers(settings, connection=served.connection, only=("cerebras",))
-        wishes = Wishes(providers=("cerebras",), probe=True)
-        examination = await examine(settings=settings, connection=served.connection, wishes=wishes)
-        return report.providers[0], [line async for line in treat(examination)]
+        wishes = DoctorOptions(providers=("cerebras",), probe=True)
+        examination = await run_doctor(settings=settings, connection=served.connection, wishes=wishes)
+        return report.providers[0], [line async for line in apply_fixes(examination)]
 
     async def switch_and_make() -> str:
         residents = agency.residents
@@ -283,7 +283,7 @@ def test_before_the_move_the_stored_key_stays_where_it_belongs(served: Backend, 
         return ensured.name
 
     entry, lines = served.call(ask_and_mend)
-    assert (entry.stored, entry.receipt) == (State.STALE, Receipt.FAILED)
+    assert (entry.stored, entry.receipt) == (ProviderState.STALE, Receipt.FAILED)
     assert "Letta has it at another address" in entry.reason
     assert any("refuses the configured key" in line for line in lines)
     agency.models.renew(desired_providers(settings))
@@ -305,13 +305,13 @@ def test_a_provider_between_two_addresses_is_told_as_such(served: Backend, elsew
     settings = moved(served, elsewhere)
     agent, other = served.agent("between", CEREBRAS), served.agent("not-between", GROQ)
     (row,) = served.letta.get("/v1/providers/", params={"name": "cerebras"}).json()
-    body = {"api_key": "no-key-yet-0000", "base_url": NOWHERE}
+    body = {"api_key": "no-key-yet-0000", "base_url": PLACEHOLDER_URL}
     served.letta.patch(f"/v1/providers/{row['id']}", json=body).raise_for_status()
     agency = served.app.state.agency
 
     async def look() -> tuple[ProviderReport, list[str], list[str]]:
         report = await compare_providers(settings, connection=served.connection, only=("cerebras",))
-        examination = await examine(settings=settings, connection=served.connection)
+        examination = await run_doctor(settings=settings, connection=served.connection)
         found = [cause.finding.summary for cause in examination.verdict.causes]
         broken = [repair.why for repair in await find_broken(agency.residents, agency.models)]
         return report.providers[0], found, broken
@@ -319,7 +319,7 @@ def test_a_provider_between_two_addresses_is_told_as_such(served: Backend, elsew
     entry, summaries, broken = served.call(look)
     assert entry.reason == "a move was cut off: what stands in Letta is no key"
     assert "Letta holds no key for it: a move to another address was cut off." in summaries
-    assert not [why for why in broken if NOWHERE in why]
+    assert not [why for why in broken if PLACEHOLDER_URL in why]
 
     async def switch() -> None:
         with pytest.raises(ModelUnknown, match="between two addresses"):

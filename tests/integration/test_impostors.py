@@ -16,9 +16,9 @@ from backend_server import TOKEN, backend
 from command import Command
 from impostor import impostor
 
-from isabella.agents.agency import open_agency
+from isabella.agents.agency import open_agent_service
 from isabella.assurance import compare_providers
-from isabella.doctor.examination import examine
+from isabella.doctor.examination import run_doctor
 from isabella.embedded import Letta, Server
 from isabella.errors import LettaUnreachable
 from isabella.practice import PracticeVendors
@@ -60,9 +60,9 @@ def test_letta_is_killed_under_a_backend(server: Server, letta: Letta, tmp_path:
                 with pytest.raises(LettaUnreachable, match="nothing was sent"):
                     await compare_providers(served.settings, connection=served.connection)
                 with pytest.raises(LettaUnreachable, match="nothing was sent"):
-                    async with open_agency(served.settings, served.connection) as agency:
+                    async with open_agent_service(served.settings, served.connection) as agency:
                         await agency.residents.all()
-                found = await examine(settings=served.settings, connection=served.connection)
+                found = await run_doctor(settings=served.settings, connection=served.connection)
                 assert "nothing was sent" in str(found.evidence.seen.error)
 
             anyio.run(look)

@@ -24,11 +24,11 @@ from isabella.catalog import known_vendors
 from isabella.embedded import Letta, Server
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
-from isabella.providers.plan import Action, State
+from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
-from isabella.providers.sealing import open_sealed
+from isabella.providers.sealing import decrypt
 from isabella.settings import Settings, load_settings
-from isabella.stores import Abilities
+from isabella.stores import Capabilities
 from isabella.strategy import Strategy
 
 STRATEGIES = (Strategy.AUTO, Strategy.RECREATE, Strategy.IN_PLACE)
@@ -42,19 +42,19 @@ KEEP, UPDATE, RECREATE, CREATE, REFUSE = (
     Action.REFUSE,
 )
 #: What Letta holds -> what it is called, and what is done with strategy auto, recreate, in-place.
-MATRIX: dict[str, tuple[State, tuple[Action, Action, Action]]] = {
-    "absent": (State.ABSENT, (CREATE, CREATE, CREATE)),
-    "fresh": (State.IN_SYNC, (KEEP, RECREATE, KEEP)),
-    "stale": (State.STALE, (UPDATE, RECREATE, UPDATE)),
-    "sealed under another master key": (State.UNREADABLE, (RECREATE, RECREATE, REFUSE)),
-    "plaintext although a master key is set": (State.PLAINTEXT, (UPDATE, RECREATE, UPDATE)),
-    "plaintext and stale": (State.STALE, (UPDATE, RECREATE, UPDATE)),
-    "wrong type": (State.MISTYPED, (RECREATE, RECREATE, REFUSE)),
-    "other base URL": (State.MOVED, (UPDATE, RECREATE, UPDATE)),
-    "soft-deleted": (State.ABSENT, (CREATE, CREATE, CREATE)),
-    "more than 50 providers before it": (State.STALE, (UPDATE, RECREATE, UPDATE)),
-    "empty key": (State.STALE, (UPDATE, RECREATE, UPDATE)),
-    "sealed empty key": (State.STALE, (UPDATE, RECREATE, UPDATE)),
+MATRIX: dict[str, tuple[ProviderState, tuple[Action, Action, Action]]] = {
+    "absent": (ProviderState.ABSENT, (CREATE, CREATE, CREATE)),
+    "fresh": (ProviderState.IN_SYNC, (KEEP, RECREATE, KEEP)),
+    "stale": (ProviderState.STALE, (UPDATE, RECREATE, UPDATE)),
+    "sealed under another master key": (ProviderState.UNREADABLE, (RECREATE, RECREATE, REFUSE)),
+    "plaintext although a master key is set": (ProviderState.PLAINTEXT, (UPDATE, RECREATE, UPDATE)),
+    "plaintext and stale": (ProviderState.STALE, (UPDATE, RECREATE, UPDATE)),
+    "wrong type": (ProviderState.MISTYPED, (RECREATE, RECREATE, REFUSE)),
+    "other base URL": (ProviderState.MOVED, (UPDATE, RECREATE, UPDATE)),
+    "soft-deleted": (ProviderState.ABSENT, (CREATE, CREATE, CREATE)),
+    "more than 50 providers before it": (ProviderState.STALE, (UPDATE, RECREATE, UPDATE)),
+    "empty key": (ProviderState.STALE, (UPDATE, RECREATE, UPDATE)),
+    "sealed empty key": (ProviderState.STALE, (UPDATE, RECREATE, UPDATE)),
 }
 
 
@@ -193,7 +193,7 @@ def test_the_vendor_gets_the_configured_key_or_the_refusal_is_the_documented_one
         assert deletes == []
     if strategy is Strategy.AUTO and action is UPDATE and state != "plaintext although a master key is set":
         # A move takes two, with the agents between them (fact M6).
-        assert proxy.writes == [f"PATCH /v1/providers/{case.id}"] * (2 if stored is State.MOVED else 1)
+        assert proxy.writes == [f"PATCH /v1/providers/{case.id}"] * (2 if stored is ProviderState.MOVED else 1)
     if action is KEEP:
         assert proxy.lines in (["GET /v1/health/", "GET /v1/providers/"], ["GET /v1/providers/", "GET /v1/health/"])
         assert vendors.requests("longcat", after=start) == []
@@ -208,7 +208,7 @@ def test_the_vendor_gets_the_configured_key_or_the_refusal_is_the_documented_one
     (row,) = letta.rows(case.name)
     assert (row["provider_type"], row["base_url"]) == ("openai", case.base_url)
     assert letta.letta.master_key is not None
-    opened = open_sealed(row["api_key_enc"], letta.letta.master_key.get_secret_value())
+    opened = decrypt(row["api_key_enc"], letta.letta.master_key.get_secret_value())
     assert opened == case.key.get_secret_value()
     if case.id is not None:
         assert row["id"] == case.id
@@ -243,7 +243,7 @@ def test_a_second_sync_finds_everything_in_line(
     ensure(case.settings, case.name, strategy)
     proxy.clear()
     (status,) = asyncio.run(compare_providers(case.settings, only=[case.name])).providers
-    assert (status.stored, status.proof) == (State.IN_SYNC, Proof.PROVEN)
+    assert (status.stored, status.proof) == (ProviderState.IN_SYNC, Proof.PROVEN)
     assert proxy.writes == []
 
 
@@ -364,10 +364,10 @@ def test_all_four_are_proven_and_accepted_with_native_types_and_as_openai(
     }
     second = {entry.name: entry for entry in brought_in_line(openai).ours}
     assert {name: entry.stored for name, entry in second.items()} == {
-        "cerebras": State.MISTYPED,
-        "byok-groq": State.MISTYPED,
-        "byok-mistral": State.MISTYPED,
-        "longcat": State.IN_SYNC,
+        "cerebras": ProviderState.MISTYPED,
+        "byok-groq": ProviderState.MISTYPED,
+        "byok-mistral": ProviderState.MISTYPED,
+        "longcat": ProviderState.IN_SYNC,
     }
     ids = {name: [row["id"] for row in letta.rows(name)] for name in CATALOG}
     assert {name: len(found) for name, found in ids.items()} == dict.fromkeys(CATALOG, 1)
@@ -399,7 +399,7 @@ def test_what_nobody_declared_is_left_alone(
     for strategy in STRATEGIES:
         report = asyncio.run(ensure_providers(settings, strategy=strategy))
         (entry,) = [entry for entry in report.providers if entry.name == name]
-        assert (entry.stored, entry.action, entry.proof) == (State.FOREIGN, Action.NONE, Proof.NOT_ASKED)
+        assert (entry.stored, entry.action, entry.proof) == (ProviderState.FOREIGN, Action.NONE, Proof.NOT_ASKED)
         assert report.all_proven
     assert letta.rows(name) == before
 
@@ -438,7 +438,7 @@ def test_a_letta_without_a_master_key_is_noticed_before_anything_is_opened(
         report = ensure(case.settings, case.name)
         assert unsealed.rows(case.name) == before
         touchstone = [line for line in proxy.writes if case.id is not None and case.id in line]
-    assert (report.stored, report.action, report.proof) == (State.PLAINTEXT, KEEP, Proof.FAILED)
+    assert (report.stored, report.action, report.proof) == (ProviderState.PLAINTEXT, KEEP, Proof.FAILED)
     assert "without a master key" in report.reason
     assert report.remedy is not None
     assert "LETTA_ENCRYPTION_KEY" in report.remedy
@@ -479,11 +479,11 @@ def test_without_a_master_key_on_both_sides_plaintext_is_proven(
 
 @pytest.mark.parametrize(
     ("master_key", "stored", "said"),
-    [(None, State.HIDDEN, "cannot be read back"), (OTHER_MASTER_KEY, State.UNREADABLE, "not ours")],
+    [(None, ProviderState.HIDDEN, "cannot be read back"), (OTHER_MASTER_KEY, ProviderState.UNREADABLE, "not ours")],
 )
 def test_what_cannot_be_read_back_is_unproven_and_yet_works(
     master_key: str | None,
-    stored: State,
+    stored: ProviderState,
     said: str,
     letta: Ground,
     vendors: PracticeVendors,
@@ -518,7 +518,7 @@ def test_a_release_that_cannot_recreate_gets_no_delete(
     case = plant("wrong type", letta, vendors, proxy, tmp_path)
     before = letta.rows(case.name)
     monkeypatch.setattr(
-        "isabella.stores.letta_server.abilities_of", lambda _: Abilities("0.16.1", known=True, recreates=False)
+        "isabella.stores.letta_server.abilities_of", lambda _: Capabilities("0.16.1", known=True, recreates=False)
     )
     report = ensure(case.settings, case.name, strategy)
     assert (report.action, report.proof) == (REFUSE, Proof.FAILED)

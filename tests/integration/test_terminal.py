@@ -13,11 +13,11 @@ import pytest
 from colony import Colony, colony
 from typer.testing import CliRunner
 
-from isabella.agents.agency import Agency
+from isabella.agents.agency import AgentService
 from isabella.catalog import known_vendors
 from isabella.cli import app
 from isabella.embedded import Letta
-from isabella.embedded.layout import Layout
+from isabella.embedded.layout import InstancePaths
 from isabella.errors import IsabellaError
 
 #: Clipboard, screen, C1, carriage return, backspace, DEL and an override of the writing direction.
@@ -78,7 +78,7 @@ def _environment(here: Colony) -> dict[str, str]:
     return found
 
 
-async def _plant(agency: Agency, here: Colony) -> None:
+async def _plant(agency: AgentService, here: Colony) -> None:
     await agency.ensure()
     agent = await agency.residents.find(here.id)
     wire = agency.residents.wire
@@ -148,7 +148,7 @@ def test_a_command(trap: Trap, arguments: str, shows: bool) -> None:
 
 def test_letta_logs(trap: Trap) -> None:
     """A log holds what vendors and clients sent."""
-    layout = Layout(Path(os.environ["ISABELLA_HOME"]))
+    layout = InstancePaths(Path(os.environ["ISABELLA_HOME"]))
     layout.letta_log.parent.mkdir(parents=True, exist_ok=True)
     layout.letta_log.write_text(f"a line {EVIL}\n")
     printed = _run(trap, "letta logs")

@@ -12,7 +12,7 @@ from backend_server import Backend, Heard, backend, recreate, recreated
 
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
-from isabella.turns.events import Asked, Ended, Event, Failover, Reason
+from isabella.turns.events import Ended, Event, Failover, Reason, VendorAsked
 from isabella.vendors.status import VendorState
 
 CEREBRAS, GROQ = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b"
@@ -231,7 +231,7 @@ def test_a_key_that_was_renewed_meanwhile_has_another_say(served: Backend) -> No
         return events
 
     events: list[Event] = served.call(talk)
-    assert [event.handle for event in events if isinstance(event, Asked)] == [GROQ, MISTRAL, GROQ]
+    assert [event.handle for event in events if isinstance(event, VendorAsked)] == [GROQ, MISTRAL, GROQ]
     end = events[-1]
     assert isinstance(end, Ended)
     assert (end.reason, end.handle) == (Reason.COMPLETED, GROQ)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from backend_server import TOKEN, Backend, backend
 
-from isabella.access import address_kept
+from isabella.access import address_published
 from isabella.catalog import known_vendors
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
@@ -31,7 +31,7 @@ def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with (
         PracticeVendors() as vendors,
         backend(letta_server, home, vendors) as running,
-        address_kept(home, running.url),
+        address_published(home, running.url),
     ):
         yield running
 

@@ -8,7 +8,7 @@ import anyio
 import psycopg
 import pytest
 
-from isabella.advisory import Advisory, lock_key
+from isabella.advisory import AdvisoryLocks, lock_key
 from isabella.embedded import Letta
 from isabella.errors import ConfigurationError, LockTimeout
 
@@ -22,15 +22,15 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture
-async def backends(letta_server: Letta) -> AsyncIterator[tuple[Advisory, Advisory]]:
+async def backends(letta_server: Letta) -> AsyncIterator[tuple[AdvisoryLocks, AdvisoryLocks]]:
     """The locks of two backends."""
-    one, other = Advisory(letta_server.database_url), Advisory(letta_server.database_url)
+    one, other = AdvisoryLocks(letta_server.database_url), AdvisoryLocks(letta_server.database_url)
     yield one, other
     await one.close()
     await other.close()
 
 
-async def test_one_at_a_time(backends: tuple[Advisory, Advisory]) -> None:
+async def test_one_at_a_time(backends: tuple[AdvisoryLocks, AdvisoryLocks]) -> None:
     """A lock that one backend has is not to be had in another one, and is afterwards."""
     one, other = backends
     key = lock_key("test", "one")
@@ -44,7 +44,7 @@ async def test_one_at_a_time(backends: tuple[Advisory, Advisory]) -> None:
         pass
 
 
-async def test_shared_locks_exclude_only_the_one_that_is_alone(backends: tuple[Advisory, Advisory]) -> None:
+async def test_shared_locks_exclude_only_the_one_that_is_alone(backends: tuple[AdvisoryLocks, AdvisoryLocks]) -> None:
     """Many share a lock; whoever wants it alone waits for all of them, and is seen to wait."""
     one, other = backends
     key = lock_key("test", "shared")
@@ -66,7 +66,7 @@ async def test_shared_locks_exclude_only_the_one_that_is_alone(backends: tuple[A
             await alone.wait()
 
 
-async def test_whoever_gives_up_leaves_nothing(backends: tuple[Advisory, Advisory]) -> None:
+async def test_whoever_gives_up_leaves_nothing(backends: tuple[AdvisoryLocks, AdvisoryLocks]) -> None:
     """A task that is cancelled, having the lock or waiting for it, gives it back."""
     one, other = backends
     key = lock_key("test", "cancelled")
@@ -84,7 +84,7 @@ async def test_whoever_gives_up_leaves_nothing(backends: tuple[Advisory, Advisor
 
 async def test_a_session_that_was_cut_off_is_replaced(letta_server: Letta) -> None:
     """When Postgres ends the session, as at a restart, the next lock opens another one."""
-    locks = Advisory(letta_server.database_url)
+    locks = AdvisoryLocks(letta_server.database_url)
     key = lock_key("test", "cut off")
     async with locks.held(key, timeout=5):
         pass
@@ -102,7 +102,7 @@ async def test_a_database_that_is_not_there(letta_server: Letta) -> None:
     """A wrong address is the operator's to correct, and the password stays out of the message."""
     wrong = letta_server.database_url.get_secret_value().replace("/letta", "/nothing")
     with pytest.raises(ConfigurationError) as error:
-        async with Advisory(type(letta_server.database_url)(wrong)).held(1, timeout=1):
+        async with AdvisoryLocks(type(letta_server.database_url)(wrong)).held(1, timeout=1):
             pass
     assert "ISABELLA_DATABASE_URL" in str(error.value)
     assert wrong.split("@")[0].rsplit(":", 1)[1] not in str(error.value)

@@ -90,10 +90,10 @@ def runs(served: Backend, agent: str) -> list[str]:
 
 def when_joined(served: Backend, patch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
     """Do something as soon as a retry hears a turn."""
-    found: repeats.Repeats = served.app.state.repeats
+    found: repeats.RequestRegistry = served.app.state.repeats
     hear = found.hear
 
-    async def joined(request: repeats.TurnRequest, agent: str, message: str) -> repeats.Hearing:
+    async def joined(request: repeats.TurnRequest, agent: str, message: str) -> repeats.Subscription:
         hearing = await hear(request, agent, message)
         if request.retry:
             then()

@@ -11,7 +11,7 @@ import pytest
 from backend_server import TOKEN, Backend, backend
 from command import Command
 
-from isabella.access import address_kept
+from isabella.access import address_published
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 
@@ -25,7 +25,7 @@ def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with (
         PracticeVendors() as vendors,
         backend(letta_server, home, vendors) as running,
-        address_kept(home, running.url),
+        address_published(home, running.url),
     ):
         yield running
 

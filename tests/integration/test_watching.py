@@ -25,36 +25,36 @@ from command import Command
 from planting import Ground, ground
 from pydantic import SecretStr
 
-from isabella.agents.agency import Agency
+from isabella.agents.agency import AgentService
 from isabella.agents.binding import Binding
-from isabella.agents.models import Models
+from isabella.agents.models import ModelCatalog
 from isabella.assurance import compare_providers, ensure_providers
 from isabella.backend import keeping as backend_keeping
 from isabella.backend.readiness import Phase, Readiness
 from isabella.backend.routes import providers as api_providers
 from isabella.connection import Connection, connect
 from isabella.console import providers as console_page
-from isabella.console.chronicle import Chronicle
-from isabella.console.errands import Errands
-from isabella.console.lookout import Lookout
-from isabella.console.pages import Press
-from isabella.console.premises import Premises
+from isabella.console.chronicle import EventLog
+from isabella.console.errands import JobRunner
+from isabella.console.lookout import ProviderMonitor
+from isabella.console.pages import Renderer
+from isabella.console.premises import ConsoleContext
 from isabella.embedded import Letta, Server
 from isabella.practice import PracticeVendors
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof
-from isabella.providers.sealing import open_sealed
+from isabella.providers.sealing import decrypt
 from isabella.settings import Settings, load_settings
 from isabella.vendors.status import VendorState
 from isabella.watching import events
-from isabella.watching.census import Census
-from isabella.watching.events import Cause, Event
-from isabella.watching.keeper import Keeper
+from isabella.watching.census import ModelRefresh
+from isabella.watching.events import SyncCause, WatchEvent
+from isabella.watching.keeper import Watcher
 from isabella.watching.schedule import Clock, Schedule
-from isabella.watching.work import LettaWork
+from isabella.watching.work import LettaActions
 
 NAMES = {"cerebras": "cerebras", "mistral": "byok-mistral"}
-E = TypeVar("E", bound=Event)
+E = TypeVar("E", bound=WatchEvent)
 #: Far more than anything here takes; whoever waits for so long has failed.
 LONG = 60.0
 
@@ -83,11 +83,11 @@ class Watch:
     env: Path
     settings: Settings
     portal: BlockingPortal
-    keeper: Keeper
+    keeper: Watcher
     readiness: Readiness
-    models: Models
+    models: ModelCatalog
     time: Time
-    told: list[Event] = field(default_factory=list)
+    told: list[WatchEvent] = field(default_factory=list)
     news: threading.Condition = field(default_factory=threading.Condition)
 
     def heard(self, kind: type[E], such: Callable[[E], bool] = lambda event: True) -> E:
@@ -126,7 +126,7 @@ class Watch:
         """The key that Letta holds."""
         master_key = self.letta.letta.master_key
         assert master_key is not None
-        return open_sealed(self.row(vendor)["api_key_enc"], master_key.get_secret_value())
+        return decrypt(self.row(vendor)["api_key_enc"], master_key.get_secret_value())
 
     def shown(self, vendor: str) -> Any:
         """The provider in `/api/providers`."""
@@ -182,11 +182,11 @@ def opened(letta: Ground, vendors: PracticeVendors, folder: Path) -> Iterator[Wa
             "ISABELLA_CONFIG_FILE": str(folder / "isabella.toml"),
         },
     )
-    readiness, models, time = Readiness(), Models.of(settings), Time()
-    told: list[Event] = []
+    readiness, models, time = Readiness(), ModelCatalog.of(settings), Time()
+    told: list[WatchEvent] = []
     news = threading.Condition()
 
-    def hear(event: Event) -> None:
+    def hear(event: WatchEvent) -> None:
         # Comes last: what the backend makes of it is done by then.
         with news:
             told.append(event)
@@ -195,12 +195,12 @@ def opened(letta: Ground, vendors: PracticeVendors, folder: Path) -> Iterator[Wa
     with start_blocking_portal() as portal:
         stack = AsyncExitStack()
 
-        async def start() -> Keeper:
+        async def start() -> Watcher:
             await readiness.bring(lambda: ensure_providers(settings))
             assert readiness.phase is Phase.READY
             schedule = Schedule(settings.resync, settings.refresh_at, time.clock())
             return await stack.enter_async_context(
-                backend_keeping.keeping(readiness, settings, LettaWork(), models, schedule=schedule, hear=hear)
+                backend_keeping.run_watcher(readiness, settings, LettaActions(), models, schedule=schedule, hear=hear)
             )
 
         async def live() -> None:
@@ -209,7 +209,7 @@ def opened(letta: Ground, vendors: PracticeVendors, folder: Path) -> Iterator[Wa
                 up.set()
                 await over.wait()
 
-        started: list[Keeper] = []
+        started: list[Watcher] = []
         up = threading.Event()
         over = portal.call(anyio.Event)
         life = portal.start_task_soon(live)
@@ -231,7 +231,7 @@ def test_a_key_that_is_changed_in_the_file_reaches_letta_and_no_other_is_touched
     watch.write(dotenv(watch.vendors, cerebras=key))
 
     synced = watch.heard(events.Synced)
-    assert synced.cause is Cause.CHANGE
+    assert synced.cause is SyncCause.CHANGE
     (entry,) = synced.part.providers
     assert (entry.name, entry.action, entry.proof) == ("cerebras", Action.UPDATE, Proof.PROVEN)
     assert watch.holds("cerebras") == key.get_secret_value()
@@ -255,7 +255,7 @@ def test_a_half_written_file_changes_nothing_until_it_is_whole(watch: Watch) -> 
     whole = dotenv(watch.vendors, mistral=key)
 
     watch.write(whole + 'CEREBRAS_API_KEY="half of')
-    refused = watch.heard(events.Refused)
+    refused = watch.heard(events.ConfigRefused)
     assert str(watch.env) in refused.what
     watch.write(whole + 'CEREBRAS_API_KEY="half of it')
     watch.portal.call(watch.keeper.reread)
@@ -263,10 +263,10 @@ def test_a_half_written_file_changes_nothing_until_it_is_whole(watch: Watch) -> 
     assert watch.readiness.phase is Phase.READY
 
     watch.write(whole)
-    watch.heard(events.Accepted)
+    watch.heard(events.ConfigAccepted)
     assert watch.heard(events.Synced).part.providers[0].name == "byok-mistral"
     assert watch.holds("mistral") == key.get_secret_value()
-    assert not [event for event in watch.told if isinstance(event, events.Refused)]
+    assert not [event for event in watch.told if isinstance(event, events.ConfigRefused)]
 
 
 def test_a_key_that_was_changed_by_hand_is_found_and_mended(watch: Watch) -> None:
@@ -280,12 +280,12 @@ def test_a_key_that_was_changed_by_hand_is_found_and_mended(watch: Watch) -> Non
     assert (look.condition, look.since) == ("Drifted", None)
     watch.pass_time(301)
 
-    synced = watch.heard(events.Synced, lambda event: event.cause is Cause.RESYNC)
+    synced = watch.heard(events.Synced, lambda event: event.cause is SyncCause.RESYNC)
     done = {entry.name: entry.action for entry in synced.part.ours}
     assert done == {"cerebras": Action.UPDATE, "byok-mistral": Action.KEEP}
     assert watch.holds("cerebras") == watch.vendors.key("cerebras").get_secret_value()
     assert watch.row("mistral") == before["mistral"]
-    assert not [event for event in watch.told if isinstance(event, events.Failed)]
+    assert not [event for event in watch.told if isinstance(event, events.WatchFailed)]
 
 
 async def _compare(settings: Settings) -> Any:
@@ -309,14 +309,14 @@ def test_a_new_key_that_the_vendor_does_not_know_yet_waits_and_the_old_one_stays
     asked = len(watch.vendors.requests("cerebras"))
     watch.pass_time(6)
     again = watch.heard(events.Synced)
-    assert (again.cause, again.part.providers[0].refused_by_vendor) == (Cause.RETRY, True)
+    assert (again.cause, again.part.providers[0].refused_by_vendor) == (SyncCause.RETRY, True)
     assert len(watch.vendors.requests("cerebras")) == asked + 1
     assert (watch.shown("cerebras").condition, watch.shown("cerebras").since) == ("Refused", since)
 
     watch.vendors.accept("cerebras", [old, new])
     watch.pass_time(11)
     taken = watch.heard(events.Synced)
-    assert (taken.cause, taken.part.providers[0].proof) == (Cause.RETRY, Proof.PROVEN)
+    assert (taken.cause, taken.part.providers[0].proof) == (SyncCause.RETRY, Proof.PROVEN)
     assert watch.holds("cerebras") == new.get_secret_value()
     assert (watch.shown("cerebras").condition, watch.readiness.phase) == ("InSync", Phase.READY)
 
@@ -327,10 +327,10 @@ class Looker:
     def __init__(self, watch: Watch, connection: Connection) -> None:
         self._watch, self._connection = watch, connection
         state = SimpleNamespace(readiness=watch.readiness, token=None, keeper=watch.keeper)
-        state.agency = Mock(spec=Agency, connection=connection)
-        premises = Premises(state, Chronicle())
-        self.lookout = Lookout(premises)
-        self._page = console_page._Page(premises, Press(premises), self.lookout, Errands(premises, self.lookout))
+        state.agency = Mock(spec=AgentService, connection=connection)
+        premises = ConsoleContext(state, EventLog())
+        self.lookout = ProviderMonitor(premises)
+        self._page = console_page._Page(premises, Renderer(premises), self.lookout, JobRunner(premises, self.lookout))
         self.shown: list[tuple[str, str]] = []
 
     def look(self) -> None:
@@ -364,7 +364,7 @@ def test_a_refused_key_is_told_the_same_until_something_changes(watch: Watch, tm
     for _ in range(3):
         looker.look()
     watch.pass_time(6)
-    assert watch.heard(events.Synced).cause is Cause.RETRY
+    assert watch.heard(events.Synced).cause is SyncCause.RETRY
     looker.note()
     looker.look()
     # An agent is answered: Letta holds the former key still.
@@ -465,7 +465,7 @@ def test_models_that_come_and_go_are_told_at_night_with_the_agents_that_lost_the
     watch.time.date = watch.time.date.replace(hour=3, minute=29) + timedelta(days=1)
     watch.pass_time(61)
 
-    census: Census = watch.heard(events.Counted).census
+    census: ModelRefresh = watch.heard(events.ModelsRefreshed).census
     counts = {count.provider: count for count in census.counts}
     cerebras = counts["cerebras"]
     assert (cerebras.problem, cerebras.appeared) == (None, ("brand-new-1b",))
@@ -512,7 +512,7 @@ def test_what_takes_a_restart_is_said(watch: Watch) -> None:
     """A port cannot be changed while it is listened on: this is said, once, and nothing is synced for it."""
     port = f"ISABELLA_PORT=8123\n{dotenv(watch.vendors)}"
     watch.write(port)
-    assert watch.heard(events.TakesRestart).variables == ("ISABELLA_PORT",)
+    assert watch.heard(events.RestartNeeded).variables == ("ISABELLA_PORT",)
     watch.write(port + "# another line\n")
     watch.portal.call(watch.keeper.reread)
     assert watch.told == []

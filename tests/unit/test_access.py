@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from isabella.access import address_kept, check_address, kept_address, kept_token, own_token
-from isabella.backend.access import cookie_of, is_token
+from isabella.access import address_published, check_address, ensure_token, published_address, stored_token
+from isabella.backend.access import is_token, session_cookie
 from isabella.errors import ConfigurationError
 from isabella.redaction import redact
 from isabella.settings import Settings, load_settings
@@ -23,18 +23,18 @@ def settings(home: Path, **options: Any) -> Settings:
 
 def test_made_once_and_kept(tmp_path: Path) -> None:
     """The first start makes a token that only its owner can read; later ones find it, and logs never show it."""
-    first = own_token(settings(tmp_path / "home"))
+    first = ensure_token(settings(tmp_path / "home"))
     assert first.made
     assert stat.S_IMODE((tmp_path / "home" / "token").stat().st_mode) == 0o600
-    again = own_token(settings(tmp_path / "home"))
+    again = ensure_token(settings(tmp_path / "home"))
     assert not again.made
-    assert again.secret == first.secret == kept_token(settings(tmp_path / "home"))
+    assert again.secret == first.secret == stored_token(settings(tmp_path / "home"))
     assert first.secret.get_secret_value() not in redact(f"Bearer {first.secret.get_secret_value()}")
 
 
 def test_the_operators_own(tmp_path: Path) -> None:
     """ISABELLA_TOKEN wins, and no file is written."""
-    assert own_token(settings(tmp_path, token=SecretStr("of-the-operator"))).secret.get_secret_value() == (
+    assert ensure_token(settings(tmp_path, token=SecretStr("of-the-operator"))).secret.get_secret_value() == (
         "of-the-operator"
     )
     assert [*tmp_path.iterdir()] == []
@@ -44,7 +44,7 @@ def test_an_empty_file_opens_nothing(tmp_path: Path) -> None:
     """A token file that was emptied does not mean that everybody may come in."""
     (tmp_path / "token").write_text("\n")
     with pytest.raises(ConfigurationError, match="empty"):
-        own_token(settings(tmp_path))
+        ensure_token(settings(tmp_path))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
@@ -65,19 +65,19 @@ def test_other_machines_need_a_token_of_the_operators(tmp_path: Path, host: str)
 
 def test_the_address_is_there_as_long_as_the_backend(tmp_path: Path) -> None:
     """Other programs find the backend while it runs, and not afterwards."""
-    assert kept_address(tmp_path) is None
-    with address_kept(tmp_path, "http://127.0.0.1:8000"):
-        assert kept_address(tmp_path) == "http://127.0.0.1:8000"
-    assert kept_address(tmp_path) is None
+    assert published_address(tmp_path) is None
+    with address_published(tmp_path, "http://127.0.0.1:8000"):
+        assert published_address(tmp_path) == "http://127.0.0.1:8000"
+    assert published_address(tmp_path) is None
     (tmp_path / "backend.json").write_text("{")
-    assert kept_address(tmp_path) is None
+    assert published_address(tmp_path) is None
 
 
 def test_the_cookie_is_not_the_token() -> None:
     """Whoever sees the cookie does not know the token, and another token has another cookie."""
     token = SecretStr("a-token-for-the-tests")
-    assert token.get_secret_value() not in cookie_of(token)
-    assert cookie_of(token) != cookie_of(SecretStr("another-token-for-the-tests"))
+    assert token.get_secret_value() not in session_cookie(token)
+    assert session_cookie(token) != session_cookie(SecretStr("another-token-for-the-tests"))
 
 
 @pytest.mark.parametrize("given", ["", "x", "a-token-for-the-test", "ä-token-for-the-tests", "\udcff"])

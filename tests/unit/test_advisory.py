@@ -11,16 +11,16 @@ import pytest
 from pydantic import SecretStr
 
 from isabella import gate as gates
-from isabella.advisory import Advisory
+from isabella.advisory import AdvisoryLocks
 from isabella.errors import ConfigurationError
-from isabella.gate import Gate
+from isabella.gate import ProviderLock
 from isabella.locks import sync_lock
 
 #: Nothing listens there.
 GONE = SecretStr("postgresql://letta@127.0.0.1:1/letta")
 
 
-class Lost(Advisory):
+class Lost(AdvisoryLocks):
     """Locks that were given while their database could be reached. It cannot any more."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ def test_nobody_waits_in_a_database_that_cannot_be_reached() -> None:
     """Whoever waited there has lost its session, too; that is an answer, and no error."""
 
     async def ask() -> bool:
-        return await Advisory(GONE).is_waited_for(1)
+        return await AdvisoryLocks(GONE).is_waited_for(1)
 
     assert anyio.run(ask) is False
 
@@ -58,7 +58,7 @@ def test_the_gate_is_watched_on_while_its_database_is_gone(monkeypatch: pytest.M
 
     async def play() -> None:
         advisory = Lost()
-        gate = Gate(advisory, patience=0.0)
+        gate = ProviderLock(advisory, patience=0.0)
         with anyio.fail_after(30):
             async with anyio.create_task_group() as tasks:
                 await tasks.start(gate.watch)
@@ -89,7 +89,7 @@ def test_an_address_that_is_none_is_told_without_its_password(address: str, of_a
 
     def lock() -> AbstractAsyncContextManager[None]:
         if of_a_gate:
-            return Advisory(SecretStr(address)).held(1, timeout=1.0)
+            return AdvisoryLocks(SecretStr(address)).held(1, timeout=1.0)
         return sync_lock("http://127.0.0.1:8283", home=tmp_path, database_url=SecretStr(address), timeout=1.0)
 
     async def take() -> None:

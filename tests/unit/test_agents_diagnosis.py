@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from isabella.agents.binding import GENERIC, OPENAI, Binding, client_for
-from isabella.agents.engine import Engine
-from isabella.agents.repair import Fault, Landscape, diagnose
+from isabella.agents.engine import LlmConfig
+from isabella.agents.repair import AvailableBindings, BindingFault, diagnose
 
-HERE = Landscape(
+HERE = AvailableBindings(
     live={"cerebras": "http://c/v1", "byok-groq": "http://g/v1", "longcat": "http://l/v1", "foreign": "http://f/v1"},
     windows={"cerebras/oss": 65_536, "longcat/cat": 1_000_000},
     listed={"cerebras": frozenset({"oss"}), "longcat": frozenset({"cat"})},
@@ -24,7 +24,7 @@ OLDER = (
     "split_thread_agent",
     "voice_convo_agent",
 )
-GOOD = Engine("oss", GENERIC, "http://c/v1", "cerebras", "byok", 65_536, "cerebras/oss")
+GOOD = LlmConfig("oss", GENERIC, "http://c/v1", "cerebras", "byok", 65_536, "cerebras/oss")
 
 
 def test_nothing_is_wrong_with_an_agent_of_ours() -> None:
@@ -41,40 +41,40 @@ def test_nothing_is_wrong_with_an_agent_of_ours() -> None:
     [
         (
             replace(GOOD, endpoint_type="groq", endpoint="http://g/v1", provider="byok-groq", handle="byok-groq/oss"),
-            Fault.KEY_IGNORED,
+            BindingFault.KEY_IGNORED,
             Binding("byok-groq", "oss", "http://g/v1", 65_536),
         ),
         (
-            Engine("x", "xai", "http://f/v1", "foreign", "byok", 1000, "foreign/x"),
-            Fault.KEY_IGNORED,
+            LlmConfig("x", "xai", "http://f/v1", "foreign", "byok", 1000, "foreign/x"),
+            BindingFault.KEY_IGNORED,
             Binding("foreign", "x", "http://f/v1", 1000),
         ),
         (
-            Engine("cat", OPENAI, "http://l/v1", "longcat", "byok", 30_000, "openai-proxy/cat"),
-            Fault.PROXY_HANDLE,
+            LlmConfig("cat", OPENAI, "http://l/v1", "longcat", "byok", 30_000, "openai-proxy/cat"),
+            BindingFault.PROXY_HANDLE,
             Binding("longcat", "cat", "http://l/v1", 1_000_000),
         ),
-        (replace(GOOD, endpoint_type=OPENAI), Fault.WRONG_CLIENT, GOOD.binding),
+        (replace(GOOD, endpoint_type=OPENAI), BindingFault.WRONG_CLIENT, GOOD.binding),
         *(
             (
                 replace(GOOD, agent_type=type),
-                Fault.CANNOT_STREAM,
+                BindingFault.CANNOT_STREAM,
                 Binding("cerebras", "oss", "http://c/v1", 65_536, OPENAI),
             )
             for type in OLDER
         ),
         (
-            Engine("x", GENERIC, "http://f/v1", "foreign", "byok", 1000, "foreign/x", agent_type="memgpt_agent"),
-            Fault.CANNOT_STREAM,
+            LlmConfig("x", GENERIC, "http://f/v1", "foreign", "byok", 1000, "foreign/x", agent_type="memgpt_agent"),
+            BindingFault.CANNOT_STREAM,
             Binding("foreign", "x", "http://f/v1", 1000, OPENAI),
         ),
-        (replace(GOOD, endpoint="http://old/v1"), Fault.BASE_URL_MOVED, GOOD.binding),
-        (replace(GOOD, window=8192), Fault.SMALL_WINDOW, GOOD.binding),
-        (replace(GOOD, compaction="cerebras/oss"), Fault.SUMMARIES, GOOD.binding),
+        (replace(GOOD, endpoint="http://old/v1"), BindingFault.BASE_URL_MOVED, GOOD.binding),
+        (replace(GOOD, window=8192), BindingFault.SMALL_WINDOW, GOOD.binding),
+        (replace(GOOD, compaction="cerebras/oss"), BindingFault.SUMMARIES, GOOD.binding),
     ],
 )
 def test_each_fault_is_told_and_mended_by_the_same_model_spelled_out(
-    engine: Engine, fault: Fault, binding: Binding
+    engine: LlmConfig, fault: BindingFault, binding: Binding
 ) -> None:
     """The model stays; what is wrong about how it is reached does not. Once bound so, nothing is found."""
     found = diagnose(engine, HERE)
@@ -111,7 +111,7 @@ def test_the_client_is_chosen_by_release_and_by_type(release: str, type: str) ->
 
 def test_a_foreign_provider_of_type_openai_keeps_its_client() -> None:
     """Of a provider that we know nothing of, OpenAI's own client may be the right one."""
-    engine = Engine("gpt", OPENAI, "http://f/v1", "foreign", "byok", 128_000, "foreign/gpt")
+    engine = LlmConfig("gpt", OPENAI, "http://f/v1", "foreign", "byok", 128_000, "foreign/gpt")
     assert diagnose(engine, HERE) is None
 
 
@@ -120,7 +120,7 @@ def test_in_place_of_a_provider_that_is_gone_the_same_model_is_sought() -> None:
     engine = replace(GOOD, provider="old", handle="old/oss")
     found = diagnose(engine, HERE, ("longcat/cat",))
     assert found is not None
-    assert (found.fault, found.binding) == (Fault.PROVIDER_GONE, None)
+    assert (found.fault, found.binding) == (BindingFault.PROVIDER_GONE, None)
     assert found.instead == ("cerebras/oss", "longcat/cat")
     elsewhere = diagnose(replace(engine, endpoint="http://nowhere/v1"), HERE, ("longcat/cat",))
     assert elsewhere is not None
@@ -132,5 +132,5 @@ def test_a_retired_model_is_found_only_where_the_vendor_was_asked() -> None:
     retired = replace(GOOD, model="old", handle="cerebras/old")
     found = diagnose(retired, HERE, ("longcat/cat",))
     assert found is not None
-    assert (found.fault, found.instead) == (Fault.MODEL_GONE, ("cerebras/old", "longcat/cat"))
+    assert (found.fault, found.instead) == (BindingFault.MODEL_GONE, ("cerebras/old", "longcat/cat"))
     assert diagnose(retired, replace(HERE, listed={})) is None

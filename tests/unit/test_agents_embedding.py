@@ -13,7 +13,15 @@ import pytest
 from pydantic import SecretStr
 
 from isabella.agents import embedding, local_model
-from isabella.agents.embedding import MISTRAL, TEXT, Choice, Source, address, address_secret, choose
+from isabella.agents.embedding import (
+    MISTRAL,
+    TEXT,
+    SearchMethod,
+    VectorSource,
+    address,
+    address_secret,
+    choose_search_method,
+)
 from isabella.errors import ConfigurationError
 from isabella.providers.desired import Desired, desired_providers
 from isabella.redaction import redact
@@ -45,7 +53,7 @@ def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     module.__file__ = str(package / "__init__.py")
     module.__dict__["WordLlama"] = _Model
     monkeypatch.setitem(sys.modules, "wordllama", module)
-    monkeypatch.setattr(local_model, "installed", lambda: True)
+    monkeypatch.setattr(local_model, "local_model_installed", lambda: True)
     local_model._model.cache_clear()
     _Model.loaded.clear()
     yield package
@@ -65,32 +73,32 @@ def configured(
 
 def test_auto_takes_mistral_then_the_local_model_then_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is best of what is there; without either, text search as Letta does it."""
-    monkeypatch.setattr(local_model, "installed", lambda: False)
-    assert choose(*configured(tmp_path, "auto")) == MISTRAL
-    assert choose(*configured(tmp_path, "auto", key=None)) == TEXT
-    assert choose(*configured(tmp_path, "off")) == TEXT
-    monkeypatch.setattr(local_model, "installed", lambda: True)
-    assert choose(*configured(tmp_path, "auto")) == MISTRAL
-    assert choose(*configured(tmp_path, "auto", key=None)).source is Source.LOCAL
-    assert choose(*configured(tmp_path, "local")).source is Source.LOCAL
+    monkeypatch.setattr(local_model, "local_model_installed", lambda: False)
+    assert choose_search_method(*configured(tmp_path, "auto")) == MISTRAL
+    assert choose_search_method(*configured(tmp_path, "auto", key=None)) == TEXT
+    assert choose_search_method(*configured(tmp_path, "off")) == TEXT
+    monkeypatch.setattr(local_model, "local_model_installed", lambda: True)
+    assert choose_search_method(*configured(tmp_path, "auto")) == MISTRAL
+    assert choose_search_method(*configured(tmp_path, "auto", key=None)).source is VectorSource.LOCAL
+    assert choose_search_method(*configured(tmp_path, "local")).source is VectorSource.LOCAL
 
 
 def test_a_wish_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking for Mistral without a key, or for the local model without its extra, is said at the start."""
-    monkeypatch.setattr(local_model, "installed", lambda: False)
+    monkeypatch.setattr(local_model, "local_model_installed", lambda: False)
     with pytest.raises(ConfigurationError, match="Mistral has no key"):
-        choose(*configured(tmp_path, "mistral", key=None))
+        choose_search_method(*configured(tmp_path, "mistral", key=None))
     with pytest.raises(ConfigurationError, match="not installed") as refused:
-        choose(*configured(tmp_path, "local"))
+        choose_search_method(*configured(tmp_path, "local"))
     assert "local-embeddings" in (refused.value.remedy or "")
 
 
 def test_the_choice_survives_in_the_agents_metadata() -> None:
     """What was noted is read back; what is not understood counts as undecided."""
-    for choice in (MISTRAL, TEXT, Choice(Source.LOCAL, local_model.MODEL, local_model.DIMENSIONS)):
-        assert Choice.of_mark(choice.as_mark()) == choice
-    assert Choice.of_mark(None) is None
-    assert Choice.of_mark({"source": "crystal ball"}) is None
+    for choice in (MISTRAL, TEXT, SearchMethod(VectorSource.LOCAL, local_model.MODEL, local_model.DIMENSIONS)):
+        assert SearchMethod.of_mark(choice.as_mark()) == choice
+    assert SearchMethod.of_mark(None) is None
+    assert SearchMethod.of_mark({"source": "crystal ball"}) is None
 
 
 def test_letta_gets_an_address_with_a_secret_and_no_key(tmp_path: Path) -> None:
@@ -113,8 +121,8 @@ def test_letta_gets_an_address_with_a_secret_and_no_key(tmp_path: Path) -> None:
 
 def test_the_local_model_is_loaded_once_from_its_own_package(local: Path) -> None:
     """It is told to download nothing, finds its weights in its package, and is loaded by the first text only."""
-    vectors = local_model.embed(["four", ""])
-    local_model.embed(["again"])
+    vectors = local_model.embed_locally(["four", ""])
+    local_model.embed_locally(["again"])
     assert [vector[0] for vector in vectors] == [4.0, 1.0]
     assert all(len(vector) == local_model.DIMENSIONS for vector in vectors)
     assert _Model.loaded == [{"cache_dir": local, "disable_download": True}]

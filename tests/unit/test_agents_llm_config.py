@@ -74,10 +74,10 @@ class Letta:
         self.row |= update
 
 
-def bind(letta: Letta, binding: Binding, **options: Any) -> llm_config.Bound:
+def bind(letta: Letta, binding: Binding, **options: Any) -> llm_config.BindingResult:
     """Bind the agent."""
 
-    async def bound() -> llm_config.Bound:
+    async def bound() -> llm_config.BindingResult:
         return await llm_config.bind(letta, "a", binding, **options)  # type: ignore[arg-type]
 
     return anyio.run(bound)

@@ -11,11 +11,11 @@ import pytest
 from pydantic import SecretStr
 
 from isabella.agents.binding import GENERIC, OPENAI, client_for
-from isabella.agents.models import Models
+from isabella.agents.models import ModelCatalog
 from isabella.catalog import Vendor
 from isabella.errors import ModelUnknown
 from isabella.providers.desired import Desired
-from isabella.vendors.inquiry import Answer, Verdict
+from isabella.vendors.inquiry import KeyVerdict, VendorAnswer
 
 BIG = Vendor(
     name="big",
@@ -46,28 +46,28 @@ def desired(vendor: Vendor, key: str | None = "a-key", problem: str | None = Non
     )
 
 
-def accepted(models: dict[str, int | None], unfit: set[str] | None = None) -> Answer:
+def accepted(models: dict[str, int | None], unfit: set[str] | None = None) -> VendorAnswer:
     """A vendor that lists models."""
-    return Answer(Verdict.ACCEPTED, "", 200, models, frozenset(unfit or ()))
+    return VendorAnswer(KeyVerdict.ACCEPTED, "", 200, models, frozenset(unfit or ()))
 
 
 class Vendors:
     """Vendors that answer as they are told, and count how often they are asked."""
 
-    def __init__(self, **answers: Answer) -> None:
+    def __init__(self, **answers: VendorAnswer) -> None:
         self.answers = {f"http://{name}/v1": answer for name, answer in answers.items()}
         self.asked: list[str] = []
         self.now = 0.0
 
-    async def ask(self, base_url: str, _key: SecretStr) -> Answer:
+    async def ask(self, base_url: str, _key: SecretStr) -> VendorAnswer:
         """Answer for the vendor at an address."""
         self.asked.append(base_url)
         await anyio.lowlevel.checkpoint()
         return self.answers[base_url]
 
-    def models(self, *providers: Desired) -> Models:
+    def models(self, *providers: Desired) -> ModelCatalog:
         """Models that ask these vendors, by a clock of the test's own."""
-        return Models(providers or (desired(BIG), desired(SMALL)), self.ask, lambda: self.now)
+        return ModelCatalog(providers or (desired(BIG), desired(SMALL)), self.ask, lambda: self.now)
 
 
 def run(work: Callable[[], Any]) -> Any:
@@ -122,10 +122,12 @@ def test_what_would_not_work_is_refused_with_what_would(handle: str, said: str) 
     assert "small/first" in (refused.value.remedy or "")
 
 
-@pytest.mark.parametrize("verdict", [Verdict.REFUSED, Verdict.OUT_OF_FUNDS, Verdict.UNREACHABLE, Verdict.FAILING])
-def test_a_vendor_that_would_not_answer_is_not_offered(verdict: Verdict) -> None:
+@pytest.mark.parametrize(
+    "verdict", [KeyVerdict.REFUSED, KeyVerdict.OUT_OF_FUNDS, KeyVerdict.UNREACHABLE, KeyVerdict.FAILING]
+)
+def test_a_vendor_that_would_not_answer_is_not_offered(verdict: KeyVerdict) -> None:
     """Whatever the reason, its models are refused, and the others are offered."""
-    models = Vendors(big=Answer(verdict, "no"), small=accepted({"first": None})).models()
+    models = Vendors(big=VendorAnswer(verdict, "no"), small=accepted({"first": None})).models()
     with pytest.raises(ModelUnknown) as refused:
         run(lambda: models.binding("big/large"))
     assert refused.value.handles == ("small/first",)
@@ -133,13 +135,13 @@ def test_a_vendor_that_would_not_answer_is_not_offered(verdict: Verdict) -> None
 
 def test_a_vendor_that_is_asked_too_often_still_has_its_models() -> None:
     """429 says that the key is good: the catalog's models are taken."""
-    models = Vendors(big=Answer(Verdict.RATE_LIMITED, "slow down", 429), small=GOOD).models()
+    models = Vendors(big=VendorAnswer(KeyVerdict.RATE_LIMITED, "slow down", 429), small=GOOD).models()
     assert run(lambda: models.binding("big/large")).window == 60_000
 
 
 def test_answers_are_kept_for_a_while_and_failures_for_less() -> None:
     """A good list is asked for again after minutes, a failure after seconds, and callers at once ask once."""
-    vendors = Vendors(big=GOOD, small=Answer(Verdict.FAILING, "500"))
+    vendors = Vendors(big=GOOD, small=VendorAnswer(KeyVerdict.FAILING, "500"))
     models = vendors.models()
 
     async def many() -> None:
@@ -161,10 +163,12 @@ def test_answers_are_kept_for_a_while_and_failures_for_less() -> None:
 def test_an_agent_gets_the_first_that_works_or_any_or_the_first_with_a_key() -> None:
     """Preference, then whatever answers, then the catalog's word; without any key there is no agent."""
     small = accepted({"first": None})
-    choose = Vendors(big=Answer(Verdict.REFUSED, "no"), small=small).models().choose
+    choose = Vendors(big=VendorAnswer(KeyVerdict.REFUSED, "no"), small=small).models().choose
     assert run(lambda: choose(["big/large", "small/first"])).handle == "small/first"
     assert run(lambda: choose(["big/large"])).handle == "small/first"
-    dead = Vendors(big=Answer(Verdict.UNREACHABLE, "no"), small=Answer(Verdict.UNREACHABLE, "no")).models()
+    dead = Vendors(
+        big=VendorAnswer(KeyVerdict.UNREACHABLE, "no"), small=VendorAnswer(KeyVerdict.UNREACHABLE, "no")
+    ).models()
     assert run(lambda: dead.choose(["big/large"])).handle == "big/large"
     with pytest.raises(ModelUnknown, match="No vendor has a key"):
         run(lambda: Vendors().models(desired(BIG, key=None)).choose(["big/large"]))

@@ -19,7 +19,7 @@ from isabella.errors import IsabellaError, LettaUnreachable, LockTimeout
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
 from isabella.settings import load_settings
-from isabella.sources import Value
+from isabella.sources import ConfigValue
 from isabella.strategy import Strategy
 
 FINE = replace(IN_SYNC, receipt=Receipt.ACCEPTED)
@@ -130,7 +130,7 @@ def test_each_speaks_of_the_vendors_that_the_backend_speaks_to(
     """Where practice vendors stand in for the backend, they do for every command, the watch included."""
     served = load_settings(environment={})
     monkeypatch.setattr("isabella.practice.overlay.as_served", lambda settings: served)
-    monkeypatch.setattr("isabella.watching.keeper.Keeper.run", AsyncMock())
+    monkeypatch.setattr("isabella.watching.keeper.Watcher.run", AsyncMock())
     CliRunner().invoke(app, ["providers", *arguments])
     ((_, options),) = work.asked
     assert options["settings"] is served
@@ -151,7 +151,7 @@ def test_chat_and_settings_speak_of_the_vendors_that_the_backend_speaks_to(
     """A chat without a backend is with the practice vendors where they stand in, and `settings` shows them."""
     monkeypatch.chdir(tmp_path)
     sources = replace(
-        load_settings(environment={}).sources, overlay={"GROQ_API_KEY": Value("gsk_1", "practice vendors")}
+        load_settings(environment={}).sources, overlay={"GROQ_API_KEY": ConfigValue("gsk_1", "practice vendors")}
     )
     served, line = load_settings(environment={}).model_copy(update={"sources": sources}), MagicMock()
     monkeypatch.setattr("isabella.practice.overlay.as_served", lambda settings: served)

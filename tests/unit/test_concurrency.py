@@ -8,7 +8,7 @@ from functools import partial
 import anyio
 import pytest
 
-from isabella.concurrency import together
+from isabella.concurrency import gather
 
 
 def test_results_come_in_the_order_of_the_calls() -> None:
@@ -25,7 +25,7 @@ def test_results_come_in_the_order_of_the_calls() -> None:
             last_is_done.set()
             return 2
 
-        return await together([first, last])
+        return await gather([first, last])
 
     assert anyio.run(scenario) == [1, 2]
 
@@ -33,7 +33,7 @@ def test_results_come_in_the_order_of_the_calls() -> None:
 def test_no_calls_give_no_results() -> None:
     """An empty list of calls is no mistake."""
     nothing: list[Callable[[], Awaitable[int]]] = []
-    assert anyio.run(together, nothing) == []
+    assert anyio.run(gather, nothing) == []
 
 
 @pytest.mark.parametrize("at_once", [1, 3])
@@ -51,7 +51,7 @@ def test_no_more_run_at_once_than_allowed(at_once: int) -> None:
         return number
 
     async def scenario() -> list[int]:
-        return await together([partial(call, number) for number in range(10)], at_once=at_once)
+        return await gather([partial(call, number) for number in range(10)], at_once=at_once)
 
     assert anyio.run(scenario) == list(range(10))
     assert most == at_once
@@ -73,7 +73,7 @@ def test_the_first_failure_comes_out_bare_and_ends_the_others() -> None:
         return 0
 
     async def scenario() -> None:
-        await together([waits, fails])
+        await gather([waits, fails])
 
     with pytest.raises(LookupError, match="the first"):
         anyio.run(scenario)

@@ -11,18 +11,18 @@ from reports import DRIFTED, IN_SYNC, REFUSED
 from isabella.backend.readiness import Readiness
 from isabella.connection import Connection
 from isabella.console import lookout as lookouts
-from isabella.console.chronicle import Chronicle
-from isabella.console.lookout import Lookout
-from isabella.console.premises import Premises
+from isabella.console.chronicle import EventLog
+from isabella.console.lookout import ProviderMonitor
+from isabella.console.premises import ConsoleContext
 from isabella.providers.report import Report
 from isabella.settings import Settings, load_settings
 
 
-class House(Premises):
+class House(ConsoleContext):
     """A backend that has come up, behind which there is nothing."""
 
     def __init__(self) -> None:
-        super().__init__(SimpleNamespace(readiness=Readiness(), token=None), Chronicle())
+        super().__init__(SimpleNamespace(readiness=Readiness(), token=None), EventLog())
 
     @property
     def up(self) -> bool:
@@ -50,9 +50,9 @@ def test_a_look_that_fails_unforeseen_is_not_the_last(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(lookouts, "compare_providers", look)
 
-    async def play() -> Lookout:
+    async def play() -> ProviderMonitor:
         premises = House()
-        lookout = Lookout(premises)
+        lookout = ProviderMonitor(premises)
         with anyio.fail_after(30):
             async with anyio.create_task_group() as premises.tasks:
                 with lookout.watching():
@@ -69,7 +69,7 @@ def test_a_look_that_fails_unforeseen_is_not_the_last(monkeypatch: pytest.Monkey
 def test_a_look_that_a_sync_has_overtaken_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was seen before a sync says less than its report, even where the look ends later."""
     premises = House()
-    lookout = Lookout(premises)
+    lookout = ProviderMonitor(premises)
 
     async def look(*_arguments: object, **_options: object) -> Report:
         premises.readiness.settle(Report("http://letta", "0.16.8", [REFUSED]))

@@ -6,9 +6,9 @@ import pytest
 from starlette.datastructures import Headers
 
 from isabella import redaction
-from isabella.agents.history import Entry
+from isabella.agents.history import HistoryEntry
 from isabella.console import charts, origins, writing
-from isabella.console.chronicle import Mark
+from isabella.console.chronicle import TurnSample
 from isabella.console.door import is_same_origin
 
 
@@ -26,12 +26,12 @@ from isabella.console.door import is_same_origin
 )
 def test_prose_makes_no_markup_of_its_own(text: str, never: str) -> None:
     """Markdown becomes HTML without scripts, pictures, dangerous links, inline styles, or headings of the page."""
-    assert never not in writing.prose(text)
+    assert never not in writing.render_markdown(text)
 
 
 def test_prose_is_rendered() -> None:
     """What is harmless is shown as it was meant; links tell nothing of where they were."""
-    html = writing.prose("**bold** and `code`, [a page](https://example.org)")
+    html = writing.render_markdown("**bold** and `code`, [a page](https://example.org)")
     assert "<strong>bold</strong>" in html
     assert 'rel="noopener noreferrer"' in html
 
@@ -39,23 +39,23 @@ def test_prose_is_rendered() -> None:
 def test_known_secrets_are_masked_in_every_text() -> None:
     """A secret of this process is masked in prose as in plain text."""
     redaction.remember("csk-console0000000000000000abcd")
-    assert "console0000" not in writing.prose("it is csk-console0000000000000000abcd")
-    assert "console0000" not in writing.plain("it is csk-console0000000000000000abcd")
+    assert "console0000" not in writing.render_markdown("it is csk-console0000000000000000abcd")
+    assert "console0000" not in writing.render_text("it is csk-console0000000000000000abcd")
 
 
 def test_arguments_are_shown_a_line_each() -> None:
     """A tool's arguments are told apart; what is no JSON is shown as it is."""
     assert (
-        writing.arguments('{"label": "human", "new_str": "x", "request_heartbeat": true}')
+        writing.format_arguments('{"label": "human", "new_str": "x", "request_heartbeat": true}')
         == "label: human\nnew_str: x"
     )
-    assert writing.arguments("{half") == "{half"
+    assert writing.format_arguments("{half") == "{half"
 
 
 def test_a_chart_has_a_place_for_every_mark() -> None:
     """Answers become dots within the frame, errors become bars, and the words say the same."""
     now = 10_000.0
-    marks = [Mark(now - 3600, "a", 0.4), Mark(now - 60, "a", None), Mark(now, "a", 1.6)]
+    marks = [TurnSample(now - 3600, "a", 0.4), TurnSample(now - 60, "a", None), TurnSample(now, "a", 1.6)]
     drawn = charts.chart("a", marks, now)
     assert [dot.x for dot in drawn.dots] == [34.0, charts.WIDTH - 6]
     assert all(0 <= dot.y <= charts.HEIGHT for dot in drawn.dots)
@@ -67,16 +67,18 @@ def test_a_chart_has_a_place_for_every_mark() -> None:
 def test_what_is_remembered_leads_to_what_was_said() -> None:
     """A line of memory is traced to the user's line before the tool that wrote it; the newest writing counts."""
     entries = [
-        Entry("m1", "2026-01-01T00:00:00+00:00", "user", "My dog is called Rex."),
-        Entry("m2", "", "tool_call", '{"label": "human", "new_str": "The dog is called Rex."}', tool="memory_insert"),
-        Entry("m3", "", "user", "Look it up"),
-        Entry("m4", "", "tool_call", '{"query": "The dog is called Rex."}', tool="archival_memory_search"),
+        HistoryEntry("m1", "2026-01-01T00:00:00+00:00", "user", "My dog is called Rex."),
+        HistoryEntry(
+            "m2", "", "tool_call", '{"label": "human", "new_str": "The dog is called Rex."}', tool="memory_insert"
+        ),
+        HistoryEntry("m3", "", "user", "Look it up"),
+        HistoryEntry("m4", "", "tool_call", '{"query": "The dog is called Rex."}', tool="archival_memory_search"),
     ]
-    found = origins.found_in(entries)
-    traced = origins.origin_of("- The dog is called Rex.", found)
+    found = origins.provenance_in(entries)
+    traced = origins.provenance_of("- The dog is called Rex.", found)
     assert traced is not None
     assert traced.said.id == "m1"
-    assert origins.origin_of("The cat is called Miezi.", found) is None
+    assert origins.provenance_of("The cat is called Miezi.", found) is None
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from isabella.backend.app import create_app
-from isabella.backend.doctor import Patient
+from isabella.backend.doctor import DoctorTarget
 from isabella.backend.readiness import Readiness
 from isabella.connection import Connection
 from isabella.settings import load_settings
@@ -30,7 +30,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     environment = {"GROQ_API_KEY": KEY, "GROQ_BASE_URL": f"{NOBODY}/v1", "ISABELLA_HOME": str(tmp_path)}
     settings = load_settings(environment=environment)
     app = create_app(start, token=None)
-    app.state.patient = Patient(settings, Connection(NOBODY, None, None, None, tmp_path, 5.0, embedded=False))
+    app.state.patient = DoctorTarget(settings, Connection(NOBODY, None, None, None, tmp_path, 5.0, embedded=False))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://backend") as client:
         yield client
 

@@ -10,22 +10,30 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from isabella.agents.engine import Engine
+from isabella.agents.engine import LlmConfig
 from isabella.catalog import known_vendors
-from isabella.doctor.asked import addresses_beside
+from isabella.doctor.asked import nearby_base_urls
 from isabella.doctor.configured import read_configuration
-from isabella.doctor.evidence import Agent, Asked, Configured, Evidence, Process, Row, Seen
+from isabella.doctor.evidence import (
+    AgentEvidence,
+    ConfigurationEvidence,
+    Evidence,
+    LettaEvidence,
+    LettaProcess,
+    ProviderEvidence,
+    VendorEvidence,
+)
 from isabella.doctor.findings import Finding, Layer, Remedy, Severity
 from isabella.doctor.quoting import scrub
-from isabella.doctor.verdict import Verdict, causes_of, judge
+from isabella.doctor.verdict import Diagnosis, diagnose, root_causes
 from isabella.errors import ConfigurationError, LettaUnreachable
 from isabella.providers.desired import desired_providers
-from isabella.providers.sealing import Match, Reading
+from isabella.providers.sealing import KeyMatch, KeyReading
 from isabella.settings import load_settings
-from isabella.stores import Stored
-from isabella.stores.letta_releases import abilities_of
-from isabella.vendors.inquiry import Answer, Trouble
-from isabella.vendors.inquiry import Verdict as Said
+from isabella.stores import StoredProvider
+from isabella.stores.letta_releases import capabilities_of
+from isabella.vendors.inquiry import KeyVerdict as Said
+from isabella.vendors.inquiry import Trouble, VendorAnswer
 
 KEYS = {
     "CEREBRAS_API_KEY": "csk-fake-0001",
@@ -33,8 +41,8 @@ KEYS = {
     "MISTRAL_API_KEY": "fake-0003",
     "LONGCAT_API_KEY": "ak_fake-0004",
 }
-SEALED = Reading(Match.EQUAL, sealed=True, key=SecretStr("x"))
-PROCESS = Process(pid=7, listens=("127.0.0.1",), has_master_key=True, same_master_key=True)
+SEALED = KeyReading(KeyMatch.EQUAL, sealed=True, key=SecretStr("x"))
+PROCESS = LettaProcess(pid=7, listens=("127.0.0.1",), has_master_key=True, same_master_key=True)
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +50,9 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def engine(model: str, address: str, provider: str, client: str = "zai", **changes: Any) -> Engine:
+def engine(model: str, address: str, provider: str, client: str = "zai", **changes: Any) -> LlmConfig:
     """What an agent speaks through when it is bound explicitly."""
-    bound = Engine(model, client, address, provider, "byok", 65_536, f"{provider}/{model}")
+    bound = LlmConfig(model, client, address, provider, "byok", 65_536, f"{provider}/{model}")
     return replace(bound, **changes)
 
 
@@ -54,11 +62,13 @@ def healthy(release: str = "0.16.8") -> Evidence:
     desired = desired_providers(load_settings(environment=KEYS))
     models = {one.name: one.vendor.default_model or "" for one in desired}
     rows = tuple(
-        Row(Stored(f"provider-{one.name}", one.name, one.type, one.base_url, "c2VhbGVk", synced=True), SEALED)
+        ProviderEvidence(
+            StoredProvider(f"provider-{one.name}", one.name, one.type, one.base_url, "c2VhbGVk", synced=True), SEALED
+        )
         for one in desired
     )
     agents = tuple(
-        Agent(
+        AgentEvidence(
             f"agent-{one.name}",
             f"a-{one.name}",
             engine(models[one.name], one.base_url, one.name, client),
@@ -66,11 +76,14 @@ def healthy(release: str = "0.16.8") -> Evidence:
         for one in desired
     )
     return Evidence(
-        Configured(desired=desired, master_key=True, ours=True),
-        {name: Asked(Answer(Said.ACCEPTED, "1 model", 200, {model: None})) for name, model in models.items()},
-        Seen(
+        ConfigurationEvidence(desired=desired, master_key=True, ours=True),
+        {
+            name: VendorEvidence(VendorAnswer(Said.ACCEPTED, "1 model", 200, {model: None}))
+            for name, model in models.items()
+        },
+        LettaEvidence(
             base_url="http://127.0.0.1:8283",
-            abilities=abilities_of(release),
+            abilities=capabilities_of(release),
             rows=rows,
             agents=agents,
             deleted=frozenset(),
@@ -91,7 +104,7 @@ def row(evidence: Evidence, name: str, **changes: Any) -> Evidence:
     return seen(evidence, rows=tuple(replace(one, **changes) if one.stored.name == name else one for one in rows))
 
 
-def codes(verdict: Verdict) -> set[tuple[str, str | None]]:
+def codes(verdict: Diagnosis) -> set[tuple[str, str | None]]:
     """Code and provider of each cause."""
     return {(cause.finding.code, cause.finding.provider) for cause in verdict.causes}
 
@@ -99,7 +112,7 @@ def codes(verdict: Verdict) -> set[tuple[str, str | None]]:
 @pytest.mark.parametrize("release", ["0.16.0", "0.16.1", "0.16.2", "0.16.4", "0.16.5", "0.16.6", "0.16.7", "0.16.8"])
 def test_health_is_health_on_every_release(release: str) -> None:
     """A system in order has no finding on any 0.16.x; what a release cannot do is a note."""
-    verdict = judge(healthy(release))
+    verdict = diagnose(healthy(release))
     assert verdict.healthy, verdict.sentences
     assert verdict.unknowns == ()
     assert {note.code for note in verdict.notes} == ({"release-cannot-recreate"} if release < "0.16.2" else set())
@@ -107,27 +120,27 @@ def test_health_is_health_on_every_release(release: str) -> None:
 
 def test_a_release_that_was_not_measured() -> None:
     """What was not measured is said to be so."""
-    assert ("release-not-measured", None) in codes(judge(healthy("0.17.0")))
+    assert ("release-not-measured", None) in codes(diagnose(healthy("0.17.0")))
 
 
 def test_listening_beyond_loopback() -> None:
     """A Letta that other machines reach is told, by its socket or by its address."""
-    assert codes(judge(seen(healthy(), process=replace(PROCESS, listens=("0.0.0.0",))))) == {
+    assert codes(diagnose(seen(healthy(), process=replace(PROCESS, listens=("0.0.0.0",))))) == {
         ("letta-beyond-loopback", None)
     }
     away = seen(healthy(), base_url="http://letta.example:8283", process=None)
-    assert codes(judge(away)) == {("letta-over-plain-http", None)}
-    assert judge(seen(away, base_url="https://letta.example")).healthy
+    assert codes(diagnose(away)) == {("letta-over-plain-http", None)}
+    assert diagnose(seen(away, base_url="https://letta.example")).healthy
 
 
 def test_base_keys() -> None:
     """Keys in Letta's environment are told; where it cannot be seen, by the base providers that Letta lists."""
     keys = seen(healthy(), process=replace(PROCESS, base_keys=("OPENAI_API_KEY",)))
-    assert codes(judge(keys)) == {("base-keys-in-letta", None)}
+    assert codes(diagnose(keys)) == {("base-keys-in-letta", None)}
     listed = seen(healthy(), process=None, base=frozenset({"letta", "openai"}))
-    assert codes(judge(listed)) == {("base-keys-in-letta", None)}
+    assert codes(diagnose(listed)) == {("base-keys-in-letta", None)}
     # Letta keeps a base provider whose key is gone: the environment knows better.
-    assert judge(seen(listed, process=PROCESS)).healthy
+    assert diagnose(seen(listed, process=PROCESS)).healthy
 
 
 def test_a_deleted_provider_on_a_release_that_cannot_bring_it_back() -> None:
@@ -135,14 +148,14 @@ def test_a_deleted_provider_on_a_release_that_cannot_bring_it_back() -> None:
     for release, command in (("0.16.1", None), ("0.16.2", "isabella providers sync --only longcat")):
         evidence = healthy(release)
         rows = tuple(one for one in evidence.seen.rows or () if one.stored.name != "longcat")
-        (cause,) = judge(seen(evidence, rows=rows, deleted=frozenset({"longcat"}))).causes
+        (cause,) = diagnose(seen(evidence, rows=rows, deleted=frozenset({"longcat"}))).causes
         assert (cause.finding.code, cause.finding.remedy.command) == ("provider-deleted", command)
 
 
 def test_a_key_sealed_otherwise_on_a_release_that_cannot_recreate() -> None:
     """On 0.16.0 nothing over REST heals it, and the remedy says so."""
-    evidence = row(healthy("0.16.0"), "longcat", reading=Reading(Match.UNREADABLE, sealed=True))
-    (cause,) = judge(evidence).causes
+    evidence = row(healthy("0.16.0"), "longcat", reading=KeyReading(KeyMatch.UNREADABLE, sealed=True))
+    (cause,) = diagnose(evidence).causes
     assert cause.finding.code == "key-sealed-otherwise"
     assert cause.finding.remedy.command is None
     assert "upgrade" in cause.finding.remedy.text
@@ -151,8 +164,8 @@ def test_a_key_sealed_otherwise_on_a_release_that_cannot_recreate() -> None:
 def test_what_cannot_be_known_is_said() -> None:
     """With Letta out of reach it is one cause, and what it hides is listed; the vendors are judged all the same."""
     evidence = seen(healthy(), rows=None, agents=None, abilities=None, error=LettaUnreachable("No Letta answers."))
-    refused = {**evidence.asked, "byok-groq": Asked(Answer(Said.REFUSED, "Invalid API Key", 401))}
-    verdict = judge(replace(evidence, asked=refused))
+    refused = {**evidence.asked, "byok-groq": VendorEvidence(VendorAnswer(Said.REFUSED, "Invalid API Key", 401))}
+    verdict = diagnose(replace(evidence, asked=refused))
     assert codes(verdict) == {("letta-unreachable", None), ("key-refused", "byok-groq")}
     assert {unknown.layer for unknown in verdict.unknowns} == {Layer.STORED, Layer.USE, Layer.EXPOSURE}
 
@@ -161,8 +174,8 @@ def test_what_cannot_be_known_is_said() -> None:
 def test_a_vendor_that_does_not_answer_says_nothing_of_the_key(trouble: Trouble) -> None:
     """Whatever stands in between, the key is not called wrong, and that it stays unknown is said."""
     evidence = healthy()
-    answer = Answer(Said.UNREACHABLE if trouble is not Trouble.HTML else Said.FAILING, "…", trouble=trouble)
-    verdict = judge(replace(evidence, asked={**evidence.asked, "longcat": Asked(answer)}))
+    answer = VendorAnswer(Said.UNREACHABLE if trouble is not Trouble.HTML else Said.FAILING, "…", trouble=trouble)
+    verdict = diagnose(replace(evidence, asked={**evidence.asked, "longcat": VendorEvidence(answer)}))
     assert [name for _, name in codes(verdict)] == ["longcat"]
     assert not any(code.startswith("key-") for code, _ in codes(verdict))
     assert [unknown.provider for unknown in verdict.unknowns] == ["longcat"]
@@ -170,23 +183,23 @@ def test_a_vendor_that_does_not_answer_says_nothing_of_the_key(trouble: Trouble)
 
 def test_a_refused_key_and_an_old_one_in_letta() -> None:
     """Where the vendor takes Letta's key, only ours is at fault; where it refuses both, both are told."""
-    different = Reading(Match.DIFFERENT, sealed=True, key=SecretStr("gsk_of-old"))
-    refusal, yes = Answer(Said.REFUSED, "no", 401), Answer(Said.ACCEPTED, "3 models", 200)
+    different = KeyReading(KeyMatch.DIFFERENT, sealed=True, key=SecretStr("gsk_of-old"))
+    refusal, yes = VendorAnswer(Said.REFUSED, "no", 401), VendorAnswer(Said.ACCEPTED, "3 models", 200)
     for stored_answer, wanted in ((yes, {"key-refused"}), (refusal, {"key-refused", "key-stale"})):
         evidence = row(healthy(), "byok-groq", reading=different)
-        asked: Mapping[str, Asked] = {
+        asked: Mapping[str, VendorEvidence] = {
             **evidence.asked,
-            "byok-groq": Asked(refusal, stored_answer=stored_answer),
+            "byok-groq": VendorEvidence(refusal, stored_answer=stored_answer),
         }
-        assert codes(judge(replace(evidence, asked=asked))) == {(code, "byok-groq") for code in wanted}
+        assert codes(diagnose(replace(evidence, asked=asked))) == {(code, "byok-groq") for code in wanted}
 
 
 def test_many_agents_with_one_fault_are_one_finding() -> None:
     """A thousand agents with the same fault are told together, and the report stays short."""
     evidence = healthy()
     small = engine("gpt-oss-120b", "https://api.cerebras.ai/v1", "cerebras", window=8192)
-    many = tuple(Agent(f"agent-{n}", f"n{n}", small) for n in range(1000))
-    verdict = judge(seen(evidence, agents=many))
+    many = tuple(AgentEvidence(f"agent-{n}", f"n{n}", small) for n in range(1000))
+    verdict = diagnose(seen(evidence, agents=many))
     (cause,) = verdict.causes
     assert cause.finding.code == "agent-window-small"
     assert len(cause.finding.agent_ids) == 1000
@@ -198,7 +211,7 @@ def test_agents_of_base_providers_are_nobody_s_business() -> None:
     """An agent on Letta's own free model, or on a vendor that is not ours, is no finding."""
     free = engine("letta-free", "https://inference.letta.com/v1/", "letta", "openai", category="base", window=30_000)
     claude = engine("claude", "https://api.anthropic.com/v1", "anthropic", "anthropic", category="base")
-    assert judge(seen(healthy(), agents=(Agent("x", "x", free), Agent("y", "y", claude)))).healthy
+    assert diagnose(seen(healthy(), agents=(AgentEvidence("x", "x", free), AgentEvidence("y", "y", claude)))).healthy
 
 
 @pytest.mark.parametrize(
@@ -213,15 +226,15 @@ def test_agents_of_base_providers_are_nobody_s_business() -> None:
 def test_what_agents_repair_would_mend_is_found(change: dict[str, Any], code: str) -> None:
     """The doctor and `isabella agents repair` do not contradict each other."""
     bound = engine("gpt-oss-120b", "https://api.cerebras.ai/v1", "cerebras")
-    one = Agent("x", "x", replace(bound, **change))
-    assert codes(judge(seen(healthy(), agents=(one,)))) == {(code, "cerebras")}
+    one = AgentEvidence("x", "x", replace(bound, **change))
+    assert codes(diagnose(seen(healthy(), agents=(one,)))) == {(code, "cerebras")}
 
 
 def test_an_agent_of_a_base_provider_that_cannot_stream_is_found() -> None:
     """It answers no streamed turn either; what helps is another model."""
     glm = engine("glm-4.7", "https://api.z.ai/api/paas/v4", "zai", "zai", category="base")
-    one = Agent("x", "x", replace(glm, agent_type="memgpt_agent"))
-    (cause,) = judge(seen(healthy(), agents=(one,))).causes
+    one = AgentEvidence("x", "x", replace(glm, agent_type="memgpt_agent"))
+    (cause,) = diagnose(seen(healthy(), agents=(one,))).causes
     assert cause.finding.code == "agent-cannot-stream"
     assert "isabella agents switch" in cause.finding.remedy.text
 
@@ -235,16 +248,16 @@ def test_causes_and_consequences() -> None:
     """A finding is explained by another about the same provider, or about all; chains end at their cause."""
     first, second = finding("a", "p"), finding("b", "p", by=frozenset({"a"}))
     third, other = finding("c", "p", by=frozenset({"b"})), finding("b", "q", by=frozenset({"a"}))
-    found = causes_of([third, second, first, other])
+    found = root_causes([third, second, first, other])
     assert [(cause.finding, len(cause.consequences)) for cause in found] == [(first, 2), (other, 0)]
     everywhere = finding("a")
-    assert [cause.finding for cause in causes_of([everywhere, second, other])] == [everywhere]
+    assert [cause.finding for cause in root_causes([everywhere, second, other])] == [everywhere]
 
 
 def test_two_findings_never_explain_each_other_away() -> None:
     """Whatever the table says, something is always left in the verdict."""
     one, two = finding("a", by=frozenset({"b"})), finding("b", by=frozenset({"a"}))
-    assert len(causes_of([one, two])) == 2
+    assert len(root_causes([one, two])) == 2
 
 
 @pytest.mark.parametrize(
@@ -264,7 +277,7 @@ def test_two_findings_never_explain_each_other_away() -> None:
 )
 def test_the_address_that_was_meant_is_among_those_beside(configured: str, own: str, meant: str) -> None:
     """A missing or doubled /v1, or an endpoint for a base URL, leads to the right address, on the same host."""
-    beside = addresses_beside(configured, own)
+    beside = nearby_base_urls(configured, own)
     assert meant in beside
     assert configured not in beside
     host = configured.split("/")[2]
@@ -293,7 +306,7 @@ def test_a_file_that_cannot_be_read_leaves_the_rest_unknown(tmp_path: Path) -> N
     (tmp_path / ".env").write_text('A="unclosed\n')
     (tmp_path / ".env").chmod(0o600)
     configured, _ = read_configuration(environment={})
-    verdict = judge(replace(evidence, configured=configured, seen=Seen(), asked={}))
+    verdict = diagnose(replace(evidence, configured=configured, seen=LettaEvidence(), asked={}))
     assert codes(verdict) == {("env-file-malformed", None)}
     assert verdict.unknowns
 
@@ -326,7 +339,7 @@ def test_what_is_no_secret_stays(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_document_is_scrubbed() -> None:
     """A key that slipped into a finding's evidence does not reach the JSON form."""
     leaked = replace(finding("a"), evidence=("seen: gsk_abcdefghijklmnop",))
-    document = Verdict(None, None, causes=causes_of([leaked])).as_json()
+    document = Diagnosis(None, None, causes=root_causes([leaked])).as_json()
     assert "abcdefghijklmnop" not in str(document)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from isabella.doctor.symptoms import Symptom, normal, recognise, recognise_in, symptoms
+from isabella.doctor.symptoms import KnownMessage, known_messages, normalise_line, recognise, recognise_in
 
 DOCS = Path(__file__).parents[2] / "docs"
-EXAMPLES = [(symptom.id, example) for symptom in symptoms() for example in symptom.examples]
+EXAMPLES = [(symptom.id, example) for symptom in known_messages() for example in symptom.examples]
 
 #: The messages of the mission's own document, word for word, and whether its statement about them holds.
 SEED = {
@@ -44,17 +44,17 @@ def test_the_seed_document_s_messages(text: str, symptom: str) -> None:
     assert one.symptom.correction
 
 
-@pytest.mark.parametrize("symptom", symptoms(), ids=lambda one: one.id)
-def test_entries_are_complete(symptom: Symptom) -> None:
+@pytest.mark.parametrize("symptom", known_messages(), ids=lambda one: one.id)
+def test_entries_are_complete(symptom: KnownMessage) -> None:
     """Each entry says what it means, where it is printed and what to do; its facts exist; ids are not used twice."""
     assert symptom.meaning
     assert symptom.releases
     assert symptom.remedy
     assert symptom.examples
-    assert [one.id for one in symptoms()].count(symptom.id) == 1
+    assert [one.id for one in known_messages()].count(symptom.id) == 1
     known = set(re.findall(r"^\| ([RPOMC]\d+) \|", (DOCS / "facts.md").read_text(), re.MULTILINE))
     assert set(symptom.facts) <= known
-    others = {one.id for one in symptoms()}
+    others = {one.id for one in known_messages()}
     assert symptom.unless <= others
 
 
@@ -96,13 +96,13 @@ def test_a_key_in_a_paste_is_not_repeated() -> None:
 
 def test_normal_form() -> None:
     """Colours, typographic dashes and quotes, and runs of spaces make no difference."""
-    assert normal("\x1b[1m“A”  –\tb’s\x1b[0m ") == '"A" - b\'s'
+    assert normalise_line("\x1b[1m“A”  –\tb’s\x1b[0m ") == '"A" - b\'s'
 
 
 def table() -> str:
     """The table of symptoms as it stands in docs/doctor.md."""
     rows = ["| Message | Releases | What it means, and what to do |", "|---|---|---|"]
-    for symptom in symptoms():
+    for symptom in known_messages():
         text = re.sub(r"\{\w+\|([^}]*)\}", r"\1", f"{symptom.meaning} **Do:** {symptom.remedy}")
         if symptom.correction:
             text += f" **But:** {symptom.correction}"

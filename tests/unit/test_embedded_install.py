@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from isabella.embedded import Step, install, sdist
-from isabella.embedded.layout import Layout
+from isabella.embedded.layout import InstancePaths
 from isabella.errors import InstallFailed
 
 RELEASE = "9.9.9"
@@ -60,9 +60,9 @@ def fake_archive(lock: str = _LOCK) -> bytes:
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> Layout:
+def layout(tmp_path: Path) -> InstancePaths:
     """An empty home."""
-    return Layout(tmp_path / "home", RELEASE)
+    return InstancePaths(tmp_path / "home", RELEASE)
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def quiet(event: Step) -> None:
 
 
 @pytest.mark.usefixtures("deliver")
-def test_an_installation_is_complete_when_it_says_so(layout: Layout) -> None:
+def test_an_installation_is_complete_when_it_says_so(layout: InstancePaths) -> None:
     """With its own interpreter, whatever version the tree asks for, and the last migration known."""
     assert install.installed(layout) is None
     done = install.install(layout, quiet)
@@ -98,7 +98,7 @@ def test_an_installation_is_complete_when_it_says_so(layout: Layout) -> None:
 
 
 @pytest.mark.usefixtures("deliver")
-def test_what_an_interruption_left_is_not_trusted(layout: Layout) -> None:
+def test_what_an_interruption_left_is_not_trusted(layout: InstancePaths) -> None:
     """A tree without its marker, an unpacking without its end, a deletion without its end: all are made anew."""
     install.install(layout, quiet)
     (layout.program / "isabella-complete.json").unlink()
@@ -114,7 +114,7 @@ def test_what_an_interruption_left_is_not_trusted(layout: Layout) -> None:
 
 
 @pytest.mark.usefixtures("deliver")
-def test_a_damaged_marker_or_a_removed_interpreter_is_no_installation(layout: Layout) -> None:
+def test_a_damaged_marker_or_a_removed_interpreter_is_no_installation(layout: InstancePaths) -> None:
     """Python may have been upgraded away since."""
     install.install(layout, quiet)
     marker = layout.program / "isabella-complete.json"
@@ -129,7 +129,7 @@ def test_a_damaged_marker_or_a_removed_interpreter_is_no_installation(layout: La
 
 
 @pytest.mark.usefixtures("deliver")
-def test_an_installer_that_lost_its_parent_is_stopped_first(layout: Layout) -> None:
+def test_an_installer_that_lost_its_parent_is_stopped_first(layout: InstancePaths) -> None:
     """Two uv at work on one environment would leave something in between."""
     layout.program.mkdir(parents=True)
     orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "--project", str(layout.program)])
@@ -137,7 +137,7 @@ def test_an_installer_that_lost_its_parent_is_stopped_first(layout: Layout) -> N
     assert not psutil.pid_exists(orphan.pid)
 
 
-def test_uv_that_fails_is_quoted(layout: Layout, deliver: Callable[[bytes], None]) -> None:
+def test_uv_that_fails_is_quoted(layout: InstancePaths, deliver: Callable[[bytes], None]) -> None:
     """The error has uv's own words, the log's name and a remedy; nothing counts as installed."""
     deliver(fake_archive(lock="no lock"))
     with pytest.raises(InstallFailed, match="uv could not install") as failure:
@@ -148,7 +148,7 @@ def test_uv_that_fails_is_quoted(layout: Layout, deliver: Callable[[bytes], None
     assert install.installed(layout) is None
 
 
-def test_a_full_disk_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named(layout: InstancePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says where there is no room, and what to do."""
 
     def full(*_: object) -> Path:
@@ -161,7 +161,7 @@ def test_a_full_disk_is_named(layout: Layout, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.usefixtures("deliver")
-def test_the_steps_are_told(layout: Layout) -> None:
+def test_the_steps_are_told(layout: InstancePaths) -> None:
     """Each step begins and ends, with its seconds."""
     events: list[Step] = []
     began = time.monotonic()

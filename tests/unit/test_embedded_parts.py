@@ -37,19 +37,23 @@ from isabella.embedded import (
     strays,
     vault,
 )
-from isabella.embedded.layout import Layout, make_home, make_private
+from isabella.embedded.layout import InstancePaths, make_home, make_private
 from isabella.embedded.postgres import Cluster, Postmaster
-from isabella.embedded.program import Run
+from isabella.embedded.program import ServerRun
 from isabella.embedded.steps import Step
 from isabella.errors import EmbeddedError, StartFailed
-from isabella.processes import Process
+from isabella.processes import ChildProcess
 
 CANARY = "canary-5d1c7a90-do-not-leak"
 
 
 def test_each_release_and_instance_has_its_own_data_and_shares_the_program(tmp_path: Path) -> None:
     """Nothing of two instances lies in the same place, apart from the release."""
-    one, other, older = Layout(tmp_path), Layout(tmp_path, instance="x"), Layout(tmp_path, release="0.16.0")
+    one, other, older = (
+        InstancePaths(tmp_path),
+        InstancePaths(tmp_path, instance="x"),
+        InstancePaths(tmp_path, release="0.16.0"),
+    )
     assert len({layout.folder for layout in (one, other, older)}) == 3
     assert len({layout.lock for layout in (one, other, older)}) == 3
     assert one.program == other.program != older.program
@@ -59,14 +63,14 @@ def test_each_release_and_instance_has_its_own_data_and_shares_the_program(tmp_p
 def test_a_release_that_is_no_version_is_refused(bad: str, tmp_path: Path) -> None:
     """It becomes part of a path and of a command."""
     with pytest.raises(EmbeddedError, match="not a Letta release"):
-        Layout(tmp_path, release=bad)
+        InstancePaths(tmp_path, release=bad)
 
 
 @pytest.mark.parametrize("bad", ["../x", "", "a b", "-x", "A", "a/b"])
 def test_an_instance_that_cannot_be_a_folder_is_refused(bad: str, tmp_path: Path) -> None:
     """It becomes part of a path."""
     with pytest.raises(EmbeddedError, match="cannot name an instance"):
-        Layout(tmp_path, instance=bad)
+        InstancePaths(tmp_path, instance=bad)
 
 
 def test_a_home_that_is_there_keeps_its_mode(tmp_path: Path) -> None:
@@ -117,7 +121,7 @@ def test_a_port_that_is_taken_while_letta_starts(
     steps: list[Step] = []
     with socket.socket() as taker:
 
-        def start(_layout: Layout, port: int, _environ: object, _key: object) -> Run:
+        def start(_layout: InstancePaths, port: int, _environ: object, _key: object) -> ServerRun:
             tried.append(port)
             if len(tried) == 1:
                 taker.bind(("127.0.0.1", port))
@@ -125,7 +129,7 @@ def test_a_port_that_is_taken_while_letta_starts(
                 if goes_away:
                     taker.close()
                 raise StartFailed("Letta ended. ERROR: [Errno 98] … address already in use")
-            return Run(Process.of(os.getpid()), port, "")
+            return ServerRun(ChildProcess.of(os.getpid()), port, "")
 
         letta, remembered = starting(tmp_path, start, steps, monkeypatch)
     first, second = tried
@@ -146,7 +150,7 @@ def test_a_letta_that_ends_for_another_reason_is_not_started_again(
 
 
 def starting(
-    home: Path, start: Callable[..., Run], steps: list[Step], monkeypatch: pytest.MonkeyPatch
+    home: Path, start: Callable[..., ServerRun], steps: list[Step], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Letta, ports.Ports]:
     """Start Letta's process as told; the server that came up, and the ports that are remembered."""
     server = Server(home, master_key=SecretStr("ab" * 32))
@@ -154,8 +158,8 @@ def starting(
     for folder in (server.layout.folder.parent, server.layout.folder):
         make_private(folder)
     monkeypatch.setattr(program, "start", start)
-    letta = server._start_letta(Postmaster(Process.of(os.getpid()), 5433, ready=True), steps.append)
-    remembered = ports.recall(server.layout.ports_file)
+    letta = server._start_letta(Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True), steps.append)
+    remembered = ports.load_ports(server.layout.ports_file)
     assert remembered is not None
     return letta, remembered
 
@@ -163,22 +167,22 @@ def starting(
 def test_ports_are_remembered(tmp_path: Path) -> None:
     """A damaged record is none."""
     path = tmp_path / "ports.json"
-    assert ports.recall(path) is None
-    ports.remember(path, ports.Ports(letta=1234, postgres=4321))
-    assert ports.recall(path) == ports.Ports(letta=1234, postgres=4321)
+    assert ports.load_ports(path) is None
+    ports.save_ports(path, ports.Ports(letta=1234, postgres=4321))
+    assert ports.load_ports(path) == ports.Ports(letta=1234, postgres=4321)
     path.write_text('{"letta": 12')
-    assert ports.recall(path) is None
+    assert ports.load_ports(path) is None
 
 
 def test_a_secret_is_made_once_and_private(tmp_path: Path) -> None:
     """A file that was opened to others is closed again."""
     path = tmp_path / "master-key"
-    assert vault.kept(path) is None
-    made = vault.keep(path)
+    assert vault.load_secret(path) is None
+    made = vault.load_or_create_secret(path)
     assert len(bytes.fromhex(made.get_secret_value())) == 32
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o644)
-    assert vault.keep(path) == made
+    assert vault.load_or_create_secret(path) == made
     assert path.stat().st_mode & 0o777 == 0o600
 
 
@@ -186,28 +190,28 @@ def test_a_fingerprint_knows_its_key_and_holds_nothing_of_it() -> None:
     """Two of one key differ; "no key" is a key of its own."""
     key, other = SecretStr("ab" * 32), SecretStr("cd" * 32)
     kept = vault.fingerprint(key)
-    assert vault.fits(key, kept)
-    assert not vault.fits(other, kept)
-    assert not vault.fits(None, kept)
-    assert vault.fits(None, vault.fingerprint(None))
-    assert not vault.fits(key, vault.fingerprint(None))
+    assert vault.matches_fingerprint(key, kept)
+    assert not vault.matches_fingerprint(other, kept)
+    assert not vault.matches_fingerprint(None, kept)
+    assert vault.matches_fingerprint(None, vault.fingerprint(None))
+    assert not vault.matches_fingerprint(key, vault.fingerprint(None))
     assert kept != vault.fingerprint(key)
     assert key.get_secret_value() not in kept
 
 
 def test_a_run_is_written_down_and_read_again(tmp_path: Path) -> None:
     """A damaged record is none, and an ended process is not running."""
-    layout = Layout(tmp_path)
+    layout = InstancePaths(tmp_path)
     make_private(layout.folder)
     assert program.running(layout) is None
-    run = Run(Process.of(os.getpid()), port=8283, key="none")
+    run = ServerRun(ChildProcess.of(os.getpid()), port=8283, key="none")
     run.save(layout.run_file)
     assert program.running(layout) == run
     # The pid is ours, but at another time it was somebody else's.
-    Run(Process(os.getpid(), run.process.started - 1000), port=8283, key="none").save(layout.run_file)
+    ServerRun(ChildProcess(os.getpid(), run.process.started - 1000), port=8283, key="none").save(layout.run_file)
     assert program.running(layout) is None
     layout.run_file.write_text("{}")
-    assert Run.load(layout.run_file) is None
+    assert ServerRun.load(layout.run_file) is None
 
 
 def test_nothing_of_an_instance_that_never_was(tmp_path: Path) -> None:
@@ -247,19 +251,23 @@ def test_vendor_keys_do_not_pass() -> None:
         "UV_DEFAULT_INDEX": "https://index",
         "HOME": "/root",
     }
-    for passed in (environments.ordinary(planted), environments.networked(planted), environments.installing(planted)):
+    for passed in (
+        environments.offline_environment(planted),
+        environments.network_environment(planted),
+        environments.install_environment(planted),
+    ):
         assert CANARY not in passed.values()
         assert passed["PATH"] == "/bin"
         assert not {"VIRTUAL_ENV", "PYTHONPATH"} & passed.keys()
-    networked = environments.networked(planted)
+    networked = environments.network_environment(planted)
     assert networked["HTTPS_PROXY"] == "http://proxy:3128"
     assert networked["NO_PROXY"] == "corp,127.0.0.1,localhost,::1"
-    assert environments.installing(planted)["UV_DEFAULT_INDEX"] == "https://index"
+    assert environments.install_environment(planted)["UV_DEFAULT_INDEX"] == "https://index"
 
 
 def test_the_servers_environment_is_its_own(tmp_path: Path) -> None:
     """Facts R4 to R6; a master key only where there is one; extra variables for tests last."""
-    layout = Layout(tmp_path)
+    layout = InstancePaths(tmp_path)
     made = program.environment(
         layout,
         port=1234,
@@ -282,7 +290,7 @@ def test_the_launcher_clears_what_is_printed(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("LETTA_PG_URI", "postgresql://isabella:db-canary@127.0.0.1:1/letta")
     monkeypatch.setenv("GROQ_API_KEY", "gsk_canary")
     written = io.StringIO()
-    stream = launch.Cleared(written, launch.secrets())
+    stream = launch.RedactedStream(written, launch.secrets())
     print(f"password: {CANARY}, postgresql://isabella:db-canary@127.0.0.1:1/letta, gsk_canary", file=stream)
     stream.writelines([CANARY, "plain"])
     assert written.getvalue() == "password: …, postgresql://isabella:…@127.0.0.1:1/letta, …\n…plain"
@@ -313,7 +321,7 @@ def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
     """However long it is; secrets are taken out; no log has no lines."""
     path = tmp_path / "log"
     assert logs.tail(path, 5) == []
-    secret = vault.keep(tmp_path / "secret").get_secret_value()
+    secret = vault.load_or_create_secret(tmp_path / "secret").get_secret_value()
     path.write_text("".join(f"line {number} {'x' * 100}\n" for number in range(5000)) + f"the key is {secret}\n")
     last = logs.tail(path, 3)
     assert [line.split()[1] for line in last] == ["4998", "4999", "key"]
@@ -374,7 +382,7 @@ def test_a_stray_is_found_by_its_mark_and_nothing_else_is(tmp_path: Path) -> Non
 
 def test_the_launcher_mark_is_in_the_command(tmp_path: Path) -> None:
     """What `strays` looks for is what the server is started with."""
-    layout = Layout(tmp_path)
+    layout = InstancePaths(tmp_path)
     command = program._launch(layout)
     assert command[-2:] == ["--instance", str(layout.folder)]
 
@@ -386,7 +394,7 @@ def test_the_command_line_means_the_same_defaults() -> None:
 
 def test_the_default_places_are_plain_paths(tmp_path: Path) -> None:
     """Without root, the database lies with the rest of the instance."""
-    layout = Layout(tmp_path)
+    layout = InstancePaths(tmp_path)
     at_home, _ = postgres._places(layout, None)
     assert at_home.data.parent == layout.folder
     assert json.dumps(str(at_home.data))
@@ -398,7 +406,7 @@ def test_a_process_that_ended_under_another_parent_is_not_waited_for() -> None:
     try:
         script = f"""
 import time
-from isabella.processes import Process
+from isabella.processes import ChildProcess as Process
 began = time.monotonic()
 assert Process.of({child.pid}).stop(grace=30)
 assert time.monotonic() - began < 20
@@ -422,7 +430,7 @@ def test_a_child_of_ours_that_ends_while_it_is_looked_at_leaves_no_zombie(monkey
     monkeypatch.setattr(processes, "has_ended", ends_now)
     monkeypatch.setattr(psutil.Process, "terminate", lambda _: None)
     try:
-        assert Process.of(child.pid).stop()
+        assert ChildProcess.of(child.pid).stop()
         assert not psutil.pid_exists(child.pid)
     finally:
         child.kill()

@@ -26,11 +26,11 @@ from isabella import files
 from isabella.errors import FileAbsent, FileUnreadable
 from isabella.providers.report import Report
 from isabella.settings import Settings, load_settings
-from isabella.watching.census import Census
-from isabella.watching.difference import Reading
-from isabella.watching.events import Accepted, Event, Refused
-from isabella.watching.files import marks
-from isabella.watching.keeper import Keeper
+from isabella.watching.census import ModelRefresh
+from isabella.watching.difference import ConfigSnapshot
+from isabella.watching.events import ConfigAccepted, ConfigRefused, WatchEvent
+from isabella.watching.files import file_marks
+from isabella.watching.keeper import Watcher
 
 Result = TypeVar("Result")
 
@@ -217,12 +217,12 @@ def test_a_pipe_is_not_watched(tmp_path: Path) -> None:
     """What is written to a pipe later is no change of the configuration."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    before = marks([path])
+    before = file_marks([path])
     os.utime(path, (1, 1))
-    assert marks([path]) == before
+    assert file_marks([path]) == before
     path.unlink()
     path.write_text("A=1\n")
-    assert marks([path]) != before
+    assert file_marks([path]) != before
 
 
 def test_a_configuration_from_pipes_survives_a_second_reading(
@@ -232,7 +232,7 @@ def test_a_configuration_from_pipes_survives_a_second_reading(
     key = process_substitution(f"\ufeff{_KEY}\n".encode())
     env = process_substitution(f"GROQ_API_KEY_FILE={key}\nMISTRAL_API_KEY=fake-mistral-key\n".encode())
     settings = load_settings(env, {"ISABELLA_CONFIG_FILE": str(tmp_path / "isabella.toml")})
-    before = Reading.of(settings)
+    before = ConfigSnapshot.of(settings)
     assert before.again() == before
     assert {one.name for one in before.desired if one.key is not None} == {"byok-groq", "byok-mistral"}
 
@@ -331,19 +331,19 @@ class Nothing:
         """Not asked for where nothing is different."""
         raise AssertionError(only)
 
-    async def count(self, settings: Settings) -> Census:
+    async def count(self, settings: Settings) -> ModelRefresh:
         """Not asked for."""
         raise AssertionError
 
 
-def watched(folder: Path, name: str, make: Callable[[Path], None]) -> list[Event]:
+def watched(folder: Path, name: str, make: Callable[[Path], None]) -> list[WatchEvent]:
     """What a keeper tells while one of its files is replaced, and put back."""
     variables = {"ISABELLA_CONFIG_FILE": str(folder / "isabella.toml")}
     (folder / ".env").write_text(f"GROQ_API_KEY={_KEY}\n")
     (folder / "isabella.toml").write_text("")
     good = (folder / name).read_text()
-    told: list[Event] = []
-    keeper = Keeper(load_settings(folder / ".env", variables), Nothing(), told.append)
+    told: list[WatchEvent] = []
+    keeper = Watcher(load_settings(folder / ".env", variables), Nothing(), told.append)
     (folder / name).unlink()
     make(folder / name)
     for _ in range(2):
@@ -362,7 +362,7 @@ def test_under_watch_the_former_configuration_stays(
 ) -> None:
     """It is said once what is wrong, the keys stay as they were, and it is said when it is mended."""
     refused, accepted = limited(partial(watched, tmp_path, name, make))
-    assert isinstance(refused, Refused)
+    assert isinstance(refused, ConfigRefused)
     assert refused.what == f"{tmp_path / name}: cannot be read: {reason}."
     assert remedy in (refused.remedy or "")
-    assert isinstance(accepted, Accepted)
+    assert isinstance(accepted, ConfigAccepted)

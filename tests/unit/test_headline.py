@@ -13,10 +13,10 @@ from isabella.providers.headline import Level, headline, with_vendors
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.turns.events import Code
-from isabella.turns.refusals import Refusal
-from isabella.vendors.inquiry import Answer, Verdict
-from isabella.vendors.status import VendorState, VendorStatus, VendorStatuses
-from isabella.watching.census import Census, Count
+from isabella.turns.refusals import VendorRefusal
+from isabella.vendors.inquiry import KeyVerdict, VendorAnswer
+from isabella.vendors.status import VendorObservation, VendorState, VendorStatusBoard
+from isabella.watching.census import ModelRefresh, ProviderModels
 
 START = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
 GOOD = IN_SYNC
@@ -37,9 +37,9 @@ def at(minutes: int) -> datetime:
     return START + timedelta(minutes=minutes)
 
 
-def seen(state: VendorState, minutes: int = 0) -> VendorStatus:
+def seen(state: VendorState, minutes: int = 0) -> VendorObservation:
     """A vendor that was seen so."""
-    return VendorStatus(state, f"it {state.value}", at(minutes))
+    return VendorObservation(state, f"it {state.value}", at(minutes))
 
 
 def report(*entries: ProviderReport) -> Report:
@@ -75,21 +75,21 @@ def test_without_providers_nothing_is_in_order() -> None:
 def test_an_observation_comes_in_by_one_way_and_the_latest_counts() -> None:
     """What was seen earlier does not replace what was seen later, and only a change is told."""
     rung: list[int] = []
-    statuses = VendorStatuses(lambda: at(0))
+    statuses = VendorStatusBoard(lambda: at(0))
     statuses.changed = lambda: rung.append(1)
-    assert statuses.of("cerebras") == VendorStatus(
+    assert statuses.of("cerebras") == VendorObservation(
         VendorState.NOT_ASKED, "not asked since the backend was started", at(0)
     )
     statuses.observe("cerebras", VendorState.REFUSES_KEY, "401: no", at(2))
     statuses.observe("cerebras", VendorState.REFUSES_KEY, "401: no", at(2))
     statuses.observe("cerebras", VendorState.ANSWERS, "it answered", at(1))
-    assert statuses.of("cerebras") == VendorStatus(VendorState.REFUSES_KEY, "401: no", at(2))
+    assert statuses.of("cerebras") == VendorObservation(VendorState.REFUSES_KEY, "401: no", at(2))
     assert len(rung) == 1
 
 
 def test_a_list_of_models_does_not_make_up_for_a_refused_message() -> None:
     """A vendor lists its models for a key without funds, too; it makes up for a list that did not come."""
-    statuses = VendorStatuses(lambda: at(0))
+    statuses = VendorStatusBoard(lambda: at(0))
     statuses.observe("cerebras", VendorState.UNREACHABLE, "no list", at(1), listing=True)
     statuses.observe("cerebras", VendorState.ANSWERS, "a list", at(2), listing=True)
     assert statuses.of("cerebras").state is VendorState.ANSWERS
@@ -124,7 +124,7 @@ def test_what_a_turn_shows_of_the_vendor(code: Code) -> None:
         Code.VENDOR_SILENT: VendorState.UNREACHABLE,
         Code.VENDOR_UNREACHABLE: VendorState.UNREACHABLE,
     }
-    assert Refusal(code, "said").vendor is expected.get(code)
+    assert VendorRefusal(code, "said").vendor is expected.get(code)
 
 
 def test_readiness_tells_the_worse_fact() -> None:
@@ -145,7 +145,7 @@ def test_another_key_makes_what_was_seen_of_the_former_one_void() -> None:
     readiness.vendors.observe("cerebras", VendorState.REFUSES_KEY, "401: no")
     readiness.settle(report(replace(MENDED, action=Action.UPDATE)))
     assert readiness.vendors.of("cerebras").state is VendorState.NOT_ASKED
-    answered = Answer(Verdict.ACCEPTED, "4 models", 200).vendor_status
+    answered = VendorAnswer(KeyVerdict.ACCEPTED, "4 models", 200).vendor_status
     readiness.settle(report(replace(MENDED, vendor_status=answered)))
     assert readiness.vendors.of("cerebras") == answered
 
@@ -171,19 +171,19 @@ def test_a_refused_key_that_is_not_stored_says_nothing_of_the_stored_one() -> No
 @pytest.mark.parametrize(
     ("verdict", "state"),
     [
-        (Verdict.ACCEPTED, VendorState.ANSWERS),
-        (Verdict.REFUSED, VendorState.REFUSES_KEY),
-        (Verdict.OUT_OF_FUNDS, VendorState.REFUSES),
-        (Verdict.RATE_LIMITED, VendorState.REFUSES),
-        (Verdict.FAILING, VendorState.FAILS),
-        (Verdict.UNREACHABLE, VendorState.UNREACHABLE),
+        (KeyVerdict.ACCEPTED, VendorState.ANSWERS),
+        (KeyVerdict.REFUSED, VendorState.REFUSES_KEY),
+        (KeyVerdict.OUT_OF_FUNDS, VendorState.REFUSES),
+        (KeyVerdict.RATE_LIMITED, VendorState.REFUSES),
+        (KeyVerdict.FAILING, VendorState.FAILS),
+        (KeyVerdict.UNREACHABLE, VendorState.UNREACHABLE),
         # Many vendors have no list of models, and answer agents.
-        (Verdict.WRONG_ADDRESS, VendorState.NOT_ASKED),
+        (KeyVerdict.WRONG_ADDRESS, VendorState.NOT_ASKED),
     ],
 )
-def test_a_refresh_of_the_models_tells_of_the_vendor(verdict: Verdict, state: VendorState) -> None:
+def test_a_refresh_of_the_models_tells_of_the_vendor(verdict: KeyVerdict, state: VendorState) -> None:
     """The nightly refresh asks with the configured key, which says something only where Letta holds it."""
-    census = Census(at(0), (Count("cerebras", answer=Answer(verdict, "said", 200)),))
+    census = ModelRefresh(at(0), (ProviderModels("cerebras", answer=VendorAnswer(verdict, "said", 200)),))
     readiness = Readiness()
     readiness.settle(report(GOOD))
     readiness.counted(census)

@@ -15,7 +15,7 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
 from isabella import redaction
-from isabella.vendors.inquiry import Answer, Verdict, ask_vendor, judge
+from isabella.vendors.inquiry import KeyVerdict, VendorAnswer, ask_vendor, classify_answer
 
 KEY = SecretStr("csk-canary-inquiry-0001")
 
@@ -55,48 +55,48 @@ MODEL_LISTS: list[tuple[Any, dict[str, int | None]]] = [
 @pytest.mark.parametrize(("status", "body"), WRONG_KEYS)
 def test_every_vendor_s_refusal_is_a_refused_key(status: int, body: Any) -> None:
     """However a vendor words it, a JSON 401 or 403 means that the key is refused."""
-    answer = judge(status, body)
-    assert (answer.verdict, answer.takes_key, answer.status) == (Verdict.REFUSED, False, status)
+    answer = classify_answer(status, body)
+    assert (answer.verdict, answer.takes_key, answer.status) == (KeyVerdict.REFUSED, False, status)
     assert answer.said
 
 
 @pytest.mark.parametrize(("body", "models"), MODEL_LISTS)
 def test_every_vendor_s_model_list_is_read(body: Any, models: dict[str, int | None]) -> None:
     """A model list means that the key is taken; windows are read where the vendor tells them."""
-    answer = judge(200, body)
-    assert (answer.verdict, answer.takes_key, dict(answer.models)) == (Verdict.ACCEPTED, True, models)
+    answer = classify_answer(200, body)
+    assert (answer.verdict, answer.takes_key, dict(answer.models)) == (KeyVerdict.ACCEPTED, True, models)
 
 
 @pytest.mark.parametrize(
     ("status", "body", "verdict", "takes_key"),
     [
-        (402, {"detail": "Payment required"}, Verdict.OUT_OF_FUNDS, True),
-        (402, None, Verdict.OUT_OF_FUNDS, True),
-        (403, {"error": {"message": "-", "code": "insufficient_quota"}}, Verdict.OUT_OF_FUNDS, True),
-        (403, {"error": {"message": "-", "type": "insufficient_balance"}}, Verdict.OUT_OF_FUNDS, True),
-        (429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, Verdict.RATE_LIMITED, True),
-        (429, None, Verdict.RATE_LIMITED, True),
-        (401, None, Verdict.FAILING, None),
-        (403, None, Verdict.FAILING, None),
-        (200, None, Verdict.WRONG_ADDRESS, None),
-        (200, {"status": "ok"}, Verdict.WRONG_ADDRESS, None),
-        (200, {"data": ["m"]}, Verdict.WRONG_ADDRESS, None),
-        (200, {"data": [{"name": "m"}]}, Verdict.WRONG_ADDRESS, None),
-        (404, {"detail": "Not Found"}, Verdict.WRONG_ADDRESS, None),
-        (405, None, Verdict.WRONG_ADDRESS, None),
-        (301, None, Verdict.WRONG_ADDRESS, None),
-        (308, None, Verdict.WRONG_ADDRESS, None),
-        (500, {"error": {"message": "Internal Server Error"}}, Verdict.FAILING, None),
-        (502, None, Verdict.FAILING, None),
-        (503, {"message": "busy"}, Verdict.FAILING, None),
-        (418, None, Verdict.FAILING, None),
+        (402, {"detail": "Payment required"}, KeyVerdict.OUT_OF_FUNDS, True),
+        (402, None, KeyVerdict.OUT_OF_FUNDS, True),
+        (403, {"error": {"message": "-", "code": "insufficient_quota"}}, KeyVerdict.OUT_OF_FUNDS, True),
+        (403, {"error": {"message": "-", "type": "insufficient_balance"}}, KeyVerdict.OUT_OF_FUNDS, True),
+        (429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, KeyVerdict.RATE_LIMITED, True),
+        (429, None, KeyVerdict.RATE_LIMITED, True),
+        (401, None, KeyVerdict.FAILING, None),
+        (403, None, KeyVerdict.FAILING, None),
+        (200, None, KeyVerdict.WRONG_ADDRESS, None),
+        (200, {"status": "ok"}, KeyVerdict.WRONG_ADDRESS, None),
+        (200, {"data": ["m"]}, KeyVerdict.WRONG_ADDRESS, None),
+        (200, {"data": [{"name": "m"}]}, KeyVerdict.WRONG_ADDRESS, None),
+        (404, {"detail": "Not Found"}, KeyVerdict.WRONG_ADDRESS, None),
+        (405, None, KeyVerdict.WRONG_ADDRESS, None),
+        (301, None, KeyVerdict.WRONG_ADDRESS, None),
+        (308, None, KeyVerdict.WRONG_ADDRESS, None),
+        (500, {"error": {"message": "Internal Server Error"}}, KeyVerdict.FAILING, None),
+        (502, None, KeyVerdict.FAILING, None),
+        (503, {"message": "busy"}, KeyVerdict.FAILING, None),
+        (418, None, KeyVerdict.FAILING, None),
     ],
 )
 def test_what_says_nothing_of_the_key_is_not_held_against_it(
-    status: int, body: Any, verdict: Verdict, takes_key: bool | None
+    status: int, body: Any, verdict: KeyVerdict, takes_key: bool | None
 ) -> None:
     """Money and haste mean a good key; failures, pages and wrong addresses mean nothing about it."""
-    answer = judge(status, body)
+    answer = classify_answer(status, body)
     assert (answer.verdict, answer.takes_key) == (verdict, takes_key)
 
 
@@ -106,7 +106,7 @@ def test_what_says_nothing_of_the_key_is_not_held_against_it(
 )
 def test_the_wish_to_be_asked_later_is_read(header: str | None, seconds: float | None) -> None:
     """A number of seconds is taken over; a date or anything else is not."""
-    assert judge(429, None, retry_after=header).retry_after == seconds
+    assert classify_answer(429, None, retry_after=header).retry_after == seconds
 
 
 JSON = st.recursive(
@@ -124,16 +124,16 @@ JSON = st.recursive(
 @given(st.integers(100, 599), JSON, st.none() | st.text(max_size=6))
 def test_judging_never_raises(status: int, body: Any, retry_after: str | None) -> None:
     """Whatever comes back is judged; only a 401 or 403 refuses a key, only a list, 402, 403 or 429 takes it."""
-    answer = judge(status, body, retry_after=retry_after)
+    answer = classify_answer(status, body, retry_after=retry_after)
     assert answer.said
     assert answer.takes_key is not False or status in (401, 403)
     assert not answer.takes_key or status in (200, 402, 403, 429)
 
 
-def ask(base_url: str, *, timeout: float = 10.0) -> Answer:
+def ask(base_url: str, *, timeout: float = 10.0) -> VendorAnswer:
     """Ask the vendor there."""
 
-    async def asked() -> Answer:
+    async def asked() -> VendorAnswer:
         return await ask_vendor(base_url, KEY, timeout=timeout)
 
     return anyio.run(asked)
@@ -144,7 +144,7 @@ def test_the_key_goes_to_the_model_list(httpserver: HTTPServer) -> None:
     httpserver.expect_oneshot_request(
         "/v1/models", method="GET", headers={"Authorization": f"Bearer {KEY.get_secret_value()}"}
     ).respond_with_json({"data": [{"id": "m"}]})
-    assert ask(httpserver.url_for("/v1")).verdict is Verdict.ACCEPTED
+    assert ask(httpserver.url_for("/v1")).verdict is KeyVerdict.ACCEPTED
     assert len(httpserver.log) == 1
 
 
@@ -153,7 +153,7 @@ def test_nothing_listening_is_unreachable() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         answer = ask(f"http://127.0.0.1:{taken.getsockname()[1]}/v1")
-    assert (answer.verdict, answer.takes_key, answer.status) == (Verdict.UNREACHABLE, None, None)
+    assert (answer.verdict, answer.takes_key, answer.status) == (KeyVerdict.UNREACHABLE, None, None)
 
 
 def test_a_vendor_that_hangs_is_unreachable() -> None:
@@ -162,7 +162,7 @@ def test_a_vendor_that_hangs_is_unreachable() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         answer = ask(f"http://127.0.0.1:{silent.getsockname()[1]}/v1", timeout=0.2)
-    assert (answer.verdict, answer.said) == (Verdict.UNREACHABLE, "no answer within 0.2 s")
+    assert (answer.verdict, answer.said) == (KeyVerdict.UNREACHABLE, "no answer within 0.2 s")
 
 
 def test_a_redirect_is_not_followed_with_the_key(httpserver: HTTPServer) -> None:
@@ -170,24 +170,24 @@ def test_a_redirect_is_not_followed_with_the_key(httpserver: HTTPServer) -> None
     httpserver.expect_request("/v1/models").respond_with_response(
         Response(status=302, headers={"Location": httpserver.url_for("/elsewhere")})
     )
-    assert ask(httpserver.url_for("/v1")).verdict is Verdict.WRONG_ADDRESS
+    assert ask(httpserver.url_for("/v1")).verdict is KeyVerdict.WRONG_ADDRESS
     assert [request.path for request, _ in httpserver.log] == ["/v1/models"]
 
 
 @pytest.mark.parametrize(
     ("response", "verdict"),
     [
-        (Response("<html>Sign in</html>", 200, content_type="text/html"), Verdict.WRONG_ADDRESS),
-        (Response("<html>Blocked</html>", 403, content_type="text/html"), Verdict.FAILING),
-        (Response("<html>Bad gateway</html>", 502, content_type="text/html"), Verdict.FAILING),
-        (Response("", 200), Verdict.WRONG_ADDRESS),
-        (Response(b"\xff\xfe", 200, content_type="application/json"), Verdict.WRONG_ADDRESS),
-        (Response(gzip.compress(b"{}"), 401, headers={"Content-Encoding": "gzip"}), Verdict.REFUSED),
-        (Response(b"no gzip", 200, headers={"Content-Encoding": "gzip"}), Verdict.UNREACHABLE),
+        (Response("<html>Sign in</html>", 200, content_type="text/html"), KeyVerdict.WRONG_ADDRESS),
+        (Response("<html>Blocked</html>", 403, content_type="text/html"), KeyVerdict.FAILING),
+        (Response("<html>Bad gateway</html>", 502, content_type="text/html"), KeyVerdict.FAILING),
+        (Response("", 200), KeyVerdict.WRONG_ADDRESS),
+        (Response(b"\xff\xfe", 200, content_type="application/json"), KeyVerdict.WRONG_ADDRESS),
+        (Response(gzip.compress(b"{}"), 401, headers={"Content-Encoding": "gzip"}), KeyVerdict.REFUSED),
+        (Response(b"no gzip", 200, headers={"Content-Encoding": "gzip"}), KeyVerdict.UNREACHABLE),
     ],
 )
 def test_pages_and_garbage_say_nothing_of_the_key(
-    httpserver: HTTPServer, response: Response, verdict: Verdict
+    httpserver: HTTPServer, response: Response, verdict: KeyVerdict
 ) -> None:
     """What a proxy, a captive portal or a broken server sends does not count against the key, and never raises."""
     httpserver.expect_request("/v1/models").respond_with_response(response)
@@ -200,6 +200,6 @@ def test_a_vendor_that_quotes_the_key_is_not_repeated(httpserver: HTTPServer) ->
     said = f"Incorrect API key provided: {KEY.get_secret_value()}. " + "x" * 500
     httpserver.expect_request("/v1/models").respond_with_json({"error": {"message": said}}, status=401)
     answer = ask(httpserver.url_for("/v1"))
-    assert answer.verdict is Verdict.REFUSED
+    assert answer.verdict is KeyVerdict.REFUSED
     assert KEY.get_secret_value() not in answer.said
     assert len(answer.said) <= 160

@@ -17,17 +17,10 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from isabella import redaction
-from isabella.errors import (
-    LettaBroken,
-    LettaError,
-    LettaRefused,
-    LettaUnauthorized,
-    LettaUnreachable,
-    NotLetta,
-)
-from isabella.stores import Stored, letta_server
-from isabella.stores.letta_releases import abilities_of
-from isabella.stores.letta_server import PAGE, LettaServer
+from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnauthorized, LettaUnreachable, NotLetta
+from isabella.stores import StoredProvider, letta_server
+from isabella.stores.letta_releases import capabilities_of
+from isabella.stores.letta_server import PAGE, LettaProviders
 
 Result = TypeVar("Result")
 
@@ -43,7 +36,7 @@ def _known_secrets() -> None:
 
 def ask(
     base_url: str,
-    call: Callable[[LettaServer], Awaitable[Result]],
+    call: Callable[[LettaProviders], Awaitable[Result]],
     *,
     password: SecretStr | None = PASSWORD,
     timeout: float = 10.0,
@@ -51,7 +44,7 @@ def ask(
     """Call the store of the Letta there."""
 
     async def scenario() -> Result:
-        async with LettaServer(base_url, password=password, timeout=timeout) as store:
+        async with LettaProviders(base_url, password=password, timeout=timeout) as store:
             return await call(store)
 
     return anyio.run(scenario)
@@ -77,24 +70,24 @@ def row(number: int, **fields: Any) -> dict[str, Any]:
     }
 
 
-async def create(store: LettaServer) -> None:
+async def create(store: LettaProviders) -> None:
     """A POST."""
     await store.create(name="a", type="openai", base_url="http://a/v1", key=KEY)
 
 
-async def update(store: LettaServer) -> None:
+async def update(store: LettaProviders) -> None:
     """A PATCH."""
     await store.update("provider-1", key=KEY, base_url="http://a/v1")
 
 
-async def delete(store: LettaServer) -> None:
+async def delete(store: LettaProviders) -> None:
     """A DELETE."""
     await store.delete("provider-1")
 
 
-CALLS: dict[str, Callable[[LettaServer], Awaitable[Any]]] = {
-    "abilities": LettaServer.abilities,
-    "all": LettaServer.all,
+CALLS: dict[str, Callable[[LettaProviders], Awaitable[Any]]] = {
+    "abilities": LettaProviders.abilities,
+    "all": LettaProviders.all,
     "find": lambda store: store.find("a"),
     "models": lambda store: store.models("a"),
     "create": create,
@@ -111,7 +104,7 @@ WRITES = ("create", "update", "delete")
 def test_health_tells_release_and_abilities(httpserver: HTTPServer) -> None:
     """The release is asked for once, and tells what can be done."""
     httpserver.expect_oneshot_request(HEALTH).respond_with_json({"version": "0.16.8", "status": "ok"})
-    abilities = ask(address(httpserver), LettaServer.abilities)
+    abilities = ask(address(httpserver), LettaProviders.abilities)
     assert (abilities.release, abilities.known, abilities.recreates) == ("0.16.8", True, True)
 
 
@@ -135,7 +128,7 @@ def test_health_tells_release_and_abilities(httpserver: HTTPServer) -> None:
 )
 def test_a_release_recreates_only_where_that_was_measured(release: str, known: bool, recreates: bool) -> None:
     """DELETE then POST is for 0.16.2 and later (O1, O2); on a release never measured nothing is deleted."""
-    abilities = abilities_of(release)
+    abilities = capabilities_of(release)
     assert (abilities.release, abilities.known, abilities.recreates) == (release, known, recreates)
 
 
@@ -152,7 +145,7 @@ def test_a_release_recreates_only_where_that_was_measured(release: str, known: b
 )
 def test_what_a_release_cannot_do_is_said(release: str, said: list[str]) -> None:
     """What an operator has to know of a release is one sentence each (O1, O10); of the newest there is nothing."""
-    remarks = abilities_of(release).remarks
+    remarks = capabilities_of(release).remarks
     assert len(remarks) == len(said)
     assert all(part in remark for part, remark in zip(said, remarks, strict=True))
 
@@ -168,19 +161,19 @@ def test_rows_are_read_as_letta_writes_them(httpserver: HTTPServer) -> None:
     bare = row(4)
     del bare["api_key"], bare["api_key_enc"]
     httpserver.expect_request(PROVIDERS).respond_with_json([*rows, bare])
-    assert ask(address(httpserver), LettaServer.all) == [
-        Stored("provider-00001", "vendor-1", "openai", "http://a/v1", "text", synced=True),
-        Stored("provider-00002", "vendor-2", "openai", None, None),
-        Stored("provider-00003", "vendor-3", "openai", "http://a/v1", "plain"),
-        Stored("provider-00004", "vendor-4", "openai", "http://a/v1", None, key_shown=False),
+    assert ask(address(httpserver), LettaProviders.all) == [
+        StoredProvider("provider-00001", "vendor-1", "openai", "http://a/v1", "text", synced=True),
+        StoredProvider("provider-00002", "vendor-2", "openai", None, None),
+        StoredProvider("provider-00003", "vendor-3", "openai", "http://a/v1", "plain"),
+        StoredProvider("provider-00004", "vendor-4", "openai", "http://a/v1", None, key_shown=False),
     ]
 
 
 def test_the_password_goes_along_as_bearer(httpserver: HTTPServer) -> None:
     """Every request carries the password; without one there is no such header."""
     httpserver.expect_request(PROVIDERS).respond_with_json([])
-    ask(address(httpserver), LettaServer.all)
-    ask(address(httpserver), LettaServer.all, password=None)
+    ask(address(httpserver), LettaProviders.all)
+    ask(address(httpserver), LettaProviders.all, password=None)
     sent = [request.headers.get("Authorization") for request, _ in httpserver.log]
     assert sent == [f"Bearer {PASSWORD.get_secret_value()}", None]
 
@@ -201,7 +194,7 @@ def pages(rows: list[dict[str, Any]]) -> Callable[[Request], Response]:
 def test_listing_goes_on_to_the_last_page(httpserver: HTTPServer, number: int) -> None:
     """However many providers there are, none is missed, and none listed twice (P1)."""
     httpserver.expect_request(PROVIDERS).respond_with_handler(pages([row(n) for n in range(number)]))
-    found = ask(address(httpserver), LettaServer.all)
+    found = ask(address(httpserver), LettaProviders.all)
     assert [stored.name for stored in found] == [f"vendor-{n}" for n in range(number)]
 
 
@@ -209,7 +202,7 @@ def test_a_list_that_repeats_itself_is_an_error(httpserver: HTTPServer) -> None:
     """A server that gives the same full page for ever is not listened to for ever."""
     httpserver.expect_request(PROVIDERS).respond_with_json([row(n) for n in range(PAGE)])
     with pytest.raises(LettaBroken, match="comes to no end"):
-        ask(address(httpserver), LettaServer.all)
+        ask(address(httpserver), LettaProviders.all)
     assert len(httpserver.log) == 2
 
 
@@ -228,7 +221,7 @@ def test_a_list_that_never_ends_is_an_error(httpserver: HTTPServer, monkeypatch:
 
     httpserver.expect_request(PROVIDERS).respond_with_handler(answer)
     with pytest.raises(LettaBroken, match="comes to no end"):
-        ask(address(httpserver), LettaServer.all)
+        ask(address(httpserver), LettaProviders.all)
     assert given == 7
 
 
@@ -303,7 +296,7 @@ def test_a_broken_connection_may_have_written() -> None:
         ):
             tasks.start_soon(listener.serve, drop)
             local_port = listener.extra(anyio.abc.SocketAttribute.local_port)
-            async with LettaServer(f"http://127.0.0.1:{local_port}") as store:
+            async with LettaProviders(f"http://127.0.0.1:{local_port}") as store:
                 try:
                     await create(store)
                 except LettaUnreachable as raised:
@@ -392,9 +385,9 @@ def test_a_wrong_password_is_told_apart_from_none(httpserver: HTTPServer) -> Non
     """Whether a password was given decides what is said, and the password itself is not."""
     httpserver.expect_request("/v1/providers/").respond_with_json({"detail": "Unauthorized"}, status=401)
     with pytest.raises(LettaUnauthorized, match="another password"):
-        ask(address(httpserver), LettaServer.all)
+        ask(address(httpserver), LettaProviders.all)
     with pytest.raises(LettaUnauthorized, match="wants a password"):
-        ask(address(httpserver), LettaServer.all, password=None)
+        ask(address(httpserver), LettaProviders.all, password=None)
 
 
 def test_an_answer_that_breaks_off_is_read_again() -> None:
@@ -402,7 +395,7 @@ def test_an_answer_that_breaks_off_is_read_again() -> None:
     whole = json.dumps([row(1)]).encode()
     answers = iter([whole[:20], whole[:20], whole])
 
-    async def scenario() -> list[Stored]:
+    async def scenario() -> list[StoredProvider]:
         async def answer(stream: anyio.abc.SocketStream) -> None:
             await stream.receive()
             head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(whole)}\r\n\r\n"
@@ -415,7 +408,7 @@ def test_an_answer_that_breaks_off_is_read_again() -> None:
         ):
             tasks.start_soon(listener.serve, answer)
             local_port = listener.extra(anyio.abc.SocketAttribute.local_port)
-            async with LettaServer(f"http://127.0.0.1:{local_port}") as store:
+            async with LettaProviders(f"http://127.0.0.1:{local_port}") as store:
                 found = await store.all()
             tasks.cancel_scope.cancel()
         return found
@@ -428,7 +421,7 @@ def test_a_gateway_that_fails_for_a_moment_is_asked_again(httpserver: HTTPServer
     for status in (502, 503):
         httpserver.expect_ordered_request(PROVIDERS).respond_with_data(HTML, status, content_type="text/html")
     httpserver.expect_ordered_request(PROVIDERS).respond_with_json([row(1)])
-    assert len(ask(address(httpserver), LettaServer.all)) == 1
+    assert len(ask(address(httpserver), LettaProviders.all)) == 1
 
 
 @pytest.mark.parametrize("call", WRITES)
@@ -445,10 +438,10 @@ def test_a_busy_letta_is_asked_again(httpserver: HTTPServer, status: int) -> Non
     busy = {"detail": "too much to do"}
     httpserver.expect_ordered_request(PROVIDERS).respond_with_json(busy, status=status)
     httpserver.expect_ordered_request(PROVIDERS).respond_with_json([row(1)])
-    assert len(ask(address(httpserver), LettaServer.all)) == 1
+    assert len(ask(address(httpserver), LettaProviders.all)) == 1
     httpserver.expect_request(PROVIDERS).respond_with_json(busy, status=status)
     with pytest.raises(LettaRefused) as caught:
-        ask(address(httpserver), LettaServer.all)
+        ask(address(httpserver), LettaProviders.all)
     assert caught.value.remedy == "Run this again when Letta is less busy."
 
 
@@ -457,7 +450,7 @@ def test_what_will_not_pass_is_not_asked_again(httpserver: HTTPServer, status: i
     """An answer that a repetition would not change is believed at once."""
     httpserver.expect_request(PROVIDERS).respond_with_json({"detail": "no"}, status=status)
     with pytest.raises(LettaError):
-        ask(address(httpserver), LettaServer.all)
+        ask(address(httpserver), LettaProviders.all)
     assert len(httpserver.log) == 1
 
 
@@ -501,17 +494,17 @@ def test_a_compressed_answer_is_read(httpserver: HTTPServer) -> None:
     """A proxy may compress what Letta says."""
     body = gzip.compress(json.dumps([row(1)]).encode())
     httpserver.expect_request(PROVIDERS).respond_with_data(body, 200, headers={"Content-Encoding": "gzip"})
-    assert len(ask(address(httpserver), LettaServer.all)) == 1
+    assert len(ask(address(httpserver), LettaProviders.all)) == 1
 
 
 def test_an_answer_that_cannot_be_decoded_is_an_error(httpserver: HTTPServer) -> None:
     """What calls itself compressed and is not is told, not thrown."""
     httpserver.expect_request(PROVIDERS).respond_with_data(b"no gzip", 200, headers={"Content-Encoding": "gzip"})
     with pytest.raises(LettaUnreachable, match="DecodingError"):
-        ask(address(httpserver), LettaServer.all)
+        ask(address(httpserver), LettaProviders.all)
 
 
 def test_a_path_in_front_of_letta_is_kept(httpserver: HTTPServer) -> None:
     """A Letta behind a proxy may live below a path."""
     httpserver.expect_request("/letta/v1/providers/").respond_with_json([row(1)])
-    assert len(ask(httpserver.url_for("/letta"), LettaServer.all)) == 1
+    assert len(ask(httpserver.url_for("/letta"), LettaProviders.all)) == 1

@@ -19,22 +19,22 @@ from command import Command
 from impostor import impostor, server
 from pydantic import SecretStr
 
-from isabella.access import address_kept, kept_backend
-from isabella.advisory import open_session
-from isabella.agents.client import open_client
-from isabella.agents.wire import Wire
-from isabella.chat.line import Line
+from isabella.access import address_published, published_backend
+from isabella.advisory import open_connection
+from isabella.agents.client import open_sdk_client
+from isabella.agents.wire import LettaClient
+from isabella.chat.line import BackendClient
 from isabella.connection import Connection
-from isabella.doctor.letta import Looker
+from isabella.doctor.letta import LettaCollector
 from isabella.embedded import database
-from isabella.embedded.layout import Layout, make_private
-from isabella.embedded.program import Run
+from isabella.embedded.layout import InstancePaths, make_private
+from isabella.embedded.program import ServerRun
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable, UnverifiedPeer
 from isabella.peers import Peer, async_hooks, hooks, listens
 from isabella.practice import daemon
-from isabella.processes import Process, save
+from isabella.processes import ChildProcess, save
 from isabella.settings import load_settings
-from isabella.stores.letta_server import LettaServer
+from isabella.stores.letta_server import LettaProviders
 
 SECRET = "a-secret-of-ours"
 HEADERS = {"Authorization": f"Bearer {SECRET}"}
@@ -108,9 +108,9 @@ def test_a_server_that_began_to_listen_after_the_connection_was_made(tmp_path: P
 def test_a_pid_of_somebody_else(tmp_path: Path) -> None:
     """A later process with the same pid, another address, and another port are not the server."""
     with server(tmp_path / "process.json") as (process, port):
-        found = Process.of(process.pid)
+        found = ChildProcess.of(process.pid)
         assert listens(found, "127.0.0.1", port)
-        assert not listens(Process(found.pid, found.started - 1000), "127.0.0.1", port)
+        assert not listens(ChildProcess(found.pid, found.started - 1000), "127.0.0.1", port)
         assert not listens(found, "127.0.0.2", port)
         assert not listens(found, "::1", port)
         assert not listens(found, "127.0.0.1", port + 1)
@@ -121,7 +121,7 @@ def test_a_pid_of_somebody_else(tmp_path: Path) -> None:
 def test_a_server_that_listens_everywhere(tmp_path: Path, listening: str, host: str) -> None:
     """What listens on all addresses listens on this one."""
     with server(tmp_path / "process.json", listening) as (process, port):
-        assert listens(Process.of(process.pid), host, port)
+        assert listens(ChildProcess.of(process.pid), host, port)
 
 
 def test_a_server_among_many_sockets(tmp_path: Path) -> None:
@@ -130,10 +130,10 @@ def test_a_server_among_many_sockets(tmp_path: Path) -> None:
         for _ in range(100):
             listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             stack.enter_context(socket.create_connection(listener.getsockname()))
-        found = Process.of(process.pid)
+        found = ChildProcess.of(process.pid)
         assert listens(found, "127.0.0.1", port)
         assert not listens(found, "127.0.0.1", listener.getsockname()[1])
-        assert listens(Process.of(os.getpid()), "127.0.0.1", listener.getsockname()[1])
+        assert listens(ChildProcess.of(os.getpid()), "127.0.0.1", listener.getsockname()[1])
 
 
 def test_nobody_listens(tmp_path: Path) -> None:
@@ -151,14 +151,16 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 async def by_the_store(connection: Connection) -> None:
     """Ask for the providers."""
-    async with LettaServer.at(connection) as store:
+    async with LettaProviders.at(connection) as store:
         await store.all()
 
 
 async def by_the_agents(connection: Connection) -> None:
     """Say something to an agent."""
-    async with open_client(connection) as client:
-        await Wire(client).post("/v1/agents/agent-1/messages", {"messages": [{"role": "user", "content": SECRET}]})
+    async with open_sdk_client(connection) as client:
+        await LettaClient(client).post(
+            "/v1/agents/agent-1/messages", {"messages": [{"role": "user", "content": SECRET}]}
+        )
 
 
 @pytest.mark.parametrize("reach", [by_the_store, by_the_agents])
@@ -166,7 +168,7 @@ def test_letta_has_ended(tmp_path: Path, reach: Callable[[Connection], Awaitable
     """Whoever has taken Letta's port gets neither its password nor a message: Letta is told to be unreachable."""
     record = tmp_path / "letta.json"
     with impostor() as other:
-        save(record, Process(os.getpid(), 1.0))
+        save(record, ChildProcess(os.getpid(), 1.0))
         with pytest.raises(LettaUnreachable, match=r"listens at .* has ended"):
             anyio.run(reach, connection(tmp_path, other.port, peer(record)))
         assert set(other.heard) == {b""}
@@ -175,7 +177,7 @@ def test_letta_has_ended(tmp_path: Path, reach: Callable[[Connection], Awaitable
 def test_the_doctor_looks_and_tells(tmp_path: Path) -> None:
     """The doctor sends nothing there either, and its finding is who listens."""
     with impostor() as other:
-        seen = anyio.run(Looker(connection(tmp_path, other.port, peer(tmp_path / "letta.json"))).look, [])
+        seen = anyio.run(LettaCollector(connection(tmp_path, other.port, peer(tmp_path / "letta.json"))).look, [])
         assert "does not say which process" in str(seen.error)
         assert set(other.heard) == {b""}
 
@@ -185,10 +187,10 @@ def test_the_doctor_looks_and_tells(tmp_path: Path) -> None:
 )
 def test_commands_where_letta_does_not_listen(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """A Letta that is alive and listens no more is not running; who listens in its place gets no byte."""
-    layout = Layout(tmp_path / "home")
+    layout = InstancePaths(tmp_path / "home")
     make_private(layout.folder)
     with impostor() as other, server(tmp_path / "other.json") as (process, _):
-        Run(Process.of(process.pid), other.port, "none").save(layout.run_file)
+        ServerRun(ChildProcess.of(process.pid), other.port, "none").save(layout.run_file)
         command = Command(tmp_path, {"ISABELLA_HOME": str(layout.home)})
         command.configure(GROQ_API_KEY="gsk_practice-not-a-real-key-0000")
         ended = command.run(*arguments)
@@ -211,9 +213,9 @@ def test_the_backend_has_ended(tmp_path: Path, arguments: tuple[str, ...], old: 
     """Whoever has taken the backend's port gets no byte, and no link leads there; what to do next is said."""
     home = tmp_path / "home"
     with server(tmp_path / "other.json") as (process, port):
-        with address_kept(home, f"http://127.0.0.1:{port}"):
+        with address_published(home, f"http://127.0.0.1:{port}"):
             record = json.loads((home / "backend.json").read_text())
-        record |= {"pid": process.pid, "started": Process.of(process.pid).started}
+        record |= {"pid": process.pid, "started": ChildProcess.of(process.pid).started}
         if old:
             # As earlier versions wrote it.
             del record["started"]
@@ -237,9 +239,9 @@ def test_the_backend_ends_while_somebody_talks(tmp_path: Path) -> None:
         address = f"http://127.0.0.1:{port}"
         text = (tmp_path / "backend.json").read_text()
         (tmp_path / "backend.json").write_text(json.dumps(json.loads(text) | {"address": address}))
-        found = kept_backend(load_settings(environment={}, home=tmp_path))
+        found = published_backend(load_settings(environment={}, home=tmp_path))
         assert found is not None
-        with Line(found.address, found.token, "Isabella", found.peer) as line:
+        with BackendClient(found.address, found.token, "Isabella", found.peer) as line:
             assert line.about() == {}
             process.kill()
             process.wait()
@@ -293,7 +295,7 @@ def test_the_password_of_the_database(asks: int) -> None:
         with pytest.raises(psycopg.OperationalError):
             database.connect(address)
         with pytest.raises(ConfigurationError):
-            anyio.run(open_session, SecretStr(f"{database.for_us(address).get_secret_value()}&sslmode=disable"))
+            anyio.run(open_connection, SecretStr(f"{database.for_us(address).get_secret_value()}&sslmode=disable"))
         assert len(other.heard) == 2
         # Name of user and database, and nothing after the request.
         assert all(said.count(b"isabella") == 1 and said.endswith(b"\0\0") for said in other.heard)

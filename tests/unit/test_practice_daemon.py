@@ -24,13 +24,13 @@ from isabella import catalog
 from isabella.backend import service
 from isabella.cli import app
 from isabella.errors import PracticeError
-from isabella.practice import NAMES, Fault, daemon
+from isabella.practice import NAMES, VendorFault, daemon
 from isabella.practice.control import TOKEN_HEADER
 from isabella.practice.overlay import as_served, with_practice_vendors
 from isabella.practice.server import listen
 from isabella.providers.desired import desired_providers
 from isabella.settings import load_settings
-from isabella.watching.difference import Difference, Reading, difference
+from isabella.watching.difference import ConfigDiff, ConfigSnapshot, diff_config
 
 
 @pytest.fixture
@@ -161,9 +161,9 @@ def test_controls_from_another_process(home: Path) -> None:
     running.control.accept("cerebras", [running.key("cerebras")])
     assert [models(running, "cerebras", key) for key in (old, new)] == [401, 200]
     assert [request.carries(old) for request in running.control.requests("cerebras")] == [True, False, True, False]
-    running.control.fault("cerebras", Fault(status=503, times=1))
+    running.control.fault("cerebras", VendorFault(status=503, times=1))
     assert [models(running, "cerebras", new) for _ in range(2)] == [503, 200]
-    running.control.fault("cerebras", Fault(latency=0.01))
+    running.control.fault("cerebras", VendorFault(latency=0.01))
     assert running.control.faults("cerebras")[0]["latency"] == 0.01
     running.control.clear()
     assert running.control.faults("cerebras") == []
@@ -269,20 +269,20 @@ def test_whoever_keeps_watch_takes_rotated_keys(home: Path, tmp_path: Path) -> N
     """Their file of keys is watched where they stand in: a rotated key is a new key of that provider alone."""
     running = daemon.up(home)
     settings = load_settings(environment={"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(tmp_path / "none")})
-    before = Reading.of(with_practice_vendors(settings, running))
+    before = ConfigSnapshot.of(with_practice_vendors(settings, running))
     assert daemon.keys_file(home) in before.files
-    assert difference(before, before.again(), before.settings) == Difference()
+    assert diff_config(before, before.again(), before.settings) == ConfigDiff()
 
     rotated = running.rotate("longcat")
     after = before.again()
-    assert difference(before, after, before.settings) == Difference(providers=("longcat",))
+    assert diff_config(before, after, before.settings) == ConfigDiff(providers=("longcat",))
     assert {one.name: one.key for one in after.desired}["longcat"] == rotated
 
     # What cannot be read, and a vendor that accepts nobody, leave what was known.
     daemon.accept(home, "longcat", [])
-    assert difference(after, after.again(), after.settings) == Difference()
+    assert diff_config(after, after.again(), after.settings) == ConfigDiff()
     daemon.keys_file(home).write_text("{")
-    assert difference(after, after.again(), after.settings) == Difference()
+    assert diff_config(after, after.again(), after.settings) == ConfigDiff()
 
 
 @pytest.fixture
@@ -306,15 +306,15 @@ def test_a_vendor_without_a_practice_vendor_is_left_out(tmp_path: Path) -> None:
     """The start without any key goes on with the others, and says so; a rotated key is noticed, too."""
     home, said = tmp_path / "home", list[str]()
     settings = load_settings(environment={"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(tmp_path / "none")})
-    wishes = service.Wishes(None, False, progress=Mock(), show=Mock(), say=said.append)
+    wishes = service.ServeOptions(None, False, progress=Mock(), show=Mock(), say=said.append)
     with ExitStack() as started:
         served = service._with_practice(settings, wishes, started)
         wanted = [one.vendor.name for one in desired_providers(served) if one.wanted]
         assert wanted == list(NAMES)
         assert "There is no practice vendor for Fifth: it takes part as soon as it has a key in .env." in said
-        before = Reading.of(served)
+        before = ConfigSnapshot.of(served)
         daemon.accept(home, "groq", ["gsk_rotated"])
-        assert difference(before, before.again(), settings) == Difference(providers=("byok-groq",))
+        assert diff_config(before, before.again(), settings) == ConfigDiff(providers=("byok-groq",))
 
 
 def test_a_port_of_the_vendors_is_theirs_before_they_answer() -> None:

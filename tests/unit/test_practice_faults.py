@@ -14,8 +14,8 @@ import httpx2
 import pytest
 
 from isabella.errors import PracticeError
-from isabella.practice import NAMES, Fault, PracticeVendors
-from isabella.practice.faults import FAIR, Faults, Weather
+from isabella.practice import NAMES, PracticeVendors, VendorFault
+from isabella.practice.faults import FAIR, ActiveFaults, Faults
 
 MODELS = {
     "cerebras": "gpt-oss-120b",
@@ -104,11 +104,11 @@ def test_limited_to_an_endpoint_and_a_number_of_times(vendors: PracticeVendors) 
 def test_share_of_the_requests_is_the_same_in_every_run() -> None:
     """A share is spread evenly, beginning with the first request."""
     faults = Faults()
-    faults.add(Fault(status=500, share=0.25))
+    faults.add(VendorFault(status=500, share=0.25))
     struck = [faults.befall("chat").fault is not None for _ in range(8)]
     assert sum(struck) == 2
     faults.clear()
-    faults.add(Fault(status=500, share=0.1))
+    faults.add(VendorFault(status=500, share=0.1))
     assert sum(faults.befall("chat").fault is not None for _ in range(1000)) == 100
 
 
@@ -127,11 +127,11 @@ def test_latency_before_the_answer_and_between_its_pieces(vendors: PracticeVendo
 def test_waits_add_up_and_other_endpoints_are_not_slowed() -> None:
     """What befalls a request is the sum of what is meant for its endpoint."""
     faults = Faults()
-    faults.add(Fault(latency=0.25, on="models"))
-    faults.add(Fault(latency=0.5, on="models"))
-    faults.add(Fault(between=0.125, on="chat"))
-    assert faults.befall("models") == Weather(latency=0.75)
-    assert faults.befall("chat") == Weather(between=0.125)
+    faults.add(VendorFault(latency=0.25, on="models"))
+    faults.add(VendorFault(latency=0.5, on="models"))
+    faults.add(VendorFault(between=0.125, on="chat"))
+    assert faults.befall("models") == ActiveFaults(latency=0.75)
+    assert faults.befall("chat") == ActiveFaults(between=0.125)
     assert faults.befall("embeddings") == FAIR
 
 
@@ -299,7 +299,7 @@ def test_mistral_is_particular_about_tool_calls_unless_told_otherwise(
 def test_faults_that_make_no_sense(mistake: dict[str, Any]) -> None:
     """They are refused when they are made, not when they would befall."""
     with pytest.raises(PracticeError):
-        Fault(**mistake)
+        VendorFault(**mistake)
 
 
 def test_stopping_does_not_wait_for_those_who_hang() -> None:

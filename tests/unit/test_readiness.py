@@ -17,9 +17,9 @@ from structlog.testing import capture_logs
 from isabella import redaction
 from isabella.backend import service
 from isabella.backend.readiness import Phase, Readiness
-from isabella.backend.service import Wishes
+from isabella.backend.service import ServeOptions
 from isabella.embedded import Progress
-from isabella.embedded.steps import quiet
+from isabella.embedded.steps import no_progress
 from isabella.errors import ConfigurationError, StartFailed
 from isabella.providers.report import Report
 from isabella.settings import load_settings
@@ -71,13 +71,13 @@ class Inside:
         self.error = error
         self.after_sync = after_sync
         self.said: list[str] = []
-        self.wishes = Wishes(
+        self.wishes = ServeOptions(
             practice=False, verify=False, progress=self._progress, show=lambda _report: None, say=self.said.append
         )
 
     @contextmanager
     def _progress(self) -> Iterator[Progress]:
-        yield quiet
+        yield no_progress
 
     async def wait(self, *_arguments: object) -> None:
         if not self.after_sync:

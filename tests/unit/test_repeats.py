@@ -10,7 +10,7 @@ import anyio
 import pytest
 
 from isabella.backend import repeats as module
-from isabella.backend.repeats import Hearing, Repeats, TurnRequest
+from isabella.backend.repeats import RequestRegistry, Subscription, TurnRequest
 from isabella.errors import AgentUnknown
 from isabella.turns.events import Ended, Event, Opened, Reason, Said
 
@@ -64,21 +64,21 @@ class FakeDesk:
 
 
 @asynccontextmanager
-async def opened() -> AsyncIterator[tuple[Repeats, FakeDesk]]:
+async def opened() -> AsyncIterator[tuple[RequestRegistry, FakeDesk]]:
     """The turns of one backend."""
     desk = FakeDesk()
     async with anyio.create_task_group() as tasks:
         found: Any = desk
-        yield Repeats(found, tasks), desk
+        yield RequestRegistry(found, tasks), desk
         tasks.cancel_scope.cancel()
 
 
-async def heard(hearing: Hearing) -> list[str]:
+async def heard(hearing: Subscription) -> list[str]:
     """What a client hears, to the end."""
     return [event.kind for event in [event async for event in hearing.events()]]
 
 
-async def begun(hearing: Hearing) -> None:
+async def begun(hearing: Subscription) -> None:
     """Wait for the first event."""
     async for _ in hearing.events():
         return
@@ -163,7 +163,7 @@ async def test_a_client_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch)
         await begun(first)
         first.leave()
         await desk.turns[0].stopped.wait()
-        late: list[Hearing] = []
+        late: list[Subscription] = []
 
         async def repeat() -> None:
             late.append(await repeats.hear(SECOND, "Isabella", "Hello"))

@@ -11,12 +11,18 @@ from reports import DRIFTED, FOREIGN, IN_SYNC, REFUSED
 
 from isabella.backend.routes import Provider
 from isabella.cli.tables import console, report_table, show_report
-from isabella.providers.plan import Action, State
+from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
 
 ENTRY = replace(IN_SYNC, models=3)
 NO_KEY = replace(
-    ENTRY, key=None, stored=State.ABSENT, action=Action.NONE, proof=Proof.NOT_ASKED, in_letta=False, ours=False
+    ENTRY,
+    key=None,
+    stored=ProviderState.ABSENT,
+    action=Action.NONE,
+    proof=Proof.NOT_ASKED,
+    in_letta=False,
+    ours=False,
 )
 HELPED = replace(REFUSED, remedy="Put a valid key there.")
 
@@ -72,7 +78,7 @@ def test_receipts_appear_where_they_were_asked_for() -> None:
 
 def test_the_words_are_those_that_were_promised() -> None:
     """States, actions, proofs and receipts have exactly the promised values."""
-    assert {state.value for state in State} == {
+    assert {state.value for state in ProviderState} == {
         "in_sync",
         "stale",
         "absent",
@@ -88,9 +94,9 @@ def test_the_words_are_those_that_were_promised() -> None:
     assert {receipt.value for receipt in Receipt} == {"accepted", "refused", "failed"}
 
 
-@pytest.mark.parametrize("state", State)
+@pytest.mark.parametrize("state", ProviderState)
 @pytest.mark.parametrize("action", Action)
-def test_the_http_api_takes_whatever_a_report_says(state: State, action: Action) -> None:
+def test_the_http_api_takes_whatever_a_report_says(state: ProviderState, action: Action) -> None:
     """Every state and action passes through the model of the HTTP API."""
     entry = replace(ENTRY, stored=state, action=action).as_json()
     assert TypeAdapter(Provider).validate_python(entry).stored == state.value

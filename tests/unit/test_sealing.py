@@ -18,15 +18,15 @@ from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 
 from isabella.providers import sealing
 from isabella.providers.sealing import (
-    Match,
+    KeyMatch,
+    KeyReading,
     ProofMemo,
-    Reading,
-    looks_sealed,
-    open_sealed,
+    decrypt,
+    looks_encrypted,
+    mistaken_for_encrypted,
     read_back,
-    recall,
+    recall_reading,
     stored_key,
-    taken_for_sealed,
 )
 
 KEY = "csk-canary-sealed-0001"
@@ -38,8 +38,8 @@ OURS = SecretStr(MASTER_KEY)
 def test_what_letta_seals_opens(key: str) -> None:
     """A value sealed by Letta's recipe opens under its master key, whatever the key, the empty one included."""
     text = seal(key, MASTER_KEY)
-    assert looks_sealed(text)
-    assert open_sealed(text, MASTER_KEY) == key
+    assert looks_encrypted(text)
+    assert decrypt(text, MASTER_KEY) == key
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_what_letta_seals_opens(key: str) -> None:
 )
 def test_letta_takes_long_keys_for_sealed_ones(key: str, taken: bool) -> None:
     """What counts for Letta is the length of what is base64 in it, unless it begins as a known kind of key (O7)."""
-    assert taken_for_sealed(key) is taken
+    assert mistaken_for_encrypted(key) is taken
 
 
 def test_another_master_key_does_not_open_it() -> None:
     """Under another master key there is no key, and no error either."""
-    assert open_sealed(seal(KEY, OTHER_MASTER_KEY), MASTER_KEY) is None
+    assert decrypt(seal(KEY, OTHER_MASTER_KEY), MASTER_KEY) is None
 
 
 @pytest.mark.parametrize("where", [0, 16, 28, -1])
@@ -69,7 +69,7 @@ def test_a_damaged_value_does_not_open(where: int) -> None:
     """A changed bit in salt, iv, ciphertext or tag gives no key, never a wrong one."""
     raw = bytearray(base64.b64decode(seal(KEY, MASTER_KEY)))
     raw[where] ^= 1
-    assert open_sealed(base64.b64encode(bytes(raw)).decode(), MASTER_KEY) is None
+    assert decrypt(base64.b64encode(bytes(raw)).decode(), MASTER_KEY) is None
 
 
 @pytest.mark.parametrize(
@@ -77,63 +77,63 @@ def test_a_damaged_value_does_not_open(where: int) -> None:
 )
 def test_plaintext_does_not_look_sealed(text: str) -> None:
     """Keys as vendors make them, and values too short to hold salt, iv and tag, are plaintext."""
-    assert not looks_sealed(text)
-    assert open_sealed(text, MASTER_KEY) is None
+    assert not looks_encrypted(text)
+    assert decrypt(text, MASTER_KEY) is None
 
 
 def test_a_sealed_value_is_equal_or_different() -> None:
     """A value that opens is compared with the desired key, and what was read is kept, out of sight."""
     equal = read_back(seal(KEY, MASTER_KEY), KEY, OURS, None)
-    assert (equal.match, equal.sealed) == (Match.EQUAL, True)
+    assert (equal.match, equal.sealed) == (KeyMatch.EQUAL, True)
     stale = read_back(seal("csk-old", MASTER_KEY), KEY, OURS, None)
-    assert (stale.match, stale.sealed, stale.key) == (Match.DIFFERENT, True, SecretStr("csk-old"))
+    assert (stale.match, stale.sealed, stale.key) == (KeyMatch.DIFFERENT, True, SecretStr("csk-old"))
     assert "csk-" not in repr(equal) + repr(stale)
 
 
 def test_a_value_under_another_master_key_is_unreadable() -> None:
     """What our master key does not open is neither equal nor different."""
     reading = read_back(seal(KEY, OTHER_MASTER_KEY), KEY, OURS, None)
-    assert (reading.match, reading.sealed, reading.key) == (Match.UNREADABLE, True, None)
+    assert (reading.match, reading.sealed, reading.key) == (KeyMatch.UNREADABLE, True, None)
 
 
 def test_without_a_master_key_a_sealed_value_is_hidden() -> None:
     """Who has no master key cannot tell what is sealed."""
-    assert read_back(seal(KEY, MASTER_KEY), KEY, None, None).match is Match.HIDDEN
+    assert read_back(seal(KEY, MASTER_KEY), KEY, None, None).match is KeyMatch.HIDDEN
 
 
 def test_a_server_that_does_not_show_the_value_hides_it() -> None:
     """Where the server leaves the value out, nothing is known; this is not the same as no key."""
-    assert read_back(None, KEY, OURS, None, shown=False).match is Match.HIDDEN
+    assert read_back(None, KEY, OURS, None, shown=False).match is KeyMatch.HIDDEN
 
 
 @pytest.mark.parametrize("text", [None, "", seal("", MASTER_KEY)], ids=["null", "empty", "sealed empty"])
 def test_no_key_and_an_empty_key_are_nothing(text: str | None) -> None:
     """A row without a key holds nothing, sealed or not."""
-    assert read_back(text, KEY, OURS, None).match is Match.NOTHING
+    assert read_back(text, KEY, OURS, None).match is KeyMatch.NOTHING
 
 
 @pytest.mark.parametrize("master_key", [OURS, None])
 def test_plaintext_is_read_with_and_without_a_master_key(master_key: SecretStr | None) -> None:
     """A plaintext value is compared as it stands, and told to be no sealed one."""
     equal = read_back(KEY, KEY, master_key, None)
-    assert (equal.match, equal.sealed) == (Match.EQUAL, False)
+    assert (equal.match, equal.sealed) == (KeyMatch.EQUAL, False)
     stale = read_back("csk-old", KEY, master_key, None)
-    assert (stale.match, stale.sealed, stale.key) == (Match.DIFFERENT, False, SecretStr("csk-old"))
+    assert (stale.match, stale.sealed, stale.key) == (KeyMatch.DIFFERENT, False, SecretStr("csk-old"))
 
 
 @pytest.mark.parametrize("key", ["ab" * 32, base64.b64encode(b"k" * 60).decode()])
 @pytest.mark.parametrize("master_key", [OURS, None])
 def test_a_plaintext_key_that_looks_like_base64_is_recognised(key: str, master_key: SecretStr | None) -> None:
     """A key of 64 hex digits, or any other that could pass for a sealed value, equals itself in plaintext (O7)."""
-    assert looks_sealed(key)
+    assert looks_encrypted(key)
     reading = read_back(key, key, master_key, None)
-    assert (reading.match, reading.sealed) == (Match.EQUAL, False)
+    assert (reading.match, reading.sealed) == (KeyMatch.EQUAL, False)
 
 
 @pytest.mark.parametrize("text", [KEY, seal(KEY, MASTER_KEY)], ids=["plaintext", "sealed"])
 def test_keys_that_are_not_ascii_are_compared_without_an_error(text: str) -> None:
     """What stands in the database may be anything; a comparison does not raise."""
-    assert read_back(text, "schlüssel", OURS, None).match is Match.DIFFERENT
+    assert read_back(text, "schlüssel", OURS, None).match is KeyMatch.DIFFERENT
 
 
 # --- the memo ---------------------------------------------------------------------------------------------------
@@ -167,11 +167,11 @@ def test_a_known_proof_is_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> 
 
     def counting(text: str, master_key: str) -> str | None:
         opened.append(text)
-        return open_sealed(text, master_key)
+        return decrypt(text, master_key)
 
-    monkeypatch.setattr(sealing, "open_sealed", counting)
+    monkeypatch.setattr(sealing, "decrypt", counting)
     memo, text = ProofMemo(None, OURS), seal(KEY, MASTER_KEY)
-    assert [read_back(text, KEY, OURS, memo).match for _ in range(3)] == [Match.EQUAL] * 3
+    assert [read_back(text, KEY, OURS, memo).match for _ in range(3)] == [KeyMatch.EQUAL] * 3
     assert opened == [text]
     read_back(seal(KEY, MASTER_KEY), KEY, OURS, memo)
     assert len(opened) == 2
@@ -180,7 +180,7 @@ def test_a_known_proof_is_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_was_found_counts_for_what_was_found_only() -> None:
     """A stale key that was opened is remembered as such: a memo never turns it into a proof of the desired one."""
     memo, text = ProofMemo(None, OURS), seal("csk-old", MASTER_KEY)
-    assert recall(text, SecretStr(KEY), memo) is None
+    assert recall_reading(text, SecretStr(KEY), memo) is None
     read_back(text, KEY, OURS, memo)
     assert memo.holds(text, KEY) is False
     assert memo.holds(text, "csk-old") is True
@@ -189,8 +189,8 @@ def test_what_was_found_counts_for_what_was_found_only() -> None:
 def test_an_empty_key_is_opened_every_time() -> None:
     """Whether a row holds another key or none at all cannot be told from a memo that knows it is another."""
     memo, text = ProofMemo(None, OURS), seal("", MASTER_KEY)
-    assert read_back(text, KEY, OURS, memo).match is Match.NOTHING
-    assert recall(text, SecretStr(KEY), memo) is None
+    assert read_back(text, KEY, OURS, memo).match is KeyMatch.NOTHING
+    assert recall_reading(text, SecretStr(KEY), memo) is None
 
 
 def test_what_is_recalled_needs_no_opening_until_its_key_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,11 +198,11 @@ def test_what_is_recalled_needs_no_opening_until_its_key_is_wanted(monkeypatch: 
     memo, text = ProofMemo(None, OURS), seal("csk-old", MASTER_KEY)
     memo.add(text, "csk-old")
     with monkeypatch.context() as closed:
-        closed.setattr(sealing, "open_sealed", None)
-        equal = recall(text, SecretStr("csk-old"), memo)
-        different = recall(text, SecretStr(KEY), memo)
-    assert equal == Reading(Match.EQUAL, sealed=True, key=SecretStr("csk-old"))
-    assert different == Reading(Match.DIFFERENT, sealed=True)
+        closed.setattr(sealing, "decrypt", None)
+        equal = recall_reading(text, SecretStr("csk-old"), memo)
+        different = recall_reading(text, SecretStr(KEY), memo)
+    assert equal == KeyReading(KeyMatch.EQUAL, sealed=True, key=SecretStr("csk-old"))
+    assert different == KeyReading(KeyMatch.DIFFERENT, sealed=True)
     assert stored_key(different, text, OURS) == SecretStr("csk-old")
     assert stored_key(different, text, None) is None
     assert stored_key(different, text, SecretStr(OTHER_MASTER_KEY)) is None

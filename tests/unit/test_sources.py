@@ -10,7 +10,7 @@ from typing import NoReturn
 import pytest
 
 from isabella.errors import ConfigurationError
-from isabella.sources import DEFAULT, ENVIRONMENT, Sources, Value
+from isabella.sources import DEFAULT, ENVIRONMENT, ConfigValue, Sources
 
 
 def read(tmp_path: Path, text: str | bytes, environment: dict[str, str] | None = None) -> Sources:
@@ -23,8 +23,8 @@ def read(tmp_path: Path, text: str | bytes, environment: dict[str, str] | None =
 def test_the_environment_wins_and_origins_are_kept(tmp_path: Path) -> None:
     """What stands in both comes from the environment; each value knows where it came from."""
     sources = read(tmp_path, "A=file\nB=file\n", {"A": "shell"})
-    assert sources.get("A") == Value("shell", ENVIRONMENT)
-    assert sources.get("B") == Value("file", str(tmp_path / ".env"))
+    assert sources.get("A") == ConfigValue("shell", ENVIRONMENT)
+    assert sources.get("B") == ConfigValue("file", str(tmp_path / ".env"))
     assert sources.get("C") is None
     assert [sources.origin(name) for name in "ABC"] == [ENVIRONMENT, str(tmp_path / ".env"), DEFAULT]
 
@@ -33,9 +33,13 @@ def test_an_overlay_wins_over_both(tmp_path: Path) -> None:
     """Values laid over, such as those of the practice vendors, win and bring an origin of their own."""
     sources = read(tmp_path, "A=file\n", {"A": "shell"})
     laid_over = Sources(
-        sources.environment, sources.file, sources.dotenv, sources.lines, {"A": Value("practice", "practice vendors")}
+        sources.environment,
+        sources.file,
+        sources.dotenv,
+        sources.lines,
+        {"A": ConfigValue("practice", "practice vendors")},
     )
-    assert laid_over.get("A") == Value("practice", "practice vendors")
+    assert laid_over.get("A") == ConfigValue("practice", "practice vendors")
 
 
 def test_without_forgets_a_variable_everywhere(tmp_path: Path) -> None:
@@ -106,7 +110,7 @@ def test_a_named_file_has_to_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(ConfigurationError, match="no such file"):
         Sources.read(tmp_path / "absent.env", {})
     monkeypatch.chdir(tmp_path)
-    assert Sources.read(None, {"A": "1"}).get("A") == Value("1", ENVIRONMENT)
+    assert Sources.read(None, {"A": "1"}).get("A") == ConfigValue("1", ENVIRONMENT)
 
 
 def test_a_folder_in_the_file_s_place_is_a_configuration_error(tmp_path: Path) -> None:
@@ -137,7 +141,7 @@ def test_the_default_file_is_the_one_in_the_working_directory(
     """Without a file named, `.env` in the working directory counts."""
     (tmp_path / ".env").write_text("A=1\n")
     monkeypatch.chdir(tmp_path)
-    assert Sources.read(None, {}).get("A") == Value("1", ".env")
+    assert Sources.read(None, {}).get("A") == ConfigValue("1", ".env")
 
 
 def test_values_do_not_show_in_a_repr(tmp_path: Path) -> None:

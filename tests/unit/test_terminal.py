@@ -23,14 +23,14 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 import isabella
-from isabella.chat.line import Happened
-from isabella.chat.screen import Screen
+from isabella.chat.line import TurnEvent
+from isabella.chat.screen import Terminal
 from isabella.cli import app, main
 from isabella.cli.commands import commands
 from isabella.errors import IsabellaError
 from isabella.logs import configure_logs
 from isabella.terminal import clean, guard_output
-from isabella.terminal_console import Console
+from isabella.terminal_console import GuardedConsole
 
 SOURCE = Path(isabella.__file__).parent
 
@@ -91,15 +91,15 @@ def _echo(text: str) -> None:
 
 
 def _console(text: str) -> None:
-    Console().print(Text(text, style="bold"), text)
-    Console(stderr=True).print(text)
+    GuardedConsole().print(Text(text, style="bold"), text)
+    GuardedConsole(stderr=True).print(text)
 
 
 def _table(text: str) -> None:
     table = Table(title=text)
     table.add_column(text)
     table.add_row(text)
-    Console().print(table)
+    GuardedConsole().print(table)
 
 
 def _usage(text: str) -> None:
@@ -161,7 +161,7 @@ def test_colours_of_ours_stay_and_those_of_others_go(monkeypatch: pytest.MonkeyP
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     guard_output()
-    out = Console(force_terminal=True, color_system="standard")
+    out = GuardedConsole(force_terminal=True, color_system="standard")
     out.print(Text("mine\x1b[31mtheirs", style="bold red"))
     out.print("[link=http://evil]x[/link] [red]y[/red] :smile:")
     assert stream.getvalue() == (
@@ -190,7 +190,7 @@ def test_a_chat_shows_each_event_clean(
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm")
-    Screen().show([Happened(kind, EVENTS[kind])])
+    Terminal().show([TurnEvent(kind, EVENTS[kind])])
     printed = "".join(capsys.readouterr())
     for own in ("\x1b[2m", "\x1b[31m", "\x1b[0m"):
         printed = printed.replace(own, "")
@@ -199,7 +199,7 @@ def test_a_chat_shows_each_event_clean(
 
 def test_an_answer_whose_sequence_comes_in_pieces_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
     """Wherever a vendor cuts it, down to single characters."""
-    Screen().show([Happened("text", {"text": character}) for character in ALL])
+    Terminal().show([TurnEvent("text", {"text": character}) for character in ALL])
     printed = capsys.readouterr().out
     assert harmful(printed) == []
     assert "\\u001b]52;c;ZXZpbA==" in printed

@@ -58,7 +58,9 @@ def test_what_is_kept_ends_with_an_answer(
     letta = Letta(*stored)
 
     async def keep() -> bool:
-        return await keeping.keep(letta, "a", run_id="run-1", asked="Hello?", said=said, mark=mark, model="m")  # type: ignore[arg-type]
+        return await keeping.store_partial(
+            letta, "a", run_id="run-1", asked="Hello?", said=said, mark=mark, model="m"
+        )  # type: ignore[arg-type]
 
     assert anyio.run(keep)
     news = {row["id"]: row["content"] for row in letta.rows[len(stored) :]}

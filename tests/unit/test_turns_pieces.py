@@ -8,9 +8,20 @@ from typing import Any
 import pytest
 
 from isabella import redaction
-from isabella.turns.events import Code, Condensed, Failed, Failover, Reason, Returned, Said, Thought, Usage, as_json
-from isabella.turns.pieces import Begun, CallPart, Stop, read
-from isabella.turns.refusals import Refusal, judge, wish
+from isabella.turns.events import (
+    Code,
+    Condensed,
+    Failover,
+    Reason,
+    Returned,
+    Said,
+    Thought,
+    TurnFailed,
+    Usage,
+    as_json,
+)
+from isabella.turns.pieces import RunStarted, StopNotice, ToolCallDelta, parse_line
+from isabella.turns.refusals import VendorRefusal, classify_refusal, retry_delay
 
 
 def line(**fields: Any) -> str:
@@ -21,7 +32,7 @@ def line(**fields: Any) -> str:
 @pytest.mark.parametrize(
     ("given", "piece"),
     [
-        (line(message_type="ping", run_id="run-1"), Begun("run-1")),
+        (line(message_type="ping", run_id="run-1"), RunStarted("run-1")),
         (line(message_type="assistant_message", id="message-1", content=" will"), Said(" will", "message-1")),
         (line(message_type="assistant_message", id="m", content=[{"type": "text", "text": "Hi"}]), Said("Hi", "m")),
         (line(message_type="assistant_message", id="m", content=""), None),
@@ -29,20 +40,20 @@ def line(**fields: Any) -> str:
         (line(message_type="hidden_reasoning_message", id="m", state="omitted"), None),
         (
             line(message_type="tool_call_message", id="m", tool_call={"name": "memory_insert", "tool_call_id": "c"}),
-            CallPart("c", "memory_insert", ""),
+            ToolCallDelta("c", "memory_insert", ""),
         ),
         (
             line(message_type="tool_call_message", id="m", tool_call={"arguments": '{"a"', "tool_call_id": "c"}),
-            CallPart("c", "", '{"a"'),
+            ToolCallDelta("c", "", '{"a"'),
         ),
         (
             line(message_type="tool_return_message", name="t", tool_call_id="c", tool_return="ok", status="success"),
             Returned("c", "t", True, "ok"),
         ),
-        (line(message_type="stop_reason", stop_reason="end_turn"), Stop(Reason.COMPLETED, "end_turn")),
-        (line(message_type="stop_reason", stop_reason="cancelled"), Stop(Reason.STOPPED, "cancelled")),
-        (line(message_type="stop_reason", stop_reason="llm_api_error"), Stop(Reason.BROKEN, "llm_api_error")),
-        (line(message_type="stop_reason", stop_reason="something_new"), Stop(Reason.BROKEN, "something_new")),
+        (line(message_type="stop_reason", stop_reason="end_turn"), StopNotice(Reason.COMPLETED, "end_turn")),
+        (line(message_type="stop_reason", stop_reason="cancelled"), StopNotice(Reason.STOPPED, "cancelled")),
+        (line(message_type="stop_reason", stop_reason="llm_api_error"), StopNotice(Reason.BROKEN, "llm_api_error")),
+        (line(message_type="stop_reason", stop_reason="something_new"), StopNotice(Reason.BROKEN, "something_new")),
         (
             line(message_type="usage_statistics", prompt_tokens=4, completion_tokens=2, total_tokens=6, step_count=1),
             Usage(4, 2, 6, 1),
@@ -59,7 +70,7 @@ def line(**fields: Any) -> str:
 )
 def test_lines(given: str, piece: object) -> None:
     """Each line is the piece that it holds, and what is not known is passed over."""
-    assert read(given) == piece
+    assert parse_line(given) == piece
 
 
 @pytest.mark.parametrize(
@@ -118,7 +129,7 @@ def test_lines(given: str, piece: object) -> None:
 )
 def test_errors(kind: str, detail: str, code: Code, status: int | None, counts: bool) -> None:
     """An error is judged by the vendor's status, and only without one by its wording."""
-    refusal = judge(kind, detail)
+    refusal = classify_refusal(kind, detail)
     assert (refusal.code, refusal.status, refusal.counts) == (code, status, counts)
     assert "OpenAI" not in refusal.message or status is None
 
@@ -128,13 +139,15 @@ def test_the_vendors_own_words() -> None:
     detail = (
         "UNAUTHENTICATED: … OpenAI: Error code: 401 - {'message': 'Wrong API Key', 'code': 'wrong_api_key'} [BYOK]"
     )
-    assert judge("llm_authentication", detail).message == "401: Wrong API Key"
+    assert classify_refusal("llm_authentication", detail).message == "401: Wrong API Key"
 
 
 def test_secrets_do_not_pass() -> None:
     """A vendor that quotes the key does not put it into an event."""
     redaction.remember("practice-key-0123456789")
-    refusal = judge("llm_error", "Error code: 403 - {'error': {'message': 'No such key: practice-key-0123456789'}}")
+    refusal = classify_refusal(
+        "llm_error", "Error code: 403 - {'error': {'message': 'No such key: practice-key-0123456789'}}"
+    )
     assert "practice-key-0123456789" not in refusal.message
 
 
@@ -151,14 +164,14 @@ def test_secrets_do_not_pass() -> None:
 )
 def test_wishes(text: str, seconds: float | None) -> None:
     """How long a vendor wants to be left alone is read from its words: Letta does not pass on its headers."""
-    assert wish(text) == seconds
+    assert retry_delay(text) == seconds
 
 
 def test_events_leave_out_what_is_unknown() -> None:
     """What is None is not sent."""
     failover = Failover("groq/x", Code.VENDOR_SILENT, "silent")
     assert as_json(failover) == {"handle": "groq/x", "code": Code.VENDOR_SILENT, "message": "silent"}
-    assert as_json(Failed(Code.BUSY, "busy", retry_after=2.0)) == {
+    assert as_json(TurnFailed(Code.BUSY, "busy", retry_after=2.0)) == {
         "code": Code.BUSY,
         "message": "busy",
         "retry_after": 2.0,
@@ -167,4 +180,4 @@ def test_events_leave_out_what_is_unknown() -> None:
 
 def test_a_refusal_is_told_by_letta_twice() -> None:
     """The server's own error event, which ends a stream that it cannot go on with, is understood as well."""
-    assert isinstance(read('data: {"error": "boom", "code": "INTERNAL_SERVER_ERROR"}'), Refusal)
+    assert isinstance(parse_line('data: {"error": "boom", "code": "INTERNAL_SERVER_ERROR"}'), VendorRefusal)

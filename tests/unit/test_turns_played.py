@@ -14,17 +14,17 @@ import anyio
 import pytest
 
 from isabella.agents.binding import Binding
-from isabella.agents.llm_config import Bound
+from isabella.agents.llm_config import BindingResult
 from isabella.errors import LettaUnreachable
-from isabella.gate import Gate
+from isabella.gate import ProviderLock
 from isabella.turns import turn as turns
 from isabella.turns.attempt import Attempt
-from isabella.turns.breaker import Breaker
-from isabella.turns.events import Asked, Code, Ended, Event, Failed, Failover, Reason, Said
-from isabella.turns.house import House, Limits
-from isabella.turns.order import Order
-from isabella.turns.refusals import Refusal
-from isabella.turns.roster import Speaker
+from isabella.turns.breaker import CircuitBreaker
+from isabella.turns.events import Code, Ended, Event, Failover, Reason, Said, TurnFailed, VendorAsked
+from isabella.turns.house import TurnDependencies, TurnLimits
+from isabella.turns.order import TurnQueue
+from isabella.turns.refusals import VendorRefusal
+from isabella.turns.roster import AgentRef
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +49,7 @@ class Agents:
     say: anyio.Event = field(default_factory=anyio.Event)
     said: anyio.Event = field(default_factory=anyio.Event)
 
-    async def look(self, speaker: Speaker) -> Speaker:
+    async def look(self, speaker: AgentRef) -> AgentRef:
         """The agent as it is now."""
         await self.say.wait()
         self.said.set()
@@ -57,20 +57,20 @@ class Agents:
             raise self.failure
         return _speaker(self.now, speaker.handles)
 
-    async def bind(self, _agent_id: str, binding: Binding) -> Bound:
+    async def bind(self, _agent_id: str, binding: Binding) -> BindingResult:
         """Bind it, where its provider is by now."""
         self.now = await self.placed(binding)
-        return Bound(self.now)
+        return BindingResult(self.now)
 
     async def placed(self, binding: Binding) -> Binding:
         """The same where its provider is by now."""
         return replace(binding, base_url=self.addresses.get(binding.provider, binding.base_url))
 
-    async def take_along(self, _speaker: Speaker) -> None:
+    async def take_along(self, _speaker: AgentRef) -> None:
         """Have it call where its provider is by now."""
         self.now = await self.placed(self.now)
 
-    async def resolve(self, _speaker: Speaker, handle: str) -> Binding:
+    async def resolve(self, _speaker: AgentRef, handle: str) -> Binding:
         """What a handle means."""
         return {THOUGHT.handle: THOUGHT, REALLY.handle: REALLY}[handle]
 
@@ -85,8 +85,8 @@ class Stage:
 
     agents: Agents
     patch: pytest.MonkeyPatch
-    gate: Gate = field(default_factory=Gate)
-    breaker: Breaker = field(default_factory=Breaker)
+    gate: ProviderLock = field(default_factory=ProviderLock)
+    breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
 
     async def turn(self, *answers: Answer, handles: tuple[str, ...] = ()) -> list[Event]:
         """A whole turn of an agent that is thought to be bound as it was."""
@@ -97,8 +97,8 @@ class Stage:
                 return left.pop(0)(self)
 
         self.patch.setattr(turns, "Attempt", Played)
-        house = House(None, None, self.agents, self.gate, self.breaker, Limits())  # type: ignore[arg-type]
-        turn = turns.Turn(house, _speaker(THOUGHT, handles), "Say good morning", Order().take("agent-1"))
+        house = TurnDependencies(None, None, self.agents, self.gate, self.breaker, TurnLimits())  # type: ignore[arg-type]
+        turn = turns.Turn(house, _speaker(THOUGHT, handles), "Say good morning", TurnQueue().take("agent-1"))
         with anyio.fail_after(_SECONDS):
             return [event async for event in turn.events()]
 
@@ -109,8 +109,8 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     return Stage(Agents(), monkeypatch)
 
 
-def _speaker(binding: Binding, handles: tuple[str, ...] = ()) -> Speaker:
-    return Speaker("agent-1", "Anna", binding.handle, binding.provider, binding.model, binding, handles)
+def _speaker(binding: Binding, handles: tuple[str, ...] = ()) -> AgentRef:
+    return AgentRef("agent-1", "Anna", binding.handle, binding.provider, binding.model, binding, handles)
 
 
 def answer(between: anyio.Event | None = None, over: anyio.Event | None = None) -> Answer:
@@ -133,16 +133,16 @@ def answer(between: anyio.Event | None = None, over: anyio.Event | None = None) 
 async def refuse(attempt: Attempt) -> AsyncIterator[Event | None]:
     """A vendor that does not take its key."""
     yield None
-    attempt.refusal = Refusal(Code.KEY_REFUSED, "401: Invalid API Key", 401)
+    attempt.refusal = VendorRefusal(Code.KEY_REFUSED, "401: Invalid API Key", 401)
 
 
 def told(events: list[Event]) -> list[str]:
     """Who is asked, and what is said, in order."""
-    return [event.handle if isinstance(event, Asked) else event.text for event in events if _tells(event)]  # type: ignore[union-attr]
+    return [event.handle if isinstance(event, VendorAsked) else event.text for event in events if _tells(event)]  # type: ignore[union-attr]
 
 
 def _tells(event: Event) -> bool:
-    return isinstance(event, Asked | Said)
+    return isinstance(event, VendorAsked | Said)
 
 
 def end(events: list[Event]) -> Ended:
@@ -200,7 +200,7 @@ async def test_a_vendor_that_was_not_asked_after_all_still_is(stage: Stage) -> N
     assert stage.agents.now == REALLY
 
 
-def renew_and_refuse(breaker: Breaker, provider: str) -> Answer:
+def renew_and_refuse(breaker: CircuitBreaker, provider: str) -> Answer:
     """A vendor that refuses, while a provider gets another key."""
 
     async def play(attempt: Attempt) -> AsyncIterator[Event | None]:
@@ -229,7 +229,7 @@ async def test_nobody_is_asked_a_third_time(stage: Stage) -> None:
     renewing = renew_and_refuse(stage.breaker, THOUGHT.provider)
     events = await stage.turn(refuse, renewing, renewing, handles=(REALLY.handle,))
     assert told(events) == [THOUGHT.handle, REALLY.handle, THOUGHT.handle]
-    assert isinstance(events[-2], Failed)
+    assert isinstance(events[-2], TurnFailed)
     assert events[-2].code is Code.NO_VENDOR
     assert told(await stage.turn(refuse, refuse, handles=(REALLY.handle,))) == [THOUGHT.handle, REALLY.handle]
 

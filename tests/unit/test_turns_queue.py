@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from isabella.errors import GateTimeout, QueueFull, TurnTimeout
-from isabella.gate import Gate
-from isabella.turns.order import GivenUp, Order
+from isabella.gate import ProviderLock
+from isabella.turns.order import TicketAbandoned, TurnQueue
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +20,7 @@ def anyio_backend() -> str:
 
 async def test_in_the_order_in_which_they_came() -> None:
     """Turns of one agent run one after the other, in the order of their places, whoever waits first."""
-    order = Order(limit=10)
+    order = TurnQueue(limit=10)
     places = [order.take("agent-1") for _ in range(4)]
     done: list[int] = []
 
@@ -38,14 +38,14 @@ async def test_in_the_order_in_which_they_came() -> None:
 
 async def test_agents_do_not_wait_for_each_other() -> None:
     """Each agent has a queue of its own."""
-    order = Order(limit=1)
+    order = TurnQueue(limit=1)
     async with order.take("agent-1").reached(), order.take("agent-2").reached():
         assert order.counted() == 2
 
 
 async def test_too_many() -> None:
     """One speaks, so many wait as the limit says, and the next is told when to come again."""
-    order = Order(limit=2)
+    order = TurnQueue(limit=2)
     places = [order.take("agent-1") for _ in range(3)]
     assert [place.ahead for place in places] == [0, 1, 2]
     with pytest.raises(QueueFull) as full:
@@ -57,10 +57,10 @@ async def test_too_many() -> None:
 
 async def test_giving_up() -> None:
     """A place that is given up is not waited for any longer, and makes room."""
-    order = Order(limit=2)
+    order = TurnQueue(limit=2)
     first, second, third = (order.take("agent-1") for _ in range(3))
     second.give_up()
-    with pytest.raises(GivenUp):
+    with pytest.raises(TicketAbandoned):
         async with second.reached():
             pass
     async with first.reached():
@@ -71,7 +71,7 @@ async def test_giving_up() -> None:
 
 async def test_patience_ends() -> None:
     """Whoever waits for too long is told so, and leaves the queue."""
-    order = Order(limit=2, patience=0.01)
+    order = TurnQueue(limit=2, patience=0.01)
     async with order.take("agent-1").reached():
         with pytest.raises(TurnTimeout):
             async with order.take("agent-1").reached():
@@ -81,7 +81,7 @@ async def test_patience_ends() -> None:
 
 async def test_a_change_waits_for_turns_and_holds_new_ones() -> None:
     """A gate closes behind those in flight, and lets others in when the change is made."""
-    gate = Gate(patience=5.0)
+    gate = ProviderLock(patience=5.0)
     happened: list[str] = []
     in_flight, may_land = anyio.Event(), anyio.Event()
 
@@ -115,7 +115,7 @@ async def test_a_change_waits_for_turns_and_holds_new_ones() -> None:
 
 async def test_turns_are_asked_to_leave() -> None:
     """A change that has waited for long enough asks turns to end, and is made when they have."""
-    gate = Gate(patience=0.01)
+    gate = ProviderLock(patience=0.01)
     asked = anyio.Event()
 
     async def turn() -> None:
@@ -131,7 +131,7 @@ async def test_turns_are_asked_to_leave() -> None:
 
 async def test_a_closed_gate_is_not_waited_for_for_ever() -> None:
     """A turn at a gate that stays closed is told so."""
-    gate = Gate(patience=0.01)
+    gate = ProviderLock(patience=0.01)
     async with gate.closed("groq"):
         with pytest.raises(GateTimeout):
             async with gate.passing("groq"):
@@ -143,7 +143,7 @@ async def test_a_closed_gate_is_not_waited_for_for_ever() -> None:
 async def test_nothing_is_changed_under_turns_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A change is given up rather than made while a turn is in flight."""
     monkeypatch.setattr("isabella.gate._TO_END", 0.01)
-    gate = Gate(patience=0.01)
+    gate = ProviderLock(patience=0.01)
     async with gate.passing("groq"):
         with pytest.raises(GateTimeout):
             async with gate.closed("groq"):

@@ -18,17 +18,17 @@ from pydantic import SecretStr
 from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 from weather import JumpingLoop, Killed, Kind, Sent, Weather, When
 
-from isabella.addresses import NOWHERE
+from isabella.addresses import PLACEHOLDER_URL
 from isabella.catalog import known_vendors
 from isabella.errors import ConfigurationError, IsabellaError
-from isabella.gate import Closed, ungated
+from isabella.gate import Closed, unguarded
 from isabella.providers import sealing
 from isabella.providers.desired import Desired
 from isabella.providers.followers import Note
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Report
-from isabella.providers.sync import Options, bring_in_line
-from isabella.stores.letta_server import LettaServer
+from isabella.providers.sync import Options, sync_providers
+from isabella.stores.letta_server import LettaProviders
 
 KEY, FORMER_KEY = "csk-walk-0002", "csk-walk-0001"
 LONG_KEY = "5eed" * 16
@@ -90,10 +90,10 @@ def sync(
     weather = Weather(double.transport(), {fault[0]: fault[1:]} if fault else {}, seen)
 
     async def run() -> Report:
-        async with LettaServer("http://letta", transport=weather, timeout=5.0) as store:
+        async with LettaProviders("http://letta", transport=weather, timeout=5.0) as store:
             if flock is not None:
                 flock.store = store
-            return await bring_in_line(store, [desired], Options(master_key=SecretStr(MASTER_KEY), followers=flock))
+            return await sync_providers(store, [desired], Options(master_key=SecretStr(MASTER_KEY), followers=flock))
 
     report = None
     try:
@@ -173,8 +173,8 @@ def test_one_of_a_thousand_is_touched_alone() -> None:
     weather = Weather(double.transport())
 
     async def run() -> Report:
-        async with LettaServer("http://letta", transport=weather) as store:
-            return await bring_in_line(store, desired, Options(master_key=SecretStr(MASTER_KEY)))
+        async with LettaProviders("http://letta", transport=weather) as store:
+            return await sync_providers(store, desired, Options(master_key=SecretStr(MASTER_KEY)))
 
     report = anyio.run(run)
     assert report.all_proven
@@ -203,17 +203,17 @@ class NoPatch(httpx2.AsyncBaseTransport):
 def report_over(
     transport: httpx2.AsyncBaseTransport,
     desired: Sequence[Desired],
-    closed: Closed = ungated,
+    closed: Closed = unguarded,
     flock: Flock | None = None,
 ) -> Report:
     """What one sync over this way to Letta reports."""
 
     async def run() -> Report:
-        async with LettaServer("http://letta", transport=transport, timeout=5.0) as store:
+        async with LettaProviders("http://letta", transport=transport, timeout=5.0) as store:
             if flock is not None:
                 flock.store = store
             options = Options(master_key=SecretStr(MASTER_KEY), closed=closed, followers=flock)
-            return await bring_in_line(store, desired, options)
+            return await sync_providers(store, desired, options)
 
     return anyio.run(run, backend_options={"loop_factory": JumpingLoop})
 
@@ -306,7 +306,7 @@ def move(
             key = double.bearer(agent.provider)
             if (
                 agent.provider == "walk"
-                and agent.address != NOWHERE
+                and agent.address != PLACEHOLDER_URL
                 and key not in (None, NO_KEY)
                 and not key.startswith("no-key-yet-")
             ):
@@ -408,7 +408,7 @@ def test_the_same_key_is_not_withheld(situation: str) -> None:
         assert "it has not moved yet" in entry.reason
         row = double.live("walk")
         assert row is not None
-        assert (row.base_url, double.bearer("walk")) == (NOWHERE, KEY)
+        assert (row.base_url, double.bearer("walk")) == (PLACEHOLDER_URL, KEY)
         assert [agent.address for agent in flock.agents.values()] == [NEW_URL, URL, URL]
     flock.agents["late"].stubborn = False
     healed, _ = move(double, desired, flock)
@@ -440,8 +440,8 @@ def test_an_agent_that_is_bound_while_its_provider_is_nowhere_arrives(situation:
     async def follow(provider: str, base_url: str, note: Note) -> None:
         await followed(provider, base_url, note)
         row = double.live("walk")
-        if row is None or row.base_url == NOWHERE:
-            flock.agents["late"].address = NOWHERE
+        if row is None or row.base_url == PLACEHOLDER_URL:
+            flock.agents["late"].address = PLACEHOLDER_URL
 
     flock.follow = follow  # type: ignore[method-assign]
     report, _ = move(double, desired, flock)

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from reports import DRIFTED, FOREIGN, IN_SYNC, MENDED, REFUSED
 
-from isabella.providers.condition import Condition, Kind, after, kind_of, with_conditions
-from isabella.providers.ledger import Ledger
-from isabella.providers.plan import Action, State
+from isabella.providers.condition import HealthState, ProviderHealth, health_state, update_health, with_health
+from isabella.providers.ledger import HealthFile
+from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Report
-from isabella.vendors.status import VendorState, VendorStatus
+from isabella.vendors.status import VendorObservation, VendorState
 
 BAD = VendorState.REFUSES_KEY
 START = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
@@ -32,66 +32,72 @@ def at(minutes: int) -> datetime:
 @pytest.mark.parametrize(
     ("entry", "kind"),
     [
-        (IN_SYNC, Kind.IN_SYNC),
-        (MENDED, Kind.IN_SYNC),
-        (DRIFTED, Kind.DRIFTED),
-        (REFUSED, Kind.REFUSED),
-        (replace(REFUSED, proof=Proof.NOT_ASKED), Kind.REFUSED),
-        (replace(MENDED, proof=Proof.UNPROVEN), Kind.UNPROVEN),
-        (replace(DRIFTED, stored=State.HIDDEN), Kind.UNPROVEN),
-        (replace(MENDED, proof=Proof.FAILED), Kind.FAILED),
-        (replace(REFUSED, refused_by_vendor=False, reason="the key is empty"), Kind.MISCONFIGURED),
-        (replace(DRIFTED, ours=False, action=Action.NONE, stored=State.ABSENT), Kind.NO_KEY),
-        (FOREIGN, Kind.FOREIGN),
+        (IN_SYNC, HealthState.IN_SYNC),
+        (MENDED, HealthState.IN_SYNC),
+        (DRIFTED, HealthState.DRIFTED),
+        (REFUSED, HealthState.REFUSED),
+        (replace(REFUSED, proof=Proof.NOT_ASKED), HealthState.REFUSED),
+        (replace(MENDED, proof=Proof.UNPROVEN), HealthState.UNPROVEN),
+        (replace(DRIFTED, stored=ProviderState.HIDDEN), HealthState.UNPROVEN),
+        (replace(MENDED, proof=Proof.FAILED), HealthState.FAILED),
+        (replace(REFUSED, refused_by_vendor=False, reason="the key is empty"), HealthState.MISCONFIGURED),
+        (replace(DRIFTED, ours=False, action=Action.NONE, stored=ProviderState.ABSENT), HealthState.NO_KEY),
+        (FOREIGN, HealthState.FOREIGN),
     ],
 )
-def test_every_outcome_is_a_condition(entry: ProviderReport, kind: Kind) -> None:
+def test_every_outcome_is_a_condition(entry: ProviderReport, kind: HealthState) -> None:
     """What a run finds and does comes down to one word."""
-    assert kind_of(entry) is kind
+    assert health_state(entry) is kind
 
 
 def test_a_look_that_finds_it_as_it_was_changes_nothing() -> None:
     """The time is that of the last change, and so is the reason for being in sync."""
-    first = after({}, report(MENDED), at(0))
-    assert first == {"cerebras": Condition(Kind.IN_SYNC, "Letta holds another key", at(0))}
-    assert after(first, report(IN_SYNC), at(5)) == first
-    assert after(first, report(DRIFTED), at(5)) == {"cerebras": Condition(Kind.DRIFTED, DRIFTED.reason, at(5))}
+    first = update_health({}, report(MENDED), at(0))
+    assert first == {"cerebras": ProviderHealth(HealthState.IN_SYNC, "Letta holds another key", at(0))}
+    assert update_health(first, report(IN_SYNC), at(5)) == first
+    assert update_health(first, report(DRIFTED), at(5)) == {
+        "cerebras": ProviderHealth(HealthState.DRIFTED, DRIFTED.reason, at(5))
+    }
 
 
 def test_what_had_to_be_mended_was_not_in_sync() -> None:
     """Drift that is found and mended in one go is a change, although no report has said `Drifted`."""
-    first = after({}, report(IN_SYNC), at(0))
-    assert after(first, report(MENDED), at(5))["cerebras"].since == at(5)
+    first = update_health({}, report(IN_SYNC), at(0))
+    assert update_health(first, report(MENDED), at(5))["cerebras"].since == at(5)
 
 
 def test_what_is_refused_for_another_reason_is_refused_since_the_same_time() -> None:
     """The reason is today's, the time that of the first refusal."""
-    first = after({}, report(REFUSED), at(0))
-    again = after(first, report(replace(REFUSED, reason="refused again")), at(9))
-    assert again == {"cerebras": Condition(Kind.REFUSED, "refused again", at(0))}
-    assert after(again, report(MENDED), at(10))["cerebras"] == Condition(Kind.IN_SYNC, MENDED.reason, at(10))
+    first = update_health({}, report(REFUSED), at(0))
+    again = update_health(first, report(replace(REFUSED, reason="refused again")), at(9))
+    assert again == {"cerebras": ProviderHealth(HealthState.REFUSED, "refused again", at(0))}
+    assert update_health(again, report(MENDED), at(10))["cerebras"] == ProviderHealth(
+        HealthState.IN_SYNC, MENDED.reason, at(10)
+    )
 
 
 def test_a_report_on_some_leaves_the_others_as_they_were() -> None:
     """A whole one forgets what is gone."""
-    first = after({}, report(IN_SYNC, FOREIGN), at(0))
-    assert set(after(first, report(IN_SYNC), at(1), whole=False)) == {"cerebras", "somebody's"}
-    assert set(after(first, report(IN_SYNC), at(1))) == {"cerebras"}
+    first = update_health({}, report(IN_SYNC, FOREIGN), at(0))
+    assert set(update_health(first, report(IN_SYNC), at(1), whole=False)) == {"cerebras", "somebody's"}
+    assert set(update_health(first, report(IN_SYNC), at(1))) == {"cerebras"}
 
 
 def test_who_only_looks_does_not_make_up_a_time() -> None:
     """A drift that is seen for the first time began at a time that nobody knows."""
-    first = after({}, report(IN_SYNC), at(0))
-    now = after(first, report(DRIFTED, FOREIGN), at(5))
-    shown = with_conditions(report(DRIFTED, FOREIGN), now, unless=at(5))
+    first = update_health({}, report(IN_SYNC), at(0))
+    now = update_health(first, report(DRIFTED, FOREIGN), at(5))
+    shown = with_health(report(DRIFTED, FOREIGN), now, unless=at(5))
     assert [(entry.condition, entry.since) for entry in shown.providers] == [("Drifted", None), ("Foreign", None)]
-    told = with_conditions(report(IN_SYNC), first, unless=at(5)).as_json()["providers"][0]
+    told = with_health(report(IN_SYNC), first, unless=at(5)).as_json()["providers"][0]
     assert (told["condition"], told["since"]) == ("InSync", "2026-11-22T03:00:00+00:00")
 
 
 #: What a sync has found, and what a look finds of the same configuration and the same Letta.
 OUTCOMES = {
-    "refused": replace(REFUSED, basis="b", remedy="Another key.", vendor_status=VendorStatus(BAD, "401: no", START)),
+    "refused": replace(
+        REFUSED, basis="b", remedy="Another key.", vendor_status=VendorObservation(BAD, "401: no", START)
+    ),
     "failed": replace(MENDED, basis="b", proof=Proof.FAILED, reason="Letta is full", remedy="Sync again."),
     "unproven": replace(MENDED, basis="b", proof=Proof.UNPROVEN, reason="not to be read back"),
     "misconfigured": replace(REFUSED, basis="b", refused_by_vendor=False, reason="Letta refuses it"),
@@ -103,13 +109,13 @@ LOOKED = replace(DRIFTED, basis="b")
 def test_how_a_sync_went_stays_while_nothing_changes(outcome: str, tmp_path: Path) -> None:
     """A look tells it as the sync has told it, in whichever process, but for what would be done."""
     synced = report(OUTCOMES[outcome])
-    first = after({}, synced, at(0))
-    ledger = Ledger(tmp_path, "http://letta")
+    first = update_health({}, synced, at(0))
+    ledger = HealthFile(tmp_path, "http://letta")
     ledger.write(first)
-    again = after(ledger.read(), report(LOOKED), at(5), looks=True)
+    again = update_health(ledger.read(), report(LOOKED), at(5), looks=True)
     assert again == first
-    (told,) = with_conditions(synced, first).providers
-    (seen,) = with_conditions(report(LOOKED), again, unless=at(5)).providers
+    (told,) = with_health(synced, first).providers
+    (seen,) = with_health(report(LOOKED), again, unless=at(5)).providers
     assert seen == replace(told, action=LOOKED.action)
 
 
@@ -117,27 +123,27 @@ def test_how_a_sync_went_stays_while_nothing_changes(outcome: str, tmp_path: Pat
     "entry",
     [
         replace(LOOKED, basis="another"),
-        replace(LOOKED, vendor_status=VendorStatus(VendorState.ANSWERS, "it takes the key", at(5))),
+        replace(LOOKED, vendor_status=VendorObservation(VendorState.ANSWERS, "it takes the key", at(5))),
     ],
     ids=["the configuration or Letta", "the vendor"],
 )
 def test_how_a_sync_went_is_past_when_something_changes(entry: ProviderReport) -> None:
     """What is configured, what Letta holds, or what the vendor says is another thing now."""
-    first = after({}, report(OUTCOMES["refused"]), at(0))
-    again = after(first, report(entry), at(5), looks=True)
-    assert again == {"cerebras": Condition(Kind.DRIFTED, entry.reason, at(5))}
-    mended = after(first, report(IN_SYNC), at(5), looks=True)["cerebras"]
-    assert (mended.kind, mended.basis) == (Kind.IN_SYNC, None)
+    first = update_health({}, report(OUTCOMES["refused"]), at(0))
+    again = update_health(first, report(entry), at(5), looks=True)
+    assert again == {"cerebras": ProviderHealth(HealthState.DRIFTED, entry.reason, at(5))}
+    mended = update_health(first, report(IN_SYNC), at(5), looks=True)["cerebras"]
+    assert (mended.kind, mended.basis) == (HealthState.IN_SYNC, None)
 
 
 def test_the_ledger_keeps_them_and_is_never_in_the_way(tmp_path: Path) -> None:
     """What was written is read; a damaged or missing file is none; another Letta has another."""
-    ledger = Ledger(tmp_path, "http://letta")
+    ledger = HealthFile(tmp_path, "http://letta")
     assert ledger.read() == {}
-    conditions = after({}, report(IN_SYNC, FOREIGN), at(0))
+    conditions = update_health({}, report(IN_SYNC, FOREIGN), at(0))
     ledger.write(conditions)
     assert ledger.read() == conditions
-    assert Ledger(tmp_path, "http://another").read() == {}
+    assert HealthFile(tmp_path, "http://another").read() == {}
     (file,) = (tmp_path / "conditions").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     for damaged in ("", "[]", '{"providers": {"a": {}}}', '{"providers": {"a": {"condition": "Odd"}}}'):
@@ -145,7 +151,7 @@ def test_the_ledger_keeps_them_and_is_never_in_the_way(tmp_path: Path) -> None:
         assert ledger.read() == {}
     unusable = tmp_path / "file"
     unusable.write_text("")
-    Ledger(unusable, "http://letta").write(conditions)
+    HealthFile(unusable, "http://letta").write(conditions)
 
 
 def test_a_later_report_on_some_takes_its_place_in_the_whole() -> None:

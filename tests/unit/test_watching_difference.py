@@ -8,9 +8,9 @@ import pytest
 
 from isabella.errors import ConfigurationError
 from isabella.settings import load_settings
-from isabella.sources import Value
-from isabella.watching.difference import Difference, Reading, difference, keep_in_force
-from isabella.watching.files import marks
+from isabella.sources import ConfigValue
+from isabella.watching.difference import ConfigDiff, ConfigSnapshot, diff_config, keep_in_force
+from isabella.watching.files import file_marks
 
 TOML = """
 [[providers]]
@@ -27,13 +27,13 @@ class Folder:
         self.env, self.toml = path / ".env", path / "isabella.toml"
         self.write("GROQ_API_KEY=gsk_first-fake\nNEARBY_API_KEY=near-fake\n")
         self.toml.write_text(TOML)
-        self.first = Reading.of(load_settings(self.env, environment={"ISABELLA_CONFIG_FILE": str(self.toml)}))
+        self.first = ConfigSnapshot.of(load_settings(self.env, environment={"ISABELLA_CONFIG_FILE": str(self.toml)}))
 
     def write(self, text: str) -> None:
         self.env.write_text(text)
 
-    def different(self) -> Difference:
-        return difference(self.first, self.first.again(), self.first.settings)
+    def different(self) -> ConfigDiff:
+        return diff_config(self.first, self.first.again(), self.first.settings)
 
 
 @pytest.fixture
@@ -45,28 +45,28 @@ def folder(tmp_path: Path) -> Folder:
 def test_nothing_is_different_in_a_file_that_only_looks_different(folder: Folder) -> None:
     """Comments, order and quotes do not matter."""
     folder.write("# hello\nNEARBY_API_KEY='near-fake'\nGROQ_API_KEY=gsk_first-fake\n")
-    assert folder.different() == Difference()
+    assert folder.different() == ConfigDiff()
 
 
 def test_only_providers_that_are_asked_for_otherwise_are_named(folder: Folder) -> None:
     """A new key, a new address, a new vendor, a key that cannot be used any more: each is that provider's matter."""
     folder.write("GROQ_API_KEY=gsk_second-fake\nNEARBY_API_KEY=near-fake\n")
-    assert folder.different() == Difference(providers=("byok-groq",))
+    assert folder.different() == ConfigDiff(providers=("byok-groq",))
     folder.write("GROQ_API_KEY=gsk_first-fake\nGROQ_BASE_URL=http://127.0.0.1:9/v1\nNEARBY_API_KEY=near-fake\n")
-    assert folder.different() == Difference(providers=("byok-groq",))
+    assert folder.different() == ConfigDiff(providers=("byok-groq",))
     folder.write("GROQ_API_KEY=gsk_first-fake\nNEARBY_API_KEY=near-fake\nCEREBRAS_API_KEY=csk-fake\n")
-    assert folder.different() == Difference(providers=("cerebras",))
+    assert folder.different() == ConfigDiff(providers=("cerebras",))
     folder.write("GROQ_API_KEY=\nNEARBY_API_KEY=near-fake\n")
-    assert folder.different() == Difference(providers=("byok-groq",))
+    assert folder.different() == ConfigDiff(providers=("byok-groq",))
 
 
 def test_what_is_not_wanted_any_more_is_told(folder: Folder) -> None:
     """A key that was taken out leaves its provider alone; so does a declaration, which is no longer even known."""
     folder.write("NEARBY_API_KEY=near-fake\n")
-    assert folder.different() == Difference(providers=("byok-groq",), gone=("byok-groq",))
+    assert folder.different() == ConfigDiff(providers=("byok-groq",), gone=("byok-groq",))
     folder.write("GROQ_API_KEY=gsk_first-fake\nNEARBY_API_KEY=near-fake\n")
     folder.toml.write_text("")
-    assert folder.different() == Difference(gone=("nearby",), undeclared=("nearby",))
+    assert folder.different() == ConfigDiff(gone=("nearby",), undeclared=("nearby",))
 
 
 def test_a_key_file_is_read_again(folder: Folder, tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_key_file_is_read_again(folder: Folder, tmp_path: Path) -> None:
     before = folder.first.again()
     assert set(before.files) == {folder.env, folder.toml, key_file}
     key_file.write_text("near-another-fake\n")
-    assert difference(before, before.again(), before.settings).providers == ("nearby",)
+    assert diff_config(before, before.again(), before.settings).providers == ("nearby",)
 
 
 @pytest.mark.parametrize("text", ['GROQ_API_KEY="half', "GROQ_API_KEY", "ISABELLA_PORT=eight\n"])
@@ -99,10 +99,10 @@ def test_a_file_that_has_vanished_is_an_error(folder: Folder) -> None:
 def test_without_any_file_reading_again_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Everything may come from the environment."""
     monkeypatch.chdir(tmp_path)
-    first = Reading.of(load_settings(environment={"GROQ_API_KEY": "gsk_first-fake"}))
-    assert difference(first, first.again(), first.settings) == Difference()
+    first = ConfigSnapshot.of(load_settings(environment={"GROQ_API_KEY": "gsk_first-fake"}))
+    assert diff_config(first, first.again(), first.settings) == ConfigDiff()
     (tmp_path / ".env").write_text("MISTRAL_API_KEY=fake-mistral-key\n")
-    assert difference(first, first.again(), first.settings).providers == ("byok-mistral",)
+    assert diff_config(first, first.again(), first.settings).providers == ("byok-mistral",)
 
 
 def test_what_takes_a_restart_is_named_once_and_not_put_in_force(folder: Folder) -> None:
@@ -110,21 +110,21 @@ def test_what_takes_a_restart_is_named_once_and_not_put_in_force(folder: Folder)
     keys = "GROQ_API_KEY=gsk_first-fake\nNEARBY_API_KEY=near-fake\n"
     folder.write(keys + "ISABELLA_PORT=8123\nISABELLA_RESYNC=10\n")
     second = folder.first.again()
-    found = difference(folder.first, second, folder.first.settings)
+    found = diff_config(folder.first, second, folder.first.settings)
     assert (found.restart, found.timing, found.providers) == (("ISABELLA_PORT",), True, ())
     kept = keep_in_force(second.settings, folder.first.settings)
     assert (kept.port, kept.resync) == (8000, 10)
     folder.write(keys + "ISABELLA_PORT=8123\nISABELLA_RESYNC=20\n")
     third = second.again()
-    assert difference(second, third, folder.first.settings).restart == ()
+    assert diff_config(second, third, folder.first.settings).restart == ()
     folder.write(keys)
-    assert difference(third, third.again(), folder.first.settings).restart == ()
+    assert diff_config(third, third.again(), folder.first.settings).restart == ()
 
 
 def test_practice_vendors_stay_in_place_and_a_real_key_is_told_to_wait(folder: Folder) -> None:
     """While they stand in, a key in the file takes a restart: otherwise it would go to a stand-in."""
     sources = folder.first.settings.sources
-    overlaid = Reading.of(
+    overlaid = ConfigSnapshot.of(
         folder.first.settings.model_copy(
             update={
                 "sources": type(sources)(
@@ -132,20 +132,20 @@ def test_practice_vendors_stay_in_place_and_a_real_key_is_told_to_wait(folder: F
                     sources.file,
                     sources.dotenv,
                     sources.lines,
-                    {"CEREBRAS_API_KEY": Value("csk-practice", "practice vendors")},
+                    {"CEREBRAS_API_KEY": ConfigValue("csk-practice", "practice vendors")},
                 )
             }
         )
     )
     folder.write("GROQ_API_KEY=gsk_first-fake\nNEARBY_API_KEY=near-fake\nCEREBRAS_API_KEY=csk-real-fake\n")
     fresh = overlaid.again()
-    assert difference(overlaid, fresh, overlaid.settings) == Difference(restart=("CEREBRAS_API_KEY",))
+    assert diff_config(overlaid, fresh, overlaid.settings) == ConfigDiff(restart=("CEREBRAS_API_KEY",))
 
 
 def test_options_of_the_command_line_go_on_winning(folder: Folder) -> None:
     """What was given as an argument is not taken from the file the next time."""
     settings = load_settings(folder.env, environment={}, port=9000, config_file=folder.toml)
-    first = Reading.of(settings)
+    first = ConfigSnapshot.of(settings)
     folder.write("ISABELLA_PORT=8123\nGROQ_API_KEY=gsk_first-fake\n")
     assert first.again().settings.port == 9000
 
@@ -158,18 +158,18 @@ def test_a_key_file_that_cannot_even_be_named_is_its_provider_s_problem(named: s
     """It is among the files to be watched, whose folder is asked for in vain, and nothing is thrown."""
     environment = {"CEREBRAS_API_KEY_FILE": named, "ISABELLA_CONFIG_FILE": str(tmp_path / "isabella.toml")}
     (tmp_path / ".env").write_text("GROQ_API_KEY=gsk_first-fake\n")
-    first = Reading.of(load_settings(tmp_path / ".env", environment=environment))
+    first = ConfigSnapshot.of(load_settings(tmp_path / ".env", environment=environment))
     assert {path.name for path in first.files} == {".env", "isabella.toml", named.rpartition("/")[2]}
-    assert set(marks(first.files)) == set(first.files)
+    assert set(file_marks(first.files)) == set(first.files)
     (problem,) = [one.problem for one in first.desired if one.problem is not None]
     assert why in problem
-    assert difference(first, first.again(), first.settings) == Difference()
+    assert diff_config(first, first.again(), first.settings) == ConfigDiff()
 
 
 def test_a_file_that_became_a_link_to_nowhere_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is there, and cannot be read: nobody concludes that there are no keys."""
     monkeypatch.chdir(tmp_path)
-    first = Reading.of(load_settings(environment={}))
+    first = ConfigSnapshot.of(load_settings(environment={}))
     (tmp_path / ".env").symlink_to(tmp_path / "not-there-yet")
     with pytest.raises(ConfigurationError, match="no such file"):
         first.again()

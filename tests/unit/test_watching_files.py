@@ -10,7 +10,7 @@ import pytest
 
 from isabella.settings import Watch
 from isabella.watching import files
-from isabella.watching.files import watch
+from isabella.watching.files import watch_files
 
 LONG = 30.0
 
@@ -47,7 +47,7 @@ def listening(
             ear.again = anyio.Event()
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lambda: watch(watched, changed, how, every=0.05 if how is Watch.POLL else 1.0))
+            tasks.start_soon(lambda: watch_files(watched, changed, how, every=0.05 if how is Watch.POLL else 1.0))
             await anyio.sleep(0.1)
             await play(ear)
             tasks.cancel_scope.cancel()

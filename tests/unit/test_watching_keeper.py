@@ -11,17 +11,27 @@ import anyio
 import pytest
 from reports import MENDED, REFUSED
 
-from isabella.agents.models import Models
-from isabella.backend.keeping import keeping
+from isabella.agents.models import ModelCatalog
+from isabella.backend.keeping import run_watcher
 from isabella.backend.readiness import Readiness
 from isabella.errors import IsabellaError, LettaUnreachable
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import ProviderReport, Report
 from isabella.settings import Settings, Watch, load_settings
-from isabella.watching.census import Census
-from isabella.watching.difference import Reading
-from isabella.watching.events import Accepted, Cause, Counted, Event, Failed, Gone, Refused, Synced, TakesRestart
-from isabella.watching.keeper import Keeper
+from isabella.watching.census import ModelRefresh
+from isabella.watching.difference import ConfigSnapshot
+from isabella.watching.events import (
+    ConfigAccepted,
+    ConfigRefused,
+    ModelsRefreshed,
+    ProvidersDropped,
+    RestartNeeded,
+    SyncCause,
+    Synced,
+    WatchEvent,
+    WatchFailed,
+)
+from isabella.watching.keeper import Watcher
 from isabella.watching.schedule import Clock, Schedule
 from isabella.watching.words import sentences
 
@@ -36,7 +46,7 @@ class Scene:
     refused: set[str] = field(default_factory=set)
     error: Exception | None = None
     asked: list[list[str]] = field(default_factory=list)
-    told: list[Event] = field(default_factory=list)
+    told: list[WatchEvent] = field(default_factory=list)
     #: What somebody else does just before a sync ends.
     meanwhile: Callable[[], object] = lambda: None
     seconds: float = 0.0
@@ -50,7 +60,7 @@ class Scene:
         self.schedule = Schedule(
             settings.resync, settings.refresh_at, Clock(lambda: self.seconds, lambda: self.date, lambda: 0.5)
         )
-        self.keeper = Keeper(settings, self, self.told.append, report=None, schedule=self.schedule)
+        self.keeper = Watcher(settings, self, self.told.append, report=None, schedule=self.schedule)
 
     def write(self, **variables: str) -> None:
         (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
@@ -67,12 +77,12 @@ class Scene:
         self.meanwhile()
         return Report("http://letta", "0.16.8", [entry for entry in entries if not only or entry.name in only])
 
-    async def count(self, settings: Settings) -> Census:
+    async def count(self, settings: Settings) -> ModelRefresh:
         if self.error is not None:
             raise self.error
-        return Census(datetime.now(UTC), ())
+        return ModelRefresh(datetime.now(UTC), ())
 
-    async def until(self, kind: type[Event]) -> Event:
+    async def until(self, kind: type[WatchEvent]) -> WatchEvent:
         """Wait for the next event of a kind."""
         with anyio.fail_after(30):
             while True:
@@ -111,7 +121,7 @@ def test_a_changed_key_syncs_its_provider_alone(scene: Scene) -> None:
     assert scene.asked == [["byok-groq"]]
     (event,) = scene.told
     assert isinstance(event, Synced)
-    assert event.cause is Cause.CHANGE
+    assert event.cause is SyncCause.CHANGE
     assert "updated in place and proven" in sentences(event)[0].text
 
 
@@ -126,7 +136,7 @@ def test_a_malformed_file_is_said_once_and_the_former_settings_stay(scene: Scene
         await scene.keeper.reread()
 
     run(play)
-    assert [type(event) for event in scene.told] == [Refused, Refused, Accepted]
+    assert [type(event) for event in scene.told] == [ConfigRefused, ConfigRefused, ConfigAccepted]
     assert "The former one stays in force." in sentences(scene.told[0])[0].text
     assert scene.asked == []
 
@@ -175,7 +185,14 @@ def test_no_error_ends_the_watch_and_each_is_said_once(scene: Scene, error: Exce
         await scene.keeper.refresh()
 
     run(play)
-    assert [type(event) for event in scene.told] == [Failed, Failed, Failed, Synced, Counted, Failed]
+    assert [type(event) for event in scene.told] == [
+        WatchFailed,
+        WatchFailed,
+        WatchFailed,
+        Synced,
+        ModelsRefreshed,
+        WatchFailed,
+    ]
     assert scene.schedule.waiting == frozenset()
     for event in scene.told:
         assert "gsk_first-fake" not in "".join(sentence.text for sentence in sentences(event))
@@ -186,9 +203,9 @@ def test_what_is_gone_or_takes_a_restart_is_said(scene: Scene) -> None:
     scene.write(GROQ_API_KEY=KEYS["GROQ_API_KEY"], ISABELLA_PORT="8123", ISABELLA_RESYNC="10")
     run(scene.keeper.reread)
     restart, gone, _ = scene.told
-    assert isinstance(restart, TakesRestart)
+    assert isinstance(restart, RestartNeeded)
     assert "ISABELLA_PORT" in sentences(restart)[0].text
-    assert isinstance(gone, Gone)
+    assert isinstance(gone, ProvidersDropped)
     assert gone.names == ("byok-mistral",)
     scene.go_on(11)
     assert scene.schedule.due().resync
@@ -215,15 +232,15 @@ def test_it_runs_by_files_and_by_the_clock_and_stops_cleanly(scene: Scene) -> No
             fresh.replace(scene.folder / ".env")
             changed = await scene.until(Synced)
             assert isinstance(changed, Synced)
-            assert (changed.cause, scene.asked) == (Cause.CHANGE, [["byok-groq"]])
+            assert (changed.cause, scene.asked) == (SyncCause.CHANGE, [["byok-groq"]])
             scene.go_on(301)
             scene.keeper.wake()
             looked = await scene.until(Synced)
             assert isinstance(looked, Synced)
-            assert looked.cause is Cause.RESYNC
+            assert looked.cause is SyncCause.RESYNC
             scene.go_on(24 * 3600)
             scene.keeper.wake()
-            await scene.until(Counted)
+            await scene.until(ModelsRefreshed)
             tasks.cancel_scope.cancel()
 
     run(play)
@@ -242,19 +259,19 @@ def test_something_unforeseen_in_a_file_is_said_once_and_does_not_end_the_watch(
 ) -> None:
     """The former settings stay in force, and the next file that can be read is taken; no key is in what is said."""
 
-    def fails(_reading: Reading) -> Reading:
+    def fails(_reading: ConfigSnapshot) -> ConfigSnapshot:
         raise RuntimeError("a bug with gsk_first-fake in its text")
 
     async def play() -> None:
         with monkeypatch.context() as broken:
-            broken.setattr(Reading, "again", fails)
+            broken.setattr(ConfigSnapshot, "again", fails)
             await scene.keeper.reread()
             await scene.keeper.reread()
         scene.write(**KEYS | {"GROQ_API_KEY": "gsk_second-fake"})
         await scene.keeper.reread()
 
     run(play)
-    assert [type(event) for event in scene.told] == [Refused, Accepted, Synced]
+    assert [type(event) for event in scene.told] == [ConfigRefused, ConfigAccepted, Synced]
     (said,) = sentences(scene.told[0])
     assert "RuntimeError: a bug with " in said.text
     assert "gsk_first-fake" not in said.text
@@ -265,17 +282,17 @@ def test_a_malformed_file_saved_as_a_sync_ends_does_not_end_the_keeper(scene: Sc
     """Models stay as they were, with what they know; a later sync, when the file is whole again, renews them."""
     toml = scene.folder / "isabella.toml"
     settings = scene.keeper.settings.model_copy(update={"watch": Watch.OFF})
-    models = Models(desired_providers(settings))
+    models = ModelCatalog(desired_providers(settings))
     former = models.providers
     readiness = Readiness()
 
-    async def look_for_drift(keeper: Keeper) -> None:
+    async def look_for_drift(keeper: Watcher) -> None:
         scene.go_on(301)
         keeper.wake()
         await scene.until(Synced)
 
     async def play() -> None:
-        keeping_on = keeping(readiness, settings, scene, models, schedule=scene.schedule, hear=scene.told.append)
+        keeping_on = run_watcher(readiness, settings, scene, models, schedule=scene.schedule, hear=scene.told.append)
         async with keeping_on as keeper:
             scene.meanwhile = lambda: toml.write_text("[[providers]\n")
             await look_for_drift(keeper)

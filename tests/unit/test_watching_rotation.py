@@ -10,38 +10,43 @@ from pydantic import SecretStr
 
 from isabella.catalog import known_vendors
 from isabella.providers.desired import Desired
-from isabella.providers.plan import Action, Change, State
-from isabella.providers.rotation import rehearse
-from isabella.providers.sealing import Match, Reading
-from isabella.stores import Stored
-from isabella.vendors.inquiry import Answer, Verdict
-from isabella.watching.census import Count, Speaker, count
+from isabella.providers.plan import Action, PlannedChange, ProviderState
+from isabella.providers.rotation import predict_sync
+from isabella.providers.sealing import KeyMatch, KeyReading
+from isabella.stores import StoredProvider
+from isabella.vendors.inquiry import KeyVerdict, VendorAnswer
+from isabella.watching.census import BoundAgent, ProviderModels, compare_models
 
 NEW, OLD = SecretStr("csk-canary-rotation-0001"), SecretStr("csk-canary-rotation-0000")
 DESIRED = Desired(known_vendors()[0], "cerebras", "cerebras", "http://a/v1", NEW, "CEREBRAS_API_KEY (.env)")
-ROW = Stored("provider-1", "cerebras", "cerebras", "http://a/v1", "text")
-CHANGE = Change(
+ROW = StoredProvider("provider-1", "cerebras", "cerebras", "http://a/v1", "text")
+CHANGE = PlannedChange(
     DESIRED,
     ROW,
-    Reading(Match.DIFFERENT, sealed=True, key=OLD),
-    State.STALE,
+    KeyReading(KeyMatch.DIFFERENT, sealed=True, key=OLD),
+    ProviderState.STALE,
     Action.UPDATE,
     "Letta holds another key",
     ask_vendor=True,
 )
-ACCEPTED, REFUSED = Answer(Verdict.ACCEPTED, "ok", 200), Answer(Verdict.REFUSED, "Wrong API Key", 401)
-SILENT = Answer(Verdict.UNREACHABLE, "no answer within 10 s")
+ACCEPTED, REFUSED = (
+    VendorAnswer(KeyVerdict.ACCEPTED, "ok", 200),
+    VendorAnswer(KeyVerdict.REFUSED, "Wrong API Key", 401),
+)
+SILENT = VendorAnswer(KeyVerdict.UNREACHABLE, "no answer within 10 s")
 
 
-def rehearsed(change: Change, new: Answer, old: Answer = ACCEPTED) -> tuple[Change, list[str]]:
+def rehearsed(
+    change: PlannedChange, new: VendorAnswer, old: VendorAnswer = ACCEPTED
+) -> tuple[PlannedChange, list[str]]:
     """What a rehearsal makes of a change, and the keys that were asked about."""
     asked: list[str] = []
 
-    async def ask(base_url: str, key: SecretStr) -> Answer:
+    async def ask(base_url: str, key: SecretStr) -> VendorAnswer:
         asked.append(key.get_secret_value())
         return new if key == NEW else old
 
-    (result,) = anyio.run(rehearse, [change], ask)
+    (result,) = anyio.run(predict_sync, [change], ask)
     return result, asked
 
 
@@ -56,7 +61,9 @@ def rehearsed(change: Change, new: Answer, old: Answer = ACCEPTED) -> tuple[Chan
         (SILENT, ACCEPTED, Action.UPDATE, "does not confirm the configured key (no answer within 10 s)"),
     ],
 )
-def test_each_kind_of_rotation_is_told_before_it_is_done(new: Answer, old: Answer, action: Action, said: str) -> None:
+def test_each_kind_of_rotation_is_told_before_it_is_done(
+    new: VendorAnswer, old: VendorAnswer, action: Action, said: str
+) -> None:
     """By the vendor's word about both keys; no key is in what is said."""
     result, _ = rehearsed(CHANGE, new, old)
     assert result.action is action
@@ -67,9 +74,11 @@ def test_each_kind_of_rotation_is_told_before_it_is_done(new: Answer, old: Answe
 
 def test_a_vendor_is_never_shown_a_stored_key_that_may_be_another_s() -> None:
     """Only one of its own form, and only where Letta would send it to the same address."""
-    foreign = replace(CHANGE, reading=Reading(Match.DIFFERENT, sealed=True, key=SecretStr("gsk_canary-elsewhere")))
+    foreign = replace(
+        CHANGE, reading=KeyReading(KeyMatch.DIFFERENT, sealed=True, key=SecretStr("gsk_canary-elsewhere"))
+    )
     moved = replace(CHANGE, stored=replace(ROW, base_url="http://b/v1"))
-    for change in (foreign, moved, replace(CHANGE, reading=Reading(Match.UNREADABLE, sealed=True))):
+    for change in (foreign, moved, replace(CHANGE, reading=KeyReading(KeyMatch.UNREADABLE, sealed=True))):
         assert rehearsed(change, ACCEPTED)[1] == [NEW.get_secret_value()]
 
 
@@ -77,28 +86,28 @@ def test_nobody_is_asked_about_a_key_that_letta_holds() -> None:
     """Nor where asking is switched off."""
     kept = replace(CHANGE, ask_vendor=False)
     assert rehearsed(kept, REFUSED) == (kept, [])
-    assert anyio.run(rehearse, [CHANGE], None) == [CHANGE]
+    assert anyio.run(predict_sync, [CHANGE], None) == [CHANGE]
 
 
 def test_the_census_compares_what_letta_listed_with_what_it_lists() -> None:
     """Agents are found whose model is gone at the vendor; one that Letta merely never listed is not lost."""
-    answer = Answer(Verdict.ACCEPTED, "ok", 200, models={"a": None, "new": None, "unlisted": None})
+    answer = VendorAnswer(KeyVerdict.ACCEPTED, "ok", 200, models={"a": None, "new": None, "unlisted": None})
     speakers = [
-        Speaker("Anna", "cerebras", "gone"),
-        Speaker("Bert", "cerebras", "unlisted"),
-        Speaker("Carl", "cerebras", "a"),
-        Speaker("Dora", "byok-groq", "gone"),
+        BoundAgent("Anna", "cerebras", "gone"),
+        BoundAgent("Bert", "cerebras", "unlisted"),
+        BoundAgent("Carl", "cerebras", "a"),
+        BoundAgent("Dora", "byok-groq", "gone"),
     ]
-    found = count("cerebras", frozenset({"a", "gone"}), frozenset({"a", "new"}), answer, speakers)
-    assert found == Count("cerebras", ("new",), ("gone",), (speakers[0],))
+    found = compare_models("cerebras", frozenset({"a", "gone"}), frozenset({"a", "new"}), answer, speakers)
+    assert found == ProviderModels("cerebras", ("new",), ("gone",), (speakers[0],))
     assert found.as_json()["lost"] == [{"agent": "Anna", "model": "gone"}]
-    quiet = count("cerebras", frozenset({"a"}), frozenset({"a"}), answer, speakers[1:])
+    quiet = compare_models("cerebras", frozenset({"a"}), frozenset({"a"}), answer, speakers[1:])
     assert not quiet.remarkable
 
 
 def test_a_vendor_that_lists_nothing_takes_no_model_from_anybody() -> None:
     """LongCat may list little: then only what Letta itself has dropped is lost."""
-    answer = Answer(Verdict.ACCEPTED, "ok", 200)
-    speaker = Speaker("Anna", "longcat", "LongCat-2.0")
-    assert count("longcat", frozenset(), frozenset(), answer, [speaker]).lost == ()
-    assert count("longcat", frozenset({"LongCat-2.0"}), frozenset(), answer, [speaker]).lost == (speaker,)
+    answer = VendorAnswer(KeyVerdict.ACCEPTED, "ok", 200)
+    speaker = BoundAgent("Anna", "longcat", "LongCat-2.0")
+    assert compare_models("longcat", frozenset(), frozenset(), answer, [speaker]).lost == ()
+    assert compare_models("longcat", frozenset({"LongCat-2.0"}), frozenset(), answer, [speaker]).lost == (speaker,)

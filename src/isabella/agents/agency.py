@@ -7,23 +7,23 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from isabella.agents import tending
-from isabella.agents.archive import Archive
+from isabella.agents.archive import ArchivalMemory
 from isabella.agents.binding import client_for
-from isabella.agents.client import open_client
+from isabella.agents.client import open_sdk_client
 from isabella.agents.definitions import AgentDefinition, load_definitions
-from isabella.agents.embedding import Vectors, address, address_secret, choose
+from isabella.agents.embedding import EmbeddingSetup, address, address_secret, choose_search_method
 from isabella.agents.history import History
-from isabella.agents.memory import Memory
-from isabella.agents.models import Models
-from isabella.agents.residents import Residents
-from isabella.agents.tending import Ensured
+from isabella.agents.memory import CoreMemory
+from isabella.agents.models import ModelCatalog
+from isabella.agents.residents import AgentRegistry
+from isabella.agents.tending import EnsureResult
 from isabella.connection import Connection, connect
 from isabella.locks import sync_lock
 from isabella.settings import Settings
 
 
 @dataclass
-class Agency:
+class AgentService:
     """The agents of one Letta, with their models and their memory.
 
     Attributes:
@@ -42,15 +42,15 @@ class Agency:
     settings: Settings
     connection: Connection
     definitions: Sequence[AgentDefinition]
-    residents: Residents
-    models: Models
-    memory: Memory
-    archive: Archive
+    residents: AgentRegistry
+    models: ModelCatalog
+    memory: CoreMemory
+    archive: ArchivalMemory
     history: History
-    vectors: Vectors | None = None
-    ensured: Sequence[Ensured] = field(default_factory=tuple)
+    vectors: EmbeddingSetup | None = None
+    ensured: Sequence[EnsureResult] = field(default_factory=tuple)
 
-    async def ensure(self) -> Sequence[Ensured]:
+    async def ensure(self) -> Sequence[EnsureResult]:
         """Bring the agents in line with their definitions; one process at a time does so.
 
         Raises:
@@ -64,9 +64,9 @@ class Agency:
 
 
 @asynccontextmanager
-async def open_agency(
+async def open_agent_service(
     settings: Settings, connection: Connection | None = None, *, backend: str | None = None
-) -> AsyncIterator[Agency]:
+) -> AsyncIterator[AgentService]:
     """Open the agents of a Letta.
 
     Args:
@@ -79,17 +79,25 @@ async def open_agency(
         LettaError: it cannot be reached.
     """
     definitions = load_definitions(settings)
-    models = Models.of(settings)
+    models = ModelCatalog.of(settings)
     connection = connection or await connect(settings)
     vectors = None
     if backend is not None:
-        choice = choose(settings, models.providers)
-        vectors = Vectors(choice, address(backend, address_secret(connection.home)))
-    async with open_client(connection) as client:
-        residents = Residents(client, definitions)
+        choice = choose_search_method(settings, models.providers)
+        vectors = EmbeddingSetup(choice, address(backend, address_secret(connection.home)))
+    async with open_sdk_client(connection) as client:
+        residents = AgentRegistry(client, definitions)
         wire = residents.wire
         health = await wire.get("/v1/health/")
         models.client = client_for(str(health.get("version")) if isinstance(health, dict) else "")
-        yield Agency(
-            settings, connection, definitions, residents, models, Memory(wire), Archive(wire), History(wire), vectors
+        yield AgentService(
+            settings,
+            connection,
+            definitions,
+            residents,
+            models,
+            CoreMemory(wire),
+            ArchivalMemory(wire),
+            History(wire),
+            vectors,
         )

@@ -17,7 +17,7 @@ from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from isabella.agents.archive import Passage
+from isabella.agents.archive import ArchivalPassage
 from isabella.errors import AgentFileRefused
 from isabella.redaction import redact
 
@@ -101,7 +101,7 @@ class AgentFile:
     rules: Sequence[Rule]
     tags: Sequence[str]
     metadata: Mapping[str, Any]
-    passages: Sequence[Passage]
+    passages: Sequence[ArchivalPassage]
     left_out: Sequence[str]
 
 
@@ -477,7 +477,7 @@ def _read(document: Any) -> AgentFile:
         tags=tags,
         metadata=agent.metadata,
         passages=[
-            Passage("", one.text, tuple(one.tags), one.created_at)
+            ArchivalPassage("", one.text, tuple(one.tags), one.created_at)
             for one in (file.isabella.passages if file.isabella else ())
         ],
         left_out=[*_untaken(file, agent, index), *special, *about_messages],

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from isabella.agents.memory import check_text
-from isabella.agents.wire import Wire
+from isabella.agents.wire import LettaClient
 from isabella.errors import LettaRefused, MemoryRefused, MemoryTooLong, MemoryUnknown
 
 #: Passages that Letta is asked for at once. It shows the whole vector of each, some 40 kB.
@@ -17,7 +17,7 @@ _TOO_LONG = "exceeds token limit"
 
 
 @dataclass(frozen=True)
-class Passage:
+class ArchivalPassage:
     """A passage of archival memory.
 
     Attributes:
@@ -33,17 +33,17 @@ class Passage:
     created_at: str | None = None
 
 
-class Archive:
+class ArchivalMemory:
     """The archival memory of agents.
 
     Args:
         wire: their Letta.
     """
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: LettaClient) -> None:
         self._wire = wire
 
-    async def passages(self, agent_id: str, *, limit: int = _PAGE, after: str | None = None) -> list[Passage]:
+    async def passages(self, agent_id: str, *, limit: int = _PAGE, after: str | None = None) -> list[ArchivalPassage]:
         """A page of passages, oldest first.
 
         Args:
@@ -59,13 +59,13 @@ class Archive:
         )
         return [_passage(row) for row in rows]
 
-    async def every(self, agent_id: str) -> list[Passage]:
+    async def every(self, agent_id: str) -> list[ArchivalPassage]:
         """All passages, oldest first.
 
         Raises:
             LettaError: they cannot be read.
         """
-        found: dict[str, Passage] = {}
+        found: dict[str, ArchivalPassage] = {}
         after: str | None = None
         while True:
             page = await self.passages(agent_id, after=after)
@@ -77,7 +77,7 @@ class Archive:
 
     async def add(
         self, agent_id: str, text: str, tags: Sequence[str] = (), *, created_at: str | datetime | None = None
-    ) -> Passage:
+    ) -> ArchivalPassage:
         """Write a passage.
 
         Raises:
@@ -123,7 +123,7 @@ class Archive:
                 return
         raise MemoryUnknown(f"There is no passage {passage_id[:100]!r} in this agent's archival memory.")
 
-    async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[Passage]:
+    async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[ArchivalPassage]:
         """The passages nearest to a query, best first: by meaning where the agent has vectors, by text otherwise.
 
         Raises:
@@ -135,10 +135,10 @@ class Archive:
             return []
         found = await self._wire.get(f"/v1/agents/{agent_id}/archival-memory/search", query=query, top_k=limit)
         return [
-            Passage(row["id"], row["content"], tuple(row.get("tags") or ()), row.get("timestamp"))
+            ArchivalPassage(row["id"], row["content"], tuple(row.get("tags") or ()), row.get("timestamp"))
             for row in found["results"]
         ]
 
 
-def _passage(row: dict[str, Any]) -> Passage:
-    return Passage(row["id"], row["text"], tuple(row.get("tags") or ()), row.get("created_at"))
+def _passage(row: dict[str, Any]) -> ArchivalPassage:
+    return ArchivalPassage(row["id"], row["text"], tuple(row.get("tags") or ()), row.get("created_at"))

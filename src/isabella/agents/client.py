@@ -13,7 +13,7 @@ from isabella.peers import async_hooks
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=3.0)
 
 
-def open_client(connection: Connection) -> AsyncLetta:
+def open_sdk_client(connection: Connection) -> AsyncLetta:
     """A client for the agents of this Letta. It retries nothing: a repeated message would be said twice."""
     loopback = httpx.URL(connection.base_url).host in ("127.0.0.1", "localhost", "::1")
     return AsyncLetta(

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from isabella.agents.binding import Binding, is_older
-from isabella.agents.wire import PAGE, Wire
+from isabella.agents.wire import PAGE, LettaClient
 from isabella.catalog import known_vendors
 
 #: The strictest form of ids that is known; every vendor takes it.
@@ -31,7 +31,7 @@ _OF_A_CALL = ("tool_call_message", "approval_request_message")
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedContext:
     """A context that was made to fit.
 
     Attributes:
@@ -59,7 +59,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ContextMessage:
     """A message in an agent's context.
 
     Attributes:
@@ -75,7 +75,7 @@ class Seen:
     by_user: bool = False
 
 
-def form_for(binding: Binding) -> re.Pattern[str] | None:
+def required_id_form(binding: Binding) -> re.Pattern[str] | None:
     """The form of ids that the vendor of a binding insists on; None where it takes any."""
     for vendor in known_vendors():
         here = binding.provider == vendor.provider or _host(binding.base_url) == _host(vendor.base_url)
@@ -84,7 +84,7 @@ def form_for(binding: Binding) -> re.Pattern[str] | None:
     return None
 
 
-def foreign(context: Sequence[Seen], form: re.Pattern[str]) -> frozenset[str]:
+def foreign_calls(context: Sequence[ContextMessage], form: re.Pattern[str]) -> frozenset[str]:
     """The ids of the messages with tool calls, or results, whose ids have another form.
 
     A call that still waits for its result, or for somebody's approval, stays.
@@ -99,15 +99,15 @@ def foreign(context: Sequence[Seen], form: re.Pattern[str]) -> frozenset[str]:
     return frozenset(message.id for message in context if odd & (message.calls | message.results))
 
 
-def unanswered(context: Sequence[Seen]) -> tuple[str, ...]:
+def unanswered_results(context: Sequence[ContextMessage]) -> tuple[str, ...]:
     """The ids of the tool results after which a message of the user comes, or the next turn."""
-    following = [*context[1:], Seen("", by_user=True)]
+    following = [*context[1:], ContextMessage("", by_user=True)]
     return tuple(
         message.id for message, after in zip(context, following, strict=True) if message.results and after.by_user
     )
 
 
-async def fit(wire: Wire, agent_id: str, form: re.Pattern[str] = STRICTEST) -> Fitted | None:
+async def fit(wire: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTEST) -> FittedContext | None:
     """Make an agent's context such that a vendor takes it which insists on this form of ids.
 
     Args:
@@ -127,9 +127,9 @@ async def fit(wire: Wire, agent_id: str, form: re.Pattern[str] = STRICTEST) -> F
         return None
     ids = [str(id) for id in row.get("message_ids") or ()]
     context = await _context(wire, agent_id, ids)
-    out = foreign(context, form)
+    out = foreign_calls(context, form)
     kept = [message for message in context if message.id not in out]
-    gaps = unanswered(kept)
+    gaps = unanswered_results(kept)
     if not out and not gaps:
         return None
     answers: dict[str, str] = {}
@@ -142,10 +142,10 @@ async def fit(wire: Wire, agent_id: str, form: re.Pattern[str] = STRICTEST) -> F
     whole = tuple(each for id in ids for each in (id, answers.get(id)) if each is not None)
     now = tuple(id for id in whole if id not in out)
     await wire.patch(f"/v1/agents/{agent_id}", {"message_ids": list(now)})
-    return Fitted(whole, now, sum(bool(message.calls) for message in context if message.id in out))
+    return FittedContext(whole, now, sum(bool(message.calls) for message in context if message.id in out))
 
 
-async def put_back(wire: Wire, agent_id: str, fitted: Fitted) -> None:
+async def restore(wire: LettaClient, agent_id: str, fitted: FittedContext) -> None:
     """Show an agent again what was taken out of its context, unless that was summed up meanwhile.
 
     Raises:
@@ -160,7 +160,7 @@ async def put_back(wire: Wire, agent_id: str, fitted: Fitted) -> None:
 
 
 async def add(
-    wire: Wire, agent_id: str, asked: str, answer: str, *, known: Collection[str], model: str = "-"
+    wire: LettaClient, agent_id: str, asked: str, answer: str, *, known: Collection[str], model: str = "-"
 ) -> list[str]:
     """Add what was said and answered to an agent's history, and not to its context.
 
@@ -197,7 +197,7 @@ async def add(
     return added
 
 
-async def _context(wire: Wire, agent_id: str, ids: Sequence[str]) -> list[Seen]:
+async def _context(wire: LettaClient, agent_id: str, ids: Sequence[str]) -> list[ContextMessage]:
     """The messages with these ids, in their order, as far as they are found."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     before: str | None = None
@@ -215,13 +215,13 @@ async def _context(wire: Wire, agent_id: str, ids: Sequence[str]) -> list[Seen]:
     return [_seen(id, found[id]) for id in ids if id in found]
 
 
-def _seen(id: str, rows: Sequence[Mapping[str, Any]]) -> Seen:
+def _seen(id: str, rows: Sequence[Mapping[str, Any]]) -> ContextMessage:
     calls = frozenset(each for row in rows if row.get("message_type") in _OF_A_CALL for each in _call_ids(row))
     results = frozenset(
         each for row in rows if row.get("message_type") == "tool_return_message" for each in _result_ids(row)
     )
     by_user = any(row.get("message_type") in _OF_THE_USER for row in rows)
-    return Seen(id, calls, results, by_user)
+    return ContextMessage(id, calls, results, by_user)
 
 
 def _call_ids(row: Mapping[str, Any]) -> Iterator[str]:

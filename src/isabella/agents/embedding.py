@@ -39,7 +39,7 @@ NO_EMBEDDING = {
 _CHUNK = 300
 
 
-class Source(StrEnum):
+class VectorSource(StrEnum):
     """Where an agent's vectors come from."""
 
     MISTRAL = "mistral"
@@ -49,7 +49,7 @@ class Source(StrEnum):
 
 
 @dataclass(frozen=True)
-class Choice:
+class SearchMethod:
     """How an agent's archival memory is searched. It stays with the agent: vectors of two models must not mix.
 
     Attributes:
@@ -58,7 +58,7 @@ class Choice:
         dimensions: how long they are.
     """
 
-    source: Source
+    source: VectorSource
     model: str | None = None
     dimensions: int = 0
 
@@ -67,16 +67,20 @@ class Choice:
         return {"source": self.source.value, "model": self.model, "dimensions": self.dimensions}
 
     @classmethod
-    def of_mark(cls, mark: Mapping[str, Any] | None) -> Choice | None:
+    def of_mark(cls, mark: Mapping[str, Any] | None) -> SearchMethod | None:
         """The choice that an agent's metadata keeps; None where none was made."""
         try:
-            return None if mark is None else cls(Source(mark["source"]), mark.get("model"), int(mark["dimensions"]))
+            return (
+                None
+                if mark is None
+                else cls(VectorSource(mark["source"]), mark.get("model"), int(mark["dimensions"]))
+            )
         except (KeyError, ValueError, TypeError):
             return None
 
     def as_config(self, address: SecretStr | None) -> dict[str, Any] | None:
         """Letta's `embedding_config`; None where there are no vectors, or no address for them."""
-        if self.source is Source.TEXT or address is None:
+        if self.source is VectorSource.TEXT or address is None:
             return None
         return {
             "embedding_endpoint_type": "openai",
@@ -88,7 +92,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Vectors:
+class EmbeddingSetup:
     """How new agents are searched, and where Letta asks for the vectors of all.
 
     Attributes:
@@ -96,15 +100,15 @@ class Vectors:
         address: where Letta asks; None where no backend serves it.
     """
 
-    choice: Choice
+    choice: SearchMethod
     address: SecretStr | None = None
 
 
-TEXT = Choice(Source.TEXT)
-MISTRAL = Choice(Source.MISTRAL, "mistral-embed", 1024)
+TEXT = SearchMethod(VectorSource.TEXT)
+MISTRAL = SearchMethod(VectorSource.MISTRAL, "mistral-embed", 1024)
 
 
-def choose(settings: Settings, providers: tuple[Desired, ...]) -> Choice:
+def choose_search_method(settings: Settings, providers: tuple[Desired, ...]) -> SearchMethod:
     """What a new agent gets.
 
     Raises:
@@ -113,25 +117,25 @@ def choose(settings: Settings, providers: tuple[Desired, ...]) -> Choice:
     from isabella.agents import local_model
 
     wish = settings.embeddings
-    key = mistral(providers) is not None
+    key = mistral_source(providers) is not None
     if wish is Embeddings.MISTRAL and not key:
         raise ConfigurationError(
             "ISABELLA_EMBEDDINGS is mistral, but Mistral has no key.",
             remedy="Set MISTRAL_API_KEY, or choose another.",
         )
-    if wish is Embeddings.LOCAL and not local_model.installed():
+    if wish is Embeddings.LOCAL and not local_model.local_model_installed():
         raise ConfigurationError(
             "ISABELLA_EMBEDDINGS is local, but the local model is not installed.",
             remedy="Install it: pip install 'isabella[local-embeddings]'.",
         )
     if wish is Embeddings.MISTRAL or (wish is Embeddings.AUTO and key):
         return MISTRAL
-    if wish is Embeddings.LOCAL or (wish is Embeddings.AUTO and local_model.installed()):
-        return Choice(Source.LOCAL, local_model.MODEL, local_model.DIMENSIONS)
+    if wish is Embeddings.LOCAL or (wish is Embeddings.AUTO and local_model.local_model_installed()):
+        return SearchMethod(VectorSource.LOCAL, local_model.MODEL, local_model.DIMENSIONS)
     return TEXT
 
 
-def mistral(providers: tuple[Desired, ...]) -> Desired | None:
+def mistral_source(providers: tuple[Desired, ...]) -> Desired | None:
     """Mistral as it is configured; None where it has no key that could be used."""
     return next(
         (p for p in providers if p.vendor.name == VENDOR and p.key is not None and p.problem is None),

@@ -11,7 +11,7 @@ from isabella.agents.binding import GENERIC, OPENAI, Binding
 
 
 @dataclass(frozen=True)
-class Engine:
+class LlmConfig:
     """An agent's `llm_config`.
 
     Attributes:
@@ -37,7 +37,7 @@ class Engine:
     agent_type: str | None = None
 
     @classmethod
-    def of(cls, llm_config: Mapping[str, Any], agent_type: str | None = None) -> Engine:
+    def of(cls, llm_config: Mapping[str, Any], agent_type: str | None = None) -> LlmConfig:
         """What Letta has, as it has it."""
         return cls(
             model=str(llm_config.get("model") or "-"),

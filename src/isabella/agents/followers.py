@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 import anyio
 
 from isabella.connection import Connection
-from isabella.providers.followers import Moved, Note
-from isabella.stores.letta_server import LettaServer
+from isabella.providers.followers import MovedAgent, Note
+from isabella.stores.letta_server import LettaProviders
 
 if TYPE_CHECKING:
-    from isabella.agents.engine import Engine
+    from isabella.agents.engine import LlmConfig
 
 
-class LettaFollowers:
+class LettaBoundAgents:
     """Those of a Letta server.
 
     Args:
@@ -23,11 +23,11 @@ class LettaFollowers:
         store: the same, open; it counts agents, which costs next to nothing.
     """
 
-    def __init__(self, connection: Connection, store: LettaServer) -> None:
+    def __init__(self, connection: Connection, store: LettaProviders) -> None:
         self._connection = connection
         self._store = store
         self._lock = anyio.Lock()
-        self._engines: list[Engine] | None = None
+        self._engines: list[LlmConfig] | None = None
 
     async def astray(self, provider: str, base_url: str) -> bool:
         """Whether any agent of this provider calls another address, as it was when this was first asked."""
@@ -38,19 +38,19 @@ class LettaFollowers:
 
     async def follow(self, provider: str, base_url: str, note: Note) -> None:
         """Have every agent of this provider call this address."""
-        from isabella.agents.following import follow
+        from isabella.agents.following import move_agents
 
-        await follow(self._connection, provider, base_url, note)
+        await move_agents(self._connection, provider, base_url, note)
 
-    async def send_back(self, provider: str, moved: Sequence[Moved]) -> None:
+    async def send_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
         """Have these agents call what they called before."""
-        from isabella.agents.following import send_back
+        from isabella.agents.following import restore_agents
 
-        await send_back(self._connection, provider, moved)
+        await restore_agents(self._connection, provider, moved)
 
-    async def _look(self) -> list[Engine]:
+    async def _look(self) -> list[LlmConfig]:
         if await self._store.count_agents() == 0:
             return []
-        from isabella.agents.following import engines
+        from isabella.agents.following import list_llm_configs
 
-        return await engines(self._connection)
+        return await list_llm_configs(self._connection)

@@ -7,21 +7,21 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
-from isabella.agents.client import open_client
-from isabella.agents.engine import Engine
+from isabella.agents.client import open_sdk_client
+from isabella.agents.engine import LlmConfig
 from isabella.agents.llm_config import point_to
-from isabella.agents.wire import Wire
-from isabella.concurrency import together
+from isabella.agents.wire import LettaClient
+from isabella.concurrency import gather
 from isabella.connection import Connection
 from isabella.errors import LettaBroken, LettaError, LettaRefused
-from isabella.providers.followers import Moved, Note
+from isabella.providers.followers import MovedAgent, Note
 
 _AT_ONCE = 8
 #: A turn that is just ending may bind its agent back to what was true when it looked.
 _PASSES = 3
 
 
-async def engines(connection: Connection) -> list[Engine]:
+async def list_llm_configs(connection: Connection) -> list[LlmConfig]:
     """What every agent speaks through.
 
     Raises:
@@ -31,7 +31,7 @@ async def engines(connection: Connection) -> list[Engine]:
         return [*(await _everybody(wire)).values()]
 
 
-async def follow(connection: Connection, provider: str, base_url: str, note: Note) -> None:
+async def move_agents(connection: Connection, provider: str, base_url: str, note: Note) -> None:
     """Have every agent of a provider call this address, with nothing else about it changed.
 
     Args:
@@ -47,7 +47,7 @@ async def follow(connection: Connection, provider: str, base_url: str, note: Not
     async with _opened(connection) as wire:
 
         def told(row: Mapping[str, Any], former: str | None) -> None:
-            note(Moved(row["id"], str(row.get("name") or row["id"]), former))
+            note(MovedAgent(row["id"], str(row.get("name") or row["id"]), former))
 
         async def one(agent_id: str) -> None:
             async with _noted(trouble, agent_id):
@@ -62,7 +62,7 @@ async def follow(connection: Connection, provider: str, base_url: str, note: Not
         for _ in range(_PASSES):
             if not (left := await behind()):
                 break
-            await together([partial(one, agent_id) for agent_id in left], at_once=_AT_ONCE)
+            await gather([partial(one, agent_id) for agent_id in left], at_once=_AT_ONCE)
         else:
             # An answer is no proof of a change; only this is.
             if left := await behind():
@@ -71,7 +71,7 @@ async def follow(connection: Connection, provider: str, base_url: str, note: Not
         raise error
 
 
-async def send_back(connection: Connection, provider: str, moved: Sequence[Moved]) -> None:
+async def restore_agents(connection: Connection, provider: str, moved: Sequence[MovedAgent]) -> None:
     """Have these agents call what they called before.
 
     Raises:
@@ -80,29 +80,29 @@ async def send_back(connection: Connection, provider: str, moved: Sequence[Moved
     trouble: dict[str, LettaError] = {}
     async with _opened(connection) as wire:
 
-        async def one(agent: Moved) -> None:
+        async def one(agent: MovedAgent) -> None:
             async with _noted(trouble, agent.id):
                 await point_to(wire, agent.id, provider, agent.former)
 
         calls: list[Callable[[], Awaitable[None]]] = [partial(one, agent) for agent in moved]
-        await together(calls, at_once=_AT_ONCE)
+        await gather(calls, at_once=_AT_ONCE)
     for error in trouble.values():
         raise error
 
 
 @asynccontextmanager
-async def _opened(connection: Connection) -> AsyncIterator[Wire]:
-    async with open_client(connection) as client:
-        yield Wire(client)
+async def _opened(connection: Connection) -> AsyncIterator[LettaClient]:
+    async with open_sdk_client(connection) as client:
+        yield LettaClient(client)
 
 
-async def _everybody(wire: Wire) -> dict[str, Engine]:
+async def _everybody(wire: LettaClient) -> dict[str, LlmConfig]:
     """All agents by id, without blocks, tools and tags: of a thousand agents those take Letta most of the time.
 
     Those that Letta hides speak as all others do.
     """
     rows = await wire.every("/v1/agents/", order_by="created_at", include_relationships="", show_hidden_agents="true")
-    return {row["id"]: Engine.of(config) for row in rows if (config := row.get("llm_config"))}
+    return {row["id"]: LlmConfig.of(config) for row in rows if (config := row.get("llm_config"))}
 
 
 @asynccontextmanager

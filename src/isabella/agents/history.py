@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from isabella.agents.memory import check_text, unless_unknown
-from isabella.agents.wire import PAGE, Wire
+from isabella.agents.wire import PAGE, LettaClient
 from isabella.errors import LettaRefused
 
 #: How far back the history is read where Letta's own search cannot be used.
@@ -28,7 +28,7 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class Entry:
+class HistoryEntry:
     """One thing that was said or done.
 
     Attributes:
@@ -49,7 +49,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Page:
+class HistoryPage:
     """A stretch of history.
 
     Attributes:
@@ -57,7 +57,7 @@ class Page:
         before: what to ask with for the stretch before this one; None where it begins here.
     """
 
-    entries: tuple[Entry, ...]
+    entries: tuple[HistoryEntry, ...]
     before: str | None
 
 
@@ -68,10 +68,10 @@ class History:
         wire: their Letta.
     """
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: LettaClient) -> None:
         self._wire = wire
 
-    async def page(self, agent_id: str, *, limit: int = 50, before: str | None = None) -> Page:
+    async def page(self, agent_id: str, *, limit: int = 50, before: str | None = None) -> HistoryPage:
         """The newest messages, or those before one.
 
         Args:
@@ -90,9 +90,9 @@ class History:
         # 0.16 gives every page oldest first: `order` only says from which end it is taken.
         ids = list(dict.fromkeys(row["id"] for row in rows))
         entries = [entry for row in rows if (entry := _entry(row))]
-        return Page(tuple(entries), ids[0] if len(ids) >= limit else None)
+        return HistoryPage(tuple(entries), ids[0] if len(ids) >= limit else None)
 
-    async def since(self, agent_id: str, message_id: str | None) -> tuple[list[Entry], str | None]:
+    async def since(self, agent_id: str, message_id: str | None) -> tuple[list[HistoryEntry], str | None]:
         """Everything after a message, oldest first, and the id of the last message there is.
 
         Raises:
@@ -117,7 +117,7 @@ class History:
         entries = [entry for row in rows if (entry := _entry(row))]
         return entries, rows[-1]["id"] if rows else message_id
 
-    async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[Entry]:
+    async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[HistoryEntry]:
         """What was said that has the query's words in it, newest first.
 
         Raises:
@@ -128,7 +128,7 @@ class History:
         words = query.casefold().split()
         if not words:
             return []
-        found: list[Entry] = []
+        found: list[HistoryEntry] = []
         before: str | None = None
         for _ in range(_PAGES_SEARCHED):
             page = await self.page(agent_id, limit=PAGE, before=before)
@@ -139,17 +139,17 @@ class History:
         return found[:limit]
 
 
-def _matches(entry: Entry, words: Sequence[str]) -> bool:
+def _matches(entry: HistoryEntry, words: Sequence[str]) -> bool:
     text = entry.text.casefold()
     return entry.kind in ("user", "assistant", "summary") and all(word in text for word in words)
 
 
-def _entry(row: dict[str, Any]) -> Entry | None:
+def _entry(row: dict[str, Any]) -> HistoryEntry | None:
     """The entry of a message; None for what is nobody's words, as the system prompt."""
     kind = _KINDS.get(row.get("message_type", ""))
     if kind is None:
         return None
-    entry = Entry(row["id"], row.get("date") or "", kind, "")
+    entry = HistoryEntry(row["id"], row.get("date") or "", kind, "")
     match kind:
         case "reasoning":
             return replace(entry, text=row.get("reasoning") or "")
@@ -167,7 +167,7 @@ def _entry(row: dict[str, Any]) -> Entry | None:
             return _spoken(entry, _text(row.get("content")))
 
 
-def _spoken(entry: Entry, text: str) -> Entry | None:
+def _spoken(entry: HistoryEntry, text: str) -> HistoryEntry | None:
     """What was said; what Letta itself slips in as a user's message, in JSON, is a summary or no words at all."""
     if entry.kind != "user" or not text.startswith("{"):
         return replace(entry, text=text)

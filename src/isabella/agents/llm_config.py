@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from isabella.agents.binding import Binding, is_older
-from isabella.agents.context import Fitted, form_for
-from isabella.agents.engine import Engine
-from isabella.agents.marks import Lowered, Marks
-from isabella.agents.wire import Wire
+from isabella.agents.context import FittedContext, required_id_form
+from isabella.agents.engine import LlmConfig
+from isabella.agents.marks import AgentMetadata, LoweredLimit
+from isabella.agents.wire import LettaClient
 from isabella.errors import LettaRefused
 
 #: Fields that describe one model, and are wrong for another.
@@ -22,7 +22,7 @@ _OF_ONE_MODEL = ("display_name", "model_wrapper", "compatibility_type", "tier")
 
 
 @dataclass(frozen=True)
-class Bound:
+class BindingResult:
     """What an agent is bound to now.
 
     Attributes:
@@ -33,9 +33,9 @@ class Bound:
     """
 
     binding: Binding
-    lowered: Lowered | None = None
+    lowered: LoweredLimit | None = None
     agent_type: str | None = None
-    fitted: Fitted | None = None
+    fitted: FittedContext | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -48,7 +48,7 @@ class Bound:
             )
         if self.fitted is not None:
             said.append(self.fitted.note)
-        if is_older(self.agent_type) and form_for(self.binding) is not None:
+        if is_older(self.agent_type) and required_id_form(self.binding) is not None:
             said.append(
                 f"This vendor refuses what Letta sends for agents of type {self.agent_type}, after the first tool "
                 "call at the latest. Switch the agent to another vendor."
@@ -56,24 +56,24 @@ class Bound:
         return tuple(said)
 
 
-def creation(binding: Binding) -> dict[str, Any]:
+def creation_fields(binding: Binding) -> dict[str, Any]:
     """The part of the body that creates an agent which binds it."""
     return {"llm_config": binding.as_llm_config()}
 
 
-def imported(settings: Mapping[str, Any], binding: Binding) -> dict[str, Any]:
+def import_fields(settings: Mapping[str, Any], binding: Binding) -> dict[str, Any]:
     """The part of an agent file that binds the agent, with the settings that the file has."""
     return {"llm_config": _merged(settings, binding, None)[0]}
 
 
 async def bind(
-    wire: Wire,
+    wire: LettaClient,
     agent_id: str,
     binding: Binding,
     others: Mapping[str, Any] | None = None,
     *,
     settings: Mapping[str, Any] | None = None,
-) -> Bound:
+) -> BindingResult:
     """Bind an agent, and keep every other setting of its `llm_config`.
 
     Args:
@@ -90,7 +90,7 @@ async def bind(
     binding = binding.suited(row.get("agent_type"))
     update = dict(others or {})
     metadata = update.get("metadata") or row.get("metadata")
-    noted = Marks.read(metadata)
+    noted = AgentMetadata.read(metadata)
     config, lowered = _merged({**(row.get("llm_config") or {}), **(settings or {})}, binding, noted.lowered)
     if lowered != noted.lowered:
         update["metadata"] = replace(noted, lowered=lowered).into(metadata)
@@ -104,11 +104,11 @@ async def bind(
             raise
         del update["compaction_settings"]
         await wire.patch(f"/v1/agents/{agent_id}", update)
-    return Bound(binding, lowered, row.get("agent_type"))
+    return BindingResult(binding, lowered, row.get("agent_type"))
 
 
 async def point_to(
-    wire: Wire,
+    wire: LettaClient,
     agent_id: str,
     provider: str,
     base_url: str | None,
@@ -131,7 +131,7 @@ async def point_to(
     """
     row = await wire.agent(agent_id)
     config = row.get("llm_config") or {}
-    if not Engine.of(config).strays_from(provider, base_url):
+    if not LlmConfig.of(config).strays_from(provider, base_url):
         return False
     before(row, config.get("model_endpoint"))
     await wire.patch(f"/v1/agents/{agent_id}", {"llm_config": {**config, "model_endpoint": base_url}})
@@ -139,8 +139,8 @@ async def point_to(
 
 
 def _merged(
-    current: Mapping[str, Any], binding: Binding, lowered: Lowered | None
-) -> tuple[dict[str, Any], Lowered | None]:
+    current: Mapping[str, Any], binding: Binding, lowered: LoweredLimit | None
+) -> tuple[dict[str, Any], LoweredLimit | None]:
     """The settings that there are with the fields of a binding in them, and what became of `max_tokens`."""
     config = {**current, **binding.as_llm_config()}
     if current.get("model") != binding.model:
@@ -150,6 +150,6 @@ def _merged(
         wanted = lowered.wanted
     if not isinstance(wanted, int):
         return config, None
-    now = Lowered(wanted, to=binding.window // 2) if wanted >= binding.window > 1 else None
+    now = LoweredLimit(wanted, to=binding.window // 2) if wanted >= binding.window > 1 else None
     config["max_tokens"] = wanted if now is None else now.to
     return config, now

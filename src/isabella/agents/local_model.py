@@ -15,12 +15,12 @@ MODEL = "wordllama-l2-supercat-256"
 DIMENSIONS = 256
 
 
-def installed() -> bool:
+def local_model_installed() -> bool:
     """Whether the extra is there."""
     return util.find_spec("wordllama") is not None
 
 
-def embed(texts: Sequence[str]) -> list[list[float]]:
+def embed_locally(texts: Sequence[str]) -> list[list[float]]:
     """The vectors of texts, each of length 1. The first call loads the model, which takes about a second.
 
     Raises:

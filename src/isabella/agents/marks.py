@@ -11,7 +11,7 @@ from typing import Any
 from isabella.agents.definitions import AgentDefinition
 
 #: On every agent that Isabella keeps or has taken in.
-OURS = "isabella"
+MANAGED_TAG = "isabella"
 #: Begins the tag that says of which definition an agent is.
 DEFINITION = "isabella:agent:"
 #: On agents that came from a file.
@@ -21,7 +21,7 @@ KEY = "isabella"
 
 
 @dataclass(frozen=True)
-class Lowered:
+class LoweredLimit:
     """A limit of an agent's answers that does not fit into its model's window.
 
     Attributes:
@@ -33,7 +33,7 @@ class Lowered:
     to: int
 
     @classmethod
-    def read(cls, found: Any) -> Lowered | None:
+    def read(cls, found: Any) -> LoweredLimit | None:
         """What an agent's metadata says; None for another shape."""
         match found:
             case {"wanted": int(wanted), "to": int(to)}:
@@ -42,7 +42,7 @@ class Lowered:
 
 
 @dataclass(frozen=True)
-class Marks:
+class AgentMetadata:
     """What the metadata of an agent holds of Isabella's.
 
     Attributes:
@@ -58,10 +58,10 @@ class Marks:
     tools: tuple[str, ...] = ()
     embedding: Mapping[str, Any] | None = None
     reflected: str | None = None
-    lowered: Lowered | None = None
+    lowered: LoweredLimit | None = None
 
     @classmethod
-    def read(cls, metadata: Mapping[str, Any] | None) -> Marks:
+    def read(cls, metadata: Mapping[str, Any] | None) -> AgentMetadata:
         """The marks in an agent's metadata; what has another shape counts as absent."""
         found = (metadata or {}).get(KEY)
         if not isinstance(found, dict):
@@ -73,7 +73,7 @@ class Marks:
             tools=tuple(str(tool) for tool in tools) if isinstance(tools, list) else (),
             embedding=embedding if isinstance(embedding, dict) else None,
             reflected=reflected if isinstance(reflected, str) else None,
-            lowered=Lowered.read(found.get("max_tokens")),
+            lowered=LoweredLimit.read(found.get("max_tokens")),
         )
 
     def into(self, metadata: Mapping[str, Any] | None) -> dict[str, Any]:

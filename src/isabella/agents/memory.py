@@ -14,7 +14,7 @@ from typing import Any
 
 import anyio
 
-from isabella.agents.wire import Wire
+from isabella.agents.wire import LettaClient
 from isabella.errors import LettaRefused, MemoryChanged, MemoryRefused, MemoryTooLong, MemoryUnknown
 
 #: Holds an agent's turns back while somebody else writes its memory.
@@ -27,7 +27,7 @@ _DIGITS = 16
 
 
 @dataclass(frozen=True)
-class Block:
+class MemoryBlock:
     """A memory block as it stands.
 
     Attributes:
@@ -52,7 +52,7 @@ class Block:
         return hashlib.sha256(self.value.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
 
 
-class Memory:
+class CoreMemory:
     """The memory blocks of agents.
 
     Args:
@@ -60,11 +60,11 @@ class Memory:
         hold: holds an agent's turns back while a block is written, so that the agent does not write at that moment.
     """
 
-    def __init__(self, wire: Wire, hold: Hold | None = None) -> None:
+    def __init__(self, wire: LettaClient, hold: Hold | None = None) -> None:
         self._wire = wire
-        self.hold = hold or one_at_a_time()
+        self.hold = hold or in_process_holds()
 
-    async def blocks(self, agent_id: str) -> list[Block]:
+    async def blocks(self, agent_id: str) -> list[MemoryBlock]:
         """All blocks of an agent.
 
         Raises:
@@ -73,7 +73,7 @@ class Memory:
         rows = await self._wire.every(f"/v1/agents/{agent_id}/core-memory/blocks")
         return sorted(map(_block, rows), key=lambda block: block.label)
 
-    async def block(self, agent_id: str, label: str) -> Block:
+    async def block(self, agent_id: str, label: str) -> MemoryBlock:
         """One block.
 
         Raises:
@@ -89,7 +89,7 @@ class Memory:
             f"There is no memory block {label[:100]!r}.", remedy=f"There are: {labels}." if labels else None
         )
 
-    async def write(self, agent_id: str, label: str, value: str, *, seen: str) -> Block:
+    async def write(self, agent_id: str, label: str, value: str, *, seen: str) -> MemoryBlock:
         """Replace a block's text, if it is still the one that the editor saw.
 
         Args:
@@ -137,7 +137,7 @@ def check_text(text: str) -> None:
         )
 
 
-def one_at_a_time() -> Hold:
+def in_process_holds() -> Hold:
     """Holds by a lock in this process, one for each agent: for programs that run no turns themselves."""
     locks: dict[str, anyio.Lock] = {}
 
@@ -159,8 +159,8 @@ async def unless_unknown(reading: Any, what: str) -> Any:
         raise
 
 
-def _block(row: dict[str, Any]) -> Block:
-    return Block(
+def _block(row: dict[str, Any]) -> MemoryBlock:
+    return MemoryBlock(
         id=row["id"],
         label=row.get("label") or "",
         value=row.get("value") or "",

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from isabella.addresses import is_nowhere
+from isabella.addresses import is_placeholder_url
 from isabella.agents.binding import Binding
-from isabella.agents.models import Models
-from isabella.agents.repair import Fault, Finding, Landscape, diagnose
-from isabella.agents.residents import Resident, Residents
+from isabella.agents.models import ModelCatalog
+from isabella.agents.repair import AvailableBindings, BindingDiagnosis, BindingFault, diagnose
+from isabella.agents.residents import AgentRecord, AgentRegistry
 from isabella.errors import IsabellaError, ModelUnknown
 
 
 @dataclass(frozen=True)
-class Repair:
+class AgentRepair:
     """An agent that cannot work as it is, and what would mend it.
 
     Attributes:
@@ -33,7 +33,7 @@ class Repair:
     agent_id: str
     name: str
     ours: bool
-    fault: Fault
+    fault: BindingFault
     why: str
     before: str
     binding: Binding | None = None
@@ -62,7 +62,7 @@ class Repair:
         }
 
 
-async def survey(residents: Residents, models: Models, *, ask: bool) -> Landscape:
+async def available_bindings(residents: AgentRegistry, models: ModelCatalog, *, ask: bool) -> AvailableBindings:
     """What agents can be bound to: the providers in Letta, and their models.
 
     Args:
@@ -75,19 +75,19 @@ async def survey(residents: Residents, models: Models, *, ask: bool) -> Landscap
     """
     rows = await residents.wire.every("/v1/providers/")
     # Of one that is between two addresses, each agent's own is as good as any.
-    live = {row["name"]: None if is_nowhere(row.get("base_url")) else row.get("base_url") for row in rows}
+    live = {row["name"]: None if is_placeholder_url(row.get("base_url")) else row.get("base_url") for row in rows}
     windows, listed = await models.census() if ask else (models.catalog(), {})
     vendors = frozenset(provider.name for provider in models.providers)
-    return Landscape(live, windows, listed, client=models.client, vendors=vendors)
+    return AvailableBindings(live, windows, listed, client=models.client, vendors=vendors)
 
 
-async def find_broken(residents: Residents, models: Models) -> list[Repair]:
+async def find_broken(residents: AgentRegistry, models: ModelCatalog) -> list[AgentRepair]:
     """Every agent that cannot work, with what would mend it. Changes nothing.
 
     Raises:
         LettaError: Letta cannot be read.
     """
-    landscape = await survey(residents, models, ask=True)
+    landscape = await available_bindings(residents, models, ask=True)
     found = []
     for resident in await residents.all():
         preferred = resident.definition.handles if resident.definition else ()
@@ -97,7 +97,7 @@ async def find_broken(residents: Residents, models: Models) -> list[Repair]:
     return found
 
 
-async def mend(residents: Residents, repairs: list[Repair]) -> list[Repair]:
+async def apply_repairs(residents: AgentRegistry, repairs: list[AgentRepair]) -> list[AgentRepair]:
     """Bind them anew; memory and history stay. One that fails does not stop the others."""
     mended = []
     for repair in repairs:
@@ -113,9 +113,9 @@ async def mend(residents: Residents, repairs: list[Repair]) -> list[Repair]:
     return mended
 
 
-async def _repair(resident: Resident, finding: Finding, models: Models) -> Repair:
+async def _repair(resident: AgentRecord, finding: BindingDiagnosis, models: ModelCatalog) -> AgentRepair:
     engine = resident.engine
-    repair = Repair(
+    repair = AgentRepair(
         agent_id=resident.id,
         name=resident.name,
         ours=resident.ours,

@@ -15,14 +15,14 @@ import anyio
 from pydantic import SecretStr
 
 from isabella.agents.binding import GENERIC, Binding
-from isabella.concurrency import together
+from isabella.concurrency import gather
 from isabella.errors import ModelUnknown
 from isabella.providers.desired import Desired, desired_providers
 from isabella.settings import Settings
-from isabella.vendors.inquiry import Answer, Verdict, ask_vendor
+from isabella.vendors.inquiry import KeyVerdict, VendorAnswer, ask_vendor
 
 #: Asks a vendor for its models: base URL and key.
-Ask = Callable[[str, SecretStr], Awaitable[Answer]]
+Ask = Callable[[str, SecretStr], Awaitable[VendorAnswer]]
 
 #: What Letta takes where nothing tells the window (fact M1); an agent of ours never gets it by accident.
 LETTA_GUESS = 8192
@@ -38,11 +38,11 @@ _HANDLES_SAID = 6
 
 @dataclass(frozen=True)
 class _Known:
-    answer: Answer
+    answer: VendorAnswer
     until: float
 
 
-class Models:
+class ModelCatalog:
     """The models of every vendor that the configuration names.
 
     Args:
@@ -65,12 +65,12 @@ class Models:
         self._clock = clock
         self.client = client
         #: Is told what a vendor answered, by its provider's name.
-        self.hear: Callable[[str, Answer], None] = lambda _provider, _answer: None
+        self.hear: Callable[[str, VendorAnswer], None] = lambda _provider, _answer: None
         self._known: dict[str, _Known] = {}
         self._asking: dict[str, anyio.Lock] = {}
 
     @classmethod
-    def of(cls, settings: Settings) -> Models:
+    def of(cls, settings: Settings) -> ModelCatalog:
         """The models of the settings' vendors.
 
         Raises:
@@ -114,7 +114,7 @@ class Models:
     async def handles(self) -> list[str]:
         """The handles that would work now, in the configuration's order, each vendor's usual model first."""
         keyed = [provider for provider in self._providers.values() if _usable(provider)]
-        answers = await together([partial(self._answer, provider) for provider in keyed], at_once=_AT_ONCE)
+        answers = await gather([partial(self._answer, provider) for provider in keyed], at_once=_AT_ONCE)
         return [
             f"{provider.name}/{model}"
             for provider, answer in zip(keyed, answers, strict=True)
@@ -134,9 +134,9 @@ class Models:
         """Windows by handle, and the models of each vendor that has answered, by provider."""
         windows, listed = self.catalog(), {}
         keyed = [provider for provider in self._providers.values() if _usable(provider)]
-        answers = await together([partial(self._answer, provider) for provider in keyed], at_once=_AT_ONCE)
+        answers = await gather([partial(self._answer, provider) for provider in keyed], at_once=_AT_ONCE)
         for provider, answer in zip(keyed, answers, strict=True):
-            if answer.verdict is Verdict.ACCEPTED:
+            if answer.verdict is KeyVerdict.ACCEPTED:
                 listed[provider.name] = frozenset(answer.models)
                 for model, window in _fit(provider, answer).items():
                     true = window or provider.vendor.models.get(model) or provider.vendor.default_window
@@ -176,10 +176,10 @@ class Models:
         if provider.key is None:
             return None, f"{name} has no key: {provider.key_source}.", ""
         answer = await self._answer(provider)
-        if answer.verdict is Verdict.REFUSED:
+        if answer.verdict is KeyVerdict.REFUSED:
             return None, f"{provider.vendor.title} refuses the key ({answer.said}).", _keys_page(provider)
-        silent = answer.verdict is not Verdict.ACCEPTED
-        if silent and not (unasked or answer.verdict is Verdict.RATE_LIMITED):
+        silent = answer.verdict is not KeyVerdict.ACCEPTED
+        if silent and not (unasked or answer.verdict is KeyVerdict.RATE_LIMITED):
             return None, f"{provider.vendor.title} cannot answer now ({answer.said}).", ""
         windows = _fit(provider, answer)
         model = model or next(iter(_ordered(provider, windows)), "")
@@ -192,12 +192,12 @@ class Models:
         window = windows.get(model) or provider.vendor.models.get(model) or provider.vendor.default_window
         return Binding(name, model, provider.base_url, window, client=self.client), "", ""
 
-    async def _answer(self, provider: Desired) -> Answer:
+    async def _answer(self, provider: Desired) -> VendorAnswer:
         async with self._asking.setdefault(provider.name, anyio.Lock()):
             known = self._known.get(provider.name)
             if known is None or known.until <= self._clock():
                 answer = await self._ask(provider.base_url, provider.key or SecretStr(""))
-                kept = _KEPT_SECONDS if answer.verdict is Verdict.ACCEPTED else _FAILURE_KEPT_SECONDS
+                kept = _KEPT_SECONDS if answer.verdict is KeyVerdict.ACCEPTED else _FAILURE_KEPT_SECONDS
                 known = _Known(answer, self._clock() + kept)
                 if self._providers.get(provider.name) == provider:
                     self._known[provider.name] = known
@@ -209,12 +209,12 @@ def _usable(provider: Desired) -> bool:
     return provider.key is not None and provider.problem is None
 
 
-def _working(answer: Answer) -> bool:
+def _working(answer: VendorAnswer) -> bool:
     # A key that asks too often is a good key: its models may be used, only not at this moment.
-    return answer.verdict in (Verdict.ACCEPTED, Verdict.RATE_LIMITED)
+    return answer.verdict in (KeyVerdict.ACCEPTED, KeyVerdict.RATE_LIMITED)
 
 
-def _fit(provider: Desired, answer: Answer) -> dict[str, int | None]:
+def _fit(provider: Desired, answer: VendorAnswer) -> dict[str, int | None]:
     """The vendor's models that an agent can run on, with their windows; the catalog's where it lists none."""
     if not answer.models:
         return dict(provider.vendor.models)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from isabella.agents.embedding import TEXT, Choice, Vectors
-from isabella.agents.residents import Resident, Residents
+from isabella.agents.embedding import TEXT, EmbeddingSetup, SearchMethod
+from isabella.agents.residents import AgentRecord, AgentRegistry
 
 
-async def point(residents: Residents, resident: Resident, vectors: Vectors | None) -> str | None:
+async def set_embedding(
+    residents: AgentRegistry, resident: AgentRecord, vectors: EmbeddingSetup | None
+) -> str | None:
     """Decide how an agent's archival memory is searched, where that is not decided, and point Letta there.
 
     Returns:
@@ -20,16 +22,18 @@ async def point(residents: Residents, resident: Resident, vectors: Vectors | Non
     """
     if vectors is None:
         return None
-    choice, change = await pointed(residents, resident, vectors)
+    choice, change = await embedding_change(residents, resident, vectors)
     if not change:
         return None
     await residents.wire.patch(f"/v1/agents/{resident.id}", change)
     return f"archival memory searched by {choice.model or 'text'}"
 
 
-async def pointed(residents: Residents, resident: Resident, vectors: Vectors) -> tuple[Choice, dict[str, Any]]:
+async def embedding_change(
+    residents: AgentRegistry, resident: AgentRecord, vectors: EmbeddingSetup
+) -> tuple[SearchMethod, dict[str, Any]]:
     """How an agent's archival memory is searched, and the change that makes it so; empty where it is."""
-    decided = Choice.of_mark(resident.marks.embedding)
+    decided = SearchMethod.of_mark(resident.marks.embedding)
     choice = decided or await _decide(residents, resident, vectors)
     change: dict[str, Any] = {}
     if decided is None:
@@ -41,7 +45,7 @@ async def pointed(residents: Residents, resident: Resident, vectors: Vectors) ->
     return choice, change
 
 
-async def _decide(residents: Residents, resident: Resident, vectors: Vectors) -> Choice:
+async def _decide(residents: AgentRegistry, resident: AgentRecord, vectors: EmbeddingSetup) -> SearchMethod:
     """What the settings say, unless there are passages without such vectors already: they would not be found."""
     if resident.embedding is not None:
         return TEXT

@@ -13,13 +13,13 @@ from typing import Any
 
 from isabella.agents import llm_config, marks
 from isabella.agents.agent_file import MEMORY_TOOLS, OURS, REMEDY, AgentFile, allowed_rules, read
-from isabella.agents.archive import Archive
+from isabella.agents.archive import ArchivalMemory
 from isabella.agents.definitions import NAME
-from isabella.agents.embedding import Vectors
-from isabella.agents.models import Models
-from isabella.agents.pointing import point
-from isabella.agents.residents import Resident, Residents
-from isabella.agents.wire import translated
+from isabella.agents.embedding import EmbeddingSetup
+from isabella.agents.models import ModelCatalog
+from isabella.agents.pointing import set_embedding
+from isabella.agents.residents import AgentRecord, AgentRegistry
+from isabella.agents.wire import letta_errors
 from isabella.connection import Connection
 from isabella.errors import AgentExists, AgentFileRefused, IsabellaError, LettaBroken, LettaRefused
 from isabella.redaction import redact
@@ -38,7 +38,7 @@ _MEMORY_TYPES = frozenset({"letta_core", "letta_memory_core", "letta_sleeptime_c
 
 
 @dataclass(frozen=True)
-class Brought:
+class ImportedAgent:
     """An agent that was brought in.
 
     Attributes:
@@ -58,7 +58,7 @@ class Brought:
     left_out: tuple[str, ...] = ()
 
 
-async def export_agent(residents: Residents, resident: Resident, secrets: Iterable[str] = ()) -> str:
+async def export_agent(residents: AgentRegistry, resident: AgentRecord, secrets: Iterable[str] = ()) -> str:
     """An agent as a file: its prompt, tools, blocks, the messages in its context, and its archival memory.
 
     Args:
@@ -71,7 +71,7 @@ async def export_agent(residents: Residents, resident: Resident, secrets: Iterab
         LettaError: Letta cannot export it.
     """
     document = await residents.wire.get(f"/v1/agents/{resident.id}/export")
-    passages = await Archive(residents.wire).every(resident.id)
+    passages = await ArchivalMemory(residents.wire).every(resident.id)
     for agent in document.get("agents", []):
         agent.update({name: value for name, value in _LEFT_OUT.items() if name in agent})
         agent["metadata"] = _without_marks(agent.get("metadata"))
@@ -93,14 +93,14 @@ async def export_agent(residents: Residents, resident: Resident, secrets: Iterab
 
 
 async def import_agent(
-    residents: Residents,
-    models: Models,
+    residents: AgentRegistry,
+    models: ModelCatalog,
     text: str | bytes,
     *,
     name: str | None = None,
     with_tools: bool | None = None,
-    vectors: Vectors | None = None,
-) -> Brought:
+    vectors: EmbeddingSetup | None = None,
+) -> ImportedAgent:
     """Bring an agent in from a file, bound to its own model where that works here, otherwise to one that does.
 
     Args:
@@ -131,8 +131,8 @@ async def import_agent(
         **file.agent,
         "id": "agent-0",
         "name": name,
-        **llm_config.imported(file.settings, binding),
-        "tags": [*_without_definition(file.tags), marks.OURS, marks.IMPORTED],
+        **llm_config.import_fields(file.settings, binding),
+        "tags": [*_without_definition(file.tags), marks.MANAGED_TAG, marks.IMPORTED],
         "metadata": _without_marks(file.metadata),
         "tools": tools.there,
         "tool_ids": [tool["id"] for tool in tools.programs],
@@ -146,7 +146,7 @@ async def import_agent(
         **{key: [] for key in ("groups", "files", "sources", "mcp_servers")},
     }
     try:
-        with translated():
+        with letta_errors():
             answer = await residents.wire.client.agents.import_file(
                 file=("agent.af", json.dumps(document).encode(), "application/json"),
                 name=name,
@@ -164,8 +164,8 @@ async def import_agent(
     try:
         # Letta sets the reasoning of a new agent as it thinks fit; the file comes first.
         bound = await residents.fit(id, await residents.bind(id, binding, settings=file.settings))
-        await point(residents, await residents.get(id), vectors)
-        archive = Archive(residents.wire)
+        await set_embedding(residents, await residents.get(id), vectors)
+        archive = ArchivalMemory(residents.wire)
         for passage in file.passages:
             if not passage.text.strip():
                 # Letta itself takes empty ones; they say nothing.
@@ -177,17 +177,17 @@ async def import_agent(
         await residents.delete(id)
         raise
     left_out = [redact(one) for one in (*file.left_out, *tools.left_out, *about_rules)]
-    return Brought(id, name, binding.handle, len(file.passages), bound.notes, tuple(left_out))
+    return ImportedAgent(id, name, binding.handle, len(file.passages), bound.notes, tuple(left_out))
 
 
-def own_secrets(models: Models, connection: Connection) -> list[str]:
+def configured_secrets(models: ModelCatalog, connection: Connection) -> list[str]:
     """What must not stand in any file: the vendors' keys, and what opens Letta and its database."""
     found = [provider.key for provider in models.providers]
     found += [connection.password, connection.master_key, connection.database_url]
     return [secret.get_secret_value() for secret in found if secret is not None]
 
 
-async def _remove_half(residents: Residents, name: str) -> None:
+async def _remove_half(residents: AgentRegistry, name: str) -> None:
     """Remove what an import that failed may have made; there was no agent of this name before it."""
     for resident in await residents.all():
         if resident.name == name and marks.IMPORTED in resident.tags:
@@ -214,7 +214,7 @@ class _Tools:
         return [*self.there, *(str(tool["name"]) for tool in self.programs)]
 
 
-async def _take_tools(residents: Residents, file: AgentFile, *, with_tools: bool | None) -> _Tools:
+async def _take_tools(residents: AgentRegistry, file: AgentFile, *, with_tools: bool | None) -> _Tools:
     """Decide about each tool. What a file says a tool does is never taken for a tool of Letta's own."""
     others = [name for name in file.tools if name not in MEMORY_TOOLS]
     if others and with_tools is None:
@@ -246,7 +246,7 @@ async def _take_tools(residents: Residents, file: AgentFile, *, with_tools: bool
     return _Tools(there, programs, left_out)
 
 
-async def _compile_system_prompt(residents: Residents, agent_id: str) -> None:
+async def _compile_system_prompt(residents: AgentRegistry, agent_id: str) -> None:
     """Have Letta write the agent's memory into its system prompt, which it does not do in every turn."""
     try:
         await residents.wire.post(f"/v1/agents/{agent_id}/recompile")

@@ -18,10 +18,10 @@ from letta_client import APIConnectionError, APIError, APIStatusError, APITimeou
 from isabella.agents import llm_config
 from isabella.agents.binding import Binding
 from isabella.agents.embedding import NO_EMBEDDING
-from isabella.concurrency import together
+from isabella.concurrency import gather
 from isabella.providers.report import Receipt
 from isabella.redaction import redact
-from isabella.turns.refusals import judge
+from isabella.turns.refusals import classify_refusal
 from isabella.vendors.status import VendorState
 
 #: Marks temporary agents, so that those of a run that was killed are found and removed.
@@ -33,7 +33,7 @@ _SAID_LIMIT = 200
 
 
 @dataclass(frozen=True)
-class Proceeds:
+class ProbeResult:
     """What a completion has shown.
 
     Attributes:
@@ -47,28 +47,28 @@ class Proceeds:
     vendor: VendorState | None = None
 
 
-async def get_receipts(client: AsyncLetta, bindings: list[Binding]) -> list[Proceeds]:
+async def probe_bindings(client: AsyncLetta, bindings: list[Binding]) -> list[ProbeResult]:
     """Have an agent of each binding say one line. Never raises for what Letta or a vendor does."""
     await _remove_abandoned(client)
-    return await together([partial(_receipt, client, binding) for binding in bindings], at_once=_AT_ONCE)
+    return await gather([partial(_receipt, client, binding) for binding in bindings], at_once=_AT_ONCE)
 
 
 class _LettaFailed(Exception):
     """Letta itself failed, which says nothing of the key."""
 
 
-async def _receipt(client: AsyncLetta, binding: Binding) -> Proceeds:
+async def _receipt(client: AsyncLetta, binding: Binding) -> ProbeResult:
     try:
         # A deadlock in its database, a connection that it closed: another agent may well be answered.
         async for attempt in stamina.retry_context(on=_LettaFailed, attempts=2, wait_initial=0.2):
             with attempt:
                 proceeds = await _ask_for_one(client, binding)
     except _LettaFailed as failed:
-        return Proceeds(Receipt.FAILED, str(failed))
+        return ProbeResult(Receipt.FAILED, str(failed))
     return proceeds
 
 
-async def _ask_for_one(client: AsyncLetta, binding: Binding) -> Proceeds:
+async def _ask_for_one(client: AsyncLetta, binding: Binding) -> ProbeResult:
     agent_id: str | None = None
     try:
         agent_id = await _create(client, binding)
@@ -77,18 +77,18 @@ async def _ask_for_one(client: AsyncLetta, binding: Binding) -> Proceeds:
         )
         said = any(message.message_type == "assistant_message" for message in answer.messages)
         if not said and answer.stop_reason.stop_reason not in ("end_turn", "max_steps"):
-            return Proceeds(
+            return ProbeResult(
                 Receipt.FAILED, f"the turn ended with {answer.stop_reason.stop_reason}", VendorState.FAILS
             )
-        return Proceeds(Receipt.ACCEPTED, vendor=VendorState.ANSWERS)
+        return ProbeResult(Receipt.ACCEPTED, vendor=VendorState.ANSWERS)
     except APIStatusError as error:
         return _judge(error)
     except APITimeoutError:
-        return Proceeds(Receipt.FAILED, "Letta gave no answer in time")
+        return ProbeResult(Receipt.FAILED, "Letta gave no answer in time")
     except APIConnectionError:
         raise _LettaFailed("Letta gave no answer") from None
     except APIError as error:
-        return Proceeds(Receipt.FAILED, redact(str(error))[:_SAID_LIMIT])
+        return ProbeResult(Receipt.FAILED, redact(str(error))[:_SAID_LIMIT])
     finally:
         if agent_id is not None:
             with anyio.CancelScope(shield=True), suppress(APIError):
@@ -99,7 +99,7 @@ async def _create(client: AsyncLetta, binding: Binding) -> str:
     create = partial(
         client.agents.create,
         name=f"isabella-receipt-{binding.provider}",
-        **cast(Any, llm_config.creation(binding)),
+        **cast(Any, llm_config.creation_fields(binding)),
         include_base_tools=False,
         tags=[TAG],
         system="Answer with one short sentence.",
@@ -113,7 +113,7 @@ async def _create(client: AsyncLetta, binding: Binding) -> str:
         return (await create(embedding_config=cast(Any, NO_EMBEDDING))).id
 
 
-def _judge(error: APIStatusError) -> Proceeds:
+def _judge(error: APIStatusError) -> ProbeResult:
     """Whether the vendor refused the key, or something else failed. Letta words every refusal alike (fact M7).
 
     Raises:
@@ -129,8 +129,8 @@ def _judge(error: APIStatusError) -> Proceeds:
         raise _LettaFailed(said)
     refused = error.status_code == 401 and kind == "llm_authentication"
     if refused:
-        return Proceeds(Receipt.REFUSED, said, VendorState.REFUSES_KEY)
-    return Proceeds(Receipt.FAILED, said, judge(kind, detail).vendor)
+        return ProbeResult(Receipt.REFUSED, said, VendorState.REFUSES_KEY)
+    return ProbeResult(Receipt.FAILED, said, classify_refusal(kind, detail).vendor)
 
 
 async def _remove_abandoned(client: AsyncLetta) -> None:

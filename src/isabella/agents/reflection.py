@@ -17,10 +17,10 @@ import anyio
 import structlog
 
 from isabella.agents import marks
-from isabella.agents.agency import Agency
-from isabella.agents.history import Entry
-from isabella.agents.memory import Block
-from isabella.agents.residents import Resident
+from isabella.agents.agency import AgentService
+from isabella.agents.history import HistoryEntry
+from isabella.agents.memory import MemoryBlock
+from isabella.agents.residents import AgentRecord
 from isabella.errors import IsabellaError, LettaError
 
 log = structlog.get_logger()
@@ -45,7 +45,7 @@ _LONG = 120
 _SNAPSHOT_LIMIT = 1_000_000
 
 
-class Outcome(StrEnum):
+class ReflectionOutcome(StrEnum):
     """How a reflection went."""
 
     #: Nothing was said since the last one.
@@ -66,14 +66,14 @@ class Reflection:
         restored: labels of blocks that were put back.
     """
 
-    outcome: Outcome
+    outcome: ReflectionOutcome
     read: int = 0
     archived: int = 0
     restored: tuple[str, ...] = ()
 
 
 async def reflect(
-    agency: Agency, reflector: Resident, say: Say, *, quiet_for: float = 0.0, now: datetime | None = None
+    agency: AgentService, reflector: AgentRecord, say: Say, *, quiet_for: float = 0.0, now: datetime | None = None
 ) -> Reflection:
     """Have an agent reflect on what was said since it last did.
 
@@ -89,18 +89,18 @@ async def reflect(
     """
     target = await _target(agency, reflector)
     if target is None:
-        return Reflection(Outcome.NOTHING)
+        return Reflection(ReflectionOutcome.NOTHING)
     await recover(agency, target)
     said, _ = await _said(agency, target, reflector)
     if not said:
-        return Reflection(Outcome.NOTHING)
+        return Reflection(ReflectionOutcome.NOTHING)
     if _age(said[-1], now or datetime.now(UTC)) < quiet_for:
-        return Reflection(Outcome.WAITING)
+        return Reflection(ReflectionOutcome.WAITING)
     async with agency.memory.hold(target.id):
         # Somebody may have spoken while the place was waited for.
         said, last = await _said(agency, target, reflector)
         if not said:
-            return Reflection(Outcome.NOTHING)
+            return Reflection(ReflectionOutcome.NOTHING)
         before = await _shared(agency, target)
         snapshot = await _set_down(agency, target, before)
         try:
@@ -115,10 +115,10 @@ async def reflect(
         noted = await agency.residents.get(reflector.id)
         metadata = replace(noted.marks, reflected=last).into(noted.metadata)
         await agency.residents.wire.patch(f"/v1/agents/{reflector.id}", {"metadata": metadata})
-    return Reflection(Outcome.DONE, len(said), archived, restored)
+    return Reflection(ReflectionOutcome.DONE, len(said), archived, restored)
 
 
-async def recover(agency: Agency, target: Resident) -> None:
+async def recover(agency: AgentService, target: AgentRecord) -> None:
     """Make good what reflections that were killed have left.
 
     Raises:
@@ -129,14 +129,14 @@ async def recover(agency: Agency, target: Resident) -> None:
             kept = json.loads(row.get("value") or "")
             if kept["agent"] != target.id:
                 continue
-            before = [Block(b["id"], b["label"], b["value"], b["limit"], "", False) for b in kept["blocks"]]
+            before = [MemoryBlock(b["id"], b["label"], b["value"], b["limit"], "", False) for b in kept["blocks"]]
         except (ValueError, KeyError, TypeError):
             continue
         async with agency.memory.hold(target.id):
             await _make_good(agency, target, before, row["id"])
 
 
-async def _target(agency: Agency, reflector: Resident) -> Resident | None:
+async def _target(agency: AgentService, reflector: AgentRecord) -> AgentRecord | None:
     wanted = reflector.definition.reflects_on if reflector.definition else None
     if wanted is None:
         return None
@@ -144,10 +144,12 @@ async def _target(agency: Agency, reflector: Resident) -> Resident | None:
     return next((resident for resident in await agency.residents.all() if tag in resident.tags), None)
 
 
-async def _said(agency: Agency, target: Resident, reflector: Resident) -> tuple[list[Entry], str | None]:
+async def _said(
+    agency: AgentService, target: AgentRecord, reflector: AgentRecord
+) -> tuple[list[HistoryEntry], str | None]:
     """What people and the agent said since the last reflection, as much as is read at once, and up to where."""
     entries, last = await agency.history.since(target.id, reflector.marks.reflected)
-    said: list[Entry] = []
+    said: list[HistoryEntry] = []
     size = 0
     for entry in entries:
         if entry.kind in ("user", "assistant") and entry.text.strip():
@@ -160,14 +162,14 @@ async def _said(agency: Agency, target: Resident, reflector: Resident) -> tuple[
     return (said if any(entry.kind == "user" for entry in said) else []), last
 
 
-def _age(entry: Entry, now: datetime) -> float:
+def _age(entry: HistoryEntry, now: datetime) -> float:
     try:
         return (now - datetime.fromisoformat(entry.at)).total_seconds()
     except (ValueError, TypeError):
         return float("inf")
 
 
-def _request(said: Sequence[Entry]) -> str:
+def _request(said: Sequence[HistoryEntry]) -> str:
     lines = "\n".join(f"{entry.kind}: {_one_line(entry.text)}" for entry in said)
     return (
         "This was said since you last looked, oldest first. Tidy the memory blocks accordingly, and finish.\n\n"
@@ -180,12 +182,12 @@ def _one_line(text: str) -> str:
     return flat if len(flat) <= _LONGEST_ENTRY else flat[:_LONGEST_ENTRY] + " …"
 
 
-async def _shared(agency: Agency, target: Resident) -> list[Block]:
+async def _shared(agency: AgentService, target: AgentRecord) -> list[MemoryBlock]:
     labels = target.definition.shared_labels if target.definition else ()
     return [block for block in await agency.memory.blocks(target.id) if block.label in labels]
 
 
-async def _set_down(agency: Agency, target: Resident, blocks: Sequence[Block]) -> str:
+async def _set_down(agency: AgentService, target: AgentRecord, blocks: Sequence[MemoryBlock]) -> str:
     """Set the blocks down in Letta, and return the id of what they were set down in."""
     kept = {
         "agent": target.id,
@@ -202,7 +204,7 @@ async def _set_down(agency: Agency, target: Resident, blocks: Sequence[Block]) -
 
 
 async def _make_good(
-    agency: Agency, target: Resident, before: Sequence[Block], snapshot: str
+    agency: AgentService, target: AgentRecord, before: Sequence[MemoryBlock], snapshot: str
 ) -> tuple[int, tuple[str, ...]]:
     """Put emptied blocks back, archive what else went out, and take away what was set down."""
     after = {block.label: block for block in await agency.memory.blocks(target.id)}
@@ -233,7 +235,7 @@ async def _make_good(
     return sum(map(len, gone.values())), tuple(restored)
 
 
-def lost(before: Sequence[Block], after: Mapping[str, str]) -> dict[str, list[str]]:
+def lost(before: Sequence[MemoryBlock], after: Mapping[str, str]) -> dict[str, list[str]]:
     """The lines, by label, that stood in a block before and stand in none now. Pure."""
     texts = list(after.values())
     found = {block.label: _lines_out_of(block.value, texts) for block in before}
@@ -246,7 +248,7 @@ def _lines_out_of(text: str, texts: Sequence[str]) -> list[str]:
     return [line for line in lines if line and line.casefold() not in there]
 
 
-def _emptied(before: Block, after: Block | None) -> bool:
+def _emptied(before: MemoryBlock, after: MemoryBlock | None) -> bool:
     """Whether a block was emptied rather than tidied: all gone, most of its lines, or most of its text."""
     if not before.value.strip():
         return False

@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from isabella.addresses import same_address
 from isabella.agents.binding import GENERIC, OPENAI, Binding, streams
-from isabella.agents.engine import Engine
+from isabella.agents.engine import LlmConfig
 
 #: Endpoint types whose clients never use the stored key (facts M3, O11).
 _KEYLESS = ("groq", "deepseek", "xai")
@@ -22,7 +22,7 @@ _PROXY = "openai-proxy/"
 _GUESSES = (8192, 30_000)
 
 
-class Fault(StrEnum):
+class BindingFault(StrEnum):
     """What is wrong with an agent."""
 
     #: Its client never uses the stored key (fact M3).
@@ -46,7 +46,7 @@ class Fault(StrEnum):
 
 
 @dataclass(frozen=True)
-class Landscape:
+class AvailableBindings:
     """What agents can be bound to.
 
     Attributes:
@@ -65,7 +65,7 @@ class Landscape:
 
 
 @dataclass(frozen=True)
-class Finding:
+class BindingDiagnosis:
     """What is wrong with one agent.
 
     Attributes:
@@ -75,13 +75,15 @@ class Finding:
         instead: handles to try where it does not, in order.
     """
 
-    fault: Fault
+    fault: BindingFault
     why: str
     binding: Binding | None = None
     instead: tuple[str, ...] = ()
 
 
-def diagnose(engine: Engine | None, landscape: Landscape, preferred: Sequence[str] = ()) -> Finding | None:
+def diagnose(
+    engine: LlmConfig | None, landscape: AvailableBindings, preferred: Sequence[str] = ()
+) -> BindingDiagnosis | None:
     """What is wrong with an agent; None where nothing is, or where it cannot be told.
 
     Args:
@@ -95,15 +97,15 @@ def diagnose(engine: Engine | None, landscape: Landscape, preferred: Sequence[st
         # Of what Letta got from its own environment, only Letta knows whether it works.
         return None
     if engine.provider not in landscape.live:
-        return Finding(
-            Fault.PROVIDER_GONE,
+        return BindingDiagnosis(
+            BindingFault.PROVIDER_GONE,
             f"its provider {engine.provider} is not in Letta",
             instead=_instead(engine, landscape, preferred),
         )
     listed = landscape.listed.get(engine.provider)
     if listed is not None and engine.model not in listed:
-        return Finding(
-            Fault.MODEL_GONE,
+        return BindingDiagnosis(
+            BindingFault.MODEL_GONE,
             f"{engine.provider} has no model {engine.model} any more",
             instead=_instead(engine, landscape, preferred),
         )
@@ -111,10 +113,10 @@ def diagnose(engine: Engine | None, landscape: Landscape, preferred: Sequence[st
     if wanted is None:
         return None
     fault = _fault(engine, wanted)
-    return None if fault is None else Finding(*fault, binding=wanted, instead=tuple(preferred))
+    return None if fault is None else BindingDiagnosis(*fault, binding=wanted, instead=tuple(preferred))
 
 
-def _spelled_out(engine: Engine, landscape: Landscape) -> Binding | None:
+def _spelled_out(engine: LlmConfig, landscape: AvailableBindings) -> Binding | None:
     """The same provider and model as an explicit binding."""
     provider = engine.provider or ""
     base_url = landscape.live[provider] or engine.endpoint
@@ -130,26 +132,35 @@ def _spelled_out(engine: Engine, landscape: Landscape) -> Binding | None:
     return Binding(provider, engine.model, base_url.rstrip("/"), window, client=client).suited(engine.agent_type)
 
 
-def _fault(engine: Engine, wanted: Binding) -> tuple[Fault, str] | None:
+def _fault(engine: LlmConfig, wanted: Binding) -> tuple[BindingFault, str] | None:
     if engine.endpoint_type in _KEYLESS:
-        return Fault.KEY_IGNORED, f"as type {engine.endpoint_type}, Letta never uses the key stored for it"
+        return BindingFault.KEY_IGNORED, f"as type {engine.endpoint_type}, Letta never uses the key stored for it"
     if (engine.handle or "").startswith(_PROXY):
-        return Fault.PROXY_HANDLE, f"its handle {engine.handle} is one that every provider of type openai shares"
+        return (
+            BindingFault.PROXY_HANDLE,
+            f"its handle {engine.handle} is one that every provider of type openai shares",
+        )
     if not streams(engine.endpoint_type, engine.agent_type):
         kind = f"agents of type {engine.agent_type}"
-        return Fault.CANNOT_STREAM, f"Letta's {engine.endpoint_type} client cannot stream for {kind}"
+        return BindingFault.CANNOT_STREAM, f"Letta's {engine.endpoint_type} client cannot stream for {kind}"
     if engine.endpoint_type != wanted.client:
-        return Fault.WRONG_CLIENT, f"Letta's {engine.endpoint_type} client sends it fields that the vendor may refuse"
+        return (
+            BindingFault.WRONG_CLIENT,
+            f"Letta's {engine.endpoint_type} client sends it fields that the vendor may refuse",
+        )
     if not same_address(engine.endpoint, wanted.base_url):
-        return Fault.BASE_URL_MOVED, f"it calls {engine.endpoint}, but {wanted.provider} is at {wanted.base_url}"
+        return (
+            BindingFault.BASE_URL_MOVED,
+            f"it calls {engine.endpoint}, but {wanted.provider} is at {wanted.base_url}",
+        )
     if engine.window < wanted.window:
-        return Fault.SMALL_WINDOW, f"its window is {engine.window} tokens, the model's is {wanted.window}"
+        return BindingFault.SMALL_WINDOW, f"its window is {engine.window} tokens, the model's is {wanted.window}"
     if engine.binding is not None and engine.compaction == engine.handle:
-        return Fault.SUMMARIES, f"its summaries look {engine.handle} up in Letta, instead of using its binding"
+        return BindingFault.SUMMARIES, f"its summaries look {engine.handle} up in Letta, instead of using its binding"
     return None
 
 
-def _instead(engine: Engine, landscape: Landscape, preferred: Sequence[str]) -> tuple[str, ...]:
+def _instead(engine: LlmConfig, landscape: AvailableBindings, preferred: Sequence[str]) -> tuple[str, ...]:
     """What to try in its place: the same model at the same address, what is preferred, the same model anywhere."""
     same_place = [
         name for name, url in landscape.live.items() if url is not None and same_address(url, engine.endpoint)

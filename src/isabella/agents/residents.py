@@ -10,16 +10,16 @@ from typing import Any
 from letta_client import AsyncLetta
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from isabella.addresses import is_nowhere
+from isabella.addresses import is_placeholder_url
 from isabella.agents import context, llm_config, marks, receipts
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import NAME, AgentDefinition
-from isabella.agents.engine import Engine
-from isabella.agents.llm_config import Bound
-from isabella.agents.marks import Marks
-from isabella.agents.models import Models
-from isabella.agents.wire import Wire
-from isabella.concurrency import together
+from isabella.agents.engine import LlmConfig
+from isabella.agents.llm_config import BindingResult
+from isabella.agents.marks import AgentMetadata
+from isabella.agents.models import ModelCatalog
+from isabella.agents.wire import LettaClient
+from isabella.concurrency import gather
 from isabella.errors import AgentUnknown, LettaBroken, LettaRefused, ModelUnknown
 
 _SAID_NAMES = 12
@@ -29,7 +29,7 @@ _INCLUDE = ["agent.tags", "agent.blocks", "agent.tools"]
 
 
 @dataclass(frozen=True)
-class Resident:
+class AgentRecord:
     """An agent in Letta.
 
     Attributes:
@@ -49,7 +49,7 @@ class Resident:
     name: str
     description: str = ""
     definition: AgentDefinition | None = None
-    engine: Engine | None = None
+    engine: LlmConfig | None = None
     tags: tuple[str, ...] = ()
     blocks: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -59,12 +59,12 @@ class Resident:
     @property
     def ours(self) -> bool:
         """Whether Isabella keeps it, or has taken it in."""
-        return marks.OURS in self.tags
+        return marks.MANAGED_TAG in self.tags
 
     @property
-    def marks(self) -> Marks:
+    def marks(self) -> AgentMetadata:
         """What Isabella noted about it."""
-        return Marks.read(self.metadata)
+        return AgentMetadata.read(self.metadata)
 
     @property
     def binding(self) -> Binding | None:
@@ -84,7 +84,7 @@ class Resident:
         return self.engine.handle or f"{self.engine.provider or self.engine.endpoint_type}/{self.engine.model}"
 
 
-class Residents:
+class AgentRegistry:
     """The agents of one Letta.
 
     Args:
@@ -93,12 +93,12 @@ class Residents:
     """
 
     def __init__(self, client: AsyncLetta, definitions: Sequence[AgentDefinition] = ()) -> None:
-        self.wire = Wire(client)
+        self.wire = LettaClient(client)
         self.definitions = {definition.id: definition for definition in definitions}
         #: Are told of every agent that is bound here, so that nobody goes on with what he knew before.
         self.hear_bound: list[Callable[[str, Binding], None]] = []
 
-    async def all(self) -> list[Resident]:
+    async def all(self) -> list[AgentRecord]:
         """Every agent in Letta, oldest first, but for the passing ones that fetch receipts.
 
         Raises:
@@ -106,7 +106,7 @@ class Residents:
         """
         return await self._some()
 
-    async def find(self, name: str) -> Resident:
+    async def find(self, name: str) -> AgentRecord:
         """The agent of this name, definition id, or Letta id. Ours come before those of others.
 
         Raises:
@@ -115,15 +115,15 @@ class Residents:
         """
         # Most names are exact ones, and a Letta may have thousands of agents: those alike are enough, as a rule.
         if NAME.fullmatch(name):
-            alike = await together(
+            alike = await gather(
                 [partial(self._some, name=name), partial(self._some, tags=[marks.definition_tag(name)])]
             )
             found = {resident.id: resident for residents in alike for resident in residents}
             if found:
-                return pick(name, [*found.values()])
-        return pick(name, await self.all())
+                return select_agent(name, [*found.values()])
+        return select_agent(name, await self.all())
 
-    async def get(self, agent_id: str) -> Resident:
+    async def get(self, agent_id: str) -> AgentRecord:
         """The agent of this id.
 
         Raises:
@@ -144,7 +144,7 @@ class Residents:
         others: Mapping[str, Any] | None = None,
         *,
         settings: Mapping[str, Any] | None = None,
-    ) -> Bound:
+    ) -> BindingResult:
         """Tie an agent to a provider and a model; effective with its next message.
 
         Memory, history and all other settings of its `llm_config` stay.
@@ -175,13 +175,13 @@ class Residents:
             hear(agent_id, bound.binding)
         return bound
 
-    async def fit(self, agent_id: str, bound: Bound) -> Bound:
+    async def fit(self, agent_id: str, bound: BindingResult) -> BindingResult:
         """Make an agent's context such that the vendor which it was bound to takes it. Nothing may speak to it.
 
         Raises:
             LettaError: Letta refuses or fails.
         """
-        form = context.form_for(bound.binding)
+        form = context.required_id_form(bound.binding)
         if form is None:
             return bound
         return replace(bound, fitted=await context.fit(self.wire, agent_id, form))
@@ -201,7 +201,7 @@ class Residents:
                 return replace(binding, base_url=row.get("base_url") or binding.base_url)
         return None
 
-    async def switch(self, resident: Resident, handle: str, models: Models) -> Bound:
+    async def switch(self, resident: AgentRecord, handle: str, models: ModelCatalog) -> BindingResult:
         """Bind an agent to a handle, if that would work now, and make its context fit. Nothing may speak to it.
 
         Raises:
@@ -216,14 +216,14 @@ class Residents:
                 f"The provider {binding.provider} is not in Letta.",
                 remedy="Run `isabella providers sync`, which says why.",
             )
-        if is_nowhere(placed.base_url):
+        if is_placeholder_url(placed.base_url):
             raise ModelUnknown(
                 f"The provider {binding.provider} is between two addresses, and its key is not in Letta.",
                 remedy=f"Run `isabella providers sync --only {binding.provider}`, then switch again.",
             )
         # A failover may have bound it elsewhere since it was looked up.
         now = await self.get(resident.id)
-        bound = Bound(placed.suited(now.agent_type), now.marks.lowered, now.agent_type)
+        bound = BindingResult(placed.suited(now.agent_type), now.marks.lowered, now.agent_type)
         if now.binding != bound.binding or now.engine is None or now.engine.compaction is not None:
             bound = await self.bind(resident.id, placed)
         return await self.fit(resident.id, bound)
@@ -236,17 +236,17 @@ class Residents:
         """
         await self.wire.delete(f"/v1/agents/{agent_id}")
 
-    async def _some(self, **query: Any) -> list[Resident]:
+    async def _some(self, **query: Any) -> list[AgentRecord]:
         rows = await self.wire.every("/v1/agents/", order_by="created_at", include=_INCLUDE, **query)
         return [resident for resident in map(self._resident, rows) if receipts.TAG not in resident.tags]
 
-    def _resident(self, row: Any) -> Resident:
+    def _resident(self, row: Any) -> AgentRecord:
         try:
             found = _ROW.validate_python(row)
         except ValidationError:
             raise LettaBroken("Letta's answer about an agent has another shape than expected.") from None
         id = marks.definition_id(found.tags)
-        return Resident(
+        return AgentRecord(
             id=found.id,
             name=found.name or found.id,
             description=found.description or "",
@@ -260,13 +260,13 @@ class Residents:
         )
 
 
-def pick(name: str, residents: Sequence[Resident]) -> Resident:
+def select_agent(name: str, residents: Sequence[AgentRecord]) -> AgentRecord:
     """The one that a name, a definition id or a Letta id means.
 
     Raises:
         AgentUnknown: none, or several alike.
     """
-    matches: tuple[Callable[[Resident], bool], ...] = (
+    matches: tuple[Callable[[AgentRecord], bool], ...] = (
         lambda one: one.id == name,
         lambda one: one.ours and one.name == name,
         lambda one: one.definition is not None and one.definition.id == name,
@@ -336,11 +336,11 @@ class _Row(BaseModel):
 _ROW = TypeAdapter(_Row)
 
 
-def _engine(row: _Row) -> Engine | None:
+def _engine(row: _Row) -> LlmConfig | None:
     config = row.llm_config
     if config is None:
         return None
-    return Engine(
+    return LlmConfig(
         model=config.model,
         endpoint_type=config.model_endpoint_type,
         endpoint=config.model_endpoint,

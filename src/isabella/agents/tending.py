@@ -14,17 +14,17 @@ from typing import Any
 from isabella.agents import llm_config, marks
 from isabella.agents.binding import Binding
 from isabella.agents.definitions import AgentDefinition, BlockDefinition
-from isabella.agents.embedding import NO_EMBEDDING, Vectors
-from isabella.agents.marks import Marks
-from isabella.agents.mending import survey
-from isabella.agents.models import Models
-from isabella.agents.pointing import point
-from isabella.agents.repair import Landscape, diagnose
-from isabella.agents.residents import Resident, Residents
+from isabella.agents.embedding import NO_EMBEDDING, EmbeddingSetup
+from isabella.agents.marks import AgentMetadata
+from isabella.agents.mending import available_bindings
+from isabella.agents.models import ModelCatalog
+from isabella.agents.pointing import set_embedding
+from isabella.agents.repair import AvailableBindings, diagnose
+from isabella.agents.residents import AgentRecord, AgentRegistry
 from isabella.errors import AgentError, IsabellaError, LettaRefused, LettaUnreachable
 
 
-class Done(StrEnum):
+class EnsureOutcome(StrEnum):
     """What was done about an agent."""
 
     KEPT = "kept"
@@ -35,7 +35,7 @@ class Done(StrEnum):
 
 
 @dataclass(frozen=True)
-class Ensured:
+class EnsureResult:
     """How it went with one definition.
 
     Attributes:
@@ -51,7 +51,7 @@ class Ensured:
 
     definition: str
     name: str
-    done: Done
+    done: EnsureOutcome
     agent_id: str | None = None
     changes: tuple[str, ...] = ()
     handle: str | None = None
@@ -73,7 +73,7 @@ class Ensured:
 
 
 @dataclass(frozen=True)
-class Changes:
+class DefinitionDiff:
     """What differs between a definition and its agent: pure data.
 
     Attributes:
@@ -97,7 +97,7 @@ class Changes:
     said: tuple[str, ...] = ()
 
 
-def differences(definition: AgentDefinition, resident: Resident, shared: Sequence[str] = ()) -> Changes:
+def diff_definition(definition: AgentDefinition, resident: AgentRecord, shared: Sequence[str] = ()) -> DefinitionDiff:
     """What the file asks for that this agent was not given yet. Pure.
 
     Args:
@@ -139,12 +139,15 @@ def differences(definition: AgentDefinition, resident: Resident, shared: Sequenc
     attach = tuple(label for label in shared if label not in resident.blocks)
     said += [f"block {label} shared" for label in attach]
     models = "models" in news
-    return Changes(fields, on, off, tuple(made), block_fields, attach, models, tuple(said))
+    return DefinitionDiff(fields, on, off, tuple(made), block_fields, attach, models, tuple(said))
 
 
 async def ensure(
-    residents: Residents, definitions: Sequence[AgentDefinition], models: Models, vectors: Vectors | None = None
-) -> list[Ensured]:
+    residents: AgentRegistry,
+    definitions: Sequence[AgentDefinition],
+    models: ModelCatalog,
+    vectors: EmbeddingSetup | None = None,
+) -> list[EnsureResult]:
     """Bring every definition's agent in line.
 
     Args:
@@ -159,11 +162,11 @@ async def ensure(
     there = await residents.all()
     for resident in there:
         if resident.ours and resident.definition is None:
-            await point(residents, resident, vectors)
+            await set_embedding(residents, resident, vectors)
     if not definitions:
         return []
-    landscape = await survey(residents, models, ask=False)
-    done: dict[str, Ensured] = {}
+    landscape = await available_bindings(residents, models, ask=False)
+    done: dict[str, EnsureResult] = {}
     # Whoever reflects on another comes after it, because it needs the other's blocks.
     for definition in sorted(definitions, key=lambda one: one.reflects_on is not None):
         try:
@@ -171,23 +174,23 @@ async def ensure(
         except LettaUnreachable:
             raise
         except IsabellaError as error:
-            done[definition.id] = Ensured(
-                definition.id, definition.name, Done.FAILED, reason=error.what, remedy=error.remedy
+            done[definition.id] = EnsureResult(
+                definition.id, definition.name, EnsureOutcome.FAILED, reason=error.what, remedy=error.remedy
             )
         made = done[definition.id]
-        if made.done is Done.CREATED and made.agent_id is not None:
+        if made.done is EnsureOutcome.CREATED and made.agent_id is not None:
             there.append(await residents.get(made.agent_id))
     return [done[definition.id] for definition in definitions]
 
 
 async def _ensure_one(
-    residents: Residents,
+    residents: AgentRegistry,
     definition: AgentDefinition,
-    there: Sequence[Resident],
-    models: Models,
-    landscape: Landscape,
-    vectors: Vectors | None,
-) -> Ensured:
+    there: Sequence[AgentRecord],
+    models: ModelCatalog,
+    landscape: AvailableBindings,
+    vectors: EmbeddingSetup | None,
+) -> EnsureResult:
     shared = _shared(definition, there)
     tag = marks.definition_tag(definition.id)
     mine = [resident for resident in there if tag in resident.tags]
@@ -197,7 +200,7 @@ async def _ensure_one(
     return await _change(residents, definition, mine[0], models, landscape, shared, vectors)
 
 
-def _shared(definition: AgentDefinition, there: Sequence[Resident]) -> dict[str, str]:
+def _shared(definition: AgentDefinition, there: Sequence[AgentRecord]) -> dict[str, str]:
     """The ids of the blocks that it shares with the agent it reflects on, by label."""
     if definition.reflects_on is None:
         return {}
@@ -210,16 +213,16 @@ def _shared(definition: AgentDefinition, there: Sequence[Resident]) -> dict[str,
 
 
 async def _create(
-    residents: Residents,
+    residents: AgentRegistry,
     definition: AgentDefinition,
-    models: Models,
+    models: ModelCatalog,
     shared: Mapping[str, str],
-    vectors: Vectors | None,
-) -> Ensured:
+    vectors: EmbeddingSetup | None,
+) -> EnsureResult:
     await _tool_ids(residents, definition.tools)
     binding = await models.choose(definition.handles, window=definition.window)
     choice = None if vectors is None else vectors.choice
-    noted = Marks(
+    noted = AgentMetadata(
         written=marks.fingerprints(definition),
         tools=definition.tools,
         embedding=None if choice is None else choice.as_mark(),
@@ -228,12 +231,12 @@ async def _create(
         "name": definition.name,
         "description": definition.description,
         "system": definition.persona,
-        **llm_config.creation(binding),
+        **llm_config.creation_fields(binding),
         "memory_blocks": [_block(block) for block in definition.blocks],
         "block_ids": list(shared.values()),
         "tools": list(definition.tools),
         "include_base_tools": False,
-        "tags": [marks.OURS, marks.definition_tag(definition.id)],
+        "tags": [marks.MANAGED_TAG, marks.definition_tag(definition.id)],
         "metadata": noted.into(None),
         "embedding_config": None if vectors is None else vectors.choice.as_config(vectors.address),
         # One that reflects is given what it needs each time, and its memory is in the blocks.
@@ -248,25 +251,25 @@ async def _create(
         row = await residents.wire.post("/v1/agents/", {**body, "embedding_config": NO_EMBEDDING})
     # Letta notes a model for summaries whatever it is given at first.
     bound = await residents.bind(row["id"], binding)
-    return Ensured(definition.id, definition.name, Done.CREATED, row["id"], handle=bound.binding.handle)
+    return EnsureResult(definition.id, definition.name, EnsureOutcome.CREATED, row["id"], handle=bound.binding.handle)
 
 
 async def _change(
-    residents: Residents,
+    residents: AgentRegistry,
     definition: AgentDefinition,
-    resident: Resident,
-    models: Models,
-    landscape: Landscape,
+    resident: AgentRecord,
+    models: ModelCatalog,
+    landscape: AvailableBindings,
     shared: Mapping[str, str],
-    vectors: Vectors | None,
-) -> Ensured:
-    said_of_vectors = await point(residents, resident, vectors)
+    vectors: EmbeddingSetup | None,
+) -> EnsureResult:
+    said_of_vectors = await set_embedding(residents, resident, vectors)
     if said_of_vectors is not None:
         resident = await residents.get(resident.id)
-    changes = differences(definition, resident, tuple(shared))
+    changes = diff_definition(definition, resident, tuple(shared))
     binding, why = await _rebinding(residents, definition, resident, models, landscape, changed=changes.models)
-    if changes == Changes() and binding is None and said_of_vectors is None:
-        return Ensured(definition.id, resident.name, Done.KEPT, resident.id, handle=resident.handle)
+    if changes == DefinitionDiff() and binding is None and said_of_vectors is None:
+        return EnsureResult(definition.id, resident.name, EnsureOutcome.KEPT, resident.id, handle=resident.handle)
     wire, path = residents.wire, f"/v1/agents/{resident.id}"
     ids = await _tool_ids(residents, changes.tools)
     for tool in changes.tools:
@@ -289,10 +292,10 @@ async def _change(
         news += bound.notes
     elif update != {"metadata": dict(resident.metadata)}:
         await wire.patch(path, update)
-    return Ensured(
+    return EnsureResult(
         definition.id,
         changes.fields.get("name", resident.name),
-        Done.CHANGED,
+        EnsureOutcome.CHANGED,
         resident.id,
         changes=tuple(news),
         handle=binding.handle if binding else resident.handle,
@@ -300,11 +303,11 @@ async def _change(
 
 
 async def _rebinding(
-    residents: Residents,
+    residents: AgentRegistry,
     definition: AgentDefinition,
-    resident: Resident,
-    models: Models,
-    landscape: Landscape,
+    resident: AgentRecord,
+    models: ModelCatalog,
+    landscape: AvailableBindings,
     *,
     changed: bool,
 ) -> tuple[Binding | None, str | None]:
@@ -320,7 +323,7 @@ async def _rebinding(
     return binding, f"bound to {binding.handle}: {finding.why}"
 
 
-async def _tool_ids(residents: Residents, names: Sequence[str]) -> dict[str, str]:
+async def _tool_ids(residents: AgentRegistry, names: Sequence[str]) -> dict[str, str]:
     """Letta's ids of tools.
 
     Raises:

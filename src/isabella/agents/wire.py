@@ -28,7 +28,7 @@ _READINGS = 2
 _SOMETHING_BETWEEN = "Look at Letta's log, and at what stands between here and Letta."
 
 
-class Wire:
+class LettaClient:
     """JSON to and from one Letta. Readings are tried twice, writes once: a repeated write might happen twice.
 
     Args:
@@ -47,7 +47,7 @@ class Wire:
         given = {name: value for name, value in query.items() if value is not None}
         for reading in range(1, _READINGS + 1):
             try:
-                with translated():
+                with letta_errors():
                     return await self.client.get(path, cast_to=cast(Any, object), options={"params": given})
             except LettaUnreachable as error:
                 # Letta closes a connection after an unhandled failure, and idle ones; the next is a new one.
@@ -65,17 +65,17 @@ class Wire:
 
     async def post(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Write. Raises as `get` does; after `LettaUnreachable` with `sent`, look before writing again."""
-        with translated():
+        with letta_errors():
             return await self.client.post(path, cast_to=cast(Any, object), body=dict(body or {}))
 
     async def patch(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """Change. Raises as `post` does."""
-        with translated():
+        with letta_errors():
             return await self.client.patch(path, cast_to=cast(Any, object), body=dict(body or {}))
 
     async def delete(self, path: str) -> None:
         """Remove. Raises as `post` does."""
-        with translated():
+        with letta_errors():
             # Some of Letta's answers to DELETE have no body.
             await self.client.delete(path, cast_to=httpx.Response)
 
@@ -98,7 +98,7 @@ class Wire:
 
 
 @contextmanager
-def translated() -> Iterator[None]:
+def letta_errors() -> Iterator[None]:
     """Turn the SDK's errors into ours, with Letta's words scrubbed.
 
     Raises:
@@ -107,12 +107,12 @@ def translated() -> Iterator[None]:
     try:
         yield
     except APIError as error:
-        raise translation(error) from None
+        raise as_letta_error(error) from None
     except JSONDecodeError:
         raise LettaBroken("Letta's answer is cut off, or no JSON.", remedy=_SOMETHING_BETWEEN) from None
 
 
-def translation(error: APIError) -> IsabellaError:
+def as_letta_error(error: APIError) -> IsabellaError:
     """The error of ours that says what an error of the SDK means."""
     if isinstance(error, APIStatusError):
         return _of_status(error)
@@ -139,7 +139,7 @@ def translation(error: APIError) -> IsabellaError:
 
 def _of_status(error: APIStatusError) -> IsabellaError:
     status, place = error.status_code, _place(error)
-    detail = letta_words(error)
+    detail = error_detail(error)
     if status == 401 and error_type(error) is None:
         return LettaUnauthorized(
             "Letta wants a password, or another one (401).",
@@ -158,7 +158,7 @@ def error_type(error: APIStatusError) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def letta_words(error: APIStatusError) -> str:
+def error_detail(error: APIStatusError) -> str:
     """Letta's own words, scrubbed: it repeats whole request bodies in its 422."""
     body = error.body if isinstance(error.body, dict) else {}
     inner = body.get("error")

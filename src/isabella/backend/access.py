@@ -35,7 +35,7 @@ _COOKIE_SECONDS = 90 * 24 * 3600
 router = APIRouter(tags=["access"], responses=ERRORS)
 
 
-class Access:
+class AuthMiddleware:
     """Lets in who brings the token. An ASGI middleware that buffers nothing.
 
     Args:
@@ -85,7 +85,7 @@ class Access:
         if kind.lower() == "bearer" and is_token(self._token, given.strip()):
             return True
         cookie = _cookie(headers)
-        if cookie is None or not _same(cookie, cookie_of(self._token)):
+        if cookie is None or not _same(cookie, session_cookie(self._token)):
             return False
         # A browser sends the cookie to this machine's other ports as well, `SameSite` or not.
         return method in ("GET", "HEAD") or _of_our_own(headers)
@@ -116,7 +116,7 @@ async def login(
     if isinstance(own, SecretStr):
         response.set_cookie(
             COOKIE,
-            cookie_of(own),
+            session_cookie(own),
             max_age=_COOKIE_SECONDS,
             httponly=True,
             samesite="strict",
@@ -130,7 +130,7 @@ def is_token(own: SecretStr, given: str) -> bool:
     return _same(given, own.get_secret_value())
 
 
-def cookie_of(token: SecretStr) -> str:
+def session_cookie(token: SecretStr) -> str:
     """What a browser keeps in place of the token. It opens the backend, but does not tell the token."""
     return hmac.new(token.get_secret_value().encode(), b"isabella cookie", hashlib.sha256).hexdigest()
 

@@ -7,15 +7,15 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from isabella.agents.agency import Agency
+from isabella.agents.agency import AgentService
 from isabella.agents.agent_file import LARGEST_FILE
 from isabella.agents.definitions import NAME_PATTERN
-from isabella.agents.embedding import Choice
-from isabella.agents.mending import find_broken, survey
-from isabella.agents.portable import export_agent, import_agent, own_secrets
+from isabella.agents.embedding import SearchMethod
+from isabella.agents.mending import available_bindings, find_broken
+from isabella.agents.portable import configured_secrets, export_agent, import_agent
 from isabella.agents.repair import diagnose
-from isabella.agents.residents import Resident
-from isabella.agents.tending import Ensured
+from isabella.agents.residents import AgentRecord
+from isabella.agents.tending import EnsureResult
 from isabella.backend.errors import ERRORS
 from isabella.backend.residence import Agents
 from isabella.errors import AgentFileRefused
@@ -176,7 +176,7 @@ async def switch(name: Name, wanted: Switch, agency: Agents) -> Switched:
 async def export(name: Name, agency: Agents) -> Response:
     """Export an agent: its prompt, tools, memory blocks, the messages in its context, and its archival memory."""
     resident = await agency.residents.find(name)
-    text = await export_agent(agency.residents, resident, own_secrets(agency.models, agency.connection))
+    text = await export_agent(agency.residents, resident, configured_secrets(agency.models, agency.connection))
     ascii_name = resident.name.encode("ascii", "ignore").decode().replace('"', "").strip() or "agent"
     return Response(
         text,
@@ -238,15 +238,15 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _problems(agency: Agency, residents: list[Resident]) -> dict[str, str]:
-    landscape = await survey(agency.residents, agency.models, ask=False)
+async def _problems(agency: AgentService, residents: list[AgentRecord]) -> dict[str, str]:
+    landscape = await available_bindings(agency.residents, agency.models, ask=False)
     found = {resident.id: diagnose(resident.engine, landscape) for resident in residents}
     return {id: finding.why for id, finding in found.items() if finding is not None}
 
 
-def _agent(resident: Resident, problem: str | None) -> Agent:
+def _agent(resident: AgentRecord, problem: str | None) -> Agent:
     engine, definition = resident.engine, resident.definition
-    choice = Choice.of_mark(resident.marks.embedding)
+    choice = SearchMethod.of_mark(resident.marks.embedding)
     details: dict[str, Any] = {
         "id": resident.id,
         "name": resident.name,
@@ -269,7 +269,7 @@ def _agent(resident: Resident, problem: str | None) -> Agent:
     return Agent(**details)
 
 
-def _missing(ensured: Ensured) -> Missing:
+def _missing(ensured: EnsureResult) -> Missing:
     return Missing(
         definition=ensured.definition, name=ensured.name, reason=ensured.reason or "", remedy=ensured.remedy
     )

@@ -18,9 +18,9 @@ from isabella.backend.errors import handle_errors
 from isabella.backend.readiness import Readiness
 from isabella.backend.routes import router
 from isabella.console import site
-from isabella.console.chronicle import Chronicle
+from isabella.console.chronicle import EventLog
 from isabella.console.pages import ROOT
-from isabella.console.premises import Premises
+from isabella.console.premises import ConsoleContext
 
 
 def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token: SecretStr | None) -> FastAPI:
@@ -50,13 +50,13 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token
     app.state.readiness = Readiness()
     app.state.token = token
     app.state.start_page = site.START
-    app.state.chronicle = Chronicle()
+    app.state.chronicle = EventLog()
     app.state.readiness.hear = app.state.chronicle.synced
     app.state.readiness.vendors.changed = app.state.chronicle.bell.ring
-    console = site.Console(Premises(app.state, app.state.chronicle))
+    console = site.Console(ConsoleContext(app.state, app.state.chronicle))
     # Letta brings no token to where it gets vectors: that address is a secret of its own.
     app.add_middleware(
-        access.Access,
+        access.AuthMiddleware,
         token=token,
         open_prefixes=(PREFIX, site.OPEN),
         doors={ROOT: console.stranger, "/": console.stranger},
@@ -72,5 +72,5 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token
     app.include_router(memory.router)
     app.include_router(embeddings.router)
     app.mount(ROOT, console.application())
-    app.add_route("/", site.enter, include_in_schema=False)
+    app.add_route("/", site.redirect_to_console, include_in_schema=False)
     return app

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 
 from isabella.backend.errors import ERRORS
 from isabella.connection import Connection
-from isabella.doctor.examination import Wishes, examine
+from isabella.doctor.examination import DoctorOptions, run_doctor
 from isabella.errors import ConfigurationError
 from isabella.settings import Settings
 
@@ -22,7 +22,7 @@ _one_at_a_time = anyio.Semaphore(1, fast_acquire=True)
 
 
 @dataclass(frozen=True)
-class Patient:
+class DoctorTarget:
     """What is examined: what the backend was started with.
 
     Attributes:
@@ -41,7 +41,7 @@ class LettaSeen(BaseModel):
     version: str | None
 
 
-class Diagnosed(BaseModel):
+class DoctorReport(BaseModel):
     """What the doctor found. No key is in it, and it can be pasted anywhere."""
 
     healthy: bool = Field(description="Nothing was found.")
@@ -63,15 +63,15 @@ async def doctor(
     provider: Annotated[list[str] | None, Query(description="Only these providers.")] = None,
     agent: Annotated[str | None, Query(description="Only this agent, and what it stands on.")] = None,
     probe: Annotated[bool, Query(description="Have an agent on each provider say one line, too.")] = False,
-) -> Diagnosed:
+) -> DoctorReport:
     """Look at configuration, vendors, providers, agents and exposure. Changes nothing."""
     patient = getattr(request.app.state, "patient", None)
-    settings = patient.settings if isinstance(patient, Patient) else None
-    connection = patient.connection if isinstance(patient, Patient) else None
-    wishes = Wishes(tuple(provider or ()), agent, probe)
+    settings = patient.settings if isinstance(patient, DoctorTarget) else None
+    connection = patient.connection if isinstance(patient, DoctorTarget) else None
+    wishes = DoctorOptions(tuple(provider or ()), agent, probe)
     try:
         async with _one_at_a_time:
-            examination = await examine(settings=settings, connection=connection, wishes=wishes)
+            examination = await run_doctor(settings=settings, connection=connection, wishes=wishes)
     except ConfigurationError as error:
         raise HTTPException(404, str(error)) from None
-    return Diagnosed.model_validate(examination.verdict.as_json())
+    return DoctorReport.model_validate(examination.verdict.as_json())

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from isabella.addresses import client_options
 from isabella.agents import local_model
-from isabella.agents.embedding import MISTRAL, PREFIX, address_secret, mistral
+from isabella.agents.embedding import MISTRAL, PREFIX, address_secret, mistral_source
 from isabella.backend.errors import Problem, answer
 from isabella.backend.residence import Agents
 from isabella.providers.desired import Desired
@@ -52,14 +52,14 @@ async def embeddings(secret: str, wanted: Wanted, agency: Agents) -> JSONRespons
     texts = [wanted.input] if isinstance(wanted.input, str) else wanted.input
     match wanted.model:
         case MISTRAL.model:
-            provider = mistral(agency.models.providers)
+            provider = mistral_source(agency.models.providers)
             if provider is None:
                 return _unavailable("mistral", "Mistral has no key any more; this agent's vectors are Mistral's.")
             return await _of_mistral(provider, texts, wanted, agency.settings.timeout)
         case local_model.MODEL:
-            if not local_model.installed():
+            if not local_model.local_model_installed():
                 return _unavailable("local", "The local model is not installed any more: isabella[local-embeddings].")
-            vectors = await anyio.to_thread.run_sync(local_model.embed, texts)
+            vectors = await anyio.to_thread.run_sync(local_model.embed_locally, texts)
             return _answer(vectors, wanted)
         case _:
             raise HTTPException(404, "There is no such model.")

@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 import anyio
 import structlog
 
-from isabella.agents.models import Models
+from isabella.agents.models import ModelCatalog
 from isabella.backend.readiness import Readiness
 from isabella.errors import ConfigurationError
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import Proof, Report
 from isabella.settings import Settings
-from isabella.watching.events import Counted, Event, Synced, Tell
-from isabella.watching.keeper import Keeper, Work
+from isabella.watching.events import ModelsRefreshed, Synced, Tell, WatchEvent
+from isabella.watching.keeper import WatchActions, Watcher
 from isabella.watching.schedule import Schedule
 from isabella.watching.words import sentences
 
@@ -23,15 +23,15 @@ log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def keeping(
+async def run_watcher(
     readiness: Readiness,
     settings: Settings,
-    work: Work,
-    models: Models,
+    work: WatchActions,
+    models: ModelCatalog,
     *,
     schedule: Schedule | None = None,
     hear: Tell = lambda _event: None,
-) -> AsyncIterator[Keeper]:
+) -> AsyncIterator[Watcher]:
     """Keep watch, and let the backend know what comes of it.
 
     Args:
@@ -43,25 +43,25 @@ async def keeping(
         hear: is told everything that happens, too.
     """
 
-    def tell(event: Event) -> None:
+    def tell(event: WatchEvent) -> None:
         for sentence in sentences(event):
             (log.warning if sentence.warning else log.info)(sentence.text)
         match event:
             case Synced(report=report, part=part):
                 readiness.settle(report, part, quiet=True)
                 _renew(models, keeper, report)
-            case Counted(census=census):
+            case ModelsRefreshed(census=census):
                 readiness.counted(census)
         hear(event)
 
-    keeper = Keeper(settings, work, tell, report=readiness.report, schedule=schedule)
+    keeper = Watcher(settings, work, tell, report=readiness.report, schedule=schedule)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(keeper.run)
         yield keeper
         tasks.cancel_scope.cancel()
 
 
-def _renew(models: Models, keeper: Keeper, report: Report) -> None:
+def _renew(models: ModelCatalog, keeper: Watcher, report: Report) -> None:
     """Ask vendors with the keys that Letta has now. Where it keeps the former one, so do we."""
     try:
         # As the sync has read them: a key file may be another one by now.

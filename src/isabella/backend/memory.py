@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from isabella.agents import memory
-from isabella.agents.archive import Passage as KeptPassage
-from isabella.agents.history import Entry as KeptEntry
+from isabella.agents.archive import ArchivalPassage as KeptPassage
+from isabella.agents.history import HistoryEntry as KeptEntry
 from isabella.backend.agents import Name
 from isabella.backend.errors import ERRORS, ErrorBody, Problem, answer, answer_to
 from isabella.backend.residence import Agents
@@ -217,7 +217,7 @@ async def search(
     )
 
 
-def _block(block: memory.Block) -> Block:
+def _block(block: memory.MemoryBlock) -> Block:
     return Block(
         label=block.label,
         value=block.value,

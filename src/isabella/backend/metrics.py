@@ -11,15 +11,15 @@ from isabella.backend.readiness import Readiness
 from isabella.errors import NotReady
 from isabella.providers.condition import stands
 from isabella.providers.headline import level_of
-from isabella.turns.breaker import State
-from isabella.turns.desk import Desk
+from isabella.turns.breaker import CircuitState
+from isabella.turns.desk import TurnService
 from isabella.turns.events import Ended, Event, Failover, Usage
 from isabella.turns.turn import Turn
 
 router = APIRouter(tags=["state"], responses=ERRORS)
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 120.0)
-_STATES = {State.CLOSED: 0, State.TRYING: 1, State.OPEN: 2}
+_STATES = {CircuitState.CLOSED: 0, CircuitState.TRYING: 1, CircuitState.OPEN: 2}
 
 
 class Metrics:
@@ -67,10 +67,10 @@ class Metrics:
             ("provider", "state"),
             registry=self.registry,
         )
-        self._desk: Desk | None = None
+        self._desk: TurnService | None = None
         self._readiness: Readiness | None = None
 
-    def of(self, desk: Desk, readiness: Readiness) -> None:
+    def of(self, desk: TurnService, readiness: Readiness) -> None:
         """Whose state is told beside the counts."""
         self._desk, self._readiness = desk, readiness
 

@@ -19,12 +19,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import ServerSentEvent
 
 from isabella.backend.errors import ERRORS, status_of
-from isabella.backend.repeats import Hearing, Repeats, TurnRequest
+from isabella.backend.repeats import RequestRegistry, Subscription, TurnRequest
 from isabella.backend.residence import Agents
 from isabella.backend.turns import TurnResponse
 from isabella.errors import AgentUnknown, IsabellaError, MessageRefused, NotReady, QueueFull
-from isabella.turns.desk import LONGEST_MESSAGE, SAYABLE, says_something
-from isabella.turns.events import Asked, Code, Ended, Event, Failed, Reason, Said, Usage
+from isabella.turns.desk import LONGEST_MESSAGE, SAYABLE, has_text
+from isabella.turns.events import Code, Ended, Event, Reason, Said, TurnFailed, Usage, VendorAsked
 from isabella.turns.turn import Turn
 
 router = APIRouter(prefix="/v1", tags=["openai"])
@@ -57,7 +57,7 @@ class OpenAiErrorBody(BaseModel):
     error: OpenAiError
 
 
-class Model(BaseModel):
+class AgentModelCard(BaseModel):
     """An agent, as a model."""
 
     id: str = Field(description="The agent's name.")
@@ -70,10 +70,10 @@ class ModelList(BaseModel):
     """The agents, as models."""
 
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[AgentModelCard]
 
 
-class Part(BaseModel):
+class ContentPart(BaseModel):
     """A part of a message."""
 
     model_config = ConfigDict(extra="ignore")
@@ -88,7 +88,7 @@ class ChatMessage(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: str
-    content: str | list[Part] | None = None
+    content: str | list[ContentPart] | None = None
 
 
 class StreamOptions(BaseModel):
@@ -139,7 +139,7 @@ class CompletionMessage(BaseModel):
     refusal: None = None
 
 
-class Choice(BaseModel):
+class ChatChoice(BaseModel):
     """The only answer there is."""
 
     index: Literal[0] = 0
@@ -148,7 +148,7 @@ class Choice(BaseModel):
     logprobs: None = None
 
 
-class Completion(BaseModel):
+class ChatCompletion(BaseModel):
     """An agent's answer as a chat completion."""
 
     id: str
@@ -156,7 +156,7 @@ class Completion(BaseModel):
     created: int
     model: str = Field(description="The agent's name.")
     system_fingerprint: str | None = Field(None, description="The handle of the model that answered.")
-    choices: list[Choice]
+    choices: list[ChatChoice]
     usage: CompletionUsage
 
 
@@ -176,7 +176,7 @@ async def models(agency: Agents) -> ModelList:
     return ModelList(data=[_model(resident.name, resident.ours) for resident in found])
 
 
-@router.get("/models/{model:path}", summary="An agent as a model", responses=_REFUSALS, response_model=Model)
+@router.get("/models/{model:path}", summary="An agent as a model", responses=_REFUSALS, response_model=AgentModelCard)
 async def model(agency: Agents, model: Annotated[str, Path(max_length=200)]) -> Response:
     """Show one agent in the OpenAI format."""
     try:
@@ -186,14 +186,14 @@ async def model(agency: Agents, model: Annotated[str, Path(max_length=200)]) -> 
     return JSONResponse(_model(found.name, found.ours).model_dump())
 
 
-def repeats(request: Request) -> Repeats:
+def repeats(request: Request) -> RequestRegistry:
     """The turns that may be asked for again.
 
     Raises:
         NotReady: the backend has not come up.
     """
     found = getattr(request.app.state, "repeats", None)
-    if not isinstance(found, Repeats):
+    if not isinstance(found, RequestRegistry):
         raise NotReady("Nobody can be spoken to yet.", remedy="`GET /ready` says how far the start has come.")
     return found
 
@@ -201,13 +201,15 @@ def repeats(request: Request) -> Repeats:
 @router.post(
     "/chat/completions",
     summary="Speak to an agent in the OpenAI format",
-    response_model=Completion,
+    response_model=ChatCompletion,
     responses={
         **_REFUSALS,
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
     },
 )
-async def chat(request: ChatRequest, http: Request, repeats: Annotated[Repeats, Depends(repeats)]) -> Response:
+async def chat(
+    request: ChatRequest, http: Request, repeats: Annotated[RequestRegistry, Depends(repeats)]
+) -> Response:
     """Say the user's last message to the agent, and answer with what it says; with `stream`, as it says it.
 
     Where the client closes the connection, the turn ends. A client that repeats its request by itself, as the
@@ -238,8 +240,8 @@ async def _while_connected(http: Request, work: Callable[[], Awaitable[None]]) -
         tasks.cancel_scope.cancel()
 
 
-async def _response(repeats: Repeats, asked: TurnRequest, request: ChatRequest) -> Response:
-    hearing: Hearing | None = None
+async def _response(repeats: RequestRegistry, asked: TurnRequest, request: ChatRequest) -> Response:
+    hearing: Subscription | None = None
     response: Response | None = None
     try:
         hearing = await repeats.hear(asked, request.model, _last_of_user(request.messages))
@@ -255,18 +257,18 @@ async def _response(repeats: Repeats, asked: TurnRequest, request: ChatRequest) 
     return response
 
 
-async def _whole(hearing: Hearing, request: ChatRequest) -> Response:
+async def _whole(hearing: Subscription, request: ChatRequest) -> Response:
     text, asked, usage, failed, end = "", None, Usage(0, 0, 0, 0), None, None
     async with aclosing(hearing.events()) as events:
         async for event in events:
             match event:
                 case Said():
                     text += event.text
-                case Asked():
+                case VendorAsked():
                     asked = event
                 case Usage():
                     usage = event
-                case Failed():
+                case TurnFailed():
                     failed = event
                 case Ended():
                     end = event
@@ -291,13 +293,13 @@ async def _whole(hearing: Hearing, request: ChatRequest) -> Response:
     return JSONResponse(completion)
 
 
-async def _streamed(hearing: Hearing, request: ChatRequest) -> Response:
+async def _streamed(hearing: Subscription, request: ChatRequest) -> Response:
     """Wait for the answer to begin, so that a refusal has a status of its own; from then on pass it on."""
     events = hearing.events()
     first: Event | None = None
-    failed: Failed | None = None
+    failed: TurnFailed | None = None
     async for event in events:
-        if isinstance(event, Failed):
+        if isinstance(event, TurnFailed):
             failed = event
         if isinstance(event, Said | Ended):
             first = event
@@ -312,7 +314,7 @@ async def _chunks(
     events: AsyncGenerator[Event, None], turn: Turn, request: ChatRequest, first: Event | None
 ) -> AsyncGenerator[ServerSentEvent, None]:
     created = int(time.time())
-    failed: Failed | None = None
+    failed: TurnFailed | None = None
     usage = Usage(0, 0, 0, 0)
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **extra: Any) -> ServerSentEvent:
@@ -333,7 +335,7 @@ async def _chunks(
                     yield chunk({"content": event.text})
                 case Usage():
                     usage = event
-                case Failed():
+                case TurnFailed():
                     failed = event
                 case Ended():
                     end = event
@@ -348,7 +350,7 @@ async def _chunks(
 
 def _last_of_user(messages: list[ChatMessage]) -> str:
     for message in reversed(messages):
-        if message.role == "user" and says_something(said := _said(message)):
+        if message.role == "user" and has_text(said := _said(message)):
             return said
     raise MessageRefused(
         "No message of the user that says something is in the request.", remedy="Add one with the role `user`."
@@ -361,8 +363,8 @@ def _said(message: ChatMessage) -> str:
     return message.content or ""
 
 
-def _model(name: str, ours: bool) -> Model:
-    return Model(id=name, owned_by="isabella" if ours else "letta")
+def _model(name: str, ours: bool) -> AgentModelCard:
+    return AgentModelCard(id=name, owned_by="isabella" if ours else "letta")
 
 
 def _id(turn: Turn) -> str:
@@ -396,7 +398,7 @@ def _refused(error: IsabellaError) -> Response:
     return JSONResponse(body, status_code=status, headers=headers)
 
 
-def _failed(failed: Failed | None, end: Event | None) -> Response:
+def _failed(failed: TurnFailed | None, end: Event | None) -> Response:
     headers = {}
     status = 503
     if failed is not None:
@@ -412,7 +414,7 @@ def _failed(failed: Failed | None, end: Event | None) -> Response:
     return JSONResponse(_error(failed, end), status_code=status, headers=headers)
 
 
-def _error(failed: Failed | None, end: Event | None) -> dict[str, Any]:
+def _error(failed: TurnFailed | None, end: Event | None) -> dict[str, Any]:
     if failed is None:
         stopped = isinstance(end, Ended) and end.reason is Reason.STOPPED
         said, code = ("The turn was stopped.", "stopped") if stopped else ("The turn has failed.", "failed")

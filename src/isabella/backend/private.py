@@ -16,8 +16,8 @@ from pydantic import SecretStr
 
 from isabella.backend.app import create_app
 from isabella.backend.readiness import Phase, Readiness
-from isabella.backend.residence import residing
-from isabella.backend.speaking import speaking
+from isabella.backend.residence import open_agents
+from isabella.backend.speaking import open_turns
 from isabella.connection import Connection
 from isabella.errors import IsabellaError
 from isabella.gate import open_locks
@@ -28,7 +28,7 @@ _STOP_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
-class PrivateBackend:
+class InProcessBackend:
     """Where it listens, and what it asks for."""
 
     address: str
@@ -36,7 +36,7 @@ class PrivateBackend:
 
 
 @contextmanager
-def private_backend(settings: Settings, connection: Connection) -> Iterator[PrivateBackend]:
+def in_process_backend(settings: Settings, connection: Connection) -> Iterator[InProcessBackend]:
     """Serve agents and turns on a loopback port, in a thread, with a token that nobody else knows.
 
     Providers are left as they are.
@@ -56,8 +56,8 @@ def private_backend(settings: Settings, connection: Connection) -> Iterator[Priv
             # Vectors need an address that stays, so this one makes none.
             async with (
                 open_locks(settings, connection) as locks,
-                residing(app, settings, connection, None) as agency,
-                speaking(app, agency, locks),
+                open_agents(app, settings, connection, None) as agency,
+                open_turns(app, agency, locks),
             ):
                 readiness.phase = Phase.DEGRADED
                 up.set()
@@ -76,7 +76,7 @@ def private_backend(settings: Settings, connection: Connection) -> Iterator[Priv
         up.wait()
         if failed:
             raise failed[0]
-        yield PrivateBackend(address, token)
+        yield InProcessBackend(address, token)
     finally:
         server.should_exit = True
         thread.join(_STOP_SECONDS)

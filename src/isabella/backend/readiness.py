@@ -15,9 +15,9 @@ from isabella.providers.headline import Level, headline, vendor_level, vendor_wo
 from isabella.providers.plan import WRITES
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.redaction import unforeseen
-from isabella.vendors.inquiry import Answer, Verdict
-from isabella.vendors.status import VendorState, VendorStatuses
-from isabella.watching.census import Census
+from isabella.vendors.inquiry import KeyVerdict, VendorAnswer
+from isabella.vendors.status import VendorState, VendorStatusBoard
+from isabella.watching.census import ModelRefresh
 
 log = structlog.get_logger()
 
@@ -52,8 +52,8 @@ class Readiness:
     report: Report | None = None
     as_of: datetime | None = None
     error: IsabellaError | None = None
-    census: Census | None = None
-    vendors: VendorStatuses = field(default_factory=VendorStatuses, repr=False)
+    census: ModelRefresh | None = None
+    vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard, repr=False)
     hear: Callable[[Report, str, float], None] = field(default=lambda *_: None, repr=False)
     tell: list[Callable[[Report], None]] = field(default_factory=list, repr=False)
 
@@ -103,16 +103,16 @@ class Readiness:
             elif entry.action in WRITES and entry.proof is not Proof.FAILED:
                 self.vendors.observe(entry.name, VendorState.NOT_ASKED, "not asked since its key or address changed")
 
-    def heard(self, provider: str, answer: Answer) -> None:
+    def heard(self, provider: str, answer: VendorAnswer) -> None:
         """Take note of what a vendor answered to the configured key, where that is the one that Letta holds."""
         entries = self.report.ours if self.report is not None else []
         proven = any(entry.name == provider and entry.proof is Proof.PROVEN for entry in entries)
         # Many serve conversations, and no list of models.
-        if proven and answer.verdict is not Verdict.WRONG_ADDRESS:
+        if proven and answer.verdict is not KeyVerdict.WRONG_ADDRESS:
             seen = answer.vendor_status
             self.vendors.observe(provider, seen.state, seen.reason, seen.at, listing=True)
 
-    def counted(self, census: Census) -> None:
+    def counted(self, census: ModelRefresh) -> None:
         """Take note of a refresh of the model lists."""
         self.census = census
         for count in census.counts:

@@ -8,12 +8,12 @@ from contextlib import aclosing, asynccontextmanager
 import anyio
 import structlog
 
-from isabella.agents.agency import Agency
+from isabella.agents.agency import AgentService
 from isabella.agents.memory import Hold
-from isabella.agents.reflection import Outcome, Say, reflect
+from isabella.agents.reflection import ReflectionOutcome, Say, reflect
 from isabella.errors import IsabellaError, TurnError
-from isabella.turns.desk import Desk
-from isabella.turns.events import Ended, Failed, Reason
+from isabella.turns.desk import TurnService
+from isabella.turns.events import Ended, Reason, TurnFailed
 
 log = structlog.get_logger()
 
@@ -22,21 +22,21 @@ _LONGEST_PAUSE = 3600.0
 
 
 @asynccontextmanager
-async def reflecting(agency: Agency, desk: Desk) -> AsyncIterator[None]:
+async def run_reflection(agency: AgentService, desk: TurnService) -> AsyncIterator[None]:
     """Let agents reflect, in their order, and let edits of memory wait for turns under way.
 
     Args:
         agency: the agents.
         desk: where turns are taken on.
     """
-    agency.memory.hold = holding(desk)
+    agency.memory.hold = hold_queue(desk)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_keep_reflecting, agency, saying(desk), agency.settings.reflect_after)
+        tasks.start_soon(_keep_reflecting, agency, say_in_turn(desk), agency.settings.reflect_after)
         yield
         tasks.cancel_scope.cancel()
 
 
-def holding(desk: Desk) -> Hold:
+def hold_queue(desk: TurnService) -> Hold:
     """Takes a place in an agent's order, as a turn does, so that no turn of it runs meanwhile."""
 
     @asynccontextmanager
@@ -47,7 +47,7 @@ def holding(desk: Desk) -> Hold:
     return hold
 
 
-def saying(desk: Desk) -> Say:
+def say_in_turn(desk: TurnService) -> Say:
     """Says something to an agent in a turn of its own, with all that turns have: order, gate and failover."""
 
     async def say(agent_id: str, text: str) -> None:
@@ -55,7 +55,7 @@ def saying(desk: Desk) -> Say:
         why, end = "", Reason.BROKEN
         async with aclosing(desk.events(turn)) as events:
             async for event in events:
-                if isinstance(event, Failed):
+                if isinstance(event, TurnFailed):
                     why = event.message
                 if isinstance(event, Ended):
                     end = event.reason
@@ -65,7 +65,7 @@ def saying(desk: Desk) -> Say:
     return say
 
 
-async def _keep_reflecting(agency: Agency, say: Say, after: float) -> None:
+async def _keep_reflecting(agency: AgentService, say: Say, after: float) -> None:
     if after <= 0:
         return
     usual = min(_LOOK_EVERY, max(1.0, after / 4))
@@ -81,12 +81,12 @@ async def _keep_reflecting(agency: Agency, say: Say, after: float) -> None:
             log.warning("reflection failed", error=error.what, again_in=pause)
 
 
-async def _look_around(agency: Agency, say: Say, after: float) -> None:
+async def _look_around(agency: AgentService, say: Say, after: float) -> None:
     for resident in await agency.residents.all():
         if resident.definition is None or resident.definition.reflects_on is None:
             continue
         done = await reflect(agency, resident, say, quiet_for=after)
-        if done.outcome is Outcome.DONE:
+        if done.outcome is ReflectionOutcome.DONE:
             log.info(
                 "reflected",
                 agent=resident.name,

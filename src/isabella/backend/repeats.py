@@ -18,7 +18,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from isabella.errors import IsabellaError
-from isabella.turns.desk import Desk
+from isabella.turns.desk import TurnService
 from isabella.turns.events import Ended, Event
 from isabella.turns.turn import Turn
 
@@ -96,7 +96,7 @@ class SharedTurn:
         last = self._events[-1] if self._events else None
         return self.over.is_set() and not (isinstance(last, Ended) and last.stored)
 
-    async def run(self, desk: Desk, agent: str, message: str) -> None:
+    async def run(self, desk: TurnService, agent: str, message: str) -> None:
         """Have the turn, from beginning to end."""
         try:
             self.turn = await desk.open(agent, message)
@@ -145,11 +145,11 @@ class SharedTurn:
         self._news = anyio.Event()
 
 
-class Hearing:
+class Subscription:
     """One client that hears a turn. It has to `leave`."""
 
-    def __init__(self, repeats: Repeats, shared: SharedTurn) -> None:
-        self._repeats: Repeats | None = repeats
+    def __init__(self, repeats: RequestRegistry, shared: SharedTurn) -> None:
+        self._repeats: RequestRegistry | None = repeats
         self.shared = shared
 
     @property
@@ -170,7 +170,7 @@ class Hearing:
             repeats.left(self.shared)
 
 
-class Repeats:
+class RequestRegistry:
     """The turns that may be asked for again.
 
     Args:
@@ -178,12 +178,12 @@ class Repeats:
         tasks: where they go on.
     """
 
-    def __init__(self, desk: Desk, tasks: TaskGroup) -> None:
+    def __init__(self, desk: TurnService, tasks: TaskGroup) -> None:
         self._desk = desk
         self._tasks = tasks
         self._known: list[SharedTurn] = []
 
-    async def hear(self, request: TurnRequest, agent: str, message: str) -> Hearing:
+    async def hear(self, request: TurnRequest, agent: str, message: str) -> Subscription:
         """Hear the turn that this request asks for: the one that it repeats, or a new one.
 
         A turn that is being stopped has to be over first: only then it is known whether the message was stored.
@@ -199,7 +199,7 @@ class Repeats:
         found.request = request
         found.heard_by += 1
         self._set_timer(found, None)
-        return Hearing(self, found)
+        return Subscription(self, found)
 
     def left(self, shared: SharedTurn) -> None:
         """Somebody hears a turn no more."""

@@ -9,8 +9,8 @@ from typing import Annotated
 import structlog
 from fastapi import Depends, FastAPI, Request
 
-from isabella.agents.agency import Agency, open_agency
-from isabella.agents.tending import Done
+from isabella.agents.agency import AgentService, open_agent_service
+from isabella.agents.tending import EnsureOutcome
 from isabella.connection import Connection
 from isabella.errors import NotReady
 from isabella.settings import Settings
@@ -19,9 +19,9 @@ log = structlog.get_logger()
 
 
 @asynccontextmanager
-async def residing(
+async def open_agents(
     app: FastAPI, settings: Settings, connection: Connection, address: str | None
-) -> AsyncIterator[Agency]:
+) -> AsyncIterator[AgentService]:
     """Open the agents, bring them in line, and let the routes have them.
 
     Args:
@@ -34,10 +34,10 @@ async def residing(
         ConfigurationError: the agents' file is malformed, or the settings ask for vectors that are not to be had.
         LettaError: Letta cannot be read.
     """
-    async with open_agency(settings, connection, backend=address) as agency:
+    async with open_agent_service(settings, connection, backend=address) as agency:
         agency.models.hear = app.state.readiness.heard
         for ensured in await agency.ensure():
-            failed = ensured.done is Done.FAILED
+            failed = ensured.done is EnsureOutcome.FAILED
             (log.warning if failed else log.info)(
                 "agent",
                 name=ensured.name,
@@ -54,16 +54,16 @@ async def residing(
             app.state.agency = None
 
 
-def agency(request: Request) -> Agency:
+def agency(request: Request) -> AgentService:
     """The agents, for routes.
 
     Raises:
         NotReady: the backend has not come up.
     """
     found = getattr(request.app.state, "agency", None)
-    if not isinstance(found, Agency):
+    if not isinstance(found, AgentService):
         raise NotReady("The agents are not there yet.", remedy="`GET /ready` says how far the start has come.")
     return found
 
 
-Agents = Annotated[Agency, Depends(agency)]
+Agents = Annotated[AgentService, Depends(agency)]

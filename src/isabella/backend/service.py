@@ -14,27 +14,27 @@ import anyio
 import structlog
 import uvicorn
 
-from isabella.access import Token, address_kept, check_address, own_token
+from isabella.access import Token, address_published, check_address, ensure_token
 from isabella.assurance import add_receipts, ensure_providers
 from isabella.backend.app import create_app
-from isabella.backend.doctor import Patient
-from isabella.backend.keeping import keeping
+from isabella.backend.doctor import DoctorTarget
+from isabella.backend.keeping import run_watcher
 from isabella.backend.readiness import Phase, Readiness
-from isabella.backend.reflecting import reflecting
-from isabella.backend.residence import residing
-from isabella.backend.speaking import speaking
+from isabella.backend.reflecting import run_reflection
+from isabella.backend.residence import open_agents
+from isabella.backend.speaking import open_turns
 from isabella.connection import Connection, configured_connection, embedded_connection
 from isabella.embedded import Progress, Server
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
-from isabella.gate import Gate, open_locks
+from isabella.gate import ProviderLock, open_locks
 from isabella.practice import daemon
 from isabella.practice.overlay import left_out, with_practice_vendors
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import Report
 from isabella.settings import Settings
 from isabella.signals import terminating
-from isabella.stores.letta_server import LettaServer
-from isabella.watching.work import LettaWork
+from isabella.stores.letta_server import LettaProviders
+from isabella.watching.work import LettaActions
 
 log = structlog.get_logger()
 
@@ -46,7 +46,7 @@ _LONGEST_PAUSE = 10.0
 
 
 @dataclass(frozen=True)
-class Wishes:
+class ServeOptions:
     """What the operator wants of this run.
 
     Attributes:
@@ -64,7 +64,7 @@ class Wishes:
     say: Callable[[str], None]
 
 
-def serve(settings: Settings, wishes: Wishes) -> int:
+def serve(settings: Settings, wishes: ServeOptions) -> int:
     """Bring everything up, serve until a signal, and stop what was started.
 
     Returns:
@@ -99,7 +99,7 @@ def _bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def _with_practice(settings: Settings, wishes: Wishes, started: ExitStack) -> Settings:
+def _with_practice(settings: Settings, wishes: ServeOptions, started: ExitStack) -> Settings:
     wanted = wishes.practice
     if wanted is None:
         # Somebody's own Letta is never filled with practice vendors unasked.
@@ -122,7 +122,7 @@ def _with_practice(settings: Settings, wishes: Wishes, started: ExitStack) -> Se
     return with_practice_vendors(settings, running)
 
 
-def _embedded(settings: Settings, wishes: Wishes, started: ExitStack) -> Connection:
+def _embedded(settings: Settings, wishes: ServeOptions, started: ExitStack) -> Connection:
     server = Server(settings.home, master_key=settings.letta_encryption_key)
     # Registered before it is up: what an interrupted start leaves behind is stopped as well.
     ours = not server.status().running
@@ -132,13 +132,15 @@ def _embedded(settings: Settings, wishes: Wishes, started: ExitStack) -> Connect
         return embedded_connection(settings, server.up(progress))
 
 
-def _down(server: Server, wishes: Wishes) -> None:
+def _down(server: Server, wishes: ServeOptions) -> None:
     with wishes.progress() as progress:
         server.down(progress)
 
 
-def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, listener: socket.socket) -> Readiness:
-    token = own_token(settings)
+def _serve_http(
+    settings: Settings, wishes: ServeOptions, connection: Connection, listener: socket.socket
+) -> Readiness:
+    token = ensure_token(settings)
 
     async def start(readiness: Readiness) -> None:
         try:
@@ -160,25 +162,25 @@ def _serve_http(settings: Settings, wishes: Wishes, connection: Connection, list
             host, port = listener.getsockname()[:2]
             address = _address(_EVERYWHERE.get(host, host), port)
             async with (
-                residing(app, settings, connection, _as_letta_reaches(connection, host, port)) as agency,
-                speaking(app, agency, locks) as desk,
-                reflecting(agency, desk),
-                keeping(
+                open_agents(app, settings, connection, _as_letta_reaches(connection, host, port)) as agency,
+                open_turns(app, agency, locks) as desk,
+                run_reflection(agency, desk),
+                run_watcher(
                     readiness,
                     settings,
-                    app.state.chronicle.timed(LettaWork(locks.gate)),
+                    app.state.chronicle.timed(LettaActions(locks.gate)),
                     agency.models,
                     hear=app.state.chronicle.hear,
                 ) as app.state.keeper,
             ):
-                with address_kept(settings.home, address):
+                with address_published(settings.home, address):
                     phase = readiness.phase.value.capitalize()
                     wishes.say(f"{phase}: {address}  (API: {address}/docs, stop: Ctrl-C)")
                     _show_login(wishes, address, token)
                     await anyio.sleep_forever()
 
     app = create_app(start, token=token.secret)
-    app.state.patient = Patient(settings, connection)
+    app.state.patient = DoctorTarget(settings, connection)
     config = uvicorn.Config(
         app, log_config=None, log_level=logging.WARNING, access_log=False, timeout_graceful_shutdown=10
     )
@@ -212,7 +214,7 @@ async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
     await server.serve(sockets=[listener])
 
 
-def _show_login(wishes: Wishes, address: str, token: Token) -> None:
+def _show_login(wishes: ServeOptions, address: str, token: Token) -> None:
     """A new token is shown once, and only to somebody who looks: what is not a terminal may be kept for ever."""
     if token.made and sys.stderr.isatty():
         wishes.say(f"To use it in a browser: {address}/login?token={token.secret.get_secret_value()}")
@@ -220,7 +222,7 @@ def _show_login(wishes: Wishes, address: str, token: Token) -> None:
         wishes.say("To use it in a browser: `isabella login` prints a link.")
 
 
-async def _ensure(settings: Settings, wishes: Wishes, connection: Connection, gate: Gate) -> Report:
+async def _ensure(settings: Settings, wishes: ServeOptions, connection: Connection, gate: ProviderLock) -> Report:
     report = await ensure_providers(settings, connection=connection, count_models=True, gate=gate)
     if wishes.verify:
         report = await add_receipts(report, connection, desired_providers(settings))
@@ -231,7 +233,7 @@ async def _ensure(settings: Settings, wishes: Wishes, connection: Connection, ga
 async def _wait_for(connection: Connection, say: Callable[[str], None]) -> None:
     """Wait for somebody's own Letta, which may well be starting at the same time as we are."""
     pause = 0.5
-    async with LettaServer.at(connection) as store:
+    async with LettaProviders.at(connection) as store:
         while True:
             try:
                 await store.abilities()

@@ -8,19 +8,19 @@ from contextlib import asynccontextmanager
 import anyio
 from fastapi import FastAPI
 
-from isabella.agents.agency import Agency
+from isabella.agents.agency import AgentService
 from isabella.backend.metrics import Metrics
-from isabella.backend.repeats import Repeats
-from isabella.gate import Locks
+from isabella.backend.repeats import RequestRegistry
+from isabella.gate import TurnLocks
 from isabella.providers.plan import WRITES
 from isabella.providers.report import Proof, Report
-from isabella.turns.desk import Desk, open_desk
+from isabella.turns.desk import TurnService, open_turn_service
 from isabella.turns.events import Event
 from isabella.turns.turn import Turn
 
 
 @asynccontextmanager
-async def speaking(app: FastAPI, agency: Agency, locks: Locks) -> AsyncIterator[Desk]:
+async def open_turns(app: FastAPI, agency: AgentService, locks: TurnLocks) -> AsyncIterator[TurnService]:
     """Open the desk where turns are taken on, count what happens there, and let the routes have it.
 
     Args:
@@ -35,7 +35,7 @@ async def speaking(app: FastAPI, agency: Agency, locks: Locks) -> AsyncIterator[
         app.state.chronicle.see(turn, event)
 
     async with (
-        open_desk(agency, locks=locks, watch=watch, vendors=app.state.readiness.vendors) as desk,
+        open_turn_service(agency, locks=locks, watch=watch, vendors=app.state.readiness.vendors) as desk,
         anyio.create_task_group() as tasks,
     ):
 
@@ -48,7 +48,7 @@ async def speaking(app: FastAPI, agency: Agency, locks: Locks) -> AsyncIterator[
         metrics.of(desk, app.state.readiness)
         app.state.readiness.tell.append(forgive)
         await tasks.start(_watch_gate, locks)
-        app.state.desk, app.state.metrics, app.state.repeats = desk, metrics, Repeats(desk, tasks)
+        app.state.desk, app.state.metrics, app.state.repeats = desk, metrics, RequestRegistry(desk, tasks)
         try:
             yield desk
         finally:
@@ -57,5 +57,5 @@ async def speaking(app: FastAPI, agency: Agency, locks: Locks) -> AsyncIterator[
             tasks.cancel_scope.cancel()
 
 
-async def _watch_gate(locks: Locks, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+async def _watch_gate(locks: TurnLocks, *, task_status: anyio.abc.TaskStatus[None]) -> None:
     await locks.gate.watch(task_status=task_status)

@@ -14,7 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from isabella.backend.errors import ERRORS, ErrorBody
 from isabella.errors import NotReady
-from isabella.turns.desk import LONGEST_MESSAGE, SAYABLE, Desk
+from isabella.turns.desk import LONGEST_MESSAGE, SAYABLE, TurnService
 from isabella.turns.events import as_json
 from isabella.turns.turn import Turn
 
@@ -35,19 +35,19 @@ class Message(BaseModel):
     message: str = Field(max_length=LONGEST_MESSAGE, pattern=SAYABLE, description="What is said.")
 
 
-def desk(request: Request) -> Desk:
+def desk(request: Request) -> TurnService:
     """Where turns are taken on.
 
     Raises:
         NotReady: the backend has not come up.
     """
     found = getattr(request.app.state, "desk", None)
-    if not isinstance(found, Desk):
+    if not isinstance(found, TurnService):
         raise NotReady("Nobody can be spoken to yet.", remedy="`GET /ready` says how far the start has come.")
     return found
 
 
-TurnDesk = Annotated[Desk, Depends(desk)]
+TurnDesk = Annotated[TurnService, Depends(desk)]
 
 
 class TurnResponse(EventSourceResponse):
@@ -100,7 +100,7 @@ async def stop(
     return Response(status_code=204)
 
 
-async def _events(desk: Desk, turn: Turn) -> AsyncGenerator[ServerSentEvent, None]:
+async def _events(desk: TurnService, turn: Turn) -> AsyncGenerator[ServerSentEvent, None]:
     async with aclosing(desk.events(turn)) as events:
         async for event in events:
             yield ServerSentEvent(json.dumps(as_json(event), ensure_ascii=False), event=event.kind)

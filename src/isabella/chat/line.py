@@ -23,7 +23,7 @@ _SILENCE = 60.0
 
 
 @dataclass(frozen=True)
-class Happened:
+class TurnEvent:
     """One event of a turn.
 
     Attributes:
@@ -35,7 +35,7 @@ class Happened:
     data: dict[str, Any]
 
 
-class Line:
+class BackendClient:
     """A backend, for one agent.
 
     Args:
@@ -102,9 +102,9 @@ class Line:
         """The agent as a file."""
         return self._request("GET", f"/api/agents/{quote(self.agent)}/export").content
 
-    def say(self, message: str) -> Talk:
+    def say(self, message: str) -> TurnStream:
         """Say something."""
-        return Talk(self._client, f"/api/agents/{quote(self.agent)}/turns", message)
+        return TurnStream(self._client, f"/api/agents/{quote(self.agent)}/turns", message)
 
     def _ask(self, method: str, path: str, *, whole: bool = False, **options: Any) -> Any:
         return self._request(method, path if whole else f"/api/agents/{quote(self.agent)}{path}", **options).json()
@@ -119,19 +119,19 @@ class Line:
         return response
 
 
-class Talk:
+class TurnStream:
     """A turn under way. Iterating over it gives its events; `stop` ends it, from another thread or a signal."""
 
     def __init__(self, client: httpx.Client, path: str, message: str) -> None:
         self._client = client
         self._path = path
         self._message = message
-        self._events: queue.Queue[Happened | IsabellaError | None] = queue.Queue()
+        self._events: queue.Queue[TurnEvent | IsabellaError | None] = queue.Queue()
         self._id: str | None = None
         # In a thread, so that an interruption of the reader does not tear the connection: that would lose the end.
         threading.Thread(target=self._hear, name="turn", daemon=True).start()
 
-    def __iter__(self) -> Iterator[Happened]:
+    def __iter__(self) -> Iterator[TurnEvent]:
         """The events as they come.
 
         Raises:
@@ -179,13 +179,13 @@ class Talk:
             self._events.put(None)
 
 
-def _events(lines: Iterator[str]) -> Iterator[Happened]:
+def _events(lines: Iterator[str]) -> Iterator[TurnEvent]:
     kind = ""
     for line in lines:
         if line.startswith("event:"):
             kind = line[6:].strip()
         elif line.startswith("data:") and kind:
-            yield Happened(kind, json.loads(line[5:]))
+            yield TurnEvent(kind, json.loads(line[5:]))
 
 
 def _refusal(response: httpx.Response) -> IsabellaError:

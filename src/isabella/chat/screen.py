@@ -8,18 +8,18 @@ from typing import Any
 
 from rich.text import Text
 
-from isabella.chat.line import Happened
-from isabella.terminal_console import Console
+from isabella.chat.line import TurnEvent
+from isabella.terminal_console import GuardedConsole
 
 _RESULT_LIMIT = 200
 
 
-class Screen:
+class Terminal:
     """Shows turns on a terminal, and plain answers where the output is piped."""
 
     def __init__(self) -> None:
-        self._out = Console(soft_wrap=True)
-        self._err = Console(stderr=True, soft_wrap=True)
+        self._out = GuardedConsole(soft_wrap=True)
+        self._err = GuardedConsole(stderr=True, soft_wrap=True)
         self._in = ""
         self._vendor = ""
 
@@ -40,7 +40,7 @@ class Screen:
         """What went wrong."""
         self._err.print(Text(text, style="red" if self._err.is_terminal else ""))
 
-    def show(self, events: Iterable[Happened]) -> bool:
+    def show(self, events: Iterable[TurnEvent]) -> bool:
         """Show a turn as it comes. Returns whether it was answered, or stopped by somebody."""
         answered = False
         for event in events:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from isabella.chat.line import Line
-from isabella.chat.screen import Screen
+from isabella.chat.line import BackendClient
+from isabella.chat.screen import Terminal
 from isabella.errors import IsabellaError
 from isabella.files import write_private
 
@@ -22,7 +22,7 @@ _HELP = """\
 _PROMPT = "> "
 
 
-class Session:
+class ChatSession:
     """One chat.
 
     Args:
@@ -30,7 +30,7 @@ class Session:
         screen: shows it.
     """
 
-    def __init__(self, line: Line, screen: Screen) -> None:
+    def __init__(self, line: BackendClient, screen: Terminal) -> None:
         self._line = line
         self._screen = screen
         self._failed = False

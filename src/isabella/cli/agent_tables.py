@@ -11,13 +11,13 @@ from rich.text import Text
 from isabella.cli.tables import console
 
 if TYPE_CHECKING:
-    from isabella.agents.repair import Finding
-    from isabella.agents.residents import Resident
+    from isabella.agents.repair import BindingDiagnosis
+    from isabella.agents.residents import AgentRecord
 
 _DONE = {"kept": "dim", "created": "green", "changed": "yellow", "failed": "red"}
 
 
-def as_json(resident: Resident, finding: Finding | None) -> dict[str, Any]:
+def as_json(resident: AgentRecord, finding: BindingDiagnosis | None) -> dict[str, Any]:
     """An agent in the form in which `--json` gives it."""
     engine = resident.engine
     return {

@@ -16,7 +16,7 @@ from isabella.cli.options import AsJson, EnvFile
 from isabella.errors import ConfigurationError, IsabellaError
 
 if TYPE_CHECKING:
-    from isabella.agents.agency import Agency
+    from isabella.agents.agency import AgentService
 
 app = commands(
     no_args_is_help=True,
@@ -38,11 +38,11 @@ def list_command(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """
     from isabella.cli import agent_tables
 
-    async def look(agency: Agency) -> list[dict[str, Any]]:
-        from isabella.agents.mending import survey
+    async def look(agency: AgentService) -> list[dict[str, Any]]:
+        from isabella.agents.mending import available_bindings
         from isabella.agents.repair import diagnose
 
-        landscape = await survey(agency.residents, agency.models, ask=False)
+        landscape = await available_bindings(agency.residents, agency.models, ask=False)
         return [
             agent_tables.as_json(resident, diagnose(resident.engine, landscape))
             for resident in sorted(await agency.residents.all(), key=lambda one: not one.ours)
@@ -63,7 +63,7 @@ def ensure(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """
     from isabella.cli import agent_tables
 
-    async def bring(agency: Agency) -> list[dict[str, Any]]:
+    async def bring(agency: AgentService) -> list[dict[str, Any]]:
         return [ensured.as_json() for ensured in await agency.ensure()]
 
     done = _run(bring, env_file, as_json)
@@ -82,12 +82,12 @@ def show(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """
     from isabella.cli import agent_tables
 
-    async def look(agency: Agency) -> dict[str, Any]:
-        from isabella.agents.mending import survey
+    async def look(agency: AgentService) -> dict[str, Any]:
+        from isabella.agents.mending import available_bindings
         from isabella.agents.repair import diagnose
 
         resident = await agency.residents.find(name)
-        landscape = await survey(agency.residents, agency.models, ask=False)
+        landscape = await available_bindings(agency.residents, agency.models, ask=False)
         found = agent_tables.as_json(resident, diagnose(resident.engine, landscape))
         found["blocks"] = [
             {"label": block.label, "value": block.value, "limit": block.limit, "version": block.version}
@@ -114,7 +114,7 @@ def switch(
     Exit code: 0, or 1 where the handle would not work now.
     """
 
-    async def bind(agency: Agency) -> dict[str, Any]:
+    async def bind(agency: AgentService) -> dict[str, Any]:
         resident = await agency.residents.find(name)
         async with _holding(agency, resident.id):
             bound = await agency.residents.switch(resident, handle, agency.models)
@@ -146,11 +146,11 @@ def repair(
     """
     from isabella.cli import agent_tables
 
-    async def work(agency: Agency) -> list[dict[str, Any]]:
-        from isabella.agents.mending import find_broken, mend
+    async def work(agency: AgentService) -> list[dict[str, Any]]:
+        from isabella.agents.mending import apply_repairs, find_broken
 
         found = await find_broken(agency.residents, agency.models)
-        return [one.as_json() for one in (await mend(agency.residents, found) if yes else found)]
+        return [one.as_json() for one in (await apply_repairs(agency.residents, found) if yes else found)]
 
     found = _run(work, env_file, as_json)
     if as_json:
@@ -174,11 +174,11 @@ def export_command(
     Exit code: 0, or 1 where it cannot be exported.
     """
 
-    async def take_out(agency: Agency) -> str:
-        from isabella.agents.portable import export_agent, own_secrets
+    async def take_out(agency: AgentService) -> str:
+        from isabella.agents.portable import configured_secrets, export_agent
 
         resident = await agency.residents.find(name)
-        return await export_agent(agency.residents, resident, own_secrets(agency.models, agency.connection))
+        return await export_agent(agency.residents, resident, configured_secrets(agency.models, agency.connection))
 
     text = _run(take_out, env_file, as_json)
     if str(file) == "-":
@@ -221,7 +221,7 @@ def import_command(
 
     text = files.read_or_stdin(file, largest=LARGEST_FILE).data
 
-    async def bring(agency: Agency) -> dict[str, Any]:
+    async def bring(agency: AgentService) -> dict[str, Any]:
         from isabella.agents.portable import import_agent
 
         brought = await import_agent(agency.residents, agency.models, text, name=name, with_tools=with_tools)
@@ -249,7 +249,7 @@ def delete(
     Exit code: 0 deleted, 2 it would be with --yes, 1 there is no such agent.
     """
 
-    async def work(agency: Agency) -> dict[str, Any]:
+    async def work(agency: AgentService) -> dict[str, Any]:
         resident = await agency.residents.find(name)
         if yes:
             await agency.residents.delete(resident.id)
@@ -269,15 +269,15 @@ def delete(
 
 
 @asynccontextmanager
-async def _holding(agency: Agency, agent_id: str) -> AsyncIterator[None]:
+async def _holding(agency: AgentService, agent_id: str) -> AsyncIterator[None]:
     """Keep turns of an agent back, in all backends where Letta's database is known."""
     from isabella.gate import open_locks
-    from isabella.turns.order import Order
+    from isabella.turns.order import TurnQueue
 
     settings = agency.settings
     async with (
         open_locks(settings, agency.connection) as locks,
-        Order(locks.advisory, patience=settings.turn_wait).take(agent_id).reached(),
+        TurnQueue(locks.advisory, patience=settings.turn_wait).take(agent_id).reached(),
     ):
         yield
 
@@ -287,18 +287,18 @@ def _print_notes(notes: Sequence[str]) -> None:
         print(note)
 
 
-def _run(work: Callable[[Agency], Awaitable[Result]], env_file: Path | None, as_json: bool) -> Result:
+def _run(work: Callable[[AgentService], Awaitable[Result]], env_file: Path | None, as_json: bool) -> Result:
     """Run it on the agents; with --json, a failure is an object too, beside the message on standard error."""
     import asyncio
 
-    from isabella.agents.agency import open_agency
+    from isabella.agents.agency import open_agent_service
     from isabella.logs import configure_logs
     from isabella.practice.overlay import load_served_settings
 
     configure_logs()
 
     async def opened() -> Result:
-        async with open_agency(load_served_settings(env_file)) as agency:
+        async with open_agent_service(load_served_settings(env_file)) as agency:
             return await work(agency)
 
     try:

@@ -11,8 +11,8 @@ import typer
 from isabella.cli.options import EnvFile
 
 if TYPE_CHECKING:
-    from isabella.access import Backend
-    from isabella.chat.line import Line
+    from isabella.access import RunningBackend
+    from isabella.chat.line import BackendClient
     from isabella.settings import Settings
 
 _DEFAULT_AGENT = "Isabella"
@@ -32,18 +32,18 @@ def chat(
     Talks to the running backend, or, where none runs, to Letta through an engine of its own. Exit code: 0 when
     everything was answered, otherwise 1.
     """
-    from isabella.chat.screen import Screen
-    from isabella.chat.session import Session
+    from isabella.chat.screen import Terminal
+    from isabella.chat.session import ChatSession
     from isabella.logs import configure_logs
     from isabella.practice.overlay import load_served_settings
 
     configure_logs(quiet=True)
-    screen = Screen()
+    screen = Terminal()
     with _line(load_served_settings(env_file), agent) as line:
         if model is not None:
             for note in line.switch(model)[1]:
                 screen.note(note)
-        answered = Session(line, screen).run()
+        answered = ChatSession(line, screen).run()
     raise typer.Exit(0 if answered else 1)
 
 
@@ -59,25 +59,28 @@ def login(env_file: EnvFile = None) -> None:
 
 
 @contextmanager
-def _line(settings: Settings, agent: str) -> Iterator[Line]:
+def _line(settings: Settings, agent: str) -> Iterator[BackendClient]:
     import anyio
 
-    from isabella.chat.line import Line
+    from isabella.chat.line import BackendClient
 
     found = running_backend(settings)
     if found is not None:
-        with Line(found.address, found.token, agent, found.peer) as line:
+        with BackendClient(found.address, found.token, agent, found.peer) as line:
             yield line
         return
-    from isabella.backend.private import private_backend
+    from isabella.backend.private import in_process_backend
     from isabella.connection import connect
 
     connection = anyio.run(connect, settings)
-    with private_backend(settings, connection) as private, Line(private.address, private.token, agent) as line:
+    with (
+        in_process_backend(settings, connection) as private,
+        BackendClient(private.address, private.token, agent) as line,
+    ):
         yield line
 
 
-def running_backend(settings: Settings) -> Backend | None:
+def running_backend(settings: Settings) -> RunningBackend | None:
     """The backend of this home, if one answers.
 
     Raises:
@@ -85,10 +88,10 @@ def running_backend(settings: Settings) -> Backend | None:
     """
     import httpx2 as httpx
 
-    from isabella.access import kept_backend
+    from isabella.access import published_backend
     from isabella.peers import hooks
 
-    found = kept_backend(settings)
+    found = published_backend(settings)
     if found is None:
         return None
     try:

@@ -25,10 +25,10 @@ def demo(
     from isabella.cli.progress import shown
     from isabella.cli.tables import console
     from isabella.demo.story import tell
-    from isabella.demo.telling import Teller
+    from isabella.demo.telling import Narrator
     from isabella.logs import configure_logs
     from isabella.settings import load_settings
 
     configure_logs()
     settings = load_settings(env_file, home=home)
-    raise typer.Exit(0 if tell(settings.home, Teller(console()), shown) else 1)
+    raise typer.Exit(0 if tell(settings.home, Narrator(console()), shown) else 1)

@@ -9,13 +9,13 @@ from rich.text import Text
 from isabella.cli.tables import console
 from isabella.doctor.findings import Finding, Layer, Severity
 from isabella.doctor.quoting import scrub
-from isabella.doctor.symptoms import Recognised
-from isabella.doctor.verdict import Cause, Verdict
+from isabella.doctor.symptoms import RecognisedMessage
+from isabella.doctor.verdict import Diagnosis, RootCause
 
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
-def show_verdict(verdict: Verdict) -> None:
+def show_diagnosis(verdict: Diagnosis) -> None:
     """Print a verdict. Nothing in it is secret: it can be pasted into a public issue."""
     _say(_headline(verdict), "bold green" if verdict.healthy else "bold")
     for cause in verdict.causes:
@@ -44,7 +44,7 @@ def show_verdict(verdict: Verdict) -> None:
                 _say(f"  {layer.heading}: {fine.text}", "green")
 
 
-def show_symptoms(found: Iterable[Recognised], heading: str | None = None) -> None:
+def show_messages(found: Iterable[RecognisedMessage], heading: str | None = None) -> None:
     """Print what messages mean."""
     some = False
     if heading is not None:
@@ -65,7 +65,7 @@ def show_symptoms(found: Iterable[Recognised], heading: str | None = None) -> No
         _say("Nothing here is a message that is known. `isabella doctor` looks at the system itself.")
 
 
-def _headline(verdict: Verdict) -> str:
+def _headline(verdict: Diagnosis) -> str:
     where = "" if verdict.base_url is None else f"  (Letta {verdict.release or '?'} at {verdict.base_url})"
     if verdict.healthy:
         return f"Healthy: nothing was found.{where}"
@@ -73,7 +73,7 @@ def _headline(verdict: Verdict) -> str:
     return f"{count} finding{'' if count == 1 else 's'}{where}"
 
 
-def _show_cause(cause: Cause) -> None:
+def _show_cause(cause: RootCause) -> None:
     finding = cause.finding
     _say(f"  [{finding.code}] {finding.layer.heading}{_facts(finding)}")
     _say(f"    why:  {finding.cause}")

@@ -14,9 +14,9 @@ from isabella.cli.options import AsJson, EnvFile
 from isabella.errors import IsabellaError
 
 if TYPE_CHECKING:
-    from isabella.doctor.examination import Examination, Wishes
-    from isabella.doctor.symptoms import Recognised
-    from isabella.doctor.verdict import Verdict
+    from isabella.doctor.examination import DoctorOptions, DoctorRun
+    from isabella.doctor.symptoms import RecognisedMessage
+    from isabella.doctor.verdict import Diagnosis
 
 app = commands(
     invoke_without_command=True,
@@ -56,11 +56,11 @@ def doctor(
         return
     import asyncio
 
-    from isabella.doctor.examination import Wishes
+    from isabella.doctor.examination import DoctorOptions
     from isabella.logs import configure_logs
 
     configure_logs()
-    wishes = Wishes(tuple(provider or ()), agent, probe)
+    wishes = DoctorOptions(tuple(provider or ()), agent, probe)
     try:
         seen_in_log = _in_log(log) if log is not None else []
         verdict = asyncio.run(_examine(env_file, wishes, fix, as_json))
@@ -97,33 +97,33 @@ def explain(
     if as_json:
         print(json.dumps({"symptoms": [one.as_json() for one in found]}, indent=2, ensure_ascii=False))
     else:
-        from isabella.cli.diagnosis import show_symptoms
+        from isabella.cli.diagnosis import show_messages
 
-        show_symptoms(found)
+        show_messages(found)
     raise typer.Exit(0 if found else COULD_NOT_LOOK)
 
 
-async def _examine(env_file: Path | None, wishes: Wishes, fix: bool, as_json: bool) -> Verdict:
+async def _examine(env_file: Path | None, wishes: DoctorOptions, fix: bool, as_json: bool) -> Diagnosis:
     from dataclasses import replace
 
-    from isabella.doctor.examination import examine
+    from isabella.doctor.examination import run_doctor
 
-    examination: Examination = await examine(env_file, wishes=wishes)
+    examination: DoctorRun = await run_doctor(env_file, wishes=wishes)
     if not fix or examination.verdict.healthy:
         return examination.verdict
     from isabella.doctor.quoting import scrub
-    from isabella.doctor.treatment import treat
+    from isabella.doctor.treatment import apply_fixes
 
     treated = []
-    async for line in treat(examination):
+    async for line in apply_fixes(examination):
         treated.append(line)
         if not as_json:
             typer.echo(f"fixed: {scrub(line)}")
-    again = await examine(env_file, wishes=wishes)
+    again = await run_doctor(env_file, wishes=wishes)
     return replace(again.verdict, treated=tuple(treated))
 
 
-def _in_log(path: Path) -> list[Recognised]:
+def _in_log(path: Path) -> list[RecognisedMessage]:
     from isabella import files
     from isabella.doctor.symptoms import recognise_in
 
@@ -131,13 +131,13 @@ def _in_log(path: Path) -> list[Recognised]:
         return recognise_in(lines)
 
 
-def _show(verdict: Verdict, seen_in_log: list[Recognised], as_json: bool) -> None:
+def _show(verdict: Diagnosis, seen_in_log: list[RecognisedMessage], as_json: bool) -> None:
     if as_json:
         document = verdict.as_json() | {"log": [one.as_json() for one in seen_in_log]}
         print(json.dumps(document, indent=2, ensure_ascii=False))
         return
-    from isabella.cli.diagnosis import show_symptoms, show_verdict
+    from isabella.cli.diagnosis import show_diagnosis, show_messages
 
-    show_verdict(verdict)
+    show_diagnosis(verdict)
     if seen_in_log:
-        show_symptoms(seen_in_log, heading="In the log")
+        show_messages(seen_in_log, heading="In the log")

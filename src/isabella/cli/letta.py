@@ -13,7 +13,7 @@ from isabella.cli.commands import commands
 from isabella.cli.options import AsJson, EnvFile, as_usage
 
 if TYPE_CHECKING:
-    from isabella.embedded import Server, Service, Status
+    from isabella.embedded import InstanceStatus, Server, ServiceStatus
 
 app = commands(no_args_is_help=True, help="Run Letta and its Postgres on this machine, without Docker.")
 
@@ -21,17 +21,17 @@ NOT_RUNNING = 3
 
 
 def _release(value: str) -> str:
-    from isabella.embedded.layout import Layout
+    from isabella.embedded.layout import InstancePaths
 
     with as_usage():
-        return Layout(Path(), release=value).release
+        return InstancePaths(Path(), release=value).release
 
 
 def _instance(value: str) -> str:
-    from isabella.embedded.layout import Layout
+    from isabella.embedded.layout import InstancePaths
 
     with as_usage():
-        return Layout(Path(), instance=value).instance
+        return InstancePaths(Path(), instance=value).instance
 
 
 Release = Annotated[
@@ -125,12 +125,12 @@ def rekey(
     Letta is stopped for about half a minute. Interrupted at any point, the next `isabella letta up` goes on with it.
     Exit code: 0 all providers proven under the new key, otherwise 1; a dry run changes nothing and exits with 0.
     """
-    from isabella.cli.rekey import Wish
+    from isabella.cli.rekey import RekeyOptions
     from isabella.cli.rekey import rekey as carry_out
     from isabella.practice.overlay import load_served_settings
 
     settings = load_served_settings(env_file, home=home)
-    wish = Wish(release, instance, from_env, former_key_file, dry_run, yes)
+    wish = RekeyOptions(release, instance, from_env, former_key_file, dry_run, yes)
     raise typer.Exit(0 if carry_out(settings, wish) else 1)
 
 
@@ -175,8 +175,8 @@ def _server(release: str, instance: str, home: Path | None, env_file: Path | Non
     return Server(settings.home, release=release, instance=instance, master_key=settings.letta_encryption_key)
 
 
-def _as_json(found: Status) -> dict[str, Any]:
-    def service(one: Service) -> dict[str, Any]:
+def _as_json(found: InstanceStatus) -> dict[str, Any]:
+    def service(one: ServiceStatus) -> dict[str, Any]:
         return {"running": one.pid is not None, "pid": one.pid, "port": one.port, "healthy": one.healthy}
 
     return {
@@ -195,8 +195,8 @@ def _as_json(found: Status) -> dict[str, Any]:
     }
 
 
-def _as_text(found: Status) -> str:
-    def service(one: Service) -> str:
+def _as_text(found: InstanceStatus) -> str:
+    def service(one: ServiceStatus) -> str:
         if one.pid is None:
             return "does not run"
         return f"{'runs' if one.healthy else 'runs, but does not answer'}, pid {one.pid}, port {one.port}"

@@ -140,7 +140,7 @@ def fault(
     env_file: EnvFile = None,
 ) -> None:
     """Make a vendor fail, or let it work again: --clear switches all its faults off. Shows what is on."""
-    from isabella.practice.faults import Fault
+    from isabella.practice.faults import VendorFault
 
     wanted: dict[str, Any] = {
         "latency": latency,
@@ -155,7 +155,7 @@ def fault(
     made = None
     if any(wanted.values()) or on is not None or times is not None or retry_after is not None or share != 1.0:
         with as_usage():
-            made = Fault(**wanted, on=on, times=times, share=share, retry_after=retry_after)  # type: ignore[arg-type]
+            made = VendorFault(**wanted, on=on, times=times, share=share, retry_after=retry_after)  # type: ignore[arg-type]
     control = _running(home, env_file).control
     if clear:
         control.clear(vendor)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from isabella.embedded import Progress, Step
-    from isabella.terminal_console import Console
+    from isabella.terminal_console import GuardedConsole
 
 _TITLES = {
     "check": "Check",
@@ -36,9 +36,9 @@ def shown() -> Iterator[Progress]:
         return
     from rich.live import Live
 
-    from isabella.terminal_console import Console
+    from isabella.terminal_console import GuardedConsole
 
-    console = Console(stderr=True)
+    console = GuardedConsole(stderr=True)
     # Redirected, what others print meanwhile would get past the guard of the output, and its colours would be obeyed.
     with Live(console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as live:
         yield _Terminal(console, live)
@@ -68,7 +68,7 @@ def _line(event: Step) -> str | None:
 class _Terminal:
     """Lines above, and what is going on below them."""
 
-    def __init__(self, console: Console, live: Live) -> None:
+    def __init__(self, console: GuardedConsole, live: Live) -> None:
         self._console = console
         self._live = live
 

@@ -18,7 +18,7 @@ from isabella.cli.progress import shown
 from isabella.cli.tables import show_report
 from isabella.connection import Connection, embedded_connection
 from isabella.embedded import Server
-from isabella.embedded.sealed import Found, How
+from isabella.embedded.sealed import OpenedValue, ValueState
 from isabella.errors import ConfigurationError
 from isabella.keys import is_master_key
 from isabella.logs import configure_logs
@@ -27,7 +27,7 @@ from isabella.settings import Settings
 
 
 @dataclass(frozen=True)
-class Wish:
+class RekeyOptions:
     """What the operator wants.
 
     Attributes:
@@ -47,7 +47,7 @@ class Wish:
     yes: bool
 
 
-def rekey(settings: Settings, wish: Wish) -> bool:
+def rekey(settings: Settings, wish: RekeyOptions) -> bool:
     """Change the master key of the embedded Letta. Returns whether all is well.
 
     Raises:
@@ -80,7 +80,7 @@ def rekey(settings: Settings, wish: Wish) -> bool:
     return report is None or report.all_proven
 
 
-def _new_key(settings: Settings, wish: Wish) -> SecretStr | None:
+def _new_key(settings: Settings, wish: RekeyOptions) -> SecretStr | None:
     configured = settings.letta_encryption_key
     if wish.from_env and configured is None:
         raise ConfigurationError(
@@ -103,7 +103,7 @@ def _read_key(path: Path) -> SecretStr:
     return SecretStr(text)
 
 
-def _show(found: Sequence[Found], key: SecretStr | None) -> None:
+def _show(found: Sequence[OpenedValue], key: SecretStr | None) -> None:
     if not found:
         typer.echo("Letta holds nothing that is sealed.")
         return
@@ -111,18 +111,18 @@ def _show(found: Sequence[Found], key: SecretStr | None) -> None:
     typer.echo(f"Letta holds {len(found)} secrets:")
     for (table, column), number in Counter((one.value.table, one.value.column) for one in found).items():
         typer.echo(f"  {number:>5}  {table}.{column}")
-    if plain := [one for one in found if one.how is How.PLAINTEXT]:
+    if plain := [one for one in found if one.how is ValueState.PLAINTEXT]:
         typer.echo(f"{len(plain)} of them stand in plaintext, and will be sealed.")
     if done:
         typer.echo(f"{done} of them are under the new key already.")
-    if lost := [one for one in found if one.how is How.UNREADABLE]:
+    if lost := [one for one in found if one.how is ValueState.UNREADABLE]:
         typer.echo("No known master key opens these, so they cannot be carried over; they are left as they are:")
         for one in lost:
             typer.echo(f"         {one.value.place}")
         typer.echo("Give the key they are sealed under with --former-key-file, or enter them again afterwards.")
 
 
-def _ask(wish: Wish) -> None:
+def _ask(wish: RekeyOptions) -> None:
     if wish.yes:
         return
     if not sys.stdin.isatty():

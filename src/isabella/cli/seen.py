@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from isabella.vendors.status import VendorStatus
+from isabella.vendors.status import VendorObservation
 
 if TYPE_CHECKING:
     from isabella.settings import Settings
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _SECONDS = 5.0
 
 
-def vendors_seen(settings: Settings, letta: str) -> dict[str, VendorStatus]:
+def vendors_seen(settings: Settings, letta: str) -> dict[str, VendorObservation]:
     """What the vendors did when they were asked last, by provider. Nothing where no backend of this home answers.
 
     Args:
@@ -38,7 +38,7 @@ def vendors_seen(settings: Settings, letta: str) -> dict[str, VendorStatus]:
         if told["letta"]["base_url"] != letta:
             return {}
         return {
-            entry["name"]: VendorStatus.from_json(entry["vendor_status"])
+            entry["name"]: VendorObservation.from_json(entry["vendor_status"])
             for entry in told["providers"]
             if entry["vendor_status"] is not None
         }

@@ -10,22 +10,22 @@ from rich.table import Table
 from rich.text import Text
 
 from isabella.providers.headline import Level, headline, vendor_level, vendor_words
-from isabella.providers.plan import Action, State
+from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
-from isabella.terminal_console import Console
+from isabella.terminal_console import GuardedConsole
 
 _WIDTH_WHEN_PIPED = 200
 
 _STYLES: dict[str, str] = {
-    State.IN_SYNC: "green",
-    State.STALE: "yellow",
-    State.ABSENT: "yellow",
-    State.MOVED: "yellow",
-    State.MISTYPED: "yellow",
-    State.PLAINTEXT: "yellow",
-    State.UNREADABLE: "red",
-    State.HIDDEN: "magenta",
-    State.FOREIGN: "dim",
+    ProviderState.IN_SYNC: "green",
+    ProviderState.STALE: "yellow",
+    ProviderState.ABSENT: "yellow",
+    ProviderState.MOVED: "yellow",
+    ProviderState.MISTYPED: "yellow",
+    ProviderState.PLAINTEXT: "yellow",
+    ProviderState.UNREADABLE: "red",
+    ProviderState.HIDDEN: "magenta",
+    ProviderState.FOREIGN: "dim",
     Action.REFUSE: "red",
     Proof.PROVEN: "green",
     Proof.FAILED: "red",
@@ -36,10 +36,10 @@ _STYLES: dict[str, str] = {
 _OF_LEVEL = {Level.OK: "green", Level.UNKNOWN: "", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
 
 
-def console(*, stderr: bool = False) -> Console:
+def console(*, stderr: bool = False) -> GuardedConsole:
     """A console that colours only a terminal, and leaves lines whole when its output is piped."""
-    plain = Console(stderr=stderr)
-    return plain if plain.is_terminal else Console(stderr=stderr, width=_WIDTH_WHEN_PIPED)
+    plain = GuardedConsole(stderr=stderr)
+    return plain if plain.is_terminal else GuardedConsole(stderr=stderr, width=_WIDTH_WHEN_PIPED)
 
 
 def show_report(report: Report, *, conditions: bool = False) -> None:
@@ -106,7 +106,7 @@ def _cells(provider: ProviderReport, with_receipts: bool, conditions: bool) -> l
         provider.name,
         provider.type,
         provider.key or "-",
-        "no key" if not provider.ours and provider.stored is State.ABSENT else provider.stored,
+        "no key" if not provider.ours and provider.stored is ProviderState.ABSENT else provider.stored,
         "-" if provider.action is Action.NONE else provider.action,
         "-" if provider.proof is Proof.NOT_ASKED else provider.proof,
     ]

@@ -27,7 +27,7 @@ def up(
 
     Without LETTA_BASE_URL this starts the embedded Letta and Postgres; the first time it installs them.
     """
-    from isabella.backend.service import Wishes, serve
+    from isabella.backend.service import ServeOptions, serve
     from isabella.cli.progress import shown
     from isabella.cli.tables import say, show_report
     from isabella.logs import configure_logs
@@ -35,4 +35,4 @@ def up(
 
     configure_logs()
     settings = load_settings(env_file)
-    raise typer.Exit(serve(settings, Wishes(practice, verify, progress=shown, show=show_report, say=say)))
+    raise typer.Exit(serve(settings, ServeOptions(practice, verify, progress=shown, show=show_report, say=say)))

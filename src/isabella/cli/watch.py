@@ -8,17 +8,17 @@ import sys
 from isabella.cli.tables import show_report
 from isabella.providers.headline import document
 from isabella.settings import Settings
-from isabella.watching.events import Event, Synced
-from isabella.watching.keeper import Keeper
+from isabella.watching.events import Synced, WatchEvent
+from isabella.watching.keeper import Watcher
 from isabella.watching.words import sentences
-from isabella.watching.work import LettaWork
+from isabella.watching.work import LettaActions
 
 
 async def watch(settings: Settings, *, as_json: bool) -> None:
     """Sync, and keep the providers in line until cancelled. Each report goes to standard output as one JSON line."""
     from isabella.assurance import ensure_providers
 
-    def tell(event: Event) -> None:
+    def tell(event: WatchEvent) -> None:
         for sentence in sentences(event):
             print(f"{'warning: ' if sentence.warning else ''}{sentence.text}", file=sys.stderr, flush=True)
         if as_json and isinstance(event, Synced):
@@ -30,4 +30,4 @@ async def watch(settings: Settings, *, as_json: bool) -> None:
     else:
         show_report(report)
         print("Keeping watch; stop with Ctrl-C.", file=sys.stderr, flush=True)
-    await Keeper(settings, LettaWork(), tell, report=report).run()
+    await Watcher(settings, LettaActions(), tell, report=report).run()

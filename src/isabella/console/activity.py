@@ -11,23 +11,23 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from isabella.console.charts import HEIGHT, WIDTH, chart
-from isabella.console.chronicle import Mark
-from isabella.console.pages import Press, stream
-from isabella.console.premises import Premises
+from isabella.console.chronicle import TurnSample
+from isabella.console.pages import Renderer, stream
+from isabella.console.premises import ConsoleContext
 
 _HOUR = 3600.0
 _SHOWN, _CHARTS = 100, 12
 _QUIET = 20.0
 
 
-def routes(premises: Premises, press: Press) -> list[Route]:
+def routes(premises: ConsoleContext, press: Renderer) -> list[Route]:
     """The routes of the page."""
     page = _Page(premises, press)
     return [Route("/activity", page.show), Route("/activity/live", page.live)]
 
 
 class _Page:
-    def __init__(self, premises: Premises, press: Press) -> None:
+    def __init__(self, premises: ConsoleContext, press: Renderer) -> None:
         self._premises = premises
         self._press = press
 
@@ -51,7 +51,7 @@ class _Page:
 
     def _parts(self) -> dict[str, str]:
         chronicle = self._premises.chronicle
-        marks: dict[str, list[Mark]] = defaultdict(list)
+        marks: dict[str, list[TurnSample]] = defaultdict(list)
         for mark in chronicle.recent(_HOUR):
             marks[mark.provider].append(mark)
         now = time.time()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 
 
-class Bell:
+class Notifier:
     """Rings for everybody who listens; who comes too late learns it from the count.
 
     Attributes:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isabella.console.chronicle import Mark
+from isabella.console.chronicle import TurnSample
 
 WIDTH, HEIGHT = 600, 96
 _LEFT, _RIGHT, _BOTTOM, _TOP = 34, 6, 16, 8
 
 
 @dataclass(frozen=True)
-class Dot:
+class TurnPoint:
     """A turn in a chart.
 
     Attributes:
@@ -27,7 +27,7 @@ class Dot:
 
 
 @dataclass(frozen=True)
-class Bar:
+class ErrorBar:
     """The errors of some minutes.
 
     Attributes:
@@ -44,7 +44,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class Chart:
+class VendorChart:
     """How a vendor did in the last hour.
 
     Attributes:
@@ -58,8 +58,8 @@ class Chart:
     """
 
     provider: str
-    dots: tuple[Dot, ...]
-    bars: tuple[Bar, ...]
+    dots: tuple[TurnPoint, ...]
+    bars: tuple[ErrorBar, ...]
     ceiling: float
     median: float | None
     answered: int
@@ -74,7 +74,7 @@ class Chart:
         return f"{self.provider}: {answers}{middle}, {errors} in the last hour"
 
 
-def chart(provider: str, marks: Sequence[Mark], now: float, span: float = 3600.0) -> Chart:
+def chart(provider: str, marks: Sequence[TurnSample], now: float, span: float = 3600.0) -> VendorChart:
     """Draw how a vendor did.
 
     Args:
@@ -88,7 +88,7 @@ def chart(provider: str, marks: Sequence[Mark], now: float, span: float = 3600.0
     ceiling = _ceiling(times[-1] if times else 1.0)
     inner = WIDTH - _LEFT - _RIGHT
     dots = tuple(
-        Dot(
+        TurnPoint(
             round(_LEFT + inner * (1 - (now - mark.at) / span), 1),
             round(_TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - mark.first_token / ceiling), 1),
             f"{mark.first_token:.2f} s",
@@ -96,7 +96,7 @@ def chart(provider: str, marks: Sequence[Mark], now: float, span: float = 3600.0
         for mark in marks
         if mark.first_token is not None
     )
-    return Chart(
+    return VendorChart(
         provider,
         dots,
         _bars(errors, now, span),
@@ -107,7 +107,7 @@ def chart(provider: str, marks: Sequence[Mark], now: float, span: float = 3600.0
     )
 
 
-def _bars(errors: Sequence[Mark], now: float, span: float, slots: int = 60) -> tuple[Bar, ...]:
+def _bars(errors: Sequence[TurnSample], now: float, span: float, slots: int = 60) -> tuple[ErrorBar, ...]:
     counted = [0] * slots
     for mark in errors:
         counted[min(slots - 1, max(0, int(slots * (1 - (now - mark.at) / span))))] += 1
@@ -115,7 +115,7 @@ def _bars(errors: Sequence[Mark], now: float, span: float, slots: int = 60) -> t
     width = (WIDTH - _LEFT - _RIGHT) / slots
     room = (HEIGHT - _TOP - _BOTTOM) * 0.6
     return tuple(
-        Bar(
+        ErrorBar(
             round(_LEFT + slot * width, 1),
             round(HEIGHT - _BOTTOM - room * number / most, 1),
             round(width - 1, 1),

@@ -11,15 +11,15 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from isabella.agents.history import Entry, Page
-from isabella.agents.residents import Resident
-from isabella.console.chronicle import Voice
-from isabella.console.door import form
-from isabella.console.pages import ROOT, Press, stream
-from isabella.console.premises import Premises
-from isabella.console.talks import Change, Exchange, Phase, Talk, Talks
+from isabella.agents.history import HistoryEntry, HistoryPage
+from isabella.agents.residents import AgentRecord
+from isabella.console.chronicle import MessageModel
+from isabella.console.door import read_form
+from isabella.console.pages import ROOT, Renderer, stream
+from isabella.console.premises import ConsoleContext
+from isabella.console.talks import Conversation, Conversations, Exchange, ExchangePhase, ExchangeUpdate
 from isabella.errors import AgentUnknown
-from isabella.providers.condition import Kind, stands
+from isabella.providers.condition import HealthState, stands
 from isabella.redaction import redact
 
 _WINDOW = 40
@@ -29,7 +29,7 @@ _MESSAGE = re.compile(r"message-[0-9a-f-]{36}")
 
 
 @dataclass(frozen=True)
-class Line:
+class ChatLine:
     """An entry of the history as the page shows it.
 
     Attributes:
@@ -39,13 +39,13 @@ class Line:
         result: what the tool gave back, for a call.
     """
 
-    entry: Entry
+    entry: HistoryEntry
     next: str
-    voice: Voice | None = None
-    result: Entry | None = None
+    voice: MessageModel | None = None
+    result: HistoryEntry | None = None
 
 
-def routes(premises: Premises, press: Press, talks: Talks) -> list[Route]:
+def routes(premises: ConsoleContext, press: Renderer, talks: Conversations) -> list[Route]:
     """The routes of the page."""
     page = _Page(premises, press, talks)
     below = "/chat/{agent}"
@@ -64,12 +64,12 @@ def routes(premises: Premises, press: Press, talks: Talks) -> list[Route]:
     ]
 
 
-async def first_agent(premises: Premises) -> Resident | None:
+async def first_agent(premises: ConsoleContext) -> AgentRecord | None:
     """The agent that a page begins with: one of ours that speaks with people."""
-    return next(iter(in_order(await premises.agency.residents.all())), None)
+    return next(iter(sort_agents(await premises.agency.residents.all())), None)
 
 
-def in_order(residents: Sequence[Resident]) -> list[Resident]:
+def sort_agents(residents: Sequence[AgentRecord]) -> list[AgentRecord]:
     """The agents as they are listed: ours first, those that only tidy up after the others."""
     return sorted(
         residents, key=lambda one: (not one.ours, bool(one.definition and one.definition.reflects_on), one.name)
@@ -89,7 +89,7 @@ def agent_of(request: Request) -> str:
 
 
 class _Page:
-    def __init__(self, premises: Premises, press: Press, talks: Talks) -> None:
+    def __init__(self, premises: ConsoleContext, press: Renderer, talks: Conversations) -> None:
         self._premises = premises
         self._press = press
         self._talks = talks
@@ -112,7 +112,7 @@ class _Page:
         if not self._premises.up:
             return self._press.page(request, "starting.html", here="chat")
         id = agent_of(request)
-        residents = in_order(await self._premises.agency.residents.all())
+        residents = sort_agents(await self._premises.agency.residents.all())
         resident = next((one for one in residents if one.id == id), None)
         if resident is None:
             raise AgentUnknown("There is no such agent any more.", remedy="Choose another one.")
@@ -135,14 +135,14 @@ class _Page:
             exchanges=list(talk.shown(since)),
         )
 
-    async def _history(self, id: str, anchor: str) -> Page:
+    async def _history(self, id: str, anchor: str) -> HistoryPage:
         """The newest window, or as much as reaches back to the message that is asked for."""
         history = self._premises.agency.history
         page = await history.page(id, limit=_WINDOW)
         wanted = _MESSAGE.fullmatch(anchor) is not None
         while wanted and page.before is not None and all(entry.id != anchor for entry in page.entries):
             earlier = await history.page(id, limit=100, before=page.before)
-            page = Page((*earlier.entries, *page.entries), earlier.before)
+            page = HistoryPage((*earlier.entries, *page.entries), earlier.before)
             if len(page.entries) > 1500:
                 break
         return page
@@ -168,7 +168,7 @@ class _Page:
         id = agent_of(request)
         resident = await self._premises.agency.residents.get(id)
         report = self._premises.readiness.report
-        proven = {one.name for one in (report.ours if report else []) if stands(one) is Kind.IN_SYNC}
+        proven = {one.name for one in (report.ours if report else []) if stands(one) is HealthState.IN_SYNC}
         handles = [one for one in await self._premises.agency.models.handles() if one.partition("/")[0] in proven]
         grouped = {
             provider: list(found) for provider, found in groupby(handles, key=lambda one: one.partition("/")[0])
@@ -177,7 +177,7 @@ class _Page:
         return self._press.fragment(html)
 
     async def switch(self, request: Request) -> Response:
-        fields = await form(request, self._premises.csrf)
+        fields = await read_form(request, self._premises.csrf)
         agency, id = self._premises.agency, agent_of(request)
         resident = await agency.residents.get(id)
         async with agency.memory.hold(id):
@@ -188,17 +188,17 @@ class _Page:
         return self._press.fragment(html)
 
     async def say(self, request: Request) -> Response:
-        fields = await form(request, self._premises.csrf)
+        fields = await read_form(request, self._premises.csrf)
         self._talk(request).say(fields.get("message", ""))
         return Response(status_code=204)
 
     async def stop(self, request: Request) -> Response:
-        fields = await form(request, self._premises.csrf)
+        fields = await read_form(request, self._premises.csrf)
         self._talk(request).stop(_number(fields.get("seq")))
         return Response(status_code=204)
 
     async def forget(self, request: Request) -> Response:
-        fields = await form(request, self._premises.csrf)
+        fields = await read_form(request, self._premises.csrf)
         self._talk(request).forget(_number(fields.get("seq")))
         return self._press.fragment("")
 
@@ -215,7 +215,7 @@ class _Page:
             headers={"Content-Disposition": 'attachment; filename="conversation.md"'},
         )
 
-    async def _told(self, resident: Resident) -> AsyncIterator[str]:
+    async def _told(self, resident: AgentRecord) -> AsyncIterator[str]:
         yield f"# A conversation with {resident.name}\n"
         entries, _ = await self._premises.agency.history.since(resident.id, None)
         for entry in entries:
@@ -225,7 +225,7 @@ class _Page:
 
     # --- live -----------------------------------------------------------------------------------------------------
 
-    async def _changes(self, talk: Talk, agent: str, since: int) -> AsyncGenerator[str, None]:
+    async def _changes(self, talk: Conversation, agent: str, since: int) -> AsyncGenerator[str, None]:
         """What is being said, from the last exchange that the page has the history of."""
         seen: dict[int, int] = {one.seq: len(one.changes) for one in talk.shown(since)}
         yield self._part("live", exchanges=list(talk.shown(since)), agent=agent, oob=True)
@@ -248,7 +248,7 @@ class _Page:
                 yield "\n".join(html)
             await talk.bell.after(count, _QUIET)
 
-    def _anew(self, one: Exchange, changes: Sequence[Change], agent: str) -> list[str]:
+    def _anew(self, one: Exchange, changes: Sequence[ExchangeUpdate], agent: str) -> list[str]:
         """The fragments for what has changed in an exchange; much that came at once is one fragment."""
         html: list[str] = []
         whole: set[int] = set()
@@ -268,9 +268,9 @@ class _Page:
             else:
                 html.append(self._part("result", seq=one.seq, part=part, oob=True))
         html += [self._part("more", seq=one.seq, index=index, text=text) for index, text in more.items()]
-        if state or one.phase is Phase.ENDED:
+        if state or one.phase is ExchangePhase.ENDED:
             html.append(self._part("state", exchange=one, agent=agent, oob=True))
-        if one.phase is Phase.ENDED and state:
+        if one.phase is ExchangePhase.ENDED and state:
             html += [
                 self._part("finished", seq=one.seq, part=part) for part in one.parts if part.kind in ("text", "tool")
             ]
@@ -279,27 +279,27 @@ class _Page:
     def _part(self, name: str, /, **values: object) -> str:
         return self._press.part("chat_parts.html", name, **values)
 
-    def _talk(self, request: Request) -> Talk:
+    def _talk(self, request: Request) -> Conversation:
         return self._talks.at(agent_of(request))
 
-    def _lines(self, entries: Sequence[Entry], following: str = "") -> list[Line]:
+    def _lines(self, entries: Sequence[HistoryEntry], following: str = "") -> list[ChatLine]:
         """The entries with what belongs to each; a tool's result stands with its call."""
-        lines: list[Line] = []
+        lines: list[ChatLine] = []
         for index, entry in enumerate(entries):
             if entry.kind == "tool_return":
                 caller = next(
                     (i for i, one in enumerate(lines) if one.entry.kind == "tool_call" and not one.result), None
                 )
                 if caller is not None:
-                    lines[caller] = Line(lines[caller].entry, lines[caller].next, None, entry)
+                    lines[caller] = ChatLine(lines[caller].entry, lines[caller].next, None, entry)
                     continue
             after = next((one.id for one in entries[index + 1 :] if one.id != entry.id), following)
             voice = self._premises.chronicle.voice(entry.id) if entry.kind == "assistant" else None
-            lines.append(Line(entry, after, voice))
+            lines.append(ChatLine(entry, after, voice))
         return lines
 
 
-def _before(entries: Sequence[Entry], running: Exchange | None) -> Sequence[Entry]:
+def _before(entries: Sequence[HistoryEntry], running: Exchange | None) -> Sequence[HistoryEntry]:
     """Without what the exchange that is under way has put into the history already."""
     if running is None:
         return entries

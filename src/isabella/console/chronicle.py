@@ -8,16 +8,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from isabella.console.bell import Bell
+from isabella.console.bell import Notifier
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.redaction import redact
 from isabella.settings import Settings
-from isabella.turns.events import Ended, Event, Failed, Failover, Said
+from isabella.turns.events import Ended, Event, Failover, Said, TurnFailed
 from isabella.turns.turn import Turn
 from isabella.watching import events as watched
-from isabella.watching.census import Census
-from isabella.watching.keeper import Work
+from isabella.watching.census import ModelRefresh
+from isabella.watching.keeper import WatchActions
 from isabella.watching.words import sentences
 
 _KEPT = 400
@@ -28,7 +28,7 @@ _DONE = {Action.CREATE: "created", Action.UPDATE: "updated in place", Action.REC
 
 
 @dataclass(frozen=True)
-class Happening:
+class LoggedEvent:
     """One thing that happened.
 
     Attributes:
@@ -53,7 +53,7 @@ class Happening:
 
 
 @dataclass(frozen=True)
-class Mark:
+class TurnSample:
     """How one vendor did in one turn.
 
     Attributes:
@@ -68,7 +68,7 @@ class Mark:
 
 
 @dataclass
-class Voice:
+class MessageModel:
     """Who spoke a message: what Letta does not keep.
 
     Attributes:
@@ -80,16 +80,16 @@ class Voice:
     failovers: tuple[Failover, ...] = ()
 
 
-class Chronicle:
+class EventLog:
     """Takes note of what happens; keeps the last of it, in memory only."""
 
     def __init__(self) -> None:
-        self.bell = Bell()
-        self.happenings: deque[Happening] = deque(maxlen=_KEPT)
-        self.marks: deque[Mark] = deque(maxlen=_MARKS_KEPT)
+        self.bell = Notifier()
+        self.happenings: deque[LoggedEvent] = deque(maxlen=_KEPT)
+        self.marks: deque[TurnSample] = deque(maxlen=_MARKS_KEPT)
         self.spoke_at: dict[str, float] = {}
-        self._voices: OrderedDict[str, Voice] = OrderedDict()
-        self._turns: dict[str, Voice] = {}
+        self._voices: OrderedDict[str, MessageModel] = OrderedDict()
+        self._turns: dict[str, MessageModel] = {}
         self._seconds: float | None = None
 
     # --- turns ----------------------------------------------------------------------------------------------------
@@ -101,30 +101,30 @@ class Chronicle:
                 self._failover(turn, event)
             case Said(message_id=id):
                 if id not in self._voices:
-                    self._voices[id] = self._turns.setdefault(turn.id, Voice())
+                    self._voices[id] = self._turns.setdefault(turn.id, MessageModel())
                     while len(self._voices) > _ANSWERS_KEPT:
                         self._voices.popitem(last=False)
                 return
-            case Failed():
-                self._add(Happening(_now(), "refusal", turn.speaker.name, redact(event.message), warning=True))
+            case TurnFailed():
+                self._add(LoggedEvent(_now(), "refusal", turn.speaker.name, redact(event.message), warning=True))
             case Ended():
                 self._ended(turn, event)
             case _:
                 return
         self.bell.ring()
 
-    def voice(self, message_id: str) -> Voice | None:
+    def voice(self, message_id: str) -> MessageModel | None:
         """Who spoke a message; None where this process does not know."""
         return self._voices.get(message_id)
 
     def _failover(self, turn: Turn, event: Failover) -> None:
-        voice = self._turns.setdefault(turn.id, Voice())
+        voice = self._turns.setdefault(turn.id, MessageModel())
         voice.failovers = (*voice.failovers, event)
         provider = event.handle.partition("/")[0]
         said = redact(event.message)
-        self.marks.append(Mark(time.time(), provider, None))
+        self.marks.append(TurnSample(time.time(), provider, None))
         text = f"did not answer {turn.speaker.name} ({event.code.value.replace('_', ' ')}): {said}"
-        self._add(Happening(_now(), "failover", event.handle, text, warning=True))
+        self._add(LoggedEvent(_now(), "failover", event.handle, text, warning=True))
 
     def _ended(self, turn: Turn, event: Ended) -> None:
         self.spoke_at[turn.speaker.id] = time.time()
@@ -134,7 +134,7 @@ class Chronicle:
         if voice is not None:
             voice.handle = event.handle
         provider = event.handle.partition("/")[0]
-        self.marks.append(Mark(time.time(), provider, event.first_token))
+        self.marks.append(TurnSample(time.time(), provider, event.first_token))
 
     # --- providers ------------------------------------------------------------------------------------------------
 
@@ -146,10 +146,10 @@ class Chronicle:
         if not entries:
             proven = len(report.ours)
             text = f"{proven} provider{'s' if proven != 1 else ''} as configured; nothing to do"
-            self._add(Happening(_now(), "sync", "all", text, cause, "proven", seconds))
+            self._add(LoggedEvent(_now(), "sync", "all", text, cause, "proven", seconds))
         self.bell.ring()
 
-    def hear(self, event: watched.Event) -> None:
+    def hear(self, event: watched.WatchEvent) -> None:
         """Take note of what the keeper tells."""
         if isinstance(event, watched.Synced):
             changed = any(one.action in _DONE or one.proof is not Proof.PROVEN for one in event.part.ours)
@@ -158,15 +158,15 @@ class Chronicle:
                 self.synced(event.part, event.cause.value, self._seconds)
         else:
             for said in sentences(event):
-                self._add(Happening(_now(), "notice", "", redact(said.text), warning=said.warning))
+                self._add(LoggedEvent(_now(), "notice", "", redact(said.text), warning=said.warning))
         self.bell.ring()
 
-    def notices(self, seconds: float) -> Sequence[Happening]:
+    def notices(self, seconds: float) -> Sequence[LoggedEvent]:
         """What was told in the last so many seconds about the configuration, newest first."""
         since = _now().timestamp() - seconds
         return [one for one in self.happenings if one.kind == "notice" and one.at.timestamp() >= since]
 
-    def timed(self, work: Work) -> Work:
+    def timed(self, work: WatchActions) -> WatchActions:
         """The same work; how long a sync takes is noted."""
         return _Timed(work, self)
 
@@ -174,17 +174,17 @@ class Chronicle:
         """How long the last sync of the keeper took."""
         self._seconds = seconds
 
-    def recent(self, seconds: float) -> Iterator[Mark]:
+    def recent(self, seconds: float) -> Iterator[TurnSample]:
         """How vendors did in the last so many seconds, oldest first."""
         since = time.time() - seconds
         return (mark for mark in self.marks if mark.at >= since)
 
-    def _add(self, happening: Happening) -> None:
+    def _add(self, happening: LoggedEvent) -> None:
         self.happenings.appendleft(happening)
 
 
 class _Timed:
-    def __init__(self, work: Work, chronicle: Chronicle) -> None:
+    def __init__(self, work: WatchActions, chronicle: EventLog) -> None:
         self._work = work
         self._chronicle = chronicle
 
@@ -195,16 +195,16 @@ class _Timed:
         finally:
             self._chronicle.took(time.monotonic() - began)
 
-    async def count(self, settings: Settings) -> Census:
+    async def count(self, settings: Settings) -> ModelRefresh:
         return await self._work.count(settings)
 
 
-def _of_entry(entry: ProviderReport, cause: str, seconds: float | None) -> Happening:
+def _of_entry(entry: ProviderReport, cause: str, seconds: float | None) -> LoggedEvent:
     good = entry.proof is Proof.PROVEN
     done = _DONE.get(entry.action, "refused" if entry.action is Action.REFUSE else "not in line")
     kind = "refusal" if entry.action is Action.REFUSE else "sync"
     text = f"{done}: {redact(entry.reason)}"
-    return Happening(_now(), kind, entry.name, text, cause, entry.proof.value, seconds, warning=not good)
+    return LoggedEvent(_now(), kind, entry.name, text, cause, entry.proof.value, seconds, warning=not good)
 
 
 def _now() -> datetime:

@@ -45,7 +45,7 @@ class FormRefused(IsabellaError):
     """This form does not come from a page of this backend, or from one that is too old."""
 
 
-class Policy:
+class SecurityHeaders:
     """Gives every answer its headers; pages are kept by nobody.
 
     Args:
@@ -72,7 +72,7 @@ class Policy:
         await self._app(scope, receive, sending)
 
 
-async def form(request: Request, csrf: str) -> dict[str, str]:
+async def read_form(request: Request, csrf: str) -> dict[str, str]:
     """The fields of a form that one of our own pages has sent.
 
     Args:

@@ -9,19 +9,19 @@ from enum import StrEnum
 from typing import Any
 
 from isabella.assurance import compare_providers, ensure_providers, verify_providers
-from isabella.console.bell import Bell
-from isabella.console.lookout import Lookout
-from isabella.console.premises import Premises
-from isabella.doctor.examination import Wishes, examine
+from isabella.console.bell import Notifier
+from isabella.console.lookout import ProviderMonitor
+from isabella.console.premises import ConsoleContext
+from isabella.doctor.examination import DoctorOptions, run_doctor
 from isabella.errors import IsabellaError
 from isabella.providers.plan import Action
 from isabella.providers.report import Report
 from isabella.redaction import redact
-from isabella.watching.census import Census, take_census
-from isabella.watching.events import Counted
+from isabella.watching.census import ModelRefresh, refresh_models
+from isabella.watching.events import ModelsRefreshed
 
 
-class Kind(StrEnum):
+class JobKind(StrEnum):
     """What is done."""
 
     PLAN = "plan"
@@ -31,7 +31,7 @@ class Kind(StrEnum):
     DOCTOR = "doctor"
 
 
-class Stage(StrEnum):
+class JobState(StrEnum):
     """How far it has come."""
 
     RUNNING = "running"
@@ -42,7 +42,7 @@ class Stage(StrEnum):
 
 
 @dataclass
-class Errand:
+class Job:
     """One errand.
 
     Attributes:
@@ -57,13 +57,13 @@ class Errand:
         seconds: how long it took.
     """
 
-    kind: Kind
+    kind: JobKind
     only: tuple[str, ...] = ()
-    stage: Stage = Stage.RUNNING
+    stage: JobState = JobState.RUNNING
     doing: str = ""
     report: Report | None = None
     verdict: dict[str, Any] | None = None
-    census: Census | None = None
+    census: ModelRefresh | None = None
     error: IsabellaError | None = None
     seconds: float | None = None
     began: float = field(default_factory=time.monotonic)
@@ -80,7 +80,7 @@ class Errand:
         return [entry.name for entry in entries if entry.action is Action.RECREATE]
 
 
-class Errands:
+class JobRunner:
     """Runs errands.
 
     Args:
@@ -88,19 +88,19 @@ class Errands:
         lookout: is told when something was done.
     """
 
-    def __init__(self, premises: Premises, lookout: Lookout) -> None:
+    def __init__(self, premises: ConsoleContext, lookout: ProviderMonitor) -> None:
         self._premises = premises
         self._lookout = lookout
-        self.bell = Bell()
-        self.current: Errand | None = None
+        self.bell = Notifier()
+        self.current: Job | None = None
         self.version = 0
 
     @property
     def running(self) -> bool:
         """Whether one is under way."""
-        return self.current is not None and self.current.stage is Stage.RUNNING
+        return self.current is not None and self.current.stage is JobState.RUNNING
 
-    def begin(self, kind: Kind, only: Sequence[str] = (), *, agreed: bool = False) -> None:
+    def begin(self, kind: JobKind, only: Sequence[str] = (), *, agreed: bool = False) -> None:
         """Begin an errand, unless one is under way.
 
         Args:
@@ -113,7 +113,7 @@ class Errands:
         """
         if self.running:
             return
-        errand = Errand(kind, tuple(only))
+        errand = Job(kind, tuple(only))
         self._premises.start(self._run, errand, agreed)
         self.current = errand
         self._changed()
@@ -124,55 +124,55 @@ class Errands:
             self.current = None
             self._changed()
 
-    async def _run(self, errand: Errand, agreed: bool) -> None:
+    async def _run(self, errand: Job, agreed: bool) -> None:
         try:
             await self._do(errand, agreed)
-            if errand.stage is Stage.RUNNING:
-                errand.stage = Stage.DONE
+            if errand.stage is JobState.RUNNING:
+                errand.stage = JobState.DONE
         except IsabellaError as error:
-            errand.error, errand.stage = error, Stage.FAILED
+            errand.error, errand.stage = error, JobState.FAILED
         except Exception as error:  # noqa: BLE001 - it is said on the page, and ends nothing else
             errand.error = IsabellaError(f"Isabella failed: {type(error).__name__}: {redact(str(error))[:200]}")
-            errand.stage = Stage.FAILED
+            errand.stage = JobState.FAILED
         errand.seconds = time.monotonic() - errand.began
         self._lookout.wake()
         self._changed()
 
-    async def _do(self, errand: Errand, agreed: bool) -> None:
+    async def _do(self, errand: Job, agreed: bool) -> None:
         premises = self._premises
         settings, connection = premises.settings, premises.connection
         match errand.kind:
-            case Kind.PLAN:
+            case JobKind.PLAN:
                 self._say(errand, "Reading what Letta holds, and asking vendors about keys that it does not hold yet")
                 errand.report = await compare_providers(settings, connection=connection, only=errand.only, probe=True)
-            case Kind.SYNC:
+            case JobKind.SYNC:
                 self._say(errand, "Looking at what would have to change")
                 errand.report = await compare_providers(settings, connection=connection, only=errand.only)
                 if errand.recreated and not agreed:
-                    errand.stage = Stage.ASKING
+                    errand.stage = JobState.ASKING
                     return
                 self._say(errand, "Asking vendors about new keys, writing, and reading every key back")
                 errand.report = await self._sync(errand)
-            case Kind.VERIFY:
+            case JobKind.VERIFY:
                 self._say(errand, "Reading every key back, and having an agent on each provider say one line")
                 errand.report = await verify_providers(
                     settings, connection=connection, only=errand.only, count_models=True
                 )
                 premises.readiness.learn(errand.report)
-            case Kind.REFRESH:
+            case JobKind.REFRESH:
                 self._say(errand, "Reading the vendors' model lists anew")
-                errand.census = await take_census(settings, connection)
+                errand.census = await refresh_models(settings, connection)
                 premises.readiness.counted(errand.census)
-                premises.chronicle.hear(Counted(errand.census))
-            case Kind.DOCTOR:
+                premises.chronicle.hear(ModelsRefreshed(errand.census))
+            case JobKind.DOCTOR:
                 self._say(errand, "Looking at the configuration, the vendors, Letta, and what agents use")
-                wishes = Wishes(providers=errand.only)
-                examination = await examine(settings=settings, connection=connection, wishes=wishes)
+                wishes = DoctorOptions(providers=errand.only)
+                examination = await run_doctor(settings=settings, connection=connection, wishes=wishes)
                 errand.verdict = examination.verdict.as_json()
                 for name, asked in examination.evidence.asked.items():
                     premises.readiness.heard(name, asked.answer)
 
-    async def _sync(self, errand: Errand) -> Report:
+    async def _sync(self, errand: Job) -> Report:
         premises, began = self._premises, time.monotonic()
         report = await ensure_providers(
             premises.settings,
@@ -187,7 +187,7 @@ class Errands:
         premises.readiness.settle(whole, report)
         return report
 
-    def _say(self, errand: Errand, doing: str) -> None:
+    def _say(self, errand: Job, doing: str) -> None:
         errand.doing = doing
         self._changed()
 

@@ -12,8 +12,8 @@ import anyio
 import structlog
 
 from isabella.assurance import compare_providers
-from isabella.console.bell import Bell
-from isabella.console.premises import Premises
+from isabella.console.bell import Notifier
+from isabella.console.premises import ConsoleContext
 from isabella.errors import IsabellaError
 from isabella.providers.report import ProviderReport, Report
 
@@ -26,7 +26,7 @@ _LONGEST_PAUSE = 60.0
 
 
 @dataclass(frozen=True)
-class Standing:
+class ProviderStates:
     """How the providers stand.
 
     Attributes:
@@ -44,24 +44,24 @@ class Standing:
     version: int = 0
 
 
-class Lookout:
+class ProviderMonitor:
     """Looks at the providers while somebody watches.
 
     Args:
         premises: the backend.
     """
 
-    def __init__(self, premises: Premises) -> None:
+    def __init__(self, premises: ConsoleContext) -> None:
         self._premises = premises
-        self.bell = Bell()
-        self._standing = Standing()
+        self.bell = Notifier()
+        self._standing = ProviderStates()
         self._watching = 0
         self._woken = anyio.Event()
         self._running = False
         self._counts: dict[str, int] = {}
 
     @property
-    def standing(self) -> Standing:
+    def standing(self) -> ProviderStates:
         """How the providers stand, by the last look or the last report, whichever is newer."""
         readiness, own = self._premises.readiness, self._standing
         if readiness.report is not None and (own.as_of is None or own.as_of < (readiness.as_of or own.as_of)):
@@ -125,10 +125,10 @@ class Lookout:
         report = replace(found, providers=[self._counted(entry) for entry in found.providers])
         changed = before.report is None or before.error is not None or _shown(report) != _shown(before.report)
         version = before.version + 1 if changed else before.version
-        self._settle(Standing(report, datetime.now(UTC), version=version))
+        self._settle(ProviderStates(report, datetime.now(UTC), version=version))
         return not counts
 
-    def _settle(self, standing: Standing) -> None:
+    def _settle(self, standing: ProviderStates) -> None:
         changed = standing.version != self._standing.version
         self._standing = standing
         if changed:

@@ -9,15 +9,15 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from isabella.agents.archive import Passage
-from isabella.agents.memory import Block
-from isabella.agents.residents import Resident
-from isabella.concurrency import together
-from isabella.console.chat import agent_of, first_agent, in_order
-from isabella.console.door import form
-from isabella.console.origins import Origin, origin_of, origins
-from isabella.console.pages import ROOT, Press, stream
-from isabella.console.premises import Premises
+from isabella.agents.archive import ArchivalPassage
+from isabella.agents.memory import MemoryBlock
+from isabella.agents.residents import AgentRecord
+from isabella.concurrency import gather
+from isabella.console.chat import agent_of, first_agent, sort_agents
+from isabella.console.door import read_form
+from isabella.console.origins import Provenance, list_provenance, provenance_of
+from isabella.console.pages import ROOT, Renderer, stream
+from isabella.console.premises import ConsoleContext
 from isabella.errors import AgentUnknown, IsabellaError, MemoryChanged, MemoryRefused, MemoryTooLong
 
 _PAGE = 20
@@ -26,7 +26,7 @@ _QUIET = 20.0
 
 
 @dataclass(frozen=True)
-class Remembered:
+class MemoryLine:
     """A line of a block, or a passage, with what caused it.
 
     Attributes:
@@ -35,10 +35,10 @@ class Remembered:
     """
 
     text: str
-    origin: Origin | None
+    origin: Provenance | None
 
 
-def routes(premises: Premises, press: Press) -> list[Route]:
+def routes(premises: ConsoleContext, press: Renderer) -> list[Route]:
     """The routes of the page."""
     page = _Page(premises, press)
     below = "/memory/{agent}"
@@ -58,7 +58,7 @@ def routes(premises: Premises, press: Press) -> list[Route]:
 
 
 class _Page:
-    def __init__(self, premises: Premises, press: Press) -> None:
+    def __init__(self, premises: ConsoleContext, press: Renderer) -> None:
         self._premises = premises
         self._press = press
 
@@ -92,15 +92,15 @@ class _Page:
             spoke=spoke,
         )
 
-    async def _read(self, id: str) -> tuple[list[Resident], list[Block], list[Passage]]:
+    async def _read(self, id: str) -> tuple[list[AgentRecord], list[MemoryBlock], list[ArchivalPassage]]:
         """All agents, and what this one remembers, asked for at once: Letta takes its time for each of the three."""
         agency = self._premises.agency
-        residents: list[Resident] = []
-        blocks: list[Block] = []
-        passages: list[Passage] = []
+        residents: list[AgentRecord] = []
+        blocks: list[MemoryBlock] = []
+        passages: list[ArchivalPassage] = []
 
         async def read_residents() -> None:
-            residents.extend(in_order(await agency.residents.all()))
+            residents.extend(sort_agents(await agency.residents.all()))
 
         async def read_blocks() -> None:
             blocks.extend(await agency.memory.blocks(id))
@@ -108,7 +108,7 @@ class _Page:
         async def read_passages() -> None:
             passages.extend(await agency.archive.passages(id, limit=_PAGE))
 
-        await together([read_residents, read_blocks, read_passages])
+        await gather([read_residents, read_blocks, read_passages])
         return residents, blocks, passages
 
     async def live(self, request: Request) -> Response:
@@ -137,13 +137,13 @@ class _Page:
     async def origins(self, request: Request) -> Response:
         """What caused the lines of a block, or the passages that are shown."""
         id, label = agent_of(request), request.query_params.get("label")
-        known = await origins(self._premises.agency.history, id)
+        known = await list_provenance(self._premises.agency.history, id)
         if label is not None:
             block = await self._premises.agency.memory.block(id, label)
             lines = [line for line in block.value.splitlines() if line.strip()]
         else:
             lines = [one.text for one in await self._premises.agency.archive.passages(id, limit=_PAGE)]
-        found = [Remembered(line, origin) for line in lines if (origin := origin_of(line, known)) is not None]
+        found = [MemoryLine(line, origin) for line in lines if (origin := provenance_of(line, known)) is not None]
         return self._press.fragment(self._part("origins", found=found, agent=id))
 
     async def block(self, request: Request) -> Response:
@@ -158,7 +158,7 @@ class _Page:
 
     async def save(self, request: Request) -> Response:
         """Write a block; where it was changed meanwhile, show both texts and overwrite neither."""
-        fields = await form(request, self._premises.csrf)
+        fields = await read_form(request, self._premises.csrf)
         id, memory = agent_of(request), self._premises.agency.memory
         label, value, seen = fields.get("label", ""), fields.get("value", ""), fields.get("version", "")
         before = await memory.block(id, label)
@@ -175,7 +175,7 @@ class _Page:
             )
         except (MemoryTooLong, MemoryRefused) as error:
             problem = f"{error.what} {error.remedy or ''}".strip()
-            seen_block = Block(before.id, label, value, before.limit, before.description, before.read_only)
+            seen_block = MemoryBlock(before.id, label, value, before.limit, before.description, before.read_only)
             return self._press.fragment(
                 self._part(
                     "editor", block=seen_block, agent=id, value=value, version=seen, problem=problem, focus=True
@@ -202,7 +202,7 @@ class _Page:
         )
 
     async def add(self, request: Request) -> Response:
-        fields = await form(request, self._premises.csrf)
+        fields = await read_form(request, self._premises.csrf)
         id = agent_of(request)
         tags = [tag.strip()[:200] for tag in fields.get("tags", "").split(",") if tag.strip()][:50]
         added = await self._premises.agency.archive.add(id, fields.get("text", ""), tags)
@@ -212,13 +212,13 @@ class _Page:
         """The question before a passage is deleted, or the passage again where the answer was no."""
         id = agent_of(request)
         query = request.query_params
-        passage = Passage(query.get("id", ""), query.get("text", ""))
+        passage = ArchivalPassage(query.get("id", ""), query.get("text", ""))
         return self._press.fragment(
             self._part("actions", passage=passage, agent=id, asking=query.get("sure") == "ask", focus=True)
         )
 
     async def delete(self, request: Request) -> Response:
-        fields = await form(request, self._premises.csrf)
+        fields = await read_form(request, self._premises.csrf)
         id = agent_of(request)
         await self._premises.agency.archive.delete(id, fields.get("id", ""))
         return self._press.fragment(self._part("deleted"))

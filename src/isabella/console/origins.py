@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isabella.agents.history import Entry, History
+from isabella.agents.history import History, HistoryEntry
 
 #: How far back the conversation is read for it, in messages.
 _DEPTH = 1000
@@ -15,7 +15,7 @@ _SHORTEST = 4
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """What caused something to be remembered.
 
     Attributes:
@@ -23,17 +23,17 @@ class Origin:
         written: what a memory tool wrote because of it.
     """
 
-    said: Entry
+    said: HistoryEntry
     written: tuple[str, ...]
 
 
-async def origins(history: History, agent_id: str) -> list[Origin]:
+async def list_provenance(history: History, agent_id: str) -> list[Provenance]:
     """What an agent has written into its memory, newest first, as far back as is reasonable.
 
     Raises:
         LettaError: the history cannot be read.
     """
-    entries: list[Entry] = []
+    entries: list[HistoryEntry] = []
     before: str | None = None
     while len(entries) < _DEPTH:
         page = await history.page(agent_id, limit=_PAGE, before=before)
@@ -41,22 +41,22 @@ async def origins(history: History, agent_id: str) -> list[Origin]:
         before = page.before
         if before is None:
             break
-    return found_in(entries)
+    return provenance_in(entries)
 
 
-def found_in(entries: Sequence[Entry]) -> list[Origin]:
+def provenance_in(entries: Sequence[HistoryEntry]) -> list[Provenance]:
     """The same, in entries that are there; oldest first, as the history has them."""
-    found: list[Origin] = []
-    said: Entry | None = None
+    found: list[Provenance] = []
+    said: HistoryEntry | None = None
     for entry in entries:
         if entry.kind == "user":
             said = entry
         elif entry.kind == "tool_call" and said is not None and _writes(entry.tool or ""):
-            found.append(Origin(said, tuple(_texts(entry.text))))
+            found.append(Provenance(said, tuple(_texts(entry.text))))
     return found[::-1]
 
 
-def origin_of(text: str, known: Sequence[Origin]) -> Origin | None:
+def provenance_of(text: str, known: Sequence[Provenance]) -> Provenance | None:
     """What caused a line of memory, or a passage; None where that is not known."""
     wanted = text.strip().lstrip("-*• ").strip()
     if len(wanted) < _SHORTEST:

@@ -18,7 +18,7 @@ from starlette.responses import HTMLResponse, Response
 from isabella.backend.errors import status_of
 from isabella.console import writing
 from isabella.console.door import FormRefused
-from isabella.console.premises import Premises
+from isabella.console.premises import ConsoleContext
 from isabella.errors import IsabellaError
 from isabella.redaction import redact
 
@@ -36,17 +36,17 @@ def _digest(value: str) -> str:
 
 
 @cache
-def version_of(name: str) -> str:
+def static_version(name: str) -> str:
     """Changes whenever a static file does."""
     content = resources.files(__package__).joinpath("static", *name.split("/")).read_bytes()
     return hashlib.sha256(content).hexdigest()[:10]
 
 
 def _static(name: str) -> str:
-    return f"{ROOT}/static/{name}?v={version_of(name)}"
+    return f"{ROOT}/static/{name}?v={static_version(name)}"
 
 
-def environment() -> Environment:
+def template_environment() -> Environment:
     """The templates; everything is escaped."""
     made = Environment(
         loader=PackageLoader("isabella.console"),
@@ -60,11 +60,11 @@ def environment() -> Environment:
     made.filters |= {
         "digest": _digest,
         "redact": redact,
-        "prose": writing.prose,
-        "plain": writing.plain,
-        "arguments": writing.arguments,
-        "moment": writing.moment,
-        "seconds": writing.seconds,
+        "prose": writing.render_markdown,
+        "plain": writing.render_text,
+        "arguments": writing.format_arguments,
+        "moment": writing.format_time,
+        "seconds": writing.format_duration,
         "segment": lambda value: quote(value, safe=""),
         "capitalize_first": lambda value: value[:1].upper() + value[1:],
         "thousands": lambda value: f"{value:,}",
@@ -73,16 +73,16 @@ def environment() -> Environment:
     return made
 
 
-class Press:
+class Renderer:
     """Makes answers of templates.
 
     Args:
         premises: the backend.
     """
 
-    def __init__(self, premises: Premises) -> None:
+    def __init__(self, premises: ConsoleContext) -> None:
         self._premises = premises
-        self._environment = environment()
+        self._environment = template_environment()
 
     def text(self, template: str, **values: Any) -> str:
         """A fragment."""

@@ -10,19 +10,19 @@ from typing import Any
 import anyio.abc
 from pydantic import SecretStr
 
-from isabella.agents.agency import Agency
+from isabella.agents.agency import AgentService
 from isabella.backend.readiness import Readiness
 from isabella.connection import Connection
-from isabella.console.chronicle import Chronicle
+from isabella.console.chronicle import EventLog
 from isabella.errors import NotReady
 from isabella.settings import Settings
-from isabella.turns.desk import Desk
-from isabella.watching.keeper import Keeper
+from isabella.turns.desk import TurnService
+from isabella.watching.keeper import Watcher
 
 _WAIT = "The page goes on by itself when the start has come so far."
 
 
-class Premises:
+class ConsoleContext:
     """What the pages stand on.
 
     Args:
@@ -30,7 +30,7 @@ class Premises:
         chronicle: what happened lately.
     """
 
-    def __init__(self, state: Any, chronicle: Chronicle) -> None:
+    def __init__(self, state: Any, chronicle: EventLog) -> None:
         self._state = state
         self.chronicle = chronicle
         #: Where work goes on that no request waits for; there while the backend runs.
@@ -49,39 +49,39 @@ class Premises:
         return found
 
     @property
-    def agency(self) -> Agency:
+    def agency(self) -> AgentService:
         """The agents.
 
         Raises:
             NotReady: the backend has not come up.
         """
         found = getattr(self._state, "agency", None)
-        if not isinstance(found, Agency):
+        if not isinstance(found, AgentService):
             raise NotReady("The agents are not there yet.", remedy=_WAIT)
         return found
 
     @property
-    def desk(self) -> Desk:
+    def desk(self) -> TurnService:
         """Where turns are taken on.
 
         Raises:
             NotReady: the backend has not come up.
         """
         found = getattr(self._state, "desk", None)
-        if not isinstance(found, Desk):
+        if not isinstance(found, TurnService):
             raise NotReady("Nobody can be spoken to yet.", remedy=_WAIT)
         return found
 
     @property
     def up(self) -> bool:
         """Whether the agents are there."""
-        return isinstance(getattr(self._state, "agency", None), Agency)
+        return isinstance(getattr(self._state, "agency", None), AgentService)
 
     @property
-    def keeper(self) -> Keeper | None:
+    def keeper(self) -> Watcher | None:
         """Who keeps watch; None where nobody does."""
         found = getattr(self._state, "keeper", None)
-        return found if isinstance(found, Keeper) else None
+        return found if isinstance(found, Watcher) else None
 
     @property
     def settings(self) -> Settings:

@@ -10,14 +10,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from isabella.console.door import form
-from isabella.console.errands import Errands, Kind
-from isabella.console.lookout import Lookout
-from isabella.console.pages import Press, stream
-from isabella.console.premises import Premises
+from isabella.console.door import read_form
+from isabella.console.errands import JobKind, JobRunner
+from isabella.console.lookout import ProviderMonitor
+from isabella.console.pages import Renderer, stream
+from isabella.console.premises import ConsoleContext
 from isabella.errors import ConfigurationError
 from isabella.practice.overlay import ORIGIN
-from isabella.providers.condition import Kind as Condition
+from isabella.providers.condition import HealthState as Condition
 from isabella.providers.condition import stands
 from isabella.providers.headline import Level, headline, level_of, stored_level, vendor_level, vendor_words
 from isabella.providers.report import ProviderReport
@@ -50,7 +50,7 @@ STORED = {
 }
 
 
-def routes(premises: Premises, press: Press, lookout: Lookout, errands: Errands) -> list[Route]:
+def routes(premises: ConsoleContext, press: Renderer, lookout: ProviderMonitor, errands: JobRunner) -> list[Route]:
     """The routes of the page."""
     page = _Page(premises, press, lookout, errands)
     return [
@@ -62,7 +62,9 @@ def routes(premises: Premises, press: Press, lookout: Lookout, errands: Errands)
 
 
 class _Page:
-    def __init__(self, premises: Premises, press: Press, lookout: Lookout, errands: Errands) -> None:
+    def __init__(
+        self, premises: ConsoleContext, press: Renderer, lookout: ProviderMonitor, errands: JobRunner
+    ) -> None:
         self._premises = premises
         self._press = press
         self._lookout = lookout
@@ -76,9 +78,9 @@ class _Page:
         return stream(self._changes(request.query_params.get("v", "")))
 
     async def begin(self, request: Request) -> Response:
-        fields = await form(request, self._premises.csrf)
+        fields = await read_form(request, self._premises.csrf)
         try:
-            kind = Kind(request.path_params["kind"])
+            kind = JobKind(request.path_params["kind"])
         except ValueError:
             raise ConfigurationError("There is no such errand.") from None
         only = [fields["only"]] if fields.get("only") else []
@@ -86,7 +88,7 @@ class _Page:
         return self._press.fragment(self._errand())
 
     async def dismiss(self, request: Request) -> Response:
-        await form(request, self._premises.csrf)
+        await read_form(request, self._premises.csrf)
         self._errands.dismiss()
         return self._press.fragment(self._errand())
 

@@ -16,12 +16,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from isabella.console import activity, chat, memory, providers
-from isabella.console.door import Policy, form
-from isabella.console.errands import Errands
-from isabella.console.lookout import Lookout
-from isabella.console.pages import ROOT, THEME, THEMES, Press
-from isabella.console.premises import Premises
-from isabella.console.talks import Talks
+from isabella.console.door import SecurityHeaders, read_form
+from isabella.console.errands import JobRunner
+from isabella.console.lookout import ProviderMonitor
+from isabella.console.pages import ROOT, THEME, THEMES, Renderer
+from isabella.console.premises import ConsoleContext
+from isabella.console.talks import Conversations
 from isabella.errors import IsabellaError
 
 log = structlog.get_logger()
@@ -49,12 +49,12 @@ class Console:
         premises: what it stands on.
     """
 
-    def __init__(self, premises: Premises) -> None:
+    def __init__(self, premises: ConsoleContext) -> None:
         self.premises = premises
-        self.press = Press(premises)
-        self.lookout = Lookout(premises)
-        self.errands = Errands(premises, self.lookout)
-        self.talks = Talks(premises)
+        self.press = Renderer(premises)
+        self.lookout = ProviderMonitor(premises)
+        self.errands = JobRunner(premises, self.lookout)
+        self.talks = Conversations(premises)
 
     def application(self) -> Starlette:
         """What is mounted into the backend."""
@@ -68,7 +68,7 @@ class Console:
             *activity.routes(self.premises, self.press),
             Mount("/static", _Static(directory=Path(__file__).parent / "static")),
         ]
-        middleware = [Middleware(Policy), Middleware(GZipMiddleware, minimum_size=1000, compresslevel=6)]
+        middleware = [Middleware(SecurityHeaders), Middleware(GZipMiddleware, minimum_size=1000, compresslevel=6)]
         return Starlette(
             routes=routes,
             middleware=middleware,
@@ -80,10 +80,10 @@ class Console:
         request = Request(scope)
         response = self.press.page(request, "stranger.html", status=401, here="")
         response.headers["WWW-Authenticate"] = "Bearer"
-        await Policy(response)(scope, receive, send)
+        await SecurityHeaders(response)(scope, receive, send)
 
     async def _theme(self, request: Request) -> Response:
-        fields = await form(request, self.premises.csrf)
+        fields = await read_form(request, self.premises.csrf)
         theme = fields.get("theme", "auto")
         back = fields.get("back", START)
         # Only a page of ours, whatever the form says.
@@ -113,7 +113,7 @@ class Console:
         return self.press.failure(request, IsabellaError("Isabella failed; her log says more."))
 
 
-async def enter(_request: Request) -> Response:
+async def redirect_to_console(_request: Request) -> Response:
     """From the bare address to the console."""
     return RedirectResponse(START, status_code=303)
 

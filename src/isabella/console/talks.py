@@ -8,20 +8,18 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from isabella.agents.residents import Resident
-from isabella.console.bell import Bell
-from isabella.console.premises import Premises
+from isabella.agents.residents import AgentRecord
+from isabella.console.bell import Notifier
+from isabella.console.premises import ConsoleContext
 from isabella.errors import IsabellaError, MessageRefused, QueueFull
 from isabella.redaction import redact
-from isabella.turns.desk import check
+from isabella.turns.desk import check_message
 from isabella.turns.events import (
-    Asked,
     Called,
     Code,
     Condensed,
     Ended,
     Event,
-    Failed,
     Failover,
     Held,
     Queued,
@@ -29,6 +27,8 @@ from isabella.turns.events import (
     Returned,
     Said,
     Thought,
+    TurnFailed,
+    VendorAsked,
 )
 from isabella.turns.turn import Turn
 
@@ -36,7 +36,7 @@ _KEPT = 30
 _LONGEST_QUEUE = 8
 
 
-class Phase(StrEnum):
+class ExchangePhase(StrEnum):
     """How far an exchange has come."""
 
     WAITING = "waiting"
@@ -45,7 +45,7 @@ class Phase(StrEnum):
 
 
 @dataclass
-class Part:
+class AnswerPart:
     """A piece of an answer.
 
     Attributes:
@@ -72,7 +72,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Change:
+class ExchangeUpdate:
     """What a page that is open has to show anew.
 
     Attributes:
@@ -82,7 +82,7 @@ class Change:
     """
 
     kind: str
-    part: Part | None = None
+    part: AnswerPart | None = None
     text: str = ""
 
 
@@ -107,14 +107,14 @@ class Exchange:
     seq: int
     message: str
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    phase: Phase = Phase.WAITING
-    parts: list[Part] = field(default_factory=list)
+    phase: ExchangePhase = ExchangePhase.WAITING
+    parts: list[AnswerPart] = field(default_factory=list)
     after: str | None = None
     handle: str = ""
     waits: str = ""
-    failed: Failed | None = None
+    failed: TurnFailed | None = None
     ended: Ended | None = None
-    changes: list[Change] = field(default_factory=list)
+    changes: list[ExchangeUpdate] = field(default_factory=list)
     turn: Turn | None = field(default=None, repr=False)
 
     @property
@@ -129,7 +129,7 @@ class Exchange:
                 self._state(waits=f"Waits for {ahead} other turn{'s' if ahead != 1 else ''} of this agent")
             case Held(provider=provider):
                 self._state(waits=f"Waits: {provider} is being changed")
-            case Asked(handle=handle):
+            case VendorAsked(handle=handle):
                 self.handle = handle
                 self._state()
             case Failover():
@@ -144,39 +144,39 @@ class Exchange:
                 self._returned(event)
             case Condensed():
                 self._new("note", text="Older messages were summed up, so that the conversation fits again.")
-            case Failed():
+            case TurnFailed():
                 self.failed = event
             case Ended(handle=handle):
-                self.ended, self.phase = event, Phase.ENDED
+                self.ended, self.phase = event, ExchangePhase.ENDED
                 self.handle = handle or ""
                 self._state()
 
     def fail(self, error: IsabellaError) -> None:
         """It could not even begin."""
-        self.failed = Failed(Code.INTERNAL, error.what, error.remedy)
+        self.failed = TurnFailed(Code.INTERNAL, error.what, error.remedy)
         self.ended = Ended(Reason.FAILED, None, False, 0.0)
-        self.phase = Phase.ENDED
+        self.phase = ExchangePhase.ENDED
         self._state()
 
     def give_up(self) -> None:
         """It was taken back before it was said."""
         self.ended = Ended(Reason.STOPPED, None, False, 0.0)
-        self.phase = Phase.ENDED
+        self.phase = ExchangePhase.ENDED
         self._state()
 
     def begin(self) -> None:
         """Its turn has come."""
-        self.phase = Phase.RUNNING
+        self.phase = ExchangePhase.RUNNING
         self._state()
 
     def _state(self, *, waits: str = "") -> None:
         self.waits = waits
-        self.changes.append(Change("state"))
+        self.changes.append(ExchangeUpdate("state"))
 
-    def _new(self, kind: str, **fields: object) -> Part:
-        part = Part(len(self.parts), kind, **fields)  # type: ignore[arg-type]
+    def _new(self, kind: str, **fields: object) -> AnswerPart:
+        part = AnswerPart(len(self.parts), kind, **fields)  # type: ignore[arg-type]
         self.parts.append(part)
-        self.changes.append(Change("part", part))
+        self.changes.append(ExchangeUpdate("part", part))
         return part
 
     def _more(self, kind: str, text: str, message_id: str) -> None:
@@ -187,17 +187,17 @@ class Exchange:
             self._new(kind, text=text, message_id=message_id)
             return
         last.text += text
-        self.changes.append(Change("more", last, text))
+        self.changes.append(ExchangeUpdate("more", last, text))
 
     def _returned(self, event: Returned) -> None:
         for part in reversed(self.parts):
             if part.kind == "tool" and part.call == event.id:
                 part.result, part.ok = event.text, event.ok
-                self.changes.append(Change("result", part))
+                self.changes.append(ExchangeUpdate("result", part))
                 return
 
 
-class Talk:
+class Conversation:
     """The conversation with one agent.
 
     Args:
@@ -205,28 +205,28 @@ class Talk:
         agent_id: Letta's id of the agent.
     """
 
-    def __init__(self, premises: Premises, agent_id: str) -> None:
+    def __init__(self, premises: ConsoleContext, agent_id: str) -> None:
         self._premises = premises
         self._agent_id = agent_id
         self._running = False
-        self.bell = Bell()
+        self.bell = Notifier()
         self.exchanges: list[Exchange] = []
         self._last = 0
 
     @property
     def waiting(self) -> list[Exchange]:
         """Those whose turn has not come."""
-        return [one for one in self.exchanges if one.phase is Phase.WAITING]
+        return [one for one in self.exchanges if one.phase is ExchangePhase.WAITING]
 
     @property
     def running(self) -> Exchange | None:
         """The one that is being answered."""
-        return next((one for one in self.exchanges if one.phase is Phase.RUNNING), None)
+        return next((one for one in self.exchanges if one.phase is ExchangePhase.RUNNING), None)
 
     @property
     def last(self) -> int:
         """The number of the last exchange that is over, with all before it."""
-        over = [one.seq for one in self.exchanges if one.phase is Phase.ENDED]
+        over = [one.seq for one in self.exchanges if one.phase is ExchangePhase.ENDED]
         return max(over, default=0)
 
     def shown(self, since: int) -> Iterator[Exchange]:
@@ -242,7 +242,7 @@ class Talk:
             NotReady: the backend has not come up.
         """
         message = message.strip("\n")
-        check(message)
+        check_message(message)
         if len(self.waiting) >= _LONGEST_QUEUE:
             raise QueueFull(
                 f"{_LONGEST_QUEUE} messages wait already.", retry_after=5.0, remedy="Wait for an answer, or stop one."
@@ -253,7 +253,7 @@ class Talk:
             self._premises.start(self._answer)
             self._running = True
         self.exchanges.append(exchange)
-        for old in [one for one in self.exchanges if one.phase is Phase.ENDED][:-_KEPT]:
+        for old in [one for one in self.exchanges if one.phase is ExchangePhase.ENDED][:-_KEPT]:
             self.exchanges.remove(old)
         self.bell.ring()
         return exchange
@@ -261,7 +261,7 @@ class Talk:
     def stop(self, seq: int) -> None:
         """Stop an exchange, or take it back where its turn has not come."""
         for one in self.exchanges:
-            if one.seq != seq or one.phase is Phase.ENDED:
+            if one.seq != seq or one.phase is ExchangePhase.ENDED:
                 continue
             if one.turn is not None:
                 one.turn.stop()
@@ -271,7 +271,7 @@ class Talk:
 
     def forget(self, seq: int) -> None:
         """Take an exchange that came to nothing off the page."""
-        self.exchanges = [one for one in self.exchanges if one.seq != seq or one.phase is not Phase.ENDED]
+        self.exchanges = [one for one in self.exchanges if one.seq != seq or one.phase is not ExchangePhase.ENDED]
         self.bell.ring()
 
     async def _answer(self) -> None:
@@ -289,7 +289,7 @@ class Talk:
             newest = await history.page(self._agent_id, limit=1)
             exchange.after = newest.entries[-1].id if newest.entries else None
             turn = exchange.turn = await desk.open(self._agent_id, exchange.message)
-            if exchange.phase is Phase.ENDED:
+            if exchange.phase is ExchangePhase.ENDED:
                 turn.stop()
             async with aclosing(desk.events(turn)) as events:
                 async for event in events:
@@ -298,29 +298,29 @@ class Talk:
         except IsabellaError as error:
             exchange.fail(error)
         finally:
-            if exchange.phase is not Phase.ENDED:
+            if exchange.phase is not ExchangePhase.ENDED:
                 exchange.fail(MessageRefused("The backend was stopped."))
             exchange.turn = None
             self.bell.ring()
 
 
-class Talks:
+class Conversations:
     """All conversations.
 
     Args:
         premises: the backend.
     """
 
-    def __init__(self, premises: Premises) -> None:
+    def __init__(self, premises: ConsoleContext) -> None:
         self._premises = premises
-        self._talks: dict[str, Talk] = {}
+        self._talks: dict[str, Conversation] = {}
 
-    def of(self, agent: Resident) -> Talk:
+    def of(self, agent: AgentRecord) -> Conversation:
         """The conversation with an agent."""
         return self.at(agent.id)
 
-    def at(self, agent_id: str) -> Talk:
+    def at(self, agent_id: str) -> Conversation:
         """The conversation with the agent of this id, which need not exist any more."""
         if agent_id not in self._talks:
-            self._talks[agent_id] = Talk(self._premises, agent_id)
+            self._talks[agent_id] = Conversation(self._premises, agent_id)
         return self._talks[agent_id]

@@ -43,11 +43,11 @@ _MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}, renderer_c
 _MARKDOWN.disable(["html_block", "html_inline", "lheading"])
 
 
-def prose(text: str) -> Markup:
+def render_markdown(text: str) -> Markup:
     """What an agent says: Markdown, without raw HTML, pictures, or anything that reaches another host by itself."""
     text = redact(text)
     if len(text) > _LONGEST_MARKDOWN:
-        return plain(text)
+        return render_text(text)
     tokens = _MARKDOWN.parse(text)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
@@ -60,12 +60,12 @@ def prose(text: str) -> Markup:
     return Markup(html)  # noqa: S704 - made by the renderer, which escapes; raw HTML is off
 
 
-def plain(text: str) -> Markup:
+def render_text(text: str) -> Markup:
     """Text as it was written."""
     return Markup('<div class="plain">{}</div>').format(redact(text))
 
 
-def arguments(text: str) -> str:
+def format_arguments(text: str) -> str:
     """The arguments of a tool for people: one a line, where they are JSON."""
     try:
         found = json.loads(text)
@@ -80,7 +80,7 @@ def arguments(text: str) -> str:
     )
 
 
-def moment(at: datetime | str | None) -> Markup:
+def format_time(at: datetime | str | None) -> Markup:
     """A time: as UTC, which the page's script puts into the reader's own."""
     if isinstance(at, str):
         try:
@@ -95,7 +95,7 @@ def moment(at: datetime | str | None) -> Markup:
     )
 
 
-def seconds(value: float | None) -> str:
+def format_duration(value: float | None) -> str:
     """A duration for people."""
     if value is None:
         return ""

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from isabella.agents import llm_config
 from isabella.agents.binding import Binding
-from isabella.agents.client import open_client
+from isabella.agents.client import open_sdk_client
 from isabella.connection import Connection, configured_connection
 from isabella.embedded import Letta, Progress, Server, Step
 from isabella.embedded.layout import make_private
@@ -25,11 +25,11 @@ from isabella.files import write_private
 from isabella.keys import mask
 from isabella.practice import PracticeVendors, Request
 from isabella.providers.desired import Desired, desired_providers
-from isabella.providers.sealing import Reading, read_back
+from isabella.providers.sealing import KeyReading, read_back
 from isabella.redaction import redact
 from isabella.settings import Settings, load_settings
-from isabella.stores import Stored
-from isabella.stores.letta_server import LettaServer
+from isabella.stores import StoredProvider
+from isabella.stores.letta_server import LettaProviders
 
 INSTANCE = "demo"
 VENDOR = "cerebras"
@@ -41,7 +41,7 @@ _SAID_LIMIT = 240
 
 
 @dataclass(frozen=True)
-class Answer:
+class DemoAnswer:
     """What came of saying something to the agent.
 
     Attributes:
@@ -59,7 +59,7 @@ class Answer:
 
 
 @dataclass
-class Stage:
+class DemoStage:
     """What the story is played on.
 
     Attributes:
@@ -97,13 +97,13 @@ class Stage:
     @asynccontextmanager
     async def speaking(self, settings: Settings) -> AsyncIterator[None]:
         """A client for the agent, on the Letta that runs now."""
-        async with open_client(_connection(settings)) as client:
+        async with open_sdk_client(_connection(settings)) as client:
             self._client = client
             yield
 
     async def make_agent(self, settings: Settings) -> None:
         """An agent with a memory, bound to the provider (fact M6)."""
-        desired = wanted(settings)
+        desired = desired_provider(settings)
         model = desired.vendor.default_model or "default"
         window = desired.vendor.models.get(model, desired.vendor.default_window)
         agent = await self._sdk.agents.create(
@@ -112,22 +112,22 @@ class Stage:
                 {"label": "persona", "value": "I am Isabella, an assistant who remembers."},
                 {"label": "human", "value": ""},
             ],
-            **cast(Any, llm_config.creation(Binding(desired.name, model, desired.base_url, window))),
+            **cast(Any, llm_config.creation_fields(Binding(desired.name, model, desired.base_url, window))),
         )
         self._agent = agent.id
 
-    async def say(self, text: str) -> Answer:
+    async def say(self, text: str) -> DemoAnswer:
         """Say something to the agent."""
         try:
             turn = await self._sdk.agents.messages.create(
                 self._agent, messages=[{"role": "user", "content": text}], streaming=False
             )
         except APIStatusError as error:
-            return Answer(error.status_code, _words(error))
+            return DemoAnswer(error.status_code, _words(error))
         except APIConnectionError as error:
-            return Answer(0, f"no answer: {error}")
+            return DemoAnswer(0, f"no answer: {error}")
         said = [str(message.content) for message in turn.messages if message.message_type == "assistant_message"]
-        return Answer(200, " ".join(said) or f"(nothing; the turn ended with {turn.stop_reason.stop_reason})")
+        return DemoAnswer(200, " ".join(said) or f"(nothing; the turn ended with {turn.stop_reason.stop_reason})")
 
     def completions(self, *, after: int) -> list[Request]:
         """The completions that arrived at the vendor after that request."""
@@ -144,16 +144,16 @@ class Stage:
         return self._client
 
 
-def wanted(settings: Settings) -> Desired:
+def desired_provider(settings: Settings) -> Desired:
     """The provider that `.env` asks for."""
     return next(provider for provider in desired_providers(settings) if provider.wanted)
 
 
-async def stored(settings: Settings) -> tuple[Stored | None, Reading | None]:
+async def stored_provider(settings: Settings) -> tuple[StoredProvider | None, KeyReading | None]:
     """What Letta holds of the provider, and what the master key of `.env` makes of it. Nothing is remembered."""
     async with _store(settings) as store:
         found = await store.find(PROVIDER)
-    key = wanted(settings).key
+    key = desired_provider(settings).key
     if found is None or key is None:
         return found, None
     return found, read_back(found.key_text, key.get_secret_value(), settings.letta_encryption_key, None)
@@ -166,7 +166,7 @@ async def patch(settings: Settings) -> None:
         LettaRefused: Letta does not take it.
     """
     async with _store(settings) as store:
-        found, desired = await store.find(PROVIDER), wanted(settings)
+        found, desired = await store.find(PROVIDER), desired_provider(settings)
         if found is None or desired.key is None:
             raise AssertionError("there is nothing to update")
         await store.update(found.id, key=desired.key, base_url=desired.base_url)
@@ -183,7 +183,7 @@ def new_master_key() -> SecretStr:
 
 
 @contextmanager
-def raised(home: Path, progress: Progress) -> Iterator[Stage]:
+def open_stage(home: Path, progress: Progress) -> Iterator[DemoStage]:
     """The stage, set up, and taken down again with all that was on it.
 
     Raises:
@@ -203,7 +203,7 @@ def raised(home: Path, progress: Progress) -> Iterator[Stage]:
         try:
             # Whatever one that was killed has left behind. These data are nobody's but the story's.
             server.erase()
-            yield Stage(server, server.up(only_long(progress)), vendors, Path(folder))
+            yield DemoStage(server, server.up(only_long(progress)), vendors, Path(folder))
         finally:
             server.erase()
 
@@ -225,9 +225,9 @@ def _connection(settings: Settings) -> Connection:
     return connection
 
 
-def _store(settings: Settings) -> LettaServer:
+def _store(settings: Settings) -> LettaProviders:
     connection = _connection(settings)
-    return LettaServer.at(connection)
+    return LettaProviders.at(connection)
 
 
 def _words(error: APIStatusError) -> str:

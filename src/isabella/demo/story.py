@@ -11,13 +11,22 @@ import anyio
 from pydantic import SecretStr
 
 from isabella.assurance import compare_providers, ensure_providers
-from isabella.demo.stage import VENDOR, Stage, new_master_key, patch, raised, shown, stored, wanted
-from isabella.demo.telling import Teller
+from isabella.demo.stage import (
+    VENDOR,
+    DemoStage,
+    desired_provider,
+    new_master_key,
+    open_stage,
+    patch,
+    shown,
+    stored_provider,
+)
+from isabella.demo.telling import Narrator
 from isabella.embedded import Progress
 from isabella.errors import LettaRefused
-from isabella.providers.plan import Action, State
+from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof
-from isabella.providers.sealing import Match
+from isabella.providers.sealing import KeyMatch
 from isabella.settings import Settings
 from isabella.signals import terminating
 
@@ -28,7 +37,7 @@ _NAME = "Minka"
 _GOOD, _BAD = "green", "yellow"
 
 
-def tell(home: Path, teller: Teller, progress: Callable[[], AbstractContextManager[Progress]]) -> bool:
+def tell(home: Path, teller: Narrator, progress: Callable[[], AbstractContextManager[Progress]]) -> bool:
     """Play the story on a Letta of its own, which is stopped and erased in the end.
 
     Args:
@@ -44,7 +53,7 @@ def tell(home: Path, teller: Teller, progress: Callable[[], AbstractContextManag
     """
     with terminating(), progress() as told:
         began = time.monotonic()
-        with raised(home, told) as stage:
+        with open_stage(home, told) as stage:
             teller.tell(
                 "The stage",
                 f"Letta {stage.letta.version} on a Postgres of its own, up after {time.monotonic() - began:.0f} s; "
@@ -57,7 +66,7 @@ def tell(home: Path, teller: Teller, progress: Callable[[], AbstractContextManag
     return teller.end()
 
 
-async def _stale_key(stage: Stage, teller: Teller) -> Settings:
+async def _stale_key(stage: DemoStage, teller: Narrator) -> Settings:
     """Act one. Returns the settings that it ends with."""
     teller.act("1  An old key is stored in Letta")
     old = stage.vendors.key(VENDOR)
@@ -76,7 +85,7 @@ async def _stale_key(stage: Stage, teller: Teller) -> Settings:
         settings = stage.configure(new, stage.letta.master_key)
         teller.tell("the vendor", f"Cerebras takes {shown(new)} only, from now on; .env has it")
         await _talk(stage, teller, _QUESTION, status=401, key=old)
-        _, reading = await stored(settings)
+        _, reading = await stored_provider(settings)
         held = reading.key if reading is not None else None
         teller.expect(
             "Letta holds",
@@ -85,25 +94,25 @@ async def _stale_key(stage: Stage, teller: Teller) -> Settings:
             held=held is not None and held.get_secret_value() == old.get_secret_value(),
             style=_BAD,
         )
-        await _plan(teller, settings, State.STALE, Action.UPDATE)
+        await _plan(teller, settings, ProviderState.STALE, Action.UPDATE)
         await _sync(teller, settings, Action.UPDATE)
         await _prove(teller, settings)
         await _talk(stage, teller, _QUESTION, status=200, key=new)
     return settings
 
 
-async def _changed_master_key(stage: Stage, teller: Teller, before: Settings, master_key: SecretStr) -> None:
+async def _changed_master_key(stage: DemoStage, teller: Narrator, before: Settings, master_key: SecretStr) -> None:
     """Act two, on the Letta that was restarted."""
     teller.act("2  The master key was changed")
-    key = wanted(before).key
+    key = desired_provider(before).key
     if key is None:
         raise AssertionError("the first act ends with a key")
     settings = stage.configure(key, master_key)
     teller.tell("the operator", "Letta is restarted under another LETTA_ENCRYPTION_KEY; .env has it, too")
     async with stage.speaking(settings):
         await _talk(stage, teller, _QUESTION, status=500)
-        _, reading = await stored(settings)
-        unreadable = reading is not None and reading.match is Match.UNREADABLE
+        _, reading = await stored_provider(settings)
+        unreadable = reading is not None and reading.match is KeyMatch.UNREADABLE
         teller.expect(
             "Letta holds",
             "a sealed key that the master key of .env does not open" if unreadable else f"{reading}",
@@ -112,13 +121,13 @@ async def _changed_master_key(stage: Stage, teller: Teller, before: Settings, ma
             style=_BAD,
         )
         await _try_to_update(teller, settings)
-        await _plan(teller, settings, State.UNREADABLE, Action.RECREATE)
+        await _plan(teller, settings, ProviderState.UNREADABLE, Action.RECREATE)
         await _sync(teller, settings, Action.RECREATE)
         await _prove(teller, settings)
         await _talk(stage, teller, _QUESTION, status=200, key=key)
 
 
-async def _talk(stage: Stage, teller: Teller, text: str, *, status: int, key: SecretStr | None = None) -> None:
+async def _talk(stage: DemoStage, teller: Narrator, text: str, *, status: int, key: SecretStr | None = None) -> None:
     """Say something to the agent; show its answer, and what the vendor saw of it."""
     before = stage.last_request()
     teller.tell("you", text)
@@ -147,7 +156,7 @@ async def _talk(stage: Stage, teller: Teller, text: str, *, status: int, key: Se
     )
 
 
-async def _try_to_update(teller: Teller, settings: Settings) -> None:
+async def _try_to_update(teller: Narrator, settings: Settings) -> None:
     try:
         await patch(settings)
     except LettaRefused as refused:
@@ -157,7 +166,7 @@ async def _try_to_update(teller: Teller, settings: Settings) -> None:
     teller.expect("PATCH", what, told="400, Letta cannot decrypt what it holds", held=held, style=_BAD)
 
 
-async def _plan(teller: Teller, settings: Settings, state: State, action: Action) -> None:
+async def _plan(teller: Narrator, settings: Settings, state: ProviderState, action: Action) -> None:
     entry = (await compare_providers(settings)).ours[0]
     teller.expect(
         "plan",
@@ -167,7 +176,7 @@ async def _plan(teller: Teller, settings: Settings, state: State, action: Action
     )
 
 
-async def _sync(teller: Teller, settings: Settings, action: Action) -> None:
+async def _sync(teller: Narrator, settings: Settings, action: Action) -> None:
     began = time.monotonic()
     entry = (await ensure_providers(settings)).ours[0]
     teller.expect(
@@ -178,11 +187,11 @@ async def _sync(teller: Teller, settings: Settings, action: Action) -> None:
     )
 
 
-async def _prove(teller: Teller, settings: Settings) -> None:
+async def _prove(teller: Narrator, settings: Settings) -> None:
     """Look once more, apart from what the sync said of itself."""
-    found, reading = await stored(settings)
-    key = wanted(settings).key
-    held = reading is not None and reading.match is Match.EQUAL and reading.sealed
+    found, reading = await stored_provider(settings)
+    key = desired_provider(settings).key
+    held = reading is not None and reading.match is KeyMatch.EQUAL and reading.sealed
     text = (found.key_text or "") if found is not None else ""
     teller.expect(
         "proof",

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 from rich.text import Text
 
-from isabella.terminal_console import Console
+from isabella.terminal_console import GuardedConsole
 
 _LABEL = 15
 _WIDEST = 118
 
 
 @dataclass
-class Teller:
+class Narrator:
     """Prints the story, and keeps what differed from it.
 
     Attributes:
@@ -22,7 +22,7 @@ class Teller:
         differences: what did not go as the story says, a sentence each.
     """
 
-    console: Console
+    console: GuardedConsole
     differences: list[str] = field(default_factory=list)
 
     def act(self, title: str) -> None:

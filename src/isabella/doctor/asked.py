@@ -9,28 +9,28 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from isabella.addresses import is_nowhere
-from isabella.concurrency import together
-from isabella.doctor.evidence import Asked, Row
+from isabella.addresses import is_placeholder_url
+from isabella.concurrency import gather
+from isabella.doctor.evidence import ProviderEvidence, VendorEvidence
 from isabella.providers.desired import Desired
-from isabella.providers.sealing import Match
-from isabella.vendors.inquiry import Answer, Verdict, ask_vendor
+from isabella.providers.sealing import KeyMatch
+from isabella.vendors.inquiry import KeyVerdict, VendorAnswer, ask_vendor
 
 #: Seconds that a vendor may take.
 PATIENCE = 3.5
 _SECOND_LOOK = 2.0
 
 
-async def ask(desired: Sequence[Desired]) -> dict[str, Asked]:
+async def ask_vendors(desired: Sequence[Desired]) -> dict[str, VendorEvidence]:
     """What each vendor says to its configured key, by provider."""
     with_key = [one for one in desired if one.key is not None and one.obstacle is None]
-    found = await together([partial(_one, one) for one in with_key], at_once=16)
+    found = await gather([partial(_one, one) for one in with_key], at_once=16)
     return {one.name: asked for one, asked in zip(with_key, found, strict=True)}
 
 
 async def ask_with_stored_keys(
-    desired: Sequence[Desired], asked: dict[str, Asked], rows: Sequence[Row]
-) -> dict[str, Asked]:
+    desired: Sequence[Desired], asked: dict[str, VendorEvidence], rows: Sequence[ProviderEvidence]
+) -> dict[str, VendorEvidence]:
     """Where a vendor refuses the configured key, and Letta holds another: what does it say to that one?"""
     stored = {row.stored.name: row for row in rows}
     calls = {}
@@ -40,36 +40,36 @@ async def ask_with_stored_keys(
             continue
         # It is shown to nobody but to whom Letta shows it.
         address = row.stored.base_url
-        if address is None or is_nowhere(address):
+        if address is None or is_placeholder_url(address):
             continue
-        if said.answer.verdict is Verdict.REFUSED and row.reading.match is Match.DIFFERENT:
+        if said.answer.verdict is KeyVerdict.REFUSED and row.reading.match is KeyMatch.DIFFERENT:
             calls[one.name] = partial(_ask, address, row.reading.key)
-    answers = await together(calls.values())
+    answers = await gather(calls.values())
     return asked | {
         name: replace(asked[name], stored_answer=answer) for name, answer in zip(calls, answers, strict=True)
     }
 
 
-async def _ask(base_url: str, key: SecretStr) -> Answer:
+async def _ask(base_url: str, key: SecretStr) -> VendorAnswer:
     return await ask_vendor(base_url, key, timeout=_SECOND_LOOK)
 
 
-async def _one(desired: Desired) -> Asked:
+async def _one(desired: Desired) -> VendorEvidence:
     key = desired.key
     if key is None:
         raise AssertionError("only a vendor with a key is asked")
     answer = await ask_vendor(desired.base_url, key, timeout=PATIENCE)
-    if answer.verdict is not Verdict.WRONG_ADDRESS:
-        return Asked(answer)
-    beside = addresses_beside(desired.base_url, desired.vendor.base_url)
-    answers = await together([partial(_ask, address, key) for address in beside])
+    if answer.verdict is not KeyVerdict.WRONG_ADDRESS:
+        return VendorEvidence(answer)
+    beside = nearby_base_urls(desired.base_url, desired.vendor.base_url)
+    answers = await gather([partial(_ask, address, key) for address in beside])
     for address, other in zip(beside, answers, strict=True):
-        if other.verdict is Verdict.ACCEPTED:
-            return Asked(answer, address)
-    return Asked(answer)
+        if other.verdict is KeyVerdict.ACCEPTED:
+            return VendorEvidence(answer, address)
+    return VendorEvidence(answer)
 
 
-def addresses_beside(base_url: str, own: str) -> list[str]:
+def nearby_base_urls(base_url: str, own: str) -> list[str]:
     """Addresses on the same host that may have been meant.
 
     Args:

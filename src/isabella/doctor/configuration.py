@@ -4,39 +4,45 @@ from __future__ import annotations
 
 import shlex
 
-from isabella.doctor.evidence import Configured, Contradiction, Evidence, Problem, Seen
-from isabella.doctor.findings import Diagnosis, Finding, Fine, Layer, Remedy, Severity, Treatment, Unknown
-from isabella.providers.desired import Desired, Kind, Remark
-from isabella.providers.sealing import Match
+from isabella.doctor.evidence import (
+    ConfigurationEvidence,
+    ConfigurationProblem,
+    ConflictingVariable,
+    Evidence,
+    LettaEvidence,
+)
+from isabella.doctor.findings import Finding, Fix, Layer, LayerResult, PassedCheck, Remedy, Severity, Unknown
+from isabella.providers.desired import Desired, Remark, RemarkKind
+from isabella.providers.sealing import KeyMatch
 from isabella.settings import MAKE_MASTER_KEY
 
 _SUMMARIES = {
-    Kind.KEY_EMPTY: "its key is set, but empty.",
-    Kind.KEY_PLACEHOLDER: "a placeholder stands where its key should.",
-    Kind.KEY_MALFORMED: "its key has characters that no key has.",
-    Kind.KEY_FILE_UNREADABLE: "the file with its key cannot be read.",
-    Kind.BASE_URL_MALFORMED: "its base URL is no address.",
-    Kind.KEY_CLEANED: "its key stands there with something around it.",
-    Kind.KEY_SET_TWICE: "its key is set twice.",
-    Kind.KEY_FILE_READABLE: "every user of this machine can read its key file.",
-    Kind.KEY_OF_ANOTHER_VENDOR: "its key looks like another vendor's.",
+    RemarkKind.KEY_EMPTY: "its key is set, but empty.",
+    RemarkKind.KEY_PLACEHOLDER: "a placeholder stands where its key should.",
+    RemarkKind.KEY_MALFORMED: "its key has characters that no key has.",
+    RemarkKind.KEY_FILE_UNREADABLE: "the file with its key cannot be read.",
+    RemarkKind.BASE_URL_MALFORMED: "its base URL is no address.",
+    RemarkKind.KEY_CLEANED: "its key stands there with something around it.",
+    RemarkKind.KEY_SET_TWICE: "its key is set twice.",
+    RemarkKind.KEY_FILE_READABLE: "every user of this machine can read its key file.",
+    RemarkKind.KEY_OF_ANOTHER_VENDOR: "its key looks like another vendor's.",
 }
 
 
-def judge(evidence: Evidence) -> Diagnosis:
+def judge(evidence: Evidence) -> LayerResult:
     """Judge the configuration."""
     configured = evidence.configured
-    total = Diagnosis(tuple(_problem(problem) for problem in configured.problems))
-    total += Diagnosis(tuple(_contradiction(found) for found in configured.contradictions))
+    total = LayerResult(tuple(_problem(problem) for problem in configured.problems))
+    total += LayerResult(tuple(_contradiction(found) for found in configured.contradictions))
     if configured.incomplete is not None:
         because = f"{configured.incomplete} could not be read"
-        return total + Diagnosis(unknowns=(Unknown(Layer.CONFIGURATION, "which keys are configured", because),))
+        return total + LayerResult(unknowns=(Unknown(Layer.CONFIGURATION, "which keys are configured", because),))
     for desired in configured.desired:
         total += _provider(desired, evidence.seen)
     return total + _master_key(configured, evidence.seen) + _no_key_at_all(evidence)
 
 
-def _problem(problem: Problem) -> Finding:
+def _problem(problem: ConfigurationProblem) -> Finding:
     place = "" if problem.origin is None else f" ({problem.origin})"
     return Finding(
         code=problem.code,
@@ -55,7 +61,7 @@ def _problem(problem: Problem) -> Finding:
     )
 
 
-def _contradiction(found: Contradiction) -> Finding:
+def _contradiction(found: ConflictingVariable) -> Finding:
     return Finding(
         code=_contradiction_code(found),
         layer=Layer.CONFIGURATION,
@@ -76,13 +82,13 @@ def _contradiction(found: Contradiction) -> Finding:
     )
 
 
-def _contradiction_code(found: Contradiction) -> str:
+def _contradiction_code(found: ConflictingVariable) -> str:
     if found.provider is not None:
         return "key-contradiction"
     return "letta-contradiction" if found.variable.startswith("LETTA_") else "setting-contradiction"
 
 
-def _provider(desired: Desired, seen: Seen) -> Diagnosis:
+def _provider(desired: Desired, seen: LettaEvidence) -> LayerResult:
     findings = [_remark(desired, remark) for remark in desired.remarks]
     if desired.obstacle is not None:
         findings.append(_obstacle(desired, desired.obstacle))
@@ -90,13 +96,13 @@ def _provider(desired: Desired, seen: Seen) -> Diagnosis:
         findings.append(_unset(desired))
     elif desired.key is not None and not findings:
         text = f"{desired.name}: {desired.key_source} holds a key ({desired.masked_key})"
-        return Diagnosis(fine=(Fine(Layer.CONFIGURATION, text),))
-    return Diagnosis(tuple(findings))
+        return LayerResult(fine=(PassedCheck(Layer.CONFIGURATION, text),))
+    return LayerResult(tuple(findings))
 
 
 def _obstacle(desired: Desired, obstacle: Remark) -> Finding:
     # A file that cannot be read is mended where it is, not in a variable.
-    in_file = obstacle.kind is Kind.KEY_FILE_UNREADABLE
+    in_file = obstacle.kind is RemarkKind.KEY_FILE_UNREADABLE
     return Finding(
         code=obstacle.kind.value,
         layer=Layer.CONFIGURATION,
@@ -111,14 +117,14 @@ def _obstacle(desired: Desired, obstacle: Remark) -> Finding:
 
 def _remark(desired: Desired, remark: Remark) -> Finding:
     match remark.kind:
-        case Kind.KEY_FILE_READABLE:
+        case RemarkKind.KEY_FILE_READABLE:
             command = f"chmod 600 {shlex.quote(str(remark.path))}"
-            remedy = Remedy(f"Run `{command}`.", command=command, treatment=Treatment.CHMOD, path=remark.path)
+            remedy = Remedy(f"Run `{command}`.", command=command, treatment=Fix.CHMOD, path=remark.path)
             cause = f"The permissions of {remark.path} let everybody read it."
-        case Kind.KEY_SET_TWICE:
+        case RemarkKind.KEY_SET_TWICE:
             remedy = Remedy(f"Remove {remark.variable}, or the variable itself.", setting=(remark.variable, ""))
             cause = f"{remark.text}. A change of the file has no effect."
-        case Kind.KEY_OF_ANOTHER_VENDOR:
+        case RemarkKind.KEY_OF_ANOTHER_VENDOR:
             page = desired.vendor.keys_page
             where = f"; its keys are made at {page}" if page else ""
             remedy = Remedy(
@@ -160,15 +166,15 @@ def _unset(desired: Desired) -> Finding:
     )
 
 
-def _master_key(configured: Configured, seen: Seen) -> Diagnosis:
+def _master_key(configured: ConfigurationEvidence, seen: LettaEvidence) -> LayerResult:
     malformed = any(problem.code == "master-key-malformed" for problem in configured.problems)
     if configured.master_key:
         text = "LETTA_ENCRYPTION_KEY is 64 hexadecimal characters" if configured.ours else "the master key is kept"
-        return Diagnosis(fine=(Fine(Layer.CONFIGURATION, text),))
+        return LayerResult(fine=(PassedCheck(Layer.CONFIGURATION, text),))
     if malformed or not seen.rows:
-        return Diagnosis()
+        return LayerResult()
     read = [row.reading for row in seen.rows if row.reading is not None and row.stored.key_text]
-    hidden = [reading for reading in read if reading.match is Match.HIDDEN]
+    hidden = [reading for reading in read if reading.match is KeyMatch.HIDDEN]
     if hidden:
         cause = (
             f"Letta seals its keys ({len(hidden)} of {len(read)} here), and without its master key nobody can tell "
@@ -184,8 +190,8 @@ def _master_key(configured: Configured, seen: Seen) -> Diagnosis:
             "and run `isabella providers sync`."
         )
     else:
-        return Diagnosis()
-    return Diagnosis(
+        return LayerResult()
+    return LayerResult(
         (
             Finding(
                 code="master-key-missing",
@@ -201,16 +207,16 @@ def _master_key(configured: Configured, seen: Seen) -> Diagnosis:
     )
 
 
-def _no_key_at_all(evidence: Evidence) -> Diagnosis:
+def _no_key_at_all(evidence: Evidence) -> LayerResult:
     configured, seen = evidence.configured, evidence.seen
     declared = {desired.name for desired in configured.desired}
     present = [row for row in seen.rows or () if row.stored.name in declared]
     if not configured.desired or any(desired.wanted for desired in configured.desired) or present:
-        return Diagnosis()
+        return LayerResult()
     variables = [desired.vendor.api_key_env for desired in configured.desired]
     # Somebody who only wants a look at a Letta of his own need not have configured anything here.
     looks_on = seen.rows is not None or bool(seen.agents)
-    return Diagnosis(
+    return LayerResult(
         (
             Finding(
                 code="no-key-configured",

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from isabella.catalog import Vendor, known_vendors
-from isabella.doctor.evidence import Configured, Contradiction, Problem
+from isabella.doctor.evidence import ConfigurationEvidence, ConfigurationProblem, ConflictingVariable
 from isabella.errors import ConfigurationError, FileAbsent, FileUnreadable
 from isabella.keys import KeyRefused, clean
 from isabella.providers.declared import declared_vendors
@@ -29,7 +29,7 @@ def read_configuration(
     *,
     settings: Settings | None = None,
     environment: Mapping[str, str] | None = None,
-) -> tuple[Configured, Settings]:
+) -> tuple[ConfigurationEvidence, Settings]:
     """Read everything that can be read.
 
     Args:
@@ -40,7 +40,7 @@ def read_configuration(
     Raises:
         ConfigurationError: the file that was named does not exist.
     """
-    problems: list[Problem] = []
+    problems: list[ConfigurationProblem] = []
     if settings is None:
         sources = _sources(env_file, environment, problems)
         settings = _settings(sources, problems)
@@ -49,7 +49,7 @@ def read_configuration(
     path, mode = _mode(sources.file)
     secret = any(text.strip() and _SECRET.search(name) for name, text in sources.dotenv.items())
     ours = settings.letta_encryption_key is not None
-    configured = Configured(
+    configured = ConfigurationEvidence(
         desired=desired_providers(settings, vendors),
         problems=tuple(problems),
         contradictions=tuple(_contradictions(settings, vendors)),
@@ -63,13 +63,15 @@ def read_configuration(
     return configured, settings
 
 
-def with_settings(configured: Configured, settings: Settings) -> Configured:
+def with_settings(configured: ConfigurationEvidence, settings: Settings) -> ConfigurationEvidence:
     """The same, with the providers that these settings ask for: those of the practice vendors."""
     vendors = tuple(desired.vendor for desired in configured.desired)
     return replace(configured, desired=desired_providers(settings, vendors), practice=True)
 
 
-def _sources(env_file: Path | None, environment: Mapping[str, str] | None, problems: list[Problem]) -> Sources:
+def _sources(
+    env_file: Path | None, environment: Mapping[str, str] | None, problems: list[ConfigurationProblem]
+) -> Sources:
     try:
         return Sources.read(env_file, environment)
     except FileAbsent:
@@ -77,12 +79,12 @@ def _sources(env_file: Path | None, environment: Mapping[str, str] | None, probl
     except ConfigurationError as error:
         path = Path(".env") if env_file is None else env_file
         code = "env-file-unreadable" if isinstance(error, FileUnreadable) else "env-file-malformed"
-        problems.append(Problem(code, str(path), error.what, error.remedy))
+        problems.append(ConfigurationProblem(code, str(path), error.what, error.remedy))
         # The environment alone: its settings hold, whatever the file would have said.
         return Sources(dict(os.environ if environment is None else environment), path)
 
 
-def _settings(sources: Sources, problems: list[Problem]) -> Settings:
+def _settings(sources: Sources, problems: list[ConfigurationProblem]) -> Settings:
     """The settings without those that cannot be used."""
     while True:
         given: dict[str, Any] = {"sources": sources}
@@ -95,7 +97,7 @@ def _settings(sources: Sources, problems: list[Problem]) -> Settings:
                 names.append(name)
                 code = "master-key-malformed" if name == "LETTA_ENCRYPTION_KEY" else "setting-malformed"
                 what = found["msg"].removeprefix("Value error, ")
-                problems.append(Problem(code, name, what, None, _place(sources, name)))
+                problems.append(ConfigurationProblem(code, name, what, None, _place(sources, name)))
             sources = sources.without(names)
 
 
@@ -104,15 +106,15 @@ def _place(sources: Sources, name: str) -> str:
     return origin if origin in (ENVIRONMENT, DEFAULT) else f"{origin}, line {sources.lines[name]}"
 
 
-def _vendors(settings: Settings, problems: list[Problem]) -> tuple[Vendor, ...]:
+def _vendors(settings: Settings, problems: list[ConfigurationProblem]) -> tuple[Vendor, ...]:
     try:
         return known_vendors() + declared_vendors(settings.config_file)
     except ConfigurationError as error:
-        problems.append(Problem("toml-malformed", str(settings.config_file), error.what, error.remedy))
+        problems.append(ConfigurationProblem("toml-malformed", str(settings.config_file), error.what, error.remedy))
         return known_vendors()
 
 
-def _contradictions(settings: Settings, vendors: Iterable[Vendor]) -> Iterable[Contradiction]:
+def _contradictions(settings: Settings, vendors: Iterable[Vendor]) -> Iterable[ConflictingVariable]:
     sources = settings.sources
     fields = [name for name in type(settings).model_fields if name != "sources"]
     owners: dict[str, str | None] = {variable(name): None for name in fields}
@@ -128,7 +130,7 @@ def _contradictions(settings: Settings, vendors: Iterable[Vendor]) -> Iterable[C
                 other = clean(sources.dotenv[name]).value
             except KeyRefused:
                 other = None
-        yield Contradiction(name, str(sources.file), sources.lines[name], owners[name], other)
+        yield ConflictingVariable(name, str(sources.file), sources.lines[name], owners[name], other)
 
 
 def _mode(path: Path) -> tuple[Path | None, int | None]:

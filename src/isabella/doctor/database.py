@@ -10,7 +10,7 @@ _PATIENCE = 2
 
 
 @dataclass(frozen=True)
-class InDatabase:
+class DatabaseEvidence:
     """What only the database tells.
 
     Attributes:
@@ -24,7 +24,7 @@ class InDatabase:
     bare: frozenset[str]
 
 
-async def look_into(database_url: SecretStr) -> InDatabase | None:
+async def read_database(database_url: SecretStr) -> DatabaseEvidence | None:
     """Read it; None where that does not work, which is no finding: everything else goes on without."""
     import psycopg
 
@@ -41,7 +41,7 @@ async def look_into(database_url: SecretStr) -> InDatabase | None:
             rows = await found.fetchall()
     except (psycopg.Error, OSError):
         return None
-    return InDatabase(
+    return DatabaseEvidence(
         deleted=frozenset(name for name, deleted, base, _ in rows if deleted and not base),
         base=frozenset(name for name, deleted, base, _ in rows if base and not deleted),
         bare=frozenset(name for name, deleted, _, bare in rows if bare and not deleted),

@@ -7,19 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isabella.agents.engine import Engine
+from isabella.agents.engine import LlmConfig
 from isabella.errors import IsabellaError
 from isabella.providers.desired import Desired
-from isabella.providers.sealing import Reading
-from isabella.stores import Abilities, Stored
-from isabella.vendors.inquiry import Answer
+from isabella.providers.sealing import KeyReading
+from isabella.stores import Capabilities, StoredProvider
+from isabella.vendors.inquiry import VendorAnswer
 
 if TYPE_CHECKING:
-    from isabella.agents.receipts import Proceeds
+    from isabella.agents.receipts import ProbeResult
 
 
 @dataclass(frozen=True)
-class Problem:
+class ConfigurationProblem:
     """A setting, or a file of settings, that cannot be used.
 
     Attributes:
@@ -38,7 +38,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Contradiction:
+class ConflictingVariable:
     """A variable that the environment and `.env` set differently.
 
     Attributes:
@@ -57,7 +57,7 @@ class Contradiction:
 
 
 @dataclass(frozen=True)
-class Configured:
+class ConfigurationEvidence:
     """What the configuration says.
 
     Attributes:
@@ -74,8 +74,8 @@ class Configured:
     """
 
     desired: tuple[Desired, ...] = ()
-    problems: tuple[Problem, ...] = ()
-    contradictions: tuple[Contradiction, ...] = ()
+    problems: tuple[ConfigurationProblem, ...] = ()
+    contradictions: tuple[ConflictingVariable, ...] = ()
     env_file: Path | None = None
     env_mode: int | None = None
     secrets_in_file: bool = False
@@ -92,7 +92,7 @@ class Configured:
 
 
 @dataclass(frozen=True)
-class Asked:
+class VendorEvidence:
     """What a vendor said.
 
     Attributes:
@@ -101,13 +101,13 @@ class Asked:
         stored_answer: to the key that Letta holds, where that is another one.
     """
 
-    answer: Answer
+    answer: VendorAnswer
     instead: str | None = None
-    stored_answer: Answer | None = None
+    stored_answer: VendorAnswer | None = None
 
 
 @dataclass(frozen=True)
-class Row:
+class ProviderEvidence:
     """A live provider in Letta.
 
     Attributes:
@@ -117,14 +117,14 @@ class Row:
         accepted: whether the vendor took the key when Letta showed it; None as above.
     """
 
-    stored: Stored
-    reading: Reading | None = None
+    stored: StoredProvider
+    reading: KeyReading | None = None
     opens: bool | None = None
     accepted: bool | None = None
 
 
 @dataclass(frozen=True)
-class Agent:
+class AgentEvidence:
     """An agent in Letta.
 
     Attributes:
@@ -135,11 +135,11 @@ class Agent:
 
     id: str
     name: str
-    engine: Engine
+    engine: LlmConfig
 
 
 @dataclass(frozen=True)
-class Process:
+class LettaProcess:
     """The Letta process on this machine, as far as this user may look into it.
 
     Attributes:
@@ -158,7 +158,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class Seen:
+class LettaEvidence:
     """What was seen of Letta.
 
     Attributes:
@@ -179,17 +179,17 @@ class Seen:
     base_url: str | None = None
     embedded: bool = False
     error: IsabellaError | None = None
-    abilities: Abilities | None = None
-    rows: tuple[Row, ...] | None = None
-    agents: tuple[Agent, ...] | None = None
+    abilities: Capabilities | None = None
+    rows: tuple[ProviderEvidence, ...] | None = None
+    agents: tuple[AgentEvidence, ...] | None = None
     agents_error: str | None = None
     deleted: frozenset[str] | None = None
     bare: frozenset[str] = frozenset()
     base: frozenset[str] = frozenset()
     open: bool | None = None
-    process: Process | None = None
+    process: LettaProcess | None = None
 
-    def row(self, name: str) -> Row | None:
+    def row(self, name: str) -> ProviderEvidence | None:
         """The live provider of this name."""
         return next((row for row in self.rows or () if row.stored.name == name), None)
 
@@ -205,7 +205,7 @@ class Evidence:
         receipts: what completions through Letta have shown, by provider; None where none were asked for.
     """
 
-    configured: Configured
-    asked: Mapping[str, Asked]
-    seen: Seen
-    receipts: Mapping[str, Proceeds] | None = None
+    configured: ConfigurationEvidence
+    asked: Mapping[str, VendorEvidence]
+    seen: LettaEvidence
+    receipts: Mapping[str, ProbeResult] | None = None

@@ -10,26 +10,26 @@ from typing import TYPE_CHECKING
 import anyio
 
 from isabella.addresses import same_address
-from isabella.concurrency import together
+from isabella.concurrency import gather
 from isabella.connection import Connection, connect
 from isabella.doctor import asked as asking
 from isabella.doctor.configured import read_configuration, with_settings
-from isabella.doctor.evidence import Agent, Asked, Configured, Evidence, Seen
-from isabella.doctor.letta import Looker
+from isabella.doctor.evidence import AgentEvidence, ConfigurationEvidence, Evidence, LettaEvidence, VendorEvidence
+from isabella.doctor.letta import LettaCollector
 from isabella.doctor.use import passing_binding
-from isabella.doctor.verdict import Verdict, judge
+from isabella.doctor.verdict import Diagnosis, diagnose
 from isabella.errors import AgentUnknown, ConfigurationError, IsabellaError, LettaUnreachable
 from isabella.settings import Settings
 
 if TYPE_CHECKING:
-    from isabella.agents.receipts import Proceeds
+    from isabella.agents.receipts import ProbeResult
 
 #: Seconds for finding out which Letta is meant, and for the receipts.
 _TO_CONNECT, _FOR_RECEIPTS = 4.0, 60.0
 
 
 @dataclass(frozen=True)
-class Wishes:
+class DoctorOptions:
     """What is to be looked at.
 
     Attributes:
@@ -44,7 +44,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Examination:
+class DoctorRun:
     """What was looked at, what was seen, and what it means.
 
     Attributes:
@@ -54,20 +54,20 @@ class Examination:
         connection: the Letta; None where none could be named.
     """
 
-    verdict: Verdict
+    verdict: Diagnosis
     evidence: Evidence
     settings: Settings
     connection: Connection | None
 
 
-async def examine(
+async def run_doctor(
     env_file: Path | None = None,
     *,
     settings: Settings | None = None,
     connection: Connection | None = None,
-    wishes: Wishes | None = None,
+    wishes: DoctorOptions | None = None,
     environment: Mapping[str, str] | None = None,
-) -> Examination:
+) -> DoctorRun:
     """Look at everything, and say what is wrong. Changes nothing.
 
     Args:
@@ -80,16 +80,16 @@ async def examine(
     Raises:
         ConfigurationError: `env_file` does not exist, or a name in the wishes is not known.
     """
-    wishes = wishes or Wishes()
+    wishes = wishes or DoctorOptions()
     configured, settings = read_configuration(env_file, settings=settings, environment=environment)
     configured, settings = await _practising(configured, settings)
     configured = _selected(configured, wishes.providers)
-    asked: dict[str, Asked] = {}
-    seen, found = Seen(), connection
+    asked: dict[str, VendorEvidence] = {}
+    seen, found = LettaEvidence(), connection
 
     async def ask() -> None:
         nonlocal asked
-        asked = await asking.ask(configured.desired)
+        asked = await asking.ask_vendors(configured.desired)
 
     async def look() -> None:
         nonlocal seen, found
@@ -99,23 +99,25 @@ async def examine(
         try:
             found = connection or await _connected(settings)
         except IsabellaError as error:
-            seen = Seen(embedded=settings.letta_base_url is None, error=error)
+            seen = LettaEvidence(embedded=settings.letta_base_url is None, error=error)
             return
-        seen = await Looker(found).look(configured.desired)
+        seen = await LettaCollector(found).look(configured.desired)
 
-    await together([ask, look])
+    await gather([ask, look])
     if found is not None and seen.rows is not None:
-        looker, rows = Looker(found), seen.rows
+        looker, rows = LettaCollector(found), seen.rows
         asked = await asking.ask_with_stored_keys(configured.desired, asked, rows)
         seen = await looker.check(seen, asked)
         configured = replace(configured, master_key=found.master_key is not None)
     evidence = _narrowed(Evidence(configured, asked, seen), wishes)
     if wishes.probe and found is not None and seen.rows is not None:
         evidence = replace(evidence, receipts=await _receipts(evidence, found))
-    return Examination(judge(evidence), evidence, settings, found)
+    return DoctorRun(diagnose(evidence), evidence, settings, found)
 
 
-async def _practising(configured: Configured, settings: Settings) -> tuple[Configured, Settings]:
+async def _practising(
+    configured: ConfigurationEvidence, settings: Settings
+) -> tuple[ConfigurationEvidence, Settings]:
     """Practice vendors in place of the real ones, where `isabella up` would take them as well."""
     if settings.sources.overlay:
         return replace(configured, practice=True), settings
@@ -141,7 +143,7 @@ async def _connected(settings: Settings) -> Connection:
     return found
 
 
-def _selected(configured: Configured, names: Sequence[str]) -> Configured:
+def _selected(configured: ConfigurationEvidence, names: Sequence[str]) -> ConfigurationEvidence:
     if not names:
         return configured
     known = {one.name: one for one in configured.desired}
@@ -153,7 +155,7 @@ def _selected(configured: Configured, names: Sequence[str]) -> Configured:
     return replace(configured, desired=tuple(known[name] for name in dict.fromkeys(names)))
 
 
-def _narrowed(evidence: Evidence, wishes: Wishes) -> Evidence:
+def _narrowed(evidence: Evidence, wishes: DoctorOptions) -> Evidence:
     """Only the agents, and with them the providers, that are asked about."""
     seen, configured = evidence.seen, evidence.configured
     if seen.agents is None:
@@ -170,11 +172,11 @@ def _narrowed(evidence: Evidence, wishes: Wishes) -> Evidence:
     return replace(evidence, seen=replace(seen, agents=agents), configured=configured)
 
 
-def _concerns(agent: Agent, names: set[str]) -> bool:
+def _concerns(agent: AgentEvidence, names: set[str]) -> bool:
     return agent.engine.provider in names or agent.engine.endpoint in names
 
 
-def _named(name: str, agents: Sequence[Agent]) -> tuple[Agent, ...]:
+def _named(name: str, agents: Sequence[AgentEvidence]) -> tuple[AgentEvidence, ...]:
     found = tuple(one for one in agents if name in (one.name, one.id))
     if not found:
         names = ", ".join(sorted({one.name for one in agents})[:10])
@@ -184,10 +186,10 @@ def _named(name: str, agents: Sequence[Agent]) -> tuple[Agent, ...]:
     return found
 
 
-async def _receipts(evidence: Evidence, connection: Connection) -> Mapping[str, Proceeds]:
+async def _receipts(evidence: Evidence, connection: Connection) -> Mapping[str, ProbeResult]:
     """One line through Letta for each provider that is there, at its address: its key belongs nowhere else (M6)."""
-    from isabella.agents.client import open_client
-    from isabella.agents.receipts import get_receipts
+    from isabella.agents.client import open_sdk_client
+    from isabella.agents.receipts import probe_bindings
 
     present = [
         one
@@ -198,7 +200,7 @@ async def _receipts(evidence: Evidence, connection: Connection) -> Mapping[str, 
     ]
     bindings = [passing_binding(one, evidence) for one in present]
     with anyio.move_on_after(_FOR_RECEIPTS):
-        async with open_client(connection) as client:
-            proceeds = await get_receipts(client, bindings)
+        async with open_sdk_client(connection) as client:
+            proceeds = await probe_bindings(client, bindings)
             return {one.name: found for one, found in zip(present, proceeds, strict=True)}
     return {}

@@ -6,27 +6,27 @@ import shlex
 from urllib.parse import urlsplit
 
 from isabella.addresses import is_loopback
-from isabella.doctor.evidence import Evidence, Process
-from isabella.doctor.findings import Diagnosis, Finding, Fine, Layer, Remedy, Severity, Treatment, name_some
-from isabella.providers.sealing import looks_sealed
+from isabella.doctor.evidence import Evidence, LettaProcess
+from isabella.doctor.findings import Finding, Fix, Layer, LayerResult, PassedCheck, Remedy, Severity, name_some
+from isabella.providers.sealing import looks_encrypted
 
 _WORLD_READABLE = 0o004
 
 
-def judge(evidence: Evidence) -> Diagnosis:
+def judge(evidence: Evidence) -> LayerResult:
     """Judge who else can read the keys."""
     return _env_file(evidence) + _open(evidence) + _reachable(evidence) + _base_keys(evidence)
 
 
-def _env_file(evidence: Evidence) -> Diagnosis:
+def _env_file(evidence: Evidence) -> LayerResult:
     configured = evidence.configured
     path, mode = configured.env_file, configured.env_mode
     if path is None or mode is None or not configured.secrets_in_file:
-        return Diagnosis()
+        return LayerResult()
     if not mode & _WORLD_READABLE:
-        return Diagnosis(fine=(Fine(Layer.EXPOSURE, f"{path} is not for everybody ({mode:o})"),))
+        return LayerResult(fine=(PassedCheck(Layer.EXPOSURE, f"{path} is not for everybody ({mode:o})"),))
     command = f"chmod 600 {shlex.quote(str(path))}"
-    return Diagnosis(
+    return LayerResult(
         (
             Finding(
                 code="env-file-readable",
@@ -34,24 +34,24 @@ def _env_file(evidence: Evidence) -> Diagnosis:
                 severity=Severity.WARNING,
                 summary=f"every user of this machine can read {path}.",
                 cause=f"Its permissions are {mode:o}, and secrets stand in it.",
-                remedy=Remedy(f"Run `{command}`.", command=command, treatment=Treatment.CHMOD, path=path),
+                remedy=Remedy(f"Run `{command}`.", command=command, treatment=Fix.CHMOD, path=path),
                 evidence=(f"{path}: mode {mode:o}",),
             ),
         )
     )
 
 
-def _open(evidence: Evidence) -> Diagnosis:
+def _open(evidence: Evidence) -> LayerResult:
     seen = evidence.seen
     if not seen.open:
-        fine = Fine(Layer.EXPOSURE, "Letta shows nothing without its password")
-        return Diagnosis(fine=(fine,) if seen.open is False else ())
+        fine = PassedCheck(Layer.EXPOSURE, "Letta shows nothing without its password")
+        return LayerResult(fine=(fine,) if seen.open is False else ())
     shown = [row.stored for row in seen.rows or () if row.stored.key_text]
-    plain = tuple(stored.name for stored in shown if not looks_sealed(stored.key_text or ""))
+    plain = tuple(stored.name for stored in shown if not looks_encrypted(stored.key_text or ""))
     cause = "Whoever can reach Letta's port reads and changes everything in it, agents and providers included."
     if plain:
         cause += " Keys are among it, in plaintext, because Letta has no master key."
-    return Diagnosis(
+    return LayerResult(
         (
             Finding(
                 code="keys-readable" if plain else "letta-open",
@@ -75,7 +75,7 @@ def _open(evidence: Evidence) -> Diagnosis:
     )
 
 
-def _reachable(evidence: Evidence) -> Diagnosis:
+def _reachable(evidence: Evidence) -> LayerResult:
     seen = evidence.seen
     findings = []
     if seen.process is not None:
@@ -107,20 +107,20 @@ def _reachable(evidence: Evidence) -> Diagnosis:
                     evidence=(f"LETTA_BASE_URL is {seen.base_url}",),
                 )
             )
-    return Diagnosis(tuple(findings))
+    return LayerResult(tuple(findings))
 
 
-def _base_keys(evidence: Evidence) -> Diagnosis:
+def _base_keys(evidence: Evidence) -> LayerResult:
     seen = evidence.seen
-    variables = seen.process.base_keys if isinstance(seen.process, Process) else ()
+    variables = seen.process.base_keys if isinstance(seen.process, LettaProcess) else ()
     # Letta keeps a base provider when its key is gone: where the environment can be seen, that alone counts.
     names = tuple(sorted(seen.base - {"letta"})) if seen.process is None else ()
     if not names and not variables:
         known = seen.process is not None
-        fine = Fine(Layer.EXPOSURE, "no vendor's key is in Letta's own environment")
-        return Diagnosis(fine=(fine,) if known else ())
+        fine = PassedCheck(Layer.EXPOSURE, "no vendor's key is in Letta's own environment")
+        return LayerResult(fine=(fine,) if known else ())
     what = name_some(variables) if variables else f"the keys of {name_some(names)}"
-    return Diagnosis(
+    return LayerResult(
         (
             Finding(
                 code="base-keys-in-letta",

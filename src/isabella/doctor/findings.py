@@ -46,7 +46,7 @@ class Severity(StrEnum):
     NOTE = "note"
 
 
-class Treatment(StrEnum):
+class Fix(StrEnum):
     """What `--fix` can do about a finding."""
 
     #: Make a file its owner's alone.
@@ -73,7 +73,7 @@ class Remedy:
     text: str
     command: str | None = None
     setting: tuple[str, str | None] | None = None
-    treatment: Treatment | None = None
+    treatment: Fix | None = None
     path: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Unknown:
 
 
 @dataclass(frozen=True)
-class Fine:
+class PassedCheck:
     """Something that was looked at and is as it should be."""
 
     layer: Layer
@@ -181,15 +181,15 @@ class Fine:
 
 
 @dataclass(frozen=True)
-class Diagnosis:
+class LayerResult:
     """What a layer, or all of them, came to."""
 
     findings: tuple[Finding, ...] = ()
     unknowns: tuple[Unknown, ...] = ()
-    fine: tuple[Fine, ...] = ()
+    fine: tuple[PassedCheck, ...] = ()
 
-    def __add__(self, other: Diagnosis) -> Diagnosis:
-        return Diagnosis(self.findings + other.findings, self.unknowns + other.unknowns, self.fine + other.fine)
+    def __add__(self, other: LayerResult) -> LayerResult:
+        return LayerResult(self.findings + other.findings, self.unknowns + other.unknowns, self.fine + other.fine)
 
 
 def name_some(names: tuple[str, ...], most: int = 3) -> str:

@@ -9,14 +9,14 @@ from urllib.parse import urlsplit
 import psutil
 from pydantic import SecretStr
 
-from isabella.doctor.evidence import Process
+from isabella.doctor.evidence import LettaProcess
 
 _MASTER_KEY = "LETTA_ENCRYPTION_KEY"
 #: Keys in Letta's environment that are no vendor's.
 _OWN = ("LETTA_API_KEY",)
 
 
-def find_process(base_url: str, master_key: SecretStr | None) -> Process | None:
+def find_process(base_url: str, master_key: SecretStr | None) -> LettaProcess | None:
     """The Letta that listens at this address; None where it is elsewhere, or this user may not look at it."""
     parts = urlsplit(base_url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
@@ -41,7 +41,7 @@ def find_process(base_url: str, master_key: SecretStr | None) -> Process | None:
     same = None
     if own and master_key is not None:
         same = hmac.compare_digest(own.encode(), master_key.get_secret_value().encode())
-    return Process(
+    return LettaProcess(
         pid=pid,
         listens=tuple(sorted({found.laddr.ip for found in listening if found.laddr and found.pid == pid})),
         has_master_key=bool(own),

@@ -13,20 +13,20 @@ import httpx2 as httpx
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from isabella.addresses import client_options
-from isabella.agents.engine import Engine
-from isabella.concurrency import together
+from isabella.agents.engine import LlmConfig
+from isabella.concurrency import gather
 from isabella.connection import Connection
 from isabella.doctor import releases
-from isabella.doctor.database import look_into
-from isabella.doctor.evidence import Agent, Asked, Row, Seen
+from isabella.doctor.database import read_database
+from isabella.doctor.evidence import AgentEvidence, LettaEvidence, ProviderEvidence, VendorEvidence
 from isabella.doctor.host import find_process
 from isabella.errors import IsabellaError, LettaUnreachable, UnverifiedPeer
 from isabella.peers import async_hooks
 from isabella.providers.desired import Desired
-from isabella.providers.sealing import Match, ProofMemo, Reading, read_back
-from isabella.stores import Abilities, Stored
-from isabella.stores.letta_server import LettaServer
-from isabella.vendors.inquiry import Verdict
+from isabella.providers.sealing import KeyMatch, KeyReading, ProofMemo, read_back
+from isabella.stores import Capabilities, StoredProvider
+from isabella.stores.letta_server import LettaProviders
+from isabella.vendors.inquiry import KeyVerdict
 
 #: Seconds that a request may take, and that all of them may take together.
 PATIENCE, ALTOGETHER = 3.0, 5.0
@@ -36,7 +36,7 @@ _RECEIPT = "isabella-receipt-"
 _CHECKS = 8
 
 
-class Looker:
+class LettaCollector:
     """Looks at one Letta.
 
     Args:
@@ -46,13 +46,13 @@ class Looker:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def look(self, desired: Sequence[Desired]) -> Seen:
+    async def look(self, desired: Sequence[Desired]) -> LettaEvidence:
         """Everything that can be seen. Never raises for what Letta does."""
         connection = self._connection
-        seen = Seen(base_url=connection.base_url, embedded=connection.embedded)
+        seen = LettaEvidence(base_url=connection.base_url, embedded=connection.embedded)
         try:
             with anyio.fail_after(ALTOGETHER):
-                async with LettaServer.at(connection, timeout=PATIENCE) as store:
+                async with LettaProviders.at(connection, timeout=PATIENCE) as store:
                     abilities, stored = await _abilities_and_all(store)
                 return await self._beyond(replace(seen, abilities=abilities), stored, desired)
         except IsabellaError as error:
@@ -61,19 +61,21 @@ class Looker:
             what = f"Letta at {connection.base_url} did not answer within {ALTOGETHER:g} s."
             return replace(seen, error=LettaUnreachable(what, remedy="Look at its log.", sent=True))
 
-    async def check(self, seen: Seen, asked: Mapping[str, Asked]) -> Seen:
+    async def check(self, seen: LettaEvidence, asked: Mapping[str, VendorEvidence]) -> LettaEvidence:
         """Have Letta itself open the keys about which doubt is left, and show them to their vendors."""
         rows = list(seen.rows or ())
         doubtful = [index for index, row in enumerate(rows) if _doubtful(row, seen, asked)][:_CHECKS]
         if not doubtful:
             return seen
         async with self._client() as http:
-            checked = await together([partial(_check, http, rows[index]) for index in doubtful])
+            checked = await gather([partial(_check, http, rows[index]) for index in doubtful])
         for index, row in zip(doubtful, checked, strict=True):
             rows[index] = row
         return replace(seen, rows=tuple(rows))
 
-    async def _beyond(self, seen: Seen, stored: list[Stored], desired: Sequence[Desired]) -> Seen:
+    async def _beyond(
+        self, seen: LettaEvidence, stored: list[StoredProvider], desired: Sequence[Desired]
+    ) -> LettaEvidence:
         """What is asked once it is known that Letta answers."""
         connection = self._connection
         found: dict[str, Any] = {}
@@ -105,16 +107,16 @@ class Looker:
 
         async def database() -> None:
             if connection.database_url is not None:
-                found["database"] = await look_into(connection.database_url)
+                found["database"] = await read_database(connection.database_url)
 
-        await together([rows, agents, base, open_, process, database])
+        await gather([rows, agents, base, open_, process, database])
         known = found.pop("database", None)
         if known is not None:
             found["deleted"], found["bare"] = known.deleted, known.bare
             found["base"] |= known.base
         return replace(seen, **found)
 
-    async def _rows(self, stored: list[Stored], desired: Sequence[Desired]) -> tuple[Row, ...]:
+    async def _rows(self, stored: list[StoredProvider], desired: Sequence[Desired]) -> tuple[ProviderEvidence, ...]:
         connection = self._connection
         memo = None
         if connection.master_key is not None:
@@ -122,17 +124,17 @@ class Looker:
             memo = ProofMemo.of(connection.home, connection.base_url, connection.master_key)
         by_name = {one.name: one for one in desired}
 
-        async def row(one: Stored) -> Row:
+        async def row(one: StoredProvider) -> ProviderEvidence:
             wanted = by_name.get(one.name)
             if wanted is None:
-                return Row(one)
+                return ProviderEvidence(one)
             # Without a configured key there is still something to see: whether it is sealed, and whether it opens.
             key = "" if wanted.key is None else wanted.key.get_secret_value()
             read = partial(read_back, one.key_text, key, connection.master_key, memo, shown=one.key_shown)
-            reading: Reading = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
-            return Row(one, reading)
+            reading: KeyReading = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+            return ProviderEvidence(one, reading)
 
-        return tuple(await together([partial(row, one) for one in stored], at_once=64))
+        return tuple(await gather([partial(row, one) for one in stored], at_once=64))
 
     async def _is_open(self) -> bool | None:
         """Whether the providers are shown to somebody without a password."""
@@ -158,7 +160,7 @@ class Looker:
         )
 
 
-async def _abilities_and_all(store: LettaServer) -> tuple[Abilities, list[Stored]]:
+async def _abilities_and_all(store: LettaProviders) -> tuple[Capabilities, list[StoredProvider]]:
     found: dict[str, Any] = {}
 
     async def abilities() -> None:
@@ -167,7 +169,7 @@ async def _abilities_and_all(store: LettaServer) -> tuple[Abilities, list[Stored
     async def all_() -> None:
         found["all"] = await store.all()
 
-    await together([abilities, all_])
+    await gather([abilities, all_])
     return found["abilities"], found["all"]
 
 
@@ -202,9 +204,9 @@ class _AgentRow(BaseModel):
 _AGENTS = TypeAdapter(list[_AgentRow])
 
 
-async def _agents(http: httpx.AsyncClient) -> tuple[Agent, ...]:
+async def _agents(http: httpx.AsyncClient) -> tuple[AgentEvidence, ...]:
     """Every agent with what binds it, to the last page."""
-    found: dict[str, Agent] = {}
+    found: dict[str, AgentEvidence] = {}
     query: dict[str, str | int] = {"limit": _PAGE, "order": "asc", "include_relationships": ""}
     while len(found) < _MOST_AGENTS:
         response = await http.get("/v1/agents/", params=query)
@@ -224,9 +226,9 @@ async def _agents(http: httpx.AsyncClient) -> tuple[Agent, ...]:
     return tuple(agent for agent in found.values() if agent.engine.model and not agent.name.startswith(_RECEIPT))
 
 
-def _agent(row: _AgentRow) -> Agent:
+def _agent(row: _AgentRow) -> AgentEvidence:
     config = row.llm_config or _LlmConfig()
-    engine = Engine(
+    engine = LlmConfig(
         model=config.model,
         endpoint_type=config.model_endpoint_type,
         endpoint=config.model_endpoint,
@@ -237,7 +239,7 @@ def _agent(row: _AgentRow) -> Agent:
         compaction=row.compaction_settings.model if row.compaction_settings else None,
         agent_type=row.agent_type,
     )
-    return Agent(row.id, row.name or row.id, engine)
+    return AgentEvidence(row.id, row.name or row.id, engine)
 
 
 async def _base_providers(http: httpx.AsyncClient) -> frozenset[str]:
@@ -252,27 +254,27 @@ async def _base_providers(http: httpx.AsyncClient) -> frozenset[str]:
     )
 
 
-def _doubtful(row: Row, seen: Seen, asked: Mapping[str, Asked]) -> bool:
+def _doubtful(row: ProviderEvidence, seen: LettaEvidence, asked: Mapping[str, VendorEvidence]) -> bool:
     """Whether only Letta itself can tell if it can open a key. Its process, where it is known, tells more."""
     reading = row.reading
     if reading is None or seen.process is not None:
         return False
-    if reading.match is Match.UNREADABLE:
+    if reading.match is KeyMatch.UNREADABLE:
         return True
     release = seen.abilities.release if seen.abilities is not None else None
     said = asked.get(row.stored.name)
     return (
-        reading.match is Match.EQUAL
+        reading.match is KeyMatch.EQUAL
         and reading.sealed
         and row.stored.type in ("cerebras", "openai")
         and said is not None
-        and said.answer.verdict is Verdict.ACCEPTED
+        and said.answer.verdict is KeyVerdict.ACCEPTED
         # Older releases ask with no bearer at all, which would look the same (fact O10).
         and releases.at_least(release, "0.16.7")
     )
 
 
-async def _check(http: httpx.AsyncClient, row: Row) -> Row:
+async def _check(http: httpx.AsyncClient, row: ProviderEvidence) -> ProviderEvidence:
     """`POST …/check`: Letta opens the key and reads the vendor's list with it (fact P11). It writes nothing."""
     try:
         response = await http.post(f"/v1/providers/{row.stored.id}/check")

@@ -34,14 +34,14 @@ def shorten(text: str) -> str:
     return text if len(home) < 2 else re.sub(rf"{re.escape(home.rstrip('/'))}(?=[/\s'\"`),;:]|$)", "~", text)
 
 
-def presentable(value: Any) -> Any:
+def scrub_document(value: Any) -> Any:
     """A document with every text in it scrubbed."""
     match value:
         case str():
             return scrub(value)
         case Mapping():
-            return {key: presentable(item) for key, item in value.items()}
+            return {key: scrub_document(item) for key, item in value.items()}
         case list() | tuple():
-            return [presentable(item) for item in value]
+            return [scrub_document(item) for item in value]
         case _:
             return value

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from isabella.doctor.evidence import Evidence
-from isabella.doctor.findings import Diagnosis, Finding, Layer, Remedy, Severity, Unknown
+from isabella.doctor.findings import Finding, Layer, LayerResult, Remedy, Severity, Unknown
 from isabella.errors import (
     ConfigurationError,
     EmbeddedError,
@@ -15,14 +15,14 @@ from isabella.errors import (
 )
 
 
-def unreached(evidence: Evidence) -> Diagnosis:
+def unreachable_findings(evidence: Evidence) -> LayerResult:
     """What is known where Letta could not be looked at: why, and what stays open for that reason."""
     seen = evidence.seen
     error = seen.error
     if error is None:
         # The configuration's layer has said why: its file cannot be read, or its address is malformed.
         because = "the configuration does not say which Letta is meant"
-        return Diagnosis(unknowns=_unknowns(because))
+        return LayerResult(unknowns=_unknowns(because))
     code, summary, setting = _meaning(error, seen.base_url, evidence)
     finding = Finding(
         code=code,
@@ -35,7 +35,7 @@ def unreached(evidence: Evidence) -> Diagnosis:
         facts=("R6",) if "password" in code else (),
         explained_by=frozenset({"letta-contradiction"}),
     )
-    return Diagnosis((finding,), _unknowns(summary.rstrip(".")))
+    return LayerResult((finding,), _unknowns(summary.rstrip(".")))
 
 
 def _unknowns(because: str) -> tuple[Unknown, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from isabella.doctor.evidence import Evidence
-from isabella.doctor.findings import Diagnosis, Finding, Fine, Layer, Remedy, Severity
+from isabella.doctor.findings import Finding, Layer, LayerResult, PassedCheck, Remedy, Severity
 from isabella.doctor.vendor import SILENT
 from isabella.providers.report import Receipt
 
@@ -28,16 +28,16 @@ _EXPLAINS = SILENT | frozenset(
 )
 
 
-def judge(evidence: Evidence) -> Diagnosis:
+def judge(evidence: Evidence) -> LayerResult:
     """Judge the receipts, where any were asked for."""
-    total = Diagnosis()
+    total = LayerResult()
     for name, proceeds in (evidence.receipts or {}).items():
         if proceeds.receipt is Receipt.ACCEPTED:
             text = f"{name}: an agent said one line through Letta, and the vendor accepted it"
-            total += Diagnosis(fine=(Fine(Layer.RECEIPT, text),))
+            total += LayerResult(fine=(PassedCheck(Layer.RECEIPT, text),))
             continue
         refused = proceeds.receipt is Receipt.REFUSED
-        total += Diagnosis(
+        total += LayerResult(
             (
                 Finding(
                     code="receipt-refused" if refused else "receipt-failed",

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from isabella.doctor.evidence import Evidence, Row
-from isabella.doctor.findings import Diagnosis, Finding, Fine, Layer, Remedy, Severity, name_some
-from isabella.providers.sealing import Match, looks_sealed
-from isabella.vendors.inquiry import Verdict
+from isabella.doctor.evidence import Evidence, ProviderEvidence
+from isabella.doctor.findings import Finding, Layer, LayerResult, PassedCheck, Remedy, Severity, name_some
+from isabella.providers.sealing import KeyMatch, looks_encrypted
+from isabella.vendors.inquiry import KeyVerdict
 
 
-def judge_master_key(evidence: Evidence) -> Diagnosis:
+def judge_master_key(evidence: Evidence) -> LayerResult:
     """Judge whether Letta seals and opens keys under the master key that is configured."""
     configured, seen = evidence.configured, evidence.seen
     if not configured.master_key or seen.rows is None:
-        return Diagnosis()
+        return LayerResult()
     refused = [row for row in seen.rows if _refused_in_letta(row, evidence)]
     if (seen.process is not None and not seen.process.has_master_key) or refused:
-        return Diagnosis((_letta_has_none(evidence, refused),))
-    others = [row for row in seen.rows if row.opens and _match(row) is Match.UNREADABLE]
+        return LayerResult((_letta_has_none(evidence, refused),))
+    others = [row for row in seen.rows if row.opens and _match(row) is KeyMatch.UNREADABLE]
     if others or (seen.process is not None and seen.process.same_master_key is False):
-        return Diagnosis((_another(evidence, others),))
+        return LayerResult((_another(evidence, others),))
     if seen.process is not None and seen.process.same_master_key:
-        return Diagnosis(fine=(Fine(Layer.STORED, "Letta runs under the configured master key"),))
-    return Diagnosis()
+        return LayerResult(fine=(PassedCheck(Layer.STORED, "Letta runs under the configured master key"),))
+    return LayerResult()
 
 
-def _refused_in_letta(row: Row, evidence: Evidence) -> bool:
+def _refused_in_letta(row: ProviderEvidence, evidence: Evidence) -> bool:
     """Whether the vendor refuses what Letta shows of a key that is right, and that it takes from us."""
     asked = evidence.asked.get(row.stored.name)
     return (
         row.accepted is False
         and row.reading is not None
-        and row.reading.match is Match.EQUAL
+        and row.reading.match is KeyMatch.EQUAL
         and row.reading.sealed
         and asked is not None
-        and asked.answer.verdict is Verdict.ACCEPTED
+        and asked.answer.verdict is KeyVerdict.ACCEPTED
     )
 
 
-def _letta_has_none(evidence: Evidence, refused: list[Row]) -> Finding:
+def _letta_has_none(evidence: Evidence, refused: list[ProviderEvidence]) -> Finding:
     seen = evidence.seen
     rows = seen.rows or ()
-    sealed = tuple(row.stored.name for row in rows if row.stored.key_text and looks_sealed(row.stored.key_text))
+    sealed = tuple(row.stored.name for row in rows if row.stored.key_text and looks_encrypted(row.stored.key_text))
     plain = tuple(row.stored.name for row in rows if row.stored.key_text and row.stored.name not in sealed)
     lines = []
     if seen.process is not None and not seen.process.has_master_key:
@@ -79,7 +79,7 @@ def _letta_has_none(evidence: Evidence, refused: list[Row]) -> Finding:
     )
 
 
-def _another(evidence: Evidence, others: list[Row]) -> Finding:
+def _another(evidence: Evidence, others: list[ProviderEvidence]) -> Finding:
     process = evidence.seen.process
     lines = []
     if process is not None and process.same_master_key is False:
@@ -102,5 +102,5 @@ def _another(evidence: Evidence, others: list[Row]) -> Finding:
     )
 
 
-def _match(row: Row) -> Match | None:
+def _match(row: ProviderEvidence) -> KeyMatch | None:
     return None if row.reading is None else row.reading.match

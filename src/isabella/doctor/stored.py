@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
-from isabella.addresses import is_nowhere
+from isabella.addresses import is_placeholder_url
 from isabella.agents.binding import GENERIC
 from isabella.doctor import releases
-from isabella.doctor.evidence import Agent, Evidence, Row, Seen
+from isabella.doctor.evidence import AgentEvidence, Evidence, LettaEvidence, ProviderEvidence
 from isabella.doctor.findings import (
-    Diagnosis,
     Finding,
-    Fine,
+    Fix,
     Layer,
+    LayerResult,
+    PassedCheck,
     Remedy,
     Severity,
-    Treatment,
     Unknown,
     env_option,
     name_some,
     sync_command,
 )
-from isabella.doctor.reaching import unreached
+from isabella.doctor.reaching import unreachable_findings
 from isabella.doctor.sealed import judge_master_key
 from isabella.keys import mask
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action, plan
-from isabella.providers.sealing import Match, Reading
-from isabella.stores import Abilities
+from isabella.providers.sealing import KeyMatch, KeyReading
+from isabella.stores import Capabilities
 from isabella.strategy import Strategy
 
 #: A base provider of this name is made by every release.
@@ -37,13 +37,13 @@ _ADDRESS_IN_DOUBT = frozenset(
 _KEY_IN_DOUBT = frozenset({"key-of-another-vendor", "key-refused", "key-contradiction"})
 
 
-def judge(evidence: Evidence) -> Diagnosis:
+def judge(evidence: Evidence) -> LayerResult:
     """Judge what Letta holds."""
     seen = evidence.seen
     if seen.rows is None or seen.abilities is None:
-        return unreached(evidence)
+        return unreachable_findings(evidence)
     release = seen.abilities.release
-    total = Diagnosis(fine=(Fine(Layer.STORED, f"Letta {release} answers at {seen.base_url}"),))
+    total = LayerResult(fine=(PassedCheck(Layer.STORED, f"Letta {release} answers at {seen.base_url}"),))
     total += _release(seen.abilities)
     total += judge_master_key(evidence)
     for desired in evidence.configured.desired:
@@ -51,14 +51,14 @@ def judge(evidence: Evidence) -> Diagnosis:
             total += _one(desired, evidence, seen.abilities)
         elif desired.obstacle is not None and seen.row(desired.name) is not None:
             what, because = "whether Letta holds the right key", "no usable key is configured to compare it with"
-            total += Diagnosis(unknowns=(Unknown(Layer.STORED, what, because, desired.name),))
+            total += LayerResult(unknowns=(Unknown(Layer.STORED, what, because, desired.name),))
     return total + _duplicates(evidence)
 
 
-def _release(abilities: Abilities) -> Diagnosis:
+def _release(abilities: Capabilities) -> LayerResult:
     release = abilities.release
     if not abilities.known:
-        return Diagnosis(
+        return LayerResult(
             (
                 Finding(
                     code="release-not-measured",
@@ -73,8 +73,8 @@ def _release(abilities: Abilities) -> Diagnosis:
             )
         )
     if abilities.recreates:
-        return Diagnosis()
-    return Diagnosis(
+        return LayerResult()
+    return LayerResult(
         (
             Finding(
                 code="release-cannot-recreate",
@@ -89,16 +89,16 @@ def _release(abilities: Abilities) -> Diagnosis:
     )
 
 
-def _one(desired: Desired, evidence: Evidence, abilities: Abilities) -> Diagnosis:
-    if not releases.serves(abilities.release, desired.type):
-        return Diagnosis((_type_unknown(desired, abilities),))
+def _one(desired: Desired, evidence: Evidence, abilities: Capabilities) -> LayerResult:
+    if not releases.supports_type(abilities.release, desired.type):
+        return LayerResult((_type_unknown(desired, abilities),))
     row = evidence.seen.row(desired.name)
     if row is None:
-        return Diagnosis((_absent(desired, evidence, abilities),))
+        return LayerResult((_absent(desired, evidence, abilities),))
     return _present(desired, row, evidence, abilities)
 
 
-def _type_unknown(desired: Desired, abilities: Abilities) -> Finding:
+def _type_unknown(desired: Desired, abilities: Capabilities) -> Finding:
     variable = desired.vendor.type_env
     place = variable or "type in isabella.toml"
     return Finding(
@@ -108,7 +108,7 @@ def _type_unknown(desired: Desired, abilities: Abilities) -> Finding:
         summary=f"Letta {abilities.release} has no provider type {desired.type!r}.",
         cause=f"{place} asks for it, and Letta refuses to register it (422).",
         remedy=Remedy(
-            f"Correct {place}: {', '.join(releases.types_of(abilities.release))}; "
+            f"Correct {place}: {', '.join(releases.supported_types(abilities.release))}; "
             f"without it {desired.vendor.title} is registered as {desired.vendor.type}.",
             setting=(variable, "") if variable else None,
         ),
@@ -117,7 +117,7 @@ def _type_unknown(desired: Desired, abilities: Abilities) -> Finding:
     )
 
 
-def _absent(desired: Desired, evidence: Evidence, abilities: Abilities) -> Finding:
+def _absent(desired: Desired, evidence: Evidence, abilities: Capabilities) -> Finding:
     seen = evidence.seen
     bound = [agent for agent in seen.agents or () if agent.engine.provider == desired.name]
     lines = [f"{desired.name} is not among the {len(seen.rows or ())} providers that Letta lists"]
@@ -161,7 +161,7 @@ def _absent(desired: Desired, evidence: Evidence, abilities: Abilities) -> Findi
     )
 
 
-def _gap(bound: list[Agent], seen: Seen) -> str:
+def _gap(bound: list[AgentEvidence], seen: LettaEvidence) -> str:
     keys = seen.process.base_keys if seen.process is not None else None
     if keys and "OPENAI_API_KEY" in keys:
         return "they send the OPENAI_API_KEY of Letta's own environment to that vendor"
@@ -170,7 +170,7 @@ def _gap(bound: list[Agent], seen: Seen) -> str:
     return "they send DUMMY_API_KEY, or the OPENAI_API_KEY of Letta's own environment where it has one"
 
 
-def _present(desired: Desired, row: Row, evidence: Evidence, abilities: Abilities) -> Diagnosis:
+def _present(desired: Desired, row: ProviderEvidence, evidence: Evidence, abilities: Capabilities) -> LayerResult:
     found: list[Finding | Unknown | None] = []
     stored, reading = row.stored, row.reading
     if stored.type != desired.type:
@@ -182,29 +182,31 @@ def _present(desired: Desired, row: Row, evidence: Evidence, abilities: Abilitie
     findings = tuple(one for one in found if isinstance(one, Finding))
     unknowns = tuple(one for one in found if isinstance(one, Unknown))
     if findings or unknowns:
-        return Diagnosis(findings, unknowns)
+        return LayerResult(findings, unknowns)
     sealed = "sealed" if reading is not None and reading.sealed else "in plaintext"
     checked = "; Letta opens it, and the vendor takes it" if row.accepted else ""
-    return Diagnosis(fine=(Fine(Layer.STORED, f"{desired.name}: read back and equal, {sealed}{checked}"),))
+    return LayerResult(fine=(PassedCheck(Layer.STORED, f"{desired.name}: read back and equal, {sealed}{checked}"),))
 
 
 def _key(
-    desired: Desired, row: Row, reading: Reading, evidence: Evidence, abilities: Abilities
+    desired: Desired, row: ProviderEvidence, reading: KeyReading, evidence: Evidence, abilities: Capabilities
 ) -> Finding | Unknown | None:
     sealing = evidence.configured.master_key
     match reading.match:
-        case Match.DIFFERENT:
+        case KeyMatch.DIFFERENT:
             return (
-                _cut_off(desired, evidence) if is_nowhere(row.stored.base_url) else _stale(desired, reading, evidence)
+                _cut_off(desired, evidence)
+                if is_placeholder_url(row.stored.base_url)
+                else _stale(desired, reading, evidence)
             )
-        case Match.NOTHING:
+        case KeyMatch.NOTHING:
             return _nothing(desired, row, evidence)
-        case Match.UNREADABLE:
+        case KeyMatch.UNREADABLE:
             return _unreadable(desired, row, evidence, abilities)
-        case Match.HIDDEN:
+        case KeyMatch.HIDDEN:
             because = "LETTA_ENCRYPTION_KEY is not known here" if reading.sealed else "this server does not show keys"
             return Unknown(Layer.STORED, "whether Letta holds the right key", because, desired.name)
-        case Match.EQUAL if sealing and not reading.sealed:
+        case KeyMatch.EQUAL if sealing and not reading.sealed:
             return Finding(
                 code="key-plaintext",
                 layer=Layer.STORED,
@@ -234,7 +236,7 @@ def _cut_off(desired: Desired, evidence: Evidence) -> Finding:
     )
 
 
-def _stale(desired: Desired, reading: Reading, evidence: Evidence) -> Finding:
+def _stale(desired: Desired, reading: KeyReading, evidence: Evidence) -> Finding:
     asked = evidence.asked.get(desired.name)
     held = "…" if reading.key is None else mask(reading.key.get_secret_value())
     lines = [f"Letta holds {held}; configured is {desired.masked_key} ({desired.key_source})"]
@@ -260,7 +262,7 @@ def _stale(desired: Desired, reading: Reading, evidence: Evidence) -> Finding:
     )
 
 
-def _nothing(desired: Desired, row: Row, evidence: Evidence) -> Finding:
+def _nothing(desired: Desired, row: ProviderEvidence, evidence: Evidence) -> Finding:
     erased = row.stored.key_text is None and row.stored.synced
     bare = desired.name in evidence.seen.bare
     if erased or bare:
@@ -285,7 +287,9 @@ def _nothing(desired: Desired, row: Row, evidence: Evidence) -> Finding:
     )
 
 
-def _unreadable(desired: Desired, row: Row, evidence: Evidence, abilities: Abilities) -> Finding | Unknown:
+def _unreadable(
+    desired: Desired, row: ProviderEvidence, evidence: Evidence, abilities: Capabilities
+) -> Finding | Unknown:
     process = evidence.seen.process
     elsewhere = process is not None and process.same_master_key is False and process.has_master_key
     if row.opens or (elsewhere and row.opens is None):
@@ -312,7 +316,7 @@ def _unreadable(desired: Desired, row: Row, evidence: Evidence, abilities: Abili
     )
 
 
-def _mistyped(desired: Desired, row: Row, evidence: Evidence, abilities: Abilities) -> Finding:
+def _mistyped(desired: Desired, row: ProviderEvidence, evidence: Evidence, abilities: Capabilities) -> Finding:
     return Finding(
         code="provider-mistyped",
         layer=Layer.STORED,
@@ -326,7 +330,7 @@ def _mistyped(desired: Desired, row: Row, evidence: Evidence, abilities: Abiliti
     )
 
 
-def _moved(desired: Desired, row: Row, evidence: Evidence) -> Finding:
+def _moved(desired: Desired, row: ProviderEvidence, evidence: Evidence) -> Finding:
     return Finding(
         code="base-url-moved",
         layer=Layer.STORED,
@@ -341,7 +345,9 @@ def _moved(desired: Desired, row: Row, evidence: Evidence) -> Finding:
     )
 
 
-def _sync(desired: Desired, evidence: Evidence, row: Row | None = None, abilities: Abilities | None = None) -> Remedy:
+def _sync(
+    desired: Desired, evidence: Evidence, row: ProviderEvidence | None = None, abilities: Capabilities | None = None
+) -> Remedy:
     """`providers sync` for this one; or what stands in the way of it, where the plan itself would refuse."""
     if row is not None and abilities is not None:
         sealing = evidence.configured.master_key
@@ -352,10 +358,10 @@ def _sync(desired: Desired, evidence: Evidence, row: Row | None = None, abilitie
     if evidence.configured.practice:
         # Other commands do not put the practice vendors in the real ones' place.
         command = f"isabella doctor --fix{env_option(evidence.configured.named)}"
-    return Remedy(f"Run `{command}`.", command=command, treatment=Treatment.SYNC)
+    return Remedy(f"Run `{command}`.", command=command, treatment=Fix.SYNC)
 
 
-def _duplicates(evidence: Evidence) -> Diagnosis:
+def _duplicates(evidence: Evidence) -> LayerResult:
     seen = evidence.seen
     declared = {desired.name for desired in evidence.configured.desired}
     findings = []
@@ -367,10 +373,10 @@ def _duplicates(evidence: Evidence) -> Diagnosis:
             if stored.name in declared or stored.base_url != desired.base_url:
                 continue
             findings.append(_duplicate(desired, row, evidence))
-    return Diagnosis(tuple(findings))
+    return LayerResult(tuple(findings))
 
 
-def _duplicate(desired: Desired, row: Row, evidence: Evidence) -> Finding:
+def _duplicate(desired: Desired, row: ProviderEvidence, evidence: Evidence) -> Finding:
     seen, stored = evidence.seen, row.stored
     bound = [agent for agent in seen.agents or () if agent.engine.provider == stored.name]
     command = f'curl -X DELETE -H "Authorization: Bearer $LETTA_API_KEY" {seen.base_url}/v1/providers/{stored.id}'
@@ -382,7 +388,7 @@ def _duplicate(desired: Desired, row: Row, evidence: Evidence) -> Finding:
         remedy = Remedy(
             f"Bind its agents to {desired.name}: `isabella doctor --fix{option}`. Then remove it: `{command}`.",
             command=f"isabella doctor --fix{option}",
-            treatment=Treatment.REBIND,
+            treatment=Fix.REBIND,
         )
     else:
         remedy = Remedy(f"Remove it, if nobody needs it: `{command}`.", command=command)

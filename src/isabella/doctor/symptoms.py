@@ -23,7 +23,7 @@ _TOGETHER = 3
 
 
 @dataclass(frozen=True)
-class Symptom:
+class KnownMessage:
     """A message that people meet.
 
     Attributes:
@@ -58,7 +58,7 @@ class Symptom:
 
 
 @dataclass(frozen=True)
-class Recognised:
+class RecognisedMessage:
     """A symptom in a text.
 
     Attributes:
@@ -68,7 +68,7 @@ class Recognised:
         count: how often it was met.
     """
 
-    symptom: Symptom
+    symptom: KnownMessage
     line: str
     places: Mapping[str, str] = field(default_factory=dict)
     count: int = 1
@@ -99,13 +99,13 @@ class Recognised:
 
 
 @cache
-def symptoms() -> tuple[Symptom, ...]:
+def known_messages() -> tuple[KnownMessage, ...]:
     """The table, the more special messages first."""
     document = tomllib.loads(resources.files(__package__).joinpath("symptoms.toml").read_text("utf-8"))
     return tuple(_symptom(**entry) for entry in document["symptoms"])
 
 
-def recognise(text: str) -> list[Recognised]:
+def recognise(text: str) -> list[RecognisedMessage]:
     """What is recognised in a text that somebody pasted, in the order of the table."""
     found = recognise_in(text.splitlines(), together=_TOGETHER)
     # What was recognised before its second half had been read.
@@ -113,17 +113,17 @@ def recognise(text: str) -> list[Recognised]:
     return [one for one in found if not one.symptom.unless & there]
 
 
-def recognise_in(lines: Iterable[str], *, together: int = 1) -> list[Recognised]:
+def recognise_in(lines: Iterable[str], *, together: int = 1) -> list[RecognisedMessage]:
     """What is recognised in a log, in the order of the table.
 
     Args:
         lines: the log; as long as it likes to be.
         together: so many lines may belong to one message.
     """
-    found: dict[str, Recognised] = {}
+    found: dict[str, RecognisedMessage] = {}
     for text, fresh in _windows(lines, together):
         here: set[str] = set()
-        for symptom in symptoms():
+        for symptom in known_messages():
             match = None if here & symptom.unless else symptom.search(text)
             # What ends before the newest line was met already.
             if match is None or match.end() <= len(text) - fresh:
@@ -134,12 +134,12 @@ def recognise_in(lines: Iterable[str], *, together: int = 1) -> list[Recognised]
                 found[symptom.id] = replace(before, count=before.count + 1)
                 continue
             places = {name: scrub(value) for name, value in match.groupdict().items() if value}
-            found[symptom.id] = Recognised(symptom, _around(text, match), places)
-    order = {symptom.id: index for index, symptom in enumerate(symptoms())}
+            found[symptom.id] = RecognisedMessage(symptom, _around(text, match), places)
+    order = {symptom.id: index for index, symptom in enumerate(known_messages())}
     return sorted(found.values(), key=lambda one: order[one.symptom.id])
 
 
-def normal(text: str) -> str:
+def normalise_line(text: str) -> str:
     """A line without colours, with plain dashes and quotes and single spaces."""
     return " ".join(_ANSI.sub("", text).translate(_SAME).split())
 
@@ -148,7 +148,7 @@ def _windows(lines: Iterable[str], together: int) -> Iterator[tuple[str, int]]:
     """Each line with the few before it, and the length of the line itself."""
     recent: deque[str] = deque(maxlen=together)
     for line in lines:
-        plain = normal(line)
+        plain = normalise_line(line)
         if plain:
             recent.append(plain)
             yield " ".join(recent), len(plain)
@@ -171,8 +171,8 @@ def _symptom(
     examples: Iterable[str] = (),
     unless: Iterable[str] = (),
     **entry: Any,
-) -> Symptom:
-    return Symptom(
+) -> KnownMessage:
+    return KnownMessage(
         patterns=tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns),
         facts=tuple(facts),
         examples=tuple(examples),

@@ -7,32 +7,32 @@ from collections.abc import AsyncIterator
 from isabella.agents.binding import Binding
 from isabella.assurance import ensure_providers
 from isabella.connection import Connection
-from isabella.doctor.evidence import Agent
-from isabella.doctor.examination import Examination
-from isabella.doctor.findings import Finding, Treatment
-from isabella.doctor.use import rebinding
+from isabella.doctor.evidence import AgentEvidence
+from isabella.doctor.examination import DoctorRun
+from isabella.doctor.findings import Finding, Fix
+from isabella.doctor.use import new_binding
 from isabella.errors import IsabellaError, LettaError
 from isabella.providers.report import Proof
 
 
-async def treat(examination: Examination) -> AsyncIterator[str]:
+async def apply_fixes(examination: DoctorRun) -> AsyncIterator[str]:
     """Treat the causes that were found, where that can be done without a person; a line for each.
 
     Providers come before agents: an agent is bound to a provider that is in order.
     """
     found = [cause.finding for cause in examination.verdict.causes]
     treated: set[tuple[str, str | None]] = set()
-    for treatment in (Treatment.CHMOD, Treatment.SYNC, Treatment.REBIND):
+    for treatment in (Fix.CHMOD, Fix.SYNC, Fix.REBIND):
         for finding in found:
             if finding.remedy.treatment is not treatment:
                 continue
             match treatment:
-                case Treatment.CHMOD:
+                case Fix.CHMOD:
                     yield _make_private(finding)
-                case Treatment.SYNC if (finding.provider or "", None) not in treated:
+                case Fix.SYNC if (finding.provider or "", None) not in treated:
                     treated.add((finding.provider or "", None))
                     yield await _sync(finding, examination)
-                case Treatment.REBIND:
+                case Fix.REBIND:
                     async for line in _rebind(finding, examination, treated):
                         yield line
 
@@ -48,7 +48,7 @@ def _make_private(finding: Finding) -> str:
     return f"{path}: only its owner can read it now (600)"
 
 
-async def _sync(finding: Finding, examination: Examination) -> str:
+async def _sync(finding: Finding, examination: DoctorRun) -> str:
     name = finding.provider
     if name is None or examination.connection is None:
         raise AssertionError("a sync needs a provider and a Letta")
@@ -63,7 +63,7 @@ async def _sync(finding: Finding, examination: Examination) -> str:
 
 
 async def _rebind(
-    finding: Finding, examination: Examination, treated: set[tuple[str, str | None]]
+    finding: Finding, examination: DoctorRun, treated: set[tuple[str, str | None]]
 ) -> AsyncIterator[str]:
     evidence, connection = examination.evidence, examination.connection
     if connection is None:
@@ -74,21 +74,21 @@ async def _rebind(
         if agent is None or ("agent", id) in treated:
             continue
         treated.add(("agent", id))
-        binding = rebinding(agent, evidence)
+        binding = new_binding(agent, evidence)
         if binding is None:
             yield f"{agent.name}: there is no provider to bind it to"
             continue
         yield await _bind(agent, binding, connection)
 
 
-async def _bind(agent: Agent, binding: Binding, connection: Connection) -> str:
+async def _bind(agent: AgentEvidence, binding: Binding, connection: Connection) -> str:
     """Change the agent's binding; every other setting of it stays."""
     # Not before it is needed: whoever only asks the doctor does not wait for the SDK.
-    from isabella.agents.client import open_client
-    from isabella.agents.residents import Residents
+    from isabella.agents.client import open_sdk_client
+    from isabella.agents.residents import AgentRegistry
 
-    async with open_client(connection) as client:
-        residents = Residents(client)
+    async with open_sdk_client(connection) as client:
+        residents = AgentRegistry(client)
         try:
             # Where a sync has failed, the provider is still where it was: its key belongs there, and nowhere else.
             bound = await residents.bind(agent.id, binding)

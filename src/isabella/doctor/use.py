@@ -7,23 +7,23 @@ from dataclasses import dataclass
 
 from isabella.addresses import same_address
 from isabella.agents.binding import GENERIC, OPENAI, Binding, streams
-from isabella.agents.repair import Fault, Landscape, diagnose
+from isabella.agents.repair import AvailableBindings, BindingFault, diagnose
 from isabella.doctor import releases
-from isabella.doctor.evidence import Agent, Evidence
+from isabella.doctor.evidence import AgentEvidence, Evidence
 from isabella.doctor.findings import (
-    Diagnosis,
     Finding,
-    Fine,
+    Fix,
     Layer,
+    LayerResult,
+    PassedCheck,
     Remedy,
     Severity,
-    Treatment,
     Unknown,
     env_option,
     name_some,
 )
 from isabella.providers.desired import Desired
-from isabella.vendors.inquiry import Verdict
+from isabella.vendors.inquiry import KeyVerdict
 
 #: Letta's clients that never look at a stored key (facts M3, O11), and what they read instead.
 DEAF = {"groq": "GROQ_API_KEY", "deepseek": "DEEPSEEK_API_KEY", "xai": "XAI_API_KEY"}
@@ -46,7 +46,7 @@ class _Fault:
 
 
 @dataclass(frozen=True)
-class _Words:
+class _FaultText:
     """How the faults of a code are told."""
 
     severity: Severity
@@ -56,49 +56,49 @@ class _Words:
 
 
 _WORDS = {
-    "agent-ignores-key": _Words(
+    "agent-ignores-key": _FaultText(
         Severity.ERROR,
         "{agents}: Letta's own client for this vendor never uses the stored key.",
         "Agents of the types groq, deepseek and xai read a variable of Letta's own environment instead. No way of "
         "writing the key to the provider can help; an explicit binding does.",
         ("M3", "O11", "M6"),
     ),
-    "agent-proxy-handle": _Words(
+    "agent-proxy-handle": _FaultText(
         Severity.WARNING,
         "{agents}: bound by an openai-proxy handle.",
         "Handles of providers of type openai do not name the provider: two of them with the same model collide, "
         "and a change of the provider's type leaves the agent without a model.",
         ("M4", "M5", "M6"),
     ),
-    "agent-window-small": _Words(
+    "agent-window-small": _FaultText(
         Severity.WARNING,
         "{agents}: a context window far below the model's.",
         "Letta does not know the model's window and takes 8192 (type cerebras) or 30000 (type openai): agents forget "
         "what they could still see.",
         ("M1", "M4", "M6"),
     ),
-    "agent-address-old": _Words(
+    "agent-address-old": _FaultText(
         Severity.ERROR,
         "{agents}: still sends to an address that the provider had before.",
         "Agents keep a copy of the base URL; a change of the provider does not reach them, and the key goes to the "
         "old address.",
         ("M6",),
     ),
-    "agent-provider-gone": _Words(
+    "agent-provider-gone": _FaultText(
         Severity.ERROR,
         "{agents}: bound to a provider that is not in Letta.",
         "Letta finds no key, and does not always stop there: its client for OpenAI sends the OPENAI_API_KEY of its "
         "own environment, or DUMMY_API_KEY, to the agent's address.",
         ("P7", "M14"),
     ),
-    "agent-sends-lettas-key": _Words(
+    "agent-sends-lettas-key": _FaultText(
         Severity.ERROR,
         "{agents}: not bound to the provider, only to its address.",
         "Without provider_category byok Letta does not look for a stored key: it sends the OPENAI_API_KEY of its own "
         "environment, or DUMMY_API_KEY, to this vendor.",
         ("P7", "M6"),
     ),
-    "agent-cannot-stream": _Words(
+    "agent-cannot-stream": _FaultText(
         Severity.ERROR,
         "{agents}: Letta's client for it cannot stream for this type of agent.",
         "Letta runs agents of older types (memgpt_agent, memgpt_v2_agent, react_agent, workflow_agent and others) "
@@ -106,21 +106,21 @@ _WORDS = {
         "client they answer.",
         ("M26",),
     ),
-    "agent-client-refused": _Words(
+    "agent-client-refused": _FaultText(
         Severity.WARNING,
         "{agents}: Letta's client for it sends fields that the vendor may refuse.",
         "max_completion_tokens in every request (Mistral: 422), and the reasoning of earlier answers (Cerebras and "
         "Groq: 400 from the second turn on).",
         ("M13",),
     ),
-    "agent-summaries-elsewhere": _Words(
+    "agent-summaries-elsewhere": _FaultText(
         Severity.WARNING,
         "{agents}: summaries of long conversations do not use its binding.",
         "Letta looks the model for summaries up by the handle, and finds another client or window there: a long "
         "conversation fails when it is to be summed up.",
         ("M15",),
     ),
-    "agent-model-gone": _Words(
+    "agent-model-gone": _FaultText(
         Severity.ERROR,
         "{agents}: the vendor has its model no longer.",
         "Model ids change every few weeks. The vendor's own list, asked just now, does not have it.",
@@ -130,39 +130,39 @@ _WORDS = {
 
 #: How faults that `isabella agents repair` mends are called here.
 _REPAIRED = {
-    Fault.KEY_IGNORED: "agent-ignores-key",
-    Fault.CANNOT_STREAM: "agent-cannot-stream",
-    Fault.WRONG_CLIENT: "agent-client-refused",
-    Fault.PROXY_HANDLE: "agent-proxy-handle",
-    Fault.PROVIDER_GONE: "agent-provider-gone",
-    Fault.BASE_URL_MOVED: "agent-address-old",
-    Fault.MODEL_GONE: "agent-model-gone",
-    Fault.SMALL_WINDOW: "agent-window-small",
-    Fault.SUMMARIES: "agent-summaries-elsewhere",
+    BindingFault.KEY_IGNORED: "agent-ignores-key",
+    BindingFault.CANNOT_STREAM: "agent-cannot-stream",
+    BindingFault.WRONG_CLIENT: "agent-client-refused",
+    BindingFault.PROXY_HANDLE: "agent-proxy-handle",
+    BindingFault.PROVIDER_GONE: "agent-provider-gone",
+    BindingFault.BASE_URL_MOVED: "agent-address-old",
+    BindingFault.MODEL_GONE: "agent-model-gone",
+    BindingFault.SMALL_WINDOW: "agent-window-small",
+    BindingFault.SUMMARIES: "agent-summaries-elsewhere",
 }
 
 
-def judge(evidence: Evidence) -> Diagnosis:
+def judge(evidence: Evidence) -> LayerResult:
     """Judge how every agent in Letta is bound."""
     seen = evidence.seen
     if seen.rows is None:
-        return Diagnosis()
+        return LayerResult()
     if seen.agents is None:
         because = seen.agents_error or "Letta did not list them"
-        return Diagnosis(unknowns=(Unknown(Layer.USE, "which agents use it, and how", because),))
-    land = landscape(evidence)
-    groups: dict[tuple[str, str | None], list[tuple[Agent, str]]] = {}
+        return LayerResult(unknowns=(Unknown(Layer.USE, "which agents use it, and how", because),))
+    land = available_bindings(evidence)
+    groups: dict[tuple[str, str | None], list[tuple[AgentEvidence, str]]] = {}
     for agent in seen.agents:
         for fault in _faults(agent, evidence, land):
             groups.setdefault((fault.code, fault.provider), []).append((agent, fault.line))
     findings = tuple(_finding(code, provider, found, evidence) for (code, provider), found in groups.items())
     faulty = {agent.id for found in groups.values() for agent, _ in found}
     well = [agent for agent in seen.agents if agent.id not in faulty]
-    fine = (Fine(Layer.USE, f"{len(well)} of {len(seen.agents)} agents use their providers as they should"),)
-    return Diagnosis(findings, fine=fine if well or not seen.agents else ())
+    fine = (PassedCheck(Layer.USE, f"{len(well)} of {len(seen.agents)} agents use their providers as they should"),)
+    return LayerResult(findings, fine=fine if well or not seen.agents else ())
 
 
-def _faults(agent: Agent, evidence: Evidence, land: Landscape) -> Iterator[_Fault]:
+def _faults(agent: AgentEvidence, evidence: Evidence, land: AvailableBindings) -> Iterator[_Fault]:
     engine = agent.engine
     row = evidence.seen.row(engine.provider) if engine.provider else None
     desired = _desired(agent, evidence)
@@ -191,7 +191,7 @@ def _faults(agent: Agent, evidence: Evidence, land: Landscape) -> Iterator[_Faul
     yield from found
 
 
-def _at_once(agent: Agent, evidence: Evidence, land: Landscape) -> Iterator[_Fault]:
+def _at_once(agent: AgentEvidence, evidence: Evidence, land: AvailableBindings) -> Iterator[_Fault]:
     """The faults of which one agent may have several."""
     engine, name = agent.engine, agent.engine.provider or ""
     proxied = (engine.handle or "").startswith("openai-proxy/")
@@ -212,7 +212,7 @@ def _at_once(agent: Agent, evidence: Evidence, land: Landscape) -> Iterator[_Fau
         yield _Fault("agent-address-old", name, f"{agent.name}: {engine.endpoint}, the provider has {wanted}")
 
 
-def _finding(code: str, provider: str | None, found: list[tuple[Agent, str]], evidence: Evidence) -> Finding:
+def _finding(code: str, provider: str | None, found: list[tuple[AgentEvidence, str]], evidence: Evidence) -> Finding:
     words = _WORDS[code]
     agents = tuple(agent.name for agent, _ in found)
     lines = [line for _, line in found[:10]]
@@ -224,8 +224,8 @@ def _finding(code: str, provider: str | None, found: list[tuple[Agent, str]], ev
             lines.append("OPENAI_API_KEY is in Letta's environment: that is what is sent")
     option = env_option(evidence.configured.named)
     command = f"isabella doctor --fix{option}"
-    remedy = Remedy(f"Bind them explicitly: `{command}`.", command=command, treatment=Treatment.REBIND)
-    if not any(rebinding(agent, evidence) for agent, _ in found[:_LOOKED_AT]):
+    remedy = Remedy(f"Bind them explicitly: `{command}`.", command=command, treatment=Fix.REBIND)
+    if not any(new_binding(agent, evidence) for agent, _ in found[:_LOOKED_AT]):
         names = [desired.name for desired in evidence.configured.desired if desired.wanted]
         there = f" ({', '.join(names)})" if names else ""
         remedy = Remedy(
@@ -257,7 +257,7 @@ def _example(evidence: Evidence) -> str:
     return "PROVIDER/MODEL"
 
 
-def landscape(evidence: Evidence) -> Landscape:
+def available_bindings(evidence: Evidence) -> AvailableBindings:
     """What agents can be bound to: the providers that are live, at the addresses that are configured for them."""
     seen = evidence.seen
     wanted = [one for one in evidence.configured.desired if one.wanted and one.obstacle is None]
@@ -268,22 +268,24 @@ def landscape(evidence: Evidence) -> Landscape:
     for one in wanted:
         known: dict[str, int | None] = dict(one.vendor.models)
         asked = evidence.asked.get(one.name)
-        if asked is not None and asked.answer.verdict is Verdict.ACCEPTED:
+        if asked is not None and asked.answer.verdict is KeyVerdict.ACCEPTED:
             listed[one.name] = frozenset(asked.answer.models)
             known |= {model: window for model, window in asked.answer.models.items() if window}
         windows |= {f"{one.name}/{model}": window for model, window in known.items() if window}
-    return Landscape(live, windows, listed, client=client(evidence), vendors=frozenset(one.name for one in wanted))
+    return AvailableBindings(
+        live, windows, listed, client=client_for_release(evidence), vendors=frozenset(one.name for one in wanted)
+    )
 
 
-def client(evidence: Evidence) -> str:
+def client_for_release(evidence: Evidence) -> str:
     """Which of Letta's clients agents are bound with on this release (fact M13)."""
     release = evidence.seen.abilities.release if evidence.seen.abilities is not None else None
     return GENERIC if releases.at_least(release, "0.16.7") else OPENAI
 
 
-def rebinding(agent: Agent, evidence: Evidence) -> Binding | None:
+def new_binding(agent: AgentEvidence, evidence: Evidence) -> Binding | None:
     """What an agent would be bound to; None where no provider can be told, or its model is gone."""
-    engine, land = agent.engine, landscape(evidence)
+    engine, land = agent.engine, available_bindings(evidence)
     found = diagnose(engine, land)
     if found is not None and found.binding is not None:
         return found.binding
@@ -306,10 +308,10 @@ def passing_binding(desired: Desired, evidence: Evidence) -> Binding:
     listed = {} if asked is None else asked.answer.models
     model = vendor.default_model or next(iter(listed), "default")
     window = vendor.models.get(model) or listed.get(model) or vendor.default_window
-    return Binding(desired.name, model, desired.base_url, window, client(evidence))
+    return Binding(desired.name, model, desired.base_url, window, client_for_release(evidence))
 
 
-def _desired(agent: Agent, evidence: Evidence) -> Desired | None:
+def _desired(agent: AgentEvidence, evidence: Evidence) -> Desired | None:
     return next((one for one in evidence.configured.desired if one.name == agent.engine.provider), None)
 
 

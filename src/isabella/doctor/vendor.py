@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from isabella.doctor.evidence import Asked, Evidence
-from isabella.doctor.findings import Diagnosis, Finding, Fine, Layer, Remedy, Severity, Unknown, sync_command
+from isabella.doctor.evidence import Evidence, VendorEvidence
+from isabella.doctor.findings import Finding, Layer, LayerResult, PassedCheck, Remedy, Severity, Unknown, sync_command
 from isabella.providers.desired import Desired
-from isabella.vendors.inquiry import Trouble, Verdict
+from isabella.vendors.inquiry import KeyVerdict, Trouble
 
 #: Codes of findings after which nothing is known of the key itself.
 SILENT = frozenset(
@@ -22,9 +22,9 @@ SILENT = frozenset(
 )
 
 
-def judge(evidence: Evidence) -> Diagnosis:
+def judge(evidence: Evidence) -> LayerResult:
     """Judge what each vendor said."""
-    total = Diagnosis()
+    total = LayerResult()
     for desired in evidence.configured.desired:
         asked = evidence.asked.get(desired.name)
         if asked is not None:
@@ -32,21 +32,21 @@ def judge(evidence: Evidence) -> Diagnosis:
     return total
 
 
-def _one(desired: Desired, asked: Asked, named: str | None) -> Diagnosis:
+def _one(desired: Desired, asked: VendorEvidence, named: str | None) -> LayerResult:
     answer = asked.answer
-    if answer.verdict is Verdict.ACCEPTED:
+    if answer.verdict is KeyVerdict.ACCEPTED:
         text = f"{desired.name}: {desired.vendor.title} takes the key ({answer.said})"
-        return Diagnosis(fine=(Fine(Layer.VENDOR, text),))
+        return LayerResult(fine=(PassedCheck(Layer.VENDOR, text),))
     finding = _finding(desired, asked, named)
     if finding.code not in SILENT:
-        return Diagnosis((finding,))
+        return LayerResult((finding,))
     unknown = Unknown(
         Layer.VENDOR, f"whether {desired.vendor.title} takes the key", finding.summary.rstrip("."), desired.name
     )
-    return Diagnosis((finding,), (unknown,))
+    return LayerResult((finding,), (unknown,))
 
 
-def _finding(desired: Desired, asked: Asked, named: str | None) -> Finding:
+def _finding(desired: Desired, asked: VendorEvidence, named: str | None) -> Finding:
     answer, title = asked.answer, desired.vendor.title
     code, summary, cause, remedy = _meaning(desired, asked, named)
     status = "" if answer.status is None else f" with {answer.status}"
@@ -74,7 +74,7 @@ def _finding(desired: Desired, asked: Asked, named: str | None) -> Finding:
     )
 
 
-def _meaning(desired: Desired, asked: Asked, named: str | None) -> tuple[str, str, str, Remedy]:
+def _meaning(desired: Desired, asked: VendorEvidence, named: str | None) -> tuple[str, str, str, Remedy]:
     """Code, summary, cause and remedy."""
     answer, title = asked.answer, desired.vendor.title
     variable = desired.vendor.base_url_env
@@ -82,16 +82,16 @@ def _meaning(desired: Desired, asked: Asked, named: str | None) -> tuple[str, st
         f"Check {variable or 'base_url in isabella.toml'} ({desired.base_url}) and this machine's way to it."
     )
     match answer.verdict, answer.trouble:
-        case Verdict.REFUSED, _:
+        case KeyVerdict.REFUSED, _:
             return _refused(desired, asked, named)
-        case Verdict.OUT_OF_FUNDS, _:
+        case KeyVerdict.OUT_OF_FUNDS, _:
             return (
                 "vendor-out-of-funds",
                 f"{title} knows the key, but its account has nothing left.",
                 f"{title} answered {answer.status}: {answer.said}. Agents will fail until it is topped up.",
                 Remedy(f"Add credit to the account at {title}, or use a key of another account."),
             )
-        case Verdict.RATE_LIMITED, _:
+        case KeyVerdict.RATE_LIMITED, _:
             wait = "" if answer.retry_after is None else f" It asks to wait {answer.retry_after:g} s."
             return (
                 "vendor-rate-limited",
@@ -124,7 +124,7 @@ def _meaning(desired: Desired, asked: Asked, named: str | None) -> tuple[str, st
                 f"{desired.base_url}: {answer.said}. That says nothing about the key.",
                 Remedy(f"{host_remedy} If other programs reach it, try again later."),
             )
-        case Verdict.UNREACHABLE, _:
+        case KeyVerdict.UNREACHABLE, _:
             return (
                 "vendor-unreachable",
                 f"{title} cannot be reached.",
@@ -152,14 +152,14 @@ def _meaning(desired: Desired, asked: Asked, named: str | None) -> tuple[str, st
                 "balancer stands in between.",
                 Remedy("Look at HTTPS_PROXY and NO_PROXY of this process, and of Letta's."),
             )
-        case Verdict.WRONG_ADDRESS, _ if answer.status == 200:
+        case KeyVerdict.WRONG_ADDRESS, _ if answer.status == 200:
             return (
                 "vendor-not-a-model-list",
                 f"what answers at {desired.base_url} is no model vendor.",
                 f"It answered 200, but {answer.said}.",
                 Remedy(host_remedy, setting=(variable, None) if variable else None),
             )
-        case Verdict.WRONG_ADDRESS, _:
+        case KeyVerdict.WRONG_ADDRESS, _:
             return (
                 "base-url-wrong",
                 f"its base URL is wrong ({answer.status}).",
@@ -179,7 +179,7 @@ def _meaning(desired: Desired, asked: Asked, named: str | None) -> tuple[str, st
             )
 
 
-def _refused(desired: Desired, asked: Asked, named: str | None) -> tuple[str, str, str, Remedy]:
+def _refused(desired: Desired, asked: VendorEvidence, named: str | None) -> tuple[str, str, str, Remedy]:
     answer, title = asked.answer, desired.vendor.title
     page = f" (made at {desired.vendor.keys_page})" if desired.vendor.keys_page else ""
     variable = desired.key_source.split(" ", 1)[0]

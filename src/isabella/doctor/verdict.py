@@ -8,8 +8,8 @@ from typing import Any
 
 from isabella.doctor import configuration, exposure, receipt, stored, use, vendor
 from isabella.doctor.evidence import Evidence
-from isabella.doctor.findings import Diagnosis, Finding, Fine, Layer, Severity, Unknown
-from isabella.doctor.quoting import presentable
+from isabella.doctor.findings import Finding, Layer, LayerResult, PassedCheck, Severity, Unknown
+from isabella.doctor.quoting import scrub_document
 
 #: In the order in which a key travels.
 JUDGES = (configuration.judge, vendor.judge, stored.judge, use.judge, receipt.judge, exposure.judge)
@@ -17,7 +17,7 @@ _ORDER = list(Layer)
 
 
 @dataclass(frozen=True)
-class Cause:
+class RootCause:
     """A fault, and what follows from it.
 
     Attributes:
@@ -30,7 +30,7 @@ class Cause:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Diagnosis:
     """The outcome of an examination.
 
     Attributes:
@@ -47,9 +47,9 @@ class Verdict:
 
     base_url: str | None
     release: str | None
-    causes: tuple[Cause, ...] = ()
+    causes: tuple[RootCause, ...] = ()
     unknowns: tuple[Unknown, ...] = ()
-    fine: tuple[Fine, ...] = ()
+    fine: tuple[PassedCheck, ...] = ()
     notes: tuple[Finding, ...] = ()
     practice: bool = False
     log: tuple[dict[str, Any], ...] = field(default=())
@@ -89,22 +89,22 @@ class Verdict:
             "log": list(self.log),
             "fixed": list(self.treated),
         }
-        shown = presentable(document)
+        shown = scrub_document(document)
         if not isinstance(shown, dict):
             raise TypeError("a document stays a document")
         return shown
 
 
-def judge(evidence: Evidence) -> Verdict:
+def diagnose(evidence: Evidence) -> Diagnosis:
     """Turn evidence into a verdict."""
-    total = Diagnosis()
+    total = LayerResult()
     for layer in JUDGES:
         total += layer(evidence)
     seen = evidence.seen
-    return Verdict(
+    return Diagnosis(
         base_url=seen.base_url,
         release=seen.abilities.release if seen.abilities is not None else None,
-        causes=causes_of(total.findings),
+        causes=root_causes(total.findings),
         unknowns=total.unknowns,
         fine=total.fine,
         notes=tuple(finding for finding in total.findings if finding.severity is Severity.NOTE),
@@ -112,7 +112,7 @@ def judge(evidence: Evidence) -> Verdict:
     )
 
 
-def causes_of(findings: Sequence[Finding]) -> tuple[Cause, ...]:
+def root_causes(findings: Sequence[Finding]) -> tuple[RootCause, ...]:
     """Those that no other explains, each with those that it does."""
     counted = [finding for finding in findings if finding.severity is not Severity.NOTE]
     explained = {id(one): next((other for other in counted if explains(other, one)), None) for one in counted}
@@ -125,7 +125,7 @@ def causes_of(findings: Sequence[Finding]) -> tuple[Cause, ...]:
         if cause is not None:
             consequences[id(cause)].append(one)
     roots.sort(key=lambda finding: _ORDER.index(finding.layer))
-    return tuple(Cause(root, tuple(consequences[id(root)])) for root in roots)
+    return tuple(RootCause(root, tuple(consequences[id(root)])) for root in roots)
 
 
 def explains(cause: Finding, consequence: Finding) -> bool:

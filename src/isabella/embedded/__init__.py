@@ -2,7 +2,17 @@
 
 from isabella.embedded.layout import DEFAULT_INSTANCE, DEFAULT_RELEASE
 from isabella.embedded.server import Letta, Server
-from isabella.embedded.status import Service, Status
-from isabella.embedded.steps import Progress, Step, quiet
+from isabella.embedded.status import InstanceStatus, ServiceStatus
+from isabella.embedded.steps import Progress, Step, no_progress
 
-__all__ = ["DEFAULT_INSTANCE", "DEFAULT_RELEASE", "Letta", "Progress", "Server", "Service", "Status", "Step", "quiet"]
+__all__ = [
+    "DEFAULT_INSTANCE",
+    "DEFAULT_RELEASE",
+    "InstanceStatus",
+    "Letta",
+    "Progress",
+    "Server",
+    "ServiceStatus",
+    "Step",
+    "no_progress",
+]

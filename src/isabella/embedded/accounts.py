@@ -29,7 +29,7 @@ _WAYS_TO_ADD = (
 
 
 @dataclass(frozen=True)
-class Account:
+class OsUser:
     """The user that Postgres runs as, where that is not the user running Isabella."""
 
     name: str
@@ -58,13 +58,13 @@ class Account:
         return finished.returncode == 0
 
 
-def existing_account() -> Account | None:
+def existing_user() -> OsUser | None:
     """The user that Postgres runs as, if it is another one than we are and exists."""
     entry = _entry() if os.geteuid() == 0 else None
-    return None if entry is None else Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
+    return None if entry is None else OsUser(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
-def postgres_account() -> Account | None:
+def postgres_user() -> OsUser | None:
     """The user that Postgres must run as, made if need be; None for the one we are.
 
     Raises:
@@ -72,7 +72,7 @@ def postgres_account() -> Account | None:
     """
     if os.geteuid() != 0:
         return None
-    account = existing_account()
+    account = existing_user()
     if account is None:
         for command in _WAYS_TO_ADD:
             # Two at once: the second fails because the first succeeded, and finds the user all the same.
@@ -80,7 +80,7 @@ def postgres_account() -> Account | None:
                 subprocess.run(command, check=False, capture_output=True)
             except OSError:
                 continue
-            account = existing_account()
+            account = existing_user()
             if account is not None:
                 break
     if account is None:
@@ -91,12 +91,12 @@ def postgres_account() -> Account | None:
     return account
 
 
-def system_ground(home: Path) -> Path:
+def system_folder(home: Path) -> Path:
     """The folder below `/var/lib` that stands in for a home which another user cannot enter."""
     return _SYSTEM_DATA / hashlib.sha256(str(home).encode()).hexdigest()[:16]
 
 
-def make_ground(ground: Path, account: Account) -> None:
+def make_system_folder(ground: Path, account: OsUser) -> None:
     """Make the folder below `/var/lib`, closed to all but root and, for passing through, the account."""
     if ground.parent == _SYSTEM_DATA:
         make_private(_SYSTEM_DATA, group=account.gid)

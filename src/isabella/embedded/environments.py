@@ -24,20 +24,20 @@ _CERTIFICATE_STORES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs
 _LOOPBACK = "127.0.0.1,localhost,::1"
 
 
-def ordinary(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def offline_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """For programs that need no network."""
     return {name: environ[name] for name in _ORDINARY if name in environ}
 
 
-def networked(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def network_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """For programs that speak to the world, by the operator's proxy if there is one, and to loopback."""
-    allowed = ordinary(environ) | {name: environ[name] for name in _NETWORK if name in environ}
+    allowed = offline_environment(environ) | {name: environ[name] for name in _NETWORK if name in environ}
     for name in ("NO_PROXY", "no_proxy"):
         allowed[name] = f"{allowed[name]},{_LOOPBACK}" if allowed.get(name) else _LOOPBACK
     return allowed
 
 
-def installing(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+def install_environment(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """For uv and pip, which honour the machine's own configuration of indexes, caches and compilers."""
     allowed = {name: environ[name] for name in (*_ORDINARY, *_NETWORK, *_INSTALLING) if name in environ}
     allowed |= {name: value for name, value in environ.items() if name.startswith(_INSTALLING_PREFIXES)}

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from isabella.embedded import environments, logs, sdist, strays
-from isabella.embedded.layout import Layout, make_private
+from isabella.embedded.layout import InstancePaths, make_private
 from isabella.embedded.steps import Progress, step
 from isabella.errors import InstallFailed
 from isabella.files import write_private
@@ -42,7 +42,7 @@ class Installed:
     migration_head: str
 
 
-def installed(layout: Layout) -> Installed | None:
+def installed(layout: InstancePaths) -> Installed | None:
     """The installation of a release if it is complete and its interpreter is still there."""
     try:
         found = json.loads((layout.program / _MARKER).read_text())
@@ -53,7 +53,7 @@ def installed(layout: Layout) -> Installed | None:
     return complete if os.access(layout.python, os.X_OK) else None
 
 
-def install(layout: Layout, progress: Progress) -> Installed:
+def install(layout: InstancePaths, progress: Progress) -> Installed:
     """Fetch and install a release. The caller holds the release's lock.
 
     Raises:
@@ -68,7 +68,7 @@ def install(layout: Layout, progress: Progress) -> Installed:
         ) from error
 
 
-def _install(layout: Layout, progress: Progress) -> Installed:
+def _install(layout: InstancePaths, progress: Progress) -> Installed:
     strays.stop("--project", layout.program)
     _clear(layout)
     with (
@@ -84,7 +84,7 @@ def _install(layout: Layout, progress: Progress) -> Installed:
     return result
 
 
-def _clear(layout: Layout) -> None:
+def _clear(layout: InstancePaths) -> None:
     make_private(layout.releases)
     for leftover in (layout.program, *layout.releases.glob(".fetch-*"), *layout.releases.glob(".gone-*")):
         if leftover.exists():
@@ -96,7 +96,7 @@ def _clear(layout: Layout) -> None:
             shutil.rmtree(gone)
 
 
-def _make_environment(layout: Layout) -> None:
+def _make_environment(layout: InstancePaths) -> None:
     import uv
 
     project = tomllib.loads((layout.program / "pyproject.toml").read_text())
@@ -116,7 +116,7 @@ def _make_environment(layout: Layout) -> None:
             command,
             cwd=layout.program,
             # A variable could put the environment elsewhere.
-            env=environments.installing() | {"UV_PROJECT_ENVIRONMENT": ".venv"},
+            env=environments.install_environment() | {"UV_PROJECT_ENVIRONMENT": ".venv"},
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,

@@ -25,7 +25,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
-class Cleared:
+class RedactedStream:
     """A text stream that lets no secret through."""
 
     def __init__(self, stream: Any, secrets: list[str]) -> None:
@@ -62,8 +62,8 @@ def main(arguments: list[str]) -> None:
     option, _folder, role, *rest = arguments
     if option != "--instance":
         sys.exit("launch.py is started by Isabella.")
-    sys.stdout = Cleared(sys.stdout, secrets())
-    sys.stderr = Cleared(sys.stderr, secrets())
+    sys.stdout = RedactedStream(sys.stdout, secrets())
+    sys.stderr = RedactedStream(sys.stderr, secrets())
     gc.disable()
     if role == "migrate":
         sys.argv = ["alembic", "upgrade", "head"]

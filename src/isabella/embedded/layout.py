@@ -29,7 +29,7 @@ DEFAULT_INSTANCE = "default"
 
 
 @dataclass(frozen=True)
-class Layout:
+class InstancePaths:
     """The paths of one instance of one release.
 
     Attributes:

@@ -60,12 +60,12 @@ def choose(preferred: int, *, avoid: Collection[int] = ()) -> int:
             return found
 
 
-def remember(path: Path, ports: Ports) -> None:
+def save_ports(path: Path, ports: Ports) -> None:
     """Write down the ports of an instance."""
     write_private(path, json.dumps(asdict(ports)))
 
 
-def recall(path: Path) -> Ports | None:
+def load_ports(path: Path) -> Ports | None:
     """The ports written down at `path`; None where there are none or the file is damaged."""
     try:
         found = json.loads(path.read_text())

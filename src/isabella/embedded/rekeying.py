@@ -17,14 +17,14 @@ from pydantic import SecretStr
 
 from isabella import redaction
 from isabella.embedded import sealed, vault
-from isabella.embedded.layout import Layout
+from isabella.embedded.layout import InstancePaths
 from isabella.embedded.steps import Progress, Step, step
 from isabella.errors import EmbeddedError
 from isabella.files import write_private
 
 
 @dataclass(frozen=True)
-class Journal:
+class RotationJournal:
     """A change of the master key that is under way.
 
     Attributes:
@@ -37,7 +37,7 @@ class Journal:
     former: tuple[SecretStr, ...] = field(repr=False)
     kept: bool = True
 
-    def save(self, layout: Layout) -> None:
+    def save(self, layout: InstancePaths) -> None:
         """Write it down, so that not even a power cut takes it away."""
         document = {
             "key": self.key.get_secret_value(),
@@ -48,7 +48,7 @@ class Journal:
         _sync_folder(layout)
 
     @classmethod
-    def load(cls, layout: Layout) -> Journal | None:
+    def load(cls, layout: InstancePaths) -> RotationJournal | None:
         """What is under way; None where nothing is.
 
         Raises:
@@ -70,7 +70,7 @@ class Journal:
         return cls(journal.key, journal.former, kept)
 
 
-def begin(layout: Layout, key: SecretStr, former: Sequence[SecretStr], *, kept: bool) -> None:
+def begin(layout: InstancePaths, key: SecretStr, former: Sequence[SecretStr], *, kept: bool) -> None:
     """Write down that the key is to be changed. Only now may Letta be stopped for it.
 
     Args:
@@ -80,18 +80,18 @@ def begin(layout: Layout, key: SecretStr, former: Sequence[SecretStr], *, kept: 
         kept: whether the new key is Isabella's own to keep.
     """
     redaction.remember(key.get_secret_value())
-    Journal(key, tuple(one for one in former if one != key), kept).save(layout)
+    RotationJournal(key, tuple(one for one in former if one != key), kept).save(layout)
 
 
-def take_key(layout: Layout) -> None:
+def take_key(layout: InstancePaths) -> None:
     """Make the new key the kept one, where a change to it is under way. Those before it stand in the journal."""
-    journal = Journal.load(layout)
-    if journal is not None and journal.kept and vault.kept(layout.master_key_file) != journal.key:
+    journal = RotationJournal.load(layout)
+    if journal is not None and journal.kept and vault.load_secret(layout.master_key_file) != journal.key:
         write_private(layout.master_key_file, journal.key.get_secret_value() + "\n")
         _sync_folder(layout)
 
 
-def go_on(layout: Layout, address: SecretStr, key: SecretStr, progress: Progress) -> bool:
+def go_on(layout: InstancePaths, address: SecretStr, key: SecretStr, progress: Progress) -> bool:
     """Seal everything under the key that Letta is about to run under, where a change of it is under way.
 
     Args:
@@ -106,15 +106,15 @@ def go_on(layout: Layout, address: SecretStr, key: SecretStr, progress: Progress
     Raises:
         EmbeddedError: the database cannot be written; the journal stays, and with it every key.
     """
-    journal = Journal.load(layout)
+    journal = RotationJournal.load(layout)
     if journal is None:
         return False
     with step(progress, "reseal", "what Letta has sealed, under the new master key"):
-        sealed.reseal(address, [journal.key, *journal.former], key)
+        sealed.reencrypt(address, [journal.key, *journal.former], key)
     return True
 
 
-def settle(layout: Layout, key: SecretStr | None, progress: Progress, *, started: bool) -> None:
+def settle(layout: InstancePaths, key: SecretStr | None, progress: Progress, *, started: bool) -> None:
     """Put the journal away: Letta runs, and everything is under its key, or nothing was begun.
 
     Letta is stopped before anything is sealed anew, and is not started again before all of it is.
@@ -125,7 +125,7 @@ def settle(layout: Layout, key: SecretStr | None, progress: Progress, *, started
         progress: told what happens.
         started: whether Letta was started just now; otherwise it ran already.
     """
-    journal = Journal.load(layout)
+    journal = RotationJournal.load(layout)
     if journal is None or key is None:
         return
     if not started and key != journal.key:
@@ -140,14 +140,14 @@ def settle(layout: Layout, key: SecretStr | None, progress: Progress, *, started
     _sync_folder(layout)
 
 
-def known_keys(layout: Layout, *others: SecretStr | None) -> list[SecretStr]:
+def known_keys(layout: InstancePaths, *others: SecretStr | None) -> list[SecretStr]:
     """The master keys that something may be sealed under: the kept one, those of a change under way, and others."""
-    journal = Journal.load(layout)
+    journal = RotationJournal.load(layout)
     under_way = () if journal is None else (journal.key, *journal.former)
-    return list(dict.fromkeys(key for key in (vault.kept(layout.master_key_file), *under_way, *others) if key))
+    return list(dict.fromkeys(key for key in (vault.load_secret(layout.master_key_file), *under_way, *others) if key))
 
 
-def _sync_folder(layout: Layout) -> None:
+def _sync_folder(layout: InstancePaths) -> None:
     folder = os.open(layout.folder, os.O_RDONLY)
     try:
         os.fsync(folder)

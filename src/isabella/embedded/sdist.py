@@ -183,7 +183,7 @@ def _from_pip(release: str, folder: Path, reason: IndexUnusable) -> Path:
             *("--no-deps", "--no-binary", "letta", "--dest", str(folder), f"letta=={release}"),
         ],
         cwd=folder,
-        env=environments.installing(),
+        env=environments.install_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from isabella.embedded import database
 from isabella.errors import EmbeddedError, LockTimeout
 from isabella.locks import ADVISORY_KEY
-from isabella.providers.sealing import looks_sealed, open_sealed, seal
+from isabella.providers.sealing import decrypt, encrypt, looks_encrypted
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -38,7 +38,7 @@ _SECONDS_FOR_LOCK = 120
 _NAMES = ("name", "server_name", "key")
 
 
-class How(StrEnum):
+class ValueState(StrEnum):
     """How a value stands in the database."""
 
     #: Sealed under a key that we have.
@@ -49,7 +49,7 @@ class How(StrEnum):
 
 
 @dataclass(frozen=True)
-class Value:
+class EncryptedValue:
     """One value in one row.
 
     Attributes:
@@ -73,7 +73,7 @@ class Value:
 
 
 @dataclass(frozen=True)
-class Found:
+class OpenedValue:
     """A value, and what became of opening it.
 
     Attributes:
@@ -83,13 +83,13 @@ class Found:
         plain: what is in it.
     """
 
-    value: Value
-    how: How
+    value: EncryptedValue
+    how: ValueState
     key: SecretStr | None = None
     plain: SecretStr | None = field(default=None, repr=False)
 
 
-def survey(address: SecretStr, keys: Sequence[SecretStr]) -> list[Found]:
+def survey(address: SecretStr, keys: Sequence[SecretStr]) -> list[OpenedValue]:
     """Open everything that is sealed. Changes nothing.
 
     Args:
@@ -108,7 +108,7 @@ def survey(address: SecretStr, keys: Sequence[SecretStr]) -> list[Found]:
         raise _unreadable(error) from error
 
 
-def reseal(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -> list[Found]:
+def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -> list[OpenedValue]:
     """Seal everything under one key, in one transaction: afterwards all of it is, or nothing was changed.
 
     What is under that key already is left as it is, so this can be done again. Plaintext is sealed, too. What no
@@ -166,28 +166,28 @@ def syncing(address: SecretStr) -> Iterator[None]:
         yield
 
 
-def _opened(values: Iterable[Value], keys: Sequence[SecretStr]) -> list[Found]:
-    def opened(value: Value) -> Found:
-        if not looks_sealed(value.text):
-            return Found(value, How.PLAINTEXT, plain=SecretStr(value.text))
+def _opened(values: Iterable[EncryptedValue], keys: Sequence[SecretStr]) -> list[OpenedValue]:
+    def opened(value: EncryptedValue) -> OpenedValue:
+        if not looks_encrypted(value.text):
+            return OpenedValue(value, ValueState.PLAINTEXT, plain=SecretStr(value.text))
         for key in keys:
-            plain = open_sealed(value.text, key.get_secret_value())
+            plain = decrypt(value.text, key.get_secret_value())
             if plain is not None:
-                return Found(value, How.SEALED, key, SecretStr(plain))
-        return Found(value, How.UNREADABLE)
+                return OpenedValue(value, ValueState.SEALED, key, SecretStr(plain))
+        return OpenedValue(value, ValueState.UNREADABLE)
 
     # Deriving a key takes 35 ms, and lets other threads work meanwhile.
     with ThreadPoolExecutor() as threads:
         return list(threads.map(opened, values))
 
 
-def _sealed(found: Sequence[Found], key: SecretStr) -> list[tuple[Value, str]]:
+def _sealed(found: Sequence[OpenedValue], key: SecretStr) -> list[tuple[EncryptedValue, str]]:
     """Each value with its new text, which has been opened again: nothing else is ever written."""
 
-    def sealed(one: Found) -> tuple[Value, str]:
+    def sealed(one: OpenedValue) -> tuple[EncryptedValue, str]:
         plain = one.plain.get_secret_value() if one.plain is not None else ""
-        text = seal(plain, key.get_secret_value())
-        if open_sealed(text, key.get_secret_value()) != plain:
+        text = encrypt(plain, key.get_secret_value())
+        if decrypt(text, key.get_secret_value()) != plain:
             raise EmbeddedError(f"{one.value.place} could not be sealed; nothing was changed.")
         return one.value, text
 
@@ -195,10 +195,10 @@ def _sealed(found: Sequence[Found], key: SecretStr) -> list[tuple[Value, str]]:
         return list(threads.map(sealed, found))
 
 
-def _values(connection: Connection[Any]) -> list[Value]:
+def _values(connection: Connection[Any]) -> list[EncryptedValue]:
     from psycopg import sql
 
-    values: list[Value] = []
+    values: list[EncryptedValue] = []
     for table, columns, every in connection.execute(_COLUMNS).fetchall():
         if "id" not in every:
             raise EmbeddedError(f"Letta's table {table} holds secrets, and has no id: this is not done here.")
@@ -208,7 +208,7 @@ def _values(connection: Connection[Any]) -> list[Value]:
         )
         for id, known_by, *texts in connection.execute(query).fetchall():
             values += [
-                Value(table, column, str(id), str(known_by or id), str(text))
+                EncryptedValue(table, column, str(id), str(known_by or id), str(text))
                 for column, text in zip(columns, texts, strict=True)
                 if text
             ]
@@ -223,7 +223,7 @@ def _lock(connection: Connection[Any]) -> None:
         connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(sql.Identifier(table)))
 
 
-def _write(connection: Connection[Any], value: Value, text: str) -> None:
+def _write(connection: Connection[Any], value: EncryptedValue, text: str) -> None:
     from psycopg import sql
 
     statement = sql.SQL("UPDATE {} SET {column} = %s WHERE id = %s AND {column} = %s").format(
@@ -233,7 +233,7 @@ def _write(connection: Connection[Any], value: Value, text: str) -> None:
         raise EmbeddedError(f"{value.place} was changed meanwhile; nothing was written.")
 
 
-def _prove(now: Iterable[Value], written: Iterable[tuple[Value, str]]) -> None:
+def _prove(now: Iterable[EncryptedValue], written: Iterable[tuple[EncryptedValue, str]]) -> None:
     """Read back what was written, before it counts."""
     texts = {(value.table, value.column, value.id): value.text for value in now}
     for value, text in written:

@@ -13,14 +13,14 @@ from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from isabella.embedded import database, install, logs, ports, postgres, program, rekeying, sealed, vault
-from isabella.embedded.accounts import postgres_account
-from isabella.embedded.layout import DEFAULT_INSTANCE, DEFAULT_RELEASE, Layout, make_home, make_private
+from isabella.embedded.accounts import postgres_user
+from isabella.embedded.layout import DEFAULT_INSTANCE, DEFAULT_RELEASE, InstancePaths, make_home, make_private
 from isabella.embedded.ports import Ports, base_url
 from isabella.embedded.postgres import Cluster, Postmaster
-from isabella.embedded.program import Run
-from isabella.embedded.sealed import Found
-from isabella.embedded.status import Status, look
-from isabella.embedded.steps import Progress, Step, quiet, step
+from isabella.embedded.program import ServerRun
+from isabella.embedded.sealed import OpenedValue
+from isabella.embedded.status import InstanceStatus, look
+from isabella.embedded.steps import Progress, Step, no_progress, step
 from isabella.errors import EmbeddedError, LockTimeout, StartFailed
 from isabella.peers import Peer
 
@@ -72,11 +72,11 @@ class Server:
     extra_env: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def layout(self) -> Layout:
+    def layout(self) -> InstancePaths:
         """Where everything of it lies."""
-        return Layout(self.home.expanduser().absolute(), self.release, self.instance)
+        return InstancePaths(self.home.expanduser().absolute(), self.release, self.instance)
 
-    def up(self, progress: Progress = quiet) -> Letta:
+    def up(self, progress: Progress = no_progress) -> Letta:
         """Bring it up: install, make and migrate the database, start. What is done already is skipped.
 
         Raises:
@@ -89,7 +89,7 @@ class Server:
             rekeying.settle(self.layout, letta.master_key, progress, started=letta.started)
             return letta
 
-    def down(self, progress: Progress = quiet) -> bool:
+    def down(self, progress: Progress = no_progress) -> bool:
         """Stop Letta, then Postgres, where this instance's run. Returns whether anything ran."""
         if not self.layout.folder.exists():
             return False
@@ -103,7 +103,7 @@ class Server:
 
     def restart_letta(
         self,
-        progress: Progress = quiet,
+        progress: Progress = no_progress,
         *,
         master_key: SecretStr | None = None,
         seal: bool = True,
@@ -124,7 +124,7 @@ class Server:
             self._stop_letta(progress)
             return changed._up(progress)
 
-    def sealed(self, former: Sequence[SecretStr] = (), progress: Progress = quiet) -> list[Found]:
+    def sealed(self, former: Sequence[SecretStr] = (), progress: Progress = no_progress) -> list[OpenedValue]:
         """Everything that Letta has sealed, opened. Postgres is started for it if need be, and stopped again.
 
         Args:
@@ -144,7 +144,7 @@ class Server:
                 if not ran:
                     cluster.stop()
 
-    def rekey(self, former: Sequence[SecretStr] = (), progress: Progress = quiet) -> Letta:
+    def rekey(self, former: Sequence[SecretStr] = (), progress: Progress = no_progress) -> Letta:
         """Have Letta run under another master key, with everything that it has sealed.
 
         The new key is this object's `master_key`, or one that is made now and kept. Interrupted at any point, it is
@@ -169,7 +169,7 @@ class Server:
                 self._stop_letta(progress)
                 return self._up(progress)
 
-    def status(self) -> Status:
+    def status(self) -> InstanceStatus:
         """Look, and touch nothing."""
         return look(self.layout, release=self.release, instance=self.instance)
 
@@ -182,10 +182,10 @@ class Server:
             layout.database_password_file,
             layout.superuser_password_file,
         ):
-            vault.kept(path)
+            vault.load_secret(path)
         rekeying.known_keys(layout)
 
-    def erase(self, progress: Progress = quiet) -> None:
+    def erase(self, progress: Progress = no_progress) -> None:
         """Stop everything and delete the data of this instance, its secrets and its logs. For good."""
         layout = self.layout
         self.down(progress)
@@ -207,9 +207,11 @@ class Server:
             make_private(folder)
         cluster = postgres.place(layout)
         postmaster = self._start_postgres(cluster, progress)
-        password = vault.keep(layout.database_password_file)
+        password = vault.load_or_create_secret(layout.database_password_file)
         database.prepare(
-            postmaster.port, superuser_password=vault.keep(layout.superuser_password_file), password=password
+            postmaster.port,
+            superuser_password=vault.load_or_create_secret(layout.superuser_password_file),
+            password=password,
         )
         self._stop_strays(progress)
         if database.migrated_to(postmaster.port, password) == complete.migration_head:
@@ -230,7 +232,7 @@ class Server:
         if run is None or postmaster is None:
             return None
         key = self._key(make=False)
-        if not vault.fits(key, run.key):
+        if not vault.matches_fingerprint(key, run.key):
             raise StartFailed(
                 f"Letta runs at {base_url(run.port)} already, under another master key than the one given now.",
                 remedy="Stop it (isabella letta down) and repeat, or give the key it was started with.",
@@ -257,7 +259,7 @@ class Server:
             return running
         with step(progress, "postgres", "database of this instance, on loopback, with a password"):
             if not cluster.exists():
-                cluster.make(vault.keep(self.layout.superuser_password_file))
+                cluster.make(vault.load_or_create_secret(self.layout.superuser_password_file))
             for attempt in range(1, _ATTEMPTS + 1):
                 port = self._choose_ports(progress, keep_postgres=None).postgres
                 try:
@@ -273,8 +275,8 @@ class Server:
             rekeying.take_key(layout)
         key = self._key(make=True)
         resealed = key is not None and rekeying.go_on(layout, self._database(postmaster), key, progress)
-        last = program.Run.load(layout.run_file)
-        if last is not None and not vault.fits(key, last.key) and not resealed:
+        last = program.ServerRun.load(layout.run_file)
+        if last is not None and not vault.matches_fingerprint(key, last.key) and not resealed:
             progress(
                 Step("letta", "note", "another master key than last time: keys stored under that one must be synced")
             )
@@ -285,7 +287,7 @@ class Server:
                     layout,
                     port=port,
                     database=self._database(postmaster),
-                    password=vault.keep(layout.password_file),
+                    password=vault.load_or_create_secret(layout.password_file),
                     master_key=key,
                     extra=self.extra_env,
                 )
@@ -312,14 +314,14 @@ class Server:
     def _choose_ports(self, progress: Progress, *, keep_postgres: int | None) -> Ports:
         layout = self.layout
         with self._locked(layout.ports_lock, progress):
-            siblings = [found for path in layout.sibling_ports_files() if (found := ports.recall(path))]
+            siblings = [found for path in layout.sibling_ports_files() if (found := ports.load_ports(path))]
             avoid = {port for found in siblings for port in (found.letta, found.postgres)}
-            wanted = ports.recall(layout.ports_file) or Ports()
+            wanted = ports.load_ports(layout.ports_file) or Ports()
             chosen = Ports(
                 letta=ports.choose(wanted.letta, avoid=avoid),
                 postgres=keep_postgres or ports.choose(wanted.postgres, avoid=avoid),
             )
-            ports.remember(layout.ports_file, chosen)
+            ports.save_ports(layout.ports_file, chosen)
         if chosen.letta != wanted.letta:
             progress(Step("letta", "note", f"port {wanted.letta} is not free: Letta gets {chosen.letta}"))
         if chosen.postgres != wanted.postgres:
@@ -337,9 +339,9 @@ class Server:
 
     def _known_keys(self, former: Sequence[SecretStr]) -> list[SecretStr]:
         keys = rekeying.known_keys(self.layout, *former, self.master_key)
-        last = program.Run.load(self.layout.run_file)
+        last = program.ServerRun.load(self.layout.run_file)
         # Without that key nothing could be carried over, and all of it would be lost to Letta.
-        if last is not None and not any(vault.fits(key, last.key) for key in (None, *keys)):
+        if last is not None and not any(vault.matches_fingerprint(key, last.key) for key in (None, *keys)):
             raise EmbeddedError(
                 f"The master key that Letta {self.release} ran under last is not known here.",
                 remedy="Put it into a file, and name that with --former-key-file.",
@@ -347,7 +349,7 @@ class Server:
         return keys
 
     def _database(self, postmaster: Postmaster) -> SecretStr:
-        return database.url(postmaster.port, vault.keep(self.layout.database_password_file))
+        return database.url(postmaster.port, vault.load_or_create_secret(self.layout.database_password_file))
 
     def _key(self, *, make: bool) -> SecretStr | None:
         if not self.seal:
@@ -355,16 +357,18 @@ class Server:
         if self.master_key is not None:
             return self.master_key
         path = self.layout.master_key_file
-        return vault.keep(path) if make else vault.kept(path)
+        return vault.load_or_create_secret(path) if make else vault.load_secret(path)
 
-    def _letta(self, run: Run, postgres_port: int, key: SecretStr | None, *, started: bool) -> Letta:
+    def _letta(self, run: ServerRun, postgres_port: int, key: SecretStr | None, *, started: bool) -> Letta:
         layout = self.layout
         return Letta(
             base_url=base_url(run.port),
             version=self.release,
-            password=vault.keep(layout.password_file),
+            password=vault.load_or_create_secret(layout.password_file),
             master_key=key,
-            database_url=database.for_us(database.url(postgres_port, vault.keep(layout.database_password_file))),
+            database_url=database.for_us(
+                database.url(postgres_port, vault.load_or_create_secret(layout.database_password_file))
+            ),
             started=started,
             # It was seen to listen there just now.
             peer=Peer("Letta", layout.run_file, "Start it with `isabella letta up`.", verified=run.process),
@@ -372,7 +376,7 @@ class Server:
 
     @contextmanager
     def _locked(self, path: Path, progress: Progress) -> Iterator[None]:
-        account = postgres_account()
+        account = postgres_user()
         make_home(self.layout.home, group=account.gid if account else None)
         make_private(path.parent)
         lock = FileLock(path, mode=0o600)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isabella.embedded import install, postgres, program
-from isabella.embedded.layout import Layout
+from isabella.embedded.layout import InstancePaths
 from isabella.embedded.ports import base_url
 
 
 @dataclass(frozen=True)
-class Service:
+class ServiceStatus:
     """One of the two servers.
 
     Attributes:
@@ -26,7 +26,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Status:
+class InstanceStatus:
     """What is there of an instance, and what of it runs.
 
     Attributes:
@@ -46,8 +46,8 @@ class Status:
     release: str
     instance: str
     installed: bool
-    letta: Service
-    postgres: Service
+    letta: ServiceStatus
+    postgres: ServiceStatus
     base_url: str | None
     folder: Path
     data: Path | None
@@ -61,7 +61,7 @@ class Status:
         return self.letta.healthy and self.postgres.healthy
 
 
-def look(layout: Layout, *, release: str, instance: str) -> Status:
+def look(layout: InstancePaths, *, release: str, instance: str) -> InstanceStatus:
     """Look at what lies there and what runs of it.
 
     Args:
@@ -72,12 +72,14 @@ def look(layout: Layout, *, release: str, instance: str) -> Status:
     run = program.running(layout)
     cluster = postgres.find(layout)
     postmaster = cluster.running() if cluster is not None else None
-    return Status(
+    return InstanceStatus(
         release=release,
         instance=instance,
         installed=install.installed(layout) is not None,
-        letta=Service(run.process.pid, run.port, program.is_healthy(run, release)) if run else Service(),
-        postgres=Service(postmaster.process.pid, postmaster.port, postmaster.ready) if postmaster else Service(),
+        letta=ServiceStatus(run.process.pid, run.port, program.is_healthy(run, release)) if run else ServiceStatus(),
+        postgres=ServiceStatus(postmaster.process.pid, postmaster.port, postmaster.ready)
+        if postmaster
+        else ServiceStatus(),
         base_url=base_url(run.port) if run else None,
         folder=layout.folder,
         data=cluster.data if cluster else None,

@@ -35,7 +35,7 @@ class Progress(Protocol):
         """Take note of what happened."""
 
 
-def quiet(event: Step) -> None:
+def no_progress(event: Step) -> None:
     """Tell nobody."""
 
 

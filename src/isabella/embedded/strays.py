@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 
-from isabella.processes import Process
+from isabella.processes import ChildProcess
 
 
-def find(option: str, path: Path) -> list[Process]:
+def find(option: str, path: Path) -> list[ChildProcess]:
     """The processes that have `option` followed by `path` among their arguments: this user's, for root anybody's."""
-    found: list[Process] = []
+    found: list[ChildProcess] = []
     ours = os.geteuid()
     for process in psutil.process_iter():
         try:
@@ -24,7 +24,7 @@ def find(option: str, path: Path) -> list[Process]:
                 continue
             arguments = process.cmdline()
             if (option, str(path)) in pairwise(arguments):
-                found.append(Process(process.pid, process.create_time()))
+                found.append(ChildProcess(process.pid, process.create_time()))
         except psutil.Error:
             continue
     return found

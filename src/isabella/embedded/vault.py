@@ -15,7 +15,7 @@ from isabella.files import write_private
 NO_KEY = "none"
 
 
-def kept(path: Path) -> SecretStr | None:
+def load_secret(path: Path) -> SecretStr | None:
     """The secret in a file; None where there is none."""
     try:
         text = path.read_text().strip()
@@ -29,9 +29,9 @@ def kept(path: Path) -> SecretStr | None:
     return SecretStr(text)
 
 
-def keep(path: Path) -> SecretStr:
+def load_or_create_secret(path: Path) -> SecretStr:
     """The secret in a file, which is made, with a new secret of 32 random bytes, where there is none."""
-    found = kept(path)
+    found = load_secret(path)
     if found is not None:
         return found
     text = token_hex(32)
@@ -45,7 +45,7 @@ def fingerprint(key: SecretStr | None) -> str:
     return NO_KEY if key is None else _fingerprint(key, token_hex(16))
 
 
-def fits(key: SecretStr | None, kept_fingerprint: str) -> bool:
+def matches_fingerprint(key: SecretStr | None, kept_fingerprint: str) -> bool:
     """Whether this is the key, or the absence of one, of which the fingerprint was kept."""
     if key is None:
         return kept_fingerprint == NO_KEY

@@ -5,9 +5,9 @@ vendors in paths, model lists, refusals, headers and streams; they accept only k
 while they run; they log what arrives; and they fail on demand.
 """
 
-from isabella.practice.faults import Fault
+from isabella.practice.faults import VendorFault
 from isabella.practice.profiles import NAMES
 from isabella.practice.requests import Request
 from isabella.practice.server import PracticeVendors
 
-__all__ = ["NAMES", "Fault", "PracticeVendors", "Request"]
+__all__ = ["NAMES", "PracticeVendors", "Request", "VendorFault"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isabella.practice import recollection, speech
-from isabella.practice.situation import Block, Call, Situation, Tool
+from isabella.practice.situation import Call, PromptBlock, Situation, Tool
 
 _LONGEST_COUNT = 5_000
 _LONGEST_READ = 4_000
@@ -146,7 +146,7 @@ def _remember(asked: str, situation: Situation) -> Reply | None:
     )
 
 
-def _named_block(asked: str, blocks: tuple[Block, ...]) -> str | None:
+def _named_block(asked: str, blocks: tuple[PromptBlock, ...]) -> str | None:
     if "block" not in asked.lower():
         return None
     named = (block.label for block in blocks if re.search(rf"\b{re.escape(block.label)}\b", asked, re.IGNORECASE))

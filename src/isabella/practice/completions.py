@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isabella.practice.assistant import Reply
-from isabella.practice.profiles import Model, Profile
+from isabella.practice.profiles import ListedModel, Profile
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 _CHARACTERS_PER_TOKEN = 4
@@ -21,7 +21,7 @@ _WORDS = re.compile(r"\s*\S+\s*?(?=\s|$)")
 
 
 @dataclass(frozen=True)
-class Completion:
+class ModelCompletion:
     """A reply, and what a vendor tells about it.
 
     Attributes:
@@ -36,7 +36,7 @@ class Completion:
     """
 
     profile: Profile
-    model: Model
+    model: ListedModel
     called: str
     reply: Reply
     prompt_tokens: int
@@ -45,7 +45,9 @@ class Completion:
     call_ids: tuple[str, ...]
 
     @classmethod
-    def of(cls, profile: Profile, model: Model, called: str, reply: Reply, *, prompt_characters: int) -> Completion:
+    def of(
+        cls, profile: Profile, model: ListedModel, called: str, reply: Reply, *, prompt_characters: int
+    ) -> ModelCompletion:
         """The completion of a request with so many characters."""
         form, length = profile.call_id
         return cls(

@@ -20,9 +20,9 @@ from starlette.routing import Route
 from isabella.errors import PracticeError
 from isabella.keys import mask
 from isabella.practice.exchange import Application
-from isabella.practice.faults import Fault
+from isabella.practice.faults import VendorFault
 from isabella.practice.requests import fingerprint
-from isabella.practice.vendor import Vendor
+from isabella.practice.vendor import PracticeVendor
 
 #: The header that carries the control token.
 TOKEN_HEADER = "x-practice-token"  # noqa: S105
@@ -31,7 +31,7 @@ TOKEN_HEADER = "x-practice-token"  # noqa: S105
 SERVICE = "isabella-practice"
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
-_FAULT = TypeAdapter(Fault)
+_FAULT = TypeAdapter(VendorFault)
 
 
 class KeysBody(BaseModel):
@@ -59,7 +59,7 @@ class Control:
         on_keys: called after the accepted keys of a vendor have changed.
     """
 
-    def __init__(self, vendors: Mapping[str, Vendor], token: str, on_keys: Callable[[], None]) -> None:
+    def __init__(self, vendors: Mapping[str, PracticeVendor], token: str, on_keys: Callable[[], None]) -> None:
         self._vendors = vendors
         self._token = token.encode()
         self._on_keys = on_keys
@@ -97,7 +97,7 @@ class Control:
 
         return guarded
 
-    def _vendor(self, request: Request) -> Vendor:
+    def _vendor(self, request: Request) -> PracticeVendor:
         return self._vendors[request.path_params["vendor"]]
 
     async def _health(self, request: Request) -> Response:

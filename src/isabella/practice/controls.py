@@ -13,7 +13,7 @@ from isabella.errors import PracticeError, UnverifiedPeer
 from isabella.peers import Peer, hooks
 from isabella.practice import keyring
 from isabella.practice.control import SERVICE, TOKEN_HEADER
-from isabella.practice.faults import Fault
+from isabella.practice.faults import VendorFault
 from isabella.practice.profiles import NAMES
 from isabella.practice.requests import Request
 
@@ -54,7 +54,7 @@ class Controls:
         plain = [key.get_secret_value() if isinstance(key, SecretStr) else key for key in keys]
         self._ask("PUT", vendor, "keys", {"accepted": plain})
 
-    def fault(self, vendor: str, fault: Fault) -> None:
+    def fault(self, vendor: str, fault: VendorFault) -> None:
         """Switch a fault on, beside those that are on."""
         self._ask("POST", vendor, "faults", asdict(fault))
 

@@ -59,7 +59,7 @@ class Running:
 
     home: Path
     port: int
-    process: processes.Process
+    process: processes.ChildProcess
     token: SecretStr = field(repr=False)
     started: bool = False
 

@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from isabella.practice.profiles import Model
+from isabella.practice.profiles import ListedModel
 
 _WORD = re.compile(r"[^\W_]+")
 _COMMON_TEXT = """
@@ -37,7 +37,9 @@ def embed(text: str, dimensions: int) -> list[float]:
     return [value / norm for value in vector]
 
 
-def answer(model: Model, called: str, texts: Sequence[str], *, as_base64: bool, identity: str) -> dict[str, Any]:
+def answer(
+    model: ListedModel, called: str, texts: Sequence[str], *, as_base64: bool, identity: str
+) -> dict[str, Any]:
     """The body of an embeddings answer."""
     dimensions = model.dimensions or 0
     data = []

@@ -11,13 +11,13 @@ from typing import Any
 
 from isabella.keys import mask
 from isabella.practice import assistant, embeddings, situation, strictness
-from isabella.practice.completions import Completion
-from isabella.practice.faults import Fault, Route, Weather
-from isabella.practice.profiles import Model, Refusal
+from isabella.practice.completions import ModelCompletion
+from isabella.practice.faults import ActiveFaults, Route, VendorFault
+from isabella.practice.profiles import ListedModel, RefusalShape
 from isabella.practice.requests import Request, fingerprint
 from isabella.practice.strictness import Objection
 from isabella.practice.transports import Transports
-from isabella.practice.vendor import Vendor
+from isabella.practice.vendor import PracticeVendor
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -45,7 +45,7 @@ class ClientGone(Exception):
     """The client closed the connection; there is nobody to answer."""
 
 
-class Exchange:
+class VendorExchange:
     """One request at one vendor, and its answer.
 
     Args:
@@ -56,7 +56,9 @@ class Exchange:
         send: takes the answer.
     """
 
-    def __init__(self, vendor: Vendor, transports: Transports, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(
+        self, vendor: PracticeVendor, transports: Transports, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         self._vendor = vendor
         self._profile = vendor.profile
         self._transports = transports
@@ -122,7 +124,7 @@ class Exchange:
             return "embeddings", None
         return None, None
 
-    def _judge(self, valid: bool, fault: Fault | None) -> tuple[Refusal | None, dict[str, str]]:
+    def _judge(self, valid: bool, fault: VendorFault | None) -> tuple[RefusalShape | None, dict[str, str]]:
         """The vendor's refusal of this request, if it refuses; the key is looked at first."""
         refusals = self._profile.refusals
         named = self._item if self._item is not None else self._body.get("model")
@@ -154,11 +156,11 @@ class Exchange:
             return refusals[refused[0].refusal], places
         return None, places
 
-    def _model(self) -> Model | None:
+    def _model(self) -> ListedModel | None:
         name = self._body.get("model")
         return self._profile.models.get(name) if isinstance(name, str) else None
 
-    async def _break_early(self, fault: Fault, weather: Weather) -> None:
+    async def _break_early(self, fault: VendorFault, weather: ActiveFaults) -> None:
         self._log(fault.html or 0, fault)
         await self._pause(weather.latency)
         if fault.html is not None:
@@ -173,7 +175,7 @@ class Exchange:
             self._transports.reset(self._scope)
             await self._until_gone()
 
-    async def _refuse(self, refusal: Refusal, fault: Fault | None, places: dict[str, str]) -> None:
+    async def _refuse(self, refusal: RefusalShape, fault: VendorFault | None, places: dict[str, str]) -> None:
         asked_wait = refusal.retry_after
         body: bytes | None = None
         if fault is not None and fault.status == refusal.status:
@@ -186,10 +188,10 @@ class Exchange:
             body = refusal.filled(**places, request_id=self._request_id, retry_after=f"{asked_wait or 0:g}")
         await respond(self._send, refusal.status, body, headers)
 
-    async def _complete(self, model: Model, weather: Weather) -> None:
+    async def _complete(self, model: ListedModel, weather: ActiveFaults) -> None:
         found = situation.read(self._body)
         reply = assistant.reply(found, speaker=f"{model.id} at {self._profile.title} (a practice vendor)")
-        completion = Completion.of(
+        completion = ModelCompletion.of(
             self._profile, model, str(self._body["model"]), reply, prompt_characters=self._body_length
         )
         if not self._body.get("stream"):
@@ -200,7 +202,7 @@ class Exchange:
         pieces = list(completion.pieces(include_usage=include_usage))
         await self._stream(pieces, weather, tokens=completion.usage["total_tokens"])
 
-    async def _stream(self, pieces: list[bytes], weather: Weather, *, tokens: int) -> None:
+    async def _stream(self, pieces: list[bytes], weather: ActiveFaults, *, tokens: int) -> None:
         fault = weather.fault
         if fault is not None and fault.malformed:
             pieces = [pieces[0], b'data: {"id":"chatcmpl-broken","choices":[{"delta":{"content":"He\n\n', pieces[-1]]
@@ -219,7 +221,7 @@ class Exchange:
         else:
             await self._send({"type": "http.response.body", "body": b""})
 
-    async def _deliver(self, body: bytes, fault: Fault | None, *, tokens: int = 0) -> None:
+    async def _deliver(self, body: bytes, fault: VendorFault | None, *, tokens: int = 0) -> None:
         """Send a JSON answer whole, or as a fault has it."""
         headers = self._headers(tokens)
         if fault is not None and fault.malformed:
@@ -232,7 +234,7 @@ class Exchange:
         else:
             await respond(self._send, 200, body, headers)
 
-    async def _break_midway(self, fault: Fault | None) -> None:
+    async def _break_midway(self, fault: VendorFault | None) -> None:
         if fault is not None and fault.reset is not None:
             # A reset throws away what the client has not read yet; this lets it read the first half.
             await self._pause(_BEFORE_A_RESET)
@@ -246,7 +248,7 @@ class Exchange:
             return _json(self._profile.models[self._item].item)
         return _json({"object": "list", "data": self._profile.listed})
 
-    def _embeddings(self, model: Model) -> bytes:
+    def _embeddings(self, model: ListedModel) -> bytes:
         given = self._body["input"]
         texts = [given] if isinstance(given, str) else [str(text) for text in given]
         as_base64 = self._body.get("encoding_format") == "base64"
@@ -301,7 +303,7 @@ class Exchange:
             headers += self._vendor.limit_headers(tokens)
         return headers
 
-    def _log(self, status: int, fault: Fault | None) -> None:
+    def _log(self, status: int, fault: VendorFault | None) -> None:
         model = self._body.get("model", self._item)
         self._vendor.log.add(
             Request(

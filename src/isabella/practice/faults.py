@@ -13,7 +13,7 @@ Reset = Literal["at_once", "midway"]
 
 
 @dataclass(frozen=True)
-class Fault:
+class VendorFault:
     """One thing that goes wrong. All times are in seconds.
 
     Attributes:
@@ -99,7 +99,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Weather:
+class ActiveFaults:
     """What befalls one request: the sum of the waits, and the first fault that is more than a wait.
 
     Attributes:
@@ -110,10 +110,10 @@ class Weather:
 
     latency: float = 0.0
     between: float = 0.0
-    fault: Fault | None = None
+    fault: VendorFault | None = None
 
 
-FAIR = Weather()
+FAIR = ActiveFaults()
 
 
 class Faults:
@@ -125,7 +125,7 @@ class Faults:
         #: How often they were switched off: what began before the last time is not held up any more.
         self.cleared = 0
 
-    def add(self, fault: Fault) -> None:
+    def add(self, fault: VendorFault) -> None:
         """Switch a fault on, beside those that are on already."""
         with self._lock:
             self._active.append(_Active(fault, fault.times))
@@ -136,12 +136,12 @@ class Faults:
             self._active.clear()
             self.cleared += 1
 
-    def active(self) -> list[tuple[Fault, int | None]]:
+    def active(self) -> list[tuple[VendorFault, int | None]]:
         """The faults that are on, each with the number of times that is left of it."""
         with self._lock:
             return [(active.fault, active.left) for active in self._active]
 
-    def befall(self, route: Route | None, *, accepted: bool = True) -> Weather:
+    def befall(self, route: Route | None, *, accepted: bool = True) -> ActiveFaults:
         """What befalls a request that has just come in; counted as having happened.
 
         Args:
@@ -151,7 +151,7 @@ class Faults:
         if not self._active:
             return FAIR
         latency = between = 0.0
-        failure: Fault | None = None
+        failure: VendorFault | None = None
         with self._lock:
             for active in self._active:
                 fault = active.fault
@@ -168,13 +168,13 @@ class Faults:
                 if fault.kind != "latency":
                     failure = fault
             self._active = [active for active in self._active if active.left != 0]
-        return Weather(latency, between, failure)
+        return ActiveFaults(latency, between, failure)
 
 
 class _Active:
     """A fault that is on, and how much of it is left."""
 
-    def __init__(self, fault: Fault, left: int | None) -> None:
+    def __init__(self, fault: VendorFault, left: int | None) -> None:
         self.fault = fault
         self.left = left
         # Starts full, so that the first request is struck and a share comes out the same in every run.

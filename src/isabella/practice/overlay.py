@@ -14,12 +14,12 @@ from isabella.practice import daemon, keyring
 from isabella.practice.profiles import NAMES
 from isabella.providers.desired import desired_providers
 from isabella.settings import Settings, load_settings
-from isabella.sources import Value
+from isabella.sources import ConfigValue
 
 ORIGIN = "practice vendors"
 
 
-class Vendors(Protocol):
+class RunningVendors(Protocol):
     """Practice vendors that run."""
 
     @property
@@ -33,13 +33,13 @@ class Vendors(Protocol):
         """A key that it accepts."""
 
 
-def with_practice_vendors(settings: Settings, vendors: Vendors) -> Settings:
+def with_practice_vendors(settings: Settings, vendors: RunningVendors) -> Settings:
     """The same settings, with keys and base URLs of the practice vendors for the vendors that they stand for."""
     overlay = dict(settings.sources.overlay)
     for vendor in _practised():
-        overlay[vendor.api_key_env] = Value(vendors.key(vendor.name).get_secret_value(), ORIGIN)
+        overlay[vendor.api_key_env] = ConfigValue(vendors.key(vendor.name).get_secret_value(), ORIGIN)
         if vendor.base_url_env is not None:
-            overlay[vendor.base_url_env] = Value(vendors.base_url(vendor.name), ORIGIN)
+            overlay[vendor.base_url_env] = ConfigValue(vendors.base_url(vendor.name), ORIGIN)
     sources = replace(settings.sources, overlay=overlay, overlaid_from=vendors.keys_file)
     return settings.model_copy(update={"sources": sources})
 
@@ -66,7 +66,7 @@ def renewed(settings: Settings) -> Settings:
     if accepted is None:
         return settings
     keys = {vendor.api_key_env: accepted[vendor.name][:1] for vendor in _practised()}
-    fresh = {name: Value(first, ORIGIN) for name, found in keys.items() for first in found}
+    fresh = {name: ConfigValue(first, ORIGIN) for name, found in keys.items() for first in found}
     return settings.model_copy(update={"sources": replace(sources, overlay={**sources.overlay, **fresh})})
 
 

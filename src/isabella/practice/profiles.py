@@ -29,7 +29,7 @@ _REFUSAL_OF_STATUS = {
 
 
 @dataclass(frozen=True)
-class Model:
+class ListedModel:
     """A model on a vendor's list.
 
     Attributes:
@@ -53,7 +53,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RefusalShape:
     """How a vendor says no.
 
     Attributes:
@@ -102,17 +102,17 @@ class Profile:
     call_id: tuple[str, int]
     reasoning: Literal["field", "parts", "none"]
     limits: Mapping[str, str | int]
-    models: Mapping[str, Model]
+    models: Mapping[str, ListedModel]
     listed: tuple[Mapping[str, Any], ...]
-    refusals: Mapping[str, Refusal] = field(repr=False)
+    refusals: Mapping[str, RefusalShape] = field(repr=False)
     usage_extension: str | None = None
     correlation_header: str | None = None
 
-    def refusal_of(self, status: int) -> Refusal:
+    def refusal_of(self, status: int) -> RefusalShape:
         """The vendor's refusal with this status; one of its server errors where it has no such refusal."""
         reason = _REFUSAL_OF_STATUS.get(status, "broken" if status >= 500 else "bad_request")
         found = self.refusals[reason]
-        return found if found.status == status else Refusal(status, found.body, found.retry_after)
+        return found if found.status == status else RefusalShape(status, found.body, found.retry_after)
 
 
 @cache
@@ -139,10 +139,10 @@ def profile(name: str) -> Profile:
 
 def _profile(name: str, data: Mapping[str, Any]) -> Profile:
     absent = dict.fromkeys(data.get("null_fields", ()))
-    models: dict[str, Model] = {}
+    models: dict[str, ListedModel] = {}
     listed: list[Mapping[str, Any]] = []
     for entry in data["models"]:
-        model = Model(
+        model = ListedModel(
             item={**entry["item"], **absent},
             window=entry["window"],
             chat=entry.get("chat", True),
@@ -163,7 +163,7 @@ def _profile(name: str, data: Mapping[str, Any]) -> Profile:
         limits=data["limits"],
         models=models,
         listed=tuple(listed),
-        refusals={reason: Refusal(**fields) for reason, fields in data["refusals"].items()},
+        refusals={reason: RefusalShape(**fields) for reason, fields in data["refusals"].items()},
         usage_extension=data.get("usage_extension"),
         correlation_header=data.get("correlation_header"),
     )

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 
-from isabella.practice.exchange import Application, ClientGone, Exchange, Receive, Scope, Send, respond
+from isabella.practice.exchange import Application, ClientGone, Receive, Scope, Send, VendorExchange, respond
 from isabella.practice.transports import Transports
-from isabella.practice.vendor import Vendor
+from isabella.practice.vendor import PracticeVendor
 
 
 class Program:
@@ -23,7 +23,7 @@ class Program:
         control: answers what is asked under `/practice/`.
     """
 
-    def __init__(self, vendors: Mapping[str, Vendor], transports: Transports, control: Application) -> None:
+    def __init__(self, vendors: Mapping[str, PracticeVendor], transports: Transports, control: Application) -> None:
         self._vendors = [(f"/{name}/", vendor) for name, vendor in vendors.items()]
         self._transports = transports
         self._control = control
@@ -36,7 +36,7 @@ class Program:
         for prefix, vendor in self._vendors:
             if path.startswith(prefix):
                 with suppress(ClientGone):
-                    await Exchange(vendor, self._transports, scope, receive, send).answer()
+                    await VendorExchange(vendor, self._transports, scope, receive, send).answer()
                 return
         if path.startswith("/practice/"):
             await self._control(scope, receive, send)

@@ -8,7 +8,7 @@ import re
 from contextlib import suppress
 
 from isabella.practice import speech
-from isabella.practice.situation import Block, Call, Situation
+from isabella.practice.situation import Call, PromptBlock, Situation
 
 _NOTING = ("memory_insert", "core_memory_append", "archival_memory_insert")
 _EDITING = ("memory_replace", "core_memory_replace", "memory_rethink", "memory", "memory_apply_patch")
@@ -237,7 +237,7 @@ def _object(order: re.Match[str]) -> str:
     return "" if _POINTS_BACK.fullmatch(own) else order["what"].rstrip(" ?")
 
 
-def _block_for(blocks: tuple[Block, ...], label: str | None) -> Block | None:
+def _block_for(blocks: tuple[PromptBlock, ...], label: str | None) -> PromptBlock | None:
     writable = [block for block in blocks if not block.read_only]
     for wanted in (label, "human", "user"):
         for block in writable:
@@ -248,7 +248,7 @@ def _block_for(blocks: tuple[Block, ...], label: str | None) -> Block | None:
     return candidates[0] if candidates else None
 
 
-def _replace(situation: Situation, block: Block, old: str, new: str) -> Call | None:
+def _replace(situation: Situation, block: PromptBlock, old: str, new: str) -> Call | None:
     if "memory_replace" in situation.tools:
         return Call("memory_replace", {"label": block.label, "old_string": old, "new_string": new})
     if "core_memory_replace" in situation.tools:

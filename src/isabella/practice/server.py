@@ -17,12 +17,12 @@ from pydantic import SecretStr
 from isabella.errors import PracticeError
 from isabella.practice import keyring
 from isabella.practice.control import Control
-from isabella.practice.faults import Fault, Reset, Route
+from isabella.practice.faults import Reset, Route, VendorFault
 from isabella.practice.profiles import NAMES, profile
 from isabella.practice.program import Program
 from isabella.practice.requests import Request
 from isabella.practice.transports import Transports
-from isabella.practice.vendor import Vendor
+from isabella.practice.vendor import PracticeVendor
 
 HOST = "127.0.0.1"
 
@@ -82,7 +82,7 @@ class Practice:
         token: str,
         on_keys: Callable[[Mapping[str, Sequence[str]]], None] | None = None,
     ) -> None:
-        self.vendors = {name: Vendor(profile(name), accepted[name]) for name in NAMES}
+        self.vendors = {name: PracticeVendor(profile(name), accepted[name]) for name in NAMES}
         self.transports = Transports()
 
         def changed() -> None:
@@ -237,7 +237,7 @@ class PracticeVendors:
         `hang=True` hangs for ten minutes at most; `reset=True` resets at once.
         """
         self._vendor(vendor).faults.add(
-            Fault(
+            VendorFault(
                 on=on,
                 times=times,
                 share=share,
@@ -272,5 +272,5 @@ class PracticeVendors:
         for vendor in self._practice.vendors.values():
             vendor.log.forget()
 
-    def _vendor(self, name: str) -> Vendor:
+    def _vendor(self, name: str) -> PracticeVendor:
         return self._practice.vendors[profile(name).name]

@@ -19,7 +19,7 @@ _LINE_NUMBER = re.compile(r"^\d+→ ?", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Block:
+class PromptBlock:
     """A memory block.
 
     Attributes:
@@ -47,7 +47,7 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Turn:
+class PromptMessage:
     """One message of the conversation.
 
     Attributes:
@@ -92,8 +92,8 @@ class Situation:
     """
 
     system: str
-    blocks: tuple[Block, ...] = ()
-    turns: tuple[Turn, ...] = ()
+    blocks: tuple[PromptBlock, ...] = ()
+    turns: tuple[PromptMessage, ...] = ()
     tools: Mapping[str, Tool] = field(default_factory=dict)
     forced: str | None = None
     must_call: bool = False
@@ -105,13 +105,13 @@ class Situation:
         return "" if position is None else self.turns[position].text
 
     @property
-    def since(self) -> tuple[Turn, ...]:
+    def since(self) -> tuple[PromptMessage, ...]:
         """What has happened since the user spoke: calls of tools and their results."""
         position = self._position
         return () if position is None else self.turns[position + 1 :]
 
     @property
-    def before(self) -> tuple[Turn, ...]:
+    def before(self) -> tuple[PromptMessage, ...]:
         """The conversation before the user's last words."""
         position = self._position
         return self.turns if position is None else self.turns[:position]
@@ -132,14 +132,14 @@ class Situation:
 def read(request: Mapping[str, Any]) -> Situation:
     """Understand an OpenAI chat request. Whatever is missing or of another shape counts as absent."""
     system: list[str] = []
-    turns: list[Turn] = []
+    turns: list[PromptMessage] = []
     for message in _mappings(request.get("messages")):
         role = str(message.get("role", "user"))
         text = text_of(message.get("content"))
         if role in ("system", "developer"):
             system.append(text)
         elif role == "assistant":
-            turns.append(Turn("assistant", text, calls=tuple(_calls(message))))
+            turns.append(PromptMessage("assistant", text, calls=tuple(_calls(message))))
         elif role == "tool":
             turns.append(_tool_result(text))
         else:
@@ -173,26 +173,26 @@ def _mappings(value: object) -> Sequence[Mapping[str, Any]]:
     return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
-def _user_turn(text: str) -> Turn:
+def _user_turn(text: str) -> PromptMessage:
     # Older agent types get user messages, heartbeats and alerts wrapped in JSON.
     wrapped = _json_object(text)
     if wrapped is None:
-        return Turn("user", text)
+        return PromptMessage("user", text)
     kind = wrapped.get("type")
     if kind == "user_message":
-        return Turn("user", str(wrapped.get("message", "")))
+        return PromptMessage("user", str(wrapped.get("message", "")))
     if kind in ("heartbeat", "system_alert", "login"):
-        return Turn("system", str(wrapped.get("message", wrapped.get("reason", ""))))
-    return Turn("user", text)
+        return PromptMessage("system", str(wrapped.get("message", wrapped.get("reason", ""))))
+    return PromptMessage("user", text)
 
 
-def _tool_result(text: str) -> Turn:
+def _tool_result(text: str) -> PromptMessage:
     wrapped = _json_object(text)
     if wrapped is None or "status" not in wrapped:
-        return Turn("tool", text, failed=text.startswith("Error"))
+        return PromptMessage("tool", text, failed=text.startswith("Error"))
     message = wrapped.get("message")
     plain = message if isinstance(message, str) else json.dumps(message, ensure_ascii=False)
-    return Turn("tool", plain, failed=wrapped["status"] != "OK")
+    return PromptMessage("tool", plain, failed=wrapped["status"] != "OK")
 
 
 def _calls(message: Mapping[str, Any]) -> list[Call]:
@@ -233,9 +233,9 @@ def _forced(choice: object) -> str | None:
     return None
 
 
-def _blocks(prompt: str) -> list[Block]:
+def _blocks(prompt: str) -> list[PromptBlock]:
     return [
-        Block(
+        PromptBlock(
             label=found["label"],
             value=_LINE_NUMBER.sub("", found["value"]).strip("\n"),
             read_only="read_only=true" in found["metadata"],

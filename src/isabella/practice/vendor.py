@@ -11,7 +11,7 @@ from isabella.practice.profiles import Profile
 from isabella.practice.requests import RequestLog, fingerprint
 
 
-class Vendor:
+class PracticeVendor:
     """A practice vendor; its parts may be used from other threads than the server's.
 
     Args:

@@ -8,12 +8,12 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from isabella.providers.plan import WRITES, Action, State
+from isabella.providers.plan import WRITES, Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Report
-from isabella.vendors.status import VendorState, VendorStatus
+from isabella.vendors.status import VendorObservation, VendorState
 
 
-class Kind(StrEnum):
+class HealthState(StrEnum):
     """How a provider stands."""
 
     #: Letta holds what is configured, and this is proven.
@@ -35,7 +35,7 @@ class Kind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Condition:
+class ProviderHealth:
     """How one provider stands.
 
     Attributes:
@@ -48,7 +48,7 @@ class Condition:
         asked: when the vendor refused the configured key last.
     """
 
-    kind: Kind
+    kind: HealthState
     reason: str
     since: datetime
     remedy: str | None = None
@@ -56,35 +56,39 @@ class Condition:
     asked: datetime | None = None
 
 
-Conditions = Mapping[str, Condition]
+Conditions = Mapping[str, ProviderHealth]
 
 #: How a sync can end other than well: what a mere look cannot find out.
-_OUTCOMES = (Kind.REFUSED, Kind.MISCONFIGURED, Kind.UNPROVEN, Kind.FAILED)
+_OUTCOMES = (HealthState.REFUSED, HealthState.MISCONFIGURED, HealthState.UNPROVEN, HealthState.FAILED)
 
 
-def kind_of(entry: ProviderReport) -> Kind:
+def health_state(entry: ProviderReport) -> HealthState:
     """How a provider stands by one report."""
     if not entry.ours:
-        return Kind.FOREIGN if entry.stored is State.FOREIGN and entry.key_source is None else Kind.NO_KEY
+        return (
+            HealthState.FOREIGN
+            if entry.stored is ProviderState.FOREIGN and entry.key_source is None
+            else HealthState.NO_KEY
+        )
     if entry.proof is Proof.PROVEN:
-        return Kind.IN_SYNC
+        return HealthState.IN_SYNC
     if entry.refused_by_vendor:
-        return Kind.REFUSED
-    if entry.proof is Proof.UNPROVEN or (entry.proof is Proof.NOT_ASKED and entry.stored is State.HIDDEN):
-        return Kind.UNPROVEN
+        return HealthState.REFUSED
+    if entry.proof is Proof.UNPROVEN or (entry.proof is Proof.NOT_ASKED and entry.stored is ProviderState.HIDDEN):
+        return HealthState.UNPROVEN
     if entry.action is Action.REFUSE:
-        return Kind.MISCONFIGURED
-    return Kind.FAILED if entry.proof is Proof.FAILED else Kind.DRIFTED
+        return HealthState.MISCONFIGURED
+    return HealthState.FAILED if entry.proof is Proof.FAILED else HealthState.DRIFTED
 
 
-def stands(entry: ProviderReport) -> Kind:
+def stands(entry: ProviderReport) -> HealthState:
     """How a provider stands by all that is known, the last sync included."""
-    return kind_of(entry) if entry.condition is None else Kind(entry.condition)
+    return health_state(entry) if entry.condition is None else HealthState(entry.condition)
 
 
-def after(
+def update_health(
     before: Conditions, report: Report, now: datetime, *, whole: bool = True, looks: bool = False
-) -> dict[str, Condition]:
+) -> dict[str, ProviderHealth]:
     """How the providers stand after a report.
 
     Args:
@@ -104,27 +108,27 @@ def after(
     return conditions
 
 
-def _still_holds(former: Condition, entry: ProviderReport) -> bool:
+def _still_holds(former: ProviderHealth, entry: ProviderReport) -> bool:
     """Whether neither configuration, nor Letta, nor the vendor has said anything new since the last sync."""
     return former.basis is not None and former.basis == entry.basis and entry.vendor_status is None
 
 
-def _after(before: Condition | None, entry: ProviderReport, now: datetime, looks: bool) -> Condition:
-    kind = kind_of(entry)
+def _after(before: ProviderHealth | None, entry: ProviderReport, now: datetime, looks: bool) -> ProviderHealth:
+    kind = health_state(entry)
     # What had to be mended was out of line until now, even where no report has said so in between.
-    mended = kind is Kind.IN_SYNC and entry.action in WRITES and entry.proof is Proof.PROVEN
+    mended = kind is HealthState.IN_SYNC and entry.action in WRITES and entry.proof is Proof.PROVEN
     changed = before is None or before.kind is not kind or mended
-    if before is not None and not changed and kind is Kind.IN_SYNC:
+    if before is not None and not changed and kind is HealthState.IN_SYNC:
         # The reason for being in sync is that of the last change; what is wrong may be wrong for another reason now.
         return before
-    found = Condition(kind, entry.reason, now if before is None or changed else before.since)
+    found = ProviderHealth(kind, entry.reason, now if before is None or changed else before.since)
     if looks or kind not in _OUTCOMES:
         return found
-    asked = entry.vendor_status.at if kind is Kind.REFUSED and entry.vendor_status is not None else None
+    asked = entry.vendor_status.at if kind is HealthState.REFUSED and entry.vendor_status is not None else None
     return replace(found, remedy=entry.remedy, basis=entry.basis, asked=asked)
 
 
-def with_conditions(report: Report, conditions: Conditions, *, unless: datetime | None = None) -> Report:
+def with_health(report: Report, conditions: Conditions, *, unless: datetime | None = None) -> Report:
     """The report, each entry with how its provider stands.
 
     Args:
@@ -148,14 +152,14 @@ def with_conditions(report: Report, conditions: Conditions, *, unless: datetime 
     return replace(report, providers=[told(entry) for entry in report.providers])
 
 
-def _last_sync(found: Condition) -> dict[str, Any]:
+def _last_sync(found: ProviderHealth) -> dict[str, Any]:
     """What the last sync has found out, as fields of an entry."""
     fields: dict[str, Any] = {
-        "proof": Proof.UNPROVEN if found.kind is Kind.UNPROVEN else Proof.FAILED,
+        "proof": Proof.UNPROVEN if found.kind is HealthState.UNPROVEN else Proof.FAILED,
         "reason": found.reason,
         "remedy": found.remedy,
     }
-    if found.kind is Kind.REFUSED:
-        seen = VendorStatus(VendorState.REFUSES_KEY, found.reason, found.asked or found.since)
+    if found.kind is HealthState.REFUSED:
+        seen = VendorObservation(VendorState.REFUSES_KEY, found.reason, found.asked or found.since)
         fields |= {"refused_by_vendor": True, "vendor_status": seen}
     return fields

@@ -15,10 +15,10 @@ from isabella.errors import ConfigurationError, FileUnreadable
 from isabella.keys import KeyEmpty, KeyPlaceholder, KeyRefused, clean, mask
 from isabella.providers.declared import declared_vendors
 from isabella.settings import ProviderTypes, Settings, http_address
-from isabella.sources import Value
+from isabella.sources import ConfigValue
 
 
-class Kind(StrEnum):
+class RemarkKind(StrEnum):
     """What was noticed about a vendor's configuration. The first group stands in the way of registering it."""
 
     KEY_EMPTY = "key-empty"
@@ -44,7 +44,7 @@ class Remark:
         path: the file it is about, where it is about one.
     """
 
-    kind: Kind
+    kind: RemarkKind
     variable: str
     text: str
     path: Path | None = None
@@ -151,14 +151,14 @@ class _Unusable(Exception):
         self.remedy = remedy
 
 
-def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tuple[str, Value] | None:
+def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tuple[str, ConfigValue] | None:
     """The key's variable and raw value, from the variable itself or from the file that another one names."""
     direct = settings.sources.get(vendor.api_key_env)
     named = settings.sources.get(vendor.api_key_file_env)
     if direct is not None:
         if named is not None:
             text = f"{vendor.api_key_env} wins over {vendor.api_key_file_env}: both are set"
-            remarks.append(Remark(Kind.KEY_SET_TWICE, vendor.api_key_file_env, text))
+            remarks.append(Remark(RemarkKind.KEY_SET_TWICE, vendor.api_key_file_env, text))
         return vendor.api_key_env, direct
     if named is None:
         return None
@@ -170,15 +170,15 @@ def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tupl
     except FileUnreadable as error:
         problem = f"{vendor.api_key_file_env} names {path}, which cannot be read: {error.reason}"
         raise _Unusable(
-            Remark(Kind.KEY_FILE_UNREADABLE, vendor.api_key_file_env, problem, path),
+            Remark(RemarkKind.KEY_FILE_UNREADABLE, vendor.api_key_file_env, problem, path),
             f"{vendor.api_key_file_env} ({named.origin})",
             error.remedy or "",
         ) from None
     if found.mode & 0o004:
         warning = f"{path} can be read by every user of this machine: run `chmod 600 {path}`"
-        remarks.append(Remark(Kind.KEY_FILE_READABLE, vendor.api_key_file_env, warning, path))
+        remarks.append(Remark(RemarkKind.KEY_FILE_READABLE, vendor.api_key_file_env, warning, path))
     # A key file ends in a newline as every text file does: nothing to remark on.
-    return vendor.api_key_file_env, Value(text.removesuffix("\n"), str(path))
+    return vendor.api_key_file_env, ConfigValue(text.removesuffix("\n"), str(path))
 
 
 def _expanded(path: Path) -> Path:
@@ -189,7 +189,7 @@ def _expanded(path: Path) -> Path:
         raise FileUnreadable(path, reason, remedy="Write the whole path.") from None
 
 
-def _clean_key(vendor: Vendor, variable: str, value: Value, remarks: list[Remark]) -> SecretStr:
+def _clean_key(vendor: Vendor, variable: str, value: ConfigValue, remarks: list[Remark]) -> SecretStr:
     try:
         cleaned = clean(value.text)
     except KeyRefused as refused:
@@ -199,22 +199,22 @@ def _clean_key(vendor: Vendor, variable: str, value: Value, remarks: list[Remark
             f"Put a key{f' from {vendor.keys_page}' if vendor.keys_page else ''} there, or remove the line.",
         ) from None
     redaction.remember(cleaned.value)
-    remarks += [Remark(Kind.KEY_CLEANED, variable, f"{variable}: {note}") for note in cleaned.notes]
+    remarks += [Remark(RemarkKind.KEY_CLEANED, variable, f"{variable}: {note}") for note in cleaned.notes]
     other = vendor_of_prefix(cleaned.value)
     if other is not None and other.name != vendor.name and vendor.key_prefix != other.key_prefix:
         text = f"{variable} begins with {other.key_prefix}, as keys of {other.title} do: is it the right one?"
-        remarks.append(Remark(Kind.KEY_OF_ANOTHER_VENDOR, variable, text))
+        remarks.append(Remark(RemarkKind.KEY_OF_ANOTHER_VENDOR, variable, text))
     return SecretStr(cleaned.value)
 
 
-def _kind(refused: KeyRefused) -> Kind:
+def _kind(refused: KeyRefused) -> RemarkKind:
     match refused:
         case KeyEmpty():
-            return Kind.KEY_EMPTY
+            return RemarkKind.KEY_EMPTY
         case KeyPlaceholder():
-            return Kind.KEY_PLACEHOLDER
+            return RemarkKind.KEY_PLACEHOLDER
         case _:
-            return Kind.KEY_MALFORMED
+            return RemarkKind.KEY_MALFORMED
 
 
 def _base_url(vendor: Vendor, settings: Settings) -> tuple[str, Remark | None]:
@@ -226,7 +226,7 @@ def _base_url(vendor: Vendor, settings: Settings) -> tuple[str, Remark | None]:
         return http_address(value.text), None
     except ValueError as error:
         problem = f"{name} ({value.origin}) cannot be used: {error}"
-        return vendor.base_url, Remark(Kind.BASE_URL_MALFORMED, name, problem)
+        return vendor.base_url, Remark(RemarkKind.BASE_URL_MALFORMED, name, problem)
 
 
 def _provider_type(vendor: Vendor, settings: Settings) -> str:

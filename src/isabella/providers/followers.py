@@ -13,7 +13,7 @@ from typing import Protocol
 
 
 @dataclass(frozen=True)
-class Moved:
+class MovedAgent:
     """An agent that is to call another address.
 
     Attributes:
@@ -28,10 +28,10 @@ class Moved:
 
 
 #: Is told of an agent before it is changed, because the answer to that may be lost.
-Note = Callable[[Moved], None]
+Note = Callable[[MovedAgent], None]
 
 
-class Followers(Protocol):
+class BoundAgents(Protocol):
     """The agents of one Letta."""
 
     async def astray(self, provider: str, base_url: str) -> bool:
@@ -48,7 +48,7 @@ class Followers(Protocol):
             LettaError: some may still call another one; all that could be changed have been.
         """
 
-    async def send_back(self, provider: str, moved: Sequence[Moved]) -> None:
+    async def send_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
         """Have these agents call what they called before.
 
         Raises:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
-from isabella.providers.condition import Kind, stands
+from isabella.providers.condition import HealthState, stands
 from isabella.providers.report import ProviderReport, Report
-from isabella.vendors.status import VendorState, VendorStatus
+from isabella.vendors.status import VendorObservation, VendorState
 
 _NAMED = 3
 
@@ -25,14 +25,14 @@ class Level(IntEnum):
 
 
 _OF_KIND = {
-    Kind.IN_SYNC: (Level.OK, "the stored key is proven"),
-    Kind.DRIFTED: (Level.PROBLEM, "Letta holds something else than is configured"),
-    Kind.REFUSED: (Level.PROBLEM, "the vendor refuses the configured key"),
-    Kind.MISCONFIGURED: (Level.PROBLEM, "what is configured cannot be used"),
-    Kind.UNPROVEN: (Level.WARNING, "the stored key cannot be read back"),
-    Kind.FAILED: (Level.PROBLEM, "the last sync failed"),
-    Kind.NO_KEY: (Level.UNKNOWN, "no key is configured"),
-    Kind.FOREIGN: (Level.UNKNOWN, "nobody declared it"),
+    HealthState.IN_SYNC: (Level.OK, "the stored key is proven"),
+    HealthState.DRIFTED: (Level.PROBLEM, "Letta holds something else than is configured"),
+    HealthState.REFUSED: (Level.PROBLEM, "the vendor refuses the configured key"),
+    HealthState.MISCONFIGURED: (Level.PROBLEM, "what is configured cannot be used"),
+    HealthState.UNPROVEN: (Level.WARNING, "the stored key cannot be read back"),
+    HealthState.FAILED: (Level.PROBLEM, "the last sync failed"),
+    HealthState.NO_KEY: (Level.UNKNOWN, "no key is configured"),
+    HealthState.FOREIGN: (Level.UNKNOWN, "nobody declared it"),
 }
 _OF_STATE = {
     VendorState.ANSWERS: (Level.OK, "answers"),
@@ -45,7 +45,7 @@ _OF_STATE = {
 
 
 @dataclass(frozen=True)
-class Headline:
+class StatusHeadline:
     """How the providers stand as a whole.
 
     Attributes:
@@ -63,12 +63,12 @@ class Headline:
         return {"level": self.level.name.lower(), "title": self.title, "text": self.text}
 
 
-def vendor_words(status: VendorStatus | None) -> str:
+def vendor_words(status: VendorObservation | None) -> str:
     """What a vendor did, in a few words."""
     return "not known" if status is None else _OF_STATE[status.state][1]
 
 
-def vendor_level(status: VendorStatus | None) -> Level:
+def vendor_level(status: VendorObservation | None) -> Level:
     """How bad it is what a vendor did."""
     return Level.UNKNOWN if status is None else _OF_STATE[status.state][0]
 
@@ -93,24 +93,24 @@ def trouble(entry: ProviderReport) -> str | None:
     return f"the vendor {vendor_words(entry.vendor_status)} ({entry.vendor_status.reason})"
 
 
-def headline(report: Report) -> Headline:
+def headline(report: Report) -> StatusHeadline:
     """How the configured providers stand as a whole."""
     ours = report.ours
     if not ours:
-        return Headline(Level.WARNING, "No provider is configured.", "")
+        return StatusHeadline(Level.WARNING, "No provider is configured.", "")
     level = max(map(level_of, ours))
     total = len(ours)
     wrong = [f"{entry.name}: {said}" for entry in ours if (said := trouble(entry)) is not None]
     if wrong:
         title = f"{len(wrong)} of {total} providers {'is' if len(wrong) == 1 else 'are'} not in order."
-        return Headline(level, title, f"{_some(wrong, '; ')}.")
+        return StatusHeadline(level, title, f"{_some(wrong, '; ')}.")
     proven = "The stored key is proven" if total == 1 else f"All {total} stored keys are proven"
     if level is Level.OK:
         answered = "the vendor answered" if total == 1 else "every vendor answered"
-        return Headline(level, "Everything is in order.", f"{proven}, and {answered} when it was asked last.")
+        return StatusHeadline(level, "Everything is in order.", f"{proven}, and {answered} when it was asked last.")
     unknown = [entry.name for entry in ours if level_of(entry) is Level.UNKNOWN]
     whom = "this vendor answers" if len(unknown) == 1 else "these vendors answer"
-    return Headline(level, f"{proven}.", f"Whether {whom} is not known: {_some(unknown, ', ')}.")
+    return StatusHeadline(level, f"{proven}.", f"Whether {whom} is not known: {_some(unknown, ', ')}.")
 
 
 def document(report: Report) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def document(report: Report) -> dict[str, Any]:
     return {"headline": headline(report).as_json(), **report.as_json()}
 
 
-def with_vendors(report: Report, seen: Callable[[str], VendorStatus | None]) -> Report:
+def with_vendors(report: Report, seen: Callable[[str], VendorObservation | None]) -> Report:
     """The report, each entry with what its vendor did last.
 
     Args:

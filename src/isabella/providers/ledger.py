@@ -9,10 +9,10 @@ from datetime import datetime
 from pathlib import Path
 
 from isabella.files import write_private
-from isabella.providers.condition import Condition, Conditions, Kind
+from isabella.providers.condition import Conditions, HealthState, ProviderHealth
 
 
-class Ledger:
+class HealthFile:
     """The conditions of one Letta's providers on the disk. There is no key in it.
 
     Args:
@@ -23,13 +23,13 @@ class Ledger:
     def __init__(self, home: Path, base_url: str) -> None:
         self._path = home / "conditions" / f"{hashlib.sha256(base_url.encode()).hexdigest()[:16]}.json"
 
-    def read(self) -> dict[str, Condition]:
+    def read(self) -> dict[str, ProviderHealth]:
         """What was written last; nothing where there is no file, or it is damaged."""
         try:
             document = json.loads(self._path.read_text())
             return {
-                str(name): Condition(
-                    Kind(entry["condition"]),
+                str(name): ProviderHealth(
+                    HealthState(entry["condition"]),
                     str(entry["reason"]),
                     datetime.fromisoformat(entry["since"]),
                     remedy=entry.get("remedy"),
@@ -49,7 +49,7 @@ class Ledger:
             write_private(self._path, json.dumps({"version": 1, "providers": document}))
 
 
-def _written(one: Condition) -> dict[str, str]:
+def _written(one: ProviderHealth) -> dict[str, str]:
     outcome = {
         "remedy": one.remedy,
         "basis": one.basis,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from isabella.errors import LettaError, LettaRefused
-from isabella.providers.followers import Moved
-from isabella.providers.plan import Action, Change, State
+from isabella.providers.followers import MovedAgent
+from isabella.providers.plan import Action, PlannedChange, ProviderState
 from isabella.providers.rotation import refusal
-from isabella.vendors.inquiry import Answer, Verdict
+from isabella.vendors.inquiry import KeyVerdict, VendorAnswer
 
 _AGENTS_NAMED = 5
 #: Of a key that is there in plaintext; of one whose vendor has another address now.
@@ -16,7 +16,7 @@ _WHY_EMPTIED = {True: "it was in plaintext", False: "it moves to another address
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ApplyOutcome:
     """What was done about one provider.
 
     Attributes:
@@ -35,7 +35,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Followed:
+class AgentMoves:
     """What became of the agents of a provider that has moved.
 
     Attributes:
@@ -43,11 +43,11 @@ class Followed:
         trouble: why some may call the former one still.
     """
 
-    moved: tuple[Moved, ...] = ()
+    moved: tuple[MovedAgent, ...] = ()
     trouble: LettaError | None = None
 
 
-def with_followers(outcome: Outcome, followed: Followed) -> Outcome:
+def with_agent_moves(outcome: ApplyOutcome, followed: AgentMoves) -> ApplyOutcome:
     """The outcome of a move, with what became of the agents."""
     if followed.trouble is not None:
         return replace(
@@ -64,12 +64,12 @@ def with_followers(outcome: Outcome, followed: Followed) -> Outcome:
     return replace(outcome, reason=f"{outcome.reason}; agents that call the new address now: {named}")
 
 
-def withheld(change: Change, trouble: LettaError, *, what: str) -> Outcome:
+def withheld(change: PlannedChange, trouble: LettaError, *, what: str) -> ApplyOutcome:
     """The configured key was not written, because an agent might carry it to another address."""
     remedy = (trouble.remedy or "Look at Letta's log").rstrip(".")
     if isinstance(trouble, LettaRefused):
         remedy = "Mend that agent, or delete it (`isabella agents list` shows them)"
-    return Outcome(
+    return ApplyOutcome(
         change.action,
         f"{change.reason}; {what}: an agent may still call another address than the key is for. {trouble.what}",
         f"{remedy}, then: isabella providers sync --only {change.desired.name}",
@@ -77,31 +77,31 @@ def withheld(change: Change, trouble: LettaError, *, what: str) -> Outcome:
     )
 
 
-def keyless(change: Change, error: LettaError) -> Outcome:
+def key_removed(change: PlannedChange, error: LettaError) -> ApplyOutcome:
     """A key that was to be written anew, and only its place was emptied: what stands there now is no key."""
-    return Outcome(
+    return ApplyOutcome(
         Action.UPDATE,
-        f"{_WHY_EMPTIED[change.state is State.PLAINTEXT]}, and what stands there now is no key: writing the key "
+        f"{_WHY_EMPTIED[change.state is ProviderState.PLAINTEXT]}, and what stands there now is no key: writing the key "
         f"failed: {error.what}",
         f"Until this is done agents on it are refused: isabella providers sync --only {change.desired.name}",
         failed=True,
     )
 
 
-def refused_by_vendor(change: Change, answer: Answer) -> Outcome:
+def refused_by_vendor(change: PlannedChange, answer: VendorAnswer) -> ApplyOutcome:
     """The vendor does not take the configured key, so nothing was written."""
     reason, remedy = refusal(change, answer)
-    return Outcome(Action.REFUSE, reason, remedy, failed=True, refused_by_vendor=True)
+    return ApplyOutcome(Action.REFUSE, reason, remedy, failed=True, refused_by_vendor=True)
 
 
-def confirmed(reason: str, answer: Answer | None) -> str:
+def confirmed(reason: str, answer: VendorAnswer | None) -> str:
     """The reason, with what the vendor said of the key where that was not simply yes."""
     match answer:
-        case None | Answer(verdict=Verdict.ACCEPTED):
+        case None | VendorAnswer(verdict=KeyVerdict.ACCEPTED):
             return reason
-        case Answer(verdict=Verdict.OUT_OF_FUNDS):
+        case VendorAnswer(verdict=KeyVerdict.OUT_OF_FUNDS):
             return f"{reason}; the vendor knows the key, but its account is out of funds"
-        case Answer(verdict=Verdict.RATE_LIMITED):
+        case VendorAnswer(verdict=KeyVerdict.RATE_LIMITED):
             return f"{reason}; the vendor knows the key, but is asked too often"
         case _:
             return f"{reason}; not confirmed by the vendor ({answer.said})"

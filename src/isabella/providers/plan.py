@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from isabella.addresses import is_nowhere
+from isabella.addresses import is_placeholder_url
 from isabella.providers.desired import Desired
-from isabella.providers.sealing import Match, Reading, taken_for_sealed
-from isabella.stores import Abilities, Stored
+from isabella.providers.sealing import KeyMatch, KeyReading, mistaken_for_encrypted
+from isabella.stores import Capabilities, StoredProvider
 from isabella.strategy import Strategy
-from isabella.vendors.status import VendorStatus
+from isabella.vendors.status import VendorObservation
 
 
-class State(StrEnum):
+class ProviderState(StrEnum):
     """What Letta holds, compared with what is desired."""
 
     IN_SYNC = "in_sync"
@@ -51,7 +51,7 @@ WRITES = frozenset((Action.CREATE, Action.UPDATE, Action.RECREATE))
 
 
 @dataclass(frozen=True)
-class Change:
+class PlannedChange:
     """What is to be done about one provider, and why.
 
     Attributes:
@@ -68,15 +68,15 @@ class Change:
     """
 
     desired: Desired
-    stored: Stored | None
-    reading: Reading | None
-    state: State
+    stored: StoredProvider | None
+    reading: KeyReading | None
+    state: ProviderState
     action: Action
     reason: str
     remedy: str | None = None
     ask_vendor: bool = False
     refused_by_vendor: bool = False
-    vendor_status: VendorStatus | None = None
+    vendor_status: VendorObservation | None = None
 
     @property
     def moves(self) -> bool:
@@ -86,12 +86,12 @@ class Change:
     @property
     def between(self) -> bool:
         """Whether it is between two addresses: a move was cut off, or is not done."""
-        return self.stored is not None and is_nowhere(self.stored.base_url)
+        return self.stored is not None and is_placeholder_url(self.stored.base_url)
 
     @property
     def keeps_key(self) -> bool:
         """Whether the key that is stored is the configured one already."""
-        return self.reading is not None and self.reading.match is Match.EQUAL
+        return self.reading is not None and self.reading.match is KeyMatch.EQUAL
 
     @property
     def pending(self) -> bool:
@@ -99,7 +99,9 @@ class Change:
         return self.action not in (Action.KEEP, Action.NONE)
 
 
-def state_of(desired: Desired, stored: Stored | None, reading: Reading | None, *, sealing: bool) -> State:
+def state_of(
+    desired: Desired, stored: StoredProvider | None, reading: KeyReading | None, *, sealing: bool
+) -> ProviderState:
     """Compare a provider with what is desired. Of several differences the one that is hardest to mend counts.
 
     Args:
@@ -109,32 +111,32 @@ def state_of(desired: Desired, stored: Stored | None, reading: Reading | None, *
         sealing: whether a master key is configured, so that keys have to be sealed.
     """
     if stored is None:
-        return State.ABSENT
+        return ProviderState.ABSENT
     if reading is None:
-        return State.FOREIGN if not desired.wanted else State.STALE
+        return ProviderState.FOREIGN if not desired.wanted else ProviderState.STALE
     if stored.type != desired.type:
-        return State.MISTYPED
+        return ProviderState.MISTYPED
     match reading.match:
-        case Match.UNREADABLE:
-            return State.UNREADABLE
-        case Match.HIDDEN:
-            return State.HIDDEN
-        case Match.DIFFERENT | Match.NOTHING:
-            return State.STALE
+        case KeyMatch.UNREADABLE:
+            return ProviderState.UNREADABLE
+        case KeyMatch.HIDDEN:
+            return ProviderState.HIDDEN
+        case KeyMatch.DIFFERENT | KeyMatch.NOTHING:
+            return ProviderState.STALE
     if sealing and not reading.sealed:
-        return State.PLAINTEXT
-    return State.IN_SYNC if stored.base_url == desired.base_url else State.MOVED
+        return ProviderState.PLAINTEXT
+    return ProviderState.IN_SYNC if stored.base_url == desired.base_url else ProviderState.MOVED
 
 
 def plan(
     desired: Desired,
-    stored: Stored | None,
-    reading: Reading | None,
+    stored: StoredProvider | None,
+    reading: KeyReading | None,
     *,
     strategy: Strategy,
-    abilities: Abilities,
+    abilities: Capabilities,
     sealing: bool,
-) -> Change:
+) -> PlannedChange:
     """Decide what to do about one provider.
 
     Args:
@@ -147,9 +149,9 @@ def plan(
     """
     state = state_of(desired, stored, reading, sealing=sealing)
 
-    def change(action: Action, reason: str, remedy: str | None = None) -> Change:
-        new_key = (reading is None or reading.match is not Match.EQUAL) and action in WRITES
-        return Change(desired, stored, reading, state, action, reason, remedy, ask_vendor=new_key)
+    def change(action: Action, reason: str, remedy: str | None = None) -> PlannedChange:
+        new_key = (reading is None or reading.match is not KeyMatch.EQUAL) and action in WRITES
+        return PlannedChange(desired, stored, reading, state, action, reason, remedy, ask_vendor=new_key)
 
     if not desired.wanted:
         left = "" if stored is None else "; the provider of this name in Letta is left alone"
@@ -162,21 +164,21 @@ def plan(
             f"without a master key, Letta {abilities.release} takes this key for a sealed one and never uses it",
             "Set LETTA_ENCRYPTION_KEY for Letta and for Isabella, or upgrade Letta to 0.16.7 or later.",
         )
-    if state is State.ABSENT:
+    if state is ProviderState.ABSENT:
         return change(Action.CREATE, "not in Letta yet")
 
     difference = _difference(desired, stored, reading, state)
     if strategy is Strategy.RECREATE:
         if abilities.recreates:
             return change(Action.RECREATE, f"strategy recreate; {difference}")
-        if state is State.IN_SYNC:
+        if state is ProviderState.IN_SYNC:
             return change(Action.KEEP, f"{difference}; {no_delete(abilities)}")
     match state:
-        case State.IN_SYNC:
+        case ProviderState.IN_SYNC:
             return change(Action.KEEP, difference)
-        case State.STALE | State.MOVED | State.PLAINTEXT | State.HIDDEN:
+        case ProviderState.STALE | ProviderState.MOVED | ProviderState.PLAINTEXT | ProviderState.HIDDEN:
             return change(Action.UPDATE, difference)
-        case State.UNREADABLE if strategy is Strategy.IN_PLACE or not abilities.recreates:
+        case ProviderState.UNREADABLE if strategy is Strategy.IN_PLACE or not abilities.recreates:
             # Unreadable for us need not be unreadable for Letta; if it is, Letta refuses and nothing is lost (P4).
             return change(Action.UPDATE, difference)
         case _ if strategy is Strategy.IN_PLACE:
@@ -196,48 +198,52 @@ def plan(
 
 
 def _is_taken_for_sealed(desired: Desired) -> bool:
-    return desired.key is not None and taken_for_sealed(desired.key.get_secret_value())
+    return desired.key is not None and mistaken_for_encrypted(desired.key.get_secret_value())
 
 
-def no_delete(abilities: Abilities) -> str:
+def no_delete(abilities: Capabilities) -> str:
     """Why nothing is deleted on this release."""
     if not abilities.known:
         return f"Letta {abilities.release} is not a release that was measured, so nothing is deleted there"
     return f"Letta {abilities.release} cannot bring back a provider that was deleted, so nothing is deleted there"
 
 
-def _difference(desired: Desired, stored: Stored | None, reading: Reading | None, state: State) -> str:
-    if state is State.IN_SYNC:
+def _difference(
+    desired: Desired, stored: StoredProvider | None, reading: KeyReading | None, state: ProviderState
+) -> str:
+    if state is ProviderState.IN_SYNC:
         return "read back and equal"
     if stored is None:
         return state.value
     difference = _first_difference(desired, stored, reading, state)
-    if state is State.MOVED or stored.base_url == desired.base_url or is_nowhere(stored.base_url):
+    if state is ProviderState.MOVED or stored.base_url == desired.base_url or is_placeholder_url(stored.base_url):
         return difference
     return f"{difference}, and base URL {stored.base_url} instead of {desired.base_url}"
 
 
-def _first_difference(desired: Desired, stored: Stored, reading: Reading | None, state: State) -> str:
+def _first_difference(
+    desired: Desired, stored: StoredProvider, reading: KeyReading | None, state: ProviderState
+) -> str:
     match state:
-        case State.STALE if is_nowhere(stored.base_url):
+        case ProviderState.STALE if is_placeholder_url(stored.base_url):
             return "a move was cut off: what stands in Letta is no key"
-        case State.MOVED if is_nowhere(stored.base_url):
+        case ProviderState.MOVED if is_placeholder_url(stored.base_url):
             return "a move is not done: some agents may still call the former address"
-        case State.STALE if reading is not None and reading.match is Match.NOTHING:
+        case ProviderState.STALE if reading is not None and reading.match is KeyMatch.NOTHING:
             return "Letta holds no key (an upgrade without a master key loses it: fact O4)"
-        case State.STALE:
+        case ProviderState.STALE:
             return "Letta holds another key"
-        case State.UNREADABLE:
+        case ProviderState.UNREADABLE:
             return "Letta's key is sealed under a master key that is not ours"
-        case State.PLAINTEXT:
+        case ProviderState.PLAINTEXT:
             return "the key is right, but in plaintext although a master key is set"
-        case State.MISTYPED:
+        case ProviderState.MISTYPED:
             return f"type {stored.type} instead of {desired.type}"
-        case State.MOVED:
+        case ProviderState.MOVED:
             return f"base URL {stored.base_url} instead of {desired.base_url}"
-        case State.HIDDEN if reading is not None and reading.sealed:
+        case ProviderState.HIDDEN if reading is not None and reading.sealed:
             return "Letta's key cannot be read back: it is sealed, and no master key is configured"
-        case State.HIDDEN:
+        case ProviderState.HIDDEN:
             return "Letta's key cannot be read back"
         case _:
             return state.value

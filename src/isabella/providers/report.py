@@ -8,8 +8,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-from isabella.providers.plan import Action, State
-from isabella.vendors.status import VendorStatus
+from isabella.providers.plan import Action, ProviderState
+from isabella.vendors.status import VendorObservation
 
 
 class Proof(StrEnum):
@@ -68,7 +68,7 @@ class ProviderReport:
     base_url: str | None
     key: str | None
     key_source: str | None
-    stored: State
+    stored: ProviderState
     action: Action
     proof: Proof
     reason: str
@@ -81,7 +81,7 @@ class ProviderReport:
     ours: bool = True
     refused_by_vendor: bool = False
     basis: str | None = field(default=None, repr=False)
-    vendor_status: VendorStatus | None = None
+    vendor_status: VendorObservation | None = None
     condition: str | None = None
     since: datetime | None = None
 
@@ -144,7 +144,7 @@ class Report:
     @property
     def in_sync(self) -> bool:
         """Whether Letta held exactly what is desired before anything was done."""
-        return all(provider.stored is State.IN_SYNC for provider in self.ours)
+        return all(provider.stored is ProviderState.IN_SYNC for provider in self.ours)
 
     @property
     def pending(self) -> bool:

@@ -14,18 +14,18 @@ from functools import partial
 import anyio.to_thread
 from pydantic import SecretStr
 
-from isabella.concurrency import together
-from isabella.providers.plan import Action, Change
+from isabella.concurrency import gather
+from isabella.providers.plan import Action, PlannedChange
 from isabella.providers.sealing import stored_key
-from isabella.vendors.inquiry import Answer
+from isabella.vendors.inquiry import VendorAnswer
 
 #: Asks a vendor about a key: base URL and key.
-Ask = Callable[[str, SecretStr], Awaitable[Answer]]
+Ask = Callable[[str, SecretStr], Awaitable[VendorAnswer]]
 
 _AT_ONCE = 8
 
 
-def refusal(change: Change, answer: Answer) -> tuple[str, str]:
+def refusal(change: PlannedChange, answer: VendorAnswer) -> tuple[str, str]:
     """Why a key is not written that the vendor refuses, and what the operator can do."""
     kept = "nothing is registered" if change.stored is None else "the stored key stays"
     if change.between and not change.keeps_key:
@@ -37,7 +37,7 @@ def refusal(change: Change, answer: Answer) -> tuple[str, str]:
     )
 
 
-def rehearsed(change: Change, new: Answer, old: Answer | None) -> Change:
+def predicted(change: PlannedChange, new: VendorAnswer, old: VendorAnswer | None) -> PlannedChange:
     """What a sync would do, by the vendor's word.
 
     Args:
@@ -61,7 +61,9 @@ def rehearsed(change: Change, new: Answer, old: Answer | None) -> Change:
     return replace(change, reason=f"{change.reason}, which the vendor refuses already; it takes the configured one")
 
 
-async def rehearse(changes: Sequence[Change], ask: Ask | None, master_key: SecretStr | None = None) -> list[Change]:
+async def predict_sync(
+    changes: Sequence[PlannedChange], ask: Ask | None, master_key: SecretStr | None = None
+) -> list[PlannedChange]:
     """Ask the vendors what a sync would ask them, and tell what would come of it. Writes nothing.
 
     Args:
@@ -71,19 +73,19 @@ async def rehearse(changes: Sequence[Change], ask: Ask | None, master_key: Secre
     """
     if ask is None:
         return list(changes)
-    return await together([partial(_rehearse, change, ask, master_key) for change in changes], at_once=_AT_ONCE)
+    return await gather([partial(_rehearse, change, ask, master_key) for change in changes], at_once=_AT_ONCE)
 
 
-async def _rehearse(change: Change, ask: Ask, master_key: SecretStr | None) -> Change:
+async def _rehearse(change: PlannedChange, ask: Ask, master_key: SecretStr | None) -> PlannedChange:
     key = change.desired.key
     if not change.ask_vendor or key is None:
         return change
     new = await ask(change.desired.base_url, key)
     stored = await _own_key(change, master_key)
-    return rehearsed(change, new, None if stored is None else await ask(change.desired.base_url, stored))
+    return predicted(change, new, None if stored is None else await ask(change.desired.base_url, stored))
 
 
-async def _own_key(change: Change, master_key: SecretStr | None) -> SecretStr | None:
+async def _own_key(change: PlannedChange, master_key: SecretStr | None) -> SecretStr | None:
     """The stored key, where it may be shown to the vendor: Letta sends it there anyway, and it has the right form."""
     stored, prefix = change.stored, change.desired.vendor.key_prefix
     if stored is None or prefix is None or change.moves:

@@ -36,7 +36,7 @@ _MEMO_VERSION = 3
 _KNOWN_AS_KEYS = ("sk-", "pk-", "api-", "key-", "token-")
 
 
-class Match(StrEnum):
+class KeyMatch(StrEnum):
     """What reading a stored key back has shown."""
 
     #: The stored key is the desired one.
@@ -52,7 +52,7 @@ class Match(StrEnum):
 
 
 @dataclass(frozen=True)
-class Reading:
+class KeyReading:
     """What became of reading a stored key back.
 
     Attributes:
@@ -61,17 +61,17 @@ class Reading:
         key: the stored key itself, where it was read; see `stored_key`.
     """
 
-    match: Match
+    match: KeyMatch
     sealed: bool = False
     key: SecretStr | None = field(default=None, repr=False)
 
 
-def looks_sealed(text: str) -> bool:
+def looks_encrypted(text: str) -> bool:
     """Whether a stored value has the form of a sealed one: base64 of salt, iv, ciphertext and tag."""
     return _parts(text) is not None
 
 
-def taken_for_sealed(key: str) -> bool:
+def mistaken_for_encrypted(key: str) -> bool:
     """Whether Letta takes a key in plaintext for a sealed one (fact O7).
 
     It leaves out whatever is no base64 and looks at the length of the rest, unless the key begins as a few known
@@ -85,7 +85,7 @@ def taken_for_sealed(key: str) -> bool:
         return False
 
 
-def open_sealed(text: str, master_key: str) -> str | None:
+def decrypt(text: str, master_key: str) -> str | None:
     """The key inside a sealed value; None where this master key does not open it. About 15 ms."""
     parts = _parts(text)
     if parts is None:
@@ -97,7 +97,7 @@ def open_sealed(text: str, master_key: str) -> str | None:
         return None
 
 
-def seal(text: str, master_key: str) -> str:
+def encrypt(text: str, master_key: str) -> str:
     """The text as Letta stores it under this master key. About 15 ms."""
     salt, iv = os.urandom(_SALT), os.urandom(_IV)
     return base64.b64encode(salt + iv + AESGCM(_derived(master_key, salt)).encrypt(iv, text.encode(), None)).decode()
@@ -207,7 +207,7 @@ def read_back(
     memo: ProofMemo | None,
     *,
     shown: bool = True,
-) -> Reading:
+) -> KeyReading:
     """Compare a stored value with the desired key.
 
     Args:
@@ -218,29 +218,29 @@ def read_back(
         shown: whether the server shows the value at all.
     """
     if not shown:
-        return Reading(Match.HIDDEN)
+        return KeyReading(KeyMatch.HIDDEN)
     if not text:
-        return Reading(Match.NOTHING)
+        return KeyReading(KeyMatch.NOTHING)
     if hmac.compare_digest(text.encode(), desired.encode()):
-        return Reading(Match.EQUAL, sealed=False, key=SecretStr(desired))
-    if not looks_sealed(text):
-        return Reading(Match.DIFFERENT, sealed=False, key=SecretStr(text))
+        return KeyReading(KeyMatch.EQUAL, sealed=False, key=SecretStr(desired))
+    if not looks_encrypted(text):
+        return KeyReading(KeyMatch.DIFFERENT, sealed=False, key=SecretStr(text))
     if master_key is None:
-        return Reading(Match.HIDDEN, sealed=True)
+        return KeyReading(KeyMatch.HIDDEN, sealed=True)
     if memo is not None and memo.holds(text, desired):
-        return Reading(Match.EQUAL, sealed=True, key=SecretStr(desired))
-    found = open_sealed(text, master_key.get_secret_value())
+        return KeyReading(KeyMatch.EQUAL, sealed=True, key=SecretStr(desired))
+    found = decrypt(text, master_key.get_secret_value())
     if found is None:
-        return Reading(Match.UNREADABLE, sealed=True)
+        return KeyReading(KeyMatch.UNREADABLE, sealed=True)
     if memo is not None and found:
         memo.add(text, found)
     if not hmac.compare_digest(found.encode(), desired.encode()):
         # An empty key is stored as readily as any other (facts P10, O9).
-        return Reading(Match.DIFFERENT if found else Match.NOTHING, sealed=True, key=SecretStr(found))
-    return Reading(Match.EQUAL, sealed=True, key=SecretStr(found))
+        return KeyReading(KeyMatch.DIFFERENT if found else KeyMatch.NOTHING, sealed=True, key=SecretStr(found))
+    return KeyReading(KeyMatch.EQUAL, sealed=True, key=SecretStr(found))
 
 
-def recall(text: str | None, desired: SecretStr, memo: ProofMemo | None) -> Reading | None:
+def recall_reading(text: str | None, desired: SecretStr, memo: ProofMemo | None) -> KeyReading | None:
     """What is remembered of a stored value, without opening it; None where it has to be opened.
 
     Args:
@@ -252,14 +252,14 @@ def recall(text: str | None, desired: SecretStr, memo: ProofMemo | None) -> Read
         return None
     match memo.holds(text, desired.get_secret_value()):
         case True:
-            return Reading(Match.EQUAL, sealed=True, key=desired)
+            return KeyReading(KeyMatch.EQUAL, sealed=True, key=desired)
         case False:
-            return Reading(Match.DIFFERENT, sealed=True)
+            return KeyReading(KeyMatch.DIFFERENT, sealed=True)
         case None:
             return None
 
 
-def stored_key(reading: Reading | None, text: str | None, master_key: SecretStr | None) -> SecretStr | None:
+def stored_key(reading: KeyReading | None, text: str | None, master_key: SecretStr | None) -> SecretStr | None:
     """The stored key itself, opened now where nobody had to before; None where it cannot be read. Up to 15 ms.
 
     Args:
@@ -270,7 +270,7 @@ def stored_key(reading: Reading | None, text: str | None, master_key: SecretStr 
     if reading is None:
         return None
     # Only what was recalled is known to be another key without having been opened.
-    if reading.key is not None or reading.match is not Match.DIFFERENT or text is None or master_key is None:
+    if reading.key is not None or reading.match is not KeyMatch.DIFFERENT or text is None or master_key is None:
         return reading.key
-    found = open_sealed(text, master_key.get_secret_value())
+    found = decrypt(text, master_key.get_secret_value())
     return None if found is None else SecretStr(found)

@@ -12,21 +12,21 @@ from functools import partial
 import anyio.to_thread
 from pydantic import SecretStr
 
-from isabella.concurrency import together
+from isabella.concurrency import gather
 from isabella.errors import LettaError
-from isabella.gate import Closed, ungated
+from isabella.gate import Closed, unguarded
 from isabella.providers.apply import Applier
 from isabella.providers.desired import Desired
-from isabella.providers.followers import Followers
-from isabella.providers.outcome import Outcome
-from isabella.providers.plan import WRITES, Action, Change, State, plan, state_of
+from isabella.providers.followers import BoundAgents
+from isabella.providers.outcome import ApplyOutcome
+from isabella.providers.plan import WRITES, Action, PlannedChange, ProviderState, plan, state_of
 from isabella.providers.report import Proof, ProviderReport, Report
-from isabella.providers.rotation import Ask, rehearse
-from isabella.providers.sealing import Match, ProofMemo, Reading, read_back, recall
-from isabella.stores import Abilities, Store, Stored
-from isabella.stores.looking import Seen, find_all, read_store
+from isabella.providers.rotation import Ask, predict_sync
+from isabella.providers.sealing import KeyMatch, KeyReading, ProofMemo, read_back, recall_reading
+from isabella.stores import Capabilities, Store, StoredProvider
+from isabella.stores.looking import StoreSnapshot, find_all, read_store
 from isabella.strategy import Strategy
-from isabella.vendors.status import VendorStatus
+from isabella.vendors.status import VendorObservation
 
 #: Finding one provider costs Letta about as much time as listing so many.
 _ROWS_PER_FIND = 100
@@ -78,13 +78,13 @@ class Options:
     patience: float = 30.0
     foreign: bool = True
     count_models: bool = False
-    seen: Seen | None = None
-    closed: Closed = ungated
+    seen: StoreSnapshot | None = None
+    closed: Closed = unguarded
     held_everywhere: bool = True
-    followers: Followers | None = None
+    followers: BoundAgents | None = None
 
 
-async def look(store: Store, desired: Sequence[Desired], options: Options) -> Report:
+async def compare(store: Store, desired: Sequence[Desired], options: Options) -> Report:
     """Compare what Letta holds with what is desired, and tell what would be done. Writes nothing.
 
     With `options.ask` the vendors are asked about the keys that Letta does not hold yet, as a sync would.
@@ -94,11 +94,11 @@ async def look(store: Store, desired: Sequence[Desired], options: Options) -> Re
     """
     run = _Run(store, options)
     await run.look(desired)
-    changes = await rehearse(run.changes(desired), options.ask, options.master_key)
+    changes = await predict_sync(run.changes(desired), options.ask, options.master_key)
     return await run.report(changes)
 
 
-async def bring_in_line(store: Store, desired: Sequence[Desired], options: Options) -> Report:
+async def sync_providers(store: Store, desired: Sequence[Desired], options: Options) -> Report:
     """Make Letta hold exactly what is desired, and prove it by reading back.
 
     A provider that is proven already costs nothing but its place in one listing. What has to be written is
@@ -127,7 +127,7 @@ class _Opened:
     """What was found behind the text that Letta stores as a key."""
 
     text: str | None
-    reading: Reading
+    reading: KeyReading
 
 
 class _Run:
@@ -136,12 +136,12 @@ class _Run:
     def __init__(self, store: Store, options: Options) -> None:
         self._store = store
         self._options = options
-        self._abilities = Abilities("unknown", known=False, recreates=False)
-        self._stored: dict[str, Stored] = {}
+        self._abilities = Capabilities("unknown", known=False, recreates=False)
+        self._stored: dict[str, StoredProvider] = {}
         self._whole = False
         self._opened: dict[str, _Opened] = {}
         self._unread: str | None = None
-        self._heard: dict[str, VendorStatus] = {}
+        self._heard: dict[str, VendorObservation] = {}
 
     async def look(self, desired: Sequence[Desired]) -> None:
         seen = self._options.seen or await read_store(self._store)
@@ -163,7 +163,7 @@ class _Run:
 
     async def _read_keys(self, desired: Sequence[Desired]) -> None:
         """Open what is stored. Derivations take 35 ms each, so they run in threads, and only where needed."""
-        slow: list[tuple[str, Stored, SecretStr]] = []
+        slow: list[tuple[str, StoredProvider, SecretStr]] = []
         for provider in desired:
             stored = self._stored.get(provider.name)
             former = self._opened.pop(provider.name, None)
@@ -174,30 +174,30 @@ class _Run:
                 self._opened[provider.name] = former
             elif self._options.master_key is None:
                 self._opened[provider.name] = self._open(stored, provider.key)
-            elif (recalled := recall(stored.key_text, provider.key, self._options.memo)) is not None:
+            elif (recalled := recall_reading(stored.key_text, provider.key, self._options.memo)) is not None:
                 self._opened[provider.name] = _Opened(stored.key_text, recalled)
             else:
                 slow.append((provider.name, stored, provider.key))
         if not slow:
             return
         to_open = [partial(anyio.to_thread.run_sync, self._open, stored, key) for _, stored, key in slow]
-        opened = await together(to_open, at_once=_THREADS)
+        opened = await gather(to_open, at_once=_THREADS)
         self._opened |= {name: one for (name, _, _), one in zip(slow, opened, strict=True)}
         if self._options.memo is not None:
             self._options.memo.save()
 
-    def _open(self, stored: Stored, key: SecretStr) -> _Opened:
+    def _open(self, stored: StoredProvider, key: SecretStr) -> _Opened:
         options = self._options
         reading = read_back(
             stored.key_text, key.get_secret_value(), options.master_key, options.memo, shown=stored.key_shown
         )
         return _Opened(stored.key_text, reading)
 
-    def _reading(self, name: str) -> Reading | None:
+    def _reading(self, name: str) -> KeyReading | None:
         opened = self._opened.get(name)
         return None if opened is None else opened.reading
 
-    def changes(self, desired: Sequence[Desired]) -> list[Change]:
+    def changes(self, desired: Sequence[Desired]) -> list[PlannedChange]:
         return [
             plan(
                 provider,
@@ -210,7 +210,7 @@ class _Run:
             for provider in desired
         ]
 
-    async def apply(self, changes: Sequence[Change]) -> dict[str, Outcome]:
+    async def apply(self, changes: Sequence[PlannedChange]) -> dict[str, ApplyOutcome]:
         options = self._options
         applier = Applier(
             self._store,
@@ -243,7 +243,7 @@ class _Run:
             await self._try_read_again([change.desired for change in missed])
         return outcomes
 
-    def _update_was_not_proven(self, change: Change, outcomes: Mapping[str, Outcome]) -> bool:
+    def _update_was_not_proven(self, change: PlannedChange, outcomes: Mapping[str, ApplyOutcome]) -> bool:
         """An update that Letta accepted, after which its key, though readable, is still another one."""
         outcome = outcomes.get(change.desired.name)
         reading = self._reading(change.desired.name)
@@ -256,7 +256,7 @@ class _Run:
             and outcome.action is Action.UPDATE
             and not outcome.failed
             and reading is not None
-            and reading.match in (Match.DIFFERENT, Match.NOTHING)
+            and reading.match in (KeyMatch.DIFFERENT, KeyMatch.NOTHING)
         )
 
     async def _try_read_again(self, desired: Sequence[Desired]) -> None:
@@ -266,7 +266,9 @@ class _Run:
         except LettaError as error:
             self._unread = error.what
 
-    async def report(self, changes: Sequence[Change], outcomes: Mapping[str, Outcome] | None = None) -> Report:
+    async def report(
+        self, changes: Sequence[PlannedChange], outcomes: Mapping[str, ApplyOutcome] | None = None
+    ) -> Report:
         """What was found; with outcomes, even without any, what was done about it, too."""
         done = outcomes is not None
         entries = [self._entry(change, (outcomes or {}).get(change.desired.name), done) for change in changes]
@@ -277,7 +279,7 @@ class _Run:
             entries = await self._count_models(entries)
         return Report(self._store.address, self._abilities.release, entries, notices=self._abilities.remarks)
 
-    def _entry(self, change: Change, outcome: Outcome | None, done: bool) -> ProviderReport:
+    def _entry(self, change: PlannedChange, outcome: ApplyOutcome | None, done: bool) -> ProviderReport:
         desired, stored = change.desired, self._stored.get(change.desired.name)
         proof, why, remedy = self._proof(change, outcome, done)
         reason = change.reason if outcome is None else outcome.reason
@@ -315,7 +317,7 @@ class _Run:
         secret = b"" if master_key is None else hashlib.sha256(master_key.get_secret_value().encode()).digest()
         return hashlib.blake2b(facts.encode(), key=secret, digest_size=16, person=b"isabella basis").hexdigest()
 
-    def _state(self, desired: Desired) -> State:
+    def _state(self, desired: Desired) -> ProviderState:
         """What Letta holds now, by what was read last."""
         return state_of(
             desired,
@@ -324,41 +326,41 @@ class _Run:
             sealing=self._options.master_key is not None,
         )
 
-    def _gate_notes(self, change: Change, outcome: Outcome | None) -> tuple[str, ...]:
+    def _gate_notes(self, change: PlannedChange, outcome: ApplyOutcome | None) -> tuple[str, ...]:
         """What is to be said of a change that left a gap, where turns of other processes went on in it."""
         if outcome is None or outcome.failed or self._options.held_everywhere:
             return ()
         gap = outcome.action is Action.RECREATE or (
-            outcome.action is Action.UPDATE and (change.state is State.PLAINTEXT or change.moves)
+            outcome.action is Action.UPDATE and (change.state is ProviderState.PLAINTEXT or change.moves)
         )
         return (_NOT_HELD,) if gap else ()
 
-    def _proof(self, change: Change, outcome: Outcome | None, done: bool) -> tuple[Proof, str, str]:
+    def _proof(self, change: PlannedChange, outcome: ApplyOutcome | None, done: bool) -> tuple[Proof, str, str]:
         """The proof is what was read last, never what a write answered. With it: why it is none, and the remedy."""
         if not change.desired.wanted:
             return Proof.NOT_ASKED, "", ""
         if outcome is None:
-            if change.state is State.IN_SYNC and change.action is not Action.REFUSE:
+            if change.state is ProviderState.IN_SYNC and change.action is not Action.REFUSE:
                 return Proof.PROVEN, "", ""
             return (Proof.FAILED if done else Proof.NOT_ASKED), "", ""
         if self._unread is not None:
             return Proof.UNPROVEN, f"it could not be read back: {self._unread}", "Run it again when Letta answers."
         now = self._state(change.desired)
         match now:
-            case State.IN_SYNC:
+            case ProviderState.IN_SYNC:
                 # What stands in Letta is right, even where our own part in it failed.
                 return Proof.PROVEN, "", ""
             case _ if outcome.failed:
                 return Proof.FAILED, "", ""
-            case State.HIDDEN:
+            case ProviderState.HIDDEN:
                 return Proof.UNPROVEN, "written, but it cannot be read back", _SAME_MASTER_KEY
-            case State.UNREADABLE:
+            case ProviderState.UNREADABLE:
                 return (
                     Proof.UNPROVEN,
                     "written, but Letta seals it under a master key that is not ours",
                     _SAME_MASTER_KEY,
                 )
-            case State.PLAINTEXT:
+            case ProviderState.PLAINTEXT:
                 return Proof.FAILED, "Letta stores it in plaintext: it runs without a master key", _GIVE_MASTER_KEY
             case _:
                 return Proof.FAILED, f"afterwards it is {now.value.replace('_', ' ')}", ""
@@ -367,7 +369,7 @@ class _Run:
         # Of a provider that was never synced, Letta would ask the vendor.
         names = [e.name for e in entries if (stored := self._stored.get(e.name)) is not None and stored.synced]
         try:
-            numbers = await together([partial(self._store.models, name) for name in names], at_once=_COUNTED_AT_ONCE)
+            numbers = await gather([partial(self._store.models, name) for name in names], at_once=_COUNTED_AT_ONCE)
         except LettaError:
             # The report counts for more than these numbers.
             return entries
@@ -375,11 +377,11 @@ class _Run:
         return [replace(entry, models=counts.get(entry.name, 0)) for entry in entries]
 
 
-def _writes(change: Change) -> bool:
+def _writes(change: PlannedChange) -> bool:
     return change.action in WRITES
 
 
-def _foreign(stored: Stored) -> ProviderReport:
+def _foreign(stored: StoredProvider) -> ProviderReport:
     return ProviderReport(
         name=stored.name,
         vendor=stored.type,
@@ -387,7 +389,7 @@ def _foreign(stored: Stored) -> ProviderReport:
         base_url=stored.base_url,
         key=None,
         key_source=None,
-        stored=State.FOREIGN,
+        stored=ProviderState.FOREIGN,
         action=Action.NONE,
         proof=Proof.NOT_ASKED,
         reason="nobody declared it; it is left alone",

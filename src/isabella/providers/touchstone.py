@@ -11,16 +11,16 @@ from enum import StrEnum
 import anyio
 from pydantic import SecretStr
 
-from isabella.addresses import NOWHERE
+from isabella.addresses import PLACEHOLDER_URL
 from isabella.errors import LettaBroken
-from isabella.providers.sealing import Match
-from isabella.providers.writes import Writer
+from isabella.providers.sealing import KeyMatch
+from isabella.providers.writes import SafeWriter
 from isabella.stores import Store
 
 _NAME = "isabella-touchstone"
 
 
-class Sealing(StrEnum):
+class EncryptionState(StrEnum):
     """How the server seals what it is given now."""
 
     OURS = "ours"
@@ -28,7 +28,7 @@ class Sealing(StrEnum):
     NOT_AT_ALL = "not at all"
 
 
-class Touchstone:
+class EncryptionProbe:
     """Tries it, once for all who ask.
 
     Args:
@@ -36,13 +36,13 @@ class Touchstone:
         writer: writes there.
     """
 
-    def __init__(self, store: Store, writer: Writer) -> None:
+    def __init__(self, store: Store, writer: SafeWriter) -> None:
         self._store = store
         self._writer = writer
         self._lock = anyio.Lock()
-        self._sealing: Sealing | None = None
+        self._sealing: EncryptionState | None = None
 
-    async def sealing(self) -> Sealing:
+    async def sealing(self) -> EncryptionState:
         """How Letta seals.
 
         Raises:
@@ -53,18 +53,18 @@ class Touchstone:
                 self._sealing = await self._try()
             return self._sealing
 
-    async def _try(self) -> Sealing:
+    async def _try(self) -> EncryptionState:
         key = SecretStr(f"touchstone-{secrets.token_hex(16)}")
         left_over = await self._store.find(_NAME)
         if left_over is not None:
             await self._writer.delete(left_over.id, _NAME)
         with anyio.CancelScope(shield=True):
-            await self._writer.create(name=_NAME, type="openai", base_url=NOWHERE, key=key)
+            await self._writer.create(name=_NAME, type="openai", base_url=PLACEHOLDER_URL, key=key)
             made = await self._store.find(_NAME)
             if made is None:
                 raise LettaBroken("Letta does not list a provider that it has just made.")
             reading = self._writer.read(made, key)
             await self._writer.delete(made.id, _NAME)
         if not reading.sealed:
-            return Sealing.NOT_AT_ALL
-        return Sealing.OURS if reading.match is Match.EQUAL else Sealing.OTHERS
+            return EncryptionState.NOT_AT_ALL
+        return EncryptionState.OURS if reading.match is KeyMatch.EQUAL else EncryptionState.OTHERS

@@ -13,8 +13,8 @@ import anyio
 from pydantic import SecretStr
 
 from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnreachable
-from isabella.providers.sealing import Match, Reading, read_back
-from isabella.stores import Abilities, Store, Stored
+from isabella.providers.sealing import KeyMatch, KeyReading, read_back
+from isabella.stores import Capabilities, Store, StoredProvider
 
 Result = TypeVar("Result")
 
@@ -24,7 +24,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
 _BUSY = (409, 429)
 
 
-class Writer:
+class SafeWriter:
     """Writes to one store.
 
     Args:
@@ -34,7 +34,9 @@ class Writer:
         patience: seconds to go on trying where something is missing until it succeeds.
     """
 
-    def __init__(self, store: Store, abilities: Abilities, *, master_key: SecretStr | None, patience: float) -> None:
+    def __init__(
+        self, store: Store, abilities: Capabilities, *, master_key: SecretStr | None, patience: float
+    ) -> None:
         self._store = store
         self._abilities = abilities
         self._master_key = master_key
@@ -52,12 +54,12 @@ class Writer:
 
         async def happened() -> bool:
             found = await self._store.find(name)
-            return found is not None and self.read(found, key).match is not Match.DIFFERENT
+            return found is not None and self.read(found, key).match is not KeyMatch.DIFFERENT
 
         # Where a deleted name cannot come back, 409 is the last word (fact O1); elsewhere it passes.
         await _carefully(write, happened, busy=_BUSY if self._abilities.recreates else (429,))
 
-    async def update(self, stored: Stored, *, key: SecretStr, base_url: str) -> None:
+    async def update(self, stored: StoredProvider, *, key: SecretStr, base_url: str) -> None:
         """Change key and base URL in place.
 
         Raises:
@@ -69,7 +71,7 @@ class Writer:
 
         async def happened() -> bool:
             found = await self._store.find(stored.name)
-            return found is not None and self.read(found, key).match is Match.EQUAL and found.base_url == base_url
+            return found is not None and self.read(found, key).match is KeyMatch.EQUAL and found.base_url == base_url
 
         await _carefully(write, happened)
 
@@ -125,7 +127,7 @@ class Writer:
         # The last word on it, with its error.
         return await call()
 
-    def read(self, found: Stored, key: SecretStr) -> Reading:
+    def read(self, found: StoredProvider, key: SecretStr) -> KeyReading:
         """Compare what is stored with a key."""
         return read_back(found.key_text, key.get_secret_value(), self._master_key, None, shown=found.key_shown)
 

@@ -9,7 +9,7 @@ from pydantic import SecretStr
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredProvider:
     """A provider as a store holds it now.
 
     Attributes:
@@ -32,7 +32,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Abilities:
+class Capabilities:
     """What a release can really do.
 
     Attributes:
@@ -59,13 +59,13 @@ class Store(Protocol):
     def address(self) -> str:
         """Where it is, for people."""
 
-    async def abilities(self) -> Abilities:
+    async def abilities(self) -> Capabilities:
         """Ask what it is and what it can do."""
 
-    async def all(self) -> list[Stored]:
+    async def all(self) -> list[StoredProvider]:
         """Every live provider, to the last page."""
 
-    async def find(self, name: str) -> Stored | None:
+    async def find(self, name: str) -> StoredProvider | None:
         """The live provider of this name."""
 
     async def create(self, *, name: str, type: str, base_url: str | None, key: SecretStr) -> None:

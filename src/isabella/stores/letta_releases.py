@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from isabella.stores import Abilities
+from isabella.stores import Capabilities
 
 #: The releases whose behaviour was measured (facts O1 to O14). Of the others nobody knows what a DELETE does.
 _MEASURED = frozenset(
@@ -12,7 +12,7 @@ _MEASURED = frozenset(
 )
 
 
-def abilities_of(release: str) -> Abilities:
+def capabilities_of(release: str) -> Capabilities:
     """What a release can do. One that was not measured is treated with care: nothing is deleted there."""
     match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", release)
     version = tuple(int(part) for part in match.groups()) if match else ()
@@ -33,7 +33,7 @@ def abilities_of(release: str) -> Abilities:
             f"Letta {release} does not read a vendor's models with the provider's key when it makes a provider "
             "(fact O10): whether models appear tells nothing about the key. Agents that are bound explicitly work."
         )
-    return Abilities(
+    return Capabilities(
         release,
         known=known,
         # Before 0.16.2 a deleted provider blocks its name for ever (facts O1, O2).

@@ -14,7 +14,7 @@ from pydantic import SecretStr, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from isabella.addresses import client_options
-from isabella.concurrency import together
+from isabella.concurrency import gather
 from isabella.connection import Connection
 from isabella.errors import (
     LettaBroken,
@@ -27,8 +27,8 @@ from isabella.errors import (
 )
 from isabella.peers import Peer, async_hooks
 from isabella.redaction import redact
-from isabella.stores import Abilities, Stored
-from isabella.stores.letta_releases import abilities_of
+from isabella.stores import Capabilities, StoredProvider
+from isabella.stores.letta_releases import capabilities_of
 
 #: Rows asked for at once. Letta's own default of 50 would hide whatever comes after (fact P1).
 PAGE = 1000
@@ -59,8 +59,8 @@ class _Row(TypedDict):
     last_synced: NotRequired[str | None]
 
 
-def _stored(row: _Row) -> Stored:
-    return Stored(
+def _stored(row: _Row) -> StoredProvider:
+    return StoredProvider(
         id=row["id"],
         name=row["name"],
         type=row["provider_type"],
@@ -74,7 +74,7 @@ def _stored(row: _Row) -> Stored:
 _ROWS = TypeAdapter(list[_Row])
 
 
-class LettaServer:
+class LettaProviders:
     """The providers of one Letta server.
 
     Args:
@@ -135,7 +135,7 @@ class LettaServer:
         """Where it is, for people."""
         return self._base_url
 
-    async def abilities(self) -> Abilities:
+    async def abilities(self) -> Capabilities:
         """Ask for the release, which needs no password (facts R6, R7), and tell what it can do.
 
         Raises:
@@ -149,15 +149,15 @@ class LettaServer:
             release = None
         if not isinstance(release, str):
             self._not_letta("it does not answer as Letta's health check does")
-        return abilities_of(release)
+        return capabilities_of(release)
 
-    async def all(self) -> list[Stored]:
+    async def all(self) -> list[StoredProvider]:
         """Every live provider, oldest first, to the last page (fact P1).
 
         Raises:
             LettaError: it cannot be listed as a whole; this never means that there are none.
         """
-        found: dict[str, Stored] = {}
+        found: dict[str, StoredProvider] = {}
         query: dict[str, str | int] = {"limit": PAGE, "order": "asc"}
         rows, pages = await self._rows(query), 1
 
@@ -171,17 +171,17 @@ class LettaServer:
                 raise LettaBroken(f"{self._base_url}: the list of providers comes to no end.")
             # While Letta makes the next page, this one is read.
             calls: list[Callable[[], Awaitable[None]]] = [ask_for_next, partial(self._take_in, rows, found)]
-            await together(calls)
+            await gather(calls)
         await self._take_in(rows, found)
         return [*found.values()]
 
-    async def find(self, name: str) -> Stored | None:
+    async def find(self, name: str) -> StoredProvider | None:
         """The live provider of this name. Asking by id would also show deleted ones (fact O8).
 
         Raises:
             LettaError: it cannot be read.
         """
-        found: dict[str, Stored] = {}
+        found: dict[str, StoredProvider] = {}
         await self._take_in(await self._rows({"limit": PAGE, "name": name}), found)
         return next((one for one in found.values() if one.name == name), None)
 
@@ -267,7 +267,7 @@ class LettaServer:
             self._not_letta(_ANOTHER_SHAPE)
         return id
 
-    async def _take_in(self, rows: list[Any], found: dict[str, Stored]) -> None:
+    async def _take_in(self, rows: list[Any], found: dict[str, StoredProvider]) -> None:
         """Add what the rows hold, by id; in parts, so that a request beside it is not kept waiting."""
         for begin in range(0, len(rows), _ROWS_AT_ONCE):
             try:

@@ -18,21 +18,11 @@ import httpx
 import structlog
 from letta_client import APIError, AsyncLetta
 
-from isabella.agents.wire import translation
+from isabella.agents.wire import as_letta_error
 from isabella.errors import IsabellaError, LettaBroken, LettaRefused, LettaUnreachable
-from isabella.turns.events import (
-    Called,
-    Code,
-    Condensed,
-    Event,
-    Reason,
-    Returned,
-    Said,
-    Thought,
-    Usage,
-)
-from isabella.turns.pieces import Begun, CallPart, Piece, Stop, read
-from isabella.turns.refusals import Refusal
+from isabella.turns.events import Called, Code, Condensed, Event, Reason, Returned, Said, Thought, Usage
+from isabella.turns.pieces import Piece, RunStarted, StopNotice, ToolCallDelta, parse_line
+from isabella.turns.refusals import VendorRefusal
 
 log = structlog.get_logger()
 
@@ -46,7 +36,7 @@ _CONNECT_SECONDS = 10.0
 _ENDS = (Reason.COMPLETED, Reason.MAX_STEPS, Reason.NEEDS_APPROVAL)
 
 
-class Wish:
+class CancelRequest:
     """Why a turn is to end before its time; wakes whoever waits for the next piece."""
 
     def __init__(self) -> None:
@@ -77,11 +67,11 @@ class Wish:
 
     def _wake(self) -> None:
         if self._inbox is not None:
-            self._inbox.put_nowait(_Woken())
+            self._inbox.put_nowait(_Interrupted())
 
 
 @dataclass(frozen=True)
-class _Woken:
+class _Interrupted:
     """The wish has changed."""
 
 
@@ -92,7 +82,7 @@ class _Closed:
     error: Exception | None = None
 
 
-_Item = str | _Woken | _Closed
+_Item = str | _Interrupted | _Closed
 
 
 @dataclass
@@ -116,14 +106,14 @@ class Attempt:
     message: str
     first_token: float
     silence: float
-    wish: Wish
+    wish: CancelRequest
     run_id: str | None = None
     began: float | None = None
     said: dict[str, str] = field(default_factory=dict)
     reason: Reason | None = None
-    refusal: Refusal | None = None
-    _calls: dict[str, list[CallPart]] = field(default_factory=dict)
-    _stop: Stop | None = None
+    refusal: VendorRefusal | None = None
+    _calls: dict[str, list[ToolCallDelta]] = field(default_factory=dict)
+    _stop: StopNotice | None = None
     _until: float = 0.0
     _cancelled: bool = False
 
@@ -163,27 +153,27 @@ class Attempt:
     # --- what comes --------------------------------------------------------------------------------------------
 
     def _take(self, line: str) -> list[Event]:
-        piece = read(line)
+        piece = parse_line(line)
         if piece is None:
             return []
         now = time.monotonic()
-        if self.began is None and isinstance(piece, Said | Thought | CallPart):
+        if self.began is None and isinstance(piece, Said | Thought | ToolCallDelta):
             self.began = now
-        if self.began is not None and not isinstance(piece, Begun):
+        if self.began is not None and not isinstance(piece, RunStarted):
             # Letta's own pings are no sign of life of the vendor.
             self._until = now + self.silence
         return self._heard(piece)
 
     def _heard(self, piece: Piece) -> list[Event]:
         match piece:
-            case Begun(run_id=run_id):
+            case RunStarted(run_id=run_id):
                 self.run_id = run_id
-            case CallPart():
+            case ToolCallDelta():
                 self._calls.setdefault(piece.id, []).append(piece)
-            case Stop():
+            case StopNotice():
                 # A failure is told twice, the second time with its kind.
                 self._stop = piece
-            case Refusal():
+            case VendorRefusal():
                 self.refusal = piece
             case Said():
                 self.said[piece.message_id] = self.said.get(piece.message_id, "") + piece.text
@@ -224,12 +214,12 @@ class Attempt:
         if self.refusal is None and self._stop is not None and self._stop.reason is not Reason.BROKEN:
             if self.began is None and self._stop.reason is Reason.COMPLETED:
                 self.reason = Reason.BROKEN
-                self.refusal = Refusal(Code.EMPTY_ANSWER, "The vendor answered with nothing.", counts=True)
+                self.refusal = VendorRefusal(Code.EMPTY_ANSWER, "The vendor answered with nothing.", counts=True)
                 return
             self.reason = self._stop.reason
             return
         if self.refusal is None:
-            self.refusal = Refusal(
+            self.refusal = VendorRefusal(
                 Code.LETTA_FAILING, "Letta's answer ended without a reason.", counts=False, elsewhere=False
             )
         if self.began is not None:
@@ -242,16 +232,18 @@ class Attempt:
         if self.wish.stopped:
             self.reason = Reason.STOPPED
         elif self.wish.evicted:
-            self.refusal = Refusal(
+            self.refusal = VendorRefusal(
                 Code.PROVIDER_CHANGING,
                 "The provider has to be changed, and this turn took too long to wait for.",
                 counts=False,
             )
         elif self.began is None:
             said = f"The vendor did not begin to answer within {self.first_token:g} s."
-            self.refusal = Refusal(Code.VENDOR_SILENT, said)
+            self.refusal = VendorRefusal(Code.VENDOR_SILENT, said)
         else:
-            self.refusal = Refusal(Code.VENDOR_SILENT, "The answer stopped in the middle, and nothing more came.")
+            self.refusal = VendorRefusal(
+                Code.VENDOR_SILENT, "The answer stopped in the middle, and nothing more came."
+            )
 
     def _lost(self, error: Exception | None) -> None:
         """The stream has ended; with an error where that was not Letta's doing."""
@@ -275,7 +267,7 @@ class Attempt:
             case _:
                 code = Code.LETTA_UNREACHABLE
                 log.warning("turn lost", agent=self.agent_id, run=self.run_id, error=repr(error))
-        self.refusal = Refusal(code, said, counts=False, elsewhere=False)
+        self.refusal = VendorRefusal(code, said, counts=False, elsewhere=False)
 
     # --- ending it at Letta -------------------------------------------------------------------------------------
 
@@ -286,10 +278,10 @@ class Attempt:
             while self.run_id is None and (left := until - time.monotonic()) > 0:
                 item = await _next(inbox, left)
                 if isinstance(item, str):
-                    piece = read(item)
-                    if isinstance(piece, Begun):
+                    piece = parse_line(item)
+                    if isinstance(piece, RunStarted):
                         self.run_id = piece.run_id
-                elif not isinstance(item, _Woken):
+                elif not isinstance(item, _Interrupted):
                     if item is not None:
                         inbox.put_nowait(item)
                     break
@@ -319,7 +311,7 @@ async def cancel(client: AsyncLetta, agent_id: str, run_id: str | None) -> None:
             await client.agents.messages.cancel(agent_id, run_ids=[run_id])
     except APIError as error:
         # 409: nothing runs.
-        log.info("nothing cancelled", agent=agent_id, error=translation(error).what)
+        log.info("nothing cancelled", agent=agent_id, error=as_letta_error(error).what)
 
 
 async def _next(inbox: asyncio.Queue[_Item], seconds: float) -> _Item | None:
@@ -346,6 +338,6 @@ async def _pump(client: AsyncLetta, agent_id: str, message: str, inbox: asyncio.
                 inbox.put_nowait(line)
         inbox.put_nowait(_Closed())
     except APIError as error:
-        inbox.put_nowait(_Closed(translation(error)))
+        inbox.put_nowait(_Closed(as_letta_error(error)))
     except Exception as error:  # noqa: BLE001 - whatever the transport does, the turn has to end
         inbox.put_nowait(_Closed(error))

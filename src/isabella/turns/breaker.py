@@ -18,7 +18,7 @@ _LONGEST_PAUSE = 300.0
 _LONGEST_WISH = 3600.0
 
 
-class State(StrEnum):
+class CircuitState(StrEnum):
     """Whether a vendor is asked."""
 
     CLOSED = "closed"
@@ -38,7 +38,7 @@ class _Circuit:
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class OpenCircuit:
     """Why a vendor is not asked.
 
     Attributes:
@@ -52,7 +52,7 @@ class LeftOut:
     wished: bool
 
 
-class Breaker:
+class CircuitBreaker:
     """The circuits of all vendors.
 
     Args:
@@ -64,7 +64,7 @@ class Breaker:
         self._circuits: dict[str, _Circuit] = {}
         self._renewals: dict[str, int] = {}
 
-    def admit(self, provider: str, *, anyway: bool = False) -> LeftOut | None:
+    def admit(self, provider: str, *, anyway: bool = False) -> OpenCircuit | None:
         """Whether a turn may ask this provider now. What it then found has to be told by one of the others.
 
         Args:
@@ -79,9 +79,9 @@ class Breaker:
             return None
         left = circuit.until - self._clock()
         if left > 0 and not (anyway and not circuit.wished):
-            return LeftOut(left, circuit.because, circuit.wished)
+            return OpenCircuit(left, circuit.because, circuit.wished)
         if circuit.trying and not anyway:
-            return LeftOut(0.0, circuit.because, False)
+            return OpenCircuit(0.0, circuit.because, False)
         circuit.trying = True
         return None
 
@@ -132,10 +132,14 @@ class Breaker:
         """How often its key or address has changed so far."""
         return self._renewals.get(provider, 0)
 
-    def states(self) -> dict[str, State]:
+    def states(self) -> dict[str, CircuitState]:
         """The providers of which something is held against, and whether they are asked."""
         now = self._clock()
         return {
-            name: State.TRYING if circuit.trying else State.OPEN if circuit.until > now else State.CLOSED
+            name: CircuitState.TRYING
+            if circuit.trying
+            else CircuitState.OPEN
+            if circuit.until > now
+            else CircuitState.CLOSED
             for name, circuit in self._circuits.items()
         }

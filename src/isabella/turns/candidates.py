@@ -8,10 +8,10 @@ import anyio
 import structlog
 
 from isabella.agents.binding import Binding
-from isabella.agents.context import Fitted, form_for
+from isabella.agents.context import FittedContext, required_id_form
 from isabella.errors import IsabellaError
-from isabella.turns.events import Asked
-from isabella.turns.roster import Roster, Speaker
+from isabella.turns.events import VendorAsked
+from isabella.turns.roster import AgentCache, AgentRef
 
 log = structlog.get_logger()
 
@@ -35,17 +35,17 @@ class Candidate:
     binding: Binding | None = None
 
     @classmethod
-    def of(cls, speaker: Speaker) -> Candidate:
+    def of(cls, speaker: AgentRef) -> Candidate:
         """What an agent is bound to already."""
         return cls(speaker.handle, speaker.provider, speaker.model)
 
     @property
-    def asked(self) -> Asked:
+    def asked(self) -> VendorAsked:
         """The event that tells that it is asked."""
-        return Asked(self.handle, self.provider, self.model)
+        return VendorAsked(self.handle, self.provider, self.model)
 
 
-class Rebound:
+class TemporaryBinding:
     """An agent bound elsewhere for a turn, and back to what its people chose afterwards.
 
     Args:
@@ -53,12 +53,12 @@ class Rebound:
         speaker: the agent.
     """
 
-    def __init__(self, roster: Roster, speaker: Speaker) -> None:
+    def __init__(self, roster: AgentCache, speaker: AgentRef) -> None:
         self._roster = roster
         self._speaker = speaker
         self._chosen: Binding | None = None
         self._now: Binding | None = None
-        self._fitted: Fitted | None = None
+        self._fitted: FittedContext | None = None
 
     async def to(self, binding: Binding) -> None:
         """Bind it to this one, whose gate has been passed.
@@ -78,7 +78,7 @@ class Rebound:
             if bound.fitted is not None:
                 self._fitted = bound.fitted
 
-    async def __aenter__(self) -> Rebound:
+    async def __aenter__(self) -> TemporaryBinding:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -91,7 +91,7 @@ class Rebound:
                 home = await self._roster.placed(self._chosen)
                 if home != self._now and (await self._roster.look(self._speaker)).binding == self._now:
                     bound = await self._roster.bind(self._speaker.id, home)
-                    if self._fitted is not None and form_for(bound.binding) is None:
+                    if self._fitted is not None and required_id_form(bound.binding) is None:
                         await self._roster.put_back(self._speaker.id, self._fitted)
             except IsabellaError as error:
                 log.warning("not bound back", agent=self._speaker.name, to=self._chosen.handle, error=error.what)

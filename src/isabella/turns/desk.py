@@ -8,16 +8,16 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 
 import anyio
 
-from isabella.agents.agency import Agency
+from isabella.agents.agency import AgentService
 from isabella.errors import MessageRefused, TurnUnknown
-from isabella.gate import Locks, open_locks
-from isabella.turns.breaker import Breaker
+from isabella.gate import TurnLocks, open_locks
+from isabella.turns.breaker import CircuitBreaker
 from isabella.turns.events import Event
-from isabella.turns.house import House, Limits
-from isabella.turns.order import Order
-from isabella.turns.roster import Roster
+from isabella.turns.house import TurnDependencies, TurnLimits
+from isabella.turns.order import TurnQueue
+from isabella.turns.roster import AgentCache
 from isabella.turns.turn import Turn
-from isabella.vendors.status import VendorStatuses
+from isabella.vendors.status import VendorStatusBoard
 
 #: The longest message that is said, in characters.
 LONGEST_MESSAGE = 200_000
@@ -30,7 +30,7 @@ _STOP_SECONDS = 30.0
 Watch = Callable[[Turn, Event], None]
 
 
-class Desk:
+class TurnService:
     """Takes turns on.
 
     Args:
@@ -39,7 +39,7 @@ class Desk:
         watch: sees every event.
     """
 
-    def __init__(self, house: House, order: Order, watch: Watch = lambda _turn, _event: None) -> None:
+    def __init__(self, house: TurnDependencies, order: TurnQueue, watch: Watch = lambda _turn, _event: None) -> None:
         self.house = house
         self.order = order
         self._watch = watch
@@ -58,7 +58,7 @@ class Desk:
             QueueFull: too many turns wait for it already.
             LettaError: Letta cannot be read.
         """
-        check(message)
+        check_message(message)
         speaker = await self.house.roster.find(agent)
         return Turn(self.house, speaker, message, self.order.take(speaker.id))
 
@@ -102,13 +102,13 @@ class Desk:
 
 
 @asynccontextmanager
-async def open_desk(
-    agency: Agency,
+async def open_turn_service(
+    agency: AgentService,
     *,
-    locks: Locks | None = None,
+    locks: TurnLocks | None = None,
     watch: Watch = lambda _turn, _event: None,
-    vendors: VendorStatuses | None = None,
-) -> AsyncIterator[Desk]:
+    vendors: VendorStatusBoard | None = None,
+) -> AsyncIterator[TurnService]:
     """A desk for the agents of one Letta.
 
     Args:
@@ -122,25 +122,27 @@ async def open_desk(
         if locks is None:
             locks = await stack.enter_async_context(open_locks(settings, agency.connection))
         wire = agency.residents.wire
-        house = House(
+        house = TurnDependencies(
             client=wire.client,
             wire=wire,
-            roster=Roster(agency.residents, agency.models),
+            roster=AgentCache(agency.residents, agency.models),
             gate=locks.gate,
-            breaker=Breaker(),
-            vendors=vendors or VendorStatuses(),
-            limits=Limits(first_token=settings.first_token_timeout, silence=settings.silence_timeout),
+            breaker=CircuitBreaker(),
+            vendors=vendors or VendorStatusBoard(),
+            limits=TurnLimits(first_token=settings.first_token_timeout, silence=settings.silence_timeout),
         )
-        yield Desk(house, Order(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait), watch)
+        yield TurnService(
+            house, TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait), watch
+        )
 
 
-def check(message: str) -> None:
+def check_message(message: str) -> None:
     """Whether this can be said at all.
 
     Raises:
         MessageRefused: it is empty, too long, or no text that can be stored.
     """
-    if not says_something(message):
+    if not has_text(message):
         raise MessageRefused("The message is empty.", remedy="Say something.")
     if len(message) > LONGEST_MESSAGE:
         raise MessageRefused(
@@ -153,7 +155,7 @@ def check(message: str) -> None:
         )
 
 
-def says_something(message: str) -> bool:
+def has_text(message: str) -> bool:
     """Whether there is anything in it but spaces and control characters."""
     return _SOMETHING.search(message) is not None
 

@@ -112,7 +112,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Asked:
+class VendorAsked:
     """A vendor is asked now.
 
     Attributes:
@@ -227,7 +227,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Failed:
+class TurnFailed:
     """Something went wrong. The `end` event follows.
 
     Attributes:
@@ -272,7 +272,7 @@ Event = (
     Opened
     | Queued
     | Held
-    | Asked
+    | VendorAsked
     | Failover
     | Thought
     | Said
@@ -280,7 +280,7 @@ Event = (
     | Returned
     | Condensed
     | Usage
-    | Failed
+    | TurnFailed
     | Ended
 )
 

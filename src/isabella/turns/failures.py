@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from isabella.errors import AgentUnknown, IsabellaError, LettaBroken, LettaRefused, LettaUnreachable, TurnTimeout
-from isabella.turns.events import Code, Failed
-from isabella.turns.refusals import Refusal
+from isabella.turns.events import Code, TurnFailed
+from isabella.turns.refusals import VendorRefusal
 
 
-def broken(begun: bool, refusal: Refusal) -> Failed:
+def broken_turn(begun: bool, refusal: VendorRefusal) -> TurnFailed:
     """The error of a turn that ended in the middle, or with an empty answer."""
     if not begun:
-        return Failed(refusal.code, refusal.message, "Ask again, or switch to another model.", status=refusal.status)
+        return TurnFailed(
+            refusal.code, refusal.message, "Ask again, or switch to another model.", status=refusal.status
+        )
     if refusal.code is Code.PROVIDER_CHANGING:
-        return Failed(refusal.code, refusal.message, "What came is kept. Ask again in a moment.")
-    return Failed(
+        return TurnFailed(refusal.code, refusal.message, "What came is kept. Ask again in a moment.")
+    return TurnFailed(
         Code.STREAM_BROKEN,
         f"The answer broke off in the middle: {refusal.message}",
         "What came is kept. Ask again, or switch to another model.",
@@ -21,24 +23,24 @@ def broken(begun: bool, refusal: Refusal) -> Failed:
     )
 
 
-def nobody(refusals: list[Refusal]) -> Failed:
+def unanswered_turn(refusals: list[VendorRefusal]) -> TurnFailed:
     """The error of a turn that nobody answered: the only reason there is, or that there are several."""
     waits = [refusal.retry_after for refusal in refusals if refusal.retry_after]
     retry_after = round(min(waits), 1) if waits else None
     if not refusals:
-        return Failed(
+        return TurnFailed(
             Code.NO_VENDOR, "The agent has no model that it could speak with.", "Switch it to another model."
         )
     if len(refusals) == 1:
         only = refusals[0]
-        return Failed(
+        return TurnFailed(
             only.code,
             f"The vendor does not answer: {only.message}",
             "Mend the cause, or give the agent further models to go on with.",
             retry_after=retry_after,
             status=only.status,
         )
-    return Failed(
+    return TurnFailed(
         Code.NO_VENDOR,
         "None of the agent's vendors answers.",
         "The failover events say why; `isabella providers status` shows how the providers stand.",
@@ -46,7 +48,7 @@ def nobody(refusals: list[Refusal]) -> Failed:
     )
 
 
-def explained(error: IsabellaError) -> Failed:
+def refused_turn(error: IsabellaError) -> TurnFailed:
     """The error of a turn that one of ours has ended."""
     match error:
         case TurnTimeout():
@@ -61,4 +63,4 @@ def explained(error: IsabellaError) -> Failed:
             code = Code.LETTA_FAILING
         case _:
             code = Code.INTERNAL
-    return Failed(code, error.what, error.remedy)
+    return TurnFailed(code, error.what, error.remedy)

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 from letta_client import AsyncLetta
 
-from isabella.agents.wire import Wire
-from isabella.gate import Gate
-from isabella.turns.breaker import Breaker
-from isabella.turns.roster import Roster
-from isabella.vendors.status import VendorStatuses
+from isabella.agents.wire import LettaClient
+from isabella.gate import ProviderLock
+from isabella.turns.breaker import CircuitBreaker
+from isabella.turns.roster import AgentCache
+from isabella.vendors.status import VendorStatusBoard
 
 
 @dataclass(frozen=True)
-class Limits:
+class TurnLimits:
     """How long a turn waits for what.
 
     Attributes:
@@ -27,7 +27,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class House:
+class TurnDependencies:
     """What all turns share.
 
     Attributes:
@@ -41,9 +41,9 @@ class House:
     """
 
     client: AsyncLetta
-    wire: Wire
-    roster: Roster
-    gate: Gate
-    breaker: Breaker
-    limits: Limits
-    vendors: VendorStatuses = field(default_factory=VendorStatuses)
+    wire: LettaClient
+    roster: AgentCache
+    gate: ProviderLock
+    breaker: CircuitBreaker
+    limits: TurnLimits
+    vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)

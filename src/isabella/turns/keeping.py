@@ -12,13 +12,13 @@ from collections.abc import Mapping
 import structlog
 
 from isabella.agents.context import add
-from isabella.agents.wire import Wire
+from isabella.agents.wire import LettaClient
 from isabella.errors import IsabellaError
 
 log = structlog.get_logger()
 
 
-async def stored_ids(wire: Wire, run_id: str) -> Mapping[str, str]:
+async def stored_ids(wire: LettaClient, run_id: str) -> Mapping[str, str]:
     """What Letta has stored of a run: kinds of messages by their ids.
 
     Raises:
@@ -28,8 +28,8 @@ async def stored_ids(wire: Wire, run_id: str) -> Mapping[str, str]:
     return {str(row.get("id")): str(row.get("message_type")) for row in rows if isinstance(row, dict)}
 
 
-async def keep(
-    wire: Wire, agent_id: str, *, run_id: str, asked: str, said: Mapping[str, str], mark: str, model: str
+async def store_partial(
+    wire: LettaClient, agent_id: str, *, run_id: str, asked: str, said: Mapping[str, str], mark: str, model: str
 ) -> bool:
     """Put into the history what Letta has not stored of a turn that is over.
 

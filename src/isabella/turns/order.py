@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 
-from isabella.advisory import Advisory, lock_key
+from isabella.advisory import AdvisoryLocks, lock_key
 from isabella.errors import LockTimeout, QueueFull, TurnTimeout
 
 #: What a turn takes, for the first guess at how long a queue is, in seconds.
@@ -22,11 +22,11 @@ _WEIGHT_OF_LAST = 0.3
 _LONGEST_GUESS = 120.0
 
 
-class GivenUp(Exception):
+class TicketAbandoned(Exception):
     """The place was given up while it was waited for."""
 
 
-class Order:
+class TurnQueue:
     """The queues of all agents.
 
     Args:
@@ -38,7 +38,7 @@ class Order:
 
     def __init__(
         self,
-        advisory: Advisory | None = None,
+        advisory: AdvisoryLocks | None = None,
         *,
         limit: int = 8,
         patience: float = 120.0,
@@ -48,10 +48,10 @@ class Order:
         self._limit = limit
         self._patience = patience
         self._clock = clock
-        self._queues: dict[str, deque[Place]] = {}
+        self._queues: dict[str, deque[Ticket]] = {}
         self._usual = _USUAL_TURN
 
-    def take(self, agent_id: str) -> Place:
+    def take(self, agent_id: str) -> Ticket:
         """A place at the end of an agent's queue. It has to be waited for, or left.
 
         Raises:
@@ -65,7 +65,7 @@ class Order:
                 retry_after=max(1.0, round(wait)),
                 remedy="Try again later; ISABELLA_TURN_QUEUE sets how many may wait.",
             )
-        place = Place(self, agent_id, ahead=len(queue))
+        place = Ticket(self, agent_id, ahead=len(queue))
         queue.append(place)
         if queue[0] is place:
             place.at_head.set()
@@ -75,7 +75,7 @@ class Order:
         """How many turns are under way or wait, over all agents."""
         return sum(map(len, self._queues.values()))
 
-    def _leave(self, place: Place) -> None:
+    def _leave(self, place: Ticket) -> None:
         queue = self._queues.get(place.agent_id)
         if queue is None or place not in queue:
             return
@@ -86,12 +86,12 @@ class Order:
             del self._queues[place.agent_id]
 
     @asynccontextmanager
-    async def _reach(self, place: Place) -> AsyncIterator[None]:
+    async def _reach(self, place: Ticket) -> AsyncIterator[None]:
         deadline = self._clock() + self._patience
         with anyio.move_on_after(self._patience):
             await place.at_head.wait()
         if place.given_up:
-            raise GivenUp
+            raise TicketAbandoned
         if not place.at_head.is_set():
             raise self._too_long()
         async with AsyncExitStack() as held:
@@ -114,7 +114,7 @@ class Order:
         )
 
 
-class Place:
+class Ticket:
     """A place in an agent's queue: `async with place.reached():`, or `place.leave()`.
 
     Attributes:
@@ -124,7 +124,7 @@ class Place:
         given_up: whether it was.
     """
 
-    def __init__(self, order: Order, agent_id: str, *, ahead: int) -> None:
+    def __init__(self, order: TurnQueue, agent_id: str, *, ahead: int) -> None:
         self._order = order
         self.agent_id = agent_id
         self.ahead = ahead

@@ -12,7 +12,7 @@ from typing import Any
 
 from isabella.redaction import redact
 from isabella.turns.events import Condensed, Reason, Returned, Said, Thought, Usage
-from isabella.turns.refusals import Refusal, judge
+from isabella.turns.refusals import VendorRefusal, classify_refusal
 
 _REASONS = {
     "end_turn": Reason.COMPLETED,
@@ -25,7 +25,7 @@ _REASONS = {
 
 
 @dataclass(frozen=True)
-class Begun:
+class RunStarted:
     """Letta has taken the message on.
 
     Attributes:
@@ -36,7 +36,7 @@ class Begun:
 
 
 @dataclass(frozen=True)
-class CallPart:
+class ToolCallDelta:
     """A part of a tool call.
 
     Attributes:
@@ -51,7 +51,7 @@ class CallPart:
 
 
 @dataclass(frozen=True)
-class Stop:
+class StopNotice:
     """Letta says why it stops.
 
     Attributes:
@@ -63,10 +63,10 @@ class Stop:
     word: str
 
 
-Piece = Begun | Said | Thought | CallPart | Returned | Condensed | Stop | Usage | Refusal
+Piece = RunStarted | Said | Thought | ToolCallDelta | Returned | Condensed | StopNotice | Usage | VendorRefusal
 
 
-def read(line: str) -> Piece | None:
+def parse_line(line: str) -> Piece | None:
     """The piece that a line holds; None for one that is none."""
     if not line.startswith("data:"):
         return None
@@ -99,28 +99,30 @@ def _piece(document: dict[str, Any]) -> Piece | None:
             )
         case "ping":
             run_id = _word(document, "run_id")
-            return Begun(run_id) if run_id else None
+            return RunStarted(run_id) if run_id else None
         case "stop_reason":
             word = _word(document, "stop_reason")
-            return Stop(_REASONS.get(word, Reason.BROKEN), word)
+            return StopNotice(_REASONS.get(word, Reason.BROKEN), word)
         case "usage_statistics":
             return _usage(document)
         case "error_message":
-            return judge(_word(document, "error_type"), _word(document, "detail") or _word(document, "message"))
+            return classify_refusal(
+                _word(document, "error_type"), _word(document, "detail") or _word(document, "message")
+            )
         case "summary_message" | "user_message" | "event_message":
             # In the middle of a turn these tell that older messages were summed up.
             return Condensed()
         case None if "error" in document:
             # How the server itself ends a stream that it cannot go on with.
-            return judge("internal_error", str(document["error"]))
+            return classify_refusal("internal_error", str(document["error"]))
         case _:
             return None
 
 
-def _call(call: Any) -> CallPart | None:
+def _call(call: Any) -> ToolCallDelta | None:
     if not isinstance(call, dict):
         return None
-    return CallPart(_word(call, "tool_call_id"), _word(call, "name"), _word(call, "arguments"))
+    return ToolCallDelta(_word(call, "tool_call_id"), _word(call, "name"), _word(call, "arguments"))
 
 
 def _usage(document: dict[str, Any]) -> Usage:

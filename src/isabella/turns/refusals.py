@@ -45,7 +45,7 @@ _STATES = {
 
 
 @dataclass(frozen=True)
-class Refusal:
+class VendorRefusal:
     """Why a vendor did not answer.
 
     Attributes:
@@ -70,7 +70,7 @@ class Refusal:
         return _STATES.get(self.code)
 
 
-def judge(kind: str, detail: str) -> Refusal:
+def classify_refusal(kind: str, detail: str) -> VendorRefusal:
     """Judge an error event of Letta's stream.
 
     Args:
@@ -81,21 +81,21 @@ def judge(kind: str, detail: str) -> Refusal:
     found = _STATUS.search(detail)
     status = int(found[1] or found[2]) if found else None
     if kind == _CONTEXT_OVERFLOW:
-        return Refusal(Code.CONTEXT_FULL, said, status, counts=False, elsewhere=False)
+        return VendorRefusal(Code.CONTEXT_FULL, said, status, counts=False, elsewhere=False)
     code = _of_status(status) if status is not None else _of_wording(kind, detail)
     if code is Code.REQUEST_REFUSED and _CONTEXT_REFUSED.search(detail):
         code = Code.CONTEXT_REFUSED
     match code:
         case Code.RATE_LIMITED:
-            return Refusal(code, said, status, retry_after=wish(detail))
+            return VendorRefusal(code, said, status, retry_after=retry_delay(detail))
         case Code.REQUEST_REFUSED | Code.CONTEXT_REFUSED | Code.MODEL_UNKNOWN | Code.LETTA_FAILING:
             # It answers, and others may be served well.
-            return Refusal(code, said, status, counts=False)
+            return VendorRefusal(code, said, status, counts=False)
         case _:
-            return Refusal(code, said, status)
+            return VendorRefusal(code, said, status)
 
 
-def wish(text: str) -> float | None:
+def retry_delay(text: str) -> float | None:
     """The seconds after which a vendor's refusal asks to be tried again, where it says so."""
     for found in _AGAIN_IN.finditer(text):
         minutes, seconds = found["minutes"], found["seconds"]

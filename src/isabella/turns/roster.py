@@ -10,11 +10,11 @@ from typing import Any
 from isabella.addresses import same_address
 from isabella.agents import context
 from isabella.agents.binding import Binding
-from isabella.agents.context import Fitted
-from isabella.agents.engine import Engine
-from isabella.agents.llm_config import Bound, point_to
-from isabella.agents.models import Models
-from isabella.agents.residents import Resident, Residents
+from isabella.agents.context import FittedContext
+from isabella.agents.engine import LlmConfig
+from isabella.agents.llm_config import BindingResult, point_to
+from isabella.agents.models import ModelCatalog
+from isabella.agents.residents import AgentRecord, AgentRegistry
 from isabella.errors import AgentUnknown, LettaRefused
 
 #: How long a name stands for the same agent without being looked up again, in seconds.
@@ -22,7 +22,7 @@ _KNOWN_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
-class Speaker:
+class AgentRef:
     """An agent that can be spoken to.
 
     Attributes:
@@ -48,7 +48,7 @@ class Speaker:
     type: str | None = None
 
 
-class Roster:
+class AgentCache:
     """The agents of one Letta, for turns.
 
     Args:
@@ -57,19 +57,21 @@ class Roster:
         clock: tells the time, in seconds.
     """
 
-    def __init__(self, residents: Residents, models: Models, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, residents: AgentRegistry, models: ModelCatalog, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._residents = residents
         self._models = models
         self._clock = clock
-        self._known: dict[str, tuple[float, Speaker]] = {}
+        self._known: dict[str, tuple[float, AgentRef]] = {}
         residents.hear_bound.append(self._bound)
 
     @property
-    def residents(self) -> Residents:
+    def residents(self) -> AgentRegistry:
         """The agents themselves."""
         return self._residents
 
-    async def find(self, name: str) -> Speaker:
+    async def find(self, name: str) -> AgentRef:
         """The agent of this name, definition id or Letta id. What it is bound to may have changed since.
 
         Raises:
@@ -83,7 +85,7 @@ class Roster:
         self._known[name] = (self._clock() + _KNOWN_SECONDS, speaker)
         return speaker
 
-    async def look(self, speaker: Speaker) -> Speaker:
+    async def look(self, speaker: AgentRef) -> AgentRef:
         """The same agent as it is now.
 
         Raises:
@@ -110,7 +112,7 @@ class Roster:
         """Look this agent up anew the next time."""
         self._known = {name: known for name, known in self._known.items() if known[1].id != agent_id}
 
-    async def bind(self, agent_id: str, binding: Binding) -> Bound:
+    async def bind(self, agent_id: str, binding: Binding) -> BindingResult:
         """Bind an agent, at the address that its provider has in Letta; effective with its next message.
 
         Its context is made such that the vendor takes it.
@@ -120,7 +122,7 @@ class Roster:
         """
         return await self._residents.fit(agent_id, await self._residents.bind(agent_id, binding))
 
-    async def fit(self, agent_id: str) -> Fitted | None:
+    async def fit(self, agent_id: str) -> FittedContext | None:
         """Make an agent's context such that every vendor takes it; None where nothing had to be, or can be, done.
 
         Raises:
@@ -128,13 +130,13 @@ class Roster:
         """
         return await context.fit(self._residents.wire, agent_id)
 
-    async def put_back(self, agent_id: str, fitted: Fitted) -> None:
+    async def put_back(self, agent_id: str, fitted: FittedContext) -> None:
         """Show an agent again what left its context for one vendor.
 
         Raises:
             LettaError: Letta refuses or fails.
         """
-        await context.put_back(self._residents.wire, agent_id, fitted)
+        await context.restore(self._residents.wire, agent_id, fitted)
 
     async def placed(self, binding: Binding) -> Binding:
         """The same at the address that its provider has in Letta: for as long as its gate is being passed.
@@ -146,7 +148,7 @@ class Roster:
         """
         return await self._residents.placed(binding) or binding
 
-    async def take_along(self, speaker: Speaker) -> None:
+    async def take_along(self, speaker: AgentRef) -> None:
         """Where the agent's provider has moved, and it was left behind, have it call the new address.
 
         That costs a request only where the configuration says otherwise than the agent does.
@@ -173,7 +175,7 @@ class Roster:
                 )
                 self._known[name] = (until, bound)
 
-    async def resolve(self, speaker: Speaker, handle: str) -> Binding:
+    async def resolve(self, speaker: AgentRef, handle: str) -> Binding:
         """What a handle of an agent's list means now.
 
         Raises:
@@ -182,9 +184,9 @@ class Roster:
         return (await self._models.binding(handle, window=speaker.window)).suited(speaker.type)
 
 
-def _speaker(resident: Resident) -> Speaker:
+def _speaker(resident: AgentRecord) -> AgentRef:
     definition, engine = resident.definition, resident.engine
-    return Speaker(
+    return AgentRef(
         id=resident.id,
         name=resident.name,
         handle=resident.handle,
@@ -197,12 +199,12 @@ def _speaker(resident: Resident) -> Speaker:
     )
 
 
-def _as_it_is(speaker: Speaker, row: Any) -> Speaker:
+def _as_it_is(speaker: AgentRef, row: Any) -> AgentRef:
     """The agent with the name and the model that Letta has for it now."""
     config = row.get("llm_config") if isinstance(row, dict) else None
     if not isinstance(config, dict):
         return speaker
-    engine = Engine.of(config, row.get("agent_type"))
+    engine = LlmConfig.of(config, row.get("agent_type"))
     return replace(
         speaker,
         name=str(row.get("name") or speaker.name),

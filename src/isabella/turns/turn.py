@@ -13,13 +13,13 @@ import structlog
 
 from isabella.errors import GateTimeout, IsabellaError, ModelUnknown
 from isabella.turns import failures, keeping
-from isabella.turns.attempt import Attempt, Wish
-from isabella.turns.candidates import Candidate, Rebound
-from isabella.turns.events import Code, Ended, Event, Failed, Failover, Held, Opened, Queued, Reason
-from isabella.turns.house import House
-from isabella.turns.order import GivenUp, Place
-from isabella.turns.refusals import Refusal
-from isabella.turns.roster import Speaker
+from isabella.turns.attempt import Attempt, CancelRequest
+from isabella.turns.candidates import Candidate, TemporaryBinding
+from isabella.turns.events import Code, Ended, Event, Failover, Held, Opened, Queued, Reason, TurnFailed
+from isabella.turns.house import TurnDependencies
+from isabella.turns.order import Ticket, TicketAbandoned
+from isabella.turns.refusals import VendorRefusal
+from isabella.turns.roster import AgentRef
 from isabella.vendors.status import VendorState
 
 log = structlog.get_logger()
@@ -41,24 +41,24 @@ class Turn:
         place: its place in the agent's queue.
     """
 
-    def __init__(self, house: House, speaker: Speaker, message: str, place: Place) -> None:
+    def __init__(self, house: TurnDependencies, speaker: AgentRef, message: str, place: Ticket) -> None:
         self.id = f"turn-{secrets.token_hex(12)}"
         self.speaker = speaker
         self.ended = anyio.Event()
         self._house = house
         self._message = message
         self._place = place
-        self._wish = Wish()
+        self._wish = CancelRequest()
         self._opened = time.monotonic()
         self._began: float | None = None
         self._answered_by: str | None = None
         self._reason = Reason.FAILED
         self._stored = False
-        self._failed: Failed | None = None
+        self._failed: TurnFailed | None = None
         self._tried: set[str] = set()
         self._asked: Candidate | None = None
         self._fitted = False
-        self._bound = Rebound(house.roster, speaker)
+        self._bound = TemporaryBinding(house.roster, speaker)
 
     @property
     def answered_by(self) -> str | None:
@@ -90,10 +90,10 @@ class Turn:
                 async with self._place.reached(), aclosing(self._speak()) as spoken:
                     async for event in spoken:
                         yield event
-            except GivenUp:
+            except TicketAbandoned:
                 self._reason = Reason.STOPPED
             except IsabellaError as error:
-                self._failed = failures.explained(error)
+                self._failed = failures.refused_turn(error)
             if self._failed is not None:
                 yield self._failed
             yield Ended(
@@ -110,9 +110,9 @@ class Turn:
 
     async def _speak(self) -> AsyncGenerator[Event, None]:
         """Ask one vendor after the other until an answer begins. The agent is ours meanwhile."""
-        refusals: list[Refusal] = []
+        refusals: list[VendorRefusal] = []
         async with (
-            Rebound(self._house.roster, self.speaker) as self._bound,
+            TemporaryBinding(self._house.roster, self.speaker) as self._bound,
             aclosing(self._candidates(refusals)) as candidates,
         ):
             async for step in candidates:
@@ -124,9 +124,9 @@ class Turn:
                         yield event
                 if self._answered_by is not None or self._failed is not None or self._reason is Reason.STOPPED:
                     return
-        self._failed = failures.nobody(refusals)
+        self._failed = failures.unanswered_turn(refusals)
 
-    async def _candidates(self, refusals: list[Refusal]) -> AsyncGenerator[Candidate | Event, None]:
+    async def _candidates(self, refusals: list[VendorRefusal]) -> AsyncGenerator[Candidate | Event, None]:
         """The vendors to ask, in order, each made out when it is needed; first what the agent is bound to.
 
         Those that are left out come last, and only where nobody else answered and they did not ask for it. At the
@@ -139,7 +139,7 @@ class Turn:
             try:
                 candidate = await self._candidate(handle)
             except ModelUnknown as error:
-                refusal = Refusal(Code.MODEL_UNKNOWN, error.what, counts=False)
+                refusal = VendorRefusal(Code.MODEL_UNKNOWN, error.what, counts=False)
                 refusals.append(refusal)
                 yield Failover(handle or "-", refusal.code, refusal.message)
                 continue
@@ -151,7 +151,7 @@ class Turn:
                 asked.append((candidate, breaker.renewals(candidate.provider)))
                 yield candidate
                 continue
-            why = Refusal(
+            why = VendorRefusal(
                 Code.LEFT_OUT,
                 f"Left out for {out.seconds:.0f} s: {out.because}",
                 retry_after=out.seconds,
@@ -185,7 +185,7 @@ class Turn:
 
     # --- one vendor ---------------------------------------------------------------------------------------------
 
-    async def _ask(self, candidate: Candidate, refusals: list[Refusal]) -> AsyncGenerator[Event, None]:
+    async def _ask(self, candidate: Candidate, refusals: list[VendorRefusal]) -> AsyncGenerator[Event, None]:
         house = self._house
         self._asked = None
         attempt = Attempt(
@@ -206,7 +206,7 @@ class Turn:
                     async for event in heard:
                         yield event
             except GateTimeout as error:
-                attempt.refusal = Refusal(Code.PROVIDER_CHANGING, error.what, counts=False)
+                attempt.refusal = VendorRefusal(Code.PROVIDER_CHANGING, error.what, counts=False)
             self._wish.evicted = False
             refusal = attempt.refusal
             if refusal is None:
@@ -214,9 +214,9 @@ class Turn:
             asked = self._asked or candidate
             left_out_for = self._hold_against(asked.provider, refusal)
             if attempt.reason is not None:
-                self._failed = failures.broken(attempt.began is not None, refusal)
+                self._failed = failures.broken_turn(attempt.began is not None, refusal)
             elif not refusal.elsewhere:
-                self._failed = Failed(refusal.code, refusal.message, status=refusal.status)
+                self._failed = TurnFailed(refusal.code, refusal.message, status=refusal.status)
             else:
                 wait = refusal.retry_after or left_out_for
                 yield Failover(asked.handle, refusal.code, refusal.message, refusal.status, wait)
@@ -253,7 +253,7 @@ class Turn:
             else:
                 await self._house.roster.take_along(self.speaker)
             self._asked = candidate
-            looking: asyncio.Task[Speaker] | None = None
+            looking: asyncio.Task[AgentRef] | None = None
             looked = candidate.binding is not None
             try:
                 async with aclosing(attempt.events(self._house.client)) as heard:
@@ -279,7 +279,7 @@ class Turn:
                 self._note(attempt)
                 await self._conclude(attempt)
 
-    async def _really(self, thought: Candidate, looking: asyncio.Task[Speaker] | None) -> bool:
+    async def _really(self, thought: Candidate, looking: asyncio.Task[AgentRef] | None) -> bool:
         """Find out what the agent is really bound to, and whether that is another model than was thought.
 
         Somebody may have switched it since it was looked at last. Where Letta does not say so, nobody has.
@@ -335,7 +335,7 @@ class Turn:
             # Letta has stored every step of a turn that reached its limit; only an answer may be missing.
             self._stored = whole = self._reason is Reason.MAX_STEPS
             with anyio.CancelScope(shield=True), anyio.move_on_after(_STORING_SECONDS):
-                kept = await keeping.keep(
+                kept = await keeping.store_partial(
                     self._house.wire,
                     self.speaker.id,
                     run_id=attempt.run_id,
@@ -346,7 +346,7 @@ class Turn:
                 )
                 self._stored = kept or whole
 
-    def _hold_against(self, provider: str, refusal: Refusal) -> float | None:
+    def _hold_against(self, provider: str, refusal: VendorRefusal) -> float | None:
         if refusal.vendor is not None:
             self._house.vendors.observe(provider, refusal.vendor, refusal.message)
         if not refusal.counts:

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from isabella.addresses import client_options
 from isabella.redaction import redact
-from isabella.vendors.status import VendorState, VendorStatus
+from isabella.vendors.status import VendorObservation, VendorState
 
 _SAID_LIMIT = 160
 #: Where an item of a model list tells its context window, in tokens, by vendor.
@@ -24,7 +24,7 @@ _WINDOW_FIELDS = ("context_window", "max_context_length", "context_length")
 _ABOUT_FUNDS = ("quota", "balance", "billing", "payment", "credit", "funds")
 
 
-class Verdict(StrEnum):
+class KeyVerdict(StrEnum):
     """What a vendor says to a key."""
 
     ACCEPTED = "accepted"
@@ -43,13 +43,13 @@ class Verdict(StrEnum):
 
 
 _STATES = {
-    Verdict.ACCEPTED: VendorState.ANSWERS,
-    Verdict.REFUSED: VendorState.REFUSES_KEY,
-    Verdict.OUT_OF_FUNDS: VendorState.REFUSES,
-    Verdict.RATE_LIMITED: VendorState.REFUSES,
-    Verdict.WRONG_ADDRESS: VendorState.FAILS,
-    Verdict.FAILING: VendorState.FAILS,
-    Verdict.UNREACHABLE: VendorState.UNREACHABLE,
+    KeyVerdict.ACCEPTED: VendorState.ANSWERS,
+    KeyVerdict.REFUSED: VendorState.REFUSES_KEY,
+    KeyVerdict.OUT_OF_FUNDS: VendorState.REFUSES,
+    KeyVerdict.RATE_LIMITED: VendorState.REFUSES,
+    KeyVerdict.WRONG_ADDRESS: VendorState.FAILS,
+    KeyVerdict.FAILING: VendorState.FAILS,
+    KeyVerdict.UNREACHABLE: VendorState.UNREACHABLE,
 }
 
 
@@ -68,7 +68,7 @@ class Trouble(StrEnum):
 
 
 @dataclass(frozen=True)
-class Answer:
+class VendorAnswer:
     """What a vendor answered.
 
     Attributes:
@@ -81,7 +81,7 @@ class Answer:
         trouble: what stands in between, where it was not the vendor that answered.
     """
 
-    verdict: Verdict
+    verdict: KeyVerdict
     said: str
     status: int | None = None
     models: Mapping[str, int | None] = field(default_factory=dict)
@@ -93,24 +93,24 @@ class Answer:
     def takes_key(self) -> bool | None:
         """Whether the key is a good one; None where nothing was learnt about it."""
         match self.verdict:
-            case Verdict.ACCEPTED | Verdict.OUT_OF_FUNDS | Verdict.RATE_LIMITED:
+            case KeyVerdict.ACCEPTED | KeyVerdict.OUT_OF_FUNDS | KeyVerdict.RATE_LIMITED:
                 return True
-            case Verdict.REFUSED:
+            case KeyVerdict.REFUSED:
                 return False
             case _:
                 return None
 
     @property
-    def vendor_status(self) -> VendorStatus:
+    def vendor_status(self) -> VendorObservation:
         """What it shows of the vendor, as of now."""
-        if self.verdict is Verdict.ACCEPTED:
+        if self.verdict is KeyVerdict.ACCEPTED:
             reason = f"it takes the key and lists {self.said}"
         else:
             reason = self.said if self.status is None else f"{self.status}: {self.said}"
-        return VendorStatus(_STATES[self.verdict], reason, datetime.now(UTC))
+        return VendorObservation(_STATES[self.verdict], reason, datetime.now(UTC))
 
 
-async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) -> Answer:
+async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) -> VendorAnswer:
     """Read the vendor's model list with a key. Never raises for what the vendor does.
 
     Args:
@@ -128,17 +128,17 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
                 f"{base_url}/models", headers={"Authorization": f"Bearer {key.get_secret_value()}"}
             )
     except httpx.TimeoutException:
-        return Answer(Verdict.UNREACHABLE, f"no answer within {timeout:g} s", trouble=Trouble.TIMEOUT)
+        return VendorAnswer(KeyVerdict.UNREACHABLE, f"no answer within {timeout:g} s", trouble=Trouble.TIMEOUT)
     except httpx.RequestError as error:
         said = redact(str(error)) or type(error).__name__
-        return Answer(Verdict.UNREACHABLE, said, trouble=_trouble(error))
-    answer = judge(response.status_code, _json(response), retry_after=response.headers.get("retry-after"))
+        return VendorAnswer(KeyVerdict.UNREACHABLE, said, trouble=_trouble(error))
+    answer = classify_answer(response.status_code, _json(response), retry_after=response.headers.get("retry-after"))
     if "html" in response.headers.get("content-type", "").lower():
         return replace(answer, trouble=Trouble.HTML)
     return answer
 
 
-def judge(status: int, document: Any, *, retry_after: str | None = None) -> Answer:
+def classify_answer(status: int, document: Any, *, retry_after: str | None = None) -> VendorAnswer:
     """Judge an answer by its status and shape, not by its wording, which vendors change.
 
     Args:
@@ -150,22 +150,22 @@ def judge(status: int, document: Any, *, retry_after: str | None = None) -> Answ
     wait = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdecimal() else None
     match status:
         case 200 if (models := _models(document)) is not None:
-            return Answer(Verdict.ACCEPTED, f"{len(models)} models", status, models, _unfit(document))
+            return VendorAnswer(KeyVerdict.ACCEPTED, f"{len(models)} models", status, models, _unfit(document))
         case 200:
-            return Answer(Verdict.WRONG_ADDRESS, "what answers there is not a list of models", status)
+            return VendorAnswer(KeyVerdict.WRONG_ADDRESS, "what answers there is not a list of models", status)
         case 402:
-            return Answer(Verdict.OUT_OF_FUNDS, said, status)
+            return VendorAnswer(KeyVerdict.OUT_OF_FUNDS, said, status)
         case 403 if any(word in _codes(document) for word in _ABOUT_FUNDS):
-            return Answer(Verdict.OUT_OF_FUNDS, said, status)
+            return VendorAnswer(KeyVerdict.OUT_OF_FUNDS, said, status)
         # A 401 or 403 that is not JSON comes from something in between, not from the vendor.
         case 401 | 403 if document is not None:
-            return Answer(Verdict.REFUSED, said, status)
+            return VendorAnswer(KeyVerdict.REFUSED, said, status)
         case 429:
-            return Answer(Verdict.RATE_LIMITED, said, status, retry_after=wait)
+            return VendorAnswer(KeyVerdict.RATE_LIMITED, said, status, retry_after=wait)
         case 404 | 405 | 301 | 302 | 307 | 308:
-            return Answer(Verdict.WRONG_ADDRESS, said, status)
+            return VendorAnswer(KeyVerdict.WRONG_ADDRESS, said, status)
         case _:
-            return Answer(Verdict.FAILING, said, status)
+            return VendorAnswer(KeyVerdict.FAILING, said, status)
 
 
 def _trouble(error: BaseException) -> Trouble:

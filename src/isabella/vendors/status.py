@@ -26,7 +26,7 @@ _TROUBLE = (VendorState.REFUSES_KEY, VendorState.REFUSES, VendorState.FAILS, Ven
 
 
 @dataclass(frozen=True)
-class VendorStatus:
+class VendorObservation:
     """What a vendor did when it was asked last.
 
     Attributes:
@@ -44,7 +44,7 @@ class VendorStatus:
         return {"state": self.state.value, "reason": self.reason, "at": self.at.isoformat(timespec="seconds")}
 
     @classmethod
-    def from_json(cls, document: dict[str, Any]) -> VendorStatus:
+    def from_json(cls, document: dict[str, Any]) -> VendorObservation:
         """The status that `as_json` was made of.
 
         Raises:
@@ -54,7 +54,7 @@ class VendorStatus:
         return cls(state, str(document["reason"]), at)
 
 
-class VendorStatuses:
+class VendorStatusBoard:
     """The statuses of all vendors, by the provider's name in Letta. All that is learnt comes in by `observe`.
 
     Args:
@@ -67,7 +67,7 @@ class VendorStatuses:
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._now = now
         self._began = now()
-        self._seen: dict[str, VendorStatus] = {}
+        self._seen: dict[str, VendorObservation] = {}
         #: Those whose status comes from a list of models.
         self._listed: set[str] = set()
         self.changed: Callable[[], None] = lambda: None
@@ -85,7 +85,7 @@ class VendorStatuses:
             listing: whether it was asked for its models only. It lists them for a key without funds, too, so that
                 changes nothing while it refuses messages.
         """
-        status = VendorStatus(state, reason, at or self._now())
+        status = VendorObservation(state, reason, at or self._now())
         former = self._seen.get(provider)
         if former is not None and (former == status or former.at > status.at):
             return
@@ -95,8 +95,8 @@ class VendorStatuses:
         self._seen[provider] = status
         self.changed()
 
-    def of(self, provider: str) -> VendorStatus:
+    def of(self, provider: str) -> VendorObservation:
         """What is known of the vendor of a provider."""
-        return self._seen.get(provider) or VendorStatus(
+        return self._seen.get(provider) or VendorObservation(
             VendorState.NOT_ASKED, "not asked since the backend was started", self._began
         )

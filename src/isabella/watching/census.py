@@ -8,21 +8,21 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from isabella.concurrency import together
+from isabella.concurrency import gather
 from isabella.connection import Connection
 from isabella.errors import LettaError
 from isabella.providers.desired import Desired, desired_providers
 from isabella.providers.rotation import Ask
 from isabella.settings import Settings
-from isabella.stores import Abilities, Store, Stored
-from isabella.stores.letta_server import LettaServer
-from isabella.vendors.inquiry import Answer, Verdict, ask_vendor
+from isabella.stores import Capabilities, Store, StoredProvider
+from isabella.stores.letta_server import LettaProviders
+from isabella.vendors.inquiry import KeyVerdict, VendorAnswer, ask_vendor
 
 _AT_ONCE = 4
 
 
 @dataclass(frozen=True)
-class Speaker:
+class BoundAgent:
     """An agent, and what it speaks through.
 
     Attributes:
@@ -37,7 +37,7 @@ class Speaker:
 
 
 @dataclass(frozen=True)
-class Count:
+class ProviderModels:
     """What the census has found of one provider.
 
     Attributes:
@@ -52,9 +52,9 @@ class Count:
     provider: str
     appeared: tuple[str, ...] = ()
     vanished: tuple[str, ...] = ()
-    lost: tuple[Speaker, ...] = ()
+    lost: tuple[BoundAgent, ...] = ()
     problem: str | None = None
-    answer: Answer | None = None
+    answer: VendorAnswer | None = None
 
     @property
     def remarkable(self) -> bool:
@@ -73,7 +73,7 @@ class Count:
 
 
 @dataclass(frozen=True)
-class Census:
+class ModelRefresh:
     """What one night has shown.
 
     Attributes:
@@ -82,16 +82,16 @@ class Census:
     """
 
     at: datetime
-    counts: tuple[Count, ...]
+    counts: tuple[ProviderModels, ...]
 
     def as_json(self) -> dict[str, Any]:
         """The form that the HTTP API shows."""
         return {"at": self.at.isoformat(timespec="seconds"), "providers": [count.as_json() for count in self.counts]}
 
 
-def count(
-    provider: str, before: frozenset[str], after: frozenset[str], answer: Answer, speakers: Sequence[Speaker]
-) -> Count:
+def compare_models(
+    provider: str, before: frozenset[str], after: frozenset[str], answer: VendorAnswer, speakers: Sequence[BoundAgent]
+) -> ProviderModels:
     """Compare two lists, and find the agents that lost their model.
 
     Args:
@@ -104,7 +104,7 @@ def count(
     offered = frozenset(answer.models)
     gone = before - after - offered
     mine = [speaker for speaker in speakers if speaker.provider == provider]
-    return Count(
+    return ProviderModels(
         provider,
         appeared=tuple(sorted(after - before)),
         vanished=tuple(sorted(before - after)),
@@ -112,7 +112,7 @@ def count(
     )
 
 
-async def take_census(settings: Settings, connection: Connection) -> Census:
+async def refresh_models(settings: Settings, connection: Connection) -> ModelRefresh:
     """Have Letta read every configured provider's model list anew.
 
     Raises:
@@ -120,49 +120,49 @@ async def take_census(settings: Settings, connection: Connection) -> Census:
         ConfigurationError: `isabella.toml` is malformed.
     """
     ask = partial(ask_vendor, timeout=min(connection.timeout, 10.0))
-    async with LettaServer.at(connection) as store:
+    async with LettaProviders.at(connection) as store:
         abilities = await store.abilities()
         stored = {record.name: record for record in await store.all()}
         speakers = await _speakers(connection)
         wanted = [one for one in desired_providers(settings) if one.key is not None and one.problem is None]
         calls = [partial(_count, store, abilities, one, stored, ask, speakers) for one in wanted]
-        return Census(datetime.now(UTC), tuple(await together(calls, at_once=_AT_ONCE)))
+        return ModelRefresh(datetime.now(UTC), tuple(await gather(calls, at_once=_AT_ONCE)))
 
 
 async def _count(
     store: Store,
-    abilities: Abilities,
+    abilities: Capabilities,
     desired: Desired,
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, StoredProvider],
     ask: Ask,
-    speakers: Sequence[Speaker],
-) -> Count:
+    speakers: Sequence[BoundAgent],
+) -> ProviderModels:
     record, key = stored.get(desired.name), desired.key
     if record is None or key is None:
-        return Count(desired.name, problem="it is not in Letta")
+        return ProviderModels(desired.name, problem="it is not in Letta")
     answer = await ask(desired.base_url, key)
-    if answer.verdict is not Verdict.ACCEPTED:
+    if answer.verdict is not KeyVerdict.ACCEPTED:
         # Letta would answer 200 all the same, and keep its list, or empty it (fact P11).
         problem = f"{desired.vendor.title} does not list its models: {answer.said}"
-        return Count(desired.name, problem=problem, answer=answer)
+        return ProviderModels(desired.name, problem=problem, answer=answer)
     try:
         before = await store.model_names(desired.name)
         if abilities.refreshes:
             await store.refresh(record.id)
-        found = count(desired.name, before, await store.model_names(desired.name), answer, speakers)
+        found = compare_models(desired.name, before, await store.model_names(desired.name), answer, speakers)
         return replace(found, answer=answer)
     except LettaError as error:
-        return Count(desired.name, problem=error.what, answer=answer)
+        return ProviderModels(desired.name, problem=error.what, answer=answer)
 
 
-async def _speakers(connection: Connection) -> list[Speaker]:
-    from isabella.agents.client import open_client
-    from isabella.agents.residents import Residents
+async def _speakers(connection: Connection) -> list[BoundAgent]:
+    from isabella.agents.client import open_sdk_client
+    from isabella.agents.residents import AgentRegistry
 
-    async with open_client(connection) as client:
-        residents = await Residents(client).all()
+    async with open_sdk_client(connection) as client:
+        residents = await AgentRegistry(client).all()
     return [
-        Speaker(one.name, one.engine.provider, one.engine.model)
+        BoundAgent(one.name, one.engine.provider, one.engine.model)
         for one in residents
         if one.engine is not None and one.engine.provider is not None
     ]

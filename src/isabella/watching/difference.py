@@ -16,7 +16,7 @@ _LIVE = frozenset({"strategy", "provider_types", "config_file", "resync", "refre
 
 
 @dataclass(frozen=True)
-class Reading:
+class ConfigSnapshot:
     """One reading of the whole configuration.
 
     Attributes:
@@ -28,7 +28,7 @@ class Reading:
     desired: tuple[Desired, ...]
 
     @classmethod
-    def of(cls, settings: Settings) -> Reading:
+    def of(cls, settings: Settings) -> ConfigSnapshot:
         """The reading that these settings stand for.
 
         Raises:
@@ -36,7 +36,7 @@ class Reading:
         """
         return cls(settings, desired_providers(settings))
 
-    def again(self) -> Reading:
+    def again(self) -> ConfigSnapshot:
         """Read the same files anew, for the same environment and command line.
 
         Raises:
@@ -54,7 +54,7 @@ class Reading:
         fresh = load_settings(file if was_there else None, former.sources.environment, **given)
         overlaid = former.sources
         sources = replace(fresh.sources, overlay=overlaid.overlay, overlaid_from=overlaid.overlaid_from)
-        return Reading.of(renewed(fresh.model_copy(update={"sources": sources})))
+        return ConfigSnapshot.of(renewed(fresh.model_copy(update={"sources": sources})))
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -75,7 +75,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ConfigDiff:
     """What is different in a later reading.
 
     Attributes:
@@ -93,7 +93,7 @@ class Difference:
     timing: bool = False
 
 
-def difference(before: Reading, now: Reading, in_force: Settings) -> Difference:
+def diff_config(before: ConfigSnapshot, now: ConfigSnapshot, in_force: Settings) -> ConfigDiff:
     """Compare two readings.
 
     Args:
@@ -103,7 +103,7 @@ def difference(before: Reading, now: Reading, in_force: Settings) -> Difference:
     """
     former = {provider.name: provider for provider in before.desired}
     fresh = {provider.name: provider for provider in now.desired}
-    return Difference(
+    return ConfigDiff(
         providers=tuple(name for name, one in fresh.items() if _changed(former.get(name), one)),
         gone=tuple(name for name, one in former.items() if one.wanted and not (name in fresh and fresh[name].wanted)),
         undeclared=tuple(name for name, one in former.items() if one.wanted and name not in fresh),

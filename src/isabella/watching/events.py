@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from isabella.providers.report import Report
-from isabella.watching.census import Census
+from isabella.watching.census import ModelRefresh
 
 
-class Cause(StrEnum):
+class SyncCause(StrEnum):
     """Why something was done."""
 
     CHANGE = "the configuration was changed"
@@ -31,11 +31,11 @@ class Synced:
 
     report: Report
     part: Report
-    cause: Cause
+    cause: SyncCause
 
 
 @dataclass(frozen=True)
-class Refused:
+class ConfigRefused:
     """The changed configuration cannot be used: the former stays in force.
 
     Attributes:
@@ -48,12 +48,12 @@ class Refused:
 
 
 @dataclass(frozen=True)
-class Accepted:
+class ConfigAccepted:
     """A configuration that could not be used can be used again."""
 
 
 @dataclass(frozen=True)
-class TakesRestart:
+class RestartNeeded:
     """Settings were changed that take effect when the process is started again.
 
     Attributes:
@@ -64,7 +64,7 @@ class TakesRestart:
 
 
 @dataclass(frozen=True)
-class Gone:
+class ProvidersDropped:
     """The configuration does not want these any more; they stay in Letta as they are.
 
     Attributes:
@@ -75,7 +75,7 @@ class Gone:
 
 
 @dataclass(frozen=True)
-class Failed:
+class WatchFailed:
     """Something could not be done; it is tried again.
 
     Attributes:
@@ -85,20 +85,22 @@ class Failed:
     """
 
     what: str
-    cause: Cause
+    cause: SyncCause
     remedy: str | None = None
 
 
 @dataclass(frozen=True)
-class Counted:
+class ModelsRefreshed:
     """The model lists were read anew.
 
     Attributes:
         census: what came of it.
     """
 
-    census: Census
+    census: ModelRefresh
 
 
-Event = Synced | Refused | Accepted | TakesRestart | Gone | Failed | Counted
-Tell = Callable[[Event], None]
+WatchEvent = (
+    Synced | ConfigRefused | ConfigAccepted | RestartNeeded | ProvidersDropped | WatchFailed | ModelsRefreshed
+)
+Tell = Callable[[WatchEvent], None]

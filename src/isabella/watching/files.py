@@ -28,7 +28,7 @@ _Mark = tuple[int, int, int, int] | None
 Marks = Mapping[Path, _Mark]
 
 
-def marks(files: Iterable[Path]) -> Marks:
+def file_marks(files: Iterable[Path]) -> Marks:
     """By what a change of these files shows; None for one that cannot be looked at."""
     return {path: _mark(path) for path in files}
 
@@ -46,7 +46,7 @@ def _mark(path: Path) -> _Mark:
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-async def watch(
+async def watch_files(
     files: Callable[[], Sequence[Path]],
     changed: Callable[[], Awaitable[None]],
     how: Watch = Watch.AUTO,
@@ -63,7 +63,7 @@ async def watch(
         every: seconds between looks where it tells nothing.
         since: how the files looked when they were read last; by default as they are now.
     """
-    seen = {**marks(files()), **(since or {})}
+    seen = {**file_marks(files()), **(since or {})}
     while True:
         folders = sorted({path.parent for path in seen})
         async with anyio.create_task_group() as tasks:
@@ -74,10 +74,10 @@ async def watch(
                 while folders == sorted({path.parent for path in seen}):
                     with anyio.move_on_after(every):
                         await hear.receive()
-                    if marks(seen) != seen:
+                    if file_marks(seen) != seen:
                         await _settle(seen)
                         # What is written from now on is another change.
-                        before = marks(seen)
+                        before = file_marks(seen)
                         await changed()
                         seen = {path: before[path] if path in before else _mark(path) for path in files()}
                 tasks.cancel_scope.cancel()
@@ -86,10 +86,10 @@ async def watch(
 async def _settle(seen: Marks) -> None:
     """Wait until nothing changes any more: what is half written now will be whole."""
     with anyio.move_on_after(_LONGEST):
-        last = marks(seen)
+        last = file_marks(seen)
         while True:
             await anyio.sleep(_QUIET)
-            if (now := marks(seen)) == last:
+            if (now := file_marks(seen)) == last:
                 return
             last = now
 

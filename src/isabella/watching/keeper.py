@@ -12,42 +12,42 @@ from typing import Protocol
 import anyio
 
 from isabella.errors import ConfigurationError, IsabellaError
-from isabella.providers.condition import Kind, kind_of
+from isabella.providers.condition import HealthState, health_state
 from isabella.providers.desired import Desired
 from isabella.providers.report import Report
 from isabella.redaction import unforeseen
 from isabella.settings import Settings, Watch
 from isabella.watching import files
-from isabella.watching.census import Census
-from isabella.watching.difference import Reading, difference, keep_in_force
+from isabella.watching.census import ModelRefresh
+from isabella.watching.difference import ConfigSnapshot, diff_config, keep_in_force
 from isabella.watching.events import (
-    Accepted,
-    Cause,
-    Counted,
-    Failed,
-    Gone,
-    Refused,
+    ConfigAccepted,
+    ConfigRefused,
+    ModelsRefreshed,
+    ProvidersDropped,
+    RestartNeeded,
+    SyncCause,
     Synced,
-    TakesRestart,
     Tell,
+    WatchFailed,
 )
 from isabella.watching.schedule import Schedule
 
 #: Time may mend these; what is wrong with the others, somebody has to mend.
-_TRIED_AGAIN = (Kind.REFUSED, Kind.FAILED)
+_TRIED_AGAIN = (HealthState.REFUSED, HealthState.FAILED)
 
 
-class Work(Protocol):
+class WatchActions(Protocol):
     """What the keeper has done when it is due."""
 
     async def ensure(self, settings: Settings, only: Sequence[str]) -> Report:
         """Bring providers in line; all of them where none is named."""
 
-    async def count(self, settings: Settings) -> Census:
+    async def count(self, settings: Settings) -> ModelRefresh:
         """Read the model lists anew."""
 
 
-class Keeper:
+class Watcher:
     """Keeps the providers of one Letta in line.
 
     Args:
@@ -64,7 +64,7 @@ class Keeper:
     def __init__(
         self,
         settings: Settings,
-        work: Work,
+        work: WatchActions,
         tell: Tell,
         *,
         report: Report | None = None,
@@ -72,7 +72,7 @@ class Keeper:
     ) -> None:
         self._began_with = settings
         self._settings = settings
-        self._reading = Reading.of(settings)
+        self._reading = ConfigSnapshot.of(settings)
         self._work = work
         self._tell = tell
         self._report = report
@@ -80,7 +80,7 @@ class Keeper:
         self._busy = anyio.Lock()
         self._woken = anyio.Event()
         self._refused: str | None = None
-        self._trouble: dict[Cause, str] = {}
+        self._trouble: dict[SyncCause, str] = {}
         if report is not None:
             self._schedule.failed(_to_try_again(report))
 
@@ -121,7 +121,7 @@ class Keeper:
             waiting = self._schedule.waiting
             names = [one.name for one in self._reading.desired if one.wanted and one.name not in waiting]
             if names or not waiting:
-                await self._sync(names if waiting else (), Cause.RESYNC)
+                await self._sync(names if waiting else (), SyncCause.RESYNC)
 
     async def retry(self, names: Sequence[str]) -> None:
         """Try these providers again."""
@@ -129,25 +129,25 @@ class Keeper:
             known = {one.name for one in self._reading.desired}
             self._schedule.succeeded(name for name in names if name not in known)
             if left := [name for name in names if name in known]:
-                await self._sync(left, Cause.RETRY)
+                await self._sync(left, SyncCause.RETRY)
 
     async def refresh(self) -> None:
         """Read the model lists anew, and tell what came and went."""
         async with self._busy:
-            census: list[Census] = []
+            census: list[ModelRefresh] = []
 
             async def count() -> None:
                 census.append(await self._work.count(self._settings))
 
-            if await self._tried(count, Cause.REFRESH):
-                self._tell(Counted(census[0]))
+            if await self._tried(count, SyncCause.REFRESH):
+                self._tell(ModelsRefreshed(census[0]))
 
     async def _watch_files(self) -> None:
         # What was changed while everything came up has not been noticed yet.
         # Looked at before they are read: what is written in between is then a change, too.
-        looked = files.marks(self._reading.files)
+        looked = files.file_marks(self._reading.files)
         await self.reread()
-        await files.watch(lambda: self._reading.files, self.reread, self._began_with.watch, since=looked)
+        await files.watch_files(lambda: self._reading.files, self.reread, self._began_with.watch, since=looked)
 
     async def _keep_time(self) -> None:
         while True:
@@ -174,30 +174,30 @@ class Keeper:
             return
         if self._refused is not None:
             self._refused = None
-            self._tell(Accepted())
-        different = difference(self._reading, fresh, self._began_with)
+            self._tell(ConfigAccepted())
+        different = diff_config(self._reading, fresh, self._began_with)
         self._reading = fresh
         self._settings = keep_in_force(fresh.settings, self._began_with)
         if different.restart:
-            self._tell(TakesRestart(different.restart))
+            self._tell(RestartNeeded(different.restart))
         if different.timing:
             self._schedule.change(self._settings.resync, self._settings.refresh_at)
             self.wake()
         if different.gone:
-            self._tell(Gone(different.gone))
+            self._tell(ProvidersDropped(different.gone))
             self._schedule.succeeded(different.gone)
         if different.providers or different.undeclared:
             # A changed key deserves a fresh try, however long the one before has been refused.
             self._schedule.succeeded(different.providers)
-            await self._sync(() if different.undeclared else different.providers, Cause.CHANGE)
+            await self._sync(() if different.undeclared else different.providers, SyncCause.CHANGE)
 
     def _refuse(self, what: str, remedy: str | None) -> None:
         """Go on with the former settings, and say so once."""
         if self._refused != what:
             self._refused = what
-            self._tell(Refused(what, remedy))
+            self._tell(ConfigRefused(what, remedy))
 
-    async def _sync(self, names: Sequence[str], cause: Cause) -> None:
+    async def _sync(self, names: Sequence[str], cause: SyncCause) -> None:
         parts: list[Report] = []
 
         async def ensure() -> None:
@@ -216,7 +216,7 @@ class Keeper:
         self.wake()
         self._tell(Synced(self._report, part, cause))
 
-    async def _tried(self, call: Callable[[], Awaitable[None]], cause: Cause) -> bool:
+    async def _tried(self, call: Callable[[], Awaitable[None]], cause: SyncCause) -> bool:
         """Whether it went well. What went wrong is told once for each cause, until something else happens."""
         try:
             await call()
@@ -229,9 +229,9 @@ class Keeper:
             return True
         if self._trouble.get(cause) != what:
             self._trouble[cause] = what
-            self._tell(Failed(what, cause, remedy))
+            self._tell(WatchFailed(what, cause, remedy))
         return False
 
 
 def _to_try_again(report: Report) -> list[str]:
-    return [entry.name for entry in report.ours if kind_of(entry) in _TRIED_AGAIN]
+    return [entry.name for entry in report.ours if health_state(entry) in _TRIED_AGAIN]

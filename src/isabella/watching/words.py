@@ -7,16 +7,16 @@ from dataclasses import dataclass
 
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport
-from isabella.watching.census import Count
+from isabella.watching.census import ProviderModels
 from isabella.watching.events import (
-    Accepted,
-    Counted,
-    Event,
-    Failed,
-    Gone,
-    Refused,
+    ConfigAccepted,
+    ConfigRefused,
+    ModelsRefreshed,
+    ProvidersDropped,
+    RestartNeeded,
     Synced,
-    TakesRestart,
+    WatchEvent,
+    WatchFailed,
 )
 
 _DONE = {Action.CREATE: "created", Action.UPDATE: "updated in place", Action.RECREATE: "recreated"}
@@ -24,7 +24,7 @@ _SAID_MODELS = 8
 
 
 @dataclass(frozen=True)
-class Sentence:
+class LogSentence:
     """One sentence.
 
     Attributes:
@@ -36,33 +36,33 @@ class Sentence:
     warning: bool = False
 
 
-def sentences(event: Event) -> list[Sentence]:
+def sentences(event: WatchEvent) -> list[LogSentence]:
     """What is to be said about an event; nothing where all is as it was."""
     match event:
         case Synced(part=part, cause=cause):
             return [said for entry in part.ours if (said := _of_provider(entry, cause.value)) is not None]
-        case Refused(what=what, remedy=remedy):
+        case ConfigRefused(what=what, remedy=remedy):
             text = _joined(f"The changed configuration is not used: {what}", remedy, "The former one stays in force.")
-            return [Sentence(text, warning=True)]
-        case Accepted():
-            return [Sentence("The configuration can be read again.")]
-        case TakesRestart(variables=variables):
-            return [Sentence(_restart(variables), warning=True)]
-        case Gone(names=names):
-            return [Sentence(f"Not configured any more, and left in Letta as they are: {', '.join(names)}.")]
-        case Failed(what=what, cause=cause, remedy=remedy):
+            return [LogSentence(text, warning=True)]
+        case ConfigAccepted():
+            return [LogSentence("The configuration can be read again.")]
+        case RestartNeeded(variables=variables):
+            return [LogSentence(_restart(variables), warning=True)]
+        case ProvidersDropped(names=names):
+            return [LogSentence(f"Not configured any more, and left in Letta as they are: {', '.join(names)}.")]
+        case WatchFailed(what=what, cause=cause, remedy=remedy):
             return [
-                Sentence(_joined(f"Not done ({cause.value}): {what}", remedy, "It is tried again."), warning=True)
+                LogSentence(_joined(f"Not done ({cause.value}): {what}", remedy, "It is tried again."), warning=True)
             ]
-        case Counted(census=census):
+        case ModelsRefreshed(census=census):
             return [sentence for count in census.counts for sentence in _of_count(count)]
 
 
-def _of_provider(entry: ProviderReport, cause: str) -> Sentence | None:
+def _of_provider(entry: ProviderReport, cause: str) -> LogSentence | None:
     if entry.proof is not Proof.PROVEN:
-        return Sentence(_joined(f"{entry.name} is not proven: {entry.reason}.", entry.remedy), warning=True)
+        return LogSentence(_joined(f"{entry.name} is not proven: {entry.reason}.", entry.remedy), warning=True)
     done = _DONE.get(entry.action)
-    return None if done is None else Sentence(f"{entry.name}: {done} and proven ({entry.reason}), after {cause}.")
+    return None if done is None else LogSentence(f"{entry.name}: {done} and proven ({entry.reason}), after {cause}.")
 
 
 def _restart(variables: tuple[str, ...]) -> str:
@@ -74,15 +74,15 @@ def _restart(variables: tuple[str, ...]) -> str:
     return text
 
 
-def _of_count(count: Count) -> Iterator[Sentence]:
+def _of_count(count: ProviderModels) -> Iterator[LogSentence]:
     if count.problem is not None:
-        yield Sentence(f"{count.provider}: its models are not known: {count.problem}.", warning=True)
+        yield LogSentence(f"{count.provider}: its models are not known: {count.problem}.", warning=True)
     if count.appeared:
-        yield Sentence(f"{count.provider} has new models: {_some(count.appeared)}.")
+        yield LogSentence(f"{count.provider} has new models: {_some(count.appeared)}.")
     if count.vanished:
-        yield Sentence(f"{count.provider} does not list any more: {_some(count.vanished)}.")
+        yield LogSentence(f"{count.provider} does not list any more: {_some(count.vanished)}.")
     for speaker in count.lost:
-        yield Sentence(
+        yield LogSentence(
             f"{speaker.name} has lost its model: {count.provider} has no {speaker.model} any more. "
             "`isabella agents repair` binds it to another.",
             warning=True,

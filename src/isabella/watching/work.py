@@ -6,14 +6,14 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from isabella.assurance import ensure_providers
 from isabella.connection import Connection, connect
-from isabella.gate import Gate
+from isabella.gate import ProviderLock
 from isabella.providers.report import Report
 from isabella.settings import Settings
 from isabella.strategy import Strategy
-from isabella.watching.census import Census, take_census
+from isabella.watching.census import ModelRefresh, refresh_models
 
 
-class LettaWork:
+class LettaActions:
     """Work on a real Letta.
 
     Args:
@@ -22,7 +22,7 @@ class LettaWork:
     """
 
     def __init__(
-        self, gate: Gate | None = None, *, find: Callable[[Settings], Awaitable[Connection]] = connect
+        self, gate: ProviderLock | None = None, *, find: Callable[[Settings], Awaitable[Connection]] = connect
     ) -> None:
         self._gate = gate
         self._find = find
@@ -43,9 +43,9 @@ class LettaWork:
             gate=self._gate,
         )
 
-    async def count(self, settings: Settings) -> Census:
+    async def count(self, settings: Settings) -> ModelRefresh:
         """Read the model lists anew.
 
         Raises as `take_census` does.
         """
-        return await take_census(settings, await self._find(settings))
+        return await refresh_models(settings, await self._find(settings))

@@ -11,9 +11,9 @@ from typing import Any
 from playwright.sync_api import Locator, expect
 from visitor import Visitor
 
-from isabella.backend.keeping import keeping
+from isabella.backend.keeping import run_watcher
 from isabella.practice.overlay import ORIGIN
-from isabella.watching.work import LettaWork
+from isabella.watching.work import LettaActions
 
 
 def row(visitor: Visitor, name: str) -> Locator:
@@ -121,8 +121,8 @@ def test_a_key_arrives_in_the_env_file(visitor: Visitor, tmp_path: Path) -> None
         async def find(_settings: Any) -> Any:
             return served.connection
 
-        work = LettaWork(state.locks.gate, find=find)
-        async with keeping(
+        work = LettaActions(state.locks.gate, find=find)
+        async with run_watcher(
             state.readiness, settings, work, state.agency.models, hear=state.chronicle.hear
         ) as state.keeper:
             up.set()

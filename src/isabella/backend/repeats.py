@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -24,8 +24,10 @@ from isabella.turns.turn import Turn
 
 log = structlog.get_logger()
 
-#: So long a turn goes on without its client, and is remembered afterwards. The official client waits at most 8 s.
+#: So long a turn goes on without its client. The official client waits at most 8 s.
 SECONDS_FOR_REPEAT = 10.0
+#: So long it is remembered after that, for a repeat that comes late.
+_SECONDS_REMEMBERED = 10.0
 
 _RETRY_COUNT, _IDEMPOTENCY_KEY = "x-stainless-retry-count", "idempotency-key"
 
@@ -198,7 +200,7 @@ class RequestRegistry:
             self._tasks.start_soon(found.run, self._desk, agent, message)
         found.request = request
         found.heard_by += 1
-        self._set_timer(found, None)
+        self._set_timer(found)
         return Subscription(self, found)
 
     def left(self, shared: SharedTurn) -> None:
@@ -210,7 +212,7 @@ class RequestRegistry:
         if shared.answered or not again:
             shared.stop()
         if again:
-            self._set_timer(shared, SECONDS_FOR_REPEAT)
+            self._set_timer(shared, SECONDS_FOR_REPEAT, self._expire)
         else:
             self._forget(shared)
 
@@ -225,22 +227,28 @@ class RequestRegistry:
                 self._forget(shared)
         return None
 
-    def _set_timer(self, shared: SharedTurn, seconds: float | None) -> None:
+    def _set_timer(
+        self, shared: SharedTurn, seconds: float = 0.0, then: Callable[[SharedTurn], None] | None = None
+    ) -> None:
         if shared.timer is not None:
             shared.timer.cancel()
         shared.timer = None
-        if seconds is not None:
-            shared.timer = asyncio.get_running_loop().call_later(seconds, self._expire, shared)
+        if then is not None:
+            shared.timer = asyncio.get_running_loop().call_later(seconds, then, shared)
 
     def _expire(self, shared: SharedTurn) -> None:
+        if not shared.over.is_set():
+            shared.stop()
+        self._set_timer(shared, _SECONDS_REMEMBERED, self._drop)
+
+    def _drop(self, shared: SharedTurn) -> None:
         if shared.over.is_set():
             self._forget(shared)
         else:
-            shared.stop()
-            # Its end is awaited, and a late repeat learns of it.
-            self._set_timer(shared, SECONDS_FOR_REPEAT)
+            # Before its end nobody knows whether a late repeat may say the message again.
+            self._set_timer(shared, _SECONDS_REMEMBERED, self._drop)
 
     def _forget(self, shared: SharedTurn) -> None:
-        self._set_timer(shared, None)
+        self._set_timer(shared)
         if shared in self._known:
             self._known.remove(shared)

@@ -13,7 +13,7 @@ from typing import Any
 from bench import cold, console, doctor, figures, helping, rotation, thousand, turns, warm
 from bench.stage import Stage
 from bench.subject import Results
-from isabella.settings import load_settings
+from isabella.config.settings import load_settings
 
 _PROJECT = Path(__file__).resolve().parents[1]
 

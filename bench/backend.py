@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 
 from bench.stage import Scene
-from isabella.access import published_address
-from isabella.catalog import known_vendors
+from isabella.config.vendors import known_vendors
 from isabella.practice import PracticeVendors
+from isabella.server.token import published_address
 
 #: What the bench's backends ask of their clients.
 TOKEN = "a-token-for-the-bench"

@@ -20,8 +20,8 @@ from bench.planting import clear
 from bench.stage import Scene, Stage
 from bench.subject import Results
 from bench.timing import Way, in_ms, medians
-from isabella.agents.binding import Binding
-from isabella.catalog import known_vendors
+from isabella.config.vendors import known_vendors
+from isabella.letta.llm_config import Binding
 from isabella.providers.desired import desired_providers
 
 _COMMAND = Path(sysconfig.get_path("scripts")) / "isabella"

@@ -12,9 +12,9 @@ from typing import Any
 import anyio
 import httpx2
 
-from isabella.connection import Connection
+from isabella.letta.connection import Connection
+from isabella.letta.providers import PAGE
 from isabella.providers.desired import Desired
-from isabella.stores.letta_server import PAGE
 
 
 @asynccontextmanager

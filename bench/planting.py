@@ -9,7 +9,7 @@ from functools import partial
 import psycopg
 
 from isabella.embedded import Letta
-from isabella.providers.sealing import encrypt
+from isabella.letta.encryption import encrypt
 
 #: Nothing listens there.
 BASE_URL = "http://127.0.0.1:9/v1"

@@ -26,14 +26,14 @@ from bench.loop import list_delete_post
 from bench.operator import Operator
 from bench.stage import Scene, Stage
 from bench.subject import Results
-from isabella.agents.models import ModelCatalog
+from isabella.agents.model_catalog import ModelCatalog
+from isabella.config.settings import Settings
+from isabella.config.sources import Sources
 from isabella.embedded import Server
 from isabella.practice import NAMES, PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
-from isabella.providers.condition import HealthState
 from isabella.providers.desired import desired_providers
-from isabella.settings import Settings
-from isabella.sources import Sources
+from isabella.providers.health import HealthState
 
 ROTATIONS = 20
 _MESSAGE = "Say good morning"

@@ -18,11 +18,11 @@ from bench.planting import BASE_URL, clear, plant
 from bench.stage import Scene, Stage
 from bench.subject import Results
 from bench.timing import Way, in_ms, medians
-from isabella.connection import Connection
+from isabella.config.settings import Settings
+from isabella.letta.connection import Connection
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof
-from isabella.settings import Settings
-from isabella.watching.work import LettaActions
+from isabella.watch.watcher import LettaActions
 
 _COUNT = 1000
 #: The one whose key is rotated.
@@ -124,9 +124,9 @@ def _variable(provider: str) -> str:
 _PROGRAM = """
 import asyncio, json, resource, sys
 from pathlib import Path
-from isabella.assurance import ensure_providers
-from isabella.settings import Settings
-from isabella.sources import Sources
+from isabella.providers.api import ensure_providers
+from isabella.config.settings import Settings
+from isabella.config.sources import Sources
 
 given = json.load(sys.stdin)
 folder = Path(given["folder"])

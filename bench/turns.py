@@ -17,8 +17,8 @@ import psutil
 from bench.backend import TOKEN, serving, vendor_variables
 from bench.stage import Scene, Stage
 from bench.subject import Results
-from isabella.agents.marks import MANAGED_TAG
-from isabella.agents.models import ModelCatalog
+from isabella.agents.metadata import MANAGED_TAG
+from isabella.agents.model_catalog import ModelCatalog
 from isabella.practice import PracticeVendors
 
 AGENTS, CLIENTS = 5, 20

@@ -15,10 +15,10 @@ from sealed import OTHER_MASTER_KEY, seal
 from ward import VENDORS, Ward
 
 from compat.stage import FORMER_KEY, Stage
-from isabella.agents.agency import open_agent_service
-from isabella.agents.tending import EnsureOutcome
+from isabella.agents.reconcile import EnsureOutcome
+from isabella.agents.service import open_agent_service
+from isabella.config.settings import load_settings
 from isabella.providers.report import Proof, ProviderReport
-from isabella.settings import load_settings
 
 Case = Callable[[Stage], str]
 

@@ -15,12 +15,12 @@ from proxy import Proxy
 from sealed import unseal
 from ward import VENDORS, Ward
 
-from isabella.agents.binding import OPENAI, Binding, client_for
-from isabella.assurance import ensure_providers
+from isabella.config.settings import load_settings
 from isabella.embedded import Letta
+from isabella.letta.llm_config import OPENAI, Binding, client_for
 from isabella.practice import PracticeVendors
+from isabella.providers.api import ensure_providers
 from isabella.providers.report import ProviderReport
-from isabella.settings import load_settings
 
 #: The practice vendor behind all the providers: type openai, so that no type of Letta's own comes in between.
 VENDOR, TYPE, MODEL = "longcat", "openai", "LongCat-2.0"

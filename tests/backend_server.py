@@ -15,21 +15,19 @@ import httpx2 as httpx
 import uvicorn
 from pydantic import SecretStr
 
-from isabella.assurance import ensure_providers
-from isabella.backend.app import create_app
-from isabella.backend.readiness import Readiness
-from isabella.backend.residence import open_agents
-from isabella.backend.speaking import open_turns
-from isabella.connection import Connection
+from isabella.config.settings import Settings, Strategy, load_settings
 from isabella.embedded import Letta
-from isabella.gate import open_locks
+from isabella.letta.connection import Connection
+from isabella.locks.provider_lock import open_locks
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.practice.server import listen
+from isabella.providers.api import ensure_providers
 from isabella.providers.report import Report
-from isabella.settings import Settings, load_settings
-from isabella.strategy import Strategy
-from isabella.turns.house import TurnLimits
+from isabella.server.app import create_app
+from isabella.server.readiness import Readiness
+from isabella.server.runtime import open_agents, open_turns
+from isabella.turns.turn import TurnLimits
 
 TOKEN = "a-token-for-the-tests"
 _UP_SECONDS = 60.0
@@ -115,8 +113,8 @@ class Backend:
 
     def agent(self, name: str, *handles: str) -> str:
         """An agent of its own for a test, bound to the first handle and preferring all of them. Returns its name."""
-        from isabella.agents.marks import MANAGED_TAG, definition_tag
-        from isabella.agents.models import ModelCatalog
+        from isabella.agents.metadata import MANAGED_TAG, definition_tag
+        from isabella.agents.model_catalog import ModelCatalog
 
         models = ModelCatalog.of(self.settings)
         binding = anyio.run(models.binding, handles[0])

@@ -11,15 +11,15 @@ from typing import Any
 
 import anyio
 
-from isabella.agents.agency import AgentService, open_agent_service
-from isabella.agents.residents import AgentRecord
-from isabella.assurance import ensure_providers
-from isabella.catalog import known_vendors
-from isabella.connection import Connection
+from isabella.agents.registry import AgentRecord
+from isabella.agents.service import AgentService, open_agent_service
+from isabella.config.settings import Settings, load_settings
+from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
+from isabella.letta.connection import Connection
 from isabella.practice import NAMES, PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
-from isabella.settings import Settings, load_settings
+from isabella.providers.api import ensure_providers
 
 PROVIDERS = {vendor.name: vendor.provider for vendor in known_vendors()}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sealed import OTHER_MASTER_KEY, seal
 from ward import Ward
 
-from isabella.agents.binding import Binding
+from isabella.letta.llm_config import Binding
 
 Cause = tuple[str, str | None]
 Plant = Callable[[Ward], object]

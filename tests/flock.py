@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from isabella.errors import LettaError, LettaRefused
-from isabella.providers.followers import MovedAgent, Note
-from isabella.stores import Store
+from isabella.letta.store import Store
+from isabella.providers.bound_agents import MovedAgent, Note
 
 
 @dataclass

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from isabella.processes import ChildProcess, save
+from isabella.system.processes import ChildProcess, save
 
 #: What it answers to whatever it is asked: a healthy Letta.
 _BODY = json.dumps({"version": "0.16.8", "status": "ok"})

@@ -20,19 +20,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pydantic import SecretStr
 from weather import Killed, Kind, Sent, Weather, When
 
-from isabella.addresses import PLACEHOLDER_URL
-from isabella.catalog import known_vendors
+from isabella.config.settings import Strategy
+from isabella.config.vendors import known_vendors
 from isabella.errors import IsabellaError
+from isabella.letta.encryption import ProofMemo
+from isabella.letta.providers import LettaProviders
+from isabella.letta.releases import capabilities_of
+from isabella.letta.store import read_store
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Report
-from isabella.providers.sealing import ProofMemo
 from isabella.providers.sync import Options, sync_providers
-from isabella.stores.letta_releases import capabilities_of
-from isabella.stores.letta_server import LettaProviders
-from isabella.stores.looking import read_store
-from isabella.strategy import Strategy
-from isabella.vendors.inquiry import KeyVerdict, VendorAnswer
+from isabella.system.urls import PLACEHOLDER_URL
+from isabella.vendors.client import KeyVerdict, VendorAnswer
 
 RELEASES = ("0.16.0", "0.16.1", "0.16.2", "0.16.4", "0.16.5", "0.16.6", "0.16.7", "0.16.8")
 MASTER_KEYS = ("a1" * 32, "b2" * 32, None)

@@ -13,8 +13,8 @@ import psycopg
 from psycopg import sql
 from psycopg.rows import dict_row
 
-from isabella.agents.binding import Binding
 from isabella.embedded import Letta
+from isabella.letta.llm_config import Binding
 
 PROVIDERS = "/v1/providers/"
 

@@ -21,14 +21,14 @@ import httpx2 as httpx
 import psycopg
 from typer.testing import CliRunner
 
-from isabella.agents.binding import GENERIC, Binding
-from isabella.assurance import ensure_providers
-from isabella.catalog import known_vendors
 from isabella.cli import app
-from isabella.doctor.releases import at_least
+from isabella.config.settings import load_settings
+from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
+from isabella.letta.llm_config import GENERIC, Binding
+from isabella.letta.releases import at_least
 from isabella.practice import PracticeVendors
-from isabella.settings import load_settings
+from isabella.providers.api import ensure_providers
 
 VENDORS = {vendor.name: vendor.provider for vendor in known_vendors()}
 

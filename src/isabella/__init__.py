@@ -14,13 +14,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isabella.assurance import compare_providers, ensure_providers, verify_providers
-    from isabella.backend.lifespan import lifespan
-    from isabella.connection import Connection
+    from isabella.config.settings import Settings, Strategy, load_settings
     from isabella.errors import IsabellaError
+    from isabella.letta.connection import Connection
+    from isabella.providers.api import compare_providers, ensure_providers, verify_providers
     from isabella.providers.report import Proof, ProviderReport, Receipt, Report
-    from isabella.settings import Settings, load_settings
-    from isabella.strategy import Strategy
+    from isabella.server.lifespan import lifespan
 
 __all__ = [
     "Connection",
@@ -40,19 +39,19 @@ __all__ = [
 
 # Imported when first used: the command line must not load a web framework to print its help.
 _HOMES = {
-    "Connection": "isabella.connection",
+    "Connection": "isabella.letta.connection",
     "IsabellaError": "isabella.errors",
     "Proof": "isabella.providers.report",
     "ProviderReport": "isabella.providers.report",
     "Receipt": "isabella.providers.report",
     "Report": "isabella.providers.report",
-    "Settings": "isabella.settings",
-    "Strategy": "isabella.strategy",
-    "compare_providers": "isabella.assurance",
-    "ensure_providers": "isabella.assurance",
-    "lifespan": "isabella.backend.lifespan",
-    "load_settings": "isabella.settings",
-    "verify_providers": "isabella.assurance",
+    "Settings": "isabella.config.settings",
+    "Strategy": "isabella.config.settings",
+    "compare_providers": "isabella.providers.api",
+    "ensure_providers": "isabella.providers.api",
+    "lifespan": "isabella.server.lifespan",
+    "load_settings": "isabella.config.settings",
+    "verify_providers": "isabella.providers.api",
 }
 
 

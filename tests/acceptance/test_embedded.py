@@ -24,7 +24,7 @@ from pydantic import SecretStr
 
 from isabella.embedded import InstanceStatus, Letta, Server, Step, postgres
 from isabella.errors import StartFailed
-from isabella.processes import has_ended
+from isabella.system.processes import has_ended
 
 COMMAND = Path(sys.executable).with_name("isabella")
 CANARY = "canary-93b1f0c2-never-to-be-seen"

@@ -20,8 +20,8 @@ import pytest
 from pydantic import SecretStr
 
 from isabella.embedded import Letta, database, ports, postgres
-from isabella.embedded.accounts import system_folder
-from isabella.embedded.layout import DEFAULT_RELEASE, InstancePaths, make_home, make_private
+from isabella.embedded.os_users import system_folder
+from isabella.embedded.paths import DEFAULT_RELEASE, InstancePaths, make_home, make_private
 
 PROJECT = Path(__file__).resolve().parents[2]
 NORMAL_USER = "nobody"

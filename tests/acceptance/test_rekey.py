@@ -16,9 +16,9 @@ from planting import Ground, ground
 from pydantic import SecretStr
 from sealed import OTHER_MASTER_KEY, seal
 
-from isabella.agents.binding import Binding
-from isabella.embedded import Letta, Server, Step, sealed
-from isabella.embedded.sealed import ValueState
+from isabella.embedded import Letta, Server, Step, encrypted_columns
+from isabella.embedded.encrypted_columns import ValueState
+from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
 
 COMMAND = Path(sys.executable).with_name("isabella")
@@ -52,7 +52,7 @@ class House:
         """Everything that is sealed, as far as the kept key opens it."""
         key = self.server._key(make=False)
         assert key is not None
-        opened = sealed.survey(self.address(), [key])
+        opened = encrypted_columns.survey(self.address(), [key])
         return {
             one.value.place: (one.how, None if one.plain is None else one.plain.get_secret_value()) for one in opened
         }
@@ -153,7 +153,7 @@ def test_the_master_key_is_changed_and_agents_answer(house: House) -> None:
 def test_one_that_was_cut_off_before_it_began_is_dropped(house: House) -> None:
     """Killed with the journal written and Letta still running: nothing has changed, and the next start says so."""
     key = house.server._key(make=False)
-    cut_off(house.server, "isabella.embedded.rekeying.begin", "after")
+    cut_off(house.server, "isabella.embedded.key_rotation.begin", "after")
     events: list[Step] = []
     letta = house.server.up(events.append)
     assert (letta.started, letta.master_key, house.server.layout.rekey_file.exists()) == (False, key, False)
@@ -163,12 +163,12 @@ def test_one_that_was_cut_off_before_it_began_is_dropped(house: House) -> None:
 # In the order in which they are come by. `begin` is the journal, `write_private` the file with the kept key.
 BLOWS = [
     ("isabella.embedded.program.stop", "after", 1),
-    ("isabella.embedded.rekeying.take_key", "before", 1),
-    ("isabella.embedded.rekeying.take_key", "after", 1),
-    ("isabella.embedded.sealed._sealed", "after", 1),
-    ("isabella.embedded.sealed._write", "after", 2),
-    ("isabella.embedded.sealed._prove", "after", 1),
-    ("isabella.embedded.sealed.reencrypt", "after", 1),
+    ("isabella.embedded.key_rotation.take_key", "before", 1),
+    ("isabella.embedded.key_rotation.take_key", "after", 1),
+    ("isabella.embedded.encrypted_columns._sealed", "after", 1),
+    ("isabella.embedded.encrypted_columns._write", "after", 2),
+    ("isabella.embedded.encrypted_columns._prove", "after", 1),
+    ("isabella.embedded.encrypted_columns.reencrypt", "after", 1),
     ("isabella.embedded.program.start", "before", 1),
 ]
 

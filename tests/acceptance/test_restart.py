@@ -16,10 +16,10 @@ import pytest
 from backend_server import TOKEN, Heard, events_of
 from command import Command
 
-from isabella.catalog import known_vendors
+from isabella.config.vendors import known_vendors
 from isabella.embedded import InstanceStatus, Server
 from isabella.practice import NAMES, PracticeVendors
-from isabella.processes import has_ended
+from isabella.system.processes import has_ended
 
 HANDLES = {
     "cerebras": "cerebras/gpt-oss-120b",

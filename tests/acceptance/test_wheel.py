@@ -40,9 +40,10 @@ def test_the_installed_command_knows_its_version(installed: Path, tmp_path: Path
 def test_the_wheel_carries_its_data_and_its_types(installed: Path, tmp_path: Path) -> None:
     """The catalog, the pinned releases, the practice vendors and the mark of typed packages are in the wheel."""
     program = (
-        "from importlib.resources import files; from isabella.catalog import known_vendors; root = files('isabella');"
+        "from importlib.resources import files; from isabella.config.vendors import known_vendors;"
+        "root = files('isabella');"
         "print(len(known_vendors()), *(root.joinpath(name).is_file() for name in"
-        " ('py.typed', 'catalog.toml', 'embedded/releases.toml', 'practice/vendors.toml')))"
+        " ('py.typed', 'config/vendors.toml', 'embedded/releases.toml', 'practice/vendors.toml')))"
     )
     assert run(installed / "python", "-c", program, cwd=tmp_path).stdout.split() == ["4", *["True"] * 4]
 
@@ -50,9 +51,10 @@ def test_the_wheel_carries_its_data_and_its_types(installed: Path, tmp_path: Pat
 def test_the_console_is_in_the_wheel(installed: Path, tmp_path: Path) -> None:
     """The console's templates, style, script, and what is vendored with its licence, work from the wheel alone."""
     program = (
-        "from importlib.resources import files; from isabella.console.pages import template_environment as environment;"
+        "from importlib.resources import files;"
+        "from isabella.server.web.rendering import template_environment as environment;"
         "made = environment(); [made.get_template(name) for name in made.list_templates()];"
-        "static = files('isabella.console') / 'static';"
+        "static = files('isabella.server.web') / 'static';"
         "print(len(made.list_templates()) >= 10, *((static / name).is_file() for name in ('console.css', 'icon.svg',"
         " 'console.js', 'vendor/htmx-2.0.11.min.js', 'vendor/htmx-LICENSE')))"
     )

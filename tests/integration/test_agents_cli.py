@@ -15,9 +15,9 @@ import pytest
 from colony import Colony, colony
 from typer.testing import CliRunner
 
-from isabella.agents.agency import AgentService
-from isabella.catalog import known_vendors
+from isabella.agents.service import AgentService
 from isabella.cli.agents import app
+from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
 from isabella.errors import IsabellaError
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from colony import Colony, colony, say
 
-from isabella.agents.agency import AgentService
-from isabella.agents.portable import configured_secrets, export_agent, import_agent
+from isabella.agents.import_export import configured_secrets, export_agent, import_agent
+from isabella.agents.service import AgentService
 from isabella.embedded import Letta
 from isabella.errors import AgentExists, AgentFileRefused, AgentUnknown
 

@@ -8,8 +8,8 @@ import anyio
 import pytest
 from colony import PLAIN, REFLECTING, Colony, colony, say
 
-from isabella.agents.agency import AgentService
 from isabella.agents.reflection import LABEL, TAG, ReflectionOutcome, reflect
+from isabella.agents.service import AgentService
 from isabella.embedded import Letta
 from isabella.errors import LettaError
 from isabella.practice import NAMES

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from colony import Colony, colony, say
 
-from isabella.agents.agency import AgentService
-from isabella.agents.binding import OPENAI, Binding
-from isabella.agents.mending import AgentRepair, apply_repairs, find_broken
+from isabella.agents.repair import AgentRepair, apply_repairs, find_broken
+from isabella.agents.service import AgentService
 from isabella.embedded import Letta
 from isabella.errors import IsabellaError
+from isabella.letta.llm_config import OPENAI, Binding
 
 
 @pytest.fixture(scope="module")

@@ -15,15 +15,15 @@ import pytest
 from backend_server import Backend, backend
 from colony import PLAIN, Colony
 
-from isabella.agents.agency import AgentService
-from isabella.agents.binding import GENERIC, OPENAI, Binding
-from isabella.agents.mending import apply_repairs, find_broken
-from isabella.agents.portable import export_agent, import_agent
-from isabella.doctor.examination import DoctorRun, run_doctor
-from isabella.doctor.treatment import apply_fixes
+from isabella.agents.import_export import export_agent, import_agent
+from isabella.agents.repair import apply_repairs, find_broken
+from isabella.agents.service import AgentService
+from isabella.config.settings import Settings
+from isabella.doctor.fixes import apply_fixes
+from isabella.doctor.run import DoctorRun, run_doctor
 from isabella.embedded import Letta
+from isabella.letta.llm_config import GENERIC, OPENAI, Binding
 from isabella.practice import PracticeVendors
-from isabella.settings import Settings
 
 CEREBRAS, GROQ, LONGCAT = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b", "longcat/LongCat-2.0"
 #: What an owner may set, as `llm_config` has it.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from colony import PROVIDERS, Colony, colony, say
 
-from isabella.agents.agency import AgentService
+from isabella.agents.service import AgentService
 from isabella.embedded import Letta
 from isabella.errors import ModelUnknown
 from isabella.practice import NAMES

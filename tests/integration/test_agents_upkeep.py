@@ -9,7 +9,7 @@ import anyio
 import pytest
 from colony import PLAIN, REFLECTING, Colony, colony, raw, say
 
-from isabella.agents.agency import AgentService
+from isabella.agents.service import AgentService
 from isabella.embedded import Letta
 
 

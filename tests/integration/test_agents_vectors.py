@@ -9,7 +9,7 @@ import pytest
 from backend_server import Backend, backend
 from colony import PLAIN, Colony
 
-from isabella.agents import local_model
+from isabella.agents import embeddings
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.practice.embeddings import embed
@@ -18,9 +18,9 @@ from isabella.practice.embeddings import embed
 @pytest.fixture
 def local(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small stand-in for the local model."""
-    monkeypatch.setattr(local_model, "local_model_installed", lambda: True)
+    monkeypatch.setattr(embeddings, "local_model_installed", lambda: True)
     monkeypatch.setattr(
-        local_model, "embed_locally", lambda texts: [embed(text, local_model.DIMENSIONS) for text in texts]
+        embeddings, "embed_locally", lambda texts: [embed(text, embeddings.DIMENSIONS) for text in texts]
     )
 
 
@@ -50,7 +50,7 @@ def test_an_agent_keeps_its_source_while_the_settings_and_the_port_change(
                 first.client.post(f"/api/agents/{here.id}/passages", json={"text": text}).raise_for_status()
             assert found(first, here.id, "repairing the boiler") == "The boiler was repaired in May."
             config = of(first, here.id)["embedding_config"]
-            assert (config["embedding_model"], config["embedding_dim"]) == (local_model.MODEL, 256)
+            assert (config["embedding_model"], config["embedding_dim"]) == (embeddings.MODEL, 256)
             assert first.client.get(f"/api/agents/{here.id}").json()["archive"] == "local"
         assert not [request for request in vendors.requests("mistral") if request.path.endswith("/embeddings")]
 
@@ -59,7 +59,7 @@ def test_an_agent_keeps_its_source_while_the_settings_and_the_port_change(
             moved = of(second, here.id)["embedding_config"]
             assert moved["embedding_endpoint"].startswith(second.url)
             assert moved["embedding_endpoint"] != config["embedding_endpoint"]
-            assert moved["embedding_model"] == local_model.MODEL
+            assert moved["embedding_model"] == embeddings.MODEL
             assert found(second, here.id, "walks with Rex") == "Rex likes long walks."
             assert of(second, f"{here.id}-new")["embedding_config"]["embedding_model"] == "mistral-embed"
 

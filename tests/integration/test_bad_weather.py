@@ -19,15 +19,14 @@ from planting import Ground, ground
 from proxy import Kind, Proxy, When
 from sealed import OTHER_MASTER_KEY, seal
 
-from isabella.agents.binding import Binding
-from isabella.assurance import ensure_providers
+from isabella.config.settings import Strategy, load_settings
 from isabella.embedded import Letta
+from isabella.letta.encryption import decrypt
+from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
+from isabella.providers.api import ensure_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport
-from isabella.providers.sealing import decrypt
-from isabella.settings import load_settings
-from isabella.strategy import Strategy
 
 STALE = "ak_practice-stale"
 NOWHERE = "http://127.0.0.1:9/v1"

@@ -10,8 +10,8 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from isabella.agents.binding import OPENAI, Binding
 from isabella.embedded import Letta
+from isabella.letta.llm_config import OPENAI, Binding
 from isabella.practice import PracticeVendors
 
 VENDORS = [

@@ -25,9 +25,9 @@ from command import Command, Ended
 from planting import Ground, ground
 from proxy import Proxy
 
-from isabella.catalog import known_vendors
+from isabella.config.api_keys import KNOWN_PREFIXES
+from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta, Server
-from isabella.keys import KNOWN_PREFIXES
 from isabella.practice import PracticeVendors, keyring
 from isabella.practice.daemon import accepted_keys
 

@@ -10,8 +10,9 @@ from faults import FAULTS, PAIRS, Cause, Fault, bound_to_nothing, declare, plain
 from sealed import OTHER_MASTER_KEY
 from ward import Ward, open_door
 
-from isabella.doctor import asked, letta
-from isabella.doctor.symptoms import recognise_in
+from isabella.doctor.collect import letta
+from isabella.doctor.collect import vendors as collect_vendors
+from isabella.doctor.log_messages import recognise_in
 from isabella.embedded import Server
 from isabella.errors import AgentUnknown, ConfigurationError
 from isabella.practice import PracticeVendors
@@ -43,8 +44,8 @@ def _patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         return
     monkeypatch.setattr(letta, "PATIENCE", 60.0)
     monkeypatch.setattr(letta, "ALTOGETHER", 90.0)
-    monkeypatch.setattr(asked, "PATIENCE", 30.0)
-    monkeypatch.setattr(asked, "_SECOND_LOOK", 30.0)
+    monkeypatch.setattr(collect_vendors, "PATIENCE", 30.0)
+    monkeypatch.setattr(collect_vendors, "_SECOND_LOOK", 30.0)
 
 
 @pytest.fixture

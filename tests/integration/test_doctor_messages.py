@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from sealed import OTHER_MASTER_KEY, seal
 
-from isabella.doctor.symptoms import recognise, recognise_in
+from isabella.doctor.log_messages import recognise, recognise_in
 from isabella.embedded import Letta, Server
 from isabella.practice import PracticeVendors
 

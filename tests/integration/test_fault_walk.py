@@ -10,11 +10,11 @@ import stamina
 from proxy import Kind, Proxy, When
 from walking import SITUATIONS, Trail
 
-from isabella.assurance import ensure_providers
 from isabella.errors import IsabellaError
-from isabella.providers import writes
+from isabella.letta import providers as store
+from isabella.providers import safe_writes
+from isabella.providers.api import ensure_providers
 from isabella.providers.report import Proof
-from isabella.stores import letta_server as store
 
 #: What goes wrong, and whether Letta has carried the request out by then.
 FAULTS: list[tuple[Kind, When]] = [
@@ -33,7 +33,7 @@ WALKED: dict[str, int] = {}
 @pytest.fixture(autouse=True)
 def _little_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Pauses between tries are cut, and so is what a silent Letta is waited for. What is tried stays the same."""
-    monkeypatch.setattr(writes, "_PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(safe_writes, "_PAUSES", (0.01, 0.01))
     monkeypatch.setattr(store, "_VENDOR_SECONDS", 0.5)
     stamina.set_testing(True, attempts=3, cap=True)
     yield

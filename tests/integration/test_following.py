@@ -10,24 +10,23 @@ from typing import Any
 import pytest
 from backend_server import Backend, backend
 
-from isabella.addresses import PLACEHOLDER_URL
-from isabella.agents import tending
+from isabella.agents import reconcile
 from isabella.agents.definitions import AgentDefinition
-from isabella.agents.mending import find_broken
-from isabella.agents.wire import LettaClient
-from isabella.assurance import compare_providers, ensure_providers, verify_providers
-from isabella.doctor.examination import DoctorOptions, run_doctor
-from isabella.doctor.treatment import apply_fixes
+from isabella.agents.repair import find_broken
+from isabella.config.api_keys import mask
+from isabella.config.settings import Settings, Strategy
+from isabella.doctor.fixes import apply_fixes
+from isabella.doctor.run import DoctorOptions, run_doctor
 from isabella.embedded import Letta
 from isabella.errors import LettaRefused, ModelUnknown
-from isabella.keys import mask
+from isabella.letta.client import LettaClient
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
+from isabella.providers.api import compare_providers, ensure_providers, verify_providers
 from isabella.providers.desired import desired_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt
-from isabella.settings import Settings
-from isabella.strategy import Strategy
+from isabella.system.urls import PLACEHOLDER_URL
 
 CEREBRAS, GROQ = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b"
 
@@ -279,7 +278,7 @@ def test_before_the_move_the_stored_key_stays_where_it_belongs(served: Backend, 
         residents = agency.residents
         await residents.switch(await residents.find(other), CEREBRAS, agency.models)
         made = AgentDefinition(id="test-made", name="made", description="", persona="", handles=(CEREBRAS,))
-        (ensured,) = await tending.ensure(residents, [made], agency.models)
+        (ensured,) = await reconcile.ensure(residents, [made], agency.models)
         return ensured.name
 
     entry, lines = served.call(ask_and_mend)

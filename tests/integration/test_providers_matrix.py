@@ -18,18 +18,17 @@ from proxy import Kind, Proxy
 from pydantic import SecretStr
 from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 
-from isabella.agents.binding import Binding
-from isabella.assurance import compare_providers, ensure_providers, verify_providers
-from isabella.catalog import known_vendors
+from isabella.config.settings import Settings, Strategy, load_settings
+from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta, Server
+from isabella.letta.encryption import decrypt
+from isabella.letta.llm_config import Binding
+from isabella.letta.store import Capabilities
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
+from isabella.providers.api import compare_providers, ensure_providers, verify_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
-from isabella.providers.sealing import decrypt
-from isabella.settings import Settings, load_settings
-from isabella.stores import Capabilities
-from isabella.strategy import Strategy
 
 STRATEGIES = (Strategy.AUTO, Strategy.RECREATE, Strategy.IN_PLACE)
 CATALOG = tuple(vendor.provider for vendor in known_vendors())
@@ -518,7 +517,7 @@ def test_a_release_that_cannot_recreate_gets_no_delete(
     case = plant("wrong type", letta, vendors, proxy, tmp_path)
     before = letta.rows(case.name)
     monkeypatch.setattr(
-        "isabella.stores.letta_server.abilities_of", lambda _: Capabilities("0.16.1", known=True, recreates=False)
+        "isabella.letta.providers.abilities_of", lambda _: Capabilities("0.16.1", known=True, recreates=False)
     )
     report = ensure(case.settings, case.name, strategy)
     assert (report.action, report.proof) == (REFUSE, Proof.FAILED)

@@ -16,7 +16,7 @@ from proxy import Proxy
 from walking import Trail, open_trail
 
 from isabella.embedded import Letta
-from isabella.locks import ADVISORY_KEY
+from isabella.locks.sync_lock import ADVISORY_KEY
 
 EIGHT = 8
 SITUATION = "everything at once"

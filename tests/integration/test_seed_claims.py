@@ -11,8 +11,8 @@ import httpx2 as httpx
 import psycopg
 import pytest
 
-from isabella.agents.binding import OPENAI, Binding
 from isabella.embedded import Letta, Server
+from isabella.letta.llm_config import OPENAI, Binding
 from isabella.practice import PracticeVendors
 from tests.sealed import OTHER_MASTER_KEY, seal
 

@@ -13,11 +13,11 @@ import pytest
 from colony import Colony, colony
 from typer.testing import CliRunner
 
-from isabella.agents.agency import AgentService
-from isabella.catalog import known_vendors
+from isabella.agents.service import AgentService
 from isabella.cli import app
+from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
-from isabella.embedded.layout import InstancePaths
+from isabella.embedded.paths import InstancePaths
 from isabella.errors import IsabellaError
 
 #: Clipboard, screen, C1, carriage return, backspace, DEL and an override of the writing direction.

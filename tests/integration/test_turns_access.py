@@ -11,9 +11,9 @@ import openai
 import pytest
 from backend_server import TOKEN, Backend, backend
 
-from isabella.backend.access import COOKIE
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
+from isabella.server.auth import COOKIE
 
 GROQ = "byok-groq/openai/gpt-oss-120b"
 WITHOUT_TOKEN: tuple[dict[str, str], ...] = (

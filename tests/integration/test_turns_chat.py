@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from backend_server import TOKEN, Backend, backend
 
-from isabella.access import address_published
-from isabella.catalog import known_vendors
+from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
+from isabella.server.token import address_published
 
 PROGRAM = str(Path(sys.executable).with_name("isabella"))
 GROQ, MISTRAL = "byok-groq/openai/gpt-oss-120b", "byok-mistral/mistral-medium-latest"

@@ -8,9 +8,9 @@ import anyio
 import psycopg
 import pytest
 
-from isabella.advisory import AdvisoryLocks, lock_key
 from isabella.embedded import Letta
 from isabella.errors import ConfigurationError, LockTimeout
+from isabella.locks.postgres import AdvisoryLocks, lock_key
 
 pytestmark = pytest.mark.anyio
 

@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from isabella.backend.app import create_app
-from isabella.backend.readiness import Readiness
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
+from isabella.server.app import create_app
+from isabella.server.readiness import Readiness
 
 EXAMPLES = int(os.environ.get("ISABELLA_TEST_EXAMPLES", "6"))
 #: Requests that are refused for what no description of their form can say.

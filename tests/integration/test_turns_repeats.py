@@ -13,9 +13,9 @@ import pytest
 from backend_server import TOKEN, Backend, backend, events_of
 from proxy import Proxy
 
-from isabella.backend import repeats
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
+from isabella.server import idempotency
 
 GROQ = "byok-groq/openai/gpt-oss-120b"
 #: After so long a client gives up. Nothing depends on it: the vendor answers when the test lets it.
@@ -90,10 +90,10 @@ def runs(served: Backend, agent: str) -> list[str]:
 
 def when_joined(served: Backend, patch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
     """Do something as soon as a retry hears a turn."""
-    found: repeats.RequestRegistry = served.app.state.repeats
+    found: idempotency.RequestRegistry = served.app.state.repeats
     hear = found.hear
 
-    async def joined(request: repeats.TurnRequest, agent: str, message: str) -> repeats.Subscription:
+    async def joined(request: idempotency.TurnRequest, agent: str, message: str) -> idempotency.Subscription:
         hearing = await hear(request, agent, message)
         if request.retry:
             then()
@@ -139,11 +139,11 @@ def test_a_retry_while_the_turn_is_stopped(
 ) -> None:
     """A turn that was stopped before the retry has left nothing: the retry says the message, once."""
     agent = served.agent(f"stopped-{stream}", GROQ)
-    monkeypatch.setattr(repeats, "SECONDS_FOR_REPEAT", 0.0)
+    monkeypatch.setattr(idempotency, "SECONDS_FOR_REPEAT", 0.0)
 
     def then() -> None:
         # Only the first turn is stopped, however slow this machine is.
-        monkeypatch.setattr(repeats, "SECONDS_FOR_REPEAT", 600.0)
+        monkeypatch.setattr(idempotency, "SECONDS_FOR_REPEAT", 600.0)
         vendor.release()
 
     when_joined(served, monkeypatch, then)
@@ -172,7 +172,7 @@ def test_a_client_that_gives_up(
     """The turn of a client that does not come back ends at Letta, and nothing of it is stored, not even later."""
     agent = served.agent(f"given-up-{stream}-{counted}", GROQ)
     if counted:
-        monkeypatch.setattr(repeats, "SECONDS_FOR_REPEAT", 0.0)
+        monkeypatch.setattr(idempotency, "SECONDS_FOR_REPEAT", 0.0)
         with official(served, retries=0) as client, pytest.raises(openai.APITimeoutError):
             asked(client, agent, "Say good morning", stream=stream)
     else:

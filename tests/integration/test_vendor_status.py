@@ -11,9 +11,9 @@ import pytest
 from backend_server import TOKEN, Backend, backend
 from command import Command
 
-from isabella.access import address_published
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
+from isabella.server.token import address_published
 
 GROQ, MISTRAL = "byok-groq/openai/gpt-oss-120b", "byok-mistral/mistral-medium-latest"
 

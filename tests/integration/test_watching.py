@@ -25,33 +25,32 @@ from command import Command
 from planting import Ground, ground
 from pydantic import SecretStr
 
-from isabella.agents.agency import AgentService
-from isabella.agents.binding import Binding
-from isabella.agents.models import ModelCatalog
-from isabella.assurance import compare_providers, ensure_providers
-from isabella.backend import keeping as backend_keeping
-from isabella.backend.readiness import Phase, Readiness
-from isabella.backend.routes import providers as api_providers
-from isabella.connection import Connection, connect
-from isabella.console import providers as console_page
-from isabella.console.chronicle import EventLog
-from isabella.console.errands import JobRunner
-from isabella.console.lookout import ProviderMonitor
-from isabella.console.pages import Renderer
-from isabella.console.premises import ConsoleContext
+from isabella.agents.model_catalog import ModelCatalog
+from isabella.agents.service import AgentService
+from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta, Server
+from isabella.letta.connection import Connection, connect
+from isabella.letta.encryption import decrypt
+from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
+from isabella.providers.api import compare_providers, ensure_providers
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof
-from isabella.providers.sealing import decrypt
-from isabella.settings import Settings, load_settings
+from isabella.server import runtime as backend_keeping
+from isabella.server.api.providers import providers as api_providers
+from isabella.server.readiness import Phase, Readiness
+from isabella.server.web import pages_providers as console_page
+from isabella.server.web.context import ConsoleContext
+from isabella.server.web.event_log import EventLog
+from isabella.server.web.jobs import JobRunner
+from isabella.server.web.monitor import ProviderMonitor
+from isabella.server.web.rendering import Renderer
 from isabella.vendors.status import VendorState
-from isabella.watching import events
-from isabella.watching.census import ModelRefresh
-from isabella.watching.events import SyncCause, WatchEvent
-from isabella.watching.keeper import Watcher
-from isabella.watching.schedule import Clock, Schedule
-from isabella.watching.work import LettaActions
+from isabella.watch import events
+from isabella.watch.events import SyncCause, WatchEvent
+from isabella.watch.model_refresh import ModelRefresh
+from isabella.watch.schedule import Clock, Schedule
+from isabella.watch.watcher import LettaActions, Watcher
 
 NAMES = {"cerebras": "cerebras", "mistral": "byok-mistral"}
 E = TypeVar("E", bound=WatchEvent)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from isabella.access import address_published, check_address, ensure_token, published_address, stored_token
-from isabella.backend.access import is_token, session_cookie
+from isabella.config.settings import Settings, load_settings
 from isabella.errors import ConfigurationError
-from isabella.redaction import redact
-from isabella.settings import Settings, load_settings
+from isabella.server.auth import is_token, session_cookie
+from isabella.server.token import address_published, check_address, ensure_token, published_address, stored_token
+from isabella.system.redaction import redact
 
 
 def settings(home: Path, **options: Any) -> Settings:

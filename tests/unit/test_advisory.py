@@ -10,11 +10,11 @@ import anyio
 import pytest
 from pydantic import SecretStr
 
-from isabella import gate as gates
-from isabella.advisory import AdvisoryLocks
 from isabella.errors import ConfigurationError
-from isabella.gate import ProviderLock
-from isabella.locks import sync_lock
+from isabella.locks import provider_lock as gates
+from isabella.locks.postgres import AdvisoryLocks
+from isabella.locks.provider_lock import ProviderLock
+from isabella.locks.sync_lock import sync_lock
 
 #: Nothing listens there.
 GONE = SecretStr("postgresql://letta@127.0.0.1:1/letta")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from isabella.agents.binding import Binding
 from isabella.agents.context import STRICTEST, ContextMessage, foreign_calls, required_id_form, unanswered_results
+from isabella.letta.llm_config import Binding
 
 USER, ANSWER = ContextMessage("u", by_user=True), ContextMessage("a")
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from isabella.agents.definitions import load_definitions, parse
+from isabella.config.settings import load_settings
 from isabella.errors import ConfigurationError
-from isabella.settings import load_settings
 
 GOOD = """
 [[agents]]

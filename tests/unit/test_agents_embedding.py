@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import SecretStr
 
-from isabella.agents import embedding, local_model
-from isabella.agents.embedding import (
+from isabella.agents import embeddings
+from isabella.agents.embeddings import (
     MISTRAL,
     TEXT,
     SearchMethod,
@@ -22,10 +22,10 @@ from isabella.agents.embedding import (
     address_secret,
     choose_search_method,
 )
+from isabella.config.settings import Settings, load_settings
 from isabella.errors import ConfigurationError
 from isabella.providers.desired import Desired, desired_providers
-from isabella.redaction import redact
-from isabella.settings import Settings, load_settings
+from isabella.system.redaction import redact
 
 
 class _Model:
@@ -40,7 +40,7 @@ class _Model:
 
     def embed(self, texts: list[str], norm: bool) -> list[list[float]]:
         assert norm
-        return [[float(len(text)), *[0.0] * (local_model.DIMENSIONS - 1)] for text in texts]
+        return [[float(len(text)), *[0.0] * (embeddings.DIMENSIONS - 1)] for text in texts]
 
 
 @pytest.fixture
@@ -53,11 +53,11 @@ def local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     module.__file__ = str(package / "__init__.py")
     module.__dict__["WordLlama"] = _Model
     monkeypatch.setitem(sys.modules, "wordllama", module)
-    monkeypatch.setattr(local_model, "local_model_installed", lambda: True)
-    local_model._model.cache_clear()
+    monkeypatch.setattr(embeddings, "local_model_installed", lambda: True)
+    embeddings._model.cache_clear()
     _Model.loaded.clear()
     yield package
-    local_model._model.cache_clear()
+    embeddings._model.cache_clear()
 
 
 def configured(
@@ -73,11 +73,11 @@ def configured(
 
 def test_auto_takes_mistral_then_the_local_model_then_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is best of what is there; without either, text search as Letta does it."""
-    monkeypatch.setattr(local_model, "local_model_installed", lambda: False)
+    monkeypatch.setattr(embeddings, "local_model_installed", lambda: False)
     assert choose_search_method(*configured(tmp_path, "auto")) == MISTRAL
     assert choose_search_method(*configured(tmp_path, "auto", key=None)) == TEXT
     assert choose_search_method(*configured(tmp_path, "off")) == TEXT
-    monkeypatch.setattr(local_model, "local_model_installed", lambda: True)
+    monkeypatch.setattr(embeddings, "local_model_installed", lambda: True)
     assert choose_search_method(*configured(tmp_path, "auto")) == MISTRAL
     assert choose_search_method(*configured(tmp_path, "auto", key=None)).source is VectorSource.LOCAL
     assert choose_search_method(*configured(tmp_path, "local")).source is VectorSource.LOCAL
@@ -85,7 +85,7 @@ def test_auto_takes_mistral_then_the_local_model_then_text(tmp_path: Path, monke
 
 def test_a_wish_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Asking for Mistral without a key, or for the local model without its extra, is said at the start."""
-    monkeypatch.setattr(local_model, "local_model_installed", lambda: False)
+    monkeypatch.setattr(embeddings, "local_model_installed", lambda: False)
     with pytest.raises(ConfigurationError, match="Mistral has no key"):
         choose_search_method(*configured(tmp_path, "mistral", key=None))
     with pytest.raises(ConfigurationError, match="not installed") as refused:
@@ -95,7 +95,7 @@ def test_a_wish_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytes
 
 def test_the_choice_survives_in_the_agents_metadata() -> None:
     """What was noted is read back; what is not understood counts as undecided."""
-    for choice in (MISTRAL, TEXT, SearchMethod(VectorSource.LOCAL, local_model.MODEL, local_model.DIMENSIONS)):
+    for choice in (MISTRAL, TEXT, SearchMethod(VectorSource.LOCAL, embeddings.MODEL, embeddings.DIMENSIONS)):
         assert SearchMethod.of_mark(choice.as_mark()) == choice
     assert SearchMethod.of_mark(None) is None
     assert SearchMethod.of_mark({"source": "crystal ball"}) is None
@@ -110,7 +110,7 @@ def test_letta_gets_an_address_with_a_secret_and_no_key(tmp_path: Path) -> None:
     there = address("http://127.0.0.1:8000", secret)
     config = MISTRAL.as_config(there)
     assert config is not None
-    assert config["embedding_endpoint"].startswith(f"http://127.0.0.1:8000{embedding.PREFIX}/")
+    assert config["embedding_endpoint"].startswith(f"http://127.0.0.1:8000{embeddings.PREFIX}/")
     assert config["embedding_endpoint"].endswith("/v1")
     assert config["embedding_dim"] == 1024
     assert secret.get_secret_value() not in redact(there.get_secret_value())
@@ -121,8 +121,8 @@ def test_letta_gets_an_address_with_a_secret_and_no_key(tmp_path: Path) -> None:
 
 def test_the_local_model_is_loaded_once_from_its_own_package(local: Path) -> None:
     """It is told to download nothing, finds its weights in its package, and is loaded by the first text only."""
-    vectors = local_model.embed_locally(["four", ""])
-    local_model.embed_locally(["again"])
+    vectors = embeddings.embed_locally(["four", ""])
+    embeddings.embed_locally(["again"])
     assert [vector[0] for vector in vectors] == [4.0, 1.0]
-    assert all(len(vector) == local_model.DIMENSIONS for vector in vectors)
+    assert all(len(vector) == embeddings.DIMENSIONS for vector in vectors)
     assert _Model.loaded == [{"cache_dir": local, "disable_download": True}]

@@ -7,9 +7,10 @@ import inspect
 import pytest
 from pydantic import SecretStr
 
-from isabella import errors, redaction
-from isabella.backend.errors import answer_to, code_of, problem_of, status_of
+from isabella import errors
 from isabella.errors import IsabellaError, LettaRefused
+from isabella.server.errors import answer_to, code_of, problem_of, status_of
+from isabella.system import redaction
 
 
 def every() -> list[type[IsabellaError]]:

@@ -11,9 +11,9 @@ import anyio
 import pytest
 
 import isabella
-from isabella.agents import llm_config
-from isabella.agents.binding import Binding
-from isabella.agents.marks import KEY
+from isabella.agents import bindings
+from isabella.agents.metadata import KEY
+from isabella.letta.llm_config import Binding
 
 SOURCE = Path(isabella.__file__).parent
 ONLY = SOURCE / "agents" / "llm_config.py"
@@ -74,11 +74,11 @@ class Letta:
         self.row |= update
 
 
-def bind(letta: Letta, binding: Binding, **options: Any) -> llm_config.BindingResult:
+def bind(letta: Letta, binding: Binding, **options: Any) -> bindings.BindingResult:
     """Bind the agent."""
 
-    async def bound() -> llm_config.BindingResult:
-        return await llm_config.bind(letta, "a", binding, **options)  # type: ignore[arg-type]
+    async def bound() -> bindings.BindingResult:
+        return await bindings.bind(letta, "a", binding, **options)  # type: ignore[arg-type]
 
     return anyio.run(bound)
 

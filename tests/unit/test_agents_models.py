@@ -10,12 +10,12 @@ import anyio.lowlevel
 import pytest
 from pydantic import SecretStr
 
-from isabella.agents.binding import GENERIC, OPENAI, client_for
-from isabella.agents.models import ModelCatalog
-from isabella.catalog import Vendor
+from isabella.agents.model_catalog import ModelCatalog
+from isabella.config.vendors import Vendor
 from isabella.errors import ModelUnknown
+from isabella.letta.llm_config import GENERIC, OPENAI, client_for
 from isabella.providers.desired import Desired
-from isabella.vendors.inquiry import KeyVerdict, VendorAnswer
+from isabella.vendors.client import KeyVerdict, VendorAnswer
 
 BIG = Vendor(
     name="big",

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from isabella.agents import marks
+from isabella.agents import metadata
 from isabella.agents.definitions import AgentDefinition, BlockDefinition
 from isabella.agents.history import HistoryEntry
-from isabella.agents.marks import AgentMetadata
 from isabella.agents.memory import MemoryBlock
+from isabella.agents.metadata import AgentMetadata
+from isabella.agents.reconcile import DefinitionDiff, diff_definition
 from isabella.agents.reflection import lost
-from isabella.agents.residents import AgentRecord, select_agent
-from isabella.agents.tending import DefinitionDiff, diff_definition
+from isabella.agents.registry import AgentRecord, select_agent
 from isabella.errors import AgentUnknown
 
 WANTED = AgentDefinition(
@@ -29,13 +29,13 @@ WANTED = AgentDefinition(
 
 def resident(definition: AgentDefinition = WANTED, **changes: object) -> AgentRecord:
     """An agent that a definition has made."""
-    noted = AgentMetadata(marks.fingerprints(definition), definition.tools)
+    noted = AgentMetadata(metadata.fingerprints(definition), definition.tools)
     made = AgentRecord(
         "agent-1",
         definition.name,
         definition.description,
         definition,
-        tags=(marks.MANAGED_TAG, marks.definition_tag(definition.id)),
+        tags=(metadata.MANAGED_TAG, metadata.definition_tag(definition.id)),
         blocks={block.label: f"block-{block.label}" for block in definition.blocks},
         tools={tool: f"tool-{tool}" for tool in definition.tools},
         metadata=noted.into({"theirs": 1}),

@@ -15,12 +15,11 @@ from reports import FOREIGN, IN_SYNC, MENDED
 from typer.testing import CliRunner
 
 from isabella.cli import app, main
+from isabella.config.settings import Strategy, load_settings
+from isabella.config.sources import ConfigValue
 from isabella.errors import IsabellaError, LettaUnreachable, LockTimeout
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
-from isabella.settings import load_settings
-from isabella.sources import ConfigValue
-from isabella.strategy import Strategy
 
 FINE = replace(IN_SYNC, receipt=Receipt.ACCEPTED)
 HEALED = replace(MENDED, receipt=Receipt.ACCEPTED)
@@ -60,7 +59,7 @@ FUNCTIONS = {
 
 
 class Work:
-    """Stands in for `isabella.assurance`: remembers what it was asked, and answers as told."""
+    """Stands in for `isabella.providers.api`: remembers what it was asked, and answers as told."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -88,7 +87,7 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Work:
         async def call(settings: Any = None, *, _name: str = name, **options: Any) -> Report:
             return await done.do(_name, {"settings": settings, **options})
 
-        monkeypatch.setattr(f"isabella.assurance.{name}", call)
+        monkeypatch.setattr(f"isabella.providers.api.{name}", call)
     return done
 
 
@@ -130,7 +129,7 @@ def test_each_speaks_of_the_vendors_that_the_backend_speaks_to(
     """Where practice vendors stand in for the backend, they do for every command, the watch included."""
     served = load_settings(environment={})
     monkeypatch.setattr("isabella.practice.overlay.as_served", lambda settings: served)
-    monkeypatch.setattr("isabella.watching.keeper.Watcher.run", AsyncMock())
+    monkeypatch.setattr("isabella.watch.watcher.Watcher.run", AsyncMock())
     CliRunner().invoke(app, ["providers", *arguments])
     ((_, options),) = work.asked
     assert options["settings"] is served

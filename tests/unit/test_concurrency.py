@@ -8,7 +8,7 @@ from functools import partial
 import anyio
 import pytest
 
-from isabella.concurrency import gather
+from isabella.system.tasks import gather
 
 
 def test_results_come_in_the_order_of_the_calls() -> None:

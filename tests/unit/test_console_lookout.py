@@ -8,14 +8,14 @@ import anyio
 import pytest
 from reports import DRIFTED, IN_SYNC, REFUSED
 
-from isabella.backend.readiness import Readiness
-from isabella.connection import Connection
-from isabella.console import lookout as lookouts
-from isabella.console.chronicle import EventLog
-from isabella.console.lookout import ProviderMonitor
-from isabella.console.premises import ConsoleContext
+from isabella.config.settings import Settings, load_settings
+from isabella.letta.connection import Connection
 from isabella.providers.report import Report
-from isabella.settings import Settings, load_settings
+from isabella.server.readiness import Readiness
+from isabella.server.web import monitor as lookouts
+from isabella.server.web.context import ConsoleContext
+from isabella.server.web.event_log import EventLog
+from isabella.server.web.monitor import ProviderMonitor
 
 
 class House(ConsoleContext):

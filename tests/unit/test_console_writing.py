@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from starlette.datastructures import Headers
 
-from isabella import redaction
 from isabella.agents.history import HistoryEntry
-from isabella.console import charts, origins, writing
-from isabella.console.chronicle import TurnSample
-from isabella.console.door import is_same_origin
+from isabella.server.web import charts, provenance, rendering
+from isabella.server.web.event_log import TurnSample
+from isabella.server.web.security import is_same_origin
+from isabella.system import redaction
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,12 @@ from isabella.console.door import is_same_origin
 )
 def test_prose_makes_no_markup_of_its_own(text: str, never: str) -> None:
     """Markdown becomes HTML without scripts, pictures, dangerous links, inline styles, or headings of the page."""
-    assert never not in writing.render_markdown(text)
+    assert never not in rendering.render_markdown(text)
 
 
 def test_prose_is_rendered() -> None:
     """What is harmless is shown as it was meant; links tell nothing of where they were."""
-    html = writing.render_markdown("**bold** and `code`, [a page](https://example.org)")
+    html = rendering.render_markdown("**bold** and `code`, [a page](https://example.org)")
     assert "<strong>bold</strong>" in html
     assert 'rel="noopener noreferrer"' in html
 
@@ -39,17 +39,17 @@ def test_prose_is_rendered() -> None:
 def test_known_secrets_are_masked_in_every_text() -> None:
     """A secret of this process is masked in prose as in plain text."""
     redaction.remember("csk-console0000000000000000abcd")
-    assert "console0000" not in writing.render_markdown("it is csk-console0000000000000000abcd")
-    assert "console0000" not in writing.render_text("it is csk-console0000000000000000abcd")
+    assert "console0000" not in rendering.render_markdown("it is csk-console0000000000000000abcd")
+    assert "console0000" not in rendering.render_text("it is csk-console0000000000000000abcd")
 
 
 def test_arguments_are_shown_a_line_each() -> None:
     """A tool's arguments are told apart; what is no JSON is shown as it is."""
     assert (
-        writing.format_arguments('{"label": "human", "new_str": "x", "request_heartbeat": true}')
+        rendering.format_arguments('{"label": "human", "new_str": "x", "request_heartbeat": true}')
         == "label: human\nnew_str: x"
     )
-    assert writing.format_arguments("{half") == "{half"
+    assert rendering.format_arguments("{half") == "{half"
 
 
 def test_a_chart_has_a_place_for_every_mark() -> None:
@@ -74,11 +74,11 @@ def test_what_is_remembered_leads_to_what_was_said() -> None:
         HistoryEntry("m3", "", "user", "Look it up"),
         HistoryEntry("m4", "", "tool_call", '{"query": "The dog is called Rex."}', tool="archival_memory_search"),
     ]
-    found = origins.provenance_in(entries)
-    traced = origins.provenance_of("- The dog is called Rex.", found)
+    found = provenance.provenance_in(entries)
+    traced = provenance.provenance_of("- The dog is called Rex.", found)
     assert traced is not None
     assert traced.said.id == "m1"
-    assert origins.provenance_of("The cat is called Miezi.", found) is None
+    assert provenance.provenance_of("The cat is called Miezi.", found) is None
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from isabella.config.custom_vendors import declared_vendors
 from isabella.errors import ConfigurationError
-from isabella.providers.declared import declared_vendors
 
 GOOD = """\
 # Two more vendors.

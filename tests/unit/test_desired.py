@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from isabella.catalog import known_vendors, vendor_of_prefix
+from isabella.config.settings import load_settings
+from isabella.config.vendors import known_vendors, vendor_of_prefix
 from isabella.errors import ConfigurationError
 from isabella.providers.desired import Desired, desired_providers, select
-from isabella.redaction import redact
-from isabella.settings import load_settings
+from isabella.system.redaction import redact
 
 KEYS = {
     "CEREBRAS_API_KEY": "csk-canary-cerebras-0001",

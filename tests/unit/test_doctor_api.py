@@ -10,11 +10,11 @@ import anyio
 import httpx2 as httpx
 import pytest
 
-from isabella.backend.app import create_app
-from isabella.backend.doctor import DoctorTarget
-from isabella.backend.readiness import Readiness
-from isabella.connection import Connection
-from isabella.settings import load_settings
+from isabella.config.settings import load_settings
+from isabella.letta.connection import Connection
+from isabella.server.api.doctor import DoctorTarget
+from isabella.server.app import create_app
+from isabella.server.readiness import Readiness
 
 NOBODY = "http://127.0.0.1:9"
 KEY = "gsk_fake-canary-0815"

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
-from isabella.agents.engine import LlmConfig
-from isabella.catalog import known_vendors
-from isabella.doctor.asked import nearby_base_urls
-from isabella.doctor.configured import read_configuration
+from isabella.config.settings import load_settings
+from isabella.config.vendors import known_vendors
+from isabella.doctor.collect.configuration import read_configuration
+from isabella.doctor.collect.vendors import nearby_base_urls
+from isabella.doctor.diagnosis import Diagnosis, diagnose, root_causes
 from isabella.doctor.evidence import (
     AgentEvidence,
     ConfigurationEvidence,
@@ -24,16 +25,15 @@ from isabella.doctor.evidence import (
     VendorEvidence,
 )
 from isabella.doctor.findings import Finding, Layer, Remedy, Severity
-from isabella.doctor.quoting import scrub
-from isabella.doctor.verdict import Diagnosis, diagnose, root_causes
+from isabella.doctor.sanitize import scrub
 from isabella.errors import ConfigurationError, LettaUnreachable
+from isabella.letta.encryption import KeyMatch, KeyReading
+from isabella.letta.llm_config import LlmConfig
+from isabella.letta.releases import capabilities_of
+from isabella.letta.store import StoredProvider
 from isabella.providers.desired import desired_providers
-from isabella.providers.sealing import KeyMatch, KeyReading
-from isabella.settings import load_settings
-from isabella.stores import StoredProvider
-from isabella.stores.letta_releases import capabilities_of
-from isabella.vendors.inquiry import KeyVerdict as Said
-from isabella.vendors.inquiry import Trouble, VendorAnswer
+from isabella.vendors.client import KeyVerdict as Said
+from isabella.vendors.client import Trouble, VendorAnswer
 
 KEYS = {
     "CEREBRAS_API_KEY": "csk-fake-0001",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from isabella.doctor.symptoms import KnownMessage, known_messages, normalise_line, recognise, recognise_in
+from isabella.doctor.log_messages import KnownMessage, known_messages, normalise_line, recognise, recognise_in
 
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLES = [(symptom.id, example) for symptom in known_messages() for example in symptom.examples]

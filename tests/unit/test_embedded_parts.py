@@ -21,7 +21,6 @@ import pytest
 from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
 
-from isabella import processes
 from isabella.cli import letta as letta_commands
 from isabella.embedded import (
     DEFAULT_INSTANCE,
@@ -31,18 +30,19 @@ from isabella.embedded import (
     environments,
     launch,
     logs,
+    orphan_processes,
     ports,
     postgres,
     program,
-    strays,
-    vault,
+    secrets,
 )
-from isabella.embedded.layout import InstancePaths, make_home, make_private
+from isabella.embedded.paths import InstancePaths, make_home, make_private
 from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.program import ServerRun
-from isabella.embedded.steps import Step
+from isabella.embedded.progress import Step
 from isabella.errors import EmbeddedError, StartFailed
-from isabella.processes import ChildProcess
+from isabella.system import processes
+from isabella.system.processes import ChildProcess
 
 CANARY = "canary-5d1c7a90-do-not-leak"
 
@@ -177,25 +177,25 @@ def test_ports_are_remembered(tmp_path: Path) -> None:
 def test_a_secret_is_made_once_and_private(tmp_path: Path) -> None:
     """A file that was opened to others is closed again."""
     path = tmp_path / "master-key"
-    assert vault.load_secret(path) is None
-    made = vault.load_or_create_secret(path)
+    assert secrets.load_secret(path) is None
+    made = secrets.load_or_create_secret(path)
     assert len(bytes.fromhex(made.get_secret_value())) == 32
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o644)
-    assert vault.load_or_create_secret(path) == made
+    assert secrets.load_or_create_secret(path) == made
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_fingerprint_knows_its_key_and_holds_nothing_of_it() -> None:
     """Two of one key differ; "no key" is a key of its own."""
     key, other = SecretStr("ab" * 32), SecretStr("cd" * 32)
-    kept = vault.fingerprint(key)
-    assert vault.matches_fingerprint(key, kept)
-    assert not vault.matches_fingerprint(other, kept)
-    assert not vault.matches_fingerprint(None, kept)
-    assert vault.matches_fingerprint(None, vault.fingerprint(None))
-    assert not vault.matches_fingerprint(key, vault.fingerprint(None))
-    assert kept != vault.fingerprint(key)
+    kept = secrets.fingerprint(key)
+    assert secrets.matches_fingerprint(key, kept)
+    assert not secrets.matches_fingerprint(other, kept)
+    assert not secrets.matches_fingerprint(None, kept)
+    assert secrets.matches_fingerprint(None, secrets.fingerprint(None))
+    assert not secrets.matches_fingerprint(key, secrets.fingerprint(None))
+    assert kept != secrets.fingerprint(key)
     assert key.get_secret_value() not in kept
 
 
@@ -321,7 +321,7 @@ def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
     """However long it is; secrets are taken out; no log has no lines."""
     path = tmp_path / "log"
     assert logs.tail(path, 5) == []
-    secret = vault.load_or_create_secret(tmp_path / "secret").get_secret_value()
+    secret = secrets.load_or_create_secret(tmp_path / "secret").get_secret_value()
     path.write_text("".join(f"line {number} {'x' * 100}\n" for number in range(5000)) + f"the key is {secret}\n")
     last = logs.tail(path, 3)
     assert [line.split()[1] for line in last] == ["4998", "4999", "key"]
@@ -371,7 +371,7 @@ def test_a_stray_is_found_by_its_mark_and_nothing_else_is(tmp_path: Path) -> Non
         subprocess.Popen([*command, str(tmp_path / "a")]),
     ]
     try:
-        assert strays.stop("--instance", tmp_path / "a") == 1
+        assert orphan_processes.stop("--instance", tmp_path / "a") == 1
         assert not psutil.pid_exists(stray.pid)
         assert [other.poll() for other in others] == [None, None]
     finally:
@@ -406,7 +406,7 @@ def test_a_process_that_ended_under_another_parent_is_not_waited_for() -> None:
     try:
         script = f"""
 import time
-from isabella.processes import ChildProcess as Process
+from isabella.system.processes import ChildProcess as Process
 began = time.monotonic()
 assert Process.of({child.pid}).stop(grace=30)
 assert time.monotonic() - began < 20

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from isabella.catalog import known_vendors
-from isabella.settings import Settings, load_settings, variable
+from isabella.config.settings import Settings, load_settings, variable
+from isabella.config.vendors import known_vendors
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 

@@ -22,15 +22,15 @@ from typing import TypeVar
 import anyio
 import pytest
 
-from isabella import files
+from isabella.config.settings import Settings, load_settings
 from isabella.errors import FileAbsent, FileUnreadable
 from isabella.providers.report import Report
-from isabella.settings import Settings, load_settings
-from isabella.watching.census import ModelRefresh
-from isabella.watching.difference import ConfigSnapshot
-from isabella.watching.events import ConfigAccepted, ConfigRefused, WatchEvent
-from isabella.watching.files import file_marks
-from isabella.watching.keeper import Watcher
+from isabella.system import files
+from isabella.watch.config_diff import ConfigSnapshot
+from isabella.watch.events import ConfigAccepted, ConfigRefused, WatchEvent
+from isabella.watch.file_watcher import file_marks
+from isabella.watch.model_refresh import ModelRefresh
+from isabella.watch.watcher import Watcher
 
 Result = TypeVar("Result")
 

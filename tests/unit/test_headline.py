@@ -8,15 +8,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from reports import DRIFTED, FOREIGN, IN_SYNC, MENDED, REFUSED
 
-from isabella.backend.readiness import Phase, Readiness
 from isabella.providers.headline import Level, headline, with_vendors
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Report
+from isabella.server.readiness import Phase, Readiness
 from isabella.turns.events import Code
-from isabella.turns.refusals import VendorRefusal
-from isabella.vendors.inquiry import KeyVerdict, VendorAnswer
+from isabella.turns.vendor_errors import VendorRefusal
+from isabella.vendors.client import KeyVerdict, VendorAnswer
 from isabella.vendors.status import VendorObservation, VendorState, VendorStatusBoard
-from isabella.watching.census import ModelRefresh, ProviderModels
+from isabella.watch.model_refresh import ModelRefresh, ProviderModels
 
 START = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
 GOOD = IN_SYNC

@@ -14,8 +14,8 @@ from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
-from isabella import redaction
-from isabella.vendors.inquiry import KeyVerdict, VendorAnswer, ask_vendor, classify_answer
+from isabella.system import redaction
+from isabella.vendors.client import KeyVerdict, VendorAnswer, ask_vendor, classify_answer
 
 KEY = SecretStr("csk-canary-inquiry-0001")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from isabella.keys import KNOWN_PREFIXES, KeyRefused, clean, is_master_key, mask
+from isabella.config.api_keys import KNOWN_PREFIXES, KeyRefused, clean, is_master_key, mask
 
 ALPHABET = string.ascii_letters + string.digits
 GOOD = "csk-not-a-real-key-0123456789"

@@ -16,11 +16,12 @@ from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from isabella import redaction
 from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnauthorized, LettaUnreachable, NotLetta
-from isabella.stores import StoredProvider, letta_server
-from isabella.stores.letta_releases import capabilities_of
-from isabella.stores.letta_server import PAGE, LettaProviders
+from isabella.letta import providers
+from isabella.letta.providers import PAGE, LettaProviders
+from isabella.letta.releases import capabilities_of
+from isabella.letta.store import StoredProvider
+from isabella.system import redaction
 
 Result = TypeVar("Result")
 
@@ -208,7 +209,7 @@ def test_a_list_that_repeats_itself_is_an_error(httpserver: HTTPServer) -> None:
 
 def test_a_list_that_never_ends_is_an_error(httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that makes up new rows for ever is not listened to for ever."""
-    monkeypatch.setattr(letta_server, "_MOST_PAGES", 7)
+    monkeypatch.setattr(providers, "_MOST_PAGES", 7)
     given = 0
     template = json.dumps([row(n, id="ID-%") for n in range(PAGE)])
 

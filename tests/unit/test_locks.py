@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 from isabella.errors import ConfigurationError, LockTimeout
-from isabella.locks import sync_lock
+from isabella.locks.sync_lock import sync_lock
 
 LETTA = "http://127.0.0.1:8283"
 
@@ -21,7 +21,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 import anyio
-from isabella.locks import sync_lock
+from isabella.locks.sync_lock import sync_lock
 
 async def hold():
     async with sync_lock(sys.argv[1], home=Path(sys.argv[2]), database_url=None):

@@ -14,7 +14,7 @@ from machine import Machine
 from sealed import seal, unseal
 from weather import JumpingLoop
 
-from isabella.providers import sealing
+from isabella.letta import encryption
 
 _ROUNDS = 1
 _EXAMPLES, _STEPS = 60, 50
@@ -72,7 +72,7 @@ class DoubleWorld:
 @pytest.fixture
 def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """A derivation takes 35 ms with as many rounds as Letta makes; here both sides make one."""
-    monkeypatch.setattr(sealing, "_ROUNDS", _ROUNDS)
+    monkeypatch.setattr(encryption, "_ROUNDS", _ROUNDS)
 
 
 @pytest.mark.timeout(900)

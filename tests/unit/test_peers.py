@@ -19,22 +19,21 @@ from command import Command
 from impostor import impostor, server
 from pydantic import SecretStr
 
-from isabella.access import address_published, published_backend
-from isabella.advisory import open_connection
-from isabella.agents.client import open_sdk_client
-from isabella.agents.wire import LettaClient
 from isabella.chat.line import BackendClient
-from isabella.connection import Connection
-from isabella.doctor.letta import LettaCollector
+from isabella.config.settings import load_settings
+from isabella.doctor.collect.letta import LettaCollector
 from isabella.embedded import database
-from isabella.embedded.layout import InstancePaths, make_private
+from isabella.embedded.paths import InstancePaths, make_private
 from isabella.embedded.program import ServerRun
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable, UnverifiedPeer
-from isabella.peers import Peer, async_hooks, hooks, listens
+from isabella.letta.client import LettaClient, open_sdk_client
+from isabella.letta.connection import Connection
+from isabella.letta.providers import LettaProviders
+from isabella.locks.postgres import open_connection
 from isabella.practice import daemon
-from isabella.processes import ChildProcess, save
-from isabella.settings import load_settings
-from isabella.stores.letta_server import LettaProviders
+from isabella.server.token import address_published, published_backend
+from isabella.system.peers import Peer, async_hooks, hooks, listens
+from isabella.system.processes import ChildProcess, save
 
 SECRET = "a-secret-of-ours"
 HEADERS = {"Authorization": f"Bearer {SECRET}"}

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from isabella.catalog import known_vendors
+from isabella.config.settings import Strategy
+from isabella.config.vendors import known_vendors
+from isabella.letta.encryption import KeyMatch, KeyReading
+from isabella.letta.store import Capabilities, StoredProvider
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action, PlannedChange, ProviderState, plan, state_of
-from isabella.providers.sealing import KeyMatch, KeyReading
-from isabella.stores import Capabilities, StoredProvider
-from isabella.strategy import Strategy
 
 VENDOR = known_vendors()[0]
 KEY = SecretStr("csk-canary-plan-0001")

@@ -20,17 +20,17 @@ import psutil
 import pytest
 from typer.testing import CliRunner
 
-from isabella import catalog
-from isabella.backend import service
 from isabella.cli import app
+from isabella.config import vendors
+from isabella.config.settings import load_settings
 from isabella.errors import PracticeError
 from isabella.practice import NAMES, VendorFault, daemon
 from isabella.practice.control import TOKEN_HEADER
 from isabella.practice.overlay import as_served, with_practice_vendors
 from isabella.practice.server import listen
 from isabella.providers.desired import desired_providers
-from isabella.settings import load_settings
-from isabella.watching.difference import ConfigDiff, ConfigSnapshot, diff_config
+from isabella.server import run
+from isabella.watch.config_diff import ConfigDiff, ConfigSnapshot, diff_config
 
 
 @pytest.fixture
@@ -288,17 +288,17 @@ def test_whoever_keeps_watch_takes_rotated_keys(home: Path, tmp_path: Path) -> N
 @pytest.fixture
 def _five_vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A catalog with a fifth vendor, of which the practice vendors know nothing."""
-    text = (Path(catalog.__file__).parent / "catalog.toml").read_text()
+    text = (Path(vendors.__file__).parent / "catalog.toml").read_text()
     fifth = text[text.rindex("[[vendors]]") :].replace("longcat", "fifth").replace("LongCat", "Fifth")
     (tmp_path / "catalog").mkdir()
     (tmp_path / "catalog" / "catalog.toml").write_text(text + fifth.replace("LONGCAT", "FIFTH"))
-    monkeypatch.setattr(catalog.resources, "files", lambda _package: tmp_path / "catalog")
-    catalog.known_vendors.cache_clear()
+    monkeypatch.setattr(vendors.resources, "files", lambda _package: tmp_path / "catalog")
+    vendors.known_vendors.cache_clear()
     # The files of other packages are read before: only the catalog is another one.
-    assert [vendor.name for vendor in catalog.known_vendors()] == [*NAMES, "fifth"]
+    assert [vendor.name for vendor in vendors.known_vendors()] == [*NAMES, "fifth"]
     monkeypatch.undo()
     yield
-    catalog.known_vendors.cache_clear()
+    vendors.known_vendors.cache_clear()
 
 
 @pytest.mark.usefixtures("_five_vendors")
@@ -306,9 +306,9 @@ def test_a_vendor_without_a_practice_vendor_is_left_out(tmp_path: Path) -> None:
     """The start without any key goes on with the others, and says so; a rotated key is noticed, too."""
     home, said = tmp_path / "home", list[str]()
     settings = load_settings(environment={"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(tmp_path / "none")})
-    wishes = service.ServeOptions(None, False, progress=Mock(), show=Mock(), say=said.append)
+    wishes = run.ServeOptions(None, False, progress=Mock(), show=Mock(), say=said.append)
     with ExitStack() as started:
-        served = service._with_practice(settings, wishes, started)
+        served = run._with_practice(settings, wishes, started)
         wanted = [one.vendor.name for one in desired_providers(served) if one.wanted]
         assert wanted == list(NAMES)
         assert "There is no practice vendor for Fifth: it takes part as soon as it has a key in .env." in said

@@ -14,15 +14,15 @@ import uvicorn
 from reports import IN_SYNC
 from structlog.testing import capture_logs
 
-from isabella import redaction
-from isabella.backend import service
-from isabella.backend.readiness import Phase, Readiness
-from isabella.backend.service import ServeOptions
+from isabella.config.settings import load_settings
 from isabella.embedded import Progress
-from isabella.embedded.steps import no_progress
+from isabella.embedded.progress import no_progress
 from isabella.errors import ConfigurationError, StartFailed
 from isabella.providers.report import Report
-from isabella.settings import load_settings
+from isabella.server import run
+from isabella.server.readiness import Phase, Readiness
+from isabella.server.run import ServeOptions
+from isabella.system import redaction
 
 SECRET = "fake-canary-5eed-of-the-readiness"
 
@@ -113,12 +113,12 @@ def test_a_backend_whose_inside_has_ended_stops(
     redaction.remember(SECRET)
     monkeypatch.chdir(tmp_path)
     inside = Inside(error, after_sync=after_sync)
-    monkeypatch.setattr(service, "_wait_for", inside.wait)
-    monkeypatch.setattr(service, "_ensure", inside.sync)
-    monkeypatch.setattr(service, "residing", inside.reside)
-    monkeypatch.setattr(service, "_serve", _serve_a_while)
+    monkeypatch.setattr(run, "_wait_for", inside.wait)
+    monkeypatch.setattr(run, "_ensure", inside.sync)
+    monkeypatch.setattr(run, "residing", inside.reside)
+    monkeypatch.setattr(run, "_serve", _serve_a_while)
     environment = {"ISABELLA_HOME": str(tmp_path), "ISABELLA_PORT": "0", "LETTA_BASE_URL": "http://127.0.0.1:9"}
-    assert service.serve(load_settings(environment=environment), inside.wishes) == 1
+    assert run.serve(load_settings(environment=environment), inside.wishes) == 1
     (said,) = inside.said
     assert said.startswith(f"{'Stopped' if after_sync else 'Not started'}: {words}")
     assert SECRET not in said
@@ -139,12 +139,12 @@ def test_the_port_is_the_backend_s_while_letta_starts(tmp_path: Path, monkeypatc
             with pytest.raises(OSError, match="in use"):
                 other.bind(("127.0.0.1", port))
         with pytest.raises(ConfigurationError) as error:
-            service.serve(settings, inside.wishes)
+            run.serve(settings, inside.wishes)
         told.append(error.value)
         raise StartFailed("Enough was seen.")
 
-    monkeypatch.setattr(service, "_embedded", letta_starts)
+    monkeypatch.setattr(run, "_embedded", letta_starts)
     with pytest.raises(StartFailed):
-        service.serve(settings, inside.wishes)
+        run.serve(settings, inside.wishes)
     assert [error.what for error in told] == [f"Port {port} of 127.0.0.1 cannot be used: Address already in use."]
     assert "ISABELLA_PORT" in str(told[0].remedy)

@@ -11,9 +11,9 @@ from urllib.parse import quote
 import pytest
 import structlog
 
-from isabella import redaction
-from isabella.logs import configure_logs
-from isabella.redaction import redact, redact_event
+from isabella.system import redaction
+from isabella.system.logging import configure_logs
+from isabella.system.redaction import redact, redact_event
 
 
 def fresh(prefix: str = "csk-canary-", ending: str = "") -> str:

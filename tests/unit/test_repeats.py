@@ -9,9 +9,9 @@ from typing import Any
 import anyio
 import pytest
 
-from isabella.backend import repeats as module
-from isabella.backend.repeats import RequestRegistry, Subscription, TurnRequest
 from isabella.errors import AgentUnknown
+from isabella.server import idempotency as module
+from isabella.server.idempotency import RequestRegistry, Subscription, TurnRequest
 from isabella.turns.events import Ended, Event, Opened, Reason, Said
 
 pytestmark = pytest.mark.anyio

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 
-from isabella.providers import sealing
-from isabella.providers.sealing import (
+from isabella.letta import encryption
+from isabella.letta.encryption import (
     KeyMatch,
     KeyReading,
     ProofMemo,
@@ -169,7 +169,7 @@ def test_a_known_proof_is_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> 
         opened.append(text)
         return decrypt(text, master_key)
 
-    monkeypatch.setattr(sealing, "decrypt", counting)
+    monkeypatch.setattr(encryption, "decrypt", counting)
     memo, text = ProofMemo(None, OURS), seal(KEY, MASTER_KEY)
     assert [read_back(text, KEY, OURS, memo).match for _ in range(3)] == [KeyMatch.EQUAL] * 3
     assert opened == [text]
@@ -198,7 +198,7 @@ def test_what_is_recalled_needs_no_opening_until_its_key_is_wanted(monkeypatch: 
     memo, text = ProofMemo(None, OURS), seal("csk-old", MASTER_KEY)
     memo.add(text, "csk-old")
     with monkeypatch.context() as closed:
-        closed.setattr(sealing, "decrypt", None)
+        closed.setattr(encryption, "decrypt", None)
         equal = recall_reading(text, SecretStr("csk-old"), memo)
         different = recall_reading(text, SecretStr(KEY), memo)
     assert equal == KeyReading(KeyMatch.EQUAL, sealed=True, key=SecretStr("csk-old"))

@@ -7,11 +7,18 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
+from isabella.config.settings import (
+    MAKE_MASTER_KEY,
+    ProviderTypes,
+    Settings,
+    Strategy,
+    http_address,
+    load_settings,
+    variable,
+)
+from isabella.config.sources import DEFAULT, ENVIRONMENT
 from isabella.errors import ConfigurationError
-from isabella.redaction import redact
-from isabella.settings import MAKE_MASTER_KEY, ProviderTypes, Settings, http_address, load_settings, variable
-from isabella.sources import DEFAULT, ENVIRONMENT
-from isabella.strategy import Strategy
+from isabella.system.redaction import redact
 
 MASTER_KEY = "5eed" * 16
 

@@ -9,8 +9,8 @@ from typing import NoReturn
 
 import pytest
 
+from isabella.config.sources import DEFAULT, ENVIRONMENT, ConfigValue, Sources
 from isabella.errors import ConfigurationError
-from isabella.sources import DEFAULT, ENVIRONMENT, ConfigValue, Sources
 
 
 def read(tmp_path: Path, text: str | bytes, environment: dict[str, str] | None = None) -> Sources:

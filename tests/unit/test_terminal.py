@@ -28,9 +28,9 @@ from isabella.chat.screen import Terminal
 from isabella.cli import app, main
 from isabella.cli.commands import commands
 from isabella.errors import IsabellaError
-from isabella.logs import configure_logs
-from isabella.terminal import clean, guard_output
-from isabella.terminal_console import GuardedConsole
+from isabella.system.console import GuardedConsole
+from isabella.system.logging import configure_logs
+from isabella.system.terminal import clean, guard_output
 
 SOURCE = Path(isabella.__file__).parent
 
@@ -223,8 +223,8 @@ def test_a_log_line_on_a_terminal_is_clean_and_coloured(tmp_path: Path) -> None:
     """Events, values, tracebacks and the lines of libraries are clean; the colours of the renderer are there."""
     program = tmp_path / "program.py"
     program.write_text(
-        "import logging, structlog\nfrom isabella.logs import configure_logs\n"
-        "from isabella.terminal import guard_output\nguard_output()\nconfigure_logs()\n"
+        "import logging, structlog\nfrom isabella.system.logging import configure_logs\n"
+        "from isabella.system.terminal import guard_output\nguard_output()\nconfigure_logs()\n"
         f"evil = {ALL!r}\n"
         "log = structlog.get_logger()\nlog.warning(evil, said=evil, deep={'a': [evil]})\n"
         "logging.getLogger('library').warning('%s', evil)\n"
@@ -268,7 +268,7 @@ def _breaches(tree: ast.Module) -> list[str]:
                 found.append("rich.console.Console")
             case ast.ImportFrom(module="rich", names=names) if any(one.name == "print" for one in names):
                 found.append("rich.print")
-            case ast.ImportFrom(module="isabella.terminal", names=names):
+            case ast.ImportFrom(module="isabella.system.terminal", names=names):
                 found += [one.name for one in names if one.name == "unguarded"]
             case ast.Attribute(attr="__stdout__" | "__stderr__" as name):
                 found.append(name)
@@ -312,7 +312,7 @@ def test_nothing_prints_past_the_guard() -> None:
 @pytest.mark.parametrize("line", [
     "from rich.console import Console",
     "from rich import print",
-    "from isabella.terminal import unguarded",
+    "from isabella.system.terminal import unguarded",
     "sys.__stdout__.write(x)",
     "sys.stdout.buffer.write(x)",
     "app = typer.Typer(help='x')",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from isabella.turns.breaker import CircuitBreaker, CircuitState
+from isabella.turns.circuit_breaker import CircuitBreaker, CircuitState
 
 
 class Clock:

@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from isabella.turns import keeping
+from isabella.turns import partial_history
 
 USER, CALL, RESULT = ("u", "user_message"), ("c", "tool_call_message"), ("r", "tool_return_message")
 ANSWER = ("a", "assistant_message")
@@ -58,7 +58,7 @@ def test_what_is_kept_ends_with_an_answer(
     letta = Letta(*stored)
 
     async def keep() -> bool:
-        return await keeping.store_partial(
+        return await partial_history.store_partial(
             letta, "a", run_id="run-1", asked="Hello?", said=said, mark=mark, model="m"
         )  # type: ignore[arg-type]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from isabella import redaction
+from isabella.system import redaction
 from isabella.turns.events import (
     Code,
     Condensed,
@@ -20,8 +20,8 @@ from isabella.turns.events import (
     Usage,
     as_json,
 )
-from isabella.turns.pieces import RunStarted, StopNotice, ToolCallDelta, parse_line
-from isabella.turns.refusals import VendorRefusal, classify_refusal, retry_delay
+from isabella.turns.stream import RunStarted, StopNotice, ToolCallDelta, parse_line
+from isabella.turns.vendor_errors import VendorRefusal, classify_refusal, retry_delay
 
 
 def line(**fields: Any) -> str:

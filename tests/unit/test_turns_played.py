@@ -13,18 +13,18 @@ from typing import Any
 import anyio
 import pytest
 
-from isabella.agents.binding import Binding
-from isabella.agents.llm_config import BindingResult
+from isabella.agents.bindings import BindingResult
 from isabella.errors import LettaUnreachable
-from isabella.gate import ProviderLock
+from isabella.letta.llm_config import Binding
+from isabella.locks.provider_lock import ProviderLock
 from isabella.turns import turn as turns
+from isabella.turns.agent_cache import AgentRef
 from isabella.turns.attempt import Attempt
-from isabella.turns.breaker import CircuitBreaker
+from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Code, Ended, Event, Failover, Reason, Said, TurnFailed, VendorAsked
-from isabella.turns.house import TurnDependencies, TurnLimits
-from isabella.turns.order import TurnQueue
-from isabella.turns.refusals import VendorRefusal
-from isabella.turns.roster import AgentRef
+from isabella.turns.queue import TurnQueue
+from isabella.turns.turn import TurnDependencies, TurnLimits
+from isabella.turns.vendor_errors import VendorRefusal
 
 pytestmark = pytest.mark.anyio
 

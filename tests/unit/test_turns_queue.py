@@ -6,8 +6,8 @@ import anyio
 import pytest
 
 from isabella.errors import GateTimeout, QueueFull, TurnTimeout
-from isabella.gate import ProviderLock
-from isabella.turns.order import TicketAbandoned, TurnQueue
+from isabella.locks.provider_lock import ProviderLock
+from isabella.turns.queue import TicketAbandoned, TurnQueue
 
 pytestmark = pytest.mark.anyio
 
@@ -142,7 +142,7 @@ async def test_a_closed_gate_is_not_waited_for_for_ever() -> None:
 
 async def test_nothing_is_changed_under_turns_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """A change is given up rather than made while a turn is in flight."""
-    monkeypatch.setattr("isabella.gate._TO_END", 0.01)
+    monkeypatch.setattr("isabella.locks.provider_lock._TO_END", 0.01)
     gate = ProviderLock(patience=0.01)
     async with gate.passing("groq"):
         with pytest.raises(GateTimeout):

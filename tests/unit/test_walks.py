@@ -18,17 +18,17 @@ from pydantic import SecretStr
 from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 from weather import JumpingLoop, Killed, Kind, Sent, Weather, When
 
-from isabella.addresses import PLACEHOLDER_URL
-from isabella.catalog import known_vendors
+from isabella.config.vendors import known_vendors
 from isabella.errors import ConfigurationError, IsabellaError
-from isabella.gate import Closed, unguarded
-from isabella.providers import sealing
+from isabella.letta import encryption
+from isabella.letta.providers import LettaProviders
+from isabella.locks.provider_lock import Closed, unguarded
+from isabella.providers.bound_agents import Note
 from isabella.providers.desired import Desired
-from isabella.providers.followers import Note
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Report
 from isabella.providers.sync import Options, sync_providers
-from isabella.stores.letta_server import LettaProviders
+from isabella.system.urls import PLACEHOLDER_URL
 
 KEY, FORMER_KEY = "csk-walk-0002", "csk-walk-0001"
 LONG_KEY = "5eed" * 16
@@ -52,7 +52,7 @@ SITUATIONS: dict[str, tuple[str | None, str, str]] = {
 @pytest.fixture(autouse=True)
 def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both sides derive in one round what takes Letta 100,000."""
-    monkeypatch.setattr(sealing, "_ROUNDS", 1)
+    monkeypatch.setattr(encryption, "_ROUNDS", 1)
 
 
 def letta_in(situation: str) -> tuple[Double, Desired]:

@@ -9,8 +9,14 @@ from pathlib import Path
 import pytest
 from reports import DRIFTED, FOREIGN, IN_SYNC, MENDED, REFUSED
 
-from isabella.providers.condition import HealthState, ProviderHealth, health_state, update_health, with_health
-from isabella.providers.ledger import HealthFile
+from isabella.providers.health import (
+    HealthFile,
+    HealthState,
+    ProviderHealth,
+    health_state,
+    update_health,
+    with_health,
+)
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.vendors.status import VendorObservation, VendorState

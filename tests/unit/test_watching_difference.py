@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from isabella.config.settings import load_settings
+from isabella.config.sources import ConfigValue
 from isabella.errors import ConfigurationError
-from isabella.settings import load_settings
-from isabella.sources import ConfigValue
-from isabella.watching.difference import ConfigDiff, ConfigSnapshot, diff_config, keep_in_force
-from isabella.watching.files import file_marks
+from isabella.watch.config_diff import ConfigDiff, ConfigSnapshot, diff_config, keep_in_force
+from isabella.watch.file_watcher import file_marks
 
 TOML = """
 [[providers]]

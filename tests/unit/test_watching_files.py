@@ -8,9 +8,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from isabella.settings import Watch
-from isabella.watching import files
-from isabella.watching.files import watch_files
+from isabella.config.settings import Watch
+from isabella.watch import file_watcher
+from isabella.watch.file_watcher import watch_files
 
 LONG = 30.0
 
@@ -139,7 +139,7 @@ def test_a_file_system_that_tells_nothing_is_looked_at(tmp_path: Path, monkeypat
         raise OSError("OS file watch limit reached")
 
     monkeypatch.setattr(watchfiles, "awatch", broken)
-    monkeypatch.setattr(files, "_QUIET", 0.01)
+    monkeypatch.setattr(file_watcher, "_QUIET", 0.01)
     env = tmp_path / ".env"
 
     async def play(ear: Ear) -> None:

@@ -11,16 +11,15 @@ import anyio
 import pytest
 from reports import MENDED, REFUSED
 
-from isabella.agents.models import ModelCatalog
-from isabella.backend.keeping import run_watcher
-from isabella.backend.readiness import Readiness
+from isabella.agents.model_catalog import ModelCatalog
+from isabella.config.settings import Settings, Watch, load_settings
 from isabella.errors import IsabellaError, LettaUnreachable
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import ProviderReport, Report
-from isabella.settings import Settings, Watch, load_settings
-from isabella.watching.census import ModelRefresh
-from isabella.watching.difference import ConfigSnapshot
-from isabella.watching.events import (
+from isabella.server.readiness import Readiness
+from isabella.server.runtime import run_watcher
+from isabella.watch.config_diff import ConfigSnapshot
+from isabella.watch.events import (
     ConfigAccepted,
     ConfigRefused,
     ModelsRefreshed,
@@ -30,10 +29,11 @@ from isabella.watching.events import (
     Synced,
     WatchEvent,
     WatchFailed,
+    sentences,
 )
-from isabella.watching.keeper import Watcher
-from isabella.watching.schedule import Clock, Schedule
-from isabella.watching.words import sentences
+from isabella.watch.model_refresh import ModelRefresh
+from isabella.watch.schedule import Clock, Schedule
+from isabella.watch.watcher import Watcher
 
 KEYS = {"GROQ_API_KEY": "gsk_first-fake", "MISTRAL_API_KEY": "fake-mistral-key"}
 

@@ -8,14 +8,14 @@ import anyio
 import pytest
 from pydantic import SecretStr
 
-from isabella.catalog import known_vendors
+from isabella.config.vendors import known_vendors
+from isabella.letta.encryption import KeyMatch, KeyReading
+from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
+from isabella.providers.dry_run import predict_sync
 from isabella.providers.plan import Action, PlannedChange, ProviderState
-from isabella.providers.rotation import predict_sync
-from isabella.providers.sealing import KeyMatch, KeyReading
-from isabella.stores import StoredProvider
-from isabella.vendors.inquiry import KeyVerdict, VendorAnswer
-from isabella.watching.census import BoundAgent, ProviderModels, compare_models
+from isabella.vendors.client import KeyVerdict, VendorAnswer
+from isabella.watch.model_refresh import BoundAgent, ProviderModels, compare_models
 
 NEW, OLD = SecretStr("csk-canary-rotation-0001"), SecretStr("csk-canary-rotation-0000")
 DESIRED = Desired(known_vendors()[0], "cerebras", "cerebras", "http://a/v1", NEW, "CEREBRAS_API_KEY (.env)")

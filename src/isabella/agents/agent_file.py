@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from isabella.agents.archive import ArchivalPassage
 from isabella.errors import AgentFileRefused
-from isabella.redaction import redact
+from isabella.system.redaction import redact
 
 #: The largest agent file that is taken, in bytes.
 LARGEST_FILE = 64 * 1024 * 1024

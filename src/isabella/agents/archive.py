@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any
 
 from isabella.agents.memory import check_text
-from isabella.agents.wire import LettaClient
 from isabella.errors import LettaRefused, MemoryRefused, MemoryTooLong, MemoryUnknown
+from isabella.letta.client import LettaClient
 
 #: Passages that Letta is asked for at once. It shows the whole vector of each, some 40 kB.
 _PAGE = 50

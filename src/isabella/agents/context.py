@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from isabella.agents.binding import Binding, is_older
-from isabella.agents.wire import PAGE, LettaClient
-from isabella.catalog import known_vendors
+from isabella.config.vendors import known_vendors
+from isabella.letta.client import PAGE, LettaClient
+from isabella.letta.llm_config import Binding, is_older
 
 #: The strictest form of ids that is known; every vendor takes it.
 STRICTEST = re.compile(r"[a-zA-Z0-9]{9}")

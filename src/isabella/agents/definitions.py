@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from isabella import files
+from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError, FileAbsent
-from isabella.settings import Settings
+from isabella.system import files
 
 #: What Letta takes as an agent's name (it answers others with a 500 or an unreadable 400).
 NAME_PATTERN = r"^[\w'\-]([\w '\-]{0,98}[\w'\-])?$"

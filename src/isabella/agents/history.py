@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from isabella.agents.memory import check_text, unless_unknown
-from isabella.agents.wire import PAGE, LettaClient
 from isabella.errors import LettaRefused
+from isabella.letta.client import PAGE, LettaClient
 
 #: How far back the history is read where Letta's own search cannot be used.
 _PAGES_SEARCHED = 100

@@ -14,8 +14,8 @@ from typing import Any
 
 import anyio
 
-from isabella.agents.wire import LettaClient
 from isabella.errors import LettaRefused, MemoryChanged, MemoryRefused, MemoryTooLong, MemoryUnknown
+from isabella.letta.client import LettaClient
 
 #: Holds an agent's turns back while somebody else writes its memory.
 Hold = Callable[[str], AbstractAsyncContextManager[None]]

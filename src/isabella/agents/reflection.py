@@ -16,11 +16,11 @@ from enum import StrEnum
 import anyio
 import structlog
 
-from isabella.agents import marks
-from isabella.agents.agency import AgentService
+from isabella.agents import metadata
 from isabella.agents.history import HistoryEntry
 from isabella.agents.memory import MemoryBlock
-from isabella.agents.residents import AgentRecord
+from isabella.agents.registry import AgentRecord
+from isabella.agents.service import AgentService
 from isabella.errors import IsabellaError, LettaError
 
 log = structlog.get_logger()
@@ -140,7 +140,7 @@ async def _target(agency: AgentService, reflector: AgentRecord) -> AgentRecord |
     wanted = reflector.definition.reflects_on if reflector.definition else None
     if wanted is None:
         return None
-    tag = marks.definition_tag(wanted)
+    tag = metadata.definition_tag(wanted)
     return next((resident for resident in await agency.residents.all() if tag in resident.tags), None)
 
 

@@ -15,7 +15,7 @@ import httpx2 as httpx
 from pydantic import SecretStr
 
 from isabella.errors import IsabellaError
-from isabella.peers import Peer, hooks
+from isabella.system.peers import Peer, hooks
 
 _SECONDS = 60.0
 #: A backend sends a ping every 15 s, whatever happens in the turn.

@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from isabella.chat.line import TurnEvent
-from isabella.terminal_console import GuardedConsole
+from isabella.system.console import GuardedConsole
 
 _RESULT_LIMIT = 200
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from isabella.chat.line import BackendClient
 from isabella.chat.screen import Terminal
 from isabella.errors import IsabellaError
-from isabella.files import write_private
+from isabella.system.files import write_private
 
 _HELP = """\
 /model            the models that would work; with a handle, switch to it

@@ -18,7 +18,7 @@ from isabella.cli.demo import demo
 from isabella.cli.settings import settings
 from isabella.cli.up import up
 from isabella.errors import IsabellaError
-from isabella.terminal import guard_output
+from isabella.system.terminal import guard_output
 
 app = commands(
     name="isabella",

@@ -11,8 +11,8 @@ from rich.text import Text
 from isabella.cli.tables import console
 
 if TYPE_CHECKING:
+    from isabella.agents.registry import AgentRecord
     from isabella.agents.repair import BindingDiagnosis
-    from isabella.agents.residents import AgentRecord
 
 _DONE = {"kept": "dim", "created": "green", "changed": "yellow", "failed": "red"}
 

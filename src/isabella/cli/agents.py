@@ -16,7 +16,7 @@ from isabella.cli.options import AsJson, EnvFile
 from isabella.errors import ConfigurationError, IsabellaError
 
 if TYPE_CHECKING:
-    from isabella.agents.agency import AgentService
+    from isabella.agents.service import AgentService
 
 app = commands(
     no_args_is_help=True,
@@ -39,8 +39,7 @@ def list_command(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     from isabella.cli import agent_tables
 
     async def look(agency: AgentService) -> list[dict[str, Any]]:
-        from isabella.agents.mending import available_bindings
-        from isabella.agents.repair import diagnose
+        from isabella.agents.repair import available_bindings, diagnose
 
         landscape = await available_bindings(agency.residents, agency.models, ask=False)
         return [
@@ -83,8 +82,7 @@ def show(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> None:
     from isabella.cli import agent_tables
 
     async def look(agency: AgentService) -> dict[str, Any]:
-        from isabella.agents.mending import available_bindings
-        from isabella.agents.repair import diagnose
+        from isabella.agents.repair import available_bindings, diagnose
 
         resident = await agency.residents.find(name)
         landscape = await available_bindings(agency.residents, agency.models, ask=False)
@@ -147,7 +145,7 @@ def repair(
     from isabella.cli import agent_tables
 
     async def work(agency: AgentService) -> list[dict[str, Any]]:
-        from isabella.agents.mending import apply_repairs, find_broken
+        from isabella.agents.repair import apply_repairs, find_broken
 
         found = await find_broken(agency.residents, agency.models)
         return [one.as_json() for one in (await apply_repairs(agency.residents, found) if yes else found)]
@@ -175,7 +173,7 @@ def export_command(
     """
 
     async def take_out(agency: AgentService) -> str:
-        from isabella.agents.portable import configured_secrets, export_agent
+        from isabella.agents.import_export import configured_secrets, export_agent
 
         resident = await agency.residents.find(name)
         return await export_agent(agency.residents, resident, configured_secrets(agency.models, agency.connection))
@@ -184,7 +182,7 @@ def export_command(
     if str(file) == "-":
         print(text)
         return
-    from isabella.files import write_private
+    from isabella.system.files import write_private
 
     try:
         # What somebody told an agent is nobody else's business.
@@ -216,13 +214,13 @@ def import_command(
 
     Exit code: 0, or 1 where the file is broken, brings tools that were not asked for, or the name is taken.
     """
-    from isabella import files
     from isabella.agents.agent_file import LARGEST_FILE
+    from isabella.system import files
 
     text = files.read_or_stdin(file, largest=LARGEST_FILE).data
 
     async def bring(agency: AgentService) -> dict[str, Any]:
-        from isabella.agents.portable import import_agent
+        from isabella.agents.import_export import import_agent
 
         brought = await import_agent(agency.residents, agency.models, text, name=name, with_tools=with_tools)
         return asdict(brought)
@@ -271,8 +269,8 @@ def delete(
 @asynccontextmanager
 async def _holding(agency: AgentService, agent_id: str) -> AsyncIterator[None]:
     """Keep turns of an agent back, in all backends where Letta's database is known."""
-    from isabella.gate import open_locks
-    from isabella.turns.order import TurnQueue
+    from isabella.locks.provider_lock import open_locks
+    from isabella.turns.queue import TurnQueue
 
     settings = agency.settings
     async with (
@@ -291,9 +289,9 @@ def _run(work: Callable[[AgentService], Awaitable[Result]], env_file: Path | Non
     """Run it on the agents; with --json, a failure is an object too, beside the message on standard error."""
     import asyncio
 
-    from isabella.agents.agency import open_agent_service
-    from isabella.logs import configure_logs
+    from isabella.agents.service import open_agent_service
     from isabella.practice.overlay import load_served_settings
+    from isabella.system.logging import configure_logs
 
     configure_logs()
 

@@ -11,9 +11,9 @@ import typer
 from isabella.cli.options import EnvFile
 
 if TYPE_CHECKING:
-    from isabella.access import RunningBackend
     from isabella.chat.line import BackendClient
-    from isabella.settings import Settings
+    from isabella.config.settings import Settings
+    from isabella.server.token import RunningBackend
 
 _DEFAULT_AGENT = "Isabella"
 
@@ -34,8 +34,8 @@ def chat(
     """
     from isabella.chat.screen import Terminal
     from isabella.chat.session import ChatSession
-    from isabella.logs import configure_logs
     from isabella.practice.overlay import load_served_settings
+    from isabella.system.logging import configure_logs
 
     configure_logs(quiet=True)
     screen = Terminal()
@@ -49,8 +49,8 @@ def chat(
 
 def login(env_file: EnvFile = None) -> None:
     """Print the link that lets a browser into the running backend. It holds the token: do not pass it on."""
+    from isabella.config.settings import load_settings
     from isabella.errors import ConfigurationError
-    from isabella.settings import load_settings
 
     found = running_backend(load_settings(env_file))
     if found is None:
@@ -69,8 +69,8 @@ def _line(settings: Settings, agent: str) -> Iterator[BackendClient]:
         with BackendClient(found.address, found.token, agent, found.peer) as line:
             yield line
         return
-    from isabella.backend.private import in_process_backend
-    from isabella.connection import connect
+    from isabella.letta.connection import connect
+    from isabella.server.in_process import in_process_backend
 
     connection = anyio.run(connect, settings)
     with (
@@ -88,8 +88,8 @@ def running_backend(settings: Settings) -> RunningBackend | None:
     """
     import httpx2 as httpx
 
-    from isabella.access import published_backend
-    from isabella.peers import hooks
+    from isabella.server.token import published_backend
+    from isabella.system.peers import hooks
 
     found = published_backend(settings)
     if found is None:

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from isabella.terminal import guard_output
+from isabella.system.terminal import guard_output
 
 #: The exit code of a command line that cannot be understood, as in sysexits.h. Typer's own, 2, means changes pending.
 USAGE = 64

@@ -24,10 +24,10 @@ def demo(
     """
     from isabella.cli.progress import shown
     from isabella.cli.tables import console
+    from isabella.config.settings import load_settings
     from isabella.demo.story import tell
     from isabella.demo.telling import Narrator
-    from isabella.logs import configure_logs
-    from isabella.settings import load_settings
+    from isabella.system.logging import configure_logs
 
     configure_logs()
     settings = load_settings(env_file, home=home)

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from rich.text import Text
 
 from isabella.cli.tables import console
+from isabella.doctor.diagnosis import Diagnosis, RootCause
 from isabella.doctor.findings import Finding, Layer, Severity
-from isabella.doctor.quoting import scrub
-from isabella.doctor.symptoms import RecognisedMessage
-from isabella.doctor.verdict import Diagnosis, RootCause
+from isabella.doctor.log_messages import RecognisedMessage
+from isabella.doctor.sanitize import scrub
 
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 

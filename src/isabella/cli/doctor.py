@@ -14,9 +14,9 @@ from isabella.cli.options import AsJson, EnvFile
 from isabella.errors import IsabellaError
 
 if TYPE_CHECKING:
-    from isabella.doctor.examination import DoctorOptions, DoctorRun
-    from isabella.doctor.symptoms import RecognisedMessage
-    from isabella.doctor.verdict import Diagnosis
+    from isabella.doctor.diagnosis import Diagnosis
+    from isabella.doctor.log_messages import RecognisedMessage
+    from isabella.doctor.run import DoctorOptions, DoctorRun
 
 app = commands(
     invoke_without_command=True,
@@ -56,8 +56,8 @@ def doctor(
         return
     import asyncio
 
-    from isabella.doctor.examination import DoctorOptions
-    from isabella.logs import configure_logs
+    from isabella.doctor.run import DoctorOptions
+    from isabella.system.logging import configure_logs
 
     configure_logs()
     wishes = DoctorOptions(tuple(provider or ()), agent, probe)
@@ -82,7 +82,7 @@ def explain(
 
     Exit code: 0 recognised, 1 not recognised.
     """
-    from isabella.doctor.symptoms import recognise
+    from isabella.doctor.log_messages import recognise
 
     if log is not None and text:
         raise typer.BadParameter("give either a text or a log with --log, not both")
@@ -106,13 +106,13 @@ def explain(
 async def _examine(env_file: Path | None, wishes: DoctorOptions, fix: bool, as_json: bool) -> Diagnosis:
     from dataclasses import replace
 
-    from isabella.doctor.examination import run_doctor
+    from isabella.doctor.run import run_doctor
 
     examination: DoctorRun = await run_doctor(env_file, wishes=wishes)
     if not fix or examination.verdict.healthy:
         return examination.verdict
-    from isabella.doctor.quoting import scrub
-    from isabella.doctor.treatment import apply_fixes
+    from isabella.doctor.fixes import apply_fixes
+    from isabella.doctor.sanitize import scrub
 
     treated = []
     async for line in apply_fixes(examination):
@@ -124,8 +124,8 @@ async def _examine(env_file: Path | None, wishes: DoctorOptions, fix: bool, as_j
 
 
 def _in_log(path: Path) -> list[RecognisedMessage]:
-    from isabella import files
-    from isabella.doctor.symptoms import recognise_in
+    from isabella.doctor.log_messages import recognise_in
+    from isabella.system import files
 
     with files.lines(path) as lines:
         return recognise_in(lines)

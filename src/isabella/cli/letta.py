@@ -21,14 +21,14 @@ NOT_RUNNING = 3
 
 
 def _release(value: str) -> str:
-    from isabella.embedded.layout import InstancePaths
+    from isabella.embedded.paths import InstancePaths
 
     with as_usage():
         return InstancePaths(Path(), release=value).release
 
 
 def _instance(value: str) -> str:
-    from isabella.embedded.layout import InstancePaths
+    from isabella.embedded.paths import InstancePaths
 
     with as_usage():
         return InstancePaths(Path(), instance=value).instance
@@ -168,8 +168,8 @@ def logs(
 
 
 def _server(release: str, instance: str, home: Path | None, env_file: Path | None) -> Server:
+    from isabella.config.settings import load_settings
     from isabella.embedded import Server
-    from isabella.settings import load_settings
 
     settings = load_settings(env_file, home=home)
     return Server(settings.home, release=release, instance=instance, master_key=settings.letta_encryption_key)

@@ -92,7 +92,7 @@ def keys(
     env_file: EnvFile = None,
 ) -> None:
     """Show the keys that a vendor accepts, masked, or replace them."""
-    from isabella.keys import mask
+    from isabella.config.api_keys import mask
     from isabella.practice import daemon
 
     folder = _home(home, env_file)
@@ -110,7 +110,7 @@ def rotate(
     env_file: EnvFile = None,
 ) -> None:
     """Have a vendor accept a new key, and no longer the former ones."""
-    from isabella.keys import mask
+    from isabella.config.api_keys import mask
     from isabella.practice import daemon, keyring
 
     folder = _home(home, env_file)
@@ -193,8 +193,8 @@ def env(
 ) -> None:
     """Write keys and base URLs of the practice vendors as .env lines, to try things by hand."""
     from isabella.errors import PracticeError
-    from isabella.files import write_private
     from isabella.practice.profiles import NAMES
+    from isabella.system.files import write_private
 
     running = _running(home, env_file)
     if file.exists() and not force:
@@ -213,7 +213,7 @@ def env(
 def _home(home: Path | None, env_file: Path | None) -> Path:
     if home is not None:
         return home.absolute()
-    from isabella.settings import load_settings
+    from isabella.config.settings import load_settings
 
     return load_settings(env_file).home
 
@@ -229,14 +229,14 @@ def _running(home: Path | None, env_file: Path | None) -> Running:
 
 
 def _keys_in(source: str) -> list[str]:
-    from isabella import files
+    from isabella.system import files
 
     text = files.read_or_stdin(Path(source)).text
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
 def _show(running: Running) -> None:
-    from isabella.keys import mask
+    from isabella.config.api_keys import mask
     from isabella.practice.profiles import NAMES
 
     for name in NAMES:
@@ -247,7 +247,7 @@ def _show(running: Running) -> None:
 
 
 def _as_json(running: Running | None) -> dict[str, Any]:
-    from isabella.keys import mask
+    from isabella.config.api_keys import mask
     from isabella.practice.profiles import NAMES
 
     if running is None:

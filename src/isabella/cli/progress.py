@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from isabella.embedded import Progress, Step
-    from isabella.terminal_console import GuardedConsole
+    from isabella.system.console import GuardedConsole
 
 _TITLES = {
     "check": "Check",
@@ -36,7 +36,7 @@ def shown() -> Iterator[Progress]:
         return
     from rich.live import Live
 
-    from isabella.terminal_console import GuardedConsole
+    from isabella.system.console import GuardedConsole
 
     console = GuardedConsole(stderr=True)
     # Redirected, what others print meanwhile would get past the guard of the output, and its colours would be obeyed.

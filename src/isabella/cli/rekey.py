@@ -12,18 +12,18 @@ from pathlib import Path
 import typer
 from pydantic import SecretStr
 
-from isabella import files
-from isabella.assurance import compare_providers, ensure_providers
 from isabella.cli.progress import shown
 from isabella.cli.tables import show_report
-from isabella.connection import Connection, embedded_connection
+from isabella.config.api_keys import is_master_key
+from isabella.config.settings import Settings
 from isabella.embedded import Server
-from isabella.embedded.sealed import OpenedValue, ValueState
+from isabella.embedded.encrypted_columns import OpenedValue, ValueState
 from isabella.errors import ConfigurationError
-from isabella.keys import is_master_key
-from isabella.logs import configure_logs
+from isabella.letta.connection import Connection, embedded_connection
+from isabella.providers.api import compare_providers, ensure_providers
 from isabella.providers.report import Report
-from isabella.settings import Settings
+from isabella.system import files
+from isabella.system.logging import configure_logs
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.text import Text
 from isabella.providers.headline import Level, headline, vendor_level, vendor_words
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
-from isabella.terminal_console import GuardedConsole
+from isabella.system.console import GuardedConsole
 
 _WIDTH_WHEN_PIPED = 200
 

@@ -27,11 +27,11 @@ def up(
 
     Without LETTA_BASE_URL this starts the embedded Letta and Postgres; the first time it installs them.
     """
-    from isabella.backend.service import ServeOptions, serve
     from isabella.cli.progress import shown
     from isabella.cli.tables import say, show_report
-    from isabella.logs import configure_logs
-    from isabella.settings import load_settings
+    from isabella.config.settings import load_settings
+    from isabella.server.run import ServeOptions, serve
+    from isabella.system.logging import configure_logs
 
     configure_logs()
     settings = load_settings(env_file)

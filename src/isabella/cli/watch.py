@@ -6,17 +6,15 @@ import json
 import sys
 
 from isabella.cli.tables import show_report
+from isabella.config.settings import Settings
 from isabella.providers.headline import document
-from isabella.settings import Settings
-from isabella.watching.events import Synced, WatchEvent
-from isabella.watching.keeper import Watcher
-from isabella.watching.words import sentences
-from isabella.watching.work import LettaActions
+from isabella.watch.events import Synced, WatchEvent, sentences
+from isabella.watch.watcher import LettaActions, Watcher
 
 
 async def watch(settings: Settings, *, as_json: bool) -> None:
     """Sync, and keep the providers in line until cancelled. Each report goes to standard output as one JSON line."""
-    from isabella.assurance import ensure_providers
+    from isabella.providers.api import ensure_providers
 
     def tell(event: WatchEvent) -> None:
         for sentence in sentences(event):

@@ -14,22 +14,22 @@ from filelock import FileLock, Timeout
 from letta_client import APIConnectionError, APIStatusError, AsyncLetta
 from pydantic import SecretStr
 
-from isabella.agents import llm_config
-from isabella.agents.binding import Binding
-from isabella.agents.client import open_sdk_client
-from isabella.connection import Connection, configured_connection
+from isabella.agents import bindings
+from isabella.config.api_keys import mask
+from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta, Progress, Server, Step
-from isabella.embedded.layout import make_private
+from isabella.embedded.paths import make_private
 from isabella.errors import LockTimeout
-from isabella.files import write_private
-from isabella.keys import mask
+from isabella.letta.client import open_sdk_client
+from isabella.letta.connection import Connection, configured_connection
+from isabella.letta.encryption import KeyReading, read_back
+from isabella.letta.llm_config import Binding
+from isabella.letta.providers import LettaProviders
+from isabella.letta.store import StoredProvider
 from isabella.practice import PracticeVendors, Request
 from isabella.providers.desired import Desired, desired_providers
-from isabella.providers.sealing import KeyReading, read_back
-from isabella.redaction import redact
-from isabella.settings import Settings, load_settings
-from isabella.stores import StoredProvider
-from isabella.stores.letta_server import LettaProviders
+from isabella.system.files import write_private
+from isabella.system.redaction import redact
 
 INSTANCE = "demo"
 VENDOR = "cerebras"
@@ -112,7 +112,7 @@ class DemoStage:
                 {"label": "persona", "value": "I am Isabella, an assistant who remembers."},
                 {"label": "human", "value": ""},
             ],
-            **cast(Any, llm_config.creation_fields(Binding(desired.name, model, desired.base_url, window))),
+            **cast(Any, bindings.creation_fields(Binding(desired.name, model, desired.base_url, window))),
         )
         self._agent = agent.id
 

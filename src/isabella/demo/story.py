@@ -10,7 +10,7 @@ from pathlib import Path
 import anyio
 from pydantic import SecretStr
 
-from isabella.assurance import compare_providers, ensure_providers
+from isabella.config.settings import Settings
 from isabella.demo.stage import (
     VENDOR,
     DemoStage,
@@ -24,11 +24,11 @@ from isabella.demo.stage import (
 from isabella.demo.telling import Narrator
 from isabella.embedded import Progress
 from isabella.errors import LettaRefused
+from isabella.letta.encryption import KeyMatch
+from isabella.providers.api import compare_providers, ensure_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof
-from isabella.providers.sealing import KeyMatch
-from isabella.settings import Settings
-from isabella.signals import terminating
+from isabella.system.signals import terminating
 
 _FACT = "Please remember that my cat is called Minka."
 _QUESTION = "What is my cat called?"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from rich.text import Text
 
-from isabella.terminal_console import GuardedConsole
+from isabella.system.console import GuardedConsole
 
 _LABEL = 15
 _WIDEST = 118

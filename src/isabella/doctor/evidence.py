@@ -7,15 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from isabella.agents.engine import LlmConfig
 from isabella.errors import IsabellaError
+from isabella.letta.encryption import KeyReading
+from isabella.letta.llm_config import LlmConfig
+from isabella.letta.store import Capabilities, StoredProvider
 from isabella.providers.desired import Desired
-from isabella.providers.sealing import KeyReading
-from isabella.stores import Capabilities, StoredProvider
-from isabella.vendors.inquiry import VendorAnswer
+from isabella.vendors.client import VendorAnswer
 
 if TYPE_CHECKING:
-    from isabella.agents.receipts import ProbeResult
+    from isabella.agents.probe import ProbeResult
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from isabella.embedded import environments, logs, sdist, strays
-from isabella.embedded.layout import InstancePaths, make_private
-from isabella.embedded.steps import Progress, step
+from isabella.embedded import environments, logs, orphan_processes, sdist
+from isabella.embedded.paths import InstancePaths, make_private
+from isabella.embedded.progress import Progress, step
 from isabella.errors import InstallFailed
-from isabella.files import write_private
+from isabella.system.files import write_private
 
 _EXTRAS = ("postgres", "server")
 # The lock has psycopg2 twice: as a wheel, and as sources that need a compiler and libpq. One is enough.
@@ -69,7 +69,7 @@ def install(layout: InstancePaths, progress: Progress) -> Installed:
 
 
 def _install(layout: InstancePaths, progress: Progress) -> Installed:
-    strays.stop("--project", layout.program)
+    orphan_processes.stop("--project", layout.program)
     _clear(layout)
     with (
         step(progress, "fetch", f"Letta {layout.release}"),

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from isabella.redaction import redact
+from isabella.system.redaction import redact
 
 _BLOCK = 64 * 1024
 _TOO_LARGE = 20 * 1024 * 1024

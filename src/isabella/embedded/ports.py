@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from isabella.files import write_private
+from isabella.system.files import write_private
 
 LOOPBACK = "127.0.0.1"
 

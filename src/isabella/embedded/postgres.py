@@ -21,12 +21,12 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
-from isabella.embedded import accounts, environments, logs, strays
-from isabella.embedded.accounts import OsUser
-from isabella.embedded.layout import InstancePaths, make_private
+from isabella.embedded import environments, logs, orphan_processes, os_users
+from isabella.embedded.os_users import OsUser
+from isabella.embedded.paths import InstancePaths, make_private
 from isabella.embedded.ports import LOOPBACK
 from isabella.errors import StartFailed
-from isabella.processes import ChildProcess
+from isabella.system.processes import ChildProcess
 
 SUPERUSER = "postgres"
 _MAJOR = 18
@@ -95,7 +95,7 @@ class Cluster:
         """
         new = self.data.with_name(f".{self.data.name}.new")
         # An initdb whose parent was killed goes on.
-        strays.stop("--pgdata", new)
+        orphan_processes.stop("--pgdata", new)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
         self._give(new)
@@ -203,7 +203,7 @@ class Cluster:
 
 def find(layout: InstancePaths) -> Cluster | None:
     """The cluster of an instance, if it was made."""
-    account = accounts.existing_user()
+    account = os_users.existing_user()
     at_home, in_system = _places(layout, account)
     # Where Postgres needs no other user, it is never elsewhere; and what root has there, others may not look at.
     places = (at_home,) if account is None else (at_home, in_system)
@@ -216,7 +216,7 @@ def place(layout: InstancePaths) -> Cluster:
     Raises:
         StartFailed: it is there, but the user that Postgres runs as cannot reach it any more.
     """
-    account = accounts.postgres_user()
+    account = os_users.postgres_user()
     at_home, in_system = _places(layout, account)
     found = find(layout)
     if account is None:
@@ -228,7 +228,7 @@ def place(layout: InstancePaths) -> Cluster:
             remedy=f"Let it pass through the folders above (chmod o+x), or move {layout.home} elsewhere.",
         )
     if found == in_system or not open_to_account:
-        accounts.make_system_folder(in_system.data.parent.parent, account)
+        os_users.make_system_folder(in_system.data.parent.parent, account)
         make_private(in_system.data.parent, group=account.gid)
         return in_system
     for folder in (layout.folder.parent, layout.folder, layout.logs):
@@ -237,7 +237,7 @@ def place(layout: InstancePaths) -> Cluster:
 
 
 def _places(layout: InstancePaths, account: OsUser | None) -> tuple[Cluster, Cluster]:
-    below = accounts.system_folder(layout.home) / layout.folder.name
+    below = os_users.system_folder(layout.home) / layout.folder.name
     return (
         Cluster(layout.folder / _FOLDER, layout.postgres_log, account),
         Cluster(below / _FOLDER, below / "postgres.log", account),

@@ -13,14 +13,14 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
-from isabella import processes
-from isabella.embedded import environments, logs, strays, vault
-from isabella.embedded.layout import InstancePaths
+from isabella.embedded import environments, logs, orphan_processes, secrets
+from isabella.embedded.paths import InstancePaths
 from isabella.embedded.ports import LOOPBACK
 from isabella.errors import StartFailed
-from isabella.files import write_private
-from isabella.peers import listens
-from isabella.processes import ChildProcess
+from isabella.system import processes
+from isabella.system.files import write_private
+from isabella.system.peers import listens
+from isabella.system.processes import ChildProcess
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
 _MARK = "--instance"
@@ -133,7 +133,7 @@ def start(layout: InstancePaths, port: int, environ: Mapping[str, str], master_k
         log=layout.letta_log,
         cwd=layout.server_home,
     )
-    run = ServerRun(process, port, vault.fingerprint(master_key))
+    run = ServerRun(process, port, secrets.fingerprint(master_key))
     run.save(layout.run_file)
     if wait_until_healthy(layout, run):
         return run
@@ -163,7 +163,7 @@ def wait_until_healthy(layout: InstancePaths, run: ServerRun) -> bool:
 def stop(layout: InstancePaths, run: ServerRun | None) -> bool:
     """End the server, and whatever of this instance was started but not written down."""
     stopped = run is not None and run.process.stop(grace=_SECONDS_TO_STOP)
-    return strays.stop(_MARK, layout.folder) > 0 or stopped
+    return orphan_processes.stop(_MARK, layout.folder) > 0 or stopped
 
 
 def running(layout: InstancePaths) -> ServerRun | None:

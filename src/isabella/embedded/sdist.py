@@ -24,9 +24,9 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 import httpx2
 
 from isabella.embedded import environments
-from isabella.embedded.steps import Progress, Step
+from isabella.embedded.progress import Progress, Step
 from isabella.errors import InstallFailed
-from isabella.redaction import redact
+from isabella.system.redaction import redact
 
 _PYPI = "https://pypi.org/simple"
 _JSON = "application/vnd.pypi.simple.v1+json"

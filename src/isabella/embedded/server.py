@@ -12,17 +12,27 @@ from secrets import token_hex
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
-from isabella.embedded import database, install, logs, ports, postgres, program, rekeying, sealed, vault
-from isabella.embedded.accounts import postgres_user
-from isabella.embedded.layout import DEFAULT_INSTANCE, DEFAULT_RELEASE, InstancePaths, make_home, make_private
+from isabella.embedded import (
+    database,
+    encrypted_columns,
+    install,
+    key_rotation,
+    logs,
+    ports,
+    postgres,
+    program,
+    secrets,
+)
+from isabella.embedded.encrypted_columns import OpenedValue
+from isabella.embedded.os_users import postgres_user
+from isabella.embedded.paths import DEFAULT_INSTANCE, DEFAULT_RELEASE, InstancePaths, make_home, make_private
 from isabella.embedded.ports import Ports, base_url
 from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.program import ServerRun
-from isabella.embedded.sealed import OpenedValue
+from isabella.embedded.progress import Progress, Step, no_progress, step
 from isabella.embedded.status import InstanceStatus, look
-from isabella.embedded.steps import Progress, Step, no_progress, step
 from isabella.errors import EmbeddedError, LockTimeout, StartFailed
-from isabella.peers import Peer
+from isabella.system.peers import Peer
 
 _ATTEMPTS = 3
 _SECONDS_FOR_LOCK = 30 * 60
@@ -86,7 +96,7 @@ class Server:
         """
         with self._locked(self.layout.lock, progress):
             letta = self._up(progress)
-            rekeying.settle(self.layout, letta.master_key, progress, started=letta.started)
+            key_rotation.settle(self.layout, letta.master_key, progress, started=letta.started)
             return letta
 
     def down(self, progress: Progress = no_progress) -> bool:
@@ -139,7 +149,7 @@ class Server:
             ran = cluster.running() is not None
             postmaster = self._start_postgres(cluster, progress)
             try:
-                return sealed.survey(self._database(postmaster), self._known_keys(former))
+                return encrypted_columns.survey(self._database(postmaster), self._known_keys(former))
             finally:
                 if not ran:
                     cluster.stop()
@@ -164,8 +174,8 @@ class Server:
             postmaster = self._start_postgres(self._cluster(), progress)
             known = self._known_keys(former)
             key = self.master_key or SecretStr(token_hex(32))
-            with sealed.syncing(self._database(postmaster)):
-                rekeying.begin(layout, key, known, kept=self.master_key is None)
+            with encrypted_columns.syncing(self._database(postmaster)):
+                key_rotation.begin(layout, key, known, kept=self.master_key is None)
                 self._stop_letta(progress)
                 return self._up(progress)
 
@@ -182,8 +192,8 @@ class Server:
             layout.database_password_file,
             layout.superuser_password_file,
         ):
-            vault.load_secret(path)
-        rekeying.known_keys(layout)
+            secrets.load_secret(path)
+        key_rotation.known_keys(layout)
 
     def erase(self, progress: Progress = no_progress) -> None:
         """Stop everything and delete the data of this instance, its secrets and its logs. For good."""
@@ -207,10 +217,10 @@ class Server:
             make_private(folder)
         cluster = postgres.place(layout)
         postmaster = self._start_postgres(cluster, progress)
-        password = vault.load_or_create_secret(layout.database_password_file)
+        password = secrets.load_or_create_secret(layout.database_password_file)
         database.prepare(
             postmaster.port,
-            superuser_password=vault.load_or_create_secret(layout.superuser_password_file),
+            superuser_password=secrets.load_or_create_secret(layout.superuser_password_file),
             password=password,
         )
         self._stop_strays(progress)
@@ -232,7 +242,7 @@ class Server:
         if run is None or postmaster is None:
             return None
         key = self._key(make=False)
-        if not vault.matches_fingerprint(key, run.key):
+        if not secrets.matches_fingerprint(key, run.key):
             raise StartFailed(
                 f"Letta runs at {base_url(run.port)} already, under another master key than the one given now.",
                 remedy="Stop it (isabella letta down) and repeat, or give the key it was started with.",
@@ -259,7 +269,7 @@ class Server:
             return running
         with step(progress, "postgres", "database of this instance, on loopback, with a password"):
             if not cluster.exists():
-                cluster.make(vault.load_or_create_secret(self.layout.superuser_password_file))
+                cluster.make(secrets.load_or_create_secret(self.layout.superuser_password_file))
             for attempt in range(1, _ATTEMPTS + 1):
                 port = self._choose_ports(progress, keep_postgres=None).postgres
                 try:
@@ -272,11 +282,11 @@ class Server:
     def _start_letta(self, postmaster: Postmaster, progress: Progress) -> Letta:
         layout = self.layout
         if self.seal and self.master_key is None:
-            rekeying.take_key(layout)
+            key_rotation.take_key(layout)
         key = self._key(make=True)
-        resealed = key is not None and rekeying.go_on(layout, self._database(postmaster), key, progress)
+        resealed = key is not None and key_rotation.go_on(layout, self._database(postmaster), key, progress)
         last = program.ServerRun.load(layout.run_file)
-        if last is not None and not vault.matches_fingerprint(key, last.key) and not resealed:
+        if last is not None and not secrets.matches_fingerprint(key, last.key) and not resealed:
             progress(
                 Step("letta", "note", "another master key than last time: keys stored under that one must be synced")
             )
@@ -287,7 +297,7 @@ class Server:
                     layout,
                     port=port,
                     database=self._database(postmaster),
-                    password=vault.load_or_create_secret(layout.password_file),
+                    password=secrets.load_or_create_secret(layout.password_file),
                     master_key=key,
                     extra=self.extra_env,
                 )
@@ -338,10 +348,10 @@ class Server:
         return cluster
 
     def _known_keys(self, former: Sequence[SecretStr]) -> list[SecretStr]:
-        keys = rekeying.known_keys(self.layout, *former, self.master_key)
+        keys = key_rotation.known_keys(self.layout, *former, self.master_key)
         last = program.ServerRun.load(self.layout.run_file)
         # Without that key nothing could be carried over, and all of it would be lost to Letta.
-        if last is not None and not any(vault.matches_fingerprint(key, last.key) for key in (None, *keys)):
+        if last is not None and not any(secrets.matches_fingerprint(key, last.key) for key in (None, *keys)):
             raise EmbeddedError(
                 f"The master key that Letta {self.release} ran under last is not known here.",
                 remedy="Put it into a file, and name that with --former-key-file.",
@@ -349,7 +359,7 @@ class Server:
         return keys
 
     def _database(self, postmaster: Postmaster) -> SecretStr:
-        return database.url(postmaster.port, vault.load_or_create_secret(self.layout.database_password_file))
+        return database.url(postmaster.port, secrets.load_or_create_secret(self.layout.database_password_file))
 
     def _key(self, *, make: bool) -> SecretStr | None:
         if not self.seal:
@@ -357,17 +367,17 @@ class Server:
         if self.master_key is not None:
             return self.master_key
         path = self.layout.master_key_file
-        return vault.load_or_create_secret(path) if make else vault.load_secret(path)
+        return secrets.load_or_create_secret(path) if make else secrets.load_secret(path)
 
     def _letta(self, run: ServerRun, postgres_port: int, key: SecretStr | None, *, started: bool) -> Letta:
         layout = self.layout
         return Letta(
             base_url=base_url(run.port),
             version=self.release,
-            password=vault.load_or_create_secret(layout.password_file),
+            password=secrets.load_or_create_secret(layout.password_file),
             master_key=key,
             database_url=database.for_us(
-                database.url(postgres_port, vault.load_or_create_secret(layout.database_password_file))
+                database.url(postgres_port, secrets.load_or_create_secret(layout.database_password_file))
             ),
             started=started,
             # It was seen to listen there just now.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from isabella.embedded import install, postgres, program
-from isabella.embedded.layout import InstancePaths
+from isabella.embedded.paths import InstancePaths
 from isabella.embedded.ports import base_url
 
 

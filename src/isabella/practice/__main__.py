@@ -10,7 +10,7 @@ from pathlib import Path
 from isabella.errors import PracticeError
 from isabella.practice import keyring
 from isabella.practice.server import Practice, listen
-from isabella.terminal import guard_output
+from isabella.system.terminal import guard_output
 
 
 def main(folder: Path) -> None:

@@ -17,8 +17,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from isabella.config.api_keys import mask
 from isabella.errors import PracticeError
-from isabella.keys import mask
 from isabella.practice.exchange import Application
 from isabella.practice.faults import VendorFault
 from isabella.practice.requests import fingerprint

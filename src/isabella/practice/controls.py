@@ -10,12 +10,12 @@ import httpx2
 from pydantic import SecretStr, TypeAdapter
 
 from isabella.errors import PracticeError, UnverifiedPeer
-from isabella.peers import Peer, hooks
 from isabella.practice import keyring
 from isabella.practice.control import SERVICE, TOKEN_HEADER
 from isabella.practice.faults import VendorFault
 from isabella.practice.profiles import NAMES
 from isabella.practice.requests import Request
+from isabella.system.peers import Peer, hooks
 
 _REQUESTS = TypeAdapter(list[Request])
 _TIMEOUT = 5.0

@@ -25,14 +25,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
-from isabella import processes
 from isabella.errors import LockTimeout, PracticeError
-from isabella.files import write_private
-from isabella.peers import Peer
 from isabella.practice import keyring
 from isabella.practice.controls import Controls
 from isabella.practice.profiles import profile
 from isabella.practice.server import HOST, free_port, is_free
+from isabella.system import processes
+from isabella.system.files import write_private
+from isabella.system.peers import Peer
 
 DEFAULT_PORT = 8090
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from isabella.keys import mask
+from isabella.config.api_keys import mask
 from isabella.practice import assistant, embeddings, situation, strictness
 from isabella.practice.completions import ModelCompletion
 from isabella.practice.faults import ActiveFaults, Route, VendorFault

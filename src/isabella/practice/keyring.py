@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from isabella.errors import PracticeError
-from isabella.files import write_private
 from isabella.practice.profiles import NAMES, profile
+from isabella.system.files import write_private
 
 _ALPHABET = string.ascii_lowercase + string.digits
 _RANDOM_CHARACTERS = 32

@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
-from isabella.catalog import Vendor, known_vendors
+from isabella.config.settings import Settings, load_settings
+from isabella.config.sources import ConfigValue
+from isabella.config.vendors import Vendor, known_vendors
 from isabella.errors import IsabellaError, PracticeError
 from isabella.practice import daemon, keyring
 from isabella.practice.profiles import NAMES
 from isabella.providers.desired import desired_providers
-from isabella.settings import Settings, load_settings
-from isabella.sources import ConfigValue
 
 ORIGIN = "practice vendors"
 

@@ -13,11 +13,16 @@ from dataclasses import replace
 import anyio.to_thread
 from pydantic import SecretStr
 
-from isabella.addresses import PLACEHOLDER_URL
+from isabella.config.settings import Strategy
 from isabella.errors import IsabellaError, LettaError, LettaRefused
-from isabella.gate import Closed, unguarded
-from isabella.providers.followers import BoundAgents, MovedAgent
-from isabella.providers.outcome import (
+from isabella.letta.encryption import stored_key
+from isabella.letta.store import Capabilities, Store
+from isabella.locks.provider_lock import Closed, unguarded
+from isabella.providers.bound_agents import BoundAgents, MovedAgent
+from isabella.providers.dry_run import Ask
+from isabella.providers.encryption_probe import EncryptionProbe, EncryptionState
+from isabella.providers.plan import Action, PlannedChange, ProviderState, no_delete
+from isabella.providers.report import (
     AgentMoves,
     ApplyOutcome,
     confirmed,
@@ -26,14 +31,9 @@ from isabella.providers.outcome import (
     with_agent_moves,
     withheld,
 )
-from isabella.providers.plan import Action, PlannedChange, ProviderState, no_delete
-from isabella.providers.rotation import Ask
-from isabella.providers.sealing import stored_key
-from isabella.providers.touchstone import EncryptionProbe, EncryptionState
-from isabella.providers.writes import SafeWriter
-from isabella.stores import Capabilities, Store
-from isabella.strategy import Strategy
-from isabella.vendors.inquiry import VendorAnswer
+from isabella.providers.safe_writes import SafeWriter
+from isabella.system.urls import PLACEHOLDER_URL
+from isabella.vendors.client import VendorAnswer
 from isabella.vendors.status import VendorObservation
 
 _AT_ONCE = 8

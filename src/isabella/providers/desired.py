@@ -9,13 +9,13 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from isabella import files, redaction
-from isabella.catalog import Vendor, known_vendors, vendor_of_prefix
+from isabella.config.api_keys import KeyEmpty, KeyPlaceholder, KeyRefused, clean, mask
+from isabella.config.custom_vendors import declared_vendors
+from isabella.config.settings import ProviderTypes, Settings, http_address
+from isabella.config.sources import ConfigValue
+from isabella.config.vendors import Vendor, known_vendors, vendor_of_prefix
 from isabella.errors import ConfigurationError, FileUnreadable
-from isabella.keys import KeyEmpty, KeyPlaceholder, KeyRefused, clean, mask
-from isabella.providers.declared import declared_vendors
-from isabella.settings import ProviderTypes, Settings, http_address
-from isabella.sources import ConfigValue
+from isabella.system import files, redaction
 
 
 class RemarkKind(StrEnum):

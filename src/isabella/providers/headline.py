@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
 
-from isabella.providers.condition import HealthState, stands
+from isabella.providers.health import HealthState, stands
 from isabella.providers.report import ProviderReport, Report
 from isabella.vendors.status import VendorObservation, VendorState
 

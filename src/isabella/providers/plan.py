@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from isabella.addresses import is_placeholder_url
+from isabella.config.settings import Strategy
+from isabella.letta.encryption import KeyMatch, KeyReading, mistaken_for_encrypted
+from isabella.letta.store import Capabilities, StoredProvider
 from isabella.providers.desired import Desired
-from isabella.providers.sealing import KeyMatch, KeyReading, mistaken_for_encrypted
-from isabella.stores import Capabilities, StoredProvider
-from isabella.strategy import Strategy
+from isabella.system.urls import is_placeholder_url
 from isabella.vendors.status import VendorObservation
 
 

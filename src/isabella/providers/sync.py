@@ -12,20 +12,18 @@ from functools import partial
 import anyio.to_thread
 from pydantic import SecretStr
 
-from isabella.concurrency import gather
+from isabella.config.settings import Strategy
 from isabella.errors import LettaError
-from isabella.gate import Closed, unguarded
+from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back, recall_reading
+from isabella.letta.store import Capabilities, Store, StoredProvider, StoreSnapshot, find_all, read_store
+from isabella.locks.provider_lock import Closed, unguarded
 from isabella.providers.apply import Applier
+from isabella.providers.bound_agents import BoundAgents
 from isabella.providers.desired import Desired
-from isabella.providers.followers import BoundAgents
-from isabella.providers.outcome import ApplyOutcome
+from isabella.providers.dry_run import Ask, predict_sync
 from isabella.providers.plan import WRITES, Action, PlannedChange, ProviderState, plan, state_of
-from isabella.providers.report import Proof, ProviderReport, Report
-from isabella.providers.rotation import Ask, predict_sync
-from isabella.providers.sealing import KeyMatch, KeyReading, ProofMemo, read_back, recall_reading
-from isabella.stores import Capabilities, Store, StoredProvider
-from isabella.stores.looking import StoreSnapshot, find_all, read_store
-from isabella.strategy import Strategy
+from isabella.providers.report import ApplyOutcome, Proof, ProviderReport, Report
+from isabella.system.tasks import gather
 from isabella.vendors.status import VendorObservation
 
 #: Finding one provider costs Letta about as much time as listing so many.

@@ -18,11 +18,11 @@ import httpx
 import structlog
 from letta_client import APIError, AsyncLetta
 
-from isabella.agents.wire import as_letta_error
 from isabella.errors import IsabellaError, LettaBroken, LettaRefused, LettaUnreachable
+from isabella.letta.client import as_letta_error
 from isabella.turns.events import Called, Code, Condensed, Event, Reason, Returned, Said, Thought, Usage
-from isabella.turns.pieces import Piece, RunStarted, StopNotice, ToolCallDelta, parse_line
-from isabella.turns.refusals import VendorRefusal
+from isabella.turns.stream import Piece, RunStarted, StopNotice, ToolCallDelta, parse_line
+from isabella.turns.vendor_errors import VendorRefusal
 
 log = structlog.get_logger()
 

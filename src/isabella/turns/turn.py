@@ -7,20 +7,211 @@ import secrets
 import time
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field
 
 import anyio
 import structlog
+from letta_client import AsyncLetta
 
-from isabella.errors import GateTimeout, IsabellaError, ModelUnknown
-from isabella.turns import failures, keeping
+from isabella.agents.context import FittedContext, required_id_form
+from isabella.errors import (
+    AgentUnknown,
+    GateTimeout,
+    IsabellaError,
+    LettaBroken,
+    LettaRefused,
+    LettaUnreachable,
+    ModelUnknown,
+    TurnTimeout,
+)
+from isabella.letta.client import LettaClient
+from isabella.letta.llm_config import Binding
+from isabella.locks.provider_lock import ProviderLock
+from isabella.turns import partial_history
+from isabella.turns.agent_cache import AgentCache, AgentRef
 from isabella.turns.attempt import Attempt, CancelRequest
-from isabella.turns.candidates import Candidate, TemporaryBinding
-from isabella.turns.events import Code, Ended, Event, Failover, Held, Opened, Queued, Reason, TurnFailed
-from isabella.turns.house import TurnDependencies
-from isabella.turns.order import Ticket, TicketAbandoned
-from isabella.turns.refusals import VendorRefusal
-from isabella.turns.roster import AgentRef
-from isabella.vendors.status import VendorState
+from isabella.turns.circuit_breaker import CircuitBreaker
+from isabella.turns.events import Code, Ended, Event, Failover, Held, Opened, Queued, Reason, TurnFailed, VendorAsked
+from isabella.turns.queue import Ticket, TicketAbandoned
+from isabella.turns.vendor_errors import VendorRefusal
+from isabella.vendors.status import VendorState, VendorStatusBoard
+
+_BINDING_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A vendor that may answer.
+
+    Attributes:
+        handle: `provider/model`.
+        provider: the provider's name in Letta.
+        model: the vendor's id of the model.
+        binding: what the agent has to be bound to for it; None for what it is bound to already.
+    """
+
+    handle: str
+    provider: str
+    model: str
+    binding: Binding | None = None
+
+    @classmethod
+    def of(cls, speaker: AgentRef) -> Candidate:
+        """What an agent is bound to already."""
+        return cls(speaker.handle, speaker.provider, speaker.model)
+
+    @property
+    def asked(self) -> VendorAsked:
+        """The event that tells that it is asked."""
+        return VendorAsked(self.handle, self.provider, self.model)
+
+
+class TemporaryBinding:
+    """An agent bound elsewhere for a turn, and back to what its people chose afterwards.
+
+    Args:
+        roster: the agents.
+        speaker: the agent.
+    """
+
+    def __init__(self, roster: AgentCache, speaker: AgentRef) -> None:
+        self._roster = roster
+        self._speaker = speaker
+        self._chosen: Binding | None = None
+        self._now: Binding | None = None
+        self._fitted: FittedContext | None = None
+
+    async def to(self, binding: Binding) -> None:
+        """Bind it to this one, whose gate has been passed.
+
+        Raises:
+            LettaError: Letta refuses or fails.
+        """
+        if self._chosen is None:
+            # Somebody may have switched it meanwhile: that is what it goes back to.
+            self._chosen = self._now = (await self._roster.look(self._speaker)).binding
+        binding = await self._roster.placed(binding)
+        if self._now != binding:
+            # Noted before: where the answer to it is lost, it may be bound there all the same.
+            self._now = binding
+            bound = await self._roster.bind(self._speaker.id, binding)
+            self._now = bound.binding
+            if bound.fitted is not None:
+                self._fitted = bound.fitted
+
+    async def __aenter__(self) -> TemporaryBinding:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._chosen is None or self._now is None or self._now == self._chosen:
+            return
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_BINDING_SECONDS):
+            try:
+                # Not through the gate, which may be closed for long: nothing is said here, and where the provider
+                # moves meanwhile the agent goes along.
+                home = await self._roster.placed(self._chosen)
+                if home != self._now and (await self._roster.look(self._speaker)).binding == self._now:
+                    bound = await self._roster.bind(self._speaker.id, home)
+                    if self._fitted is not None and required_id_form(bound.binding) is None:
+                        await self._roster.put_back(self._speaker.id, self._fitted)
+            except IsabellaError as error:
+                log.warning("not bound back", agent=self._speaker.name, to=self._chosen.handle, error=error.what)
+
+
+def broken_turn(begun: bool, refusal: VendorRefusal) -> TurnFailed:
+    """The error of a turn that ended in the middle, or with an empty answer."""
+    if not begun:
+        return TurnFailed(
+            refusal.code, refusal.message, "Ask again, or switch to another model.", status=refusal.status
+        )
+    if refusal.code is Code.PROVIDER_CHANGING:
+        return TurnFailed(refusal.code, refusal.message, "What came is kept. Ask again in a moment.")
+    return TurnFailed(
+        Code.STREAM_BROKEN,
+        f"The answer broke off in the middle: {refusal.message}",
+        "What came is kept. Ask again, or switch to another model.",
+        status=refusal.status,
+    )
+
+
+def unanswered_turn(refusals: list[VendorRefusal]) -> TurnFailed:
+    """The error of a turn that nobody answered: the only reason there is, or that there are several."""
+    waits = [refusal.retry_after for refusal in refusals if refusal.retry_after]
+    retry_after = round(min(waits), 1) if waits else None
+    if not refusals:
+        return TurnFailed(
+            Code.NO_VENDOR, "The agent has no model that it could speak with.", "Switch it to another model."
+        )
+    if len(refusals) == 1:
+        only = refusals[0]
+        return TurnFailed(
+            only.code,
+            f"The vendor does not answer: {only.message}",
+            "Mend the cause, or give the agent further models to go on with.",
+            retry_after=retry_after,
+            status=only.status,
+        )
+    return TurnFailed(
+        Code.NO_VENDOR,
+        "None of the agent's vendors answers.",
+        "The failover events say why; `isabella providers status` shows how the providers stand.",
+        retry_after=retry_after,
+    )
+
+
+def refused_turn(error: IsabellaError) -> TurnFailed:
+    """The error of a turn that one of ours has ended."""
+    match error:
+        case TurnTimeout():
+            code = Code.BUSY
+        case AgentUnknown():
+            code = Code.AGENT_UNKNOWN
+        case LettaUnreachable():
+            code = Code.LETTA_UNREACHABLE
+        case LettaRefused():
+            code = Code.LETTA_REFUSED
+        case LettaBroken():
+            code = Code.LETTA_FAILING
+        case _:
+            code = Code.INTERNAL
+    return TurnFailed(code, error.what, error.remedy)
+
+
+@dataclass(frozen=True)
+class TurnLimits:
+    """How long a turn waits for what.
+
+    Attributes:
+        first_token: seconds that a vendor may take to begin its answer.
+        silence: seconds of silence after which an answer that has begun is broken.
+    """
+
+    first_token: float = 20.0
+    silence: float = 60.0
+
+
+@dataclass(frozen=True)
+class TurnDependencies:
+    """What all turns share.
+
+    Attributes:
+        client: the official SDK.
+        wire: the same, for what it has no words for.
+        roster: the agents.
+        gate: of the providers.
+        breaker: which vendors are left out.
+        limits: how long a turn waits for what.
+        vendors: what each vendor did when it was asked last.
+    """
+
+    client: AsyncLetta
+    wire: LettaClient
+    roster: AgentCache
+    gate: ProviderLock
+    breaker: CircuitBreaker
+    limits: TurnLimits
+    vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
+
 
 log = structlog.get_logger()
 
@@ -93,7 +284,7 @@ class Turn:
             except TicketAbandoned:
                 self._reason = Reason.STOPPED
             except IsabellaError as error:
-                self._failed = failures.refused_turn(error)
+                self._failed = refused_turn(error)
             if self._failed is not None:
                 yield self._failed
             yield Ended(
@@ -124,7 +315,7 @@ class Turn:
                         yield event
                 if self._answered_by is not None or self._failed is not None or self._reason is Reason.STOPPED:
                     return
-        self._failed = failures.unanswered_turn(refusals)
+        self._failed = unanswered_turn(refusals)
 
     async def _candidates(self, refusals: list[VendorRefusal]) -> AsyncGenerator[Candidate | Event, None]:
         """The vendors to ask, in order, each made out when it is needed; first what the agent is bound to.
@@ -214,7 +405,7 @@ class Turn:
             asked = self._asked or candidate
             left_out_for = self._hold_against(asked.provider, refusal)
             if attempt.reason is not None:
-                self._failed = failures.broken_turn(attempt.began is not None, refusal)
+                self._failed = broken_turn(attempt.began is not None, refusal)
             elif not refusal.elsewhere:
                 self._failed = TurnFailed(refusal.code, refusal.message, status=refusal.status)
             else:
@@ -335,7 +526,7 @@ class Turn:
             # Letta has stored every step of a turn that reached its limit; only an answer may be missing.
             self._stored = whole = self._reason is Reason.MAX_STEPS
             with anyio.CancelScope(shield=True), anyio.move_on_after(_STORING_SECONDS):
-                kept = await keeping.store_partial(
+                kept = await partial_history.store_partial(
                     self._house.wire,
                     self.speaker.id,
                     run_id=attempt.run_id,

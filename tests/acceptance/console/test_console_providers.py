@@ -11,9 +11,9 @@ from typing import Any
 from playwright.sync_api import Locator, expect
 from visitor import Visitor
 
-from isabella.backend.keeping import run_watcher
 from isabella.practice.overlay import ORIGIN
-from isabella.watching.work import LettaActions
+from isabella.server.runtime import run_watcher
+from isabella.watch.watcher import LettaActions
 
 
 def row(visitor: Visitor, name: str) -> Locator:

@@ -1,0 +1,103 @@
+"""All that is needed to work with the agents of one Letta, opened together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from isabella.agents import reconcile
+from isabella.agents.archive import ArchivalMemory
+from isabella.agents.definitions import AgentDefinition, load_definitions
+from isabella.agents.embeddings import EmbeddingSetup, address, address_secret, choose_search_method
+from isabella.agents.history import History
+from isabella.agents.memory import CoreMemory
+from isabella.agents.model_catalog import ModelCatalog
+from isabella.agents.reconcile import EnsureResult
+from isabella.agents.registry import AgentRegistry
+from isabella.config.settings import Settings
+from isabella.letta.client import open_sdk_client
+from isabella.letta.connection import Connection, connect
+from isabella.letta.llm_config import client_for
+from isabella.locks.sync_lock import sync_lock
+
+
+@dataclass
+class AgentService:
+    """The agents of one Letta, with their models and their memory.
+
+    Attributes:
+        settings: where everything comes from.
+        connection: which Letta.
+        definitions: what the file says.
+        residents: the agents as they live there.
+        models: which models would work.
+        memory: their memory blocks.
+        archive: their archival memory.
+        history: their conversations.
+        vectors: how archival memory is searched; None where no backend is known that makes vectors.
+        ensured: how the last bringing in line went.
+    """
+
+    settings: Settings
+    connection: Connection
+    definitions: Sequence[AgentDefinition]
+    residents: AgentRegistry
+    models: ModelCatalog
+    memory: CoreMemory
+    archive: ArchivalMemory
+    history: History
+    vectors: EmbeddingSetup | None = None
+    ensured: Sequence[EnsureResult] = field(default_factory=tuple)
+
+    async def ensure(self) -> Sequence[EnsureResult]:
+        """Bring the agents in line with their definitions; one process at a time does so.
+
+        Raises:
+            LettaError: Letta cannot be read.
+            LockTimeout: another process has been at it for too long.
+        """
+        connection = self.connection
+        async with sync_lock(connection.base_url, home=connection.home, database_url=connection.database_url):
+            self.ensured = await reconcile.ensure(self.residents, self.definitions, self.models, self.vectors)
+        return self.ensured
+
+
+@asynccontextmanager
+async def open_agent_service(
+    settings: Settings, connection: Connection | None = None, *, backend: str | None = None
+) -> AsyncIterator[AgentService]:
+    """Open the agents of a Letta.
+
+    Args:
+        settings: where everything comes from.
+        connection: which Letta; by default the one that the settings name.
+        backend: the address of the backend that serves vectors, as Letta reaches it.
+
+    Raises:
+        ConfigurationError: the agents' file or `isabella.toml` is malformed, or no Letta is named and none runs here.
+        LettaError: it cannot be reached.
+    """
+    definitions = load_definitions(settings)
+    models = ModelCatalog.of(settings)
+    connection = connection or await connect(settings)
+    vectors = None
+    if backend is not None:
+        choice = choose_search_method(settings, models.providers)
+        vectors = EmbeddingSetup(choice, address(backend, address_secret(connection.home)))
+    async with open_sdk_client(connection) as client:
+        residents = AgentRegistry(client, definitions)
+        wire = residents.wire
+        health = await wire.get("/v1/health/")
+        models.client = client_for(str(health.get("version")) if isinstance(health, dict) else "")
+        yield AgentService(
+            settings,
+            connection,
+            definitions,
+            residents,
+            models,
+            CoreMemory(wire),
+            ArchivalMemory(wire),
+            History(wire),
+            vectors,
+        )

@@ -1,0 +1,141 @@
+"""Further OpenAI-compatible vendors, declared in `isabella.toml`, never with the key in it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from isabella.config.api_keys import KNOWN_PREFIXES
+from isabella.config.settings import http_address
+from isabella.config.vendors import Vendor, known_vendors
+from isabella.errors import ConfigurationError, FileAbsent
+from isabella.system import files
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+
+
+class _Declaration(BaseModel):
+    """One `[[providers]]` of the file, as it stands on disk."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+    name: str
+    base_url: str
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    type: Annotated[str, Field(min_length=1)] = "openai"
+    title: str | None = None
+    key_prefix: str | None = None
+    default_model: str | None = None
+    default_window: Annotated[int, Field(gt=0)] = 32_768
+    # A list as the default would be copied, deeply, for every table.
+    models: list[str] | dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=list)
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        return http_address(value)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _is_no_key(cls, value: str) -> str:
+        # Some keys have the form of a variable's name; as one they would be shown to everybody.
+        if value.startswith(KNOWN_PREFIXES):
+            raise ValueError("it has to name the variable that holds the key; a key must not stand in this file")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _is_name(cls, value: str) -> str:
+        if "/" in value:
+            raise ValueError("a name must not have a slash: model handles are NAME/MODEL (fact P10)")
+        if not re.fullmatch(_NAME, value):
+            raise ValueError("a name begins with a letter or digit and holds letters, digits, '.', '_' and '-'")
+        return value
+
+
+def declared_vendors(path: Path) -> tuple[Vendor, ...]:
+    """The vendors that the file declares; none where there is no file.
+
+    Raises:
+        FileUnreadable: the file cannot be read.
+        ConfigurationError: it is malformed; the message names the line.
+    """
+    try:
+        text = files.read(path).text
+    except FileAbsent:
+        return ()
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        what = str(error).replace("at end of document", f"at line {len(text.splitlines()) or 1}, the last one")
+        raise ConfigurationError(f"{path}: not valid TOML: {what}.") from None
+    entries = document.pop("providers", [])
+    if document:
+        unknown = next(iter(document))
+        raise ConfigurationError(
+            f"{path}, line {_line_of(text, unknown)}: unknown entry {unknown!r}.",
+            remedy="The file holds [[providers]] tables only.",
+        )
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigurationError(
+            f"{path}, line {_line_of(text, 'providers')}: providers have to be tables.",
+            remedy="Begin each with [[providers]].",
+        )
+    taken = {vendor.provider: "the catalog" for vendor in known_vendors()}
+    vendors = []
+    # Once for all of them: a thousand tables are declared in a thousand places.
+    lines = _lines_of_tables(text)
+    for index, entry in enumerate(entries):
+        line = lines[index] if index < len(lines) else _line_of(text, "providers")
+        vendor = _vendor(path, line, entry)
+        if vendor.provider in taken:
+            raise ConfigurationError(
+                f"{path}, line {line}: the name {vendor.provider!r} is taken by {taken[vendor.provider]}.",
+                remedy="Give the provider another name.",
+            )
+        taken[vendor.provider] = f"the table in line {line}"
+        vendors.append(vendor)
+    return tuple(vendors)
+
+
+def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
+    if "api_key" in entry or "key" in entry:
+        raise ConfigurationError(
+            f"{path}, line {line}: a key must not stand in this file.",
+            remedy='Put it into .env, and name its variable here: api_key_env = "NAME_API_KEY".',
+        )
+    try:
+        declared = _Declaration.model_validate(entry)
+    except ValidationError as error:
+        problem = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"][:1])
+        what = problem["msg"].removeprefix("Value error, ")
+        raise ConfigurationError(f"{path}, [[providers]] in line {line}: {where}: {what}.") from None
+    models = declared.models
+    windows = dict.fromkeys(models, declared.default_window) if isinstance(models, list) else models
+    return Vendor(
+        name=declared.name,
+        title=declared.title or declared.name,
+        provider=declared.name,
+        type=declared.type,
+        base_url=declared.base_url,
+        api_key_env=declared.api_key_env,
+        key_prefix=declared.key_prefix,
+        default_model=declared.default_model or next(iter(windows), None),
+        default_window=declared.default_window,
+        models=windows,
+    )
+
+
+def _line_of(text: str, name: str) -> int:
+    pattern = re.compile(rf"^\s*\[*\s*[\"']?{re.escape(name)}\b")
+    return next((n for n, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
+
+
+def _lines_of_tables(text: str) -> list[int]:
+    header = re.compile(r"\s*\[\[\s*providers\s*\]\]")
+    return [n for n, line in enumerate(text.splitlines(), 1) if header.match(line)]

@@ -1,0 +1,127 @@
+"""Where configuration values come from: the environment before `.env`, and which one it was."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from dotenv.parser import parse_stream
+
+from isabella.errors import ConfigurationError, FileAbsent
+from isabella.system import files
+
+ENVIRONMENT = "environment"
+DEFAULT = "default"
+
+
+@dataclass(frozen=True)
+class ConfigValue:
+    """A configuration value and where it came from.
+
+    Attributes:
+        text: the value as it stands there.
+        origin: `environment`, the path of the `.env` file, or the path of a key file.
+    """
+
+    text: str = field(repr=False)
+    origin: str
+
+
+@dataclass(frozen=True)
+class Sources:
+    """One consistent reading of the environment and of `.env`.
+
+    Attributes:
+        environment: the process environment.
+        file: the path of the `.env` file, whether or not it exists.
+        dotenv: what the `.env` file holds.
+        lines: on which line of the file a name stands last.
+        overlay: values that win over both, with origins of their own, such as those of the practice vendors.
+        overlaid_from: the file in which the keys of the overlay stand; None where they stand in none.
+    """
+
+    environment: Mapping[str, str] = field(repr=False)
+    file: Path = Path(".env")
+    dotenv: Mapping[str, str] = field(default_factory=dict, repr=False)
+    lines: Mapping[str, int] = field(default_factory=dict)
+    overlay: Mapping[str, ConfigValue] = field(default_factory=dict, repr=False)
+    overlaid_from: Path | None = None
+
+    @classmethod
+    def read(cls, env_file: Path | None = None, environment: Mapping[str, str] | None = None) -> Sources:
+        """Read `.env` (or another file) and the environment.
+
+        Args:
+            env_file: the file; by default `.env` in the working directory, which need not exist.
+            environment: in place of the process environment.
+
+        Raises:
+            FileUnreadable: the file that was named does not exist, or one cannot be read.
+            ConfigurationError: it has a malformed line.
+        """
+        environment = dict(os.environ if environment is None else environment)
+        path = Path(".env") if env_file is None else env_file
+        try:
+            text = files.read(path).text
+        except FileAbsent:
+            if env_file is not None:
+                raise
+            return cls(environment, path)
+        values: dict[str, str] = {}
+        lines: dict[str, int] = {}
+        for binding in parse_stream(io.StringIO(text)):
+            # The parser counts the blank lines before a binding as part of it.
+            original = binding.original.string
+            line = binding.original.line + original[: len(original) - len(original.lstrip())].count("\n")
+            if binding.error:
+                raise ConfigurationError(
+                    f"{path}, line {line}: this is not NAME=value.",
+                    remedy="Check for an unclosed quote or a missing '='; comments begin with '#'.",
+                )
+            if binding.key is None:
+                continue
+            if binding.value is None:
+                raise ConfigurationError(
+                    f"{path}, line {line}: {binding.key} has no '=' after it.",
+                    remedy=f"Write {binding.key}=value, or put '#' before the line.",
+                )
+            values[binding.key] = binding.value
+            lines[binding.key] = line
+        return cls(environment, path, values, lines)
+
+    def without(self, names: Iterable[str]) -> Sources:
+        """The same reading, as if these variables were set nowhere."""
+        left_out = set(names)
+        return replace(
+            self,
+            environment={name: text for name, text in self.environment.items() if name not in left_out},
+            dotenv={name: text for name, text in self.dotenv.items() if name not in left_out},
+        )
+
+    def get(self, name: str) -> ConfigValue | None:
+        """The value of a variable: the environment wins over `.env`, as everywhere."""
+        if name in self.overlay:
+            return self.overlay[name]
+        if name in self.environment:
+            return ConfigValue(self.environment[name], ENVIRONMENT)
+        if name in self.dotenv:
+            return ConfigValue(self.dotenv[name], str(self.file))
+        return None
+
+    def origin(self, name: str) -> str:
+        """Where a variable's value comes from; `default` where it is not set at all."""
+        value = self.get(name)
+        return DEFAULT if value is None else value.origin
+
+    def contradictions(self, names: Iterable[str]) -> list[str]:
+        """Those of the variables that the environment and `.env` both set, to different values."""
+        return [
+            name
+            for name in names
+            if name in self.environment
+            and name in self.dotenv
+            and self.environment[name].strip() != self.dotenv[name].strip()
+        ]

@@ -1,0 +1,1 @@
+"""Collectors: what the checks need to know, asked once."""

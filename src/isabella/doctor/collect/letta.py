@@ -1,0 +1,332 @@
+"""Looks at Letta over REST, everything at the same time. Changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import httpx2 as httpx
+from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
+
+from isabella.doctor.collect.process import find_process
+from isabella.doctor.evidence import AgentEvidence, LettaEvidence, ProviderEvidence, VendorEvidence
+from isabella.errors import IsabellaError, LettaUnreachable, UnverifiedPeer
+from isabella.letta import releases
+from isabella.letta.connection import Connection
+from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back
+from isabella.letta.llm_config import LlmConfig
+from isabella.letta.providers import LettaProviders
+from isabella.letta.store import Capabilities, StoredProvider
+from isabella.providers.desired import Desired
+from isabella.system.peers import async_hooks
+from isabella.system.tasks import gather
+from isabella.system.urls import client_options
+from isabella.vendors.client import KeyVerdict
+
+_PATIENCE = 2
+
+
+@dataclass(frozen=True)
+class DatabaseEvidence:
+    """What only the database tells.
+
+    Attributes:
+        deleted: names of soft-deleted providers (fact P6).
+        base: names of base providers (fact P10).
+        bare: names of live providers whose key stands in the old plaintext column only (fact O4).
+    """
+
+    deleted: frozenset[str]
+    base: frozenset[str]
+    bare: frozenset[str]
+
+
+async def read_database(database_url: SecretStr) -> DatabaseEvidence | None:
+    """Read it; None where that does not work, which is no finding: everything else goes on without."""
+    import psycopg
+
+    try:
+        async with await psycopg.AsyncConnection.connect(
+            database_url.get_secret_value(), connect_timeout=_PATIENCE, autocommit=True
+        ) as connection:
+            await connection.execute("SET default_transaction_read_only = on")
+            await connection.execute(f"SET statement_timeout = {_PATIENCE * 1000}")
+            found = await connection.execute(
+                "SELECT name, is_deleted, organization_id IS NULL, "
+                "coalesce(api_key, '') <> '' AND coalesce(api_key_enc, '') = '' FROM providers"
+            )
+            rows = await found.fetchall()
+    except (psycopg.Error, OSError):
+        return None
+    return DatabaseEvidence(
+        deleted=frozenset(name for name, deleted, base, _ in rows if deleted and not base),
+        base=frozenset(name for name, deleted, base, _ in rows if base and not deleted),
+        bare=frozenset(name for name, deleted, _, bare in rows if bare and not deleted),
+    )
+
+
+#: Seconds that a request may take, and that all of them may take together.
+PATIENCE, ALTOGETHER = 3.0, 5.0
+_PAGE = 100
+_MOST_AGENTS = 10_000
+_RECEIPT = "isabella-receipt-"
+_CHECKS = 8
+
+
+class LettaCollector:
+    """Looks at one Letta.
+
+    Args:
+        connection: how to reach it.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def look(self, desired: Sequence[Desired]) -> LettaEvidence:
+        """Everything that can be seen. Never raises for what Letta does."""
+        connection = self._connection
+        seen = LettaEvidence(base_url=connection.base_url, embedded=connection.embedded)
+        try:
+            with anyio.fail_after(ALTOGETHER):
+                async with LettaProviders.at(connection, timeout=PATIENCE) as store:
+                    abilities, stored = await _abilities_and_all(store)
+                return await self._beyond(replace(seen, abilities=abilities), stored, desired)
+        except IsabellaError as error:
+            return replace(seen, error=error)
+        except TimeoutError:
+            what = f"Letta at {connection.base_url} did not answer within {ALTOGETHER:g} s."
+            return replace(seen, error=LettaUnreachable(what, remedy="Look at its log.", sent=True))
+
+    async def check(self, seen: LettaEvidence, asked: Mapping[str, VendorEvidence]) -> LettaEvidence:
+        """Have Letta itself open the keys about which doubt is left, and show them to their vendors."""
+        rows = list(seen.rows or ())
+        doubtful = [index for index, row in enumerate(rows) if _doubtful(row, seen, asked)][:_CHECKS]
+        if not doubtful:
+            return seen
+        async with self._client() as http:
+            checked = await gather([partial(_check, http, rows[index]) for index in doubtful])
+        for index, row in zip(doubtful, checked, strict=True):
+            rows[index] = row
+        return replace(seen, rows=tuple(rows))
+
+    async def _beyond(
+        self, seen: LettaEvidence, stored: list[StoredProvider], desired: Sequence[Desired]
+    ) -> LettaEvidence:
+        """What is asked once it is known that Letta answers."""
+        connection = self._connection
+        found: dict[str, Any] = {}
+
+        async def rows() -> None:
+            found["rows"] = await self._rows(stored, desired)
+
+        async def agents() -> None:
+            try:
+                async with self._client() as http:
+                    found["agents"] = await _agents(http)
+            except (httpx.HTTPError, ValueError) as error:
+                found["agents_error"] = f"Letta did not list them ({type(error).__name__})"
+
+        async def base() -> None:
+            try:
+                async with self._client() as http:
+                    found["base"] = await _base_providers(http)
+            except (httpx.HTTPError, ValueError):
+                found["base"] = frozenset()
+
+        async def open_() -> None:
+            found["open"] = True if connection.password is None else await self._is_open()
+
+        async def process() -> None:
+            found["process"] = await anyio.to_thread.run_sync(
+                find_process, connection.base_url, connection.master_key, abandon_on_cancel=True
+            )
+
+        async def database() -> None:
+            if connection.database_url is not None:
+                found["database"] = await read_database(connection.database_url)
+
+        await gather([rows, agents, base, open_, process, database])
+        known = found.pop("database", None)
+        if known is not None:
+            found["deleted"], found["bare"] = known.deleted, known.bare
+            found["base"] |= known.base
+        return replace(seen, **found)
+
+    async def _rows(self, stored: list[StoredProvider], desired: Sequence[Desired]) -> tuple[ProviderEvidence, ...]:
+        connection = self._connection
+        memo = None
+        if connection.master_key is not None:
+            # The proofs that syncs have left behind; the doctor leaves none of its own.
+            memo = ProofMemo.of(connection.home, connection.base_url, connection.master_key)
+        by_name = {one.name: one for one in desired}
+
+        async def row(one: StoredProvider) -> ProviderEvidence:
+            wanted = by_name.get(one.name)
+            if wanted is None:
+                return ProviderEvidence(one)
+            # Without a configured key there is still something to see: whether it is sealed, and whether it opens.
+            key = "" if wanted.key is None else wanted.key.get_secret_value()
+            read = partial(read_back, one.key_text, key, connection.master_key, memo, shown=one.key_shown)
+            reading: KeyReading = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
+            return ProviderEvidence(one, reading)
+
+        return tuple(await gather([partial(row, one) for one in stored], at_once=64))
+
+    async def _is_open(self) -> bool | None:
+        """Whether the providers are shown to somebody without a password."""
+        try:
+            async with self._client(password=False) as http:
+                response = await http.get("/v1/providers/", params={"limit": 1})
+        except httpx.HTTPError:
+            return None
+        return {200: True, 401: False, 403: False}.get(response.status_code)
+
+    def _client(self, *, password: bool = True) -> httpx.AsyncClient:
+        connection = self._connection
+        # Letta breaks connections on which it answered 500; each request gets one of its own.
+        headers = {"Connection": "close"}
+        if password and connection.password is not None:
+            headers["Authorization"] = f"Bearer {connection.password.get_secret_value()}"
+        return httpx.AsyncClient(
+            base_url=connection.base_url,
+            headers=headers,
+            timeout=PATIENCE,
+            event_hooks=async_hooks(connection.peer),
+            **client_options(connection.base_url),
+        )
+
+
+async def _abilities_and_all(store: LettaProviders) -> tuple[Capabilities, list[StoredProvider]]:
+    found: dict[str, Any] = {}
+
+    async def abilities() -> None:
+        found["abilities"] = await store.abilities()
+
+    async def all_() -> None:
+        found["all"] = await store.all()
+
+    await gather([abilities, all_])
+    return found["abilities"], found["all"]
+
+
+class _LlmConfig(BaseModel):
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    model: str = ""
+    model_endpoint_type: str = ""
+    model_endpoint: str | None = None
+    provider_name: str | None = None
+    provider_category: str | None = None
+    context_window: int | None = None
+    handle: str | None = None
+
+
+class _Compaction(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    model: str | None = None
+
+
+class _AgentRow(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    id: str
+    name: str | None = None
+    agent_type: str | None = None
+    llm_config: _LlmConfig | None = None
+    compaction_settings: _Compaction | None = None
+
+
+_AGENTS = TypeAdapter(list[_AgentRow])
+
+
+async def _agents(http: httpx.AsyncClient) -> tuple[AgentEvidence, ...]:
+    """Every agent with what binds it, to the last page."""
+    found: dict[str, AgentEvidence] = {}
+    query: dict[str, str | int] = {"limit": _PAGE, "order": "asc", "include_relationships": ""}
+    while len(found) < _MOST_AGENTS:
+        response = await http.get("/v1/agents/", params=query)
+        if response.status_code in (400, 422) and "include_relationships" in query:
+            del query["include_relationships"]
+            continue
+        response.raise_for_status()
+        try:
+            page = _AGENTS.validate_python(response.json())
+        except ValidationError:
+            raise ValueError("the list of agents has another shape") from None
+        fresh = [row for row in page if row.id not in found]
+        found |= {row.id: _agent(row) for row in fresh}
+        if len(page) < _PAGE or not fresh:
+            break
+        query["after"] = page[-1].id
+    return tuple(agent for agent in found.values() if agent.engine.model and not agent.name.startswith(_RECEIPT))
+
+
+def _agent(row: _AgentRow) -> AgentEvidence:
+    config = row.llm_config or _LlmConfig()
+    engine = LlmConfig(
+        model=config.model,
+        endpoint_type=config.model_endpoint_type,
+        endpoint=config.model_endpoint,
+        provider=config.provider_name,
+        category=config.provider_category,
+        window=config.context_window or 0,
+        handle=config.handle,
+        compaction=row.compaction_settings.model if row.compaction_settings else None,
+        agent_type=row.agent_type,
+    )
+    return AgentEvidence(row.id, row.name or row.id, engine)
+
+
+async def _base_providers(http: httpx.AsyncClient) -> frozenset[str]:
+    """The base providers of which Letta lists models. The list of providers does not show them."""
+    response = await http.get("/v1/models/", params={"provider_category": "base"})
+    response.raise_for_status()
+    items = response.json()
+    if not isinstance(items, list):
+        return frozenset()
+    return frozenset(
+        name for item in items if isinstance(item, dict) and isinstance(name := item.get("provider_name"), str)
+    )
+
+
+def _doubtful(row: ProviderEvidence, seen: LettaEvidence, asked: Mapping[str, VendorEvidence]) -> bool:
+    """Whether only Letta itself can tell if it can open a key. Its process, where it is known, tells more."""
+    reading = row.reading
+    if reading is None or seen.process is not None:
+        return False
+    if reading.match is KeyMatch.UNREADABLE:
+        return True
+    release = seen.abilities.release if seen.abilities is not None else None
+    said = asked.get(row.stored.name)
+    return (
+        reading.match is KeyMatch.EQUAL
+        and reading.sealed
+        and row.stored.type in ("cerebras", "openai")
+        and said is not None
+        and said.answer.verdict is KeyVerdict.ACCEPTED
+        # Older releases ask with no bearer at all, which would look the same (fact O10).
+        and releases.at_least(release, "0.16.7")
+    )
+
+
+async def _check(http: httpx.AsyncClient, row: ProviderEvidence) -> ProviderEvidence:
+    """`POST …/check`: Letta opens the key and reads the vendor's list with it (fact P11). It writes nothing."""
+    try:
+        response = await http.post(f"/v1/providers/{row.stored.id}/check")
+    except (httpx.HTTPError, UnverifiedPeer):
+        return row
+    text = response.text.lower()
+    if response.status_code == 400 and "decrypt" in text:
+        return replace(row, opens=False)
+    if response.is_success:
+        return replace(row, opens=True, accepted=True)
+    if response.status_code == 401 and "llm_authentication" in text:
+        return replace(row, opens=True, accepted=False)
+    # Types that cannot be checked answer 500, but only after the key was opened.
+    return replace(row, opens=True) if response.status_code == 500 else row

@@ -1,0 +1,1 @@
+"""Locks: one sync at a time, and no turn while its provider is recreated."""

@@ -1,0 +1,196 @@
+"""Advisory locks in Letta's Postgres: they hold for every backend, and go away with whoever holds them.
+
+One session holds many locks at once. Where a lock has to be waited for, a session of its own waits, in Postgres'
+own order: whoever came first is served first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import anyio
+from pydantic import SecretStr
+
+from isabella.errors import ConfigurationError, LockTimeout
+from isabella.system.redaction import redact
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection
+
+_CONNECT_SECONDS = 5
+_PORTS = re.compile(r"[\d,]*")
+_WAITED_FOR = """
+SELECT true FROM pg_locks
+WHERE locktype = 'advisory' AND NOT granted AND mode = 'ExclusiveLock' AND objsubid = 1
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND (classid::bigint << 32 | objid::bigint) = %s
+LIMIT 1
+"""
+
+
+def lock_key(*words: str) -> int:
+    """The number that stands for these words: advisory locks are numbers, one space of them for each database."""
+    digest = hashlib.sha256("\0".join(("isabella", *words)).encode()).digest()
+    return int.from_bytes(digest[:8], "big", signed=True)
+
+
+class AdvisoryLocks:
+    """The locks of this process in one Postgres. Belongs to one event loop.
+
+    Args:
+        database_url: the database.
+    """
+
+    def __init__(self, database_url: SecretStr) -> None:
+        self._url = database_url
+        self._session: AsyncConnection | None = None
+        self._opening = anyio.Lock()
+
+    @asynccontextmanager
+    async def held(
+        self, key: int, *, shared: bool = False, alone: bool = False, timeout: float
+    ) -> AsyncIterator[None]:
+        """Hold a lock.
+
+        Args:
+            key: the lock.
+            shared: together with others that share it. Within this process any number may.
+            alone: in a session of its own, so that it also excludes what this process holds.
+            timeout: seconds to wait for it.
+
+        Raises:
+            LockTimeout: others held it all that time.
+            ConfigurationError: the database cannot be used.
+        """
+        taken = False
+        try:
+            if not alone:
+                # Not to be interrupted: a lock that was given while nobody listened any more would be held for ever.
+                with anyio.CancelScope(shield=True):
+                    taken = await self._try(key, shared)
+            if taken:
+                yield
+                return
+        finally:
+            if taken:
+                with anyio.CancelScope(shield=True):
+                    await self._unlock(key, shared)
+        connection = await open_connection(self._url)
+        # Closing the connection gives the lock back, and so does the end of this process.
+        async with connection:
+            await self._wait(connection, key, shared, timeout)
+            yield
+
+    async def is_waited_for(self, key: int) -> bool:
+        """Whether somebody waits to have this lock for itself."""
+        import psycopg
+
+        try:
+            session = await self._shared_session()
+            row = await (await session.execute(_WAITED_FOR, (key,))).fetchone()
+        except (psycopg.Error, ConfigurationError):
+            # Whoever waited there does so no more: its session is gone, too.
+            return False
+        return row is not None
+
+    async def close(self) -> None:
+        """Give everything back."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _try(self, key: int, shared: bool) -> bool:
+        import psycopg
+
+        statement = "SELECT pg_try_advisory_lock_shared(%s)" if shared else "SELECT pg_try_advisory_lock(%s)"
+        for attempt in (1, 2):
+            session = await self._shared_session()
+            try:
+                row = await (await session.execute(statement, (key,))).fetchone()
+            except psycopg.OperationalError as error:
+                # The server was restarted, or closed a session that was idle for long.
+                if attempt == 2:
+                    raise _unusable(error) from None
+                await session.close()
+            else:
+                return row is not None and bool(row[0])
+        return False
+
+    async def _unlock(self, key: int, shared: bool) -> None:
+        import psycopg
+
+        statement = "SELECT pg_advisory_unlock_shared(%s)" if shared else "SELECT pg_advisory_unlock(%s)"
+        session = self._session
+        if session is None or session.closed:
+            return
+        try:
+            await session.execute(statement, (key,))
+        except psycopg.Error:
+            # A session that fails is over, and its locks with it.
+            await session.close()
+
+    async def _wait(self, connection: AsyncConnection, key: int, shared: bool, timeout: float) -> None:
+        import psycopg
+
+        statement = "SELECT pg_advisory_lock_shared(%s)" if shared else "SELECT pg_advisory_lock(%s)"
+        try:
+            await connection.execute(
+                "SELECT set_config('lock_timeout', %s, false)", (f"{max(1, round(timeout * 1000))}",)
+            )
+            await connection.execute(statement, (key,))
+        except psycopg.errors.LockNotAvailable:
+            raise LockTimeout(
+                f"Other processes have held a lock for {timeout:g} s.",
+                remedy="Wait for them, or look for a process that hangs.",
+            ) from None
+        except psycopg.Error as error:
+            raise _unusable(error) from None
+
+    async def _shared_session(self) -> AsyncConnection:
+        session = self._session
+        if session is not None and not session.closed:
+            return session
+        async with self._opening:
+            if self._session is None or self._session.closed:
+                self._session = await open_connection(self._url)
+            return self._session
+
+
+async def open_connection(database_url: SecretStr) -> AsyncConnection:
+    """A session with the database, in which every statement counts at once.
+
+    Raises:
+        ConfigurationError: the address is none, or the database cannot be reached.
+    """
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    address = database_url.get_secret_value()
+    try:
+        parts = conninfo_to_dict(address)
+    except (psycopg.ProgrammingError, UnicodeError):
+        parts = None
+    # What the database's own library does not understand it quotes in its message, and that may be the password: one
+    # with an @ in it goes on in what is taken for the host, one with a / in it begins in what is taken for the port.
+    if parts is None or "@" in str(parts.get("host", "")) or not _PORTS.fullmatch(str(parts.get("port", ""))):
+        raise ConfigurationError(
+            "ISABELLA_DATABASE_URL is not the address of a Postgres database.",
+            remedy="Write postgresql://user:password@host:port/database, and special characters of the password "
+            "percent-encoded: %40 for @, %2F for /.",
+        )
+    try:
+        return await psycopg.AsyncConnection.connect(address, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+    except psycopg.Error as error:
+        raise _unusable(error) from None
+
+
+def _unusable(error: Exception) -> ConfigurationError:
+    lines = redact(str(error)).strip().splitlines()
+    return ConfigurationError(
+        f"Letta's database cannot be used for locks: {lines[0] if lines else type(error).__name__}",
+        remedy="Correct ISABELLA_DATABASE_URL, or unset it where one backend is all there is.",
+    )

@@ -1,0 +1,77 @@
+"""The FastAPI application."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import anyio
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from pydantic import SecretStr
+
+from isabella.agents.embeddings import PREFIX
+from isabella.server import auth
+from isabella.server.api import agents, doctor, embeddings, memory, metrics, openai, turns
+from isabella.server.api.providers import router
+from isabella.server.errors import handle_errors
+from isabella.server.readiness import Readiness
+from isabella.server.web import app as web
+from isabella.server.web.context import ConsoleContext
+from isabella.server.web.event_log import EventLog
+from isabella.server.web.rendering import ROOT
+
+
+def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token: SecretStr | None) -> FastAPI:
+    """The backend.
+
+    Args:
+        start: brings everything up while requests are answered already, and tells the readiness how it went.
+        token: what is asked of clients; None lets everybody in, for tests and for applications that guard themselves.
+    """
+
+    @asynccontextmanager
+    async def run(app: FastAPI) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            console.premises.tasks = tasks
+            tasks.start_soon(start, app.state.readiness)
+            yield
+            console.premises.tasks = None
+            tasks.cancel_scope.cancel()
+
+    # The pages of the API documentation load nothing from other hosts.
+    app = FastAPIOffline(
+        title="Isabella",
+        summary="Memory agents on Letta, whose providers provably hold the keys you configured.",
+        version=version("isabella"),
+        lifespan=run,
+    )
+    app.state.readiness = Readiness()
+    app.state.token = token
+    app.state.start_page = web.START
+    app.state.chronicle = EventLog()
+    app.state.readiness.hear = app.state.chronicle.synced
+    app.state.readiness.vendors.changed = app.state.chronicle.bell.ring
+    console = web.Console(ConsoleContext(app.state, app.state.chronicle))
+    # Letta brings no token to where it gets vectors: that address is a secret of its own.
+    app.add_middleware(
+        auth.AuthMiddleware,
+        token=token,
+        open_prefixes=(PREFIX, web.OPEN),
+        doors={ROOT: console.stranger, "/": console.stranger},
+    )
+    handle_errors(app)
+    app.include_router(router)
+    app.include_router(auth.router)
+    app.include_router(turns.router)
+    app.include_router(metrics.router)
+    app.include_router(doctor.router)
+    app.include_router(openai.router)
+    app.include_router(agents.router)
+    app.include_router(memory.router)
+    app.include_router(embeddings.router)
+    app.mount(ROOT, console.application())
+    app.add_route("/", web.redirect_to_console, include_in_schema=False)
+    return app

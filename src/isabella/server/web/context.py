@@ -1,0 +1,112 @@
+"""All that the pages stand on: the backend's own services, and what the console keeps beside them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from typing import Any
+
+import anyio.abc
+from pydantic import SecretStr
+
+from isabella.agents.service import AgentService
+from isabella.config.settings import Settings
+from isabella.errors import NotReady
+from isabella.letta.connection import Connection
+from isabella.server.readiness import Readiness
+from isabella.server.web.event_log import EventLog
+from isabella.turns.service import TurnService
+from isabella.watch.watcher import Watcher
+
+_WAIT = "The page goes on by itself when the start has come so far."
+
+
+class ConsoleContext:
+    """What the pages stand on.
+
+    Args:
+        state: the state of the backend's application.
+        chronicle: what happened lately.
+    """
+
+    def __init__(self, state: Any, chronicle: EventLog) -> None:
+        self._state = state
+        self.chronicle = chronicle
+        #: Where work goes on that no request waits for; there while the backend runs.
+        self.tasks: anyio.abc.TaskGroup | None = None
+        token = state.token
+        # One that survives a restart, so that a page that was open may go on.
+        secret = token.get_secret_value() if isinstance(token, SecretStr) else secrets.token_urlsafe(32)
+        self.csrf = hmac.new(secret.encode(), b"isabella csrf", hashlib.sha256).hexdigest()
+
+    @property
+    def readiness(self) -> Readiness:
+        """How far the backend has come."""
+        found = self._state.readiness
+        if not isinstance(found, Readiness):
+            raise TypeError("the application was not made by create_app")
+        return found
+
+    @property
+    def agency(self) -> AgentService:
+        """The agents.
+
+        Raises:
+            NotReady: the backend has not come up.
+        """
+        found = getattr(self._state, "agency", None)
+        if not isinstance(found, AgentService):
+            raise NotReady("The agents are not there yet.", remedy=_WAIT)
+        return found
+
+    @property
+    def desk(self) -> TurnService:
+        """Where turns are taken on.
+
+        Raises:
+            NotReady: the backend has not come up.
+        """
+        found = getattr(self._state, "desk", None)
+        if not isinstance(found, TurnService):
+            raise NotReady("Nobody can be spoken to yet.", remedy=_WAIT)
+        return found
+
+    @property
+    def up(self) -> bool:
+        """Whether the agents are there."""
+        return isinstance(getattr(self._state, "agency", None), AgentService)
+
+    @property
+    def keeper(self) -> Watcher | None:
+        """Who keeps watch; None where nobody does."""
+        found = getattr(self._state, "keeper", None)
+        return found if isinstance(found, Watcher) else None
+
+    @property
+    def settings(self) -> Settings:
+        """What is in force now.
+
+        Raises:
+            NotReady: the backend has not come up.
+        """
+        return self.agency.settings if self.keeper is None else self.keeper.settings
+
+    @property
+    def connection(self) -> Connection:
+        """Which Letta.
+
+        Raises:
+            NotReady: the backend has not come up.
+        """
+        return self.agency.connection
+
+    def start(self, function: Any, *arguments: Any) -> None:
+        """Let work go on in the backend, whoever asked for it.
+
+        Raises:
+            NotReady: the backend has not come up, or is going down.
+        """
+        if self.tasks is None:
+            raise NotReady("The backend has not come up.", remedy=_WAIT)
+        self.tasks.start_soon(function, *arguments)

@@ -1,0 +1,1 @@
+"""Files, processes, signals, logging, tasks and URLs: nothing that knows Letta."""

@@ -1,0 +1,232 @@
+"""Ask a vendor directly whether it takes a key, and which models it has."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import httpx2 as httpx
+from pydantic import SecretStr
+
+from isabella.system.redaction import redact
+from isabella.system.urls import client_options
+from isabella.vendors.status import VendorObservation, VendorState
+
+_SAID_LIMIT = 160
+#: Where an item of a model list tells its context window, in tokens, by vendor.
+_WINDOW_FIELDS = ("context_window", "max_context_length", "context_length")
+#: What stands in a 403 that is about money or quota, not about the key.
+_ABOUT_FUNDS = ("quota", "balance", "billing", "payment", "credit", "funds")
+
+
+class KeyVerdict(StrEnum):
+    """What a vendor says to a key."""
+
+    ACCEPTED = "accepted"
+    #: The key itself is refused.
+    REFUSED = "refused"
+    #: The key is known, but its account has nothing left.
+    OUT_OF_FUNDS = "out_of_funds"
+    #: The key is known, but asks too often.
+    RATE_LIMITED = "rate_limited"
+    #: There is no such place at that vendor: the base URL is wrong.
+    WRONG_ADDRESS = "wrong_address"
+    #: The vendor fails.
+    FAILING = "failing"
+    #: No answer, so nothing is known of the key. This never means that the key is wrong.
+    UNREACHABLE = "unreachable"
+
+
+_STATES = {
+    KeyVerdict.ACCEPTED: VendorState.ANSWERS,
+    KeyVerdict.REFUSED: VendorState.REFUSES_KEY,
+    KeyVerdict.OUT_OF_FUNDS: VendorState.REFUSES,
+    KeyVerdict.RATE_LIMITED: VendorState.REFUSES,
+    KeyVerdict.WRONG_ADDRESS: VendorState.FAILS,
+    KeyVerdict.FAILING: VendorState.FAILS,
+    KeyVerdict.UNREACHABLE: VendorState.UNREACHABLE,
+}
+
+
+class Trouble(StrEnum):
+    """What stands between us and the vendor, where something does."""
+
+    #: The host's name is not known.
+    DNS = "dns"
+    #: No trustworthy connection.
+    TLS = "tls"
+    TIMEOUT = "timeout"
+    #: Refused, reset, or broken off.
+    CONNECTION = "connection"
+    #: A web page in place of the vendor's JSON: a proxy, or a portal.
+    HTML = "html"
+
+
+@dataclass(frozen=True)
+class VendorAnswer:
+    """What a vendor answered.
+
+    Attributes:
+        verdict: what it says of the key.
+        said: its own words or what went wrong, scrubbed, for people.
+        status: the HTTP status, if there was an answer.
+        models: context windows in tokens by model id; None where the vendor does not tell the window.
+        unfit: ids of models that are switched off, or hold no conversation with tools, by the vendor's own word.
+        retry_after: seconds after which it wants to be asked again, where it says so.
+        trouble: what stands in between, where it was not the vendor that answered.
+    """
+
+    verdict: KeyVerdict
+    said: str
+    status: int | None = None
+    models: Mapping[str, int | None] = field(default_factory=dict)
+    unfit: frozenset[str] = frozenset()
+    retry_after: float | None = None
+    trouble: Trouble | None = None
+
+    @property
+    def takes_key(self) -> bool | None:
+        """Whether the key is a good one; None where nothing was learnt about it."""
+        match self.verdict:
+            case KeyVerdict.ACCEPTED | KeyVerdict.OUT_OF_FUNDS | KeyVerdict.RATE_LIMITED:
+                return True
+            case KeyVerdict.REFUSED:
+                return False
+            case _:
+                return None
+
+    @property
+    def vendor_status(self) -> VendorObservation:
+        """What it shows of the vendor, as of now."""
+        if self.verdict is KeyVerdict.ACCEPTED:
+            reason = f"it takes the key and lists {self.said}"
+        else:
+            reason = self.said if self.status is None else f"{self.status}: {self.said}"
+        return VendorObservation(_STATES[self.verdict], reason, datetime.now(UTC))
+
+
+async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) -> VendorAnswer:
+    """Read the vendor's model list with a key. Never raises for what the vendor does.
+
+    Args:
+        base_url: where its OpenAI-compatible API answers.
+        key: the key to ask with.
+        timeout: seconds it may take.
+    """
+    client = httpx.AsyncClient(
+        timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
+        **client_options(base_url),
+    )
+    try:
+        async with client:
+            response = await client.get(
+                f"{base_url}/models", headers={"Authorization": f"Bearer {key.get_secret_value()}"}
+            )
+    except httpx.TimeoutException:
+        return VendorAnswer(KeyVerdict.UNREACHABLE, f"no answer within {timeout:g} s", trouble=Trouble.TIMEOUT)
+    except httpx.RequestError as error:
+        said = redact(str(error)) or type(error).__name__
+        return VendorAnswer(KeyVerdict.UNREACHABLE, said, trouble=_trouble(error))
+    answer = classify_answer(response.status_code, _json(response), retry_after=response.headers.get("retry-after"))
+    if "html" in response.headers.get("content-type", "").lower():
+        return replace(answer, trouble=Trouble.HTML)
+    return answer
+
+
+def classify_answer(status: int, document: Any, *, retry_after: str | None = None) -> VendorAnswer:
+    """Judge an answer by its status and shape, not by its wording, which vendors change.
+
+    Args:
+        status: the HTTP status.
+        document: the body, where it was JSON; None otherwise.
+        retry_after: the header of that name.
+    """
+    said = _words(document) or f"status {status}"
+    wait = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdecimal() else None
+    match status:
+        case 200 if (models := _models(document)) is not None:
+            return VendorAnswer(KeyVerdict.ACCEPTED, f"{len(models)} models", status, models, _unfit(document))
+        case 200:
+            return VendorAnswer(KeyVerdict.WRONG_ADDRESS, "what answers there is not a list of models", status)
+        case 402:
+            return VendorAnswer(KeyVerdict.OUT_OF_FUNDS, said, status)
+        case 403 if any(word in _codes(document) for word in _ABOUT_FUNDS):
+            return VendorAnswer(KeyVerdict.OUT_OF_FUNDS, said, status)
+        # A 401 or 403 that is not JSON comes from something in between, not from the vendor.
+        case 401 | 403 if document is not None:
+            return VendorAnswer(KeyVerdict.REFUSED, said, status)
+        case 429:
+            return VendorAnswer(KeyVerdict.RATE_LIMITED, said, status, retry_after=wait)
+        case 404 | 405 | 301 | 302 | 307 | 308:
+            return VendorAnswer(KeyVerdict.WRONG_ADDRESS, said, status)
+        case _:
+            return VendorAnswer(KeyVerdict.FAILING, said, status)
+
+
+def _trouble(error: BaseException) -> Trouble:
+    """What broke, by the error at the bottom of it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, socket.gaierror):
+            return Trouble.DNS
+        if isinstance(cause, ssl.SSLError):
+            return Trouble.TLS
+        cause = cause.__cause__ or cause.__context__
+    return Trouble.CONNECTION
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        return None
+
+
+def _models(document: Any) -> dict[str, int | None] | None:
+    items = document.get("data") if isinstance(document, dict) else document
+    if not isinstance(items, list):
+        return None
+    models: dict[str, int | None] = {}
+    for item in items:
+        if not isinstance(item, dict) or not isinstance(item.get("id"), str):
+            return None
+        windows = (item.get(name) for name in _WINDOW_FIELDS)
+        models[item["id"]] = next((w for w in windows if isinstance(w, int) and w > 0), None)
+    return models
+
+
+def _unfit(document: Any) -> frozenset[str]:
+    items = document.get("data") if isinstance(document, dict) else document
+    found = items if isinstance(items, list) else []
+    return frozenset(item["id"] for item in found if item.get("active") is False or not _converses(item))
+
+
+def _converses(item: dict[str, Any]) -> bool:
+    """Whether a model takes part in conversations and calls tools, where its vendor tells (Mistral does)."""
+    capabilities = item.get("capabilities")
+    if not isinstance(capabilities, dict):
+        return True
+    return all(capabilities.get(name) is not False for name in ("completion_chat", "function_calling"))
+
+
+def _error_object(document: Any) -> dict[str, Any]:
+    if not isinstance(document, dict):
+        return {}
+    inner = document.get("error")
+    return inner if isinstance(inner, dict) else document
+
+
+def _words(document: Any) -> str | None:
+    error = _error_object(document)
+    said = error.get("message") or error.get("detail")
+    return redact(said)[:_SAID_LIMIT] if isinstance(said, str) else None
+
+
+def _codes(document: Any) -> str:
+    error = _error_object(document)
+    return " ".join(str(error.get(name, "")) for name in ("code", "type")).lower()

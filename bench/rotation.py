@@ -277,14 +277,14 @@ async def _talking(say: Say, rotate: Callable[[int], Awaitable[None]], rotations
         ended[vendor].set()
         ended[vendor] = anyio.Event()
 
-    async def talk(vendor: str) -> None:
+    async def conversation(vendor: str) -> None:
         while not rotated.is_set():
             await turn(vendor)
         await turn(vendor)
 
     async with anyio.create_task_group() as tasks:
         for vendor in NAMES:
-            tasks.start_soon(talk, vendor)
+            tasks.start_soon(conversation, vendor)
         for end in [*ended.values()]:
             await end.wait()
         began = time.monotonic()

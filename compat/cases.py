@@ -223,22 +223,22 @@ def her_agents(stage: Stage) -> str:
 
 
 async def _her_agents(stage: Stage, ward: Ward) -> str:
-    async with open_agent_service(load_settings(ward.folder / ".env", ward.environment)) as agency:
-        made = await agency.ensure()
+    async with open_agent_service(load_settings(ward.folder / ".env", ward.environment)) as agent_service:
+        made = await agent_service.ensure()
         assert made
         assert {one.done for one in made} == {EnsureOutcome.CREATED}, [one.reason for one in made]
-        kept = await agency.ensure()
+        kept = await agent_service.ensure()
         assert {one.done for one in kept} == {EnsureOutcome.KEPT}, [(one.reason, one.changes) for one in kept]
-        isabella = await agency.residents.find("Isabella")
+        isabella = await agent_service.registry.find("Isabella")
         for handle in ("byok-groq/openai/gpt-oss-120b", "longcat/LongCat-2.0"):
-            await agency.residents.switch(isabella, handle, agency.models)
+            await agent_service.registry.switch(isabella, handle, agent_service.models)
             vendor = {"byok-groq": "groq"}.get(handle.partition("/")[0], handle.partition("/")[0])
             stage.vendors.forget()
             stage.ground.say(isabella.id)
             arrived = [one for one in stage.vendors.requests(vendor) if one.path.endswith("/chat/completions")]
             assert arrived
             assert all(one.carries(stage.vendors.key(vendor).get_secret_value()) for one in arrived)
-        assert (await agency.residents.get(isabella.id)).handle == "longcat/LongCat-2.0"
+        assert (await agent_service.registry.get(isabella.id)).handle == "longcat/LongCat-2.0"
     return "made, kept, switched"
 
 

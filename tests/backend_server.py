@@ -130,8 +130,8 @@ class Backend:
         )
         made.raise_for_status()
         self._made.append(made.json()["id"])
-        residents = self.app.state.desk.house.roster.residents
-        residents.definitions[definition] = _definition(definition, name, handles)
+        registry = self.app.state.turn_service.deps.agent_cache.registry
+        registry.definitions[definition] = _definition(definition, name, handles)
         return name
 
     def id_of(self, agent: str) -> str:
@@ -157,13 +157,13 @@ class Backend:
     @contextmanager
     def patience(self, *, first_token: float, silence: float) -> Iterator[None]:
         """Wait for vendors for other times than the settings say, meanwhile."""
-        desk = self.app.state.desk
-        before = desk.house
-        desk.house = replace(before, limits=TurnLimits(first_token=first_token, silence=silence))
+        turn_service = self.app.state.turn_service
+        before = turn_service.deps
+        turn_service.deps = replace(before, limits=TurnLimits(first_token=first_token, silence=silence))
         try:
             yield
         finally:
-            desk.house = before
+            turn_service.deps = before
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run an async function in the backend's own event loop."""
@@ -208,8 +208,8 @@ def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) 
             app.state.portal = await stack.enter_async_context(anyio.from_thread.BlockingPortal())
             app.state.locks = locks = await stack.enter_async_context(open_locks(settings, connection))
             await readiness.bring(lambda: ensure_providers(settings, connection=connection, gate=locks.gate))
-            agency = await stack.enter_async_context(open_agents(app, settings, connection, url))
-            await stack.enter_async_context(open_turns(app, agency, locks))
+            agent_service = await stack.enter_async_context(open_agents(app, settings, connection, url))
+            await stack.enter_async_context(open_turns(app, agent_service, locks))
             up.set()
             await anyio.sleep_forever()
 

@@ -107,10 +107,10 @@ class Colony:
         return with_practice_vendors(base, self.vendors)
 
     @asynccontextmanager
-    async def agency(self, backend: str | None = None, **options: Any) -> AsyncIterator[AgentService]:
+    async def agent_service(self, backend: str | None = None, **options: Any) -> AsyncIterator[AgentService]:
         """The agents, opened."""
-        async with open_agent_service(self.settings(**options), self.connection, backend=backend) as agency:
-            yield agency
+        async with open_agent_service(self.settings(**options), self.connection, backend=backend) as agent_service:
+            yield agent_service
 
     def run(
         self, work: Callable[[AgentService], Coroutine[Any, Any, Any]], backend: str | None = None, **options: Any
@@ -118,8 +118,8 @@ class Colony:
         """Run something on the agents."""
 
         async def opened() -> Any:
-            async with self.agency(backend, **options) as agency:
-                return await work(agency)
+            async with self.agent_service(backend, **options) as agent_service:
+                return await work(agent_service)
 
         return anyio.run(opened)
 
@@ -137,17 +137,17 @@ class Colony:
         ]
 
 
-async def say(agency: AgentService, agent_id: str, text: str) -> str:
+async def say(agent_service: AgentService, agent_id: str, text: str) -> str:
     """Say something to an agent through Letta alone, and return what it answers."""
-    answer = await agency.residents.wire.post(
+    answer = await agent_service.registry.wire.post(
         f"/v1/agents/{agent_id}/messages", {"messages": [{"role": "user", "content": text}]}
     )
     return " ".join(row["content"] for row in answer["messages"] if row["message_type"] == "assistant_message")
 
 
-async def raw(agency: AgentService, resident: AgentRecord) -> dict[str, Any]:
+async def raw(agent_service: AgentService, record: AgentRecord) -> dict[str, Any]:
     """An agent as Letta has it."""
-    row = await agency.residents.wire.get(f"/v1/agents/{resident.id}")
+    row = await agent_service.registry.wire.get(f"/v1/agents/{record.id}")
     return dict(row)
 
 

@@ -336,7 +336,7 @@ class Machine(RuleBasedStateMachine):
                     foreign=not named,
                     seen=await read_store(store, named),
                     closed=self._close,
-                    followers=Flock(self.agents, store),
+                    bound_agents=Flock(self.agents, store),
                 ),
             )
 

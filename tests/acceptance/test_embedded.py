@@ -73,7 +73,7 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 def marked(server: Server) -> list[int]:
     """Processes with a path of this instance among their arguments, however they came to be."""
-    path = str(server.layout.folder)
+    path = str(server.paths.folder)
     found = []
     for process in psutil.process_iter():
         try:
@@ -87,12 +87,12 @@ def marked(server: Server) -> list[int]:
 
 def secrets_of(server: Server) -> dict[str, str]:
     """The secrets of an instance by the names of their files."""
-    layout = server.layout
+    paths = server.paths
     files = (
-        layout.master_key_file,
-        layout.password_file,
-        layout.database_password_file,
-        layout.superuser_password_file,
+        paths.master_key_file,
+        paths.password_file,
+        paths.database_password_file,
+        paths.superuser_password_file,
     )
     return {path.name: path.read_text().strip() for path in files}
 
@@ -172,10 +172,10 @@ def test_nobody_comes_in_without_a_password(server: Server) -> None:
 def test_files_are_private(server: Server) -> None:
     """Secrets and logs are 0600; folders are closed. As root, one group may pass through those above the database."""
     server.up()
-    layout = server.layout
-    account = postgres.find(layout).account  # type: ignore[union-attr]
-    passing = {layout.folder, layout.folder.parent, layout.logs} if account is not None else set()
-    for path in (layout.folder, *layout.folder.rglob("*")):
+    paths = server.paths
+    account = postgres.find(paths).account  # type: ignore[union-attr]
+    passing = {paths.folder, paths.folder.parent, paths.logs} if account is not None else set()
+    for path in (paths.folder, *paths.folder.rglob("*")):
         mode = path.lstat().st_mode & 0o777
         if path.is_symlink():
             continue
@@ -183,14 +183,14 @@ def test_files_are_private(server: Server) -> None:
             assert (mode, path.stat().st_gid) == (0o710, account.gid)  # type: ignore[union-attr]
         else:
             assert mode & 0o077 == 0, path
-    for path in (layout.home / "locks", layout.releases):
+    for path in (paths.home / "locks", paths.releases):
         assert path.stat().st_mode & 0o777 == 0o700
 
 
 def test_no_secret_is_in_a_log(server: Server, tmp_path: Path) -> None:
     """Letta prints its password and the migrations the database's: neither gets into a file or onto the screen."""
     server.up()
-    logs = [path for path in server.layout.logs.iterdir() if path.is_file()]
+    logs = [path for path in server.paths.logs.iterdir() if path.is_file()]
     assert {"letta.log", "migrations.log", "postgres.log"} <= {path.name for path in logs}
     shown = isabella(server, "logs", "--lines", "1000", cwd=tmp_path).stdout
     assert "Uvicorn running on" in shown
@@ -290,7 +290,7 @@ def test_interrupted_at_every_step(new_server: Callable[..., Server]) -> None:
     assert {pid for pid in found if psutil.pid_exists(pid)} <= {process.pid for process in everything}
 
     # Even the record of what runs may be lost.
-    server.layout.run_file.unlink()
+    server.paths.run_file.unlink()
     assert server.down()
     assert alive(everything) == []
     assert marked(server) == []
@@ -299,7 +299,7 @@ def test_interrupted_at_every_step(new_server: Callable[..., Server]) -> None:
 def test_two_at_once_on_ports_that_are_taken(server: Server, tmp_path: Path) -> None:
     """One starts it, the other waits and finds it; where the ports of last time are taken, others are chosen."""
     server.down()
-    remembered = json.loads(server.layout.ports_file.read_text())
+    remembered = json.loads(server.paths.ports_file.read_text())
     command = [str(COMMAND), "letta", "up", "--home", str(server.home), "--instance", server.instance]
     with closing(socket.socket()) as letta_port, closing(socket.socket()) as postgres_port:
         for listener, port in ((letta_port, remembered["letta"]), (postgres_port, remembered["postgres"])):

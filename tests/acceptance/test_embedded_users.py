@@ -41,11 +41,11 @@ def closed_home() -> Iterator[Path]:
 @only_root
 def test_below_a_closed_folder_root_keeps_the_database_elsewhere(closed_home: Path) -> None:
     """Postgres runs as another user, who cannot enter there; the folder stays as closed as it was."""
-    layout = InstancePaths(closed_home)
-    make_home(layout.home)
-    for folder in (layout.folder.parent, layout.folder, layout.logs):
+    paths = InstancePaths(closed_home)
+    make_home(paths.home)
+    for folder in (paths.folder.parent, paths.folder, paths.logs):
         make_private(folder)
-    cluster = postgres.place(layout)
+    cluster = postgres.place(paths)
     assert cluster.account is not None
     assert system_folder(closed_home) in cluster.data.parents
     superuser, password = SecretStr("ab" * 16), SecretStr("cd" * 16)
@@ -60,8 +60,8 @@ def test_below_a_closed_folder_root_keeps_the_database_elsewhere(closed_home: Pa
         # Once it is there, it is found there, wherever a new one would be made.
         closed_home.parent.chmod(0o755)
         closed_home.chmod(0o755)
-        assert postgres.find(layout) == cluster
-        assert postgres.place(layout) == cluster
+        assert postgres.find(paths) == cluster
+        assert postgres.place(paths) == cluster
     finally:
         assert cluster.stop()
     assert closed_home.stat().st_gid == 0
@@ -77,9 +77,9 @@ def test_programs_that_cannot_be_reached_are_copied(closed_home: Path, monkeypat
     for folder in (package, Path(f"{package}.libs")):
         if folder.is_dir():
             shutil.copytree(folder, closed_home / folder.name)
-    layout = InstancePaths(closed_home)
-    make_private(layout.logs)
-    cluster = postgres.place(layout)
+    paths = InstancePaths(closed_home)
+    make_private(paths.logs)
+    cluster = postgres.place(paths)
     spec = SimpleNamespace(submodule_search_locations=[str(closed_home / package.name)])
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
     cluster.make(SecretStr("ab" * 16))

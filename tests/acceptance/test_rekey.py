@@ -70,7 +70,7 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house(new_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def deps(new_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """One for all tests of this file, which go on from each other."""
     folder = tmp_path_factory.mktemp("rekey")
     with PracticeVendors() as vendors:
@@ -100,39 +100,39 @@ def _furnish(there: Ground, vendors: PracticeVendors) -> str:
     return agent
 
 
-def test_a_dry_run_names_what_there_is_and_changes_nothing(house: House) -> None:
+def test_a_dry_run_names_what_there_is_and_changes_nothing(deps: House) -> None:
     """It says how many secrets there are and which cannot be carried over; Letta goes on under its key."""
-    before, status = house.plain(), house.server.status()
-    finished = house.isabella("rekey", "--dry-run")
+    before, status = deps.plain(), deps.server.status()
+    finished = deps.isabella("rekey", "--dry-run")
     assert finished.returncode == 0, finished.stderr
     for line in ("providers.api_key_enc", "agent_environment_variables.value_enc", "mcp_server.custom_headers_enc"):
         assert line in finished.stdout
     assert "1 of them stand in plaintext" in finished.stdout
     assert "providers.api_key_enc of lost" in finished.stdout
     assert "Nothing was changed" in finished.stdout
-    assert (house.plain(), house.server.status()) == (before, status)
+    assert (deps.plain(), deps.server.status()) == (before, status)
     for secret in (VARIABLE, HEADER, "never-seen-again"):
         assert secret not in finished.stdout + finished.stderr
 
 
-def test_nobody_to_ask_and_a_configured_key_are_told(house: House) -> None:
+def test_nobody_to_ask_and_a_configured_key_are_told(deps: House) -> None:
     """Without a terminal it wants `--yes`; with LETTA_ENCRYPTION_KEY set it would not be the one to decide."""
-    assert "--yes" in house.isabella("rekey").stderr
-    refused = house.isabella("rekey", "--yes", LETTA_ENCRYPTION_KEY="ab" * 32)
+    assert "--yes" in deps.isabella("rekey").stderr
+    refused = deps.isabella("rekey", "--yes", LETTA_ENCRYPTION_KEY="ab" * 32)
     assert "--from-env" in refused.stderr
-    assert "LETTA_ENCRYPTION_KEY" in house.isabella("rekey", "--from-env", "--yes").stderr
-    assert house.server.status().running
+    assert "LETTA_ENCRYPTION_KEY" in deps.isabella("rekey", "--from-env", "--yes").stderr
+    assert deps.server.status().running
 
 
-def test_the_master_key_is_changed_and_agents_answer(house: House) -> None:
+def test_the_master_key_is_changed_and_agents_answer(deps: House) -> None:
     """Afterwards all is under a new key: providers, other secrets, and plaintext; what nobody can open is left."""
-    before, key = house.plain(), house.server._key(make=False)
-    finished = house.isabella("rekey", "--yes")
+    before, key = deps.plain(), deps.server._key(make=False)
+    finished = deps.isabella("rekey", "--yes")
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert house.server._key(make=False) != key
-    assert not house.server.layout.rekey_file.exists()
+    assert deps.server._key(make=False) != key
+    assert not deps.server.paths.rekey_file.exists()
 
-    after = house.plain()
+    after = deps.plain()
     assert {place: plain for place, (_, plain) in after.items()} == {
         place: plain for place, (_, plain) in before.items()
     }
@@ -141,22 +141,22 @@ def test_the_master_key_is_changed_and_agents_answer(house: House) -> None:
     }
     assert VARIABLE in [plain for _, plain in after.values()]
     assert any(HEADER in (plain or "") for _, plain in after.values())
-    letta = house.server.up()
+    letta = deps.server.up()
     assert not letta.started
-    assert house.says_something(letta)
-    for text in (finished.stdout, finished.stderr, house.server.layout.letta_log.read_text()):
-        for secret in (key, house.server._key(make=False)):
+    assert deps.says_something(letta)
+    for text in (finished.stdout, finished.stderr, deps.server.paths.letta_log.read_text()):
+        for secret in (key, deps.server._key(make=False)):
             assert secret is not None
             assert secret.get_secret_value() not in text
 
 
-def test_one_that_was_cut_off_before_it_began_is_dropped(house: House) -> None:
+def test_one_that_was_cut_off_before_it_began_is_dropped(deps: House) -> None:
     """Killed with the journal written and Letta still running: nothing has changed, and the next start says so."""
-    key = house.server._key(make=False)
-    cut_off(house.server, "isabella.embedded.key_rotation.begin", "after")
+    key = deps.server._key(make=False)
+    cut_off(deps.server, "isabella.embedded.key_rotation.begin", "after")
     events: list[Step] = []
-    letta = house.server.up(events.append)
-    assert (letta.started, letta.master_key, house.server.layout.rekey_file.exists()) == (False, key, False)
+    letta = deps.server.up(events.append)
+    assert (letta.started, letta.master_key, deps.server.paths.rekey_file.exists()) == (False, key, False)
     assert any("had not begun" in event.detail for event in events)
 
 
@@ -173,48 +173,48 @@ BLOWS = [
 ]
 
 
-def test_wherever_it_is_cut_off_no_key_is_lost_and_the_next_start_heals(house: House) -> None:
+def test_wherever_it_is_cut_off_no_key_is_lost_and_the_next_start_heals(deps: House) -> None:
     """Killed at each step, one after the other, with no good end in between; then one start, and all is there."""
-    before = {place: plain for place, (_, plain) in house.plain().items()}
-    first = house.server._key(make=False)
+    before = {place: plain for place, (_, plain) in deps.plain().items()}
+    first = deps.server._key(make=False)
     for function, when, times in BLOWS:
-        cut_off(house.server, function, when, times)
-        assert house.server.layout.rekey_file.stat().st_mode & 0o777 == 0o600
+        cut_off(deps.server, function, when, times)
+        assert deps.server.paths.rekey_file.stat().st_mode & 0o777 == 0o600
         # What somebody would read who had all keys that are written down.
         with_all_keys = {
             one.value.place: None if one.plain is None else one.plain.get_secret_value()
-            for one in house.server.sealed()
+            for one in deps.server.sealed()
         }
         assert with_all_keys == before, function
 
-    letta = house.server.up()
+    letta = deps.server.up()
 
     assert letta.started
     assert letta.master_key not in (None, first)
-    assert {place: plain for place, (_, plain) in house.plain().items()} == before
-    assert not house.server.layout.rekey_file.exists()
-    assert house.says_something(letta)
+    assert {place: plain for place, (_, plain) in deps.plain().items()} == before
+    assert not deps.server.paths.rekey_file.exists()
+    assert deps.says_something(letta)
     print(f"cut off at {len(BLOWS) + 1} points")
 
 
-def test_a_configured_key_takes_the_place_of_the_kept_one(house: House) -> None:
+def test_a_configured_key_takes_the_place_of_the_kept_one(deps: House) -> None:
     """`--from-env` seals all under LETTA_ENCRYPTION_KEY; the kept key, which opens nothing now, is forgotten."""
-    before = {place: plain for place, (_, plain) in house.plain().items()}
+    before = {place: plain for place, (_, plain) in deps.plain().items()}
     key = secrets.token_hex(32)
-    finished = house.isabella("rekey", "--from-env", "--yes", LETTA_ENCRYPTION_KEY=key)
+    finished = deps.isabella("rekey", "--from-env", "--yes", LETTA_ENCRYPTION_KEY=key)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert not house.server.layout.master_key_file.exists()
-    configured = replace(house, server=replace(house.server, master_key=SecretStr(key)))
+    assert not deps.server.paths.master_key_file.exists()
+    configured = replace(deps, server=replace(deps.server, master_key=SecretStr(key)))
     assert {place: plain for place, (_, plain) in configured.plain().items()} == before
     assert configured.says_something(configured.server.up())
 
     # Without the line in the configuration nobody here knows the key: nothing is begun then.
-    lost = house.isabella("rekey", "--yes")
+    lost = deps.isabella("rekey", "--yes")
     assert (lost.returncode, "--former-key-file" in lost.stderr) == (1, True)
-    assert not house.server.layout.rekey_file.exists()
-    former = house.folder / "former-key"
+    assert not deps.server.paths.rekey_file.exists()
+    former = deps.folder / "former-key"
     former.write_text(f"{key}\n")
-    assert "Nothing was changed" in house.isabella("rekey", "--dry-run", "--former-key-file", str(former)).stdout
+    assert "Nothing was changed" in deps.isabella("rekey", "--dry-run", "--former-key-file", str(former)).stdout
 
 
 _CUT_OFF = """

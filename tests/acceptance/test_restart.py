@@ -69,8 +69,8 @@ class House:
                 ISABELLA_PORT="0",
                 ISABELLA_TOKEN=TOKEN,
             )
-            with self._backend() as talk:
-                yield talk
+            with self._backend() as conversation:
+                yield conversation
         finally:
             down = self.command.run(
                 "letta", "down", "--home", str(self.server.home), "--instance", self.server.instance
@@ -147,26 +147,26 @@ def _family(status: InstanceStatus) -> list[psutil.Process]:
 
 
 @pytest.fixture
-def house(new_server: Callable[..., Server], tmp_path: Path) -> Iterator[House]:
+def deps(new_server: Callable[..., Server], tmp_path: Path) -> Iterator[House]:
     """One that the other tests do not live in: theirs is not stopped."""
     with PracticeVendors() as vendors:
         yield House(new_server("restart"), vendors, Command(tmp_path, {}))
 
 
-def test_she_remembers_when_everything_was_stopped(house: House) -> None:
+def test_she_remembers_when_everything_was_stopped(deps: House) -> None:
     """What she is told on each vendor she knows after the start, on that vendor and on every other one.
 
     At no time does a vendor see any key but its own.
     """
-    with house.up() as before:
+    with deps.up() as before:
         for vendor, (what, name) in FACTS.items():
             assert name not in before.say(vendor, f"What is my {what} called?").text
             told = before.say(vendor, f"Please remember that my {what} is called {name}.")
             assert told.one("tool_result")["ok"]
-    with house.up() as after:
+    with deps.up() as after:
         for asked in HANDLES:
             for what, name in FACTS.values():
                 assert name in after.say(asked, f"What is my {what} called?").text
     for vendor in NAMES:
-        key = house.vendors.key(vendor).get_secret_value()
-        assert all(request.carries(key) for request in house.vendors.requests(vendor))
+        key = deps.vendors.key(vendor).get_secret_value()
+        assert all(request.carries(key) for request in deps.vendors.requests(vendor))

@@ -101,9 +101,9 @@ def test_switch_and_its_refusal(here: Colony) -> None:
 def test_repair_shows_then_does(here: Colony) -> None:
     """Without --yes it changes nothing and ends with 2; with it the agent is bound, and nothing is left to do."""
 
-    async def plant(agency: AgentService) -> str:
+    async def plant(agent_service: AgentService) -> str:
         body = {"name": f"Planted {here.id}", "model": "byok-groq/openai/gpt-oss-120b"}
-        return str((await agency.residents.wire.post("/v1/agents/", body))["id"])
+        return str((await agent_service.registry.wire.post("/v1/agents/", body))["id"])
 
     id = here.run(plant)
     shown = {agent["id"]: agent for agent in answer("repair", code=2)["agents"]}

@@ -28,10 +28,12 @@ def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield make
 
 
-async def export(agency: AgentService, name: str) -> str:
+async def export(agent_service: AgentService, name: str) -> str:
     """An agent as a file."""
-    resident = await agency.residents.find(name)
-    return await export_agent(agency.residents, resident, configured_secrets(agency.models, agency.connection))
+    record = await agent_service.registry.find(name)
+    return await export_agent(
+        agent_service.registry, record, configured_secrets(agent_service.models, agent_service.connection)
+    )
 
 
 def test_an_agent_goes_out_and_comes_in_again_with_all_it_knows(new: Callable[[], Colony]) -> None:
@@ -39,26 +41,28 @@ def test_an_agent_goes_out_and_comes_in_again_with_all_it_knows(new: Callable[[]
     here = new()
     name = f"Twin {secrets.token_hex(3)}"
 
-    async def work(agency: AgentService) -> None:
-        await agency.ensure()
-        first = await agency.residents.find(here.id)
-        await say(agency, first.id, "Remember that my dog is called Rex.")
-        await agency.archive.add(first.id, "The boiler was repaired in May.", ["house"])
-        brought = await import_agent(agency.residents, agency.models, await export(agency, here.id), name=name)
-        twin = await agency.residents.find(name)
+    async def work(agent_service: AgentService) -> None:
+        await agent_service.ensure()
+        first = await agent_service.registry.find(here.id)
+        await say(agent_service, first.id, "Remember that my dog is called Rex.")
+        await agent_service.archive.add(first.id, "The boiler was repaired in May.", ["house"])
+        brought = await import_agent(
+            agent_service.registry, agent_service.models, await export(agent_service, here.id), name=name
+        )
+        twin = await agent_service.registry.find(name)
         assert (twin.id, twin.ours, twin.definition) == (brought.id, True, None)
         assert twin.binding == first.binding
-        assert twin.engine is not None
-        assert twin.engine.compaction is None
-        assert "Rex" in await say(agency, twin.id, "What is my dog called?")
-        (passage,) = await agency.archive.search(twin.id, "boiler")
+        assert twin.llm is not None
+        assert twin.llm.compaction is None
+        assert "Rex" in await say(agent_service, twin.id, "What is my dog called?")
+        (passage,) = await agent_service.archive.search(twin.id, "boiler")
         assert (passage.text, passage.tags) == ("The boiler was repaired in May.", ("house",))
-        said = [entry.text for entry in (await agency.history.page(twin.id)).entries if entry.kind == "user"]
+        said = [entry.text for entry in (await agent_service.history.page(twin.id)).entries if entry.kind == "user"]
         assert said[0] == "Remember that my dog is called Rex."
         # The definition's own agent is still the one of before.
-        assert [ensured.agent_id for ensured in await agency.ensure()] == [first.id]
+        assert [ensured.agent_id for ensured in await agent_service.ensure()] == [first.id]
         with pytest.raises(AgentExists):
-            await import_agent(agency.residents, agency.models, await export(agency, name))
+            await import_agent(agent_service.registry, agent_service.models, await export(agent_service, name))
 
     here.run(work)
 
@@ -68,16 +72,18 @@ def test_no_key_is_in_the_file_whatever_put_it_there(new: Callable[[], Colony]) 
     here = new()
     backend = "http://127.0.0.1:9999"
 
-    async def work(agency: AgentService) -> str:
-        await agency.ensure()
-        agent = await agency.residents.find(here.id)
-        await say(agency, agent.id, f"Remember that my key is {here.key('groq')}.")
-        await agency.residents.wire.patch(f"/v1/agents/{agent.id}", {"secrets": {"TOKEN": "tool-secret-0123456789"}})
-        assert agency.vectors is not None
-        assert agency.vectors.address is not None
-        text = await export(agency, here.id)
-        assert agency.vectors.address.get_secret_value() not in text
-        assert agency.vectors.address.get_secret_value().split("/")[4] not in text
+    async def work(agent_service: AgentService) -> str:
+        await agent_service.ensure()
+        agent = await agent_service.registry.find(here.id)
+        await say(agent_service, agent.id, f"Remember that my key is {here.key('groq')}.")
+        await agent_service.registry.wire.patch(
+            f"/v1/agents/{agent.id}", {"secrets": {"TOKEN": "tool-secret-0123456789"}}
+        )
+        assert agent_service.vectors is not None
+        assert agent_service.vectors.address is not None
+        text = await export(agent_service, here.id)
+        assert agent_service.vectors.address.get_secret_value() not in text
+        assert agent_service.vectors.address.get_secret_value().split("/")[4] not in text
         return text
 
     text = here.run(work, backend=backend, embeddings="mistral")
@@ -92,9 +98,9 @@ def test_an_agent_from_elsewhere_is_bound_to_what_works_here(new: Callable[[], C
     """A file whose model is unknown here gets one that works; 8192 tokens and native Groq do not come in."""
     here = new()
 
-    async def work(agency: AgentService) -> None:
-        await agency.ensure()
-        document = json.loads(await export(agency, here.id))
+    async def work(agent_service: AgentService) -> None:
+        await agent_service.ensure()
+        document = json.loads(await export(agent_service, here.id))
         agent = document["agents"][0]
         agent["llm_config"] |= {
             "handle": "elsewhere/model",
@@ -104,12 +110,12 @@ def test_an_agent_from_elsewhere_is_bound_to_what_works_here(new: Callable[[], C
         }
         agent["tags"] = ["isabella", f"isabella:agent:{here.id}", "theirs"]
         name = f"Immigrant {secrets.token_hex(3)}"
-        brought = await import_agent(agency.residents, agency.models, json.dumps(document), name=name)
-        resident = await agency.residents.get(brought.id)
-        assert resident.binding is not None
-        assert (resident.binding.handle, resident.binding.window) == ("cerebras/gpt-oss-120b", 65_536)
-        assert set(resident.tags) == {"theirs", "isabella", "isabella:imported"}
-        assert await say(agency, resident.id, "Hello.")
+        brought = await import_agent(agent_service.registry, agent_service.models, json.dumps(document), name=name)
+        record = await agent_service.registry.get(brought.id)
+        assert record.binding is not None
+        assert (record.binding.handle, record.binding.window) == ("cerebras/gpt-oss-120b", 65_536)
+        assert set(record.tags) == {"theirs", "isabella", "isabella:imported"}
+        assert await say(agent_service, record.id, "Hello.")
 
     here.run(work)
 
@@ -184,19 +190,19 @@ def test_tools_that_reach_out_are_not_taken_unasked(
     else:
         with_tool(document, name, **fields)
 
-    async def work(agency: AgentService) -> None:
+    async def work(agent_service: AgentService) -> None:
         with pytest.raises(AgentFileRefused, match=name) as refused:
-            await import_agent(agency.residents, agency.models, json.dumps(document), name=agent)
+            await import_agent(agent_service.registry, agent_service.models, json.dumps(document), name=agent)
         assert "--without-tools" in str(refused.value.remedy)
         with pytest.raises(AgentUnknown):
-            await agency.residents.find(agent)
+            await agent_service.registry.find(agent)
         brought = await import_agent(
-            agency.residents, agency.models, json.dumps(document), name=agent, with_tools=False
+            agent_service.registry, agent_service.models, json.dumps(document), name=agent, with_tools=False
         )
         assert brought.left_out == (f"tools: {name}",)
-        resident = await agency.residents.get(brought.id)
-        assert set(resident.tools) == KEPT
-        assert await say(agency, brought.id, "Hello.")
+        record = await agent_service.registry.get(brought.id)
+        assert set(record.tools) == KEPT
+        assert await say(agent_service, brought.id, "Hello.")
 
     here.run(work)
 
@@ -207,14 +213,18 @@ def test_a_program_comes_along_when_it_is_asked_for(new: Callable[[], Colony], e
     document = with_tool(json.loads(exported), "count_sheep")
     document["agents"][0]["tools"] = ["fetch_webpage", "nowhere_to_be_found"]
 
-    async def work(agency: AgentService) -> None:
+    async def work(agent_service: AgentService) -> None:
         brought = await import_agent(
-            agency.residents, agency.models, json.dumps(document), name=f"Tools {here.id}", with_tools=True
+            agent_service.registry,
+            agent_service.models,
+            json.dumps(document),
+            name=f"Tools {here.id}",
+            with_tools=True,
         )
-        resident = await agency.residents.get(brought.id)
-        assert set(resident.tools) == {*KEPT, "count_sheep", "fetch_webpage"}
+        record = await agent_service.registry.get(brought.id)
+        assert set(record.tools) == {*KEPT, "count_sheep", "fetch_webpage"}
         assert brought.left_out == ("tools that Letta does not have: nowhere_to_be_found",)
-        await agency.residents.wire.delete(f"/v1/tools/{resident.tools['count_sheep']}")
+        await agent_service.registry.wire.delete(f"/v1/tools/{record.tools['count_sheep']}")
 
     here.run(work)
 
@@ -226,10 +236,12 @@ def test_a_program_under_the_name_of_a_memory_tool_stays_out(new: Callable[[], C
     for tool in document["tools"]:
         tool |= {"tool_type": "custom", "source_code": SOURCE, "json_schema": {"name": tool["name"]}}
 
-    async def work(agency: AgentService) -> None:
-        brought = await import_agent(agency.residents, agency.models, json.dumps(document), name=f"Mask {here.id}")
-        assert set((await agency.residents.get(brought.id)).tools) == KEPT
-        for tool in await agency.residents.wire.every("/v1/tools/"):
+    async def work(agent_service: AgentService) -> None:
+        brought = await import_agent(
+            agent_service.registry, agent_service.models, json.dumps(document), name=f"Mask {here.id}"
+        )
+        assert set((await agent_service.registry.get(brought.id)).tools) == KEPT
+        for tool in await agent_service.registry.wire.every("/v1/tools/"):
             if tool["name"] in KEPT:
                 assert tool["tool_type"] in ("letta_core", "letta_memory_core", "letta_sleeptime_core")
                 assert "sheep" not in str(tool.get("source_code"))
@@ -260,9 +272,13 @@ def test_no_file_makes_letta_fetch_an_address(
     document["sources"] = [{"id": "source-0", "name": f"s{here.id}", "embedding_config": agent["embedding_config"]}]
     document["files"] = [{"id": "file-0", "file_name": "f.md", "source_id": "source-0", "content": "Text."}]
 
-    async def work(agency: AgentService) -> None:
+    async def work(agent_service: AgentService) -> None:
         brought = await import_agent(
-            agency.residents, agency.models, json.dumps(document), name=f"Fetch {here.id}", with_tools=with_tools
+            agent_service.registry,
+            agent_service.models,
+            json.dumps(document),
+            name=f"Fetch {here.id}",
+            with_tools=with_tools,
         )
         assert set(brought.left_out) >= {
             "images in messages (1)",
@@ -271,8 +287,8 @@ def test_no_file_makes_letta_fetch_an_address(
             "files: f.md",
             "the rule run_first of fetch_webpage, with prefilled arguments",
         }
-        assert await say(agency, brought.id, "Say good morning") == "good morning"
-        assert await agency.residents.wire.get("/v1/tools/mcp/servers") == {}
+        assert await say(agent_service, brought.id, "Say good morning") == "good morning"
+        assert await agent_service.registry.wire.get("/v1/tools/mcp/servers") == {}
 
     here.run(work)
     assert fetched == []
@@ -285,15 +301,15 @@ def test_the_beacon_sees_what_such_a_file_does_in_letta_itself(
     here = new()
     address, fetched = beacon
 
-    async def work(agency: AgentService) -> None:
-        brought = await import_agent(agency.residents, agency.models, exported, name=f"Prey {here.id}")
-        tools = {tool["name"]: tool["id"] for tool in await agency.residents.wire.every("/v1/tools/")}
+    async def work(agent_service: AgentService) -> None:
+        brought = await import_agent(agent_service.registry, agent_service.models, exported, name=f"Prey {here.id}")
+        tools = {tool["name"]: tool["id"] for tool in await agent_service.registry.wire.every("/v1/tools/")}
         change = {
             "tool_ids": [tools["fetch_webpage"]],
             "tool_rules": [{"type": "run_first", "tool_name": "fetch_webpage", "args": {"url": address}}],
         }
-        await agency.residents.wire.patch(f"/v1/agents/{brought.id}", change)
-        await say(agency, brought.id, "Say good morning")
+        await agent_service.registry.wire.patch(f"/v1/agents/{brought.id}", change)
+        await say(agent_service, brought.id, "Say good morning")
 
     here.run(work)
     assert fetched
@@ -306,10 +322,12 @@ def test_an_agent_without_messages_in_its_context_answers(new: Callable[[], Colo
     document["agents"][0] |= {"messages": [], "in_context_message_ids": [], "system": f"You are {here.id}."}
     document["blocks"][0]["value"] = "The user's dog is called Rex."
 
-    async def work(agency: AgentService) -> None:
-        brought = await import_agent(agency.residents, agency.models, json.dumps(document), name=f"Empty {here.id}")
-        assert "Rex" in await say(agency, brought.id, "What is my dog called?")
-        first = (await agency.residents.wire.get(f"/v1/agents/{brought.id}/messages", limit=1, order="asc"))[0]
+    async def work(agent_service: AgentService) -> None:
+        brought = await import_agent(
+            agent_service.registry, agent_service.models, json.dumps(document), name=f"Empty {here.id}"
+        )
+        assert "Rex" in await say(agent_service, brought.id, "What is my dog called?")
+        first = (await agent_service.registry.wire.get(f"/v1/agents/{brought.id}/messages", limit=1, order="asc"))[0]
         assert first["message_type"] == "system_message"
         assert f"You are {here.id}." in first["content"]
         assert "Rex" in first["content"]
@@ -333,14 +351,14 @@ def test_a_file_with_a_companion_in_a_json_string_is_taken(new: Callable[[], Col
     ]
     text = json.dumps(json.dumps(document))
 
-    async def work(agency: AgentService) -> None:
-        before = {one.id for one in await agency.residents.all()}
-        brought = await import_agent(agency.residents, agency.models, text, name=f"Day {here.id}")
+    async def work(agent_service: AgentService) -> None:
+        before = {one.id for one in await agent_service.registry.all()}
+        brought = await import_agent(agent_service.registry, agent_service.models, text, name=f"Day {here.id}")
         assert brought.left_out == ("the agent 'Night', its companion", "`hidden`", "the tag role:subagent")
-        assert {one.id for one in await agency.residents.all()} - before == {brought.id}
-        row = await agency.residents.wire.get(f"/v1/agents/{brought.id}")
+        assert {one.id for one in await agent_service.registry.all()} - before == {brought.id}
+        row = await agent_service.registry.wire.get(f"/v1/agents/{brought.id}")
         assert (row.get("hidden"), row.get("multi_agent_group")) == (None, None)
-        assert await say(agency, brought.id, "Say good morning") == "good morning"
+        assert await say(agent_service, brought.id, "Say good morning") == "good morning"
 
     here.run(work)
 
@@ -368,11 +386,11 @@ def test_a_broken_file_is_refused_and_leaves_nothing(
     document = json.loads(exported)
     damage(document)
 
-    async def work(agency: AgentService) -> None:
+    async def work(agent_service: AgentService) -> None:
         with pytest.raises(AgentFileRefused):
-            await import_agent(agency.residents, agency.models, json.dumps(document), name=name)
+            await import_agent(agent_service.registry, agent_service.models, json.dumps(document), name=name)
         with pytest.raises(AgentUnknown):
-            await agency.residents.find(name)
+            await agent_service.registry.find(name)
 
     here.run(work)
 
@@ -382,9 +400,9 @@ def exported(new: Callable[[], Colony]) -> str:
     """A good file."""
     here = new()
 
-    async def work(agency: AgentService) -> str:
-        await agency.ensure()
-        return await export(agency, here.id)
+    async def work(agent_service: AgentService) -> str:
+        await agent_service.ensure()
+        return await export(agent_service, here.id)
 
     return str(here.run(work))
 
@@ -394,13 +412,13 @@ def test_archival_memory_that_cannot_be_brought_in_takes_the_agent_back(new: Cal
     here = new()
     name = f"Forgetful {secrets.token_hex(3)}"
 
-    async def work(agency: AgentService) -> None:
-        await agency.ensure()
-        document = json.loads(await export(agency, here.id))
+    async def work(agent_service: AgentService) -> None:
+        await agent_service.ensure()
+        document = json.loads(await export(agent_service, here.id))
         document["isabella"] = {"passages": [{"text": "short"}, {"text": "word " * 60_000}]}
         with pytest.raises(Exception, match="longer than archival memory takes"):
-            await import_agent(agency.residents, agency.models, json.dumps(document), name=name)
+            await import_agent(agent_service.registry, agent_service.models, json.dumps(document), name=name)
         with pytest.raises(AgentUnknown):
-            await agency.residents.find(name)
+            await agent_service.registry.find(name)
 
     here.run(work)

@@ -23,30 +23,35 @@ def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         yield make
 
 
-async def plant(agency: AgentService, **body: Any) -> str:
+async def plant(agent_service: AgentService, **body: Any) -> str:
     """Somebody else's agent; what is given is what Letta is asked for."""
     name = f"Planted {secrets.token_hex(4)}"
-    made = await agency.residents.wire.post(
+    made = await agent_service.registry.wire.post(
         "/v1/agents/",
         {"name": name, "memory_blocks": [{"label": "human", "value": "Has a dog called Rex."}], **body},
     )
     return str(made["id"])
 
 
-async def finding(agency: AgentService, id: str) -> AgentRepair | None:
+async def finding(agent_service: AgentService, id: str) -> AgentRepair | None:
     """What is found about one agent; others in this Letta are none of the test's business."""
     return next(
-        (repair for repair in await find_broken(agency.residents, agency.models) if repair.agent_id == id), None
+        (
+            repair
+            for repair in await find_broken(agent_service.registry, agent_service.models)
+            if repair.agent_id == id
+        ),
+        None,
     )
 
 
-async def mended(agency: AgentService, id: str) -> AgentRepair:
+async def mended(agent_service: AgentService, id: str) -> AgentRepair:
     """Mend one agent, and see that nothing is found about it any more."""
-    found = await finding(agency, id)
+    found = await finding(agent_service, id)
     assert found is not None
-    (done,) = await apply_repairs(agency.residents, [found])
+    (done,) = await apply_repairs(agent_service.registry, [found])
     assert done.done
-    assert await finding(agency, id) is None
+    assert await finding(agent_service, id) is None
     return done
 
 
@@ -59,14 +64,14 @@ def test_a_native_groq_agent_is_found_and_speaks_afterwards(new: Callable[[], Co
     """By handle alone Letta gives a Groq agent no key (M3); bound, it answers from the memory that it had."""
     here = new()
 
-    async def work(agency: AgentService) -> None:
-        id = await plant(agency, model="byok-groq/openai/gpt-oss-120b")
+    async def work(agent_service: AgentService) -> None:
+        id = await plant(agent_service, model="byok-groq/openai/gpt-oss-120b")
         with pytest.raises(IsabellaError):
-            await say(agency, id, "Hello.")
-        done = await mended(agency, id)
+            await say(agent_service, id, "Hello.")
+        done = await mended(agent_service, id)
         assert (done.fault.value, done.ours) == ("key_ignored", False)
         assert done.after == "byok-groq/openai/gpt-oss-120b (128000)"
-        assert "Rex" in await say(agency, id, "What is my dog called?")
+        assert "Rex" in await say(agent_service, id, "What is my dog called?")
 
     here.run(work)
     assert all(request.carries(here.key("groq")) for request in here.vendors.requests("groq"))
@@ -76,14 +81,14 @@ def test_an_agent_on_a_shared_proxy_handle_gets_a_binding_of_its_own(new: Callab
     """`openai-proxy/LongCat-2.0` with its guessed window becomes `longcat/LongCat-2.0` with a million tokens (M4)."""
     here = new()
 
-    async def work(agency: AgentService) -> None:
+    async def work(agent_service: AgentService) -> None:
         config = bound(
             here, "longcat", "longcat", "LongCat-2.0", handle="openai-proxy/LongCat-2.0", context_window=30_000
         )
-        id = await plant(agency, llm_config=config)
-        done = await mended(agency, id)
+        id = await plant(agent_service, llm_config=config)
+        done = await mended(agent_service, id)
         assert (done.fault.value, done.after) == ("proxy_handle", "longcat/LongCat-2.0 (1000000)")
-        assert "Rex" in await say(agency, id, "What is my dog called?")
+        assert "Rex" in await say(agent_service, id, "What is my dog called?")
 
     here.run(work)
 
@@ -92,16 +97,16 @@ def test_an_agent_whose_provider_is_gone_moves_to_one_that_works(new: Callable[[
     """With its provider gone, the same model at the same address is taken, through the provider that is there."""
     here = new()
 
-    async def work(agency: AgentService) -> None:
+    async def work(agent_service: AgentService) -> None:
         config = bound(here, "mistral", "old-mistral", "mistral-small-latest")
-        id = await plant(agency, llm_config=config)
-        done = await mended(agency, id)
+        id = await plant(agent_service, llm_config=config)
+        done = await mended(agent_service, id)
         assert done.fault.value == "provider_gone"
         assert done.after == "byok-mistral/mistral-small-latest (131072)"
         elsewhere = {**config, "model": "unheard-of", "model_endpoint": "http://127.0.0.1:9/v1"}
-        id = await plant(agency, llm_config=elsewhere)
-        assert (await mended(agency, id)).after == "cerebras/gpt-oss-120b (65536)"
-        assert "Rex" in await say(agency, id, "What is my dog called?")
+        id = await plant(agent_service, llm_config=elsewhere)
+        assert (await mended(agent_service, id)).after == "cerebras/gpt-oss-120b (65536)"
+        assert "Rex" in await say(agent_service, id, "What is my dog called?")
 
     here.run(work)
 
@@ -110,10 +115,10 @@ def test_a_base_url_that_moved_is_found(new: Callable[[], Colony]) -> None:
     """An agent that still calls a former address is bound to its provider's present one; a chosen window stays."""
     here = new()
 
-    async def work(agency: AgentService) -> None:
+    async def work(agent_service: AgentService) -> None:
         config = bound(here, "cerebras", "cerebras", "gpt-oss-120b")
-        id = await plant(agency, llm_config={**config, "model_endpoint": "http://127.0.0.1:9/v1"})
-        done = await mended(agency, id)
+        id = await plant(agent_service, llm_config={**config, "model_endpoint": "http://127.0.0.1:9/v1"})
+        done = await mended(agent_service, id)
         assert (done.fault.value, done.after) == ("base_url_moved", "cerebras/gpt-oss-120b (65536)")
 
     here.run(work)
@@ -123,12 +128,12 @@ def test_the_window_that_letta_guesses_is_found(new: Callable[[], Colony]) -> No
     """A native Cerebras agent has 8192 tokens (M1); afterwards it has the model's own."""
     here = new()
 
-    async def work(agency: AgentService) -> None:
-        id = await plant(agency, model="cerebras/gpt-oss-120b")
-        row = await agency.residents.wire.get(f"/v1/agents/{id}")
+    async def work(agent_service: AgentService) -> None:
+        id = await plant(agent_service, model="cerebras/gpt-oss-120b")
+        row = await agent_service.registry.wire.get(f"/v1/agents/{id}")
         assert row["llm_config"]["context_window"] == 8192
-        assert (await mended(agency, id)).after == "cerebras/gpt-oss-120b (65536)"
-        row = await agency.residents.wire.get(f"/v1/agents/{id}")
+        assert (await mended(agent_service, id)).after == "cerebras/gpt-oss-120b (65536)"
+        row = await agent_service.registry.wire.get(f"/v1/agents/{id}")
         assert (row["llm_config"]["context_window"], row["compaction_settings"]["model"]) == (65_536, None)
 
     here.run(work)
@@ -138,9 +143,11 @@ def test_the_client_that_vendors_refuse_is_found(new: Callable[[], Colony]) -> N
     """An agent bound through Letta's openai client is bound through the one that vendors take (M13)."""
     here = new()
 
-    async def work(agency: AgentService) -> None:
+    async def work(agent_service: AgentService) -> None:
         config = bound(here, "mistral", "byok-mistral", "mistral-medium-latest", model_endpoint_type=OPENAI)
-        assert (await mended(agency, await plant(agency, llm_config=config))).fault.value == "wrong_client"
+        assert (
+            await mended(agent_service, await plant(agent_service, llm_config=config))
+        ).fault.value == "wrong_client"
 
     here.run(work)
 
@@ -149,9 +156,9 @@ def test_a_model_that_its_vendor_no_longer_has_is_replaced(new: Callable[[], Col
     """A retired model is found, and another is offered in its place."""
     here = new()
 
-    async def work(agency: AgentService) -> None:
+    async def work(agent_service: AgentService) -> None:
         config = bound(here, "groq", "byok-groq", "retired-model")
-        done = await mended(agency, await plant(agency, llm_config=config))
+        done = await mended(agent_service, await plant(agent_service, llm_config=config))
         assert done.fault.value == "model_gone"
 
     here.run(work)
@@ -161,18 +168,22 @@ def test_finding_changes_nothing_and_healthy_agents_are_not_found(new: Callable[
     """Looking writes nothing; agents that work, ours and others', are left out."""
     here = new()
 
-    async def work(agency: AgentService) -> None:
-        await agency.ensure()
-        ours = await agency.residents.find(here.id)
-        healthy = await plant(agency, llm_config=bound(here, "longcat", "longcat", "LongCat-2.0"))
+    async def work(agent_service: AgentService) -> None:
+        await agent_service.ensure()
+        ours = await agent_service.registry.find(here.id)
+        healthy = await plant(agent_service, llm_config=bound(here, "longcat", "longcat", "LongCat-2.0"))
         # Letta notes the handle for summaries when it makes an agent, which is a fault of its own (M15).
-        await agency.residents.bind(healthy, (await agency.residents.get(healthy)).binding or pytest.fail("unbound"))
-        broken = await plant(agency, model="byok-groq/openai/gpt-oss-120b")
-        before = await agency.residents.wire.get(f"/v1/agents/{broken}")
-        found = {repair.agent_id: repair for repair in await find_broken(agency.residents, agency.models)}
+        await agent_service.registry.bind(
+            healthy, (await agent_service.registry.get(healthy)).binding or pytest.fail("unbound")
+        )
+        broken = await plant(agent_service, model="byok-groq/openai/gpt-oss-120b")
+        before = await agent_service.registry.wire.get(f"/v1/agents/{broken}")
+        found = {
+            repair.agent_id: repair for repair in await find_broken(agent_service.registry, agent_service.models)
+        }
         assert broken in found
         assert ours.id not in found
         assert healthy not in found
-        assert await agency.residents.wire.get(f"/v1/agents/{broken}") == before
+        assert await agent_service.registry.wire.get(f"/v1/agents/{broken}") == before
 
     here.run(work)

@@ -80,65 +80,65 @@ def change(served: Backend, id: str, **fields: Any) -> None:
     served.letta.patch(f"/v1/agents/{id}", json=update).raise_for_status()
 
 
-async def switched(here: Colony, agency: AgentService, id: str, served: Backend) -> str:
+async def switched(here: Colony, agent_service: AgentService, id: str, served: Backend) -> str:
     """To Groq, and what Groq is asked for has the owner's settings."""
-    await agency.residents.switch(await agency.residents.get(id), "byok-groq", agency.models)
+    await agent_service.registry.switch(await agent_service.registry.get(id), "byok-groq", agent_service.models)
     assert config(served, id)["handle"] == GROQ
     return id
 
 
-async def ensured(here: Colony, agency: AgentService, id: str, served: Backend) -> str:
+async def ensured(here: Colony, agent_service: AgentService, id: str, served: Backend) -> str:
     """The file prefers another model by now."""
     here.define(PLAIN, **{'"cerebras/gpt-oss-120b", ': ""})
-    async with here.agency() as changed:
+    async with here.agent_service() as changed:
         (done,) = await changed.ensure()
     assert done.agent_id == id
     assert config(served, id)["handle"] == GROQ
     return id
 
 
-async def repaired(here: Colony, agency: AgentService, id: str, served: Backend) -> str:
+async def repaired(here: Colony, agent_service: AgentService, id: str, served: Backend) -> str:
     """It is bound with a client that vendors refuse, and mended."""
     change(served, id, model_endpoint_type=OPENAI)
-    broken = [one for one in await find_broken(agency.residents, agency.models) if one.agent_id == id]
-    assert [one.done for one in await apply_repairs(agency.residents, broken)] == [True]
+    broken = [one for one in await find_broken(agent_service.registry, agent_service.models) if one.agent_id == id]
+    assert [one.done for one in await apply_repairs(agent_service.registry, broken)] == [True]
     assert config(served, id)["model_endpoint_type"] == GENERIC
     return id
 
 
-async def fixed(here: Colony, agency: AgentService, id: str, served: Backend) -> str:
+async def fixed(here: Colony, agent_service: AgentService, id: str, served: Backend) -> str:
     """The same, by `isabella doctor --fix`."""
     change(served, id, model_endpoint="http://127.0.0.1:9/v1")
-    examination = await examined(here.settings(), agency)
+    doctor_run = await examined(here.settings(), agent_service)
     name = served.letta.get(f"/v1/agents/{id}").json()["name"]
-    assert any(line.startswith(f"{name}: bound") for line in [line async for line in apply_fixes(examination)])
+    assert any(line.startswith(f"{name}: bound") for line in [line async for line in apply_fixes(doctor_run)])
     assert config(served, id)["model_endpoint"] == here.vendors.base_url("cerebras")
     return id
 
 
-async def brought_in(here: Colony, agency: AgentService, id: str, served: Backend) -> str:
+async def brought_in(here: Colony, agent_service: AgentService, id: str, served: Backend) -> str:
     """Out into a file, and in again as another agent."""
-    text = await export_agent(agency.residents, await agency.residents.get(id))
-    return (await import_agent(agency.residents, agency.models, text, name=f"Twin {here.id}")).id
+    text = await export_agent(agent_service.registry, await agent_service.registry.get(id))
+    return (await import_agent(agent_service.registry, agent_service.models, text, name=f"Twin {here.id}")).id
 
 
-async def moved(here: Colony, agency: AgentService, id: str, served: Backend) -> str:
+async def moved(here: Colony, agent_service: AgentService, id: str, served: Backend) -> str:
     """Its provider has another address by now, and it goes along at its next turn."""
     change(served, id, model_endpoint="http://127.0.0.1:9/v1")
-    roster = agency_roster(served)
-    served.call(roster.take_along, served.call(roster.look, served.call(roster.find, id)))
+    agent_cache = agency_roster(served)
+    served.call(agent_cache.take_along, served.call(agent_cache.look, served.call(agent_cache.find, id)))
     assert config(served, id)["model_endpoint"] == here.vendors.base_url("cerebras")
     return id
 
 
 def agency_roster(served: Backend) -> Any:
     """The roster of the backend's turns."""
-    return served.app.state.desk.house.roster
+    return served.app.state.turn_service.deps.agent_cache
 
 
-async def examined(settings: Settings, agency: AgentService) -> DoctorRun:
+async def examined(settings: Settings, agent_service: AgentService) -> DoctorRun:
     """What the doctor finds in this Letta."""
-    return await run_doctor(settings=settings, connection=agency.connection)
+    return await run_doctor(settings=settings, connection=agent_service.connection)
 
 
 WRITERS: dict[str, Callable[[Colony, AgentService, str, Backend], Awaitable[str]]] = {
@@ -155,10 +155,10 @@ WRITERS: dict[str, Callable[[Colony, AgentService, str, Backend], Awaitable[str]
 def test_what_the_owner_has_set_outlives_a_binding(served: Backend, here: Colony, writer: str) -> None:
     """Temperature, max_tokens and the like are after every kind of binding what they were before it."""
 
-    async def work(agency: AgentService) -> None:
-        (made,) = await agency.ensure()
+    async def work(agent_service: AgentService) -> None:
+        (made,) = await agent_service.ensure()
         assert made.agent_id is not None
-        id = await WRITERS[writer](here, agency, owned(served, made.agent_id), served)
+        id = await WRITERS[writer](here, agent_service, owned(served, made.agent_id), served)
         assert owners(served, id) == OWNERS
         seen = served.letta.get(f"/v1/agents/{id}").json()["model_settings"]
         assert (seen["temperature"], seen["max_output_tokens"]) == (0.15, 777)
@@ -183,16 +183,16 @@ def test_what_the_owner_has_set_outlives_a_failover_and_the_way_back(served: Bac
 @contextmanager
 def watched_bindings(served: Backend, seen: list[dict[str, Any]]) -> Iterator[None]:
     """Note what Letta has of an agent each time that it was bound."""
-    residents = agency_roster(served).residents
+    registry = agency_roster(served).registry
 
-    def hear(agent_id: str, _binding: Binding) -> None:
+    def on_event(agent_id: str, _binding: Binding) -> None:
         seen.append(config(served, agent_id))
 
-    residents.hear_bound.append(hear)
+    registry.on_bound.append(on_event)
     try:
         yield
     finally:
-        residents.hear_bound.remove(hear)
+        registry.on_bound.remove(on_event)
 
 
 def test_a_limit_that_does_not_fit_into_the_window_is_lowered_told_and_brought_back(
@@ -200,21 +200,27 @@ def test_a_limit_that_does_not_fit_into_the_window_is_lowered_told_and_brought_b
 ) -> None:
     """A `max_tokens` beyond the window of the new model is halved to fit, and comes back with a larger window."""
 
-    async def work(agency: AgentService) -> None:
-        (made,) = await agency.ensure()
+    async def work(agent_service: AgentService) -> None:
+        (made,) = await agent_service.ensure()
         id = owned(served, str(made.agent_id), max_tokens=200_000)
-        to_groq = await agency.residents.switch(await agency.residents.get(id), "byok-groq", agency.models)
+        to_groq = await agent_service.registry.switch(
+            await agent_service.registry.get(id), "byok-groq", agent_service.models
+        )
         assert config(served, id)["max_tokens"] == 131_072 // 2
         assert "200000 does not fit into a window of 131072" in to_groq.notes[0]
-        again = await agency.residents.switch(await agency.residents.get(id), "byok-groq", agency.models)
+        again = await agent_service.registry.switch(
+            await agent_service.registry.get(id), "byok-groq", agent_service.models
+        )
         assert again.notes == to_groq.notes
-        back = await agency.residents.switch(await agency.residents.get(id), "longcat", agency.models)
+        back = await agent_service.registry.switch(
+            await agent_service.registry.get(id), "longcat", agent_service.models
+        )
         assert back.notes == ()
         assert config(served, id)["max_tokens"] == 200_000
         # What its owner sets meanwhile is the owner's word.
-        await agency.residents.switch(await agency.residents.get(id), "byok-groq", agency.models)
+        await agent_service.registry.switch(await agent_service.registry.get(id), "byok-groq", agent_service.models)
         change(served, id, max_tokens=5)
-        await agency.residents.switch(await agency.residents.get(id), "longcat", agency.models)
+        await agent_service.registry.switch(await agent_service.registry.get(id), "longcat", agent_service.models)
         assert config(served, id)["max_tokens"] == 5
 
     here.run(work)
@@ -267,14 +273,18 @@ def test_an_agent_of_an_older_type_is_switched_fails_over_and_goes_on_answering(
     gone.append(id)
     answers(served, id)
 
-    async def work(agency: AgentService) -> None:
+    async def work(agent_service: AgentService) -> None:
         for handle in ("byok-groq", "longcat", "cerebras"):
-            bound = await agency.residents.switch(await agency.residents.get(id), handle, agency.models)
+            bound = await agent_service.registry.switch(
+                await agent_service.registry.get(id), handle, agent_service.models
+            )
             assert bound.binding.client == OPENAI
             assert config(served, id)["model_endpoint_type"] == OPENAI
             answers(served, id)
-        assert [one for one in await find_broken(agency.residents, agency.models) if one.agent_id == id] == []
-        findings = (await examined(here.settings(), agency)).verdict.causes
+        assert [
+            one for one in await find_broken(agent_service.registry, agent_service.models) if one.agent_id == id
+        ] == []
+        findings = (await examined(here.settings(), agent_service)).verdict.causes
         assert not any(id in cause.finding.agent_ids for cause in findings)
 
     here.run(work)
@@ -294,35 +304,41 @@ def test_an_agent_of_an_older_type_that_cannot_stream_is_found_and_mended(
     name = served.letta.get(f"/v1/agents/{id}").json()["name"]
     assert served.say(id, "Hello.").end["reason"] == "failed"
 
-    async def work(agency: AgentService) -> str:
-        (broken,) = [one for one in await find_broken(agency.residents, agency.models) if one.agent_id == id]
+    async def work(agent_service: AgentService) -> str:
+        (broken,) = [
+            one for one in await find_broken(agent_service.registry, agent_service.models) if one.agent_id == id
+        ]
         assert broken.fault.value == "cannot_stream"
-        examination = await examined(here.settings(), agency)
-        (finding,) = [cause.finding for cause in examination.verdict.causes if id in cause.finding.agent_ids]
+        doctor_run = await examined(here.settings(), agent_service)
+        (finding,) = [cause.finding for cause in doctor_run.verdict.causes if id in cause.finding.agent_ids]
         assert finding.code == "agent-cannot-stream"
         match mended_by:
             case "repair":
-                assert [one.done for one in await apply_repairs(agency.residents, [broken])] == [True]
+                assert [one.done for one in await apply_repairs(agent_service.registry, [broken])] == [True]
             case "doctor":
                 assert any(
-                    line.startswith(f"{name}: bound") for line in [line async for line in apply_fixes(examination)]
+                    line.startswith(f"{name}: bound") for line in [line async for line in apply_fixes(doctor_run)]
                 )
             case "ensure":
                 body = {"tags": ["isabella", f"isabella:agent:{here.id}"]}
                 served.letta.patch(f"/v1/agents/{id}", json=body).raise_for_status()
-                (done,) = await agency.ensure()
+                (done,) = await agent_service.ensure()
                 assert (done.agent_id, done.done.value) == (id, "changed")
             case "import":
-                text = json.loads(await export_agent(agency.residents, await agency.residents.get(id)))
+                text = json.loads(await export_agent(agent_service.registry, await agent_service.registry.get(id)))
                 brought = await import_agent(
-                    agency.residents, agency.models, json.dumps(text), name=f"In {here.id}", with_tools=True
+                    agent_service.registry,
+                    agent_service.models,
+                    json.dumps(text),
+                    name=f"In {here.id}",
+                    with_tools=True,
                 )
                 gone.append(brought.id)
                 return brought.id
             case "failover":
-                roster = agency_roster(served)
-                speaker = served.call(roster.look, served.call(roster.find, id))
-                served.call(roster.bind, id, served.call(roster.resolve, speaker, GROQ))
+                agent_cache = agency_roster(served)
+                agent_ref = served.call(agent_cache.look, served.call(agent_cache.find, id))
+                served.call(agent_cache.bind, id, served.call(agent_cache.resolve, agent_ref, GROQ))
         return id
 
     found = here.run(work)

@@ -29,19 +29,19 @@ def test_a_conversation_through_all_four_vendors_keeps_its_history_and_every_ven
     here = new()
     here.vendors.forget()
 
-    async def work(agency: AgentService) -> None:
-        await agency.ensure()
-        agent = await agency.residents.find(here.id)
-        await agency.residents.switch(agent, "longcat", agency.models)
-        await say(agency, agent.id, "Remember that my dog is called Rex.")
+    async def work(agent_service: AgentService) -> None:
+        await agent_service.ensure()
+        agent = await agent_service.registry.find(here.id)
+        await agent_service.registry.switch(agent, "longcat", agent_service.models)
+        await say(agent_service, agent.id, "Remember that my dog is called Rex.")
         for vendor in NAMES:
-            bound = await agency.residents.switch(agent, PROVIDERS[vendor], agency.models)
+            bound = await agent_service.registry.switch(agent, PROVIDERS[vendor], agent_service.models)
             assert bound.binding.window == WINDOWS[vendor]
             seen = {name: len(here.vendors.requests(name)) for name in NAMES}
-            assert "Rex" in await say(agency, agent.id, "What is my dog called?")
+            assert "Rex" in await say(agent_service, agent.id, "What is my dog called?")
             answered = {name for name in NAMES if len(here.vendors.requests(name)) > seen[name]}
             assert answered == {vendor}
-        page = await agency.history.page(agent.id, limit=100)
+        page = await agent_service.history.page(agent.id, limit=100)
         assert [entry.kind for entry in page.entries].count("user") == 1 + len(NAMES)
 
     here.run(work)
@@ -52,14 +52,14 @@ def test_summaries_of_long_conversations_come_from_the_vendor_it_speaks_with(new
     """After a switch to Groq a summary is Groq's, with Groq's key: by its handle Letta would fail there (M3)."""
     here = new()
 
-    async def work(agency: AgentService) -> None:
-        await agency.ensure()
-        agent = await agency.residents.find(here.id)
+    async def work(agent_service: AgentService) -> None:
+        await agent_service.ensure()
+        agent = await agent_service.registry.find(here.id)
         for text in ("Hello.", "My name is Ada.", "Good evening.", "Say something."):
-            await say(agency, agent.id, text)
-        await agency.residents.switch(agent, "byok-groq", agency.models)
+            await say(agent_service, agent.id, text)
+        await agent_service.registry.switch(agent, "byok-groq", agent_service.models)
         here.vendors.forget()
-        await agency.residents.wire.post(f"/v1/agents/{agent.id}/summarize", {})
+        await agent_service.registry.wire.post(f"/v1/agents/{agent.id}/summarize", {})
 
     here.run(work)
     assert [name for name in NAMES if here.vendors.requests(name)] == ["groq"]
@@ -80,14 +80,14 @@ def test_a_handle_that_would_not_work_is_refused_with_those_that_would(
     """Nothing is changed, and the error offers a handle of every vendor that answers."""
     here = new()
 
-    async def work(agency: AgentService) -> None:
-        await agency.ensure()
-        agent = await agency.residents.find(here.id)
+    async def work(agent_service: AgentService) -> None:
+        await agent_service.ensure()
+        agent = await agent_service.registry.find(here.id)
         with pytest.raises(ModelUnknown) as refused:
-            await agency.residents.switch(agent, handle, agency.models)
+            await agent_service.registry.switch(agent, handle, agent_service.models)
         assert said in refused.value.what
         assert {handle.partition("/")[0] for handle in refused.value.handles} == set(PROVIDERS.values())
-        assert (await agency.residents.find(here.id)).binding == agent.binding
+        assert (await agent_service.registry.find(here.id)).binding == agent.binding
 
     here.run(work)
 
@@ -99,12 +99,12 @@ def test_a_vendor_that_refuses_its_key_or_fails_is_refused_and_not_offered(new: 
     here.vendors.fault("mistral", on="models", status=503)
     try:
 
-        async def work(agency: AgentService) -> None:
-            await agency.ensure()
-            agent = await agency.residents.find(here.id)
+        async def work(agent_service: AgentService) -> None:
+            await agent_service.ensure()
+            agent = await agent_service.registry.find(here.id)
             for provider, said in (("byok-groq", "refuses the key"), ("byok-mistral", "cannot answer now")):
                 with pytest.raises(ModelUnknown, match=said) as refused:
-                    await agency.residents.switch(agent, provider, agency.models)
+                    await agent_service.registry.switch(agent, provider, agent_service.models)
                 offered = {handle.partition("/")[0] for handle in refused.value.handles}
                 assert offered == {"cerebras", "longcat"}
 
@@ -119,8 +119,8 @@ def test_an_agent_is_made_on_the_first_of_its_vendors_that_works(new: Callable[[
     here.vendors.fault("cerebras", on="models", status=401)
     try:
 
-        async def work(agency: AgentService) -> str:
-            (made,) = await agency.ensure()
+        async def work(agent_service: AgentService) -> str:
+            (made,) = await agent_service.ensure()
             return str(made.handle)
 
         assert here.run(work) == "byok-groq/openai/gpt-oss-120b"

@@ -139,7 +139,7 @@ def letta(letta_server: Letta) -> Iterator[Ground]:
 def story(letta: Ground, embedded: Server, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """The story, played once."""
     folder = tmp_path_factory.mktemp("canaries")
-    told = Story(homes=[folder / "home", embedded.layout.folder])
+    told = Story(homes=[folder / "home", embedded.paths.folder])
     server = letta.letta
     assert server.master_key is not None
     database_url = server.database_url.get_secret_value()

@@ -147,7 +147,7 @@ def test_letta_restarted_without_its_master_key(ward: Ward, server: Server) -> N
         document = ward.doctor()
         assert causes(document) == {without, base_key, ("agent-provider-gone", None)}
         # The seed document's warning, from the log of the server that has just stored a key in plaintext.
-        with server.layout.letta_log.open(encoding="utf-8", errors="replace") as log:
+        with server.paths.letta_log.open(encoding="utf-8", errors="replace") as log:
             assert "no-encryption-key" in {one.symptom.id for one in recognise_in(log)}
         gone = next(one for one in document["findings"] if one["code"] == "agent-provider-gone")
         assert any("OPENAI_API_KEY is in Letta's environment" in line for line in gone["evidence"])

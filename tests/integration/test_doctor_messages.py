@@ -52,7 +52,7 @@ class Wire:
 def captured(letta_server: Letta, embedded: Server) -> Iterator[dict[str, str]]:
     """What Letta answered, and what it wrote into its log, when it was made to fail in each way."""
     wire, said = Wire(letta_server), {}
-    log = embedded.layout.letta_log
+    log = embedded.paths.letta_log
     begin = log.stat().st_size
     made: list[str] = []
     agents: list[httpx.Response] = []
@@ -139,10 +139,10 @@ def test_the_seed_document_s_sync_line_is_what_letta_writes(captured: dict[str, 
 
 def in_lettas_interpreter(server: Server, *arguments: str, **environment: str) -> str:
     """What Letta's own interpreter prints."""
-    plain = {"PATH": os.environ["PATH"], "HOME": str(server.layout.server_home), **environment}
-    command = [str(server.layout.python), *arguments]
+    plain = {"PATH": os.environ["PATH"], "HOME": str(server.paths.server_home), **environment}
+    command = [str(server.paths.python), *arguments]
     done = subprocess.run(
-        command, cwd=server.layout.program, env=plain, capture_output=True, text=True, timeout=120, check=False
+        command, cwd=server.paths.program, env=plain, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode != 0
     return done.stdout + done.stderr

@@ -99,14 +99,14 @@ def test_agents_go_along_while_they_talk(
     done = threading.Event()
     ends: list[str] = []
 
-    def talk(agent: str) -> None:
+    def conversation(agent: str) -> None:
         while True:
             last = done.is_set()
             ends.append(served.say(agent, "Say good morning").end["reason"])
             if last:
                 return
 
-    threads = [threading.Thread(target=talk, args=(agent,)) for agent in agents]
+    threads = [threading.Thread(target=conversation, args=(agent,)) for agent in agents]
     for thread in threads:
         thread.start()
     try:
@@ -226,7 +226,7 @@ def test_an_agent_that_was_left_behind_is_taken_along_by_its_next_turn(
     config = served.letta.get(path).json()["llm_config"] | {"temperature": 0.25}
     assert move(served, settings).proof is Proof.PROVEN
     served.letta.patch(path, json={"llm_config": config}).raise_for_status()
-    models = served.app.state.agency.models
+    models = served.app.state.agent_service.models
     try:
         models.renew(desired_providers(settings))
         assert served.say(agent, "Say good morning").end["handle"] == CEREBRAS
@@ -266,32 +266,32 @@ def test_before_the_move_the_stored_key_stays_where_it_belongs(served: Backend, 
     settings, here = moved(served, elsewhere), served.vendors.base_url("cerebras")
     elsewhere.fault("cerebras", status=401)
     agent, other = served.agent("stays", CEREBRAS), served.agent("switches", GROQ)
-    agency = served.app.state.agency
+    agent_service = served.app.state.agent_service
 
     async def ask_and_mend() -> tuple[ProviderReport, list[str]]:
         report = await verify_providers(settings, connection=served.connection, only=("cerebras",))
-        wishes = DoctorOptions(providers=("cerebras",), probe=True)
-        examination = await run_doctor(settings=settings, connection=served.connection, wishes=wishes)
-        return report.providers[0], [line async for line in apply_fixes(examination)]
+        options = DoctorOptions(providers=("cerebras",), probe=True)
+        doctor_run = await run_doctor(settings=settings, connection=served.connection, options=options)
+        return report.providers[0], [line async for line in apply_fixes(doctor_run)]
 
     async def switch_and_make() -> str:
-        residents = agency.residents
-        await residents.switch(await residents.find(other), CEREBRAS, agency.models)
+        registry = agent_service.registry
+        await registry.switch(await registry.find(other), CEREBRAS, agent_service.models)
         made = AgentDefinition(id="test-made", name="made", description="", persona="", handles=(CEREBRAS,))
-        (ensured,) = await reconcile.ensure(residents, [made], agency.models)
+        (ensured,) = await reconcile.ensure(registry, [made], agent_service.models)
         return ensured.name
 
     entry, lines = served.call(ask_and_mend)
     assert (entry.stored, entry.receipt) == (ProviderState.STALE, Receipt.FAILED)
     assert "Letta has it at another address" in entry.reason
     assert any("refuses the configured key" in line for line in lines)
-    agency.models.renew(desired_providers(settings))
+    agent_service.models.renew(desired_providers(settings))
     elsewhere.clear()
     try:
         names = [agent, other, served.call(switch_and_make)]
         served.say(agent, "Say good morning")
     finally:
-        agency.models.renew(desired_providers(served.settings))
+        agent_service.models.renew(desired_providers(served.settings))
     assert {endpoint(served, name) for name in names} == {here}
     stored = served.vendors.key("cerebras").get_secret_value()
     assert not [request for request in elsewhere.requests("cerebras") if request.carries(stored)]
@@ -306,13 +306,13 @@ def test_a_provider_between_two_addresses_is_told_as_such(served: Backend, elsew
     (row,) = served.letta.get("/v1/providers/", params={"name": "cerebras"}).json()
     body = {"api_key": "no-key-yet-0000", "base_url": PLACEHOLDER_URL}
     served.letta.patch(f"/v1/providers/{row['id']}", json=body).raise_for_status()
-    agency = served.app.state.agency
+    agent_service = served.app.state.agent_service
 
     async def look() -> tuple[ProviderReport, list[str], list[str]]:
         report = await compare_providers(settings, connection=served.connection, only=("cerebras",))
-        examination = await run_doctor(settings=settings, connection=served.connection)
-        found = [cause.finding.summary for cause in examination.verdict.causes]
-        broken = [repair.why for repair in await find_broken(agency.residents, agency.models)]
+        doctor_run = await run_doctor(settings=settings, connection=served.connection)
+        found = [cause.finding.summary for cause in doctor_run.verdict.causes]
+        broken = [repair.why for repair in await find_broken(agent_service.registry, agent_service.models)]
         return report.providers[0], found, broken
 
     entry, summaries, broken = served.call(look)
@@ -322,7 +322,9 @@ def test_a_provider_between_two_addresses_is_told_as_such(served: Backend, elsew
 
     async def switch() -> None:
         with pytest.raises(ModelUnknown, match="between two addresses"):
-            await agency.residents.switch(await agency.residents.find(other), CEREBRAS, agency.models)
+            await agent_service.registry.switch(
+                await agent_service.registry.find(other), CEREBRAS, agent_service.models
+            )
 
     served.call(switch)
     elsewhere.fault("cerebras", status=401)

@@ -60,8 +60,8 @@ def test_letta_is_killed_under_a_backend(server: Server, letta: Letta, tmp_path:
                 with pytest.raises(LettaUnreachable, match="nothing was sent"):
                     await compare_providers(served.settings, connection=served.connection)
                 with pytest.raises(LettaUnreachable, match="nothing was sent"):
-                    async with open_agent_service(served.settings, served.connection) as agency:
-                        await agency.residents.all()
+                    async with open_agent_service(served.settings, served.connection) as agent_service:
+                        await agent_service.registry.all()
                 found = await run_doctor(settings=served.settings, connection=served.connection)
                 assert "nothing was sent" in str(found.evidence.seen.error)
 

@@ -51,7 +51,7 @@ def trap(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Itera
         here = make()
         for name, value in _environment(here).items():
             patch.setenv(name, value)
-        here.run(lambda agency: _plant(agency, here))
+        here.run(lambda agent_service: _plant(agent_service, here))
         (folder / "evil.af").write_text(json.dumps({"agents": [{"id": "agent-0", "name": "x", "tools": [EVIL]}]}))
         (folder / "malformed.af").write_text(
             json.dumps({"agents": [{"id": "agent-0", "tool_rules": [{"type": EVIL}]}]})
@@ -78,13 +78,13 @@ def _environment(here: Colony) -> dict[str, str]:
     return found
 
 
-async def _plant(agency: AgentService, here: Colony) -> None:
-    await agency.ensure()
-    agent = await agency.residents.find(here.id)
-    wire = agency.residents.wire
+async def _plant(agent_service: AgentService, here: Colony) -> None:
+    await agent_service.ensure()
+    agent = await agent_service.registry.find(here.id)
+    wire = agent_service.registry.wire
     await wire.patch(f"/v1/agents/{agent.id}", {"description": EVIL})
     await wire.patch(f"/v1/blocks/{agent.blocks['human']}", {"value": f"The user's cat is called {EVIL}Minka."})
-    await agency.archive.add(agent.id, f"The boiler {EVIL}", [])
+    await agent_service.archive.add(agent.id, f"The boiler {EVIL}", [])
     await wire.post(f"/v1/agents/{agent.id}/messages", {"messages": [{"role": "user", "content": f"Boiler {EVIL}"}]})
     broken = {"name": f"Broken {here.id}", "description": EVIL, "model": "byok-groq/openai/gpt-oss-120b"}
     await wire.post("/v1/agents/", broken)
@@ -148,9 +148,9 @@ def test_a_command(trap: Trap, arguments: str, shows: bool) -> None:
 
 def test_letta_logs(trap: Trap) -> None:
     """A log holds what vendors and clients sent."""
-    layout = InstancePaths(Path(os.environ["ISABELLA_HOME"]))
-    layout.letta_log.parent.mkdir(parents=True, exist_ok=True)
-    layout.letta_log.write_text(f"a line {EVIL}\n")
+    paths = InstancePaths(Path(os.environ["ISABELLA_HOME"]))
+    paths.letta_log.parent.mkdir(parents=True, exist_ok=True)
+    paths.letta_log.write_text(f"a line {EVIL}\n")
     printed = _run(trap, "letta logs")
     assert SHOWN in printed
     assert harmful(printed) == []

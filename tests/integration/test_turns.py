@@ -38,7 +38,7 @@ def fair_weather(served: Backend) -> Iterator[None]:
     served.vendors.clear()
     served.vendors.forget()
     for provider in ("cerebras", "byok-groq", "byok-mistral", "longcat"):
-        served.call(served.app.state.desk.house.breaker.forgive, provider)
+        served.call(served.app.state.turn_service.deps.breaker.forgive, provider)
 
 
 @pytest.mark.parametrize("vendor", HANDLES)
@@ -110,7 +110,7 @@ def test_goes_on_with_the_next_vendor(served: Backend, fault: str) -> None:
     assert [kind for kind, _ in served.history(agent)].count("assistant_message") == 1
     # It stays with the vendor that its people chose.
     served.vendors.clear()
-    served.call(served.app.state.desk.house.breaker.forgive, "byok-groq")
+    served.call(served.app.state.turn_service.deps.breaker.forgive, "byok-groq")
     assert served.say(agent, "Say it again").handles == [GROQ]
     assert statuses.of("byok-groq").state is VendorState.ANSWERS
 
@@ -218,19 +218,21 @@ def test_a_key_that_was_renewed_meanwhile_has_another_say(served: Backend) -> No
     for vendor in ("groq", "mistral"):
         served.vendors.fault(vendor, on="chat", status=401)
 
-    async def talk() -> list[Event]:
+    async def conversation() -> list[Event]:
         events = []
-        async for event in served.app.state.desk.events(await served.app.state.desk.open(agent, "Say good morning")):
+        async for event in served.app.state.turn_service.events(
+            await served.app.state.turn_service.open(agent, "Say good morning")
+        ):
             events.append(event)
             if isinstance(event, Failover) and event.handle == GROQ:
                 served.vendors.clear()
                 served.vendors.fault("mistral", on="chat", status=401)
                 report = await recreated(served, "byok-groq")
-                for hear in served.app.state.readiness.tell:
-                    hear(report)
+                for on_event in served.app.state.readiness.tell:
+                    on_event(report)
         return events
 
-    events: list[Event] = served.call(talk)
+    events: list[Event] = served.call(conversation)
     assert [event.handle for event in events if isinstance(event, VendorAsked)] == [GROQ, MISTRAL, GROQ]
     end = events[-1]
     assert isinstance(end, Ended)
@@ -245,14 +247,14 @@ def test_providers_are_recreated_under_load(served: Backend) -> None:
     ]
     done = threading.Event()
 
-    def talk(agent: str) -> list[Heard]:
+    def conversation(agent: str) -> list[Heard]:
         heard = []
         while not done.is_set():
             heard.append(served.say(agent, "Say good morning"))
         return heard
 
     with ThreadPoolExecutor(len(agents)) as pool:
-        talking = [pool.submit(talk, agent) for agent in agents]
+        talking = [pool.submit(conversation, agent) for agent in agents]
         try:
             for _ in range(3):
                 assert recreate(served).all_proven
@@ -292,7 +294,7 @@ def test_a_switch_to_a_vendor_that_refuses_leaves_the_preferred_one(served: Back
 
 def _switch_to_mistral(served: Backend, agent: str) -> None:
     """Switch an agent as another program would: in Letta, past the backend."""
-    there = served.call(served.app.state.desk.house.roster.residents.find, agent)
+    there = served.call(served.app.state.turn_service.deps.agent_cache.registry.find, agent)
     changed = {**_config(served, there.id), "handle": MISTRAL, "model": MISTRAL.partition("/")[2]}
     changed |= {"provider_name": "byok-mistral", "model_endpoint": served.vendors.base_url("mistral")}
     served.letta.patch(f"/v1/agents/{there.id}", json={"llm_config": changed}).raise_for_status()

@@ -91,10 +91,10 @@ def runs(served: Backend, agent: str) -> list[str]:
 def when_joined(served: Backend, patch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
     """Do something as soon as a retry hears a turn."""
     found: idempotency.RequestRegistry = served.app.state.repeats
-    hear = found.hear
+    on_event = found.on_event
 
     async def joined(request: idempotency.TurnRequest, agent: str, message: str) -> idempotency.Subscription:
-        hearing = await hear(request, agent, message)
+        hearing = await on_event(request, agent, message)
         if request.retry:
             then()
         return hearing

@@ -66,7 +66,7 @@ def test_two_hundred_turns_in_a_storm(served: Backend) -> None:
                 served.client.post(f"/api/agents/{agent}/switch", json={"handle": handle}).raise_for_status()
             for storm in STORMS:
                 served.vendors.clear()
-                served.call(served.app.state.desk.house.breaker.forgive, PROVIDERS[vendor])
+                served.call(served.app.state.turn_service.deps.breaker.forgive, PROVIDERS[vendor])
                 served.vendors.fault(vendor, on="chat", **storm)  # type: ignore[arg-type]
                 messages = [f"Say sentence number {len(said) + index}, please" for index in range(AGENTS)]
                 said += [
@@ -95,6 +95,8 @@ def test_two_hundred_turns_in_a_storm(served: Backend) -> None:
 
 def _check_history(served: Backend, agent: str, messages: list[str]) -> None:
     """Everything that was said is in the history once, in order, and each time there is one answer."""
-    talk = [(kind, text) for kind, text in served.history(agent) if kind in ("user_message", "assistant_message")]
-    assert [text for kind, text in talk if kind == "user_message"] == messages
-    assert [kind for kind, _ in talk] == ["user_message", "assistant_message"] * len(messages)
+    conversation = [
+        (kind, text) for kind, text in served.history(agent) if kind in ("user_message", "assistant_message")
+    ]
+    assert [text for kind, text in conversation if kind == "user_message"] == messages
+    assert [kind for kind, _ in conversation] == ["user_message", "assistant_message"] * len(messages)

@@ -82,7 +82,7 @@ class Watch:
     env: Path
     settings: Settings
     portal: BlockingPortal
-    keeper: Watcher
+    watcher: Watcher
     readiness: Readiness
     models: ModelCatalog
     time: Time
@@ -108,7 +108,7 @@ class Watch:
     def pass_time(self, seconds: float) -> None:
         """Let time go by, and let the keeper notice."""
         self.time.advance(seconds)
-        self.portal.call(self.keeper.wake)
+        self.portal.call(self.watcher.wake)
 
     def write(self, text: str) -> None:
         """Write `.env`, as an editor does that replaces the file."""
@@ -185,7 +185,7 @@ def opened(letta: Ground, vendors: PracticeVendors, folder: Path) -> Iterator[Wa
     told: list[WatchEvent] = []
     news = threading.Condition()
 
-    def hear(event: WatchEvent) -> None:
+    def on_event(event: WatchEvent) -> None:
         # Comes last: what the backend makes of it is done by then.
         with news:
             told.append(event)
@@ -199,7 +199,9 @@ def opened(letta: Ground, vendors: PracticeVendors, folder: Path) -> Iterator[Wa
             assert readiness.phase is Phase.READY
             schedule = Schedule(settings.resync, settings.refresh_at, time.clock())
             return await stack.enter_async_context(
-                backend_keeping.run_watcher(readiness, settings, LettaActions(), models, schedule=schedule, hear=hear)
+                backend_keeping.run_watcher(
+                    readiness, settings, LettaActions(), models, schedule=schedule, on_event=on_event
+                )
             )
 
         async def live() -> None:
@@ -257,7 +259,7 @@ def test_a_half_written_file_changes_nothing_until_it_is_whole(watch: Watch) -> 
     refused = watch.heard(events.ConfigRefused)
     assert str(watch.env) in refused.what
     watch.write(whole + 'CEREBRAS_API_KEY="half of it')
-    watch.portal.call(watch.keeper.reread)
+    watch.portal.call(watch.watcher.reread)
     assert watch.row("mistral") == before
     assert watch.readiness.phase is Phase.READY
 
@@ -325,17 +327,17 @@ class Looker:
 
     def __init__(self, watch: Watch, connection: Connection) -> None:
         self._watch, self._connection = watch, connection
-        state = SimpleNamespace(readiness=watch.readiness, token=None, keeper=watch.keeper)
-        state.agency = Mock(spec=AgentService, connection=connection)
-        premises = ConsoleContext(state, EventLog())
-        self.lookout = ProviderMonitor(premises)
-        self._page = console_page._Page(premises, Renderer(premises), self.lookout, JobRunner(premises, self.lookout))
+        state = SimpleNamespace(readiness=watch.readiness, token=None, watcher=watch.watcher)
+        state.agent_service = Mock(spec=AgentService, connection=connection)
+        context = ConsoleContext(state, EventLog())
+        self.monitor = ProviderMonitor(context)
+        self._page = console_page._Page(context, Renderer(context), self.monitor, JobRunner(context, self.monitor))
         self.shown: list[tuple[str, str]] = []
 
     def look(self) -> None:
         """Look at Letta, as the page does every few seconds, and note what is shown before and after."""
         self.note()
-        self._watch.portal.call(self.lookout._look)
+        self._watch.portal.call(self.monitor._look)
         self.note()
 
     def note(self) -> None:
@@ -369,7 +371,7 @@ def test_a_refused_key_is_told_the_same_until_something_changes(watch: Watch, tm
     # An agent is answered: Letta holds the former key still.
     watch.portal.call(watch.readiness.vendors.observe, "cerebras", VendorState.ANSWERS, "gpt-oss-120b answered Anna")
     looker.look()
-    watch.portal.call(watch.keeper.resync)
+    watch.portal.call(watch.watcher.resync)
     watch.heard(events.Synced)
     looker.look()
     assert len(looker.shown) == 2, looker.shown
@@ -380,7 +382,7 @@ def test_a_refused_key_is_told_the_same_until_something_changes(watch: Watch, tm
     assert "Press Sync" not in refused[0]
     assert "1 of 2 providers is not in order. cerebras: the vendor refuses the configured key." in refused[1]
 
-    (looked,) = watch.portal.call(_compare, watch.keeper.settings)
+    (looked,) = watch.portal.call(_compare, watch.watcher.settings)
     api = watch.shown("cerebras")
     command = Command(tmp_path, {**watch.settings.sources.environment})
     ended = command.run("providers", "status", "--json")
@@ -407,14 +409,14 @@ def test_what_a_sync_has_found_holds_no_longer_than_its_cause(watch: Watch) -> N
     """Where somebody has changed what Letta holds, or the configuration, a look tells what is there now."""
     watch.write(dotenv(watch.vendors, cerebras=SecretStr("csk-made-a-moment-ago-0004")))
     watch.heard(events.Synced)
-    (refused,) = watch.portal.call(_compare, watch.keeper.settings)
+    (refused,) = watch.portal.call(_compare, watch.watcher.settings)
     assert refused.condition == "Refused"
-    another = replace_key(watch.keeper.settings, SecretStr("csk-made-a-moment-ago-0005"))
+    another = replace_key(watch.watcher.settings, SecretStr("csk-made-a-moment-ago-0005"))
     (other,) = watch.portal.call(_compare, another)
     assert (other.condition, other.vendor_status) == ("Drifted", None)
     body = {"api_key": "csk-put-there-by-hand", "base_url": watch.vendors.base_url("cerebras")}
     watch.letta.http.patch(f"/v1/providers/{watch.row('cerebras')['id']}", json=body).raise_for_status()
-    (drifted,) = watch.portal.call(_compare, watch.keeper.settings)
+    (drifted,) = watch.portal.call(_compare, watch.watcher.settings)
     assert (drifted.condition, drifted.vendor_status) == ("Drifted", None)
 
 
@@ -513,6 +515,6 @@ def test_what_takes_a_restart_is_said(watch: Watch) -> None:
     watch.write(port)
     assert watch.heard(events.RestartNeeded).variables == ("ISABELLA_PORT",)
     watch.write(port + "# another line\n")
-    watch.portal.call(watch.keeper.reread)
+    watch.portal.call(watch.watcher.reread)
     assert watch.told == []
-    assert watch.keeper.settings.port == 8000
+    assert watch.watcher.settings.port == 8000

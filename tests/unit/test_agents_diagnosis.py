@@ -36,7 +36,7 @@ def test_nothing_is_wrong_with_an_agent_of_ours() -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "fault", "binding"),
+    ("llm", "fault", "binding"),
     [
         (
             replace(GOOD, endpoint_type="groq", endpoint="http://g/v1", provider="byok-groq", handle="byok-groq/oss"),
@@ -73,15 +73,15 @@ def test_nothing_is_wrong_with_an_agent_of_ours() -> None:
     ],
 )
 def test_each_fault_is_told_and_mended_by_the_same_model_spelled_out(
-    engine: LlmConfig, fault: BindingFault, binding: Binding
+    llm: LlmConfig, fault: BindingFault, binding: Binding
 ) -> None:
     """The model stays; what is wrong about how it is reached does not. Once bound so, nothing is found."""
-    found = diagnose(engine, HERE)
+    found = diagnose(llm, HERE)
     assert found is not None
     assert (found.fault, found.binding) == (fault, binding)
     assert found.why
     now = replace(
-        engine,
+        llm,
         endpoint_type=binding.client,
         endpoint=binding.base_url,
         window=binding.window,
@@ -110,18 +110,18 @@ def test_the_client_is_chosen_by_release_and_by_type(release: str, type: str) ->
 
 def test_a_foreign_provider_of_type_openai_keeps_its_client() -> None:
     """Of a provider that we know nothing of, OpenAI's own client may be the right one."""
-    engine = LlmConfig("gpt", OPENAI, "http://f/v1", "foreign", "byok", 128_000, "foreign/gpt")
-    assert diagnose(engine, HERE) is None
+    llm = LlmConfig("gpt", OPENAI, "http://f/v1", "foreign", "byok", 128_000, "foreign/gpt")
+    assert diagnose(llm, HERE) is None
 
 
 def test_in_place_of_a_provider_that_is_gone_the_same_model_is_sought() -> None:
     """First at the same address, then what is preferred, then the same model anywhere."""
-    engine = replace(GOOD, provider="old", handle="old/oss")
-    found = diagnose(engine, HERE, ("longcat/cat",))
+    llm = replace(GOOD, provider="old", handle="old/oss")
+    found = diagnose(llm, HERE, ("longcat/cat",))
     assert found is not None
     assert (found.fault, found.binding) == (BindingFault.PROVIDER_GONE, None)
     assert found.instead == ("cerebras/oss", "longcat/cat")
-    elsewhere = diagnose(replace(engine, endpoint="http://nowhere/v1"), HERE, ("longcat/cat",))
+    elsewhere = diagnose(replace(llm, endpoint="http://nowhere/v1"), HERE, ("longcat/cat",))
     assert elsewhere is not None
     assert elsewhere.instead == ("longcat/cat", "cerebras/oss")
 

@@ -27,7 +27,7 @@ WANTED = AgentDefinition(
 )
 
 
-def resident(definition: AgentDefinition = WANTED, **changes: object) -> AgentRecord:
+def record(definition: AgentDefinition = WANTED, **changes: object) -> AgentRecord:
     """An agent that a definition has made."""
     noted = AgentMetadata(metadata.fingerprints(definition), definition.tools)
     made = AgentRecord(
@@ -45,20 +45,20 @@ def resident(definition: AgentDefinition = WANTED, **changes: object) -> AgentRe
 
 def test_an_agent_that_the_file_has_made_needs_nothing() -> None:
     """Nothing differs, whatever somebody has changed in Letta since."""
-    assert diff_definition(WANTED, resident()) == DefinitionDiff()
-    assert diff_definition(WANTED, resident(name="Nickname", description="?")) == DefinitionDiff()
-    assert diff_definition(WANTED, resident(tools={"memory_insert": "t", "other": "t2"})) == DefinitionDiff()
+    assert diff_definition(WANTED, record()) == DefinitionDiff()
+    assert diff_definition(WANTED, record(name="Nickname", description="?")) == DefinitionDiff()
+    assert diff_definition(WANTED, record(tools={"memory_insert": "t", "other": "t2"})) == DefinitionDiff()
 
 
 def test_only_what_the_file_changed_is_changed() -> None:
     """A new persona is one field; name and tools stay as they are."""
-    changed = diff_definition(replace(WANTED, persona="You are Ada, still."), resident(name="Nickname"))
+    changed = diff_definition(replace(WANTED, persona="You are Ada, still."), record(name="Nickname"))
     assert changed == DefinitionDiff(fields={"system": "You are Ada, still."}, said=("persona",))
 
 
 def test_tools_of_others_stay_and_those_of_the_file_go_with_it() -> None:
     """What the file had and has no longer is taken off; what it never had is left."""
-    there = resident(tools={"memory_insert": "t1", "theirs": "t2"})
+    there = record(tools={"memory_insert": "t1", "theirs": "t2"})
     changed = diff_definition(replace(WANTED, tools=("memory_replace",)), there)
     assert (changed.tools, changed.tools_off) == (("memory_replace",), ("memory_insert",))
 
@@ -66,17 +66,17 @@ def test_tools_of_others_stay_and_those_of_the_file_go_with_it() -> None:
 def test_a_new_beginning_of_a_block_changes_nothing() -> None:
     """`value` is for the first time only; description and limit are the file's."""
     begins = replace(WANTED, blocks=(BlockDefinition("human", "About the user.", value="Likes figs."),))
-    assert diff_definition(begins, resident()) == DefinitionDiff()
+    assert diff_definition(begins, record()) == DefinitionDiff()
     wider = replace(WANTED, blocks=(BlockDefinition("human", "About the user.", limit=9000),))
-    assert diff_definition(wider, resident()).block_fields["human"]["limit"] == 9000
-    assert "value" not in diff_definition(wider, resident()).block_fields["human"]
+    assert diff_definition(wider, record()).block_fields["human"]["limit"] == 9000
+    assert "value" not in diff_definition(wider, record()).block_fields["human"]
 
 
 def test_a_block_that_was_taken_from_an_agent_is_not_forced_on_it() -> None:
     """A new block is made; one that it had once stays away."""
-    assert diff_definition(WANTED, resident(blocks={})) == DefinitionDiff()
+    assert diff_definition(WANTED, record(blocks={})) == DefinitionDiff()
     more = replace(WANTED, blocks=(*WANTED.blocks, BlockDefinition("plans", "Plans.")))
-    assert [block.label for block in diff_definition(more, resident()).blocks] == ["plans"]
+    assert [block.label for block in diff_definition(more, record()).blocks] == ["plans"]
 
 
 def test_notes_leave_the_metadata_of_others_alone() -> None:
@@ -91,7 +91,7 @@ def test_notes_leave_the_metadata_of_others_alone() -> None:
 
 def test_names_are_found_ours_first_and_ambiguity_is_told() -> None:
     """Id, our name, definition, their name, and case last; two alike are told by their ids."""
-    ours = resident()
+    ours = record()
     theirs = AgentRecord("agent-2", "Ada")
     twins = [AgentRecord("agent-3", "Twin"), AgentRecord("agent-4", "Twin")]
     everybody = [theirs, ours, *twins]

@@ -51,31 +51,31 @@ def test_a_look_that_fails_unforeseen_is_not_the_last(monkeypatch: pytest.Monkey
     monkeypatch.setattr(lookouts, "compare_providers", look)
 
     async def play() -> ProviderMonitor:
-        premises = House()
-        lookout = ProviderMonitor(premises)
+        context = House()
+        monitor = ProviderMonitor(context)
         with anyio.fail_after(30):
-            async with anyio.create_task_group() as premises.tasks:
-                with lookout.watching():
+            async with anyio.create_task_group() as context.tasks:
+                with monitor.watching():
                     await failed.wait()
-                    assert lookout.standing.report is None
-                    lookout.wake()
-                    await lookout.bell.after(0, 30)
-                premises.tasks.cancel_scope.cancel()
-        return lookout
+                    assert monitor.standing.report is None
+                    monitor.wake()
+                    await monitor.notifier.after(0, 30)
+                context.tasks.cancel_scope.cancel()
+        return monitor
 
     assert anyio.run(play).standing.report == report
 
 
 def test_a_look_that_a_sync_has_overtaken_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was seen before a sync says less than its report, even where the look ends later."""
-    premises = House()
-    lookout = ProviderMonitor(premises)
+    context = House()
+    monitor = ProviderMonitor(context)
 
     async def look(*_arguments: object, **_options: object) -> Report:
-        premises.readiness.settle(Report("http://letta", "0.16.8", [REFUSED]))
+        context.readiness.settle(Report("http://letta", "0.16.8", [REFUSED]))
         return Report("http://letta", "0.16.8", [DRIFTED])
 
     monkeypatch.setattr(lookouts, "compare_providers", look)
-    anyio.run(lookout._look)
-    assert lookout.standing.report is not None
-    assert lookout.standing.report.providers == [REFUSED]
+    anyio.run(monitor._look)
+    assert monitor.standing.report is not None
+    assert monitor.standing.report.providers == [REFUSED]

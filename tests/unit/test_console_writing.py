@@ -55,8 +55,8 @@ def test_arguments_are_shown_a_line_each() -> None:
 def test_a_chart_has_a_place_for_every_mark() -> None:
     """Answers become dots within the frame, errors become bars, and the words say the same."""
     now = 10_000.0
-    marks = [TurnSample(now - 3600, "a", 0.4), TurnSample(now - 60, "a", None), TurnSample(now, "a", 1.6)]
-    drawn = charts.chart("a", marks, now)
+    own_metadata = [TurnSample(now - 3600, "a", 0.4), TurnSample(now - 60, "a", None), TurnSample(now, "a", 1.6)]
+    drawn = charts.chart("a", own_metadata, now)
     assert [dot.x for dot in drawn.dots] == [34.0, charts.WIDTH - 6]
     assert all(0 <= dot.y <= charts.HEIGHT for dot in drawn.dots)
     assert len(drawn.bars) == 1

@@ -30,7 +30,7 @@ async def backend(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     environment = {"GROQ_API_KEY": KEY, "GROQ_BASE_URL": f"{NOBODY}/v1", "ISABELLA_HOME": str(tmp_path)}
     settings = load_settings(environment=environment)
     app = create_app(start, token=None)
-    app.state.patient = DoctorTarget(settings, Connection(NOBODY, None, None, None, tmp_path, 5.0, embedded=False))
+    app.state.target = DoctorTarget(settings, Connection(NOBODY, None, None, None, tmp_path, 5.0, embedded=False))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://backend") as client:
         yield client
 

@@ -50,7 +50,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def engine(model: str, address: str, provider: str, client: str = "zai", **changes: Any) -> LlmConfig:
+def llm(model: str, address: str, provider: str, client: str = "zai", **changes: Any) -> LlmConfig:
     """What an agent speaks through when it is bound explicitly."""
     bound = LlmConfig(model, client, address, provider, "byok", 65_536, f"{provider}/{model}")
     return replace(bound, **changes)
@@ -71,7 +71,7 @@ def healthy(release: str = "0.16.8") -> Evidence:
         AgentEvidence(
             f"agent-{one.name}",
             f"a-{one.name}",
-            engine(models[one.name], one.base_url, one.name, client),
+            llm(models[one.name], one.base_url, one.name, client),
         )
         for one in desired
     )
@@ -197,7 +197,7 @@ def test_a_refused_key_and_an_old_one_in_letta() -> None:
 def test_many_agents_with_one_fault_are_one_finding() -> None:
     """A thousand agents with the same fault are told together, and the report stays short."""
     evidence = healthy()
-    small = engine("gpt-oss-120b", "https://api.cerebras.ai/v1", "cerebras", window=8192)
+    small = llm("gpt-oss-120b", "https://api.cerebras.ai/v1", "cerebras", window=8192)
     many = tuple(AgentEvidence(f"agent-{n}", f"n{n}", small) for n in range(1000))
     verdict = diagnose(seen(evidence, agents=many))
     (cause,) = verdict.causes
@@ -209,8 +209,8 @@ def test_many_agents_with_one_fault_are_one_finding() -> None:
 
 def test_agents_of_base_providers_are_nobody_s_business() -> None:
     """An agent on Letta's own free model, or on a vendor that is not ours, is no finding."""
-    free = engine("letta-free", "https://inference.letta.com/v1/", "letta", "openai", category="base", window=30_000)
-    claude = engine("claude", "https://api.anthropic.com/v1", "anthropic", "anthropic", category="base")
+    free = llm("letta-free", "https://inference.letta.com/v1/", "letta", "openai", category="base", window=30_000)
+    claude = llm("claude", "https://api.anthropic.com/v1", "anthropic", "anthropic", category="base")
     assert diagnose(seen(healthy(), agents=(AgentEvidence("x", "x", free), AgentEvidence("y", "y", claude)))).healthy
 
 
@@ -225,14 +225,14 @@ def test_agents_of_base_providers_are_nobody_s_business() -> None:
 )
 def test_what_agents_repair_would_mend_is_found(change: dict[str, Any], code: str) -> None:
     """The doctor and `isabella agents repair` do not contradict each other."""
-    bound = engine("gpt-oss-120b", "https://api.cerebras.ai/v1", "cerebras")
+    bound = llm("gpt-oss-120b", "https://api.cerebras.ai/v1", "cerebras")
     one = AgentEvidence("x", "x", replace(bound, **change))
     assert codes(diagnose(seen(healthy(), agents=(one,)))) == {(code, "cerebras")}
 
 
 def test_an_agent_of_a_base_provider_that_cannot_stream_is_found() -> None:
     """It answers no streamed turn either; what helps is another model."""
-    glm = engine("glm-4.7", "https://api.z.ai/api/paas/v4", "zai", "zai", category="base")
+    glm = llm("glm-4.7", "https://api.z.ai/api/paas/v4", "zai", "zai", category="base")
     one = AgentEvidence("x", "x", replace(glm, agent_type="memgpt_agent"))
     (cause,) = diagnose(seen(healthy(), agents=(one,))).causes
     assert cause.finding.code == "agent-cannot-stream"

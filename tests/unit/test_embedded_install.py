@@ -60,7 +60,7 @@ def fake_archive(lock: str = _LOCK) -> bytes:
 
 
 @pytest.fixture
-def layout(tmp_path: Path) -> InstancePaths:
+def paths(tmp_path: Path) -> InstancePaths:
     """An empty home."""
     return InstancePaths(tmp_path / "home", RELEASE)
 
@@ -86,69 +86,69 @@ def quiet(event: Step) -> None:
 
 
 @pytest.mark.usefixtures("deliver")
-def test_an_installation_is_complete_when_it_says_so(layout: InstancePaths) -> None:
+def test_an_installation_is_complete_when_it_says_so(paths: InstancePaths) -> None:
     """With its own interpreter, whatever version the tree asks for, and the last migration known."""
-    assert install.installed(layout) is None
-    done = install.install(layout, quiet)
+    assert install.installed(paths) is None
+    done = install.install(paths, quiet)
     assert done == install.Installed(RELEASE, "bbb")
-    assert install.installed(layout) == done
-    version = subprocess.run([layout.python, "--version"], capture_output=True, text=True, check=True).stdout
+    assert install.installed(paths) == done
+    version = subprocess.run([paths.python, "--version"], capture_output=True, text=True, check=True).stdout
     assert version.strip() == f"Python {sys.version.split()[0]}"
-    assert layout.install_log.stat().st_mode & 0o777 == 0o600
+    assert paths.install_log.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.usefixtures("deliver")
-def test_what_an_interruption_left_is_not_trusted(layout: InstancePaths) -> None:
+def test_what_an_interruption_left_is_not_trusted(paths: InstancePaths) -> None:
     """A tree without its marker, an unpacking without its end, a deletion without its end: all are made anew."""
-    install.install(layout, quiet)
-    (layout.program / "isabella-complete.json").unlink()
-    (layout.program / ".venv" / "bin" / "python").unlink()
-    (layout.program / "half").write_text("made")
+    install.install(paths, quiet)
+    (paths.program / "isabella-complete.json").unlink()
+    (paths.program / ".venv" / "bin" / "python").unlink()
+    (paths.program / "half").write_text("made")
     for leftover in (".fetch-x", ".gone-y", f".gone-{RELEASE}"):
-        (layout.releases / leftover / "letta").mkdir(parents=True)
-    assert install.installed(layout) is None
-    install.install(layout, quiet)
-    assert install.installed(layout) is not None
-    assert not (layout.program / "half").exists()
-    assert sorted(path.name for path in layout.releases.iterdir()) == [RELEASE, f"{RELEASE}.log"]
+        (paths.releases / leftover / "letta").mkdir(parents=True)
+    assert install.installed(paths) is None
+    install.install(paths, quiet)
+    assert install.installed(paths) is not None
+    assert not (paths.program / "half").exists()
+    assert sorted(path.name for path in paths.releases.iterdir()) == [RELEASE, f"{RELEASE}.log"]
 
 
 @pytest.mark.usefixtures("deliver")
-def test_a_damaged_marker_or_a_removed_interpreter_is_no_installation(layout: InstancePaths) -> None:
+def test_a_damaged_marker_or_a_removed_interpreter_is_no_installation(paths: InstancePaths) -> None:
     """Python may have been upgraded away since."""
-    install.install(layout, quiet)
-    marker = layout.program / "isabella-complete.json"
+    install.install(paths, quiet)
+    marker = paths.program / "isabella-complete.json"
     text = marker.read_text()
     marker.write_text(text[:10])
-    assert install.installed(layout) is None
+    assert install.installed(paths) is None
     marker.write_text(text)
-    assert install.installed(layout) is not None
-    layout.python.unlink()
-    layout.python.symlink_to("/nowhere/python")
-    assert install.installed(layout) is None
+    assert install.installed(paths) is not None
+    paths.python.unlink()
+    paths.python.symlink_to("/nowhere/python")
+    assert install.installed(paths) is None
 
 
 @pytest.mark.usefixtures("deliver")
-def test_an_installer_that_lost_its_parent_is_stopped_first(layout: InstancePaths) -> None:
+def test_an_installer_that_lost_its_parent_is_stopped_first(paths: InstancePaths) -> None:
     """Two uv at work on one environment would leave something in between."""
-    layout.program.mkdir(parents=True)
-    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "--project", str(layout.program)])
-    install.install(layout, quiet)
+    paths.program.mkdir(parents=True)
+    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "--project", str(paths.program)])
+    install.install(paths, quiet)
     assert not psutil.pid_exists(orphan.pid)
 
 
-def test_uv_that_fails_is_quoted(layout: InstancePaths, deliver: Callable[[bytes], None]) -> None:
+def test_uv_that_fails_is_quoted(paths: InstancePaths, deliver: Callable[[bytes], None]) -> None:
     """The error has uv's own words, the log's name and a remedy; nothing counts as installed."""
     deliver(fake_archive(lock="no lock"))
     with pytest.raises(InstallFailed, match="uv could not install") as failure:
-        install.install(layout, quiet)
-    assert str(layout.install_log) in str(failure.value)
+        install.install(paths, quiet)
+    assert str(paths.install_log) in str(failure.value)
     assert "TOML" in str(failure.value)
     assert failure.value.remedy
-    assert install.installed(layout) is None
+    assert install.installed(paths) is None
 
 
-def test_a_full_disk_is_named(layout: InstancePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_named(paths: InstancePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says where there is no room, and what to do."""
 
     def full(*_: object) -> Path:
@@ -156,16 +156,16 @@ def test_a_full_disk_is_named(layout: InstancePaths, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(sdist, "fetch", full)
     with pytest.raises(InstallFailed, match="No space left") as failure:
-        install.install(layout, quiet)
+        install.install(paths, quiet)
     assert "ISABELLA_HOME" in str(failure.value.remedy)
 
 
 @pytest.mark.usefixtures("deliver")
-def test_the_steps_are_told(layout: InstancePaths) -> None:
+def test_the_steps_are_told(paths: InstancePaths) -> None:
     """Each step begins and ends, with its seconds."""
     events: list[Step] = []
     began = time.monotonic()
-    install.install(layout, events.append)
+    install.install(paths, events.append)
     assert [(event.name, event.state) for event in events] == [
         ("fetch", "started"),
         ("fetch", "done"),

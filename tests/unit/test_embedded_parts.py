@@ -54,8 +54,8 @@ def test_each_release_and_instance_has_its_own_data_and_shares_the_program(tmp_p
         InstancePaths(tmp_path, instance="x"),
         InstancePaths(tmp_path, release="0.16.0"),
     )
-    assert len({layout.folder for layout in (one, other, older)}) == 3
-    assert len({layout.lock for layout in (one, other, older)}) == 3
+    assert len({paths.folder for paths in (one, other, older)}) == 3
+    assert len({paths.lock for paths in (one, other, older)}) == 3
     assert one.program == other.program != older.program
 
 
@@ -154,12 +154,12 @@ def starting(
 ) -> tuple[Letta, ports.Ports]:
     """Start Letta's process as told; the server that came up, and the ports that are remembered."""
     server = Server(home, master_key=SecretStr("ab" * 32))
-    make_home(server.layout.home)
-    for folder in (server.layout.folder.parent, server.layout.folder):
+    make_home(server.paths.home)
+    for folder in (server.paths.folder.parent, server.paths.folder):
         make_private(folder)
     monkeypatch.setattr(program, "start", start)
     letta = server._start_letta(Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True), steps.append)
-    remembered = ports.load_ports(server.layout.ports_file)
+    remembered = ports.load_ports(server.paths.ports_file)
     assert remembered is not None
     return letta, remembered
 
@@ -201,17 +201,17 @@ def test_a_fingerprint_knows_its_key_and_holds_nothing_of_it() -> None:
 
 def test_a_run_is_written_down_and_read_again(tmp_path: Path) -> None:
     """A damaged record is none, and an ended process is not running."""
-    layout = InstancePaths(tmp_path)
-    make_private(layout.folder)
-    assert program.running(layout) is None
+    paths = InstancePaths(tmp_path)
+    make_private(paths.folder)
+    assert program.running(paths) is None
     run = ServerRun(ChildProcess.of(os.getpid()), port=8283, key="none")
-    run.save(layout.run_file)
-    assert program.running(layout) == run
+    run.save(paths.run_file)
+    assert program.running(paths) == run
     # The pid is ours, but at another time it was somebody else's.
-    ServerRun(ChildProcess(os.getpid(), run.process.started - 1000), port=8283, key="none").save(layout.run_file)
-    assert program.running(layout) is None
-    layout.run_file.write_text("{}")
-    assert ServerRun.load(layout.run_file) is None
+    ServerRun(ChildProcess(os.getpid(), run.process.started - 1000), port=8283, key="none").save(paths.run_file)
+    assert program.running(paths) is None
+    paths.run_file.write_text("{}")
+    assert ServerRun.load(paths.run_file) is None
 
 
 def test_nothing_of_an_instance_that_never_was(tmp_path: Path) -> None:
@@ -267,9 +267,9 @@ def test_vendor_keys_do_not_pass() -> None:
 
 def test_the_servers_environment_is_its_own(tmp_path: Path) -> None:
     """Facts R4 to R6; a master key only where there is one; extra variables for tests last."""
-    layout = InstancePaths(tmp_path)
+    paths = InstancePaths(tmp_path)
     made = program.environment(
-        layout,
+        paths,
         port=1234,
         database=SecretStr("postgresql://isabella:pw@127.0.0.1:1/letta"),
         password=SecretStr("door"),
@@ -279,7 +279,7 @@ def test_the_servers_environment_is_its_own(tmp_path: Path) -> None:
     assert made["LETTA_PG_URI"] == "postgresql://isabella:pw@127.0.0.1:1/letta?ssl=disable"
     assert made["LETTA_DISABLE_SQLALCHEMY_POOLING"] == "false"
     assert made["LETTA_SERVER_PASSWORD"] == "door"
-    assert made["HOME"] == str(layout.server_home)
+    assert made["HOME"] == str(paths.server_home)
     assert "LETTA_ENCRYPTION_KEY" not in made
     assert made["OPENAI_API_KEY"] == "wanted"
 
@@ -382,9 +382,9 @@ def test_a_stray_is_found_by_its_mark_and_nothing_else_is(tmp_path: Path) -> Non
 
 def test_the_launcher_mark_is_in_the_command(tmp_path: Path) -> None:
     """What `strays` looks for is what the server is started with."""
-    layout = InstancePaths(tmp_path)
-    command = program._launch(layout)
-    assert command[-2:] == ["--instance", str(layout.folder)]
+    paths = InstancePaths(tmp_path)
+    command = program._launch(paths)
+    assert command[-2:] == ["--instance", str(paths.folder)]
 
 
 def test_the_command_line_means_the_same_defaults() -> None:
@@ -394,9 +394,9 @@ def test_the_command_line_means_the_same_defaults() -> None:
 
 def test_the_default_places_are_plain_paths(tmp_path: Path) -> None:
     """Without root, the database lies with the rest of the instance."""
-    layout = InstancePaths(tmp_path)
-    at_home, _ = postgres._places(layout, None)
-    assert at_home.data.parent == layout.folder
+    paths = InstancePaths(tmp_path)
+    at_home, _ = postgres._places(paths, None)
+    assert at_home.data.parent == paths.folder
     assert json.dumps(str(at_home.data))
 
 

@@ -343,15 +343,15 @@ def watched(folder: Path, name: str, make: Callable[[Path], None]) -> list[Watch
     (folder / "isabella.toml").write_text("")
     good = (folder / name).read_text()
     told: list[WatchEvent] = []
-    keeper = Watcher(load_settings(folder / ".env", variables), Nothing(), told.append)
+    watcher = Watcher(load_settings(folder / ".env", variables), Nothing(), told.append)
     (folder / name).unlink()
     make(folder / name)
     for _ in range(2):
-        anyio.run(keeper.reread)
-    assert [one.masked_key for one in keeper.desired if one.wanted] == ["gsk_…0001"]
+        anyio.run(watcher.reread)
+    assert [one.masked_key for one in watcher.desired if one.wanted] == ["gsk_…0001"]
     (folder / name).rmdir() if stat.S_ISDIR((folder / name).lstat().st_mode) else (folder / name).unlink()
     (folder / name).write_text(good)
-    anyio.run(keeper.reread)
+    anyio.run(watcher.reread)
     return told
 
 

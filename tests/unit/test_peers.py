@@ -186,11 +186,11 @@ def test_the_doctor_looks_and_tells(tmp_path: Path) -> None:
 )
 def test_commands_where_letta_does_not_listen(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """A Letta that is alive and listens no more is not running; who listens in its place gets no byte."""
-    layout = InstancePaths(tmp_path / "home")
-    make_private(layout.folder)
+    paths = InstancePaths(tmp_path / "home")
+    make_private(paths.folder)
     with impostor() as other, server(tmp_path / "other.json") as (process, _):
-        ServerRun(ChildProcess.of(process.pid), other.port, "none").save(layout.run_file)
-        command = Command(tmp_path, {"ISABELLA_HOME": str(layout.home)})
+        ServerRun(ChildProcess.of(process.pid), other.port, "none").save(paths.run_file)
+        command = Command(tmp_path, {"ISABELLA_HOME": str(paths.home)})
         command.configure(GROQ_API_KEY="gsk_practice-not-a-real-key-0000")
         ended = command.run(*arguments)
         assert ended.code != 0

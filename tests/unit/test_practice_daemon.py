@@ -288,10 +288,10 @@ def test_whoever_keeps_watch_takes_rotated_keys(home: Path, tmp_path: Path) -> N
 @pytest.fixture
 def _five_vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A catalog with a fifth vendor, of which the practice vendors know nothing."""
-    text = (Path(vendors.__file__).parent / "catalog.toml").read_text()
+    text = (Path(vendors.__file__).parent / "vendors.toml").read_text()
     fifth = text[text.rindex("[[vendors]]") :].replace("longcat", "fifth").replace("LongCat", "Fifth")
     (tmp_path / "catalog").mkdir()
-    (tmp_path / "catalog" / "catalog.toml").write_text(text + fifth.replace("LONGCAT", "FIFTH"))
+    (tmp_path / "catalog" / "vendors.toml").write_text(text + fifth.replace("LONGCAT", "FIFTH"))
     monkeypatch.setattr(vendors.resources, "files", lambda _package: tmp_path / "catalog")
     vendors.known_vendors.cache_clear()
     # The files of other packages are read before: only the catalog is another one.
@@ -306,9 +306,9 @@ def test_a_vendor_without_a_practice_vendor_is_left_out(tmp_path: Path) -> None:
     """The start without any key goes on with the others, and says so; a rotated key is noticed, too."""
     home, said = tmp_path / "home", list[str]()
     settings = load_settings(environment={"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(tmp_path / "none")})
-    wishes = run.ServeOptions(None, False, progress=Mock(), show=Mock(), say=said.append)
+    options = run.ServeOptions(None, False, progress=Mock(), show=Mock(), say=said.append)
     with ExitStack() as started:
-        served = run._with_practice(settings, wishes, started)
+        served = run._with_practice(settings, options, started)
         wanted = [one.vendor.name for one in desired_providers(served) if one.wanted]
         assert wanted == list(NAMES)
         assert "There is no practice vendor for Fifth: it takes part as soon as it has a key in .env." in said

@@ -240,16 +240,20 @@ def test_log_tells_keys_apart_without_holding_them(vendors: PracticeVendors) -> 
     foreign = "gsk_canary-0000000000000001"
     chat(vendors, "cerebras", stream=True)
     get(vendors, "cerebras", "/models", key=foreign)
-    talk, listing = vendors.requests("cerebras")
-    assert (talk.method, talk.path, talk.status) == ("POST", "/cerebras/v1/chat/completions", 200)
-    assert (talk.model, talk.stream, talk.accepted) == ("gpt-oss-120b", True, True)
-    assert talk.carries(key)
-    assert not talk.carries(foreign)
+    conversation, listing = vendors.requests("cerebras")
+    assert (conversation.method, conversation.path, conversation.status) == (
+        "POST",
+        "/cerebras/v1/chat/completions",
+        200,
+    )
+    assert (conversation.model, conversation.stream, conversation.accepted) == ("gpt-oss-120b", True, True)
+    assert conversation.carries(key)
+    assert not conversation.carries(foreign)
     assert (listing.status, listing.accepted, listing.carries(foreign)) == (401, False, True)
     assert listing.key_masked == "gsk_…0001"
-    assert key not in repr((talk, listing))
-    assert foreign not in repr((talk, listing))
-    assert vendors.requests("cerebras", after=talk.number) == [listing]
+    assert key not in repr((conversation, listing))
+    assert foreign not in repr((conversation, listing))
+    assert vendors.requests("cerebras", after=conversation.number) == [listing]
     vendors.forget()
     assert vendors.requests("cerebras") == []
 

@@ -71,7 +71,7 @@ class Inside:
         self.error = error
         self.after_sync = after_sync
         self.said: list[str] = []
-        self.wishes = ServeOptions(
+        self.options = ServeOptions(
             practice=False, verify=False, progress=self._progress, show=lambda _report: None, say=self.said.append
         )
 
@@ -118,7 +118,7 @@ def test_a_backend_whose_inside_has_ended_stops(
     monkeypatch.setattr(run, "residing", inside.reside)
     monkeypatch.setattr(run, "_serve", _serve_a_while)
     environment = {"ISABELLA_HOME": str(tmp_path), "ISABELLA_PORT": "0", "LETTA_BASE_URL": "http://127.0.0.1:9"}
-    assert run.serve(load_settings(environment=environment), inside.wishes) == 1
+    assert run.serve(load_settings(environment=environment), inside.options) == 1
     (said,) = inside.said
     assert said.startswith(f"{'Stopped' if after_sync else 'Not started'}: {words}")
     assert SECRET not in said
@@ -139,12 +139,12 @@ def test_the_port_is_the_backend_s_while_letta_starts(tmp_path: Path, monkeypatc
             with pytest.raises(OSError, match="in use"):
                 other.bind(("127.0.0.1", port))
         with pytest.raises(ConfigurationError) as error:
-            run.serve(settings, inside.wishes)
+            run.serve(settings, inside.options)
         told.append(error.value)
         raise StartFailed("Enough was seen.")
 
     monkeypatch.setattr(run, "_embedded", letta_starts)
     with pytest.raises(StartFailed):
-        run.serve(settings, inside.wishes)
+        run.serve(settings, inside.options)
     assert [error.what for error in told] == [f"Port {port} of 127.0.0.1 cannot be used: Address already in use."]
     assert "ISABELLA_PORT" in str(told[0].remedy)

@@ -66,10 +66,10 @@ class FakeDesk:
 @asynccontextmanager
 async def opened() -> AsyncIterator[tuple[RequestRegistry, FakeDesk]]:
     """The turns of one backend."""
-    desk = FakeDesk()
+    turn_service = FakeDesk()
     async with anyio.create_task_group() as tasks:
-        found: Any = desk
-        yield RequestRegistry(found, tasks), desk
+        found: Any = turn_service
+        yield RequestRegistry(found, tasks), turn_service
         tasks.cancel_scope.cancel()
 
 
@@ -121,112 +121,112 @@ def test_a_count_that_is_none(count: str) -> None:
 
 async def test_a_repeat_joins_the_turn_that_goes_on() -> None:
     """The message is said once, whether the first client is still there or not, and both hear all of it."""
-    async with opened() as (repeats, desk):
-        first = await repeats.hear(FIRST, "Isabella", "Hello")
+    async with opened() as (repeats, turn_service):
+        first = await repeats.on_event(FIRST, "Isabella", "Hello")
         await begun(first)
-        second = await repeats.hear(SECOND, "Isabella", "Hello")
+        second = await repeats.on_event(SECOND, "Isabella", "Hello")
         first.leave()
         second.leave()
-        third = await repeats.hear(THIRD, "Isabella", "Hello")
-        let_go(desk.turns[0])
+        third = await repeats.on_event(THIRD, "Isabella", "Hello")
+        let_go(turn_service.turns[0])
         assert await heard(third) == ["turn", "text", "end"]
-        assert not desk.turns[0].stopped.is_set()
-        assert len(desk.turns) == 1
+        assert not turn_service.turns[0].stopped.is_set()
+        assert len(turn_service.turns) == 1
 
 
 async def test_a_repeat_after_the_end_gets_the_answer() -> None:
     """An answer that came when nobody was there to hear it is kept for the repeat."""
-    async with opened() as (repeats, desk):
-        first = await repeats.hear(FIRST, "Isabella", "Hello")
+    async with opened() as (repeats, turn_service):
+        first = await repeats.on_event(FIRST, "Isabella", "Hello")
         await begun(first)
         first.leave()
-        let_go(desk.turns[0])
+        let_go(turn_service.turns[0])
         await first.shared.over.wait()
-        assert await heard(await repeats.hear(SECOND, "Isabella", "Hello")) == ["turn", "text", "end"]
-        assert len(desk.turns) == 1
+        assert await heard(await repeats.on_event(SECOND, "Isabella", "Hello")) == ["turn", "text", "end"]
+        assert len(turn_service.turns) == 1
 
 
 async def test_a_client_that_repeats_nothing() -> None:
     """Where the client does not count its retries, its turn is stopped as soon as it has gone."""
-    async with opened() as (repeats, desk):
-        first = await repeats.hear(TurnRequest(b"body"), "Isabella", "Hello")
+    async with opened() as (repeats, turn_service):
+        first = await repeats.on_event(TurnRequest(b"body"), "Isabella", "Hello")
         await begun(first)
         first.leave()
-        assert desk.turns[0].stopped.is_set()
+        assert turn_service.turns[0].stopped.is_set()
 
 
 async def test_a_client_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """A turn that nobody asks for again is stopped; then the agent is free for a late repeat, which says it anew."""
     monkeypatch.setattr(module, "SECONDS_FOR_REPEAT", 0.0)
-    async with opened() as (repeats, desk), anyio.create_task_group() as tasks:
-        first = await repeats.hear(FIRST, "Isabella", "Hello")
+    async with opened() as (repeats, turn_service), anyio.create_task_group() as tasks:
+        first = await repeats.on_event(FIRST, "Isabella", "Hello")
         await begun(first)
         first.leave()
-        await desk.turns[0].stopped.wait()
+        await turn_service.turns[0].stopped.wait()
         late: list[Subscription] = []
 
         async def repeat() -> None:
-            late.append(await repeats.hear(SECOND, "Isabella", "Hello"))
+            late.append(await repeats.on_event(SECOND, "Isabella", "Hello"))
 
         tasks.start_soon(repeat)
         await anyio.wait_all_tasks_blocked()
         # What is stored of the first one is not known before it is over.
         assert late == []
-        let_go(desk.turns[0])
+        let_go(turn_service.turns[0])
         await first.shared.over.wait()
         await anyio.wait_all_tasks_blocked()
-        let_go(desk.turns[1])
+        let_go(turn_service.turns[1])
         assert await heard(late[0]) == ["turn", "text", "end"]
 
 
 async def test_an_answer_belongs_to_its_question() -> None:
     """Who has got an answer asks anew, whatever the count says; and so does who begins to count anew."""
-    async with opened() as (repeats, desk):
-        first = await repeats.hear(FIRST, "Isabella", "Yes")
+    async with opened() as (repeats, turn_service):
+        first = await repeats.on_event(FIRST, "Isabella", "Yes")
         await begun(first)
-        let_go(desk.turns[0])
+        let_go(turn_service.turns[0])
         assert await heard(first) == ["turn", "text", "end"]
         first.shared.answered = True
         first.leave()
-        again = await repeats.hear(SECOND, "Isabella", "Yes")
+        again = await repeats.on_event(SECOND, "Isabella", "Yes")
         await begun(again)
-        assert len(desk.turns) == 2
+        assert len(turn_service.turns) == 2
         again.leave()
         # Nobody comes back for the second one.
-        await begun(await repeats.hear(FIRST, "Isabella", "Yes"))
-        assert desk.turns[1].stopped.is_set()
-        assert len(desk.turns) == 3
+        await begun(await repeats.on_event(FIRST, "Isabella", "Yes"))
+        assert turn_service.turns[1].stopped.is_set()
+        assert len(turn_service.turns) == 3
 
 
 async def test_a_key_tells_a_repeat_of_what_was_answered() -> None:
     """With an Idempotency-Key an answer that was lost on the way is given again."""
     keyed = TurnRequest(b"body", None, "key")
-    async with opened() as (repeats, desk):
-        first = await repeats.hear(keyed, "Isabella", "Hello")
+    async with opened() as (repeats, turn_service):
+        first = await repeats.on_event(keyed, "Isabella", "Hello")
         await begun(first)
-        let_go(desk.turns[0])
+        let_go(turn_service.turns[0])
         assert await heard(first) == ["turn", "text", "end"]
         first.shared.answered = True
         first.leave()
-        assert await heard(await repeats.hear(keyed, "Isabella", "Hello")) == ["turn", "text", "end"]
-        assert len(desk.turns) == 1
+        assert await heard(await repeats.on_event(keyed, "Isabella", "Hello")) == ["turn", "text", "end"]
+        assert len(turn_service.turns) == 1
 
 
 async def test_a_client_that_goes_in_the_middle_of_a_stream() -> None:
     """Once a response has begun the official client repeats nothing, so the turn is stopped at once."""
-    async with opened() as (repeats, desk):
-        first = await repeats.hear(FIRST, "Isabella", "Hello")
+    async with opened() as (repeats, turn_service):
+        first = await repeats.on_event(FIRST, "Isabella", "Hello")
         await begun(first)
         first.shared.answered = True
         first.leave()
-        assert desk.turns[0].stopped.is_set()
+        assert turn_service.turns[0].stopped.is_set()
 
 
 async def test_a_turn_that_cannot_begin() -> None:
     """The error comes to the one who asked, and a repeat tries again."""
     async with opened() as (repeats, _):
         for request in (FIRST, SECOND):
-            hearing = await repeats.hear(request, "Nobody", "Hello")
+            hearing = await repeats.on_event(request, "Nobody", "Hello")
             with pytest.raises(AgentUnknown):
                 await heard(hearing)
             hearing.leave()

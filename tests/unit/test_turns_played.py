@@ -49,13 +49,13 @@ class Agents:
     say: anyio.Event = field(default_factory=anyio.Event)
     said: anyio.Event = field(default_factory=anyio.Event)
 
-    async def look(self, speaker: AgentRef) -> AgentRef:
+    async def look(self, agent_ref: AgentRef) -> AgentRef:
         """The agent as it is now."""
         await self.say.wait()
         self.said.set()
         if self.failure is not None:
             raise self.failure
-        return _speaker(self.now, speaker.handles)
+        return _speaker(self.now, agent_ref.handles)
 
     async def bind(self, _agent_id: str, binding: Binding) -> BindingResult:
         """Bind it, where its provider is by now."""
@@ -97,8 +97,8 @@ class Stage:
                 return left.pop(0)(self)
 
         self.patch.setattr(turns, "Attempt", Played)
-        house = TurnDependencies(None, None, self.agents, self.gate, self.breaker, TurnLimits())  # type: ignore[arg-type]
-        turn = turns.Turn(house, _speaker(THOUGHT, handles), "Say good morning", TurnQueue().take("agent-1"))
+        deps = TurnDependencies(None, None, self.agents, self.gate, self.breaker, TurnLimits())  # type: ignore[arg-type]
+        turn = turns.Turn(deps, _speaker(THOUGHT, handles), "Say good morning", TurnQueue().take("agent-1"))
         with anyio.fail_after(_SECONDS):
             return [event async for event in turn.events()]
 

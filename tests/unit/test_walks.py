@@ -93,7 +93,9 @@ def sync(
         async with LettaProviders("http://letta", transport=weather, timeout=5.0) as store:
             if flock is not None:
                 flock.store = store
-            return await sync_providers(store, [desired], Options(master_key=SecretStr(MASTER_KEY), followers=flock))
+            return await sync_providers(
+                store, [desired], Options(master_key=SecretStr(MASTER_KEY), bound_agents=flock)
+            )
 
     report = None
     try:
@@ -212,7 +214,7 @@ def report_over(
         async with LettaProviders("http://letta", transport=transport, timeout=5.0) as store:
             if flock is not None:
                 flock.store = store
-            options = Options(master_key=SecretStr(MASTER_KEY), closed=closed, followers=flock)
+            options = Options(master_key=SecretStr(MASTER_KEY), closed=closed, bound_agents=flock)
             return await sync_providers(store, desired, options)
 
     return anyio.run(run, backend_options={"loop_factory": JumpingLoop})

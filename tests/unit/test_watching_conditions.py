@@ -116,9 +116,9 @@ def test_how_a_sync_went_stays_while_nothing_changes(outcome: str, tmp_path: Pat
     """A look tells it as the sync has told it, in whichever process, but for what would be done."""
     synced = report(OUTCOMES[outcome])
     first = update_health({}, synced, at(0))
-    ledger = HealthFile(tmp_path, "http://letta")
-    ledger.write(first)
-    again = update_health(ledger.read(), report(LOOKED), at(5), looks=True)
+    health_file = HealthFile(tmp_path, "http://letta")
+    health_file.write(first)
+    again = update_health(health_file.read(), report(LOOKED), at(5), looks=True)
     assert again == first
     (told,) = with_health(synced, first).providers
     (seen,) = with_health(report(LOOKED), again, unless=at(5)).providers
@@ -144,17 +144,17 @@ def test_how_a_sync_went_is_past_when_something_changes(entry: ProviderReport) -
 
 def test_the_ledger_keeps_them_and_is_never_in_the_way(tmp_path: Path) -> None:
     """What was written is read; a damaged or missing file is none; another Letta has another."""
-    ledger = HealthFile(tmp_path, "http://letta")
-    assert ledger.read() == {}
+    health_file = HealthFile(tmp_path, "http://letta")
+    assert health_file.read() == {}
     conditions = update_health({}, report(IN_SYNC, FOREIGN), at(0))
-    ledger.write(conditions)
-    assert ledger.read() == conditions
+    health_file.write(conditions)
+    assert health_file.read() == conditions
     assert HealthFile(tmp_path, "http://another").read() == {}
     (file,) = (tmp_path / "conditions").iterdir()
     assert file.stat().st_mode & 0o777 == 0o600
     for damaged in ("", "[]", '{"providers": {"a": {}}}', '{"providers": {"a": {"condition": "Odd"}}}'):
         file.write_text(damaged)
-        assert ledger.read() == {}
+        assert health_file.read() == {}
     unusable = tmp_path / "file"
     unusable.write_text("")
     HealthFile(unusable, "http://letta").write(conditions)

@@ -60,7 +60,7 @@ class Scene:
         self.schedule = Schedule(
             settings.resync, settings.refresh_at, Clock(lambda: self.seconds, lambda: self.date, lambda: 0.5)
         )
-        self.keeper = Watcher(settings, self, self.told.append, report=None, schedule=self.schedule)
+        self.watcher = Watcher(settings, self, self.told.append, report=None, schedule=self.schedule)
 
     def write(self, **variables: str) -> None:
         (self.folder / ".env").write_text("".join(f"{name}={value}\n" for name, value in variables.items()))
@@ -112,10 +112,10 @@ def test_a_changed_key_syncs_its_provider_alone(scene: Scene) -> None:
     """And an unchanged file nothing at all."""
 
     async def play() -> None:
-        await scene.keeper.reread()
+        await scene.watcher.reread()
         assert scene.asked == []
         scene.write(**KEYS | {"GROQ_API_KEY": "gsk_second-fake"})
-        await scene.keeper.reread()
+        await scene.watcher.reread()
 
     run(play)
     assert scene.asked == [["byok-groq"]]
@@ -131,9 +131,9 @@ def test_a_malformed_file_is_said_once_and_the_former_settings_stay(scene: Scene
     async def play() -> None:
         for text in ('GROQ_API_KEY="half', 'GROQ_API_KEY="half', "GROQ_API_KEY"):
             (scene.folder / ".env").write_text(text)
-            await scene.keeper.reread()
+            await scene.watcher.reread()
         scene.write(**KEYS)
-        await scene.keeper.reread()
+        await scene.watcher.reread()
 
     run(play)
     assert [type(event) for event in scene.told] == [ConfigRefused, ConfigRefused, ConfigAccepted]
@@ -146,23 +146,23 @@ def test_a_refused_key_waits_by_itself_while_the_others_are_looked_at(scene: Sce
     scene.refused = {"byok-groq"}
 
     async def play() -> None:
-        await scene.keeper.resync()
+        await scene.watcher.resync()
         assert scene.schedule.waiting == {"byok-groq"}
-        await scene.keeper.resync()
-        await scene.keeper.retry(["byok-groq"])
+        await scene.watcher.resync()
+        await scene.watcher.retry(["byok-groq"])
         assert scene.schedule.pause_of("byok-groq") == 10
         scene.write(**KEYS | {"GROQ_API_KEY": "gsk_second-fake"})
-        await scene.keeper.reread()
+        await scene.watcher.reread()
         assert scene.schedule.pause_of("byok-groq") == 5
         scene.refused = set()
-        await scene.keeper.retry(["byok-groq"])
+        await scene.watcher.retry(["byok-groq"])
         assert scene.schedule.waiting == frozenset()
-        await scene.keeper.resync()
+        await scene.watcher.resync()
 
     run(play)
     assert scene.asked == [[], ["byok-mistral"], ["byok-groq"], ["byok-groq"], ["byok-groq"], []]
-    assert scene.keeper.report is not None
-    assert scene.keeper.report.all_proven
+    assert scene.watcher.report is not None
+    assert scene.watcher.report.all_proven
 
 
 @pytest.mark.parametrize(
@@ -173,16 +173,16 @@ def test_no_error_ends_the_watch_and_each_is_said_once(scene: Scene, error: Exce
     scene.error = error
 
     async def play() -> None:
-        await scene.keeper.resync()
+        await scene.watcher.resync()
         assert scene.schedule.waiting == {"byok-groq", "byok-mistral"}
-        await scene.keeper.retry(["byok-groq", "byok-mistral"])
-        await scene.keeper.retry(["byok-groq", "byok-mistral"])
-        await scene.keeper.refresh()
+        await scene.watcher.retry(["byok-groq", "byok-mistral"])
+        await scene.watcher.retry(["byok-groq", "byok-mistral"])
+        await scene.watcher.refresh()
         scene.error = None
-        await scene.keeper.retry(["byok-groq", "byok-mistral"])
-        await scene.keeper.refresh()
+        await scene.watcher.retry(["byok-groq", "byok-mistral"])
+        await scene.watcher.refresh()
         scene.error = error
-        await scene.keeper.refresh()
+        await scene.watcher.refresh()
 
     run(play)
     assert [type(event) for event in scene.told] == [
@@ -201,7 +201,7 @@ def test_no_error_ends_the_watch_and_each_is_said_once(scene: Scene, error: Exce
 def test_what_is_gone_or_takes_a_restart_is_said(scene: Scene) -> None:
     """A provider without a key stays in Letta; a port waits for the next start; an interval counts at once."""
     scene.write(GROQ_API_KEY=KEYS["GROQ_API_KEY"], ISABELLA_PORT="8123", ISABELLA_RESYNC="10")
-    run(scene.keeper.reread)
+    run(scene.watcher.reread)
     restart, gone, _ = scene.told
     assert isinstance(restart, RestartNeeded)
     assert "ISABELLA_PORT" in sentences(restart)[0].text
@@ -209,16 +209,16 @@ def test_what_is_gone_or_takes_a_restart_is_said(scene: Scene) -> None:
     assert gone.names == ("byok-mistral",)
     scene.go_on(11)
     assert scene.schedule.due().resync
-    assert scene.keeper.settings.port == 8000
+    assert scene.watcher.settings.port == 8000
 
 
 def test_a_changed_master_key_names_the_way(scene: Scene) -> None:
     """It is not taken while it runs: what Letta holds is sealed under the former one."""
     scene.write(**KEYS, LETTA_ENCRYPTION_KEY="ab" * 32)
-    run(scene.keeper.reread)
+    run(scene.watcher.reread)
     (event,) = scene.told
     assert "rekey --from-env" in sentences(event)[0].text
-    assert scene.keeper.settings.letta_encryption_key is None
+    assert scene.watcher.settings.letta_encryption_key is None
 
 
 def test_it_runs_by_files_and_by_the_clock_and_stops_cleanly(scene: Scene) -> None:
@@ -226,7 +226,7 @@ def test_it_runs_by_files_and_by_the_clock_and_stops_cleanly(scene: Scene) -> No
 
     async def play() -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(scene.keeper.run)
+            tasks.start_soon(scene.watcher.run)
             fresh = scene.folder / "fresh"
             fresh.write_text("GROQ_API_KEY=gsk_second-fake\nMISTRAL_API_KEY=fake-mistral-key\n")
             fresh.replace(scene.folder / ".env")
@@ -234,12 +234,12 @@ def test_it_runs_by_files_and_by_the_clock_and_stops_cleanly(scene: Scene) -> No
             assert isinstance(changed, Synced)
             assert (changed.cause, scene.asked) == (SyncCause.CHANGE, [["byok-groq"]])
             scene.go_on(301)
-            scene.keeper.wake()
+            scene.watcher.wake()
             looked = await scene.until(Synced)
             assert isinstance(looked, Synced)
             assert looked.cause is SyncCause.RESYNC
             scene.go_on(24 * 3600)
-            scene.keeper.wake()
+            scene.watcher.wake()
             await scene.until(ModelsRefreshed)
             tasks.cancel_scope.cancel()
 
@@ -249,7 +249,7 @@ def test_it_runs_by_files_and_by_the_clock_and_stops_cleanly(scene: Scene) -> No
 def test_an_unknown_error_of_ours_has_its_remedy(scene: Scene) -> None:
     """What is to be done stands beside what happened."""
     scene.error = IsabellaError("It is full.", remedy="Empty it.")
-    run(scene.keeper.resync)
+    run(scene.watcher.resync)
     (event,) = scene.told
     assert sentences(event)[0].text == "Not done (a look for drift): It is full. Empty it. It is tried again."
 
@@ -265,10 +265,10 @@ def test_something_unforeseen_in_a_file_is_said_once_and_does_not_end_the_watch(
     async def play() -> None:
         with monkeypatch.context() as broken:
             broken.setattr(ConfigSnapshot, "again", fails)
-            await scene.keeper.reread()
-            await scene.keeper.reread()
+            await scene.watcher.reread()
+            await scene.watcher.reread()
         scene.write(**KEYS | {"GROQ_API_KEY": "gsk_second-fake"})
-        await scene.keeper.reread()
+        await scene.watcher.reread()
 
     run(play)
     assert [type(event) for event in scene.told] == [ConfigRefused, ConfigAccepted, Synced]
@@ -281,28 +281,30 @@ def test_something_unforeseen_in_a_file_is_said_once_and_does_not_end_the_watch(
 def test_a_malformed_file_saved_as_a_sync_ends_does_not_end_the_keeper(scene: Scene) -> None:
     """Models stay as they were, with what they know; a later sync, when the file is whole again, renews them."""
     toml = scene.folder / "isabella.toml"
-    settings = scene.keeper.settings.model_copy(update={"watch": Watch.OFF})
+    settings = scene.watcher.settings.model_copy(update={"watch": Watch.OFF})
     models = ModelCatalog(desired_providers(settings))
     former = models.providers
     readiness = Readiness()
 
-    async def look_for_drift(keeper: Watcher) -> None:
+    async def look_for_drift(watcher: Watcher) -> None:
         scene.go_on(301)
-        keeper.wake()
+        watcher.wake()
         await scene.until(Synced)
 
     async def play() -> None:
-        keeping_on = run_watcher(readiness, settings, scene, models, schedule=scene.schedule, hear=scene.told.append)
-        async with keeping_on as keeper:
+        keeping_on = run_watcher(
+            readiness, settings, scene, models, schedule=scene.schedule, on_event=scene.told.append
+        )
+        async with keeping_on as watcher:
             scene.meanwhile = lambda: toml.write_text("[[providers]\n")
-            await look_for_drift(keeper)
+            await look_for_drift(watcher)
             assert models.providers == former
             assert readiness.report is not None
             scene.meanwhile = lambda: None
             toml.write_text(
                 '[[providers]]\nname = "nearby"\nbase_url = "http://127.0.0.1:9/v1"\napi_key_env = "NEARBY"\n'
             )
-            await look_for_drift(keeper)
+            await look_for_drift(watcher)
 
     run(play)
     assert [one.name for one in models.providers] == [*(one.name for one in former), "nearby"]

@@ -92,22 +92,24 @@ def test_nobody_is_asked_about_a_key_that_letta_holds() -> None:
 def test_the_census_compares_what_letta_listed_with_what_it_lists() -> None:
     """Agents are found whose model is gone at the vendor; one that Letta merely never listed is not lost."""
     answer = VendorAnswer(KeyVerdict.ACCEPTED, "ok", 200, models={"a": None, "new": None, "unlisted": None})
-    speakers = [
+    agent_refs = [
         BoundAgent("Anna", "cerebras", "gone"),
         BoundAgent("Bert", "cerebras", "unlisted"),
         BoundAgent("Carl", "cerebras", "a"),
         BoundAgent("Dora", "byok-groq", "gone"),
     ]
-    found = compare_models("cerebras", frozenset({"a", "gone"}), frozenset({"a", "new"}), answer, speakers)
-    assert found == ProviderModels("cerebras", ("new",), ("gone",), (speakers[0],))
+    found = compare_models("cerebras", frozenset({"a", "gone"}), frozenset({"a", "new"}), answer, agent_refs)
+    assert found == ProviderModels("cerebras", ("new",), ("gone",), (agent_refs[0],))
     assert found.as_json()["lost"] == [{"agent": "Anna", "model": "gone"}]
-    quiet = compare_models("cerebras", frozenset({"a"}), frozenset({"a"}), answer, speakers[1:])
+    quiet = compare_models("cerebras", frozenset({"a"}), frozenset({"a"}), answer, agent_refs[1:])
     assert not quiet.remarkable
 
 
 def test_a_vendor_that_lists_nothing_takes_no_model_from_anybody() -> None:
     """LongCat may list little: then only what Letta itself has dropped is lost."""
     answer = VendorAnswer(KeyVerdict.ACCEPTED, "ok", 200)
-    speaker = BoundAgent("Anna", "longcat", "LongCat-2.0")
-    assert compare_models("longcat", frozenset(), frozenset(), answer, [speaker]).lost == ()
-    assert compare_models("longcat", frozenset({"LongCat-2.0"}), frozenset(), answer, [speaker]).lost == (speaker,)
+    agent_ref = BoundAgent("Anna", "longcat", "LongCat-2.0")
+    assert compare_models("longcat", frozenset(), frozenset(), answer, [agent_ref]).lost == ()
+    assert compare_models("longcat", frozenset({"LongCat-2.0"}), frozenset(), answer, [agent_ref]).lost == (
+        agent_ref,
+    )

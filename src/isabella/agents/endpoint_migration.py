@@ -60,9 +60,7 @@ async def move_agents(connection: Connection, provider: str, base_url: str, note
 
         async def behind() -> list[str]:
             found = await _everybody(wire)
-            return [
-                id for id, engine in found.items() if id not in trouble and engine.strays_from(provider, base_url)
-            ]
+            return [id for id, llm in found.items() if id not in trouble and llm.strays_from(provider, base_url)]
 
         for _ in range(_PASSES):
             if not (left := await behind()):
@@ -139,7 +137,7 @@ class LettaBoundAgents:
         async with self._lock:
             if self._engines is None:
                 self._engines = await self._look()
-            return any(engine.strays_from(provider, base_url) for engine in self._engines)
+            return any(llm.strays_from(provider, base_url) for llm in self._engines)
 
     async def follow(self, provider: str, base_url: str, note: Note) -> None:
         """Have every agent of this provider call this address."""

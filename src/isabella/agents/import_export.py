@@ -59,20 +59,20 @@ class ImportedAgent:
     left_out: tuple[str, ...] = ()
 
 
-async def export_agent(residents: AgentRegistry, resident: AgentRecord, secrets: Iterable[str] = ()) -> str:
+async def export_agent(registry: AgentRegistry, record: AgentRecord, secrets: Iterable[str] = ()) -> str:
     """An agent as a file: its prompt, tools, blocks, the messages in its context, and its archival memory.
 
     Args:
-        residents: its Letta.
-        resident: which.
+        registry: its Letta.
+        record: which.
         secrets: texts that must not be in the file, whatever put them there.
 
     Raises:
         AgentFileRefused: a secret would have been in the file.
         LettaError: Letta cannot export it.
     """
-    document = await residents.wire.get(f"/v1/agents/{resident.id}/export")
-    passages = await ArchivalMemory(residents.wire).every(resident.id)
+    document = await registry.wire.get(f"/v1/agents/{record.id}/export")
+    passages = await ArchivalMemory(registry.wire).every(record.id)
     for agent in document.get("agents", []):
         agent.update({name: value for name, value in _LEFT_OUT.items() if name in agent})
         agent["metadata"] = _without_marks(agent.get("metadata"))
@@ -94,7 +94,7 @@ async def export_agent(residents: AgentRegistry, resident: AgentRecord, secrets:
 
 
 async def import_agent(
-    residents: AgentRegistry,
+    registry: AgentRegistry,
     models: ModelCatalog,
     text: str | bytes,
     *,
@@ -105,7 +105,7 @@ async def import_agent(
     """Bring an agent in from a file, bound to its own model where that works here, otherwise to one that does.
 
     Args:
-        residents: the Letta to bring it into.
+        registry: the Letta to bring it into.
         models: what works here.
         text: the file.
         name: what to call it; by default as the file does.
@@ -121,9 +121,9 @@ async def import_agent(
     """
     file = read(text)
     name = _name(file, name)
-    if any(other.name.casefold() == name.casefold() for other in await residents.all()):
+    if any(other.name.casefold() == name.casefold() for other in await registry.all()):
         raise AgentExists(f"There is an agent {name!r} already.", remedy="Give the new one another name.")
-    tools = await _take_tools(residents, file, with_tools=with_tools)
+    tools = await _take_tools(registry, file, with_tools=with_tools)
     base = MEMORY_TOOLS if file.agent["include_base_tools"] else ()
     rules, about_rules = allowed_rules(file.rules, [*tools.names, *base])
     binding = await models.choose([file.handle] if file.handle is not None else [])
@@ -148,34 +148,34 @@ async def import_agent(
     }
     try:
         with letta_errors():
-            answer = await residents.wire.client.agents.import_file(
+            answer = await registry.wire.client.agents.import_file(
                 file=("agent.af", json.dumps(document).encode(), "application/json"),
                 name=name,
                 append_copy_suffix=False,
                 override_existing_tools=False,
             )
     except LettaBroken as broken:
-        await _remove_half(residents, name)
+        await _remove_half(registry, name)
         raise AgentFileRefused(f"Letta failed on the file: {broken.what}", remedy=REMEDY) from None
     except LettaRefused as refused:
-        await _remove_half(residents, name)
+        await _remove_half(registry, name)
         why = refused.detail.partition("For further information")[0].replace("\n", " ").strip()
         raise AgentFileRefused(f"Letta cannot read the file: {why}", remedy=REMEDY) from None
     id = answer.agent_ids[0]
     try:
         # Letta sets the reasoning of a new agent as it thinks fit; the file comes first.
-        bound = await residents.fit(id, await residents.bind(id, binding, settings=file.settings))
-        await set_embedding(residents, await residents.get(id), vectors)
-        archive = ArchivalMemory(residents.wire)
+        bound = await registry.fit(id, await registry.bind(id, binding, settings=file.settings))
+        await set_embedding(registry, await registry.get(id), vectors)
+        archive = ArchivalMemory(registry.wire)
         for passage in file.passages:
             if not passage.text.strip():
                 # Letta itself takes empty ones; they say nothing.
                 continue
             await archive.add(id, passage.text, passage.tags, created_at=passage.created_at)
-        await _compile_system_prompt(residents, id)
+        await _compile_system_prompt(registry, id)
     except IsabellaError:
         # Half an agent would look like a whole one that has forgotten.
-        await residents.delete(id)
+        await registry.delete(id)
         raise
     left_out = [redact(one) for one in (*file.left_out, *tools.left_out, *about_rules)]
     return ImportedAgent(id, name, binding.handle, len(file.passages), bound.notes, tuple(left_out))
@@ -188,11 +188,11 @@ def configured_secrets(models: ModelCatalog, connection: Connection) -> list[str
     return [secret.get_secret_value() for secret in found if secret is not None]
 
 
-async def _remove_half(residents: AgentRegistry, name: str) -> None:
+async def _remove_half(registry: AgentRegistry, name: str) -> None:
     """Remove what an import that failed may have made; there was no agent of this name before it."""
-    for resident in await residents.all():
-        if resident.name == name and agent_metadata.IMPORTED in resident.tags:
-            await residents.delete(resident.id)
+    for record in await registry.all():
+        if record.name == name and agent_metadata.IMPORTED in record.tags:
+            await registry.delete(record.id)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class _Tools:
         return [*self.there, *(str(tool["name"]) for tool in self.programs)]
 
 
-async def _take_tools(residents: AgentRegistry, file: AgentFile, *, with_tools: bool | None) -> _Tools:
+async def _take_tools(registry: AgentRegistry, file: AgentFile, *, with_tools: bool | None) -> _Tools:
     """Decide about each tool. What a file says a tool does is never taken for a tool of Letta's own."""
     others = [name for name in file.tools if name not in MEMORY_TOOLS]
     if others and with_tools is None:
@@ -225,7 +225,7 @@ async def _take_tools(residents: AgentRegistry, file: AgentFile, *, with_tools: 
             remedy="Read them first. Then import it with `--with-tools` (over HTTP: tools=true) to take them along, "
             "or with `--without-tools` (tools=false) to leave them out.",
         )
-    types = {tool["name"]: tool.get("tool_type") for tool in await residents.wire.every("/v1/tools/")}
+    types = {tool["name"]: tool.get("tool_type") for tool in await registry.wire.every("/v1/tools/")}
     there: list[str] = []
     programs: list[dict[str, Any]] = []
     out: list[str] = []
@@ -247,10 +247,10 @@ async def _take_tools(residents: AgentRegistry, file: AgentFile, *, with_tools: 
     return _Tools(there, programs, left_out)
 
 
-async def _compile_system_prompt(residents: AgentRegistry, agent_id: str) -> None:
+async def _compile_system_prompt(registry: AgentRegistry, agent_id: str) -> None:
     """Have Letta write the agent's memory into its system prompt, which it does not do in every turn."""
     try:
-        await residents.wire.post(f"/v1/agents/{agent_id}/recompile")
+        await registry.wire.post(f"/v1/agents/{agent_id}/recompile")
     except LettaRefused as refused:
         # Releases without this request do it in every turn.
         if refused.status not in (404, 405):

@@ -65,7 +65,7 @@ class ModelCatalog:
         self._clock = clock
         self.client = client
         #: Is told what a vendor answered, by its provider's name.
-        self.hear: Callable[[str, VendorAnswer], None] = lambda _provider, _answer: None
+        self.on_event: Callable[[str, VendorAnswer], None] = lambda _provider, _answer: None
         self._known: dict[str, _Known] = {}
         self._asking: dict[str, anyio.Lock] = {}
 
@@ -201,7 +201,7 @@ class ModelCatalog:
                 known = _Known(answer, self._clock() + kept)
                 if self._providers.get(provider.name) == provider:
                     self._known[provider.name] = known
-                    self.hear(provider.name, answer)
+                    self.on_event(provider.name, answer)
             return known.answer
 
 

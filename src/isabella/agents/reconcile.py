@@ -22,9 +22,7 @@ from isabella.errors import AgentError, IsabellaError, LettaRefused, LettaUnreac
 from isabella.letta.llm_config import Binding
 
 
-async def set_embedding(
-    residents: AgentRegistry, resident: AgentRecord, vectors: EmbeddingSetup | None
-) -> str | None:
+async def set_embedding(registry: AgentRegistry, record: AgentRecord, vectors: EmbeddingSetup | None) -> str | None:
     """Decide how an agent's archival memory is searched, where that is not decided, and point Letta there.
 
     Returns:
@@ -35,35 +33,35 @@ async def set_embedding(
     """
     if vectors is None:
         return None
-    choice, change = await embedding_change(residents, resident, vectors)
+    choice, change = await embedding_change(registry, record, vectors)
     if not change:
         return None
-    await residents.wire.patch(f"/v1/agents/{resident.id}", change)
+    await registry.wire.patch(f"/v1/agents/{record.id}", change)
     return f"archival memory searched by {choice.model or 'text'}"
 
 
 async def embedding_change(
-    residents: AgentRegistry, resident: AgentRecord, vectors: EmbeddingSetup
+    registry: AgentRegistry, record: AgentRecord, vectors: EmbeddingSetup
 ) -> tuple[SearchMethod, dict[str, Any]]:
     """How an agent's archival memory is searched, and the change that makes it so; empty where it is."""
-    decided = SearchMethod.of_mark(resident.marks.embedding)
-    choice = decided or await _decide(residents, resident, vectors)
+    decided = SearchMethod.of_mark(record.own_metadata.embedding)
+    choice = decided or await _decide(registry, record, vectors)
     change: dict[str, Any] = {}
     if decided is None:
-        noted = replace(resident.marks, embedding=choice.as_mark())
-        change["metadata"] = noted.into(resident.metadata)
+        noted = replace(record.own_metadata, embedding=choice.as_mark())
+        change["metadata"] = noted.into(record.metadata)
     config = choice.as_config(vectors.address)
-    if config is not None and any((resident.embedding or {}).get(key) != value for key, value in config.items()):
+    if config is not None and any((record.embedding or {}).get(key) != value for key, value in config.items()):
         change["embedding_config"] = config
     return choice, change
 
 
-async def _decide(residents: AgentRegistry, resident: AgentRecord, vectors: EmbeddingSetup) -> SearchMethod:
+async def _decide(registry: AgentRegistry, record: AgentRecord, vectors: EmbeddingSetup) -> SearchMethod:
     """What the settings say, unless there are passages without such vectors already: they would not be found."""
-    if resident.embedding is not None:
+    if record.embedding is not None:
         return TEXT
-    path = f"/v1/agents/{resident.id}/archival-memory"
-    return TEXT if await residents.wire.get(path, limit=1) else vectors.choice
+    path = f"/v1/agents/{record.id}/archival-memory"
+    return TEXT if await registry.wire.get(path, limit=1) else vectors.choice
 
 
 class EnsureOutcome(StrEnum):
@@ -139,15 +137,15 @@ class DefinitionDiff:
     said: tuple[str, ...] = ()
 
 
-def diff_definition(definition: AgentDefinition, resident: AgentRecord, shared: Sequence[str] = ()) -> DefinitionDiff:
+def diff_definition(definition: AgentDefinition, record: AgentRecord, shared: Sequence[str] = ()) -> DefinitionDiff:
     """What the file asks for that this agent was not given yet. Pure.
 
     Args:
         definition: what is wanted.
-        resident: what there is.
+        record: what there is.
         shared: the labels that the agent it reflects on shares.
     """
-    written, wanted = resident.marks.written, metadata.fingerprints(definition)
+    written, wanted = record.own_metadata.written, metadata.fingerprints(definition)
     news = {name for name, digest in wanted.items() if written.get(name) != digest}
     fields: dict[str, Any] = {}
     said: list[str] = []
@@ -159,14 +157,14 @@ def diff_definition(definition: AgentDefinition, resident: AgentRecord, shared: 
         if name in news:
             fields[key] = value
             said.append(name)
-    on = tuple(tool for tool in definition.tools if tool not in resident.tools) if "tools" in news else ()
-    off = tuple(tool for tool in resident.marks.tools if tool not in definition.tools and tool in resident.tools)
+    on = tuple(tool for tool in definition.tools if tool not in record.tools) if "tools" in news else ()
+    off = tuple(tool for tool in record.own_metadata.tools if tool not in definition.tools and tool in record.tools)
     said += [f"tool {tool} added" for tool in on] + [f"tool {tool} taken off" for tool in off]
     made: list[BlockDefinition] = []
     block_fields: dict[str, Mapping[str, Any]] = {}
     for block in definition.blocks:
         known = f"{block.label}.description" in written
-        if block.label not in resident.blocks:
+        if block.label not in record.blocks:
             # One that it had once was taken from it on purpose.
             if not known:
                 made.append(block)
@@ -178,14 +176,14 @@ def diff_definition(definition: AgentDefinition, resident: AgentRecord, shared: 
                 "read_only": block.read_only,
             }
             said.append(f"block {block.label} described anew")
-    attach = tuple(label for label in shared if label not in resident.blocks)
+    attach = tuple(label for label in shared if label not in record.blocks)
     said += [f"block {label} shared" for label in attach]
     models = "models" in news
     return DefinitionDiff(fields, on, off, tuple(made), block_fields, attach, models, tuple(said))
 
 
 async def ensure(
-    residents: AgentRegistry,
+    registry: AgentRegistry,
     definitions: Sequence[AgentDefinition],
     models: ModelCatalog,
     vectors: EmbeddingSetup | None = None,
@@ -193,7 +191,7 @@ async def ensure(
     """Bring every definition's agent in line.
 
     Args:
-        residents: the agents' Letta.
+        registry: the agents' Letta.
         definitions: what is wanted.
         models: what they can be bound to.
         vectors: how archival memory is searched; None leaves that as it is.
@@ -201,18 +199,18 @@ async def ensure(
     Raises:
         LettaError: Letta cannot be read, or is gone; single agents' failures are in the result.
     """
-    there = await residents.all()
-    for resident in there:
-        if resident.ours and resident.definition is None:
-            await set_embedding(residents, resident, vectors)
+    there = await registry.all()
+    for record in there:
+        if record.ours and record.definition is None:
+            await set_embedding(registry, record, vectors)
     if not definitions:
         return []
-    landscape = await available_bindings(residents, models, ask=False)
+    available = await available_bindings(registry, models, ask=False)
     done: dict[str, EnsureResult] = {}
     # Whoever reflects on another comes after it, because it needs the other's blocks.
     for definition in sorted(definitions, key=lambda one: one.reflects_on is not None):
         try:
-            done[definition.id] = await _ensure_one(residents, definition, there, models, landscape, vectors)
+            done[definition.id] = await _ensure_one(registry, definition, there, models, available, vectors)
         except LettaUnreachable:
             raise
         except IsabellaError as error:
@@ -221,25 +219,25 @@ async def ensure(
             )
         made = done[definition.id]
         if made.done is EnsureOutcome.CREATED and made.agent_id is not None:
-            there.append(await residents.get(made.agent_id))
+            there.append(await registry.get(made.agent_id))
     return [done[definition.id] for definition in definitions]
 
 
 async def _ensure_one(
-    residents: AgentRegistry,
+    registry: AgentRegistry,
     definition: AgentDefinition,
     there: Sequence[AgentRecord],
     models: ModelCatalog,
-    landscape: AvailableBindings,
+    available: AvailableBindings,
     vectors: EmbeddingSetup | None,
 ) -> EnsureResult:
     shared = _shared(definition, there)
     tag = metadata.definition_tag(definition.id)
-    mine = [resident for resident in there if tag in resident.tags]
+    mine = [record for record in there if tag in record.tags]
     if not mine:
-        return await _create(residents, definition, models, shared, vectors)
+        return await _create(registry, definition, models, shared, vectors)
     # The oldest is the one; two can only come from two Lettas' files having been mixed.
-    return await _change(residents, definition, mine[0], models, landscape, shared, vectors)
+    return await _change(registry, definition, mine[0], models, available, shared, vectors)
 
 
 def _shared(definition: AgentDefinition, there: Sequence[AgentRecord]) -> dict[str, str]:
@@ -247,7 +245,7 @@ def _shared(definition: AgentDefinition, there: Sequence[AgentRecord]) -> dict[s
     if definition.reflects_on is None:
         return {}
     tag = metadata.definition_tag(definition.reflects_on)
-    other = next((resident for resident in there if tag in resident.tags), None)
+    other = next((record for record in there if tag in record.tags), None)
     if other is None or other.definition is None:
         raise AgentError(f"{definition.name} reflects on {definition.reflects_on}, which is not there.")
     labels = other.definition.shared_labels
@@ -255,13 +253,13 @@ def _shared(definition: AgentDefinition, there: Sequence[AgentRecord]) -> dict[s
 
 
 async def _create(
-    residents: AgentRegistry,
+    registry: AgentRegistry,
     definition: AgentDefinition,
     models: ModelCatalog,
     shared: Mapping[str, str],
     vectors: EmbeddingSetup | None,
 ) -> EnsureResult:
-    await _tool_ids(residents, definition.tools)
+    await _tool_ids(registry, definition.tools)
     binding = await models.choose(definition.handles, window=definition.window)
     choice = None if vectors is None else vectors.choice
     noted = AgentMetadata(
@@ -285,39 +283,39 @@ async def _create(
         "message_buffer_autoclear": definition.reflects_on is not None,
     }
     try:
-        row = await residents.wire.post("/v1/agents/", body)
+        row = await registry.wire.post("/v1/agents/", body)
     except LettaRefused as refused:
         # Before 0.16.2 there is no agent without an embedding model (fact O12).
         if refused.status != 400 or "embedding" not in refused.detail:
             raise
-        row = await residents.wire.post("/v1/agents/", {**body, "embedding_config": NO_EMBEDDING})
+        row = await registry.wire.post("/v1/agents/", {**body, "embedding_config": NO_EMBEDDING})
     # Letta notes a model for summaries whatever it is given at first.
-    bound = await residents.bind(row["id"], binding)
+    bound = await registry.bind(row["id"], binding)
     return EnsureResult(definition.id, definition.name, EnsureOutcome.CREATED, row["id"], handle=bound.binding.handle)
 
 
 async def _change(
-    residents: AgentRegistry,
+    registry: AgentRegistry,
     definition: AgentDefinition,
-    resident: AgentRecord,
+    record: AgentRecord,
     models: ModelCatalog,
-    landscape: AvailableBindings,
+    available: AvailableBindings,
     shared: Mapping[str, str],
     vectors: EmbeddingSetup | None,
 ) -> EnsureResult:
-    said_of_vectors = await set_embedding(residents, resident, vectors)
+    said_of_vectors = await set_embedding(registry, record, vectors)
     if said_of_vectors is not None:
-        resident = await residents.get(resident.id)
-    changes = diff_definition(definition, resident, tuple(shared))
-    binding, why = await _rebinding(residents, definition, resident, models, landscape, changed=changes.models)
+        record = await registry.get(record.id)
+    changes = diff_definition(definition, record, tuple(shared))
+    binding, why = await _rebinding(registry, definition, record, models, available, changed=changes.models)
     if changes == DefinitionDiff() and binding is None and said_of_vectors is None:
-        return EnsureResult(definition.id, resident.name, EnsureOutcome.KEPT, resident.id, handle=resident.handle)
-    wire, path = residents.wire, f"/v1/agents/{resident.id}"
-    ids = await _tool_ids(residents, changes.tools)
+        return EnsureResult(definition.id, record.name, EnsureOutcome.KEPT, record.id, handle=record.handle)
+    wire, path = registry.wire, f"/v1/agents/{record.id}"
+    ids = await _tool_ids(registry, changes.tools)
     for tool in changes.tools:
         await wire.patch(f"{path}/tools/attach/{ids[tool]}")
     for tool in changes.tools_off:
-        await wire.patch(f"{path}/tools/detach/{resident.tools[tool]}")
+        await wire.patch(f"{path}/tools/detach/{record.tools[tool]}")
     for label, block_fields in changes.block_fields.items():
         await wire.patch(f"{path}/core-memory/blocks/{label}", block_fields)
     for block in changes.blocks:
@@ -327,45 +325,45 @@ async def _change(
         await wire.patch(f"{path}/core-memory/blocks/attach/{shared[label]}")
     # The note comes with the last change: one that was interrupted is made again.
     news = [clause for clause in (*changes.said, why, said_of_vectors) if clause]
-    noted = replace(resident.marks, written=metadata.fingerprints(definition), tools=definition.tools)
-    update = {**changes.fields, "metadata": noted.into(resident.metadata)}
+    noted = replace(record.own_metadata, written=metadata.fingerprints(definition), tools=definition.tools)
+    update = {**changes.fields, "metadata": noted.into(record.metadata)}
     if binding is not None:
-        bound = await residents.bind(resident.id, binding, update)
+        bound = await registry.bind(record.id, binding, update)
         news += bound.notes
-    elif update != {"metadata": dict(resident.metadata)}:
+    elif update != {"metadata": dict(record.metadata)}:
         await wire.patch(path, update)
     return EnsureResult(
         definition.id,
-        changes.fields.get("name", resident.name),
+        changes.fields.get("name", record.name),
         EnsureOutcome.CHANGED,
-        resident.id,
+        record.id,
         changes=tuple(news),
-        handle=binding.handle if binding else resident.handle,
+        handle=binding.handle if binding else record.handle,
     )
 
 
 async def _rebinding(
-    residents: AgentRegistry,
+    registry: AgentRegistry,
     definition: AgentDefinition,
-    resident: AgentRecord,
+    record: AgentRecord,
     models: ModelCatalog,
-    landscape: AvailableBindings,
+    available: AvailableBindings,
     *,
     changed: bool,
 ) -> tuple[Binding | None, str | None]:
     """The binding that it is to have instead of its own, and why; None where its own is good."""
     if changed:
         chosen = await models.choose(definition.handles, window=definition.window)
-        binding = (await residents.placed(chosen) or chosen).suited(resident.agent_type)
-        return (None, None) if binding == resident.binding else (binding, f"bound to {binding.handle}")
-    finding = diagnose(resident.engine, landscape, definition.handles)
+        binding = (await registry.placed(chosen) or chosen).suited(record.agent_type)
+        return (None, None) if binding == record.binding else (binding, f"bound to {binding.handle}")
+    finding = diagnose(record.llm, available, definition.handles)
     if finding is None:
         return None, None
     binding = finding.binding or await models.choose(finding.instead, window=definition.window)
     return binding, f"bound to {binding.handle}: {finding.why}"
 
 
-async def _tool_ids(residents: AgentRegistry, names: Sequence[str]) -> dict[str, str]:
+async def _tool_ids(registry: AgentRegistry, names: Sequence[str]) -> dict[str, str]:
     """Letta's ids of tools.
 
     Raises:
@@ -373,7 +371,7 @@ async def _tool_ids(residents: AgentRegistry, names: Sequence[str]) -> dict[str,
     """
     if not names:
         return {}
-    found = {tool["name"]: tool["id"] for tool in await residents.wire.every("/v1/tools/")}
+    found = {tool["name"]: tool["id"] for tool in await registry.wire.every("/v1/tools/")}
     missing = [name for name in names if name not in found]
     if missing:
         raise AgentError(

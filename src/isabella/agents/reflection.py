@@ -73,12 +73,17 @@ class Reflection:
 
 
 async def reflect(
-    agency: AgentService, reflector: AgentRecord, say: Say, *, quiet_for: float = 0.0, now: datetime | None = None
+    agent_service: AgentService,
+    reflector: AgentRecord,
+    say: Say,
+    *,
+    quiet_for: float = 0.0,
+    now: datetime | None = None,
 ) -> Reflection:
     """Have an agent reflect on what was said since it last did.
 
     Args:
-        agency: its Letta. `agency.memory.hold` keeps the other agent's turns back meanwhile.
+        agent_service: its Letta. `agency.memory.hold` keeps the other agent's turns back meanwhile.
         reflector: the agent that reflects.
         say: says something to an agent.
         quiet_for: seconds that nothing must have been said for.
@@ -87,22 +92,22 @@ async def reflect(
     Raises:
         IsabellaError: the turn failed, or Letta did. Nothing is lost; what was said is read again next time.
     """
-    target = await _target(agency, reflector)
+    target = await _target(agent_service, reflector)
     if target is None:
         return Reflection(ReflectionOutcome.NOTHING)
-    await recover(agency, target)
-    said, _ = await _said(agency, target, reflector)
+    await recover(agent_service, target)
+    said, _ = await _said(agent_service, target, reflector)
     if not said:
         return Reflection(ReflectionOutcome.NOTHING)
     if _age(said[-1], now or datetime.now(UTC)) < quiet_for:
         return Reflection(ReflectionOutcome.WAITING)
-    async with agency.memory.hold(target.id):
+    async with agent_service.memory.hold(target.id):
         # Somebody may have spoken while the place was waited for.
-        said, last = await _said(agency, target, reflector)
+        said, last = await _said(agent_service, target, reflector)
         if not said:
             return Reflection(ReflectionOutcome.NOTHING)
-        before = await _shared(agency, target)
-        snapshot = await _set_down(agency, target, before)
+        before = await _shared(agent_service, target)
+        snapshot = await _set_down(agent_service, target, before)
         try:
             with anyio.fail_after(_SECONDS):
                 await say(reflector.id, _request(said))
@@ -111,20 +116,20 @@ async def reflect(
         finally:
             # However the turn ended: what it took out of the blocks is kept.
             with anyio.CancelScope(shield=True):
-                archived, restored = await _make_good(agency, target, before, snapshot)
-        noted = await agency.residents.get(reflector.id)
-        metadata = replace(noted.marks, reflected=last).into(noted.metadata)
-        await agency.residents.wire.patch(f"/v1/agents/{reflector.id}", {"metadata": metadata})
+                archived, restored = await _make_good(agent_service, target, before, snapshot)
+        noted = await agent_service.registry.get(reflector.id)
+        metadata = replace(noted.own_metadata, reflected=last).into(noted.metadata)
+        await agent_service.registry.wire.patch(f"/v1/agents/{reflector.id}", {"metadata": metadata})
     return Reflection(ReflectionOutcome.DONE, len(said), archived, restored)
 
 
-async def recover(agency: AgentService, target: AgentRecord) -> None:
+async def recover(agent_service: AgentService, target: AgentRecord) -> None:
     """Make good what reflections that were killed have left.
 
     Raises:
         LettaError: Letta cannot be read or written.
     """
-    for row in await agency.residents.wire.get("/v1/blocks/", label=LABEL, limit=100):
+    for row in await agent_service.registry.wire.get("/v1/blocks/", label=LABEL, limit=100):
         try:
             kept = json.loads(row.get("value") or "")
             if kept["agent"] != target.id:
@@ -132,23 +137,23 @@ async def recover(agency: AgentService, target: AgentRecord) -> None:
             before = [MemoryBlock(b["id"], b["label"], b["value"], b["limit"], "", False) for b in kept["blocks"]]
         except (ValueError, KeyError, TypeError):
             continue
-        async with agency.memory.hold(target.id):
-            await _make_good(agency, target, before, row["id"])
+        async with agent_service.memory.hold(target.id):
+            await _make_good(agent_service, target, before, row["id"])
 
 
-async def _target(agency: AgentService, reflector: AgentRecord) -> AgentRecord | None:
+async def _target(agent_service: AgentService, reflector: AgentRecord) -> AgentRecord | None:
     wanted = reflector.definition.reflects_on if reflector.definition else None
     if wanted is None:
         return None
     tag = metadata.definition_tag(wanted)
-    return next((resident for resident in await agency.residents.all() if tag in resident.tags), None)
+    return next((record for record in await agent_service.registry.all() if tag in record.tags), None)
 
 
 async def _said(
-    agency: AgentService, target: AgentRecord, reflector: AgentRecord
+    agent_service: AgentService, target: AgentRecord, reflector: AgentRecord
 ) -> tuple[list[HistoryEntry], str | None]:
     """What people and the agent said since the last reflection, as much as is read at once, and up to where."""
-    entries, last = await agency.history.since(target.id, reflector.marks.reflected)
+    entries, last = await agent_service.history.since(target.id, reflector.own_metadata.reflected)
     said: list[HistoryEntry] = []
     size = 0
     for entry in entries:
@@ -182,12 +187,12 @@ def _one_line(text: str) -> str:
     return flat if len(flat) <= _LONGEST_ENTRY else flat[:_LONGEST_ENTRY] + " …"
 
 
-async def _shared(agency: AgentService, target: AgentRecord) -> list[MemoryBlock]:
+async def _shared(agent_service: AgentService, target: AgentRecord) -> list[MemoryBlock]:
     labels = target.definition.shared_labels if target.definition else ()
-    return [block for block in await agency.memory.blocks(target.id) if block.label in labels]
+    return [block for block in await agent_service.memory.blocks(target.id) if block.label in labels]
 
 
-async def _set_down(agency: AgentService, target: AgentRecord, blocks: Sequence[MemoryBlock]) -> str:
+async def _set_down(agent_service: AgentService, target: AgentRecord, blocks: Sequence[MemoryBlock]) -> str:
     """Set the blocks down in Letta, and return the id of what they were set down in."""
     kept = {
         "agent": target.id,
@@ -199,15 +204,15 @@ async def _set_down(agency: AgentService, target: AgentRecord, blocks: Sequence[
         "limit": _SNAPSHOT_LIMIT,
         "description": f"The shared blocks of {target.name} before a reflection that is under way.",
     }
-    row = await agency.residents.wire.post("/v1/blocks/", body)
+    row = await agent_service.registry.wire.post("/v1/blocks/", body)
     return str(row["id"])
 
 
 async def _make_good(
-    agency: AgentService, target: AgentRecord, before: Sequence[MemoryBlock], snapshot: str
+    agent_service: AgentService, target: AgentRecord, before: Sequence[MemoryBlock], snapshot: str
 ) -> tuple[int, tuple[str, ...]]:
     """Put emptied blocks back, archive what else went out, and take away what was set down."""
-    after = {block.label: block for block in await agency.memory.blocks(target.id)}
+    after = {block.label: block for block in await agent_service.memory.blocks(target.id)}
     emptied = [block for block in before if _emptied(block, after.get(block.label))]
     restored = []
     for block in emptied:
@@ -216,7 +221,7 @@ async def _make_good(
         text = "\n".join([block.value, *added]) if added else block.value
         if len(text) > block.limit >= len(block.value):
             text = block.value
-        await agency.residents.wire.patch(f"/v1/blocks/{block.id}", {"value": text})
+        await agent_service.registry.wire.patch(f"/v1/blocks/{block.id}", {"value": text})
         after[block.label] = replace(block, value=text)
         restored.append(block.label)
         log.warning("a reflection had emptied a memory block; it was put back", agent=target.name, block=block.label)
@@ -224,14 +229,14 @@ async def _make_good(
     for label, lines in gone.items():
         try:
             text = f"Taken out of the memory block {label!r}:\n" + "\n".join(lines)
-            await agency.archive.add(target.id, text, [TAG, label])
+            await agent_service.archive.add(target.id, text, [TAG, label])
         except IsabellaError:
             # Where the archive takes nothing, the block keeps everything.
             block = next(one for one in before if one.label == label)
             text = "\n".join([after[label].value, *lines]) if label in after else block.value
-            await agency.residents.wire.patch(f"/v1/blocks/{block.id}", {"value": text})
+            await agent_service.registry.wire.patch(f"/v1/blocks/{block.id}", {"value": text})
             restored.append(label)
-    await agency.residents.wire.delete(f"/v1/blocks/{snapshot}")
+    await agent_service.registry.wire.delete(f"/v1/blocks/{snapshot}")
     return sum(map(len, gone.values())), tuple(restored)
 
 

@@ -36,7 +36,7 @@ class AgentRecord:
         name: what it is called.
         description: what it is for.
         definition: what the file says of it; None for an agent of somebody else's.
-        engine: what it speaks through; None where Letta knows nothing.
+        llm: what it speaks through; None where Letta knows nothing.
         tags: Letta's tags.
         blocks: the ids of its memory blocks by label.
         tools: the ids of its tools by name.
@@ -48,7 +48,7 @@ class AgentRecord:
     name: str
     description: str = ""
     definition: AgentDefinition | None = None
-    engine: LlmConfig | None = None
+    llm: LlmConfig | None = None
     tags: tuple[str, ...] = ()
     blocks: Mapping[str, str] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
@@ -61,26 +61,26 @@ class AgentRecord:
         return metadata.MANAGED_TAG in self.tags
 
     @property
-    def marks(self) -> AgentMetadata:
+    def own_metadata(self) -> AgentMetadata:
         """What Isabella noted about it."""
         return AgentMetadata.read(self.metadata)
 
     @property
     def binding(self) -> Binding | None:
         """Its explicit binding (fact M6); None where it has none."""
-        return None if self.engine is None else self.engine.binding
+        return None if self.llm is None else self.llm.binding
 
     @property
     def agent_type(self) -> str | None:
         """Letta's type of agent."""
-        return None if self.engine is None else self.engine.agent_type
+        return None if self.llm is None else self.llm.agent_type
 
     @property
     def handle(self) -> str:
         """`provider/model`, for people."""
-        if self.engine is None:
+        if self.llm is None:
             return "-"
-        return self.engine.handle or f"{self.engine.provider or self.engine.endpoint_type}/{self.engine.model}"
+        return self.llm.handle or f"{self.llm.provider or self.llm.endpoint_type}/{self.llm.model}"
 
 
 class AgentRegistry:
@@ -95,7 +95,7 @@ class AgentRegistry:
         self.wire = LettaClient(client)
         self.definitions = {definition.id: definition for definition in definitions}
         #: Are told of every agent that is bound here, so that nobody goes on with what he knew before.
-        self.hear_bound: list[Callable[[str, Binding], None]] = []
+        self.on_bound: list[Callable[[str, Binding], None]] = []
 
     async def all(self) -> list[AgentRecord]:
         """Every agent in Letta, oldest first, but for the passing ones that fetch receipts.
@@ -117,7 +117,7 @@ class AgentRegistry:
             alike = await gather(
                 [partial(self._some, name=name), partial(self._some, tags=[metadata.definition_tag(name)])]
             )
-            found = {resident.id: resident for residents in alike for resident in residents}
+            found = {record.id: record for registry in alike for record in registry}
             if found:
                 return select_agent(name, [*found.values()])
         return select_agent(name, await self.all())
@@ -134,7 +134,7 @@ class AgentRegistry:
             if refused.status in (404, 422):
                 raise AgentUnknown(f"There is no agent {agent_id} any more.") from None
             raise
-        return self._resident(row)
+        return self._record(row)
 
     async def bind(
         self,
@@ -170,8 +170,8 @@ class AgentRegistry:
             # is found by it, and one that is bound after it finds the new address here.
             if (await self.placed(binding) or binding) == home:
                 break
-        for hear in self.hear_bound:
-            hear(agent_id, bound.binding)
+        for on_event in self.on_bound:
+            on_event(agent_id, bound.binding)
         return bound
 
     async def fit(self, agent_id: str, bound: BindingResult) -> BindingResult:
@@ -200,14 +200,14 @@ class AgentRegistry:
                 return replace(binding, base_url=row.get("base_url") or binding.base_url)
         return None
 
-    async def switch(self, resident: AgentRecord, handle: str, models: ModelCatalog) -> BindingResult:
+    async def switch(self, record: AgentRecord, handle: str, models: ModelCatalog) -> BindingResult:
         """Bind an agent to a handle, if that would work now, and make its context fit. Nothing may speak to it.
 
         Raises:
             ModelUnknown: it would not; the error names the handles that would.
             LettaError: Letta refuses or fails.
         """
-        window = resident.definition.window if resident.definition else None
+        window = record.definition.window if record.definition else None
         binding = await models.binding(handle, window=window)
         placed = await self.placed(binding)
         if placed is None:
@@ -221,11 +221,11 @@ class AgentRegistry:
                 remedy=f"Run `isabella providers sync --only {binding.provider}`, then switch again.",
             )
         # A failover may have bound it elsewhere since it was looked up.
-        now = await self.get(resident.id)
-        bound = BindingResult(placed.suited(now.agent_type), now.marks.lowered, now.agent_type)
-        if now.binding != bound.binding or now.engine is None or now.engine.compaction is not None:
-            bound = await self.bind(resident.id, placed)
-        return await self.fit(resident.id, bound)
+        now = await self.get(record.id)
+        bound = BindingResult(placed.suited(now.agent_type), now.own_metadata.lowered, now.agent_type)
+        if now.binding != bound.binding or now.llm is None or now.llm.compaction is not None:
+            bound = await self.bind(record.id, placed)
+        return await self.fit(record.id, bound)
 
     async def delete(self, agent_id: str) -> None:
         """Remove an agent with its memory.
@@ -237,9 +237,9 @@ class AgentRegistry:
 
     async def _some(self, **query: Any) -> list[AgentRecord]:
         rows = await self.wire.every("/v1/agents/", order_by="created_at", include=_INCLUDE, **query)
-        return [resident for resident in map(self._resident, rows) if probe.TAG not in resident.tags]
+        return [record for record in map(self._record, rows) if probe.TAG not in record.tags]
 
-    def _resident(self, row: Any) -> AgentRecord:
+    def _record(self, row: Any) -> AgentRecord:
         try:
             found = _ROW.validate_python(row)
         except ValidationError:
@@ -250,7 +250,7 @@ class AgentRegistry:
             name=found.name or found.id,
             description=found.description or "",
             definition=self.definitions.get(id) if id is not None else None,
-            engine=_engine(found),
+            llm=_llm(found),
             tags=tuple(found.tags),
             blocks={block.label: block.id for block in found.blocks if block.label},
             tools={tool.name: tool.id for tool in found.tools if tool.name},
@@ -259,7 +259,7 @@ class AgentRegistry:
         )
 
 
-def select_agent(name: str, residents: Sequence[AgentRecord]) -> AgentRecord:
+def select_agent(name: str, registry: Sequence[AgentRecord]) -> AgentRecord:
     """The one that a name, a definition id or a Letta id means.
 
     Raises:
@@ -274,13 +274,13 @@ def select_agent(name: str, residents: Sequence[AgentRecord]) -> AgentRecord:
         lambda one: one.name.casefold() == name.casefold(),
     )
     for matching in matches:
-        found = [resident for resident in residents if matching(resident)]
+        found = [record for record in registry if matching(record)]
         if len(found) == 1:
             return found[0]
         if found:
-            ids = ", ".join(resident.id for resident in found[:_SAID_NAMES])
+            ids = ", ".join(record.id for record in found[:_SAID_NAMES])
             raise AgentUnknown(f"{len(found)} agents are called {name!r}.", remedy=f"Name one by its id: {ids}.")
-    names = [resident.name for resident in sorted(residents, key=lambda one: not one.ours)]
+    names = [record.name for record in sorted(registry, key=lambda one: not one.ours)]
     there = ", ".join(names[:_SAID_NAMES]) + (", …" if len(names) > _SAID_NAMES else "")
     raise AgentUnknown(
         f"There is no agent {name[:100]!r}.",
@@ -335,7 +335,7 @@ class _Row(BaseModel):
 _ROW = TypeAdapter(_Row)
 
 
-def _engine(row: _Row) -> LlmConfig | None:
+def _llm(row: _Row) -> LlmConfig | None:
     config = row.llm_config
     if config is None:
         return None

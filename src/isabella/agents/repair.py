@@ -85,96 +85,94 @@ class BindingDiagnosis:
 
 
 def diagnose(
-    engine: LlmConfig | None, landscape: AvailableBindings, preferred: Sequence[str] = ()
+    llm: LlmConfig | None, available: AvailableBindings, preferred: Sequence[str] = ()
 ) -> BindingDiagnosis | None:
     """What is wrong with an agent; None where nothing is, or where it cannot be told.
 
     Args:
-        engine: what it speaks through.
-        landscape: what it could be bound to.
+        llm: what it speaks through.
+        available: what it could be bound to.
         preferred: handles that its definition prefers.
     """
-    if engine is None or not engine.provider:
+    if llm is None or not llm.provider:
         return None
-    if engine.category == "base" and not (engine.handle or "").startswith(_PROXY):
+    if llm.category == "base" and not (llm.handle or "").startswith(_PROXY):
         # Of what Letta got from its own environment, only Letta knows whether it works.
         return None
-    if engine.provider not in landscape.live:
+    if llm.provider not in available.live:
         return BindingDiagnosis(
             BindingFault.PROVIDER_GONE,
-            f"its provider {engine.provider} is not in Letta",
-            instead=_instead(engine, landscape, preferred),
+            f"its provider {llm.provider} is not in Letta",
+            instead=_instead(llm, available, preferred),
         )
-    listed = landscape.listed.get(engine.provider)
-    if listed is not None and engine.model not in listed:
+    listed = available.listed.get(llm.provider)
+    if listed is not None and llm.model not in listed:
         return BindingDiagnosis(
             BindingFault.MODEL_GONE,
-            f"{engine.provider} has no model {engine.model} any more",
-            instead=_instead(engine, landscape, preferred),
+            f"{llm.provider} has no model {llm.model} any more",
+            instead=_instead(llm, available, preferred),
         )
-    wanted = _spelled_out(engine, landscape)
+    wanted = _spelled_out(llm, available)
     if wanted is None:
         return None
-    fault = _fault(engine, wanted)
+    fault = _fault(llm, wanted)
     return None if fault is None else BindingDiagnosis(*fault, binding=wanted, instead=tuple(preferred))
 
 
-def _spelled_out(engine: LlmConfig, landscape: AvailableBindings) -> Binding | None:
+def _spelled_out(llm: LlmConfig, available: AvailableBindings) -> Binding | None:
     """The same provider and model as an explicit binding."""
-    provider = engine.provider or ""
-    base_url = landscape.live[provider] or engine.endpoint
+    provider = llm.provider or ""
+    base_url = available.live[provider] or llm.endpoint
     if base_url is None:
         return None
-    known = landscape.windows.get(f"{provider}/{engine.model}", 0)
+    known = available.windows.get(f"{provider}/{llm.model}", 0)
     # A window that somebody chose is kept; a guess of Letta's is not.
-    window = known if engine.window in (0, *_GUESSES) and known > engine.window else engine.window
+    window = known if llm.window in (0, *_GUESSES) and known > llm.window else llm.window
     # OpenAI's own client is right for OpenAI itself; of a provider that we do not know we keep what it has.
-    client = engine.endpoint_type if engine.endpoint_type in (GENERIC, OPENAI) else landscape.client
-    if provider in landscape.vendors:
-        client = landscape.client
-    return Binding(provider, engine.model, base_url.rstrip("/"), window, client=client).suited(engine.agent_type)
+    client = llm.endpoint_type if llm.endpoint_type in (GENERIC, OPENAI) else available.client
+    if provider in available.vendors:
+        client = available.client
+    return Binding(provider, llm.model, base_url.rstrip("/"), window, client=client).suited(llm.agent_type)
 
 
-def _fault(engine: LlmConfig, wanted: Binding) -> tuple[BindingFault, str] | None:
-    if engine.endpoint_type in _KEYLESS:
-        return BindingFault.KEY_IGNORED, f"as type {engine.endpoint_type}, Letta never uses the key stored for it"
-    if (engine.handle or "").startswith(_PROXY):
+def _fault(llm: LlmConfig, wanted: Binding) -> tuple[BindingFault, str] | None:
+    if llm.endpoint_type in _KEYLESS:
+        return BindingFault.KEY_IGNORED, f"as type {llm.endpoint_type}, Letta never uses the key stored for it"
+    if (llm.handle or "").startswith(_PROXY):
         return (
             BindingFault.PROXY_HANDLE,
-            f"its handle {engine.handle} is one that every provider of type openai shares",
+            f"its handle {llm.handle} is one that every provider of type openai shares",
         )
-    if not streams(engine.endpoint_type, engine.agent_type):
-        kind = f"agents of type {engine.agent_type}"
-        return BindingFault.CANNOT_STREAM, f"Letta's {engine.endpoint_type} client cannot stream for {kind}"
-    if engine.endpoint_type != wanted.client:
+    if not streams(llm.endpoint_type, llm.agent_type):
+        kind = f"agents of type {llm.agent_type}"
+        return BindingFault.CANNOT_STREAM, f"Letta's {llm.endpoint_type} client cannot stream for {kind}"
+    if llm.endpoint_type != wanted.client:
         return (
             BindingFault.WRONG_CLIENT,
-            f"Letta's {engine.endpoint_type} client sends it fields that the vendor may refuse",
+            f"Letta's {llm.endpoint_type} client sends it fields that the vendor may refuse",
         )
-    if not same_address(engine.endpoint, wanted.base_url):
+    if not same_address(llm.endpoint, wanted.base_url):
         return (
             BindingFault.BASE_URL_MOVED,
-            f"it calls {engine.endpoint}, but {wanted.provider} is at {wanted.base_url}",
+            f"it calls {llm.endpoint}, but {wanted.provider} is at {wanted.base_url}",
         )
-    if engine.window < wanted.window:
-        return BindingFault.SMALL_WINDOW, f"its window is {engine.window} tokens, the model's is {wanted.window}"
-    if engine.binding is not None and engine.compaction == engine.handle:
-        return BindingFault.SUMMARIES, f"its summaries look {engine.handle} up in Letta, instead of using its binding"
+    if llm.window < wanted.window:
+        return BindingFault.SMALL_WINDOW, f"its window is {llm.window} tokens, the model's is {wanted.window}"
+    if llm.binding is not None and llm.compaction == llm.handle:
+        return BindingFault.SUMMARIES, f"its summaries look {llm.handle} up in Letta, instead of using its binding"
     return None
 
 
-def _instead(engine: LlmConfig, landscape: AvailableBindings, preferred: Sequence[str]) -> tuple[str, ...]:
+def _instead(llm: LlmConfig, available: AvailableBindings, preferred: Sequence[str]) -> tuple[str, ...]:
     """What to try in its place: the same model at the same address, what is preferred, the same model anywhere."""
-    same_place = [
-        name for name, url in landscape.live.items() if url is not None and same_address(url, engine.endpoint)
-    ]
-    same_model = [name for name, models in landscape.listed.items() if engine.model in models]
+    same_place = [name for name, url in available.live.items() if url is not None and same_address(url, llm.endpoint)]
+    same_model = [name for name, models in available.listed.items() if llm.model in models]
     return tuple(
         dict.fromkeys(
             [
-                *(f"{name}/{engine.model}" for name in same_place),
+                *(f"{name}/{llm.model}" for name in same_place),
                 *preferred,
-                *(f"{name}/{engine.model}" for name in same_model),
+                *(f"{name}/{llm.model}" for name in same_model),
             ]
         )
     )
@@ -229,18 +227,18 @@ class AgentRepair:
         }
 
 
-async def available_bindings(residents: AgentRegistry, models: ModelCatalog, *, ask: bool) -> AvailableBindings:
+async def available_bindings(registry: AgentRegistry, models: ModelCatalog, *, ask: bool) -> AvailableBindings:
     """What agents can be bound to: the providers in Letta, and their models.
 
     Args:
-        residents: the agents' Letta.
+        registry: the agents' Letta.
         models: what the configuration knows.
         ask: also ask every vendor for its models.
 
     Raises:
         LettaError: the providers cannot be listed.
     """
-    rows = await residents.wire.every("/v1/providers/")
+    rows = await registry.wire.every("/v1/providers/")
     # Of one that is between two addresses, each agent's own is as good as any.
     live = {row["name"]: None if is_placeholder_url(row.get("base_url")) else row.get("base_url") for row in rows}
     windows, listed = await models.census() if ask else (models.catalog(), {})
@@ -248,23 +246,23 @@ async def available_bindings(residents: AgentRegistry, models: ModelCatalog, *, 
     return AvailableBindings(live, windows, listed, client=models.client, vendors=vendors)
 
 
-async def find_broken(residents: AgentRegistry, models: ModelCatalog) -> list[AgentRepair]:
+async def find_broken(registry: AgentRegistry, models: ModelCatalog) -> list[AgentRepair]:
     """Every agent that cannot work, with what would mend it. Changes nothing.
 
     Raises:
         LettaError: Letta cannot be read.
     """
-    landscape = await available_bindings(residents, models, ask=True)
+    available = await available_bindings(registry, models, ask=True)
     found = []
-    for resident in await residents.all():
-        preferred = resident.definition.handles if resident.definition else ()
-        finding = diagnose(resident.engine, landscape, preferred)
+    for record in await registry.all():
+        preferred = record.definition.handles if record.definition else ()
+        finding = diagnose(record.llm, available, preferred)
         if finding is not None:
-            found.append(await _repair(resident, finding, models))
+            found.append(await _repair(record, finding, models))
     return found
 
 
-async def apply_repairs(residents: AgentRegistry, repairs: list[AgentRepair]) -> list[AgentRepair]:
+async def apply_repairs(registry: AgentRegistry, repairs: list[AgentRepair]) -> list[AgentRepair]:
     """Bind them anew; memory and history stay. One that fails does not stop the others."""
     mended = []
     for repair in repairs:
@@ -272,7 +270,7 @@ async def apply_repairs(residents: AgentRegistry, repairs: list[AgentRepair]) ->
             mended.append(repair)
             continue
         try:
-            bound = await residents.bind(repair.agent_id, repair.binding)
+            bound = await registry.bind(repair.agent_id, repair.binding)
         except IsabellaError as error:
             mended.append(replace(repair, problem=str(error)))
         else:
@@ -280,15 +278,15 @@ async def apply_repairs(residents: AgentRegistry, repairs: list[AgentRepair]) ->
     return mended
 
 
-async def _repair(resident: AgentRecord, finding: BindingDiagnosis, models: ModelCatalog) -> AgentRepair:
-    engine = resident.engine
+async def _repair(record: AgentRecord, finding: BindingDiagnosis, models: ModelCatalog) -> AgentRepair:
+    llm = record.llm
     repair = AgentRepair(
-        agent_id=resident.id,
-        name=resident.name,
-        ours=resident.ours,
+        agent_id=record.id,
+        name=record.name,
+        ours=record.ours,
         fault=finding.fault,
         why=finding.why,
-        before=f"{resident.handle} ({engine.window if engine else 0})",
+        before=f"{record.handle} ({llm.window if llm else 0})",
         binding=finding.binding,
     )
     if repair.binding is not None:

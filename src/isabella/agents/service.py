@@ -30,7 +30,7 @@ class AgentService:
         settings: where everything comes from.
         connection: which Letta.
         definitions: what the file says.
-        residents: the agents as they live there.
+        registry: the agents as they live there.
         models: which models would work.
         memory: their memory blocks.
         archive: their archival memory.
@@ -42,7 +42,7 @@ class AgentService:
     settings: Settings
     connection: Connection
     definitions: Sequence[AgentDefinition]
-    residents: AgentRegistry
+    registry: AgentRegistry
     models: ModelCatalog
     memory: CoreMemory
     archive: ArchivalMemory
@@ -59,7 +59,7 @@ class AgentService:
         """
         connection = self.connection
         async with sync_lock(connection.base_url, home=connection.home, database_url=connection.database_url):
-            self.ensured = await reconcile.ensure(self.residents, self.definitions, self.models, self.vectors)
+            self.ensured = await reconcile.ensure(self.registry, self.definitions, self.models, self.vectors)
         return self.ensured
 
 
@@ -86,15 +86,15 @@ async def open_agent_service(
         choice = choose_search_method(settings, models.providers)
         vectors = EmbeddingSetup(choice, address(backend, address_secret(connection.home)))
     async with open_sdk_client(connection) as client:
-        residents = AgentRegistry(client, definitions)
-        wire = residents.wire
+        registry = AgentRegistry(client, definitions)
+        wire = registry.wire
         health = await wire.get("/v1/health/")
         models.client = client_for(str(health.get("version")) if isinstance(health, dict) else "")
         yield AgentService(
             settings,
             connection,
             definitions,
-            residents,
+            registry,
             models,
             CoreMemory(wire),
             ArchivalMemory(wire),

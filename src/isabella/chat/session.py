@@ -90,8 +90,8 @@ class ChatSession:
         command(rest.strip())
 
     def _say(self, text: str) -> None:
-        talk = self._line.say(text)
-        events = iter(talk)
+        conversation = self._line.say(text)
+        events = iter(conversation)
         while True:
             try:
                 if not self._screen.show(events):
@@ -99,8 +99,8 @@ class ChatSession:
                 return
             except KeyboardInterrupt:
                 # The answer stops, the chat goes on: what still comes is its end.
-                talk.stop()
-                events = iter(talk)
+                conversation.stop()
+                events = iter(conversation)
 
     def _model(self, handle: str) -> None:
         if handle:

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 _DONE = {"kept": "dim", "created": "green", "changed": "yellow", "failed": "red"}
 
 
-def as_json(resident: AgentRecord, finding: BindingDiagnosis | None) -> dict[str, Any]:
+def as_json(record: AgentRecord, finding: BindingDiagnosis | None) -> dict[str, Any]:
     """An agent in the form in which `--json` gives it."""
-    engine = resident.engine
+    llm = record.llm
     return {
-        "id": resident.id,
-        "name": resident.name,
-        "ours": resident.ours,
-        "definition": resident.definition.id if resident.definition else None,
-        "description": resident.description,
-        "handle": resident.handle,
-        "window": engine.window if engine else 0,
-        "handles": list(resident.definition.handles) if resident.definition else [],
-        "tools": sorted(resident.tools),
-        "blocks": sorted(resident.blocks),
+        "id": record.id,
+        "name": record.name,
+        "ours": record.ours,
+        "definition": record.definition.id if record.definition else None,
+        "description": record.description,
+        "handle": record.handle,
+        "window": llm.window if llm else 0,
+        "handles": list(record.definition.handles) if record.definition else [],
+        "tools": sorted(record.tools),
+        "blocks": sorted(record.blocks),
         "problem": finding.why if finding else None,
     }
 

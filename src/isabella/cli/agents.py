@@ -38,13 +38,13 @@ def list_command(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """
     from isabella.cli import agent_tables
 
-    async def look(agency: AgentService) -> list[dict[str, Any]]:
+    async def look(agent_service: AgentService) -> list[dict[str, Any]]:
         from isabella.agents.repair import available_bindings, diagnose
 
-        landscape = await available_bindings(agency.residents, agency.models, ask=False)
+        available = await available_bindings(agent_service.registry, agent_service.models, ask=False)
         return [
-            agent_tables.as_json(resident, diagnose(resident.engine, landscape))
-            for resident in sorted(await agency.residents.all(), key=lambda one: not one.ours)
+            agent_tables.as_json(record, diagnose(record.llm, available))
+            for record in sorted(await agent_service.registry.all(), key=lambda one: not one.ours)
         ]
 
     found = _run(look, env_file, as_json)
@@ -62,8 +62,8 @@ def ensure(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """
     from isabella.cli import agent_tables
 
-    async def bring(agency: AgentService) -> list[dict[str, Any]]:
-        return [ensured.as_json() for ensured in await agency.ensure()]
+    async def bring(agent_service: AgentService) -> list[dict[str, Any]]:
+        return [ensured.as_json() for ensured in await agent_service.ensure()]
 
     done = _run(bring, env_file, as_json)
     if as_json:
@@ -81,15 +81,15 @@ def show(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """
     from isabella.cli import agent_tables
 
-    async def look(agency: AgentService) -> dict[str, Any]:
+    async def look(agent_service: AgentService) -> dict[str, Any]:
         from isabella.agents.repair import available_bindings, diagnose
 
-        resident = await agency.residents.find(name)
-        landscape = await available_bindings(agency.residents, agency.models, ask=False)
-        found = agent_tables.as_json(resident, diagnose(resident.engine, landscape))
+        record = await agent_service.registry.find(name)
+        available = await available_bindings(agent_service.registry, agent_service.models, ask=False)
+        found = agent_tables.as_json(record, diagnose(record.llm, available))
         found["blocks"] = [
             {"label": block.label, "value": block.value, "limit": block.limit, "version": block.version}
-            for block in await agency.memory.blocks(resident.id)
+            for block in await agent_service.memory.blocks(record.id)
         ]
         return found
 
@@ -112,13 +112,13 @@ def switch(
     Exit code: 0, or 1 where the handle would not work now.
     """
 
-    async def bind(agency: AgentService) -> dict[str, Any]:
-        resident = await agency.residents.find(name)
-        async with _holding(agency, resident.id):
-            bound = await agency.residents.switch(resident, handle, agency.models)
+    async def bind(agent_service: AgentService) -> dict[str, Any]:
+        record = await agent_service.registry.find(name)
+        async with _holding(agent_service, record.id):
+            bound = await agent_service.registry.switch(record, handle, agent_service.models)
         return {
-            "name": resident.name,
-            "before": resident.handle,
+            "name": record.name,
+            "before": record.handle,
             "handle": bound.binding.handle,
             "window": bound.binding.window,
             "notes": list(bound.notes),
@@ -144,11 +144,11 @@ def repair(
     """
     from isabella.cli import agent_tables
 
-    async def work(agency: AgentService) -> list[dict[str, Any]]:
+    async def work(agent_service: AgentService) -> list[dict[str, Any]]:
         from isabella.agents.repair import apply_repairs, find_broken
 
-        found = await find_broken(agency.residents, agency.models)
-        return [one.as_json() for one in (await apply_repairs(agency.residents, found) if yes else found)]
+        found = await find_broken(agent_service.registry, agent_service.models)
+        return [one.as_json() for one in (await apply_repairs(agent_service.registry, found) if yes else found)]
 
     found = _run(work, env_file, as_json)
     if as_json:
@@ -172,11 +172,13 @@ def export_command(
     Exit code: 0, or 1 where it cannot be exported.
     """
 
-    async def take_out(agency: AgentService) -> str:
+    async def take_out(agent_service: AgentService) -> str:
         from isabella.agents.import_export import configured_secrets, export_agent
 
-        resident = await agency.residents.find(name)
-        return await export_agent(agency.residents, resident, configured_secrets(agency.models, agency.connection))
+        record = await agent_service.registry.find(name)
+        return await export_agent(
+            agent_service.registry, record, configured_secrets(agent_service.models, agent_service.connection)
+        )
 
     text = _run(take_out, env_file, as_json)
     if str(file) == "-":
@@ -219,10 +221,12 @@ def import_command(
 
     text = files.read_or_stdin(file, largest=LARGEST_FILE).data
 
-    async def bring(agency: AgentService) -> dict[str, Any]:
+    async def bring(agent_service: AgentService) -> dict[str, Any]:
         from isabella.agents.import_export import import_agent
 
-        brought = await import_agent(agency.residents, agency.models, text, name=name, with_tools=with_tools)
+        brought = await import_agent(
+            agent_service.registry, agent_service.models, text, name=name, with_tools=with_tools
+        )
         return asdict(brought)
 
     done = _run(bring, env_file, as_json)
@@ -247,12 +251,12 @@ def delete(
     Exit code: 0 deleted, 2 it would be with --yes, 1 there is no such agent.
     """
 
-    async def work(agency: AgentService) -> dict[str, Any]:
-        resident = await agency.residents.find(name)
+    async def work(agent_service: AgentService) -> dict[str, Any]:
+        record = await agent_service.registry.find(name)
         if yes:
-            await agency.residents.delete(resident.id)
-        again = resident.definition is not None
-        return {"id": resident.id, "name": resident.name, "deleted": yes, "defined": again}
+            await agent_service.registry.delete(record.id)
+        again = record.definition is not None
+        return {"id": record.id, "name": record.name, "deleted": yes, "defined": again}
 
     done = _run(work, env_file, as_json)
     if as_json:
@@ -267,14 +271,14 @@ def delete(
 
 
 @asynccontextmanager
-async def _holding(agency: AgentService, agent_id: str) -> AsyncIterator[None]:
+async def _holding(agent_service: AgentService, agent_id: str) -> AsyncIterator[None]:
     """Keep turns of an agent back, in all backends where Letta's database is known."""
     from isabella.locks.provider_lock import open_locks
     from isabella.turns.queue import TurnQueue
 
-    settings = agency.settings
+    settings = agent_service.settings
     async with (
-        open_locks(settings, agency.connection) as locks,
+        open_locks(settings, agent_service.connection) as locks,
         TurnQueue(locks.advisory, patience=settings.turn_wait).take(agent_id).reached(),
     ):
         yield
@@ -296,8 +300,8 @@ def _run(work: Callable[[AgentService], Awaitable[Result]], env_file: Path | Non
     configure_logs()
 
     async def opened() -> Result:
-        async with open_agent_service(load_served_settings(env_file)) as agency:
-            return await work(agency)
+        async with open_agent_service(load_served_settings(env_file)) as agent_service:
+            return await work(agent_service)
 
     try:
         return asyncio.run(opened())

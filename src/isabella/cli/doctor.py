@@ -60,10 +60,10 @@ def doctor(
     from isabella.system.logging import configure_logs
 
     configure_logs()
-    wishes = DoctorOptions(tuple(provider or ()), agent, probe)
+    options = DoctorOptions(tuple(provider or ()), agent, probe)
     try:
         seen_in_log = _in_log(log) if log is not None else []
-        verdict = asyncio.run(_examine(env_file, wishes, fix, as_json))
+        verdict = asyncio.run(_examine(env_file, options, fix, as_json))
     except IsabellaError as error:
         if as_json:
             print(json.dumps({"error": {"what": error.what, "remedy": error.remedy}}))
@@ -103,23 +103,23 @@ def explain(
     raise typer.Exit(0 if found else COULD_NOT_LOOK)
 
 
-async def _examine(env_file: Path | None, wishes: DoctorOptions, fix: bool, as_json: bool) -> Diagnosis:
+async def _examine(env_file: Path | None, options: DoctorOptions, fix: bool, as_json: bool) -> Diagnosis:
     from dataclasses import replace
 
     from isabella.doctor.run import run_doctor
 
-    examination: DoctorRun = await run_doctor(env_file, wishes=wishes)
-    if not fix or examination.verdict.healthy:
-        return examination.verdict
+    doctor_run: DoctorRun = await run_doctor(env_file, options=options)
+    if not fix or doctor_run.verdict.healthy:
+        return doctor_run.verdict
     from isabella.doctor.fixes import apply_fixes
     from isabella.doctor.sanitize import scrub
 
     treated = []
-    async for line in apply_fixes(examination):
+    async for line in apply_fixes(doctor_run):
         treated.append(line)
         if not as_json:
             typer.echo(f"fixed: {scrub(line)}")
-    again = await run_doctor(env_file, wishes=wishes)
+    again = await run_doctor(env_file, options=options)
     return replace(again.verdict, treated=tuple(treated))
 
 

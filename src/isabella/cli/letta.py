@@ -69,7 +69,7 @@ def up(
     with shown() as progress:
         letta = server.up(progress)
     typer.echo(f"Letta {letta.version} {'is up' if letta.started else 'was up already'} at {letta.base_url}")
-    typer.echo(f"Its password is in {server.layout.password_file}")
+    typer.echo(f"Its password is in {server.paths.password_file}")
 
 
 @app.command()

@@ -37,12 +37,12 @@ _NAME = "Minka"
 _GOOD, _BAD = "green", "yellow"
 
 
-def tell(home: Path, teller: Narrator, progress: Callable[[], AbstractContextManager[Progress]]) -> bool:
+def tell(home: Path, narrator: Narrator, progress: Callable[[], AbstractContextManager[Progress]]) -> bool:
     """Play the story on a Letta of its own, which is stopped and erased in the end.
 
     Args:
         home: Isabella's home; nothing in it is touched but an instance named demo.
-        teller: prints it.
+        narrator: prints it.
         progress: shows what the servers do, while they do it.
 
     Returns:
@@ -54,25 +54,25 @@ def tell(home: Path, teller: Narrator, progress: Callable[[], AbstractContextMan
     with terminating(), progress() as told:
         began = time.monotonic()
         with open_stage(home, told) as stage:
-            teller.tell(
+            narrator.tell(
                 "The stage",
                 f"Letta {stage.letta.version} on a Postgres of its own, up after {time.monotonic() - began:.0f} s; "
                 "Cerebras is played by a practice vendor.",
             )
-            settings = anyio.run(_stale_key, stage, teller)
+            settings = anyio.run(_stale_key, stage, narrator)
             new = new_master_key()
             stage.restart_under(new, told)
-            anyio.run(_changed_master_key, stage, teller, settings, new)
-    return teller.end()
+            anyio.run(_changed_master_key, stage, narrator, settings, new)
+    return narrator.end()
 
 
-async def _stale_key(stage: DemoStage, teller: Narrator) -> Settings:
+async def _stale_key(stage: DemoStage, narrator: Narrator) -> Settings:
     """Act one. Returns the settings that it ends with."""
-    teller.act("1  An old key is stored in Letta")
+    narrator.act("1  An old key is stored in Letta")
     old = stage.vendors.key(VENDOR)
     settings = stage.configure(old, stage.letta.master_key)
     report = await ensure_providers(settings)
-    teller.expect(
+    narrator.expect(
         "an old start",
         f"{report.ours[0].action} provider {report.ours[0].name} with {shown(old)}: {report.ours[0].proof}",
         told="it is created and proven",
@@ -80,61 +80,63 @@ async def _stale_key(stage: DemoStage, teller: Narrator) -> Settings:
     )
     async with stage.speaking(settings):
         await stage.make_agent(settings)
-        await _talk(stage, teller, _FACT, status=200)
+        await _talk(stage, narrator, _FACT, status=200)
         new = stage.vendors.rotate(VENDOR)
         settings = stage.configure(new, stage.letta.master_key)
-        teller.tell("the vendor", f"Cerebras takes {shown(new)} only, from now on; .env has it")
-        await _talk(stage, teller, _QUESTION, status=401, key=old)
+        narrator.tell("the vendor", f"Cerebras takes {shown(new)} only, from now on; .env has it")
+        await _talk(stage, narrator, _QUESTION, status=401, key=old)
         _, reading = await stored_provider(settings)
         held = reading.key if reading is not None else None
-        teller.expect(
+        narrator.expect(
             "Letta holds",
             f"{shown(held)}, read back with the master key; .env has {shown(new)}",
             told="the old key",
             held=held is not None and held.get_secret_value() == old.get_secret_value(),
             style=_BAD,
         )
-        await _plan(teller, settings, ProviderState.STALE, Action.UPDATE)
-        await _sync(teller, settings, Action.UPDATE)
-        await _prove(teller, settings)
-        await _talk(stage, teller, _QUESTION, status=200, key=new)
+        await _plan(narrator, settings, ProviderState.STALE, Action.UPDATE)
+        await _sync(narrator, settings, Action.UPDATE)
+        await _prove(narrator, settings)
+        await _talk(stage, narrator, _QUESTION, status=200, key=new)
     return settings
 
 
-async def _changed_master_key(stage: DemoStage, teller: Narrator, before: Settings, master_key: SecretStr) -> None:
+async def _changed_master_key(stage: DemoStage, narrator: Narrator, before: Settings, master_key: SecretStr) -> None:
     """Act two, on the Letta that was restarted."""
-    teller.act("2  The master key was changed")
+    narrator.act("2  The master key was changed")
     key = desired_provider(before).key
     if key is None:
         raise AssertionError("the first act ends with a key")
     settings = stage.configure(key, master_key)
-    teller.tell("the operator", "Letta is restarted under another LETTA_ENCRYPTION_KEY; .env has it, too")
+    narrator.tell("the operator", "Letta is restarted under another LETTA_ENCRYPTION_KEY; .env has it, too")
     async with stage.speaking(settings):
-        await _talk(stage, teller, _QUESTION, status=500)
+        await _talk(stage, narrator, _QUESTION, status=500)
         _, reading = await stored_provider(settings)
         unreadable = reading is not None and reading.match is KeyMatch.UNREADABLE
-        teller.expect(
+        narrator.expect(
             "Letta holds",
             "a sealed key that the master key of .env does not open" if unreadable else f"{reading}",
             told="a key that cannot be opened",
             held=unreadable,
             style=_BAD,
         )
-        await _try_to_update(teller, settings)
-        await _plan(teller, settings, ProviderState.UNREADABLE, Action.RECREATE)
-        await _sync(teller, settings, Action.RECREATE)
-        await _prove(teller, settings)
-        await _talk(stage, teller, _QUESTION, status=200, key=key)
+        await _try_to_update(narrator, settings)
+        await _plan(narrator, settings, ProviderState.UNREADABLE, Action.RECREATE)
+        await _sync(narrator, settings, Action.RECREATE)
+        await _prove(narrator, settings)
+        await _talk(stage, narrator, _QUESTION, status=200, key=key)
 
 
-async def _talk(stage: DemoStage, teller: Narrator, text: str, *, status: int, key: SecretStr | None = None) -> None:
+async def _talk(
+    stage: DemoStage, narrator: Narrator, text: str, *, status: int, key: SecretStr | None = None
+) -> None:
     """Say something to the agent; show its answer, and what the vendor saw of it."""
     before = stage.last_request()
-    teller.tell("you", text)
+    narrator.tell("you", text)
     answer = await stage.say(text)
     good = status == 200
     remembered = not good or text != _QUESTION or _NAME in answer.said
-    teller.expect(
+    narrator.expect(
         "the agent",
         answer.shown,
         told=f"{status}{', with the name' if good and text == _QUESTION else ''}",
@@ -145,10 +147,10 @@ async def _talk(stage: DemoStage, teller: Narrator, text: str, *, status: int, k
         return
     arrived = stage.completions(after=before)
     if not arrived:
-        teller.expect("the vendor", "was not even asked", told="it is asked", held=key is None)
+        narrator.expect("the vendor", "was not even asked", told="it is asked", held=key is None)
         return
     seen = ", ".join(dict.fromkeys(f"{request.key_masked or 'no key'}: {request.status}" for request in arrived))
-    teller.expect(
+    narrator.expect(
         "the vendor",
         f"was sent {seen}",
         told=f"it is sent {shown(key)}",
@@ -156,19 +158,19 @@ async def _talk(stage: DemoStage, teller: Narrator, text: str, *, status: int, k
     )
 
 
-async def _try_to_update(teller: Narrator, settings: Settings) -> None:
+async def _try_to_update(narrator: Narrator, settings: Settings) -> None:
     try:
         await patch(settings)
     except LettaRefused as refused:
         what, held = f"{refused.status}  {refused.detail.strip(' :')}", refused.status == 400
     else:
         what, held = "200", False
-    teller.expect("PATCH", what, told="400, Letta cannot decrypt what it holds", held=held, style=_BAD)
+    narrator.expect("PATCH", what, told="400, Letta cannot decrypt what it holds", held=held, style=_BAD)
 
 
-async def _plan(teller: Narrator, settings: Settings, state: ProviderState, action: Action) -> None:
+async def _plan(narrator: Narrator, settings: Settings, state: ProviderState, action: Action) -> None:
     entry = (await compare_providers(settings)).ours[0]
-    teller.expect(
+    narrator.expect(
         "plan",
         f"{entry.action}: {entry.reason}",
         told=f"{action}, as it is {state}",
@@ -176,10 +178,10 @@ async def _plan(teller: Narrator, settings: Settings, state: ProviderState, acti
     )
 
 
-async def _sync(teller: Narrator, settings: Settings, action: Action) -> None:
+async def _sync(narrator: Narrator, settings: Settings, action: Action) -> None:
     began = time.monotonic()
     entry = (await ensure_providers(settings)).ours[0]
-    teller.expect(
+    narrator.expect(
         "sync",
         f"{entry.action}, {entry.proof}, in {time.monotonic() - began:.1f} s",
         told=f"{action}, proven",
@@ -187,13 +189,13 @@ async def _sync(teller: Narrator, settings: Settings, action: Action) -> None:
     )
 
 
-async def _prove(teller: Narrator, settings: Settings) -> None:
+async def _prove(narrator: Narrator, settings: Settings) -> None:
     """Look once more, apart from what the sync said of itself."""
     found, reading = await stored_provider(settings)
     key = desired_provider(settings).key
     held = reading is not None and reading.match is KeyMatch.EQUAL and reading.sealed
     text = (found.key_text or "") if found is not None else ""
-    teller.expect(
+    narrator.expect(
         "proof",
         f"{text[:8]}… in Letta opens to {shown(reading.key if reading else None)}; .env has {shown(key)}",
         told="both are the same key",

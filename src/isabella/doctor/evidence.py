@@ -130,12 +130,12 @@ class AgentEvidence:
     Attributes:
         id: its id.
         name: its name.
-        engine: what it speaks through.
+        llm: what it speaks through.
     """
 
     id: str
     name: str
-    engine: LlmConfig
+    llm: LlmConfig
 
 
 @dataclass(frozen=True)

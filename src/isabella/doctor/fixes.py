@@ -15,12 +15,12 @@ from isabella.providers.api import ensure_providers
 from isabella.providers.report import Proof
 
 
-async def apply_fixes(examination: DoctorRun) -> AsyncIterator[str]:
+async def apply_fixes(doctor_run: DoctorRun) -> AsyncIterator[str]:
     """Treat the causes that were found, where that can be done without a person; a line for each.
 
     Providers come before agents: an agent is bound to a provider that is in order.
     """
-    found = [cause.finding for cause in examination.verdict.causes]
+    found = [cause.finding for cause in doctor_run.verdict.causes]
     treated: set[tuple[str, str | None]] = set()
     for treatment in (Fix.CHMOD, Fix.SYNC, Fix.REBIND):
         for finding in found:
@@ -31,9 +31,9 @@ async def apply_fixes(examination: DoctorRun) -> AsyncIterator[str]:
                     yield _make_private(finding)
                 case Fix.SYNC if (finding.provider or "", None) not in treated:
                     treated.add((finding.provider or "", None))
-                    yield await _sync(finding, examination)
+                    yield await _sync(finding, doctor_run)
                 case Fix.REBIND:
-                    async for line in _rebind(finding, examination, treated):
+                    async for line in _rebind(finding, doctor_run, treated):
                         yield line
 
 
@@ -48,12 +48,12 @@ def _make_private(finding: Finding) -> str:
     return f"{path}: only its owner can read it now (600)"
 
 
-async def _sync(finding: Finding, examination: DoctorRun) -> str:
+async def _sync(finding: Finding, doctor_run: DoctorRun) -> str:
     name = finding.provider
-    if name is None or examination.connection is None:
+    if name is None or doctor_run.connection is None:
         raise AssertionError("a sync needs a provider and a Letta")
     try:
-        report = await ensure_providers(examination.settings, connection=examination.connection, only=[name])
+        report = await ensure_providers(doctor_run.settings, connection=doctor_run.connection, only=[name])
     except IsabellaError as error:
         return f"{name}: {error}"
     entry = next(entry for entry in report.providers if entry.name == name)
@@ -63,9 +63,9 @@ async def _sync(finding: Finding, examination: DoctorRun) -> str:
 
 
 async def _rebind(
-    finding: Finding, examination: DoctorRun, treated: set[tuple[str, str | None]]
+    finding: Finding, doctor_run: DoctorRun, treated: set[tuple[str, str | None]]
 ) -> AsyncIterator[str]:
-    evidence, connection = examination.evidence, examination.connection
+    evidence, connection = doctor_run.evidence, doctor_run.connection
     if connection is None:
         return
     by_id = {agent.id: agent for agent in evidence.seen.agents or ()}
@@ -88,10 +88,10 @@ async def _bind(agent: AgentEvidence, binding: Binding, connection: Connection) 
     from isabella.letta.client import open_sdk_client
 
     async with open_sdk_client(connection) as client:
-        residents = AgentRegistry(client)
+        registry = AgentRegistry(client)
         try:
             # Where a sync has failed, the provider is still where it was: its key belongs there, and nowhere else.
-            bound = await residents.bind(agent.id, binding)
+            bound = await registry.bind(agent.id, binding)
         except LettaError as error:
             return f"{agent.name}: cannot be bound: {error.what}"
     binding = bound.binding

@@ -65,7 +65,7 @@ async def run_doctor(
     *,
     settings: Settings | None = None,
     connection: Connection | None = None,
-    wishes: DoctorOptions | None = None,
+    options: DoctorOptions | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> DoctorRun:
     """Look at everything, and say what is wrong. Changes nothing.
@@ -74,16 +74,16 @@ async def run_doctor(
         env_file: another file in place of `.env`.
         settings: in place of reading any.
         connection: another Letta than the one that the settings name.
-        wishes: what is to be looked at; by default everything but receipts.
+        options: what is to be looked at; by default everything but receipts.
         environment: in place of the process environment.
 
     Raises:
         ConfigurationError: `env_file` does not exist, or a name in the wishes is not known.
     """
-    wishes = wishes or DoctorOptions()
+    options = options or DoctorOptions()
     configured, settings = read_configuration(env_file, settings=settings, environment=environment)
     configured, settings = await _practising(configured, settings)
-    configured = _selected(configured, wishes.providers)
+    configured = _selected(configured, options.providers)
     asked: dict[str, VendorEvidence] = {}
     seen, found = LettaEvidence(), connection
 
@@ -109,8 +109,8 @@ async def run_doctor(
         asked = await asking.ask_with_stored_keys(configured.desired, asked, rows)
         seen = await looker.check(seen, asked)
         configured = replace(configured, master_key=found.master_key is not None)
-    evidence = _narrowed(Evidence(configured, asked, seen), wishes)
-    if wishes.probe and found is not None and seen.rows is not None:
+    evidence = _narrowed(Evidence(configured, asked, seen), options)
+    if options.probe and found is not None and seen.rows is not None:
         evidence = replace(evidence, receipts=await _receipts(evidence, found))
     return DoctorRun(diagnose(evidence), evidence, settings, found)
 
@@ -155,25 +155,25 @@ def _selected(configured: ConfigurationEvidence, names: Sequence[str]) -> Config
     return replace(configured, desired=tuple(known[name] for name in dict.fromkeys(names)))
 
 
-def _narrowed(evidence: Evidence, wishes: DoctorOptions) -> Evidence:
+def _narrowed(evidence: Evidence, options: DoctorOptions) -> Evidence:
     """Only the agents, and with them the providers, that are asked about."""
     seen, configured = evidence.seen, evidence.configured
     if seen.agents is None:
         return evidence
     agents = seen.agents
-    if wishes.providers:
+    if options.providers:
         addresses = {one.base_url for one in configured.desired}
-        agents = tuple(one for one in agents if _concerns(one, {*wishes.providers, *addresses}))
-    if wishes.agent is not None:
-        agents = _named(wishes.agent, agents)
-        concerned = {one.engine.provider for one in agents} | {one.engine.endpoint for one in agents}
+        agents = tuple(one for one in agents if _concerns(one, {*options.providers, *addresses}))
+    if options.agent is not None:
+        agents = _named(options.agent, agents)
+        concerned = {one.llm.provider for one in agents} | {one.llm.endpoint for one in agents}
         desired = tuple(one for one in configured.desired if {one.name, one.base_url} & concerned)
         configured = replace(configured, desired=desired)
     return replace(evidence, seen=replace(seen, agents=agents), configured=configured)
 
 
 def _concerns(agent: AgentEvidence, names: set[str]) -> bool:
-    return agent.engine.provider in names or agent.engine.endpoint in names
+    return agent.llm.provider in names or agent.llm.endpoint in names
 
 
 def _named(name: str, agents: Sequence[AgentEvidence]) -> tuple[AgentEvidence, ...]:

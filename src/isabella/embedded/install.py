@@ -42,79 +42,79 @@ class Installed:
     migration_head: str
 
 
-def installed(layout: InstancePaths) -> Installed | None:
+def installed(paths: InstancePaths) -> Installed | None:
     """The installation of a release if it is complete and its interpreter is still there."""
     try:
-        found = json.loads((layout.program / _MARKER).read_text())
+        found = json.loads((paths.program / _MARKER).read_text())
         complete = Installed(release=found["release"], migration_head=found["migration_head"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     # The environment's interpreter is a link to one that the user may have removed since.
-    return complete if os.access(layout.python, os.X_OK) else None
+    return complete if os.access(paths.python, os.X_OK) else None
 
 
-def install(layout: InstancePaths, progress: Progress) -> Installed:
+def install(paths: InstancePaths, progress: Progress) -> Installed:
     """Fetch and install a release. The caller holds the release's lock.
 
     Raises:
         InstallFailed: with the reason and what to do.
     """
     try:
-        return _install(layout, progress)
+        return _install(paths, progress)
     except OSError as error:
         raise InstallFailed(
-            f"Letta {layout.release} could not be installed in {layout.program}: {error.strerror or error}.",
+            f"Letta {paths.release} could not be installed in {paths.program}: {error.strerror or error}.",
             remedy="It needs about 1.5 GB there. ISABELLA_HOME can be a folder on another disk.",
         ) from error
 
 
-def _install(layout: InstancePaths, progress: Progress) -> Installed:
-    orphan_processes.stop("--project", layout.program)
-    _clear(layout)
+def _install(paths: InstancePaths, progress: Progress) -> Installed:
+    orphan_processes.stop("--project", paths.program)
+    _clear(paths)
     with (
-        step(progress, "fetch", f"Letta {layout.release}"),
-        tempfile.TemporaryDirectory(prefix=".fetch-", dir=layout.releases) as scratch,
+        step(progress, "fetch", f"Letta {paths.release}"),
+        tempfile.TemporaryDirectory(prefix=".fetch-", dir=paths.releases) as scratch,
     ):
-        archive = sdist.fetch(layout.release, Path(scratch), progress)
-        sdist.unpack(archive, Path(scratch), layout.release).rename(layout.program)
-    with step(progress, "install", f"Letta {layout.release} in an environment of its own, about 800 MB"):
-        _make_environment(layout)
-        result = Installed(layout.release, migration_head(layout.program / "alembic" / "versions"))
-        write_private(layout.program / _MARKER, json.dumps(asdict(result)))
+        archive = sdist.fetch(paths.release, Path(scratch), progress)
+        sdist.unpack(archive, Path(scratch), paths.release).rename(paths.program)
+    with step(progress, "install", f"Letta {paths.release} in an environment of its own, about 800 MB"):
+        _make_environment(paths)
+        result = Installed(paths.release, migration_head(paths.program / "alembic" / "versions"))
+        write_private(paths.program / _MARKER, json.dumps(asdict(result)))
     return result
 
 
-def _clear(layout: InstancePaths) -> None:
-    make_private(layout.releases)
-    for leftover in (layout.program, *layout.releases.glob(".fetch-*"), *layout.releases.glob(".gone-*")):
+def _clear(paths: InstancePaths) -> None:
+    make_private(paths.releases)
+    for leftover in (paths.program, *paths.releases.glob(".fetch-*"), *paths.releases.glob(".gone-*")):
         if leftover.exists():
             # First out of the way as a whole: a half-deleted tree must not be taken for a half-made one.
-            gone = layout.releases / f".gone-{leftover.name.lstrip('.')}"
+            gone = paths.releases / f".gone-{leftover.name.lstrip('.')}"
             if leftover != gone:
                 shutil.rmtree(gone, ignore_errors=True)
                 leftover.rename(gone)
             shutil.rmtree(gone)
 
 
-def _make_environment(layout: InstancePaths) -> None:
+def _make_environment(paths: InstancePaths) -> None:
     import uv
 
-    project = tomllib.loads((layout.program / "pyproject.toml").read_text())
+    project = tomllib.loads((paths.program / "pyproject.toml").read_text())
     offered = project.get("project", {}).get("optional-dependencies", {})
     extras = [word for extra in _EXTRAS if extra in offered for word in ("--extra", extra)]
     skipped = [word for package in _NOT_INSTALLED for word in ("--no-install-package", package)]
     # An interpreter given by path: the tree has a .python-version that names one we may not have (fact R3).
     interpreter = getattr(sys, "_base_executable", sys.executable)
     command = [
-        *(uv.find_uv_bin(), "sync", "--project", str(layout.program), "--python", interpreter),
+        *(uv.find_uv_bin(), "sync", "--project", str(paths.program), "--python", interpreter),
         *("--frozen", "--no-dev", "--no-progress", *extras, *skipped),
     ]
-    layout.install_log.unlink(missing_ok=True)
-    descriptor = os.open(layout.install_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    paths.install_log.unlink(missing_ok=True)
+    descriptor = os.open(paths.install_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         finished = subprocess.run(
             command,
-            cwd=layout.program,
+            cwd=paths.program,
             # A variable could put the environment elsewhere.
             env=environments.install_environment() | {"UV_PROJECT_ENVIRONMENT": ".venv"},
             stdin=subprocess.DEVNULL,
@@ -126,8 +126,8 @@ def _make_environment(layout: InstancePaths) -> None:
         os.close(descriptor)
     if finished.returncode != 0:
         raise InstallFailed(
-            f"uv could not install Letta {layout.release}. {logs.quoted(layout.install_log)}",
-            remedy=_remedy("\n".join(logs.tail(layout.install_log, 50))),
+            f"uv could not install Letta {paths.release}. {logs.quoted(paths.install_log)}",
+            remedy=_remedy("\n".join(logs.tail(paths.install_log, 50))),
         )
 
 

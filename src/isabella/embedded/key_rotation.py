@@ -37,32 +37,32 @@ class RotationJournal:
     former: tuple[SecretStr, ...] = field(repr=False)
     kept: bool = True
 
-    def save(self, layout: InstancePaths) -> None:
+    def save(self, paths: InstancePaths) -> None:
         """Write it down, so that not even a power cut takes it away."""
         document = {
             "key": self.key.get_secret_value(),
             "former": [key.get_secret_value() for key in self.former],
             "kept": self.kept,
         }
-        write_private(layout.rekey_file, json.dumps(document))
-        _sync_folder(layout)
+        write_private(paths.rekey_file, json.dumps(document))
+        _sync_folder(paths)
 
     @classmethod
-    def load(cls, layout: InstancePaths) -> RotationJournal | None:
+    def load(cls, paths: InstancePaths) -> RotationJournal | None:
         """What is under way; None where nothing is.
 
         Raises:
             EmbeddedError: the journal is damaged, and must not be passed over.
         """
         try:
-            found = json.loads(layout.rekey_file.read_text())
+            found = json.loads(paths.rekey_file.read_text())
             journal = cls(SecretStr(str(found["key"])), tuple(SecretStr(str(one)) for one in found["former"]))
             kept = bool(found["kept"])
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EmbeddedError(
-                f"A change of the master key is under way, and {layout.rekey_file} cannot be read "
+                f"A change of the master key is under way, and {paths.rekey_file} cannot be read "
                 f"({type(error).__name__}).",
                 remedy="Put the file back as it was: it holds keys that Letta's secrets are sealed under.",
             ) from None
@@ -70,32 +70,32 @@ class RotationJournal:
         return cls(journal.key, journal.former, kept)
 
 
-def begin(layout: InstancePaths, key: SecretStr, former: Sequence[SecretStr], *, kept: bool) -> None:
+def begin(paths: InstancePaths, key: SecretStr, former: Sequence[SecretStr], *, kept: bool) -> None:
     """Write down that the key is to be changed. Only now may Letta be stopped for it.
 
     Args:
-        layout: the instance.
+        paths: the instance.
         key: the new key.
         former: every key that something may be sealed under.
         kept: whether the new key is Isabella's own to keep.
     """
     redaction.remember(key.get_secret_value())
-    RotationJournal(key, tuple(one for one in former if one != key), kept).save(layout)
+    RotationJournal(key, tuple(one for one in former if one != key), kept).save(paths)
 
 
-def take_key(layout: InstancePaths) -> None:
+def take_key(paths: InstancePaths) -> None:
     """Make the new key the kept one, where a change to it is under way. Those before it stand in the journal."""
-    journal = RotationJournal.load(layout)
-    if journal is not None and journal.kept and secrets.load_secret(layout.master_key_file) != journal.key:
-        write_private(layout.master_key_file, journal.key.get_secret_value() + "\n")
-        _sync_folder(layout)
+    journal = RotationJournal.load(paths)
+    if journal is not None and journal.kept and secrets.load_secret(paths.master_key_file) != journal.key:
+        write_private(paths.master_key_file, journal.key.get_secret_value() + "\n")
+        _sync_folder(paths)
 
 
-def go_on(layout: InstancePaths, address: SecretStr, key: SecretStr, progress: Progress) -> bool:
+def go_on(paths: InstancePaths, address: SecretStr, key: SecretStr, progress: Progress) -> bool:
     """Seal everything under the key that Letta is about to run under, where a change of it is under way.
 
     Args:
-        layout: the instance, whose Letta does not run.
+        paths: the instance, whose Letta does not run.
         address: its database.
         key: what Letta is about to run under.
         progress: told what happens.
@@ -106,7 +106,7 @@ def go_on(layout: InstancePaths, address: SecretStr, key: SecretStr, progress: P
     Raises:
         EmbeddedError: the database cannot be written; the journal stays, and with it every key.
     """
-    journal = RotationJournal.load(layout)
+    journal = RotationJournal.load(paths)
     if journal is None:
         return False
     with step(progress, "reseal", "what Letta has sealed, under the new master key"):
@@ -114,18 +114,18 @@ def go_on(layout: InstancePaths, address: SecretStr, key: SecretStr, progress: P
     return True
 
 
-def settle(layout: InstancePaths, key: SecretStr | None, progress: Progress, *, started: bool) -> None:
+def settle(paths: InstancePaths, key: SecretStr | None, progress: Progress, *, started: bool) -> None:
     """Put the journal away: Letta runs, and everything is under its key, or nothing was begun.
 
     Letta is stopped before anything is sealed anew, and is not started again before all of it is.
 
     Args:
-        layout: the instance.
+        paths: the instance.
         key: what Letta runs under.
         progress: told what happens.
         started: whether Letta was started just now; otherwise it ran already.
     """
-    journal = RotationJournal.load(layout)
+    journal = RotationJournal.load(paths)
     if journal is None or key is None:
         return
     if not started and key != journal.key:
@@ -135,22 +135,22 @@ def settle(layout: InstancePaths, key: SecretStr | None, progress: Progress, *, 
     elif not journal.kept and key == journal.key:
         # The configuration has the key now, and the one that was kept here opens nothing any more. Where it was taken
         # out of the configuration before all of this was done, Letta runs under the kept one again.
-        layout.master_key_file.unlink(missing_ok=True)
-    layout.rekey_file.unlink(missing_ok=True)
-    _sync_folder(layout)
+        paths.master_key_file.unlink(missing_ok=True)
+    paths.rekey_file.unlink(missing_ok=True)
+    _sync_folder(paths)
 
 
-def known_keys(layout: InstancePaths, *others: SecretStr | None) -> list[SecretStr]:
+def known_keys(paths: InstancePaths, *others: SecretStr | None) -> list[SecretStr]:
     """The master keys that something may be sealed under: the kept one, those of a change under way, and others."""
-    journal = RotationJournal.load(layout)
+    journal = RotationJournal.load(paths)
     under_way = () if journal is None else (journal.key, *journal.former)
     return list(
-        dict.fromkeys(key for key in (secrets.load_secret(layout.master_key_file), *under_way, *others) if key)
+        dict.fromkeys(key for key in (secrets.load_secret(paths.master_key_file), *under_way, *others) if key)
     )
 
 
-def _sync_folder(layout: InstancePaths) -> None:
-    folder = os.open(layout.folder, os.O_RDONLY)
+def _sync_folder(paths: InstancePaths) -> None:
+    folder = os.open(paths.folder, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:

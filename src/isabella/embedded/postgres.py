@@ -201,45 +201,45 @@ class Cluster:
             raise StartFailed(f"{program} failed: {last[0]} {logs.quoted(self.log)}")
 
 
-def find(layout: InstancePaths) -> Cluster | None:
+def find(paths: InstancePaths) -> Cluster | None:
     """The cluster of an instance, if it was made."""
     account = os_users.existing_user()
-    at_home, in_system = _places(layout, account)
+    at_home, in_system = _places(paths, account)
     # Where Postgres needs no other user, it is never elsewhere; and what root has there, others may not look at.
     places = (at_home,) if account is None else (at_home, in_system)
     return next((found for found in places if found.exists()), None)
 
 
-def place(layout: InstancePaths) -> Cluster:
+def place(paths: InstancePaths) -> Cluster:
     """The cluster of an instance: the one that is there, or where it shall be. Its folders are made.
 
     Raises:
         StartFailed: it is there, but the user that Postgres runs as cannot reach it any more.
     """
     account = os_users.postgres_user()
-    at_home, in_system = _places(layout, account)
-    found = find(layout)
+    at_home, in_system = _places(paths, account)
+    found = find(paths)
     if account is None:
         return at_home
-    open_to_account = account.can_enter(layout.home)
+    open_to_account = account.can_enter(paths.home)
     if found == at_home and not open_to_account:
         raise StartFailed(
             f"The system user {account.name!r} cannot reach {at_home.data} any more.",
-            remedy=f"Let it pass through the folders above (chmod o+x), or move {layout.home} elsewhere.",
+            remedy=f"Let it pass through the folders above (chmod o+x), or move {paths.home} elsewhere.",
         )
     if found == in_system or not open_to_account:
         os_users.make_system_folder(in_system.data.parent.parent, account)
         make_private(in_system.data.parent, group=account.gid)
         return in_system
-    for folder in (layout.folder.parent, layout.folder, layout.logs):
+    for folder in (paths.folder.parent, paths.folder, paths.logs):
         make_private(folder, group=account.gid)
     return at_home
 
 
-def _places(layout: InstancePaths, account: OsUser | None) -> tuple[Cluster, Cluster]:
-    below = os_users.system_folder(layout.home) / layout.folder.name
+def _places(paths: InstancePaths, account: OsUser | None) -> tuple[Cluster, Cluster]:
+    below = os_users.system_folder(paths.home) / paths.folder.name
     return (
-        Cluster(layout.folder / _FOLDER, layout.postgres_log, account),
+        Cluster(paths.folder / _FOLDER, paths.postgres_log, account),
         Cluster(below / _FOLDER, below / "postgres.log", account),
     )
 

@@ -74,7 +74,7 @@ def health(port: int, *, timeout: float = 5.0) -> str | None:
 
 
 def environment(
-    layout: InstancePaths,
+    paths: InstancePaths,
     *,
     port: int,
     database: SecretStr,
@@ -84,7 +84,7 @@ def environment(
 ) -> dict[str, str]:
     """The whole environment of the server. None of the operator's keys is in it (fact P7)."""
     ours = {
-        "HOME": str(layout.server_home),
+        "HOME": str(paths.server_home),
         "LETTA_PG_URI": f"{database.get_secret_value()}?ssl=disable",
         "LETTA_DISABLE_SQLALCHEMY_POOLING": "false",
         "LETTA_SERVER_PASSWORD": password.get_secret_value(),
@@ -97,51 +97,51 @@ def environment(
     return environments.network_environment() | ours | dict(extra)
 
 
-def migrate(layout: InstancePaths, database: SecretStr) -> None:
+def migrate(paths: InstancePaths, database: SecretStr) -> None:
     """Run all database migrations that were not run yet; what they say goes to a log, secrets taken out.
 
     They run in one transaction: what was interrupted has done nothing. Whether they got to the end, ask the database.
     """
     # The migrations print the address of the database with its password: what they say must not be kept as it is.
-    raw = layout.logs / ".migrations.raw"
+    raw = paths.logs / ".migrations.raw"
     raw.unlink(missing_ok=True)
     try:
         process = processes.spawn(
-            [*_launch(layout), "migrate"],
+            [*_launch(paths), "migrate"],
             env=environments.offline_environment()
-            | {"HOME": str(layout.server_home), "LETTA_PG_URI": database.get_secret_value()},
+            | {"HOME": str(paths.server_home), "LETTA_PG_URI": database.get_secret_value()},
             log=raw,
-            cwd=layout.program,
+            cwd=paths.program,
         )
         with suppress(psutil.NoSuchProcess):
             psutil.Process(process.pid).wait()
-        write_private(layout.migrations_log, "\n".join(logs.tail(raw, 2000)) + "\n")
+        write_private(paths.migrations_log, "\n".join(logs.tail(raw, 2000)) + "\n")
     finally:
         raw.unlink(missing_ok=True)
 
 
-def start(layout: InstancePaths, port: int, environ: Mapping[str, str], master_key: SecretStr | None) -> ServerRun:
+def start(paths: InstancePaths, port: int, environ: Mapping[str, str], master_key: SecretStr | None) -> ServerRun:
     """Start the server and wait until it answers.
 
     Raises:
         StartFailed: it ended, or did not answer in time; the message has the end of its log.
     """
-    logs.rotate(layout.letta_log)
+    logs.rotate(paths.letta_log)
     process = processes.spawn(
-        [*_launch(layout), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
+        [*_launch(paths), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
         env=environ,
-        log=layout.letta_log,
-        cwd=layout.server_home,
+        log=paths.letta_log,
+        cwd=paths.server_home,
     )
     run = ServerRun(process, port, secrets.fingerprint(master_key))
-    run.save(layout.run_file)
-    if wait_until_healthy(layout, run):
+    run.save(paths.run_file)
+    if wait_until_healthy(paths, run):
         return run
     if not process.is_running():
-        raise StartFailed(f"Letta {layout.release} ended while starting. {logs.quoted(layout.letta_log)}")
-    stop(layout, run)
+        raise StartFailed(f"Letta {paths.release} ended while starting. {logs.quoted(paths.letta_log)}")
+    stop(paths, run)
     raise StartFailed(
-        f"Letta {layout.release} did not answer within {SECONDS_TO_START:.0f} s. {logs.quoted(layout.letta_log)}"
+        f"Letta {paths.release} did not answer within {SECONDS_TO_START:.0f} s. {logs.quoted(paths.letta_log)}"
     )
 
 
@@ -150,28 +150,28 @@ def is_healthy(run: ServerRun, release: str) -> bool:
     return listens(run.process, LOOPBACK, run.port) and health(run.port) == release
 
 
-def wait_until_healthy(layout: InstancePaths, run: ServerRun) -> bool:
+def wait_until_healthy(paths: InstancePaths, run: ServerRun) -> bool:
     """Wait for a server that is starting; False when it ended or took too long."""
     deadline = time.monotonic() + SECONDS_TO_START
     while run.process.is_running() and time.monotonic() < deadline:
-        if is_healthy(run, layout.release):
+        if is_healthy(run, paths.release):
             return True
         time.sleep(0.1)
     return False
 
 
-def stop(layout: InstancePaths, run: ServerRun | None) -> bool:
+def stop(paths: InstancePaths, run: ServerRun | None) -> bool:
     """End the server, and whatever of this instance was started but not written down."""
     stopped = run is not None and run.process.stop(grace=_SECONDS_TO_STOP)
-    return orphan_processes.stop(_MARK, layout.folder) > 0 or stopped
+    return orphan_processes.stop(_MARK, paths.folder) > 0 or stopped
 
 
-def running(layout: InstancePaths) -> ServerRun | None:
+def running(paths: InstancePaths) -> ServerRun | None:
     """The server of this instance that is alive, whether or not it answers."""
-    run = ServerRun.load(layout.run_file)
+    run = ServerRun.load(paths.run_file)
     return run if run is not None and run.process.is_running() else None
 
 
-def _launch(layout: InstancePaths) -> list[str]:
+def _launch(paths: InstancePaths) -> list[str]:
     # -P: the modules beside the launcher are Isabella's and must not hide others.
-    return [str(layout.python), "-P", str(_LAUNCHER), _MARK, str(layout.folder)]
+    return [str(paths.python), "-P", str(_LAUNCHER), _MARK, str(paths.folder)]

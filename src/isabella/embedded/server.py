@@ -82,7 +82,7 @@ class Server:
     extra_env: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def layout(self) -> InstancePaths:
+    def paths(self) -> InstancePaths:
         """Where everything of it lies."""
         return InstancePaths(self.home.expanduser().absolute(), self.release, self.instance)
 
@@ -94,18 +94,18 @@ class Server:
             StartFailed: Postgres or Letta did not come up, or Letta runs under another master key.
             LockTimeout: another process has been at work on this instance for too long.
         """
-        with self._locked(self.layout.lock, progress):
+        with self._locked(self.paths.lock, progress):
             letta = self._up(progress)
-            key_rotation.settle(self.layout, letta.master_key, progress, started=letta.started)
+            key_rotation.settle(self.paths, letta.master_key, progress, started=letta.started)
             return letta
 
     def down(self, progress: Progress = no_progress) -> bool:
         """Stop Letta, then Postgres, where this instance's run. Returns whether anything ran."""
-        if not self.layout.folder.exists():
+        if not self.paths.folder.exists():
             return False
-        with self._locked(self.layout.lock, progress):
+        with self._locked(self.paths.lock, progress):
             stopped = self._stop_letta(progress)
-            cluster = postgres.find(self.layout)
+            cluster = postgres.find(self.paths)
             if cluster is not None and cluster.running() is not None:
                 with step(progress, "stop", "Postgres"):
                     stopped = cluster.stop() or stopped
@@ -130,7 +130,7 @@ class Server:
         changed = replace(
             self, master_key=master_key, seal=seal, extra_env=self.extra_env if extra_env is None else extra_env
         )
-        with self._locked(self.layout.lock, progress):
+        with self._locked(self.paths.lock, progress):
             self._stop_letta(progress)
             return changed._up(progress)
 
@@ -144,7 +144,7 @@ class Server:
         Raises:
             EmbeddedError: there is no such instance, or its database cannot be read.
         """
-        with self._locked(self.layout.lock, progress):
+        with self._locked(self.paths.lock, progress):
             cluster = self._cluster()
             ran = cluster.running() is not None
             postmaster = self._start_postgres(cluster, progress)
@@ -169,58 +169,58 @@ class Server:
             StartFailed: Letta did not come up.
             LockTimeout: a sync has been going on for too long.
         """
-        layout = self.layout
-        with self._locked(layout.lock, progress):
+        paths = self.paths
+        with self._locked(paths.lock, progress):
             postmaster = self._start_postgres(self._cluster(), progress)
             known = self._known_keys(former)
             key = self.master_key or SecretStr(token_hex(32))
             with encrypted_columns.syncing(self._database(postmaster)):
-                key_rotation.begin(layout, key, known, kept=self.master_key is None)
+                key_rotation.begin(paths, key, known, kept=self.master_key is None)
                 self._stop_letta(progress)
                 return self._up(progress)
 
     def status(self) -> InstanceStatus:
         """Look, and touch nothing."""
-        return look(self.layout, release=self.release, instance=self.instance)
+        return look(self.paths, release=self.release, instance=self.instance)
 
     def know_secrets(self) -> None:
         """Read the secrets of this instance, so that `redaction` takes them out of its logs."""
-        layout = self.layout
+        paths = self.paths
         for path in (
-            layout.master_key_file,
-            layout.password_file,
-            layout.database_password_file,
-            layout.superuser_password_file,
+            paths.master_key_file,
+            paths.password_file,
+            paths.database_password_file,
+            paths.superuser_password_file,
         ):
             secrets.load_secret(path)
-        key_rotation.known_keys(layout)
+        key_rotation.known_keys(paths)
 
     def erase(self, progress: Progress = no_progress) -> None:
         """Stop everything and delete the data of this instance, its secrets and its logs. For good."""
-        layout = self.layout
+        paths = self.paths
         self.down(progress)
-        with self._locked(layout.lock, progress):
-            cluster = postgres.find(layout)
-            if cluster is not None and layout.folder not in cluster.data.parents:
+        with self._locked(paths.lock, progress):
+            cluster = postgres.find(paths)
+            if cluster is not None and paths.folder not in cluster.data.parents:
                 shutil.rmtree(cluster.data.parent)
-            shutil.rmtree(layout.folder, ignore_errors=True)
-        layout.lock.unlink(missing_ok=True)
+            shutil.rmtree(paths.folder, ignore_errors=True)
+        paths.lock.unlink(missing_ok=True)
 
     def _up(self, progress: Progress) -> Letta:
-        layout = self.layout
+        paths = self.paths
         with step(progress, "check"):
             found = self._found()
         if found is not None:
             return found
         complete = self._installed(progress)
-        for folder in (layout.folder.parent, layout.folder, layout.logs, layout.server_home):
+        for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home):
             make_private(folder)
-        cluster = postgres.place(layout)
+        cluster = postgres.place(paths)
         postmaster = self._start_postgres(cluster, progress)
-        password = secrets.load_or_create_secret(layout.database_password_file)
+        password = secrets.load_or_create_secret(paths.database_password_file)
         database.prepare(
             postmaster.port,
-            superuser_password=secrets.load_or_create_secret(layout.superuser_password_file),
+            superuser_password=secrets.load_or_create_secret(paths.superuser_password_file),
             password=password,
         )
         self._stop_strays(progress)
@@ -228,16 +228,16 @@ class Server:
             progress(Step("migrate", "skipped", f"the database is at {complete.migration_head}"))
         else:
             with step(progress, "migrate", f"the database to {complete.migration_head}"):
-                program.migrate(layout, database.url(postmaster.port, password))
+                program.migrate(paths, database.url(postmaster.port, password))
                 if database.migrated_to(postmaster.port, password) != complete.migration_head:
-                    log = logs.quoted(layout.migrations_log)
+                    log = logs.quoted(paths.migrations_log)
                     raise StartFailed(f"The database migrations of Letta {self.release} failed. {log}")
         return self._start_letta(postmaster, progress)
 
     def _found(self) -> Letta | None:
-        layout = self.layout
-        run = program.running(layout)
-        cluster = postgres.find(layout) if run is not None else None
+        paths = self.paths
+        run = program.running(paths)
+        cluster = postgres.find(paths) if run is not None else None
         postmaster = cluster.running() if cluster is not None else None
         if run is None or postmaster is None:
             return None
@@ -247,19 +247,19 @@ class Server:
                 f"Letta runs at {base_url(run.port)} already, under another master key than the one given now.",
                 remedy="Stop it (isabella letta down) and repeat, or give the key it was started with.",
             )
-        if not program.wait_until_healthy(layout, run):
+        if not program.wait_until_healthy(paths, run):
             return None
         return self._letta(run, postmaster.port, key, started=False)
 
     def _installed(self, progress: Progress) -> install.Installed:
-        layout = self.layout
-        complete = install.installed(layout)
+        paths = self.paths
+        complete = install.installed(paths)
         if complete is None:
-            make_private(layout.releases)
-            with self._locked(layout.release_lock, progress):
-                complete = install.installed(layout) or install.install(layout, progress)
+            make_private(paths.releases)
+            with self._locked(paths.release_lock, progress):
+                complete = install.installed(paths) or install.install(paths, progress)
         else:
-            progress(Step("install", "skipped", f"Letta {layout.release} is installed"))
+            progress(Step("install", "skipped", f"Letta {paths.release} is installed"))
         return complete
 
     def _start_postgres(self, cluster: Cluster, progress: Progress) -> Postmaster:
@@ -269,7 +269,7 @@ class Server:
             return running
         with step(progress, "postgres", "database of this instance, on loopback, with a password"):
             if not cluster.exists():
-                cluster.make(secrets.load_or_create_secret(self.layout.superuser_password_file))
+                cluster.make(secrets.load_or_create_secret(self.paths.superuser_password_file))
             for attempt in range(1, _ATTEMPTS + 1):
                 port = self._choose_ports(progress, keep_postgres=None).postgres
                 try:
@@ -280,29 +280,29 @@ class Server:
         raise AssertionError("unreachable")
 
     def _start_letta(self, postmaster: Postmaster, progress: Progress) -> Letta:
-        layout = self.layout
+        paths = self.paths
         if self.seal and self.master_key is None:
-            key_rotation.take_key(layout)
+            key_rotation.take_key(paths)
         key = self._key(make=True)
-        resealed = key is not None and key_rotation.go_on(layout, self._database(postmaster), key, progress)
-        last = program.ServerRun.load(layout.run_file)
+        resealed = key is not None and key_rotation.go_on(paths, self._database(postmaster), key, progress)
+        last = program.ServerRun.load(paths.run_file)
         if last is not None and not secrets.matches_fingerprint(key, last.key) and not resealed:
             progress(
                 Step("letta", "note", "another master key than last time: keys stored under that one must be synced")
             )
-        with step(progress, "letta", f"Letta {layout.release}"):
+        with step(progress, "letta", f"Letta {paths.release}"):
             for attempt in range(1, _ATTEMPTS + 1):
                 port = self._choose_ports(progress, keep_postgres=postmaster.port).letta
                 environ = program.environment(
-                    layout,
+                    paths,
                     port=port,
                     database=self._database(postmaster),
-                    password=secrets.load_or_create_secret(layout.password_file),
+                    password=secrets.load_or_create_secret(paths.password_file),
                     master_key=key,
                     extra=self.extra_env,
                 )
                 try:
-                    run = program.start(layout, port, environ, key)
+                    run = program.start(paths, port, environ, key)
                 except StartFailed as error:
                     if attempt == _ATTEMPTS or not _was_taken(port, error):
                         raise
@@ -311,27 +311,27 @@ class Server:
         raise AssertionError("unreachable")
 
     def _stop_letta(self, progress: Progress) -> bool:
-        run = program.running(self.layout)
+        run = program.running(self.paths)
         if run is None:
-            return program.stop(self.layout, None)
+            return program.stop(self.paths, None)
         with step(progress, "stop", "Letta"):
-            return program.stop(self.layout, run)
+            return program.stop(self.paths, run)
 
     def _stop_strays(self, progress: Progress) -> None:
-        if program.stop(self.layout, program.running(self.layout)):
+        if program.stop(self.paths, program.running(self.paths)):
             progress(Step("check", "note", "what an interrupted start had left running was stopped"))
 
     def _choose_ports(self, progress: Progress, *, keep_postgres: int | None) -> Ports:
-        layout = self.layout
-        with self._locked(layout.ports_lock, progress):
-            siblings = [found for path in layout.sibling_ports_files() if (found := ports.load_ports(path))]
+        paths = self.paths
+        with self._locked(paths.ports_lock, progress):
+            siblings = [found for path in paths.sibling_ports_files() if (found := ports.load_ports(path))]
             avoid = {port for found in siblings for port in (found.letta, found.postgres)}
-            wanted = ports.load_ports(layout.ports_file) or Ports()
+            wanted = ports.load_ports(paths.ports_file) or Ports()
             chosen = Ports(
                 letta=ports.choose(wanted.letta, avoid=avoid),
                 postgres=keep_postgres or ports.choose(wanted.postgres, avoid=avoid),
             )
-            ports.save_ports(layout.ports_file, chosen)
+            ports.save_ports(paths.ports_file, chosen)
         if chosen.letta != wanted.letta:
             progress(Step("letta", "note", f"port {wanted.letta} is not free: Letta gets {chosen.letta}"))
         if chosen.postgres != wanted.postgres:
@@ -339,7 +339,7 @@ class Server:
         return chosen
 
     def _cluster(self) -> Cluster:
-        cluster = postgres.find(self.layout)
+        cluster = postgres.find(self.paths)
         if cluster is None:
             raise EmbeddedError(
                 f"There is no Letta {self.release} here yet, so it has no master key to change.",
@@ -348,8 +348,8 @@ class Server:
         return cluster
 
     def _known_keys(self, former: Sequence[SecretStr]) -> list[SecretStr]:
-        keys = key_rotation.known_keys(self.layout, *former, self.master_key)
-        last = program.ServerRun.load(self.layout.run_file)
+        keys = key_rotation.known_keys(self.paths, *former, self.master_key)
+        last = program.ServerRun.load(self.paths.run_file)
         # Without that key nothing could be carried over, and all of it would be lost to Letta.
         if last is not None and not any(secrets.matches_fingerprint(key, last.key) for key in (None, *keys)):
             raise EmbeddedError(
@@ -359,35 +359,35 @@ class Server:
         return keys
 
     def _database(self, postmaster: Postmaster) -> SecretStr:
-        return database.url(postmaster.port, secrets.load_or_create_secret(self.layout.database_password_file))
+        return database.url(postmaster.port, secrets.load_or_create_secret(self.paths.database_password_file))
 
     def _key(self, *, make: bool) -> SecretStr | None:
         if not self.seal:
             return None
         if self.master_key is not None:
             return self.master_key
-        path = self.layout.master_key_file
+        path = self.paths.master_key_file
         return secrets.load_or_create_secret(path) if make else secrets.load_secret(path)
 
     def _letta(self, run: ServerRun, postgres_port: int, key: SecretStr | None, *, started: bool) -> Letta:
-        layout = self.layout
+        paths = self.paths
         return Letta(
             base_url=base_url(run.port),
             version=self.release,
-            password=secrets.load_or_create_secret(layout.password_file),
+            password=secrets.load_or_create_secret(paths.password_file),
             master_key=key,
             database_url=database.for_us(
-                database.url(postgres_port, secrets.load_or_create_secret(layout.database_password_file))
+                database.url(postgres_port, secrets.load_or_create_secret(paths.database_password_file))
             ),
             started=started,
             # It was seen to listen there just now.
-            peer=Peer("Letta", layout.run_file, "Start it with `isabella letta up`.", verified=run.process),
+            peer=Peer("Letta", paths.run_file, "Start it with `isabella letta up`.", verified=run.process),
         )
 
     @contextmanager
     def _locked(self, path: Path, progress: Progress) -> Iterator[None]:
         account = postgres_user()
-        make_home(self.layout.home, group=account.gid if account else None)
+        make_home(self.paths.home, group=account.gid if account else None)
         make_private(path.parent)
         lock = FileLock(path, mode=0o600)
         try:

@@ -61,29 +61,29 @@ class InstanceStatus:
         return self.letta.healthy and self.postgres.healthy
 
 
-def look(layout: InstancePaths, *, release: str, instance: str) -> InstanceStatus:
+def look(paths: InstancePaths, *, release: str, instance: str) -> InstanceStatus:
     """Look at what lies there and what runs of it.
 
     Args:
-        layout: where everything of the instance lies.
+        paths: where everything of the instance lies.
         release: Letta's version.
         instance: which of several servers of that release.
     """
-    run = program.running(layout)
-    cluster = postgres.find(layout)
+    run = program.running(paths)
+    cluster = postgres.find(paths)
     postmaster = cluster.running() if cluster is not None else None
     return InstanceStatus(
         release=release,
         instance=instance,
-        installed=install.installed(layout) is not None,
+        installed=install.installed(paths) is not None,
         letta=ServiceStatus(run.process.pid, run.port, program.is_healthy(run, release)) if run else ServiceStatus(),
         postgres=ServiceStatus(postmaster.process.pid, postmaster.port, postmaster.ready)
         if postmaster
         else ServiceStatus(),
         base_url=base_url(run.port) if run else None,
-        folder=layout.folder,
+        folder=paths.folder,
         data=cluster.data if cluster else None,
-        password_file=layout.password_file,
-        letta_log=layout.letta_log,
+        password_file=paths.password_file,
+        letta_log=paths.letta_log,
         postgres_log=cluster.log if cluster else None,
     )

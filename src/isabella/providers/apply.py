@@ -59,7 +59,7 @@ class Applier:
         ask: asks a vendor about a key; None asks nobody.
         patience: seconds to go on trying when a provider has been deleted and cannot be made again yet.
         closed: keeps turns off a provider while it is changed with a gap.
-        followers: the agents, which have to call a provider's address before its key is stored; None without any.
+        bound_agents: the agents, which have to call a provider's address before its key is stored; None without any.
     """
 
     def __init__(
@@ -72,10 +72,10 @@ class Applier:
         ask: Ask | None,
         patience: float = 30.0,
         closed: Closed = unguarded,
-        followers: BoundAgents | None = None,
+        bound_agents: BoundAgents | None = None,
     ) -> None:
         self._store = store
-        self._followers = followers
+        self._followers = bound_agents
         self._closed = closed
         self._abilities = abilities
         self._strategy = strategy
@@ -342,9 +342,9 @@ class Applier:
             )
         if moved and self._followers is not None:
             # A former key must not go to another address than it went to.
-            followers = self._followers
+            bound_agents = self._followers
             try:
-                await self._writer.patiently(lambda: followers.send_back(name, moved))
+                await self._writer.patiently(lambda: bound_agents.send_back(name, moved))
             except LettaError as second:
                 return ApplyOutcome(
                     Action.RECREATE,
@@ -381,7 +381,7 @@ class Applier:
         """
         if self._followers is None:
             return AgentMoves()
-        followers, name, base_url = self._followers, change.desired.name, change.desired.base_url
+        bound_agents, name, base_url = self._followers, change.desired.name, change.desired.base_url
         moved = self._moved.setdefault(name, {})
 
         def note(agent: MovedAgent) -> None:
@@ -390,7 +390,7 @@ class Applier:
 
         trouble: LettaError | None = None
         try:
-            await self._writer.patiently(lambda: followers.follow(name, base_url, note))
+            await self._writer.patiently(lambda: bound_agents.follow(name, base_url, note))
         except LettaError as error:
             trouble = error
         return AgentMoves(tuple(moved.values()), trouble)

@@ -42,7 +42,7 @@ class ProviderSession:
         store: its providers.
         desired: what the configuration asks for.
         options: how a run is to go.
-        ledger: where it is kept how the providers stand.
+        health_file: where it is kept how the providers stand.
         stood: how they stood before.
         looks: whether nothing is to be changed.
         notices: what is worth saying about the configuration as a whole.
@@ -54,7 +54,7 @@ class ProviderSession:
     store: LettaProviders
     desired: tuple[Desired, ...]
     options: Options
-    ledger: HealthFile
+    health_file: HealthFile
     stood: Conditions
     looks: bool
     notices: tuple[str, ...] = ()
@@ -70,7 +70,7 @@ class ProviderSession:
     def write_down(self) -> None:
         """Keep how the providers stand. A mere look does not: it would hide when a drift really began."""
         if self.stand != self.stood:
-            self.ledger.write(self.stand)
+            self.health_file.write(self.stand)
 
 
 @asynccontextmanager
@@ -121,7 +121,7 @@ async def open_provider_session(
         options,
         closed=gate.closed,
         held_everywhere=gate.holds_everywhere,
-        followers=LettaBoundAgents(connection, letta.store),
+        bound_agents=LettaBoundAgents(connection, letta.store),
     )
     async with letta.store:
         yield ProviderSession(
@@ -130,7 +130,7 @@ async def open_provider_session(
             store=letta.store,
             desired=asked_for.desired,
             options=options,
-            ledger=letta.ledger,
+            health_file=letta.health_file,
             stood=letta.stood,
             looks=looks,
             notices=asked_for.notices,
@@ -149,7 +149,7 @@ class _Letta:
     store: LettaProviders
     seen: StoreSnapshot
     memo: ProofMemo | None
-    ledger: HealthFile
+    health_file: HealthFile
     stood: Conditions
 
 
@@ -193,7 +193,7 @@ async def _configuration_and_letta(
 async def _reach(connection: Connection, only: Sequence[str]) -> _Letta:
     """Look at Letta, and at what is remembered of it while it answers."""
     store = LettaProviders.at(connection)
-    ledger = HealthFile(connection.home, connection.base_url)
+    health_file = HealthFile(connection.home, connection.base_url)
     memo: ProofMemo | None = None
     stood: Conditions = {}
     seen: list[StoreSnapshot] = []
@@ -204,7 +204,7 @@ async def _reach(connection: Connection, only: Sequence[str]) -> _Letta:
     async def recall() -> None:
         nonlocal memo, stood
         await anyio.sleep(_HEAD_START)
-        stood = ledger.read()
+        stood = health_file.read()
         if connection.master_key is not None:
             memo = ProofMemo.of(connection.home, connection.base_url, connection.master_key)
 
@@ -213,4 +213,4 @@ async def _reach(connection: Connection, only: Sequence[str]) -> _Letta:
     except BaseException:
         await store.close()
         raise
-    return _Letta(connection, store, seen[0], memo, ledger, stood)
+    return _Letta(connection, store, seen[0], memo, health_file, stood)

@@ -65,7 +65,7 @@ class Options:
         seen: a reading made just before, in place of the run's own first one.
         closed: keeps turns off a provider while it is changed with a gap.
         held_everywhere: whether that holds for turns of other processes, too.
-        followers: the agents, which have to call a provider's address before its key is stored; None without any.
+        bound_agents: the agents, which have to call a provider's address before its key is stored; None without any.
     """
 
     strategy: Strategy = Strategy.AUTO
@@ -79,7 +79,7 @@ class Options:
     seen: StoreSnapshot | None = None
     closed: Closed = unguarded
     held_everywhere: bool = True
-    followers: BoundAgents | None = None
+    bound_agents: BoundAgents | None = None
 
 
 async def compare(store: Store, desired: Sequence[Desired], options: Options) -> Report:
@@ -218,7 +218,7 @@ class _Run:
             ask=options.ask,
             patience=options.patience,
             closed=options.closed,
-            followers=options.followers,
+            bound_agents=options.bound_agents,
         )
         self._heard = applier.heard
         outcomes = await applier.apply([change for change in changes if _writes(change)])

@@ -35,10 +35,10 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token
     @asynccontextmanager
     async def run(app: FastAPI) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
-            console.premises.tasks = tasks
+            console.context.tasks = tasks
             tasks.start_soon(start, app.state.readiness)
             yield
-            console.premises.tasks = None
+            console.context.tasks = None
             tasks.cancel_scope.cancel()
 
     # The pages of the API documentation load nothing from other hosts.
@@ -51,10 +51,10 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token
     app.state.readiness = Readiness()
     app.state.token = token
     app.state.start_page = web.START
-    app.state.chronicle = EventLog()
-    app.state.readiness.hear = app.state.chronicle.synced
-    app.state.readiness.vendors.changed = app.state.chronicle.bell.ring
-    console = web.Console(ConsoleContext(app.state, app.state.chronicle))
+    app.state.event_log = EventLog()
+    app.state.readiness.on_event = app.state.event_log.synced
+    app.state.readiness.vendors.changed = app.state.event_log.notifier.ring
+    console = web.Console(ConsoleContext(app.state, app.state.event_log))
     # Letta brings no token to where it gets vectors: that address is a secret of its own.
     app.add_middleware(
         auth.AuthMiddleware,

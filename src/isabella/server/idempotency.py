@@ -98,13 +98,13 @@ class SharedTurn:
         last = self._events[-1] if self._events else None
         return self.over.is_set() and not (isinstance(last, Ended) and last.stored)
 
-    async def run(self, desk: TurnService, agent: str, message: str) -> None:
+    async def run(self, turn_service: TurnService, agent: str, message: str) -> None:
         """Have the turn, from beginning to end."""
         try:
-            self.turn = await desk.open(agent, message)
+            self.turn = await turn_service.open(agent, message)
             if self.stopping:
                 self.turn.stop()
-            async with aclosing(desk.events(self.turn)) as events:
+            async with aclosing(turn_service.events(self.turn)) as events:
                 async for event in events:
                     self._events.append(event)
                     self._tell()
@@ -176,16 +176,16 @@ class RequestRegistry:
     """The turns that may be asked for again.
 
     Args:
-        desk: where turns are taken on.
+        turn_service: where turns are taken on.
         tasks: where they go on.
     """
 
-    def __init__(self, desk: TurnService, tasks: TaskGroup) -> None:
-        self._desk = desk
+    def __init__(self, turn_service: TurnService, tasks: TaskGroup) -> None:
+        self._desk = turn_service
         self._tasks = tasks
         self._known: list[SharedTurn] = []
 
-    async def hear(self, request: TurnRequest, agent: str, message: str) -> Subscription:
+    async def on_event(self, request: TurnRequest, agent: str, message: str) -> Subscription:
         """Hear the turn that this request asks for: the one that it repeats, or a new one.
 
         A turn that is being stopped has to be over first: only then it is known whether the message was stored.

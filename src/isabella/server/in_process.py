@@ -55,8 +55,8 @@ def in_process_backend(settings: Settings, connection: Connection) -> Iterator[I
             # Vectors need an address that stays, so this one makes none.
             async with (
                 open_locks(settings, connection) as locks,
-                open_agents(app, settings, connection, None) as agency,
-                open_turns(app, agency, locks),
+                open_agents(app, settings, connection, None) as agent_service,
+                open_turns(app, agent_service, locks),
             ):
                 readiness.phase = Phase.DEGRADED
                 up.set()

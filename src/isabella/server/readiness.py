@@ -44,7 +44,7 @@ class Readiness:
         error: why there is none.
         census: what the last nightly refresh of the model lists has shown.
         vendors: what the vendors did when they were asked last.
-        hear: is told of the sync at the start: its report, why it ran, and how many seconds it took.
+        on_event: is told of the sync at the start: its report, why it ran, and how many seconds it took.
         tell: are told what every sync has found and done.
     """
 
@@ -54,7 +54,7 @@ class Readiness:
     error: IsabellaError | None = None
     census: ModelRefresh | None = None
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard, repr=False)
-    hear: Callable[[Report, str, float], None] = field(default=lambda *_: None, repr=False)
+    on_event: Callable[[Report, str, float], None] = field(default=lambda *_: None, repr=False)
     tell: list[Callable[[Report], None]] = field(default_factory=list, repr=False)
 
     @property
@@ -92,7 +92,7 @@ class Readiness:
             log.error("providers not in line", error=error.what, remedy=error.remedy)
             return
         self.settle(report)
-        self.hear(report, "the start", time.monotonic() - began)
+        self.on_event(report, "the start", time.monotonic() - began)
 
     def learn(self, part: Report) -> None:
         """Take note of what vendors did in a run."""

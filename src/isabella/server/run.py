@@ -61,7 +61,7 @@ class ServeOptions:
     say: Callable[[str], None]
 
 
-def serve(settings: Settings, wishes: ServeOptions) -> int:
+def serve(settings: Settings, options: ServeOptions) -> int:
     """Bring everything up, serve until a signal, and stop what was started.
 
     Returns:
@@ -71,9 +71,9 @@ def serve(settings: Settings, wishes: ServeOptions) -> int:
         IsabellaError: something could not be brought up; what had been started is stopped again.
     """
     with closing(_bind(settings)) as listener, terminating(), ExitStack() as started:
-        settings = _with_practice(settings, wishes, started)
-        connection = configured_connection(settings) or _embedded(settings, wishes, started)
-        readiness = _serve_http(settings, wishes, connection, listener)
+        settings = _with_practice(settings, options, started)
+        connection = configured_connection(settings) or _embedded(settings, options, started)
+        readiness = _serve_http(settings, options, connection, listener)
     return 0 if readiness.serving else 1
 
 
@@ -96,46 +96,46 @@ def _bind(settings: Settings) -> socket.socket:
     return listener
 
 
-def _with_practice(settings: Settings, wishes: ServeOptions, started: ExitStack) -> Settings:
-    wanted = wishes.practice
+def _with_practice(settings: Settings, options: ServeOptions, started: ExitStack) -> Settings:
+    wanted = options.practice
     if wanted is None:
         # Somebody's own Letta is never filled with practice vendors unasked.
         keyless = not any(provider.wanted for provider in desired_providers(settings))
         wanted = keyless and settings.letta_base_url is None
     if not wanted:
         return settings
-    if wishes.practice is None:
-        wishes.say(
+    if options.practice is None:
+        options.say(
             "No vendor key is configured, so these are PRACTICE VENDORS: stand-ins on this machine that answer "
             "from a small script. For the real ones put a key into .env (see .env.example) and start again."
         )
     else:
-        wishes.say("These are PRACTICE VENDORS: stand-ins on this machine that answer from a small script.")
+        options.say("These are PRACTICE VENDORS: stand-ins on this machine that answer from a small script.")
     for title in left_out():
-        wishes.say(f"There is no practice vendor for {title}: it takes part as soon as it has a key in .env.")
-    running = daemon.up(settings.home, None, wishes.say)
+        options.say(f"There is no practice vendor for {title}: it takes part as soon as it has a key in .env.")
+    running = daemon.up(settings.home, None, options.say)
     if running.started:
         started.callback(daemon.down, settings.home)
     return with_practice_vendors(settings, running)
 
 
-def _embedded(settings: Settings, wishes: ServeOptions, started: ExitStack) -> Connection:
+def _embedded(settings: Settings, options: ServeOptions, started: ExitStack) -> Connection:
     server = Server(settings.home, master_key=settings.letta_encryption_key)
     # Registered before it is up: what an interrupted start leaves behind is stopped as well.
     ours = not server.status().running
     if ours:
-        started.callback(_down, server, wishes)
-    with wishes.progress() as progress:
+        started.callback(_down, server, options)
+    with options.progress() as progress:
         return embedded_connection(settings, server.up(progress))
 
 
-def _down(server: Server, wishes: ServeOptions) -> None:
-    with wishes.progress() as progress:
+def _down(server: Server, options: ServeOptions) -> None:
+    with options.progress() as progress:
         server.down(progress)
 
 
 def _serve_http(
-    settings: Settings, wishes: ServeOptions, connection: Connection, listener: socket.socket
+    settings: Settings, options: ServeOptions, connection: Connection, listener: socket.socket
 ) -> Readiness:
     token = ensure_token(settings)
 
@@ -144,40 +144,40 @@ def _serve_http(
             await live(readiness)
         except Exception as error:  # noqa: BLE001 - a backend whose inside has ended must not go on answering
             readiness.fail(error)
-            wishes.say(f"{'Stopped' if readiness.report else 'Not started'}: {readiness.error}")
+            options.say(f"{'Stopped' if readiness.report else 'Not started'}: {readiness.error}")
             server.should_exit = True
 
     async def live(readiness: Readiness) -> None:
         async with open_locks(settings, connection) as locks:
-            await _wait_for(connection, wishes.say)
-            await readiness.bring(lambda: _ensure(settings, wishes, connection, locks.gate))
+            await _wait_for(connection, options.say)
+            await readiness.bring(lambda: _ensure(settings, options, connection, locks.gate))
             if readiness.phase is Phase.FAILED or (settings.strict and readiness.phase is not Phase.READY):
-                wishes.say(f"Not started: {' '.join(readiness.reasons)}")
+                options.say(f"Not started: {' '.join(readiness.reasons)}")
                 readiness.phase = Phase.FAILED
                 server.should_exit = True
                 return
             host, port = listener.getsockname()[:2]
             address = _address(_EVERYWHERE.get(host, host), port)
             async with (
-                open_agents(app, settings, connection, _as_letta_reaches(connection, host, port)) as agency,
-                open_turns(app, agency, locks) as desk,
-                run_reflection(agency, desk),
+                open_agents(app, settings, connection, _as_letta_reaches(connection, host, port)) as agent_service,
+                open_turns(app, agent_service, locks) as turn_service,
+                run_reflection(agent_service, turn_service),
                 run_watcher(
                     readiness,
                     settings,
-                    app.state.chronicle.timed(LettaActions(locks.gate)),
-                    agency.models,
-                    hear=app.state.chronicle.hear,
-                ) as app.state.keeper,
+                    app.state.event_log.timed(LettaActions(locks.gate)),
+                    agent_service.models,
+                    on_event=app.state.event_log.on_event,
+                ) as app.state.watcher,
             ):
                 with address_published(settings.home, address):
                     phase = readiness.phase.value.capitalize()
-                    wishes.say(f"{phase}: {address}  (API: {address}/docs, stop: Ctrl-C)")
-                    _show_login(wishes, address, token)
+                    options.say(f"{phase}: {address}  (API: {address}/docs, stop: Ctrl-C)")
+                    _show_login(options, address, token)
                     await anyio.sleep_forever()
 
     app = create_app(start, token=token.secret)
-    app.state.patient = DoctorTarget(settings, connection)
+    app.state.target = DoctorTarget(settings, connection)
     config = uvicorn.Config(
         app, log_config=None, log_level=logging.WARNING, access_log=False, timeout_graceful_shutdown=10
     )
@@ -186,7 +186,7 @@ def _serve_http(
         anyio.run(_serve, server, listener)
     except KeyboardInterrupt:
         # uvicorn has stopped cleanly by then, and hands the signal on.
-        wishes.say("Stopped.")
+        options.say("Stopped.")
     readiness = app.state.readiness
     if not isinstance(readiness, Readiness):
         raise TypeError("the application was not made by create_app")
@@ -211,19 +211,19 @@ async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
     await server.serve(sockets=[listener])
 
 
-def _show_login(wishes: ServeOptions, address: str, token: Token) -> None:
+def _show_login(options: ServeOptions, address: str, token: Token) -> None:
     """A new token is shown once, and only to somebody who looks: what is not a terminal may be kept for ever."""
     if token.made and sys.stderr.isatty():
-        wishes.say(f"To use it in a browser: {address}/login?token={token.secret.get_secret_value()}")
+        options.say(f"To use it in a browser: {address}/login?token={token.secret.get_secret_value()}")
     elif token.made:
-        wishes.say("To use it in a browser: `isabella login` prints a link.")
+        options.say("To use it in a browser: `isabella login` prints a link.")
 
 
-async def _ensure(settings: Settings, wishes: ServeOptions, connection: Connection, gate: ProviderLock) -> Report:
+async def _ensure(settings: Settings, options: ServeOptions, connection: Connection, gate: ProviderLock) -> Report:
     report = await ensure_providers(settings, connection=connection, count_models=True, gate=gate)
-    if wishes.verify:
+    if options.verify:
         report = await add_receipts(report, connection, desired_providers(settings))
-    wishes.show(report)
+    options.show(report)
     return report
 
 

@@ -51,9 +51,9 @@ async def open_agents(
         ConfigurationError: the agents' file is malformed, or the settings ask for vectors that are not to be had.
         LettaError: Letta cannot be read.
     """
-    async with open_agent_service(settings, connection, backend=address) as agency:
-        agency.models.hear = app.state.readiness.heard
-        for ensured in await agency.ensure():
+    async with open_agent_service(settings, connection, backend=address) as agent_service:
+        agent_service.models.on_event = app.state.readiness.heard
+        for ensured in await agent_service.ensure():
             failed = ensured.done is EnsureOutcome.FAILED
             (log.warning if failed else log.info)(
                 "agent",
@@ -64,14 +64,14 @@ async def open_agents(
                 reason=ensured.reason,
                 remedy=ensured.remedy,
             )
-        app.state.agency = agency
+        app.state.agent_service = agent_service
         try:
-            yield agency
+            yield agent_service
         finally:
-            app.state.agency = None
+            app.state.agent_service = None
 
 
-def agency(request: Request) -> AgentService:
+def agent_service(request: Request) -> AgentService:
     """The agents, for routes.
 
     Raises:
@@ -83,26 +83,28 @@ def agency(request: Request) -> AgentService:
     return found
 
 
-Agents = Annotated[AgentService, Depends(agency)]
+Agents = Annotated[AgentService, Depends(agent_service)]
 
 
 @asynccontextmanager
-async def open_turns(app: FastAPI, agency: AgentService, locks: TurnLocks) -> AsyncIterator[TurnService]:
+async def open_turns(app: FastAPI, agent_service: AgentService, locks: TurnLocks) -> AsyncIterator[TurnService]:
     """Open the desk where turns are taken on, count what happens there, and let the routes have it.
 
     Args:
         app: the application whose routes need it.
-        agency: the agents.
+        agent_service: the agents.
         locks: what holds turns and changes of providers apart.
     """
     metrics = Metrics()
 
     def watch(turn: Turn, event: Event) -> None:
         metrics.see(turn, event)
-        app.state.chronicle.see(turn, event)
+        app.state.event_log.see(turn, event)
 
     async with (
-        open_turn_service(agency, locks=locks, watch=watch, vendors=app.state.readiness.vendors) as desk,
+        open_turn_service(
+            agent_service, locks=locks, watch=watch, vendors=app.state.readiness.vendors
+        ) as turn_service,
         anyio.create_task_group() as tasks,
     ):
 
@@ -110,17 +112,21 @@ async def open_turns(app: FastAPI, agency: AgentService, locks: TurnLocks) -> As
             # With another key, what a vendor refused before says nothing any more.
             for provider in report.ours:
                 if provider.proof is not Proof.FAILED and provider.action in WRITES:
-                    desk.house.breaker.forgive(provider.name)
+                    turn_service.deps.breaker.forgive(provider.name)
 
-        metrics.of(desk, app.state.readiness)
+        metrics.of(turn_service, app.state.readiness)
         app.state.readiness.tell.append(forgive)
         await tasks.start(_watch_gate, locks)
-        app.state.desk, app.state.metrics, app.state.repeats = desk, metrics, RequestRegistry(desk, tasks)
+        app.state.turn_service, app.state.metrics, app.state.repeats = (
+            turn_service,
+            metrics,
+            RequestRegistry(turn_service, tasks),
+        )
         try:
-            yield desk
+            yield turn_service
         finally:
             app.state.readiness.tell.remove(forgive)
-            app.state.desk = app.state.metrics = app.state.repeats = None
+            app.state.turn_service = app.state.metrics = app.state.repeats = None
             tasks.cancel_scope.cancel()
 
 
@@ -136,7 +142,7 @@ async def run_watcher(
     models: ModelCatalog,
     *,
     schedule: Schedule | None = None,
-    hear: Tell = lambda _event: None,
+    on_event: Tell = lambda _event: None,
 ) -> AsyncIterator[Watcher]:
     """Keep watch, and let the backend know what comes of it.
 
@@ -146,7 +152,7 @@ async def run_watcher(
         work: what is done.
         models: go by the changed configuration as soon as Letta does.
         schedule: when things are due; by default as the settings say.
-        hear: is told everything that happens, too.
+        on_event: is told everything that happens, too.
     """
 
     def tell(event: WatchEvent) -> None:
@@ -155,26 +161,26 @@ async def run_watcher(
         match event:
             case Synced(report=report, part=part):
                 readiness.settle(report, part, quiet=True)
-                _renew(models, keeper, report)
+                _renew(models, watcher, report)
             case ModelsRefreshed(census=census):
                 readiness.counted(census)
-        hear(event)
+        on_event(event)
 
-    keeper = Watcher(settings, work, tell, report=readiness.report, schedule=schedule)
+    watcher = Watcher(settings, work, tell, report=readiness.report, schedule=schedule)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(keeper.run)
-        yield keeper
+        tasks.start_soon(watcher.run)
+        yield watcher
         tasks.cancel_scope.cancel()
 
 
-def _renew(models: ModelCatalog, keeper: Watcher, report: Report) -> None:
+def _renew(models: ModelCatalog, watcher: Watcher, report: Report) -> None:
     """Ask vendors with the keys that Letta has now. Where it keeps the former one, so do we."""
     try:
         # As the sync has read them: a key file may be another one by now.
-        desired = desired_providers(keeper.settings)
+        desired = desired_providers(watcher.settings)
     except ConfigurationError:
         # `isabella.toml` is being changed at this moment.
-        desired = keeper.desired
+        desired = watcher.desired
     proven = {entry.name for entry in report.ours if entry.proof is Proof.PROVEN}
     former = {provider.name: provider for provider in models.providers}
     models.renew(
@@ -188,38 +194,40 @@ _LONGEST_PAUSE = 3600.0
 
 
 @asynccontextmanager
-async def run_reflection(agency: AgentService, desk: TurnService) -> AsyncIterator[None]:
+async def run_reflection(agent_service: AgentService, turn_service: TurnService) -> AsyncIterator[None]:
     """Let agents reflect, in their order, and let edits of memory wait for turns under way.
 
     Args:
-        agency: the agents.
-        desk: where turns are taken on.
+        agent_service: the agents.
+        turn_service: where turns are taken on.
     """
-    agency.memory.hold = hold_queue(desk)
+    agent_service.memory.hold = hold_queue(turn_service)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_keep_reflecting, agency, say_in_turn(desk), agency.settings.reflect_after)
+        tasks.start_soon(
+            _keep_reflecting, agent_service, say_in_turn(turn_service), agent_service.settings.reflect_after
+        )
         yield
         tasks.cancel_scope.cancel()
 
 
-def hold_queue(desk: TurnService) -> Hold:
+def hold_queue(turn_service: TurnService) -> Hold:
     """Takes a place in an agent's order, as a turn does, so that no turn of it runs meanwhile."""
 
     @asynccontextmanager
     async def hold(agent_id: str) -> AsyncIterator[None]:
-        async with desk.order.take(agent_id).reached():
+        async with turn_service.queue.take(agent_id).reached():
             yield
 
     return hold
 
 
-def say_in_turn(desk: TurnService) -> Say:
+def say_in_turn(turn_service: TurnService) -> Say:
     """Says something to an agent in a turn of its own, with all that turns have: order, gate and failover."""
 
     async def say(agent_id: str, text: str) -> None:
-        turn = await desk.open(agent_id, text)
+        turn = await turn_service.open(agent_id, text)
         why, end = "", Reason.BROKEN
-        async with aclosing(desk.events(turn)) as events:
+        async with aclosing(turn_service.events(turn)) as events:
             async for event in events:
                 if isinstance(event, TurnFailed):
                     why = event.message
@@ -231,7 +239,7 @@ def say_in_turn(desk: TurnService) -> Say:
     return say
 
 
-async def _keep_reflecting(agency: AgentService, say: Say, after: float) -> None:
+async def _keep_reflecting(agent_service: AgentService, say: Say, after: float) -> None:
     if after <= 0:
         return
     usual = min(_LOOK_EVERY, max(1.0, after / 4))
@@ -239,7 +247,7 @@ async def _keep_reflecting(agency: AgentService, say: Say, after: float) -> None
     while True:
         await anyio.sleep(pause)
         try:
-            await _look_around(agency, say, after)
+            await _look_around(agent_service, say, after)
             pause = usual
         except IsabellaError as error:
             # What was said is read again next time; a vendor that refuses is not asked every minute.
@@ -247,15 +255,15 @@ async def _keep_reflecting(agency: AgentService, say: Say, after: float) -> None
             log.warning("reflection failed", error=error.what, again_in=pause)
 
 
-async def _look_around(agency: AgentService, say: Say, after: float) -> None:
-    for resident in await agency.residents.all():
-        if resident.definition is None or resident.definition.reflects_on is None:
+async def _look_around(agent_service: AgentService, say: Say, after: float) -> None:
+    for record in await agent_service.registry.all():
+        if record.definition is None or record.definition.reflects_on is None:
             continue
-        done = await reflect(agency, resident, say, quiet_for=after)
+        done = await reflect(agent_service, record, say, quiet_for=after)
         if done.outcome is ReflectionOutcome.DONE:
             log.info(
                 "reflected",
-                agent=resident.name,
+                agent=record.name,
                 read=done.read,
                 archived=done.archived,
                 restored=list(done.restored),

@@ -51,22 +51,22 @@ class AgentCache:
     """The agents of one Letta, for turns.
 
     Args:
-        residents: the agents.
+        registry: the agents.
         models: what they can be bound to.
         clock: tells the time, in seconds.
     """
 
     def __init__(
-        self, residents: AgentRegistry, models: ModelCatalog, *, clock: Callable[[], float] = time.monotonic
+        self, registry: AgentRegistry, models: ModelCatalog, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._residents = residents
+        self._residents = registry
         self._models = models
         self._clock = clock
         self._known: dict[str, tuple[float, AgentRef]] = {}
-        residents.hear_bound.append(self._bound)
+        registry.on_bound.append(self._bound)
 
     @property
-    def residents(self) -> AgentRegistry:
+    def registry(self) -> AgentRegistry:
         """The agents themselves."""
         return self._residents
 
@@ -80,11 +80,11 @@ class AgentCache:
         known = self._known.get(name)
         if known is not None and known[0] > self._clock():
             return known[1]
-        speaker = _speaker(await self._residents.find(name))
-        self._known[name] = (self._clock() + _KNOWN_SECONDS, speaker)
-        return speaker
+        agent_ref = _speaker(await self._residents.find(name))
+        self._known[name] = (self._clock() + _KNOWN_SECONDS, agent_ref)
+        return agent_ref
 
-    async def look(self, speaker: AgentRef) -> AgentRef:
+    async def look(self, agent_ref: AgentRef) -> AgentRef:
         """The same agent as it is now.
 
         Raises:
@@ -92,13 +92,13 @@ class AgentCache:
             LettaError: Letta cannot be read.
         """
         try:
-            row = await self._residents.wire.agent(speaker.id)
+            row = await self._residents.wire.agent(agent_ref.id)
         except LettaRefused as error:
-            self.forget(speaker.id)
+            self.forget(agent_ref.id)
             if error.status in (404, 422):
-                raise AgentUnknown(f"There is no agent {speaker.name} any more.") from None
+                raise AgentUnknown(f"There is no agent {agent_ref.name} any more.") from None
             raise
-        now = _as_it_is(speaker, row)
+        now = _as_it_is(agent_ref, row)
         for name, (until, known) in [*self._known.items()]:
             if known.id == now.id and known != now:
                 if known.name == now.name:
@@ -147,7 +147,7 @@ class AgentCache:
         """
         return await self._residents.placed(binding) or binding
 
-    async def take_along(self, speaker: AgentRef) -> None:
+    async def take_along(self, agent_ref: AgentRef) -> None:
         """Where the agent's provider has moved, and it was left behind, have it call the new address.
 
         That costs a request only where the configuration says otherwise than the agent does.
@@ -155,15 +155,15 @@ class AgentCache:
         Raises:
             LettaError: Letta refuses or fails.
         """
-        binding = speaker.binding
+        binding = agent_ref.binding
         provider = None if binding is None else self._models.provider(binding.provider)
         if binding is None or provider is None or not provider.wanted:
             return
         if same_address(provider.base_url, binding.base_url):
             return
         home = await self.placed(binding)
-        if await point_to(self._residents.wire, speaker.id, home.provider, home.base_url):
-            self._bound(speaker.id, home)
+        if await point_to(self._residents.wire, agent_ref.id, home.provider, home.base_url):
+            self._bound(agent_ref.id, home)
 
     def _bound(self, agent_id: str, binding: Binding) -> None:
         """Somebody in this process has bound an agent: what is known of it is known anew."""
@@ -174,42 +174,42 @@ class AgentCache:
                 )
                 self._known[name] = (until, bound)
 
-    async def resolve(self, speaker: AgentRef, handle: str) -> Binding:
+    async def resolve(self, agent_ref: AgentRef, handle: str) -> Binding:
         """What a handle of an agent's list means now.
 
         Raises:
             ModelUnknown: nothing that would work.
         """
-        return (await self._models.binding(handle, window=speaker.window)).suited(speaker.type)
+        return (await self._models.binding(handle, window=agent_ref.window)).suited(agent_ref.type)
 
 
-def _speaker(resident: AgentRecord) -> AgentRef:
-    definition, engine = resident.definition, resident.engine
+def _speaker(record: AgentRecord) -> AgentRef:
+    definition, llm = record.definition, record.llm
     return AgentRef(
-        id=resident.id,
-        name=resident.name,
-        handle=resident.handle,
-        provider=(engine.provider if engine is not None else None) or "-",
-        model=engine.model if engine is not None else "-",
-        binding=resident.binding,
+        id=record.id,
+        name=record.name,
+        handle=record.handle,
+        provider=(llm.provider if llm is not None else None) or "-",
+        model=llm.model if llm is not None else "-",
+        binding=record.binding,
         handles=definition.handles if definition is not None else (),
         window=definition.window if definition is not None else None,
-        type=engine.agent_type if engine is not None else None,
+        type=llm.agent_type if llm is not None else None,
     )
 
 
-def _as_it_is(speaker: AgentRef, row: Any) -> AgentRef:
+def _as_it_is(agent_ref: AgentRef, row: Any) -> AgentRef:
     """The agent with the name and the model that Letta has for it now."""
     config = row.get("llm_config") if isinstance(row, dict) else None
     if not isinstance(config, dict):
-        return speaker
-    engine = LlmConfig.of(config, row.get("agent_type"))
+        return agent_ref
+    llm = LlmConfig.of(config, row.get("agent_type"))
     return replace(
-        speaker,
-        name=str(row.get("name") or speaker.name),
-        handle=engine.handle or f"{engine.provider or engine.endpoint_type}/{engine.model}",
-        provider=engine.provider or "-",
-        model=engine.model,
-        binding=engine.binding,
-        type=engine.agent_type,
+        agent_ref,
+        name=str(row.get("name") or agent_ref.name),
+        handle=llm.handle or f"{llm.provider or llm.endpoint_type}/{llm.model}",
+        provider=llm.provider or "-",
+        model=llm.model,
+        binding=llm.binding,
+        type=llm.agent_type,
     )

@@ -65,40 +65,40 @@ class TurnQueue:
                 retry_after=max(1.0, round(wait)),
                 remedy="Try again later; ISABELLA_TURN_QUEUE sets how many may wait.",
             )
-        place = Ticket(self, agent_id, ahead=len(queue))
-        queue.append(place)
-        if queue[0] is place:
-            place.at_head.set()
-        return place
+        ticket = Ticket(self, agent_id, ahead=len(queue))
+        queue.append(ticket)
+        if queue[0] is ticket:
+            ticket.at_head.set()
+        return ticket
 
     def counted(self) -> int:
         """How many turns are under way or wait, over all agents."""
         return sum(map(len, self._queues.values()))
 
-    def _leave(self, place: Ticket) -> None:
-        queue = self._queues.get(place.agent_id)
-        if queue is None or place not in queue:
+    def _leave(self, ticket: Ticket) -> None:
+        queue = self._queues.get(ticket.agent_id)
+        if queue is None or ticket not in queue:
             return
-        queue.remove(place)
+        queue.remove(ticket)
         if queue:
             queue[0].at_head.set()
         else:
-            del self._queues[place.agent_id]
+            del self._queues[ticket.agent_id]
 
     @asynccontextmanager
-    async def _reach(self, place: Ticket) -> AsyncIterator[None]:
+    async def _reach(self, ticket: Ticket) -> AsyncIterator[None]:
         deadline = self._clock() + self._patience
         with anyio.move_on_after(self._patience):
-            await place.at_head.wait()
-        if place.given_up:
+            await ticket.at_head.wait()
+        if ticket.given_up:
             raise TicketAbandoned
-        if not place.at_head.is_set():
+        if not ticket.at_head.is_set():
             raise self._too_long()
         async with AsyncExitStack() as held:
             if self._advisory is not None:
                 left = max(0.001, deadline - self._clock())
                 try:
-                    await held.enter_async_context(self._advisory.held(_key(place.agent_id), timeout=left))
+                    await held.enter_async_context(self._advisory.held(_key(ticket.agent_id), timeout=left))
                 except LockTimeout:
                     raise self._too_long() from None
             began = self._clock()
@@ -124,8 +124,8 @@ class Ticket:
         given_up: whether it was.
     """
 
-    def __init__(self, order: TurnQueue, agent_id: str, *, ahead: int) -> None:
-        self._order = order
+    def __init__(self, queue: TurnQueue, agent_id: str, *, ahead: int) -> None:
+        self._order = queue
         self.agent_id = agent_id
         self.ahead = ahead
         self.at_head = anyio.Event()

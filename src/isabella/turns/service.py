@@ -33,14 +33,14 @@ class TurnService:
     """Takes turns on.
 
     Args:
-        house: what they share.
-        order: one turn at a time for each agent.
+        deps: what they share.
+        queue: one turn at a time for each agent.
         watch: sees every event.
     """
 
-    def __init__(self, house: TurnDependencies, order: TurnQueue, watch: Watch = lambda _turn, _event: None) -> None:
-        self.house = house
-        self.order = order
+    def __init__(self, deps: TurnDependencies, queue: TurnQueue, watch: Watch = lambda _turn, _event: None) -> None:
+        self.deps = deps
+        self.queue = queue
         self._watch = watch
         self._under_way: dict[str, Turn] = {}
 
@@ -58,8 +58,8 @@ class TurnService:
             LettaError: Letta cannot be read.
         """
         check_message(message)
-        speaker = await self.house.roster.find(agent)
-        return Turn(self.house, speaker, message, self.order.take(speaker.id))
+        agent_ref = await self.deps.agent_cache.find(agent)
+        return Turn(self.deps, agent_ref, message, self.queue.take(agent_ref.id))
 
     async def events(self, turn: Turn) -> AsyncGenerator[Event, None]:
         """The events of a turn, which can be found by its id meanwhile."""
@@ -83,11 +83,11 @@ class TurnService:
             AgentUnknown: there is no such agent.
             TurnUnknown: no such turn is under way here.
         """
-        speaker = await self.house.roster.find(agent)
+        agent_ref = await self.deps.agent_cache.find(agent)
         turn = self._under_way.get(id)
-        if turn is None or turn.speaker.id != speaker.id:
+        if turn is None or turn.agent_ref.id != agent_ref.id:
             raise TurnUnknown(
-                f"No turn {id[:60]!r} of {speaker.name} is under way in this backend.",
+                f"No turn {id[:60]!r} of {agent_ref.name} is under way in this backend.",
                 remedy="It may have ended already.",
             )
         turn.stop()
@@ -102,7 +102,7 @@ class TurnService:
 
 @asynccontextmanager
 async def open_turn_service(
-    agency: AgentService,
+    agent_service: AgentService,
     *,
     locks: TurnLocks | None = None,
     watch: Watch = lambda _turn, _event: None,
@@ -111,27 +111,27 @@ async def open_turn_service(
     """A desk for the agents of one Letta.
 
     Args:
-        agency: the agents.
+        agent_service: the agents.
         locks: what holds turns and changes of providers apart; by default its own.
         watch: sees every event.
         vendors: are told what each vendor does.
     """
-    settings = agency.settings
+    settings = agent_service.settings
     async with AsyncExitStack() as stack:
         if locks is None:
-            locks = await stack.enter_async_context(open_locks(settings, agency.connection))
-        wire = agency.residents.wire
-        house = TurnDependencies(
+            locks = await stack.enter_async_context(open_locks(settings, agent_service.connection))
+        wire = agent_service.registry.wire
+        deps = TurnDependencies(
             client=wire.client,
             wire=wire,
-            roster=AgentCache(agency.residents, agency.models),
+            agent_cache=AgentCache(agent_service.registry, agent_service.models),
             gate=locks.gate,
             breaker=CircuitBreaker(),
             vendors=vendors or VendorStatusBoard(),
             limits=TurnLimits(first_token=settings.first_token_timeout, silence=settings.silence_timeout),
         )
         yield TurnService(
-            house, TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait), watch
+            deps, TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait), watch
         )
 
 

@@ -56,9 +56,9 @@ class Candidate:
     binding: Binding | None = None
 
     @classmethod
-    def of(cls, speaker: AgentRef) -> Candidate:
+    def of(cls, agent_ref: AgentRef) -> Candidate:
         """What an agent is bound to already."""
-        return cls(speaker.handle, speaker.provider, speaker.model)
+        return cls(agent_ref.handle, agent_ref.provider, agent_ref.model)
 
     @property
     def asked(self) -> VendorAsked:
@@ -70,13 +70,13 @@ class TemporaryBinding:
     """An agent bound elsewhere for a turn, and back to what its people chose afterwards.
 
     Args:
-        roster: the agents.
-        speaker: the agent.
+        agent_cache: the agents.
+        agent_ref: the agent.
     """
 
-    def __init__(self, roster: AgentCache, speaker: AgentRef) -> None:
-        self._roster = roster
-        self._speaker = speaker
+    def __init__(self, agent_cache: AgentCache, agent_ref: AgentRef) -> None:
+        self._roster = agent_cache
+        self._speaker = agent_ref
         self._chosen: Binding | None = None
         self._now: Binding | None = None
         self._fitted: FittedContext | None = None
@@ -197,7 +197,7 @@ class TurnDependencies:
     Attributes:
         client: the official SDK.
         wire: the same, for what it has no words for.
-        roster: the agents.
+        agent_cache: the agents.
         gate: of the providers.
         breaker: which vendors are left out.
         limits: how long a turn waits for what.
@@ -206,7 +206,7 @@ class TurnDependencies:
 
     client: AsyncLetta
     wire: LettaClient
-    roster: AgentCache
+    agent_cache: AgentCache
     gate: ProviderLock
     breaker: CircuitBreaker
     limits: TurnLimits
@@ -226,19 +226,19 @@ class Turn:
     """One turn. `events()` runs it, once; `stop()` ends it.
 
     Args:
-        house: what all turns share.
-        speaker: the agent.
+        deps: what all turns share.
+        agent_ref: the agent.
         message: what is said to it.
-        place: its place in the agent's queue.
+        ticket: its place in the agent's queue.
     """
 
-    def __init__(self, house: TurnDependencies, speaker: AgentRef, message: str, place: Ticket) -> None:
+    def __init__(self, deps: TurnDependencies, agent_ref: AgentRef, message: str, ticket: Ticket) -> None:
         self.id = f"turn-{secrets.token_hex(12)}"
-        self.speaker = speaker
+        self.agent_ref = agent_ref
         self.ended = anyio.Event()
-        self._house = house
+        self._house = deps
         self._message = message
-        self._place = place
+        self._place = ticket
         self._wish = CancelRequest()
         self._opened = time.monotonic()
         self._began: float | None = None
@@ -249,7 +249,7 @@ class Turn:
         self._tried: set[str] = set()
         self._asked: Candidate | None = None
         self._fitted = False
-        self._bound = TemporaryBinding(house.roster, speaker)
+        self._bound = TemporaryBinding(deps.agent_cache, agent_ref)
 
     @property
     def answered_by(self) -> str | None:
@@ -274,7 +274,7 @@ class Turn:
     async def events(self) -> AsyncGenerator[Event, None]:
         """Everything that happens, as it happens: first `Opened`, and last exactly one `Ended`. Raises nothing."""
         try:
-            yield Opened(self.id, self.speaker.name, self.speaker.id)
+            yield Opened(self.id, self.agent_ref.name, self.agent_ref.id)
             try:
                 if self._place.ahead:
                     yield Queued(self._place.ahead)
@@ -303,7 +303,7 @@ class Turn:
         """Ask one vendor after the other until an answer begins. The agent is ours meanwhile."""
         refusals: list[VendorRefusal] = []
         async with (
-            TemporaryBinding(self._house.roster, self.speaker) as self._bound,
+            TemporaryBinding(self._house.agent_cache, self.agent_ref) as self._bound,
             aclosing(self._candidates(refusals)) as candidates,
         ):
             async for step in candidates:
@@ -326,7 +326,7 @@ class Turn:
         breaker = self._house.breaker
         left_out: list[Candidate] = []
         asked: list[tuple[Candidate, int]] = []
-        for handle in (None, *self.speaker.handles):
+        for handle in (None, *self.agent_ref.handles):
             try:
                 candidate = await self._candidate(handle)
             except ModelUnknown as error:
@@ -370,28 +370,28 @@ class Turn:
 
     async def _candidate(self, handle: str | None) -> Candidate:
         if handle is None:
-            return Candidate.of(self.speaker)
-        binding = await self._house.roster.resolve(self.speaker, handle)
+            return Candidate.of(self.agent_ref)
+        binding = await self._house.agent_cache.resolve(self.agent_ref, handle)
         return Candidate(binding.handle, binding.provider, binding.model, binding)
 
     # --- one vendor ---------------------------------------------------------------------------------------------
 
     async def _ask(self, candidate: Candidate, refusals: list[VendorRefusal]) -> AsyncGenerator[Event, None]:
-        house = self._house
+        deps = self._house
         self._asked = None
         attempt = Attempt(
-            self.speaker.id,
+            self.agent_ref.id,
             self._message,
-            first_token=house.limits.first_token,
-            silence=house.limits.silence,
+            first_token=deps.limits.first_token,
+            silence=deps.limits.silence,
             wish=self._wish,
         )
         try:
-            if house.gate.is_closed(candidate.provider):
+            if deps.gate.is_closed(candidate.provider):
                 yield Held(candidate.provider)
             try:
                 async with (
-                    house.gate.passing(candidate.provider, leave=self._wish.evict),
+                    deps.gate.passing(candidate.provider, leave=self._wish.evict),
                     aclosing(self._through_the_gate(candidate, attempt)) as heard,
                 ):
                     async for event in heard:
@@ -418,7 +418,7 @@ class Turn:
                     async for event in again:
                         yield event
         finally:
-            house.breaker.gave_up(candidate.provider)
+            deps.breaker.gave_up(candidate.provider)
 
     async def _fit(self) -> bool:
         """Make the context such that a vendor takes it, once; whether anything was changed."""
@@ -426,12 +426,12 @@ class Turn:
             return False
         self._fitted = True
         try:
-            fitted = await self._house.roster.fit(self.speaker.id)
+            fitted = await self._house.agent_cache.fit(self.agent_ref.id)
         except IsabellaError as error:
-            log.warning("context not fitted", agent=self.speaker.name, error=error.what)
+            log.warning("context not fitted", agent=self.agent_ref.name, error=error.what)
             return False
         if fitted is not None:
-            log.info("context fitted", agent=self.speaker.name, calls=fitted.calls)
+            log.info("context fitted", agent=self.agent_ref.name, calls=fitted.calls)
         return fitted is not None
 
     async def _through_the_gate(self, candidate: Candidate, attempt: Attempt) -> AsyncGenerator[Event, None]:
@@ -442,7 +442,7 @@ class Turn:
             if candidate.binding is not None:
                 await self._bound.to(candidate.binding)
             else:
-                await self._house.roster.take_along(self.speaker)
+                await self._house.agent_cache.take_along(self.agent_ref)
             self._asked = candidate
             looking: asyncio.Task[AgentRef] | None = None
             looked = candidate.binding is not None
@@ -455,7 +455,7 @@ class Turn:
                         self._note(attempt)
                         if looking is None and not looked:
                             # Not before the first token: Letta would see to this instead.
-                            looking = asyncio.create_task(self._house.roster.look(self.speaker))
+                            looking = asyncio.create_task(self._house.agent_cache.look(self.agent_ref))
                         elif looking is not None and looking.done() and not looked:
                             looked = True
                             if await self._really(candidate, looking):
@@ -477,11 +477,11 @@ class Turn:
         """
         try:
             with anyio.fail_after(_LOOKING_SECONDS):
-                self.speaker = await (looking or self._house.roster.look(self.speaker))
+                self.agent_ref = await (looking or self._house.agent_cache.look(self.agent_ref))
         except (IsabellaError, TimeoutError) as error:
-            log.info("not looked whether it was switched", agent=self.speaker.name, error=str(error))
+            log.info("not looked whether it was switched", agent=self.agent_ref.name, error=str(error))
             return False
-        really = Candidate.of(self.speaker)
+        really = Candidate.of(self.agent_ref)
         if really == thought:
             return False
         # That one was not asked, so it still may be.
@@ -494,7 +494,7 @@ class Turn:
 
     async def _pass_as_well(self, thought: Candidate, stack: AsyncExitStack) -> None:
         """Pass the gate of the provider that is really answering, while it does."""
-        really = Candidate.of(self.speaker)
+        really = Candidate.of(self.agent_ref)
         if really.provider == thought.provider:
             return
         try:
@@ -508,7 +508,7 @@ class Turn:
             self._began = attempt.began
             self._answered_by = self._asked.handle
             self._house.breaker.succeeded(self._asked.provider)
-            said = f"{self._asked.model} answered {self.speaker.name}"
+            said = f"{self._asked.model} answered {self.agent_ref.name}"
             self._house.vendors.observe(self._asked.provider, VendorState.ANSWERS, said)
 
     async def _conclude(self, attempt: Attempt) -> None:
@@ -528,7 +528,7 @@ class Turn:
             with anyio.CancelScope(shield=True), anyio.move_on_after(_STORING_SECONDS):
                 kept = await partial_history.store_partial(
                     self._house.wire,
-                    self.speaker.id,
+                    self.agent_ref.id,
                     run_id=attempt.run_id,
                     asked=self._message,
                     said=attempt.said,

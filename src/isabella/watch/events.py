@@ -168,9 +168,9 @@ def _of_count(count: ProviderModels) -> Iterator[LogSentence]:
         yield LogSentence(f"{count.provider} has new models: {_some(count.appeared)}.")
     if count.vanished:
         yield LogSentence(f"{count.provider} does not list any more: {_some(count.vanished)}.")
-    for speaker in count.lost:
+    for agent_ref in count.lost:
         yield LogSentence(
-            f"{speaker.name} has lost its model: {count.provider} has no {speaker.model} any more. "
+            f"{agent_ref.name} has lost its model: {count.provider} has no {agent_ref.model} any more. "
             "`isabella agents repair` binds it to another.",
             warning=True,
         )

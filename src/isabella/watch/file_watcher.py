@@ -67,13 +67,13 @@ async def watch_files(
     while True:
         folders = sorted({path.parent for path in seen})
         async with anyio.create_task_group() as tasks:
-            told, hear = anyio.create_memory_object_stream[None](1)
-            with told, hear:
+            told, on_event = anyio.create_memory_object_stream[None](1)
+            with told, on_event:
                 if how is Watch.AUTO:
                     tasks.start_soon(_listen, folders, told)
                 while folders == sorted({path.parent for path in seen}):
                     with anyio.move_on_after(every):
-                        await hear.receive()
+                        await on_event.receive()
                     if file_marks(seen) != seen:
                         await _settle(seen)
                         # What is written from now on is another change.

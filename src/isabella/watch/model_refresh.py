@@ -90,7 +90,7 @@ class ModelRefresh:
 
 
 def compare_models(
-    provider: str, before: frozenset[str], after: frozenset[str], answer: VendorAnswer, speakers: Sequence[BoundAgent]
+    provider: str, before: frozenset[str], after: frozenset[str], answer: VendorAnswer, agents: Sequence[BoundAgent]
 ) -> ProviderModels:
     """Compare two lists, and find the agents that lost their model.
 
@@ -99,11 +99,11 @@ def compare_models(
         before: what Letta listed.
         after: what it lists now.
         answer: what the vendor itself lists: Letta leaves models out that agents may well be bound to.
-        speakers: the agents.
+        agents: the agents.
     """
     offered = frozenset(answer.models)
     gone = before - after - offered
-    mine = [speaker for speaker in speakers if speaker.provider == provider]
+    mine = [agent for agent in agents if agent.provider == provider]
     return ProviderModels(
         provider,
         appeared=tuple(sorted(after - before)),
@@ -123,9 +123,9 @@ async def refresh_models(settings: Settings, connection: Connection) -> ModelRef
     async with LettaProviders.at(connection) as store:
         abilities = await store.abilities()
         stored = {record.name: record for record in await store.all()}
-        speakers = await _speakers(connection)
+        agents = await _speakers(connection)
         wanted = [one for one in desired_providers(settings) if one.key is not None and one.problem is None]
-        calls = [partial(_count, store, abilities, one, stored, ask, speakers) for one in wanted]
+        calls = [partial(_count, store, abilities, one, stored, ask, agents) for one in wanted]
         return ModelRefresh(datetime.now(UTC), tuple(await gather(calls, at_once=_AT_ONCE)))
 
 
@@ -135,7 +135,7 @@ async def _count(
     desired: Desired,
     stored: Mapping[str, StoredProvider],
     ask: Ask,
-    speakers: Sequence[BoundAgent],
+    agents: Sequence[BoundAgent],
 ) -> ProviderModels:
     record, key = stored.get(desired.name), desired.key
     if record is None or key is None:
@@ -149,7 +149,7 @@ async def _count(
         before = await store.model_names(desired.name)
         if abilities.refreshes:
             await store.refresh(record.id)
-        found = compare_models(desired.name, before, await store.model_names(desired.name), answer, speakers)
+        found = compare_models(desired.name, before, await store.model_names(desired.name), answer, agents)
         return replace(found, answer=answer)
     except LettaError as error:
         return ProviderModels(desired.name, problem=error.what, answer=answer)
@@ -160,9 +160,9 @@ async def _speakers(connection: Connection) -> list[BoundAgent]:
     from isabella.letta.client import open_sdk_client
 
     async with open_sdk_client(connection) as client:
-        residents = await AgentRegistry(client).all()
+        registry = await AgentRegistry(client).all()
     return [
-        BoundAgent(one.name, one.engine.provider, one.engine.model)
-        for one in residents
-        if one.engine is not None and one.engine.provider is not None
+        BoundAgent(one.name, one.llm.provider, one.llm.model)
+        for one in registry
+        if one.llm is not None and one.llm.provider is not None
     ]

@@ -83,16 +83,16 @@ def test_what_is_dangerous_asks_first(visitor: Visitor) -> None:
 def test_verify_refresh_and_doctor(visitor: Visitor) -> None:
     """Verify gets a receipt of every vendor, which its row then shows; refresh and doctor say what they found."""
     visitor.open("providers")
-    errand = visitor.page.locator("#errand")
+    job = visitor.page.locator("#errand")
     visitor.page.get_by_role("button", name="Verify", exact=True).click()
-    expect(errand).to_contain_text("a line through Letta was accepted")
+    expect(job).to_contain_text("a line through Letta was accepted")
     expect(row(visitor, "cerebras")).to_contain_text("a line through Letta was accepted")
     visitor.page.get_by_role("button", name="Refresh models").click()
-    expect(errand).to_contain_text("No model came or went")
+    expect(job).to_contain_text("No model came or went")
     visitor.page.locator("#do-doctor").click()
-    expect(errand.get_by_role("heading", name="Doctor")).to_be_visible()
+    expect(job.get_by_role("heading", name="Doctor")).to_be_visible()
     # Other tests have left agents in this Letta that may well be ill.
-    expect(errand.locator(".finding").or_(errand.get_by_text("Healthy: nothing was found.")).first).to_be_visible()
+    expect(job.locator(".finding").or_(job.get_by_text("Healthy: nothing was found.")).first).to_be_visible()
     visitor.page.get_by_role("button", name="Put away").click()
     expect(visitor.page.locator("#errand.errand")).to_have_count(0)
 
@@ -123,11 +123,11 @@ def test_a_key_arrives_in_the_env_file(visitor: Visitor, tmp_path: Path) -> None
 
         work = LettaActions(state.locks.gate, find=find)
         async with run_watcher(
-            state.readiness, settings, work, state.agency.models, hear=state.chronicle.hear
-        ) as state.keeper:
+            state.readiness, settings, work, state.agent_service.models, on_event=state.event_log.on_event
+        ) as state.watcher:
             up.set()
             await anyio.to_thread.run_sync(over.wait)
-        state.keeper = None
+        state.watcher = None
 
     kept = _in_background(served.app.state.portal, keep)
     assert up.wait(30)

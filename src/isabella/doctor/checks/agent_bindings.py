@@ -163,53 +163,53 @@ def judge(evidence: Evidence) -> LayerResult:
 
 
 def _faults(agent: AgentEvidence, evidence: Evidence, land: AvailableBindings) -> Iterator[_Fault]:
-    engine = agent.engine
-    row = evidence.seen.row(engine.provider) if engine.provider else None
+    llm = agent.llm
+    row = evidence.seen.row(llm.provider) if llm.provider else None
     desired = _desired(agent, evidence)
-    if engine.category != "byok":
-        if not streams(engine.endpoint_type, engine.agent_type):
-            line = f"{agent.name}: type {engine.agent_type}, client {engine.endpoint_type}"
+    if llm.category != "byok":
+        if not streams(llm.endpoint_type, llm.agent_type):
+            line = f"{agent.name}: type {llm.agent_type}, client {llm.endpoint_type}"
             yield _Fault("agent-cannot-stream", None, line)
             return
-        here = _at(engine.endpoint, evidence)
+        here = _at(llm.endpoint, evidence)
         if here is not None:
-            line = f"{agent.name}: provider_category {engine.category or 'not given'}, address of {here.name}"
+            line = f"{agent.name}: provider_category {llm.category or 'not given'}, address of {here.name}"
             yield _Fault("agent-sends-lettas-key", here.name, line)
         return
     if row is None:
         # One that is wanted and absent is told with the provider itself: that is the cause.
         if desired is None or not desired.wanted:
-            line = f"{agent.name}: provider {engine.provider or '-'}, {engine.endpoint}"
+            line = f"{agent.name}: provider {llm.provider or '-'}, {llm.endpoint}"
             yield _Fault("agent-provider-gone", None, line)
         return
     found = [*_at_once(agent, evidence, land)]
     if not found:
         # What is left to be found is what `isabella agents repair` would mend, one thing at a time.
-        other = diagnose(engine, land)
+        other = diagnose(llm, land)
         if other is not None:
-            found.append(_Fault(_REPAIRED[other.fault], engine.provider, f"{agent.name}: {other.why}"))
+            found.append(_Fault(_REPAIRED[other.fault], llm.provider, f"{agent.name}: {other.why}"))
     yield from found
 
 
 def _at_once(agent: AgentEvidence, evidence: Evidence, land: AvailableBindings) -> Iterator[_Fault]:
     """The faults of which one agent may have several."""
-    engine, name = agent.engine, agent.engine.provider or ""
-    proxied = (engine.handle or "").startswith("openai-proxy/")
-    if engine.endpoint_type in DEAF:
-        line = f"{agent.name}: type {engine.endpoint_type}, reads {DEAF[engine.endpoint_type]} of Letta's environment"
+    llm, name = agent.llm, agent.llm.provider or ""
+    proxied = (llm.handle or "").startswith("openai-proxy/")
+    if llm.endpoint_type in DEAF:
+        line = f"{agent.name}: type {llm.endpoint_type}, reads {DEAF[llm.endpoint_type]} of Letta's environment"
         yield _Fault("agent-ignores-key", name, line)
-    if not streams(engine.endpoint_type, engine.agent_type):
-        line = f"{agent.name}: type {engine.agent_type}, client {engine.endpoint_type}"
+    if not streams(llm.endpoint_type, llm.agent_type):
+        line = f"{agent.name}: type {llm.agent_type}, client {llm.endpoint_type}"
         yield _Fault("agent-cannot-stream", name, line)
     if proxied:
-        yield _Fault("agent-proxy-handle", name, f"{agent.name}: {engine.handle}, window {engine.window}")
-    known = land.windows.get(f"{name}/{engine.model}", 0)
-    if not proxied and engine.window in BLIND_WINDOWS and known > engine.window:
-        line = f"{agent.name}: window {engine.window}, {engine.model} has {known}"
+        yield _Fault("agent-proxy-handle", name, f"{agent.name}: {llm.handle}, window {llm.window}")
+    known = land.windows.get(f"{name}/{llm.model}", 0)
+    if not proxied and llm.window in BLIND_WINDOWS and known > llm.window:
+        line = f"{agent.name}: window {llm.window}, {llm.model} has {known}"
         yield _Fault("agent-window-small", name, line)
     wanted = land.live[name]
-    if wanted is not None and engine.endpoint is not None and not same_address(engine.endpoint, wanted):
-        yield _Fault("agent-address-old", name, f"{agent.name}: {engine.endpoint}, the provider has {wanted}")
+    if wanted is not None and llm.endpoint is not None and not same_address(llm.endpoint, wanted):
+        yield _Fault("agent-address-old", name, f"{agent.name}: {llm.endpoint}, the provider has {wanted}")
 
 
 def _finding(code: str, provider: str | None, found: list[tuple[AgentEvidence, str]], evidence: Evidence) -> Finding:
@@ -285,20 +285,20 @@ def client_for_release(evidence: Evidence) -> str:
 
 def new_binding(agent: AgentEvidence, evidence: Evidence) -> Binding | None:
     """What an agent would be bound to; None where no provider can be told, or its model is gone."""
-    engine, land = agent.engine, available_bindings(evidence)
-    found = diagnose(engine, land)
+    llm, land = agent.llm, available_bindings(evidence)
+    found = diagnose(llm, land)
     if found is not None and found.binding is not None:
         return found.binding
     desired = _desired(agent, evidence)
     if desired is None or not desired.wanted or desired.obstacle is not None:
         # Its own provider is gone: there may be another one at its address.
-        desired = _at(engine.endpoint, evidence)
-    if desired is None or engine.model not in land.listed.get(desired.name, {engine.model}):
+        desired = _at(llm.endpoint, evidence)
+    if desired is None or llm.model not in land.listed.get(desired.name, {llm.model}):
         return None
-    known = land.windows.get(f"{desired.name}/{engine.model}", 0)
-    guessed = engine.window in (0, *BLIND_WINDOWS)
-    window = known if guessed and known else engine.window or desired.vendor.default_window
-    return Binding(desired.name, engine.model, desired.base_url, window, land.client).suited(engine.agent_type)
+    known = land.windows.get(f"{desired.name}/{llm.model}", 0)
+    guessed = llm.window in (0, *BLIND_WINDOWS)
+    window = known if guessed and known else llm.window or desired.vendor.default_window
+    return Binding(desired.name, llm.model, desired.base_url, window, land.client).suited(llm.agent_type)
 
 
 def passing_binding(desired: Desired, evidence: Evidence) -> Binding:
@@ -312,7 +312,7 @@ def passing_binding(desired: Desired, evidence: Evidence) -> Binding:
 
 
 def _desired(agent: AgentEvidence, evidence: Evidence) -> Desired | None:
-    return next((one for one in evidence.configured.desired if one.name == agent.engine.provider), None)
+    return next((one for one in evidence.configured.desired if one.name == agent.llm.provider), None)
 
 
 def _at(endpoint: str | None, evidence: Evidence) -> Desired | None:

@@ -119,7 +119,7 @@ def _type_unknown(desired: Desired, abilities: Capabilities) -> Finding:
 
 def _absent(desired: Desired, evidence: Evidence, abilities: Capabilities) -> Finding:
     seen = evidence.seen
-    bound = [agent for agent in seen.agents or () if agent.engine.provider == desired.name]
+    bound = [agent for agent in seen.agents or () if agent.llm.provider == desired.name]
     lines = [f"{desired.name} is not among the {len(seen.rows or ())} providers that Letta lists"]
     if bound:
         lines.append(f"bound to it: {name_some(tuple(agent.name for agent in bound))}; {_gap(bound, seen)}")
@@ -165,7 +165,7 @@ def _gap(bound: list[AgentEvidence], seen: LettaEvidence) -> str:
     keys = seen.process.base_keys if seen.process is not None else None
     if keys and "OPENAI_API_KEY" in keys:
         return "they send the OPENAI_API_KEY of Letta's own environment to that vendor"
-    if all(agent.engine.endpoint_type == GENERIC for agent in bound):
+    if all(agent.llm.endpoint_type == GENERIC for agent in bound):
         return "they answer 500"
     return "they send DUMMY_API_KEY, or the OPENAI_API_KEY of Letta's own environment where it has one"
 
@@ -378,7 +378,7 @@ def _duplicates(evidence: Evidence) -> LayerResult:
 
 def _duplicate(desired: Desired, row: ProviderEvidence, evidence: Evidence) -> Finding:
     seen, stored = evidence.seen, row.stored
-    bound = [agent for agent in seen.agents or () if agent.engine.provider == stored.name]
+    bound = [agent for agent in seen.agents or () if agent.llm.provider == stored.name]
     command = f'curl -X DELETE -H "Authorization: Bearer $LETTA_API_KEY" {seen.base_url}/v1/providers/{stored.id}'
     lines = [f"{stored.name} ({stored.type}) has the base URL of {desired.name}: {stored.base_url}"]
     if bound:

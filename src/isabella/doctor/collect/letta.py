@@ -264,12 +264,12 @@ async def _agents(http: httpx.AsyncClient) -> tuple[AgentEvidence, ...]:
         if len(page) < _PAGE or not fresh:
             break
         query["after"] = page[-1].id
-    return tuple(agent for agent in found.values() if agent.engine.model and not agent.name.startswith(_RECEIPT))
+    return tuple(agent for agent in found.values() if agent.llm.model and not agent.name.startswith(_RECEIPT))
 
 
 def _agent(row: _AgentRow) -> AgentEvidence:
     config = row.llm_config or _LlmConfig()
-    engine = LlmConfig(
+    llm = LlmConfig(
         model=config.model,
         endpoint_type=config.model_endpoint_type,
         endpoint=config.model_endpoint,
@@ -280,7 +280,7 @@ def _agent(row: _AgentRow) -> AgentEvidence:
         compaction=row.compaction_settings.model if row.compaction_settings else None,
         agent_type=row.agent_type,
     )
-    return AgentEvidence(row.id, row.name or row.id, engine)
+    return AgentEvidence(row.id, row.name or row.id, llm)
 
 
 async def _base_providers(http: httpx.AsyncClient) -> frozenset[str]:

@@ -121,48 +121,48 @@ class BrokenAgents(BaseModel):
 
 
 @router.get("/agents", summary="The agents in Letta")
-async def agents(agency: Agents) -> AgentList:
+async def agents(agent_service: Agents) -> AgentList:
     """List every agent, with what it speaks through and what is wrong with it."""
-    residents = sorted(await agency.residents.all(), key=lambda one: not one.ours)
-    problems = await _problems(agency, residents)
+    registry = sorted(await agent_service.registry.all(), key=lambda one: not one.ours)
+    problems = await _problems(agent_service, registry)
     return AgentList(
-        agents=[_agent(resident, problems.get(resident.id)) for resident in residents],
-        missing=[_missing(ensured) for ensured in agency.ensured if ensured.reason is not None],
+        agents=[_agent(record, problems.get(record.id)) for record in registry],
+        missing=[_missing(ensured) for ensured in agent_service.ensured if ensured.reason is not None],
     )
 
 
 @router.get("/models", summary="The models that would work now")
-async def models(agency: Agents) -> Handles:
+async def models(agent_service: Agents) -> Handles:
     """List the handles of every vendor that takes its key, each vendor's usual model first."""
-    return Handles(handles=await agency.models.handles())
+    return Handles(handles=await agent_service.models.handles())
 
 
 @router.get("/repairs", summary="The agents that cannot work")
-async def repairs(agency: Agents) -> BrokenAgents:
+async def repairs(agent_service: Agents) -> BrokenAgents:
     """Find agents, Isabella's or not, that cannot work as they are. Nothing is changed."""
-    found = await find_broken(agency.residents, agency.models)
+    found = await find_broken(agent_service.registry, agent_service.models)
     return BrokenAgents(agents=[BrokenAgent.model_validate(repair.as_json()) for repair in found])
 
 
 @router.get("/agents/{name}", summary="One agent")
-async def agent(name: Name, agency: Agents) -> Agent:
+async def agent(name: Name, agent_service: Agents) -> Agent:
     """Show an agent."""
-    resident = await agency.residents.find(name)
-    return _agent(resident, (await _problems(agency, [resident])).get(resident.id))
+    record = await agent_service.registry.find(name)
+    return _agent(record, (await _problems(agent_service, [record])).get(record.id))
 
 
 @router.post("/agents/{name}/switch", summary="Switch an agent to another model")
-async def switch(name: Name, wanted: Switch, agency: Agents) -> Switched:
+async def switch(name: Name, wanted: Switch, agent_service: Agents) -> Switched:
     """Bind an agent to a handle, from its next message on. Memory and history stay.
 
     `notes` say what the vendor does not take: a limit that its window does not allow, or tool calls of other vendors.
 
     A handle that would not work now is refused with 409 `model_unknown`; `details.handles` lists those that would.
     """
-    resident = await agency.residents.find(name)
-    async with agency.memory.hold(resident.id):
-        bound = await agency.residents.switch(resident, wanted.handle, agency.models)
-    switched = _agent(await agency.residents.get(resident.id), None)
+    record = await agent_service.registry.find(name)
+    async with agent_service.memory.hold(record.id):
+        bound = await agent_service.registry.switch(record, wanted.handle, agent_service.models)
+    switched = _agent(await agent_service.registry.get(record.id), None)
     return Switched(**switched.model_dump(), notes=list(bound.notes))
 
 
@@ -172,11 +172,13 @@ async def switch(name: Name, wanted: Switch, agency: Agents) -> Switched:
     response_class=Response,
     responses={200: {"content": {"application/json": {}}, "description": "An `.af` file, with no key in it."}},
 )
-async def export(name: Name, agency: Agents) -> Response:
+async def export(name: Name, agent_service: Agents) -> Response:
     """Export an agent: its prompt, tools, memory blocks, the messages in its context, and its archival memory."""
-    resident = await agency.residents.find(name)
-    text = await export_agent(agency.residents, resident, configured_secrets(agency.models, agency.connection))
-    ascii_name = resident.name.encode("ascii", "ignore").decode().replace('"', "").strip() or "agent"
+    record = await agent_service.registry.find(name)
+    text = await export_agent(
+        agent_service.registry, record, configured_secrets(agent_service.models, agent_service.connection)
+    )
+    ascii_name = record.name.encode("ascii", "ignore").decode().replace('"', "").strip() or "agent"
     return Response(
         text,
         media_type="application/json",
@@ -194,7 +196,7 @@ async def export(name: Name, agency: Agents) -> Response:
 )
 async def bring_in(
     request: Request,
-    agency: Agents,
+    agent_service: Agents,
     name: Annotated[
         str | None, Query(max_length=100, description="What to call it; by default as the file does.")
     ] = None,
@@ -211,12 +213,12 @@ async def bring_in(
     Only memory and conversation tools come along unasked. What else is not brought in is named in `left_out`.
     """
     brought = await import_agent(
-        agency.residents,
-        agency.models,
+        agent_service.registry,
+        agent_service.models,
         await _body(request),
         name=name,
         with_tools=tools,
-        vectors=agency.vectors,
+        vectors=agent_service.vectors,
     )
     return Imported(
         id=brought.id,
@@ -237,31 +239,31 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _problems(agency: AgentService, residents: list[AgentRecord]) -> dict[str, str]:
-    landscape = await available_bindings(agency.residents, agency.models, ask=False)
-    found = {resident.id: diagnose(resident.engine, landscape) for resident in residents}
+async def _problems(agent_service: AgentService, registry: list[AgentRecord]) -> dict[str, str]:
+    available = await available_bindings(agent_service.registry, agent_service.models, ask=False)
+    found = {record.id: diagnose(record.llm, available) for record in registry}
     return {id: finding.why for id, finding in found.items() if finding is not None}
 
 
-def _agent(resident: AgentRecord, problem: str | None) -> Agent:
-    engine, definition = resident.engine, resident.definition
-    choice = SearchMethod.of_mark(resident.marks.embedding)
+def _agent(record: AgentRecord, problem: str | None) -> Agent:
+    llm, definition = record.llm, record.definition
+    choice = SearchMethod.of_mark(record.own_metadata.embedding)
     details: dict[str, Any] = {
-        "id": resident.id,
-        "name": resident.name,
-        "description": resident.description,
-        "ours": resident.ours,
+        "id": record.id,
+        "name": record.name,
+        "description": record.description,
+        "ours": record.ours,
         "definition": definition.id if definition else None,
         "reflects_on": definition.reflects_on if definition else None,
         "model": Model(
-            handle=resident.handle,
-            provider=engine.provider if engine else None,
-            model=engine.model if engine else None,
-            window=engine.window if engine else 0,
+            handle=record.handle,
+            provider=llm.provider if llm else None,
+            model=llm.model if llm else None,
+            window=llm.window if llm else 0,
         ),
         "handles": list(definition.handles) if definition else [],
-        "blocks": sorted(resident.blocks),
-        "tools": sorted(resident.tools),
+        "blocks": sorted(record.blocks),
+        "tools": sorted(record.tools),
         "archive": choice.source.value if choice else "text",
         "problem": problem,
     }

@@ -65,13 +65,13 @@ async def doctor(
     probe: Annotated[bool, Query(description="Have an agent on each provider say one line, too.")] = False,
 ) -> DoctorReport:
     """Look at configuration, vendors, providers, agents and exposure. Changes nothing."""
-    patient = getattr(request.app.state, "patient", None)
-    settings = patient.settings if isinstance(patient, DoctorTarget) else None
-    connection = patient.connection if isinstance(patient, DoctorTarget) else None
-    wishes = DoctorOptions(tuple(provider or ()), agent, probe)
+    target = getattr(request.app.state, "patient", None)
+    settings = target.settings if isinstance(target, DoctorTarget) else None
+    connection = target.connection if isinstance(target, DoctorTarget) else None
+    options = DoctorOptions(tuple(provider or ()), agent, probe)
     try:
         async with _one_at_a_time:
-            examination = await run_doctor(settings=settings, connection=connection, wishes=wishes)
+            doctor_run = await run_doctor(settings=settings, connection=connection, options=options)
     except ConfigurationError as error:
         raise HTTPException(404, str(error)) from None
-    return DoctorReport.model_validate(examination.verdict.as_json())
+    return DoctorReport.model_validate(doctor_run.verdict.as_json())

@@ -43,19 +43,19 @@ class Wanted(BaseModel):
 
 
 @router.post(PREFIX + "/{secret}/v1/embeddings", include_in_schema=False)
-async def make_embeddings(secret: str, wanted: Wanted, agency: Agents) -> JSONResponse:
+async def make_embeddings(secret: str, wanted: Wanted, agent_service: Agents) -> JSONResponse:
     """Make vectors, by Mistral or by the local model, as the agent was made with."""
-    own = address_secret(agency.connection.home).get_secret_value()
+    own = address_secret(agent_service.connection.home).get_secret_value()
     if not hmac.compare_digest(secret.encode(), own.encode()):
         # Not 401: whoever does not know the address is not told that there is one.
         raise HTTPException(404, "Not Found")
     texts = [wanted.input] if isinstance(wanted.input, str) else wanted.input
     match wanted.model:
         case MISTRAL.model:
-            provider = mistral_source(agency.models.providers)
+            provider = mistral_source(agent_service.models.providers)
             if provider is None:
                 return _unavailable("mistral", "Mistral has no key any more; this agent's vectors are Mistral's.")
-            return await _of_mistral(provider, texts, wanted, agency.settings.timeout)
+            return await _of_mistral(provider, texts, wanted, agent_service.settings.timeout)
         case embeddings.MODEL:
             if not embeddings.local_model_installed():
                 return _unavailable("local", "The local model is not installed any more: isabella[local-embeddings].")

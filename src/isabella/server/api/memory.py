@@ -107,17 +107,17 @@ class Found(BaseModel):
 
 
 @router.get("/blocks", summary="The memory blocks of an agent")
-async def blocks(name: Name, agency: Agents) -> Blocks:
+async def blocks(name: Name, agent_service: Agents) -> Blocks:
     """Show what an agent keeps in mind."""
-    resident = await agency.residents.find(name)
-    return Blocks(blocks=[_block(block) for block in await agency.memory.blocks(resident.id)])
+    record = await agent_service.registry.find(name)
+    return Blocks(blocks=[_block(block) for block in await agent_service.memory.blocks(record.id)])
 
 
 @router.get("/blocks/{label}", summary="One memory block")
-async def block(name: Name, label: Label, agency: Agents, response: Response) -> Block:
+async def block(name: Name, label: Label, agent_service: Agents, response: Response) -> Block:
     """Show a block. Its ETag is the version to edit it with."""
-    resident = await agency.residents.find(name)
-    found = await agency.memory.block(resident.id, label)
+    record = await agent_service.registry.find(name)
+    found = await agent_service.memory.block(record.id, label)
     response.headers["ETag"] = f'"{found.version}"'
     return _block(found)
 
@@ -136,7 +136,7 @@ async def edit(
     name: Name,
     label: Label,
     wanted: BlockEdit,
-    agency: Agents,
+    agent_service: Agents,
     response: Response,
     if_match: Annotated[str | None, Header(max_length=200, include_in_schema=False)] = None,
 ) -> Block | JSONResponse:
@@ -152,9 +152,9 @@ async def edit(
             remedy="Send the block's ETag as If-Match, or its version as `version`.",
         )
         return answer(428, problem)
-    resident = await agency.residents.find(name)
+    record = await agent_service.registry.find(name)
     try:
-        written = await agency.memory.write(resident.id, label, wanted.value, seen=seen)
+        written = await agent_service.memory.write(record.id, label, wanted.value, seen=seen)
     except MemoryChanged as changed:
         return answer_to(changed, status=409 if if_match is None else 412)
     response.headers["ETag"] = f'"{written.version}"'
@@ -164,54 +164,54 @@ async def edit(
 @router.get("/passages", summary="Archival memory, page by page")
 async def passages(
     name: Name,
-    agency: Agents,
+    agent_service: Agents,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(pattern=r"^passage-[0-9a-f-]{36}$")] = None,
 ) -> Passages:
     """List passages, oldest first."""
-    resident = await agency.residents.find(name)
-    found = await agency.archive.passages(resident.id, limit=limit, after=after)
+    record = await agent_service.registry.find(name)
+    found = await agent_service.archive.passages(record.id, limit=limit, after=after)
     return Passages(
         passages=[_passage(passage) for passage in found], after=found[-1].id if len(found) >= limit else None
     )
 
 
 @router.post("/passages", summary="Write a passage", status_code=201)
-async def add(name: Name, wanted: NewPassage, agency: Agents) -> Passage:
+async def add(name: Name, wanted: NewPassage, agent_service: Agents) -> Passage:
     """Write a passage into archival memory."""
-    resident = await agency.residents.find(name)
-    return _passage(await agency.archive.add(resident.id, wanted.text, wanted.tags))
+    record = await agent_service.registry.find(name)
+    return _passage(await agent_service.archive.add(record.id, wanted.text, wanted.tags))
 
 
 @router.delete("/passages/{passage_id}", summary="Delete a passage", status_code=204)
-async def delete(name: Name, passage_id: PassageId, agency: Agents) -> None:
+async def delete(name: Name, passage_id: PassageId, agent_service: Agents) -> None:
     """Delete a passage of this agent."""
-    resident = await agency.residents.find(name)
-    await agency.archive.delete(resident.id, passage_id)
+    record = await agent_service.registry.find(name)
+    await agent_service.archive.delete(record.id, passage_id)
 
 
 @router.get("/messages", summary="The history, newest last")
 async def messages(
-    name: Name, agency: Agents, limit: Annotated[int, Query(ge=1, le=200)] = 50, before: MessageId = None
+    name: Name, agent_service: Agents, limit: Annotated[int, Query(ge=1, le=200)] = 50, before: MessageId = None
 ) -> Messages:
     """Show what was said and done: the newest messages, or those before one."""
-    resident = await agency.residents.find(name)
-    page = await agency.history.page(resident.id, limit=limit, before=before)
+    record = await agent_service.registry.find(name)
+    page = await agent_service.history.page(record.id, limit=limit, before=before)
     return Messages(messages=[_entry(entry) for entry in page.entries], before=page.before)
 
 
 @router.get("/search", summary="Search an agent's memory")
 async def search(
     name: Name,
-    agency: Agents,
+    agent_service: Agents,
     q: Annotated[str, Query(max_length=1000, pattern=SAYABLE, description="What to look for.")],
     where: Annotated[Literal["archive", "messages", "all"], Query(alias="in")] = "all",
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ) -> Found:
     """Search archival memory, by meaning where the agent has vectors, and the conversation, by its words."""
-    resident = await agency.residents.find(name)
-    in_archive = await agency.archive.search(resident.id, q, limit=limit) if where != "messages" else []
-    in_messages = await agency.history.search(resident.id, q, limit=limit) if where != "archive" else []
+    record = await agent_service.registry.find(name)
+    in_archive = await agent_service.archive.search(record.id, q, limit=limit) if where != "messages" else []
+    in_messages = await agent_service.history.search(record.id, q, limit=limit) if where != "archive" else []
     return Found(
         passages=[_passage(passage) for passage in in_archive], messages=[_entry(entry) for entry in in_messages]
     )

@@ -70,9 +70,9 @@ class Metrics:
         self._desk: TurnService | None = None
         self._readiness: Readiness | None = None
 
-    def of(self, desk: TurnService, readiness: Readiness) -> None:
+    def of(self, turn_service: TurnService, readiness: Readiness) -> None:
         """Whose state is told beside the counts."""
-        self._desk, self._readiness = desk, readiness
+        self._desk, self._readiness = turn_service, readiness
 
     def see(self, _turn: Turn, event: Event) -> None:
         """Count an event."""
@@ -94,7 +94,7 @@ class Metrics:
         if self._desk is not None:
             self._under_way.set(self._desk.under_way)
             self._breaker.clear()
-            for provider, state in self._desk.house.breaker.states().items():
+            for provider, state in self._desk.deps.breaker.states().items():
                 self._breaker.labels(provider).set(_STATES[state])
         self._tell_providers()
         return generate_latest(self.registry)

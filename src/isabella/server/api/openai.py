@@ -170,17 +170,17 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/models", summary="The agents as models", responses=_REFUSALS)
-async def models(agency: Agents) -> ModelList:
+async def models(agent_service: Agents) -> ModelList:
     """List the agents in the OpenAI format, those that Isabella keeps first."""
-    found = sorted(await agency.residents.all(), key=lambda resident: not resident.ours)
-    return ModelList(data=[_model(resident.name, resident.ours) for resident in found])
+    found = sorted(await agent_service.registry.all(), key=lambda record: not record.ours)
+    return ModelList(data=[_model(record.name, record.ours) for record in found])
 
 
 @router.get("/models/{model:path}", summary="An agent as a model", responses=_REFUSALS, response_model=AgentModelCard)
-async def model(agency: Agents, model: Annotated[str, Path(max_length=200)]) -> Response:
+async def model(agent_service: Agents, model: Annotated[str, Path(max_length=200)]) -> Response:
     """Show one agent in the OpenAI format."""
     try:
-        found = await agency.residents.find(model)
+        found = await agent_service.registry.find(model)
     except AgentUnknown as error:
         return _refused(error)
     return JSONResponse(_model(found.name, found.ours).model_dump())
@@ -244,7 +244,7 @@ async def _response(repeats: RequestRegistry, asked: TurnRequest, request: ChatR
     hearing: Subscription | None = None
     response: Response | None = None
     try:
-        hearing = await repeats.hear(asked, request.model, _last_of_user(request.messages))
+        hearing = await repeats.on_event(asked, request.model, _last_of_user(request.messages))
         respond = _streamed if request.stream else _whole
         response = await respond(hearing, request)
     except IsabellaError as error:

@@ -35,7 +35,7 @@ class Message(BaseModel):
     message: str = Field(max_length=LONGEST_MESSAGE, pattern=SAYABLE, description="What is said.")
 
 
-def desk(request: Request) -> TurnService:
+def turn_service(request: Request) -> TurnService:
     """Where turns are taken on.
 
     Raises:
@@ -47,7 +47,7 @@ def desk(request: Request) -> TurnService:
     return found
 
 
-TurnDesk = Annotated[TurnService, Depends(desk)]
+TurnDesk = Annotated[TurnService, Depends(turn_service)]
 
 
 class TurnResponse(EventSourceResponse):
@@ -81,26 +81,28 @@ class TurnResponse(EventSourceResponse):
         },
     },
 )
-async def speak(name: Name, body: Message, desk: TurnDesk) -> TurnResponse:
+async def speak(name: Name, body: Message, turn_service: TurnDesk) -> TurnResponse:
     """Say something, and get everything that happens as it happens.
 
     One turn at a time for each agent: a second one waits in order. Its events: `turn`, `queued`, `held`, `vendor`,
     `failover`, `reasoning`, `text`, `tool_call`, `tool_result`, `condensed`, `usage`, `error`, `end`.
     """
-    turn = await desk.open(name, body.message)
-    return TurnResponse(_events(desk, turn), at_end=turn.leave)
+    turn = await turn_service.open(name, body.message)
+    return TurnResponse(_events(turn_service, turn), at_end=turn.leave)
 
 
 @router.delete("/{id}", summary="Stop a turn", status_code=204, response_class=Response)
 async def stop(
-    name: Name, id: Annotated[str, Path(description="As its `turn` event says.", max_length=100)], desk: TurnDesk
+    name: Name,
+    id: Annotated[str, Path(description="As its `turn` event says.", max_length=100)],
+    turn_service: TurnDesk,
 ) -> Response:
     """End a turn, at Letta too, and answer when it has ended. What came of the answer is kept in the history."""
-    await desk.stop(name, id)
+    await turn_service.stop(name, id)
     return Response(status_code=204)
 
 
-async def _events(desk: TurnService, turn: Turn) -> AsyncGenerator[ServerSentEvent, None]:
-    async with aclosing(desk.events(turn)) as events:
+async def _events(turn_service: TurnService, turn: Turn) -> AsyncGenerator[ServerSentEvent, None]:
+    async with aclosing(turn_service.events(turn)) as events:
         async for event in events:
             yield ServerSentEvent(json.dumps(as_json(event), ensure_ascii=False), event=event.kind)

@@ -46,15 +46,15 @@ class Console:
     """The console of one backend.
 
     Args:
-        premises: what it stands on.
+        context: what it stands on.
     """
 
-    def __init__(self, premises: ConsoleContext) -> None:
-        self.premises = premises
-        self.press = Renderer(premises)
-        self.lookout = ProviderMonitor(premises)
-        self.errands = JobRunner(premises, self.lookout)
-        self.talks = Conversations(premises)
+    def __init__(self, context: ConsoleContext) -> None:
+        self.context = context
+        self.renderer = Renderer(context)
+        self.monitor = ProviderMonitor(context)
+        self.jobs = JobRunner(context, self.monitor)
+        self.conversations = Conversations(context)
 
     def application(self) -> Starlette:
         """What is mounted into the backend."""
@@ -62,10 +62,10 @@ class Console:
             Route("/", _start),
             Route("/session", _session),
             Route("/theme", self._theme, methods=["POST"]),
-            *pages_providers.routes(self.premises, self.press, self.lookout, self.errands),
-            *pages_chat.routes(self.premises, self.press, self.talks),
-            *pages_memory.routes(self.premises, self.press),
-            *pages_activity.routes(self.premises, self.press),
+            *pages_providers.routes(self.context, self.renderer, self.monitor, self.jobs),
+            *pages_chat.routes(self.context, self.renderer, self.conversations),
+            *pages_memory.routes(self.context, self.renderer),
+            *pages_activity.routes(self.context, self.renderer),
             Mount("/static", _Static(directory=Path(__file__).parent / "static")),
         ]
         middleware = [Middleware(SecurityHeaders), Middleware(GZipMiddleware, minimum_size=1000, compresslevel=6)]
@@ -78,12 +78,12 @@ class Console:
     async def stranger(self, scope: Scope, receive: Receive, send: Send) -> None:
         """What somebody gets who has not come in, or has no valid cookie any more."""
         request = Request(scope)
-        response = self.press.page(request, "stranger.html", status=401, here="")
+        response = self.renderer.page(request, "stranger.html", status=401, here="")
         response.headers["WWW-Authenticate"] = "Bearer"
         await SecurityHeaders(response)(scope, receive, send)
 
     async def _theme(self, request: Request) -> Response:
-        fields = await read_form(request, self.premises.csrf)
+        fields = await read_form(request, self.context.csrf)
         theme = fields.get("theme", "auto")
         back = fields.get("back", START)
         # Only a page of ours, whatever the form says.
@@ -101,16 +101,16 @@ class Console:
 
     async def _ours(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, IsabellaError)  # noqa: S101 - it is registered for these
-        return self.press.failure(request, error)
+        return self.renderer.failure(request, error)
 
     async def _refused(self, request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
         what = "There is no such page." if status == 404 else "This cannot be done so."
-        return self.press.refusal(request, status, what)
+        return self.renderer.refusal(request, status, what)
 
     async def _broken(self, request: Request, error: Exception) -> Response:
         log.error("internal error", path=request.url.path, exc_info=error)
-        return self.press.failure(request, IsabellaError("Isabella failed; her log says more."))
+        return self.renderer.failure(request, IsabellaError("Isabella failed; her log says more."))
 
 
 async def redirect_to_console(_request: Request) -> Response:

@@ -74,17 +74,17 @@ class VendorChart:
         return f"{self.provider}: {answers}{middle}, {errors} in the last hour"
 
 
-def chart(provider: str, marks: Sequence[TurnSample], now: float, span: float = 3600.0) -> VendorChart:
+def chart(provider: str, samples: Sequence[TurnSample], now: float, span: float = 3600.0) -> VendorChart:
     """Draw how a vendor did.
 
     Args:
         provider: the provider's name in Letta.
-        marks: what is known of it.
+        samples: what is known of it.
         now: where the chart ends, in seconds since the epoch.
         span: how many seconds it shows.
     """
-    times = sorted(mark.first_token for mark in marks if mark.first_token is not None)
-    errors = [mark for mark in marks if mark.first_token is None]
+    times = sorted(mark.first_token for mark in samples if mark.first_token is not None)
+    errors = [mark for mark in samples if mark.first_token is None]
     ceiling = _ceiling(times[-1] if times else 1.0)
     inner = WIDTH - _LEFT - _RIGHT
     dots = tuple(
@@ -93,7 +93,7 @@ def chart(provider: str, marks: Sequence[TurnSample], now: float, span: float = 
             round(_TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - mark.first_token / ceiling), 1),
             f"{mark.first_token:.2f} s",
         )
-        for mark in marks
+        for mark in samples
         if mark.first_token is not None
     )
     return VendorChart(

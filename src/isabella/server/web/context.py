@@ -27,12 +27,12 @@ class ConsoleContext:
 
     Args:
         state: the state of the backend's application.
-        chronicle: what happened lately.
+        event_log: what happened lately.
     """
 
-    def __init__(self, state: Any, chronicle: EventLog) -> None:
+    def __init__(self, state: Any, event_log: EventLog) -> None:
         self._state = state
-        self.chronicle = chronicle
+        self.event_log = event_log
         #: Where work goes on that no request waits for; there while the backend runs.
         self.tasks: anyio.abc.TaskGroup | None = None
         token = state.token
@@ -49,7 +49,7 @@ class ConsoleContext:
         return found
 
     @property
-    def agency(self) -> AgentService:
+    def agent_service(self) -> AgentService:
         """The agents.
 
         Raises:
@@ -61,7 +61,7 @@ class ConsoleContext:
         return found
 
     @property
-    def desk(self) -> TurnService:
+    def turn_service(self) -> TurnService:
         """Where turns are taken on.
 
         Raises:
@@ -78,7 +78,7 @@ class ConsoleContext:
         return isinstance(getattr(self._state, "agency", None), AgentService)
 
     @property
-    def keeper(self) -> Watcher | None:
+    def watcher(self) -> Watcher | None:
         """Who keeps watch; None where nobody does."""
         found = getattr(self._state, "keeper", None)
         return found if isinstance(found, Watcher) else None
@@ -90,7 +90,7 @@ class ConsoleContext:
         Raises:
             NotReady: the backend has not come up.
         """
-        return self.agency.settings if self.keeper is None else self.keeper.settings
+        return self.agent_service.settings if self.watcher is None else self.watcher.settings
 
     @property
     def connection(self) -> Connection:
@@ -99,7 +99,7 @@ class ConsoleContext:
         Raises:
             NotReady: the backend has not come up.
         """
-        return self.agency.connection
+        return self.agent_service.connection
 
     def start(self, function: Any, *arguments: Any) -> None:
         """Let work go on in the backend, whoever asked for it.

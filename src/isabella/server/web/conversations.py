@@ -201,15 +201,15 @@ class Conversation:
     """The conversation with one agent.
 
     Args:
-        premises: the backend.
+        context: the backend.
         agent_id: Letta's id of the agent.
     """
 
-    def __init__(self, premises: ConsoleContext, agent_id: str) -> None:
-        self._premises = premises
+    def __init__(self, context: ConsoleContext, agent_id: str) -> None:
+        self._premises = context
         self._agent_id = agent_id
         self._running = False
-        self.bell = Notifier()
+        self.notifier = Notifier()
         self.exchanges: list[Exchange] = []
         self._last = 0
 
@@ -255,7 +255,7 @@ class Conversation:
         self.exchanges.append(exchange)
         for old in [one for one in self.exchanges if one.phase is ExchangePhase.ENDED][:-_KEPT]:
             self.exchanges.remove(old)
-        self.bell.ring()
+        self.notifier.ring()
         return exchange
 
     def stop(self, seq: int) -> None:
@@ -267,12 +267,12 @@ class Conversation:
                 one.turn.stop()
             else:
                 one.give_up()
-        self.bell.ring()
+        self.notifier.ring()
 
     def forget(self, seq: int) -> None:
         """Take an exchange that came to nothing off the page."""
         self.exchanges = [one for one in self.exchanges if one.seq != seq or one.phase is not ExchangePhase.ENDED]
-        self.bell.ring()
+        self.notifier.ring()
 
     async def _answer(self) -> None:
         try:
@@ -283,36 +283,36 @@ class Conversation:
 
     async def _run(self, exchange: Exchange) -> None:
         exchange.begin()
-        self.bell.ring()
+        self.notifier.ring()
         try:
-            desk, history = self._premises.desk, self._premises.agency.history
+            turn_service, history = self._premises.turn_service, self._premises.agent_service.history
             newest = await history.page(self._agent_id, limit=1)
             exchange.after = newest.entries[-1].id if newest.entries else None
-            turn = exchange.turn = await desk.open(self._agent_id, exchange.message)
+            turn = exchange.turn = await turn_service.open(self._agent_id, exchange.message)
             if exchange.phase is ExchangePhase.ENDED:
                 turn.stop()
-            async with aclosing(desk.events(turn)) as events:
+            async with aclosing(turn_service.events(turn)) as events:
                 async for event in events:
                     exchange.take(event)
-                    self.bell.ring()
+                    self.notifier.ring()
         except IsabellaError as error:
             exchange.fail(error)
         finally:
             if exchange.phase is not ExchangePhase.ENDED:
                 exchange.fail(MessageRefused("The backend was stopped."))
             exchange.turn = None
-            self.bell.ring()
+            self.notifier.ring()
 
 
 class Conversations:
     """All conversations.
 
     Args:
-        premises: the backend.
+        context: the backend.
     """
 
-    def __init__(self, premises: ConsoleContext) -> None:
-        self._premises = premises
+    def __init__(self, context: ConsoleContext) -> None:
+        self._premises = context
         self._talks: dict[str, Conversation] = {}
 
     def of(self, agent: AgentRecord) -> Conversation:

@@ -84,9 +84,9 @@ class EventLog:
     """Takes note of what happens; keeps the last of it, in memory only."""
 
     def __init__(self) -> None:
-        self.bell = Notifier()
+        self.notifier = Notifier()
         self.happenings: deque[LoggedEvent] = deque(maxlen=_KEPT)
-        self.marks: deque[TurnSample] = deque(maxlen=_MARKS_KEPT)
+        self.samples: deque[TurnSample] = deque(maxlen=_MARKS_KEPT)
         self.spoke_at: dict[str, float] = {}
         self._voices: OrderedDict[str, MessageModel] = OrderedDict()
         self._turns: dict[str, MessageModel] = {}
@@ -106,35 +106,35 @@ class EventLog:
                         self._voices.popitem(last=False)
                 return
             case TurnFailed():
-                self._add(LoggedEvent(_now(), "refusal", turn.speaker.name, redact(event.message), warning=True))
+                self._add(LoggedEvent(_now(), "refusal", turn.agent_ref.name, redact(event.message), warning=True))
             case Ended():
                 self._ended(turn, event)
             case _:
                 return
-        self.bell.ring()
+        self.notifier.ring()
 
-    def voice(self, message_id: str) -> MessageModel | None:
+    def message_model(self, message_id: str) -> MessageModel | None:
         """Who spoke a message; None where this process does not know."""
         return self._voices.get(message_id)
 
     def _failover(self, turn: Turn, event: Failover) -> None:
-        voice = self._turns.setdefault(turn.id, MessageModel())
-        voice.failovers = (*voice.failovers, event)
+        message_model = self._turns.setdefault(turn.id, MessageModel())
+        message_model.failovers = (*message_model.failovers, event)
         provider = event.handle.partition("/")[0]
         said = redact(event.message)
-        self.marks.append(TurnSample(time.time(), provider, None))
-        text = f"did not answer {turn.speaker.name} ({event.code.value.replace('_', ' ')}): {said}"
+        self.samples.append(TurnSample(time.time(), provider, None))
+        text = f"did not answer {turn.agent_ref.name} ({event.code.value.replace('_', ' ')}): {said}"
         self._add(LoggedEvent(_now(), "failover", event.handle, text, warning=True))
 
     def _ended(self, turn: Turn, event: Ended) -> None:
-        self.spoke_at[turn.speaker.id] = time.time()
-        voice = self._turns.pop(turn.id, None)
+        self.spoke_at[turn.agent_ref.id] = time.time()
+        message_model = self._turns.pop(turn.id, None)
         if event.handle is None:
             return
-        if voice is not None:
-            voice.handle = event.handle
+        if message_model is not None:
+            message_model.handle = event.handle
         provider = event.handle.partition("/")[0]
-        self.marks.append(TurnSample(time.time(), provider, event.first_token))
+        self.samples.append(TurnSample(time.time(), provider, event.first_token))
 
     # --- providers ------------------------------------------------------------------------------------------------
 
@@ -147,9 +147,9 @@ class EventLog:
             proven = len(report.ours)
             text = f"{proven} provider{'s' if proven != 1 else ''} as configured; nothing to do"
             self._add(LoggedEvent(_now(), "sync", "all", text, cause, "proven", seconds))
-        self.bell.ring()
+        self.notifier.ring()
 
-    def hear(self, event: watched.WatchEvent) -> None:
+    def on_event(self, event: watched.WatchEvent) -> None:
         """Take note of what the keeper tells."""
         if isinstance(event, watched.Synced):
             changed = any(one.action in _DONE or one.proof is not Proof.PROVEN for one in event.part.ours)
@@ -159,7 +159,7 @@ class EventLog:
         else:
             for said in sentences(event):
                 self._add(LoggedEvent(_now(), "notice", "", redact(said.text), warning=said.warning))
-        self.bell.ring()
+        self.notifier.ring()
 
     def notices(self, seconds: float) -> Sequence[LoggedEvent]:
         """What was told in the last so many seconds about the configuration, newest first."""
@@ -177,16 +177,16 @@ class EventLog:
     def recent(self, seconds: float) -> Iterator[TurnSample]:
         """How vendors did in the last so many seconds, oldest first."""
         since = time.time() - seconds
-        return (mark for mark in self.marks if mark.at >= since)
+        return (mark for mark in self.samples if mark.at >= since)
 
     def _add(self, happening: LoggedEvent) -> None:
         self.happenings.appendleft(happening)
 
 
 class _Timed:
-    def __init__(self, work: WatchActions, chronicle: EventLog) -> None:
+    def __init__(self, work: WatchActions, event_log: EventLog) -> None:
         self._work = work
-        self._chronicle = chronicle
+        self._chronicle = event_log
 
     async def ensure(self, settings: Settings, only: Sequence[str]) -> Report:
         began = time.monotonic()

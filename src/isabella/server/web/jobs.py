@@ -84,14 +84,14 @@ class JobRunner:
     """Runs errands.
 
     Args:
-        premises: the backend.
-        lookout: is told when something was done.
+        context: the backend.
+        monitor: is told when something was done.
     """
 
-    def __init__(self, premises: ConsoleContext, lookout: ProviderMonitor) -> None:
-        self._premises = premises
-        self._lookout = lookout
-        self.bell = Notifier()
+    def __init__(self, context: ConsoleContext, monitor: ProviderMonitor) -> None:
+        self._premises = context
+        self._lookout = monitor
+        self.notifier = Notifier()
         self.current: Job | None = None
         self.version = 0
 
@@ -113,9 +113,9 @@ class JobRunner:
         """
         if self.running:
             return
-        errand = Job(kind, tuple(only))
-        self._premises.start(self._run, errand, agreed)
-        self.current = errand
+        job = Job(kind, tuple(only))
+        self._premises.start(self._run, job, agreed)
+        self.current = job
         self._changed()
 
     def dismiss(self) -> None:
@@ -124,73 +124,71 @@ class JobRunner:
             self.current = None
             self._changed()
 
-    async def _run(self, errand: Job, agreed: bool) -> None:
+    async def _run(self, job: Job, agreed: bool) -> None:
         try:
-            await self._do(errand, agreed)
-            if errand.stage is JobState.RUNNING:
-                errand.stage = JobState.DONE
+            await self._do(job, agreed)
+            if job.stage is JobState.RUNNING:
+                job.stage = JobState.DONE
         except IsabellaError as error:
-            errand.error, errand.stage = error, JobState.FAILED
+            job.error, job.stage = error, JobState.FAILED
         except Exception as error:  # noqa: BLE001 - it is said on the page, and ends nothing else
-            errand.error = IsabellaError(f"Isabella failed: {type(error).__name__}: {redact(str(error))[:200]}")
-            errand.stage = JobState.FAILED
-        errand.seconds = time.monotonic() - errand.began
+            job.error = IsabellaError(f"Isabella failed: {type(error).__name__}: {redact(str(error))[:200]}")
+            job.stage = JobState.FAILED
+        job.seconds = time.monotonic() - job.began
         self._lookout.wake()
         self._changed()
 
-    async def _do(self, errand: Job, agreed: bool) -> None:
-        premises = self._premises
-        settings, connection = premises.settings, premises.connection
-        match errand.kind:
+    async def _do(self, job: Job, agreed: bool) -> None:
+        context = self._premises
+        settings, connection = context.settings, context.connection
+        match job.kind:
             case JobKind.PLAN:
-                self._say(errand, "Reading what Letta holds, and asking vendors about keys that it does not hold yet")
-                errand.report = await compare_providers(settings, connection=connection, only=errand.only, probe=True)
+                self._say(job, "Reading what Letta holds, and asking vendors about keys that it does not hold yet")
+                job.report = await compare_providers(settings, connection=connection, only=job.only, probe=True)
             case JobKind.SYNC:
-                self._say(errand, "Looking at what would have to change")
-                errand.report = await compare_providers(settings, connection=connection, only=errand.only)
-                if errand.recreated and not agreed:
-                    errand.stage = JobState.ASKING
+                self._say(job, "Looking at what would have to change")
+                job.report = await compare_providers(settings, connection=connection, only=job.only)
+                if job.recreated and not agreed:
+                    job.stage = JobState.ASKING
                     return
-                self._say(errand, "Asking vendors about new keys, writing, and reading every key back")
-                errand.report = await self._sync(errand)
+                self._say(job, "Asking vendors about new keys, writing, and reading every key back")
+                job.report = await self._sync(job)
             case JobKind.VERIFY:
-                self._say(errand, "Reading every key back, and having an agent on each provider say one line")
-                errand.report = await verify_providers(
-                    settings, connection=connection, only=errand.only, count_models=True
-                )
-                premises.readiness.learn(errand.report)
+                self._say(job, "Reading every key back, and having an agent on each provider say one line")
+                job.report = await verify_providers(settings, connection=connection, only=job.only, count_models=True)
+                context.readiness.learn(job.report)
             case JobKind.REFRESH:
-                self._say(errand, "Reading the vendors' model lists anew")
-                errand.census = await refresh_models(settings, connection)
-                premises.readiness.counted(errand.census)
-                premises.chronicle.hear(ModelsRefreshed(errand.census))
+                self._say(job, "Reading the vendors' model lists anew")
+                job.census = await refresh_models(settings, connection)
+                context.readiness.counted(job.census)
+                context.event_log.on_event(ModelsRefreshed(job.census))
             case JobKind.DOCTOR:
-                self._say(errand, "Looking at the configuration, the vendors, Letta, and what agents use")
-                wishes = DoctorOptions(providers=errand.only)
-                examination = await run_doctor(settings=settings, connection=connection, wishes=wishes)
-                errand.verdict = examination.verdict.as_json()
-                for name, asked in examination.evidence.asked.items():
-                    premises.readiness.heard(name, asked.answer)
+                self._say(job, "Looking at the configuration, the vendors, Letta, and what agents use")
+                options = DoctorOptions(providers=job.only)
+                doctor_run = await run_doctor(settings=settings, connection=connection, options=options)
+                job.verdict = doctor_run.verdict.as_json()
+                for name, asked in doctor_run.evidence.asked.items():
+                    context.readiness.heard(name, asked.answer)
 
-    async def _sync(self, errand: Job) -> Report:
-        premises, began = self._premises, time.monotonic()
+    async def _sync(self, job: Job) -> Report:
+        context, began = self._premises, time.monotonic()
         report = await ensure_providers(
-            premises.settings,
-            connection=premises.connection,
-            only=errand.only,
+            context.settings,
+            connection=context.connection,
+            only=job.only,
             count_models=True,
-            gate=premises.desk.house.gate,
+            gate=context.turn_service.deps.gate,
         )
-        premises.chronicle.synced(report, "somebody pressed Sync", time.monotonic() - began)
-        before = premises.readiness.report
-        whole = report if before is None or not errand.only else before.merged_with(report)
-        premises.readiness.settle(whole, report)
+        context.event_log.synced(report, "somebody pressed Sync", time.monotonic() - began)
+        before = context.readiness.report
+        whole = report if before is None or not job.only else before.merged_with(report)
+        context.readiness.settle(whole, report)
         return report
 
-    def _say(self, errand: Job, doing: str) -> None:
-        errand.doing = doing
+    def _say(self, job: Job, doing: str) -> None:
+        job.doing = doing
         self._changed()
 
     def _changed(self) -> None:
         self.version += 1
-        self.bell.ring()
+        self.notifier.ring()

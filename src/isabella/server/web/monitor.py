@@ -48,12 +48,12 @@ class ProviderMonitor:
     """Looks at the providers while somebody watches.
 
     Args:
-        premises: the backend.
+        context: the backend.
     """
 
-    def __init__(self, premises: ConsoleContext) -> None:
-        self._premises = premises
-        self.bell = Notifier()
+    def __init__(self, context: ConsoleContext) -> None:
+        self._premises = context
+        self.notifier = Notifier()
         self._standing = ProviderStates()
         self._watching = 0
         self._woken = anyio.Event()
@@ -132,7 +132,7 @@ class ProviderMonitor:
         changed = standing.version != self._standing.version
         self._standing = standing
         if changed:
-            self.bell.ring()
+            self.notifier.ring()
 
     def _counted(self, entry: ProviderReport) -> ProviderReport:
         return replace(entry, models=entry.models or self._counts.get(entry.name, 0))

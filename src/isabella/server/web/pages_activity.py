@@ -20,43 +20,43 @@ _SHOWN, _CHARTS = 100, 12
 _QUIET = 20.0
 
 
-def routes(premises: ConsoleContext, press: Renderer) -> list[Route]:
+def routes(context: ConsoleContext, renderer: Renderer) -> list[Route]:
     """The routes of the page."""
-    page = _Page(premises, press)
+    page = _Page(context, renderer)
     return [Route("/activity", page.show), Route("/activity/live", page.live)]
 
 
 class _Page:
-    def __init__(self, premises: ConsoleContext, press: Renderer) -> None:
-        self._premises = premises
-        self._press = press
+    def __init__(self, context: ConsoleContext, renderer: Renderer) -> None:
+        self._premises = context
+        self._press = renderer
 
     async def show(self, request: Request) -> Response:
-        count = self._premises.chronicle.bell.count
+        count = self._premises.event_log.notifier.count
         return self._press.page(request, "activity.html", here="activity", parts=self._parts(), version=count)
 
     async def live(self, request: Request) -> Response:
         return stream(self._changes(request.query_params.get("v", "")))
 
     async def _changes(self, seen: str) -> AsyncGenerator[str, None]:
-        bell = self._premises.chronicle.bell
-        sent: dict[str, str] = self._parts() if seen == str(bell.count) else {}
+        notifier = self._premises.event_log.notifier
+        sent: dict[str, str] = self._parts() if seen == str(notifier.count) else {}
         while True:
-            count = bell.count
+            count = notifier.count
             parts = self._parts()
             if fresh := [html for id, html in parts.items() if sent.get(id) != html]:
                 yield "\n".join(fresh)
             sent = parts
-            await bell.after(count, _QUIET)
+            await notifier.after(count, _QUIET)
 
     def _parts(self) -> dict[str, str]:
-        chronicle = self._premises.chronicle
-        marks: dict[str, list[TurnSample]] = defaultdict(list)
-        for mark in chronicle.recent(_HOUR):
-            marks[mark.provider].append(mark)
+        event_log = self._premises.event_log
+        samples: dict[str, list[TurnSample]] = defaultdict(list)
+        for mark in event_log.recent(_HOUR):
+            samples[mark.provider].append(mark)
         now = time.time()
-        busiest = sorted(marks, key=lambda name: (-len(marks[name]), name))[:_CHARTS]
-        charts = [chart(name, marks[name], now) for name in sorted(busiest)]
+        busiest = sorted(samples, key=lambda name: (-len(samples[name]), name))[:_CHARTS]
+        charts = [chart(name, samples[name], now) for name in sorted(busiest)]
         return {
             "charts": self._press.part(
                 "activity_parts.html",
@@ -64,9 +64,9 @@ class _Page:
                 charts=charts,
                 width=WIDTH,
                 height=HEIGHT,
-                more=len(marks) - len(charts),
+                more=len(samples) - len(charts),
             ),
             "happenings": self._press.part(
-                "activity_parts.html", "happenings", happenings=list(chronicle.happenings)[:_SHOWN]
+                "activity_parts.html", "happenings", happenings=list(event_log.happenings)[:_SHOWN]
             ),
         }

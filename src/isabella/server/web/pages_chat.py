@@ -35,19 +35,19 @@ class ChatLine:
     Attributes:
         entry: what was said or done.
         next: the id of the message after it, by which it is found again.
-        voice: who spoke it, where that is known.
+        message_model: who spoke it, where that is known.
         result: what the tool gave back, for a call.
     """
 
     entry: HistoryEntry
     next: str
-    voice: MessageModel | None = None
+    message_model: MessageModel | None = None
     result: HistoryEntry | None = None
 
 
-def routes(premises: ConsoleContext, press: Renderer, talks: Conversations) -> list[Route]:
+def routes(context: ConsoleContext, renderer: Renderer, conversations: Conversations) -> list[Route]:
     """The routes of the page."""
-    page = _Page(premises, press, talks)
+    page = _Page(context, renderer, conversations)
     below = "/chat/{agent}"
     return [
         Route("/chat", page.first),
@@ -64,15 +64,15 @@ def routes(premises: ConsoleContext, press: Renderer, talks: Conversations) -> l
     ]
 
 
-async def first_agent(premises: ConsoleContext) -> AgentRecord | None:
+async def first_agent(context: ConsoleContext) -> AgentRecord | None:
     """The agent that a page begins with: one of ours that speaks with people."""
-    return next(iter(sort_agents(await premises.agency.residents.all())), None)
+    return next(iter(sort_agents(await context.agent_service.registry.all())), None)
 
 
-def sort_agents(residents: Sequence[AgentRecord]) -> list[AgentRecord]:
+def sort_agents(registry: Sequence[AgentRecord]) -> list[AgentRecord]:
     """The agents as they are listed: ours first, those that only tidy up after the others."""
     return sorted(
-        residents, key=lambda one: (not one.ours, bool(one.definition and one.definition.reflects_on), one.name)
+        registry, key=lambda one: (not one.ours, bool(one.definition and one.definition.reflects_on), one.name)
     )
 
 
@@ -89,10 +89,10 @@ def agent_of(request: Request) -> str:
 
 
 class _Page:
-    def __init__(self, premises: ConsoleContext, press: Renderer, talks: Conversations) -> None:
-        self._premises = premises
-        self._press = press
-        self._talks = talks
+    def __init__(self, context: ConsoleContext, renderer: Renderer, conversations: Conversations) -> None:
+        self._premises = context
+        self._press = renderer
+        self._talks = conversations
 
     async def first(self, request: Request) -> Response:
         if not self._premises.up:
@@ -112,13 +112,13 @@ class _Page:
         if not self._premises.up:
             return self._press.page(request, "starting.html", here="chat")
         id = agent_of(request)
-        residents = sort_agents(await self._premises.agency.residents.all())
-        resident = next((one for one in residents if one.id == id), None)
-        if resident is None:
+        registry = sort_agents(await self._premises.agent_service.registry.all())
+        record = next((one for one in registry if one.id == id), None)
+        if record is None:
             raise AgentUnknown("There is no such agent any more.", remedy="Choose another one.")
-        talk = self._talks.of(resident)
+        conversation = self._talks.of(record)
         # Before the history is read: what ends meanwhile is shown as what is being said.
-        since, running = talk.last, talk.running
+        since, running = conversation.last, conversation.running
         anchor = request.query_params.get("at", "")
         page = await self._history(id, anchor)
         entries = _before(page.entries, running)
@@ -126,18 +126,18 @@ class _Page:
             request,
             "chat.html",
             here="chat",
-            residents=residents,
-            resident=resident,
+            registry=registry,
+            record=record,
             lines=self._lines(entries),
             earlier=page.before,
             anchor=anchor if _MESSAGE.fullmatch(anchor) else "",
             since=since,
-            exchanges=list(talk.shown(since)),
+            exchanges=list(conversation.shown(since)),
         )
 
     async def _history(self, id: str, anchor: str) -> HistoryPage:
         """The newest window, or as much as reaches back to the message that is asked for."""
-        history = self._premises.agency.history
+        history = self._premises.agent_service.history
         page = await history.page(id, limit=_WINDOW)
         wanted = _MESSAGE.fullmatch(anchor) is not None
         while wanted and page.before is not None and all(entry.id != anchor for entry in page.entries):
@@ -149,7 +149,7 @@ class _Page:
 
     async def before(self, request: Request) -> Response:
         id, before = agent_of(request), request.query_params.get("before", "")
-        page = await self._premises.agency.history.page(id, limit=_WINDOW, before=before)
+        page = await self._premises.agent_service.history.page(id, limit=_WINDOW, before=before)
         lines = self._lines(page.entries, following=before)
         return self._press.fragment(
             self._press.part("chat_parts.html", "stretch", lines=lines, earlier=page.before, agent=id)
@@ -159,32 +159,34 @@ class _Page:
         """One message as it is, however long."""
         id, wanted = agent_of(request), request.query_params.get("message", "")
         before = request.query_params.get("before") or None
-        page = await self._premises.agency.history.page(id, limit=2, before=before)
+        page = await self._premises.agent_service.history.page(id, limit=2, before=before)
         text = "\n\n".join(redact(entry.text) for entry in page.entries if entry.id == wanted)
         return Response(text, media_type="text/plain; charset=utf-8")
 
     async def models(self, request: Request) -> Response:
         """What the agent may be switched to: models of vendors that take their key and are in line."""
         id = agent_of(request)
-        resident = await self._premises.agency.residents.get(id)
+        record = await self._premises.agent_service.registry.get(id)
         report = self._premises.readiness.report
         proven = {one.name for one in (report.ours if report else []) if stands(one) is HealthState.IN_SYNC}
-        handles = [one for one in await self._premises.agency.models.handles() if one.partition("/")[0] in proven]
+        handles = [
+            one for one in await self._premises.agent_service.models.handles() if one.partition("/")[0] in proven
+        ]
         grouped = {
             provider: list(found) for provider, found in groupby(handles, key=lambda one: one.partition("/")[0])
         }
-        html = self._press.part("chat_parts.html", "switch", resident=resident, handles=grouped)
+        html = self._press.part("chat_parts.html", "switch", record=record, handles=grouped)
         return self._press.fragment(html)
 
     async def switch(self, request: Request) -> Response:
         fields = await read_form(request, self._premises.csrf)
-        agency, id = self._premises.agency, agent_of(request)
-        resident = await agency.residents.get(id)
-        async with agency.memory.hold(id):
-            bound = await agency.residents.switch(resident, fields.get("handle", ""), agency.models)
-        self._premises.desk.house.roster.forget(id)
-        fresh = await agency.residents.get(id)
-        html = self._press.part("chat_parts.html", "model", resident=fresh, switched=True, notes=bound.notes)
+        agent_service, id = self._premises.agent_service, agent_of(request)
+        record = await agent_service.registry.get(id)
+        async with agent_service.memory.hold(id):
+            bound = await agent_service.registry.switch(record, fields.get("handle", ""), agent_service.models)
+        self._premises.turn_service.deps.agent_cache.forget(id)
+        fresh = await agent_service.registry.get(id)
+        html = self._press.part("chat_parts.html", "model", record=fresh, switched=True, notes=bound.notes)
         return self._press.fragment(html)
 
     async def say(self, request: Request) -> Response:
@@ -208,31 +210,31 @@ class _Page:
 
     async def export(self, request: Request) -> Response:
         """The conversation as Markdown, from its beginning, however long it is."""
-        resident = await self._premises.agency.residents.get(agent_of(request))
+        record = await self._premises.agent_service.registry.get(agent_of(request))
         return StreamingResponse(
-            self._told(resident),
+            self._told(record),
             media_type="text/markdown; charset=utf-8",
             headers={"Content-Disposition": 'attachment; filename="conversation.md"'},
         )
 
-    async def _told(self, resident: AgentRecord) -> AsyncIterator[str]:
-        yield f"# A conversation with {resident.name}\n"
-        entries, _ = await self._premises.agency.history.since(resident.id, None)
+    async def _told(self, record: AgentRecord) -> AsyncIterator[str]:
+        yield f"# A conversation with {record.name}\n"
+        entries, _ = await self._premises.agent_service.history.since(record.id, None)
         for entry in entries:
-            who = {"user": "You", "assistant": resident.name}.get(entry.kind)
+            who = {"user": "You", "assistant": record.name}.get(entry.kind)
             if who is not None:
                 yield f"\n**{who}** ({entry.at[:16].replace('T', ' ')})\n\n{redact(entry.text)}\n"
 
     # --- live -----------------------------------------------------------------------------------------------------
 
-    async def _changes(self, talk: Conversation, agent: str, since: int) -> AsyncGenerator[str, None]:
+    async def _changes(self, conversation: Conversation, agent: str, since: int) -> AsyncGenerator[str, None]:
         """What is being said, from the last exchange that the page has the history of."""
-        seen: dict[int, int] = {one.seq: len(one.changes) for one in talk.shown(since)}
-        yield self._part("live", exchanges=list(talk.shown(since)), agent=agent, oob=True)
+        seen: dict[int, int] = {one.seq: len(one.changes) for one in conversation.shown(since)}
+        yield self._part("live", exchanges=list(conversation.shown(since)), agent=agent, oob=True)
         while True:
-            count = talk.bell.count
+            count = conversation.notifier.count
             html: list[str] = []
-            shown = {one.seq: one for one in talk.exchanges}
+            shown = {one.seq: one for one in conversation.exchanges}
             for gone in seen.keys() - shown.keys():
                 html.append(self._part("gone", seq=gone))
                 del seen[gone]
@@ -246,7 +248,7 @@ class _Page:
                     html += self._anew(one, fresh, agent)
             if html:
                 yield "\n".join(html)
-            await talk.bell.after(count, _QUIET)
+            await conversation.notifier.after(count, _QUIET)
 
     def _anew(self, one: Exchange, changes: Sequence[ExchangeUpdate], agent: str) -> list[str]:
         """The fragments for what has changed in an exchange; much that came at once is one fragment."""
@@ -294,8 +296,8 @@ class _Page:
                     lines[caller] = ChatLine(lines[caller].entry, lines[caller].next, None, entry)
                     continue
             after = next((one.id for one in entries[index + 1 :] if one.id != entry.id), following)
-            voice = self._premises.chronicle.voice(entry.id) if entry.kind == "assistant" else None
-            lines.append(ChatLine(entry, after, voice))
+            message_model = self._premises.event_log.message_model(entry.id) if entry.kind == "assistant" else None
+            lines.append(ChatLine(entry, after, message_model))
         return lines
 
 

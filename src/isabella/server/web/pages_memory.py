@@ -38,9 +38,9 @@ class MemoryLine:
     origin: Provenance | None
 
 
-def routes(premises: ConsoleContext, press: Renderer) -> list[Route]:
+def routes(context: ConsoleContext, renderer: Renderer) -> list[Route]:
     """The routes of the page."""
-    page = _Page(premises, press)
+    page = _Page(context, renderer)
     below = "/memory/{agent}"
     return [
         Route("/memory", page.first),
@@ -58,9 +58,9 @@ def routes(premises: ConsoleContext, press: Renderer) -> list[Route]:
 
 
 class _Page:
-    def __init__(self, premises: ConsoleContext, press: Renderer) -> None:
-        self._premises = premises
-        self._press = press
+    def __init__(self, context: ConsoleContext, renderer: Renderer) -> None:
+        self._premises = context
+        self._press = renderer
 
     async def first(self, request: Request) -> Response:
         if not self._premises.up:
@@ -75,17 +75,17 @@ class _Page:
             return self._press.page(request, "starting.html", here="memory")
         id = agent_of(request)
         # Before the blocks are read: what is written meanwhile is shown by the live part of the page.
-        spoke = self._premises.chronicle.spoke_at.get(id, 0.0)
-        residents, blocks, passages = await self._read(id)
-        resident = next((one for one in residents if one.id == id), None)
-        if resident is None:
+        spoke = self._premises.event_log.spoke_at.get(id, 0.0)
+        registry, blocks, passages = await self._read(id)
+        record = next((one for one in registry if one.id == id), None)
+        if record is None:
             raise AgentUnknown("There is no such agent any more.", remedy="Choose another one.")
         return self._press.page(
             request,
             "memory.html",
             here="memory",
-            residents=residents,
-            resident=resident,
+            registry=registry,
+            record=record,
             blocks=blocks,
             passages=passages,
             after=passages[-1].id if len(passages) >= _PAGE else None,
@@ -94,35 +94,35 @@ class _Page:
 
     async def _read(self, id: str) -> tuple[list[AgentRecord], list[MemoryBlock], list[ArchivalPassage]]:
         """All agents, and what this one remembers, asked for at once: Letta takes its time for each of the three."""
-        agency = self._premises.agency
-        residents: list[AgentRecord] = []
+        agent_service = self._premises.agent_service
+        registry: list[AgentRecord] = []
         blocks: list[MemoryBlock] = []
         passages: list[ArchivalPassage] = []
 
         async def read_residents() -> None:
-            residents.extend(sort_agents(await agency.residents.all()))
+            registry.extend(sort_agents(await agent_service.registry.all()))
 
         async def read_blocks() -> None:
-            blocks.extend(await agency.memory.blocks(id))
+            blocks.extend(await agent_service.memory.blocks(id))
 
         async def read_passages() -> None:
-            passages.extend(await agency.archive.passages(id, limit=_PAGE))
+            passages.extend(await agent_service.archive.passages(id, limit=_PAGE))
 
         await gather([read_residents, read_blocks, read_passages])
-        return residents, blocks, passages
+        return registry, blocks, passages
 
     async def live(self, request: Request) -> Response:
         return stream(self._changes(agent_of(request), request.query_params.get("v", "")))
 
     async def _changes(self, id: str, seen: str) -> AsyncGenerator[str, None]:
         """The blocks anew, whenever the agent has spoken: it may have written."""
-        chronicle = self._premises.chronicle
+        event_log = self._premises.event_log
         while True:
-            count = chronicle.bell.count
-            spoke = str(chronicle.spoke_at.get(id, 0.0))
+            count = event_log.notifier.count
+            spoke = str(event_log.spoke_at.get(id, 0.0))
             if spoke != seen:
                 try:
-                    blocks = await self._premises.agency.memory.blocks(id)
+                    blocks = await self._premises.agent_service.memory.blocks(id)
                 except IsabellaError:
                     # The page says by itself that Letta does not answer, as soon as something is asked of it.
                     blocks = []
@@ -132,34 +132,34 @@ class _Page:
                     parts = [self._part("block", block=block, agent=id, oob=True) for block in blocks]
                     parts += [self._part("elsewhere", block=block) for block in blocks]
                     yield "\n".join(parts)
-            await chronicle.bell.after(count, _QUIET)
+            await event_log.notifier.after(count, _QUIET)
 
     async def origins(self, request: Request) -> Response:
         """What caused the lines of a block, or the passages that are shown."""
         id, label = agent_of(request), request.query_params.get("label")
-        known = await list_provenance(self._premises.agency.history, id)
+        known = await list_provenance(self._premises.agent_service.history, id)
         if label is not None:
-            block = await self._premises.agency.memory.block(id, label)
+            block = await self._premises.agent_service.memory.block(id, label)
             lines = [line for line in block.value.splitlines() if line.strip()]
         else:
-            lines = [one.text for one in await self._premises.agency.archive.passages(id, limit=_PAGE)]
+            lines = [one.text for one in await self._premises.agent_service.archive.passages(id, limit=_PAGE)]
         found = [MemoryLine(line, origin) for line in lines if (origin := provenance_of(line, known)) is not None]
         return self._press.fragment(self._part("origins", found=found, agent=id))
 
     async def block(self, request: Request) -> Response:
         id = agent_of(request)
-        block = await self._premises.agency.memory.block(id, request.query_params.get("label", ""))
+        block = await self._premises.agent_service.memory.block(id, request.query_params.get("label", ""))
         return self._press.fragment(self._part("block", block=block, agent=id))
 
     async def edit(self, request: Request) -> Response:
         id = agent_of(request)
-        block = await self._premises.agency.memory.block(id, request.query_params.get("label", ""))
+        block = await self._premises.agent_service.memory.block(id, request.query_params.get("label", ""))
         return self._press.fragment(self._part("editor", block=block, agent=id, value=block.value))
 
     async def save(self, request: Request) -> Response:
         """Write a block; where it was changed meanwhile, show both texts and overwrite neither."""
         fields = await read_form(request, self._premises.csrf)
-        id, memory = agent_of(request), self._premises.agency.memory
+        id, memory = agent_of(request), self._premises.agent_service.memory
         label, value, seen = fields.get("label", ""), fields.get("value", ""), fields.get("version", "")
         before = await memory.block(id, label)
         try:
@@ -189,7 +189,7 @@ class _Page:
 
     async def passages(self, request: Request) -> Response:
         """A page of the archive, or what a search in it finds."""
-        id, archive = agent_of(request), self._premises.agency.archive
+        id, archive = agent_of(request), self._premises.agent_service.archive
         query = request.query_params.get("q", "").strip()
         if query:
             found = await archive.search(id, query[:1000], limit=_FOUND)
@@ -205,7 +205,7 @@ class _Page:
         fields = await read_form(request, self._premises.csrf)
         id = agent_of(request)
         tags = [tag.strip()[:200] for tag in fields.get("tags", "").split(",") if tag.strip()][:50]
-        added = await self._premises.agency.archive.add(id, fields.get("text", ""), tags)
+        added = await self._premises.agent_service.archive.add(id, fields.get("text", ""), tags)
         return self._press.fragment(self._part("passage", passage=added, agent=id, fresh=True))
 
     async def asked(self, request: Request) -> Response:
@@ -220,7 +220,7 @@ class _Page:
     async def delete(self, request: Request) -> Response:
         fields = await read_form(request, self._premises.csrf)
         id = agent_of(request)
-        await self._premises.agency.archive.delete(id, fields.get("id", ""))
+        await self._premises.agent_service.archive.delete(id, fields.get("id", ""))
         return self._press.fragment(self._part("deleted"))
 
     def _part(self, name: str, /, **values: object) -> str:

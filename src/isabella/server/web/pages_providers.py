@@ -50,9 +50,9 @@ STORED = {
 }
 
 
-def routes(premises: ConsoleContext, press: Renderer, lookout: ProviderMonitor, errands: JobRunner) -> list[Route]:
+def routes(context: ConsoleContext, renderer: Renderer, monitor: ProviderMonitor, jobs: JobRunner) -> list[Route]:
     """The routes of the page."""
-    page = _Page(premises, press, lookout, errands)
+    page = _Page(context, renderer, monitor, jobs)
     return [
         Route("/providers", page.show),
         Route("/providers/live", page.live),
@@ -63,12 +63,12 @@ def routes(premises: ConsoleContext, press: Renderer, lookout: ProviderMonitor, 
 
 class _Page:
     def __init__(
-        self, premises: ConsoleContext, press: Renderer, lookout: ProviderMonitor, errands: JobRunner
+        self, context: ConsoleContext, renderer: Renderer, monitor: ProviderMonitor, jobs: JobRunner
     ) -> None:
-        self._premises = premises
-        self._press = press
-        self._lookout = lookout
-        self._errands = errands
+        self._premises = context
+        self._press = renderer
+        self._lookout = monitor
+        self._errands = jobs
 
     async def show(self, request: Request) -> Response:
         parts = self._parts()
@@ -100,7 +100,11 @@ class _Page:
         sent: dict[str, str] = self._parts() if seen == self._version() else {}
         with self._lookout.watching():
             while True:
-                counts = self._lookout.bell.count, self._errands.bell.count, self._premises.chronicle.bell.count
+                counts = (
+                    self._lookout.notifier.count,
+                    self._errands.notifier.count,
+                    self._premises.event_log.notifier.count,
+                )
                 parts = self._parts()
                 fresh = [html for id, html in parts.items() if sent.get(id) != html]
                 if parts.keys() != sent.keys() and sent:
@@ -114,19 +118,19 @@ class _Page:
     async def _something(self, counts: tuple[int, int, int]) -> None:
         async with anyio.create_task_group() as tasks:
 
-            async def wait(bell: Any, count: int) -> None:
-                await bell.after(count, _QUIET)
+            async def wait(notifier: Any, count: int) -> None:
+                await notifier.after(count, _QUIET)
                 tasks.cancel_scope.cancel()
 
             if self._errands.running or not self._premises.up:
                 # The seconds that are told with it.
-                tasks.start_soon(wait, self._errands.bell, counts[1])
+                tasks.start_soon(wait, self._errands.notifier, counts[1])
                 await anyio.sleep(_TICK)
                 tasks.cancel_scope.cancel()
                 return
-            tasks.start_soon(wait, self._lookout.bell, counts[0])
-            tasks.start_soon(wait, self._errands.bell, counts[1])
-            tasks.start_soon(wait, self._premises.chronicle.bell, counts[2])
+            tasks.start_soon(wait, self._lookout.notifier, counts[0])
+            tasks.start_soon(wait, self._errands.notifier, counts[1])
+            tasks.start_soon(wait, self._premises.event_log.notifier, counts[2])
 
     # --- what is shown --------------------------------------------------------------------------------------------
 
@@ -163,13 +167,13 @@ class _Page:
             practice=practice,
             arrived=keys,
             env_file=settings.sources.file.name if settings is not None else ".env",
-            notices=self._premises.chronicle.notices(_NOTICED_FOR)[:3],
+            notices=self._premises.event_log.notices(_NOTICED_FOR)[:3],
             warnings=standing.report.notices if standing.report is not None else (),
         )
 
     def _errand(self) -> str:
         return self._press.part(
-            "providers_parts.html", "errand", errand=self._errands.current, stored=STORED, stands=_stands
+            "providers_parts.html", "errand", job=self._errands.current, stored=STORED, stands=_stands
         )
 
     def _rows(self) -> list[dict[str, Any]]:

@@ -173,11 +173,11 @@ class Renderer:
     """Makes answers of templates.
 
     Args:
-        premises: the backend.
+        context: the backend.
     """
 
-    def __init__(self, premises: ConsoleContext) -> None:
-        self._premises = premises
+    def __init__(self, context: ConsoleContext) -> None:
+        self._premises = context
         self._environment = template_environment()
 
     def text(self, template: str, **values: Any) -> str:

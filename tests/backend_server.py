@@ -15,7 +15,8 @@ import httpx2 as httpx
 import uvicorn
 from pydantic import SecretStr
 
-from isabella.config.settings import Settings, Strategy, load_settings
+from isabella.config.settings import Settings, load_settings
+from isabella.config.strategy import Strategy
 from isabella.embedded import Letta
 from isabella.letta.connection import Connection
 from isabella.locks.provider_lock import open_locks

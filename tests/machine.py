@@ -20,7 +20,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pydantic import SecretStr
 from weather import Killed, Kind, Sent, Weather, When
 
-from isabella.config.settings import Strategy
+from isabella.config.strategy import Strategy
 from isabella.config.vendors import known_vendors
 from isabella.errors import IsabellaError
 from isabella.letta.encryption import ProofMemo

@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from isabella.config.settings import Settings, Strategy, load_settings
+    from isabella.config.settings import Settings, load_settings
+    from isabella.config.strategy import Strategy
     from isabella.errors import IsabellaError
     from isabella.letta.connection import Connection
     from isabella.providers.api import compare_providers, ensure_providers, verify_providers
@@ -46,7 +47,7 @@ _HOMES = {
     "Receipt": "isabella.providers.report",
     "Report": "isabella.providers.report",
     "Settings": "isabella.config.settings",
-    "Strategy": "isabella.config.settings",
+    "Strategy": "isabella.config.strategy",
     "compare_providers": "isabella.providers.api",
     "ensure_providers": "isabella.providers.api",
     "lifespan": "isabella.server.lifespan",

@@ -36,6 +36,8 @@ IsabellaError
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class IsabellaError(Exception):
     """What happened, and what to do next.
@@ -62,14 +64,19 @@ class FileUnreadable(ConfigurationError):
     """A file that somebody named cannot be read as what it is for.
 
     Args:
-        path: the file.
+        what: one sentence: which file, and why.
         reason: why, as the rest of a sentence.
         remedy: what the reader can do about it.
     """
 
-    def __init__(self, path: object, reason: str, *, remedy: str) -> None:
-        super().__init__(f"{path}: cannot be read: {reason}.", remedy=remedy)
+    def __init__(self, what: str, *, reason: str = "", remedy: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
         self.reason = reason
+
+    @classmethod
+    def of(cls, path: object, reason: str, *, remedy: str) -> Self:
+        """The error for this file."""
+        return cls(f"{path}: cannot be read: {reason}.", reason=reason, remedy=remedy)
 
 
 class FileAbsent(FileUnreadable):

@@ -19,7 +19,8 @@ from planting import Ground, ground
 from proxy import Kind, Proxy, When
 from sealed import OTHER_MASTER_KEY, seal
 
-from isabella.config.settings import Strategy, load_settings
+from isabella.config.settings import load_settings
+from isabella.config.strategy import Strategy
 from isabella.embedded import Letta
 from isabella.letta.encryption import decrypt
 from isabella.letta.llm_config import Binding

@@ -14,7 +14,8 @@ from isabella.agents import reconcile
 from isabella.agents.definitions import AgentDefinition
 from isabella.agents.repair import find_broken
 from isabella.config.api_keys import mask
-from isabella.config.settings import Settings, Strategy
+from isabella.config.settings import Settings
+from isabella.config.strategy import Strategy
 from isabella.doctor.fixes import apply_fixes
 from isabella.doctor.run import DoctorOptions, run_doctor
 from isabella.embedded import Letta

@@ -18,7 +18,8 @@ from proxy import Kind, Proxy
 from pydantic import SecretStr
 from sealed import MASTER_KEY, OTHER_MASTER_KEY, seal
 
-from isabella.config.settings import Settings, Strategy, load_settings
+from isabella.config.settings import Settings, load_settings
+from isabella.config.strategy import Strategy
 from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta, Server
 from isabella.letta.encryption import decrypt

@@ -16,7 +16,7 @@ from isabella.agents.metadata import KEY
 from isabella.letta.llm_config import Binding
 
 SOURCE = Path(isabella.__file__).parent
-ONLY = SOURCE / "agents" / "llm_config.py"
+ONLY = SOURCE / "agents" / "bindings.py"
 #: What Letta takes an `llm_config` by, whole or in parts.
 FIELDS = {"llm_config", "model_settings", "context_window_limit", "parallel_tool_calls"}
 HERE = Binding("cerebras", "gpt-oss-120b", "http://c/v1", 65_536)

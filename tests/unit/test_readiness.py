@@ -115,7 +115,7 @@ def test_a_backend_whose_inside_has_ended_stops(
     inside = Inside(error, after_sync=after_sync)
     monkeypatch.setattr(run, "_wait_for", inside.wait)
     monkeypatch.setattr(run, "_ensure", inside.sync)
-    monkeypatch.setattr(run, "residing", inside.reside)
+    monkeypatch.setattr(run, "open_agents", inside.reside)
     monkeypatch.setattr(run, "_serve", _serve_a_while)
     environment = {"ISABELLA_HOME": str(tmp_path), "ISABELLA_PORT": "0", "LETTA_BASE_URL": "http://127.0.0.1:9"}
     assert run.serve(load_settings(environment=environment), inside.options) == 1

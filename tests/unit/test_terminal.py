@@ -255,7 +255,7 @@ def test_a_log_line_on_a_terminal_is_clean_and_coloured(tmp_path: Path) -> None:
 
 
 #: The only places that may print past the guard, and why they may.
-_CLEANERS = {"terminal.py", "terminal_console.py", "logs.py"}
+_CLEANERS = {"system/terminal.py", "system/console.py", "system/logging.py"}
 #: Runs in the process of Letta, whose log is read through `isabella letta logs`.
 _ELSEWHERE = {"embedded/launch.py"}
 

@@ -143,7 +143,7 @@ def load_definitions(settings: Settings) -> tuple[AgentDefinition, ...]:
     try:
         text = files.read(path).text
     except FileAbsent as error:
-        raise FileAbsent(path, error.reason, remedy="Correct ISABELLA_AGENTS_FILE, or unset it.") from None
+        raise FileAbsent.of(path, error.reason, remedy="Correct ISABELLA_AGENTS_FILE, or unset it.") from None
     return parse(text, str(path))
 
 

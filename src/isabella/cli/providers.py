@@ -12,7 +12,7 @@ import typer
 
 from isabella.cli.commands import commands
 from isabella.cli.options import AsJson, EnvFile, Only
-from isabella.config.settings import Strategy
+from isabella.config.strategy import Strategy
 from isabella.errors import IsabellaError
 
 if TYPE_CHECKING:

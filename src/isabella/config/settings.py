@@ -18,21 +18,10 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from isabella.config.api_keys import is_master_key
 from isabella.config.sources import DEFAULT, ENVIRONMENT, Sources
+from isabella.config.strategy import Strategy
 from isabella.config.vendors import Vendor, known_vendors
 from isabella.errors import ConfigurationError
 from isabella.system import redaction
-
-
-class Strategy(StrEnum):
-    """The operator's choice between no gap and a clean slate."""
-
-    #: Keep what is proven, update in place where that can work, recreate only where it must be.
-    AUTO = "auto"
-    #: DELETE, then POST, every provider at every start, as the earlier system did. Opens a gap (fact P7).
-    RECREATE = "recreate"
-    #: Never DELETE.
-    IN_PLACE = "in-place"
-
 
 # Made once: building it takes a hundred times as long as using it.
 _ADDRESS = TypeAdapter(AnyHttpUrl)

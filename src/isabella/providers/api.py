@@ -7,7 +7,8 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from isabella.config.settings import Settings, Strategy
+from isabella.config.settings import Settings
+from isabella.config.strategy import Strategy
 from isabella.letta.connection import Connection
 from isabella.letta.llm_config import Binding
 from isabella.locks.provider_lock import ProviderLock

@@ -13,7 +13,7 @@ from dataclasses import replace
 import anyio.to_thread
 from pydantic import SecretStr
 
-from isabella.config.settings import Strategy
+from isabella.config.strategy import Strategy
 from isabella.errors import IsabellaError, LettaError, LettaRefused
 from isabella.letta.encryption import stored_key
 from isabella.letta.store import Capabilities, Store

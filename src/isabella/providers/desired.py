@@ -186,7 +186,7 @@ def _expanded(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:
         reason = "the home folder that ~ stands for is not known"
-        raise FileUnreadable(path, reason, remedy="Write the whole path.") from None
+        raise FileUnreadable.of(path, reason, remedy="Write the whole path.") from None
 
 
 def _clean_key(vendor: Vendor, variable: str, value: ConfigValue, remarks: list[Remark]) -> SecretStr:

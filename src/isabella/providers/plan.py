@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from isabella.config.settings import Strategy
+from isabella.config.strategy import Strategy
 from isabella.letta.encryption import KeyMatch, KeyReading, mistaken_for_encrypted
 from isabella.letta.store import Capabilities, StoredProvider
 from isabella.providers.desired import Desired

@@ -11,7 +11,8 @@ from functools import partial
 import anyio
 
 from isabella.agents.endpoint_migration import LettaBoundAgents
-from isabella.config.settings import Settings, Strategy, load_settings
+from isabella.config.settings import Settings, load_settings
+from isabella.config.strategy import Strategy
 from isabella.errors import IsabellaError
 from isabella.letta.connection import Connection, connect
 from isabella.letta.encryption import ProofMemo

@@ -12,7 +12,7 @@ from functools import partial
 import anyio.to_thread
 from pydantic import SecretStr
 
-from isabella.config.settings import Strategy
+from isabella.config.strategy import Strategy
 from isabella.errors import LettaError
 from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back, recall_reading
 from isabella.letta.store import Capabilities, Store, StoredProvider, StoreSnapshot, find_all, read_store

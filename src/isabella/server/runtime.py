@@ -77,7 +77,7 @@ def agent_service(request: Request) -> AgentService:
     Raises:
         NotReady: the backend has not come up.
     """
-    found = getattr(request.app.state, "agency", None)
+    found = getattr(request.app.state, "agent_service", None)
     if not isinstance(found, AgentService):
         raise NotReady("The agents are not there yet.", remedy="`GET /ready` says how far the start has come.")
     return found

@@ -55,7 +55,7 @@ class Content:
             text = self.data.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             reason = f"it is not UTF-8 text (byte {error.start})"
-            raise FileUnreadable(self.path, reason, remedy="Save the file as UTF-8.") from None
+            raise FileUnreadable.of(self.path, reason, remedy="Save the file as UTF-8.") from None
         return io.StringIO(text, newline=None).read()
 
 
@@ -134,17 +134,17 @@ def _open(path: Path) -> int:
         # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
-        raise FileAbsent(path, "there is no such file", remedy="Check the path.") from None
+        raise FileAbsent.of(path, "there is no such file", remedy="Check the path.") from None
     except OSError as error:
         raise _failed(path, error) from None
     except ValueError:
-        raise FileUnreadable(path, "no file can have that name", remedy="Check the path.") from None
+        raise FileUnreadable.of(path, "no file can have that name", remedy="Check the path.") from None
     mode = os.fstat(descriptor).st_mode
     if stat.S_ISREG(mode) or stat.S_ISFIFO(mode):
         return descriptor
     os.close(descriptor)
     kind = "a directory" if stat.S_ISDIR(mode) else "a device"
-    raise FileUnreadable(path, f"it is {kind}, not a file", remedy=_NAME_A_FILE)
+    raise FileUnreadable.of(path, f"it is {kind}, not a file", remedy=_NAME_A_FILE)
 
 
 def _read_pipe(path: Path, descriptor: int, found: os.stat_result, largest: int) -> bytes:
@@ -195,20 +195,20 @@ def _wait_for_data(path: Path, descriptor: int) -> None:
 
 
 def _not_delivered(path: Path, reason: str) -> FileUnreadable:
-    return FileUnreadable(path, reason, remedy="Check the command that writes to it, or name a regular file.")
+    return FileUnreadable.of(path, reason, remedy="Check the command that writes to it, or name a regular file.")
 
 
 def _too_large(path: Path, largest: int) -> FileUnreadable:
     reason = f"it is larger than {largest // (1024 * 1024)} MiB"
-    return FileUnreadable(path, reason, remedy="Check that this is the right file.")
+    return FileUnreadable.of(path, reason, remedy="Check that this is the right file.")
 
 
 def _failed(path: Path, error: OSError) -> FileUnreadable:
     # What opening a socket says.
     if error.errno == errno.ENXIO:
-        return FileUnreadable(path, "it is a socket or a device, not a file", remedy=_NAME_A_FILE)
+        return FileUnreadable.of(path, "it is a socket or a device, not a file", remedy=_NAME_A_FILE)
     if error.errno in (errno.EACCES, errno.EPERM):
-        return FileUnreadable(
+        return FileUnreadable.of(
             path, str(error.strerror), remedy="Give the user that runs Isabella the right to read it."
         )
-    return FileUnreadable(path, str(error.strerror or error), remedy="Check the path.")
+    return FileUnreadable.of(path, str(error.strerror or error), remedy="Check the path.")

@@ -11,7 +11,8 @@ from typing import Protocol
 
 import anyio
 
-from isabella.config.settings import Settings, Strategy, Watch
+from isabella.config.settings import Settings, Watch
+from isabella.config.strategy import Strategy
 from isabella.errors import ConfigurationError, IsabellaError
 from isabella.letta.connection import Connection, connect
 from isabella.locks.provider_lock import ProviderLock

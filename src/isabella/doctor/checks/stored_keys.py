@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from isabella.config.api_keys import mask
-from isabella.config.settings import Strategy
+from isabella.config.strategy import Strategy
 from isabella.doctor.checks.connection import unreachable_findings
 from isabella.doctor.checks.master_key import judge_master_key
 from isabella.doctor.evidence import AgentEvidence, Evidence, LettaEvidence, ProviderEvidence

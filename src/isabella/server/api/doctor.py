@@ -65,7 +65,7 @@ async def doctor(
     probe: Annotated[bool, Query(description="Have an agent on each provider say one line, too.")] = False,
 ) -> DoctorReport:
     """Look at configuration, vendors, providers, agents and exposure. Changes nothing."""
-    target = getattr(request.app.state, "patient", None)
+    target = getattr(request.app.state, "target", None)
     settings = target.settings if isinstance(target, DoctorTarget) else None
     connection = target.connection if isinstance(target, DoctorTarget) else None
     options = DoctorOptions(tuple(provider or ()), agent, probe)

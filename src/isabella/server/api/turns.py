@@ -41,7 +41,7 @@ def turn_service(request: Request) -> TurnService:
     Raises:
         NotReady: the backend has not come up.
     """
-    found = getattr(request.app.state, "desk", None)
+    found = getattr(request.app.state, "turn_service", None)
     if not isinstance(found, TurnService):
         raise NotReady("Nobody can be spoken to yet.", remedy="`GET /ready` says how far the start has come.")
     return found

@@ -55,7 +55,7 @@ class ConsoleContext:
         Raises:
             NotReady: the backend has not come up.
         """
-        found = getattr(self._state, "agency", None)
+        found = getattr(self._state, "agent_service", None)
         if not isinstance(found, AgentService):
             raise NotReady("The agents are not there yet.", remedy=_WAIT)
         return found
@@ -67,7 +67,7 @@ class ConsoleContext:
         Raises:
             NotReady: the backend has not come up.
         """
-        found = getattr(self._state, "desk", None)
+        found = getattr(self._state, "turn_service", None)
         if not isinstance(found, TurnService):
             raise NotReady("Nobody can be spoken to yet.", remedy=_WAIT)
         return found
@@ -75,12 +75,12 @@ class ConsoleContext:
     @property
     def up(self) -> bool:
         """Whether the agents are there."""
-        return isinstance(getattr(self._state, "agency", None), AgentService)
+        return isinstance(getattr(self._state, "agent_service", None), AgentService)
 
     @property
     def watcher(self) -> Watcher | None:
         """Who keeps watch; None where nobody does."""
-        found = getattr(self._state, "keeper", None)
+        found = getattr(self._state, "watcher", None)
         return found if isinstance(found, Watcher) else None
 
     @property

@@ -6,12 +6,6 @@ into `docs/compatibility.md`.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-
-# What the tests plant and seal with serves here, too.
-_TESTS = str(ROOT / "tests")
-if _TESTS not in sys.path:
-    sys.path.append(_TESTS)

@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from proxy import Proxy
-from sealed import OTHER_MASTER_KEY, seal
-from ward import VENDORS, Ward
-
 from compat.stage import FORMER_KEY, Stage
 from isabella.agents.reconcile import EnsureOutcome
 from isabella.agents.service import open_agent_service
 from isabella.config.settings import load_settings
 from isabella.providers.report import Proof, ProviderReport
+from tests.support.doctor_env import VENDORS, Ward
+from tests.support.fault_proxy import Proxy
+from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
 
 Case = Callable[[Stage], str]
 

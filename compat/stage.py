@@ -10,17 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from planting import Ground, ground
-from proxy import Proxy
-from sealed import unseal
-from ward import VENDORS, Ward
-
 from isabella.config.settings import load_settings
 from isabella.embedded import Letta
 from isabella.letta.llm_config import OPENAI, Binding, client_for
 from isabella.practice import PracticeVendors
 from isabella.providers.api import ensure_providers
 from isabella.providers.report import ProviderReport
+from tests.support.doctor_env import VENDORS, Ward
+from tests.support.fault_proxy import Proxy
+from tests.support.letta_admin import Ground, ground
+from tests.support.letta_encryption import unseal
 
 #: The practice vendor behind all the providers: type openai, so that no type of Letta's own comes in between.
 VENDOR, TYPE, MODEL = "longcat", "openai", "LongCat-2.0"

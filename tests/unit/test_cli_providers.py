@@ -11,7 +11,6 @@ from typing import Any
 from unittest.mock import AsyncMock, MagicMock, Mock
 
 import pytest
-from reports import FOREIGN, IN_SYNC, MENDED
 from typer.testing import CliRunner
 
 from isabella.cli import app, main
@@ -21,6 +20,7 @@ from isabella.config.strategy import Strategy
 from isabella.errors import IsabellaError, LettaUnreachable, LockTimeout
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
+from tests.support.sample_reports import FOREIGN, IN_SYNC, MENDED
 
 FINE = replace(IN_SYNC, receipt=Receipt.ACCEPTED)
 HEALED = replace(MENDED, receipt=Receipt.ACCEPTED)

@@ -15,8 +15,6 @@ import httpx
 import httpx2
 import psycopg
 import pytest
-from command import Command
-from impostor import impostor, server
 from pydantic import SecretStr
 
 from isabella.chat.line import BackendClient
@@ -34,6 +32,8 @@ from isabella.practice import daemon
 from isabella.server.token import address_published, published_backend
 from isabella.system.peers import Peer, async_hooks, hooks, listens
 from isabella.system.processes import ChildProcess, save
+from tests.support.command import Command
+from tests.support.impostor import impostor, server
 
 SECRET = "a-secret-of-ours"
 HEADERS = {"Authorization": f"Bearer {SECRET}"}

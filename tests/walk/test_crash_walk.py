@@ -1,0 +1,86 @@
+"""A sync is killed before and after every single request it makes: the next start makes everything right.
+
+It is a real process that gets a real SIGKILL, from the proxy between it and Letta: either before Letta has the
+request, or when Letta has carried it out and nobody has heard of it yet.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.fault_injection import SITUATIONS, Trail, count_requests
+from tests.support.fault_proxy import Proxy
+from tests.support.fork_server import Child, Forker
+
+SYNC = ("providers", "sync", "--json")
+WALKED: dict[str, int] = {}
+
+
+class Executioner(Proxy):
+    """A proxy that kills its client at one of its requests."""
+
+    def __init__(self, target: str, number: int, when: str) -> None:
+        super().__init__(target)
+        self._number, self._when = number, when
+        self.victim: int | None = None
+
+    async def _pass_on(self, start: str, headers: list[list[str]], body: bytes) -> bytes:
+        self._number -= 1
+        if self._number != 0:
+            return await super()._pass_on(start, headers, body)
+        if self._when == "after":
+            await super()._pass_on(start, headers, body)
+        assert self.victim is not None
+        os.kill(self.victim, signal.SIGKILL)
+        raise ConnectionError("nobody is there to be answered")
+
+
+@pytest.fixture(scope="module")
+def forker() -> Iterator[Forker]:
+    """Where the processes come from."""
+    with Forker() as running:
+        yield running
+
+
+def sync(trail: Trail, forker: Forker, situation: str, base_url: str, *, hold: bool = False) -> Child:
+    """Start a sync against this address."""
+    environment = {"PATH": os.environ["PATH"], **trail.configuration(situation, base_url)}
+    return forker.start(SYNC, environment, Path(trail.home) / "output.json", hold=hold)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_a_kill_at_any_request_is_healed_by_the_next_start(
+    trail: Trail, forker: Forker, situation: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Killed before or after any request: everything proven at the next start, no provider gone, none changed.
+
+    Where several providers are written side by side, to be killed after one request is to be killed before another.
+    """
+    number = count_requests(trail, situation, lambda url: sync(trail, forker, situation, url).wait())
+    walked = 0
+    for point in range(1, number + 1):
+        for when in ("after",) if situation == "everything at once" else ("before", "after"):
+            ids = trail.plant(situation)
+            with Executioner(trail.ground.letta.base_url, point, when) as proxy:
+                trail.arm(situation, proxy)
+                child = sync(trail, forker, situation, proxy.url, hold=True)
+                proxy.victim = child.pid
+                child.go()
+                code = child.wait()
+            # Side by side, requests come now in this number and now in that.
+            assert code == -signal.SIGKILL or (situation == "everything at once" and code in (0, 1))
+            trail.check_agents(situation)
+            trail.check_healed(situation, ids)
+            walked += 1
+    WALKED[situation] = walked
+    record_property(
+        "walked",
+        f"crash walk: {SITUATIONS[situation]}: {number} requests, {walked} points ({sum(WALKED.values())} in all)",
+    )
+    assert walked >= number > 4

@@ -15,7 +15,7 @@ from isabella.agents.reconcile import EnsureOutcome
 from isabella.agents.service import open_agent_service
 from isabella.config.settings import load_settings
 from isabella.providers.report import Proof, ProviderReport
-from tests.support.doctor_env import VENDORS, Ward
+from tests.support.doctor_env import VENDORS, DoctorEnv
 from tests.support.fault_proxy import Proxy
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
 
@@ -42,7 +42,7 @@ def _in_place(stage: Stage, name: str, entry: ProviderReport) -> str:
 
 def _recreated_or_named(stage: Stage, name: str, id: str, entry: ProviderReport, remedy: str) -> str:
     """Recreated under the same id where that works; elsewhere nothing was deleted, and the way out is told."""
-    (row,) = stage.ground.rows(name)
+    (row,) = stage.admin.rows(name)
     assert row["id"] == id
     if stage.recreates:
         return _proven(stage, name, entry, "recreated")
@@ -58,7 +58,7 @@ def absent(stage: Stage) -> str:
     name = stage.new_name()
     entry = stage.sync(name)
     came = _proven(stage, name, entry, "created")
-    (row,) = stage.ground.rows(name)
+    (row,) = stage.admin.rows(name)
     again = stage.sync(name)
     assert again.proof is Proof.PROVEN
     assert stage.writes == []
@@ -106,7 +106,7 @@ def sealed_elsewhere(stage: Stage) -> str:
     """Sealed under another master key: PATCH is answered 400, so only recreating it helps (P4, O5)."""
     name = stage.new_name()
     id = stage.plant(name)
-    stage.ground.write_key(id, seal(stage.key, OTHER_MASTER_KEY))
+    stage.admin.write_key(id, seal(stage.key, OTHER_MASTER_KEY))
     return _recreated_or_named(stage, name, id, stage.sync(name), "under the master key that this was sealed with")
 
 
@@ -114,10 +114,10 @@ def plaintext(stage: Stage) -> str:
     """The right key, stored before there was a master key: sealed now, in place (P5)."""
     name = stage.new_name()
     id = stage.plant(name)
-    stage.ground.write_key(id, stage.key)
+    stage.admin.write_key(id, stage.key)
     entry = stage.sync(name)
     assert not any(line == f"DELETE /v1/providers/{id}" for line in stage.writes)
-    assert stage.ground.key_text(id) != stage.key
+    assert stage.admin.key_text(id) != stage.key
     return _proven(stage, name, entry, "sealed in place")
 
 
@@ -125,7 +125,7 @@ def lost(stage: Stage) -> str:
     """No key at all, as an upgrade leaves it: written in place, and said why (O4)."""
     name = stage.new_name()
     id = stage.plant(name)
-    stage.ground.database.execute("UPDATE providers SET api_key_enc = NULL WHERE id = %s", (id,))
+    stage.admin.database.execute("UPDATE providers SET api_key_enc = NULL WHERE id = %s", (id,))
     entry = stage.sync(name)
     assert "O4" in entry.reason
     return _in_place(stage, name, entry)
@@ -136,7 +136,7 @@ def white_space(stage: Stage) -> str:
     name = stage.new_name()
     id = stage.plant(name)
     assert stage.letta.master_key is not None
-    stage.ground.write_key(id, seal(f" {stage.key}\n", stage.letta.master_key.get_secret_value()))
+    stage.admin.write_key(id, seal(f" {stage.key}\n", stage.letta.master_key.get_secret_value()))
     return _in_place(stage, name, stage.sync(name))
 
 
@@ -151,10 +151,10 @@ def deleted(stage: Stage) -> str:
     """Deleted by hand: it comes back under its id, or its name is blocked, and that is said (O1, O2, O8)."""
     name = stage.new_name()
     id = stage.plant(name)
-    stage.ground.delete(id)
+    stage.admin.delete(id)
     entry = stage.sync(name)
     if stage.recreates:
-        (row,) = stage.ground.rows(name)
+        (row,) = stage.admin.rows(name)
         assert row["id"] == id
         return _proven(stage, name, entry, "created, same id")
     assert entry.proof is Proof.FAILED
@@ -168,10 +168,10 @@ def crowded(stage: Stage) -> str:
     """More than 50 providers: all are listed, and only this one is written (P1)."""
     name = stage.new_name()
     id = stage.plant(name)
-    stage.ground.crowd(id, 60)
+    stage.admin.crowd(id, 60)
     entry = stage.sync(name)
     assert len(stage.writes) == 1
-    stage.ground.clear("crowd-*")
+    stage.admin.clear("crowd-*")
     return _in_place(stage, name, entry)
 
 
@@ -191,14 +191,14 @@ def in_order(stage: Stage) -> str:
 
     What a release cannot do is worth knowing there, but no finding.
     """
-    with stage.ward() as ward:
-        notes = _healthy(stage, ward)
-        assert _healthy(stage, ward, "--probe") == notes
+    with stage.env() as env:
+        notes = _healthy(stage, env)
+        assert _healthy(stage, env, "--probe") == notes
         # A Letta on another machine: its process and its database are out of sight, so it is asked for more.
-        ward.unset("ISABELLA_DATABASE_URL")
+        env.unset("ISABELLA_DATABASE_URL")
         with Proxy(stage.letta.base_url) as proxy:
-            ward.set(LETTA_BASE_URL=proxy.url)
-            assert _healthy(stage, ward) == notes
+            env.set(LETTA_BASE_URL=proxy.url)
+            assert _healthy(stage, env) == notes
             assert {line.rpartition("/")[2] for line in proxy.writes} <= {"check"}
     assert notes == (set() if stage.recreates else {"release-cannot-recreate"})
     return "no finding" if stage.recreates else "no finding; a note: never delete (O1)"
@@ -206,23 +206,23 @@ def in_order(stage: Stage) -> str:
 
 def one_stale(stage: Stage) -> str:
     """Letta holds another key of one of them: that alone is found, and what is printed heals it."""
-    with stage.ward() as ward:
-        ward.store("byok-groq", api_key="gsk_practice-former")
-        (finding,) = ward.doctor()["findings"]
+    with stage.env() as env:
+        env.store("byok-groq", api_key="gsk_practice-former")
+        (finding,) = env.doctor()["findings"]
         assert (finding["code"], finding["provider"]) == ("key-stale", "byok-groq")
-        assert ward.follow(finding, fix=False)
-        _healthy(stage, ward)
+        assert env.follow(finding, fix=False)
+        _healthy(stage, env)
     return "found and healed"
 
 
 def her_agents(stage: Stage) -> str:
     """Isabella's own agents are made, kept at the next start, switched to another vendor, and answer there."""
-    with stage.ward() as ward:
-        return asyncio.run(_her_agents(stage, ward))
+    with stage.env() as env:
+        return asyncio.run(_her_agents(stage, env))
 
 
-async def _her_agents(stage: Stage, ward: Ward) -> str:
-    async with open_agent_service(load_settings(ward.folder / ".env", ward.environment)) as agent_service:
+async def _her_agents(stage: Stage, env: DoctorEnv) -> str:
+    async with open_agent_service(load_settings(env.folder / ".env", env.environment)) as agent_service:
         made = await agent_service.ensure()
         assert made
         assert {one.done for one in made} == {EnsureOutcome.CREATED}, [one.reason for one in made]
@@ -233,7 +233,7 @@ async def _her_agents(stage: Stage, ward: Ward) -> str:
             await agent_service.registry.switch(isabella, handle, agent_service.models)
             vendor = {"byok-groq": "groq"}.get(handle.partition("/")[0], handle.partition("/")[0])
             stage.vendors.forget()
-            stage.ground.say(isabella.id)
+            stage.admin.say(isabella.id)
             arrived = [one for one in stage.vendors.requests(vendor) if one.path.endswith("/chat/completions")]
             assert arrived
             assert all(one.carries(stage.vendors.key(vendor).get_secret_value()) for one in arrived)
@@ -241,9 +241,9 @@ async def _her_agents(stage: Stage, ward: Ward) -> str:
     return "made, kept, switched"
 
 
-def _healthy(stage: Stage, ward: Ward, *options: str) -> set[str]:
+def _healthy(stage: Stage, env: DoctorEnv, *options: str) -> set[str]:
     """Nothing is found or left open, and it was really looked at; what is worth knowing."""
-    document = ward.doctor(*options)
+    document = env.doctor(*options)
     assert document["findings"] == [], document["verdict"]
     assert document["unknown"] == []
     assert document["letta"]["version"] == stage.letta.version
@@ -267,7 +267,7 @@ def open_sealed(stage: Stage) -> str:
     """Sealed, and the master key unset since: written anew in place, before the ciphertext is sent as a key (O6)."""
     name = stage.new_name()
     id = stage.plant(name)
-    stage.ground.write_key(id, seal(stage.key, OTHER_MASTER_KEY))
+    stage.admin.write_key(id, seal(stage.key, OTHER_MASTER_KEY))
     return _in_place(stage, name, stage.sync(name))
 
 

@@ -16,9 +16,9 @@ from isabella.letta.llm_config import OPENAI, Binding, client_for
 from isabella.practice import PracticeVendors
 from isabella.providers.api import ensure_providers
 from isabella.providers.report import ProviderReport
-from tests.support.doctor_env import VENDORS, Ward
+from tests.support.doctor_env import VENDORS, DoctorEnv
 from tests.support.fault_proxy import Proxy
-from tests.support.letta_admin import Ground, ground
+from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import unseal
 
 #: The practice vendor behind all the providers: type openai, so that no type of Letta's own comes in between.
@@ -32,7 +32,7 @@ class Stage:
 
     Attributes:
         letta: the server.
-        ground: what plants in it, past Isabella.
+        admin: what plants in it, past Isabella.
         vendors: the vendors behind its providers.
         home: Isabella's home.
         key: the configured key, which the vendor accepts.
@@ -41,7 +41,7 @@ class Stage:
     """
 
     letta: Letta
-    ground: Ground
+    admin: LettaAdmin
     vendors: PracticeVendors
     home: Path
     key: str = ""
@@ -69,7 +69,7 @@ class Stage:
 
     def plant(self, name: str, *, key: str = FORMER_KEY, type: str = TYPE, base_url: str | None = None) -> str:
         """POST a provider; its id."""
-        return self.ground.provider(name, type, base_url or self.base_url, key)
+        return self.admin.provider(name, type, base_url or self.base_url, key)
 
     def sync(self, name: str, *, key: str | None = None) -> ProviderReport:
         """Bring one provider in line; what is reported of it."""
@@ -100,7 +100,7 @@ class Stage:
 
     def opened(self, name: str) -> str | None:
         """The key that Letta holds now."""
-        (row,) = self.ground.rows(name)
+        (row,) = self.admin.rows(name)
         text: str | None = row["api_key_enc"]
         if not text or self.letta.master_key is None:
             return text
@@ -121,36 +121,36 @@ class Stage:
             "include_base_tools": False,
             **self._needed,
         }
-        agent = str(self.ground.http.post("/v1/agents/", json=body).raise_for_status().json()["id"])
+        agent = str(self.admin.http.post("/v1/agents/", json=body).raise_for_status().json()["id"])
         try:
             yield agent
         finally:
-            self.ground.http.delete(f"/v1/agents/{agent}")
+            self.admin.http.delete(f"/v1/agents/{agent}")
 
     def carried(self, agent: str) -> set[str]:
         """What this agent's next message carries to the vendor."""
         self.vendors.forget()
-        self.ground.say(agent)
+        self.admin.say(agent)
         arrived = [one for one in self.vendors.requests(VENDOR) if one.path.endswith("/chat/completions")]
         return {"the configured key" if one.carries(self.key) else "another" for one in arrived}
 
     @contextmanager
-    def ward(self) -> Iterator[Ward]:
+    def env(self) -> Iterator[DoctorEnv]:
         """A system in order, for the doctor: the four vendors proven, an agent bound to each, and nothing else."""
-        self.ground.clear("compat-*", "crowd-*")
-        ward = Ward(
-            self.home / "ward",
+        self.admin.clear("compat-*", "crowd-*")
+        env = DoctorEnv(
+            self.home / "env",
             self.letta,
             self.vendors,
             client=client_for(self.letta.version),
             needed=self._needed,
         )
-        ward.reset()
-        yield ward
+        env.reset()
+        yield env
         self.vendors.clear()
-        for agent in ward.api("GET", "/v1/agents/?limit=100"):
-            ward.api("DELETE", f"/v1/agents/{agent['id']}")
-        self.ground.clear(*VENDORS.values())
+        for agent in env.api("GET", "/v1/agents/?limit=100"):
+            env.api("DELETE", f"/v1/agents/{agent['id']}")
+        self.admin.clear(*VENDORS.values())
 
     @property
     def _needed(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class Stage:
 def stage(letta: Letta, vendors: PracticeVendors, home: Path) -> Iterator[Stage]:
     """Open one, and take away in the end what was planted."""
     home.mkdir(parents=True, exist_ok=True)
-    with ground(letta) as opened:
+    with open_admin(letta) as opened:
         opened.clear("compat-*", "crowd-*")
         yield Stage(letta, opened, vendors, home, key=vendors.key(VENDOR).get_secret_value())
         opened.clear("compat-*", "crowd-*")

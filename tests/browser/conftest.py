@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, sync_playwright
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from tests.support.backend_server import Backend, backend
-from tests.support.browser_page import Visitor, aside, visiting
+from tests.support.browser_user import BrowserUser, aside, browsing
 
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
@@ -65,23 +65,23 @@ def fair_weather(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def stranger(served: Backend, browser: Browser) -> Iterator[Visitor]:
+def anonymous(served: Backend, browser: Browser) -> Iterator[BrowserUser]:
     """Somebody who has not come in."""
-    with visiting(served, browser) as visitor:
-        yield visitor
+    with browsing(served, browser) as user:
+        yield user
 
 
 @pytest.fixture
-def visitor(stranger: Visitor) -> Visitor:
+def user(anonymous: BrowserUser) -> BrowserUser:
     """Somebody who has come in."""
-    stranger.enter()
-    return stranger
+    anonymous.enter()
+    return anonymous
 
 
 @pytest.fixture
-def agent(visitor: Visitor, request: pytest.FixtureRequest) -> str:
+def agent(user: BrowserUser, request: pytest.FixtureRequest) -> str:
     """Letta's id of an agent of the test's own: first on Cerebras, then on Mistral."""
-    served = visitor.served
+    served = user.served
     name = request.node.name.replace("_", " ").split("[")[0][5:60]
     aside(served.agent, name, "cerebras/gpt-oss-120b", "byok-mistral/mistral-medium-latest")
     return served.id_of(name)

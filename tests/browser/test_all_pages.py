@@ -11,7 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Error, Page, Response, expect
 
 from tests.support.backend_server import TOKEN, Backend
-from tests.support.browser_page import Visitor, visiting
+from tests.support.browser_user import BrowserUser, browsing
 
 WIDTHS = {"narrow": {"width": 360, "height": 740}, "wide": {"width": 1920, "height": 1080}}
 
@@ -26,10 +26,10 @@ def told(served: Backend) -> str:
     return served.id_of("Isabella")
 
 
-def everywhere(visitor: Visitor, agent: str) -> Iterator[str]:
+def everywhere(user: BrowserUser, agent: str) -> Iterator[str]:
     """Every page, in its states, one after the other."""
-    page = visitor.page
-    visitor.open("providers")
+    page = user.page
+    user.open("providers")
     # What an earlier test has asked for stands there still.
     if page.locator("#dismiss").count():
         page.locator("#dismiss").click()
@@ -38,13 +38,13 @@ def everywhere(visitor: Visitor, agent: str) -> Iterator[str]:
     page.get_by_role("button", name="Verify", exact=True).click()
     expect(page.locator("#errand.done")).to_be_visible()
     yield "providers, verified"
-    visitor.open(f"chat/{agent}")
+    user.open(f"chat/{agent}")
     page.locator("#history details").first.locator("summary").click()
     yield "chat"
     page.locator("#model summary").click()
     expect(page.get_by_label("Speak through")).to_be_visible()
     yield "chat, switching"
-    visitor.open(f"memory/{agent}")
+    user.open(f"memory/{agent}")
     yield "memory"
     page.get_by_role("button", name="Edit human").click()
     expect(page.locator("form.editing textarea")).to_be_focused()
@@ -52,9 +52,9 @@ def everywhere(visitor: Visitor, agent: str) -> Iterator[str]:
     page.get_by_role("button", name="Delete …").first.click()
     expect(page.get_by_text("Delete this for good?")).to_be_visible()
     yield "memory, editing"
-    visitor.open("activity")
+    user.open("activity")
     yield "activity"
-    page.goto(f"{visitor.served.url}/console/nothing")
+    page.goto(f"{user.served.url}/console/nothing")
     yield "no such page"
 
 
@@ -62,13 +62,13 @@ def everywhere(visitor: Visitor, agent: str) -> Iterator[str]:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing(served: Backend, browser: Browser, told: str, theme: str, width: str) -> None:
     """Axe reports no violation on any page, in either theme, at either width; nothing is wider than the window."""
-    with visiting(served, browser, viewport=WIDTHS[width], color_scheme=theme) as visitor:
-        visitor.page.goto(f"{served.url}/console/chat")
-        found = _violations(visitor.page, "at the door")
-        visitor.enter()
-        for state in everywhere(visitor, told):
-            found += _violations(visitor.page, state)
-            assert visitor.page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]["width"], state
+    with browsing(served, browser, viewport=WIDTHS[width], color_scheme=theme) as user:
+        user.page.goto(f"{served.url}/console/chat")
+        found = _violations(user.page, "at the door")
+        user.enter()
+        for state in everywhere(user, told):
+            found += _violations(user.page, state)
+            assert user.page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]["width"], state
         assert found == []
 
 
@@ -93,12 +93,12 @@ def test_no_key_reaches_the_browser(served: Backend, browser: Browser, told: str
             with suppress(Error):
                 bodies[response.url] = response.text()
 
-    with visiting(served, browser) as visitor:
-        visitor.page.on("response", keep)
-        visitor.enter()
-        for state in everywhere(visitor, told):
-            bodies[state] = visitor.page.content()
-        cookies = {one["name"]: one["value"] for one in visitor.context.cookies()}
+    with browsing(served, browser) as user:
+        user.page.on("response", keep)
+        user.enter()
+        for state in everywhere(user, told):
+            bodies[state] = user.page.content()
+        cookies = {one["name"]: one["value"] for one in user.context.cookies()}
     with httpx.Client(base_url=served.url, cookies=cookies, timeout=30) as client:
         for path in ("providers/live", f"chat/{told}/live?since=0", f"memory/{told}/live", "activity/live"):
             with client.stream("GET", f"/console/{path}") as stream:

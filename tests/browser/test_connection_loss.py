@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from tests.support.backend_server import Backend, backend
-from tests.support.browser_page import Visitor
+from tests.support.browser_user import BrowserUser
 from tests.support.fault_proxy import Proxy
 
 
@@ -31,10 +31,10 @@ def served(letta_server: Letta, way: Proxy, tmp_path_factory: pytest.TempPathFac
         yield running
 
 
-def test_letta_goes_away_and_comes_back(visitor: Visitor, way: Proxy) -> None:
+def test_letta_goes_away_and_comes_back(user: BrowserUser, way: Proxy) -> None:
     """The open page says that Letta does not answer, keeps what it knew, and goes on by itself when it is back."""
-    visitor.open("providers")
-    page = visitor.page
+    user.open("providers")
+    page = user.page
     expect(page.locator("#overview")).to_contain_text("Everything is in order")
     rows = page.locator(".row").count()
     way.fault(r".*", "drop", times=None)
@@ -42,8 +42,8 @@ def test_letta_goes_away_and_comes_back(visitor: Visitor, way: Proxy) -> None:
     expect(page.locator(".row")).to_have_count(rows)
     page.get_by_role("button", name="Sync", exact=True).click()
     expect(page.locator("#errand.failed")).to_contain_text("Letta")
-    agents = visitor.tab()
-    agents.goto(f"{visitor.served.url}/console/chat")
+    agents = user.tab()
+    agents.goto(f"{user.served.url}/console/chat")
     expect(agents.get_by_role("heading", name="This did not work")).to_be_visible()
     agents.close()
     way.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Locator, Page, Route, TimeoutError, expect
 
-from tests.support.browser_page import Visitor
+from tests.support.browser_user import BrowserUser
 
 
 def block(page: Page, label: str) -> Locator:
@@ -42,20 +42,20 @@ class Held:
         return self._held.pop(0)
 
 
-def test_she_knows_what_was_edited(visitor: Visitor, agent: str) -> None:
+def test_she_knows_what_was_edited(user: BrowserUser, agent: str) -> None:
     """A line that is written into her memory on the page is known to her in the next turn; Undo takes it back."""
-    visitor.open(f"memory/{agent}")
-    page = visitor.page
+    user.open(f"memory/{agent}")
+    page = user.page
     edit(page, "human", "The user's cat is called Miezi.")
     expect(page.locator(".count")).to_have_text("31 of 100,000 characters")
     page.get_by_role("button", name="Save").click()
     expect(block(page, "human")).to_contain_text("Saved.")
     expect(page.get_by_role("button", name="Undo")).to_be_focused()
-    visitor.open(f"chat/{agent}")
-    visitor.say("What is my cat called?")
-    visitor.on_event()
+    user.open(f"chat/{agent}")
+    user.say("What is my cat called?")
+    user.on_event()
     expect(page.locator("#live .said.agent")).to_contain_text("Miezi")
-    visitor.open(f"memory/{agent}")
+    user.open(f"memory/{agent}")
     edit(page, "human", "Nothing is known.")
     page.get_by_role("button", name="Save").click()
     page.get_by_role("button", name="Undo").click()
@@ -63,11 +63,11 @@ def test_she_knows_what_was_edited(visitor: Visitor, agent: str) -> None:
     expect(block(page, "human")).to_contain_text("Miezi")
 
 
-def test_a_conflict_of_two_tabs(visitor: Visitor, agent: str) -> None:
+def test_a_conflict_of_two_tabs(user: BrowserUser, agent: str) -> None:
     """Two tabs edit the same block: the second save is refused, shows both texts, and goes through once seen."""
-    first, second = visitor.page, visitor.tab()
+    first, second = user.page, user.tab()
     for page, text in ((first, "From the first tab."), (second, "From the second tab.")):
-        visitor.open(f"memory/{agent}", page)
+        user.open(f"memory/{agent}", page)
         edit(page, "persona", text)
     first.get_by_role("button", name="Save").click()
     expect(block(first, "persona")).to_contain_text("Saved.")
@@ -79,23 +79,23 @@ def test_a_conflict_of_two_tabs(visitor: Visitor, agent: str) -> None:
     expect(block(second, "persona").locator(".value")).to_have_text("From the second tab.")
 
 
-def test_the_limit_is_kept(visitor: Visitor, agent: str) -> None:
+def test_the_limit_is_kept(user: BrowserUser, agent: str) -> None:
     """A text above the limit is refused with the reason, and stays in the editor."""
-    visitor.served.letta.patch(f"/v1/agents/{agent}/core-memory/blocks/human", json={"limit": 40}).raise_for_status()
-    visitor.open(f"memory/{agent}")
-    edit(visitor.page, "human", "y" * 41)
-    expect(visitor.page.locator(".count")).to_have_class("quiet count bad")
-    visitor.page.get_by_role("button", name="Save").click()
-    expect(visitor.page.get_by_role("alert").filter(has_text="holds 40")).to_be_visible()
-    expect(block(visitor.page, "human").locator("textarea")).to_have_value("y" * 41)
+    user.served.letta.patch(f"/v1/agents/{agent}/core-memory/blocks/human", json={"limit": 40}).raise_for_status()
+    user.open(f"memory/{agent}")
+    edit(user.page, "human", "y" * 41)
+    expect(user.page.locator(".count")).to_have_class("quiet count bad")
+    user.page.get_by_role("button", name="Save").click()
+    expect(user.page.get_by_role("alert").filter(has_text="holds 40")).to_be_visible()
+    expect(block(user.page, "human").locator("textarea")).to_have_value("y" * 41)
 
 
-def test_what_caused_a_memory(visitor: Visitor, agent: str) -> None:
+def test_what_caused_a_memory(user: BrowserUser, agent: str) -> None:
     """What she wrote down shows by itself on an open page, and leads to the line of the conversation behind it."""
-    reader = visitor.tab()
-    visitor.open(f"memory/{agent}", reader)
+    reader = user.tab()
+    user.open(f"memory/{agent}", reader)
     reader.bring_to_front()
-    visitor.served.say(agent, "Please remember that my boat is called Aurora.")
+    user.served.say(agent, "Please remember that my boat is called Aurora.")
     expect(block(reader, "human").locator(".value")).to_contain_text("Aurora")
     block(reader, "human").locator(".why summary").click()
     cause = reader.get_by_role("link", name="Please remember that my boat is called Aurora.")
@@ -103,11 +103,11 @@ def test_what_caused_a_memory(visitor: Visitor, agent: str) -> None:
     expect(reader.locator(".said.found")).to_contain_text("my boat is called Aurora")
 
 
-def test_a_cause_that_does_not_come_is_asked_for_again(visitor: Visitor, agent: str) -> None:
+def test_a_cause_that_does_not_come_is_asked_for_again(user: BrowserUser, agent: str) -> None:
     """Where something between answers instead, the fold closes, and opening it anew asks anew."""
-    visitor.served.say(agent, "Please remember that my boat is called Aurora.")
-    visitor.open(f"memory/{agent}")
-    page = visitor.page
+    user.served.say(agent, "Please remember that my boat is called Aurora.")
+    user.open(f"memory/{agent}")
+    page = user.page
     fold = block(page, "human").locator(".why")
     held = Held(page, "**/origins*")
     fold.locator("summary").click()
@@ -123,10 +123,10 @@ def test_a_cause_that_does_not_come_is_asked_for_again(visitor: Visitor, agent: 
     expect(page.get_by_role("link", name="Please remember that my boat is called Aurora.")).to_be_visible()
 
 
-def test_the_archive(visitor: Visitor, agent: str) -> None:
+def test_the_archive(user: BrowserUser, agent: str) -> None:
     """Passages are added, found, and deleted after a question."""
-    visitor.open(f"memory/{agent}")
-    page = visitor.page
+    user.open(f"memory/{agent}")
+    page = user.page
     for text in ("The garden gate squeaks.", "Tuesday is market day."):
         if page.locator("#add").get_attribute("open") is None:
             page.locator("#add summary").click()
@@ -149,15 +149,15 @@ def test_the_archive(visitor: Visitor, agent: str) -> None:
     gate.get_by_role("button", name="Delete …").click()
     gate.get_by_role("button", name="Delete", exact=True).click()
     expect(page.locator("#passages")).to_contain_text("Deleted.")
-    visitor.open(f"memory/{agent}")
+    user.open(f"memory/{agent}")
     expect(page.locator(".passage")).to_have_count(1)
 
 
-def test_what_is_about_to_be_replaced_takes_no_clicks(visitor: Visitor, agent: str) -> None:
+def test_what_is_about_to_be_replaced_takes_no_clicks(user: BrowserUser, agent: str) -> None:
     """A question opened in a list would go with it: until the answer is there, nothing in it can be pressed."""
-    visitor.served.letta.post(f"/v1/agents/{agent}/archival-memory", json={"text": "The gate."}).raise_for_status()
-    visitor.open(f"memory/{agent}")
-    page = visitor.page
+    user.served.letta.post(f"/v1/agents/{agent}/archival-memory", json={"text": "The gate."}).raise_for_status()
+    user.open(f"memory/{agent}")
+    page = user.page
     listed = page.locator("#passages")
     held = Held(page, "**/passages*")
     page.get_by_role("button", name="Search").click()
@@ -171,14 +171,14 @@ def test_what_is_about_to_be_replaced_takes_no_clicks(visitor: Visitor, agent: s
     expect(listed).to_contain_text("Delete this for good?")
 
 
-def test_a_save_that_does_not_arrive_loses_nothing(visitor: Visitor, agent: str) -> None:
+def test_a_save_that_does_not_arrive_loses_nothing(user: BrowserUser, agent: str) -> None:
     """A save that does not reach Isabella leaves the editor, the text in it, and the keyboard where it was."""
-    visitor.open(f"memory/{agent}")
-    page = visitor.page
+    user.open(f"memory/{agent}")
+    page = user.page
     edit(page, "human", "Kept for the next attempt.")
     editor = page.locator("form.editing")
     held = Held(page, "**/save")
-    editor.get_by_role("button", name="Save").renderer("Enter")
+    editor.get_by_role("button", name="Save").press("Enter")
     route = held.take()
     assert editor.evaluate("one => one.inert")
     route.fulfill(status=502, content_type="text/html", body="<h1>Bad gateway</h1>")
@@ -187,5 +187,5 @@ def test_a_save_that_does_not_arrive_loses_nothing(visitor: Visitor, agent: str)
     expect(editor.locator("textarea")).to_have_value("Kept for the next attempt.")
     expect(editor.get_by_role("button", name="Save")).to_be_focused()
     page.unroute("**/save")
-    editor.get_by_role("button", name="Save").renderer("Enter")
+    editor.get_by_role("button", name="Save").press("Enter")
     expect(block(page, "human")).to_contain_text("Saved.")

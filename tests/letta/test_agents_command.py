@@ -19,27 +19,27 @@ from isabella.cli.agents import app
 from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
 from isabella.errors import IsabellaError
-from tests.support.agent_env import Colony, colony
+from tests.support.agent_env import AgentEnv, agent_env
 
 
 @pytest.fixture(scope="module")
-def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Colony]]:
+def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], AgentEnv]]:
     """Makes colonies for the tests of this file."""
-    with colony(letta_server, tmp_path_factory.mktemp("cli")) as make:
+    with agent_env(letta_server, tmp_path_factory.mktemp("cli")) as make:
         yield make
 
 
 @pytest.fixture
-def here(new: Callable[[], Colony], monkeypatch: pytest.MonkeyPatch) -> Colony:
-    """A colony that the environment names."""
+def here(new: Callable[[], AgentEnv], monkeypatch: pytest.MonkeyPatch) -> AgentEnv:
+    """A agent_env that the environment names."""
     made = new()
     for name, value in environment(made).items():
         monkeypatch.setenv(name, value)
     return made
 
 
-def environment(here: Colony) -> Mapping[str, str]:
-    """The variables that name a colony."""
+def environment(here: AgentEnv) -> Mapping[str, str]:
+    """The variables that name a agent_env."""
     assert here.letta.master_key is not None
     found = {
         "LETTA_BASE_URL": here.letta.base_url,
@@ -73,7 +73,7 @@ def answer(*arguments: str, code: int = 0) -> Any:
     return json.loads(output)
 
 
-def test_ensure_says_what_it_did_and_list_shows_it(here: Colony) -> None:
+def test_ensure_says_what_it_did_and_list_shows_it(here: AgentEnv) -> None:
     """Created, then kept; the table and the JSON name the agent and its model."""
     assert answer("ensure")["agents"][0]["done"] == "created"
     assert answer("ensure")["agents"][0]["done"] == "kept"
@@ -88,7 +88,7 @@ def test_ensure_says_what_it_did_and_list_shows_it(here: Colony) -> None:
     assert "(empty)" in shown
 
 
-def test_switch_and_its_refusal(here: Colony) -> None:
+def test_switch_and_its_refusal(here: AgentEnv) -> None:
     """A good handle is taken, by provider alone too; a bad one is refused with those that work."""
     answer("ensure")
     assert answer("switch", here.id, "longcat")["handle"] == "longcat/LongCat-2.0"
@@ -98,7 +98,7 @@ def test_switch_and_its_refusal(here: Colony) -> None:
     assert agents("switch", "nobody of that name", "longcat")[0] == 1
 
 
-def test_repair_shows_then_does(here: Colony) -> None:
+def test_repair_shows_then_does(here: AgentEnv) -> None:
     """Without --yes it changes nothing and ends with 2; with it the agent is bound, and nothing is left to do."""
 
     async def plant(agent_service: AgentService) -> str:
@@ -117,7 +117,7 @@ def test_repair_shows_then_does(here: Colony) -> None:
     assert answer("repair")["agents"] == []
 
 
-def test_export_import_delete(here: Colony, tmp_path: Path) -> None:
+def test_export_import_delete(here: AgentEnv, tmp_path: Path) -> None:
     """A file that only its owner may read; in again under another name; deletion only with --yes."""
     answer("ensure")
     file, twin = tmp_path / "agent.af", f"Twin {secrets.token_hex(3)}"
@@ -134,7 +134,7 @@ def test_export_import_delete(here: Colony, tmp_path: Path) -> None:
     assert agents("show", twin)[0] == 1
 
 
-def test_import_names_what_it_leaves_out(here: Colony, tmp_path: Path) -> None:
+def test_import_names_what_it_leaves_out(here: AgentEnv, tmp_path: Path) -> None:
     """Without a word about its tools the file is refused, with what to do; what is left out is a line each."""
     answer("ensure")
     file, name = tmp_path / "agent.af", f"Guest {secrets.token_hex(3)}"
@@ -155,7 +155,7 @@ def test_import_names_what_it_leaves_out(here: Colony, tmp_path: Path) -> None:
     assert "web_search" in answer("show", f"{name} too")["tools"]
 
 
-def test_a_malformed_file_is_a_refusal_with_its_line(here: Colony) -> None:
+def test_a_malformed_file_is_a_refusal_with_its_line(here: AgentEnv) -> None:
     """Every command says what is wrong with the agents' file, and --json says it in an object."""
     here.file.write_text('[[agents]]\nid = "x"\nname = "a/b"\npersona = "p"\n')
     code, said = agents("list")

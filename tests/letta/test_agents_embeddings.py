@@ -11,7 +11,7 @@ from isabella.agents import embeddings
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.practice.embeddings import embed
-from tests.support.agent_env import PLAIN, Colony
+from tests.support.agent_env import PLAIN, AgentEnv
 from tests.support.backend_server import Backend, backend
 
 
@@ -42,7 +42,7 @@ def test_an_agent_keeps_its_source_while_the_settings_and_the_port_change(
 ) -> None:
     """Made with the local model, it stays with it though Mistral is wished for later; its address is followed."""
     with PracticeVendors() as vendors:
-        here = Colony(letta_server, vendors, tmp_path)
+        here = AgentEnv(letta_server, vendors, tmp_path)
         here.define(PLAIN)
         options = {"agents_file": here.file}
         with backend(letta_server, tmp_path / "home", vendors, embeddings="local", **options) as first:
@@ -67,7 +67,7 @@ def test_an_agent_keeps_its_source_while_the_settings_and_the_port_change(
 def test_an_agent_that_has_passages_without_vectors_is_searched_by_text(letta_server: Letta, tmp_path: Path) -> None:
     """Vectors for new passages alone would hide the old ones; so such an agent stays with text search."""
     with PracticeVendors() as vendors:
-        here = Colony(letta_server, vendors, tmp_path)
+        here = AgentEnv(letta_server, vendors, tmp_path)
         here.define(PLAIN)
         options = {"agents_file": here.file}
         with backend(letta_server, tmp_path / "home", vendors, embeddings="off", **options) as off:

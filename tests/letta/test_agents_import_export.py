@@ -15,16 +15,16 @@ from isabella.agents.import_export import configured_secrets, export_agent, impo
 from isabella.agents.service import AgentService
 from isabella.embedded import Letta
 from isabella.errors import AgentExists, AgentFileRefused, AgentUnknown
-from tests.support.agent_env import Colony, colony, say
+from tests.support.agent_env import AgentEnv, agent_env, say
 
 #: The tools that the definition of these tests gives its agent, beside what Letta gives every agent.
 KEPT = {"memory_insert", "memory_replace", "archival_memory_insert", "archival_memory_search"}
 
 
 @pytest.fixture(scope="module")
-def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Colony]]:
+def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], AgentEnv]]:
     """Makes colonies for the tests of this file."""
-    with colony(letta_server, tmp_path_factory.mktemp("files")) as make:
+    with agent_env(letta_server, tmp_path_factory.mktemp("files")) as make:
         yield make
 
 
@@ -36,7 +36,7 @@ async def export(agent_service: AgentService, name: str) -> str:
     )
 
 
-def test_an_agent_goes_out_and_comes_in_again_with_all_it_knows(new: Callable[[], Colony]) -> None:
+def test_an_agent_goes_out_and_comes_in_again_with_all_it_knows(new: Callable[[], AgentEnv]) -> None:
     """Blocks, conversation and archival memory come along; it is bound here and answers from what it knew."""
     here = new()
     name = f"Twin {secrets.token_hex(3)}"
@@ -67,7 +67,7 @@ def test_an_agent_goes_out_and_comes_in_again_with_all_it_knows(new: Callable[[]
     here.run(work)
 
 
-def test_no_key_is_in_the_file_whatever_put_it_there(new: Callable[[], Colony]) -> None:
+def test_no_key_is_in_the_file_whatever_put_it_there(new: Callable[[], AgentEnv]) -> None:
     """Keys of vendors, secrets of tools, the address of vectors and keys told in conversation are left out."""
     here = new()
     backend = "http://127.0.0.1:9999"
@@ -94,7 +94,7 @@ def test_no_key_is_in_the_file_whatever_put_it_there(new: Callable[[], Colony]) 
     assert json.loads(text)["agents"][0]["embedding_config"] is None
 
 
-def test_an_agent_from_elsewhere_is_bound_to_what_works_here(new: Callable[[], Colony]) -> None:
+def test_an_agent_from_elsewhere_is_bound_to_what_works_here(new: Callable[[], AgentEnv]) -> None:
     """A file whose model is unknown here gets one that works; 8192 tokens and native Groq do not come in."""
     here = new()
 
@@ -179,7 +179,7 @@ SOURCE = '''def count_sheep(number: int) -> str:
     ],
 )
 def test_tools_that_reach_out_are_not_taken_unasked(
-    new: Callable[[], Colony], exported: str, name: str, fields: dict[str, Any] | None
+    new: Callable[[], AgentEnv], exported: str, name: str, fields: dict[str, Any] | None
 ) -> None:
     """A tool that is not for memory or conversation is named and refused, Letta's own too; nothing stays behind."""
     here = new()
@@ -207,7 +207,7 @@ def test_tools_that_reach_out_are_not_taken_unasked(
     here.run(work)
 
 
-def test_a_program_comes_along_when_it_is_asked_for(new: Callable[[], Colony], exported: str) -> None:
+def test_a_program_comes_along_when_it_is_asked_for(new: Callable[[], AgentEnv], exported: str) -> None:
     """With tools, the agent has those of the file, and those of Letta's own that it names."""
     here = new()
     document = with_tool(json.loads(exported), "count_sheep")
@@ -229,7 +229,7 @@ def test_a_program_comes_along_when_it_is_asked_for(new: Callable[[], Colony], e
     here.run(work)
 
 
-def test_a_program_under_the_name_of_a_memory_tool_stays_out(new: Callable[[], Colony], exported: str) -> None:
+def test_a_program_under_the_name_of_a_memory_tool_stays_out(new: Callable[[], AgentEnv], exported: str) -> None:
     """Letta's own tool of that name is what the agent gets, whatever the file says that it is."""
     here = new()
     document = json.loads(exported)
@@ -251,7 +251,7 @@ def test_a_program_under_the_name_of_a_memory_tool_stays_out(new: Callable[[], C
 
 @pytest.mark.parametrize("with_tools", [False, True])
 def test_no_file_makes_letta_fetch_an_address(
-    new: Callable[[], Colony], exported: str, beacon: tuple[str, list[str]], with_tools: bool
+    new: Callable[[], AgentEnv], exported: str, beacon: tuple[str, list[str]], with_tools: bool
 ) -> None:
     """Prefilled arguments, endpoints and images of a file are not used, with its tools or without (fact A1)."""
     here = new()
@@ -295,7 +295,7 @@ def test_no_file_makes_letta_fetch_an_address(
 
 
 def test_the_beacon_sees_what_such_a_file_does_in_letta_itself(
-    new: Callable[[], Colony], exported: str, beacon: tuple[str, list[str]]
+    new: Callable[[], AgentEnv], exported: str, beacon: tuple[str, list[str]]
 ) -> None:
     """Letta's own import of the same rule fetches the address: what the test above looks for happens (fact A1)."""
     here = new()
@@ -315,7 +315,7 @@ def test_the_beacon_sees_what_such_a_file_does_in_letta_itself(
     assert fetched
 
 
-def test_an_agent_without_messages_in_its_context_answers(new: Callable[[], Colony], exported: str) -> None:
+def test_an_agent_without_messages_in_its_context_answers(new: Callable[[], AgentEnv], exported: str) -> None:
     """It has its own system prompt with its memory in it, and not what the file says that the prompt was."""
     here = new()
     document = json.loads(exported)
@@ -335,7 +335,7 @@ def test_an_agent_without_messages_in_its_context_answers(new: Callable[[], Colo
     here.run(work)
 
 
-def test_a_file_with_a_companion_in_a_json_string_is_taken(new: Callable[[], Colony], exported: str) -> None:
+def test_a_file_with_a_companion_in_a_json_string_is_taken(new: Callable[[], AgentEnv], exported: str) -> None:
     """The main agent comes in visible, answers, and is in no group; the companion stays out and is named."""
     here = new()
     document = json.loads(exported)
@@ -378,7 +378,7 @@ def test_a_file_with_a_companion_in_a_json_string_is_taken(new: Callable[[], Col
     ],
 )
 def test_a_broken_file_is_refused_and_leaves_nothing(
-    new: Callable[[], Colony], exported: str, damage: Callable[[dict[str, Any]], Any]
+    new: Callable[[], AgentEnv], exported: str, damage: Callable[[dict[str, Any]], Any]
 ) -> None:
     """Whatever is wrong in it: a refusal that says it is the file, and no half of an agent."""
     here = new()
@@ -396,7 +396,7 @@ def test_a_broken_file_is_refused_and_leaves_nothing(
 
 
 @pytest.fixture(scope="module")
-def exported(new: Callable[[], Colony]) -> str:
+def exported(new: Callable[[], AgentEnv]) -> str:
     """A good file."""
     here = new()
 
@@ -407,7 +407,7 @@ def exported(new: Callable[[], Colony]) -> str:
     return str(here.run(work))
 
 
-def test_archival_memory_that_cannot_be_brought_in_takes_the_agent_back(new: Callable[[], Colony]) -> None:
+def test_archival_memory_that_cannot_be_brought_in_takes_the_agent_back(new: Callable[[], AgentEnv]) -> None:
     """An agent without its archive would look whole and have forgotten; so none is left."""
     here = new()
     name = f"Forgetful {secrets.token_hex(3)}"

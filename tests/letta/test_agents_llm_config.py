@@ -22,7 +22,7 @@ from isabella.doctor.run import DoctorRun, run_doctor
 from isabella.embedded import Letta
 from isabella.letta.llm_config import GENERIC, OPENAI, Binding
 from isabella.practice import PracticeVendors
-from tests.support.agent_env import PLAIN, Colony
+from tests.support.agent_env import PLAIN, AgentEnv
 from tests.support.backend_server import Backend, backend
 
 CEREBRAS, GROQ, LONGCAT = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b", "longcat/LongCat-2.0"
@@ -48,9 +48,9 @@ def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture
-def here(served: Backend, letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Colony]:
+def here(served: Backend, letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AgentEnv]:
     """A definition of the test's own, on the same Letta and vendors."""
-    made = Colony(letta_server, served.vendors, tmp_path_factory.mktemp("colony"))
+    made = AgentEnv(letta_server, served.vendors, tmp_path_factory.mktemp("agent_env"))
     made.define()
     yield made
     served.vendors.clear()
@@ -80,14 +80,14 @@ def change(served: Backend, id: str, **fields: Any) -> None:
     served.letta.patch(f"/v1/agents/{id}", json=update).raise_for_status()
 
 
-async def switched(here: Colony, agent_service: AgentService, id: str, served: Backend) -> str:
+async def switched(here: AgentEnv, agent_service: AgentService, id: str, served: Backend) -> str:
     """To Groq, and what Groq is asked for has the owner's settings."""
     await agent_service.registry.switch(await agent_service.registry.get(id), "byok-groq", agent_service.models)
     assert config(served, id)["handle"] == GROQ
     return id
 
 
-async def ensured(here: Colony, agent_service: AgentService, id: str, served: Backend) -> str:
+async def ensured(here: AgentEnv, agent_service: AgentService, id: str, served: Backend) -> str:
     """The file prefers another model by now."""
     here.define(PLAIN, **{'"cerebras/gpt-oss-120b", ': ""})
     async with here.agent_service() as changed:
@@ -97,7 +97,7 @@ async def ensured(here: Colony, agent_service: AgentService, id: str, served: Ba
     return id
 
 
-async def repaired(here: Colony, agent_service: AgentService, id: str, served: Backend) -> str:
+async def repaired(here: AgentEnv, agent_service: AgentService, id: str, served: Backend) -> str:
     """It is bound with a client that vendors refuse, and mended."""
     change(served, id, model_endpoint_type=OPENAI)
     broken = [one for one in await find_broken(agent_service.registry, agent_service.models) if one.agent_id == id]
@@ -106,7 +106,7 @@ async def repaired(here: Colony, agent_service: AgentService, id: str, served: B
     return id
 
 
-async def fixed(here: Colony, agent_service: AgentService, id: str, served: Backend) -> str:
+async def fixed(here: AgentEnv, agent_service: AgentService, id: str, served: Backend) -> str:
     """The same, by `isabella doctor --fix`."""
     change(served, id, model_endpoint="http://127.0.0.1:9/v1")
     doctor_run = await examined(here.settings(), agent_service)
@@ -116,13 +116,13 @@ async def fixed(here: Colony, agent_service: AgentService, id: str, served: Back
     return id
 
 
-async def brought_in(here: Colony, agent_service: AgentService, id: str, served: Backend) -> str:
+async def brought_in(here: AgentEnv, agent_service: AgentService, id: str, served: Backend) -> str:
     """Out into a file, and in again as another agent."""
     text = await export_agent(agent_service.registry, await agent_service.registry.get(id))
     return (await import_agent(agent_service.registry, agent_service.models, text, name=f"Twin {here.id}")).id
 
 
-async def moved(here: Colony, agent_service: AgentService, id: str, served: Backend) -> str:
+async def moved(here: AgentEnv, agent_service: AgentService, id: str, served: Backend) -> str:
     """Its provider has another address by now, and it goes along at its next turn."""
     change(served, id, model_endpoint="http://127.0.0.1:9/v1")
     agent_cache = agency_roster(served)
@@ -141,7 +141,7 @@ async def examined(settings: Settings, agent_service: AgentService) -> DoctorRun
     return await run_doctor(settings=settings, connection=agent_service.connection)
 
 
-WRITERS: dict[str, Callable[[Colony, AgentService, str, Backend], Awaitable[str]]] = {
+WRITERS: dict[str, Callable[[AgentEnv, AgentService, str, Backend], Awaitable[str]]] = {
     "switch": switched,
     "ensure": ensured,
     "repair": repaired,
@@ -152,7 +152,7 @@ WRITERS: dict[str, Callable[[Colony, AgentService, str, Backend], Awaitable[str]
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_what_the_owner_has_set_outlives_a_binding(served: Backend, here: Colony, writer: str) -> None:
+def test_what_the_owner_has_set_outlives_a_binding(served: Backend, here: AgentEnv, writer: str) -> None:
     """Temperature, max_tokens and the like are after every kind of binding what they were before it."""
 
     async def work(agent_service: AgentService) -> None:
@@ -196,7 +196,7 @@ def watched_bindings(served: Backend, seen: list[dict[str, Any]]) -> Iterator[No
 
 
 def test_a_limit_that_does_not_fit_into_the_window_is_lowered_told_and_brought_back(
-    served: Backend, here: Colony
+    served: Backend, here: AgentEnv
 ) -> None:
     """A `max_tokens` beyond the window of the new model is halved to fit, and comes back with a larger window."""
 
@@ -266,7 +266,7 @@ def gone(served: Backend) -> Iterator[list[str]]:
 
 @pytest.mark.parametrize("type", OLDER)
 def test_an_agent_of_an_older_type_is_switched_fails_over_and_goes_on_answering(
-    served: Backend, here: Colony, gone: list[str], type: str
+    served: Backend, here: AgentEnv, gone: list[str], type: str
 ) -> None:
     """Whatever binds it, it keeps the client that streams for its type, and answers."""
     id = older(served, type)
@@ -296,7 +296,7 @@ def test_an_agent_of_an_older_type_is_switched_fails_over_and_goes_on_answering(
 @pytest.mark.parametrize("mended_by", ["repair", "doctor", "ensure", "import", "failover"])
 @pytest.mark.parametrize("type", OLDER)
 def test_an_agent_of_an_older_type_that_cannot_stream_is_found_and_mended(
-    served: Backend, here: Colony, gone: list[str], type: str, mended_by: str
+    served: Backend, here: AgentEnv, gone: list[str], type: str, mended_by: str
 ) -> None:
     """Bound with the generic client it answers no streamed turn: it is found by everybody, and each way mends it."""
     id = older(served, type, GENERIC)

@@ -10,13 +10,13 @@ import pytest
 
 from isabella.agents.service import AgentService
 from isabella.embedded import Letta
-from tests.support.agent_env import PLAIN, REFLECTING, Colony, colony, raw, say
+from tests.support.agent_env import PLAIN, REFLECTING, AgentEnv, agent_env, raw, say
 
 
 @pytest.fixture(scope="module")
-def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Colony]]:
+def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], AgentEnv]]:
     """Makes colonies for the tests of this file."""
-    with colony(letta_server, tmp_path_factory.mktemp("upkeep")) as make:
+    with agent_env(letta_server, tmp_path_factory.mktemp("upkeep")) as make:
         yield make
 
 
@@ -40,7 +40,7 @@ async def writes(agent_service: AgentService, work: Callable[[], Any]) -> list[s
     return sent
 
 
-def test_the_second_time_nothing_is_written(new: Callable[[], Colony]) -> None:
+def test_the_second_time_nothing_is_written(new: Callable[[], AgentEnv]) -> None:
     """What is in line is left alone: the second run sends Letta no write at all, and no vendor anything."""
     here = new()
     here.define(PLAIN + REFLECTING)
@@ -56,7 +56,7 @@ def test_the_second_time_nothing_is_written(new: Callable[[], Colony]) -> None:
     assert asked == []
 
 
-def test_a_definition_makes_the_agent_that_it_describes(new: Callable[[], Colony]) -> None:
+def test_a_definition_makes_the_agent_that_it_describes(new: Callable[[], AgentEnv]) -> None:
     """The agent has the name, prompt, tools, block, tags and true window, and sums up through its own binding."""
     here = new()
 
@@ -82,7 +82,7 @@ def test_a_definition_makes_the_agent_that_it_describes(new: Callable[[], Colony
     here.run(work)
 
 
-def test_what_the_file_changes_is_changed_and_memory_is_not(new: Callable[[], Colony]) -> None:
+def test_what_the_file_changes_is_changed_and_memory_is_not(new: Callable[[], AgentEnv]) -> None:
     """A new name, persona, limit, tool and block arrive; what the agent has written and heard stays."""
     here = new()
 
@@ -130,7 +130,7 @@ def test_what_the_file_changes_is_changed_and_memory_is_not(new: Callable[[], Co
     here.run(after)
 
 
-def test_what_somebody_changed_in_letta_stays(new: Callable[[], Colony]) -> None:
+def test_what_somebody_changed_in_letta_stays(new: Callable[[], AgentEnv]) -> None:
     """A name and a prompt changed in Letta, and a tool added there, outlive starts until the file changes them."""
     here = new()
 
@@ -157,7 +157,7 @@ def test_what_somebody_changed_in_letta_stays(new: Callable[[], Colony]) -> None
     here.run(later)
 
 
-def test_an_agent_is_found_by_its_tag_not_by_its_name(new: Callable[[], Colony]) -> None:
+def test_an_agent_is_found_by_its_tag_not_by_its_name(new: Callable[[], AgentEnv]) -> None:
     """A stranger's agent of the same name is neither adopted nor changed; ours is made beside it."""
     here = new()
 
@@ -176,7 +176,7 @@ def test_an_agent_is_found_by_its_tag_not_by_its_name(new: Callable[[], Colony])
     here.run(work)
 
 
-def test_two_starts_at_once_make_one_agent(new: Callable[[], Colony]) -> None:
+def test_two_starts_at_once_make_one_agent(new: Callable[[], AgentEnv]) -> None:
     """Backends that start together do not both make the same agent."""
     here = new()
 
@@ -198,7 +198,7 @@ def test_two_starts_at_once_make_one_agent(new: Callable[[], Colony]) -> None:
     assert here.run(count) == 1
 
 
-def test_the_reflecting_agent_shares_the_blocks_themselves(new: Callable[[], Colony]) -> None:
+def test_the_reflecting_agent_shares_the_blocks_themselves(new: Callable[[], AgentEnv]) -> None:
     """Shared blocks are the same blocks: what one writes the other has."""
     here = new()
     here.define(PLAIN + REFLECTING)
@@ -217,7 +217,7 @@ def test_the_reflecting_agent_shares_the_blocks_themselves(new: Callable[[], Col
     here.run(work)
 
 
-def test_one_bad_definition_does_not_stop_the_others(new: Callable[[], Colony]) -> None:
+def test_one_bad_definition_does_not_stop_the_others(new: Callable[[], AgentEnv]) -> None:
     """A tool that Letta does not have fails its agent alone, with what Letta has instead."""
     here = new()
     bad = PLAIN.replace('id = "%"', 'id = "%-bad"').replace("Agent %", "Bad %").replace("memory_replace", "telepathy")
@@ -232,7 +232,7 @@ def test_one_bad_definition_does_not_stop_the_others(new: Callable[[], Colony]) 
     here.run(work)
 
 
-def test_a_base_url_that_moved_is_followed_at_the_next_start(new: Callable[[], Colony]) -> None:
+def test_a_base_url_that_moved_is_followed_at_the_next_start(new: Callable[[], AgentEnv]) -> None:
     """When a provider has another address by now, our agents are bound to it, and memory and history stay."""
     here = new()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import anyio
 import pytest
@@ -12,17 +13,17 @@ from isabella.agents.service import AgentService
 from isabella.embedded import Letta
 from isabella.errors import LettaError
 from isabella.practice import NAMES
-from tests.support.agent_env import PLAIN, REFLECTING, Colony, colony, say
+from tests.support.agent_env import PLAIN, REFLECTING, AgentEnv, agent_env, say
 
 KNOWN = "The user's dog is called Rex.\nThe user lives in Ghent.\nThe user likes figs.\nThe user plays the cello."
 
 
 @pytest.fixture(scope="module")
-def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Colony]]:
+def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], AgentEnv]]:
     """Makes colonies with an agent that reflects."""
-    with colony(letta_server, tmp_path_factory.mktemp("reflection")) as make:
+    with agent_env(letta_server, tmp_path_factory.mktemp("reflection")) as make:
 
-        def reflecting() -> Colony:
+        def reflecting() -> AgentEnv:
             here = make()
             here.define(PLAIN + REFLECTING)
             return here
@@ -35,7 +36,7 @@ async def left_over(agent_service: AgentService) -> int:
     return len(await agent_service.registry.wire.get("/v1/blocks/", label=LABEL, limit=100))
 
 
-def test_what_was_said_reaches_memory_and_silence_costs_nothing(new: Callable[[], Colony]) -> None:
+def test_what_was_said_reaches_memory_and_silence_costs_nothing(new: Callable[[], AgentEnv]) -> None:
     """A fact told in passing is written down; then, and while people still talk, no vendor is asked at all."""
     here = new()
 
@@ -46,7 +47,7 @@ def test_what_was_said_reaches_memory_and_silence_costs_nothing(new: Callable[[]
         async def speak(id: str, text: str) -> None:
             await say(agent_service, id, text)
 
-        async def reflected(**options: float) -> ReflectionOutcome:
+        async def reflected(**options: Any) -> ReflectionOutcome:
             reflector = await agent_service.registry.find(f"{here.id}-reflection")
             return (await reflect(agent_service, reflector, speak, **options)).outcome
 
@@ -65,7 +66,7 @@ def test_what_was_said_reaches_memory_and_silence_costs_nothing(new: Callable[[]
     here.run(work)
 
 
-async def prepared(agent_service: AgentService, here: Colony) -> str:
+async def prepared(agent_service: AgentService, here: AgentEnv) -> str:
     """An agent that knows something and was spoken to; its id."""
     await agent_service.ensure()
     main = await agent_service.registry.find(here.id)
@@ -88,7 +89,7 @@ def writing(
     return turn
 
 
-def test_what_is_replaced_goes_to_archival_memory(new: Callable[[], Colony]) -> None:
+def test_what_is_replaced_goes_to_archival_memory(new: Callable[[], AgentEnv]) -> None:
     """A corrected line leaves the block and can still be found."""
     here = new()
 
@@ -107,7 +108,7 @@ def test_what_is_replaced_goes_to_archival_memory(new: Callable[[], Colony]) -> 
 
 
 @pytest.mark.parametrize("emptied", ["", "Tidy!"])
-def test_a_block_that_was_emptied_is_put_back(new: Callable[[], Colony], emptied: str) -> None:
+def test_a_block_that_was_emptied_is_put_back(new: Callable[[], AgentEnv], emptied: str) -> None:
     """A reflection that wipes memory is undone, and what it added is kept beside it."""
     here = new()
 
@@ -123,7 +124,7 @@ def test_a_block_that_was_emptied_is_put_back(new: Callable[[], Colony], emptied
     here.run(work)
 
 
-def test_a_turn_that_fails_loses_nothing_and_is_repeated(new: Callable[[], Colony]) -> None:
+def test_a_turn_that_fails_loses_nothing_and_is_repeated(new: Callable[[], AgentEnv]) -> None:
     """Memory is as it was, and what was said is read again by the next reflection."""
     here = new()
 
@@ -145,7 +146,7 @@ def test_a_turn_that_fails_loses_nothing_and_is_repeated(new: Callable[[], Colon
     here.run(work)
 
 
-def test_a_backend_that_was_killed_in_the_middle_is_made_good(new: Callable[[], Colony]) -> None:
+def test_a_backend_that_was_killed_in_the_middle_is_made_good(new: Callable[[], AgentEnv]) -> None:
     """What was set down before a reflection survives the process; the next look puts memory back."""
     here = new()
 
@@ -173,7 +174,7 @@ def test_a_backend_that_was_killed_in_the_middle_is_made_good(new: Callable[[], 
     here.run(next_start)
 
 
-def test_it_does_not_run_during_a_turn_of_the_agent_it_reflects_on(new: Callable[[], Colony]) -> None:
+def test_it_does_not_run_during_a_turn_of_the_agent_it_reflects_on(new: Callable[[], AgentEnv]) -> None:
     """Reflection waits for whoever holds the agent, and holds it while it works."""
     here = new()
 

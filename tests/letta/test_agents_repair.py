@@ -13,13 +13,13 @@ from isabella.agents.service import AgentService
 from isabella.embedded import Letta
 from isabella.errors import IsabellaError
 from isabella.letta.llm_config import OPENAI, Binding
-from tests.support.agent_env import Colony, colony, say
+from tests.support.agent_env import AgentEnv, agent_env, say
 
 
 @pytest.fixture(scope="module")
-def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Colony]]:
+def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], AgentEnv]]:
     """Makes colonies for the tests of this file."""
-    with colony(letta_server, tmp_path_factory.mktemp("repair")) as make:
+    with agent_env(letta_server, tmp_path_factory.mktemp("repair")) as make:
         yield make
 
 
@@ -55,12 +55,12 @@ async def mended(agent_service: AgentService, id: str) -> AgentRepair:
     return done
 
 
-def bound(here: Colony, vendor: str, provider: str, model: str, **changes: Any) -> dict[str, Any]:
+def bound(here: AgentEnv, vendor: str, provider: str, model: str, **changes: Any) -> dict[str, Any]:
     """An explicit `llm_config`, with changes."""
     return {**Binding(provider, model, here.vendors.base_url(vendor), 65_536).as_llm_config(), **changes}
 
 
-def test_a_native_groq_agent_is_found_and_speaks_afterwards(new: Callable[[], Colony]) -> None:
+def test_a_native_groq_agent_is_found_and_speaks_afterwards(new: Callable[[], AgentEnv]) -> None:
     """By handle alone Letta gives a Groq agent no key (M3); bound, it answers from the memory that it had."""
     here = new()
 
@@ -77,7 +77,7 @@ def test_a_native_groq_agent_is_found_and_speaks_afterwards(new: Callable[[], Co
     assert all(request.carries(here.key("groq")) for request in here.vendors.requests("groq"))
 
 
-def test_an_agent_on_a_shared_proxy_handle_gets_a_binding_of_its_own(new: Callable[[], Colony]) -> None:
+def test_an_agent_on_a_shared_proxy_handle_gets_a_binding_of_its_own(new: Callable[[], AgentEnv]) -> None:
     """`openai-proxy/LongCat-2.0` with its guessed window becomes `longcat/LongCat-2.0` with a million tokens (M4)."""
     here = new()
 
@@ -93,7 +93,7 @@ def test_an_agent_on_a_shared_proxy_handle_gets_a_binding_of_its_own(new: Callab
     here.run(work)
 
 
-def test_an_agent_whose_provider_is_gone_moves_to_one_that_works(new: Callable[[], Colony]) -> None:
+def test_an_agent_whose_provider_is_gone_moves_to_one_that_works(new: Callable[[], AgentEnv]) -> None:
     """With its provider gone, the same model at the same address is taken, through the provider that is there."""
     here = new()
 
@@ -111,7 +111,7 @@ def test_an_agent_whose_provider_is_gone_moves_to_one_that_works(new: Callable[[
     here.run(work)
 
 
-def test_a_base_url_that_moved_is_found(new: Callable[[], Colony]) -> None:
+def test_a_base_url_that_moved_is_found(new: Callable[[], AgentEnv]) -> None:
     """An agent that still calls a former address is bound to its provider's present one; a chosen window stays."""
     here = new()
 
@@ -124,7 +124,7 @@ def test_a_base_url_that_moved_is_found(new: Callable[[], Colony]) -> None:
     here.run(work)
 
 
-def test_the_window_that_letta_guesses_is_found(new: Callable[[], Colony]) -> None:
+def test_the_window_that_letta_guesses_is_found(new: Callable[[], AgentEnv]) -> None:
     """A native Cerebras agent has 8192 tokens (M1); afterwards it has the model's own."""
     here = new()
 
@@ -139,7 +139,7 @@ def test_the_window_that_letta_guesses_is_found(new: Callable[[], Colony]) -> No
     here.run(work)
 
 
-def test_the_client_that_vendors_refuse_is_found(new: Callable[[], Colony]) -> None:
+def test_the_client_that_vendors_refuse_is_found(new: Callable[[], AgentEnv]) -> None:
     """An agent bound through Letta's openai client is bound through the one that vendors take (M13)."""
     here = new()
 
@@ -152,7 +152,7 @@ def test_the_client_that_vendors_refuse_is_found(new: Callable[[], Colony]) -> N
     here.run(work)
 
 
-def test_a_model_that_its_vendor_no_longer_has_is_replaced(new: Callable[[], Colony]) -> None:
+def test_a_model_that_its_vendor_no_longer_has_is_replaced(new: Callable[[], AgentEnv]) -> None:
     """A retired model is found, and another is offered in its place."""
     here = new()
 
@@ -164,7 +164,7 @@ def test_a_model_that_its_vendor_no_longer_has_is_replaced(new: Callable[[], Col
     here.run(work)
 
 
-def test_finding_changes_nothing_and_healthy_agents_are_not_found(new: Callable[[], Colony]) -> None:
+def test_finding_changes_nothing_and_healthy_agents_are_not_found(new: Callable[[], AgentEnv]) -> None:
     """Looking writes nothing; agents that work, ours and others', are left out."""
     here = new()
 

@@ -10,20 +10,20 @@ from isabella.agents.service import AgentService
 from isabella.embedded import Letta
 from isabella.errors import ModelUnknown
 from isabella.practice import NAMES
-from tests.support.agent_env import PROVIDERS, Colony, colony, say
+from tests.support.agent_env import PROVIDERS, AgentEnv, agent_env, say
 
 WINDOWS = {"cerebras": 65_536, "groq": 131_072, "mistral": 131_072, "longcat": 1_000_000}
 
 
 @pytest.fixture(scope="module")
-def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], Colony]]:
+def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], AgentEnv]]:
     """Makes colonies for the tests of this file."""
-    with colony(letta_server, tmp_path_factory.mktemp("switching")) as make:
+    with agent_env(letta_server, tmp_path_factory.mktemp("switching")) as make:
         yield make
 
 
 def test_a_conversation_through_all_four_vendors_keeps_its_history_and_every_vendor_its_key(
-    new: Callable[[], Colony],
+    new: Callable[[], AgentEnv],
 ) -> None:
     """Each vendor answers in its turn, from memory that another wrote, with its own key and the true window."""
     here = new()
@@ -48,7 +48,7 @@ def test_a_conversation_through_all_four_vendors_keeps_its_history_and_every_ven
     assert here.strangers() == []
 
 
-def test_summaries_of_long_conversations_come_from_the_vendor_it_speaks_with(new: Callable[[], Colony]) -> None:
+def test_summaries_of_long_conversations_come_from_the_vendor_it_speaks_with(new: Callable[[], AgentEnv]) -> None:
     """After a switch to Groq a summary is Groq's, with Groq's key: by its handle Letta would fail there (M3)."""
     here = new()
 
@@ -75,7 +75,7 @@ def test_summaries_of_long_conversations_come_from_the_vendor_it_speaks_with(new
     ],
 )
 def test_a_handle_that_would_not_work_is_refused_with_those_that_would(
-    new: Callable[[], Colony], handle: str, said: str
+    new: Callable[[], AgentEnv], handle: str, said: str
 ) -> None:
     """Nothing is changed, and the error offers a handle of every vendor that answers."""
     here = new()
@@ -92,7 +92,7 @@ def test_a_handle_that_would_not_work_is_refused_with_those_that_would(
     here.run(work)
 
 
-def test_a_vendor_that_refuses_its_key_or_fails_is_refused_and_not_offered(new: Callable[[], Colony]) -> None:
+def test_a_vendor_that_refuses_its_key_or_fails_is_refused_and_not_offered(new: Callable[[], AgentEnv]) -> None:
     """An unhealthy vendor is no place to switch to; the others are offered."""
     here = new()
     here.vendors.fault("groq", on="models", status=401)
@@ -113,7 +113,7 @@ def test_a_vendor_that_refuses_its_key_or_fails_is_refused_and_not_offered(new: 
         here.vendors.clear()
 
 
-def test_an_agent_is_made_on_the_first_of_its_vendors_that_works(new: Callable[[], Colony]) -> None:
+def test_an_agent_is_made_on_the_first_of_its_vendors_that_works(new: Callable[[], AgentEnv]) -> None:
     """A preferred vendor that refuses is passed over; with no vendor answering, the agent is made all the same."""
     here = new()
     here.vendors.fault("cerebras", on="models", status=401)

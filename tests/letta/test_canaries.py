@@ -29,7 +29,7 @@ from isabella.practice import PracticeVendors, keyring
 from isabella.practice.daemon import accepted_keys
 from tests.support.command import Command, Ended
 from tests.support.fault_proxy import Proxy
-from tests.support.letta_admin import Ground, ground
+from tests.support.letta_admin import LettaAdmin, open_admin
 
 # The whole story is told in a fixture, on a busy machine beside other servers.
 pytestmark = pytest.mark.timeout(900)
@@ -122,10 +122,10 @@ def key_variables(keys: dict[str, str]) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def letta(letta_server: Letta) -> Iterator[Ground]:
+def letta(letta_server: Letta) -> Iterator[LettaAdmin]:
     """The real Letta, cleared of providers and agents of this file when it is done."""
     names = [vendor.provider for vendor in known_vendors()]
-    with ground(letta_server) as opened:
+    with open_admin(letta_server) as opened:
         before = {agent["id"] for agent in opened.http.get("/v1/agents/").raise_for_status().json()}
         opened.clear(*names)
         yield opened
@@ -136,7 +136,7 @@ def letta(letta_server: Letta) -> Iterator[Ground]:
 
 
 @pytest.fixture(scope="module")
-def story(letta: Ground, embedded: Server, tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(letta: LettaAdmin, embedded: Server, tmp_path_factory: pytest.TempPathFactory) -> Story:
     """The story, played once."""
     folder = tmp_path_factory.mktemp("canaries")
     told = Story(homes=[folder / "home", embedded.paths.folder])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from isabella.doctor.log_messages import recognise_in
 from isabella.embedded import Server
 from isabella.errors import AgentUnknown, ConfigurationError
 from isabella.practice import PracticeVendors
-from tests.support.doctor_env import Ward, open_door
+from tests.support.doctor_env import DoctorEnv, open_door
 from tests.support.doctor_faults import (
     FAULTS,
     PAIRS,
@@ -41,9 +42,9 @@ def vendors() -> Iterator[PracticeVendors]:
 
 
 @pytest.fixture(scope="module")
-def one_ward(server: Server, vendors: PracticeVendors, tmp_path_factory: pytest.TempPathFactory) -> Ward:
-    """The ward that all tests here share."""
-    return Ward(tmp_path_factory.mktemp("doctor") / "ward", server.up(), vendors)
+def module_env(server: Server, vendors: PracticeVendors, tmp_path_factory: pytest.TempPathFactory) -> DoctorEnv:
+    """The env that all tests here share."""
+    return DoctorEnv(tmp_path_factory.mktemp("doctor") / "env", server.up(), vendors)
 
 
 @pytest.fixture(autouse=True)
@@ -58,133 +59,132 @@ def _patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.fixture
-def ward(one_ward: Ward) -> Ward:
-    """A healthy ward."""
-    one_ward.reset()
-    return one_ward
+def env(module_env: DoctorEnv) -> DoctorEnv:
+    """A healthy env."""
+    module_env.reset()
+    return module_env
 
 
-def causes(document: dict) -> set[Cause]:
+def causes(document: dict[str, Any]) -> set[Cause]:
     """What the verdict names."""
     return {(finding["code"], finding["provider"]) for finding in document["findings"]}
 
 
-def heal(ward: Ward, one: Fault, document: dict, *, fix: bool) -> dict:
+def heal(env: DoctorEnv, one: Fault, document: dict[str, Any], *, fix: bool) -> dict[str, Any]:
     """Do literally what is printed, as often as something is."""
     for _ in range(4):
         for finding in document["findings"]:
-            mine = one.person is not None and (finding["code"], finding["provider"]) in one.causes
-            if mine:
-                one.person(ward)
+            if one.person is not None and (finding["code"], finding["provider"]) in one.causes:
+                one.person(env)
             else:
-                assert ward.follow(finding, fix=fix), f"nothing to do literally: {finding['remedy']}"
-        document = ward.doctor(*one.options)
+                assert env.follow(finding, fix=fix), f"nothing to do literally: {finding['remedy']}"
+        document = env.doctor(*one.options)
         if document["healthy"]:
             break
     return document
 
 
-def test_a_healthy_system_has_no_finding(ward: Ward) -> None:
+def test_a_healthy_system_has_no_finding(env: DoctorEnv) -> None:
     """Four providers in order, an agent on each: nothing is found and nothing left open, with and without a probe."""
     for options in ((), ("--probe",)):
-        document = ward.doctor(*options)
+        document = env.doctor(*options)
         assert document["healthy"], document["verdict"]
         assert document["unknown"] == []
 
 
 @pytest.mark.parametrize("name", FAULTS)
-def test_a_fault_is_named_and_its_remedy_heals(ward: Ward, name: str) -> None:
+def test_a_fault_is_named_and_its_remedy_heals(env: DoctorEnv, name: str) -> None:
     """Exactly the planted cause is in the verdict, and the remedy, done literally, makes the system healthy."""
     one = FAULTS[name]
-    one.plant(ward)
-    document = ward.doctor(*one.options)
+    one.plant(env)
+    document = env.doctor(*one.options)
     assert causes(document) == one.causes, document["verdict"]
-    healed = heal(ward, one, document, fix=list(FAULTS).index(name) % 2 == 0)
+    healed = heal(env, one, document, fix=list(FAULTS).index(name) % 2 == 0)
     assert healed["healthy"], healed["verdict"]
 
 
 @pytest.mark.parametrize(("first", "second"), PAIRS)
-def test_of_two_faults_both_are_named(ward: Ward, first: str, second: str) -> None:
+def test_of_two_faults_both_are_named(env: DoctorEnv, first: str, second: str) -> None:
     """Two faults at once are both in the verdict, or it is said what cannot be known for the other's sake."""
     wanted = FAULTS[first].causes | FAULTS[second].causes
-    FAULTS[first].plant(ward)
-    FAULTS[second].plant(ward)
-    document = ward.doctor()
+    FAULTS[first].plant(env)
+    FAULTS[second].plant(env)
+    document = env.doctor()
     missing = wanted - causes(document)
     open_for = {provider for _, provider in missing}
     said = {unknown["provider"] for unknown in document["unknown"]}
     assert not missing or open_for <= said, document
 
 
-def test_letta_without_a_password_is_told(ward: Ward) -> None:
+def test_letta_without_a_password_is_told(env: DoctorEnv) -> None:
     """Whoever can read the providers without a password is told; whether their keys stand open as well, too."""
-    with open_door(ward.letta) as address:
-        ward.set(LETTA_BASE_URL=address)
-        ward.unset("LETTA_API_KEY")
-        assert causes(ward.doctor()) == {("letta-open", None)}
-        plaintext(ward)
-        assert causes(ward.doctor()) == {("keys-readable", None), ("key-plaintext", "cerebras")}
+    with open_door(env.letta) as address:
+        env.set(LETTA_BASE_URL=address)
+        env.unset("LETTA_API_KEY")
+        assert causes(env.doctor()) == {("letta-open", None)}
+        plaintext(env)
+        assert causes(env.doctor()) == {("keys-readable", None), ("key-plaintext", "cerebras")}
 
 
-def test_keys_that_our_master_key_does_not_open_are_told_apart(ward: Ward) -> None:
+def test_keys_that_our_master_key_does_not_open_are_told_apart(env: DoctorEnv) -> None:
     """Where Letta's process is out of sight, Letta itself is asked which of the two has the wrong master key."""
-    with open_door(ward.letta) as address:
-        ward.set(LETTA_BASE_URL=address)
-        sealed_otherwise(ward)
-        assert ("key-sealed-otherwise", "byok-mistral") in causes(ward.doctor())
-        ward.reset()
-        ward.set(LETTA_BASE_URL=address, LETTA_ENCRYPTION_KEY=OTHER_MASTER_KEY)
-        found = causes(ward.doctor())
+    with open_door(env.letta) as address:
+        env.set(LETTA_BASE_URL=address)
+        sealed_otherwise(env)
+        assert ("key-sealed-otherwise", "byok-mistral") in causes(env.doctor())
+        env.reset()
+        env.set(LETTA_BASE_URL=address, LETTA_ENCRYPTION_KEY=OTHER_MASTER_KEY)
+        found = causes(env.doctor())
         assert ("master-key-not-lettas", None) in found
         assert not any(code == "key-sealed-otherwise" for code, _ in found)
 
 
-def test_letta_restarted_without_its_master_key(ward: Ward, server: Server) -> None:
+def test_letta_restarted_without_its_master_key(env: DoctorEnv, server: Server) -> None:
     """Keys sealed before are told as unusable: by Letta's environment and, out of sight, by what it answers.
 
     A base key in its environment is told beside that, with where it would go, and whose agent would send it.
     """
     without, base_key = ("letta-without-master-key", None), ("base-keys-in-letta", None)
     with ExitStack() as later:
-        later.callback(server.restart_letta, master_key=ward.letta.master_key, extra_env={})
+        later.callback(server.restart_letta, master_key=env.letta.master_key, extra_env={})
         server.restart_letta(seal=False, extra_env={"OPENAI_API_KEY": "sk-of-the-house"})
-        document = ward.doctor()
+        document = env.doctor()
         assert causes(document) == {without, base_key}
         assert "O6" in document["findings"][0]["facts"]
-        ward.store("longcat", api_key=ward.right["LONGCAT_API_KEY"])
-        bound_to_nothing(ward)
-        document = ward.doctor()
+        env.store("longcat", api_key=env.right["LONGCAT_API_KEY"])
+        bound_to_nothing(env)
+        document = env.doctor()
         assert causes(document) == {without, base_key, ("agent-provider-gone", None)}
         # The seed document's warning, from the log of the server that has just stored a key in plaintext.
         with server.paths.letta_log.open(encoding="utf-8", errors="replace") as log:
             assert "no-encryption-key" in {one.symptom.id for one in recognise_in(log)}
         gone = next(one for one in document["findings"] if one["code"] == "agent-provider-gone")
         assert any("OPENAI_API_KEY is in Letta's environment" in line for line in gone["evidence"])
-        with open_door(ward.letta) as address:
-            ward.set(LETTA_BASE_URL=address)
-            assert without in causes(ward.doctor())
-    ward.set(LETTA_BASE_URL=ward.right["LETTA_BASE_URL"])
-    ward.doctor("--fix")
-    assert ward.doctor()["healthy"]
+        with open_door(env.letta) as address:
+            env.set(LETTA_BASE_URL=address)
+            assert without in causes(env.doctor())
+    env.set(LETTA_BASE_URL=env.right["LETTA_BASE_URL"])
+    env.doctor("--fix")
+    assert env.doctor()["healthy"]
 
 
-def test_the_name_of_a_base_provider_stays_taken(ward: Ward) -> None:
+def test_the_name_of_a_base_provider_stays_taken(env: DoctorEnv) -> None:
     """A name that Letta once gave to a base provider is told, though the key is gone from its environment."""
-    ward.sql(
+    env.sql(
         "INSERT INTO providers (id, name, provider_type, provider_category, is_deleted) "
         "VALUES ('provider-00000000-0000-4000-8000-00000000beef', 'openai', 'openai', 'base', false) "
         "ON CONFLICT DO NOTHING"
     )
-    declare("openai")(ward)
-    assert causes(ward.doctor()) == {("name-taken-by-base", "openai")}
+    declare("openai")(env)
+    assert causes(env.doctor()) == {("name-taken-by-base", "openai")}
 
 
-def test_all_down_is_told(ward: Ward) -> None:
+def test_all_down_is_told(env: DoctorEnv) -> None:
     """With Letta and all vendors silent, every one of them is named, and the examination ends."""
     for vendor in ("cerebras", "groq", "mistral", "longcat"):
-        ward.vendors.fault(vendor, hang=True)
-    ward.set(LETTA_BASE_URL=ward.right["CEREBRAS_BASE_URL"].removesuffix("/v1"))
-    found = causes(ward.doctor())
+        env.vendors.fault(vendor, hang=True)
+    env.set(LETTA_BASE_URL=env.right["CEREBRAS_BASE_URL"].removesuffix("/v1"))
+    found = causes(env.doctor())
     assert {provider for code, provider in found if code == "vendor-timeout"} == {
         "cerebras",
         "byok-groq",
@@ -193,18 +193,18 @@ def test_all_down_is_told(ward: Ward) -> None:
     }
 
 
-def test_only_what_was_named_is_changed(ward: Ward) -> None:
+def test_only_what_was_named_is_changed(env: DoctorEnv) -> None:
     """Without --fix nothing in Letta changes; with it, only the agent that was named."""
 
-    def state() -> list[object]:
-        agents = sorted(ward.api("GET", "/v1/agents/?limit=100"), key=lambda one: one["name"])
-        return [*[(one["name"], one["llm_config"]) for one in agents], *[ward.provider("cerebras")]]
+    def state() -> list[Any]:
+        agents = sorted(env.api("GET", "/v1/agents/?limit=100"), key=lambda one: one["name"])
+        return [*[(one["name"], one["llm_config"]) for one in agents], *[env.provider("cerebras")]]
 
-    ward.native("cerebras/gpt-oss-120b")
+    env.native("cerebras/gpt-oss-120b")
     before = state()
-    ward.doctor()
+    env.doctor()
     assert state() == before
-    code, _ = ward.run("doctor", "--fix")
+    code, _ = env.run("doctor", "--fix")
     assert code == 0
     after = state()
     changed = [name for (name, old), (_, new) in zip(before[:-1], after[:-1], strict=True) if old != new]
@@ -212,7 +212,7 @@ def test_only_what_was_named_is_changed(ward: Ward) -> None:
     assert after[-1] == before[-1]
 
 
-def test_a_name_that_is_not_there(ward: Ward) -> None:
+def test_a_name_that_is_not_there(env: DoctorEnv) -> None:
     """An unknown provider, agent or file is no finding: it could not be looked, which is exit code 1."""
     for options in (
         ("--provider", "nobody"),
@@ -221,20 +221,20 @@ def test_a_name_that_is_not_there(ward: Ward) -> None:
         ("--env-file", "absent"),
     ):
         with pytest.raises((ConfigurationError, AgentUnknown)):
-            ward.run("doctor", *options)
+            env.run("doctor", *options)
 
 
-def test_one_agent_alone(ward: Ward) -> None:
+def test_one_agent_alone(env: DoctorEnv) -> None:
     """With --agent only what that agent stands on is judged."""
-    ward.native("byok-groq/openai/gpt-oss-120b", "g")
-    ward.store("cerebras", api_key="csk-of-old")
-    assert causes(ward.doctor("--agent", "g")) == {("agent-ignores-key", "byok-groq")}
+    env.native("byok-groq/openai/gpt-oss-120b", "g")
+    env.store("cerebras", api_key="csk-of-old")
+    assert causes(env.doctor("--agent", "g")) == {("agent-ignores-key", "byok-groq")}
 
 
-def test_the_report_for_people(ward: Ward) -> None:
+def test_the_report_for_people(env: DoctorEnv) -> None:
     """First the verdict with what to type, then the evidence, then what was fine; no colours in a pipe, no key."""
-    ward.store("byok-groq", api_key="gsk_another-key-of-old")
-    code, out = ward.run("doctor")
+    env.store("byok-groq", api_key="gsk_another-key-of-old")
+    code, out = env.run("doctor")
     lines = out.splitlines()
     assert code == 2
     assert lines[0].startswith("1 finding")
@@ -243,4 +243,4 @@ def test_the_report_for_people(ward: Ward) -> None:
     assert out.index("Evidence") < out.index("Fine")
     assert "\x1b" not in out
     assert "gsk_another-key-of-old" not in out
-    assert not any(secret in out for name, secret in ward.right.items() if not name.endswith("_BASE_URL"))
+    assert not any(secret in out for name, secret in env.right.items() if not name.endswith("_BASE_URL"))

@@ -1,6 +1,6 @@
-"""What Letta's providers API does, case by case, on the double and on the real server: the same on both.
+"""What Letta's providers API does, case by case, on the fake Letta and on the real server: the same on both.
 
-The state machine and other fast tests rest on the double; these cases are what makes it worth resting on.
+The state machine and other fast tests rest on the fake Letta; these cases are what makes it worth resting on.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import pytest
 
 from isabella.embedded import Letta, Server
 from isabella.practice import PracticeVendors
-from tests.support.fake_letta import Double
-from tests.support.letta_admin import Ground, ground
+from tests.support.fake_letta import FakeLetta
+from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal, unseal
 
 PROVIDERS = "/v1/providers/"
@@ -84,8 +84,8 @@ class Subject:
 
 
 class _OfDouble:
-    def __init__(self, double: Double) -> None:
-        self._double = double
+    def __init__(self, fake: FakeLetta) -> None:
+        self._double = fake
 
     def read(self, id: str) -> str | None:
         return next(row.enc for row in self._double.rows if row.id == id)
@@ -95,22 +95,22 @@ class _OfDouble:
 
 
 class _OfLetta:
-    def __init__(self, opened: Ground) -> None:
-        self._ground = opened
+    def __init__(self, opened: LettaAdmin) -> None:
+        self._admin = opened
 
     def read(self, id: str) -> str | None:
-        return self._ground.key_text(id)
+        return self._admin.key_text(id)
 
     def write(self, id: str, text: str | None) -> None:
-        self._ground.database.execute("UPDATE providers SET api_key_enc = %s WHERE id = %s", (text, id))
+        self._admin.database.execute("UPDATE providers SET api_key_enc = %s WHERE id = %s", (text, id))
 
 
 def subject_double(vendors: PracticeVendors, master_key: str | None) -> Subject:
-    """A double whose vendors take what the practice vendors take."""
+    """A fake Letta whose vendors take what the practice vendors take."""
     accepted = {(vendors.base_url(name), vendors.key(name).get_secret_value()) for name in ("cerebras", "groq")}
-    double = Double(master_key=master_key, takes=lambda url, key: (url, key) in accepted, base_names=("letta",))
-    http = httpx2.Client(transport=double.transport(), base_url="http://double")
-    return Subject(http, _OfDouble(double), master_key, "letta", vendors)
+    fake = FakeLetta(master_key=master_key, takes=lambda url, key: (url, key) in accepted, base_names=("letta",))
+    http = httpx2.Client(transport=fake.transport(), base_url="http://double")
+    return Subject(http, _OfDouble(fake), master_key, "letta", vendors)
 
 
 @pytest.fixture(scope="module")
@@ -120,10 +120,10 @@ def vendors() -> Iterator[PracticeVendors]:
         yield running
 
 
-@pytest.fixture(scope="module", params=["double", "real"])
+@pytest.fixture(scope="module", params=["fake", "real"])
 def sealing(request: pytest.FixtureRequest, vendors: PracticeVendors) -> Iterator[Subject]:
     """A Letta that runs under a master key."""
-    if request.param == "double":
+    if request.param == "fake":
         yield subject_double(vendors, MASTER_KEY)
         return
     letta: Letta = request.getfixturevalue("letta_server")
@@ -131,10 +131,10 @@ def sealing(request: pytest.FixtureRequest, vendors: PracticeVendors) -> Iterato
     yield from _real(letta, vendors, letta.master_key.get_secret_value())
 
 
-@pytest.fixture(scope="module", params=["double", "real"])
+@pytest.fixture(scope="module", params=["fake", "real"])
 def open_(request: pytest.FixtureRequest, vendors: PracticeVendors) -> Iterator[Subject]:
     """A Letta that runs without one."""
-    if request.param == "double":
+    if request.param == "fake":
         yield subject_double(vendors, None)
         return
     request.getfixturevalue("letta_server")
@@ -146,7 +146,7 @@ def open_(request: pytest.FixtureRequest, vendors: PracticeVendors) -> Iterator[
 
 
 def _real(letta: Letta, vendors: PracticeVendors, master_key: str | None) -> Iterator[Subject]:
-    with ground(letta) as opened:
+    with open_admin(letta) as opened:
         opened.clear("contract-*")
         # Letta makes a base provider of its own, whatever is in its environment.
         yield Subject(opened.http, _OfLetta(opened), master_key, "letta", vendors)

@@ -26,7 +26,7 @@ from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport
 from tests.support.command import Command, Ended
 from tests.support.fault_proxy import Kind, Proxy, When
-from tests.support.letta_admin import Ground, ground
+from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
 
 STALE = "ak_practice-stale"
@@ -41,9 +41,9 @@ def vendors() -> Iterator[PracticeVendors]:
 
 
 @pytest.fixture(scope="module")
-def letta(letta_server: Letta) -> Iterator[Ground]:
+def letta(letta_server: Letta) -> Iterator[LettaAdmin]:
     """The real Letta, cleared of what this file planted when it is done."""
-    with ground(letta_server) as opened:
+    with open_admin(letta_server) as opened:
         yield opened
         opened.clear("storm-*")
 
@@ -62,7 +62,7 @@ class Scene:
         variables: what `.env` holds.
     """
 
-    letta: Ground
+    letta: LettaAdmin
     proxy: Proxy
     command: Command
     name: str
@@ -106,7 +106,7 @@ class Scene:
 
 
 @pytest.fixture
-def scene(letta: Ground, vendors: PracticeVendors, tmp_path: Path) -> Iterator[Scene]:
+def scene(letta: LettaAdmin, vendors: PracticeVendors, tmp_path: Path) -> Iterator[Scene]:
     """A provider at the practice LongCat, not yet in Letta, and `.env` for it."""
     name, base_url = f"storm-{secrets.token_hex(4)}", vendors.base_url("longcat")
     key = vendors.rotate("longcat", keep_old=True).get_secret_value()

@@ -28,7 +28,7 @@ from isabella.providers.api import compare_providers, ensure_providers, verify_p
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
 from tests.support.fault_proxy import Kind, Proxy
-from tests.support.letta_admin import Ground, ground
+from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import MASTER_KEY, OTHER_MASTER_KEY, seal
 
 STRATEGIES = (Strategy.AUTO, Strategy.RECREATE, Strategy.IN_PLACE)
@@ -66,9 +66,9 @@ def vendors() -> Iterator[PracticeVendors]:
 
 
 @pytest.fixture(scope="module")
-def letta(letta_server: Letta) -> Iterator[Ground]:
+def letta(letta_server: Letta) -> Iterator[LettaAdmin]:
     """The real Letta, cleared of what this file planted when it is done."""
-    with ground(letta_server) as opened:
+    with open_admin(letta_server) as opened:
         opened.clear("case-*", "crowd-*", *CATALOG)
         yield opened
         opened.clear("case-*", "crowd-*", *CATALOG)
@@ -129,7 +129,7 @@ class Case:
 
 def plant(
     state: str,
-    letta: Ground,
+    letta: LettaAdmin,
     vendors: PracticeVendors,
     proxy: Proxy,
     home: Path,
@@ -176,7 +176,7 @@ def plant(
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("state", MATRIX)
 def test_the_vendor_gets_the_configured_key_or_the_refusal_is_the_documented_one(
-    state: str, strategy: Strategy, letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+    state: str, strategy: Strategy, letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
 ) -> None:
     """After a sync the agent's next message carries the configured key; or nothing was changed, with a remedy."""
     stored, actions = MATRIX[state]
@@ -224,7 +224,7 @@ def test_the_vendor_gets_the_configured_key_or_the_refusal_is_the_documented_one
 
 
 def test_before_the_sync_a_stale_key_is_refused(
-    letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+    letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
 ) -> None:
     """The bug itself: with a stale key in Letta an agent gets a 401, and after the sync the same agent answers."""
     case = plant("stale", letta, vendors, proxy, tmp_path)
@@ -236,7 +236,7 @@ def test_before_the_sync_a_stale_key_is_refused(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_second_sync_finds_everything_in_line(
-    strategy: Strategy, letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+    strategy: Strategy, letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
 ) -> None:
     """What one sync has mended is in sync for the next, and status changes nothing."""
     case = plant("stale", letta, vendors, proxy, tmp_path)
@@ -249,7 +249,7 @@ def test_a_second_sync_finds_everything_in_line(
 
 @pytest.mark.parametrize("state", ["stale", "absent"])
 def test_one_of_many_is_found_by_its_name(
-    state: str, letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+    state: str, letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
 ) -> None:
     """Where the name is known, nothing is listed, however many there are, and nothing but that one is written."""
     case = plant(state, letta, vendors, proxy, tmp_path)
@@ -261,7 +261,7 @@ def test_one_of_many_is_found_by_its_name(
     assert len(proxy.writes) == 1
 
 
-def test_no_probe_asks_no_vendor(letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path) -> None:
+def test_no_probe_asks_no_vendor(letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path) -> None:
     """Without probing, a new key is written unasked: nothing but Letta's own requests arrive at the vendor."""
     case = plant("stale", letta, vendors, proxy, tmp_path)
     vendors.forget()
@@ -271,7 +271,7 @@ def test_no_probe_asks_no_vendor(letta: Ground, vendors: PracticeVendors, proxy:
 
 
 def test_in_place_sends_no_delete_for_a_refused_key_either(
-    letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+    letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
 ) -> None:
     """Strategy in-place asks the vendor before it creates, because it could not take back what it made."""
     case = plant("absent", letta, vendors, proxy, tmp_path)
@@ -283,7 +283,7 @@ def test_in_place_sends_no_delete_for_a_refused_key_either(
 
 
 def test_a_provider_of_letta_itself_is_refused(
-    letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+    letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
 ) -> None:
     """Where Letta has a base provider of the name, that is said with its remedy, and nothing is registered (P10)."""
     key = vendors.key("longcat")
@@ -314,7 +314,7 @@ def brought_in_line(settings: Settings) -> Report:
 
 
 def test_letta_s_own_failure_is_no_word_about_the_key(
-    letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+    letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
 ) -> None:
     """Where Letta itself fails, another agent is asked; a vendor's refusal and a Letta that goes on failing count."""
     case = plant("stale", letta, vendors, proxy, tmp_path)
@@ -339,7 +339,7 @@ def test_letta_s_own_failure_is_no_word_about_the_key(
 
 
 def test_all_four_are_proven_and_accepted_with_native_types_and_as_openai(
-    letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+    letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
 ) -> None:
     """Each of the four gives a receipt with either, and a change of type keeps the record's id (M3 to M6)."""
     letta.clear(*CATALOG)
@@ -376,7 +376,9 @@ def test_all_four_are_proven_and_accepted_with_native_types_and_as_openai(
     assert agents == []
 
 
-def test_a_warm_start_is_one_listing(letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path) -> None:
+def test_a_warm_start_is_one_listing(
+    letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+) -> None:
     """With everything in line: one health check, one GET of providers, no write, and nothing to any vendor."""
     settings = with_practice_vendors(settings_for(letta.letta, proxy, tmp_path), vendors)
     asyncio.run(ensure_providers(settings))
@@ -389,7 +391,7 @@ def test_a_warm_start_is_one_listing(letta: Ground, vendors: PracticeVendors, pr
 
 
 def test_what_nobody_declared_is_left_alone(
-    letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+    letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
 ) -> None:
     """A foreign provider is listed as such and stays as it is, with every strategy."""
     name = f"case-{secrets.token_hex(4)}"
@@ -405,7 +407,7 @@ def test_what_nobody_declared_is_left_alone(
 
 
 def test_a_vendor_whose_key_was_removed_stays_in_letta(
-    letta: Ground, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+    letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
 ) -> None:
     """A vendor without a key is listed as such; its record in Letta is left alone."""
     settings = with_practice_vendors(settings_for(letta.letta, proxy, tmp_path), vendors)
@@ -422,14 +424,14 @@ def test_a_vendor_whose_key_was_removed_stays_in_letta(
 
 
 @pytest.fixture(scope="module")
-def unsealed(new_server: Callable[..., Server]) -> Iterator[Ground]:
+def unsealed(new_server: Callable[..., Server]) -> Iterator[LettaAdmin]:
     """A Letta without a master key."""
-    with ground(new_server("unsealed", seal=False).up()) as opened:
+    with open_admin(new_server("unsealed", seal=False).up()) as opened:
         yield opened
 
 
 def test_a_letta_without_a_master_key_is_noticed_before_anything_is_opened(
-    unsealed: Ground, vendors: PracticeVendors, tmp_path: Path
+    unsealed: LettaAdmin, vendors: PracticeVendors, tmp_path: Path
 ) -> None:
     """A right key in plaintext is left as it is where Letta would not seal it anyway; the remedy is Letta's key."""
     with Proxy(unsealed.letta.base_url) as proxy:
@@ -450,7 +452,7 @@ def test_a_letta_without_a_master_key_is_noticed_before_anything_is_opened(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_key_that_letta_stores_in_plaintext_is_never_called_proven(
-    strategy: Strategy, unsealed: Ground, vendors: PracticeVendors, tmp_path: Path
+    strategy: Strategy, unsealed: LettaAdmin, vendors: PracticeVendors, tmp_path: Path
 ) -> None:
     """Where a master key is configured and Letta has none, a new key works, but the report says what is wrong."""
     with Proxy(unsealed.letta.base_url) as proxy:
@@ -466,7 +468,7 @@ def test_a_key_that_letta_stores_in_plaintext_is_never_called_proven(
 
 @pytest.mark.parametrize("state", ["absent", "fresh", "stale", "soft-deleted"])
 def test_without_a_master_key_on_both_sides_plaintext_is_proven(
-    state: str, unsealed: Ground, vendors: PracticeVendors, tmp_path: Path
+    state: str, unsealed: LettaAdmin, vendors: PracticeVendors, tmp_path: Path
 ) -> None:
     """Who wants no sealing gets a proof all the same."""
     with Proxy(unsealed.letta.base_url) as proxy:
@@ -485,7 +487,7 @@ def test_what_cannot_be_read_back_is_unproven_and_yet_works(
     master_key: str | None,
     stored: ProviderState,
     said: str,
-    letta: Ground,
+    letta: LettaAdmin,
     vendors: PracticeVendors,
     proxy: Proxy,
     tmp_path: Path,
@@ -508,7 +510,7 @@ def test_what_cannot_be_read_back_is_unproven_and_yet_works(
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_release_that_cannot_recreate_gets_no_delete(
     strategy: Strategy,
-    letta: Ground,
+    letta: LettaAdmin,
     vendors: PracticeVendors,
     proxy: Proxy,
     tmp_path: Path,

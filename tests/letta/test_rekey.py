@@ -18,7 +18,7 @@ from isabella.embedded import Letta, Server, Step, encrypted_columns
 from isabella.embedded.encrypted_columns import ValueState
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
-from tests.support.letta_admin import Ground, ground
+from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
 
 COMMAND = Path(sys.executable).with_name("isabella")
@@ -65,7 +65,7 @@ class House:
 
     def says_something(self, letta: Letta) -> bool:
         """Whether the agent gets an answer."""
-        with ground(letta) as there:
+        with open_admin(letta) as there:
             return there.say(self.agent).is_success
 
 
@@ -77,12 +77,12 @@ def deps(new_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFac
         key, address = vendors.key("cerebras").get_secret_value(), vendors.base_url("cerebras")
         (folder / ".env").write_text(f"CEREBRAS_API_KEY={key}\nCEREBRAS_BASE_URL={address}\n")
         here = House(new_server("rekey"), vendors, folder)
-        with ground(here.server.up()) as there:
+        with open_admin(here.server.up()) as there:
             here.agent = _furnish(there, vendors)
         yield here
 
 
-def _furnish(there: Ground, vendors: PracticeVendors) -> str:
+def _furnish(there: LettaAdmin, vendors: PracticeVendors) -> str:
     address = vendors.base_url("cerebras")
     there.provider("cerebras", "cerebras", address, vendors.key("cerebras").get_secret_value())
     lost = there.provider("lost", "openai", address, "never-seen-again")

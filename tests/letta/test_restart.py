@@ -18,7 +18,7 @@ from isabella.config.vendors import known_vendors
 from isabella.embedded import InstanceStatus, Server
 from isabella.practice import NAMES, PracticeVendors
 from isabella.system.processes import has_ended
-from tests.support.backend_server import TOKEN, Heard, events_of
+from tests.support.backend_server import TOKEN, TurnRecord, events_of
 from tests.support.command import Command
 
 HANDLES = {
@@ -113,14 +113,14 @@ class Talk:
     client: httpx2.Client
     vendors: PracticeVendors
 
-    def say(self, vendor: str, message: str) -> Heard:
+    def say(self, vendor: str, message: str) -> TurnRecord:
         """Say something on this vendor: it alone is asked, and with the key that is its own."""
         switched = self.client.post("/api/agents/Isabella/switch", json={"handle": HANDLES[vendor]})
         assert switched.status_code == 200, switched.text
         before = {name: len(self.vendors.requests(name)) for name in NAMES}
         with self.client.stream("POST", "/api/agents/Isabella/turns", json={"message": message}) as response:
             assert response.status_code == 200, response.read()
-            heard = Heard(list(events_of(response.iter_lines())))
+            heard = TurnRecord(list(events_of(response.iter_lines())))
         assert (heard.end["reason"], heard.end["handle"]) == ("completed", HANDLES[vendor])
         asked = {name: self.vendors.requests(name)[before[name] :] for name in NAMES}
         assert [name for name in NAMES if asked[name]] == [vendor]

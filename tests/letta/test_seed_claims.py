@@ -90,7 +90,11 @@ class Stage:
 
     def keys_at(self, vendor: str) -> set[str]:
         """Fingerprints of the keys with which chats arrived at a vendor."""
-        return {r.key_sha256 for r in self.vendors.requests(vendor) if r.path.endswith("/chat/completions")}
+        return {
+            r.key_sha256
+            for r in self.vendors.requests(vendor)
+            if r.key_sha256 and r.path.endswith("/chat/completions")
+        }
 
     def write_stored_key(self, provider: dict[str, Any], text: str) -> None:
         """Put something into the encrypted column, past Letta."""

@@ -18,7 +18,7 @@ from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
 from isabella.embedded.paths import InstancePaths
 from isabella.errors import IsabellaError
-from tests.support.agent_env import Colony, colony
+from tests.support.agent_env import AgentEnv, agent_env
 
 #: Clipboard, screen, C1, carriage return, backspace, DEL and an override of the writing direction.
 EVIL = "\x1b]52;c;ZXZpbA==\x07\x1b[2J\x9b31m\x9d0;t\x9c\rEVIL\b\b\x7f\u202elive\u202c"
@@ -32,7 +32,7 @@ def harmful(text: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Trap:
-    """A colony with traps in all that can hold a text.
+    """A agent_env with traps in all that can hold a text.
 
     Attributes:
         agent: the name of an agent.
@@ -47,7 +47,7 @@ class Trap:
 def trap(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trap]:
     """Traps in memory, archive, history, descriptions, names of tools and providers, in files and in logs."""
     folder = tmp_path_factory.mktemp("terminal")
-    with colony(letta_server, folder) as make, pytest.MonkeyPatch.context() as patch:
+    with agent_env(letta_server, folder) as make, pytest.MonkeyPatch.context() as patch:
         here = make()
         for name, value in _environment(here).items():
             patch.setenv(name, value)
@@ -60,7 +60,7 @@ def trap(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield Trap(here.name, folder)
 
 
-def _environment(here: Colony) -> dict[str, str]:
+def _environment(here: AgentEnv) -> dict[str, str]:
     assert here.letta.master_key is not None
     found = {
         "LETTA_BASE_URL": here.letta.base_url,
@@ -78,7 +78,7 @@ def _environment(here: Colony) -> dict[str, str]:
     return found
 
 
-async def _plant(agent_service: AgentService, here: Colony) -> None:
+async def _plant(agent_service: AgentService, here: AgentEnv) -> None:
     await agent_service.ensure()
     agent = await agent_service.registry.find(here.id)
     wire = agent_service.registry.wire

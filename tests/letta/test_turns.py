@@ -13,7 +13,7 @@ from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.turns.events import Ended, Event, Failover, Reason, VendorAsked
 from isabella.vendors.status import VendorState
-from tests.support.backend_server import Backend, Heard, backend, recreate, recreated
+from tests.support.backend_server import Backend, TurnRecord, backend, recreate, recreated
 
 CEREBRAS, GROQ = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b"
 MISTRAL, LONGCAT = "byok-mistral/mistral-medium-latest", "longcat/LongCat-2.0"
@@ -162,7 +162,7 @@ def test_a_broken_answer_is_marked_and_kept(served: Backend, fault: str) -> None
     """A stream that breaks in the middle is not repeated elsewhere; what was said and what came is in the history."""
     agent = served.agent(f"broken-{fault}", GROQ, MISTRAL)
     how = {"reset": "midway"} if fault == "reset" else {"truncated": True}
-    served.vendors.fault("groq", on="chat", times=1, **how)  # type: ignore[arg-type]
+    served.vendors.fault("groq", on="chat", times=1, **how)
     heard = served.say(agent, "Count to 40")
     assert heard.one("error")["code"] == "stream_broken"
     assert (heard.end["reason"], heard.end["stored"]) == ("broken", True)
@@ -247,7 +247,7 @@ def test_providers_are_recreated_under_load(served: Backend) -> None:
     ]
     done = threading.Event()
 
-    def conversation(agent: str) -> list[Heard]:
+    def conversation(agent: str) -> list[TurnRecord]:
         heard = []
         while not done.is_set():
             heard.append(served.say(agent, "Say good morning"))

@@ -13,7 +13,7 @@ import pytest
 
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
-from tests.support.backend_server import Backend, Happened, Heard, backend, events_of, recreate
+from tests.support.backend_server import Backend, StreamEvent, TurnRecord, backend, events_of, recreate
 
 GROQ, MISTRAL = "byok-groq/openai/gpt-oss-120b", "byok-mistral/mistral-medium-latest"
 PATIENCE = 2.0
@@ -49,7 +49,7 @@ class Speaking:
     """A turn under way in a thread, as a client hears it."""
 
     def __init__(self, served: Backend, agent: str, message: str) -> None:
-        self.happened: list[Happened] = []
+        self.happened: list[StreamEvent] = []
         self._seen: dict[str, threading.Event] = {}
         self._served, self._agent, self._message = served, agent, message
         self.leave = threading.Event()
@@ -70,11 +70,11 @@ class Speaking:
         assert self._seen.setdefault(kind, threading.Event()).wait(30), self.happened
         return next(event.data for event in self.happened if event.kind == kind)
 
-    def whole(self) -> Heard:
+    def whole(self) -> TurnRecord:
         """The whole turn."""
         self.thread.join(60)
         assert not self.thread.is_alive()
-        return Heard(self.happened)
+        return TurnRecord(self.happened)
 
 
 @contextmanager

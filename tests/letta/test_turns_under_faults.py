@@ -11,7 +11,7 @@ import pytest
 
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
-from tests.support.backend_server import Backend, Heard, backend
+from tests.support.backend_server import Backend, TurnRecord, backend
 
 HANDLES = {
     "cerebras": "cerebras/gpt-oss-120b",
@@ -41,7 +41,7 @@ class Said:
 
     agent: str
     message: str
-    heard: Heard
+    heard: TurnRecord
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ from isabella.watch.model_refresh import ModelRefresh
 from isabella.watch.schedule import Clock, Schedule
 from isabella.watch.watcher import LettaActions, Watcher
 from tests.support.command import Command
-from tests.support.letta_admin import Ground, ground
+from tests.support.letta_admin import LettaAdmin, open_admin
 
 NAMES = {"cerebras": "cerebras", "mistral": "byok-mistral"}
 E = TypeVar("E", bound=WatchEvent)
@@ -77,7 +77,7 @@ class Time:
 class Watch:
     """A keeper that runs, as the backend has it, and what it has told."""
 
-    letta: Ground
+    letta: LettaAdmin
     vendors: PracticeVendors
     env: Path
     settings: Settings
@@ -149,23 +149,23 @@ def letta_server(new_server: Callable[..., Server]) -> Letta:
 
 
 @pytest.fixture(scope="module")
-def letta(letta_server: Letta) -> Iterator[Ground]:
+def letta(letta_server: Letta) -> Iterator[LettaAdmin]:
     """The real Letta, cleared of what this file planted when it is done."""
-    with ground(letta_server) as opened:
+    with open_admin(letta_server) as opened:
         opened.clear(*NAMES.values())
         yield opened
         opened.clear(*NAMES.values())
 
 
 @pytest.fixture
-def watch(letta: Ground, tmp_path: Path) -> Iterator[Watch]:
+def watch(letta: LettaAdmin, tmp_path: Path) -> Iterator[Watch]:
     """Providers in line, and a keeper that has begun to watch."""
     with PracticeVendors() as vendors, opened(letta, vendors, tmp_path) as watching:
         yield watching
 
 
 @contextmanager
-def opened(letta: Ground, vendors: PracticeVendors, folder: Path) -> Iterator[Watch]:
+def opened(letta: LettaAdmin, vendors: PracticeVendors, folder: Path) -> Iterator[Watch]:
     """Bring the providers in line, and keep watch until the test is over."""
     env = folder / ".env"
     env.write_text(dotenv(vendors))
@@ -245,7 +245,7 @@ def test_a_key_that_is_changed_in_the_file_reaches_letta_and_no_other_is_touched
     assert (shown.condition, shown.proof) == ("InSync", "proven")
     assert watch.readiness.report is not None
     # What is shown is rounded to seconds, in which both may have happened.
-    since = {one.name: one.since for one in watch.readiness.report.providers}
+    since = {one.name: one.since for one in watch.readiness.report.providers if one.since is not None}
     assert since[NAMES["cerebras"]] > since[NAMES["mistral"]]
 
 
@@ -474,6 +474,7 @@ def test_models_that_come_and_go_are_told_at_night_with_the_agents_that_lost_the
     assert [(lost.name, lost.model) for lost in cerebras.lost] == [(name, "gpt-oss-120b")]
     assert not counts["byok-mistral"].remarkable
     shown = watch.portal.call(api_providers, watch.readiness).census
+    assert shown is not None
     assert shown.providers[0].lost[0].agent == name
     watch.letta.http.delete(f"/v1/agents/{agent}")
 

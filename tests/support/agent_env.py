@@ -53,7 +53,7 @@ tools = ["memory_insert", "memory_replace", "memory_finish_edits"]
 
 
 @dataclass
-class Colony:
+class AgentEnv:
     """A Letta, vendors, and a file of definitions.
 
     Attributes:
@@ -152,12 +152,12 @@ async def raw(agent_service: AgentService, record: AgentRecord) -> dict[str, Any
 
 
 @contextmanager
-def colony(letta: Letta, folder: Path) -> Iterator[Callable[[], Colony]]:
+def agent_env(letta: Letta, folder: Path) -> Iterator[Callable[[], AgentEnv]]:
     """Makes colonies on one Letta with vendors of their own, whose providers are in line."""
     with PracticeVendors() as vendors:
 
-        def make() -> Colony:
-            made = Colony(letta, vendors, folder)
+        def make() -> AgentEnv:
+            made = AgentEnv(letta, vendors, folder)
             made.define()
             return made
 

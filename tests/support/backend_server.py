@@ -35,7 +35,7 @@ _UP_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
-class Happened:
+class StreamEvent:
     """One event of a turn as a client sees it."""
 
     kind: str
@@ -43,10 +43,10 @@ class Happened:
 
 
 @dataclass(frozen=True)
-class Heard:
+class TurnRecord:
     """A whole turn as a client sees it."""
 
-    events: list[Happened]
+    events: list[StreamEvent]
 
     def all(self, kind: str) -> list[dict[str, Any]]:
         """The data of all events of a kind."""
@@ -74,14 +74,14 @@ class Heard:
         return [data["handle"] for data in self.all("vendor")]
 
 
-def events_of(lines: Iterator[str]) -> Iterator[Happened]:
+def events_of(lines: Iterator[str]) -> Iterator[StreamEvent]:
     """Server-sent events from the lines of a stream."""
     kind = ""
     for line in lines:
         if line.startswith("event: "):
             kind = line[7:]
         elif line.startswith("data: "):
-            yield Happened(kind, json.loads(line[6:]))
+            yield StreamEvent(kind, json.loads(line[6:]))
 
 
 @dataclass
@@ -106,11 +106,11 @@ class Backend:
     letta: httpx.Client
     _made: list[str] = field(default_factory=list)
 
-    def say(self, agent: str, message: str) -> Heard:
+    def say(self, agent: str, message: str) -> TurnRecord:
         """Say something, and hear the whole turn."""
         with self.client.stream("POST", f"/api/agents/{agent}/turns", json={"message": message}) as response:
             assert response.status_code == 200, response.read()
-            return Heard(list(events_of(response.iter_lines())))
+            return TurnRecord(list(events_of(response.iter_lines())))
 
     def agent(self, name: str, *handles: str) -> str:
         """An agent of its own for a test, bound to the first handle and preferring all of them. Returns its name."""

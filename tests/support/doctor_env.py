@@ -1,4 +1,4 @@
-"""A ward for the doctor's tests: a healthy system of a real Letta and practice vendors, to plant faults in."""
+"""A env for the doctor's tests: a healthy system of a real Letta and practice vendors, to plant faults in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ VENDORS = {vendor.name: vendor.provider for vendor in known_vendors()}
 
 
 @dataclass
-class Ward:
+class DoctorEnv:
     """One system, healthy until somebody plants a fault.
 
     Attributes:
@@ -239,7 +239,7 @@ class Ward:
         self.write()
 
     def type(self, command: str) -> None:
-        """Type a command into the shell of this ward."""
+        """Type a command into the shell of this env."""
         if command.startswith("unset "):
             self.environment.pop(command.removeprefix("unset "))
         elif command.startswith("isabella "):
@@ -255,7 +255,7 @@ def open_door(letta: Letta) -> Iterator[str]:
 
     class Door(BaseHTTPRequestHandler):
         def answer(self) -> None:
-            inner = HTTPConnection(*letta.base_url.removeprefix("http://").split(":"), timeout=20)
+            inner = HTTPConnection(letta.base_url.removeprefix("http://"), timeout=20)
             body = self.rfile.read(int(self.headers.get("content-length") or 0))
             headers = {"Authorization": f"Bearer {letta.password.get_secret_value()}"}
             if body:

@@ -1,4 +1,4 @@
-"""Faults to plant in a ward, and what the doctor has to name for each: a table."""
+"""Faults to plant in a env, and what the doctor has to name for each: a table."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from isabella.letta.llm_config import Binding
-from tests.support.doctor_env import Ward
+from tests.support.doctor_env import DoctorEnv
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
 
 Cause = tuple[str, str | None]
-Plant = Callable[[Ward], object]
+Plant = Callable[[DoctorEnv], object]
 
 CLOSED = "http://127.0.0.1:9"
 DECLARED = '[[providers]]\nname = "{}"\nbase_url = "{}"\napi_key_env = "MISTRAL_API_KEY"\n'
@@ -21,7 +21,7 @@ class Fault:
     """A fault, how it is planted, and what the doctor has to name.
 
     Attributes:
-        plant: plants it in a healthy ward.
+        plant: plants it in a healthy env.
         causes: code and provider of exactly what the verdict names.
         person: does what only a person can, where the remedy says so in words.
         options: options of the doctor.
@@ -45,17 +45,17 @@ def fault(
     return Fault(plant, frozenset({(code, provider)}), person, options)
 
 
-def calm(ward: Ward) -> None:
+def calm(env: DoctorEnv) -> None:
     """What a vendor does wrong is over."""
-    ward.vendors.clear()
+    env.vendors.clear()
 
 
 def revoke(vendor: str) -> Plant:
     """The vendor takes another key from now on; the right one is the new one."""
 
-    def plant(ward: Ward) -> None:
-        key = ward.vendors.rotate(vendor)
-        ward.right[f"{vendor.upper()}_API_KEY"] = key.get_secret_value()
+    def plant(env: DoctorEnv) -> None:
+        key = env.vendors.rotate(vendor)
+        env.right[f"{vendor.upper()}_API_KEY"] = key.get_secret_value()
 
     return plant
 
@@ -63,9 +63,9 @@ def revoke(vendor: str) -> Plant:
 def in_shell(name: str, form: str) -> Plant:
     """A key of the shell alone, with something around it."""
 
-    def plant(ward: Ward) -> None:
-        ward.unset(name)
-        ward.environment[name] = form.format(ward.right[name])
+    def plant(env: DoctorEnv) -> None:
+        env.unset(name)
+        env.environment[name] = form.format(env.right[name])
 
     return plant
 
@@ -73,14 +73,14 @@ def in_shell(name: str, form: str) -> Plant:
 def key_file(mode: int | None, *, beside: bool = False) -> Plant:
     """The key in a file of its own; without a mode, in one that is not there."""
 
-    def plant(ward: Ward) -> None:
-        path = ward.folder / "groq.key"
+    def plant(env: DoctorEnv) -> None:
+        path = env.folder / "groq.key"
         if mode is not None:
-            path.write_text(ward.right["GROQ_API_KEY"] + "\n")
+            path.write_text(env.right["GROQ_API_KEY"] + "\n")
             path.chmod(mode)
         if not beside:
-            ward.unset("GROQ_API_KEY")
-        ward.set(GROQ_API_KEY_FILE=str(path))
+            env.unset("GROQ_API_KEY")
+        env.set(GROQ_API_KEY_FILE=str(path))
 
     return plant
 
@@ -88,57 +88,63 @@ def key_file(mode: int | None, *, beside: bool = False) -> Plant:
 def declare(name: str) -> Plant:
     """Declare a further vendor: Mistral once more, at an address of its own."""
 
-    def plant(ward: Ward) -> None:
-        base_url = ward.right["MISTRAL_BASE_URL"].replace("127.0.0.1", "localhost")
-        (ward.folder / "isabella.toml").write_text(DECLARED.format(name, base_url))
+    def plant(env: DoctorEnv) -> None:
+        base_url = env.right["MISTRAL_BASE_URL"].replace("127.0.0.1", "localhost")
+        (env.folder / "isabella.toml").write_text(DECLARED.format(name, base_url))
 
     return plant
 
 
-def sealed_otherwise(ward: Ward) -> None:
+def sealed_otherwise(env: DoctorEnv) -> None:
     """The stored key was sealed under another master key."""
-    text = seal(ward.right["MISTRAL_API_KEY"], OTHER_MASTER_KEY)
-    ward.sql("UPDATE providers SET api_key_enc = %s WHERE name = 'byok-mistral'", text)
+    text = seal(env.right["MISTRAL_API_KEY"], OTHER_MASTER_KEY)
+    env.sql("UPDATE providers SET api_key_enc = %s WHERE name = 'byok-mistral'", text)
 
 
-def plaintext(ward: Ward) -> None:
+def plaintext(env: DoctorEnv) -> None:
     """The stored key stands there as it is."""
-    ward.sql("UPDATE providers SET api_key_enc = %s WHERE name = 'cerebras'", ward.right["CEREBRAS_API_KEY"])
+    env.sql("UPDATE providers SET api_key_enc = %s WHERE name = 'cerebras'", env.right["CEREBRAS_API_KEY"])
 
 
-def mistyped(ward: Ward) -> None:
+def mistyped(env: DoctorEnv) -> None:
     """Somebody followed the advice to make every provider type openai."""
-    ward.delete("byok-mistral")
-    body = {"name": "byok-mistral", "provider_type": "openai", "base_url": ward.right["MISTRAL_BASE_URL"]}
-    ward.api("POST", "/v1/providers/", body | {"api_key": ward.right["MISTRAL_API_KEY"]})
+    env.delete("byok-mistral")
+    body = {"name": "byok-mistral", "provider_type": "openai", "base_url": env.right["MISTRAL_BASE_URL"]}
+    env.api("POST", "/v1/providers/", body | {"api_key": env.right["MISTRAL_API_KEY"]})
 
 
-def duplicate(ward: Ward) -> None:
+def duplicate(env: DoctorEnv) -> None:
     """A second provider for Groq, which nobody declared."""
-    body = {"name": "groq-of-old", "provider_type": "groq", "base_url": ward.right["GROQ_BASE_URL"]}
-    ward.api("POST", "/v1/providers/", body | {"api_key": "gsk_of-old"})
+    body = {"name": "groq-of-old", "provider_type": "groq", "base_url": env.right["GROQ_BASE_URL"]}
+    env.api("POST", "/v1/providers/", body | {"api_key": "gsk_of-old"})
 
 
-def duplicate_in_use(ward: Ward) -> None:
+def duplicate_in_use(env: DoctorEnv) -> None:
     """The same, with an agent on it."""
-    duplicate(ward)
-    ward.rebind("byok-groq", provider_name="groq-of-old")
+    duplicate(env)
+    env.rebind("byok-groq", provider_name="groq-of-old")
 
 
-def bound_to_nothing(ward: Ward) -> None:
+def bound_to_nothing(env: DoctorEnv) -> None:
     """An agent on a provider that is not there, at an address that is."""
-    ward.rebind("longcat", provider_name="longcat-of-old")
+    env.rebind("longcat", provider_name="longcat-of-old")
 
 
-def bound_to_nowhere(ward: Ward) -> None:
+def bound_to_nowhere(env: DoctorEnv) -> None:
     """An agent on a provider and an address that nobody knows."""
-    ward.agent("orphan", Binding("gone", "some-model", "http://127.0.0.1:9/v1", 32_768))
+    env.agent("orphan", Binding("gone", "some-model", "http://127.0.0.1:9/v1", 32_768))
 
 
-def remove_orphan(ward: Ward) -> None:
+def remove_orphan(env: DoctorEnv) -> None:
     """Nobody needs it."""
-    (orphan,) = ward.api("GET", "/v1/agents/?name=orphan")
-    ward.api("DELETE", f"/v1/agents/{orphan['id']}")
+    (orphan,) = env.api("GET", "/v1/agents/?name=orphan")
+    env.api("DELETE", f"/v1/agents/{orphan['id']}")
+
+
+def provider_absent(env: DoctorEnv) -> None:
+    """A provider is deleted, and the doctor is not told of the database that would remember it."""
+    env.unset("ISABELLA_DATABASE_URL")
+    env.delete("longcat")
 
 
 FAULTS: dict[str, Fault] = {
@@ -168,7 +174,9 @@ FAULTS: dict[str, Fault] = {
     "master key malformed": fault(lambda w: w.set(LETTA_ENCRYPTION_KEY="0815"), "master-key-malformed"),
     "master key not Letta's": fault(lambda w: w.set(LETTA_ENCRYPTION_KEY=OTHER_MASTER_KEY), "master-key-not-lettas"),
     ".env malformed": fault(
-        lambda w: (w.folder / ".env").write_text('GROQ_API_KEY="unclosed\n'), "env-file-malformed", person=Ward.write
+        lambda w: (w.folder / ".env").write_text('GROQ_API_KEY="unclosed\n'),
+        "env-file-malformed",
+        person=DoctorEnv.write,
     ),
     "isabella.toml malformed": fault(
         lambda w: (w.folder / "isabella.toml").write_text("providers = 1\n"),
@@ -252,9 +260,7 @@ FAULTS: dict[str, Fault] = {
         "letta-not-running",
         person=lambda w: w.set(LETTA_BASE_URL=w.right["LETTA_BASE_URL"]),
     ),
-    "provider absent": fault(
-        lambda w: (w.unset("ISABELLA_DATABASE_URL"), w.delete("longcat")), "provider-absent", "longcat"
-    ),
+    "provider absent": fault(provider_absent, "provider-absent", "longcat"),
     "provider soft-deleted": fault(lambda w: w.delete("byok-groq"), "provider-deleted", "byok-groq"),
     "key stale": fault(lambda w: w.store("cerebras", api_key="csk-of-old"), "key-stale", "cerebras"),
     "key sealed otherwise": fault(sealed_otherwise, "key-sealed-otherwise", "byok-mistral"),

@@ -1,4 +1,4 @@
-"""Agents for a double of Letta: each of their requests goes through the store, so that faults befall it, too."""
+"""Agents for a fake Letta: each of their requests goes through the store, so that faults befall it, too."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Agent:
 
 
 @dataclass
-class Flock:
+class FakeAgents:
     """The agents of a Letta, by their ids.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""A double of Letta's providers API, for tests that have no time for a real one.
+"""A fake of Letta's providers API, for tests that have no time for a real one.
 
 It behaves as was measured (facts P1 to P10, O1 to O10), release by release, and nothing else: what it does is pinned
 by `test_contract.py`, which runs the same cases on it and on a real Letta. It keeps everything in memory and speaks
@@ -58,7 +58,7 @@ class Row:
         }
 
 
-class Double:
+class FakeLetta:
     """A Letta, as far as its providers go.
 
     Args:

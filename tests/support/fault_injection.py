@@ -19,7 +19,7 @@ from isabella.practice import PracticeVendors
 from isabella.providers.api import ensure_providers
 from isabella.providers.report import Report
 from tests.support.fault_proxy import Proxy
-from tests.support.letta_admin import Ground, ground
+from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal, unseal
 
 FORMER_KEY = "ak_practice-former"
@@ -49,10 +49,10 @@ _REFUSALS = frozenset(name for name in SITUATIONS if name.endswith("POST is refu
 
 
 @dataclass
-class Trail:
+class WalkEnv:
     """A Letta with some providers that are brought into a situation again and again."""
 
-    ground: Ground
+    admin: LettaAdmin
     vendors: PracticeVendors
     home: Path
     _sealed: dict[str, str] = field(default_factory=dict)
@@ -76,8 +76,8 @@ class Trail:
     @property
     def master_key(self) -> str:
         """Letta's."""
-        assert self.ground.letta.master_key is not None
-        return self.ground.letta.master_key.get_secret_value()
+        assert self.admin.letta.master_key is not None
+        return self.admin.letta.master_key.get_secret_value()
 
     def names(self, situation: str) -> list[str]:
         """The providers in a situation."""
@@ -97,7 +97,7 @@ class Trail:
         )
         return {
             "LETTA_BASE_URL": base_url,
-            "LETTA_API_KEY": self.ground.letta.password.get_secret_value(),
+            "LETTA_API_KEY": self.admin.letta.password.get_secret_value(),
             "LETTA_ENCRYPTION_KEY": self.master_key,
             "ISABELLA_HOME": str(self.home),
             "ISABELLA_CONFIG_FILE": str(self.home / "isabella.toml"),
@@ -108,19 +108,19 @@ class Trail:
     def settings(self, situation: str, base_url: str | None = None, **variables: str) -> Settings:
         """The same as settings; by default of the real Letta."""
         return load_settings(
-            environment=self.configuration(situation, base_url or self.ground.letta.base_url, **variables)
+            environment=self.configuration(situation, base_url or self.admin.letta.base_url, **variables)
         )
 
     def plant(self, situation: str) -> dict[str, str]:
         """Bring Letta into a situation. Returned are the ids of the providers that are there, by name."""
         names = self.names(situation)
         if self.row(BYSTANDER) is None:
-            self.ground.provider(BYSTANDER, _TYPE, self.base_url, FORMER_KEY)
+            self.admin.provider(BYSTANDER, _TYPE, self.base_url, FORMER_KEY)
         former = self.former_base_url if situation in MOVES else self.base_url
         for name, address in (("walk-one", former), (BYSTANDER, self.former_base_url)):
             if name not in self._agents:
-                self._agents[name] = self.ground.agent(Binding(name, "LongCat-2.0", address, 32_768))
-            self.ground.point(self._agents[name], address)
+                self._agents[name] = self.admin.agent(Binding(name, "LongCat-2.0", address, 32_768))
+            self.admin.point(self._agents[name], address)
         if len(names) == 1:
             self._plant_one(names[0], situation)
         else:
@@ -130,10 +130,10 @@ class Trail:
 
     def _plant_one(self, name: str, situation: str) -> None:
         if situation.startswith("absent"):
-            self.ground.clear(name)
+            self.admin.clear(name)
             return
-        found = self.ground.database.execute("SELECT id FROM providers WHERE name = %s", (name,)).fetchone()
-        id = found["id"] if found else self.ground.provider(name, _TYPE, self.base_url, self.key)
+        found = self.admin.database.execute("SELECT id FROM providers WHERE name = %s", (name,)).fetchone()
+        id = found["id"] if found else self.admin.provider(name, _TYPE, self.base_url, self.key)
         text: str | None = self._seal(FORMER_KEY, self.master_key)
         type = _TYPE
         match situation:
@@ -145,7 +145,7 @@ class Trail:
                 type = "cerebras"
             case "plaintext":
                 text = self.key
-        self.ground.database.execute(
+        self.admin.database.execute(
             "UPDATE providers SET provider_type = %s, base_url = %s, api_key_enc = %s, is_deleted = %s WHERE id = %s",
             (
                 type,
@@ -167,7 +167,7 @@ class Trail:
 
     def row(self, name: str) -> dict[str, Any] | None:
         """The live record of this name."""
-        return next(iter(self.ground.rows(name)), None)
+        return next(iter(self.admin.rows(name)), None)
 
     def state(self, name: str) -> tuple[str, str, str | None] | None:
         """Type, base URL and opened key of the live record."""
@@ -185,7 +185,7 @@ class Trail:
         former = self.former_base_url if situation in MOVES else self.base_url
         state = self.state("walk-one")
         if state is not None and state[2] is not None and not state[2].startswith("no-key-yet-"):
-            carried = (self.ground.endpoint(self._agents["walk-one"]), state[2])
+            carried = (self.admin.endpoint(self._agents["walk-one"]), state[2])
             assert carried in ((former, FORMER_KEY), (self.base_url, self.key)), f"{situation}: {carried}"
 
     def heal(self, situation: str) -> Report:
@@ -202,32 +202,32 @@ class Trail:
             row = self.row(name)
             assert row is not None
             assert row["id"] == ids.get(name, row["id"])
-        assert self.ground.endpoint(self._agents["walk-one"]) == self.base_url
-        assert self.ground.endpoint(self._agents[BYSTANDER]) == self.former_base_url
+        assert self.admin.endpoint(self._agents["walk-one"]) == self.base_url
+        assert self.admin.endpoint(self._agents[BYSTANDER]) == self.former_base_url
         assert self.row(BYSTANDER) == bystander
         assert self.row(TOUCHSTONE) is None
 
     def clear(self) -> None:
         """Take everything away."""
         while self._agents:
-            self.ground.http.delete(f"/v1/agents/{self._agents.popitem()[1]}").raise_for_status()
-        self.ground.clear("walk-*", TOUCHSTONE)
+            self.admin.http.delete(f"/v1/agents/{self._agents.popitem()[1]}").raise_for_status()
+        self.admin.clear("walk-*", TOUCHSTONE)
 
 
-def count_requests(trail: Trail, situation: str, run: Callable[[str], object]) -> int:
+def count_requests(env: WalkEnv, situation: str, run: Callable[[str], object]) -> int:
     """How many requests reach Letta in this situation, when a sync is run against the given address."""
-    trail.plant(situation)
-    with Proxy(trail.ground.letta.base_url) as proxy:
-        trail.arm(situation, proxy)
+    env.plant(situation)
+    with Proxy(env.admin.letta.base_url) as proxy:
+        env.arm(situation, proxy)
         run(proxy.url)
         return sum(request.passed_on for request in proxy.requests)
 
 
 @contextmanager
-def open_trail(letta: Letta, home: Path) -> Iterator[Trail]:
-    """A trail on this Letta, with vendors of its own, cleared before and after."""
-    with PracticeVendors() as vendors, ground(letta) as opened:
-        trail = Trail(opened, vendors, home)
-        trail.clear()
-        yield trail
-        trail.clear()
+def open_walk_env(letta: Letta, home: Path) -> Iterator[WalkEnv]:
+    """A env on this Letta, with vendors of its own, cleared before and after."""
+    with PracticeVendors() as vendors, open_admin(letta) as opened:
+        env = WalkEnv(opened, vendors, home)
+        env.clear()
+        yield env
+        env.clear()

@@ -45,7 +45,7 @@ class Sent:
         return self.method not in ("GET", "HEAD")
 
 
-class Weather(httpx2.AsyncBaseTransport):
+class FaultTransport(httpx2.AsyncBaseTransport):
     """A transport before another one.
 
     Args:

@@ -32,7 +32,7 @@ class Child:
 
     pid: int
     output: Path
-    _forker: Forker
+    _forker: ForkServer
 
     def wait(self) -> int:
         """Wait for its end: the exit code, or the negative number of the signal that ended it."""
@@ -47,7 +47,7 @@ class Child:
         os.kill(self.pid, signal.SIGKILL)
 
 
-class Forker:
+class ForkServer:
     """A context manager: the process that forks itself."""
 
     def __enter__(self) -> Self:
@@ -107,19 +107,18 @@ class Forker:
 
 def _serve() -> None:
     """What runs in the process itself."""
-    import isabella.advisory
-    import isabella.assurance
-    import isabella.gate
-    import isabella.logs
-    import isabella.settings
-    import isabella.vendors.inquiry
     import psycopg
     import stamina
 
-    import isabella.cli
-    import isabella.cli.tables
+    from isabella import cli
+    from isabella.cli import tables
+    from isabella.config import settings
+    from isabella.locks import postgres, provider_lock
+    from isabella.providers import api
+    from isabella.system import logging
+    from isabella.vendors import client
 
-    del psycopg, stamina, isabella
+    del psycopg, stamina, cli, tables, settings, postgres, provider_lock, api, logging, client
     # A child that holds must not miss its sign, however early it comes.
     signal.pthread_sigmask(signal.SIG_BLOCK, {_GO})
     children: set[int] = set()

@@ -20,7 +20,7 @@ PROVIDERS = "/v1/providers/"
 
 
 @dataclass(frozen=True)
-class Ground:
+class LettaAdmin:
     """A Letta to plant in.
 
     Attributes:
@@ -118,11 +118,11 @@ class Ground:
 
 
 @contextmanager
-def ground(letta: Letta) -> Iterator[Ground]:
+def open_admin(letta: Letta) -> Iterator[LettaAdmin]:
     """Open one."""
     headers = {"Authorization": f"Bearer {letta.password.get_secret_value()}"}
     with (
         httpx2.Client(base_url=letta.base_url, headers=headers, timeout=60, trust_env=False) as http,
         psycopg.connect(letta.database_url.get_secret_value(), autocommit=True, row_factory=dict_row) as database,
     ):
-        yield Ground(letta, http, database)
+        yield LettaAdmin(letta, http, database)

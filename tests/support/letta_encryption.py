@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 MASTER_KEY = "5eed" * 16
 OTHER_MASTER_KEY = "0dd5" * 16
 
-#: Letta's own number of rounds. A double that has to be fast takes fewer, and so does what reads it back.
+#: Letta's own number of rounds. A fake Letta that has to be fast takes fewer, and so does what reads it back.
 ROUNDS = 100_000
 
 

@@ -1,7 +1,7 @@
 """A model of it all: whatever is configured, edited by hand, restarted, broken or killed, in whatever order.
 
-The machine runs on a `World`: a double of Letta, or a real one. After each quiet moment, which is a sync in fair
-weather, it looks whether what Isabella promises is so.
+The machine runs on a `World`: a fake Letta, or a real one. After each sync without faults it checks
+that Isabella's promises hold.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from isabella.providers.report import Proof, Report
 from isabella.providers.sync import Options, sync_providers
 from isabella.system.urls import PLACEHOLDER_URL
 from isabella.vendors.client import KeyVerdict, VendorAnswer
-from tests.support.fake_agents import Agent, Flock
+from tests.support.fake_agents import Agent, FakeAgents
 from tests.support.fake_letta import NO_KEY
-from tests.support.fault_transport import Killed, Kind, Sent, Weather, When
+from tests.support.fault_transport import FaultTransport, Killed, Kind, Sent, When
 
 RELEASES = ("0.16.0", "0.16.1", "0.16.2", "0.16.4", "0.16.5", "0.16.6", "0.16.7", "0.16.8")
 MASTER_KEYS = ("a1" * 32, "b2" * 32, None)
@@ -69,8 +69,14 @@ class World(Protocol):
     steps: ClassVar[int]
     #: Seconds that it may take to answer.
     timeout: float
-    release: str
-    master_key: str | None
+
+    @property
+    def release(self) -> str:
+        """Its release."""
+
+    @property
+    def master_key(self) -> str | None:
+        """Its master key; None if it stores keys in plaintext."""
 
     def transport(self) -> httpx2.AsyncBaseTransport:
         """What Isabella speaks to it through."""
@@ -255,7 +261,7 @@ class Machine(RuleBasedStateMachine):
     @rule(only=some)
     @precondition(lambda self: self.desired)
     def sync(self, only: frozenset[str] = frozenset()) -> None:
-        """A sync of some or of all in fair weather: afterwards, everything in it is proven or explained."""
+        """A sync of some or of all without faults: afterwards, everything in it is proven or explained."""
         before = self.world.rows()
         report = self._sync({}, only)
         assert report is not None
@@ -299,32 +305,32 @@ class Machine(RuleBasedStateMachine):
             (name, row["base_url"], self.world.opened(row["api_key_enc"], self.ours)) for name, row in before.items()
         }
         self.carried = {pair for name in before for pair in self._carried(name)}
-        weather = Weather(self.world.transport(), faults, self._watch)
-        self.asked, self.closed, self.sent = [], [], weather.sent
+        transport = FaultTransport(self.world.transport(), faults, self._watch)
+        self.asked, self.closed, self.sent = [], [], transport.sent
         self.there = set(before)
         self.names_by_id = {row["id"]: name for name, row in before.items()}
         report: Report | None = None
         try:
             report = anyio.run(
-                self._bring_in_line, weather, only, backend_options={"loop_factory": self.world.loop_factory()}
+                self._bring_in_line, transport, only, backend_options={"loop_factory": self.world.loop_factory()}
             )
         except IsabellaError as error:
             _is_told(error)
             if not faults:
                 raise
         except (Killed, BaseExceptionGroup) as error:
-            assert weather.dead
+            assert transport.dead
             _is_killing(error)
-        self._check_writes(weather.sent, former)
+        self._check_writes(transport.sent, former)
         wanted = {(d.base_url, _plain(d)) for d in self.desired.values()}
         assert set(self.asked) <= wanted
         if report is not None:
             self._check_report(report)
         return report
 
-    async def _bring_in_line(self, weather: Weather, only: frozenset[str]) -> Report:
+    async def _bring_in_line(self, transport: FaultTransport, only: frozenset[str]) -> Report:
         named = [name for name in self.desired if name in only]
-        async with LettaProviders("http://letta", transport=weather, timeout=self.world.timeout) as store:
+        async with LettaProviders("http://letta", transport=transport, timeout=self.world.timeout) as store:
             return await sync_providers(
                 store,
                 [one for name, one in self.desired.items() if name in named or not named],
@@ -336,7 +342,7 @@ class Machine(RuleBasedStateMachine):
                     foreign=not named,
                     seen=await read_store(store, named),
                     closed=self._close,
-                    bound_agents=Flock(self.agents, store),
+                    bound_agents=FakeAgents(self.agents, store),
                 ),
             )
 

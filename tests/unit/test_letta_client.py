@@ -311,9 +311,9 @@ def test_a_broken_connection_may_have_written() -> None:
     assert "broke during POST" in error.what
 
 
-Weather = tuple[Response, type[LettaError], str]
+FaultTransport = tuple[Response, type[LettaError], str]
 HTML = "<html><body>canary page</body></html>"
-WEATHER: dict[str, Weather] = {
+WEATHER: dict[str, FaultTransport] = {
     "HTML": (Response(HTML, 200, content_type="text/html; charset=utf-8"), NotLetta, "text/html instead of JSON"),
     "an empty 200": (Response("", 200), NotLetta, "an empty answer instead of JSON"),
     "JSON of another shape": (Response('{"a": 1}', 200, content_type="application/json"), NotLetta, ""),
@@ -378,7 +378,7 @@ def test_a_refused_write_keeps_its_status(
     httpserver.expect_request("/v1/providers/provider-1").respond_with_response(response)
     with pytest.raises(kind) as error:
         ask(address(httpserver), CALLS[call])
-    assert error.value.status == status
+    assert error.value.status == status  # type: ignore[attr-defined]
     assert len(httpserver.log) == 1
 
 

@@ -59,8 +59,14 @@ def test_what_is_kept_ends_with_an_answer(
 
     async def keep() -> bool:
         return await partial_history.store_partial(
-            letta, "a", run_id="run-1", asked="Hello?", said=said, mark=mark, model="m"
-        )  # type: ignore[arg-type]
+            letta,  # type: ignore[arg-type]
+            "a",
+            run_id="run-1",
+            asked="Hello?",
+            said=said,
+            mark=mark,
+            model="m",
+        )
 
     assert anyio.run(keep)
     news = {row["id"]: row["content"] for row in letta.rows[len(stored) :]}

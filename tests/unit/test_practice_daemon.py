@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from importlib import resources
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -292,7 +293,7 @@ def _five_vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     fifth = text[text.rindex("[[vendors]]") :].replace("longcat", "fifth").replace("LongCat", "Fifth")
     (tmp_path / "catalog").mkdir()
     (tmp_path / "catalog" / "vendors.toml").write_text(text + fifth.replace("LONGCAT", "FIFTH"))
-    monkeypatch.setattr(vendors.resources, "files", lambda _package: tmp_path / "catalog")
+    monkeypatch.setattr(resources, "files", lambda _package: tmp_path / "catalog")
     vendors.known_vendors.cache_clear()
     # The files of other packages are read before: only the catalog is another one.
     assert [vendor.name for vendor in vendors.known_vendors()] == [*NAMES, "fifth"]

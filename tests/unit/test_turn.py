@@ -5,7 +5,7 @@ On the real Letta: `integration/test_turns.py`. Here, when it happens is decided
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -76,7 +76,7 @@ class Agents:
 
 
 #: Plays one answer of a vendor.
-Answer = Callable[[Attempt], AsyncIterator[Event | None]]
+Answer = Callable[[Attempt], AsyncGenerator[Event | None]]
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Stage:
         left = [*answers]
 
         class Played(Attempt):
-            def events(self, _client: Any) -> AsyncIterator[Event | None]:
+            def events(self, _client: Any) -> AsyncGenerator[Event | None]:
                 return left.pop(0)(self)
 
         self.patch.setattr(turns, "Attempt", Played)
@@ -116,7 +116,7 @@ def _speaker(binding: Binding, handles: tuple[str, ...] = ()) -> AgentRef:
 def answer(between: anyio.Event | None = None, over: anyio.Event | None = None) -> Answer:
     """Two pieces: the second comes once `between` is set; `over` is set when there is nothing more to come."""
 
-    async def play(attempt: Attempt) -> AsyncIterator[Event | None]:
+    async def play(attempt: Attempt) -> AsyncGenerator[Event | None]:
         yield None
         attempt.began = 1.0
         yield Said("Good", "message-1")
@@ -130,7 +130,7 @@ def answer(between: anyio.Event | None = None, over: anyio.Event | None = None) 
     return play
 
 
-async def refuse(attempt: Attempt) -> AsyncIterator[Event | None]:
+async def refuse(attempt: Attempt) -> AsyncGenerator[Event | None]:
     """A vendor that does not take its key."""
     yield None
     attempt.refusal = VendorRefusal(Code.KEY_REFUSED, "401: Invalid API Key", 401)
@@ -203,7 +203,7 @@ async def test_a_vendor_that_was_not_asked_after_all_still_is(stage: Stage) -> N
 def renew_and_refuse(breaker: CircuitBreaker, provider: str) -> Answer:
     """A vendor that refuses, while a provider gets another key."""
 
-    async def play(attempt: Attempt) -> AsyncIterator[Event | None]:
+    async def play(attempt: Attempt) -> AsyncGenerator[Event | None]:
         breaker.forgive(provider)
         async for event in refuse(attempt):
             yield event
@@ -244,7 +244,7 @@ async def test_an_agent_that_calls_a_former_address_is_bound_to_the_new_one_firs
     stage.agents.addresses[THOUGHT.provider] = NEW_ADDRESS
     called: list[str] = []
 
-    async def note(attempt: Attempt) -> AsyncIterator[Event | None]:
+    async def note(attempt: Attempt) -> AsyncGenerator[Event | None]:
         called.append(stage.agents.now.base_url)
         async for event in answer()(attempt):
             yield event
@@ -260,7 +260,7 @@ async def test_an_agent_goes_back_to_where_its_provider_is_by_then(stage: Stage)
     stage.agents.now = THOUGHT
     stage.agents.say.set()
 
-    async def answer_meanwhile(attempt: Attempt) -> AsyncIterator[Event | None]:
+    async def answer_meanwhile(attempt: Attempt) -> AsyncGenerator[Event | None]:
         async with stage.gate.closed(THOUGHT.provider):
             stage.agents.addresses[THOUGHT.provider] = NEW_ADDRESS
         async for event in answer()(attempt):
@@ -276,7 +276,7 @@ async def test_an_agent_goes_back_whatever_is_done_to_its_provider(stage: Stage)
     stage.agents.say.set()
     closed = AsyncExitStack()
 
-    async def answer_meanwhile(attempt: Attempt) -> AsyncIterator[Event | None]:
+    async def answer_meanwhile(attempt: Attempt) -> AsyncGenerator[Event | None]:
         await closed.enter_async_context(stage.gate.closed(THOUGHT.provider))
         async for event in answer()(attempt):
             yield event

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fault_injection import SITUATIONS, Trail, count_requests
+from tests.support.fault_injection import SITUATIONS, WalkEnv, count_requests
 from tests.support.fault_proxy import Proxy
-from tests.support.fork_server import Child, Forker
+from tests.support.fork_server import Child, ForkServer
 
 SYNC = ("providers", "sync", "--json")
 WALKED: dict[str, int] = {}
@@ -41,42 +41,42 @@ class Executioner(Proxy):
 
 
 @pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
+def fork_server() -> Iterator[ForkServer]:
     """Where the processes come from."""
-    with Forker() as running:
+    with ForkServer() as running:
         yield running
 
 
-def sync(trail: Trail, forker: Forker, situation: str, base_url: str, *, hold: bool = False) -> Child:
+def sync(env: WalkEnv, fork_server: ForkServer, situation: str, base_url: str, *, hold: bool = False) -> Child:
     """Start a sync against this address."""
-    environment = {"PATH": os.environ["PATH"], **trail.configuration(situation, base_url)}
-    return forker.start(SYNC, environment, Path(trail.home) / "output.json", hold=hold)
+    environment = {"PATH": os.environ["PATH"], **env.configuration(situation, base_url)}
+    return fork_server.start(SYNC, environment, Path(env.home) / "output.json", hold=hold)
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_kill_at_any_request_is_healed_by_the_next_start(
-    trail: Trail, forker: Forker, situation: str, record_property: Callable[[str, object], None]
+    env: WalkEnv, fork_server: ForkServer, situation: str, record_property: Callable[[str, object], None]
 ) -> None:
     """Killed before or after any request: everything proven at the next start, no provider gone, none changed.
 
     Where several providers are written side by side, to be killed after one request is to be killed before another.
     """
-    number = count_requests(trail, situation, lambda url: sync(trail, forker, situation, url).wait())
+    number = count_requests(env, situation, lambda url: sync(env, fork_server, situation, url).wait())
     walked = 0
     for point in range(1, number + 1):
         for when in ("after",) if situation == "everything at once" else ("before", "after"):
-            ids = trail.plant(situation)
-            with Executioner(trail.ground.letta.base_url, point, when) as proxy:
-                trail.arm(situation, proxy)
-                child = sync(trail, forker, situation, proxy.url, hold=True)
+            ids = env.plant(situation)
+            with Executioner(env.admin.letta.base_url, point, when) as proxy:
+                env.arm(situation, proxy)
+                child = sync(env, fork_server, situation, proxy.url, hold=True)
                 proxy.victim = child.pid
                 child.go()
                 code = child.wait()
             # Side by side, requests come now in this number and now in that.
             assert code == -signal.SIGKILL or (situation == "everything at once" and code in (0, 1))
-            trail.check_agents(situation)
-            trail.check_healed(situation, ids)
+            env.check_agents(situation)
+            env.check_healed(situation, ids)
             walked += 1
     WALKED[situation] = walked
     record_property(

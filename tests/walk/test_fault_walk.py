@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -13,8 +14,8 @@ from isabella.letta import providers as store
 from isabella.providers import safe_writes
 from isabella.providers.api import ensure_providers
 from isabella.providers.report import Proof
-from tests.support.fault_injection import SITUATIONS, Trail
-from tests.support.fault_proxy import Kind, Proxy, When
+from tests.support.fault_injection import SITUATIONS, WalkEnv
+from tests.support.fault_proxy import Kind, Match, Proxy, When
 
 #: What goes wrong, and whether Letta has carried the request out by then.
 FAULTS: list[tuple[Kind, When]] = [
@@ -40,19 +41,19 @@ def _little_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     stamina.set_testing(False)
 
 
-def sync(trail: Trail, situation: str, proxy: Proxy, kind: Kind | None = None) -> bool:
+def sync(env: WalkEnv, situation: str, proxy: Proxy, kind: Kind | None = None) -> bool:
     """A sync through the proxy: whether it says that everything is proven. What it says is checked."""
     patience = "1" if kind == "hang" else "30"
-    settings = trail.settings(situation, proxy.url, ISABELLA_TIMEOUT=patience)
+    settings = env.settings(situation, proxy.url, ISABELLA_TIMEOUT=patience)
     try:
         report = asyncio.run(ensure_providers(settings))
     except IsabellaError as error:
         assert all((error.what, error.remedy))  # noqa: PT017 - a sync in bad weather may end so, or not
         return False
     for entry in report.ours:
-        held = trail.state(entry.name)
+        held = env.state(entry.name)
         if entry.proof is Proof.PROVEN:
-            assert held == ("openai", trail.base_url, trail.key), entry.reason
+            assert held == ("openai", env.base_url, env.key), entry.reason
         else:
             assert entry.reason
             assert entry.remedy, entry.reason
@@ -61,30 +62,35 @@ def sync(trail: Trail, situation: str, proxy: Proxy, kind: Kind | None = None) -
     return report.all_proven
 
 
+def nth_request(number: int) -> Match:
+    """Match the request of this number, counted from 1."""
+    numbers = itertools.count(1)
+    return lambda _line, _body: next(numbers) == number
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("situation", [name for name in SITUATIONS if name != "everything at once"])
 def test_whatever_goes_wrong_at_any_request_is_healed_by_the_next_start(
-    trail: Trail, situation: str, record_property: Callable[[str, object], None]
+    env: WalkEnv, situation: str, record_property: Callable[[str, object], None]
 ) -> None:
     """A lost answer, an error, half an answer, silence, at each request: told truly, and healed at the next start."""
-    trail.plant(situation)
-    with Proxy(trail.ground.letta.base_url) as proxy:
-        trail.arm(situation, proxy)
-        sync(trail, situation, proxy)
+    env.plant(situation)
+    with Proxy(env.admin.letta.base_url) as proxy:
+        env.arm(situation, proxy)
+        sync(env, situation, proxy)
         requests = proxy.requests
     number = len(requests)
     walked = proven = 0
     for point in range(1, number + 1):
         for kind, when in FAULTS:
-            ids = trail.plant(situation)
-            with Proxy(trail.ground.letta.base_url) as proxy:
-                came = iter(range(1, 1000))
-                proxy.fault(lambda line, body, came=came, point=point: next(came) == point, kind, when)
-                trail.arm(situation, proxy)
-                proven += sync(trail, situation, proxy, kind)
-            assert ids.keys() <= {name for name in ids if trail.row(name)}, (point, kind, when)
-            trail.check_agents(situation)
-            trail.check_healed(situation, ids)
+            ids = env.plant(situation)
+            with Proxy(env.admin.letta.base_url) as proxy:
+                proxy.fault(nth_request(point), kind, when)
+                env.arm(situation, proxy)
+                proven += sync(env, situation, proxy, kind)
+            assert ids.keys() <= {name for name in ids if env.row(name)}, (point, kind, when)
+            env.check_agents(situation)
+            env.check_healed(situation, ids)
             walked += 1
     WALKED[situation] = walked
     record_property(

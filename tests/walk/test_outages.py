@@ -17,16 +17,16 @@ from isabella.config.settings import load_settings
 from isabella.embedded import Letta, Server, postgres
 from isabella.practice import PracticeVendors
 from isabella.providers.api import ensure_providers
-from tests.support.fault_injection import Trail
+from tests.support.fault_injection import WalkEnv
 from tests.support.fault_proxy import Proxy
-from tests.support.fork_server import Forker
-from tests.support.letta_admin import ground
+from tests.support.fork_server import ForkServer
+from tests.support.letta_admin import open_admin
 
 
 @pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
+def fork_server() -> Iterator[ForkServer]:
     """Where processes come from."""
-    with Forker() as running:
+    with ForkServer() as running:
         yield running
 
 
@@ -38,15 +38,15 @@ def vendors() -> Iterator[PracticeVendors]:
 
 
 @pytest.fixture
-def trail(letta_server: Letta, vendors: PracticeVendors, tmp_path: Path) -> Iterator[Trail]:
+def env(letta_server: Letta, vendors: PracticeVendors, tmp_path: Path) -> Iterator[WalkEnv]:
     """The real Letta, and the providers that are synced."""
-    with ground(letta_server) as opened:
-        found = Trail(opened, vendors, tmp_path / "home")
+    with open_admin(letta_server) as opened:
+        found = WalkEnv(opened, vendors, tmp_path / "home")
         found.clear()
         yield found
     # Whatever went away took the connections with it.
-    with ground(letta_server) as opened:
-        replace(found, ground=opened).clear()
+    with open_admin(letta_server) as opened:
+        replace(found, admin=opened).clear()
 
 
 class Outage(Proxy):
@@ -70,10 +70,10 @@ class Outage(Proxy):
     [("Letta and Postgres", "by advisory lock"), ("Postgres", "by advisory lock"), ("Postgres", "by file")],
 )
 def test_a_restart_between_delete_and_post_is_waited_for(
-    trail: Trail, letta_server: Letta, embedded: Server, what: str, lock: str
+    env: WalkEnv, letta_server: Letta, embedded: Server, what: str, lock: str
 ) -> None:
     """The provider is deleted when they go; when they are back it is made again, and proven, in the same sync."""
-    ids = trail.plant("another type")
+    ids = env.plant("another type")
     comes_back = threading.Thread(target=embedded.up)
 
     def all_of_it() -> None:
@@ -92,65 +92,65 @@ def test_a_restart_between_delete_and_post_is_waited_for(
         variables = {"ISABELLA_TIMEOUT": "240"}
         if lock == "by advisory lock":
             variables["ISABELLA_DATABASE_URL"] = letta_server.database_url.get_secret_value()
-        report = asyncio.run(ensure_providers(trail.settings("another type", proxy.url, **variables)))
+        report = asyncio.run(ensure_providers(env.settings("another type", proxy.url, **variables)))
     if what != "Postgres":
         comes_back.join()
     assert report.all_proven, [entry.reason for entry in report.ours]
-    with ground(letta_server) as opened:
-        after = Trail(opened, trail.vendors, trail.home)
-        assert after.state("walk-one") == ("openai", trail.base_url, trail.key)
+    with open_admin(letta_server) as opened:
+        after = WalkEnv(opened, env.vendors, env.home)
+        assert after.state("walk-one") == ("openai", env.base_url, env.key)
         row = after.row("walk-one")
         assert row is not None
         assert row["id"] == ids["walk-one"]
 
 
 @pytest.mark.parametrize("situation", ["stale", "sealed elsewhere", "plaintext"])
-def test_a_full_disk_costs_no_proof(trail: Trail, forker: Forker, situation: str) -> None:
+def test_a_full_disk_costs_no_proof(env: WalkEnv, fork_server: ForkServer, situation: str) -> None:
     """Where ISABELLA_HOME takes no byte more, everything is written in Letta and proven all the same, twice."""
-    trail.plant(situation)
+    env.plant(situation)
     environment = {
         "PATH": os.environ["PATH"],
-        **trail.configuration(situation, trail.ground.letta.base_url),
+        **env.configuration(situation, env.admin.letta.base_url),
     }
     for _ in range(2):
-        child = forker.start(("providers", "sync"), environment, trail.home / "output.txt", no_files=True)
+        child = fork_server.start(("providers", "sync"), environment, env.home / "output.txt", no_files=True)
         assert child.wait() == 0
-    assert trail.state("walk-one") == ("openai", trail.base_url, trail.key)
-    kept = [path for path in trail.home.rglob("*") if path.is_file() and path.name != "isabella.toml"]
+    assert env.state("walk-one") == ("openai", env.base_url, env.key)
+    kept = [path for path in env.home.rglob("*") if path.is_file() and path.name != "isabella.toml"]
     assert [path for path in kept if path.stat().st_size] == []
 
 
-def test_a_home_that_cannot_be_used_is_said(trail: Trail, forker: Forker, tmp_path: Path) -> None:
+def test_a_home_that_cannot_be_used_is_said(env: WalkEnv, fork_server: ForkServer, tmp_path: Path) -> None:
     """Without a place for the lock file nothing is written, and the error names the folder and the setting."""
-    trail.plant("stale")
+    env.plant("stale")
     occupied = tmp_path / "occupied"
     occupied.touch()
     environment = {
         "PATH": os.environ["PATH"],
-        **trail.configuration("stale", trail.ground.letta.base_url),
+        **env.configuration("stale", env.admin.letta.base_url),
         "ISABELLA_HOME": str(occupied / "home"),
     }
-    with_file = forker.start(("providers", "sync"), environment, trail.home / "output.txt")
+    with_file = fork_server.start(("providers", "sync"), environment, env.home / "output.txt")
     assert with_file.wait() == 1
     said = with_file.output.read_text()
     assert str(occupied) in said
     assert "ISABELLA_HOME" in said
-    assert trail.state("walk-one") != ("openai", trail.base_url, trail.key)
+    assert env.state("walk-one") != ("openai", env.base_url, env.key)
     # With the lock in Postgres, a home is a convenience and nothing more.
-    environment["ISABELLA_DATABASE_URL"] = trail.ground.letta.database_url.get_secret_value()
-    assert forker.start(("providers", "sync"), environment, trail.home / "output.txt").wait() == 0
-    assert trail.state("walk-one") == ("openai", trail.base_url, trail.key)
+    environment["ISABELLA_DATABASE_URL"] = env.admin.letta.database_url.get_secret_value()
+    assert fork_server.start(("providers", "sync"), environment, env.home / "output.txt").wait() == 0
+    assert env.state("walk-one") == ("openai", env.base_url, env.key)
 
 
 @pytest.mark.parametrize("situation", ["stale", "another type", "everything at once"])
-def test_jumps_of_the_clock_change_nothing(trail: Trail, situation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jumps_of_the_clock_change_nothing(env: WalkEnv, situation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of day jumps ten years back and forth at every look, while Letta fails: written and proven."""
-    trail.plant(situation)
+    env.plant(situation)
     real, jumps = time.time, itertools.cycle([0, 315_360_000, -315_360_000])
-    with Proxy(trail.ground.letta.base_url) as proxy:
+    with Proxy(env.admin.letta.base_url) as proxy:
         proxy.fault("POST /v1/providers/", 500, "after")
         proxy.fault("PATCH ", 503)
-        settings = load_settings(environment=trail.configuration(situation, proxy.url))
+        settings = load_settings(environment=env.configuration(situation, proxy.url))
         monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
         report = asyncio.run(ensure_providers(settings))
     assert report.all_proven, [entry.reason for entry in report.ours]

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from isabella.embedded import Letta, Server
 from tests.support.fake_letta import NO_KEY, looks_sealed
-from tests.support.letta_admin import PROVIDERS, ground
+from tests.support.letta_admin import PROVIDERS, open_admin
 from tests.support.letta_encryption import seal, unseal
 from tests.support.state_machine import NAMES, STRANGERS, TOUCHSTONE, Machine
 
@@ -56,14 +56,14 @@ class RealWorld:
     def _use(self, letta: Letta) -> None:
         self._open.close()
         self._letta = letta
-        self._ground = self._open.enter_context(ground(letta))
+        self._admin = self._open.enter_context(open_admin(letta))
 
     def close(self) -> None:
-        self._ground.clear(*_OURS)
+        self._admin.clear(*_OURS)
         self._open.close()
 
     def begin(self, release: str, master_key: str | None) -> None:
-        self._ground.clear(*_OURS)
+        self._admin.clear(*_OURS)
         if master_key != self.master_key:
             self.restart(master_key)
 
@@ -82,13 +82,13 @@ class RealWorld:
         return None
 
     def rest(self, method: str, path: str, body: Any = None) -> int:
-        return self._ground.http.request(method, f"{PROVIDERS}{path}", json=body).status_code
+        return self._admin.http.request(method, f"{PROVIDERS}{path}", json=body).status_code
 
     def rows(self) -> dict[str, dict[str, Any]]:
-        return {name: row for name in _OURS for row in self._ground.rows(name)}
+        return {name: row for name in _OURS for row in self._admin.rows(name)}
 
     def write(self, name: str, text: str | None) -> None:
-        self._ground.database.execute(
+        self._admin.database.execute(
             "UPDATE providers SET api_key_enc = %s WHERE name = %s AND NOT is_deleted", (text, name)
         )
 
@@ -107,7 +107,7 @@ class RealWorld:
         return seal(key, master_key)
 
     def bearer(self, name: str) -> str | None:
-        (row,) = self._ground.rows(name)
+        (row,) = self._admin.rows(name)
         text = row["api_key_enc"]
         if not text:
             return NO_KEY

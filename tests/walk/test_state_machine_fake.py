@@ -1,4 +1,4 @@
-"""The model of it all, on a double of Letta: thousands of steps in the time of one start of the real one."""
+"""The model of it all, on a fake Letta: thousands of steps in the time of one start of the real one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from isabella.letta import encryption
-from tests.support.fake_letta import Double
+from tests.support.fake_letta import FakeLetta
 from tests.support.fault_transport import JumpingLoop
 from tests.support.letta_encryption import seal, unseal
 from tests.support.state_machine import Machine
@@ -20,14 +20,14 @@ _ROUNDS = 1
 _EXAMPLES, _STEPS = 60, 50
 
 
-class DoubleWorld:
-    """A double as the machine's world."""
+class FakeWorld:
+    """A fake Letta as the machine's world."""
 
     steps: ClassVar[int] = 0
     timeout = 5.0
 
     def begin(self, release: str, master_key: str | None) -> None:
-        self._double = Double(release, master_key=master_key, rounds=_ROUNDS)
+        self._double = FakeLetta(release, master_key=master_key, rounds=_ROUNDS)
 
     @property
     def release(self) -> str:
@@ -80,14 +80,14 @@ def _few_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whatever_happens_everything_is_proven_or_explained(record_property: Callable[[str, object], None]) -> None:
     """2,000 steps of edits, restarts, faults and kills: nothing lost, no foreign key sent, every proof true."""
 
-    class OnDouble(Machine):
+    class OnFake(Machine):
         def __init__(self) -> None:
-            self.world = DoubleWorld()
+            self.world = FakeWorld()
             super().__init__()
 
-    DoubleWorld.steps = 0
+    FakeWorld.steps = 0
     run_state_machine_as_test(
-        OnDouble,
+        OnFake,
         settings=settings(
             max_examples=_EXAMPLES,
             stateful_step_count=_STEPS,
@@ -97,5 +97,5 @@ def test_whatever_happens_everything_is_proven_or_explained(record_property: Cal
             suppress_health_check=list(HealthCheck),
         ),
     )
-    record_property("walked", f"state machine: {DoubleWorld.steps} steps on the double")
-    assert DoubleWorld.steps >= 2_000
+    record_property("walked", f"state machine: {FakeWorld.steps} steps on the fake Letta")
+    assert FakeWorld.steps >= 2_000

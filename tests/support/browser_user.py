@@ -19,7 +19,7 @@ expect.set_options(timeout=_SECONDS * 1000)
 
 
 @dataclass
-class Visitor:
+class BrowserUser:
     """Somebody in front of a browser.
 
     Attributes:
@@ -55,7 +55,7 @@ class Visitor:
         """Type a message, and send it with the keyboard."""
         self._shown_before = self.page.locator("#live .exchange").count()
         self.page.locator("#message").fill(message)
-        self.page.locator("#message").renderer("Enter")
+        self.page.locator("#message").press("Enter")
 
     def on_event(self) -> None:
         """Wait until what was said last is shown, and nothing is being said any more."""
@@ -73,15 +73,15 @@ class Visitor:
 
 
 @contextmanager
-def visiting(served: Backend, browser: Browser, **options: Any) -> Iterator[Visitor]:
-    """A visitor with a browser of his own; whatever his browser complained of fails the test."""
+def browsing(served: Backend, browser: Browser, **options: Any) -> Iterator[BrowserUser]:
+    """A user with a browser of his own; whatever his browser complained of fails the test."""
     context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
     context.set_default_timeout(_SECONDS * 1000)
-    visitor = Visitor(served, context, context.new_page())
-    visitor._listen(visitor.page)
-    yield visitor
+    user = BrowserUser(served, context, context.new_page())
+    user._listen(user.page)
+    yield user
     context.close()
-    assert visitor.trouble == []
+    assert user.trouble == []
 
 
 def aside(function: Callable[..., _T], *arguments: Any) -> _T:

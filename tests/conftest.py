@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,10 @@ settings.load_profile("tests")
 
 # Below the project, so that a release is installed once and then used by every session.
 _HOME = Path(__file__).resolve().parents[1] / ".isabella" / "tests"
+
+
+#: The seconds that a file takes on two quiet cores; if it is split, that its longest case takes. Short files are left out.
+_SECONDS: dict[str, int] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -78,17 +83,35 @@ def letta_server(embedded: Server) -> Letta:
     return embedded.up()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests for `--dist loadgroup`: a file is one group unless it is marked `split`, long ones first."""
+    for item in items:
+        if item.get_closest_marker("split") is None:
+            item.add_marker(pytest.mark.xdist_group(_name_of(item)))
+    items.sort(key=lambda item: -_SECONDS.get(_name_of(item), 0))
+
+
+def _name_of(item: pytest.Item) -> str:
+    return item.path.stem.removeprefix("test_")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell how far the long walks went: their points, steps and writes."""
-    reports = [report for some in terminalreporter.stats.values() for report in some]
-    told = [
-        str(value)
+    """Print how many points, steps and writes the walks covered, each with its sum."""
+    properties = [
+        (name, value)
+        for reports in terminalreporter.stats.values()
         for report in reports
         if getattr(report, "when", None) == "call"
         for name, value in report.user_properties
-        if name == "walked"
     ]
-    if told:
+    lines = [str(value) for name, value in properties if name == "walked"]
+    totals: Counter[str] = Counter()
+    for name, value in properties:
+        if name == "points":
+            walk, points = value
+            totals[walk] += points
+    if lines:
         terminalreporter.section("walked")
-        for line in told:
+        for line in [*sorted(lines), *(f"{walk}: {points} points in all" for walk, points in sorted(totals.items()))]:
             terminalreporter.line(line)

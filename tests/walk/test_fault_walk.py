@@ -28,7 +28,6 @@ FAULTS: list[tuple[Kind, When]] = [
     ("truncate", "after"),
     ("hang", "after"),
 ]
-WALKED: dict[str, int] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +67,7 @@ def nth_request(number: int) -> Match:
     return lambda _line, _body: next(numbers) == number
 
 
+@pytest.mark.split
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("situation", [name for name in SITUATIONS if name != "everything at once"])
 def test_whatever_goes_wrong_at_any_request_is_healed_by_the_next_start(
@@ -92,11 +92,10 @@ def test_whatever_goes_wrong_at_any_request_is_healed_by_the_next_start(
             env.check_agents(situation)
             env.check_healed(situation, ids)
             walked += 1
-    WALKED[situation] = walked
+    record_property("points", ("fault walk", walked))
     record_property(
         "walked",
-        f"fault walk: {SITUATIONS[situation]}: {number} requests, {walked} points "
-        f"({sum(WALKED.values())} in all), {proven} of them proven at once",
+        f"fault walk: {SITUATIONS[situation]}: {number} requests, {walked} points, {proven} of them proven at once",
     )
     assert any(request.method != "GET" for request in requests)
     assert walked == len(FAULTS) * number

@@ -31,7 +31,7 @@ settings.load_profile("tests")
 _HOME = Path(__file__).resolve().parents[1] / ".isabella" / "tests"
 
 
-#: The seconds that a file takes on two quiet cores; if it is split, that its longest case takes. Short files are left out.
+#: Seconds that a file takes on two quiet cores; if it is split, that its longest case takes. Short files are absent.
 _SECONDS: dict[str, int] = {}
 
 

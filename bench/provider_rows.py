@@ -1,4 +1,4 @@
-"""A thousand providers, put straight into Letta's database: POSTing them would take a quarter of an hour."""
+"""Rows of providers, written straight into Letta's database: a thousand POSTs would take a quarter of an hour."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _INSERT = """
 """
 
 
-def plant(letta: Letta, keys: Mapping[str, str]) -> None:
-    """Have Letta hold exactly these providers, as if each had been POSTed and synced.
+def insert_providers(letta: Letta, keys: Mapping[str, str]) -> None:
+    """Replace all providers by these, as if each had been POSTed and synced.
 
     Args:
-        letta: the server; with a master key, every key is sealed as it would seal it.
+        letta: the server; if it has a master key, every key is encrypted with it.
         keys: the keys by the provider's name.
     """
     stored = list(keys.values())
@@ -39,12 +39,12 @@ def plant(letta: Letta, keys: Mapping[str, str]) -> None:
         for number, (name, key) in enumerate(zip(keys, stored, strict=True))
     ]
     with psycopg.connect(letta.database_url.get_secret_value()) as database, database.cursor() as cursor:
-        clear(database)
+        delete_providers(database)
         cursor.executemany(_INSERT, rows)
 
 
-def clear(database: psycopg.Connection) -> None:
-    """Take every provider out, deleted ones and their models too; Letta's own base providers stay."""
+def delete_providers(database: psycopg.Connection) -> None:
+    """Delete every provider with its models, soft-deleted ones included; Letta's own base providers stay."""
     ours = "SELECT id FROM providers WHERE organization_id IS NOT NULL"
     database.execute(f"DELETE FROM provider_models WHERE provider_id IN ({ours})")
     database.execute("DELETE FROM providers WHERE organization_id IS NOT NULL")

@@ -1,4 +1,4 @@
-"""Where it is measured: two Lettas of the bench's own, with and without a master key, and practice vendors."""
+"""The servers of the bench: a Letta with a master key, one without, and practice vendors."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from isabella.providers.report import Report
 
 
 @dataclass(frozen=True)
-class Scene:
-    """One Letta, and a configuration for it.
+class Setup:
+    """A Letta server and a configuration for it.
 
     Attributes:
         letta: the server.
-        settings: what is configured; nothing of the reader's own `.env`.
-        folder: a temporary folder, in which proofs are remembered.
+        settings: independent of the user's own `.env`.
+        folder: a temporary folder, in which proofs are stored.
     """
 
     letta: Letta
@@ -35,28 +35,28 @@ class Scene:
 
     @property
     def connection(self) -> Connection:
-        """How to reach it."""
+        """The connection to the server."""
         return embedded_connection(self.settings, self.letta)
 
     async def start(self) -> Report:
-        """What a start of the backend does about providers; it has to end with all of them proven."""
+        """Sync the providers as a start of the backend does; all must be proven."""
         report = await ensure_providers(self.settings, connection=self.connection)
         assert report.ours, "nothing was configured"
         assert report.all_proven, [entry.reason for entry in report.ours if entry.proof != "proven"][:3]
         return report
 
     async def forget_proofs(self) -> None:
-        """The next start has to derive every proof anew."""
+        """Delete the remembered proofs."""
         for path in self.folder.glob("proofs/*"):
             path.unlink()
 
 
 @dataclass
-class Stage:
-    """Brings up what a subject asks for, once, and takes it all down in the end.
+class Servers:
+    """Starts each server when it is first used, and erases all of them at the end.
 
     Attributes:
-        home: Isabella's home; the bench's servers are instances of their own there, and erased.
+        home: Isabella's home; the servers are separate instances there.
     """
 
     home: Path
@@ -64,39 +64,39 @@ class Stage:
     _lettas: dict[bool, Letta] = field(default_factory=dict)
 
     def letta(self, *, sealed: bool) -> Letta:
-        """The Letta that seals, or the one that does not."""
+        """Return the Letta with a master key, or the one without."""
         if sealed not in self._lettas:
             server = Server(self.home, instance="bench-sealed" if sealed else "bench-open", seal=sealed)
-            # Whatever a run that was killed has left there.
+            # Remove the leftovers of a killed run.
             server.erase()
             self._open.callback(server.erase)
             print(f"starting a Letta {'with' if sealed else 'without'} a master key …", flush=True)
-            self._lettas[sealed] = server.up(_say_what_takes_long)
+            self._lettas[sealed] = server.up(_print_long_step)
         return self._lettas[sealed]
 
     @contextmanager
-    def vendors(self, *, sealed: bool) -> Iterator[tuple[Scene, PracticeVendors]]:
-        """A scene with the four vendors, played by practice vendors."""
-        with PracticeVendors() as vendors, self.scene({}, sealed=sealed) as scene:
-            settings = with_practice_vendors(scene.settings, vendors)
-            yield Scene(scene.letta, settings, scene.folder), vendors
+    def vendors(self, *, sealed: bool) -> Iterator[tuple[Setup, PracticeVendors]]:
+        """Yield a setup with the four practice vendors."""
+        with PracticeVendors() as vendors, self.setup({}, sealed=sealed) as setup:
+            settings = with_practice_vendors(setup.settings, vendors)
+            yield Setup(setup.letta, settings, setup.folder), vendors
 
     @contextmanager
-    def scene(self, environment: Mapping[str, str], *, sealed: bool, declared: str = "") -> Iterator[Scene]:
-        """A scene with this environment, and this text as `isabella.toml`."""
+    def setup(self, environment: Mapping[str, str], *, sealed: bool, declared: str = "") -> Iterator[Setup]:
+        """Yield a setup with this environment, and this text as `isabella.toml`."""
         letta = self.letta(sealed=sealed)
         with tempfile.TemporaryDirectory(prefix="isabella-bench-") as folder:
             path = Path(folder)
             file = path / "isabella.toml"
             file.write_text(declared)
             own: dict[str, Any] = {"ISABELLA_HOME": path, "ISABELLA_CONFIG_FILE": file}
-            yield Scene(letta, Settings(sources=Sources(environment), **own), path)
+            yield Setup(letta, Settings(sources=Sources(environment), **own), path)
 
     def close(self) -> None:
-        """Stop and erase all that was brought up."""
+        """Stop and erase all servers."""
         self._open.close()
 
 
-def _say_what_takes_long(event: Step) -> None:
+def _print_long_step(event: Step) -> None:
     if event.state == "started" and event.name in ("fetch", "install", "wait"):
         print(f"  {event.name} {event.detail} …", flush=True)

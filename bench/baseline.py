@@ -1,6 +1,6 @@
-"""What Isabella is compared with: the plain calls, and the loop of list, DELETE and POST that the earlier system had.
+"""Baselines: plain calls, and the loop of list, DELETE and POST that the earlier system had.
 
-Both are as lean as they can be made: one client, no checks, nothing read back. They do less than Isabella does.
+Both are minimal: one client, no checks, no read-back. They do less than Isabella does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from isabella.providers.desired import Desired
 
 @asynccontextmanager
 async def client(connection: Connection) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client set up as Isabella's own is, so that both begin with the same costs."""
+    """A client configured like Isabella's own, so that both have the same fixed costs."""
     password = connection.password.get_secret_value() if connection.password else ""
     async with httpx2.AsyncClient(
         base_url=connection.base_url,
@@ -32,7 +32,7 @@ async def client(connection: Connection) -> AsyncIterator[httpx2.AsyncClient]:
 
 
 async def bare_listing(connection: Connection) -> list[dict[str, Any]]:
-    """Every provider, by the pages that Isabella asks for, and nothing done with them."""
+    """Return all providers, in pages of the same size as Isabella's."""
     rows: list[dict[str, Any]] = []
     query: dict[str, str | int] = {"limit": PAGE, "order": "asc"}
     async with client(connection) as http:
@@ -47,14 +47,14 @@ async def bare_listing(connection: Connection) -> list[dict[str, Any]]:
 
 
 async def bare_posts(connection: Connection, desired: Sequence[Desired]) -> None:
-    """One POST for each, all sent at once."""
+    """POST all providers concurrently."""
     async with client(connection) as http, anyio.create_task_group() as tasks:
         for provider in desired:
             tasks.start_soon(_post, http, provider)
 
 
 async def list_delete_post(connection: Connection, desired: Sequence[Desired]) -> None:
-    """List; then for each provider, one after another, DELETE it if it is there, and POST it."""
+    """List the providers; then DELETE and POST one after another."""
     async with client(connection) as http:
         answer = await http.get("/v1/providers/")
         answer.raise_for_status()
@@ -66,7 +66,7 @@ async def list_delete_post(connection: Connection, desired: Sequence[Desired]) -
 
 
 async def delete_all(connection: Connection) -> None:
-    """Nothing is registered any more."""
+    """Delete all providers."""
     async with client(connection) as http:
         for row in await bare_listing(connection):
             (await http.delete(f"/v1/providers/{row['id']}")).raise_for_status()

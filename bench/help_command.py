@@ -1,4 +1,4 @@
-"""How long `isabella --help` takes in a fresh process."""
+"""The time of `isabella --help` in a fresh process."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import anyio
 
-from bench.stage import Stage
-from bench.subject import Results
+from bench.results import Results
+from bench.setup import Servers
 from bench.timing import Way, medians
 
 
-async def measure(stage: Stage, *, quick: bool) -> Results:
-    """The installed command, as somebody at a prompt has it."""
+async def measure(servers: Servers, *, quick: bool) -> Results:
+    """Measure the installed command."""
     command = Path(sysconfig.get_path("scripts")) / "isabella"
 
     async def ask() -> None:
@@ -26,5 +26,5 @@ async def measure(stage: Stage, *, quick: bool) -> Results:
 
     ours, interpreter = await medians(5 if quick else 15, Way(ask), Way(bare))
     results = Results()
-    results.add("help_seconds", ours, f"of these {interpreter * 1000:.0f} ms for a bare interpreter")
+    results.add("help_seconds", ours, f"including {interpreter * 1000:.0f} ms for a bare interpreter")
     return results

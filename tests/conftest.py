@@ -16,6 +16,7 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from isabella.embedded import Letta, Server
+from tests.support.letta_admin import open_admin
 
 # Where the run itself stands in the background, SIGINT is ignored, and children inherit that. Ours are interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -81,6 +82,16 @@ def embedded(new_server: Callable[..., Server]) -> Server:
 def letta_server(embedded: Server) -> Letta:
     """The session's Letta, running, with a master key of its own."""
     return embedded.up()
+
+
+@pytest.fixture(scope="module")
+def empty_letta(letta_server: Letta) -> Iterator[Letta]:
+    """The session's Letta without agents and providers; for modules that check everything in it."""
+    with open_admin(letta_server) as admin:
+        admin.delete_everything()
+    yield letta_server
+    with open_admin(letta_server) as admin:
+        admin.delete_everything()
 
 
 @pytest.hookimpl(tryfirst=True)

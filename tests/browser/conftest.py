@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,28 +19,20 @@ _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 
 @pytest.fixture(scope="session")
 def chromium() -> str:
-    """The system's own Chromium; Debian's is installed where that can be, and nothing is downloaded otherwise."""
-    found = _on_path()
-    if found is None and os.geteuid() == 0 and shutil.which("apt-get") is not None:
-        for command in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "chromium"]):
-            subprocess.run(["apt-get", *command], capture_output=True, check=False, timeout=240)
-        found = _on_path()
-    if found is None:
-        pytest.skip("no Chromium on the PATH, and none could be installed: the console was not tried in a browser")
-    return found
-
-
-def _on_path() -> str | None:
-    return next((found for name in _PROGRAMS if (found := shutil.which(name)) is not None), None)
+    """The path of the system's Chromium; `make browser` installs it."""
+    path = next((path for name in _PROGRAMS if (path := shutil.which(name)) is not None), None)
+    if path is None:
+        pytest.skip("no Chromium on the PATH; run `make browser` to install it")
+    return path
 
 
 @pytest.fixture(scope="module")
 def browser(chromium: str) -> Iterator[Browser]:
-    """A browser for one module: as long as playwright runs, nothing else can run a loop in this thread."""
+    """A browser for one module: while Playwright runs, no other event loop can run in this thread."""
     with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield found
-        found.close()
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +44,8 @@ def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(autouse=True)
-def fair_weather(request: pytest.FixtureRequest) -> Iterator[None]:
-    """No fault outlives its test, and nothing is held against a vendor."""
+def _no_faults(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Clear all faults after each test, and close the circuit breaker of each vendor."""
     yield
     if "served" in request.fixturenames:
         served: Backend = request.getfixturevalue("served")
@@ -66,21 +56,21 @@ def fair_weather(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def anonymous(served: Backend, browser: Browser) -> Iterator[BrowserUser]:
-    """Somebody who has not come in."""
+    """A user who is not signed in."""
     with browsing(served, browser) as user:
         yield user
 
 
 @pytest.fixture
 def user(anonymous: BrowserUser) -> BrowserUser:
-    """Somebody who has come in."""
+    """A user who is signed in."""
     anonymous.enter()
     return anonymous
 
 
 @pytest.fixture
 def agent(user: BrowserUser, request: pytest.FixtureRequest) -> str:
-    """Letta's id of an agent of the test's own: first on Cerebras, then on Mistral."""
+    """The Letta id of a new agent: first on Cerebras, then on Mistral."""
     served = user.served
     name = request.node.name.replace("_", " ").split("[")[0][5:60]
     aside(served.agent, name, "cerebras/gpt-oss-120b", "byok-mistral/mistral-medium-latest")

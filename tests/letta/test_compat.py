@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from compat import table
 from compat.cases import OPEN, SEALING
 from compat.stage import Stage, stage
-from isabella.embedded import Server
+from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 
 
 @pytest.fixture(scope="module")
-def opened(new_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """A Letta of this module alone as a stage: the doctor looks at everything in it."""
-    letta = new_server("compat").up()
-    with PracticeVendors() as vendors, stage(letta, vendors, tmp_path_factory.mktemp("compat")) as found:
+def opened(empty_letta: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    """The session's Letta as a stage, emptied: the doctor checks everything in it."""
+    with PracticeVendors() as vendors, stage(empty_letta, vendors, tmp_path_factory.mktemp("compat")) as found:
         yield found
 
 

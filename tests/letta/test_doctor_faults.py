@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 from isabella.doctor.collect import letta
 from isabella.doctor.collect import vendors as collect_vendors
 from isabella.doctor.log_messages import recognise_in
-from isabella.embedded import Server
+from isabella.embedded import Letta, Server
 from isabella.errors import AgentUnknown, ConfigurationError
 from isabella.practice import PracticeVendors
 from tests.support.doctor_env import DoctorEnv, open_door
@@ -29,9 +29,9 @@ from tests.support.letta_encryption import OTHER_MASTER_KEY
 
 
 @pytest.fixture(scope="module")
-def server(new_server: Callable[..., Server]) -> Server:
-    """A server of this module alone: it is restarted, and everything in it is a patient."""
-    return new_server("doctor")
+def server(embedded: Server) -> Server:
+    """The session's server, which a test restarts."""
+    return embedded
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,9 @@ def vendors() -> Iterator[PracticeVendors]:
 
 
 @pytest.fixture(scope="module")
-def module_env(server: Server, vendors: PracticeVendors, tmp_path_factory: pytest.TempPathFactory) -> DoctorEnv:
+def module_env(empty_letta: Letta, vendors: PracticeVendors, tmp_path_factory: pytest.TempPathFactory) -> DoctorEnv:
     """The env that all tests here share."""
-    return DoctorEnv(tmp_path_factory.mktemp("doctor") / "env", server.up(), vendors)
+    return DoctorEnv(tmp_path_factory.mktemp("doctor") / "env", empty_letta, vendors)
 
 
 @pytest.fixture(autouse=True)

@@ -26,7 +26,7 @@ from pydantic import SecretStr
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.service import AgentService
 from isabella.config.settings import Settings, load_settings
-from isabella.embedded import Letta, Server
+from isabella.embedded import Letta
 from isabella.letta.connection import Connection, connect
 from isabella.letta.encryption import decrypt
 from isabella.letta.llm_config import Binding
@@ -143,18 +143,10 @@ def dotenv(vendors: PracticeVendors, **keys: SecretStr) -> str:
 
 
 @pytest.fixture(scope="module")
-def letta_server(new_server: Callable[..., Server]) -> Letta:
-    """A Letta of their own: models that vanish are told with every agent that loses them, other tests' included."""
-    return new_server("watching").up()
-
-
-@pytest.fixture(scope="module")
-def letta(letta_server: Letta) -> Iterator[LettaAdmin]:
-    """The real Letta, cleared of what this file planted when it is done."""
-    with open_admin(letta_server) as opened:
-        opened.clear(*NAMES.values())
+def letta(empty_letta: Letta) -> Iterator[LettaAdmin]:
+    """The session's Letta, emptied: the report of a vanished model names every agent that has lost it."""
+    with open_admin(empty_letta) as opened:
         yield opened
-        opened.clear(*NAMES.values())
 
 
 @pytest.fixture

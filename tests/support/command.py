@@ -1,4 +1,4 @@
-"""Running the command line as its users do: a process of its own, in a folder and an environment of its own."""
+"""The command line in a process of its own, with its own folder and environment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from tests.support import fork_server
 
 ISABELLA = Path(sys.executable).with_name("isabella")
 _SECONDS = 120
@@ -54,12 +57,11 @@ class Command:
         (self.folder / ".env").write_text("".join(lines))
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start it."""
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8", **self.environment}
+        """Start it as a process of its own."""
         return subprocess.Popen(
             [str(ISABELLA), *arguments],
             cwd=self.folder,
-            env=environment,
+            env=self._variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -67,12 +69,17 @@ class Command:
         )
 
     def run(self, *arguments: str) -> Ended:
-        """Run it to its end. It never ends with a traceback."""
-        with self.start(*arguments) as process:
-            try:
-                out, err = process.communicate(timeout=_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                raise
+        """Run it in a fork of a process that has imported it, and wait. It never ends with a traceback."""
+        with TemporaryDirectory() as folder:
+            output, errors = Path(folder, "output"), Path(folder, "errors")
+            child = fork_server.shared().start(
+                arguments, self._variables, output, errors=errors, folder=self.folder, seconds=_SECONDS
+            )
+            code = child.wait()
+            out, err = output.read_text(), errors.read_text()
         assert "Traceback" not in out + err, err
-        return Ended(process.returncode, out, err)
+        return Ended(code, out, err)
+
+    @property
+    def _variables(self) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8", **self.environment}

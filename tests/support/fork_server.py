@@ -1,19 +1,23 @@
-"""Real processes that can be killed, without a second of imports for each.
+"""Real processes that can be killed, without the cost of imports for each.
 
-One process imports everything that the command line needs, and forks itself for every command. It has no threads and
-no event loop, so a fork of it is as good as a fresh start.
+One process imports everything that the command line needs, and forks for each command. It has no threads and no event
+loop, so a fork of it behaves like a fresh start.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import resource
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,35 +27,38 @@ _GO = signal.SIGUSR1
 
 @dataclass(frozen=True)
 class Child:
-    """A command that was started.
+    """A started command.
 
     Attributes:
-        pid: its process.
-        output: the file that it writes to.
+        pid: its process id.
+        output: the file with its standard output.
     """
 
     pid: int
     output: Path
-    _forker: ForkServer
+    _server: ForkServer
 
     def wait(self) -> int:
-        """Wait for its end: the exit code, or the negative number of the signal that ended it."""
-        return int(self._forker.order({"wait": self.pid})["code"])
+        """Wait for its end; return the exit code, or the negative number of the signal that ended it."""
+        while (code := self._server.order({"wait": self.pid})["code"]) is None:
+            time.sleep(0.005)
+        return int(code)
 
     def go(self) -> None:
-        """Let it begin, where it was told to hold."""
+        """Let it begin, if it was started with `hold`."""
         os.kill(self.pid, _GO)
 
     def kill(self) -> None:
-        """End it as a crash would. It stays known until it is waited for, so its pid is nobody else's."""
+        """Kill it with SIGKILL. Its pid stays reserved until `wait`."""
         os.kill(self.pid, signal.SIGKILL)
 
 
 class ForkServer:
-    """A context manager: the process that forks itself."""
+    """A process that forks itself for each command; a context manager."""
 
     def __enter__(self) -> Self:
         """Start it; returns when everything is imported."""
+        self._lock = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -61,7 +68,7 @@ class ForkServer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it, and with it whatever it has left."""
+        """End it, and kill its remaining children."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -72,23 +79,32 @@ class ForkServer:
         environment: Mapping[str, str],
         output: Path,
         *,
+        errors: Path | None = None,
+        folder: Path | None = None,
+        seconds: int = 0,
         hold: bool = False,
         no_files: bool = False,
     ) -> Child:
         """Run `isabella ARGUMENTS`.
 
         Args:
-            arguments: of the command line.
-            environment: the whole of it.
-            output: the file that it writes to, errors included; its folder is the working folder.
+            arguments: the arguments.
+            environment: the whole environment.
+            output: the file for standard output.
+            errors: the file for standard error; the same as `output` if not given.
+            folder: the working folder; that of `output` if not given.
+            seconds: the time after which SIGALRM ends it; 0 for no limit.
             hold: whether it waits for `go` before it begins.
-            no_files: whether it can write nothing to any file, as on a full disk; its output is lost, too.
+            no_files: whether every write to a file fails, as on a full disk; its output is lost.
         """
         made = self.order(
             {
                 "arguments": list(arguments),
                 "environment": dict(environment),
                 "output": str(output),
+                "errors": None if errors is None else str(errors),
+                "folder": str(folder or output.parent),
+                "seconds": seconds,
                 "hold": hold,
                 "no_files": no_files,
             }
@@ -96,17 +112,18 @@ class ForkServer:
         return Child(made["pid"], output, self)
 
     def order(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Tell it something, and hear what became of that."""
+        """Send a request and return the answer; threads take turns."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        with self._lock:
+            self._process.stdin.write(json.dumps(order) + "\n")
+            self._process.stdin.flush()
+            answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
 
 
 def _serve() -> None:
-    """What runs in the process itself."""
+    """Serve requests on standard input; this runs in the server process."""
     import psycopg
     import stamina
 
@@ -119,7 +136,7 @@ def _serve() -> None:
     from isabella.vendors import client
 
     del psycopg, stamina, cli, tables, settings, postgres, provider_lock, api, logging, client
-    # A child that holds must not miss its sign, however early it comes.
+    # A child that holds must not miss its signal, however early it arrives.
     signal.pthread_sigmask(signal.SIG_BLOCK, {_GO})
     children: set[int] = set()
     for line in sys.stdin:
@@ -132,9 +149,9 @@ def _serve() -> None:
             children.add(pid)
             answer = {"pid": pid}
         elif "wait" in order:
-            _, status = os.waitpid(order["wait"], 0)
-            children.discard(order["wait"])
-            answer = {"code": os.waitstatus_to_exitcode(status)}
+            pid, status = os.waitpid(order["wait"], os.WNOHANG)
+            children.discard(pid)
+            answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
         print(json.dumps(answer), flush=True)
     for pid in children:
         os.kill(pid, signal.SIGKILL)
@@ -142,23 +159,22 @@ def _serve() -> None:
 
 
 def _run(order: dict[str, Any]) -> None:
-    """What runs in a child, to its end."""
+    """Run a command; this runs in a child and does not return."""
     code = 1
     try:
-        output = os.open(
-            os.devnull if order["no_files"] else order["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600
-        )
+        output = _open_to_write(os.devnull if order["no_files"] else order["output"])
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(output, 1)
-        os.dup2(output, 2)
+        os.dup2(output if order["errors"] is None else _open_to_write(order["errors"]), 2)
         os.environ.clear()
         os.environ.update(order["environment"])
-        os.chdir(Path(order["output"]).parent)
+        os.chdir(order["folder"])
         sys.argv = ["isabella", *order["arguments"]]
+        signal.alarm(order["seconds"])
         if order["hold"]:
             signal.sigwait({_GO})
         if order["no_files"]:
-            # Every write to a file fails from here on, as where no block is left.
+            # From here on every write to a file fails, as on a full disk.
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
         from isabella.cli import main
@@ -169,6 +185,19 @@ def _run(order: dict[str, Any]) -> None:
         code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
     finally:
         os._exit(code)
+
+
+def _open_to_write(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+
+
+@cache
+def shared() -> ForkServer:
+    """Return a fork server that runs until this process ends."""
+    server = ForkServer()
+    server.__enter__()
+    atexit.register(server.__exit__, None, None, None)
+    return server
 
 
 if __name__ == "__main__":

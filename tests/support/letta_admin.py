@@ -86,6 +86,15 @@ class LettaAdmin:
             )
             self.database.execute("DELETE FROM providers WHERE name LIKE %s", (pattern,))
 
+    def delete_everything(self) -> None:
+        """Delete all agents and all providers but Letta's own."""
+        while agents := self.http.get("/v1/agents/", params={"limit": 50}).raise_for_status().json():
+            for agent in agents:
+                self.http.delete(f"/v1/agents/{agent['id']}").raise_for_status()
+        providers = "SELECT id FROM providers WHERE organization_id IS NOT NULL"
+        self.database.execute(f"DELETE FROM provider_models WHERE provider_id IN ({providers})")
+        self.database.execute("DELETE FROM providers WHERE organization_id IS NOT NULL")
+
     def agent(self, binding: Binding) -> str:
         """An agent that is bound so; its id."""
         body = {

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import os
+from functools import lru_cache
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -24,7 +25,7 @@ def seal(
     """The key as Letta would store it under this master key."""
     salt = os.urandom(16) if salt is None else salt
     iv = os.urandom(12) if iv is None else iv
-    derived = hashlib.pbkdf2_hmac("sha256", master_key.encode(), salt, rounds, dklen=32)
+    derived = _derive(master_key, salt, rounds)
     return base64.b64encode(salt + iv + AESGCM(derived).encrypt(iv, key.encode(), None)).decode()
 
 
@@ -36,8 +37,14 @@ def unseal(text: str, master_key: str, *, rounds: int = ROUNDS) -> str | None:
         return None
     if len(raw) < 44:
         return None
-    derived = hashlib.pbkdf2_hmac("sha256", master_key.encode(), raw[:16], rounds, dklen=32)
+    derived = _derive(master_key, raw[:16], rounds)
     try:
         return AESGCM(derived).decrypt(raw[16:28], raw[28:], None).decode()
     except InvalidTag:
         return None
+
+
+@lru_cache(maxsize=1000)
+def _derive(master_key: str, salt: bytes, rounds: int) -> bytes:
+    """Derive an AES key; the walks open the same texts again and again."""
+    return hashlib.pbkdf2_hmac("sha256", master_key.encode(), salt, rounds, dklen=32)

@@ -8,20 +8,20 @@ import pytest
 
 from compat import table
 from compat.cases import OPEN, SEALING
-from compat.stage import Stage, stage
+from compat.target import Target, open_target
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 
 
 @pytest.fixture(scope="module")
-def opened(empty_letta: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    """The session's Letta as a stage, emptied: the doctor checks everything in it."""
-    with PracticeVendors() as vendors, stage(empty_letta, vendors, tmp_path_factory.mktemp("compat")) as found:
+def opened(empty_letta: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """The session's Letta as a target, emptied: the doctor checks everything in it."""
+    with PracticeVendors() as vendors, open_target(empty_letta, vendors, tmp_path_factory.mktemp("compat")) as found:
         yield found
 
 
 @pytest.mark.parametrize("title", SEALING)
-def test_a_case_comes_out_as_the_table_says(opened: Stage, title: str) -> None:
+def test_a_case_comes_out_as_the_table_says(opened: Target, title: str) -> None:
     """What Letta holds is proven or explained, and the docs tell the same of this release."""
     assert SEALING[title](opened) == table.read()[opened.letta.version][title]
 

@@ -1,4 +1,4 @@
-"""One release of Letta, and what the cases do to it."""
+"""A running release of Letta, with the operations that the cases need."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from tests.support.fault_proxy import Proxy
 from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import unseal
 
-#: The practice vendor behind all the providers: type openai, so that no type of Letta's own comes in between.
+#: The practice vendor behind all the providers: type openai, so that no provider type of Letta interferes.
 VENDOR, TYPE, MODEL = "longcat", "openai", "LongCat-2.0"
 FORMER_KEY = "ak_practice-former"
 
 
 @dataclass
-class Stage:
+class Target:
     """A running release.
 
     Attributes:
         letta: the server.
-        admin: what plants in it, past Isabella.
-        vendors: the vendors behind its providers.
+        admin: changes it directly, bypassing Isabella.
+        vendors: the practice vendors behind its providers.
         home: Isabella's home.
         key: the configured key, which the vendor accepts.
-        writes: what the last sync wrote: `METHOD /path`.
-        notices: what the last sync said about the release.
+        writes: the write requests of the last sync, as `METHOD /path`.
+        notices: the notices of the last sync about the release.
     """
 
     letta: Letta
@@ -50,29 +50,29 @@ class Stage:
 
     @property
     def version(self) -> tuple[int, ...]:
-        """The release, to compare with."""
+        """The release as a tuple."""
         return tuple(int(part) for part in self.letta.version.split("."))
 
     @property
     def recreates(self) -> bool:
-        """Whether a deleted name comes back (facts O1, O2)."""
+        """Whether a deleted name can be recreated (facts O1, O2)."""
         return self.version >= (0, 16, 2)
 
     @property
     def base_url(self) -> str:
-        """The vendor's."""
+        """The base URL of the vendor."""
         return self.vendors.base_url(VENDOR)
 
     def new_name(self) -> str:
-        """A name for a provider that nobody has used."""
+        """Return an unused name for a provider."""
         return f"compat-{secrets.token_hex(4)}"
 
     def plant(self, name: str, *, key: str = FORMER_KEY, type: str = TYPE, base_url: str | None = None) -> str:
-        """POST a provider; its id."""
+        """POST a provider; return its id."""
         return self.admin.provider(name, type, base_url or self.base_url, key)
 
     def sync(self, name: str, *, key: str | None = None) -> ProviderReport:
-        """Bring one provider in line; what is reported of it."""
+        """Sync one provider; return its report."""
         (self.home / "isabella.toml").write_text(
             f'[[providers]]\nname = "{name}"\nbase_url = "{self.base_url}"\napi_key_env = "COMPAT_API_KEY"\n'
             f'default_model = "{MODEL}"\n'
@@ -99,7 +99,7 @@ class Stage:
         return any(line.startswith("DELETE ") for line in self.writes)
 
     def opened(self, name: str) -> str | None:
-        """The key that Letta holds now."""
+        """Return the key that Letta stores, decrypted."""
         (row,) = self.admin.rows(name)
         text: str | None = row["api_key_enc"]
         if not text or self.letta.master_key is None:
@@ -107,13 +107,13 @@ class Stage:
         return unseal(text, self.letta.master_key.get_secret_value())
 
     def bearers(self, name: str) -> set[str]:
-        """With which of these an agent's next message reached the vendor: the configured key, or what else."""
+        """Return the kinds of keys with which an agent's next message reached the vendor."""
         with self.agent(name, self.base_url) as agent:
             return self.carried(agent)
 
     @contextmanager
     def agent(self, name: str, address: str) -> Iterator[str]:
-        """An agent that is bound to a provider at this address; its id."""
+        """Create an agent bound to a provider at this base URL, yield its id, and delete it."""
         binding = Binding(name, MODEL, address, 32_768, client=OPENAI)
         body: dict[str, Any] = {
             "name": f"compat-{secrets.token_hex(4)}",
@@ -128,15 +128,15 @@ class Stage:
             self.admin.http.delete(f"/v1/agents/{agent}")
 
     def carried(self, agent: str) -> set[str]:
-        """What this agent's next message carries to the vendor."""
+        """Return the kinds of keys that this agent's next message carries to the vendor."""
         self.vendors.forget()
         self.admin.say(agent)
         arrived = [one for one in self.vendors.requests(VENDOR) if one.path.endswith("/chat/completions")]
         return {"the configured key" if one.carries(self.key) else "another" for one in arrived}
 
     @contextmanager
-    def env(self) -> Iterator[DoctorEnv]:
-        """A system in order, for the doctor: the four vendors proven, an agent bound to each, and nothing else."""
+    def doctor_env(self) -> Iterator[DoctorEnv]:
+        """Yield a healthy system for the doctor: four proven providers, each with an agent, and nothing else."""
         self.admin.clear("compat-*", "crowd-*")
         env = DoctorEnv(
             self.home / "env",
@@ -154,7 +154,7 @@ class Stage:
 
     @property
     def _needed(self) -> dict[str, Any]:
-        """What an agent needs to be made, besides its binding (fact O12)."""
+        """Fields that creating an agent needs besides its binding (fact O12)."""
         if self.version >= (0, 16, 2):
             return {}
         return {
@@ -169,10 +169,10 @@ class Stage:
 
 
 @contextmanager
-def stage(letta: Letta, vendors: PracticeVendors, home: Path) -> Iterator[Stage]:
-    """Open one, and take away in the end what was planted."""
+def open_target(letta: Letta, vendors: PracticeVendors, home: Path) -> Iterator[Target]:
+    """Yield a target, and delete its providers at the end."""
     home.mkdir(parents=True, exist_ok=True)
     with open_admin(letta) as opened:
         opened.clear("compat-*", "crowd-*")
-        yield Stage(letta, opened, vendors, home, key=vendors.key(VENDOR).get_secret_value())
+        yield Target(letta, opened, vendors, home, key=vendors.key(VENDOR).get_secret_value())
         opened.clear("compat-*", "crowd-*")

@@ -52,7 +52,6 @@ def sync(env: WalkEnv, fork_server: ForkServer, situation: str, base_url: str, *
     return fork_server.start(SYNC, environment, Path(env.home) / "output.json", hold=hold)
 
 
-@pytest.mark.split
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_kill_at_any_request_is_healed_by_the_next_start(

@@ -67,7 +67,6 @@ def nth_request(number: int) -> Match:
     return lambda _line, _body: next(numbers) == number
 
 
-@pytest.mark.split
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("situation", [name for name in SITUATIONS if name != "everything at once"])
 def test_whatever_goes_wrong_at_any_request_is_healed_by_the_next_start(

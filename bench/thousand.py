@@ -124,7 +124,7 @@ def _variable(provider: str) -> str:
 _PROGRAM = """
 import asyncio, json, resource, sys
 from pathlib import Path
-from isabella.providers.api import ensure_providers
+from isabella.api import ensure_providers
 from isabella.config.settings import Settings
 from isabella.config.sources import Sources
 

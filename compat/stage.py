@@ -15,11 +15,12 @@ from proxy import Proxy
 from sealed import unseal
 from ward import VENDORS, Ward
 
+from isabella.api import ensure_providers
 from isabella.config.settings import load_settings
 from isabella.embedded import Letta
-from isabella.letta.llm_config import OPENAI, Binding, client_for
+from isabella.letta.llm_config import Binding
+from isabella.letta.releases import OPENAI, client_for
 from isabella.practice import PracticeVendors
-from isabella.providers.api import ensure_providers
 from isabella.providers.report import ProviderReport
 
 #: The practice vendor behind all the providers: type openai, so that no type of Letta's own comes in between.

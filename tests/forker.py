@@ -107,17 +107,17 @@ class Forker:
 
 def _serve() -> None:
     """What runs in the process itself."""
-    import psycopg
-    import stamina
-
     import isabella.advisory
     import isabella.assurance
-    import isabella.cli
-    import isabella.cli.tables
     import isabella.gate
     import isabella.logs
     import isabella.settings
     import isabella.vendors.inquiry
+    import psycopg
+    import stamina
+
+    import isabella.cli
+    import isabella.cli.tables
 
     del psycopg, stamina, isabella
     # A child that holds must not miss its sign, however early it comes.

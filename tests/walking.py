@@ -16,11 +16,11 @@ from planting import Ground, ground
 from proxy import Proxy
 from sealed import OTHER_MASTER_KEY, seal, unseal
 
+from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
-from isabella.providers.api import ensure_providers
 from isabella.providers.report import Report
 
 FORMER_KEY = "ak_practice-former"

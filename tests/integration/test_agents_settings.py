@@ -22,7 +22,8 @@ from isabella.config.settings import Settings
 from isabella.doctor.fixes import apply_fixes
 from isabella.doctor.run import DoctorRun, run_doctor
 from isabella.embedded import Letta
-from isabella.letta.llm_config import GENERIC, OPENAI, Binding
+from isabella.letta.llm_config import Binding
+from isabella.letta.releases import GENERIC, OPENAI
 from isabella.practice import PracticeVendors
 
 CEREBRAS, GROQ, LONGCAT = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b", "longcat/LongCat-2.0"

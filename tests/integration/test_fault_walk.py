@@ -10,10 +10,10 @@ import stamina
 from proxy import Kind, Proxy, When
 from walking import SITUATIONS, Trail
 
+from isabella.api import ensure_providers
 from isabella.errors import IsabellaError
 from isabella.letta import providers as store
 from isabella.providers import safe_writes
-from isabella.providers.api import ensure_providers
 from isabella.providers.report import Proof
 
 #: What goes wrong, and whether Letta has carried the request out by then.

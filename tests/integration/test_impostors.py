@@ -17,11 +17,11 @@ from command import Command
 from impostor import impostor
 
 from isabella.agents.service import open_agent_service
+from isabella.api import compare_providers
 from isabella.doctor.run import run_doctor
 from isabella.embedded import Letta, Server
 from isabella.errors import LettaUnreachable
 from isabella.practice import PracticeVendors
-from isabella.providers.api import compare_providers
 
 GROQ = "byok-groq/openai/gpt-oss-120b"
 

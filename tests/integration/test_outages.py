@@ -17,10 +17,10 @@ from planting import ground
 from proxy import Proxy
 from walking import Trail
 
+from isabella.api import ensure_providers
 from isabella.config.settings import load_settings
 from isabella.embedded import Letta, Server, postgres
 from isabella.practice import PracticeVendors
-from isabella.providers.api import ensure_providers
 
 
 @pytest.fixture(scope="module")

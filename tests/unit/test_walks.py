@@ -21,7 +21,8 @@ from weather import JumpingLoop, Killed, Kind, Sent, Weather, When
 from isabella.config.vendors import known_vendors
 from isabella.errors import ConfigurationError, IsabellaError
 from isabella.letta import encryption
-from isabella.letta.providers import LettaProviders
+from isabella.letta.client import LettaClient
+from isabella.letta.http import LettaHttp
 from isabella.locks.provider_lock import Closed, unguarded
 from isabella.providers.bound_agents import Note
 from isabella.providers.desired import Desired
@@ -90,7 +91,8 @@ def sync(
     weather = Weather(double.transport(), {fault[0]: fault[1:]} if fault else {}, seen)
 
     async def run() -> Report:
-        async with LettaProviders("http://letta", transport=weather, timeout=5.0) as store:
+        async with LettaClient(LettaHttp("http://letta", transport=weather, timeout=5.0)) as letta:
+            store = letta.providers
             if flock is not None:
                 flock.store = store
             return await sync_providers(
@@ -175,7 +177,8 @@ def test_one_of_a_thousand_is_touched_alone() -> None:
     weather = Weather(double.transport())
 
     async def run() -> Report:
-        async with LettaProviders("http://letta", transport=weather) as store:
+        async with LettaClient(LettaHttp("http://letta", transport=weather)) as letta:
+            store = letta.providers
             return await sync_providers(store, desired, Options(master_key=SecretStr(MASTER_KEY)))
 
     report = anyio.run(run)
@@ -211,7 +214,8 @@ def report_over(
     """What one sync over this way to Letta reports."""
 
     async def run() -> Report:
-        async with LettaProviders("http://letta", transport=transport, timeout=5.0) as store:
+        async with LettaClient(LettaHttp("http://letta", transport=transport, timeout=5.0)) as letta:
+            store = letta.providers
             if flock is not None:
                 flock.store = store
             options = Options(master_key=SecretStr(MASTER_KEY), closed=closed, bound_agents=flock)

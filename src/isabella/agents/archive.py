@@ -37,11 +37,11 @@ class ArchivalMemory:
     """The archival memory of agents.
 
     Args:
-        wire: their Letta.
+        letta: a client of their Letta.
     """
 
-    def __init__(self, wire: LettaClient) -> None:
-        self._wire = wire
+    def __init__(self, letta: LettaClient) -> None:
+        self._letta = letta
 
     async def passages(self, agent_id: str, *, limit: int = _PAGE, after: str | None = None) -> list[ArchivalPassage]:
         """A page of passages, oldest first.
@@ -54,10 +54,7 @@ class ArchivalMemory:
         Raises:
             LettaError: they cannot be read.
         """
-        rows = await self._wire.get(
-            f"/v1/agents/{agent_id}/archival-memory", limit=limit, after=after, ascending=True
-        )
-        return [_passage(row) for row in rows]
+        return [_passage(row) for row in await self._letta.passages.page(agent_id, limit=limit, after=after)]
 
     async def every(self, agent_id: str) -> list[ArchivalPassage]:
         """All passages, oldest first.
@@ -89,13 +86,9 @@ class ArchivalMemory:
             check_text(part)
         if not text.strip():
             raise MemoryRefused("A passage cannot be empty.")
-        body: dict[str, Any] = {"text": text}
-        if tags:
-            body["tags"] = list(tags)
-        if created_at is not None:
-            body["created_at"] = created_at if isinstance(created_at, str) else created_at.isoformat()
+        at = created_at.isoformat() if isinstance(created_at, datetime) else created_at
         try:
-            rows = await self._wire.post(f"/v1/agents/{agent_id}/archival-memory", body)
+            return _passage(await self._letta.passages.add(agent_id, text, tags=tags, created_at=at))
         except LettaRefused as refused:
             if _TOO_LONG in refused.detail:
                 raise MemoryTooLong(
@@ -103,7 +96,6 @@ class ArchivalMemory:
                     remedy="Divide it into several.",
                 ) from None
             raise
-        return _passage(rows[0])
 
     async def delete(self, agent_id: str, passage_id: str) -> None:
         """Delete a passage. Letta's own route deletes any agent's; this one looks whose it is.
@@ -112,16 +104,8 @@ class ArchivalMemory:
             MemoryUnknown: the agent has no such passage.
             LettaError: Letta refuses or fails.
         """
-        for archive in await self._wire.get("/v1/archives/", agent_id=agent_id):
-            try:
-                await self._wire.delete(f"/v1/archives/{archive['id']}/passages/{passage_id}")
-            except LettaRefused as refused:
-                # 400: it stands in another archive, which is none of this agent's business.
-                if refused.status not in (400, 404, 422):
-                    raise
-            else:
-                return
-        raise MemoryUnknown(f"There is no passage {passage_id[:100]!r} in this agent's archival memory.")
+        if not await self._letta.passages.delete(agent_id, passage_id):
+            raise MemoryUnknown(f"There is no passage {passage_id[:100]!r} in this agent's archival memory.")
 
     async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[ArchivalPassage]:
         """The passages nearest to a query, best first: by meaning where the agent has vectors, by text otherwise.
@@ -133,10 +117,9 @@ class ArchivalMemory:
         check_text(query)
         if not query.strip():
             return []
-        found = await self._wire.get(f"/v1/agents/{agent_id}/archival-memory/search", query=query, top_k=limit)
         return [
             ArchivalPassage(row["id"], row["content"], tuple(row.get("tags") or ()), row.get("timestamp"))
-            for row in found["results"]
+            for row in await self._letta.passages.search(agent_id, query, limit=limit)
         ]
 
 

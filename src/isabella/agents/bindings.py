@@ -6,7 +6,7 @@ back: temperature, max_tokens, reasoning effort, and whatever else the agent's o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from isabella.agents.context import FittedContext, required_id_form
 from isabella.agents.metadata import AgentMetadata, LoweredLimit
 from isabella.errors import LettaRefused
 from isabella.letta.client import LettaClient
-from isabella.letta.llm_config import Binding, LlmConfig, is_older
+from isabella.letta.llm_config import Binding, is_older
 
 #: Fields that describe one model, and are wrong for another.
 _OF_ONE_MODEL = ("display_name", "model_wrapper", "compatibility_type", "tier")
@@ -66,7 +66,7 @@ def import_fields(settings: Mapping[str, Any], binding: Binding) -> dict[str, An
 
 
 async def bind(
-    wire: LettaClient,
+    letta: LettaClient,
     agent_id: str,
     binding: Binding,
     others: Mapping[str, Any] | None = None,
@@ -76,7 +76,7 @@ async def bind(
     """Bind an agent, and keep every other setting of its `llm_config`.
 
     Args:
-        wire: to Letta.
+        letta: the client.
         agent_id: Letta's id of it.
         binding: what to bind it to; the client is chosen by the agent's type.
         others: fields of the agent that are changed with it.
@@ -85,56 +85,25 @@ async def bind(
     Raises:
         LettaError: Letta refuses or fails.
     """
-    row = await wire.agent(agent_id)
-    binding = binding.suited(row.get("agent_type"))
+    row = await letta.agents.get(agent_id)
+    binding = binding.suited(row.agent_type)
     update = dict(others or {})
-    metadata = update.get("metadata") or row.get("metadata")
+    metadata = update.get("metadata") or row.metadata
     noted = AgentMetadata.read(metadata)
-    config, lowered = _merged({**(row.get("llm_config") or {}), **(settings or {})}, binding, noted.lowered)
+    config, lowered = _merged({**(row.llm_config or {}), **(settings or {})}, binding, noted.lowered)
     if lowered != noted.lowered:
         update["metadata"] = replace(noted, lowered=lowered).into(metadata)
     # Left to itself, Letta looks the model for summaries up by its handle, and meets facts M1, M3 and M4 there.
     update |= {"llm_config": config, "compaction_settings": {"model": None}}
     try:
-        await wire.patch(f"/v1/agents/{agent_id}", update)
+        await letta.agents.update(agent_id, update)
     except LettaRefused as refused:
         # Up to 0.16.4 a model for summaries cannot be unset, and none is noted unless one was given (fact M24).
         if refused.status != 422:
             raise
         del update["compaction_settings"]
-        await wire.patch(f"/v1/agents/{agent_id}", update)
-    return BindingResult(binding, lowered, row.get("agent_type"))
-
-
-async def point_to(
-    wire: LettaClient,
-    agent_id: str,
-    provider: str,
-    base_url: str | None,
-    before: Callable[[Mapping[str, Any], str | None], None] = lambda _row, _former: None,
-) -> bool:
-    """Have an agent call this address, if it is bound to the provider and calls another one. All else stays.
-
-    Args:
-        wire: to Letta.
-        agent_id: Letta's id of it.
-        provider: the provider's name in Letta.
-        base_url: where its vendor answers now.
-        before: is told of the agent, and of its former address, before it is changed.
-
-    Returns:
-        Whether it was changed; not so where somebody has bound it to another provider meanwhile.
-
-    Raises:
-        LettaError: Letta refuses or fails.
-    """
-    row = await wire.agent(agent_id)
-    config = row.get("llm_config") or {}
-    if not LlmConfig.of(config).strays_from(provider, base_url):
-        return False
-    before(row, config.get("model_endpoint"))
-    await wire.patch(f"/v1/agents/{agent_id}", {"llm_config": {**config, "model_endpoint": base_url}})
-    return True
+        await letta.agents.update(agent_id, update)
+    return BindingResult(binding, lowered, row.agent_type)
 
 
 def _merged(

@@ -15,7 +15,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from isabella.config.vendors import known_vendors
-from isabella.letta.client import PAGE, LettaClient
+from isabella.letta.client import LettaClient
+from isabella.letta.http import PAGE_SIZE
 from isabella.letta.llm_config import Binding, is_older
 
 #: The strictest form of ids that is known; every vendor takes it.
@@ -107,11 +108,11 @@ def unanswered_results(context: Sequence[ContextMessage]) -> tuple[str, ...]:
     )
 
 
-async def fit(wire: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTEST) -> FittedContext | None:
+async def fit(letta: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTEST) -> FittedContext | None:
     """Make an agent's context such that a vendor takes it which insists on this form of ids.
 
     Args:
-        wire: to Letta.
+        letta: the client.
         agent_id: the agent; nothing may be speaking to it.
         form: the ids that the vendor takes.
 
@@ -122,11 +123,11 @@ async def fit(wire: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTES
     Raises:
         LettaError: Letta refuses or fails.
     """
-    row = await wire.agent(agent_id)
-    if is_older(row.get("agent_type")):
+    row = await letta.agents.get(agent_id)
+    if is_older(row.agent_type):
         return None
-    ids = [str(id) for id in row.get("message_ids") or ()]
-    context = await _context(wire, agent_id, ids)
+    ids = row.message_ids or []
+    context = await _context(letta, agent_id, ids)
     out = foreign_calls(context, form)
     kept = [message for message in context if message.id not in out]
     gaps = unanswered_results(kept)
@@ -134,38 +135,38 @@ async def fit(wire: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTES
         return None
     answers: dict[str, str] = {}
     for gap in gaps:
-        added = await add(wire, agent_id, "", UNANSWERED, known=[*ids, *answers.values()])
+        added = await add(letta, agent_id, "", UNANSWERED, known=[*ids, *answers.values()])
         answers |= dict.fromkeys([gap], added[-1]) if added else {}
-    if [str(id) for id in (await wire.agent(agent_id)).get("message_ids") or ()] != ids:
+    if (await letta.agents.get(agent_id)).message_ids != ids:
         # Somebody speaks to it all the same: what Letta has just put there would be lost from the context.
         return None
     whole = tuple(each for id in ids for each in (id, answers.get(id)) if each is not None)
     now = tuple(id for id in whole if id not in out)
-    await wire.patch(f"/v1/agents/{agent_id}", {"message_ids": list(now)})
+    await letta.agents.update(agent_id, {"message_ids": list(now)})
     return FittedContext(whole, now, sum(bool(message.calls) for message in context if message.id in out))
 
 
-async def restore(wire: LettaClient, agent_id: str, fitted: FittedContext) -> None:
+async def restore(letta: LettaClient, agent_id: str, fitted: FittedContext) -> None:
     """Show an agent again what was taken out of its context, unless that was summed up meanwhile.
 
     Raises:
         LettaError: Letta refuses or fails.
     """
-    ids = [str(id) for id in (await wire.agent(agent_id)).get("message_ids") or ()]
+    ids = (await letta.agents.get(agent_id)).message_ids or []
     length = len(fitted.now)
     # The first one is the system prompt, which Letta makes anew.
     if fitted.whole != fitted.now and tuple(ids[1:length]) == fitted.now[1:]:
         update = {"message_ids": [*ids[:1], *fitted.whole[1:], *ids[length:]]}
-        await wire.patch(f"/v1/agents/{agent_id}", update)
+        await letta.agents.update(agent_id, update)
 
 
 async def add(
-    wire: LettaClient, agent_id: str, asked: str, answer: str, *, known: Collection[str], model: str = "-"
+    letta: LettaClient, agent_id: str, asked: str, answer: str, *, known: Collection[str], model: str = "-"
 ) -> list[str]:
     """Add what was said and answered to an agent's history, and not to its context.
 
     Args:
-        wire: to Letta.
+        letta: the client.
         agent_id: Letta's id of it.
         asked: what was said to it; nothing where empty.
         answer: what it answered.
@@ -178,17 +179,9 @@ async def add(
     Raises:
         LettaError: Letta refuses or fails.
     """
-    await wire.post(
-        f"/v1/agents/{agent_id}/messages/capture",
-        {
-            "provider": "isabella",
-            "model": model,
-            "request_messages": [{"role": "user", "content": asked}] if asked else [],
-            "response_dict": {"content": answer},
-        },
-    )
+    await letta.messages.capture(agent_id, asked, answer, model=model)
     # Its answer does not tell their ids.
-    latest = await wire.get(f"/v1/agents/{agent_id}/messages", limit=_LATEST, order="desc")
+    latest = await letta.messages.page(agent_id, limit=_LATEST, order="desc")
     wanted = [("user_message", asked)] if asked else []
     added = []
     for kind, text in [*wanted, ("assistant_message", answer)]:
@@ -197,14 +190,14 @@ async def add(
     return added
 
 
-async def _context(wire: LettaClient, agent_id: str, ids: Sequence[str]) -> list[ContextMessage]:
+async def _context(letta: LettaClient, agent_id: str, ids: Sequence[str]) -> list[ContextMessage]:
     """The messages with these ids, in their order, as far as they are found."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     before: str | None = None
     for _ in range(_PAGES):
         # With `use_assistant_message` Letta would hide some tool calls.
-        page = await wire.get(
-            f"/v1/agents/{agent_id}/messages", limit=PAGE, before=before, order="desc", use_assistant_message="false"
+        page = await letta.messages.page(
+            agent_id, limit=PAGE_SIZE, order="desc", before=before, use_assistant_message="false"
         )
         for row in page:
             found.setdefault(str(row["id"]), []).append(row)

@@ -28,15 +28,6 @@ PREFIX = "/embeddings"
 #: The provider whose key pays for vectors.
 VENDOR = "mistral"
 
-#: For agents without vectors on releases that make no agent without an embedding model (fact O12): nobody answers.
-NO_EMBEDDING = {
-    "embedding_endpoint_type": "openai",
-    "embedding_endpoint": "http://127.0.0.1:9/v1",
-    "embedding_model": "none",
-    "embedding_dim": 128,
-    "embedding_chunk_size": 300,
-}
-
 #: Text that Letta hands over at once; what it calls a chunk.
 _CHUNK = 300
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from isabella.agents.memory import check_text, unless_unknown
 from isabella.errors import LettaRefused
-from isabella.letta.client import PAGE, LettaClient
+from isabella.letta.client import LettaClient
+from isabella.letta.http import PAGE_SIZE
 
 #: How far back the history is read where Letta's own search cannot be used.
 _PAGES_SEARCHED = 100
@@ -65,11 +66,11 @@ class History:
     """The conversations of agents.
 
     Args:
-        wire: their Letta.
+        letta: a client of their Letta.
     """
 
-    def __init__(self, wire: LettaClient) -> None:
-        self._wire = wire
+    def __init__(self, letta: LettaClient) -> None:
+        self._letta = letta
 
     async def page(self, agent_id: str, *, limit: int = 50, before: str | None = None) -> HistoryPage:
         """The newest messages, or those before one.
@@ -84,7 +85,7 @@ class History:
             LettaError: they cannot be read.
         """
         rows = await unless_unknown(
-            self._wire.get(f"/v1/agents/{agent_id}/messages", limit=limit, before=before, order="desc"),
+            self._letta.messages.page(agent_id, limit=limit, order="desc", before=before),
             f"There is no message {before!r} in this agent's history.",
         )
         # 0.16 gives every page oldest first: `order` only says from which end it is taken.
@@ -102,7 +103,7 @@ class History:
         after, gone = message_id, False
         while True:
             try:
-                page = await self._wire.get(f"/v1/agents/{agent_id}/messages", limit=PAGE, after=after, order="asc")
+                page = await self._letta.messages.page(agent_id, limit=PAGE_SIZE, order="asc", after=after)
             except LettaRefused:
                 if gone or after is None:
                     raise
@@ -111,7 +112,7 @@ class History:
                 continue
             fresh = [row for row in page if row["id"] != after]
             rows += fresh
-            if len({row["id"] for row in page}) < PAGE or not fresh:
+            if len({row["id"] for row in page}) < PAGE_SIZE or not fresh:
                 break
             after = page[-1]["id"]
         entries = [entry for row in rows if (entry := _entry(row))]
@@ -131,7 +132,7 @@ class History:
         found: list[HistoryEntry] = []
         before: str | None = None
         for _ in range(_PAGES_SEARCHED):
-            page = await self.page(agent_id, limit=PAGE, before=before)
+            page = await self.page(agent_id, limit=PAGE_SIZE, before=before)
             found += [entry for entry in reversed(page.entries) if _matches(entry, words)]
             before = page.before
             if before is None or len(found) >= limit:

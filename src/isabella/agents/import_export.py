@@ -21,7 +21,6 @@ from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import set_embedding
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.errors import AgentExists, AgentFileRefused, IsabellaError, LettaBroken, LettaRefused
-from isabella.letta.client import letta_errors
 from isabella.letta.connection import Connection
 from isabella.system.redaction import redact
 
@@ -71,8 +70,8 @@ async def export_agent(registry: AgentRegistry, record: AgentRecord, secrets: It
         AgentFileRefused: a secret would have been in the file.
         LettaError: Letta cannot export it.
     """
-    document = await registry.wire.get(f"/v1/agents/{record.id}/export")
-    passages = await ArchivalMemory(registry.wire).every(record.id)
+    document = await registry.letta.agents.export_file(record.id)
+    passages = await ArchivalMemory(registry.letta).every(record.id)
     for agent in document.get("agents", []):
         agent.update({name: value for name, value in _LEFT_OUT.items() if name in agent})
         agent["metadata"] = _without_marks(agent.get("metadata"))
@@ -147,13 +146,7 @@ async def import_agent(
         **{key: [] for key in ("groups", "files", "sources", "mcp_servers")},
     }
     try:
-        with letta_errors():
-            answer = await registry.wire.client.agents.import_file(
-                file=("agent.af", json.dumps(document).encode(), "application/json"),
-                name=name,
-                append_copy_suffix=False,
-                override_existing_tools=False,
-            )
+        id = await registry.letta.agents.import_file(json.dumps(document).encode(), name)
     except LettaBroken as broken:
         await _remove_half(registry, name)
         raise AgentFileRefused(f"Letta failed on the file: {broken.what}", remedy=REMEDY) from None
@@ -161,18 +154,17 @@ async def import_agent(
         await _remove_half(registry, name)
         why = refused.detail.partition("For further information")[0].replace("\n", " ").strip()
         raise AgentFileRefused(f"Letta cannot read the file: {why}", remedy=REMEDY) from None
-    id = answer.agent_ids[0]
     try:
         # Letta sets the reasoning of a new agent as it thinks fit; the file comes first.
         bound = await registry.fit(id, await registry.bind(id, binding, settings=file.settings))
         await set_embedding(registry, await registry.get(id), vectors)
-        archive = ArchivalMemory(registry.wire)
+        archive = ArchivalMemory(registry.letta)
         for passage in file.passages:
             if not passage.text.strip():
                 # Letta itself takes empty ones; they say nothing.
                 continue
             await archive.add(id, passage.text, passage.tags, created_at=passage.created_at)
-        await _compile_system_prompt(registry, id)
+        await registry.letta.agents.recompile(id)
     except IsabellaError:
         # Half an agent would look like a whole one that has forgotten.
         await registry.delete(id)
@@ -225,7 +217,7 @@ async def _take_tools(registry: AgentRegistry, file: AgentFile, *, with_tools: b
             remedy="Read them first. Then import it with `--with-tools` (over HTTP: tools=true) to take them along, "
             "or with `--without-tools` (tools=false) to leave them out.",
         )
-    types = {tool["name"]: tool.get("tool_type") for tool in await registry.wire.every("/v1/tools/")}
+    types = {tool["name"]: tool.get("tool_type") for tool in await registry.letta.agents.tools()}
     there: list[str] = []
     programs: list[dict[str, Any]] = []
     out: list[str] = []
@@ -245,16 +237,6 @@ async def _take_tools(registry: AgentRegistry, file: AgentFile, *, with_tools: b
     left_out = [f"tools: {', '.join(out)}"] if out else []
     left_out += [f"tools that Letta does not have: {', '.join(lacking)}"] if lacking else []
     return _Tools(there, programs, left_out)
-
-
-async def _compile_system_prompt(registry: AgentRegistry, agent_id: str) -> None:
-    """Have Letta write the agent's memory into its system prompt, which it does not do in every turn."""
-    try:
-        await registry.wire.post(f"/v1/agents/{agent_id}/recompile")
-    except LettaRefused as refused:
-        # Releases without this request do it in every turn.
-        if refused.status not in (404, 405):
-            raise
 
 
 def _name(file: AgentFile, given: str | None) -> str:

@@ -56,12 +56,12 @@ class CoreMemory:
     """The memory blocks of agents.
 
     Args:
-        wire: their Letta.
+        letta: a client of their Letta.
         hold: holds an agent's turns back while a block is written, so that the agent does not write at that moment.
     """
 
-    def __init__(self, wire: LettaClient, hold: Hold | None = None) -> None:
-        self._wire = wire
+    def __init__(self, letta: LettaClient, hold: Hold | None = None) -> None:
+        self._letta = letta
         self.hold = hold or in_process_holds()
 
     async def blocks(self, agent_id: str) -> list[MemoryBlock]:
@@ -70,7 +70,7 @@ class CoreMemory:
         Raises:
             LettaError: they cannot be read.
         """
-        rows = await self._wire.every(f"/v1/agents/{agent_id}/core-memory/blocks")
+        rows = await self._letta.blocks.of_agent(agent_id)
         return sorted(map(_block, rows), key=lambda block: block.label)
 
     async def block(self, agent_id: str, label: str) -> MemoryBlock:
@@ -121,8 +121,7 @@ class CoreMemory:
                 )
             if value == block.value:
                 return block
-            # By its id: a label may hold a slash, which Letta's route by label does not take.
-            return _block(await self._wire.patch(f"/v1/blocks/{block.id}", {"value": value}))
+            return _block(await self._letta.blocks.update(block.id, {"value": value}))
 
 
 def check_text(text: str) -> None:

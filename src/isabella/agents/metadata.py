@@ -16,6 +16,8 @@ MANAGED_TAG = "isabella"
 DEFINITION = "isabella:agent:"
 #: On agents that came from a file.
 IMPORTED = "isabella:imported"
+#: On the temporary agents of `turns.probe`, so that those of a run that was killed are found and removed.
+PROBE_TAG = "isabella:receipt"
 #: The key in an agent's metadata below which everything of Isabella's stands.
 KEY = "isabella"
 

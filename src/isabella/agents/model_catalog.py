@@ -16,7 +16,8 @@ from pydantic import SecretStr
 
 from isabella.config.settings import Settings
 from isabella.errors import ModelUnknown
-from isabella.letta.llm_config import GENERIC, Binding
+from isabella.letta.llm_config import Binding
+from isabella.letta.releases import GENERIC
 from isabella.providers.desired import Desired, desired_providers
 from isabella.system.tasks import gather
 from isabella.vendors.client import KeyVerdict, VendorAnswer, ask_vendor

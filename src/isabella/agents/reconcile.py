@@ -13,12 +13,12 @@ from typing import Any
 
 from isabella.agents import bindings, metadata
 from isabella.agents.definitions import AgentDefinition, BlockDefinition
-from isabella.agents.embeddings import NO_EMBEDDING, TEXT, EmbeddingSetup, SearchMethod
+from isabella.agents.embeddings import TEXT, EmbeddingSetup, SearchMethod
 from isabella.agents.metadata import AgentMetadata
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.agents.repair import AvailableBindings, available_bindings, diagnose
-from isabella.errors import AgentError, IsabellaError, LettaRefused, LettaUnreachable
+from isabella.errors import AgentError, IsabellaError, LettaUnreachable
 from isabella.letta.llm_config import Binding
 
 
@@ -36,7 +36,7 @@ async def set_embedding(registry: AgentRegistry, record: AgentRecord, vectors: E
     choice, change = await embedding_change(registry, record, vectors)
     if not change:
         return None
-    await registry.wire.patch(f"/v1/agents/{record.id}", change)
+    await registry.letta.agents.update(record.id, change)
     return f"archival memory searched by {choice.model or 'text'}"
 
 
@@ -60,8 +60,7 @@ async def _decide(registry: AgentRegistry, record: AgentRecord, vectors: Embeddi
     """What the settings say, unless there are passages without such vectors already: they would not be found."""
     if record.embedding is not None:
         return TEXT
-    path = f"/v1/agents/{record.id}/archival-memory"
-    return TEXT if await registry.wire.get(path, limit=1) else vectors.choice
+    return TEXT if await registry.letta.passages.page(record.id, limit=1) else vectors.choice
 
 
 class EnsureOutcome(StrEnum):
@@ -282,16 +281,10 @@ async def _create(
         # One that reflects is given what it needs each time, and its memory is in the blocks.
         "message_buffer_autoclear": definition.reflects_on is not None,
     }
-    try:
-        row = await registry.wire.post("/v1/agents/", body)
-    except LettaRefused as refused:
-        # Before 0.16.2 there is no agent without an embedding model (fact O12).
-        if refused.status != 400 or "embedding" not in refused.detail:
-            raise
-        row = await registry.wire.post("/v1/agents/", {**body, "embedding_config": NO_EMBEDDING})
+    agent_id = await registry.letta.agents.create(body)
     # Letta notes a model for summaries whatever it is given at first.
-    bound = await registry.bind(row["id"], binding)
-    return EnsureResult(definition.id, definition.name, EnsureOutcome.CREATED, row["id"], handle=bound.binding.handle)
+    bound = await registry.bind(agent_id, binding)
+    return EnsureResult(definition.id, definition.name, EnsureOutcome.CREATED, agent_id, handle=bound.binding.handle)
 
 
 async def _change(
@@ -310,19 +303,18 @@ async def _change(
     binding, why = await _rebinding(registry, definition, record, models, available, changed=changes.models)
     if changes == DefinitionDiff() and binding is None and said_of_vectors is None:
         return EnsureResult(definition.id, record.name, EnsureOutcome.KEPT, record.id, handle=record.handle)
-    wire, path = registry.wire, f"/v1/agents/{record.id}"
+    letta = registry.letta
     ids = await _tool_ids(registry, changes.tools)
     for tool in changes.tools:
-        await wire.patch(f"{path}/tools/attach/{ids[tool]}")
+        await letta.agents.attach_tool(record.id, ids[tool])
     for tool in changes.tools_off:
-        await wire.patch(f"{path}/tools/detach/{record.tools[tool]}")
+        await letta.agents.detach_tool(record.id, record.tools[tool])
     for label, block_fields in changes.block_fields.items():
-        await wire.patch(f"{path}/core-memory/blocks/{label}", block_fields)
+        await letta.blocks.update(record.blocks[label], block_fields)
     for block in changes.blocks:
-        made = await wire.post("/v1/blocks/", _block(block))
-        await wire.patch(f"{path}/core-memory/blocks/attach/{made['id']}")
+        await letta.blocks.attach(record.id, await letta.blocks.create(_block(block)))
     for label in changes.attach:
-        await wire.patch(f"{path}/core-memory/blocks/attach/{shared[label]}")
+        await letta.blocks.attach(record.id, shared[label])
     # The note comes with the last change: one that was interrupted is made again.
     news = [clause for clause in (*changes.said, why, said_of_vectors) if clause]
     noted = replace(record.own_metadata, written=metadata.fingerprints(definition), tools=definition.tools)
@@ -331,7 +323,7 @@ async def _change(
         bound = await registry.bind(record.id, binding, update)
         news += bound.notes
     elif update != {"metadata": dict(record.metadata)}:
-        await wire.patch(path, update)
+        await letta.agents.update(record.id, update)
     return EnsureResult(
         definition.id,
         changes.fields.get("name", record.name),
@@ -371,7 +363,7 @@ async def _tool_ids(registry: AgentRegistry, names: Sequence[str]) -> dict[str, 
     """
     if not names:
         return {}
-    found = {tool["name"]: tool["id"] for tool in await registry.wire.every("/v1/tools/")}
+    found = {tool["name"]: tool["id"] for tool in await registry.letta.agents.tools()}
     missing = [name for name in names if name not in found]
     if missing:
         raise AgentError(

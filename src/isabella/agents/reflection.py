@@ -119,7 +119,7 @@ async def reflect(
                 archived, restored = await _make_good(agent_service, target, before, snapshot)
         noted = await agent_service.registry.get(reflector.id)
         metadata = replace(noted.own_metadata, reflected=last).into(noted.metadata)
-        await agent_service.registry.wire.patch(f"/v1/agents/{reflector.id}", {"metadata": metadata})
+        await agent_service.letta.agents.update(reflector.id, {"metadata": metadata})
     return Reflection(ReflectionOutcome.DONE, len(said), archived, restored)
 
 
@@ -129,7 +129,7 @@ async def recover(agent_service: AgentService, target: AgentRecord) -> None:
     Raises:
         LettaError: Letta cannot be read or written.
     """
-    for row in await agent_service.registry.wire.get("/v1/blocks/", label=LABEL, limit=100):
+    for row in await agent_service.letta.blocks.labelled(LABEL):
         try:
             kept = json.loads(row.get("value") or "")
             if kept["agent"] != target.id:
@@ -204,8 +204,7 @@ async def _set_down(agent_service: AgentService, target: AgentRecord, blocks: Se
         "limit": _SNAPSHOT_LIMIT,
         "description": f"The shared blocks of {target.name} before a reflection that is under way.",
     }
-    row = await agent_service.registry.wire.post("/v1/blocks/", body)
-    return str(row["id"])
+    return await agent_service.letta.blocks.create(body)
 
 
 async def _make_good(
@@ -221,7 +220,7 @@ async def _make_good(
         text = "\n".join([block.value, *added]) if added else block.value
         if len(text) > block.limit >= len(block.value):
             text = block.value
-        await agent_service.registry.wire.patch(f"/v1/blocks/{block.id}", {"value": text})
+        await agent_service.letta.blocks.update(block.id, {"value": text})
         after[block.label] = replace(block, value=text)
         restored.append(block.label)
         log.warning("a reflection had emptied a memory block; it was put back", agent=target.name, block=block.label)
@@ -234,9 +233,9 @@ async def _make_good(
             # Where the archive takes nothing, the block keeps everything.
             block = next(one for one in before if one.label == label)
             text = "\n".join([after[label].value, *lines]) if label in after else block.value
-            await agent_service.registry.wire.patch(f"/v1/blocks/{block.id}", {"value": text})
+            await agent_service.letta.blocks.update(block.id, {"value": text})
             restored.append(label)
-    await agent_service.registry.wire.delete(f"/v1/blocks/{snapshot}")
+    await agent_service.letta.blocks.delete(snapshot)
     return sum(map(len, gone.values())), tuple(restored)
 
 

@@ -7,15 +7,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from letta_client import AsyncLetta
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-
-from isabella.agents import bindings, context, metadata, probe
+from isabella.agents import bindings, context, metadata
 from isabella.agents.bindings import BindingResult
 from isabella.agents.definitions import NAME, AgentDefinition
 from isabella.agents.metadata import AgentMetadata
 from isabella.agents.model_catalog import ModelCatalog
-from isabella.errors import AgentUnknown, LettaBroken, LettaRefused, ModelUnknown
+from isabella.errors import AgentUnknown, LettaRefused, ModelUnknown
+from isabella.letta.agents import RELATIONS, AgentRow
 from isabella.letta.client import LettaClient
 from isabella.letta.llm_config import Binding, LlmConfig
 from isabella.system.tasks import gather
@@ -24,7 +22,6 @@ from isabella.system.urls import is_placeholder_url
 _SAID_NAMES = 12
 #: How often an agent is bound at most, where its provider moves each time.
 _BINDINGS = 3
-_INCLUDE = ["agent.tags", "agent.blocks", "agent.tools"]
 
 
 @dataclass(frozen=True)
@@ -87,12 +84,12 @@ class AgentRegistry:
     """The agents of one Letta.
 
     Args:
-        client: an open client.
+        letta: an open client.
         definitions: what the file says, so that ours can be told by it.
     """
 
-    def __init__(self, client: AsyncLetta, definitions: Sequence[AgentDefinition] = ()) -> None:
-        self.wire = LettaClient(client)
+    def __init__(self, letta: LettaClient, definitions: Sequence[AgentDefinition] = ()) -> None:
+        self.letta = letta
         self.definitions = {definition.id: definition for definition in definitions}
         #: Are told of every agent that is bound here, so that nobody goes on with what he knew before.
         self.on_bound: list[Callable[[str, Binding], None]] = []
@@ -129,7 +126,7 @@ class AgentRegistry:
             AgentUnknown: it is gone.
         """
         try:
-            row = await self.wire.get(f"/v1/agents/{agent_id}", include=_INCLUDE)
+            row = await self.letta.agents.get(agent_id, relations=RELATIONS)
         except LettaRefused as refused:
             if refused.status in (404, 422):
                 raise AgentUnknown(f"There is no agent {agent_id} any more.") from None
@@ -165,7 +162,7 @@ class AgentRegistry:
         """
         for _ in range(_BINDINGS):
             home = await self.placed(binding) or binding
-            bound = await bindings.bind(self.wire, agent_id, home, others, settings=settings)
+            bound = await bindings.bind(self.letta, agent_id, home, others, settings=settings)
             # Whoever moves a provider looks for its agents once more at the end: one that is bound before that look
             # is found by it, and one that is bound after it finds the new address here.
             if (await self.placed(binding) or binding) == home:
@@ -183,7 +180,7 @@ class AgentRegistry:
         form = context.required_id_form(bound.binding)
         if form is None:
             return bound
-        return replace(bound, fitted=await context.fit(self.wire, agent_id, form))
+        return replace(bound, fitted=await context.fit(self.letta, agent_id, form))
 
     async def placed(self, binding: Binding) -> Binding | None:
         """The same at the address that its provider has in Letta; None where there is no such provider.
@@ -194,11 +191,8 @@ class AgentRegistry:
         Raises:
             LettaError: Letta cannot be read.
         """
-        rows = await self.wire.get("/v1/providers/", name=binding.provider, limit=500)
-        for row in rows:
-            if row.get("name") == binding.provider:
-                return replace(binding, base_url=row.get("base_url") or binding.base_url)
-        return None
+        stored = await self.letta.providers.find(binding.provider)
+        return None if stored is None else replace(binding, base_url=stored.base_url or binding.base_url)
 
     async def switch(self, record: AgentRecord, handle: str, models: ModelCatalog) -> BindingResult:
         """Bind an agent to a handle, if that would work now, and make its context fit. Nothing may speak to it.
@@ -233,29 +227,25 @@ class AgentRegistry:
         Raises:
             LettaError: Letta refuses or fails.
         """
-        await self.wire.delete(f"/v1/agents/{agent_id}")
+        await self.letta.agents.delete(agent_id)
 
     async def _some(self, **query: Any) -> list[AgentRecord]:
-        rows = await self.wire.every("/v1/agents/", order_by="created_at", include=_INCLUDE, **query)
-        return [record for record in map(self._record, rows) if probe.TAG not in record.tags]
+        rows = await self.letta.agents.all(relations=RELATIONS, **query)
+        return [self._record(row) for row in rows if metadata.PROBE_TAG not in row.tags]
 
-    def _record(self, row: Any) -> AgentRecord:
-        try:
-            found = _ROW.validate_python(row)
-        except ValidationError:
-            raise LettaBroken("Letta's answer about an agent has another shape than expected.") from None
-        id = metadata.definition_id(found.tags)
+    def _record(self, row: AgentRow) -> AgentRecord:
+        id = metadata.definition_id(row.tags)
         return AgentRecord(
-            id=found.id,
-            name=found.name or found.id,
-            description=found.description or "",
+            id=row.id,
+            name=row.name or row.id,
+            description=row.description or "",
             definition=self.definitions.get(id) if id is not None else None,
-            llm=_llm(found),
-            tags=tuple(found.tags),
-            blocks={block.label: block.id for block in found.blocks if block.label},
-            tools={tool.name: tool.id for tool in found.tools if tool.name},
-            metadata=found.metadata or {},
-            embedding=found.embedding_config,
+            llm=row.llm,
+            tags=tuple(row.tags),
+            blocks={block.label: block.id for block in row.blocks if block.label},
+            tools={tool.name: tool.id for tool in row.tools if tool.name},
+            metadata=row.metadata or {},
+            embedding=row.embedding_config,
         )
 
 
@@ -285,68 +275,4 @@ def select_agent(name: str, registry: Sequence[AgentRecord]) -> AgentRecord:
     raise AgentUnknown(
         f"There is no agent {name[:100]!r}.",
         remedy=f"There are: {there}." if names else "There are none yet: run `isabella agents ensure`.",
-    )
-
-
-class _Named(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    id: str
-    label: str | None = None
-    name: str | None = None
-
-
-class _Compaction(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    model: str | None = None
-
-
-class _LlmConfig(BaseModel):
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-    model: str
-    model_endpoint_type: str
-    model_endpoint: str | None = None
-    provider_name: str | None = None
-    provider_category: str | None = None
-    context_window: int = 0
-    handle: str | None = None
-
-
-class _Row(BaseModel):
-    """An agent as Letta shows it."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    id: str
-    name: str | None = None
-    description: str | None = None
-    tags: list[str] = []
-    blocks: list[_Named] = []
-    tools: list[_Named] = []
-    metadata: dict[str, Any] | None = None
-    agent_type: str | None = None
-    llm_config: _LlmConfig | None = None
-    embedding_config: dict[str, Any] | None = None
-    compaction_settings: _Compaction | None = None
-
-
-_ROW = TypeAdapter(_Row)
-
-
-def _llm(row: _Row) -> LlmConfig | None:
-    config = row.llm_config
-    if config is None:
-        return None
-    return LlmConfig(
-        model=config.model,
-        endpoint_type=config.model_endpoint_type,
-        endpoint=config.model_endpoint,
-        provider=config.provider_name,
-        category=config.provider_category,
-        window=config.context_window,
-        handle=config.handle,
-        compaction=row.compaction_settings.model if row.compaction_settings else None,
-        agent_type=row.agent_type,
     )

@@ -14,7 +14,8 @@ from typing import Any
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.errors import IsabellaError, ModelUnknown
-from isabella.letta.llm_config import GENERIC, OPENAI, Binding, LlmConfig, streams
+from isabella.letta.llm_config import Binding, LlmConfig, streams
+from isabella.letta.releases import GENERIC, OPENAI
 from isabella.system.urls import is_placeholder_url, same_address
 
 #: Endpoint types whose clients never use the stored key (facts M3, O11).
@@ -238,9 +239,9 @@ async def available_bindings(registry: AgentRegistry, models: ModelCatalog, *, a
     Raises:
         LettaError: the providers cannot be listed.
     """
-    rows = await registry.wire.every("/v1/providers/")
+    stored = await registry.letta.providers.all()
     # Of one that is between two addresses, each agent's own is as good as any.
-    live = {row["name"]: None if is_placeholder_url(row.get("base_url")) else row.get("base_url") for row in rows}
+    live = {one.name: None if is_placeholder_url(one.base_url) else one.base_url for one in stored}
     windows, listed = await models.census() if ask else (models.catalog(), {})
     vendors = frozenset(provider.name for provider in models.providers)
     return AvailableBindings(live, windows, listed, client=models.client, vendors=vendors)

@@ -16,9 +16,10 @@ from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import EnsureResult
 from isabella.agents.registry import AgentRegistry
 from isabella.config.settings import Settings
-from isabella.letta.client import open_sdk_client
-from isabella.letta.connection import Connection, connect
-from isabella.letta.llm_config import client_for
+from isabella.embedded.connection import connect
+from isabella.letta.client import LettaClient
+from isabella.letta.connection import Connection
+from isabella.letta.releases import client_for
 from isabella.locks.sync_lock import sync_lock
 
 
@@ -49,6 +50,11 @@ class AgentService:
     history: History
     vectors: EmbeddingSetup | None = None
     ensured: Sequence[EnsureResult] = field(default_factory=tuple)
+
+    @property
+    def letta(self) -> LettaClient:
+        """The client of its Letta."""
+        return self.registry.letta
 
     async def ensure(self) -> Sequence[EnsureResult]:
         """Bring the agents in line with their definitions; one process at a time does so.
@@ -85,19 +91,17 @@ async def open_agent_service(
     if backend is not None:
         choice = choose_search_method(settings, models.providers)
         vectors = EmbeddingSetup(choice, address(backend, address_secret(connection.home)))
-    async with open_sdk_client(connection) as client:
-        registry = AgentRegistry(client, definitions)
-        wire = registry.wire
-        health = await wire.get("/v1/health/")
-        models.client = client_for(str(health.get("version")) if isinstance(health, dict) else "")
+    async with LettaClient.open(connection, timeout=connection.timeout * 2) as letta:
+        registry = AgentRegistry(letta, definitions)
+        models.client = client_for((await letta.providers.abilities()).release)
         yield AgentService(
             settings,
             connection,
             definitions,
             registry,
             models,
-            CoreMemory(wire),
-            ArchivalMemory(wire),
-            History(wire),
+            CoreMemory(letta),
+            ArchivalMemory(letta),
+            History(letta),
             vectors,
         )

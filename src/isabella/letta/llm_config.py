@@ -11,29 +11,17 @@ the same client without both (facts M13, M14).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from isabella.letta.releases import GENERIC, OPENAI
 from isabella.system.urls import same_address
 
-#: Letta's client for OpenAI-compatible vendors that sends nothing but what they all take, since 0.16.7 (fact M13).
-GENERIC = "zai"
-#: The only one that uses a stored key in older releases.
-OPENAI = "openai"
-
-_GENERIC_SINCE = (0, 16, 7)
 #: The types of agent for which the generic client streams. Letta runs all others in an older loop (fact M26).
 _GENERIC_TYPES = frozenset({"letta_v1_agent", "sleeptime_agent"})
 #: Letta's clients that the older loop cannot stream with, although tokens are asked of them (fact M26).
 _MUTE_IN_OLDER_LOOP = frozenset({GENERIC, "zai_coding", "deepseek", "chatgpt_oauth"})
-
-
-def client_for(release: str) -> str:
-    """Which of Letta's clients to bind with in a release; one whose number cannot be read counts as new."""
-    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", release)
-    return OPENAI if numbers and tuple(map(int, numbers.groups())) < _GENERIC_SINCE else GENERIC
 
 
 def is_older(agent_type: str | None) -> bool:
@@ -113,16 +101,20 @@ class LlmConfig:
     agent_type: str | None = None
 
     @classmethod
-    def of(cls, llm_config: Mapping[str, Any], agent_type: str | None = None) -> LlmConfig:
-        """What Letta has, as it has it."""
+    def of(
+        cls, llm_config: Mapping[str, Any], agent_type: str | None = None, compaction: str | None = None
+    ) -> LlmConfig:
+        """Return an `llm_config` as Letta has it."""
+        window = llm_config.get("context_window")
         return cls(
             model=str(llm_config.get("model") or "-"),
             endpoint_type=str(llm_config.get("model_endpoint_type")),
             endpoint=llm_config.get("model_endpoint"),
             provider=llm_config.get("provider_name"),
             category=llm_config.get("provider_category"),
-            window=int(llm_config.get("context_window") or 0),
+            window=window if isinstance(window, int) else 0,
             handle=llm_config.get("handle"),
+            compaction=compaction,
             agent_type=agent_type,
         )
 

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from pydantic import SecretStr
 
+from isabella.letta.releases import Capabilities
 from isabella.system.tasks import gather
 
 
@@ -33,27 +34,6 @@ class StoredProvider:
     key_text: str | None = field(default=None, repr=False)
     key_shown: bool = True
     synced: bool = False
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """What a release can really do.
-
-    Attributes:
-        release: its version, as it tells it.
-        known: whether this release was measured.
-        recreates: whether DELETE then POST of the same name works (fact O1).
-        refreshes: whether it can read a vendor's model list anew (facts P11, O10).
-        mistakes_long_keys: whether, without a master key, it takes a long key for a sealed one (fact O7).
-        remarks: what the operator of this release should know, one sentence each.
-    """
-
-    release: str
-    known: bool = True
-    recreates: bool = True
-    refreshes: bool = True
-    mistakes_long_keys: bool = False
-    remarks: tuple[str, ...] = ()
 
 
 class Store(Protocol):

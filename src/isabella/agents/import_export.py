@@ -11,17 +11,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isabella.agents import bindings
 from isabella.agents import metadata as agent_metadata
 from isabella.agents.agent_file import MEMORY_TOOLS, OURS, REMEDY, AgentFile, allowed_rules, read
-from isabella.agents.archive import ArchivalMemory
 from isabella.agents.definitions import NAME
 from isabella.agents.embeddings import EmbeddingSetup
+from isabella.agents.memory import ArchivalMemory
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import set_embedding
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.errors import AgentExists, AgentFileRefused, IsabellaError, LettaBroken, LettaRefused
 from isabella.letta.connection import Connection
+from isabella.letta.llm_config import import_fields
 from isabella.system.redaction import redact
 
 #: Fields of an exported agent that may hold secrets, or that mean nothing elsewhere, and what stands in their place.
@@ -131,7 +131,7 @@ async def import_agent(
         **file.agent,
         "id": "agent-0",
         "name": name,
-        **bindings.import_fields(file.settings, binding),
+        **import_fields(file.settings, binding),
         "tags": [*_without_definition(file.tags), agent_metadata.MANAGED_TAG, agent_metadata.IMPORTED],
         "metadata": _without_marks(file.metadata),
         "tools": tools.there,

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isabella.agents.definitions import AgentDefinition
+from isabella.letta.llm_config import LoweredLimit
 
 #: On every agent that Isabella keeps or has taken in.
 MANAGED_TAG = "isabella"
@@ -20,27 +21,6 @@ IMPORTED = "isabella:imported"
 PROBE_TAG = "isabella:receipt"
 #: The key in an agent's metadata below which everything of Isabella's stands.
 KEY = "isabella"
-
-
-@dataclass(frozen=True)
-class LoweredLimit:
-    """A limit of an agent's answers that does not fit into its model's window.
-
-    Attributes:
-        wanted: the `max_tokens` that its owner has set.
-        to: the `max_tokens` that it has instead.
-    """
-
-    wanted: int
-    to: int
-
-    @classmethod
-    def read(cls, found: Any) -> LoweredLimit | None:
-        """What an agent's metadata says; None for another shape."""
-        match found:
-            case {"wanted": int(wanted), "to": int(to)}:
-                return cls(wanted, to)
-        return None
 
 
 @dataclass(frozen=True)
@@ -75,7 +55,7 @@ class AgentMetadata:
             tools=tuple(str(tool) for tool in tools) if isinstance(tools, list) else (),
             embedding=embedding if isinstance(embedding, dict) else None,
             reflected=reflected if isinstance(reflected, str) else None,
-            lowered=LoweredLimit.read(found.get("max_tokens")),
+            lowered=_lowered(found.get("max_tokens")),
         )
 
     def into(self, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -92,6 +72,13 @@ class AgentMetadata:
         if self.lowered is not None:
             mine["max_tokens"] = {"wanted": self.lowered.wanted, "to": self.lowered.to}
         return {**(metadata or {}), KEY: mine}
+
+
+def _lowered(found: Any) -> LoweredLimit | None:
+    match found:
+        case {"wanted": int(wanted), "to": int(to)}:
+            return LoweredLimit(wanted, to)
+    return None
 
 
 def definition_tag(id: str) -> str:

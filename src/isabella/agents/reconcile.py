@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
-from isabella.agents import bindings, metadata
+from isabella.agents import metadata
 from isabella.agents.definitions import AgentDefinition, BlockDefinition
 from isabella.agents.embeddings import TEXT, EmbeddingSetup, SearchMethod
 from isabella.agents.metadata import AgentMetadata
@@ -19,7 +19,7 @@ from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.agents.repair import AvailableBindings, available_bindings, diagnose
 from isabella.errors import AgentError, IsabellaError, LettaUnreachable
-from isabella.letta.llm_config import Binding
+from isabella.letta.llm_config import Binding, creation_fields
 
 
 async def set_embedding(registry: AgentRegistry, record: AgentRecord, vectors: EmbeddingSetup | None) -> str | None:
@@ -270,7 +270,7 @@ async def _create(
         "name": definition.name,
         "description": definition.description,
         "system": definition.persona,
-        **bindings.creation_fields(binding),
+        **creation_fields(binding),
         "memory_blocks": [_block(block) for block in definition.blocks],
         "block_ids": list(shared.values()),
         "tools": list(definition.tools),

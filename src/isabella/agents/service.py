@@ -7,11 +7,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from isabella.agents import reconcile
-from isabella.agents.archive import ArchivalMemory
 from isabella.agents.definitions import AgentDefinition, load_definitions
 from isabella.agents.embeddings import EmbeddingSetup, address, address_secret, choose_search_method
 from isabella.agents.history import History
-from isabella.agents.memory import CoreMemory
+from isabella.agents.memory import ArchivalMemory, CoreMemory
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import EnsureResult
 from isabella.agents.registry import AgentRegistry

@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
-from isabella.agents import bindings
 from isabella.config.api_keys import mask
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta, Progress, Server, Step
@@ -21,7 +20,7 @@ from isabella.errors import LettaBroken, LettaError, LettaRefused, LockTimeout
 from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection, configured_connection
 from isabella.letta.encryption import KeyReading, read_back
-from isabella.letta.llm_config import Binding
+from isabella.letta.llm_config import Binding, creation_fields
 from isabella.letta.store import StoredProvider
 from isabella.practice import PracticeVendors, Request
 from isabella.providers.desired import Desired, desired_providers
@@ -110,7 +109,7 @@ class DemoStage:
                     {"label": "persona", "value": "I am Isabella, an assistant who remembers."},
                     {"label": "human", "value": ""},
                 ],
-                **bindings.creation_fields(Binding(desired.name, model, desired.base_url, window)),
+                **creation_fields(Binding(desired.name, model, desired.base_url, window)),
             }
         )
 

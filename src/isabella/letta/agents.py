@@ -11,7 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, Valida
 from isabella.errors import LettaRefused
 from isabella.letta import paths
 from isabella.letta.http import LettaHttp
-from isabella.letta.llm_config import LlmConfig
+from isabella.letta.llm_config import LlmConfig, base_url_fields
 
 #: What Letta adds to an agent's row on request. It takes Letta twice as long.
 RELATIONS = ("agent.tags", "agent.blocks", "agent.tools")
@@ -77,11 +77,7 @@ _ROWS = TypeAdapter(list[AgentRow])
 
 
 class Agents:
-    """The agents of one Letta. Every method raises `LettaError`.
-
-    Args:
-        http: the HTTP client.
-    """
+    """The agents of one Letta. Every method raises `LettaError`."""
 
     def __init__(self, http: LettaHttp) -> None:
         self._http = http
@@ -150,22 +146,15 @@ class Agents:
         base_url: str | None,
         before: Callable[[AgentRow], None] = lambda _row: None,
     ) -> bool:
-        """Set the base URL that an agent calls, if it is bound to a provider and calls another one.
+        """Set the base URL that an agent calls, if it is bound to this provider and calls another one.
 
-        Args:
-            agent_id: the agent.
-            provider: the provider's name in Letta.
-            base_url: the base URL to call.
-            before: is called with the agent before it is changed.
-
-        Returns:
-            Whether it was changed; not if it is bound to another provider by now.
+        `before` is called with the agent before it is changed. Return whether it was changed.
         """
         row = await self.get(agent_id)
         if row.llm is None or not row.llm.strays_from(provider, base_url):
             return False
         before(row)
-        await self.update(agent_id, {"llm_config": {**(row.llm_config or {}), "model_endpoint": base_url}})
+        await self.update(agent_id, base_url_fields(row.llm_config or {}, base_url))
         return True
 
     async def export_file(self, agent_id: str) -> dict[str, Any]:

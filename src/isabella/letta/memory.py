@@ -11,11 +11,7 @@ from isabella.letta.http import LettaHttp
 
 
 class Blocks:
-    """The memory blocks of one Letta. Every method raises `LettaError`.
-
-    Args:
-        http: the HTTP client.
-    """
+    """The memory blocks of one Letta. Every method raises `LettaError`."""
 
     def __init__(self, http: LettaHttp) -> None:
         self._http = http
@@ -48,11 +44,7 @@ class Blocks:
 
 
 class Passages:
-    """The archival memory of agents. Every method raises `LettaError`.
-
-    Args:
-        http: the HTTP client.
-    """
+    """The archival memory of agents. Every method raises `LettaError`."""
 
     def __init__(self, http: LettaHttp) -> None:
         self._http = http

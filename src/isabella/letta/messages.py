@@ -13,11 +13,7 @@ _OF_A_RUN = 200
 
 
 class Messages:
-    """The messages of agents. Every method raises `LettaError`.
-
-    Args:
-        http: the HTTP client.
-    """
+    """The messages of agents. Every method raises `LettaError`."""
 
     def __init__(self, http: LettaHttp) -> None:
         self._http = http

@@ -52,11 +52,7 @@ class KeyCheck:
 
 
 class LettaProviders:
-    """The providers of one Letta server. Every method raises `LettaError`.
-
-    Args:
-        http: the HTTP client.
-    """
+    """The providers of one Letta server. Every method raises `LettaError`."""
 
     def __init__(self, http: LettaHttp) -> None:
         self._http = http

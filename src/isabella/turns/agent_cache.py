@@ -7,10 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from isabella.agents import context
-from isabella.agents.bindings import BindingResult
 from isabella.agents.context import FittedContext
 from isabella.agents.model_catalog import ModelCatalog
-from isabella.agents.registry import AgentRecord, AgentRegistry
+from isabella.agents.registry import AgentRecord, AgentRegistry, BindingResult
 from isabella.errors import AgentUnknown, LettaRefused
 from isabella.letta.agents import AgentRow
 from isabella.letta.llm_config import Binding

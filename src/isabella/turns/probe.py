@@ -14,12 +14,11 @@ from functools import partial
 import anyio
 import stamina
 
-from isabella.agents import bindings
 from isabella.agents.metadata import PROBE_TAG
 from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnreachable
 from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection
-from isabella.letta.llm_config import Binding
+from isabella.letta.llm_config import Binding, creation_fields
 from isabella.providers.report import Receipt
 from isabella.system.tasks import gather
 from isabella.turns.vendor_errors import classify_refusal
@@ -73,7 +72,7 @@ async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
         agent_id = await letta.agents.create(
             {
                 "name": f"isabella-receipt-{binding.provider}",
-                **bindings.creation_fields(binding),
+                **creation_fields(binding),
                 "include_base_tools": False,
                 "tags": [PROBE_TAG],
                 "system": "Answer with one short sentence.",

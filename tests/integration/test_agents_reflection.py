@@ -153,9 +153,9 @@ def test_a_backend_that_was_killed_in_the_middle_is_made_good(new: Callable[[], 
         id = await prepared(agent_service, here)
         block = await agent_service.memory.block(id, "human")
         # What a reflection leaves that dies after its agent has emptied the block.
-        from isabella.agents.reflection import _set_down
+        from isabella.agents.reflection import _store_snapshot
 
-        await _set_down(agent_service, await agent_service.registry.get(id), [block])
+        await _store_snapshot(agent_service, await agent_service.registry.get(id), [block])
         await agent_service.letta.http.patch(f"/v1/blocks/{block.id}", {"value": ""})
         return id
 

@@ -1,4 +1,4 @@
-"""All that is needed to work with the agents of one Letta, opened together."""
+"""The agents of one Letta, with their models and their memory, opened together."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from isabella.locks.sync_lock import sync_lock
 
 @dataclass
 class AgentService:
-    """The agents of one Letta, with their models and their memory.
+    """The agents of one Letta.
 
     Attributes:
-        settings: where everything comes from.
-        connection: which Letta.
-        definitions: what the file says.
-        registry: the agents as they live there.
-        models: which models would work.
+        settings: the settings.
+        connection: the connection to Letta.
+        definitions: the definitions of the agents file.
+        registry: the agents in Letta.
+        models: the models that work.
         memory: their memory blocks.
         archive: their archival memory.
         history: their conversations.
-        vectors: how archival memory is searched; None where no backend is known that makes vectors.
-        ensured: how the last bringing in line went.
+        vectors: how archival memory is searched; None if no backend serves embeddings.
+        ensured: the results of the last `ensure`.
     """
 
     settings: Settings
@@ -52,15 +52,15 @@ class AgentService:
 
     @property
     def letta(self) -> LettaClient:
-        """The client of its Letta."""
+        """The client of this Letta."""
         return self.registry.letta
 
     async def ensure(self) -> Sequence[EnsureResult]:
-        """Bring the agents in line with their definitions; one process at a time does so.
+        """Make the agents match their definitions; one process at a time does so.
 
         Raises:
             LettaError: Letta cannot be read.
-            LockTimeout: another process has been at it for too long.
+            LockTimeout: another process has held the lock for too long.
         """
         connection = self.connection
         async with sync_lock(connection.base_url, home=connection.home, database_url=connection.database_url):
@@ -75,12 +75,12 @@ async def open_agent_service(
     """Open the agents of a Letta.
 
     Args:
-        settings: where everything comes from.
-        connection: which Letta; by default the one that the settings name.
-        backend: the address of the backend that serves vectors, as Letta reaches it.
+        settings: the settings.
+        connection: the connection to Letta; by default the one of the settings.
+        backend: the base URL of the backend that serves embeddings, as Letta reaches it.
 
     Raises:
-        ConfigurationError: the agents' file or `isabella.toml` is malformed, or no Letta is named and none runs here.
+        ConfigurationError: the agents file or `isabella.toml` is malformed, or there is no Letta to connect to.
         LettaError: it cannot be reached.
     """
     definitions = load_definitions(settings)
@@ -88,16 +88,15 @@ async def open_agent_service(
     connection = connection or await connect(settings)
     vectors = None
     if backend is not None:
-        choice = choose_search_method(settings, models.providers)
-        vectors = EmbeddingSetup(choice, address(backend, address_secret(connection.home)))
+        method = choose_search_method(settings, models.providers)
+        vectors = EmbeddingSetup(method, address(backend, address_secret(connection.home)))
     async with LettaClient.open(connection, timeout=connection.timeout * 2) as letta:
-        registry = AgentRegistry(letta, definitions)
         models.client = client_for((await letta.providers.abilities()).release)
         yield AgentService(
             settings,
             connection,
             definitions,
-            registry,
+            AgentRegistry(letta, definitions),
             models,
             CoreMemory(letta),
             ArchivalMemory(letta),

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isabella.api import ensure_providers
 from isabella.config.settings import Settings
 from isabella.config.sources import Sources
 from isabella.embedded import Letta, Server, Step
-from isabella.letta.connection import Connection, embedded_connection
+from isabella.embedded.connection import embedded_connection
+from isabella.letta.connection import Connection
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
-from isabella.providers.api import ensure_providers
 from isabella.providers.report import Report
 
 

@@ -20,7 +20,8 @@ from isabella.config.settings import Settings
 from isabella.doctor.fixes import apply_fixes
 from isabella.doctor.run import DoctorRun, run_doctor
 from isabella.embedded import Letta
-from isabella.letta.llm_config import GENERIC, OPENAI, Binding
+from isabella.letta.llm_config import Binding
+from isabella.letta.releases import GENERIC, OPENAI
 from isabella.practice import PracticeVendors
 from tests.support.agent_env import PLAIN, AgentEnv
 from tests.support.backend_server import Backend, backend

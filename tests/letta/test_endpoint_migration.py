@@ -12,6 +12,7 @@ import pytest
 from isabella.agents import reconcile
 from isabella.agents.definitions import AgentDefinition
 from isabella.agents.repair import find_broken
+from isabella.api import compare_providers, ensure_providers, verify_providers
 from isabella.config.api_keys import mask
 from isabella.config.settings import Settings
 from isabella.config.strategy import Strategy
@@ -19,10 +20,9 @@ from isabella.doctor.fixes import apply_fixes
 from isabella.doctor.run import DoctorOptions, run_doctor
 from isabella.embedded import Letta
 from isabella.errors import LettaRefused, ModelUnknown
-from isabella.letta.client import LettaClient
+from isabella.letta.http import LettaHttp
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
-from isabella.providers.api import compare_providers, ensure_providers, verify_providers
 from isabella.providers.desired import desired_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt
@@ -150,19 +150,19 @@ def test_while_one_agent_cannot_follow_the_key_is_withheld(
     agents = [served.agent(f"follower-{number}", CEREBRAS) for number in range(5)]
     refused, gone, switched = (served.id_of(agent) for agent in agents[1:4])
     groq = served.letta.get(f"/v1/agents/{served.id_of(served.agent('of-groq', GROQ))}").json()["llm_config"]
-    really = LettaClient.patch
+    really = LettaHttp.patch
 
-    async def patch_or_not(wire: LettaClient, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    async def patch_or_not(http: LettaHttp, path: str, body: Mapping[str, Any] | None = None) -> Any:
         if path == f"/v1/agents/{refused}":
             raise LettaRefused("Letta refused to change it.", status=422, detail="no")
         if path == f"/v1/agents/{gone}":
             served.letta.delete(path).raise_for_status()
-        return await really(wire, path, body)
+        return await really(http, path, body)
 
     served.letta.patch(f"/v1/agents/{switched}", json={"llm_config": groq}).raise_for_status()
     there, settings = elsewhere.base_url("cerebras"), moved(served, elsewhere)
     with monkeypatch.context() as patched:
-        patched.setattr(LettaClient, "patch", patch_or_not)
+        patched.setattr(LettaHttp, "patch", patch_or_not)
         entry = move(served, settings)
     assert entry.proof is Proof.FAILED
     assert "Letta refused to change it." in entry.reason

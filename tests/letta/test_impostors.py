@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from isabella.agents.service import open_agent_service
+from isabella.api import compare_providers
 from isabella.doctor.run import run_doctor
 from isabella.embedded import Letta, Server
 from isabella.errors import LettaUnreachable
 from isabella.practice import PracticeVendors
-from isabella.providers.api import compare_providers
 from tests.support.backend_server import TOKEN, backend
 from tests.support.command import Command
 from tests.support.impostor import impostor

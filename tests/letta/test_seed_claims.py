@@ -12,7 +12,8 @@ import psycopg
 import pytest
 
 from isabella.embedded import Letta, Server
-from isabella.letta.llm_config import OPENAI, Binding
+from isabella.letta.llm_config import Binding
+from isabella.letta.releases import OPENAI
 from isabella.practice import PracticeVendors
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
 

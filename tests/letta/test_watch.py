@@ -25,13 +25,14 @@ from pydantic import SecretStr
 
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.service import AgentService
+from isabella.api import compare_providers, ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta
-from isabella.letta.connection import Connection, connect
+from isabella.embedded.connection import connect
+from isabella.letta.connection import Connection
 from isabella.letta.encryption import decrypt
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
-from isabella.providers.api import compare_providers, ensure_providers
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof
 from isabella.server import runtime as backend_keeping

@@ -24,9 +24,8 @@ from isabella.embedded import database
 from isabella.embedded.paths import InstancePaths, make_private
 from isabella.embedded.program import ServerRun
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable, UnverifiedPeer
-from isabella.letta.client import LettaClient, open_sdk_client
+from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection
-from isabella.letta.providers import LettaProviders
 from isabella.locks.postgres import open_connection
 from isabella.practice import daemon
 from isabella.server.token import address_published, published_backend
@@ -150,16 +149,14 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 async def by_the_store(connection: Connection) -> None:
     """Ask for the providers."""
-    async with LettaProviders.at(connection) as store:
-        await store.all()
+    async with LettaClient.open(connection) as letta:
+        await letta.providers.all()
 
 
 async def by_the_agents(connection: Connection) -> None:
     """Say something to an agent."""
-    async with open_sdk_client(connection) as client:
-        await LettaClient(client).post(
-            "/v1/agents/agent-1/messages", {"messages": [{"role": "user", "content": SECRET}]}
-        )
+    async with LettaClient.open(connection) as letta:
+        await letta.messages.send("agent-1", SECRET)
 
 
 @pytest.mark.parametrize("reach", [by_the_store, by_the_agents])

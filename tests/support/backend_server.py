@@ -15,6 +15,7 @@ import httpx2 as httpx
 import uvicorn
 from pydantic import SecretStr
 
+from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
 from isabella.embedded import Letta
@@ -23,7 +24,6 @@ from isabella.locks.provider_lock import open_locks
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.practice.server import listen
-from isabella.providers.api import ensure_providers
 from isabella.providers.report import Report
 from isabella.server.app import create_app
 from isabella.server.readiness import Readiness

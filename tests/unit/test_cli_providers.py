@@ -60,7 +60,7 @@ FUNCTIONS = {
 
 
 class Work:
-    """Stands in for `isabella.providers.api`: remembers what it was asked, and answers as told."""
+    """Stands in for `isabella.api`: remembers what it was asked, and answers as told."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -88,7 +88,7 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Work:
         async def call(settings: Any = None, *, _name: str = name, **options: Any) -> Report:
             return await done.do(_name, {"settings": settings, **options})
 
-        monkeypatch.setattr(f"isabella.providers.api.{name}", call)
+        monkeypatch.setattr(f"isabella.api.{name}", call)
     return done
 
 

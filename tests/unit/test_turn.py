@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from isabella.agents.bindings import BindingResult
+from isabella.agents.registry import BindingResult
 from isabella.errors import LettaUnreachable
 from isabella.letta.llm_config import Binding
 from isabella.locks.provider_lock import ProviderLock

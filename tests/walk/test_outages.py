@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from isabella.api import ensure_providers
 from isabella.config.settings import load_settings
 from isabella.embedded import Letta, Server, postgres
 from isabella.practice import PracticeVendors
-from isabella.providers.api import ensure_providers
 from tests.support.fault_injection import WalkEnv
 from tests.support.fault_proxy import Proxy
 from tests.support.fork_server import ForkServer

@@ -52,8 +52,8 @@ def plan_command(
 
     Exit code: 0 nothing to do, 2 changes pending, 1 error.
     """
+    from isabella.api import compare_providers
     from isabella.practice.overlay import load_served_settings
-    from isabella.providers.api import compare_providers
 
     report = _run(
         lambda: compare_providers(
@@ -76,9 +76,9 @@ def status(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
     Changes nothing, and asks no vendor: a running backend tells what it has seen of them.
     Exit code: 0 all in sync, 2 drift, 1 error. What vendors do does not count for it.
     """
+    from isabella.api import compare_providers
     from isabella.cli.vendor_status import vendors_seen
     from isabella.practice.overlay import load_served_settings
-    from isabella.providers.api import compare_providers
     from isabella.providers.headline import with_vendors
 
     async def look() -> Report:
@@ -106,8 +106,8 @@ def sync(
 
     Exit code: 0 all proven, otherwise 1; with --watch 0 after an interruption.
     """
+    from isabella.api import ensure_providers
     from isabella.practice.overlay import load_served_settings
-    from isabella.providers.api import ensure_providers
 
     if watch:
         _watch(only, strategy, no_probe, env_file, as_json)
@@ -132,8 +132,8 @@ def verify(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
 
     Costs one short completion at each vendor. Exit code: 0 all proven and accepted, otherwise 1.
     """
+    from isabella.api import verify_providers
     from isabella.practice.overlay import load_served_settings
-    from isabella.providers.api import verify_providers
 
     report = _run(
         lambda: verify_providers(load_served_settings(env_file), only=only or (), count_models=True), as_json

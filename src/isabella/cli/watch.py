@@ -14,7 +14,7 @@ from isabella.watch.watcher import LettaActions, Watcher
 
 async def watch(settings: Settings, *, as_json: bool) -> None:
     """Sync, and keep the providers in line until cancelled. Each report goes to standard output as one JSON line."""
-    from isabella.providers.api import ensure_providers
+    from isabella.api import ensure_providers
 
     def tell(event: WatchEvent) -> None:
         for sentence in sentences(event):

@@ -8,28 +8,23 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
 
 from filelock import FileLock, Timeout
-from letta_client import APIConnectionError, APIStatusError, AsyncLetta
 from pydantic import SecretStr
 
-from isabella.agents import bindings
 from isabella.config.api_keys import mask
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta, Progress, Server, Step
 from isabella.embedded.paths import make_private
-from isabella.errors import LockTimeout
-from isabella.letta.client import open_sdk_client
+from isabella.errors import LettaBroken, LettaError, LettaRefused, LockTimeout
+from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection, configured_connection
 from isabella.letta.encryption import KeyReading, read_back
-from isabella.letta.llm_config import Binding
-from isabella.letta.providers import LettaProviders
+from isabella.letta.llm_config import Binding, creation_fields
 from isabella.letta.store import StoredProvider
 from isabella.practice import PracticeVendors, Request
 from isabella.providers.desired import Desired, desired_providers
 from isabella.system.files import write_private
-from isabella.system.redaction import redact
 
 INSTANCE = "demo"
 VENDOR = "cerebras"
@@ -73,7 +68,7 @@ class DemoStage:
     letta: Letta
     vendors: PracticeVendors
     folder: Path
-    _client: AsyncLetta | None = field(default=None, repr=False)
+    _client: LettaClient | None = field(default=None, repr=False)
     _agent: str = ""
 
     def configure(self, key: SecretStr, master_key: SecretStr | None) -> Settings:
@@ -97,7 +92,8 @@ class DemoStage:
     @asynccontextmanager
     async def speaking(self, settings: Settings) -> AsyncIterator[None]:
         """A client for the agent, on the Letta that runs now."""
-        async with open_sdk_client(_connection(settings)) as client:
+        connection = _connection(settings)
+        async with LettaClient.open(connection, timeout=connection.timeout * 2) as client:
             self._client = client
             yield
 
@@ -106,28 +102,28 @@ class DemoStage:
         desired = desired_provider(settings)
         model = desired.vendor.default_model or "default"
         window = desired.vendor.models.get(model, desired.vendor.default_window)
-        agent = await self._sdk.agents.create(
-            name="isabella-demo",
-            memory_blocks=[
-                {"label": "persona", "value": "I am Isabella, an assistant who remembers."},
-                {"label": "human", "value": ""},
-            ],
-            **cast(Any, bindings.creation_fields(Binding(desired.name, model, desired.base_url, window))),
+        self._agent = await self._letta.agents.create(
+            {
+                "name": "isabella-demo",
+                "memory_blocks": [
+                    {"label": "persona", "value": "I am Isabella, an assistant who remembers."},
+                    {"label": "human", "value": ""},
+                ],
+                **creation_fields(Binding(desired.name, model, desired.base_url, window)),
+            }
         )
-        self._agent = agent.id
 
     async def say(self, text: str) -> DemoAnswer:
         """Say something to the agent."""
         try:
-            turn = await self._sdk.agents.messages.create(
-                self._agent, messages=[{"role": "user", "content": text}], streaming=False
-            )
-        except APIStatusError as error:
-            return DemoAnswer(error.status_code, _words(error))
-        except APIConnectionError as error:
-            return DemoAnswer(0, f"no answer: {error}")
-        said = [str(message.content) for message in turn.messages if message.message_type == "assistant_message"]
-        return DemoAnswer(200, " ".join(said) or f"(nothing; the turn ended with {turn.stop_reason.stop_reason})")
+            turn = await self._letta.messages.send(self._agent, text)
+        except (LettaRefused, LettaBroken) as error:
+            return DemoAnswer(error.status or 0, _one_line(error.detail or error.what))
+        except LettaError as error:
+            return DemoAnswer(0, f"no answer: {error.what}")
+        rows = [row for row in turn["messages"] if row.get("message_type") == "assistant_message"]
+        said = " ".join(str(row.get("content")) for row in rows)
+        return DemoAnswer(200, said or f"(nothing; the turn ended with {turn['stop_reason']['stop_reason']})")
 
     def completions(self, *, after: int) -> list[Request]:
         """The completions that arrived at the vendor after that request."""
@@ -138,7 +134,7 @@ class DemoStage:
         return max((request.number for request in self.vendors.requests(VENDOR)), default=0)
 
     @property
-    def _sdk(self) -> AsyncLetta:
+    def _letta(self) -> LettaClient:
         if self._client is None:
             raise AssertionError("nobody is speaking")
         return self._client
@@ -151,8 +147,8 @@ def desired_provider(settings: Settings) -> Desired:
 
 async def stored_provider(settings: Settings) -> tuple[StoredProvider | None, KeyReading | None]:
     """What Letta holds of the provider, and what the master key of `.env` makes of it. Nothing is remembered."""
-    async with _store(settings) as store:
-        found = await store.find(PROVIDER)
+    async with LettaClient.open(_connection(settings)) as letta:
+        found = await letta.providers.find(PROVIDER)
     key = desired_provider(settings).key
     if found is None or key is None:
         return found, None
@@ -165,11 +161,11 @@ async def patch(settings: Settings) -> None:
     Raises:
         LettaRefused: Letta does not take it.
     """
-    async with _store(settings) as store:
-        found, desired = await store.find(PROVIDER), desired_provider(settings)
+    async with LettaClient.open(_connection(settings)) as letta:
+        found, desired = await letta.providers.find(PROVIDER), desired_provider(settings)
         if found is None or desired.key is None:
             raise AssertionError("there is nothing to update")
-        await store.update(found.id, key=desired.key, base_url=desired.base_url)
+        await letta.providers.update(found.id, key=desired.key, base_url=desired.base_url)
 
 
 def shown(key: SecretStr | None) -> str:
@@ -225,18 +221,6 @@ def _connection(settings: Settings) -> Connection:
     return connection
 
 
-def _store(settings: Settings) -> LettaProviders:
-    connection = _connection(settings)
-    return LettaProviders.at(connection)
-
-
-def _words(error: APIStatusError) -> str:
-    """Letta's own words, in one line."""
-    body = error.body if isinstance(error.body, dict) else {}
-    inner = body.get("error")
-    details = inner if isinstance(inner, dict) else body
-    said = details.get("detail") or details.get("message") or str(error)
-    if "message" in details and "detail" in details:
-        said = f"{details['message']} {details['detail']}"
-    line = " ".join(redact(str(said)).split())
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
     return line if len(line) <= _SAID_LIMIT else f"{line[:_SAID_LIMIT]}…"

@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 from pydantic import SecretStr
 
+from isabella.api import compare_providers, ensure_providers
 from isabella.config.settings import Settings
 from isabella.demo.stage import (
     VENDOR,
@@ -25,7 +26,6 @@ from isabella.demo.telling import Narrator
 from isabella.embedded import Progress
 from isabella.errors import LettaRefused
 from isabella.letta.encryption import KeyMatch
-from isabella.providers.api import compare_providers, ensure_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof
 from isabella.system.signals import terminating

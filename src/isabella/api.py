@@ -1,14 +1,15 @@
-"""What is promised: the stored keys are the configured ones. Ensured, compared and verified, on one Letta."""
+"""The public functions: have Letta hold the configured keys, compare them, and verify them through Letta."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from isabella.config.settings import Settings
+from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
+from isabella.embedded.connection import connect
 from isabella.letta.connection import Connection
 from isabella.letta.llm_config import Binding
 from isabella.locks.provider_lock import ProviderLock
@@ -21,7 +22,7 @@ from isabella.vendors.client import ask_vendor
 from isabella.vendors.status import VendorObservation
 
 if TYPE_CHECKING:
-    from isabella.agents.probe import ProbeResult
+    from isabella.turns.probe import ProbeResult
 
 
 async def ensure_providers(
@@ -56,8 +57,9 @@ async def ensure_providers(
         LettaError: Letta cannot be reached or read; nothing was changed.
         LockTimeout: another process has been syncing it for too long.
     """
+    settings = settings or load_settings()
     async with open_provider_session(
-        settings, connection, only, strategy, probe, count_models, looks=False, gate=gate
+        settings, _connect(settings, connection), only, strategy, probe, count_models, looks=False, gate=gate
     ) as run:
         report = run.finish(await sync_providers(run.store, run.desired, run.options))
         run.write_down()
@@ -78,7 +80,10 @@ async def compare_providers(
     With `probe`, vendors are asked about keys that Letta does not hold yet, as `ensure_providers` would: a rehearsal.
     Arguments and errors are those of `ensure_providers`.
     """
-    async with open_provider_session(settings, connection, only, strategy, probe, count_models) as run:
+    settings = settings or load_settings()
+    async with open_provider_session(
+        settings, _connect(settings, connection), only, strategy, probe, count_models
+    ) as run:
         return run.finish(await compare(run.store, run.desired, run.options))
 
 
@@ -93,7 +98,10 @@ async def verify_providers(
 
     Arguments and errors are those of `ensure_providers`.
     """
-    async with open_provider_session(settings, connection, only, None, False, count_models) as run:
+    settings = settings or load_settings()
+    async with open_provider_session(
+        settings, _connect(settings, connection), only, None, False, count_models
+    ) as run:
         report = run.finish(await compare(run.store, run.desired, run.options))
         return await add_receipts(report, run.connection, run.desired)
 
@@ -103,14 +111,12 @@ async def add_receipts(report: Report, connection: Connection, desired: Sequence
 
     None is asked of a provider that Letta has at another address: the key which Letta has belongs there (fact M6).
     """
-    from isabella.agents.probe import ProbeResult, probe_bindings
-    from isabella.letta.client import open_sdk_client
+    from isabella.turns.probe import ProbeResult, probe_bindings
 
     present = [entry for entry in report.ours if same_address(entry.stored_base_url, entry.base_url)]
     by_name = {provider.name: provider for provider in desired}
     bindings = [await _binding(by_name[entry.name], connection.timeout) for entry in present]
-    async with open_sdk_client(connection) as client:
-        found = await probe_bindings(client, bindings)
+    found = await probe_bindings(connection, bindings)
     proceeds = dict(zip((entry.name for entry in present), found, strict=True))
     entries = []
     for entry in report.providers:
@@ -122,6 +128,13 @@ async def add_receipts(report: Report, connection: Connection, desired: Sequence
         reason = entry.reason if not proof.said else f"{entry.reason}; no receipt: {proof.said}"
         entries.append(replace(entry, receipt=proof.receipt, reason=reason, vendor_status=_seen(entry, proof)))
     return replace(report, providers=entries)
+
+
+def _connect(settings: Settings, connection: Connection | None) -> Callable[[], Awaitable[Connection]]:
+    async def connected() -> Connection:
+        return connection or await connect(settings)
+
+    return connected
 
 
 def _seen(entry: ProviderReport, proof: ProbeResult) -> VendorObservation | None:

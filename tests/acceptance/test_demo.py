@@ -40,7 +40,7 @@ def test_the_story_goes_as_it_is_told(home: Path, tmp_path: Path) -> None:
     assert re.search(r"PATCH +400  Failed to decrypt data", out)
     assert re.search(r"plan +update: Letta holds another key", out)
     assert re.search(r"plan +recreate: ", out)
-    assert len(re.findall(r"the agent +Your cat is called Minka\.", out)) == 2
+    assert len(re.findall(r"the agent +I remember: My cat is called Minka\.", out)) == 2
     assert len(re.findall(r"proof +\S+ in Letta opens to (\S+); \.env has \1$", out, re.MULTILINE)) == 2
     assert len(out.splitlines()) <= 40
     assert "\x1b" not in out

@@ -12,7 +12,7 @@ from colony import PLAIN, Colony
 from isabella.agents import embeddings
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
-from isabella.practice.embeddings import embed
+from isabella.practice.wire import embed
 
 
 @pytest.fixture

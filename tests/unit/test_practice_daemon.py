@@ -25,9 +25,8 @@ from isabella.config import vendors
 from isabella.config.settings import load_settings
 from isabella.errors import PracticeError
 from isabella.practice import NAMES, VendorFault, daemon
-from isabella.practice.control import TOKEN_HEADER
 from isabella.practice.overlay import as_served, with_practice_vendors
-from isabella.practice.server import listen
+from isabella.practice.server import TOKEN_HEADER, listen
 from isabella.providers.desired import desired_providers
 from isabella.server import run
 from isabella.watch.config_diff import ConfigDiff, ConfigSnapshot, diff_config

@@ -178,7 +178,7 @@ def test_controls_from_another_process(home: Path) -> None:
         assert bad.status_code == 422
     daemon.down(home)
     with pytest.raises(PracticeError, match="do not answer"):
-        running.control.keys("cerebras")
+        running.control.faults("cerebras")
 
 
 def test_damaged_keys_are_said_plainly(home: Path) -> None:

@@ -48,13 +48,7 @@ _REQUESTS = TypeAdapter(list[Request])
 
 
 class ControlClient:
-    """A client of the control API of practice vendors in another process: keys, faults, request logs.
-
-    Args:
-        base_url: the URL of the vendors' server, without a path.
-        token: the control token.
-        peer: the process that must serve there; it is verified before anything is sent.
-    """
+    """A client of the control API of practice vendors in another process, which is verified before each request."""
 
     def __init__(self, base_url: str, token: SecretStr, peer: Peer) -> None:
         self._base_url = base_url
@@ -70,10 +64,6 @@ class ControlClient:
                 return known and client.get(f"/practice/{NAMES[0]}/keys").status_code == 200
         except (httpx2.HTTPError, ValueError, UnverifiedPeer):
             return False
-
-    def keys(self, vendor: str) -> list[str]:
-        """Return the accepted keys, masked."""
-        return [str(key["masked"]) for key in self._request("GET", vendor, "keys")["accepted"]]
 
     def accept(self, vendor: str, keys: Sequence[str | SecretStr]) -> None:
         """Replace the keys that the vendor accepts, also after a restart."""
@@ -129,15 +119,7 @@ class ControlClient:
 
 @dataclass(frozen=True)
 class Running:
-    """Practice vendors that run as a process of their own.
-
-    Attributes:
-        home: Isabella's home.
-        port: the loopback port.
-        process: the process that serves.
-        token: the control token.
-        started: whether this call started them.
-    """
+    """Practice vendors that run as a process of their own; `started` says whether this call of `up` started them."""
 
     home: Path
     port: int
@@ -188,12 +170,9 @@ class Running:
 
 
 def up(home: Path, port: int | None = None, progress: Callable[[str], None] = lambda line: None) -> Running:
-    """Start the practice vendors, unless they run already.
+    """Start the practice vendors, unless they run already; `progress` is called with a line for each step.
 
-    Args:
-        home: Isabella's home.
-        port: the loopback port; None for the former one, or another if that is taken.
-        progress: called with a line for each step.
+    Without a port, they get the former one, or another if that is taken.
 
     Raises:
         PracticeError: the port is taken, or the process did not start; the message names its log.

@@ -6,6 +6,7 @@ Written for ASGI itself, without a framework: the benchmarks measure the time to
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import secrets
 import socket
@@ -20,7 +21,7 @@ from isabella.config.api_keys import mask
 from isabella.practice import assistant, strictness
 from isabella.practice.prompt import read_prompt
 from isabella.practice.strictness import Objection
-from isabella.practice.vendor import ActiveFaults, PracticeVendor, Request, Route, VendorFault, fingerprint
+from isabella.practice.vendor import ActiveFaults, PracticeVendor, Route, VendorFault, fingerprint
 from isabella.practice.wire import ListedModel, ModelCompletion, RefusalShape, embeddings_answer, to_json
 
 Scope = Mapping[str, Any]
@@ -35,13 +36,6 @@ _PROXY_PAGE = (
     b"<html>\r\n<head><title>%d %s</title></head>\r\n<body>\r\n<center><h1>%d %s</h1></center>\r\n"
     b"<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
 )
-_PHRASES = {
-    200: b"OK",
-    404: b"Not Found",
-    500: b"Internal Server Error",
-    502: b"Bad Gateway",
-    503: b"Service Unavailable",
-}
 
 
 class ClientDisconnected(Exception):
@@ -141,7 +135,7 @@ class VendorExchange:
         elif self._route == "chat":
             await self._complete(model, faults)
         else:
-            await self._deliver(self._embeddings(model), fault)
+            await self._deliver(embeddings_answer(model, self._body, id=self._request_id), fault)
 
     def _find_route(self) -> tuple[Route | None, str | None]:
         """Return the route of the request, and the model in its path."""
@@ -174,9 +168,8 @@ class VendorExchange:
         if self._route is None:
             return "no_path", None
         if self._route == "models":
-            return (
-                "no_model" if self._listed_model and self._listed_model not in self._profile.models else None
-            ), None
+            known = self._listed_model is None or self._listed_model in self._profile.models
+            return (None if known else "no_model"), None
         if not valid:
             return "bad_request", "The body is not a JSON object."
         model = self._model()
@@ -199,7 +192,7 @@ class VendorExchange:
         self._log(fault.html or 0, fault)
         await self._pause(faults.latency)
         if fault.html is not None:
-            phrase = _PHRASES.get(fault.html, b"Error")
+            phrase = http.client.responses.get(fault.html, "Error").encode()
             page = _PROXY_PAGE % (fault.html, phrase, fault.html, phrase)
             await respond(self._send, fault.html, page, content_type=b"text/html")
             return
@@ -216,7 +209,7 @@ class VendorExchange:
         if fault is not None and fault.status == refusal.status:
             retry_after = fault.retry_after if fault.retry_after is not None else retry_after
             body = None if fault.body is None else fault.body.encode()
-        headers = self._headers(0)
+        headers = self._headers()
         if retry_after is not None:
             headers.append((b"retry-after", f"{retry_after:g}".encode()))
         if body is None:
@@ -229,15 +222,14 @@ class VendorExchange:
         completion = ModelCompletion.of(
             self._profile, model, str(self._body["model"]), reply, prompt_characters=self._body_length
         )
-        tokens = completion.usage["total_tokens"]
         if not self._body.get("stream"):
-            await self._deliver(completion.whole(), faults.fault, tokens=tokens)
+            await self._deliver(completion.whole(), faults.fault)
             return
         options = self._body.get("stream_options")
         include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-        await self._stream(list(completion.pieces(include_usage=include_usage)), faults, tokens=tokens)
+        await self._stream(list(completion.pieces(include_usage=include_usage)), faults)
 
-    async def _stream(self, pieces: list[bytes], faults: ActiveFaults, *, tokens: int) -> None:
+    async def _stream(self, pieces: list[bytes], faults: ActiveFaults) -> None:
         fault = faults.fault
         if fault is not None and fault.malformed:
             pieces = [pieces[0], b'data: {"id":"chatcmpl-broken","choices":[{"delta":{"content":"He\n\n', pieces[-1]]
@@ -245,7 +237,7 @@ class VendorExchange:
         if breaks:
             pieces = pieces[: max(1, len(pieces) // 2)]
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
-        await self._send({"type": "http.response.start", "status": 200, "headers": headers + self._headers(tokens)})
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers + self._headers()})
         cleared = self._vendor.faults.cleared
         for index, piece in enumerate(pieces):
             if index and faults.between and self._vendor.faults.cleared == cleared:
@@ -256,9 +248,10 @@ class VendorExchange:
         else:
             await self._send({"type": "http.response.body", "body": b""})
 
-    async def _deliver(self, body: bytes, fault: VendorFault | None, *, tokens: int = 0) -> None:
+    async def _deliver(self, answer: object, fault: VendorFault | None) -> None:
         """Send a JSON answer, whole or as the fault says."""
-        headers = self._headers(tokens)
+        body = to_json(answer)
+        headers = self._headers()
         if fault is not None and fault.malformed:
             await respond(self._send, 200, body[: len(body) // 2], headers)
         elif fault is not None and (fault.truncated or fault.reset == "midway"):
@@ -278,17 +271,10 @@ class VendorExchange:
             self._transports.end(self._scope)
         await self._until_disconnected()
 
-    def _models(self) -> bytes:
+    def _models(self) -> object:
         if self._listed_model is not None:
-            return to_json(self._profile.models[self._listed_model].item)
-        return to_json({"object": "list", "data": self._profile.listed})
-
-    def _embeddings(self, model: ListedModel) -> bytes:
-        given = self._body["input"]
-        texts = [given] if isinstance(given, str) else [str(text) for text in given]
-        as_base64 = self._body.get("encoding_format") == "base64"
-        name = str(self._body["model"])
-        return to_json(embeddings_answer(model, name, texts, as_base64=as_base64, id=self._request_id))
+            return self._profile.models[self._listed_model].item
+        return {"object": "list", "data": self._profile.listed}
 
     def _parse(self, raw: bytes) -> bool:
         """Take the body; return whether it is a JSON object."""
@@ -315,32 +301,29 @@ class VendorExchange:
         while (await self._receive())["type"] != "http.disconnect":
             pass
 
-    def _headers(self, tokens: int) -> Headers:
+    def _headers(self) -> Headers:
         request_id = self._request_id.encode()
         headers = [(b"x-request-id", request_id)]
         if self._profile.correlation_header:
             headers.append((self._profile.correlation_header.encode(), request_id))
         if self._accepted and self._route in ("chat", "embeddings"):
-            headers += self._vendor.limit_headers(tokens)
+            headers += [(name.encode(), value.encode()) for name, value in self._profile.limit_headers.items()]
         return headers
 
     def _log(self, status: int, fault: VendorFault | None) -> None:
         model = self._body.get("model", self._listed_model)
         self._vendor.log.add(
-            Request(
-                number=self._vendor.log.next_number(),
-                at=self._at,
-                method=self._scope["method"],
-                path=self._scope["path"],
-                status=status,
-                accepted=self._accepted,
-                key_masked=None if self._key is None else mask(self._key),
-                key_sha256=self._key_sha256,
-                model=model if isinstance(model, str) else None,
-                stream=bool(self._body.get("stream")),
-                fault=None if fault is None else fault.kind,
-                strictness=self._objections[0].text if self._objections else None,
-            )
+            at=self._at,
+            method=self._scope["method"],
+            path=self._scope["path"],
+            status=status,
+            accepted=self._accepted,
+            key_masked=None if self._key is None else mask(self._key),
+            key_sha256=self._key_sha256,
+            model=model if isinstance(model, str) else None,
+            stream=bool(self._body.get("stream")),
+            fault=None if fault is None else fault.kind,
+            strictness=self._objections[0].text if self._objections else None,
         )
 
 

@@ -57,13 +57,10 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class PromptMessage:
-    """A message of the conversation.
+    """A message of the conversation, without the JSON in which Letta wraps it.
 
-    Attributes:
-        role: user, assistant or tool; `system` for messages that Letta itself inserts.
-        text: its text, without the JSON in which Letta wraps it.
-        calls: the tool calls in a message of the assistant.
-        failed: whether it is the result of a tool that failed.
+    The role is user, assistant or tool, or system for messages that Letta itself inserts. `failed` says whether it is
+    the result of a tool that failed.
     """
 
     role: str
@@ -104,14 +101,9 @@ class OfferedTool:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A chat request as the assistant reads it.
+    """A chat request as the assistant reads it; the messages are oldest first, the system message left out.
 
-    Attributes:
-        blocks: the memory blocks in the system message.
-        messages: the conversation, oldest first.
-        tools: the tools on offer, by name.
-        forced: the tool that the request forces, if it forces one.
-        must_call: whether the request wants a tool call, of whatever tool.
+    `forced` is the tool that the request forces, if it forces one; `must_call` says whether it wants any tool called.
     """
 
     blocks: tuple[PromptBlock, ...] = ()

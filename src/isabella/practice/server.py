@@ -89,10 +89,7 @@ class PracticeApp:
     Every control route but health needs the token, so that a stray process on the machine cannot change what the
     vendors accept. Keys go in and never come out: they are shown masked, with their fingerprints.
 
-    Args:
-        accepted: the accepted keys of each vendor.
-        token: the control token.
-        on_keys: called with the accepted keys after a change through the control API.
+    `accepted` are the accepted keys of each vendor; `on_keys` is called with them after a change.
     """
 
     def __init__(
@@ -210,9 +207,7 @@ class _Server(uvicorn.Server):
 class PracticeVendors:
     """Practice vendors for tests and benchmarks: a context manager that serves them from a thread.
 
-    Args:
-        port: the loopback port; 0 for a free one.
-        keys: the accepted keys of each vendor; generated if absent.
+    Without a port, they get a free one; without keys, new ones.
     """
 
     def __init__(self, port: int = 0, keys: Mapping[str, Sequence[str]] | None = None) -> None:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from isabella.errors import PracticeError
 from isabella.practice.wire import NAMES, Profile, profile
@@ -60,11 +60,9 @@ class VendorFault:
     malformed: bool = False
 
     def __post_init__(self) -> None:
-        if self.on not in (None, "models", "chat", "embeddings"):
-            raise PracticeError(
-                f"A fault cannot be limited to {self.on!r}.", remedy="Use models, chat or embeddings."
-            )
-        if self.reset not in (None, "at_once", "midway"):
+        if self.on not in (None, *get_args(Route)):
+            raise PracticeError(f"There is no route {self.on!r}.", remedy="Use models, chat or embeddings.")
+        if self.reset not in (None, *get_args(Reset)):
             raise PracticeError(f"There is no reset {self.reset!r}.", remedy="Use at_once or midway.")
         if not 0.0 < self.share <= 1.0:
             raise PracticeError(f"A share of {self.share} of the requests is not between 0 and 1.")
@@ -136,9 +134,7 @@ class Faults:
     def take(self, route: Route | None, *, accepted: bool = True) -> ActiveFaults:
         """Return the faults of a new request, and count them as having happened.
 
-        Args:
-            route: the route of the request.
-            accepted: whether its key is accepted; if not, only faults before the vendor apply.
+        If its key is not accepted, only faults before the vendor apply.
         """
         latency = between = 0.0
         failure: VendorFault | None = None
@@ -178,19 +174,12 @@ class _ActiveFault:
 
 @dataclass(frozen=True)
 class Request:
-    """A request at a vendor.
+    """A request at a vendor, numbered from 1; `at` is in seconds since the epoch.
 
     Attributes:
-        number: its number at this vendor, from 1.
-        at: when it arrived, in seconds since the epoch.
-        method: the HTTP method.
-        path: the path, with the vendor's prefix.
         status: the status of the answer; 0 if there was none (hang, reset).
         accepted: whether the vendor accepts its key.
-        key_masked: the key, masked; None if the request had none.
-        key_sha256: the fingerprint of the key; None if the request had none.
-        model: the model that it names.
-        stream: whether it asks for a stream.
+        key_masked, key_sha256: the key, masked and as a fingerprint; None if there was none.
         fault: the fault that failed it, in one word.
         strictness: the first thing in it that the real vendor is known to refuse.
     """
@@ -221,16 +210,11 @@ class RequestLog:
         self._entries: deque[Request] = deque(maxlen=_LOG_CAPACITY)
         self._count = 0
 
-    def next_number(self) -> int:
-        """Return the number of the request that is arriving."""
+    def add(self, **fields: Any) -> None:
+        """Add a request with the next number; if the log is full, the oldest is removed."""
         with self._lock:
             self._count += 1
-            return self._count
-
-    def add(self, request: Request) -> None:
-        """Add a request; if the log is full, the oldest is removed."""
-        with self._lock:
-            self._entries.append(request)
+            self._entries.append(Request(number=self._count, **fields))
 
     def entries(self, *, after: int = 0) -> list[Request]:
         """Return the requests with a number above `after`."""
@@ -253,10 +237,7 @@ class PracticeVendor:
         #: Whether it refuses everything that the real vendor is known to refuse (see `strictness`). None: only what
         #: is certain.
         self.strict: bool | None = None
-        self._lock = threading.Lock()
         self._accepted: Mapping[str, str] = {}
-        self._tokens = 0
-        self._requests = 0
         self.accept(keys)
 
     @property
@@ -279,25 +260,6 @@ class PracticeVendor:
     def accepts(self, key_sha256: str | None) -> bool:
         """Whether the key with this fingerprint is accepted."""
         return key_sha256 in self._accepted
-
-    def limit_headers(self, tokens: int) -> list[tuple[bytes, bytes]]:
-        """Return the rate-limit headers after one more request that cost so many tokens."""
-        with self._lock:
-            self._requests += 1
-            self._tokens += tokens
-            counters = {
-                "requests-left": self._left("req", self._requests),
-                "tokens-left": self._left("tokens", self._tokens),
-                "tokens-cost": tokens,
-            }
-        limits = self.profile.limits
-        return [(name.encode(), str(counters.get(str(value), value)).encode()) for name, value in limits.items()]
-
-    def _left(self, counted: str, used: int) -> int:
-        limits = self.profile.limits.items()
-        limit = next((int(value) for name, value in limits if f"-limit-{counted}" in name), 1)
-        # The windows never end here; starting again from the limit keeps the number plausible.
-        return limit - used % limit
 
 
 def fingerprint(key: str) -> str:

@@ -12,7 +12,7 @@ import struct
 import time
 import tomllib
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
@@ -23,18 +23,6 @@ from isabella.practice.prompt import Reply
 
 #: The vendors' names, in the order in which they are shown.
 NAMES = ("cerebras", "groq", "mistral", "longcat")
-
-_REFUSAL_OF_STATUS = {
-    400: "bad_request",
-    401: "wrong_key",
-    402: "no_funds",
-    403: "forbidden",
-    404: "no_model",
-    429: "too_fast",
-    500: "broken",
-    502: "bad_gateway",
-    503: "overloaded",
-}
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 _CHARACTERS_PER_TOKEN = 4
@@ -80,20 +68,17 @@ class RefusalShape:
 
 @dataclass(frozen=True)
 class Profile:
-    """A vendor as data.
+    """A vendor as data; `title` is its name for people, `path` that of its base URL.
 
     Attributes:
-        name: the vendor's name in this project.
-        title: the vendor's name for people.
-        path: the path of the base URL.
-        key_form: the form of its keys; `%` stands for random characters.
-        completion_id: the form of its completion ids.
+        key_form, completion_id: the forms of its keys and completion ids; `%` stands for random characters.
         call_id: the form of its tool call ids, and the number of random characters in them.
         reasoning: whether a model's reasoning is a field beside the content, a part of it, or not shown.
-        limits: rate-limit headers with their values, or with the name of the counter that gives the value.
+        extra_fields: fields that it adds to each answer, to the usage, and to a whole completion.
+        limit_headers: the rate-limit headers of an answer; their values do not change.
         models: its models by id and by alias.
         listed: the entries of its model list.
-        refusals: its error answers, by reason.
+        refusals: its error answers, by reason; `refusal_of_status` has the reasons.
         usage_extension: an extra field that carries the usage at the end of a stream.
         correlation_header: an extra header that carries the request id.
     """
@@ -105,16 +90,18 @@ class Profile:
     completion_id: str
     call_id: tuple[str, int]
     reasoning: Literal["field", "parts", "none"]
-    limits: Mapping[str, str | int]
+    limit_headers: Mapping[str, str]
     models: Mapping[str, ListedModel]
     listed: tuple[Mapping[str, Any], ...]
     refusals: Mapping[str, RefusalShape] = field(repr=False)
+    refusal_of_status: Mapping[str, str] = field(repr=False)
+    extra_fields: Mapping[str, dict[str, Any]] = field(default_factory=dict)
     usage_extension: str | None = None
     correlation_header: str | None = None
 
     def refusal_of(self, status: int) -> RefusalShape:
         """Return the refusal with this status; if the vendor has none, the most similar one with this status."""
-        reason = _REFUSAL_OF_STATUS.get(status, "broken" if status >= 500 else "bad_request")
+        reason = self.refusal_of_status.get(str(status), "broken" if status >= 500 else "bad_request")
         refusal = self.refusals[reason]
         return refusal if refusal.status == status else RefusalShape(status, refusal.body, refusal.retry_after)
 
@@ -123,7 +110,7 @@ class Profile:
 def profiles() -> Mapping[str, Profile]:
     """Return all vendors by name."""
     data = tomllib.loads(resources.files(__package__).joinpath("vendors.toml").read_text(encoding="utf-8"))
-    return {name: _profile(name, data[name]) for name in NAMES}
+    return {name: _profile(name, data[name], data["refusal_of_status"]) for name in NAMES}
 
 
 def profile(name: str) -> Profile:
@@ -137,7 +124,7 @@ def profile(name: str) -> Profile:
     return profiles()[name]
 
 
-def _profile(name: str, data: dict[str, Any]) -> Profile:
+def _profile(name: str, data: dict[str, Any], refusal_of_status: Mapping[str, str]) -> Profile:
     null_fields = dict.fromkeys(data.pop("null_fields", ()))
     listed = [ListedModel(**entry | {"item": entry["item"] | null_fields}) for entry in data.pop("models")]
     call_id = data.pop("call_id")
@@ -148,6 +135,7 @@ def _profile(name: str, data: dict[str, Any]) -> Profile:
         listed=tuple(model.item for model in listed),
         call_id=(call_id["form"], call_id["length"]),
         refusals={reason: RefusalShape(**fields) for reason, fields in refusals.items()},
+        refusal_of_status=refusal_of_status,
         **data,
     )
 
@@ -156,12 +144,7 @@ def _profile(name: str, data: dict[str, Any]) -> Profile:
 class ModelCompletion:
     """A reply in a vendor's format: `whole` is a chat completion, `pieces` a stream of one.
 
-    Attributes:
-        profile: the vendor.
-        model: the model that answers.
-        requested_model: the name of the model in the request, which may be an alias.
-        reply: the assistant's reply.
-        prompt_tokens: an estimate of the size of the request.
+    `requested_model` is the name of the model in the request, which may be an alias.
     """
 
     profile: Profile
@@ -200,15 +183,12 @@ class ModelCompletion:
             "completion_tokens": completion_tokens,
             "total_tokens": self.prompt_tokens + completion_tokens,
         }
-        if self.profile.name == "groq":
-            usage |= {"queue_time": 0.001, "prompt_time": 0.002, "completion_time": 0.003, "total_time": 0.005}
-        if self.profile.name != "mistral":
-            usage["prompt_tokens_details"] = {"cached_tokens": 0}
-            if self._shows_reasoning:
-                usage["completion_tokens_details"] = {"reasoning_tokens": self._reasoning_tokens}
+        usage |= self.profile.extra_fields.get("usage", {})
+        if self._shows_reasoning and self.profile.name != "mistral":
+            usage["completion_tokens_details"] = {"reasoning_tokens": self._reasoning_tokens}
         return usage
 
-    def whole(self) -> bytes:
+    def whole(self) -> dict[str, Any]:
         """Return the completion as one JSON object."""
         message: dict[str, Any] = {"role": "assistant", "content": self.reply.text or None}
         if self._shows_reasoning and self.profile.reasoning == "field":
@@ -221,12 +201,10 @@ class ModelCompletion:
             message["tool_calls"] = None
         choice = {"index": 0, "message": message, "finish_reason": self._finish_reason}
         body = self._head("chat.completion") | {"choices": [choice], "usage": self.usage}
-        if self.profile.name == "cerebras":
-            times = {"queue_time": 0.001, "prompt_time": 0.002, "completion_time": 0.003, "total_time": 0.006}
-            body["time_info"] = times
+        body |= self.profile.extra_fields.get("completion", {})
         if self.profile.usage_extension:
             body[self.profile.usage_extension] = {"id": f"req_{self.id[-26:]}"}
-        return to_json(body)
+        return body
 
     def pieces(self, *, include_usage: bool) -> Iterator[bytes]:
         """Yield the completion as server-sent events, `[DONE]` included."""
@@ -265,9 +243,7 @@ class ModelCompletion:
 
     def _head(self, kind: str) -> dict[str, Any]:
         head: dict[str, Any] = {"id": self.id, "object": kind, "created": self.created, "model": self.requested_model}
-        if self.profile.name in ("cerebras", "groq"):
-            head["system_fingerprint"] = "fp_practice"
-        return head
+        return head | self.profile.extra_fields.get("answer", {})
 
     @property
     def _calls(self) -> list[tuple[str, str, str]]:
@@ -311,20 +287,20 @@ def embed(text: str, dimensions: int) -> list[float]:
     return [value / norm for value in vector]
 
 
-def embeddings_answer(
-    model: ListedModel, requested_model: str, texts: Sequence[str], *, as_base64: bool, id: str
-) -> dict[str, Any]:
-    """Return the body of an embeddings answer."""
+def embeddings_answer(model: ListedModel, body: Mapping[str, Any], *, id: str) -> dict[str, Any]:
+    """Return the answer to an embeddings request."""
+    given = body["input"]
+    texts = [given] if isinstance(given, str) else [str(text) for text in given]
     dimensions = model.dimensions or 0
     data = []
     for index, text in enumerate(texts):
         vector: Any = embed(text, dimensions)
-        if as_base64:
+        if body.get("encoding_format") == "base64":
             vector = base64.b64encode(struct.pack(f"<{dimensions}f", *vector)).decode("ascii")
         data.append({"object": "embedding", "index": index, "embedding": vector})
     tokens = sum(max(1, len(text) // _CHARACTERS_PER_TOKEN) for text in texts)
     usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
-    return {"id": id, "object": "list", "data": data, "model": requested_model, "usage": usage}
+    return {"id": id, "object": "list", "data": data, "model": body["model"], "usage": usage}
 
 
 def to_json(value: object) -> bytes:

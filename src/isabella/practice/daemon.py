@@ -87,11 +87,6 @@ class ControlClient:
         """Return the requests at the vendor, oldest first."""
         return _REQUESTS.validate_python(self._request("GET", vendor, "requests")["requests"])
 
-    def forget(self) -> None:
-        """Clear the request logs of all vendors."""
-        for name in NAMES:
-            self._request("DELETE", name, "requests")
-
     def _client(self) -> httpx2.Client:
         # trust_env: a proxy in the environment must not come between two processes of one machine.
         return httpx2.Client(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
-
-from pydantic import SecretStr
+from typing import Any
 
 from isabella.config.settings import Settings, load_settings
 from isabella.config.sources import ConfigValue
 from isabella.config.vendors import Vendor, known_vendors
 from isabella.errors import IsabellaError, PracticeError
 from isabella.practice import daemon
+from isabella.practice.server import PracticeVendors
 from isabella.practice.vendor import load_keys
 from isabella.practice.wire import NAMES
 from isabella.providers.desired import desired_providers
@@ -20,21 +19,7 @@ from isabella.providers.desired import desired_providers
 ORIGIN = "practice vendors"
 
 
-class RunningVendors(Protocol):
-    """Practice vendors that run: `PracticeVendors` or `daemon.Running`."""
-
-    @property
-    def keys_file(self) -> Path | None:
-        """The file with the keys that they accept; None if they keep them in memory only."""
-
-    def base_url(self, vendor: str) -> str:
-        """Return the base URL of a vendor."""
-
-    def key(self, vendor: str) -> SecretStr:
-        """Return a key that a vendor accepts."""
-
-
-def with_practice_vendors(settings: Settings, vendors: RunningVendors) -> Settings:
+def with_practice_vendors(settings: Settings, vendors: PracticeVendors | daemon.Running) -> Settings:
     """Return the settings with keys and base URLs of the practice vendors."""
     overlay = dict(settings.sources.overlay)
     for vendor in _replaced_vendors():

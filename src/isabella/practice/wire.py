@@ -71,8 +71,7 @@ class Profile:
     """A vendor as data; `title` is its name for people, `path` that of its base URL.
 
     Attributes:
-        key_form, completion_id: the forms of its keys and completion ids; `%` stands for random characters.
-        call_id: the form of its tool call ids, and the number of random characters in them.
+        key_form, completion_id, call_id: the forms of its keys and ids; `%` stands for random characters.
         reasoning: whether a model's reasoning is a field beside the content, a part of it, or not shown.
         extra_fields: fields that it adds to each answer, to the usage, and to a whole completion.
         limit_headers: the rate-limit headers of an answer; their values do not change.
@@ -88,7 +87,8 @@ class Profile:
     path: str
     key_form: str
     completion_id: str
-    call_id: tuple[str, int]
+    call_id: str
+    call_id_length: int
     reasoning: Literal["field", "parts", "none"]
     limit_headers: Mapping[str, str]
     models: Mapping[str, ListedModel]
@@ -127,13 +127,11 @@ def profile(name: str) -> Profile:
 def _profile(name: str, data: dict[str, Any], refusal_of_status: Mapping[str, str]) -> Profile:
     null_fields = dict.fromkeys(data.pop("null_fields", ()))
     listed = [ListedModel(**entry | {"item": entry["item"] | null_fields}) for entry in data.pop("models")]
-    call_id = data.pop("call_id")
     refusals = data.pop("refusals")
     return Profile(
         name=name,
         models={alias: model for model in listed for alias in (model.id, *model.item.get("aliases", ()))},
         listed=tuple(model.item for model in listed),
-        call_id=(call_id["form"], call_id["length"]),
         refusals={reason: RefusalShape(**fields) for reason, fields in refusals.items()},
         refusal_of_status=refusal_of_status,
         **data,
@@ -161,7 +159,6 @@ class ModelCompletion:
         cls, profile: Profile, model: ListedModel, requested_model: str, reply: Reply, *, prompt_characters: int
     ) -> ModelCompletion:
         """Return the completion of a request with so many characters, with new ids."""
-        form, length = profile.call_id
         return cls(
             profile=profile,
             model=model,
@@ -170,7 +167,7 @@ class ModelCompletion:
             prompt_tokens=max(1, prompt_characters // _CHARACTERS_PER_TOKEN),
             id=profile.completion_id.replace("%", secrets.token_hex(16)),
             created=int(time.time()),
-            call_ids=tuple(form.replace("%", _random(length)) for _ in reply.calls),
+            call_ids=tuple(profile.call_id.replace("%", _random(profile.call_id_length)) for _ in reply.calls),
         )
 
     @property

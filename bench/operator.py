@@ -14,8 +14,7 @@ from bench.backend import vendor_variables
 from isabella.config.api_keys import mask
 from isabella.config.vendors import Vendor, known_vendors
 from isabella.practice import NAMES, PracticeVendors
-from isabella.practice.keyring import new_key
-from isabella.practice.requests import fingerprint
+from isabella.practice.vendor import fingerprint, new_key
 from isabella.providers.health import HealthState
 
 _PATIENCE = 120.0

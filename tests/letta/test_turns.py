@@ -95,7 +95,7 @@ def test_goes_on_with_the_next_vendor(served: Backend, fault: str) -> None:
     agent = served.agent(f"failover-{fault}", GROQ, MISTRAL)
     statuses = served.app.state.readiness.vendors
     statuses.observe("byok-groq", VendorState.ANSWERS, "before the fault")
-    served.vendors.fault("groq", on="chat", **kind)  # type: ignore[arg-type]
+    served.vendors.fault("groq", on="chat", **kind)
     with served.patience(first_token=3.0 if fault == "hang" else 60.0, silence=60.0):
         heard = served.say(agent, "Say good morning to all of you")
     failover = heard.one("failover")

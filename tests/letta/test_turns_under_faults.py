@@ -67,7 +67,7 @@ def test_two_hundred_turns_in_a_storm(served: Backend) -> None:
             for storm in STORMS:
                 served.vendors.clear()
                 served.call(served.app.state.turn_service.deps.breaker.forgive, PROVIDERS[vendor])
-                served.vendors.fault(vendor, on="chat", **storm)  # type: ignore[arg-type]
+                served.vendors.fault(vendor, on="chat", **storm)
                 messages = [f"Say sentence number {len(said) + index}, please" for index in range(AGENTS)]
                 said += [
                     Said(agent, message, heard)

@@ -17,18 +17,17 @@ def demo(
     ] = None,
     env_file: EnvFile = None,
 ) -> None:
-    """Play the bug and its cure, on a Letta of its own with practice vendors.
+    """Show the stale-key bug and its fix, on a Letta of its own with practice vendors.
 
-    Needs no key, and touches neither your data nor your vendors. The first time it installs Letta.
-    Exit code: 0 it went as told, otherwise 1.
+    Needs no key, and touches neither your data nor your vendors. The first run installs Letta.
+    Exit code: 0 every answer was as expected, otherwise 1.
     """
     from isabella.cli.progress import shown
     from isabella.cli.tables import console
     from isabella.config.settings import load_settings
-    from isabella.demo.story import tell
-    from isabella.demo.telling import Narrator
+    from isabella.demo.story import run_demo
     from isabella.system.logging import configure_logs
 
     configure_logs()
     settings = load_settings(env_file, home=home)
-    raise typer.Exit(0 if tell(settings.home, Narrator(console()), shown) else 1)
+    raise typer.Exit(0 if run_demo(settings.home, console(), shown) else 1)

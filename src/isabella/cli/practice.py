@@ -14,7 +14,7 @@ from isabella.cli.options import AsJson, EnvFile, as_usage
 
 if TYPE_CHECKING:
     from isabella.practice.daemon import Running
-    from isabella.practice.requests import Request
+    from isabella.practice.vendor import Request
 
 app = commands(
     no_args_is_help=True,
@@ -30,7 +30,7 @@ Home = Annotated[
 
 
 def _known(vendor: str) -> str:
-    from isabella.practice.profiles import profile
+    from isabella.practice.wire import profile
 
     with as_usage():
         return profile(vendor).name
@@ -111,13 +111,11 @@ def rotate(
 ) -> None:
     """Have a vendor accept a new key, and no longer the former ones."""
     from isabella.config.api_keys import mask
-    from isabella.practice import daemon, keyring
+    from isabella.practice import daemon
 
     folder = _home(home, env_file)
-    former = daemon.accepted_keys(folder)[vendor]
-    key = keyring.new_key(vendor)
-    daemon.accept(folder, vendor, [key, *(former if keep_old else ())])
-    typer.echo(f"{mask(key)}  written to {daemon.keys_file(folder)}")
+    key = daemon.rotate(folder, vendor, keep_old=keep_old)
+    typer.echo(f"{mask(key.get_secret_value())}  written to {daemon.keys_file(folder)}")
 
 
 @app.command()
@@ -140,7 +138,7 @@ def fault(
     env_file: EnvFile = None,
 ) -> None:
     """Make a vendor fail, or let it work again: --clear switches all its faults off. Shows what is on."""
-    from isabella.practice.faults import VendorFault
+    from isabella.practice.vendor import VendorFault
 
     wanted: dict[str, Any] = {
         "latency": latency,
@@ -193,7 +191,7 @@ def env(
 ) -> None:
     """Write keys and base URLs of the practice vendors as .env lines, to try things by hand."""
     from isabella.errors import PracticeError
-    from isabella.practice.profiles import NAMES
+    from isabella.practice.wire import NAMES
     from isabella.system.files import write_private
 
     running = _running(home, env_file)
@@ -237,7 +235,7 @@ def _keys_in(source: str) -> list[str]:
 
 def _show(running: Running) -> None:
     from isabella.config.api_keys import mask
-    from isabella.practice.profiles import NAMES
+    from isabella.practice.wire import NAMES
 
     for name in NAMES:
         accepted = ", ".join(mask(key.get_secret_value()) for key in running.keys(name)) or "no key"
@@ -248,7 +246,7 @@ def _show(running: Running) -> None:
 
 def _as_json(running: Running | None) -> dict[str, Any]:
     from isabella.config.api_keys import mask
-    from isabella.practice.profiles import NAMES
+    from isabella.practice.wire import NAMES
 
     if running is None:
         return {"running": False}

@@ -1,8 +1,7 @@
-"""The stage: a Letta of the story's own, a practice vendor, a `.env` file, and an agent."""
+"""The environment of the demo: a Letta instance of its own, a practice vendor, a `.env` file, and an agent."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -30,36 +29,31 @@ INSTANCE = "demo"
 VENDOR = "cerebras"
 PROVIDER = "cerebras"
 
-#: Steps that take long enough for somebody to wonder.
+#: Steps that take long; they are shown when they start and when they end.
 _LONG = ("fetch", "install", "wait")
 _SAID_LIMIT = 240
 
 
 @dataclass(frozen=True)
 class DemoAnswer:
-    """What came of saying something to the agent.
-
-    Attributes:
-        status: Letta's HTTP status; 0 where no answer came.
-        said: the agent's words, or Letta's.
-    """
+    """The answer to a message: Letta's HTTP status, 0 if there was none, and the text of the agent or the error."""
 
     status: int
     said: str
 
     @property
     def shown(self) -> str:
-        """For people: with the status where it is not 200."""
+        """The text, with the status unless it is 200."""
         return self.said if self.status == 200 else f"{self.status}  {self.said}"
 
 
 @dataclass
 class DemoStage:
-    """What the story is played on.
+    """The environment of the demo.
 
     Attributes:
-        server: the Letta and Postgres of the story's own.
-        letta: that Letta, as it runs now.
+        server: the Letta and Postgres of the demo.
+        letta: that Letta as it runs now; a restart replaces it.
         vendors: the practice vendors.
         folder: a temporary folder with the `.env` file.
     """
@@ -72,7 +66,7 @@ class DemoStage:
     _agent: str = ""
 
     def configure(self, key: SecretStr, master_key: SecretStr | None) -> Settings:
-        """Write `.env` as an operator would, and read it."""
+        """Write `.env` as an operator does, and load the settings from it."""
         lines = {
             "LETTA_BASE_URL": self.letta.base_url,
             "LETTA_API_KEY": self.letta.password.get_secret_value(),
@@ -86,19 +80,19 @@ class DemoStage:
         return load_settings(path, environment={}, home=self.folder, config_file=self.folder / "isabella.toml")
 
     def restart_under(self, master_key: SecretStr, progress: Progress) -> None:
-        """Stop Letta, and start it on the same data with another `LETTA_ENCRYPTION_KEY`."""
+        """Restart Letta on the same data with another `LETTA_ENCRYPTION_KEY`."""
         self.letta = self.server.restart_letta(only_long(progress), master_key=master_key)
 
     @asynccontextmanager
     async def speaking(self, settings: Settings) -> AsyncIterator[None]:
-        """A client for the agent, on the Letta that runs now."""
+        """Open a client for the Letta that runs now."""
         connection = _connection(settings)
         async with LettaClient.open(connection, timeout=connection.timeout * 2) as client:
             self._client = client
             yield
 
     async def make_agent(self, settings: Settings) -> None:
-        """An agent with a memory, bound to the provider (fact M6)."""
+        """Create an agent with a memory, bound to the provider (fact M6)."""
         desired = desired_provider(settings)
         model = desired.vendor.default_model or "default"
         window = desired.vendor.models.get(model, desired.vendor.default_window)
@@ -114,7 +108,7 @@ class DemoStage:
         )
 
     async def say(self, text: str) -> DemoAnswer:
-        """Say something to the agent."""
+        """Send a message to the agent."""
         try:
             turn = await self._letta.messages.send(self._agent, text)
         except (LettaRefused, LettaBroken) as error:
@@ -126,11 +120,11 @@ class DemoStage:
         return DemoAnswer(200, said or f"(nothing; the turn ended with {turn['stop_reason']['stop_reason']})")
 
     def completions(self, *, after: int) -> list[Request]:
-        """The completions that arrived at the vendor after that request."""
+        """Return the chat requests at the vendor after the one with that number."""
         return [request for request in self.vendors.requests(VENDOR, after=after) if "completions" in request.path]
 
     def last_request(self) -> int:
-        """The number of the last request that arrived at the vendor."""
+        """Return the number of the last request at the vendor."""
         return max((request.number for request in self.vendors.requests(VENDOR)), default=0)
 
     @property
@@ -141,12 +135,12 @@ class DemoStage:
 
 
 def desired_provider(settings: Settings) -> Desired:
-    """The provider that `.env` asks for."""
+    """Return the provider that `.env` configures."""
     return next(provider for provider in desired_providers(settings) if provider.wanted)
 
 
 async def stored_provider(settings: Settings) -> tuple[StoredProvider | None, KeyReading | None]:
-    """What Letta holds of the provider, and what the master key of `.env` makes of it. Nothing is remembered."""
+    """Return the provider as Letta stores it, and its key read back with the master key of `.env`."""
     async with LettaClient.open(_connection(settings)) as letta:
         found = await letta.providers.find(PROVIDER)
     key = desired_provider(settings).key
@@ -156,10 +150,10 @@ async def stored_provider(settings: Settings) -> tuple[StoredProvider | None, Ke
 
 
 async def patch(settings: Settings) -> None:
-    """The update that the earlier system would send.
+    """Update the provider in place, without a plan.
 
     Raises:
-        LettaRefused: Letta does not take it.
+        LettaRefused: Letta refuses the update.
     """
     async with LettaClient.open(_connection(settings)) as letta:
         found, desired = await letta.providers.find(PROVIDER), desired_provider(settings)
@@ -169,22 +163,17 @@ async def patch(settings: Settings) -> None:
 
 
 def shown(key: SecretStr | None) -> str:
-    """A key as it may be shown."""
+    """Return a key masked for output."""
     return "no key" if key is None else mask(key.get_secret_value())
-
-
-def new_master_key() -> SecretStr:
-    """A master key that nobody has used."""
-    return SecretStr(secrets.token_hex(32))
 
 
 @contextmanager
 def open_stage(home: Path, progress: Progress) -> Iterator[DemoStage]:
-    """The stage, set up, and taken down again with all that was on it.
+    """Start the environment of the demo; at the end, stop and erase it.
 
     Raises:
-        LockTimeout: the story is being told in this home already.
-        EmbeddedError: Letta or Postgres did not come up.
+        LockTimeout: the demo runs in this home already.
+        EmbeddedError: Letta or Postgres did not start.
     """
     server = Server(home, instance=INSTANCE)
     make_private(home / "locks")
@@ -197,7 +186,7 @@ def open_stage(home: Path, progress: Progress) -> Iterator[DemoStage]:
         ) from None
     with lock, PracticeVendors() as vendors, TemporaryDirectory(prefix="isabella-demo-") as folder:
         try:
-            # Whatever one that was killed has left behind. These data are nobody's but the story's.
+            # A demo that was killed may have left data behind. The instance belongs to the demo alone.
             server.erase()
             yield DemoStage(server, server.up(only_long(progress)), vendors, Path(folder))
         finally:
@@ -205,19 +194,19 @@ def open_stage(home: Path, progress: Progress) -> Iterator[DemoStage]:
 
 
 def only_long(progress: Progress) -> Progress:
-    """Tell what takes long; the rest only shows that something moves."""
+    """Return a progress callback that reports the end of long steps only; the start of each step is reported."""
 
-    def tell(event: Step) -> None:
+    def report(event: Step) -> None:
         if event.state == "started" or (event.name in _LONG and event.state != "skipped"):
             progress(event)
 
-    return tell
+    return report
 
 
 def _connection(settings: Settings) -> Connection:
     connection = configured_connection(settings)
     if connection is None:
-        raise AssertionError("the story's .env names its Letta")
+        raise AssertionError("the demo's .env has the base URL of its Letta")
     return connection
 
 

@@ -173,7 +173,7 @@ def test_files_are_private(server: Server) -> None:
     """Secrets and logs are 0600; folders are closed. As root, one group may pass through those above the database."""
     server.up()
     paths = server.paths
-    account = postgres.find(paths).account  # type: ignore[union-attr]
+    account = postgres.find_cluster(paths).account  # type: ignore[union-attr]
     passing = {paths.folder, paths.folder.parent, paths.logs} if account is not None else set()
     for path in (paths.folder, *paths.folder.rglob("*")):
         mode = path.lstat().st_mode & 0o777

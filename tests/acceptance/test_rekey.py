@@ -52,7 +52,7 @@ class House:
         """Everything that is sealed, as far as the kept key opens it."""
         key = self.server._key(make=False)
         assert key is not None
-        opened = encrypted_columns.survey(self.address(), [key])
+        opened = encrypted_columns.read_values(self.address(), [key])
         return {
             one.value.place: (one.how, None if one.plain is None else one.plain.get_secret_value()) for one in opened
         }
@@ -163,11 +163,11 @@ def test_one_that_was_cut_off_before_it_began_is_dropped(deps: House) -> None:
 # In the order in which they are come by. `begin` is the journal, `write_private` the file with the kept key.
 BLOWS = [
     ("isabella.embedded.program.stop", "after", 1),
-    ("isabella.embedded.key_rotation.take_key", "before", 1),
-    ("isabella.embedded.key_rotation.take_key", "after", 1),
-    ("isabella.embedded.encrypted_columns._sealed", "after", 1),
+    ("isabella.embedded.key_rotation.store_new_key", "before", 1),
+    ("isabella.embedded.key_rotation.store_new_key", "after", 1),
+    ("isabella.embedded.encrypted_columns._encrypt_all", "after", 1),
     ("isabella.embedded.encrypted_columns._write", "after", 2),
-    ("isabella.embedded.encrypted_columns._prove", "after", 1),
+    ("isabella.embedded.encrypted_columns._verify_written", "after", 1),
     ("isabella.embedded.encrypted_columns.reencrypt", "after", 1),
     ("isabella.embedded.program.start", "before", 1),
 ]

@@ -25,11 +25,11 @@ from command import Command, Ended
 from planting import Ground, ground
 from proxy import Proxy
 
-from isabella.config.api_keys import KNOWN_PREFIXES
 from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta, Server
 from isabella.practice import PracticeVendors, keyring
 from isabella.practice.daemon import accepted_keys
+from isabella.system.redaction import KNOWN_PREFIXES
 
 # The whole story is told in a fixture, on a busy machine beside other servers.
 pytestmark = pytest.mark.timeout(900)

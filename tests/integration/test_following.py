@@ -13,7 +13,6 @@ from backend_server import Backend, backend
 from isabella.agents import reconcile
 from isabella.agents.definitions import AgentDefinition
 from isabella.agents.repair import find_broken
-from isabella.config.api_keys import mask
 from isabella.config.settings import Settings
 from isabella.config.strategy import Strategy
 from isabella.doctor.fixes import apply_fixes
@@ -27,6 +26,7 @@ from isabella.providers.api import compare_providers, ensure_providers, verify_p
 from isabella.providers.desired import desired_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt
+from isabella.system.redaction import mask
 from isabella.system.urls import PLACEHOLDER_URL
 
 CEREBRAS, GROQ = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b"

@@ -17,7 +17,7 @@ from isabella.agents.service import AgentService
 from isabella.cli import app
 from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
-from isabella.embedded.paths import InstancePaths
+from isabella.embedded.instance import InstancePaths
 from isabella.errors import IsabellaError
 
 #: Clipboard, screen, C1, carriage return, backspace, DEL and an override of the writing direction.

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from isabella.embedded import Step, install, sdist
-from isabella.embedded.paths import InstancePaths
+from isabella.embedded.instance import InstancePaths
 from isabella.errors import InstallFailed
 
 RELEASE = "9.9.9"

@@ -19,11 +19,11 @@ from command import Command
 from impostor import impostor, server
 from pydantic import SecretStr
 
-from isabella.chat.line import BackendClient
+from isabella.chat.client import BackendClient
 from isabella.config.settings import load_settings
 from isabella.doctor.collect.letta import LettaCollector
-from isabella.embedded import database
-from isabella.embedded.paths import InstancePaths, make_private
+from isabella.embedded import postgres
+from isabella.embedded.instance import InstancePaths, make_private
 from isabella.embedded.program import ServerRun
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable, UnverifiedPeer
 from isabella.letta.client import LettaClient, open_sdk_client
@@ -290,11 +290,13 @@ def test_the_password_of_the_database(asks: int) -> None:
     """Who listens on Postgres's port and asks for the password, in plain text or as MD5, does not get it."""
     request = b"R" + (8 if asks == 3 else 12).to_bytes(4, "big") + asks.to_bytes(4, "big")
     with impostor(answer=request if asks == 3 else request + b"salt") as other:
-        address = database.url(other.port, SecretStr(SECRET))
+        address = postgres.database_url(other.port, SecretStr(SECRET))
         with pytest.raises(psycopg.OperationalError):
-            database.connect(address)
+            postgres.connect(address)
         with pytest.raises(ConfigurationError):
-            anyio.run(open_connection, SecretStr(f"{database.for_us(address).get_secret_value()}&sslmode=disable"))
+            anyio.run(
+                open_connection, SecretStr(f"{postgres.psycopg_url(address).get_secret_value()}&sslmode=disable")
+            )
         assert len(other.heard) == 2
         # Name of user and database, and nothing after the request.
         assert all(said.count(b"isabella") == 1 and said.endswith(b"\0\0") for said in other.heard)

@@ -23,8 +23,8 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 import isabella
-from isabella.chat.line import TurnEvent
-from isabella.chat.screen import Terminal
+from isabella.chat.client import TurnEvent
+from isabella.chat.session import Screen
 from isabella.cli import app, main
 from isabella.cli.commands import commands
 from isabella.errors import IsabellaError
@@ -190,7 +190,7 @@ def test_a_chat_shows_each_event_clean(
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm")
-    Terminal().show([TurnEvent(kind, EVENTS[kind])])
+    Screen().show([TurnEvent(kind, EVENTS[kind])])
     printed = "".join(capsys.readouterr())
     for own in ("\x1b[2m", "\x1b[31m", "\x1b[0m"):
         printed = printed.replace(own, "")
@@ -199,7 +199,7 @@ def test_a_chat_shows_each_event_clean(
 
 def test_an_answer_whose_sequence_comes_in_pieces_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
     """Wherever a vendor cuts it, down to single characters."""
-    Terminal().show([TurnEvent("text", {"text": character}) for character in ALL])
+    Screen().show([TurnEvent("text", {"text": character}) for character in ALL])
     printed = capsys.readouterr().out
     assert harmful(printed) == []
     assert "\\u001b]52;c;ZXZpbA==" in printed

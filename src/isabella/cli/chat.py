@@ -11,7 +11,7 @@ import typer
 from isabella.cli.options import EnvFile
 
 if TYPE_CHECKING:
-    from isabella.chat.line import BackendClient
+    from isabella.chat.client import BackendClient
     from isabella.config.settings import Settings
     from isabella.server.token import RunningBackend
 
@@ -32,13 +32,12 @@ def chat(
     Talks to the running backend, or, where none runs, to Letta through an engine of its own. Exit code: 0 when
     everything was answered, otherwise 1.
     """
-    from isabella.chat.screen import Terminal
-    from isabella.chat.session import ChatSession
+    from isabella.chat.session import ChatSession, Screen
     from isabella.practice.overlay import load_served_settings
     from isabella.system.logging import configure_logs
 
     configure_logs(quiet=True)
-    screen = Terminal()
+    screen = Screen()
     with _line(load_served_settings(env_file), agent) as line:
         if model is not None:
             for note in line.switch(model)[1]:
@@ -62,7 +61,7 @@ def login(env_file: EnvFile = None) -> None:
 def _line(settings: Settings, agent: str) -> Iterator[BackendClient]:
     import anyio
 
-    from isabella.chat.line import BackendClient
+    from isabella.chat.client import BackendClient
 
     found = running_backend(settings)
     if found is not None:

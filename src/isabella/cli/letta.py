@@ -21,14 +21,14 @@ NOT_RUNNING = 3
 
 
 def _release(value: str) -> str:
-    from isabella.embedded.paths import InstancePaths
+    from isabella.embedded.instance import InstancePaths
 
     with as_usage():
         return InstancePaths(Path(), release=value).release
 
 
 def _instance(value: str) -> str:
-    from isabella.embedded.paths import InstancePaths
+    from isabella.embedded.instance import InstancePaths
 
     with as_usage():
         return InstancePaths(Path(), instance=value).instance
@@ -147,7 +147,7 @@ def logs(
     postgres: Annotated[bool, typer.Option("--postgres", help="The log of Postgres in place of Letta's.")] = False,
 ) -> None:
     """Show what Letta, or Postgres, said last."""
-    from isabella.embedded import logs as log_files
+    from isabella.embedded import child_processes as log_files
     from isabella.errors import EmbeddedError
 
     server = _server(release, instance, home, env_file)
@@ -159,8 +159,8 @@ def logs(
             remedy="It begins with `isabella letta up`.",
         )
     server.know_secrets()
-    following = log_files.follow(path) if follow else iter(())
-    for line in log_files.tail(path, lines):
+    following = log_files.follow_log(path) if follow else iter(())
+    for line in log_files.tail_log(path, lines):
         typer.echo(line)
     for line in following:
         typer.echo(line)

@@ -92,8 +92,8 @@ def keys(
     env_file: EnvFile = None,
 ) -> None:
     """Show the keys that a vendor accepts, masked, or replace them."""
-    from isabella.config.api_keys import mask
     from isabella.practice import daemon
+    from isabella.system.redaction import mask
 
     folder = _home(home, env_file)
     if accept is not None:
@@ -110,8 +110,8 @@ def rotate(
     env_file: EnvFile = None,
 ) -> None:
     """Have a vendor accept a new key, and no longer the former ones."""
-    from isabella.config.api_keys import mask
     from isabella.practice import daemon, keyring
+    from isabella.system.redaction import mask
 
     folder = _home(home, env_file)
     former = daemon.accepted_keys(folder)[vendor]
@@ -236,8 +236,8 @@ def _keys_in(source: str) -> list[str]:
 
 
 def _show(running: Running) -> None:
-    from isabella.config.api_keys import mask
     from isabella.practice.profiles import NAMES
+    from isabella.system.redaction import mask
 
     for name in NAMES:
         accepted = ", ".join(mask(key.get_secret_value()) for key in running.keys(name)) or "no key"
@@ -247,8 +247,8 @@ def _show(running: Running) -> None:
 
 
 def _as_json(running: Running | None) -> dict[str, Any]:
-    from isabella.config.api_keys import mask
     from isabella.practice.profiles import NAMES
+    from isabella.system.redaction import mask
 
     if running is None:
         return {"running": False}

@@ -17,7 +17,7 @@ from isabella.cli.tables import show_report
 from isabella.config.api_keys import is_master_key
 from isabella.config.settings import Settings
 from isabella.embedded import Server
-from isabella.embedded.encrypted_columns import OpenedValue, ValueState
+from isabella.embedded.encrypted_columns import DecryptedValue, ValueState
 from isabella.errors import ConfigurationError
 from isabella.letta.connection import Connection, embedded_connection
 from isabella.providers.api import compare_providers, ensure_providers
@@ -103,7 +103,7 @@ def _read_key(path: Path) -> SecretStr:
     return SecretStr(text)
 
 
-def _show(found: Sequence[OpenedValue], key: SecretStr | None) -> None:
+def _show(found: Sequence[DecryptedValue], key: SecretStr | None) -> None:
     if not found:
         typer.echo("Letta holds nothing that is sealed.")
         return

@@ -14,10 +14,10 @@ def settings(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     from pydantic import SecretStr
 
     from isabella.cli.tables import show_notices, show_settings
-    from isabella.config.api_keys import mask
     from isabella.config.settings import Settings, variable
     from isabella.practice.overlay import load_served_settings
     from isabella.providers.desired import desired_providers
+    from isabella.system.redaction import mask
 
     current = load_served_settings(env_file)
     desired = desired_providers(current)

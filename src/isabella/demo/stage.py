@@ -15,10 +15,9 @@ from letta_client import APIConnectionError, APIStatusError, AsyncLetta
 from pydantic import SecretStr
 
 from isabella.agents import bindings
-from isabella.config.api_keys import mask
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta, Progress, Server, Step
-from isabella.embedded.paths import make_private
+from isabella.embedded.instance import make_private
 from isabella.errors import LockTimeout
 from isabella.letta.client import open_sdk_client
 from isabella.letta.connection import Connection, configured_connection
@@ -29,7 +28,7 @@ from isabella.letta.store import StoredProvider
 from isabella.practice import PracticeVendors, Request
 from isabella.providers.desired import Desired, desired_providers
 from isabella.system.files import write_private
-from isabella.system.redaction import redact
+from isabella.system.redaction import mask, redact
 
 INSTANCE = "demo"
 VENDOR = "cerebras"

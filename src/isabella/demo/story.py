@@ -28,7 +28,7 @@ from isabella.letta.encryption import KeyMatch
 from isabella.providers.api import compare_providers, ensure_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof
-from isabella.system.signals import terminating
+from isabella.system.processes import interrupt_on_sigterm
 
 _FACT = "Please remember that my cat is called Minka."
 _QUESTION = "What is my cat called?"
@@ -51,7 +51,7 @@ def tell(home: Path, narrator: Narrator, progress: Callable[[], AbstractContextM
     Raises:
         IsabellaError: it could not be played.
     """
-    with terminating(), progress() as told:
+    with interrupt_on_sigterm(), progress() as told:
         began = time.monotonic()
         with open_stage(home, told) as stage:
             narrator.tell(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from isabella.embedded import database
+from isabella.embedded import postgres
 from isabella.errors import EmbeddedError, LockTimeout
 from isabella.letta.encryption import decrypt, encrypt, looks_encrypted
 from isabella.locks.sync_lock import ADVISORY_KEY
@@ -73,7 +73,7 @@ class EncryptedValue:
 
 
 @dataclass(frozen=True)
-class OpenedValue:
+class DecryptedValue:
     """A value, and what became of opening it.
 
     Attributes:
@@ -89,7 +89,7 @@ class OpenedValue:
     plain: SecretStr | None = field(default=None, repr=False)
 
 
-def survey(address: SecretStr, keys: Sequence[SecretStr]) -> list[OpenedValue]:
+def read_values(address: SecretStr, keys: Sequence[SecretStr]) -> list[DecryptedValue]:
     """Open everything that is sealed. Changes nothing.
 
     Args:
@@ -102,13 +102,13 @@ def survey(address: SecretStr, keys: Sequence[SecretStr]) -> list[OpenedValue]:
     import psycopg
 
     try:
-        with database.connect(address) as connection:
-            return _opened(_values(connection), keys)
+        with postgres.connect(address) as connection:
+            return _decrypt_all(_values(connection), keys)
     except psycopg.Error as error:
         raise _unreadable(error) from error
 
 
-def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -> list[OpenedValue]:
+def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -> list[DecryptedValue]:
     """Seal everything under one key, in one transaction: afterwards all of it is, or nothing was changed.
 
     What is under that key already is left as it is, so this can be done again. Plaintext is sealed, too. What no
@@ -128,21 +128,21 @@ def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -
     import psycopg
 
     try:
-        with database.connect(address) as connection, connection.transaction():
+        with postgres.connect(address) as connection, connection.transaction():
             _lock(connection)
-            found = _opened(_values(connection), [key, *former])
+            found = _decrypt_all(_values(connection), [key, *former])
             todo = [one for one in found if one.plain is not None and one.key != key]
-            written = _sealed(todo, key)
+            written = _encrypt_all(todo, key)
             for value, text in written:
                 _write(connection, value, text)
-            _prove(_values(connection), written)
+            _verify_written(_values(connection), written)
             return found
     except psycopg.Error as error:
         raise _unreadable(error) from error
 
 
 @contextmanager
-def syncing(address: SecretStr) -> Iterator[None]:
+def hold_sync_lock(address: SecretStr) -> Iterator[None]:
     """Hold the lock under which providers are written, so that nobody is in the middle of it.
 
     Raises:
@@ -152,7 +152,7 @@ def syncing(address: SecretStr) -> Iterator[None]:
     import psycopg
 
     try:
-        connection = database.connect(address)
+        connection = postgres.connect(address)
         connection.execute("SELECT set_config('lock_timeout', %s, false)", (f"{_SECONDS_FOR_LOCK}s",))
         connection.execute("SELECT pg_advisory_lock(%s)", (ADVISORY_KEY,))
     except psycopg.errors.LockNotAvailable:
@@ -166,25 +166,25 @@ def syncing(address: SecretStr) -> Iterator[None]:
         yield
 
 
-def _opened(values: Iterable[EncryptedValue], keys: Sequence[SecretStr]) -> list[OpenedValue]:
-    def opened(value: EncryptedValue) -> OpenedValue:
+def _decrypt_all(values: Iterable[EncryptedValue], keys: Sequence[SecretStr]) -> list[DecryptedValue]:
+    def opened(value: EncryptedValue) -> DecryptedValue:
         if not looks_encrypted(value.text):
-            return OpenedValue(value, ValueState.PLAINTEXT, plain=SecretStr(value.text))
+            return DecryptedValue(value, ValueState.PLAINTEXT, plain=SecretStr(value.text))
         for key in keys:
             plain = decrypt(value.text, key.get_secret_value())
             if plain is not None:
-                return OpenedValue(value, ValueState.SEALED, key, SecretStr(plain))
-        return OpenedValue(value, ValueState.UNREADABLE)
+                return DecryptedValue(value, ValueState.SEALED, key, SecretStr(plain))
+        return DecryptedValue(value, ValueState.UNREADABLE)
 
     # Deriving a key takes 35 ms, and lets other threads work meanwhile.
     with ThreadPoolExecutor() as threads:
         return list(threads.map(opened, values))
 
 
-def _sealed(found: Sequence[OpenedValue], key: SecretStr) -> list[tuple[EncryptedValue, str]]:
+def _encrypt_all(found: Sequence[DecryptedValue], key: SecretStr) -> list[tuple[EncryptedValue, str]]:
     """Each value with its new text, which has been opened again: nothing else is ever written."""
 
-    def sealed(one: OpenedValue) -> tuple[EncryptedValue, str]:
+    def sealed(one: DecryptedValue) -> tuple[EncryptedValue, str]:
         plain = one.plain.get_secret_value() if one.plain is not None else ""
         text = encrypt(plain, key.get_secret_value())
         if decrypt(text, key.get_secret_value()) != plain:
@@ -233,7 +233,7 @@ def _write(connection: Connection[Any], value: EncryptedValue, text: str) -> Non
         raise EmbeddedError(f"{value.place} was changed meanwhile; nothing was written.")
 
 
-def _prove(now: Iterable[EncryptedValue], written: Iterable[tuple[EncryptedValue, str]]) -> None:
+def _verify_written(now: Iterable[EncryptedValue], written: Iterable[tuple[EncryptedValue, str]]) -> None:
     """Read back what was written, before it counts."""
     texts = {(value.table, value.column, value.id): value.text for value in now}
     for value, text in written:

@@ -17,8 +17,8 @@ import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from isabella.embedded import environments, logs, orphan_processes, sdist
-from isabella.embedded.paths import InstancePaths, make_private
+from isabella.embedded import child_processes, sdist
+from isabella.embedded.instance import InstancePaths, make_private
 from isabella.embedded.progress import Progress, step
 from isabella.errors import InstallFailed
 from isabella.system.files import write_private
@@ -69,7 +69,7 @@ def install(paths: InstancePaths, progress: Progress) -> Installed:
 
 
 def _install(paths: InstancePaths, progress: Progress) -> Installed:
-    orphan_processes.stop("--project", paths.program)
+    child_processes.stop_orphans("--project", paths.program)
     _clear(paths)
     with (
         step(progress, "fetch", f"Letta {paths.release}"),
@@ -116,7 +116,7 @@ def _make_environment(paths: InstancePaths) -> None:
             command,
             cwd=paths.program,
             # A variable could put the environment elsewhere.
-            env=environments.install_environment() | {"UV_PROJECT_ENVIRONMENT": ".venv"},
+            env=child_processes.install_environment() | {"UV_PROJECT_ENVIRONMENT": ".venv"},
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,
@@ -126,8 +126,8 @@ def _make_environment(paths: InstancePaths) -> None:
         os.close(descriptor)
     if finished.returncode != 0:
         raise InstallFailed(
-            f"uv could not install Letta {paths.release}. {logs.quoted(paths.install_log)}",
-            remedy=_remedy("\n".join(logs.tail(paths.install_log, 50))),
+            f"uv could not install Letta {paths.release}. {child_processes.quote_log(paths.install_log)}",
+            remedy=_remedy("\n".join(child_processes.tail_log(paths.install_log, 50))),
         )
 
 

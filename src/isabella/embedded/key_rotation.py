@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 
-from isabella.embedded import encrypted_columns, secrets
-from isabella.embedded.paths import InstancePaths
+from isabella.embedded import encrypted_columns, instance
+from isabella.embedded.instance import InstancePaths
 from isabella.embedded.progress import Progress, Step, step
 from isabella.errors import EmbeddedError
 from isabella.system import redaction
@@ -83,15 +83,15 @@ def begin(paths: InstancePaths, key: SecretStr, former: Sequence[SecretStr], *, 
     RotationJournal(key, tuple(one for one in former if one != key), kept).save(paths)
 
 
-def take_key(paths: InstancePaths) -> None:
+def store_new_key(paths: InstancePaths) -> None:
     """Make the new key the kept one, where a change to it is under way. Those before it stand in the journal."""
     journal = RotationJournal.load(paths)
-    if journal is not None and journal.kept and secrets.load_secret(paths.master_key_file) != journal.key:
+    if journal is not None and journal.kept and instance.load_secret(paths.master_key_file) != journal.key:
         write_private(paths.master_key_file, journal.key.get_secret_value() + "\n")
         _sync_folder(paths)
 
 
-def go_on(paths: InstancePaths, address: SecretStr, key: SecretStr, progress: Progress) -> bool:
+def resume(paths: InstancePaths, address: SecretStr, key: SecretStr, progress: Progress) -> bool:
     """Seal everything under the key that Letta is about to run under, where a change of it is under way.
 
     Args:
@@ -114,7 +114,7 @@ def go_on(paths: InstancePaths, address: SecretStr, key: SecretStr, progress: Pr
     return True
 
 
-def settle(paths: InstancePaths, key: SecretStr | None, progress: Progress, *, started: bool) -> None:
+def finish(paths: InstancePaths, key: SecretStr | None, progress: Progress, *, started: bool) -> None:
     """Put the journal away: Letta runs, and everything is under its key, or nothing was begun.
 
     Letta is stopped before anything is sealed anew, and is not started again before all of it is.
@@ -145,7 +145,7 @@ def known_keys(paths: InstancePaths, *others: SecretStr | None) -> list[SecretSt
     journal = RotationJournal.load(paths)
     under_way = () if journal is None else (journal.key, *journal.former)
     return list(
-        dict.fromkeys(key for key in (secrets.load_secret(paths.master_key_file), *under_way, *others) if key)
+        dict.fromkeys(key for key in (instance.load_secret(paths.master_key_file), *under_way, *others) if key)
     )
 
 

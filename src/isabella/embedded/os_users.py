@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isabella.embedded.paths import make_private
+from isabella.embedded.instance import make_private
 from isabella.errors import StartFailed
 
 _NAME = "pgserver"

@@ -17,16 +17,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from pydantic import SecretStr
 
-from isabella.embedded import environments, logs, orphan_processes, os_users
+from isabella.embedded import child_processes, os_users
+from isabella.embedded.instance import LOOPBACK, InstancePaths, make_private
 from isabella.embedded.os_users import OsUser
-from isabella.embedded.paths import InstancePaths, make_private
-from isabella.embedded.ports import LOOPBACK
 from isabella.errors import StartFailed
 from isabella.system.processes import ChildProcess
+
+if TYPE_CHECKING:
+    from psycopg import Connection
 
 SUPERUSER = "postgres"
 _MAJOR = 18
@@ -95,7 +98,7 @@ class Cluster:
         """
         new = self.data.with_name(f".{self.data.name}.new")
         # An initdb whose parent was killed goes on.
-        orphan_processes.stop("--pgdata", new)
+        child_processes.stop_orphans("--pgdata", new)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
         self._give(new)
@@ -128,7 +131,7 @@ class Cluster:
             StartFailed: it did not; the message has the end of its log.
         """
         self._forget_stale_pid()
-        logs.rotate(self.log)
+        child_processes.rotate_log(self.log)
         self.log.touch(mode=0o600)
         self._give(self.log)
         options = f"-c listen_addresses={LOOPBACK} -c port={port} -c unix_socket_directories=''"
@@ -137,7 +140,7 @@ class Cluster:
         )
         found = self.running()
         if found is None:
-            raise StartFailed(f"Postgres ended right after its start. {logs.quoted(self.log)}")
+            raise StartFailed(f"Postgres ended right after its start. {child_processes.quote_log(self.log)}")
         return found
 
     def wait(self) -> Postmaster | None:
@@ -186,7 +189,7 @@ class Cluster:
             finished = subprocess.run(
                 [str(binaries / program), *arguments],
                 cwd="/",
-                env=environments.offline_environment() | {"LC_ALL": "C", "HOME": str(self.data.parent)},
+                env=child_processes.offline_environment() | {"LC_ALL": "C", "HOME": str(self.data.parent)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -198,10 +201,10 @@ class Cluster:
             said = output.read().strip()
         if finished.returncode != 0:
             last = said.splitlines()[-1:] or [f"exit code {finished.returncode}"]
-            raise StartFailed(f"{program} failed: {last[0]} {logs.quoted(self.log)}")
+            raise StartFailed(f"{program} failed: {last[0]} {child_processes.quote_log(self.log)}")
 
 
-def find(paths: InstancePaths) -> Cluster | None:
+def find_cluster(paths: InstancePaths) -> Cluster | None:
     """The cluster of an instance, if it was made."""
     account = os_users.existing_user()
     at_home, in_system = _places(paths, account)
@@ -210,7 +213,7 @@ def find(paths: InstancePaths) -> Cluster | None:
     return next((found for found in places if found.exists()), None)
 
 
-def place(paths: InstancePaths) -> Cluster:
+def prepare_cluster(paths: InstancePaths) -> Cluster:
     """The cluster of an instance: the one that is there, or where it shall be. Its folders are made.
 
     Raises:
@@ -218,7 +221,7 @@ def place(paths: InstancePaths) -> Cluster:
     """
     account = os_users.postgres_user()
     at_home, in_system = _places(paths, account)
-    found = find(paths)
+    found = find_cluster(paths)
     if account is None:
         return at_home
     open_to_account = account.can_enter(paths.home)
@@ -277,3 +280,81 @@ def _copied(package: Path, ground: Path) -> Path:
                 if not copy.is_dir():  # Another one made it meanwhile.
                     raise
     return copy / package.name
+
+
+_ROLE = "isabella"
+_DATABASE = "letta"
+_METHOD = "scram-sha-256"
+
+
+def database_url(port: int, password: SecretStr, *, user: str = _ROLE, name: str = _DATABASE) -> SecretStr:
+    """The address of a database, as psycopg and Letta's migrations want it (fact R4)."""
+    return SecretStr(f"postgresql://{user}:{password.get_secret_value()}@{LOOPBACK}:{port}/{name}")
+
+
+def psycopg_url(address: SecretStr) -> SecretStr:
+    """The same address for psycopg, which then shows the password to no server that does not know it already.
+
+    By SCRAM both sides prove that they know it, and neither sends it.
+    """
+    return SecretStr(f"{address.get_secret_value()}?require_auth={_METHOD}")
+
+
+def prepare_database(port: int, *, superuser_password: SecretStr, password: SecretStr) -> None:
+    """Make role, database and extension, as far as they are missing, and give the role its password.
+
+    Raises:
+        StartFailed: Postgres refused.
+    """
+    import psycopg
+    from psycopg import sql
+
+    try:
+        with connect(database_url(port, superuser_password, user=SUPERUSER, name="postgres")) as connection:
+            # What is sent is the verifier, so that no failed statement can put the password into a log.
+            verifier = connection.pgconn.encrypt_password(
+                password.get_secret_value().encode(), _ROLE.encode(), _METHOD.encode()
+            ).decode()
+            known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (_ROLE,)).fetchone()
+            statement = "ALTER ROLE {} LOGIN PASSWORD {}" if known else "CREATE ROLE {} LOGIN PASSWORD {}"
+            connection.execute(sql.SQL(statement).format(sql.Identifier(_ROLE), sql.Literal(verifier)))
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (_DATABASE,)).fetchone():
+                connection.execute(
+                    sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(_DATABASE), sql.Identifier(_ROLE))
+                )
+        with connect(database_url(port, superuser_password, user=SUPERUSER)) as connection:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    except psycopg.Error as error:
+        raise StartFailed(
+            f"The database on port {port} could not be prepared: {str(error).strip()}",
+            remedy="If a password file of this instance was changed or lost, put it back.",
+        ) from error
+
+
+def current_revision(port: int, password: SecretStr) -> str | None:
+    """The migration that the database is at; None where none was run.
+
+    Raises:
+        StartFailed: Postgres refused.
+    """
+    import psycopg
+
+    try:
+        with connect(database_url(port, password)) as connection:
+            row = connection.execute("SELECT to_regclass('public.alembic_version')").fetchone()
+            if row is None or row[0] is None:
+                return None
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            return str(found[0]) if found else None
+    except psycopg.Error as error:
+        raise StartFailed(f"The database on port {port} could not be read: {str(error).strip()}") from error
+
+
+def connect(address: SecretStr) -> Connection[tuple[Any, ...]]:
+    """A connection that commits each statement, unless a transaction is opened."""
+    import psycopg
+
+    # The operator's PGSSLMODE is meant for other servers.
+    return psycopg.connect(
+        address.get_secret_value(), autocommit=True, sslmode="disable", connect_timeout=10, require_auth=_METHOD
+    )

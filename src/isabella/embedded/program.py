@@ -13,9 +13,8 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
-from isabella.embedded import environments, logs, orphan_processes, secrets
-from isabella.embedded.paths import InstancePaths
-from isabella.embedded.ports import LOOPBACK
+from isabella.embedded import child_processes, instance
+from isabella.embedded.instance import LOOPBACK, InstancePaths
 from isabella.errors import StartFailed
 from isabella.system import processes
 from isabella.system.files import write_private
@@ -94,7 +93,7 @@ def environment(
     }
     if master_key is not None:
         ours["LETTA_ENCRYPTION_KEY"] = master_key.get_secret_value()
-    return environments.network_environment() | ours | dict(extra)
+    return child_processes.network_environment() | ours | dict(extra)
 
 
 def migrate(paths: InstancePaths, database: SecretStr) -> None:
@@ -108,14 +107,14 @@ def migrate(paths: InstancePaths, database: SecretStr) -> None:
     try:
         process = processes.spawn(
             [*_launch(paths), "migrate"],
-            env=environments.offline_environment()
+            env=child_processes.offline_environment()
             | {"HOME": str(paths.server_home), "LETTA_PG_URI": database.get_secret_value()},
             log=raw,
             cwd=paths.program,
         )
         with suppress(psutil.NoSuchProcess):
             psutil.Process(process.pid).wait()
-        write_private(paths.migrations_log, "\n".join(logs.tail(raw, 2000)) + "\n")
+        write_private(paths.migrations_log, "\n".join(child_processes.tail_log(raw, 2000)) + "\n")
     finally:
         raw.unlink(missing_ok=True)
 
@@ -126,22 +125,23 @@ def start(paths: InstancePaths, port: int, environ: Mapping[str, str], master_ke
     Raises:
         StartFailed: it ended, or did not answer in time; the message has the end of its log.
     """
-    logs.rotate(paths.letta_log)
+    child_processes.rotate_log(paths.letta_log)
     process = processes.spawn(
         [*_launch(paths), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
         env=environ,
         log=paths.letta_log,
         cwd=paths.server_home,
     )
-    run = ServerRun(process, port, secrets.fingerprint(master_key))
+    run = ServerRun(process, port, instance.fingerprint(master_key))
     run.save(paths.run_file)
     if wait_until_healthy(paths, run):
         return run
     if not process.is_running():
-        raise StartFailed(f"Letta {paths.release} ended while starting. {logs.quoted(paths.letta_log)}")
+        raise StartFailed(f"Letta {paths.release} ended while starting. {child_processes.quote_log(paths.letta_log)}")
     stop(paths, run)
     raise StartFailed(
-        f"Letta {paths.release} did not answer within {SECONDS_TO_START:.0f} s. {logs.quoted(paths.letta_log)}"
+        f"Letta {paths.release} did not answer within {SECONDS_TO_START:.0f} s. "
+        f"{child_processes.quote_log(paths.letta_log)}"
     )
 
 
@@ -163,7 +163,7 @@ def wait_until_healthy(paths: InstancePaths, run: ServerRun) -> bool:
 def stop(paths: InstancePaths, run: ServerRun | None) -> bool:
     """End the server, and whatever of this instance was started but not written down."""
     stopped = run is not None and run.process.stop(grace=_SECONDS_TO_STOP)
-    return orphan_processes.stop(_MARK, paths.folder) > 0 or stopped
+    return child_processes.stop_orphans(_MARK, paths.folder) > 0 or stopped
 
 
 def running(paths: InstancePaths) -> ServerRun | None:

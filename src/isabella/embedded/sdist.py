@@ -23,7 +23,7 @@ from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import httpx2
 
-from isabella.embedded import environments
+from isabella.embedded import child_processes
 from isabella.embedded.progress import Progress, Step
 from isabella.errors import InstallFailed
 from isabella.system.redaction import redact
@@ -183,7 +183,7 @@ def _from_pip(release: str, folder: Path, reason: IndexUnusable) -> Path:
             *("--no-deps", "--no-binary", "letta", "--dest", str(folder), f"letta=={release}"),
         ],
         cwd=folder,
-        env=environments.install_environment(),
+        env=child_processes.install_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

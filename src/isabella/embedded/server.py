@@ -12,27 +12,103 @@ from secrets import token_hex
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
-from isabella.embedded import (
-    database,
-    encrypted_columns,
-    install,
-    key_rotation,
-    logs,
-    ports,
-    postgres,
-    program,
-    secrets,
+from isabella.embedded import child_processes, encrypted_columns, install, instance, key_rotation, postgres, program
+from isabella.embedded.encrypted_columns import DecryptedValue
+from isabella.embedded.instance import (
+    DEFAULT_INSTANCE,
+    DEFAULT_RELEASE,
+    InstancePaths,
+    Ports,
+    base_url,
+    make_home,
+    make_private,
 )
-from isabella.embedded.encrypted_columns import OpenedValue
 from isabella.embedded.os_users import postgres_user
-from isabella.embedded.paths import DEFAULT_INSTANCE, DEFAULT_RELEASE, InstancePaths, make_home, make_private
-from isabella.embedded.ports import Ports, base_url
 from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.program import ServerRun
 from isabella.embedded.progress import Progress, Step, no_progress, step
-from isabella.embedded.status import InstanceStatus, look
 from isabella.errors import EmbeddedError, LockTimeout, StartFailed
 from isabella.system.peers import Peer
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """One of the two servers.
+
+    Attributes:
+        pid: its process; None where it does not run.
+        port: where it listens on loopback; None where it does not run.
+        healthy: whether it takes requests.
+    """
+
+    pid: int | None = None
+    port: int | None = None
+    healthy: bool = False
+
+
+@dataclass(frozen=True)
+class InstanceStatus:
+    """What is there of an instance, and what of it runs.
+
+    Attributes:
+        release: Letta's version.
+        instance: which instance of that release.
+        installed: whether the release is installed completely.
+        letta: the server.
+        postgres: its database.
+        base_url: Letta's address; None where it does not run.
+        folder: the data of the instance.
+        data: Postgres's data folder; None where there is none yet.
+        password_file: where Letta's password is.
+        letta_log: what Letta says.
+        postgres_log: what Postgres says; None where it never ran.
+    """
+
+    release: str
+    instance: str
+    installed: bool
+    letta: ServiceStatus
+    postgres: ServiceStatus
+    base_url: str | None
+    folder: Path
+    data: Path | None
+    password_file: Path
+    letta_log: Path
+    postgres_log: Path | None
+
+    @property
+    def running(self) -> bool:
+        """Whether both run and take requests."""
+        return self.letta.healthy and self.postgres.healthy
+
+
+def look(paths: InstancePaths, *, release: str, instance: str) -> InstanceStatus:
+    """Look at what lies there and what runs of it.
+
+    Args:
+        paths: where everything of the instance lies.
+        release: Letta's version.
+        instance: which of several servers of that release.
+    """
+    run = program.running(paths)
+    cluster = postgres.find_cluster(paths)
+    postmaster = cluster.running() if cluster is not None else None
+    return InstanceStatus(
+        release=release,
+        instance=instance,
+        installed=install.installed(paths) is not None,
+        letta=ServiceStatus(run.process.pid, run.port, program.is_healthy(run, release)) if run else ServiceStatus(),
+        postgres=ServiceStatus(postmaster.process.pid, postmaster.port, postmaster.ready)
+        if postmaster
+        else ServiceStatus(),
+        base_url=base_url(run.port) if run else None,
+        folder=paths.folder,
+        data=cluster.data if cluster else None,
+        password_file=paths.password_file,
+        letta_log=paths.letta_log,
+        postgres_log=cluster.log if cluster else None,
+    )
+
 
 _ATTEMPTS = 3
 _SECONDS_FOR_LOCK = 30 * 60
@@ -96,7 +172,7 @@ class Server:
         """
         with self._locked(self.paths.lock, progress):
             letta = self._up(progress)
-            key_rotation.settle(self.paths, letta.master_key, progress, started=letta.started)
+            key_rotation.finish(self.paths, letta.master_key, progress, started=letta.started)
             return letta
 
     def down(self, progress: Progress = no_progress) -> bool:
@@ -105,7 +181,7 @@ class Server:
             return False
         with self._locked(self.paths.lock, progress):
             stopped = self._stop_letta(progress)
-            cluster = postgres.find(self.paths)
+            cluster = postgres.find_cluster(self.paths)
             if cluster is not None and cluster.running() is not None:
                 with step(progress, "stop", "Postgres"):
                     stopped = cluster.stop() or stopped
@@ -134,7 +210,7 @@ class Server:
             self._stop_letta(progress)
             return changed._up(progress)
 
-    def sealed(self, former: Sequence[SecretStr] = (), progress: Progress = no_progress) -> list[OpenedValue]:
+    def sealed(self, former: Sequence[SecretStr] = (), progress: Progress = no_progress) -> list[DecryptedValue]:
         """Everything that Letta has sealed, opened. Postgres is started for it if need be, and stopped again.
 
         Args:
@@ -149,7 +225,7 @@ class Server:
             ran = cluster.running() is not None
             postmaster = self._start_postgres(cluster, progress)
             try:
-                return encrypted_columns.survey(self._database(postmaster), self._known_keys(former))
+                return encrypted_columns.read_values(self._database(postmaster), self._known_keys(former))
             finally:
                 if not ran:
                     cluster.stop()
@@ -174,7 +250,7 @@ class Server:
             postmaster = self._start_postgres(self._cluster(), progress)
             known = self._known_keys(former)
             key = self.master_key or SecretStr(token_hex(32))
-            with encrypted_columns.syncing(self._database(postmaster)):
+            with encrypted_columns.hold_sync_lock(self._database(postmaster)):
                 key_rotation.begin(paths, key, known, kept=self.master_key is None)
                 self._stop_letta(progress)
                 return self._up(progress)
@@ -192,7 +268,7 @@ class Server:
             paths.database_password_file,
             paths.superuser_password_file,
         ):
-            secrets.load_secret(path)
+            instance.load_secret(path)
         key_rotation.known_keys(paths)
 
     def erase(self, progress: Progress = no_progress) -> None:
@@ -200,7 +276,7 @@ class Server:
         paths = self.paths
         self.down(progress)
         with self._locked(paths.lock, progress):
-            cluster = postgres.find(paths)
+            cluster = postgres.find_cluster(paths)
             if cluster is not None and paths.folder not in cluster.data.parents:
                 shutil.rmtree(cluster.data.parent)
             shutil.rmtree(paths.folder, ignore_errors=True)
@@ -215,34 +291,34 @@ class Server:
         complete = self._installed(progress)
         for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home):
             make_private(folder)
-        cluster = postgres.place(paths)
+        cluster = postgres.prepare_cluster(paths)
         postmaster = self._start_postgres(cluster, progress)
-        password = secrets.load_or_create_secret(paths.database_password_file)
-        database.prepare(
+        password = instance.load_or_create_secret(paths.database_password_file)
+        postgres.prepare_database(
             postmaster.port,
-            superuser_password=secrets.load_or_create_secret(paths.superuser_password_file),
+            superuser_password=instance.load_or_create_secret(paths.superuser_password_file),
             password=password,
         )
         self._stop_strays(progress)
-        if database.migrated_to(postmaster.port, password) == complete.migration_head:
+        if postgres.current_revision(postmaster.port, password) == complete.migration_head:
             progress(Step("migrate", "skipped", f"the database is at {complete.migration_head}"))
         else:
             with step(progress, "migrate", f"the database to {complete.migration_head}"):
-                program.migrate(paths, database.url(postmaster.port, password))
-                if database.migrated_to(postmaster.port, password) != complete.migration_head:
-                    log = logs.quoted(paths.migrations_log)
+                program.migrate(paths, postgres.database_url(postmaster.port, password))
+                if postgres.current_revision(postmaster.port, password) != complete.migration_head:
+                    log = child_processes.quote_log(paths.migrations_log)
                     raise StartFailed(f"The database migrations of Letta {self.release} failed. {log}")
         return self._start_letta(postmaster, progress)
 
     def _found(self) -> Letta | None:
         paths = self.paths
         run = program.running(paths)
-        cluster = postgres.find(paths) if run is not None else None
+        cluster = postgres.find_cluster(paths) if run is not None else None
         postmaster = cluster.running() if cluster is not None else None
         if run is None or postmaster is None:
             return None
         key = self._key(make=False)
-        if not secrets.matches_fingerprint(key, run.key):
+        if not instance.matches_fingerprint(key, run.key):
             raise StartFailed(
                 f"Letta runs at {base_url(run.port)} already, under another master key than the one given now.",
                 remedy="Stop it (isabella letta down) and repeat, or give the key it was started with.",
@@ -269,7 +345,7 @@ class Server:
             return running
         with step(progress, "postgres", "database of this instance, on loopback, with a password"):
             if not cluster.exists():
-                cluster.make(secrets.load_or_create_secret(self.paths.superuser_password_file))
+                cluster.make(instance.load_or_create_secret(self.paths.superuser_password_file))
             for attempt in range(1, _ATTEMPTS + 1):
                 port = self._choose_ports(progress, keep_postgres=None).postgres
                 try:
@@ -282,11 +358,11 @@ class Server:
     def _start_letta(self, postmaster: Postmaster, progress: Progress) -> Letta:
         paths = self.paths
         if self.seal and self.master_key is None:
-            key_rotation.take_key(paths)
+            key_rotation.store_new_key(paths)
         key = self._key(make=True)
-        resealed = key is not None and key_rotation.go_on(paths, self._database(postmaster), key, progress)
+        resealed = key is not None and key_rotation.resume(paths, self._database(postmaster), key, progress)
         last = program.ServerRun.load(paths.run_file)
-        if last is not None and not secrets.matches_fingerprint(key, last.key) and not resealed:
+        if last is not None and not instance.matches_fingerprint(key, last.key) and not resealed:
             progress(
                 Step("letta", "note", "another master key than last time: keys stored under that one must be synced")
             )
@@ -297,7 +373,7 @@ class Server:
                     paths,
                     port=port,
                     database=self._database(postmaster),
-                    password=secrets.load_or_create_secret(paths.password_file),
+                    password=instance.load_or_create_secret(paths.password_file),
                     master_key=key,
                     extra=self.extra_env,
                 )
@@ -324,14 +400,14 @@ class Server:
     def _choose_ports(self, progress: Progress, *, keep_postgres: int | None) -> Ports:
         paths = self.paths
         with self._locked(paths.ports_lock, progress):
-            siblings = [found for path in paths.sibling_ports_files() if (found := ports.load_ports(path))]
+            siblings = [found for path in paths.sibling_ports_files() if (found := instance.load_ports(path))]
             avoid = {port for found in siblings for port in (found.letta, found.postgres)}
-            wanted = ports.load_ports(paths.ports_file) or Ports()
+            wanted = instance.load_ports(paths.ports_file) or Ports()
             chosen = Ports(
-                letta=ports.choose(wanted.letta, avoid=avoid),
-                postgres=keep_postgres or ports.choose(wanted.postgres, avoid=avoid),
+                letta=instance.choose_port(wanted.letta, avoid=avoid),
+                postgres=keep_postgres or instance.choose_port(wanted.postgres, avoid=avoid),
             )
-            ports.save_ports(paths.ports_file, chosen)
+            instance.save_ports(paths.ports_file, chosen)
         if chosen.letta != wanted.letta:
             progress(Step("letta", "note", f"port {wanted.letta} is not free: Letta gets {chosen.letta}"))
         if chosen.postgres != wanted.postgres:
@@ -339,7 +415,7 @@ class Server:
         return chosen
 
     def _cluster(self) -> Cluster:
-        cluster = postgres.find(self.paths)
+        cluster = postgres.find_cluster(self.paths)
         if cluster is None:
             raise EmbeddedError(
                 f"There is no Letta {self.release} here yet, so it has no master key to change.",
@@ -351,7 +427,7 @@ class Server:
         keys = key_rotation.known_keys(self.paths, *former, self.master_key)
         last = program.ServerRun.load(self.paths.run_file)
         # Without that key nothing could be carried over, and all of it would be lost to Letta.
-        if last is not None and not any(secrets.matches_fingerprint(key, last.key) for key in (None, *keys)):
+        if last is not None and not any(instance.matches_fingerprint(key, last.key) for key in (None, *keys)):
             raise EmbeddedError(
                 f"The master key that Letta {self.release} ran under last is not known here.",
                 remedy="Put it into a file, and name that with --former-key-file.",
@@ -359,7 +435,9 @@ class Server:
         return keys
 
     def _database(self, postmaster: Postmaster) -> SecretStr:
-        return database.url(postmaster.port, secrets.load_or_create_secret(self.paths.database_password_file))
+        return postgres.database_url(
+            postmaster.port, instance.load_or_create_secret(self.paths.database_password_file)
+        )
 
     def _key(self, *, make: bool) -> SecretStr | None:
         if not self.seal:
@@ -367,17 +445,17 @@ class Server:
         if self.master_key is not None:
             return self.master_key
         path = self.paths.master_key_file
-        return secrets.load_or_create_secret(path) if make else secrets.load_secret(path)
+        return instance.load_or_create_secret(path) if make else instance.load_secret(path)
 
     def _letta(self, run: ServerRun, postgres_port: int, key: SecretStr | None, *, started: bool) -> Letta:
         paths = self.paths
         return Letta(
             base_url=base_url(run.port),
             version=self.release,
-            password=secrets.load_or_create_secret(paths.password_file),
+            password=instance.load_or_create_secret(paths.password_file),
             master_key=key,
-            database_url=database.for_us(
-                database.url(postgres_port, secrets.load_or_create_secret(paths.database_password_file))
+            database_url=postgres.psycopg_url(
+                postgres.database_url(postgres_port, instance.load_or_create_secret(paths.database_password_file))
             ),
             started=started,
             # It was seen to listen there just now.
@@ -410,4 +488,4 @@ class Server:
 
 def _was_taken(port: int, error: StartFailed) -> bool:
     """Whether somebody else had the port, who may have let it go again."""
-    return "address already in use" in error.what.lower() or not ports.is_free(port)
+    return "address already in use" in error.what.lower() or not instance.is_port_free(port)

@@ -17,12 +17,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from isabella.config.api_keys import mask
 from isabella.errors import PracticeError
 from isabella.practice.exchange import Application
 from isabella.practice.faults import VendorFault
 from isabella.practice.requests import fingerprint
 from isabella.practice.vendor import PracticeVendor
+from isabella.system.redaction import mask
 
 #: The header that carries the control token.
 TOKEN_HEADER = "x-practice-token"  # noqa: S105

@@ -9,7 +9,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from isabella.config.api_keys import mask
 from isabella.practice import assistant, embeddings, situation, strictness
 from isabella.practice.completions import ModelCompletion
 from isabella.practice.faults import ActiveFaults, Route, VendorFault
@@ -18,6 +17,7 @@ from isabella.practice.requests import Request, fingerprint
 from isabella.practice.strictness import Objection
 from isabella.practice.transports import Transports
 from isabella.practice.vendor import PracticeVendor
+from isabella.system.redaction import mask
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]

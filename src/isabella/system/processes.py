@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -141,3 +144,17 @@ def load(path: Path) -> ChildProcess | None:
         return ChildProcess(pid=int(found["pid"]), started=float(found["started"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+@contextmanager
+def interrupt_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind as Ctrl-C does, so that what was started is stopped whichever comes."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> Any:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

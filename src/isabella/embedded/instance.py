@@ -16,13 +16,24 @@ folders that lead to its data (mode 0710 and its group), but list or read none o
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import hmac
+import json
 import os
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from secrets import token_hex
+
+from pydantic import SecretStr
 
 from isabella.errors import EmbeddedError
+from isabella.system import redaction
+from isabella.system.files import write_private
 
 DEFAULT_RELEASE = "0.16.8"
 DEFAULT_INSTANCE = "default"
@@ -185,3 +196,111 @@ def make_home(home: Path, *, group: int | None = None) -> None:
     """Make Isabella's home, if it is not there; one that is there keeps its mode, for it may be anybody's."""
     if not home.exists():
         make_private(home, group=group)
+
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports of one instance."""
+
+    letta: int = 8283
+    postgres: int = 5433
+
+
+def base_url(port: int) -> str:
+    """The address of a server that listens on this port of loopback."""
+    return f"http://{LOOPBACK}:{port}"
+
+
+def is_port_free(port: int) -> bool:
+    """Whether a server could listen on this port of loopback right now."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as attempt:
+        # As servers do it, so that connections which are only fading out do not count.
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((LOOPBACK, port))
+            attempt.listen(1)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False
+            raise
+    return True
+
+
+def choose_port(preferred: int, *, avoid: Collection[int] = ()) -> int:
+    """The preferred port if it is free, otherwise one that the system picks.
+
+    Args:
+        preferred: the port to have if possible.
+        avoid: ports that others count on, whether or not they listen now.
+    """
+    if preferred not in avoid and is_port_free(preferred):
+        return preferred
+    while True:
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as attempt:
+            attempt.bind((LOOPBACK, 0))
+            found: int = attempt.getsockname()[1]
+        if found not in avoid:
+            return found
+
+
+def save_ports(path: Path, ports: Ports) -> None:
+    """Write down the ports of an instance."""
+    write_private(path, json.dumps(asdict(ports)))
+
+
+def load_ports(path: Path) -> Ports | None:
+    """The ports written down at `path`; None where there are none or the file is damaged."""
+    try:
+        found = json.loads(path.read_text())
+        return Ports(letta=int(found["letta"]), postgres=int(found["postgres"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+NO_KEY = "none"
+
+
+def load_secret(path: Path) -> SecretStr | None:
+    """The secret in a file; None where there is none."""
+    try:
+        text = path.read_text().strip()
+    except FileNotFoundError:
+        return None
+    if not text:
+        return None
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)
+    redaction.remember(text)
+    return SecretStr(text)
+
+
+def load_or_create_secret(path: Path) -> SecretStr:
+    """The secret in a file, which is made, with a new secret of 32 random bytes, where there is none."""
+    found = load_secret(path)
+    if found is not None:
+        return found
+    text = token_hex(32)
+    write_private(path, text + "\n")
+    redaction.remember(text)
+    return SecretStr(text)
+
+
+def fingerprint(key: SecretStr | None) -> str:
+    """What may be kept of a master key to know it again: a salted hash, useless for opening anything."""
+    return NO_KEY if key is None else _fingerprint(key, token_hex(16))
+
+
+def matches_fingerprint(key: SecretStr | None, kept_fingerprint: str) -> bool:
+    """Whether this is the key, or the absence of one, of which the fingerprint was kept."""
+    if key is None:
+        return kept_fingerprint == NO_KEY
+    salt = kept_fingerprint.partition(":")[0]
+    return hmac.compare_digest(_fingerprint(key, salt), kept_fingerprint)
+
+
+def _fingerprint(key: SecretStr, salt: str) -> str:
+    digest = hmac.new(salt.encode(), key.get_secret_value().encode(), hashlib.sha256).hexdigest()
+    return f"{salt}:{digest}"

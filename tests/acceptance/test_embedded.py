@@ -218,11 +218,11 @@ def test_another_master_key_is_not_passed_over(server: Server) -> None:
         replace(server, master_key=SecretStr("ab" * 32)).up()
     assert "isabella letta down" in str(failure.value.remedy)
     with pytest.raises(StartFailed, match="another master key"):
-        replace(server, seal=False).up()
+        replace(server, encrypt=False).up()
     assert server.status() == before
 
     events: list[Step] = []
-    restarted = server.restart_letta(events.append, seal=False, extra_env={"OPENAI_API_KEY": "sk-wanted"})
+    restarted = server.restart_letta(events.append, encrypt=False, extra_env={"OPENAI_API_KEY": "sk-wanted"})
     assert restarted.started
     assert restarted.master_key is None
     after = server.status()

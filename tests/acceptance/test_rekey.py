@@ -54,7 +54,8 @@ class House:
         assert key is not None
         opened = encrypted_columns.read_values(self.address(), [key])
         return {
-            one.value.place: (one.how, None if one.plain is None else one.plain.get_secret_value()) for one in opened
+            one.stored.place: (one.state, None if one.plaintext is None else one.plaintext.get_secret_value())
+            for one in opened
         }
 
     def address(self) -> SecretStr:
@@ -107,7 +108,7 @@ def test_a_dry_run_names_what_there_is_and_changes_nothing(deps: House) -> None:
     assert finished.returncode == 0, finished.stderr
     for line in ("providers.api_key_enc", "agent_environment_variables.value_enc", "mcp_server.custom_headers_enc"):
         assert line in finished.stdout
-    assert "1 of them stand in plaintext" in finished.stdout
+    assert "1 of them are stored in plaintext" in finished.stdout
     assert "providers.api_key_enc of lost" in finished.stdout
     assert "Nothing was changed" in finished.stdout
     assert (deps.plain(), deps.server.status()) == (before, status)
@@ -136,7 +137,7 @@ def test_the_master_key_is_changed_and_agents_answer(deps: House) -> None:
     assert {place: plain for place, (_, plain) in after.items()} == {
         place: plain for place, (_, plain) in before.items()
     }
-    assert {place: how for place, (how, _) in after.items() if how is not ValueState.SEALED} == {
+    assert {place: how for place, (how, _) in after.items() if how is not ValueState.ENCRYPTED} == {
         "providers.api_key_enc of lost": ValueState.UNREADABLE
     }
     assert VARIABLE in [plain for _, plain in after.values()]
@@ -182,8 +183,8 @@ def test_wherever_it_is_cut_off_no_key_is_lost_and_the_next_start_heals(deps: Ho
         assert deps.server.paths.rekey_file.stat().st_mode & 0o777 == 0o600
         # What somebody would read who had all keys that are written down.
         with_all_keys = {
-            one.value.place: None if one.plain is None else one.plain.get_secret_value()
-            for one in deps.server.sealed()
+            one.stored.place: None if one.plaintext is None else one.plaintext.get_secret_value()
+            for one in deps.server.encrypted_values()
         }
         assert with_all_keys == before, function
 

@@ -289,7 +289,7 @@ def _served_at(process: subprocess.Popen[str]) -> tuple[str, str]:
     try:
         for line in process.stderr:
             said.append(line)
-            found = re.match(r"(Ready|Degraded): (http://\S+)", line)
+            found = re.search(r"(Ready|Degraded): (http://\S+)", line)
             if found:
                 return found[2], "".join(said)
     finally:

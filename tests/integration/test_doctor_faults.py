@@ -138,7 +138,7 @@ def test_letta_restarted_without_its_master_key(ward: Ward, server: Server) -> N
     without, base_key = ("letta-without-master-key", None), ("base-keys-in-letta", None)
     with ExitStack() as later:
         later.callback(server.restart_letta, master_key=ward.letta.master_key, extra_env={})
-        server.restart_letta(seal=False, extra_env={"OPENAI_API_KEY": "sk-of-the-house"})
+        server.restart_letta(encrypt=False, extra_env={"OPENAI_API_KEY": "sk-of-the-house"})
         document = ward.doctor()
         assert causes(document) == {without, base_key}
         assert "O6" in document["findings"][0]["facts"]
@@ -231,7 +231,7 @@ def test_the_report_for_people(ward: Ward) -> None:
     assert lines[0].startswith("1 finding")
     assert "byok-groq: Letta holds another key" in lines[1]
     assert "isabella providers sync --only byok-groq" in lines[1]
-    assert out.index("Evidence") < out.index("Fine")
+    assert out.index("Evidence") < out.index("Passed checks")
     assert "\x1b" not in out
     assert "gsk_another-key-of-old" not in out
     assert not any(secret in out for name, secret in ward.right.items() if not name.endswith("_BASE_URL"))

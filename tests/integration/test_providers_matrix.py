@@ -424,7 +424,7 @@ def test_a_vendor_whose_key_was_removed_stays_in_letta(
 @pytest.fixture(scope="module")
 def unsealed(new_server: Callable[..., Server]) -> Iterator[Ground]:
     """A Letta without a master key."""
-    with ground(new_server("unsealed", seal=False).up()) as opened:
+    with ground(new_server("unsealed", encrypt=False).up()) as opened:
         yield opened
 
 

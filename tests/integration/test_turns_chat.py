@@ -90,11 +90,11 @@ def test_piped(served: Backend, environment: dict[str, str], tmp_path: Path) -> 
         "  The user's cat is called Minka.",
         "persona:",
         "  I am Isabella.",
-        f"From now on: {MISTRAL}",
+        f"The agent now uses {MISTRAL}.",
         "Your cat is called Minka.",
-        "It is in the archival memory.",
+        "Added to archival memory.",
         "archive: The key is below the stone.",
-        "Written to piped.af",
+        "Wrote piped.af",
     ]
     assert "memory_insert" in chat.stderr
     assert "1 tool call made through other vendors left the agent's context" in chat.stderr

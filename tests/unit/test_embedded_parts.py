@@ -392,7 +392,7 @@ def test_the_command_line_means_the_same_defaults() -> None:
 def test_the_default_places_are_plain_paths(tmp_path: Path) -> None:
     """Without root, the database lies with the rest of the instance."""
     paths = InstancePaths(tmp_path)
-    at_home, _ = postgres._places(paths, None)
+    at_home, _ = postgres._clusters(paths, None)
     assert at_home.data.parent == paths.folder
     assert json.dumps(str(at_home.data))
 

@@ -1,4 +1,4 @@
-"""The line to a backend: what a chat asks of it, over HTTP."""
+"""A client of the backend for the chat with one agent."""
 
 from __future__ import annotations
 
@@ -17,110 +17,101 @@ from pydantic import SecretStr
 from isabella.errors import IsabellaError
 from isabella.system.peers import Peer, hooks
 
+_CONNECT_SECONDS = 5.0
 _SECONDS = 60.0
-#: A backend sends a ping every 15 s, whatever happens in the turn.
-_SILENCE = 60.0
+#: The backend sends a ping every 15 s during a turn.
+_SILENCE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class TurnEvent:
-    """One event of a turn.
-
-    Attributes:
-        kind: what happened.
-        data: what belongs to it.
-    """
+    """A server-sent event of a turn: its type and its fields."""
 
     kind: str
     data: dict[str, Any]
 
 
 class BackendClient:
-    """A backend, for one agent.
+    """A client of the backend, for one agent. Its methods raise `IsabellaError` if the backend refuses or is lost.
 
     Args:
-        address: where it listens.
-        token: what it asks for.
-        agent: the agent's name.
-        peer: by which its process is known before anything is sent there; None where this process serves it.
+        address: the base URL of the backend.
+        token: the token of the backend.
+        agent: the name of the agent.
+        peer: identifies the backend's process before anything is sent to it; None if it runs in this process.
     """
 
     def __init__(self, address: str, token: SecretStr, agent: str, peer: Peer | None = None) -> None:
         self.agent = agent
         self.address = address
+        self._path = f"/api/agents/{quote(agent)}"
         self._client = httpx.Client(
             base_url=address,
             headers={"Authorization": f"Bearer {token.get_secret_value()}"},
-            timeout=httpx.Timeout(_SECONDS, connect=5.0),
+            timeout=httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS),
             trust_env=False,
             event_hooks=hooks(peer),
         )
 
     def __enter__(self) -> Self:
-        """Open it."""
+        """Return the client."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the connections."""
         self._client.close()
 
     def about(self) -> dict[str, Any]:
-        """The agent: its name and model.
-
-        Raises:
-            IsabellaError: there is no such agent, or the backend does not answer.
-        """
-        found: dict[str, Any] = self._ask("GET", "")
-        return found
+        """Return the agent as the backend's API describes it."""
+        agent: dict[str, Any] = self._request("GET", self._path).json()
+        return agent
 
     def handles(self) -> list[str]:
-        """The models that would work now."""
-        return [str(handle) for handle in self._ask("GET", "/api/models", whole=True)["handles"]]
+        """Return the handles of the models that would work now."""
+        return [str(handle) for handle in self._request("GET", "/api/models").json()["handles"]]
 
     def switch(self, handle: str) -> tuple[str, list[str]]:
-        """Switch the agent to another model; its handle, and what is to be known about it."""
-        done = self._ask("POST", "/switch", json={"handle": handle})
-        return str(done["model"]["handle"]), [str(note) for note in done["notes"]]
+        """Switch the agent to another model. Returns the new handle, and notes for the user."""
+        switched = self._request("POST", f"{self._path}/switch", json={"handle": handle}).json()
+        return str(switched["model"]["handle"]), [str(note) for note in switched["notes"]]
 
     def blocks(self) -> list[tuple[str, str]]:
-        """The agent's memory blocks: label and text."""
-        return [(block["label"], block["value"]) for block in self._ask("GET", "/blocks")["blocks"]]
+        """Return the label and the text of each block of the agent's core memory."""
+        document = self._request("GET", f"{self._path}/blocks").json()
+        return [(block["label"], block["value"]) for block in document["blocks"]]
 
     def remember(self, text: str) -> None:
-        """Write a passage into the agent's archival memory."""
-        self._ask("POST", "/passages", json={"text": text})
+        """Add a passage to the agent's archival memory."""
+        self._request("POST", f"{self._path}/passages", json={"text": text})
 
     def search(self, query: str) -> list[str]:
-        """What the agent has in archival memory and history about something, as lines."""
-        found = self._ask("GET", "/search", params={"q": query})
-        passages = [f"archive: {passage['text']}" for passage in found["passages"]]
-        return passages + [f"{entry['kind']}: {entry['text']}" for entry in found["messages"] if entry.get("text")]
+        """Search the agent's archival memory and history. Returns the matches as lines."""
+        document = self._request("GET", f"{self._path}/search", params={"q": query}).json()
+        passages = [f"archive: {passage['text']}" for passage in document["passages"]]
+        return passages + [f"{entry['kind']}: {entry['text']}" for entry in document["messages"] if entry.get("text")]
 
     def export(self) -> bytes:
-        """The agent as a file."""
-        return self._request("GET", f"/api/agents/{quote(self.agent)}/export").content
+        """Return the agent as the content of an agent file."""
+        return self._request("GET", f"{self._path}/export").content
 
-    def say(self, message: str) -> TurnStream:
-        """Say something."""
-        return TurnStream(self._client, f"/api/agents/{quote(self.agent)}/turns", message)
-
-    def _ask(self, method: str, path: str, *, whole: bool = False, **options: Any) -> Any:
-        return self._request(method, path if whole else f"/api/agents/{quote(self.agent)}{path}", **options).json()
+    def send(self, message: str) -> TurnStream:
+        """Send a message to the agent. Returns the stream of the turn's events."""
+        return TurnStream(self._client, f"{self._path}/turns", message)
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
             response = self._client.request(method, path, **options)
         except httpx.TransportError as error:
-            raise _lost(self.address, error) from None
+            raise _unreachable(self.address, error) from None
         if response.status_code >= 400:
             raise _refusal(response)
         return response
 
 
 class TurnStream:
-    """A turn under way. Iterating over it gives its events; `stop` ends it, from another thread or a signal."""
+    """The events of a turn, iterable once. `stop` cancels the turn from another thread or a signal handler."""
 
     def __init__(self, client: httpx.Client, path: str, message: str) -> None:
         self._client = client
@@ -128,14 +119,14 @@ class TurnStream:
         self._message = message
         self._events: queue.Queue[TurnEvent | IsabellaError | None] = queue.Queue()
         self._id: str | None = None
-        # In a thread, so that an interruption of the reader does not tear the connection: that would lose the end.
-        threading.Thread(target=self._hear, name="turn", daemon=True).start()
+        # A thread, so that Ctrl-C does not break the connection: the end event would be lost.
+        threading.Thread(target=self._receive, name="turn", daemon=True).start()
 
     def __iter__(self) -> Iterator[TurnEvent]:
-        """The events as they come.
+        """Iterate over the events as they arrive.
 
         Raises:
-            IsabellaError: the backend refuses the turn, or is lost in the middle.
+            IsabellaError: the backend refuses the turn, or the connection is lost.
         """
         while (event := self._events.get()) is not None:
             if isinstance(event, IsabellaError):
@@ -143,7 +134,7 @@ class TurnStream:
             yield event
 
     def stop(self) -> None:
-        """Have it end. Its end event still comes."""
+        """Cancel the turn. Its end event still follows."""
         if self._id is not None:
             path = f"{self._path}/{self._id}"
             threading.Thread(target=self._delete, args=(path,), name="stop", daemon=True).start()
@@ -152,34 +143,34 @@ class TurnStream:
         try:
             self._client.delete(path)
         except httpx.TransportError as error:
-            self._events.put(_lost(str(self._client.base_url), error))
+            self._events.put(_unreachable(str(self._client.base_url), error))
         except IsabellaError as error:
             self._events.put(error)
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
+        timeout = httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS)
         try:
             with self._client.stream(
-                "POST", self._path, json={"message": self._message}, timeout=httpx.Timeout(_SILENCE, connect=5.0)
+                "POST", self._path, json={"message": self._message}, timeout=timeout
             ) as response:
                 if response.status_code >= 400:
                     response.read()
-                    self._events.put(_refusal(response))
-                    return
-                for event in _events(response.iter_lines()):
+                    raise _refusal(response)
+                for event in _parse_events(response.iter_lines()):
                     if event.kind == "turn":
                         self._id = event.data["id"]
                     self._events.put(event)
         except httpx.TransportError as error:
-            self._events.put(_lost(str(self._client.base_url), error))
+            self._events.put(_unreachable(str(self._client.base_url), error))
         except IsabellaError as error:
             self._events.put(error)
-        except Exception as error:  # noqa: BLE001 - whoever waits has to be told
-            self._events.put(IsabellaError(f"The backend's answer cannot be understood: {type(error).__name__}."))
+        except Exception as error:  # noqa: BLE001 - the reader of the queue must not wait for ever
+            self._events.put(IsabellaError(f"The response of the backend is malformed ({type(error).__name__})."))
         finally:
             self._events.put(None)
 
 
-def _events(lines: Iterator[str]) -> Iterator[TurnEvent]:
+def _parse_events(lines: Iterator[str]) -> Iterator[TurnEvent]:
     kind = ""
     for line in lines:
         if line.startswith("event:"):
@@ -193,11 +184,11 @@ def _refusal(response: httpx.Response) -> IsabellaError:
         error = response.json()["error"]
         return IsabellaError(str(error["message"]), remedy=error.get("remedy"))
     except (ValueError, KeyError, TypeError, AttributeError):
-        return IsabellaError(f"The backend answered with {response.status_code}.")
+        return IsabellaError(f"The backend responded with status {response.status_code}.")
 
 
-def _lost(address: str, error: Exception) -> IsabellaError:
+def _unreachable(address: str, error: Exception) -> IsabellaError:
     return IsabellaError(
         f"The backend at {address} does not answer ({type(error).__name__}).",
-        remedy="Is `isabella up` still running?",
+        remedy="Check that `isabella up` is still running.",
     )

@@ -5,9 +5,8 @@ from __future__ import annotations
 import textwrap
 from dataclasses import dataclass, field
 
+import rich.console
 from rich.text import Text
-
-from isabella.system.console import GuardedConsole
 
 _LABEL = 15
 _WIDEST = 118
@@ -22,7 +21,7 @@ class Narrator:
         differences: what did not go as the story says, a sentence each.
     """
 
-    console: GuardedConsole
+    console: rich.console.Console
     differences: list[str] = field(default_factory=list)
 
     def act(self, title: str) -> None:

@@ -1,4 +1,4 @@
-"""Postgres and Letta on this machine: fetch, install, migrate, start, stop."""
+"""The embedded server: Letta and Postgres on this machine, installed, migrated, started and stopped."""
 
 from isabella.embedded.instance import DEFAULT_INSTANCE, DEFAULT_RELEASE
 from isabella.embedded.progress import Progress, Step, no_progress

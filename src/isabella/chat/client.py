@@ -1,4 +1,4 @@
-"""A client of the backend for the chat with one agent."""
+"""A client of the running backend: its providers, and the chat with one agent."""
 
 from __future__ import annotations
 
@@ -39,16 +39,19 @@ class BackendClient:
         token: the token of the backend.
         agent: the name of the agent.
         peer: identifies the backend's process before anything is sent to it; None if it runs in this process.
+        timeout: seconds that a response may take.
     """
 
-    def __init__(self, address: str, token: SecretStr, agent: str, peer: Peer | None = None) -> None:
+    def __init__(
+        self, address: str, token: SecretStr, agent: str, peer: Peer | None = None, *, timeout: float = _SECONDS
+    ) -> None:
         self.agent = agent
         self.address = address
         self._path = f"/api/agents/{quote(agent)}"
         self._client = httpx.Client(
             base_url=address,
             headers={"Authorization": f"Bearer {token.get_secret_value()}"},
-            timeout=httpx.Timeout(_SECONDS, connect=_CONNECT_SECONDS),
+            timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
             trust_env=False,
             event_hooks=hooks(peer),
         )
@@ -62,6 +65,11 @@ class BackendClient:
     ) -> None:
         """Close the connections."""
         self._client.close()
+
+    def providers(self) -> dict[str, Any]:
+        """Return the providers as the backend's API describes them."""
+        document: dict[str, Any] = self._request("GET", "/api/providers").json()
+        return document
 
     def about(self) -> dict[str, Any]:
         """Return the agent as the backend's API describes it."""

@@ -16,12 +16,10 @@ from isabella.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from isabella.agents.registry import AgentRecord
-    from isabella.agents.repair import BindingDiagnosis
     from isabella.agents.service import AgentService
 
 app = commands(
-    no_args_is_help=True,
-    help="List, create, switch, repair, export, import and delete the memory agents in Letta.",
+    no_args_is_help=True, help="List, create, switch, repair, export, import and delete the memory agents in Letta."
 )
 
 Result = TypeVar("Result")
@@ -39,11 +37,8 @@ def list_command(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """
 
     async def read(agent_service: AgentService) -> list[dict[str, Any]]:
-        from isabella.agents.repair import available_bindings, diagnose
-
-        available = await available_bindings(agent_service.registry, agent_service.models, ask=False)
         records = sorted(await agent_service.registry.all(), key=lambda record: not record.ours)
-        return [_as_json(record, diagnose(record.llm, available)) for record in records]
+        return await _described(agent_service, records)
 
     agents = _run(read, env_file, as_json)
     if as_json:
@@ -82,17 +77,13 @@ def show(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """
 
     async def read(agent_service: AgentService) -> dict[str, Any]:
-        from isabella.agents.repair import available_bindings, diagnose
-
         record = await agent_service.registry.find(name)
-        available = await available_bindings(agent_service.registry, agent_service.models, ask=False)
-        blocks = await agent_service.memory.blocks(record.id)
-        return _as_json(record, diagnose(record.llm, available)) | {
-            "blocks": [
-                {"label": block.label, "value": block.value, "limit": block.limit, "version": block.version}
-                for block in blocks
-            ]
-        }
+        (agent,) = await _described(agent_service, [record])
+        agent["blocks"] = [
+            {"label": block.label, "value": block.value, "limit": block.limit, "version": block.version}
+            for block in await agent_service.memory.blocks(record.id)
+        ]
+        return agent
 
     agent = _run(read, env_file, as_json)
     if as_json:
@@ -292,21 +283,30 @@ async def _turns_held(agent_service: AgentService, agent_id: str) -> AsyncIterat
         yield
 
 
-def _as_json(record: AgentRecord, diagnosis: BindingDiagnosis | None) -> dict[str, Any]:
-    """Return an agent as `--json` prints it."""
-    return {
-        "id": record.id,
-        "name": record.name,
-        "ours": record.ours,
-        "definition": record.definition.id if record.definition else None,
-        "description": record.description,
-        "handle": record.handle,
-        "window": record.llm.window if record.llm else 0,
-        "handles": list(record.definition.handles) if record.definition else [],
-        "tools": sorted(record.tools),
-        "blocks": sorted(record.blocks),
-        "problem": diagnosis.why if diagnosis else None,
-    }
+async def _described(agent_service: AgentService, records: Iterable[AgentRecord]) -> list[dict[str, Any]]:
+    """Return agents as `--json` prints them, with their problems."""
+    from isabella.agents.repair import available_bindings, diagnose
+
+    available = await available_bindings(agent_service.registry, agent_service.models, ask=False)
+    agents = []
+    for record in records:
+        definition, diagnosis = record.definition, diagnose(record.llm, available)
+        agents.append(
+            {
+                "id": record.id,
+                "name": record.name,
+                "ours": record.ours,
+                "definition": definition.id if definition else None,
+                "description": record.description,
+                "handle": record.handle,
+                "window": record.llm.window if record.llm else 0,
+                "handles": list(definition.handles) if definition else [],
+                "tools": sorted(record.tools),
+                "blocks": sorted(record.blocks),
+                "problem": diagnosis.why if diagnosis else None,
+            }
+        )
+    return agents
 
 
 def _run(work: Callable[[AgentService], Awaitable[Result]], env_file: Path | None, as_json: bool) -> Result:

@@ -113,25 +113,16 @@ def vendor_observations(settings: Settings, letta: str) -> dict[str, VendorObser
         settings: the settings, with the home of the backend.
         letta: the base URL of Letta; a backend of another Letta knows nothing about this one's providers.
     """
-    import httpx2 as httpx
-
-    from isabella.errors import UnverifiedPeer
-    from isabella.system.peers import hooks
+    from isabella.chat.client import BackendClient
+    from isabella.errors import IsabellaError, UnverifiedPeer
     from isabella.vendors.status import VendorObservation
 
     try:
         backend = running_backend(settings)
         if backend is None:
             return {}
-        headers = {"Authorization": f"Bearer {backend.token.get_secret_value()}"}
-        with httpx.Client(
-            base_url=backend.address,
-            headers=headers,
-            timeout=_SECONDS,
-            trust_env=False,
-            event_hooks=hooks(backend.peer),
-        ) as client:
-            document = client.get("/api/providers").raise_for_status().json()
+        with BackendClient(backend.address, backend.token, "", backend.peer, timeout=_SECONDS) as client:
+            document = client.providers()
         if document["letta"]["base_url"] != letta:
             return {}
         return {
@@ -143,7 +134,7 @@ def vendor_observations(settings: Settings, letta: str) -> dict[str, VendorObser
         # The stored keys can be compared without the backend.
         print_message(str(error))
         return {}
-    except (httpx.HTTPError, ValueError, KeyError, TypeError):
+    except (IsabellaError, ValueError, KeyError, TypeError):
         return {}
 
 

@@ -28,30 +28,19 @@ _RELEASE = "0.16.8"
 _INSTANCE = "default"
 
 
-def _valid_release(value: str) -> str:
+def _valid(parameter: typer.CallbackParam, value: str) -> str:
     from isabella.embedded.instance import InstancePaths
 
     with as_usage():
-        return InstancePaths(Path(), release=value).release
+        InstancePaths(Path(), **{str(parameter.name): value})
+    return value
 
 
-def _valid_instance(value: str) -> str:
-    from isabella.embedded.instance import InstancePaths
-
-    with as_usage():
-        return InstancePaths(Path(), instance=value).instance
-
-
-Release = Annotated[
-    str, typer.Option("--version", metavar="0.16.x", help="The release of Letta.", callback=_valid_release)
-]
+Release = Annotated[str, typer.Option("--version", metavar="0.16.x", help="The release of Letta.", callback=_valid)]
 Instance = Annotated[
     str,
     typer.Option(
-        "--instance",
-        metavar="NAME",
-        help="A further server of the release, with data of its own.",
-        callback=_valid_instance,
+        "--instance", metavar="NAME", help="A further server of the release, with data of its own.", callback=_valid
     ),
 ]
 
@@ -119,9 +108,7 @@ def rekey(
     former_key_file: Annotated[
         Path | None,
         typer.Option(
-            "--former-key-file",
-            metavar="FILE",
-            help="File with the previous master key, if it is not stored here.",
+            "--former-key-file", metavar="FILE", help="File with the previous master key, if it is not stored here."
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,

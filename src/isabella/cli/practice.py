@@ -44,8 +44,7 @@ Vendor = Annotated[
 @app.command()
 def up(
     port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65535, help="The loopback port. Default: the last one, or a free one."),
+        int | None, typer.Option(min=1, max=65535, help="The loopback port. Default: the last one, or a free one.")
     ] = None,
     home: Home = None,
     env_file: EnvFile = None,

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from isabella.watch.events import WatchEvent
 
 app = commands(
-    no_args_is_help=True,
-    help="Bring the providers in Letta in line with the configuration, and prove it.",
+    no_args_is_help=True, help="Bring the providers in Letta in line with the configuration, and prove it."
 )
 
 Only = Annotated[list[str] | None, typer.Option("--only", metavar="NAME", help="Only this provider; repeatable.")]

@@ -14,7 +14,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,22 +143,22 @@ def _holds(pid: int, inodes: set[str]) -> bool:
 
 def hooks(peer: Peer | None) -> dict[str, list[Callable[[Any], Any]]]:
     """Return the event hooks of an HTTP client for this server; empty if there is no peer to verify."""
-    return {} if peer is None else {"request": [partial(_trace, peer)]}
+
+    def on_request(request: Any) -> None:
+        if peer is not None:
+            request.extensions["trace"] = _Verification(peer).on_event
+
+    return {} if peer is None else {"request": [on_request]}
 
 
 def async_hooks(peer: Peer | None) -> dict[str, list[Callable[[Any], Awaitable[None]]]]:
     """Return the same event hooks for an asynchronous client."""
 
-    async def hook(request: Any) -> None:
-        _trace(peer, request, asynchronous=True)
+    async def on_request(request: Any) -> None:
+        if peer is not None:
+            request.extensions["trace"] = _Verification(peer).on_event_async
 
-    return {} if peer is None else {"request": [hook]}
-
-
-def _trace(peer: Peer | None, request: Any, *, asynchronous: bool = False) -> None:
-    if peer is not None:
-        verification = _Verification(peer)
-        request.extensions["trace"] = verification.on_event_async if asynchronous else verification.on_event
+    return {} if peer is None else {"request": [on_request]}
 
 
 class _Verification:
@@ -171,28 +170,26 @@ class _Verification:
 
     def on_event(self, event: str, info: dict[str, Any]) -> None:
         """Handle a trace event of the connection pool; raises `UnverifiedPeer`."""
+        try:
+            self._check(event, info)
+        except UnverifiedPeer:
+            info["return_value"].close()
+            raise
+
+    async def on_event_async(self, event: str, info: dict[str, Any]) -> None:
+        """Handle a trace event of an asynchronous connection pool; raises `UnverifiedPeer`."""
+        try:
+            self._check(event, info)
+        except UnverifiedPeer:
+            with anyio.CancelScope(shield=True):
+                await info["return_value"].aclose()
+            raise
+
+    def _check(self, event: str, info: dict[str, Any]) -> None:
         if event == _STARTED:
             self._before = self._peer.before(info["host"], info["port"])
         elif event == _COMPLETE:
-            stream = info["return_value"]
-            try:
-                self._peer.check(self._before, *stream.get_extra_info("server_addr")[:2])
-            except UnverifiedPeer:
-                stream.close()
-                raise
-
-    async def on_event_async(self, event: str, info: dict[str, Any]) -> None:
-        """Handle a trace event of an asynchronous connection pool."""
-        if event == _COMPLETE:
-            stream = info["return_value"]
-            try:
-                self._peer.check(self._before, *stream.get_extra_info("server_addr")[:2])
-            except UnverifiedPeer:
-                with anyio.CancelScope(shield=True):
-                    await stream.aclose()
-                raise
-        else:
-            self.on_event(event, info)
+            self._peer.check(self._before, *info["return_value"].get_extra_info("server_addr")[:2])
 
 
 def _covers(listening: str, host: str) -> bool:

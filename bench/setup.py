@@ -67,7 +67,7 @@ class Servers:
     def letta(self, *, sealed: bool) -> Letta:
         """Return the Letta with a master key, or the one without."""
         if sealed not in self._lettas:
-            server = Server(self.home, instance="bench-sealed" if sealed else "bench-open", seal=sealed)
+            server = Server(self.home, instance="bench-sealed" if sealed else "bench-open", encrypt=sealed)
             # Remove the leftovers of a killed run.
             server.erase()
             self._open.callback(server.erase)

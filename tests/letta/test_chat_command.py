@@ -94,7 +94,7 @@ def test_piped(served: Backend, environment: dict[str, str], tmp_path: Path) -> 
         "I remember: My cat is called Minka.",
         "It is in the archival memory.",
         "archive: The key is below the stone.",
-        "Written to piped.af",
+        "Wrote piped.af",
     ]
     assert "memory_insert" in chat.stderr
     assert "1 tool call made through other vendors left the agent's context" in chat.stderr

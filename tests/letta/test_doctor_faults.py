@@ -147,7 +147,7 @@ def test_letta_restarted_without_its_master_key(env: DoctorEnv, server: Server) 
     without, base_key = ("letta-without-master-key", None), ("base-keys-in-letta", None)
     with ExitStack() as later:
         later.callback(server.restart_letta, master_key=env.letta.master_key, extra_env={})
-        server.restart_letta(seal=False, extra_env={"OPENAI_API_KEY": "sk-of-the-house"})
+        server.restart_letta(encrypt=False, extra_env={"OPENAI_API_KEY": "sk-of-the-house"})
         document = env.doctor()
         assert causes(document) == {without, base_key}
         assert "O6" in document["findings"][0]["facts"]
@@ -240,7 +240,7 @@ def test_the_report_for_people(env: DoctorEnv) -> None:
     assert lines[0].startswith("1 finding")
     assert "byok-groq: Letta holds another key" in lines[1]
     assert "isabella providers sync --only byok-groq" in lines[1]
-    assert out.index("Evidence") < out.index("Fine")
+    assert out.index("Evidence") < out.index("Passed checks")
     assert "\x1b" not in out
     assert "gsk_another-key-of-old" not in out
     assert not any(secret in out for name, secret in env.right.items() if not name.endswith("_BASE_URL"))

@@ -13,7 +13,6 @@ from isabella.agents import reconcile
 from isabella.agents.definitions import AgentDefinition
 from isabella.agents.repair import find_broken
 from isabella.api import compare_providers, ensure_providers, verify_providers
-from isabella.config.api_keys import mask
 from isabella.config.settings import Settings
 from isabella.config.strategy import Strategy
 from isabella.doctor.fixes import apply_fixes
@@ -26,6 +25,7 @@ from isabella.practice.overlay import with_practice_vendors
 from isabella.providers.desired import desired_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt
+from isabella.system.redaction import mask
 from isabella.system.urls import PLACEHOLDER_URL
 from tests.support.backend_server import Backend, backend
 

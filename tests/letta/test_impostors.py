@@ -90,7 +90,12 @@ def test_the_backend_is_killed(letta: Letta, tmp_path: Path) -> None:
         with command.start("up", "--no-practice") as process:
             assert process.stderr is not None
             found = next(
-                (said for line in process.stderr if (said := re.match(r"\w+: (http://\S+:(\d+))", line))), None
+                (
+                    said
+                    for line in process.stderr
+                    if (said := re.search(r"(?:Ready|Degraded): (http://\S+:(\d+))", line))
+                ),
+                None,
             )
             assert found is not None
             assert command.run("login").out == f"{found[1]}/login?token={TOKEN}\n"

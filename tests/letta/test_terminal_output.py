@@ -16,7 +16,7 @@ from isabella.agents.service import AgentService
 from isabella.cli import app
 from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
-from isabella.embedded.paths import InstancePaths
+from isabella.embedded.instance import InstancePaths
 from isabella.errors import IsabellaError
 from tests.support.agent_env import AgentEnv, agent_env
 

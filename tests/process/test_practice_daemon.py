@@ -220,7 +220,7 @@ def test_command_line(home: Path, tmp_path: Path) -> None:
     _, out, _ = isabella(home, "log", "groq")
     assert [line.split()[1] for line in out.splitlines()] == ["429", "200"]
     printed += out
-    assert isabella(home, "fault", "groq", "--clear")[1] == "No fault is on.\n"
+    assert isabella(home, "fault", "groq", "--clear")[1] == "No fault is active.\n"
     path = tmp_path / "practice.env"
     printed += isabella(home, "env", str(path))[1]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -74,7 +74,7 @@ def test_a_release_without_a_pinned_hash_is_said_to_be_so(
     """Where only the index vouches for a file, the operator is told."""
     offer(httpserver, archive())
     sdist.fetch(RELEASE, tmp_path, events.append, index=index)
-    assert any(event.state == "note" and "only the index vouches" in event.detail for event in events)
+    assert any(event.state == "note" and "verified only against the index" in event.detail for event in events)
 
 
 def test_a_known_release_must_have_its_pinned_hash(
@@ -134,7 +134,7 @@ def test_pip_is_asked_where_the_index_is_no_use(
     monkeypatch.setattr(sdist, "_from_pip", lambda *_: brought)
     monkeypatch.setattr(sdist, "pinned_hashes", lambda: {RELEASE: hashlib.sha256(brought.read_bytes()).hexdigest()})
     assert sdist.fetch(RELEASE, tmp_path, events.append, index=index) == brought
-    assert any("asking pip instead" in event.detail for event in events)
+    assert any("using pip instead" in event.detail for event in events)
     assert not any("hunter22" in event.detail for event in events)
 
 

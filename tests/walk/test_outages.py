@@ -81,7 +81,7 @@ def test_a_restart_between_delete_and_post_is_waited_for(
         comes_back.start()
 
     def postgres_alone() -> None:
-        cluster = postgres.find(embedded.paths)
+        cluster = postgres.find_cluster(embedded.paths)
         assert cluster is not None
         running = cluster.running()
         assert running is not None

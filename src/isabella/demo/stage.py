@@ -11,10 +11,9 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
-from isabella.config.api_keys import mask
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta, Progress, Server, Step
-from isabella.embedded.paths import make_private
+from isabella.embedded.instance import make_private
 from isabella.errors import LettaBroken, LettaError, LettaRefused, LockTimeout
 from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection, configured_connection
@@ -24,6 +23,7 @@ from isabella.letta.store import StoredProvider
 from isabella.practice import PracticeVendors, Request
 from isabella.providers.desired import Desired, desired_providers
 from isabella.system.files import write_private
+from isabella.system.redaction import mask
 
 INSTANCE = "demo"
 VENDOR = "cerebras"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import anyio
 from pydantic import SecretStr
+from rich.console import Console
 from rich.text import Text
 
 from isabella.api import compare_providers, ensure_providers
@@ -30,8 +31,7 @@ from isabella.errors import LettaRefused
 from isabella.letta.encryption import KeyMatch
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof
-from isabella.system.console import GuardedConsole
-from isabella.system.signals import terminating
+from isabella.system.processes import interrupt_on_sigterm
 
 _FACT = "Please remember that my cat is called Minka."
 _QUESTION = "What is my cat called?"
@@ -46,7 +46,7 @@ _MAX_WIDTH = 118
 class DemoOutput:
     """Prints the demo, and collects the differences from what it expects."""
 
-    console: GuardedConsole
+    console: Console
     differences: list[str] = field(default_factory=list)
 
     def heading(self, title: str) -> None:
@@ -78,7 +78,7 @@ class DemoOutput:
         return not self.differences
 
 
-def run_demo(home: Path, console: GuardedConsole, progress: Callable[[], AbstractContextManager[Progress]]) -> bool:
+def run_demo(home: Path, console: Console, progress: Callable[[], AbstractContextManager[Progress]]) -> bool:
     """Run the demo on a Letta instance of its own, which is erased at the end.
 
     Args:
@@ -93,7 +93,7 @@ def run_demo(home: Path, console: GuardedConsole, progress: Callable[[], Abstrac
         IsabellaError: the demo could not be run.
     """
     output = DemoOutput(console)
-    with terminating(), progress() as report:
+    with interrupt_on_sigterm(), progress() as report:
         began = time.monotonic()
         with open_stage(home, report) as stage:
             output.line(

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from isabella.config.api_keys import KNOWN_PREFIXES, mask
-from isabella.system.redaction import redact
+from isabella.system.redaction import KNOWN_PREFIXES, mask, redact
 
 _PREFIXES = "|".join(re.escape(prefix) for prefix in KNOWN_PREFIXES)
 #: What looks like a key although this process does not know it: by its prefix, after "Bearer", or by sheer length.

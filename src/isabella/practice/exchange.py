@@ -17,12 +17,12 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from isabella.config.api_keys import mask
 from isabella.practice import assistant, strictness
 from isabella.practice.prompt import read_prompt
 from isabella.practice.strictness import Objection
 from isabella.practice.vendor import ActiveFaults, PracticeVendor, Route, VendorFault, fingerprint
 from isabella.practice.wire import ListedModel, ModelCompletion, RefusalShape, embeddings_answer, to_json
+from isabella.system.redaction import mask
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]

@@ -17,7 +17,6 @@ from urllib.parse import parse_qs
 import uvicorn
 from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
 
-from isabella.config.api_keys import mask
 from isabella.errors import PracticeError
 from isabella.practice.exchange import (
     ClientDisconnected,
@@ -31,6 +30,7 @@ from isabella.practice.exchange import (
 )
 from isabella.practice.vendor import PracticeVendor, Request, VendorFault, fingerprint, new_key, new_keys
 from isabella.practice.wire import NAMES, profile, to_json
+from isabella.system.redaction import mask
 
 HOST = "127.0.0.1"
 

@@ -31,7 +31,7 @@ from isabella.server.app import create_app
 from isabella.server.readiness import Phase, Readiness
 from isabella.server.runtime import open_agents, open_turns, run_reflection, run_watcher
 from isabella.server.token import Token, address_published, check_address, ensure_token
-from isabella.system.signals import terminating
+from isabella.system.processes import interrupt_on_sigterm
 from isabella.watch.watcher import LettaActions
 
 log = structlog.get_logger()
@@ -71,7 +71,7 @@ def serve(settings: Settings, options: ServeOptions) -> int:
     Raises:
         IsabellaError: something could not be brought up; what had been started is stopped again.
     """
-    with closing(_bind(settings)) as listener, terminating(), ExitStack() as started:
+    with closing(_bind(settings)) as listener, interrupt_on_sigterm(), ExitStack() as started:
         settings = _with_practice(settings, options, started)
         connection = configured_connection(settings) or _embedded(settings, options, started)
         readiness = _serve_http(settings, options, connection, listener)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from isabella.config.api_keys import mask
 from isabella.config.strategy import Strategy
 from isabella.doctor.checks.connection import unreachable_findings
 from isabella.doctor.checks.master_key import judge_master_key
@@ -25,6 +24,7 @@ from isabella.letta.encryption import KeyMatch, KeyReading
 from isabella.letta.releases import GENERIC, Capabilities
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action, plan
+from isabella.system.redaction import mask
 from isabella.system.urls import is_placeholder_url
 
 #: A base provider of this name is made by every release.

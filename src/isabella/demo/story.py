@@ -12,7 +12,7 @@ from pathlib import Path
 
 import anyio
 from pydantic import SecretStr
-from rich.console import Console
+import rich.console
 from rich.text import Text
 
 from isabella.api import compare_providers, ensure_providers
@@ -46,7 +46,7 @@ _MAX_WIDTH = 118
 class DemoOutput:
     """Prints the demo, and collects the differences from what it expects."""
 
-    console: Console
+    console: rich.console.Console
     differences: list[str] = field(default_factory=list)
 
     def heading(self, title: str) -> None:
@@ -78,7 +78,9 @@ class DemoOutput:
         return not self.differences
 
 
-def run_demo(home: Path, console: Console, progress: Callable[[], AbstractContextManager[Progress]]) -> bool:
+def run_demo(
+    home: Path, console: rich.console.Console, progress: Callable[[], AbstractContextManager[Progress]]
+) -> bool:
     """Run the demo on a Letta instance of its own, which is erased at the end.
 
     Args:

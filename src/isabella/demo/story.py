@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
-from pydantic import SecretStr
 import rich.console
+from pydantic import SecretStr
 from rich.text import Text
 
 from isabella.api import compare_providers, ensure_providers

@@ -6,9 +6,10 @@ import logging
 import os
 import re
 import signal
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
@@ -33,8 +34,49 @@ settings.load_profile("tests")
 _HOME = Path(__file__).resolve().parents[1] / ".isabella" / "tests"
 
 
-#: Seconds that a file takes on two quiet cores; if it is split, that its longest case takes. Short files are absent.
-_SECONDS: dict[str, int] = {}
+#: Files that take long on two quiet cores, with their seconds; of a split file, the seconds of one case. They come
+#: first, so that short files fill the gaps at the end. A run prints the seconds that it took.
+_SECONDS = {
+    "doctor_faults": 150,
+    "letta_failures": 110,
+    "embedded": 110,
+    "providers_matrix": 90,
+    "rekey": 80,
+    "bench": 80,
+    "canaries": 70,
+    "turns": 65,
+    "restart": 60,
+    "demo": 60,
+    "embedded_users": 60,
+    "outages": 60,
+    "practice_vendors": 60,
+    "turns_order": 55,
+    "chat_page": 55,
+    "seed_claims": 50,
+    "turns_under_faults": 50,
+    "watch": 45,
+    "impostors": 45,
+    "agents_reflection": 40,
+    "replicas": 40,
+    "agents_import_export": 35,
+    "agents_llm_config": 35,
+    "compat": 35,
+    "fault_walk_fake": 35,
+    "openapi": 35,
+    "fake_letta_contract": 30,
+    "fault_walk": 30,
+    "terminal_output": 30,
+    "endpoint_migration": 30,
+    "agents_reconcile": 25,
+    "chat_command": 25,
+    "crash_walk": 15,
+    "state_machine_fake": 15,
+    "file_limits": 15,
+    "peers": 15,
+    "practice_daemon": 15,
+}
+#: How many of the longest files a run prints.
+_LONGEST = 15
 
 
 @pytest.fixture(autouse=True)
@@ -110,19 +152,34 @@ def _name_of(item: pytest.Item) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print how many points, steps and writes the walks covered, each with its sum."""
-    properties = [
-        (name, value)
+    """Print how many points, steps and writes the walks covered, and which files took longest."""
+    reports = [
+        report
         for reports in terminalreporter.stats.values()
         for report in reports
-        if getattr(report, "when", None) == "call"
-        for name, value in report.user_properties
+        if isinstance(report, pytest.TestReport)
     ]
-    lines = [str(value) for name, value in properties if name == "walked"]
+    _print_walks(terminalreporter, [report for report in reports if report.when == "call"])
+    seconds: defaultdict[str, float] = defaultdict(float)
+    workers: defaultdict[str, float] = defaultdict(float)
+    for report in reports:
+        seconds[report.location[0]] += report.duration
+        workers[getattr(report, "worker_id", "")] += report.duration
+    if len(seconds) > 1:
+        terminalreporter.section("longest files")
+        longest = sorted(seconds.items(), key=lambda item: -item[1])[:_LONGEST]
+        for name, spent in [*longest, *sorted(workers.items())]:
+            terminalreporter.line(f"{spent:7.1f} s  {name}")
+
+
+def _print_walks(terminalreporter: pytest.TerminalReporter, reports: list[pytest.TestReport]) -> None:
+    lines: list[str] = []
     totals: Counter[str] = Counter()
-    for name, value in properties:
-        if name == "points":
-            walk, points = value
+    for name, value in [item for report in reports for item in report.user_properties]:
+        if name == "walked":
+            lines.append(str(value))
+        elif name == "points":
+            walk, points = cast("tuple[str, int]", value)
             totals[walk] += points
     if lines:
         terminalreporter.section("walked")

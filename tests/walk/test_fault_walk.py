@@ -42,8 +42,8 @@ def _little_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def sync(env: WalkEnv, situation: str, proxy: Proxy, kind: Kind | None = None) -> bool:
     """A sync through the proxy: whether it says that everything is proven. What it says is checked."""
-    patience = "1" if kind == "hang" else "30"
-    settings = env.settings(situation, proxy.url, ISABELLA_TIMEOUT=patience)
+    timeout = "0.5" if kind == "hang" else "30"
+    settings = env.settings(situation, proxy.url, ISABELLA_TIMEOUT=timeout)
     try:
         report = asyncio.run(ensure_providers(settings))
     except IsabellaError as error:

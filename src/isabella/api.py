@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
-from isabella.embedded.connection import connect
+from isabella.connect import connect
 from isabella.letta.connection import Connection
 from isabella.letta.llm_config import Binding
 from isabella.locks.provider_lock import ProviderLock

@@ -15,7 +15,7 @@ from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import EnsureResult
 from isabella.agents.registry import AgentRegistry
 from isabella.config.settings import Settings
-from isabella.embedded.connection import connect
+from isabella.connect import connect
 from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection
 from isabella.letta.releases import client_for

@@ -69,7 +69,7 @@ def _line(settings: Settings, agent: str) -> Iterator[BackendClient]:
         with BackendClient(found.address, found.token, agent, found.peer) as line:
             yield line
         return
-    from isabella.embedded.connection import connect
+    from isabella.connect import connect
     from isabella.server.in_process import in_process_backend
 
     connection = anyio.run(connect, settings)

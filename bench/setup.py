@@ -12,8 +12,8 @@ from typing import Any
 from isabella.api import ensure_providers
 from isabella.config.settings import Settings
 from isabella.config.sources import Sources
+from isabella.connect import embedded_connection
 from isabella.embedded import Letta, Server, Step
-from isabella.embedded.connection import embedded_connection
 from isabella.letta.connection import Connection
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
-from isabella.embedded.connection import connect
+from isabella.connect import connect
 from isabella.letta.connection import Connection
 from isabella.letta.llm_config import Binding
 from isabella.locks.provider_lock import ProviderLock
@@ -37,25 +37,25 @@ async def ensure_providers(
 ) -> Report:
     """Make Letta hold exactly the keys that the configuration has, and prove it by reading back.
 
-    A start where everything is in line already costs one listing, and no request to any vendor.
+    If Letta holds them already, this costs one list of its providers, and no request to any vendor.
 
     Args:
-        settings: where everything comes from; by default the environment and `.env`.
-        connection: another Letta than the one that the settings name.
-        only: names of providers; by default all that are declared.
-        strategy: in place of the settings' own.
-        probe: ask a vendor whether it takes a key that Letta does not hold yet.
-        count_models: tell how many models Letta has of each provider, which costs a request for each.
-        gate: the one that turns of this process pass; by default turns of other processes are held where Letta's
+        settings: the settings; by default the environment and `.env`.
+        connection: the connection to Letta; by default the one of the settings.
+        only: names of providers; by default all configured ones.
+        strategy: replaces the strategy of the settings.
+        probe: whether a vendor is asked if it accepts a key that Letta does not hold yet.
+        count_models: whether the report has the number of models, which costs a request for each provider.
+        gate: the lock that turns of this process use; by default only turns of other processes are held, if Letta's
             database is known.
 
     Returns:
-        What was found and done. `report.all_proven` tells whether every provider is proven.
+        What was found and done; `report.all_proven` is whether every provider is proven.
 
     Raises:
-        ConfigurationError: a setting is malformed, or no Letta is named and none runs here.
+        ConfigurationError: a setting is malformed, or there is no Letta to connect to.
         LettaError: Letta cannot be reached or read; nothing was changed.
-        LockTimeout: another process has been syncing it for too long.
+        LockTimeout: another process has held the lock for too long.
     """
     settings = settings or load_settings()
     async with open_provider_session(
@@ -75,9 +75,9 @@ async def compare_providers(
     probe: bool = False,
     count_models: bool = False,
 ) -> Report:
-    """Tell what Letta holds, compared with the configuration, and what would be done. Changes nothing.
+    """Compare what Letta holds with the configuration, and return what a sync would do. Nothing is changed.
 
-    With `probe`, vendors are asked about keys that Letta does not hold yet, as `ensure_providers` would: a rehearsal.
+    With `probe`, vendors are asked about keys that Letta does not hold yet, as in `ensure_providers`: a dry run.
     Arguments and errors are those of `ensure_providers`.
     """
     settings = settings or load_settings()
@@ -94,7 +94,7 @@ async def verify_providers(
     only: Sequence[str] = (),
     count_models: bool = False,
 ) -> Report:
-    """Read every provider back, and have an agent on each say one line through Letta: the receipt.
+    """Read every provider back, and send one completion through each: the receipt.
 
     Arguments and errors are those of `ensure_providers`.
     """
@@ -107,9 +107,9 @@ async def verify_providers(
 
 
 async def add_receipts(report: Report, connection: Connection, desired: Sequence[Desired]) -> Report:
-    """The report, with what a completion through each provider in Letta has shown.
+    """Return the report with the result of a completion through each provider in Letta.
 
-    None is asked of a provider that Letta has at another address: the key which Letta has belongs there (fact M6).
+    A provider that has another base URL in Letta is left out: the key in Letta belongs there (fact M6).
     """
     from isabella.turns.probe import ProbeResult, probe_bindings
 
@@ -138,14 +138,14 @@ def _connect(settings: Settings, connection: Connection | None) -> Callable[[], 
 
 
 def _seen(entry: ProviderReport, proof: ProbeResult) -> VendorObservation | None:
-    """What a receipt, or its failure, shows of the vendor. A stored key that works makes a refused one no better."""
+    """Return the observation of the vendor. A refused configured key counts, even if the stored one works."""
     if proof.vendor is None or entry.refused_by_vendor:
         return entry.vendor_status
     return VendorObservation(proof.vendor, proof.said or "a line through Letta was accepted", datetime.now(UTC))
 
 
 async def _binding(desired: Desired, timeout: float) -> Binding:
-    """A binding to the vendor's default model, or to the first that it lists."""
+    """Return a binding to the vendor's default model, or to the first one that it lists."""
     vendor = desired.vendor
     model, window = vendor.default_model, vendor.default_window
     if model is None and desired.key is not None:

@@ -27,8 +27,8 @@ from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.service import AgentService
 from isabella.api import compare_providers, ensure_providers
 from isabella.config.settings import Settings, load_settings
+from isabella.connect import connect
 from isabella.embedded import Letta
-from isabella.embedded.connection import connect
 from isabella.letta.connection import Connection
 from isabella.letta.encryption import decrypt
 from isabella.letta.llm_config import Binding

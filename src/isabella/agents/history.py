@@ -63,11 +63,7 @@ class HistoryPage:
 
 
 class History:
-    """The conversations of agents. Every method raises `LettaError`.
-
-    Args:
-        letta: a client of their Letta.
-    """
+    """The conversations of agents. Every method raises `LettaError`."""
 
     def __init__(self, letta: LettaClient) -> None:
         self._letta = letta

@@ -39,22 +39,14 @@ _MEMORY_TYPES = frozenset({"letta_core", "letta_memory_core", "letta_sleeptime_c
 
 @dataclass(frozen=True)
 class ImportedAgent:
-    """An agent that was imported.
-
-    Attributes:
-        id: Letta's id of it.
-        name: its name.
-        handle: the model that it is bound to.
-        passages: the number of passages in its archival memory.
-        notes: what its owner should know, one sentence each.
-        left_out: what the file has and was not imported, for people.
-    """
+    """An agent that was imported."""
 
     id: str
     name: str
     handle: str
     passages: int
     notes: tuple[str, ...] = ()
+    #: What the file has and was not imported, for people.
     left_out: tuple[str, ...] = ()
 
 

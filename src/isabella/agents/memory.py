@@ -34,17 +34,9 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class MemoryBlock:
-    """A memory block.
+    """A memory block."""
 
-    Attributes:
-        id: Letta's id of it, the same for all agents that share it.
-        label: its name.
-        value: its text.
-        limit: the number of characters that it may hold.
-        description: its purpose.
-        read_only: whether its agent may not change it.
-    """
-
+    #: Agents that share a block have the same one.
     id: str
     label: str
     value: str
@@ -60,18 +52,12 @@ class MemoryBlock:
 
 @dataclass(frozen=True)
 class ArchivalPassage:
-    """A passage of archival memory.
-
-    Attributes:
-        id: Letta's id of it.
-        text: its text.
-        tags: its tags.
-        created_at: when it was written; ISO 8601.
-    """
+    """A passage of archival memory."""
 
     id: str
     text: str
     tags: tuple[str, ...] = ()
+    #: ISO 8601.
     created_at: str | None = None
 
 
@@ -142,11 +128,7 @@ class CoreMemory:
 
 
 class ArchivalMemory:
-    """The archival memory of agents. Every method raises `LettaError`.
-
-    Args:
-        letta: a client of their Letta.
-    """
+    """The archival memory of agents. Every method raises `LettaError`."""
 
     def __init__(self, letta: LettaClient) -> None:
         self._letta = letta

@@ -34,18 +34,7 @@ class EnsureOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class EnsureResult:
-    """The result for one definition.
-
-    Attributes:
-        definition: the id of the definition.
-        name: the agent's name in Letta.
-        done: what was done.
-        agent_id: Letta's id; None if there is no agent.
-        changes: what was changed, one clause each.
-        handle: the model that it is bound to.
-        reason: why it failed.
-        remedy: what the reader can do about it.
-    """
+    """The result for one definition."""
 
     definition: str
     name: str

@@ -57,17 +57,11 @@ class ReflectionOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class Reflection:
-    """The result of a reflection.
-
-    Attributes:
-        outcome: its outcome.
-        read: the number of messages that it read.
-        archived: the number of lines that went from the blocks to archival memory.
-        restored: the labels of blocks that were restored.
-    """
+    """The result of a reflection."""
 
     outcome: ReflectionOutcome
     read: int = 0
+    #: Lines that went from the blocks to archival memory.
     archived: int = 0
     restored: tuple[str, ...] = ()
 

@@ -159,20 +159,7 @@ def _instead(llm: LlmConfig, available: AvailableBindings, preferred: Sequence[s
 
 @dataclass(frozen=True)
 class AgentRepair:
-    """An agent that cannot work, and its repair.
-
-    Attributes:
-        agent_id: Letta's id of it.
-        name: its name.
-        ours: whether Isabella created or imported it.
-        fault: what is wrong.
-        why: one clause, for people.
-        before: its handle and window.
-        binding: the binding that repairs it; None if there is none.
-        done: whether it was repaired.
-        problem: why it cannot be repaired, or was not.
-        notes: what its owner should know, one sentence each.
-    """
+    """An agent that cannot work, and its repair."""
 
     agent_id: str
     name: str
@@ -180,8 +167,10 @@ class AgentRepair:
     fault: BindingFault
     why: str
     before: str
+    #: None if nothing works.
     binding: Binding | None = None
     done: bool = False
+    #: Why it cannot be repaired, or was not.
     problem: str | None = None
     notes: tuple[str, ...] = ()
 

@@ -15,7 +15,7 @@ from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import EnsureResult
 from isabella.agents.registry import AgentRegistry
 from isabella.config.settings import Settings
-from isabella.embedded.connection import connect
+from isabella.connect import connect
 from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection
 from isabella.letta.releases import client_for
@@ -24,20 +24,7 @@ from isabella.locks.sync_lock import sync_lock
 
 @dataclass
 class AgentService:
-    """The agents of one Letta.
-
-    Attributes:
-        settings: the settings.
-        connection: the connection to Letta.
-        definitions: the definitions of the agents file.
-        registry: the agents in Letta.
-        models: the models that work.
-        memory: their memory blocks.
-        archive: their archival memory.
-        history: their conversations.
-        vectors: how archival memory is searched; None if no backend serves embeddings.
-        ensured: the results of the last `ensure`.
-    """
+    """The agents of one Letta."""
 
     settings: Settings
     connection: Connection
@@ -47,7 +34,9 @@ class AgentService:
     memory: CoreMemory
     archive: ArchivalMemory
     history: History
+    #: None if no backend serves embeddings.
     vectors: EmbeddingSetup | None = None
+    #: The results of the last `ensure`.
     ensured: Sequence[EnsureResult] = field(default_factory=tuple)
 
     @property

@@ -17,8 +17,8 @@ from isabella.cli.progress import show_progress
 from isabella.cli.tables import show_report
 from isabella.config.api_keys import is_master_key
 from isabella.config.settings import Settings
+from isabella.connect import embedded_connection
 from isabella.embedded import Server
-from isabella.embedded.connection import embedded_connection
 from isabella.embedded.encrypted_columns import DecryptedValue, ValueState
 from isabella.errors import ConfigurationError
 from isabella.letta.connection import Connection

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import anyio
 
 from isabella.config.settings import Settings
+from isabella.connect import connect
 from isabella.doctor.checks.agent_bindings import passing_binding
 from isabella.doctor.collect import vendors as asking
 from isabella.doctor.collect.configuration import read_configuration, with_settings
 from isabella.doctor.collect.letta import LettaCollector
 from isabella.doctor.diagnosis import Diagnosis, diagnose
 from isabella.doctor.evidence import AgentEvidence, ConfigurationEvidence, Evidence, LettaEvidence, VendorEvidence
-from isabella.embedded.connection import connect
 from isabella.errors import AgentUnknown, ConfigurationError, IsabellaError, LettaUnreachable
 from isabella.letta.connection import Connection
 from isabella.system.tasks import gather

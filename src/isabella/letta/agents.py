@@ -151,7 +151,7 @@ class Agents:
         `before` is called with the agent before it is changed. Return whether it was changed.
         """
         row = await self.get(agent_id)
-        if row.llm is None or not row.llm.strays_from(provider, base_url):
+        if row.llm is None or not row.llm.calls_elsewhere(provider, base_url):
             return False
         before(row)
         await self.update(agent_id, base_url_fields(row.llm_config or {}, base_url))

@@ -1,4 +1,4 @@
-"""How to reach a Letta server. `isabella.embedded.connection` adds the embedded one."""
+"""How to reach a Letta server. `isabella.connect` adds the embedded one."""
 
 from __future__ import annotations
 

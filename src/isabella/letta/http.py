@@ -34,6 +34,8 @@ _DETAIL_LIMIT = 300
 _BUSY = (409, 429)
 _GATEWAY_FAILED = (502, 503)
 _CORRECT_BASE_URL = "Correct LETTA_BASE_URL; it has no path, for instance http://127.0.0.1:8283."
+#: Letta streams, and leaves relations out by default, only for clients of the API since 1.0, known by this header.
+_API_VERSION = {"X-Stainless-Package-Version": "1.12.1"}
 # Letta closes connections that were idle for 5 s. Whether a message that is sent at that moment arrives is not known,
 # so idle connections are dropped earlier. The number of turns at the same time is not limited.
 _KEEP_ALIVE = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=3.0)
@@ -69,7 +71,9 @@ class LettaHttp:
         self.base_url = base_url
         self.timeout = timeout
         self._has_password = password is not None
-        headers = {} if password is None else {"Authorization": f"Bearer {password.get_secret_value()}"}
+        headers = dict(_API_VERSION)
+        if password is not None:
+            headers["Authorization"] = f"Bearer {password.get_secret_value()}"
         self._client = httpx.AsyncClient(
             base_url=base_url,
             headers=headers,

@@ -122,7 +122,7 @@ class LlmConfig:
             agent_type=agent_type,
         )
 
-    def strays_from(self, provider: str, base_url: str | None) -> bool:
+    def calls_elsewhere(self, provider: str, base_url: str | None) -> bool:
         """Return whether it is bound to this provider, but calls another base URL."""
         # A provider from Letta's own environment is not ours, whatever its name is.
         return self.provider == provider and self.category != "base" and not same_address(self.endpoint, base_url)

@@ -87,7 +87,7 @@ class LettaBoundAgents:
             if self._first is None:
                 # To count agents costs Letta next to nothing.
                 self._first = await self._all() if await self._letta.agents.count() else []
-            return any(row.llm is not None and row.llm.strays_from(provider, base_url) for row in self._first)
+            return any(row.llm is not None and row.llm.calls_elsewhere(provider, base_url) for row in self._first)
 
     async def follow(self, provider: str, base_url: str, note: Note) -> None:
         """Have every agent of this provider call this base URL. One that fails does not stop the others."""
@@ -104,7 +104,7 @@ class LettaBoundAgents:
             return [
                 row.id
                 for row in await self._all()
-                if row.id not in failed and row.llm is not None and row.llm.strays_from(provider, base_url)
+                if row.id not in failed and row.llm is not None and row.llm.calls_elsewhere(provider, base_url)
             ]
 
         for _ in range(_PASSES):

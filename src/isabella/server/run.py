@@ -16,8 +16,8 @@ import uvicorn
 
 from isabella.api import add_receipts, ensure_providers
 from isabella.config.settings import Settings
+from isabella.connect import embedded_connection
 from isabella.embedded import Progress, Server
-from isabella.embedded.connection import embedded_connection
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
 from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection, configured_connection

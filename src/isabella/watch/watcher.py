@@ -14,7 +14,7 @@ import anyio
 from isabella.api import ensure_providers
 from isabella.config.settings import Settings, Watch
 from isabella.config.strategy import Strategy
-from isabella.embedded.connection import connect
+from isabella.connect import connect
 from isabella.errors import ConfigurationError, IsabellaError
 from isabella.letta.connection import Connection
 from isabella.locks.provider_lock import ProviderLock

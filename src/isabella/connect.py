@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import anyio.to_thread
 
 from isabella.config.settings import Settings
-from isabella.embedded.server import Letta, Server
 from isabella.errors import ConfigurationError
 from isabella.letta.connection import Connection, configured_connection
+
+if TYPE_CHECKING:
+    from isabella.embedded import Letta
 
 
 def embedded_connection(settings: Settings, letta: Letta) -> Connection:
@@ -44,5 +48,8 @@ async def connect(settings: Settings) -> Connection:
 
 
 def _running(settings: Settings) -> Letta | None:
+    # Imported late: with LETTA_BASE_URL, nothing of the embedded server is needed.
+    from isabella.embedded import Server
+
     server = Server(settings.home, master_key=settings.letta_encryption_key)
     return server.up() if server.status().running else None

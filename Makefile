@@ -11,12 +11,12 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench soak compat demo pictures clean
+.PHONY: help setup run check test lint browser bench soak compat demo pictures dist clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.ready ## Make .venv with everything the project needs
+setup: $(VENV)/.ready ## Create .venv with the locked dependencies
 
 # uv comes from PyPI into an environment of its own when the machine has none. Where the system's Python
 # was packaged without ensurepip, pip installs it into a plain folder instead.
@@ -33,31 +33,47 @@ $(VENV)/.ready: pyproject.toml uv.lock | $(filter .uv/bin/uv,$(UV))
 	@env -u VIRTUAL_ENV $(UV) sync --quiet --frozen $(if $(wildcard $(VENV)/bin/python),,--python "$(PYTHON)")
 	@touch $@
 
-run: setup ## Letta, Postgres, four proven providers and the backend, from nothing
+run: setup ## Start Letta, Postgres and the backend; verify the providers
 	@exec $(BIN)/isabella up --verify
 
-test: setup ## All tests, on a real Letta and a real Postgres
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+check: lint ## Run before every commit: lint and the unit tests
+	@$(BIN)/python -m pytest -n 2 --no-cov tests/unit
 
-lint: setup ## Format check, lint, strict types
+test: setup ## Run all tests on a real Letta and Postgres; measure coverage
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder --max-worker-restart 0 --cov
+
+lint: setup ## Check format, lint rules, types and the layers of packages
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 
-soak: setup ## The state machine at length, on a real Letta
+browser: ## Install the system package chromium with apt-get (Debian, Ubuntu), for the browser tests
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	  command -v "$$name" >/dev/null && exit 0; \
+	done; \
+	command -v apt-get >/dev/null || { echo "browser: install Chromium and put it on the PATH" >&2; exit 1; }; \
+	test "$$(id -u)" -eq 0 || sudo=sudo; \
+	$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null
+
+soak: setup ## Run the state machine on a real Letta, at length
 	@$(BIN)/python -m pytest -m soak
 
-compat: setup ## Every release of Letta, case by case; RELEASES="0.16.1 0.16.8" for some
+compat: setup ## Test each release of Letta; RELEASES="0.16.1 0.16.8" for some
 	@$(BIN)/python -m compat $(RELEASES)
 
-bench: setup ## The measured claims: prints a table, writes bench.json
+bench: setup ## Run the benchmarks; print a table and write bench.json
 	@$(BIN)/python -m bench
 
-demo: setup ## The story of the bug, and of its cure, in one screen
+demo: setup ## Show the bug and its fix in one screen
 	@$(BIN)/isabella demo
 
-pictures: setup ## The pictures of the documentation, taken anew: commands, and every page of the console
+pictures: setup ## Draw the pictures in docs/images again
 	@$(BIN)/python docs/draw.py
 
-clean: ## Remove the project's own environments and caches (never your data)
-	@rm -rf $(VENV) .uv .pytest_cache .mypy_cache .ruff_cache .hypothesis dist
+dist: $(VENV)/.ready ## Build the wheel and the source distribution into dist/
+	@rm -rf dist
+	@$(UV) build --quiet --out-dir dist
+
+clean: ## Remove environments, caches and builds; your data stays
+	@rm -rf $(VENV) .uv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist

@@ -1,1 +1,1 @@
-"""The measured claims. Run them with `make bench`, or `python -m bench --help`."""
+"""Benchmarks of the claims in the README. Run them with `make bench`, or `python -m bench --help`."""

@@ -1,4 +1,4 @@
-"""`python -m bench`: measure, print a table, write `bench.json`; exit code 1 where a limit is not kept."""
+"""`python -m bench`: measure, print a table, write `bench.json`; exit code 1 if a limit is exceeded."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from bench import cold, console, doctor, figures, helping, rotation, thousand, turns, warm
-from bench.stage import Stage
-from bench.subject import Results
+from bench import cold, console, doctor, figures, help_command, rotation, thousand, turns, warm
+from bench.results import Results
+from bench.setup import Servers
 from isabella.config.settings import load_settings
 
 _PROJECT = Path(__file__).resolve().parents[1]
 
 SUBJECTS: dict[str, Callable[..., Coroutine[Any, Any, Results]]] = {
-    "help": helping.measure,
+    "help": help_command.measure,
     "warm": warm.measure_open,
     "warm_sealed": warm.measure_sealed,
     "cold": cold.measure,
-    "thousand": thousand.measure_open,
-    "thousand_sealed": thousand.measure_sealed,
+    "thousand": thousand.measure,
     "turns": turns.measure,
     "rotation": rotation.measure,
     "console": console.measure,
@@ -32,33 +31,33 @@ SUBJECTS: dict[str, Callable[..., Coroutine[Any, Any, Results]]] = {
 
 
 def main() -> int:
-    """Run the subjects that were asked for."""
-    asked = _arguments()
-    home = asked.home or load_settings().home
+    """Run the selected subjects."""
+    arguments = _arguments()
+    home = arguments.home or load_settings().home
     if os.getloadavg()[0] > 1:
-        print(f"note: this machine is busy (load {os.getloadavg()[0]:.1f}); the figures will be less certain")
+        print(f"note: this machine is busy (load {os.getloadavg()[0]:.1f}); the figures will be less precise")
     results = Results()
-    stage = Stage(home)
+    servers = Servers(home)
     try:
-        for name in asked.only or SUBJECTS:
+        for name in arguments.only or SUBJECTS:
             print(f"measuring {name} …", flush=True)
-            results.include(asyncio.run(SUBJECTS[name](stage, quick=asked.quick)))
+            results.include(asyncio.run(SUBJECTS[name](servers, quick=arguments.quick)))
     finally:
-        stage.close()
+        servers.close()
     print(f"\n{figures.table(results.values, results.details)}\n")
-    figures.keep(results.values, asked.output)
-    if asked.publish:
+    figures.keep(results.values, arguments.output)
+    if arguments.publish:
         figures.publish(results.values, results.details, _PROJECT / "docs" / "benchmarks.md")
-    over = figures.beyond(results.values)
-    print(f"Not within the limits: {', '.join(over)}" if over else "All within the limits.")
-    return 1 if over else 0
+    exceeded = figures.exceeded(results.values)
+    print(f"Limits exceeded: {', '.join(exceeded)}" if exceeded else "All figures are within their limits.")
+    return 1 if exceeded else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description="Measure what the README claims.")
     parser.add_argument("--only", action="append", choices=SUBJECTS, metavar="NAME", help=", ".join(SUBJECTS))
-    parser.add_argument("--quick", action="store_true", help="few repetitions: to see that it works")
-    parser.add_argument("--publish", action="store_true", help="write docs/benchmarks.md, too")
+    parser.add_argument("--quick", action="store_true", help="few repetitions, to check that the bench works")
+    parser.add_argument("--publish", action="store_true", help="also write docs/benchmarks.md")
     parser.add_argument("--home", type=Path, help="another ISABELLA_HOME for the servers")
     parser.add_argument("--output", type=Path, default=_PROJECT / "bench.json", help="default: bench.json")
     return parser.parse_args()

@@ -1,4 +1,4 @@
-"""The backend as a process of its own, as operators run it."""
+"""The backend in its own process, as operators run it."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from pathlib import Path
 
 import psutil
 
-from bench.stage import Scene
+from bench.setup import Setup
 from isabella.config.vendors import known_vendors
 from isabella.practice import PracticeVendors
 from isabella.server.token import published_address
 
-#: What the bench's backends ask of their clients.
+#: The token of the backends.
 TOKEN = "a-token-for-the-bench"
 _UP_SECONDS = 180.0
 _DOWN_SECONDS = 30.0
 
 
 @contextmanager
-def serving(scene: Scene, variables: Mapping[str, str]) -> Iterator[tuple[str, psutil.Process]]:
-    """A backend in the scene's folder, where it reads `.env`, too: its address, and its process.
+def serving(setup: Setup, variables: Mapping[str, str]) -> Iterator[tuple[str, psutil.Process]]:
+    """Run a backend in the folder of the setup, with the `.env` there; yield its address and process.
 
     Args:
-        scene: the Letta behind it, and the folder.
+        setup: the Letta behind it, and the folder.
         variables: what its environment has beside the address of that Letta; it wins over `.env`.
     """
-    said = scene.folder / "backend.log"
+    said = setup.folder / "backend.log"
     with said.open("w") as log:
         process = subprocess.Popen(
             [Path(sysconfig.get_path("scripts")) / "isabella", "up", "--no-practice"],
-            env=_environment(scene) | dict(variables),
-            cwd=scene.folder,
+            env=_environment(setup) | dict(variables),
+            cwd=setup.folder,
             stdout=log,
             stderr=log,
         )
         try:
             deadline = time.monotonic() + _UP_SECONDS
-            while (address := published_address(scene.folder)) is None:
+            while (address := published_address(setup.folder)) is None:
                 assert process.poll() is None, said.read_text()[-2000:]
                 assert time.monotonic() < deadline, "the backend did not come up"
                 time.sleep(0.05)
@@ -56,7 +56,7 @@ def serving(scene: Scene, variables: Mapping[str, str]) -> Iterator[tuple[str, p
 
 
 def vendor_variables(vendors: PracticeVendors) -> dict[str, str]:
-    """Keys and addresses of the practice vendors, as they stand in an environment or in `.env`."""
+    """Return keys and base URLs of the practice vendors as environment variables."""
     variables = {}
     for vendor in known_vendors():
         variables[vendor.api_key_env] = vendors.key(vendor.name).get_secret_value()
@@ -65,17 +65,17 @@ def vendor_variables(vendors: PracticeVendors) -> dict[str, str]:
     return variables
 
 
-def _environment(scene: Scene) -> dict[str, str]:
+def _environment(setup: Setup) -> dict[str, str]:
     environment = {
         "PATH": os.environ["PATH"],
-        "HOME": str(scene.folder),
-        "ISABELLA_HOME": str(scene.folder),
+        "HOME": str(setup.folder),
+        "ISABELLA_HOME": str(setup.folder),
         "ISABELLA_PORT": "0",
         "ISABELLA_TOKEN": TOKEN,
-        "LETTA_BASE_URL": scene.letta.base_url,
-        "LETTA_API_KEY": scene.letta.password.get_secret_value(),
-        "ISABELLA_DATABASE_URL": scene.letta.database_url.get_secret_value(),
+        "LETTA_BASE_URL": setup.letta.base_url,
+        "LETTA_API_KEY": setup.letta.password.get_secret_value(),
+        "ISABELLA_DATABASE_URL": setup.letta.database_url.get_secret_value(),
     }
-    if scene.letta.master_key is not None:
-        environment["LETTA_ENCRYPTION_KEY"] = scene.letta.master_key.get_secret_value()
+    if setup.letta.master_key is not None:
+        environment["LETTA_ENCRYPTION_KEY"] = setup.letta.master_key.get_secret_value()
     return environment

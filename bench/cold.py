@@ -1,10 +1,10 @@
-"""A cold start: nothing is registered yet, and every vendor takes half a second for its model list."""
+"""A cold start: no provider is registered yet, and each vendor takes 0.5 s for its list of models."""
 
 from __future__ import annotations
 
-from bench.loop import bare_posts, delete_all, list_delete_post
-from bench.stage import Stage
-from bench.subject import Results
+from bench.baseline import bare_posts, delete_all, list_delete_post
+from bench.results import Results
+from bench.setup import Servers
 from bench.timing import Way, in_ms, medians
 from isabella.practice import NAMES
 from isabella.providers.desired import desired_providers
@@ -12,21 +12,21 @@ from isabella.providers.desired import desired_providers
 _SLOW = 0.5
 
 
-async def measure(stage: Stage, *, quick: bool) -> Results:
-    """With a master key, as the embedded Letta runs: sealing and proving are part of it."""
+async def measure(servers: Servers, *, quick: bool) -> Results:
+    """Measure with a master key, as the embedded Letta runs; encryption and proof are included."""
     results = Results()
-    with stage.vendors(sealed=True) as (scene, vendors):
+    with servers.vendors(sealed=True) as (setup, vendors):
         for name in NAMES:
             vendors.fault(name, on="models", latency=_SLOW)
-        desired = [provider for provider in desired_providers(scene.settings) if provider.wanted]
-        connection = scene.connection
+        desired = [provider for provider in desired_providers(setup.settings) if provider.wanted]
+        connection = setup.connection
 
         async def erase() -> None:
             await delete_all(connection)
 
         ours, bare, loop = await medians(
             2 if quick else 9,
-            Way(scene.start, before=erase),
+            Way(setup.start, before=erase),
             Way(lambda: bare_posts(connection, desired), before=erase),
             Way(lambda: list_delete_post(connection, desired), before=erase),
         )

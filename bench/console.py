@@ -1,4 +1,4 @@
-"""The console with ten thousand messages and two hundred providers: how soon pages can be used, and their weight."""
+"""The console with ten thousand messages and two hundred providers: time until pages are usable, and their size."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import psycopg
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from bench.backend import TOKEN, serving, vendor_variables
-from bench.planting import BASE_URL, clear, plant
-from bench.stage import Scene, Stage
-from bench.subject import Results
+from bench.provider_rows import BASE_URL, delete_providers, insert_providers
+from bench.results import Results
+from bench.setup import Servers, Setup
 from isabella.practice import PracticeVendors
 
 PROVIDERS, MESSAGES = 200, 10_000
@@ -25,32 +25,32 @@ _PAGES = ("providers", "chat", "memory", "activity")
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
-async def measure(stage: Stage, *, quick: bool) -> Results:
-    """All pages, each in a browser that has never been here."""
+async def measure(servers: Servers, *, quick: bool) -> Results:
+    """Measure all pages, each in a browser with an empty cache."""
     results = Results()
     program = next((found for name in _PROGRAMS if (found := shutil.which(name)) is not None), None)
     if program is None:
         print("  no Chromium is on the PATH, so the console is not measured")
         return results
-    # The browser's driver runs a loop of its own.
-    await anyio.to_thread.run_sync(_measure, stage, program, 3 if quick else 9, results)
+    # Playwright's sync API runs its own event loop.
+    await anyio.to_thread.run_sync(_measure, servers, program, 3 if quick else 9, results)
     return results
 
 
-def _measure(stage: Stage, program: str, rounds: int, results: Results) -> None:
+def _measure(servers: Servers, program: str, rounds: int, results: Results) -> None:
     keys = {f"b-{number:03}": f"console-{number:03}-{secrets.token_hex(12)}" for number in range(PROVIDERS)}
     declared = "\n".join(
         f'[[providers]]\nname = "{name}"\nbase_url = "{BASE_URL}"\napi_key_env = "{_variable(name)}"\n'
         for name in keys
     )
-    letta = stage.letta(sealed=True)
-    plant(letta, keys)
+    letta = servers.letta(sealed=True)
+    insert_providers(letta, keys)
     try:
-        with PracticeVendors() as vendors, stage.scene({}, sealed=True, declared=declared) as scene:
+        with PracticeVendors() as vendors, servers.setup({}, sealed=True, declared=declared) as setup:
             lines = (f"{_variable(name)}={key}\n" for name, key in keys.items())
-            (scene.folder / ".env").write_text("".join(lines))
-            with serving(scene, vendor_variables(vendors)) as (address, _process), _browser(program) as browser:
-                agent = _converse(scene)
+            (setup.folder / ".env").write_text("".join(lines))
+            with serving(setup, vendor_variables(vendors)) as (address, _process), _browser(program) as browser:
+                agent = _converse(setup)
                 slowest, heaviest = 0.0, 0.0
                 said: list[str] = []
                 for name in _PAGES:
@@ -63,7 +63,7 @@ def _measure(stage: Stage, program: str, rounds: int, results: Results) -> None:
                 results.add("console_kb", heaviest)
     finally:
         with psycopg.connect(letta.database_url.get_secret_value()) as database:
-            clear(database)
+            delete_providers(database)
 
 
 @contextmanager
@@ -75,10 +75,10 @@ def _browser(program: str) -> Iterator[Browser]:
 
 
 def _visit(browser: Browser, address: str, page_name: str) -> tuple[float, float]:
-    """Seconds until a page can be used, and what came over the wire for it, in kB."""
+    """Return the seconds until a page is usable, and its transferred size in kB."""
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
-    # The cookie alone: what the first page has loaded must not be there for the next.
+    # Copy the cookie only, so that the next page starts with an empty cache.
     context.request.get(f"{address}/login?token={TOKEN}", max_redirects=0)
     requests: list[Request] = []
     page.on("requestfinished", lambda one: requests.append(one))
@@ -91,16 +91,16 @@ def _visit(browser: Browser, address: str, page_name: str) -> tuple[float, float
 
 
 def _interactive(page: Page) -> float:
-    """Seconds until the page's scripts had run: buttons work from then on."""
+    """Return the seconds until the page's scripts had run; from then on buttons work."""
     milliseconds = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
     return float(milliseconds) / 1000
 
 
-def _converse(scene: Scene) -> str:
-    """Letta's id of Isabella, with the messages in her history."""
-    password = scene.letta.password.get_secret_value()
+def _converse(setup: Setup) -> str:
+    """Return the Letta id of an agent with that many messages in its history."""
+    password = setup.letta.password.get_secret_value()
     headers = {"Authorization": f"Bearer {password}"}
-    with httpx.Client(base_url=scene.letta.base_url, headers=headers, timeout=120) as letta:
+    with httpx.Client(base_url=setup.letta.base_url, headers=headers, timeout=120) as letta:
         (found,) = letta.get("/v1/agents/", params={"name": "Isabella"}).raise_for_status().json()
         for begin in range(0, MESSAGES, _AT_ONCE):
             said = [

@@ -1,4 +1,4 @@
-"""How long `isabella doctor --json` takes in a fresh process: with all in order, and with all down."""
+"""How long `isabella doctor --json` takes in a fresh process: in a healthy system, and with everything down."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ import anyio
 import httpx2 as httpx
 import psycopg
 
-from bench.planting import clear
-from bench.stage import Scene, Stage
-from bench.subject import Results
+from bench.provider_rows import delete_providers
+from bench.results import Results
+from bench.setup import Servers, Setup
 from bench.timing import Way, in_ms, medians
 from isabella.config.vendors import known_vendors
 from isabella.letta.llm_config import Binding
@@ -27,12 +27,12 @@ from isabella.providers.desired import desired_providers
 _COMMAND = Path(sysconfig.get_path("scripts")) / "isabella"
 
 
-async def measure(stage: Stage, *, quick: bool) -> Results:
-    """Four providers proven, an agent on each; then everybody's port closed, and everybody silent."""
+async def measure(servers: Servers, *, quick: bool) -> Results:
+    """Measure four proven providers with an agent each; then with all ports closed, and with silent servers."""
     results = Results()
-    with stage.vendors(sealed=True) as (scene, _), _silence() as silent:
-        await _only_four(scene)
-        configured = _Configured(scene)
+    with servers.vendors(sealed=True) as (setup, _), _silence() as silent:
+        await _only_four(setup)
+        configured = _Configured(setup)
         closed, mute = configured.at("http://127.0.0.1:9"), configured.at(silent)
 
         async def healthy() -> None:
@@ -47,9 +47,9 @@ async def measure(stage: Stage, *, quick: bool) -> Results:
             found = await mute.ask()
             assert found == _down("vendor-timeout", "letta-silent"), found
 
-        # Whoever asks the doctor for the first time has no proofs to remember.
+        # A first run has no remembered proofs.
         well, *ill = await medians(
-            2 if quick else 9, Way(healthy, before=scene.forget_proofs), Way(nobody), Way(silence)
+            2 if quick else 9, Way(healthy, before=setup.forget_proofs), Way(nobody), Way(silence)
         )
         results.add("doctor_seconds", well)
         results.add("doctor_down_seconds", max(ill), in_ms(("closed ports", "silence"), ill))
@@ -58,29 +58,29 @@ async def measure(stage: Stage, *, quick: bool) -> Results:
 
 @dataclass(frozen=True)
 class _Configured:
-    """What an operator has configured, and the doctor in a folder with that as its `.env`.
+    """A configuration, and the doctor run in a folder with it as `.env`.
 
     Attributes:
-        scene: the Letta, and the folder.
+        setup: the Letta, and the folder.
         instead: the address at which everybody is looked for, in place of their own.
     """
 
-    scene: Scene
+    setup: Setup
     instead: str | None = None
 
     def at(self, address: str) -> _Configured:
-        """The same, with Letta and every vendor at this address."""
-        return _Configured(self.scene, address)
+        """Return a copy with Letta and every vendor at this address."""
+        return _Configured(self.setup, address)
 
     async def ask(self) -> set[tuple[str, str | None]]:
-        """Run the doctor to its end; code and provider of what it finds."""
-        env = self.scene.folder / ".env"
+        """Run the doctor; return code and provider of each finding."""
+        env = self.setup.folder / ".env"
         env.write_text("".join(f"{name}={text}\n" for name, text in self._variables().items()))
         env.chmod(0o600)
         ran = await anyio.run_process(
             [_COMMAND, "doctor", "--json"],
-            cwd=self.scene.folder,
-            env={"PATH": os.environ["PATH"], "HOME": str(self.scene.folder)},
+            cwd=self.setup.folder,
+            env={"PATH": os.environ["PATH"], "HOME": str(self.setup.folder)},
             check=False,
         )
         assert ran.returncode in (0, 2), ran.stderr.decode()[-2000:]
@@ -89,15 +89,15 @@ class _Configured:
         return {(finding["code"], finding["provider"]) for finding in document["findings"]}
 
     def _variables(self) -> dict[str, str]:
-        letta = self.scene.letta
+        letta = self.setup.letta
         assert letta.master_key is not None
         variables = {
-            "ISABELLA_HOME": str(self.scene.folder),
+            "ISABELLA_HOME": str(self.setup.folder),
             "LETTA_BASE_URL": letta.base_url,
             "LETTA_API_KEY": letta.password.get_secret_value(),
             "LETTA_ENCRYPTION_KEY": letta.master_key.get_secret_value(),
             "ISABELLA_DATABASE_URL": letta.database_url.get_secret_value(),
-            **{name: value.text for name, value in self.scene.settings.sources.overlay.items()},
+            **{name: value.text for name, value in self.setup.settings.sources.overlay.items()},
         }
         if self.instead is not None:
             variables |= {name: self.instead for name in variables if name.endswith("_BASE_URL")}
@@ -105,21 +105,21 @@ class _Configured:
 
 
 def _down(vendor: str, letta: str) -> set[tuple[str, str | None]]:
-    """What is found where all of them are down in the same way."""
+    """Return the expected findings if Letta and all vendors are down in the same way."""
     return {(letta, None), *((vendor, one.provider) for one in known_vendors())}
 
 
-async def _only_four(scene: Scene) -> None:
-    """Have Letta hold the four providers and an agent on each, whatever others have left in it."""
-    letta = scene.letta
+async def _only_four(setup: Setup) -> None:
+    """Leave only the four providers in Letta, with an agent on each."""
+    letta = setup.letta
     with psycopg.connect(letta.database_url.get_secret_value()) as database:
-        clear(database)
-    await scene.start()
+        delete_providers(database)
+    await setup.start()
     headers = {"Authorization": f"Bearer {letta.password.get_secret_value()}", "Connection": "close"}
     async with httpx.AsyncClient(base_url=letta.base_url, headers=headers, timeout=60, trust_env=False) as http:
         for agent in (await http.get("/v1/agents/", params={"limit": 1000})).raise_for_status().json():
             (await http.delete(f"/v1/agents/{agent['id']}")).raise_for_status()
-        for one in desired_providers(scene.settings):
+        for one in desired_providers(setup.settings):
             window = one.vendor.default_window
             binding = Binding(one.name, one.vendor.default_model or "", one.base_url, window)
             body: dict[str, Any] = {
@@ -128,13 +128,13 @@ async def _only_four(scene: Scene) -> None:
                 "llm_config": binding.as_llm_config(),
             }
             made = (await http.post("/v1/agents/", json=body)).raise_for_status().json()
-            # Letta notes a model for summaries whatever it is given at first.
+            # Letta stores a model for summaries, whatever the request says.
             unset = {"compaction_settings": {"model": None}}
             (await http.patch(f"/v1/agents/{made['id']}", json=unset)).raise_for_status()
 
 
 @contextmanager
 def _silence() -> Iterator[str]:
-    """An address at which connections are taken, and nothing is ever said."""
+    """Yield the base URL of a server that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"

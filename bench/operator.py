@@ -1,4 +1,4 @@
-"""The operator who changes keys: at the vendors, in `.env`, and with an eye on what the backend says of it."""
+"""An operator who rotates keys: at the vendors and in `.env`, and waits for the backend to report it."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ import httpx2 as httpx
 from bench.backend import vendor_variables
 from isabella.config.vendors import Vendor, known_vendors
 from isabella.practice import NAMES, PracticeVendors
-from isabella.practice.keyring import new_key
-from isabella.practice.requests import fingerprint
+from isabella.practice.vendor import fingerprint, new_key
 from isabella.providers.health import HealthState
 from isabella.system.redaction import mask
 
 _PATIENCE = 120.0
 _LOOK_EVERY = 0.1
-#: A type that the provider does not have by itself: changing it takes DELETE and POST.
+#: A type other than the provider's default; changing it takes DELETE and POST.
 _OTHER_TYPE = {"cerebras": "openai", "groq": "openai", "mistral": "openai", "longcat": "mistral"}
 _VENDORS = {vendor.name: vendor for vendor in known_vendors()}
 
 
 class Operator:
-    """Changes keys the way the documentation says, and knows every key that a vendor was ever given.
+    """Rotates keys as documented, and remembers every key of each vendor.
 
     Args:
         vendors: where keys are made and revoked.
@@ -41,7 +40,7 @@ class Operator:
         self.write()
 
     def write(self) -> None:
-        """Write `.env`: the last key that was made for each vendor, and its provider's type."""
+        """Write `.env` with the latest key of each vendor and the type of its provider."""
         variables = vendor_variables(self._vendors)
         for name, vendor in _VENDORS.items():
             variables[vendor.api_key_env] = self._keys[name][-1]
@@ -49,24 +48,24 @@ class Operator:
         self._env_file.write_text("".join(f"{variable}={value}\n" for variable, value in variables.items()))
 
     def make(self, vendor: str) -> None:
-        """Have a new key, which the vendor does not take yet."""
+        """Make a new key that the vendor does not accept yet."""
         self._keys[vendor].append(new_key(vendor))
 
     def accept(self, vendor: str) -> None:
-        """The vendor takes the new key, and the one before it still."""
+        """Let the vendor accept the new key and the previous one."""
         self._vendors.accept(vendor, self._keys[vendor][:-3:-1])
 
     def revoke(self, vendor: str) -> None:
-        """The vendor takes nothing but the new key any more."""
+        """Let the vendor accept only the new key."""
         self._vendors.accept(vendor, self._keys[vendor][-1:])
 
     def change_type(self, vendor: str) -> None:
-        """Have its provider be of its other type."""
+        """Switch the provider to its other type."""
         own = _VENDORS[vendor].type
         self._types[vendor] = _OTHER_TYPE[vendor] if self._types[vendor] == own else own
 
     async def until(self, kind: HealthState, vendors: Sequence[str], backend: httpx.AsyncClient) -> None:
-        """Look at the backend until it says of the last key of each of these vendors that it stands so."""
+        """Poll the backend until it reports this state for the latest key of each of these vendors."""
         deadline = time.monotonic() + _PATIENCE
         while True:
             told = (await backend.get("/api/providers")).raise_for_status().json()["providers"]
@@ -79,11 +78,11 @@ class Operator:
             await anyio.sleep(_LOOK_EVERY)
 
     def asked(self) -> int:
-        """How many requests have arrived at the vendors since they were told to forget."""
+        """Return the number of requests at the vendors since their logs were cleared."""
         return sum(len(self._vendors.requests(name)) for name in NAMES)
 
     def foreign(self) -> int:
-        """How many of them came with anything but a key that was made for this very vendor."""
+        """Return how many of them carried a key that was not made for that vendor."""
         count = 0
         for name in NAMES:
             own = {fingerprint(key) for key in self._keys[name]}
@@ -91,7 +90,7 @@ class Operator:
         return count
 
     def last_key_arrived(self, vendor: str) -> bool:
-        """Whether the last message that was said to the vendor came with its last key."""
+        """Return whether the last chat request at the vendor carried its latest key."""
         chats = [request for request in self._vendors.requests(vendor) if request.path.endswith("/chat/completions")]
         return bool(chats) and chats[-1].carries(self._keys[vendor][-1])
 

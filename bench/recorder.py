@@ -1,4 +1,4 @@
-"""A proxy that passes everything on as it is, and notes which requests went by."""
+"""A transparent proxy that records method and path of each request."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
-# At the beginning of what a connection sends, or right after an earlier request, the bodies of which are JSON.
+# Matches at the start of a connection's data, or directly after an earlier request with a JSON body.
 _REQUEST = re.compile(rb"(GET|HEAD|POST|PUT|PATCH|DELETE) (/\S*) HTTP/1\.1\r\n")
 
 
 @dataclass
 class Recorder:
-    """What went by.
+    """The recorded requests.
 
     Attributes:
-        address: where the proxy answers.
+        address: the base URL of the proxy.
     """
 
     address: str = ""
@@ -26,14 +26,14 @@ class Recorder:
 
     @property
     def requests(self) -> list[tuple[str, str]]:
-        """Method and path of every request, connection by connection."""
+        """Method and path of each request, grouped by connection."""
         found = (match for sent in self._sent for match in _REQUEST.finditer(sent))
         return [(match[1].decode(), match[2].decode()) for match in found]
 
 
 @asynccontextmanager
 async def recording(target: str) -> AsyncIterator[Recorder]:
-    """A proxy on loopback for the server at an address."""
+    """Run a proxy on loopback in front of a server."""
     recorder = Recorder()
     port = urlsplit(target).port
 
@@ -53,7 +53,7 @@ async def recording(target: str) -> AsyncIterator[Recorder]:
         yield recorder
     finally:
         server.close()
-        # They end by themselves once the client is gone.
+        # They end when the client disconnects.
         await asyncio.gather(*connections)
 
 

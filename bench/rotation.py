@@ -1,8 +1,8 @@
-"""Rotations under load: an agent on each vendor talks without pause while keys are changed, again and again.
+"""Key rotation under load: an agent on each vendor has turns without pause while keys are rotated.
 
-With Isabella, keys are changed as an operator does, in `.env`, in each of the ways that this can go. For comparison
-the loop of list, DELETE and POST does it while the like agents talk with Letta itself. In the environment of this
-Letta there is a key of its own, as in fact P8: it is what a vendor gets where nothing is held back (fact P7).
+With Isabella, an operator changes keys in `.env`, in four ways. As the baseline, the loop of list, DELETE and POST
+rotates them while similar agents talk to Letta directly. The environment of this Letta has an OpenAI key of its own,
+as in fact P8: Letta sends it to a vendor whose provider is missing (fact P7).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import anyio
 import httpx2 as httpx
 
 from bench.backend import TOKEN, serving
-from bench.loop import client as client_of_letta
-from bench.loop import list_delete_post
+from bench.baseline import client as client_of_letta
+from bench.baseline import list_delete_post
 from bench.operator import Operator
-from bench.stage import Scene, Stage
-from bench.subject import Results
+from bench.results import Results
+from bench.setup import Servers, Setup
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.config.settings import Settings
 from isabella.config.sources import Sources
@@ -43,23 +43,23 @@ _HANDLES = {
     "mistral": "byok-mistral/mistral-medium-latest",
     "longcat": "longcat/LongCat-2.0",
 }
-#: Nobody's key. What Letta itself would do with it goes nowhere.
+#: An invalid key, and a base URL at which nothing listens.
 _OF_LETTA = {"OPENAI_API_KEY": "sk-fake-base-key-of-the-bench", "OPENAI_API_BASE": "http://127.0.0.1:9/v1"}
 
 Rotate = Callable[[Operator, httpx.AsyncClient, int], Awaitable[None]]
-#: Says the message to the agent on a vendor: why the turn failed, or None, and whether another vendor answered.
+#: Runs a turn of the agent on a vendor; returns the failure or None, and whether another vendor answered.
 Say = Callable[[str], Awaitable[tuple[str | None, bool]]]
 
 
 @dataclass
 class Outcome:
-    """What came of the turns during some rotations.
+    """The outcome of the turns during some rotations.
 
     Attributes:
-        turns: how many there were.
-        failed: what went wrong, one for each turn that did not go as it should.
-        elsewhere: how many were answered by another vendor.
-        seconds: how long the rotations took.
+        turns: the number of turns.
+        failed: the reason of each failed turn.
+        elsewhere: the number of turns that another vendor answered.
+        seconds: the duration of the rotations.
     """
 
     turns: int = 0
@@ -69,7 +69,7 @@ class Outcome:
 
     @property
     def told(self) -> str:
-        """For people."""
+        """A summary as text."""
         elsewhere = f", {self.elsewhere} answered elsewhere" if self.elsewhere else ""
         first = f" ({self.failed[0]})" if self.failed else ""
         return f"{len(self.failed)} of {self.turns} turns{elsewhere}, {self.seconds:.0f} s{first}"
@@ -77,12 +77,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Way:
-    """A way in which a rotation can go.
+    """A way to rotate a key.
 
     Attributes:
-        name: for people, and in the agents' names.
-        rotate: one rotation, until it is proven.
-        refuses: whether a vendor refuses the stored key meanwhile, so that another one may have to answer.
+        name: used in the summary and in the names of agents.
+        rotate: performs one rotation and waits until it is proven.
+        refuses: whether a vendor refuses the stored key meanwhile, so that another vendor may answer.
     """
 
     name: str
@@ -90,13 +90,13 @@ class Way:
     refuses: bool = False
 
 
-async def measure(stage: Stage, *, quick: bool) -> Results:
-    """All ways, and the loop."""
+async def measure(servers: Servers, *, quick: bool) -> Results:
+    """Measure all ways, and the baseline."""
     results = Results()
     rotations = 2 if quick else ROTATIONS
-    with _scene(stage) as scene, PracticeVendors() as vendors:
-        await _with_isabella(scene, vendors, rotations, results)
-        await _with_the_loop(scene, vendors, rotations, results)
+    with _setup(servers) as setup, PracticeVendors() as vendors:
+        await _with_isabella(setup, vendors, rotations, results)
+        await _with_the_loop(setup, vendors, rotations, results)
     return results
 
 
@@ -104,7 +104,7 @@ async def measure(stage: Stage, *, quick: bool) -> Results:
 
 
 async def _in_place(operator: Operator, backend: httpx.AsyncClient, _number: int) -> None:
-    """The new key is good, and so is the old one."""
+    """The vendor accepts the new key and the old one."""
     for name in NAMES:
         operator.make(name)
         operator.accept(name)
@@ -113,14 +113,14 @@ async def _in_place(operator: Operator, backend: httpx.AsyncClient, _number: int
 
 
 async def _recreated(operator: Operator, backend: httpx.AsyncClient, number: int) -> None:
-    """The type changes with the key, so that the provider has to be deleted and made anew."""
+    """The type changes with the key, so that the provider is recreated."""
     for name in NAMES:
         operator.change_type(name)
     await _in_place(operator, backend, number)
 
 
 async def _too_early(operator: Operator, backend: httpx.AsyncClient, _number: int) -> None:
-    """The vendor does not take the new key at first."""
+    """The vendor accepts the new key only after the backend has tried it."""
     for name in NAMES:
         operator.make(name)
     operator.write()
@@ -131,7 +131,7 @@ async def _too_early(operator: Operator, backend: httpx.AsyncClient, _number: in
 
 
 async def _too_late(operator: Operator, backend: httpx.AsyncClient, number: int) -> None:
-    """A vendor has revoked the old key already, one vendor after the other: a turn may meet several of them."""
+    """A vendor has revoked the old key already; each rotation affects one vendor."""
     name = NAMES[number % len(NAMES)]
     operator.make(name)
     operator.revoke(name)
@@ -150,23 +150,23 @@ WAYS = (
 # --- with Isabella --------------------------------------------------------------------------------------------------
 
 
-async def _with_isabella(scene: Scene, vendors: PracticeVendors, rotations: int, results: Results) -> None:
-    operator = Operator(vendors, scene.folder / ".env")
-    file = scene.folder / "agents.toml"
+async def _with_isabella(setup: Setup, vendors: PracticeVendors, rotations: int, results: Results) -> None:
+    operator = Operator(vendors, setup.folder / ".env")
+    file = setup.folder / "agents.toml"
     file.write_text("\n".join(_defined(way, name) for way in WAYS for name in NAMES))
     told, failed = [], 0
     variables = {
         "ISABELLA_AGENTS_FILE": str(file),
         "ISABELLA_EMBEDDINGS": "off",
-        # A busy machine may well be silent for longer than anybody has patience; that is not what is measured.
+        # A busy machine may exceed the default; the time limit is not measured here.
         "ISABELLA_FIRST_TOKEN_TIMEOUT": "60",
     }
-    with serving(scene, variables) as (address, _process):
+    with serving(setup, variables) as (address, _process):
         vendors.forget()
         async with _client(address) as backend:
             for way in WAYS:
                 rotate = partial(way.rotate, operator, backend)
-                outcome = await _talking(partial(_through, backend, way), rotate, rotations)
+                outcome = await _run_turns(partial(_through, backend, way), rotate, rotations)
                 astray = [name for name in NAMES if not operator.last_key_arrived(name)]
                 assert not astray, f"{way.name}: {astray} did not get the last key after the last rotation"
                 told.append(f"{way.name} {outcome.told}")
@@ -176,7 +176,7 @@ async def _with_isabella(scene: Scene, vendors: PracticeVendors, rotations: int,
 
 
 def _defined(way: Way, vendor: str) -> str:
-    """An agent whose own vendor is the first of all."""
+    """Return the definition of an agent whose first handle is on this vendor."""
     handles = [_HANDLES[vendor], *(handle for name, handle in _HANDLES.items() if name != vendor)]
     entries = {"id": f"{way.name}-{vendor}", "name": f"{way.name}-{vendor}", "persona": "Talk.", "handles": handles}
     return "\n".join(["[[agents]]", *(f"{key} = {json.dumps(value)}" for key, value in entries.items()), ""])
@@ -198,7 +198,7 @@ async def _through(backend: httpx.AsyncClient, way: Way, vendor: str) -> tuple[s
         told = [said["code"] for kind, said in events if kind == "error"]
         return ", ".join([f"status {response.status_code}", *refusals, *told, *ends]), bool(refusals)
     if refusals and not way.refuses:
-        # Nothing was wrong at any vendor, so nobody but its own has to answer.
+        # No vendor refuses its key, so a failover is a failure.
         return ", ".join(refusals), True
     return None, bool(refusals)
 
@@ -206,11 +206,11 @@ async def _through(backend: httpx.AsyncClient, way: Way, vendor: str) -> tuple[s
 # --- with the loop --------------------------------------------------------------------------------------------------
 
 
-async def _with_the_loop(scene: Scene, vendors: PracticeVendors, rotations: int, results: Results) -> None:
-    operator = Operator(vendors, scene.folder / ".env")
+async def _with_the_loop(setup: Setup, vendors: PracticeVendors, rotations: int, results: Results) -> None:
+    operator = Operator(vendors, setup.folder / ".env")
     vendors.forget()
-    async with client_of_letta(scene.connection) as letta:
-        agents = await _made(letta, with_practice_vendors(scene.settings, vendors))
+    async with client_of_letta(setup.connection) as letta:
+        agents = await _made(letta, with_practice_vendors(setup.settings, vendors))
 
         async def say(vendor: str) -> tuple[str | None, bool]:
             return await _directly(letta, agents[vendor]), False
@@ -219,16 +219,16 @@ async def _with_the_loop(scene: Scene, vendors: PracticeVendors, rotations: int,
             for name in NAMES:
                 operator.make(name)
                 operator.accept(name)
-            settings = with_practice_vendors(scene.settings, vendors)
-            await list_delete_post(scene.connection, [one for one in desired_providers(settings) if one.wanted])
+            settings = with_practice_vendors(setup.settings, vendors)
+            await list_delete_post(setup.connection, [one for one in desired_providers(settings) if one.wanted])
 
-        outcome = await _talking(say, rotate, rotations)
+        outcome = await _run_turns(say, rotate, rotations)
     results.add("loop_failed_turns", len(outcome.failed), f"{rotations} rotations: {outcome.told}")
     results.add("loop_foreign_keys", operator.foreign(), f"of {operator.asked()} requests")
 
 
 async def _made(letta: httpx.AsyncClient, settings: Settings) -> Mapping[str, str]:
-    """Letta's ids of agents on the vendors, bound as Isabella binds hers."""
+    """Return the Letta ids of agents on the vendors, bound as Isabella binds its own."""
     models = ModelCatalog.of(settings)
     agents = {}
     for name, handle in _HANDLES.items():
@@ -251,15 +251,15 @@ async def _directly(letta: httpx.AsyncClient, agent: str) -> str | None:
 # --- both -----------------------------------------------------------------------------------------------------------
 
 
-async def _talking(say: Say, rotate: Callable[[int], Awaitable[None]], rotations: int) -> Outcome:
-    """Rotate so often, each as soon as the one before is done, while an agent on each vendor talks.
+async def _run_turns(say: Say, rotate: Callable[[int], Awaitable[None]], rotations: int) -> Outcome:
+    """Rotate keys one after another while an agent on each vendor has turns without pause.
 
-    The first rotation waits until all of them talk; all of them say something after the last one, too.
+    The first rotation waits until each agent has completed a turn; each has another turn after the last rotation.
 
     Args:
-        say: one turn.
-        rotate: one rotation.
-        rotations: how many.
+        say: runs one turn.
+        rotate: performs one rotation.
+        rotations: the number of rotations.
     """
     outcome = Outcome()
     rotated = anyio.Event()
@@ -303,10 +303,10 @@ async def _client(address: str) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @contextmanager
-def _scene(stage: Stage) -> Iterator[Scene]:
-    """A scene on a Letta of its own, in whose environment there is a key."""
-    server = Server(stage.home, instance="bench-rotation", extra_env=_OF_LETTA)
-    # Whatever a run that was killed has left there.
+def _setup(servers: Servers) -> Iterator[Setup]:
+    """Yield a setup on a separate Letta whose environment has an OpenAI key."""
+    server = Server(servers.home, instance="bench-rotation", extra_env=_OF_LETTA)
+    # Remove the leftovers of a killed run.
     server.erase()
     try:
         print("starting a Letta with a key in its environment …", flush=True)
@@ -316,6 +316,6 @@ def _scene(stage: Stage) -> Iterator[Scene]:
                 "ISABELLA_HOME": Path(folder),
                 "ISABELLA_CONFIG_FILE": Path(folder) / "isabella.toml",
             }
-            yield Scene(letta, Settings(sources=Sources({}), **own), Path(folder))
+            yield Setup(letta, Settings(sources=Sources({}), **own), Path(folder))
     finally:
         server.erase()

@@ -1,4 +1,4 @@
-"""Measuring two ways of doing a thing so that a drift of the machine cancels out."""
+"""Interleaved timing of several ways, so that drift of the machine cancels out."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Step = Callable[[], Awaitable[object]]
 
 
 async def nothing() -> None:
-    """No preparation."""
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way of doing something.
+    """One way to do something.
 
     Attributes:
         run: what is timed.
@@ -29,13 +29,13 @@ class Way:
 
 
 async def medians(rounds: int, *ways: Way) -> list[float]:
-    """The median seconds of each way. They take turns, in an order that turns round, after one untimed round."""
+    """Return the median seconds of each way. The ways alternate in rotating order, after one untimed round."""
     seconds: list[list[float]] = [[] for _ in ways]
     order = list(range(len(ways)))
     for number in range(rounds + 1):
         for index in order:
             await ways[index].before()
-            # What the ways before it have left behind is not this one's to clear away; its own still is.
+            # Garbage of the previous ways is collected before the timer starts; a way's own garbage counts.
             gc.collect()
             began = time.perf_counter()
             await ways[index].run()
@@ -46,5 +46,5 @@ async def medians(rounds: int, *ways: Way) -> list[float]:
 
 
 def in_ms(names: Sequence[str], seconds: Sequence[float]) -> str:
-    """Medians for people: `ours 21 ms, loop 850 ms`."""
+    """Return medians as text: `ours 21 ms, loop 850 ms`."""
     return ", ".join(f"{name} {value * 1000:.0f} ms" for name, value in zip(names, seconds, strict=True))

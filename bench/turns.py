@@ -1,4 +1,4 @@
-"""Turns: what Isabella adds to the time to the first token, and how she holds out under twenty clients."""
+"""Turns: the overhead on the time to the first token, and the throughput with twenty clients."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ import httpx2 as httpx
 import psutil
 
 from bench.backend import TOKEN, serving, vendor_variables
-from bench.stage import Scene, Stage
-from bench.subject import Results
+from bench.results import Results
+from bench.setup import Servers, Setup
 from isabella.agents.metadata import MANAGED_TAG
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.practice import PracticeVendors
 
 AGENTS, CLIENTS = 5, 20
-#: How long the twenty clients are at it, in seconds; ten minutes in the full form.
+#: Seconds that the twenty clients run; 600 for a full measurement.
 SECONDS = float(os.environ.get("ISABELLA_BENCH_SECONDS", "60"))
 _HANDLE = "byok-groq/openai/gpt-oss-120b"
 _BLOCKS = 4
@@ -30,7 +30,7 @@ _BLOCKS = 4
 
 @dataclass
 class Tally:
-    """What some turns came to."""
+    """The outcome of some turns."""
 
     turns: int = 0
     errors: list[str] = field(default_factory=list)
@@ -39,13 +39,13 @@ class Tally:
 
     @property
     def per_second(self) -> float:
-        """Turns in a second."""
+        """Turns per second."""
         return self.turns / self.seconds if self.seconds else 0.0
 
 
 @dataclass
 class Talkers:
-    """The two ways to an agent: Letta itself, and Isabella.
+    """Clients of Letta and of Isabella.
 
     Attributes:
         letta: a client of Letta.
@@ -61,7 +61,7 @@ class Talkers:
     speaking: set[str] = field(default_factory=set)
 
     async def directly(self, agent: str) -> float:
-        """A turn with Letta alone; seconds to the first token."""
+        """Run a turn on Letta directly; return the seconds to the first token."""
         body = {"messages": [{"role": "user", "content": "Say good morning"}], "stream_tokens": True}
         path = f"/v1/agents/{self.agents[agent]}/messages/stream"
         began = time.perf_counter()
@@ -75,7 +75,7 @@ class Talkers:
         return first
 
     async def through(self, agent: str, tally: Tally | None = None) -> float:
-        """A turn through Isabella; seconds to the first token."""
+        """Run a turn through Isabella; return the seconds to the first token."""
         began = time.perf_counter()
         first, ended, kind, asked = 0.0, "", "", False
         path = f"/api/agents/{agent}/turns"
@@ -98,12 +98,12 @@ class Talkers:
         return first
 
 
-async def measure(stage: Stage, *, quick: bool) -> Results:
-    """All of it, on the Letta with a master key."""
+async def measure(servers: Servers, *, quick: bool) -> Results:
+    """Measure both, on the Letta with a master key."""
     results = Results()
-    with stage.vendors(sealed=True) as (scene, vendors):
-        await scene.start()
-        async with _talkers(scene, vendors) as talkers:
+    with servers.vendors(sealed=True) as (setup, vendors):
+        await setup.start()
+        async with _talkers(setup, vendors) as talkers:
             await _first_token(talkers, results, rounds=8 if quick else 40)
             await _many(talkers, results, seconds=min(SECONDS, 16.0) if quick else SECONDS)
     return results
@@ -114,7 +114,7 @@ async def _first_token(talkers: Talkers, results: Results, *, rounds: int) -> No
     direct: list[float] = []
     through: list[float] = []
     for number in range(rounds + 2):
-        # The two agents change places, and so does the order, so that neither history nor drift counts.
+        # Swap the agents and the order, so that neither history nor drift matters.
         first, second = (one, other) if number % 2 else (other, one)
         if number % 4 < 2:
             direct.append(await talkers.directly(first))
@@ -144,7 +144,7 @@ async def _many(talkers: Talkers, results: Results, *, seconds: float) -> None:
 
 
 async def _crowd(talkers: Talkers, tally: Tally, seconds: float, *, through: bool) -> None:
-    """Twenty clients, four to an agent, for so long. Letta alone does not keep order, so there the clients do."""
+    """Run twenty clients, four per agent. Letta alone does not order turns, so there the clients take turns."""
     order = {name: asyncio.Lock() for name in talkers.agents}
     names = [*talkers.agents]
     began = time.perf_counter()
@@ -170,13 +170,13 @@ async def _crowd(talkers: Talkers, tally: Tally, seconds: float, *, through: boo
 
 
 @asynccontextmanager
-async def _talkers(scene: Scene, vendors: PracticeVendors) -> AsyncIterator[Talkers]:
-    password = scene.letta.password.get_secret_value()
+async def _talkers(setup: Setup, vendors: PracticeVendors) -> AsyncIterator[Talkers]:
+    password = setup.letta.password.get_secret_value()
     limits = httpx.Limits(max_connections=None, keepalive_expiry=3.0)
-    with serving(scene, vendor_variables(vendors)) as (address, process):
+    with serving(setup, vendor_variables(vendors)) as (address, process):
         async with (
             httpx.AsyncClient(
-                base_url=scene.letta.base_url,
+                base_url=setup.letta.base_url,
                 headers={"Authorization": f"Bearer {password}"},
                 timeout=120,
                 limits=limits,
@@ -190,7 +190,7 @@ async def _talkers(scene: Scene, vendors: PracticeVendors) -> AsyncIterator[Talk
                 trust_env=False,
             ) as isabella,
         ):
-            binding = await ModelCatalog.of(scene.settings).binding(_HANDLE)
+            binding = await ModelCatalog.of(setup.settings).binding(_HANDLE)
             agents = {}
             for number in range(AGENTS):
                 made = await letta.post(

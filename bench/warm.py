@@ -1,65 +1,65 @@
-"""A warm start: everything is in line already, and only has to be proven."""
+"""A warm start: all providers are in sync and only have to be proven."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from bench.loop import list_delete_post
+from bench.baseline import list_delete_post
 from bench.recorder import recording
-from bench.stage import Scene, Stage
-from bench.subject import Results
+from bench.results import Results
+from bench.setup import Servers, Setup
 from bench.timing import Way, in_ms, medians
+from isabella.api import ensure_providers
 from isabella.practice import NAMES, PracticeVendors
-from isabella.providers.api import ensure_providers
 from isabella.providers.desired import desired_providers
 
 
-async def measure_open(stage: Stage, *, quick: bool) -> Results:
-    """Without a master key, and how many requests it takes."""
+async def measure_open(servers: Servers, *, quick: bool) -> Results:
+    """Measure without a master key, and count the requests."""
     results = Results()
-    with stage.vendors(sealed=False) as (scene, vendors):
-        ours, loop = await _ours_and_loop(scene, rounds=3 if quick else 15)
+    with servers.vendors(sealed=False) as (setup, vendors):
+        ours, loop = await _ours_and_loop(setup, rounds=3 if quick else 15)
         results.add("warm_speedup", loop / ours, in_ms(("ours", "loop"), (ours, loop)))
-        await _count_requests(scene, vendors, results)
+        await _count_requests(setup, vendors, results)
     return results
 
 
-async def measure_sealed(stage: Stage, *, quick: bool) -> Results:
-    """With a master key: proofs derived anew, and proofs remembered."""
+async def measure_sealed(servers: Servers, *, quick: bool) -> Results:
+    """Measure with a master key, without and with remembered proofs."""
     results = Results()
-    with stage.vendors(sealed=True) as (scene, _):
-        await scene.start()
-        desired = [provider for provider in desired_providers(scene.settings) if provider.wanted]
+    with servers.vendors(sealed=True) as (setup, _):
+        await setup.start()
+        desired = [provider for provider in desired_providers(setup.settings) if provider.wanted]
 
         async def start_again() -> None:
-            # The loop before it has sealed every key under a new salt.
-            await scene.start()
+            # The baseline has encrypted every key with a new salt.
+            await setup.start()
 
-        # The loop goes first: after it, no sealed value is the one that was proven before.
+        # The baseline runs first, so that no stored ciphertext has been proven before.
         loop, anew, again = await medians(
             3 if quick else 15,
-            Way(lambda: list_delete_post(scene.connection, desired)),
-            Way(scene.start, before=scene.forget_proofs),
-            Way(scene.start, before=start_again),
+            Way(lambda: list_delete_post(setup.connection, desired)),
+            Way(setup.start, before=setup.forget_proofs),
+            Way(setup.start, before=start_again),
         )
         results.add("warm_speedup_sealed", loop / anew, in_ms(("ours", "loop"), (anew, loop)))
         results.add("warm_speedup_sealed_again", loop / again, in_ms(("ours", "loop"), (again, loop)))
     return results
 
 
-async def _ours_and_loop(scene: Scene, *, rounds: int) -> tuple[float, float]:
-    await scene.start()
-    desired = [provider for provider in desired_providers(scene.settings) if provider.wanted]
-    ours, loop = await medians(rounds, Way(scene.start), Way(lambda: list_delete_post(scene.connection, desired)))
+async def _ours_and_loop(setup: Setup, *, rounds: int) -> tuple[float, float]:
+    await setup.start()
+    desired = [provider for provider in desired_providers(setup.settings) if provider.wanted]
+    ours, loop = await medians(rounds, Way(setup.start), Way(lambda: list_delete_post(setup.connection, desired)))
     return ours, loop
 
 
-async def _count_requests(scene: Scene, vendors: PracticeVendors, results: Results) -> None:
-    await scene.start()
+async def _count_requests(setup: Setup, vendors: PracticeVendors, results: Results) -> None:
+    await setup.start()
     vendors.forget()
-    async with recording(scene.letta.base_url) as recorder:
-        through = replace(scene.connection, base_url=recorder.address)
-        report = await ensure_providers(scene.settings, connection=through)
+    async with recording(setup.letta.base_url) as recorder:
+        through = replace(setup.connection, base_url=recorder.address)
+        report = await ensure_providers(setup.settings, connection=through)
     assert report.all_proven
     writes = [method for method, _ in recorder.requests if method not in ("GET", "HEAD")]
     assert not writes, f"a warm start has written: {writes}"

@@ -1,4 +1,4 @@
-"""`python -m compat [RELEASE …]`: go through the cases on these releases, and write the table."""
+"""`python -m compat [RELEASE …]`: run the cases on these releases, and write the table."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from pathlib import Path
 
 from compat import ROOT, table
 from compat.cases import OPEN, SEALING, Case
-from compat.stage import stage
+from compat.target import open_target
 from isabella.embedded import Letta, Server
 from isabella.errors import IsabellaError
 from isabella.practice import PracticeVendors
 
 RELEASES = ("0.16.0", "0.16.1", "0.16.2", "0.16.4", "0.16.5", "0.16.6", "0.16.7", "0.16.8")
-#: Installed once, and used by the tests as well; git ignores it.
+#: Releases are installed here once; the tests use them, too. Git ignores it.
 HOME = ROOT / ".isabella" / "tests"
 
 
 def main(wanted: list[str]) -> int:
-    """Try the releases one after the other. The exit code tells whether every case came out as it should."""
+    """Test the releases in turn. Return 0 if every case passed, 1 if one failed, 2 for an unknown release."""
     unknown = [release for release in wanted if release not in RELEASES]
     if unknown:
         print(f"compat: {unknown[0]} is not one of {', '.join(RELEASES)}", file=sys.stderr)
@@ -34,12 +34,12 @@ def main(wanted: list[str]) -> int:
         results[release] = _try_release(release)
         failed += sum(came.startswith(table.FAILED) for came in results[release].values())
         table.write(results)
-    print(f"{table.PATH.relative_to(ROOT)} is written; {failed or 'no'} case{'' if failed == 1 else 's'} failed.")
+    print(f"{table.PATH.relative_to(ROOT)} written; {failed or 'no'} case{'' if failed == 1 else 's'} failed.")
     return 1 if failed else 0
 
 
 def _try_release(release: str) -> dict[str, str]:
-    # The name is one that the tests clear away, should this process be killed.
+    # The tests erase instances of this name if their process is gone.
     server = Server(HOME, release=release, instance=f"tests-{os.getpid()}-compat")
     came: dict[str, str] = {}
     try:
@@ -56,11 +56,11 @@ def _try_release(release: str) -> dict[str, str]:
 
 def _try_cases(cases: Mapping[str, Case], letta: Letta, vendors: PracticeVendors, home: Path) -> dict[str, str]:
     came: dict[str, str] = {}
-    with stage(letta, vendors, home) as opened:
+    with open_target(letta, vendors, home) as opened:
         for title, case in cases.items():
             try:
                 came[title] = case(opened)
-            except Exception:  # noqa: BLE001 - whatever goes wrong, the other cases go on, and the table tells
+            except Exception:  # noqa: BLE001 - the other cases go on, and the table records the failure
                 came[title] = table.FAILED
                 traceback.print_exc()
             print(f"  {title}: {came[title]}", flush=True)

@@ -1,8 +1,8 @@
-"""What Letta may hold, case by case, and what comes of it: proven, or refused with the reason and the way out.
+"""The cases: a state of Letta, and the outcome: proven, or refused with reason and remedy.
 
-A case returns what goes into the table. It fails where a provider is neither proven nor explained, where something
-was deleted that cannot come back, or where a proven key is not the one that reaches the vendor. The doctor's cases
-fail where it finds anything in a system that is in order, or not exactly the fault in one that is not.
+A case returns its cell of the table. It fails if a provider is neither proven nor explained, if something was deleted
+that cannot be recreated, or if a proven key is not the key that reaches the vendor. The doctor's cases fail if the
+doctor finds anything in a healthy system, or anything but the fault in a broken one.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from proxy import Proxy
-from sealed import OTHER_MASTER_KEY, seal
-from ward import VENDORS, Ward
-
-from compat.stage import FORMER_KEY, Stage
+from compat.target import FORMER_KEY, Target
 from isabella.agents.reconcile import EnsureOutcome
 from isabella.agents.service import open_agent_service
 from isabella.config.settings import load_settings
 from isabella.providers.report import Proof, ProviderReport
+from tests.support.doctor_env import VENDORS, DoctorEnv
+from tests.support.fault_proxy import Proxy
+from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
 
-Case = Callable[[Stage], str]
+Case = Callable[[Target], str]
 
 #: 64 hexadecimal digits (fact O7).
 _HEX_KEY = "5eed" * 16
@@ -28,136 +27,136 @@ _HEX_KEY = "5eed" * 16
 _ELSEWHERE = "http://127.0.0.1:9/v1"
 
 
-def _proven(stage: Stage, name: str, entry: ProviderReport, how: str) -> str:
-    """It is proven, and an agent's next message carries the configured key."""
+def _proven(target: Target, name: str, entry: ProviderReport, how: str) -> str:
+    """Check that the provider is proven and an agent's next message carries the key; return `how`."""
     assert entry.proof is Proof.PROVEN, entry.reason
-    assert stage.opened(name) == stage.key, entry.reason
-    assert stage.bearers(name) == {"the configured key"}
+    assert target.opened(name) == target.key, entry.reason
+    assert target.bearers(name) == {"the configured key"}
     return how
 
 
-def _in_place(stage: Stage, name: str, entry: ProviderReport) -> str:
-    assert not stage.deleted
-    return _proven(stage, name, entry, "in place")
+def _in_place(target: Target, name: str, entry: ProviderReport) -> str:
+    assert not target.deleted
+    return _proven(target, name, entry, "in place")
 
 
-def _recreated_or_named(stage: Stage, name: str, id: str, entry: ProviderReport, remedy: str) -> str:
-    """Recreated under the same id where that works; elsewhere nothing was deleted, and the way out is told."""
-    (row,) = stage.ground.rows(name)
+def _recreated_or_named(target: Target, name: str, id: str, entry: ProviderReport, remedy: str) -> str:
+    """Check that the provider was recreated under its id or, if the release cannot, refused with a remedy."""
+    (row,) = target.admin.rows(name)
     assert row["id"] == id
-    if stage.recreates:
-        return _proven(stage, name, entry, "recreated")
-    assert not stage.deleted
+    if target.recreates:
+        return _proven(target, name, entry, "recreated")
+    assert not target.deleted
     assert entry.proof is Proof.FAILED
     assert entry.remedy is not None
     assert remedy in entry.remedy, entry.remedy
     return "refused: upgrade"
 
 
-def absent(stage: Stage) -> str:
-    """It is created, and a second sync writes nothing."""
-    name = stage.new_name()
-    entry = stage.sync(name)
-    came = _proven(stage, name, entry, "created")
-    (row,) = stage.ground.rows(name)
-    again = stage.sync(name)
+def absent(target: Target) -> str:
+    """No provider: it is created, and a second sync writes nothing."""
+    name = target.new_name()
+    entry = target.sync(name)
+    came = _proven(target, name, entry, "created")
+    (row,) = target.admin.rows(name)
+    again = target.sync(name)
     assert again.proof is Proof.PROVEN
-    assert stage.writes == []
-    told = any("O10" in notice for notice in stage.notices)
-    assert told == (stage.version < (0, 16, 4))
+    assert target.writes == []
+    told = any("O10" in notice for notice in target.notices)
+    assert told == (target.version < (0, 16, 4))
     return came if row.get("last_synced") is not None and not told else f"{came}, no models read (O10)"
 
 
-def stale(stage: Stage) -> str:
+def stale(target: Target) -> str:
     """Another key: changed in place, and the next message carries the new one."""
-    name = stage.new_name()
-    stage.plant(name)
-    return _in_place(stage, name, stage.sync(name))
+    name = target.new_name()
+    target.plant(name)
+    return _in_place(target, name, target.sync(name))
 
 
-def moved(stage: Stage) -> str:
+def moved(target: Target) -> str:
     """Another base URL, and an agent that is bound there: both are changed in place, and the key arrives (M6)."""
-    name = stage.new_name()
-    stage.plant(name, base_url=_ELSEWHERE)
-    with stage.agent(name, _ELSEWHERE) as agent:
-        came = _in_place(stage, name, stage.sync(name))
-        assert stage.carried(agent) == {"the configured key"}
+    name = target.new_name()
+    target.plant(name, base_url=_ELSEWHERE)
+    with target.agent(name, _ELSEWHERE) as agent:
+        came = _in_place(target, name, target.sync(name))
+        assert target.carried(agent) == {"the configured key"}
     return f"{came}, with the agent"
 
 
-def absent_and_moved(stage: Stage) -> str:
-    """Nothing, but an agent of former days at another base URL: it is changed before the key is there (M6)."""
-    name = stage.new_name()
-    with stage.agent(name, _ELSEWHERE) as agent:
-        entry = stage.sync(name)
+def absent_and_moved(target: Target) -> str:
+    """No provider, but an agent at another base URL: the agent is changed before the key is stored (M6)."""
+    name = target.new_name()
+    with target.agent(name, _ELSEWHERE) as agent:
+        entry = target.sync(name)
         assert "agents that call the new address now: compat-" in entry.reason
-        came = _proven(stage, name, entry, "created")
-        assert stage.carried(agent) == {"the configured key"}
+        came = _proven(target, name, entry, "created")
+        assert target.carried(agent) == {"the configured key"}
     return f"{came}, with the agent"
 
 
-def another_type(stage: Stage) -> str:
-    """Another type: only recreating it helps."""
-    name = stage.new_name()
-    id = stage.plant(name, key=stage.key, type="cerebras")
-    return _recreated_or_named(stage, name, id, stage.sync(name), "Upgrade Letta to 0.16.2")
+def another_type(target: Target) -> str:
+    """Another type: the provider is recreated."""
+    name = target.new_name()
+    id = target.plant(name, key=target.key, type="cerebras")
+    return _recreated_or_named(target, name, id, target.sync(name), "Upgrade Letta to 0.16.2")
 
 
-def sealed_elsewhere(stage: Stage) -> str:
-    """Sealed under another master key: PATCH is answered 400, so only recreating it helps (P4, O5)."""
-    name = stage.new_name()
-    id = stage.plant(name)
-    stage.ground.write_key(id, seal(stage.key, OTHER_MASTER_KEY))
-    return _recreated_or_named(stage, name, id, stage.sync(name), "under the master key that this was sealed with")
+def sealed_elsewhere(target: Target) -> str:
+    """A key encrypted with another master key: PATCH answers 400, so the provider is recreated (P4, O5)."""
+    name = target.new_name()
+    id = target.plant(name)
+    target.admin.write_key(id, seal(target.key, OTHER_MASTER_KEY))
+    return _recreated_or_named(target, name, id, target.sync(name), "under the master key that this was sealed with")
 
 
-def plaintext(stage: Stage) -> str:
-    """The right key, stored before there was a master key: sealed now, in place (P5)."""
-    name = stage.new_name()
-    id = stage.plant(name)
-    stage.ground.write_key(id, stage.key)
-    entry = stage.sync(name)
-    assert not any(line == f"DELETE /v1/providers/{id}" for line in stage.writes)
-    assert stage.ground.key_text(id) != stage.key
-    return _proven(stage, name, entry, "sealed in place")
+def plaintext(target: Target) -> str:
+    """The right key in plaintext, from before there was a master key: encrypted in place (P5)."""
+    name = target.new_name()
+    id = target.plant(name)
+    target.admin.write_key(id, target.key)
+    entry = target.sync(name)
+    assert not any(line == f"DELETE /v1/providers/{id}" for line in target.writes)
+    assert target.admin.key_text(id) != target.key
+    return _proven(target, name, entry, "sealed in place")
 
 
-def lost(stage: Stage) -> str:
-    """No key at all, as an upgrade leaves it: written in place, and said why (O4)."""
-    name = stage.new_name()
-    id = stage.plant(name)
-    stage.ground.database.execute("UPDATE providers SET api_key_enc = NULL WHERE id = %s", (id,))
-    entry = stage.sync(name)
+def lost(target: Target) -> str:
+    """No key, as after an upgrade: written in place, with the reason (O4)."""
+    name = target.new_name()
+    id = target.plant(name)
+    target.admin.database.execute("UPDATE providers SET api_key_enc = NULL WHERE id = %s", (id,))
+    entry = target.sync(name)
     assert "O4" in entry.reason
-    return _in_place(stage, name, entry)
+    return _in_place(target, name, entry)
 
 
-def white_space(stage: Stage) -> str:
-    """The right key with white space around it, as releases before 0.16.5 store it: another key, changed (O9)."""
-    name = stage.new_name()
-    id = stage.plant(name)
-    assert stage.letta.master_key is not None
-    stage.ground.write_key(id, seal(f" {stage.key}\n", stage.letta.master_key.get_secret_value()))
-    return _in_place(stage, name, stage.sync(name))
+def white_space(target: Target) -> str:
+    """The right key with white space around it, as releases before 0.16.5 store it: replaced in place (O9)."""
+    name = target.new_name()
+    id = target.plant(name)
+    assert target.letta.master_key is not None
+    target.admin.write_key(id, seal(f" {target.key}\n", target.letta.master_key.get_secret_value()))
+    return _in_place(target, name, target.sync(name))
 
 
-def empty(stage: Stage) -> str:
-    """An empty key: POST and PATCH take it, and it is nothing (P10, O9)."""
-    name = stage.new_name()
-    stage.plant(name, key="")
-    return _in_place(stage, name, stage.sync(name))
+def empty(target: Target) -> str:
+    """An empty key, which POST and PATCH accept: replaced in place (P10, O9)."""
+    name = target.new_name()
+    target.plant(name, key="")
+    return _in_place(target, name, target.sync(name))
 
 
-def deleted(stage: Stage) -> str:
-    """Deleted by hand: it comes back under its id, or its name is blocked, and that is said (O1, O2, O8)."""
-    name = stage.new_name()
-    id = stage.plant(name)
-    stage.ground.delete(id)
-    entry = stage.sync(name)
-    if stage.recreates:
-        (row,) = stage.ground.rows(name)
+def deleted(target: Target) -> str:
+    """A deleted provider: recreated under its id, or refused because its name is blocked (O1, O2, O8)."""
+    name = target.new_name()
+    id = target.plant(name)
+    target.admin.delete(id)
+    entry = target.sync(name)
+    if target.recreates:
+        (row,) = target.admin.rows(name)
         assert row["id"] == id
-        return _proven(stage, name, entry, "created, same id")
+        return _proven(target, name, entry, "created, same id")
     assert entry.proof is Proof.FAILED
     assert "O1" in entry.reason
     assert entry.remedy is not None
@@ -165,65 +164,65 @@ def deleted(stage: Stage) -> str:
     return "refused: upgrade"
 
 
-def crowded(stage: Stage) -> str:
+def crowded(target: Target) -> str:
     """More than 50 providers: all are listed, and only this one is written (P1)."""
-    name = stage.new_name()
-    id = stage.plant(name)
-    stage.ground.crowd(id, 60)
-    entry = stage.sync(name)
-    assert len(stage.writes) == 1
-    stage.ground.clear("crowd-*")
-    return _in_place(stage, name, entry)
+    name = target.new_name()
+    id = target.plant(name)
+    target.admin.crowd(id, 60)
+    entry = target.sync(name)
+    assert len(target.writes) == 1
+    target.admin.clear("crowd-*")
+    return _in_place(target, name, entry)
 
 
-def refused(stage: Stage) -> str:
-    """The vendor refuses the configured key: the stored one stays."""
-    name = stage.new_name()
-    stage.plant(name)
-    entry = stage.sync(name, key="ak_practice-refused")
+def refused(target: Target) -> str:
+    """A configured key that the vendor refuses: the stored key stays."""
+    name = target.new_name()
+    target.plant(name)
+    entry = target.sync(name, key="ak_practice-refused")
     assert entry.proof is Proof.FAILED
-    assert stage.writes == []
-    assert stage.opened(name) == FORMER_KEY
+    assert target.writes == []
+    assert target.opened(name) == FORMER_KEY
     return "refused, nothing written"
 
 
-def in_order(stage: Stage) -> str:
-    """All is well, and the doctor says so: seen from this machine, with completions, and over REST alone.
+def in_order(target: Target) -> str:
+    """A healthy system: no finding, neither locally, nor with completions, nor over REST alone.
 
-    What a release cannot do is worth knowing there, but no finding.
+    A limitation of the release is a note, not a finding.
     """
-    with stage.ward() as ward:
-        notes = _healthy(stage, ward)
-        assert _healthy(stage, ward, "--probe") == notes
-        # A Letta on another machine: its process and its database are out of sight, so it is asked for more.
-        ward.unset("ISABELLA_DATABASE_URL")
-        with Proxy(stage.letta.base_url) as proxy:
-            ward.set(LETTA_BASE_URL=proxy.url)
-            assert _healthy(stage, ward) == notes
+    with target.doctor_env() as env:
+        notes = _healthy(target, env)
+        assert _healthy(target, env, "--probe") == notes
+        # As if Letta ran on another machine: without its process and database, the doctor needs more of its API.
+        env.unset("ISABELLA_DATABASE_URL")
+        with Proxy(target.letta.base_url) as proxy:
+            env.set(LETTA_BASE_URL=proxy.url)
+            assert _healthy(target, env) == notes
             assert {line.rpartition("/")[2] for line in proxy.writes} <= {"check"}
-    assert notes == (set() if stage.recreates else {"release-cannot-recreate"})
-    return "no finding" if stage.recreates else "no finding; a note: never delete (O1)"
+    assert notes == (set() if target.recreates else {"release-cannot-recreate"})
+    return "no finding" if target.recreates else "no finding; a note: never delete (O1)"
 
 
-def one_stale(stage: Stage) -> str:
-    """Letta holds another key of one of them: that alone is found, and what is printed heals it."""
-    with stage.ward() as ward:
-        ward.store("byok-groq", api_key="gsk_practice-former")
-        (finding,) = ward.doctor()["findings"]
+def one_stale(target: Target) -> str:
+    """Another key of one provider: it is the only finding, and the printed remedy repairs it."""
+    with target.doctor_env() as env:
+        env.store("byok-groq", api_key="gsk_practice-former")
+        (finding,) = env.doctor()["findings"]
         assert (finding["code"], finding["provider"]) == ("key-stale", "byok-groq")
-        assert ward.follow(finding, fix=False)
-        _healthy(stage, ward)
+        assert env.follow(finding, fix=False)
+        _healthy(target, env)
     return "found and healed"
 
 
-def her_agents(stage: Stage) -> str:
-    """Isabella's own agents are made, kept at the next start, switched to another vendor, and answer there."""
-    with stage.ward() as ward:
-        return asyncio.run(_her_agents(stage, ward))
+def own_agents(target: Target) -> str:
+    """Isabella's agents are created, kept at the next start, switched to other vendors, and answer there."""
+    with target.doctor_env() as env:
+        return asyncio.run(_own_agents(target, env))
 
 
-async def _her_agents(stage: Stage, ward: Ward) -> str:
-    async with open_agent_service(load_settings(ward.folder / ".env", ward.environment)) as agent_service:
+async def _own_agents(target: Target, env: DoctorEnv) -> str:
+    async with open_agent_service(load_settings(env.folder / ".env", env.environment)) as agent_service:
         made = await agent_service.ensure()
         assert made
         assert {one.done for one in made} == {EnsureOutcome.CREATED}, [one.reason for one in made]
@@ -233,21 +232,21 @@ async def _her_agents(stage: Stage, ward: Ward) -> str:
         for handle in ("byok-groq/openai/gpt-oss-120b", "longcat/LongCat-2.0"):
             await agent_service.registry.switch(isabella, handle, agent_service.models)
             vendor = {"byok-groq": "groq"}.get(handle.partition("/")[0], handle.partition("/")[0])
-            stage.vendors.forget()
-            stage.ground.say(isabella.id)
-            arrived = [one for one in stage.vendors.requests(vendor) if one.path.endswith("/chat/completions")]
+            target.vendors.forget()
+            target.admin.say(isabella.id)
+            arrived = [one for one in target.vendors.requests(vendor) if one.path.endswith("/chat/completions")]
             assert arrived
-            assert all(one.carries(stage.vendors.key(vendor).get_secret_value()) for one in arrived)
+            assert all(one.carries(target.vendors.key(vendor).get_secret_value()) for one in arrived)
         assert (await agent_service.registry.get(isabella.id)).handle == "longcat/LongCat-2.0"
     return "made, kept, switched"
 
 
-def _healthy(stage: Stage, ward: Ward, *options: str) -> set[str]:
-    """Nothing is found or left open, and it was really looked at; what is worth knowing."""
-    document = ward.doctor(*options)
+def _healthy(target: Target, env: DoctorEnv, *options: str) -> set[str]:
+    """Check that the doctor finds nothing and has checked everything; return the codes of its notes."""
+    document = env.doctor(*options)
     assert document["findings"] == [], document["verdict"]
     assert document["unknown"] == []
-    assert document["letta"]["version"] == stage.letta.version
+    assert document["letta"]["version"] == target.letta.version
     fine = [one["text"] for one in document["fine"]]
     for provider in VENDORS.values():
         assert any(text.startswith(f"{provider}: read back and equal, sealed") for text in fine), fine
@@ -257,40 +256,40 @@ def _healthy(stage: Stage, ward: Ward, *options: str) -> set[str]:
     return {note["code"] for note in document["notes"]}
 
 
-def open_stale(stage: Stage) -> str:
-    """Letta and Isabella without a master key: changed in place, and read back in plaintext (P2)."""
-    name = stage.new_name()
-    stage.plant(name)
-    return _in_place(stage, name, stage.sync(name))
+def open_stale(target: Target) -> str:
+    """Letta and Isabella without a master key: replaced in place, and read back in plaintext (P2)."""
+    name = target.new_name()
+    target.plant(name)
+    return _in_place(target, name, target.sync(name))
 
 
-def open_sealed(stage: Stage) -> str:
-    """Sealed, and the master key unset since: written anew in place, before the ciphertext is sent as a key (O6)."""
-    name = stage.new_name()
-    id = stage.plant(name)
-    stage.ground.write_key(id, seal(stage.key, OTHER_MASTER_KEY))
-    return _in_place(stage, name, stage.sync(name))
+def open_sealed(target: Target) -> str:
+    """An encrypted key, but no master key any more: replaced before the ciphertext is sent as a key (O6)."""
+    name = target.new_name()
+    id = target.plant(name)
+    target.admin.write_key(id, seal(target.key, OTHER_MASTER_KEY))
+    return _in_place(target, name, target.sync(name))
 
 
-def open_hex(stage: Stage) -> str:
-    """A key of 64 hexadecimal digits: up to 0.16.6 it would never be used, so it is refused (O7)."""
-    name = stage.new_name()
-    stage.vendors.accept("longcat", [_HEX_KEY, stage.key])
-    former, stage.key = stage.key, _HEX_KEY
+def open_hex(target: Target) -> str:
+    """A key of 64 hexadecimal digits: releases up to 0.16.6 would never use it, so it is refused (O7)."""
+    name = target.new_name()
+    target.vendors.accept("longcat", [_HEX_KEY, target.key])
+    former, target.key = target.key, _HEX_KEY
     try:
-        entry = stage.sync(name)
-        if stage.version >= (0, 16, 7):
-            return _proven(stage, name, entry, "created")
+        entry = target.sync(name)
+        if target.version >= (0, 16, 7):
+            return _proven(target, name, entry, "created")
         assert entry.proof is Proof.FAILED
-        assert stage.writes == []
+        assert target.writes == []
         assert entry.remedy is not None
         assert "LETTA_ENCRYPTION_KEY" in entry.remedy
         return "refused: set a master key"
     finally:
-        stage.key = former
+        target.key = former
 
 
-#: What Letta holds -> the case, on a Letta with a master key.
+#: The cases on a Letta with a master key, by the state that they start from.
 SEALING: dict[str, Case] = {
     "nothing": absent,
     "another key": stale,
@@ -307,9 +306,9 @@ SEALING: dict[str, Case] = {
     "a key, and the vendor refuses the configured one": refused,
     "four providers in order, an agent on each: the doctor": in_order,
     "the same, but another key of one of them: the doctor": one_stale,
-    "four providers in order: Isabella's own agents": her_agents,
+    "four providers in order: Isabella's own agents": own_agents,
 }
-#: The same on a Letta without one.
+#: The cases on a Letta without a master key.
 OPEN: dict[str, Case] = {
     "another key, no master key": open_stale,
     "a sealed key, the master key unset since": open_sealed,

@@ -1,4 +1,4 @@
-"""The table of `docs/compatibility.md`: read, so that a run over some releases keeps the others, and written."""
+"""The table in `docs/compatibility.md`. A run over some releases keeps the columns of the others."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Results = dict[str, dict[str, str]]
 
 
 def read() -> Results:
-    """What is written there now, by release and case."""
+    """Return the results in the table, by release and case."""
     lines = [_cells(line) for line in _table(PATH.read_text()).splitlines() if line.startswith("|")]
     if len(lines) < 2:
         return {}
@@ -27,7 +27,7 @@ def read() -> Results:
 
 
 def write(results: Results) -> None:
-    """Put these results there, in the place of what was there."""
+    """Replace the table by these results."""
     releases = sorted(results, key=lambda release: [int(part) for part in release.split(".")])
     rows = [["Letta holds", *releases], ["---"] * (len(releases) + 1)]
     rows += [[title, *(results[release].get(title, "") for release in releases)] for title in (*SEALING, *OPEN)]

@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from isabella.embedded import Letta, Server
 from isabella.system.terminal import set_message_format
+from tests.support.letta_admin import open_admin
 
 # Where the run itself stands in the background, SIGINT is ignored, and children inherit that. Ours are interrupted.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -29,6 +31,10 @@ settings.load_profile("tests")
 
 # Below the project, so that a release is installed once and then used by every session.
 _HOME = Path(__file__).resolve().parents[1] / ".isabella" / "tests"
+
+
+#: Seconds that a file takes on two quiet cores; if it is split, that its longest case takes. Short files are absent.
+_SECONDS: dict[str, int] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -80,17 +86,45 @@ def letta_server(embedded: Server) -> Letta:
     return embedded.up()
 
 
+@pytest.fixture(scope="module")
+def empty_letta(letta_server: Letta) -> Iterator[Letta]:
+    """The session's Letta without agents and providers; for modules that check everything in it."""
+    with open_admin(letta_server) as admin:
+        admin.delete_everything()
+    yield letta_server
+    with open_admin(letta_server) as admin:
+        admin.delete_everything()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests for `--dist loadgroup`: a file is one group unless it is marked `split`, long ones first."""
+    for item in items:
+        if item.get_closest_marker("split") is None:
+            item.add_marker(pytest.mark.xdist_group(_name_of(item)))
+    items.sort(key=lambda item: -_SECONDS.get(_name_of(item), 0))
+
+
+def _name_of(item: pytest.Item) -> str:
+    return item.path.stem.removeprefix("test_")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell how far the long walks went: their points, steps and writes."""
-    reports = [report for some in terminalreporter.stats.values() for report in some]
-    told = [
-        str(value)
+    """Print how many points, steps and writes the walks covered, each with its sum."""
+    properties = [
+        (name, value)
+        for reports in terminalreporter.stats.values()
         for report in reports
         if getattr(report, "when", None) == "call"
         for name, value in report.user_properties
-        if name == "walked"
     ]
-    if told:
+    lines = [str(value) for name, value in properties if name == "walked"]
+    totals: Counter[str] = Counter()
+    for name, value in properties:
+        if name == "points":
+            walk, points = value
+            totals[walk] += points
+    if lines:
         terminalreporter.section("walked")
-        for line in told:
+        for line in [*sorted(lines), *(f"{walk}: {points} points in all" for walk, points in sorted(totals.items()))]:
             terminalreporter.line(line)

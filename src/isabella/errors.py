@@ -84,12 +84,17 @@ class LettaError(IsabellaError):
 class LettaUnreachable(LettaError):
     """No server answers at Letta's base URL, or not in time. This never means "no providers".
 
-    `sent` is whether the request may have reached Letta, so that a write may have been carried out.
+    Args:
+        what: one sentence: what happened and where.
+        remedy: what the reader can do about it.
+        sent: whether the request may have reached Letta, so that a write may have been carried out.
+        timed_out: whether the connection was there, and no answer came in time.
     """
 
-    def __init__(self, what: str, *, remedy: str | None = None, sent: bool = False) -> None:
+    def __init__(self, what: str, *, remedy: str | None = None, sent: bool = False, timed_out: bool = False) -> None:
         super().__init__(what, remedy=remedy)
         self.sent = sent
+        self.timed_out = timed_out
 
 
 class NotLetta(LettaError):
@@ -101,20 +106,47 @@ class LettaUnauthorized(LettaError):
 
 
 class LettaRefused(LettaError):
-    """Letta refused the request, with `status` 400 to 499. `detail` is Letta's message, redacted."""
+    """Letta understood the request and refused it.
 
-    def __init__(self, what: str, *, status: int, detail: str, remedy: str | None = None) -> None:
+    Args:
+        what: one sentence: what was refused.
+        status: the HTTP status, 400 to 499.
+        detail: Letta's own words, scrubbed of keys.
+        kind: the type that Letta gives the error, such as `llm_authentication`; empty if it gives none.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(self, what: str, *, status: int, detail: str, kind: str = "", remedy: str | None = None) -> None:
         super().__init__(what, remedy=remedy)
         self.status = status
         self.detail = detail
+        self.kind = kind
 
 
 class LettaBroken(LettaError):
-    """Letta responded with a server error, or with a body that its API does not specify."""
+    """Letta answered with a server error, or with something that is not what its API promises.
 
-    def __init__(self, what: str, *, status: int | None = None, remedy: str | None = None) -> None:
+    Args:
+        what: one sentence: what came back.
+        status: the HTTP status, if there was one.
+        detail: Letta's own words, scrubbed of keys; empty if there are none.
+        kind: the type that Letta gives the error, such as `llm_error`; empty if it gives none.
+        remedy: what the reader can do about it.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int | None = None,
+        detail: str = "",
+        kind: str = "",
+        remedy: str | None = None,
+    ) -> None:
         super().__init__(what, remedy=remedy)
         self.status = status
+        self.detail = detail
+        self.kind = kind
 
 
 class AgentError(IsabellaError):

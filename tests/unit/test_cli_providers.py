@@ -11,7 +11,6 @@ from typing import Any
 from unittest.mock import AsyncMock, MagicMock, Mock
 
 import pytest
-from reports import FOREIGN, IN_SYNC, MENDED
 from typer.testing import CliRunner
 
 from isabella.cli import app, main
@@ -21,6 +20,7 @@ from isabella.config.strategy import Strategy
 from isabella.errors import IsabellaError, LettaUnreachable, LockTimeout
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
+from tests.support.sample_reports import FOREIGN, IN_SYNC, MENDED
 
 FINE = replace(IN_SYNC, receipt=Receipt.ACCEPTED)
 HEALED = replace(MENDED, receipt=Receipt.ACCEPTED)
@@ -60,7 +60,7 @@ FUNCTIONS = {
 
 
 class Work:
-    """Stands in for `isabella.providers.api`: remembers what it was asked, and answers as told."""
+    """Stands in for `isabella.api`: remembers what it was asked, and answers as told."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -88,7 +88,7 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Work:
         async def call(settings: Any = None, *, _name: str = name, **options: Any) -> Report:
             return await done.do(_name, {"settings": settings, **options})
 
-        monkeypatch.setattr(f"isabella.providers.api.{name}", call)
+        monkeypatch.setattr(f"isabella.api.{name}", call)
     return done
 
 

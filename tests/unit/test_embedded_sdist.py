@@ -13,6 +13,7 @@ from pytest_httpserver import HTTPServer
 
 from isabella.embedded import Step, sdist
 from isabella.errors import InstallFailed
+from isabella.letta.releases import pinned_hashes
 
 JSON = "application/vnd.pypi.simple.v1+json"
 RELEASE = "9.9.9"
@@ -194,5 +195,5 @@ def test_an_archive_that_is_no_letta_is_refused(content: bytes, tmp_path: Path) 
 
 def test_every_release_of_the_facts_is_pinned() -> None:
     """The releases that were measured can be installed without trusting the index."""
-    assert set(sdist.pinned_hashes()) == {f"0.16.{patch}" for patch in (0, 1, 2, 4, 5, 6, 7, 8)}
-    assert all(len(value) == 64 for value in sdist.pinned_hashes().values())
+    assert set(pinned_hashes()) == {f"0.16.{patch}" for patch in (0, 1, 2, 4, 5, 6, 7, 8)}
+    assert all(len(value) == 64 for value in pinned_hashes().values())

@@ -6,7 +6,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from reports import DRIFTED, FOREIGN, IN_SYNC, MENDED, REFUSED
 
 from isabella.providers.headline import Level, headline, with_vendors
 from isabella.providers.plan import Action
@@ -17,6 +16,7 @@ from isabella.turns.vendor_errors import VendorRefusal
 from isabella.vendors.client import KeyVerdict, VendorAnswer
 from isabella.vendors.status import VendorObservation, VendorState, VendorStatusBoard
 from isabella.watch.model_refresh import ModelRefresh, ProviderModels
+from tests.support.sample_reports import DRIFTED, FOREIGN, IN_SYNC, MENDED, REFUSED
 
 START = datetime(2026, 11, 22, 3, 0, tzinfo=UTC)
 GOOD = IN_SYNC

@@ -11,7 +11,6 @@ from typing import NoReturn
 import anyio
 import pytest
 import uvicorn
-from reports import IN_SYNC
 from structlog.testing import capture_logs
 
 from isabella.config.settings import load_settings
@@ -23,6 +22,7 @@ from isabella.server import run
 from isabella.server.readiness import Phase, Readiness
 from isabella.server.run import ServeOptions
 from isabella.system import redaction
+from tests.support.sample_reports import IN_SYNC
 
 SECRET = "fake-canary-5eed-of-the-readiness"
 

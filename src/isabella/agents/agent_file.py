@@ -17,7 +17,7 @@ from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from isabella.agents.archive import ArchivalPassage
+from isabella.agents.memory import ArchivalPassage
 from isabella.errors import AgentFileRefused
 from isabella.system.redaction import redact
 

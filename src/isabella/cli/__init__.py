@@ -101,18 +101,17 @@ def demo(
     ] = None,
     env_file: EnvFile = None,
 ) -> None:
-    """Show how stored keys go stale and how a sync repairs them, on a separate Letta with practice vendors.
+    """Show the stale-key bug and its fix, on a separate Letta with practice vendors.
 
     It needs no key, and uses neither your data nor your vendors. The first run installs Letta.
-    Exit code: 0 if everything happened as described, otherwise 1.
+    Exit code: 0 if every answer was as expected, otherwise 1.
     """
     from isabella.cli.progress import show_progress
-    from isabella.demo.story import tell
-    from isabella.demo.telling import Narrator
+    from isabella.demo.story import run_demo
     from isabella.system.terminal import console
 
     current = configured_settings(env_file, home=home)
-    raise typer.Exit(0 if tell(current.home, Narrator(console()), show_progress) else 1)
+    raise typer.Exit(0 if run_demo(current.home, console(), show_progress) else 1)
 
 
 def main() -> None:

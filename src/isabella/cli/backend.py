@@ -149,7 +149,7 @@ def _backend_client(settings: Settings, agent: str) -> Iterator[BackendClient]:
         with BackendClient(backend.address, backend.token, agent, backend.peer) as client:
             yield client
         return
-    from isabella.letta.connection import connect
+    from isabella.embedded.connection import connect
     from isabella.server.in_process import in_process_backend
 
     connection = anyio.run(connect, settings)

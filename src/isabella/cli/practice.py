@@ -21,7 +21,7 @@ from isabella.system.terminal import print_message
 
 if TYPE_CHECKING:
     from isabella.practice.daemon import Running
-    from isabella.practice.requests import Request
+    from isabella.practice.vendor import Request
 
 app = commands(
     no_args_is_help=True,
@@ -30,7 +30,7 @@ app = commands(
 
 
 def _known_vendor(vendor: str) -> str:
-    from isabella.practice.profiles import profile
+    from isabella.practice.wire import profile
 
     with as_usage():
         return profile(vendor).name
@@ -111,14 +111,12 @@ def rotate(
     env_file: EnvFile = None,
 ) -> None:
     """Make a vendor accept a new key, and reject the previous ones."""
-    from isabella.practice import daemon, keyring
+    from isabella.practice import daemon
     from isabella.system.redaction import mask
 
     folder = _home(home, env_file)
-    previous = daemon.accepted_keys(folder)[vendor]
-    key = keyring.new_key(vendor)
-    daemon.accept(folder, vendor, [key, *(previous if keep_old else ())])
-    typer.echo(f"{mask(key)}  written to {daemon.keys_file(folder)}")
+    key = daemon.rotate(folder, vendor, keep_old=keep_old)
+    typer.echo(f"{mask(key.get_secret_value())}  written to {daemon.keys_file(folder)}")
 
 
 @app.command()
@@ -141,7 +139,7 @@ def fault(
     env_file: EnvFile = None,
 ) -> None:
     """Make the requests of a vendor fail, or remove its faults with --clear. Shows the active faults."""
-    from isabella.practice.faults import VendorFault
+    from isabella.practice.vendor import VendorFault
 
     kinds: dict[str, Any] = {
         "latency": latency,
@@ -194,7 +192,7 @@ def env(
 ) -> None:
     """Write the keys and base URLs of the practice vendors to a file, as lines of .env."""
     from isabella.errors import PracticeError
-    from isabella.practice.profiles import NAMES
+    from isabella.practice.wire import NAMES
     from isabella.system.files import write_private
 
     running = _running(home, env_file)
@@ -235,7 +233,7 @@ def _keys_in(source: str) -> list[str]:
 
 
 def _show(running: Running) -> None:
-    from isabella.practice.profiles import NAMES
+    from isabella.practice.wire import NAMES
     from isabella.system.redaction import mask
 
     for name in NAMES:
@@ -246,7 +244,7 @@ def _show(running: Running) -> None:
 
 
 def _as_json(running: Running | None) -> dict[str, Any]:
-    from isabella.practice.profiles import NAMES
+    from isabella.practice.wire import NAMES
     from isabella.system.redaction import mask
 
     if running is None:

@@ -47,7 +47,7 @@ def plan_command(
 
     Exit code: 0 nothing to do, 2 changes pending, 1 error.
     """
-    from isabella.providers.api import compare_providers
+    from isabella.api import compare_providers
 
     async def compare() -> Report:
         settings = configured_settings(env_file, served=True)
@@ -67,8 +67,8 @@ def status(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
     Changes nothing and contacts no vendor: the answers are those that a running backend has observed.
     Exit code: 0 all in sync, 2 drift, 1 error. Vendors' answers do not affect it.
     """
+    from isabella.api import compare_providers
     from isabella.cli.backend import vendor_observations
-    from isabella.providers.api import compare_providers
     from isabella.providers.headline import with_vendors
 
     async def compare() -> Report:
@@ -96,7 +96,7 @@ def sync(
 
     Exit code: 0 all proven, otherwise 1; with --watch 0 after an interruption.
     """
-    from isabella.providers.api import ensure_providers
+    from isabella.api import ensure_providers
 
     if watch:
         if only or no_probe:
@@ -121,7 +121,7 @@ def verify(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
 
     Costs one short completion at each vendor. Exit code: 0 all proven and accepted, otherwise 1.
     """
-    from isabella.providers.api import verify_providers
+    from isabella.api import verify_providers
 
     async def verified() -> Report:
         settings = configured_settings(env_file, served=True)
@@ -141,7 +141,7 @@ def _watch(env_file: Path | None, strategy: Strategy | None, as_json: bool) -> N
 
 async def _keep_in_sync(settings: Settings, as_json: bool) -> None:
     """Sync, and watch until cancelled. With --json, each report is one line on standard output."""
-    from isabella.providers.api import ensure_providers
+    from isabella.api import ensure_providers
     from isabella.providers.headline import document
     from isabella.system.terminal import print_message
     from isabella.watch.events import Synced, sentences

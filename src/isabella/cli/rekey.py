@@ -12,15 +12,16 @@ from pathlib import Path
 import typer
 from pydantic import SecretStr
 
+from isabella.api import compare_providers, ensure_providers
 from isabella.cli.progress import show_progress
 from isabella.cli.tables import show_report
 from isabella.config.api_keys import is_master_key
 from isabella.config.settings import Settings
 from isabella.embedded import Server
+from isabella.embedded.connection import embedded_connection
 from isabella.embedded.encrypted_columns import DecryptedValue, ValueState
 from isabella.errors import ConfigurationError
-from isabella.letta.connection import Connection, embedded_connection
-from isabella.providers.api import compare_providers, ensure_providers
+from isabella.letta.connection import Connection
 from isabella.providers.report import Report
 from isabella.system import files
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 from isabella.errors import IsabellaError
 from isabella.letta.encryption import KeyReading
 from isabella.letta.llm_config import LlmConfig
-from isabella.letta.store import Capabilities, StoredProvider
+from isabella.letta.releases import Capabilities
+from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
 from isabella.vendors.client import VendorAnswer
 
 if TYPE_CHECKING:
-    from isabella.agents.probe import ProbeResult
+    from isabella.turns.probe import ProbeResult
 
 
 @dataclass(frozen=True)

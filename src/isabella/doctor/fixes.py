@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from isabella.api import ensure_providers
 from isabella.doctor.checks.agent_bindings import new_binding
 from isabella.doctor.evidence import AgentEvidence
 from isabella.doctor.findings import Finding, Fix
@@ -11,7 +12,6 @@ from isabella.doctor.run import DoctorRun
 from isabella.errors import IsabellaError, LettaError
 from isabella.letta.connection import Connection
 from isabella.letta.llm_config import Binding
-from isabella.providers.api import ensure_providers
 from isabella.providers.report import Proof
 
 
@@ -83,12 +83,11 @@ async def _rebind(
 
 async def _bind(agent: AgentEvidence, binding: Binding, connection: Connection) -> str:
     """Change the agent's binding; every other setting of it stays."""
-    # Not before it is needed: whoever only asks the doctor does not wait for the SDK.
     from isabella.agents.registry import AgentRegistry
-    from isabella.letta.client import open_sdk_client
+    from isabella.letta.client import LettaClient
 
-    async with open_sdk_client(connection) as client:
-        registry = AgentRegistry(client)
+    async with LettaClient.open(connection) as letta:
+        registry = AgentRegistry(letta)
         try:
             # Where a sync has failed, the provider is still where it was: its key belongs there, and nowhere else.
             bound = await registry.bind(agent.id, binding)

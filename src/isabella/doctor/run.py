@@ -16,13 +16,14 @@ from isabella.doctor.collect.configuration import read_configuration, with_setti
 from isabella.doctor.collect.letta import LettaCollector
 from isabella.doctor.diagnosis import Diagnosis, diagnose
 from isabella.doctor.evidence import AgentEvidence, ConfigurationEvidence, Evidence, LettaEvidence, VendorEvidence
+from isabella.embedded.connection import connect
 from isabella.errors import AgentUnknown, ConfigurationError, IsabellaError, LettaUnreachable
-from isabella.letta.connection import Connection, connect
+from isabella.letta.connection import Connection
 from isabella.system.tasks import gather
 from isabella.system.urls import same_address
 
 if TYPE_CHECKING:
-    from isabella.agents.probe import ProbeResult
+    from isabella.turns.probe import ProbeResult
 
 #: Seconds for finding out which Letta is meant, and for the receipts.
 _TO_CONNECT, _FOR_RECEIPTS = 4.0, 60.0
@@ -188,8 +189,7 @@ def _named(name: str, agents: Sequence[AgentEvidence]) -> tuple[AgentEvidence, .
 
 async def _receipts(evidence: Evidence, connection: Connection) -> Mapping[str, ProbeResult]:
     """One line through Letta for each provider that is there, at its address: its key belongs nowhere else (M6)."""
-    from isabella.agents.probe import probe_bindings
-    from isabella.letta.client import open_sdk_client
+    from isabella.turns.probe import probe_bindings
 
     present = [
         one
@@ -200,7 +200,6 @@ async def _receipts(evidence: Evidence, connection: Connection) -> Mapping[str, 
     ]
     bindings = [passing_binding(one, evidence) for one in present]
     with anyio.move_on_after(_FOR_RECEIPTS):
-        async with open_sdk_client(connection) as client:
-            proceeds = await probe_bindings(client, bindings)
-            return {one.name: found for one, found in zip(present, proceeds, strict=True)}
+        proceeds = await probe_bindings(connection, bindings)
+        return {one.name: found for one, found in zip(present, proceeds, strict=True)}
     return {}

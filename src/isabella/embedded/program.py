@@ -16,6 +16,8 @@ from pydantic import SecretStr
 from isabella.embedded import child_processes, instance
 from isabella.embedded.instance import LOOPBACK, InstancePaths
 from isabella.errors import StartFailed
+from isabella.letta.paths import HEALTH
+from isabella.letta.releases import release_in
 from isabella.system import processes
 from isabella.system.files import write_private
 from isabella.system.peers import listens
@@ -62,11 +64,10 @@ def health(port: int, *, timeout: float = 5.0) -> str | None:
     """The version that a Letta on this port of loopback gives; None where none answers (fact R7)."""
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=timeout)
     try:
-        connection.request("GET", "/v1/health/")
+        connection.request("GET", HEALTH)
         answer = connection.getresponse()
-        body = json.loads(answer.read(4096))
-        return str(body["version"]) if answer.status == 200 and body["status"] == "ok" else None
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return release_in(json.loads(answer.read(4096))) if answer.status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError):
         return None
     finally:
         connection.close()

@@ -11,11 +11,9 @@ import hashlib
 import os
 import subprocess
 import tarfile
-import tomllib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
@@ -25,6 +23,7 @@ import httpx2
 from isabella.embedded import child_processes
 from isabella.embedded.progress import Progress, Step
 from isabella.errors import InstallFailed
+from isabella.letta.releases import pinned_hashes
 from isabella.system.redaction import redact
 
 _PYPI = "https://pypi.org/simple"
@@ -43,12 +42,6 @@ class Sdist:
 
     url: str
     sha256: str | None
-
-
-@cache
-def pinned_hashes() -> Mapping[str, str]:
-    """The sha256 of each release we know."""
-    return tomllib.loads(Path(__file__).with_name("releases.toml").read_text())
 
 
 def index_url(environ: Mapping[str, str] = os.environ) -> str:

@@ -7,10 +7,10 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 
+from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.errors import IsabellaError
 from isabella.letta.connection import Connection
-from isabella.providers.api import ensure_providers
 
 
 def lifespan(

@@ -14,15 +14,16 @@ import anyio
 import structlog
 import uvicorn
 
+from isabella.api import add_receipts, ensure_providers
 from isabella.config.settings import Settings
 from isabella.embedded import Progress, Server
+from isabella.embedded.connection import embedded_connection
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
-from isabella.letta.connection import Connection, configured_connection, embedded_connection
-from isabella.letta.providers import LettaProviders
+from isabella.letta.client import LettaClient
+from isabella.letta.connection import Connection, configured_connection
 from isabella.locks.provider_lock import ProviderLock, open_locks
 from isabella.practice import daemon
 from isabella.practice.overlay import left_out, with_practice_vendors
-from isabella.providers.api import add_receipts, ensure_providers
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import Report
 from isabella.server.api.doctor import DoctorTarget
@@ -230,10 +231,10 @@ async def _ensure(settings: Settings, options: ServeOptions, connection: Connect
 async def _wait_for(connection: Connection, say: Callable[[str], None]) -> None:
     """Wait for somebody's own Letta, which may well be starting at the same time as we are."""
     pause = 0.5
-    async with LettaProviders.at(connection) as store:
+    async with LettaClient.open(connection) as letta:
         while True:
             try:
-                await store.abilities()
+                await letta.providers.abilities()
             except LettaUnreachable as error:
                 say(f"{error.what} Trying again in {pause:g} s.")
                 await anyio.sleep(pause)

@@ -11,12 +11,13 @@ from typing import Protocol
 
 import anyio
 
+from isabella.api import ensure_providers
 from isabella.config.settings import Settings, Watch
 from isabella.config.strategy import Strategy
+from isabella.embedded.connection import connect
 from isabella.errors import ConfigurationError, IsabellaError
-from isabella.letta.connection import Connection, connect
+from isabella.letta.connection import Connection
 from isabella.locks.provider_lock import ProviderLock
-from isabella.providers.api import ensure_providers
 from isabella.providers.desired import Desired
 from isabella.providers.health import HealthState, health_state
 from isabella.providers.report import Report

@@ -20,7 +20,7 @@ from isabella.doctor.findings import (
     name_some,
 )
 from isabella.letta import releases
-from isabella.letta.llm_config import GENERIC, OPENAI, Binding, streams
+from isabella.letta.llm_config import Binding, streams
 from isabella.providers.desired import Desired
 from isabella.system.urls import same_address
 from isabella.vendors.client import KeyVerdict
@@ -280,7 +280,7 @@ def available_bindings(evidence: Evidence) -> AvailableBindings:
 def client_for_release(evidence: Evidence) -> str:
     """Which of Letta's clients agents are bound with on this release (fact M13)."""
     release = evidence.seen.abilities.release if evidence.seen.abilities is not None else None
-    return GENERIC if releases.at_least(release, "0.16.7") else OPENAI
+    return releases.client_for(release)
 
 
 def new_binding(agent: AgentEvidence, evidence: Evidence) -> Binding | None:

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from isabella.doctor.evidence import Evidence, LettaProcess
 from isabella.doctor.findings import Finding, Fix, Layer, LayerResult, PassedCheck, Remedy, Severity, name_some
+from isabella.letta import paths
 from isabella.letta.encryption import looks_encrypted
 from isabella.system.urls import is_loopback
 
@@ -66,7 +67,7 @@ def _open(evidence: Evidence) -> LayerResult:
                     + ("; give it a LETTA_ENCRYPTION_KEY; and change the keys that stood open." if plain else ".")
                 ),
                 evidence=(
-                    "GET /v1/providers/ without a password: 200",
+                    f"GET {paths.PROVIDERS} without a password: 200",
                     *((f"in plaintext: {name_some(plain)}",) if plain else ()),
                 ),
                 facts=("P2", "R6"),

@@ -19,10 +19,9 @@ from isabella.doctor.findings import (
     name_some,
     sync_command,
 )
-from isabella.letta import releases
+from isabella.letta import paths, releases
 from isabella.letta.encryption import KeyMatch, KeyReading
-from isabella.letta.llm_config import GENERIC
-from isabella.letta.store import Capabilities
+from isabella.letta.releases import GENERIC, Capabilities
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action, plan
 from isabella.system.redaction import mask
@@ -379,7 +378,8 @@ def _duplicates(evidence: Evidence) -> LayerResult:
 def _duplicate(desired: Desired, row: ProviderEvidence, evidence: Evidence) -> Finding:
     seen, stored = evidence.seen, row.stored
     bound = [agent for agent in seen.agents or () if agent.llm.provider == stored.name]
-    command = f'curl -X DELETE -H "Authorization: Bearer $LETTA_API_KEY" {seen.base_url}/v1/providers/{stored.id}'
+    url = f"{seen.base_url}{paths.provider(stored.id)}"
+    command = f'curl -X DELETE -H "Authorization: Bearer $LETTA_API_KEY" {url}'
     lines = [f"{stored.name} ({stored.type}) has the base URL of {desired.name}: {stored.base_url}"]
     if bound:
         names = tuple(agent.name for agent in bound)

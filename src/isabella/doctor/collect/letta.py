@@ -9,22 +9,18 @@ from typing import Any
 
 import anyio
 import anyio.to_thread
-import httpx2 as httpx
-from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
+from pydantic import SecretStr
 
 from isabella.doctor.collect.process import find_process
 from isabella.doctor.evidence import AgentEvidence, LettaEvidence, ProviderEvidence, VendorEvidence
-from isabella.errors import IsabellaError, LettaUnreachable, UnverifiedPeer
+from isabella.errors import IsabellaError, LettaError, LettaUnreachable
 from isabella.letta import releases
+from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection
 from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back
-from isabella.letta.llm_config import LlmConfig
-from isabella.letta.providers import LettaProviders
-from isabella.letta.store import Capabilities, StoredProvider
+from isabella.letta.store import StoredProvider, read_store
 from isabella.providers.desired import Desired
-from isabella.system.peers import async_hooks
 from isabella.system.tasks import gather
-from isabella.system.urls import client_options
 from isabella.vendors.client import KeyVerdict
 
 _PATIENCE = 2
@@ -71,8 +67,6 @@ async def read_database(database_url: SecretStr) -> DatabaseEvidence | None:
 
 #: Seconds that a request may take, and that all of them may take together.
 PATIENCE, ALTOGETHER = 3.0, 5.0
-_PAGE = 100
-_MOST_AGENTS = 10_000
 _RECEIPT = "isabella-receipt-"
 _CHECKS = 8
 
@@ -93,9 +87,10 @@ class LettaCollector:
         seen = LettaEvidence(base_url=connection.base_url, embedded=connection.embedded)
         try:
             with anyio.fail_after(ALTOGETHER):
-                async with LettaProviders.at(connection, timeout=PATIENCE) as store:
-                    abilities, stored = await _abilities_and_all(store)
-                return await self._beyond(replace(seen, abilities=abilities), stored, desired)
+                async with self._open() as letta:
+                    snapshot = await read_store(letta.providers)
+                    reached = replace(seen, abilities=snapshot.abilities)
+                    return await self._beyond(letta, reached, snapshot.stored, desired)
         except IsabellaError as error:
             return replace(seen, error=error)
         except TimeoutError:
@@ -108,14 +103,14 @@ class LettaCollector:
         doubtful = [index for index, row in enumerate(rows) if _doubtful(row, seen, asked)][:_CHECKS]
         if not doubtful:
             return seen
-        async with self._client() as http:
-            checked = await gather([partial(_check, http, rows[index]) for index in doubtful])
+        async with self._open() as letta:
+            checked = await gather([partial(_check, letta, rows[index]) for index in doubtful])
         for index, row in zip(doubtful, checked, strict=True):
             rows[index] = row
         return replace(seen, rows=tuple(rows))
 
     async def _beyond(
-        self, seen: LettaEvidence, stored: list[StoredProvider], desired: Sequence[Desired]
+        self, letta: LettaClient, seen: LettaEvidence, stored: Sequence[StoredProvider], desired: Sequence[Desired]
     ) -> LettaEvidence:
         """What is asked once it is known that Letta answers."""
         connection = self._connection
@@ -126,16 +121,14 @@ class LettaCollector:
 
         async def agents() -> None:
             try:
-                async with self._client() as http:
-                    found["agents"] = await _agents(http)
-            except (httpx.HTTPError, ValueError) as error:
+                found["agents"] = await _agents(letta)
+            except LettaError as error:
                 found["agents_error"] = f"Letta did not list them ({type(error).__name__})"
 
         async def base() -> None:
             try:
-                async with self._client() as http:
-                    found["base"] = await _base_providers(http)
-            except (httpx.HTTPError, ValueError):
+                found["base"] = await letta.providers.base_providers()
+            except LettaError:
                 found["base"] = frozenset()
 
         async def open_() -> None:
@@ -157,7 +150,9 @@ class LettaCollector:
             found["base"] |= known.base
         return replace(seen, **found)
 
-    async def _rows(self, stored: list[StoredProvider], desired: Sequence[Desired]) -> tuple[ProviderEvidence, ...]:
+    async def _rows(
+        self, stored: Sequence[StoredProvider], desired: Sequence[Desired]
+    ) -> tuple[ProviderEvidence, ...]:
         connection = self._connection
         memo = None
         if connection.master_key is not None:
@@ -180,118 +175,22 @@ class LettaCollector:
     async def _is_open(self) -> bool | None:
         """Whether the providers are shown to somebody without a password."""
         try:
-            async with self._client(password=False) as http:
-                response = await http.get("/v1/providers/", params={"limit": 1})
-        except httpx.HTTPError:
+            async with self._open(replace(self._connection, password=None)) as letta:
+                return await letta.providers.is_listed()
+        except LettaError:
             return None
-        return {200: True, 401: False, 403: False}.get(response.status_code)
 
-    def _client(self, *, password: bool = True) -> httpx.AsyncClient:
-        connection = self._connection
-        # Letta breaks connections on which it answered 500; each request gets one of its own.
-        headers = {"Connection": "close"}
-        if password and connection.password is not None:
-            headers["Authorization"] = f"Bearer {connection.password.get_secret_value()}"
-        return httpx.AsyncClient(
-            base_url=connection.base_url,
-            headers=headers,
-            timeout=PATIENCE,
-            event_hooks=async_hooks(connection.peer),
-            **client_options(connection.base_url),
-        )
+    def _open(self, connection: Connection | None = None) -> LettaClient:
+        # Letta breaks a connection after it has answered 500; each request gets one of its own.
+        return LettaClient.open(connection or self._connection, timeout=PATIENCE, keep_alive=False)
 
 
-async def _abilities_and_all(store: LettaProviders) -> tuple[Capabilities, list[StoredProvider]]:
-    found: dict[str, Any] = {}
-
-    async def abilities() -> None:
-        found["abilities"] = await store.abilities()
-
-    async def all_() -> None:
-        found["all"] = await store.all()
-
-    await gather([abilities, all_])
-    return found["abilities"], found["all"]
-
-
-class _LlmConfig(BaseModel):
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-    model: str = ""
-    model_endpoint_type: str = ""
-    model_endpoint: str | None = None
-    provider_name: str | None = None
-    provider_category: str | None = None
-    context_window: int | None = None
-    handle: str | None = None
-
-
-class _Compaction(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    model: str | None = None
-
-
-class _AgentRow(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    id: str
-    name: str | None = None
-    agent_type: str | None = None
-    llm_config: _LlmConfig | None = None
-    compaction_settings: _Compaction | None = None
-
-
-_AGENTS = TypeAdapter(list[_AgentRow])
-
-
-async def _agents(http: httpx.AsyncClient) -> tuple[AgentEvidence, ...]:
-    """Every agent with what binds it, to the last page."""
-    found: dict[str, AgentEvidence] = {}
-    query: dict[str, str | int] = {"limit": _PAGE, "order": "asc", "include_relationships": ""}
-    while len(found) < _MOST_AGENTS:
-        response = await http.get("/v1/agents/", params=query)
-        if response.status_code in (400, 422) and "include_relationships" in query:
-            del query["include_relationships"]
-            continue
-        response.raise_for_status()
-        try:
-            page = _AGENTS.validate_python(response.json())
-        except ValidationError:
-            raise ValueError("the list of agents has another shape") from None
-        fresh = [row for row in page if row.id not in found]
-        found |= {row.id: _agent(row) for row in fresh}
-        if len(page) < _PAGE or not fresh:
-            break
-        query["after"] = page[-1].id
-    return tuple(agent for agent in found.values() if agent.llm.model and not agent.name.startswith(_RECEIPT))
-
-
-def _agent(row: _AgentRow) -> AgentEvidence:
-    config = row.llm_config or _LlmConfig()
-    llm = LlmConfig(
-        model=config.model,
-        endpoint_type=config.model_endpoint_type,
-        endpoint=config.model_endpoint,
-        provider=config.provider_name,
-        category=config.provider_category,
-        window=config.context_window or 0,
-        handle=config.handle,
-        compaction=row.compaction_settings.model if row.compaction_settings else None,
-        agent_type=row.agent_type,
-    )
-    return AgentEvidence(row.id, row.name or row.id, llm)
-
-
-async def _base_providers(http: httpx.AsyncClient) -> frozenset[str]:
-    """The base providers of which Letta lists models. The list of providers does not show them."""
-    response = await http.get("/v1/models/", params={"provider_category": "base"})
-    response.raise_for_status()
-    items = response.json()
-    if not isinstance(items, list):
-        return frozenset()
-    return frozenset(
-        name for item in items if isinstance(item, dict) and isinstance(name := item.get("provider_name"), str)
+async def _agents(letta: LettaClient) -> tuple[AgentEvidence, ...]:
+    """Every agent with what binds it, but for the temporary ones."""
+    return tuple(
+        AgentEvidence(row.id, row.name or row.id, row.llm)
+        for row in await letta.agents.all()
+        if row.llm is not None and not (row.name or "").startswith(_RECEIPT)
     )
 
 
@@ -311,22 +210,14 @@ def _doubtful(row: ProviderEvidence, seen: LettaEvidence, asked: Mapping[str, Ve
         and said is not None
         and said.answer.verdict is KeyVerdict.ACCEPTED
         # Older releases ask with no bearer at all, which would look the same (fact O10).
-        and releases.at_least(release, "0.16.7")
+        and releases.has(release, "check")
     )
 
 
-async def _check(http: httpx.AsyncClient, row: ProviderEvidence) -> ProviderEvidence:
-    """`POST …/check`: Letta opens the key and reads the vendor's list with it (fact P11). It writes nothing."""
+async def _check(letta: LettaClient, row: ProviderEvidence) -> ProviderEvidence:
+    """Have Letta itself decrypt a key and try it."""
     try:
-        response = await http.post(f"/v1/providers/{row.stored.id}/check")
-    except (httpx.HTTPError, UnverifiedPeer):
+        check = await letta.providers.check(row.stored.id)
+    except LettaError:
         return row
-    text = response.text.lower()
-    if response.status_code == 400 and "decrypt" in text:
-        return replace(row, opens=False)
-    if response.is_success:
-        return replace(row, opens=True, accepted=True)
-    if response.status_code == 401 and "llm_authentication" in text:
-        return replace(row, opens=True, accepted=False)
-    # Types that cannot be checked answer 500, but only after the key was opened.
-    return replace(row, opens=True) if response.status_code == 500 else row
+    return replace(row, opens=check.decrypted, accepted=check.accepted)

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
 from isabella.agents import memory
-from isabella.agents.archive import ArchivalPassage as KeptPassage
 from isabella.agents.history import HistoryEntry as KeptEntry
+from isabella.agents.memory import ArchivalPassage as KeptPassage
 from isabella.errors import MemoryChanged
 from isabella.server.api.agents import Name
 from isabella.server.errors import ERRORS, ErrorBody, Problem, answer, answer_to

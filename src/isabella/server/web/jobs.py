@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from isabella.api import compare_providers, ensure_providers, verify_providers
 from isabella.doctor.run import DoctorOptions, run_doctor
 from isabella.errors import IsabellaError
-from isabella.providers.api import compare_providers, ensure_providers, verify_providers
 from isabella.providers.plan import Action
 from isabella.providers.report import Report
 from isabella.server.web.context import ConsoleContext

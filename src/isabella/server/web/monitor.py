@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 import anyio
 import structlog
 
+from isabella.api import compare_providers
 from isabella.errors import IsabellaError
-from isabella.providers.api import compare_providers
 from isabella.providers.report import ProviderReport, Report
 from isabella.server.web.context import ConsoleContext
 from isabella.server.web.notifier import Notifier

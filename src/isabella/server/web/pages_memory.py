@@ -9,8 +9,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from isabella.agents.archive import ArchivalPassage
-from isabella.agents.memory import MemoryBlock
+from isabella.agents.memory import ArchivalPassage, MemoryBlock
 from isabella.agents.registry import AgentRecord
 from isabella.errors import AgentUnknown, IsabellaError, MemoryChanged, MemoryRefused, MemoryTooLong
 from isabella.server.web.context import ConsoleContext

@@ -1,0 +1,123 @@
+"""What holds for every page: accessible in both themes, at both widths, and without a key in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import httpx2 as httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Error, Page, Response, expect
+
+from tests.support.backend_server import TOKEN, Backend
+from tests.support.browser_user import BrowserUser, browsing
+
+WIDTHS = {"narrow": {"width": 360, "height": 740}, "wide": {"width": 1920, "height": 1080}}
+
+
+@pytest.fixture(scope="module")
+def told(served: Backend) -> str:
+    """Letta's id of Isabella, who has been told something, so that no page is empty."""
+    served.vendors.fault("cerebras", on="chat", status=503, times=1)
+    for message in ("Please remember that my dog is called Rex.", "What is my dog called?", "Say *well* done"):
+        served.say("Isabella", message)
+    served.client.post("/api/agents/Isabella/passages", json={"text": "Rex is a dog.", "tags": ["dog"]})
+    return served.id_of("Isabella")
+
+
+def everywhere(user: BrowserUser, agent: str) -> Iterator[str]:
+    """Every page, in its states, one after the other."""
+    page = user.page
+    user.open("providers")
+    # What an earlier test has asked for stands there still.
+    if page.locator("#dismiss").count():
+        page.locator("#dismiss").click()
+    expect(page.locator("#errand.errand")).to_have_count(0)
+    yield "providers"
+    page.get_by_role("button", name="Verify", exact=True).click()
+    expect(page.locator("#errand.done")).to_be_visible()
+    yield "providers, verified"
+    user.open(f"chat/{agent}")
+    page.locator("#history details").first.locator("summary").click()
+    yield "chat"
+    page.locator("#model summary").click()
+    expect(page.get_by_label("Speak through")).to_be_visible()
+    yield "chat, switching"
+    user.open(f"memory/{agent}")
+    yield "memory"
+    page.get_by_role("button", name="Edit human").click()
+    expect(page.locator("form.editing textarea")).to_be_focused()
+    page.locator("#add summary").click()
+    page.get_by_role("button", name="Delete …").first.click()
+    expect(page.get_by_text("Delete this for good?")).to_be_visible()
+    yield "memory, editing"
+    user.open("activity")
+    yield "activity"
+    page.goto(f"{user.served.url}/console/nothing")
+    yield "no such page"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing(served: Backend, browser: Browser, told: str, theme: str, width: str) -> None:
+    """Axe reports no violation on any page, in either theme, at either width; nothing is wider than the window."""
+    with browsing(served, browser, viewport=WIDTHS[width], color_scheme=theme) as user:
+        user.page.goto(f"{served.url}/console/chat")
+        found = _violations(user.page, "at the door")
+        user.enter()
+        for state in everywhere(user, told):
+            found += _violations(user.page, state)
+            assert user.page.evaluate("document.documentElement.scrollWidth") <= WIDTHS[width]["width"], state
+        assert found == []
+
+
+def _violations(page: Page, state: str) -> list[str]:
+    return [
+        f"{state}: {one['id']} {node['target']}: {node['failureSummary']}"
+        for one in Axe().run(page).response["violations"]
+        for node in one["nodes"][:3]
+    ]
+
+
+def test_no_key_reaches_the_browser(served: Backend, browser: Browser, told: str) -> None:
+    """Neither a page, a fragment, an event stream, the API nor an error holds a key, a password or the token."""
+    secrets = [served.vendors.key(vendor).get_secret_value() for vendor in ("cerebras", "groq", "mistral", "longcat")]
+    connection = served.connection
+    secrets += [one.get_secret_value() for one in (connection.password, connection.master_key) if one is not None]
+    secrets.append(TOKEN)
+    bodies: dict[str, str] = {}
+
+    def keep(response: Response) -> None:
+        if "live" not in response.url and "/login" not in response.url:
+            with suppress(Error):
+                bodies[response.url] = response.text()
+
+    with browsing(served, browser) as user:
+        user.page.on("response", keep)
+        user.enter()
+        for state in everywhere(user, told):
+            bodies[state] = user.page.content()
+        cookies = {one["name"]: one["value"] for one in user.context.cookies()}
+    with httpx.Client(base_url=served.url, cookies=cookies, timeout=30) as client:
+        for path in ("providers/live", f"chat/{told}/live?since=0", f"memory/{told}/live", "activity/live"):
+            with client.stream("GET", f"/console/{path}") as stream:
+                bodies[path] = _first_event(stream.iter_lines())
+        served.vendors.fault("cerebras", on="chat", status=401, body=f"key {secrets[0]} is wrong", times=1)
+        told_of = client.stream("POST", f"/api/agents/{told}/turns", json={"message": "Say hi"})
+        with told_of as answer:
+            bodies["a refused turn"] = answer.read().decode()
+        for path in ("/api/providers", "/console/chat/agent-nobody", "/console/activity", "/console/providers"):
+            bodies[f"after it {path}"] = client.get(path).text
+    assert len(bodies) > 20
+    assert [(where, secret[:4]) for where, body in bodies.items() for secret in secrets if secret in body] == []
+
+
+def _first_event(lines: Iterator[str]) -> str:
+    said: list[str] = []
+    for line in lines:
+        if not line and said:
+            break
+        if line:
+            said.append(line)
+    return "\n".join(said)

@@ -1,0 +1,79 @@
+"""Archival memory by meaning, on a real Letta: one source for each agent, wherever the backend listens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from isabella.agents import embeddings
+from isabella.embedded import Letta
+from isabella.practice import PracticeVendors
+from isabella.practice.wire import embed
+from tests.support.agent_env import PLAIN, AgentEnv
+from tests.support.backend_server import Backend, backend
+
+
+@pytest.fixture
+def local(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small stand-in for the local model."""
+    monkeypatch.setattr(embeddings, "local_model_installed", lambda: True)
+    monkeypatch.setattr(
+        embeddings, "embed_locally", lambda texts: [embed(text, embeddings.DIMENSIONS) for text in texts]
+    )
+
+
+def found(served: Backend, agent: str, query: str) -> str:
+    """The text of the nearest passage."""
+    answer = served.client.get(f"/api/agents/{agent}/search", params={"q": query, "in": "archive"})
+    assert answer.status_code == 200, answer.text
+    return str(answer.json()["passages"][0]["text"])
+
+
+def of(served: Backend, id: str) -> Any:
+    """The agent of a definition, as Letta has it."""
+    (row,) = served.letta.get("/v1/agents/", params={"tags": f"isabella:agent:{id}"}).json()
+    return row
+
+
+def test_an_agent_keeps_its_source_while_the_settings_and_the_port_change(
+    letta_server: Letta, tmp_path: Path, local: None
+) -> None:
+    """Made with the local model, it stays with it though Mistral is wished for later; its address is followed."""
+    with PracticeVendors() as vendors:
+        here = AgentEnv(letta_server, vendors, tmp_path)
+        here.define(PLAIN)
+        options = {"agents_file": here.file}
+        with backend(letta_server, tmp_path / "home", vendors, embeddings="local", **options) as first:
+            for text in ("The boiler was repaired in May.", "Rex likes long walks."):
+                first.client.post(f"/api/agents/{here.id}/passages", json={"text": text}).raise_for_status()
+            assert found(first, here.id, "repairing the boiler") == "The boiler was repaired in May."
+            config = of(first, here.id)["embedding_config"]
+            assert (config["embedding_model"], config["embedding_dim"]) == (embeddings.MODEL, 256)
+            assert first.client.get(f"/api/agents/{here.id}").json()["archive"] == "local"
+        assert not [request for request in vendors.requests("mistral") if request.path.endswith("/embeddings")]
+
+        here.define(PLAIN + PLAIN.replace('id = "%"', 'id = "%-new"').replace('"Agent %"', '"New %"'))
+        with backend(letta_server, tmp_path / "home", vendors, embeddings="mistral", **options) as second:
+            moved = of(second, here.id)["embedding_config"]
+            assert moved["embedding_endpoint"].startswith(second.url)
+            assert moved["embedding_endpoint"] != config["embedding_endpoint"]
+            assert moved["embedding_model"] == embeddings.MODEL
+            assert found(second, here.id, "walks with Rex") == "Rex likes long walks."
+            assert of(second, f"{here.id}-new")["embedding_config"]["embedding_model"] == "mistral-embed"
+
+
+def test_an_agent_that_has_passages_without_vectors_is_searched_by_text(letta_server: Letta, tmp_path: Path) -> None:
+    """Vectors for new passages alone would hide the old ones; so such an agent stays with text search."""
+    with PracticeVendors() as vendors:
+        here = AgentEnv(letta_server, vendors, tmp_path)
+        here.define(PLAIN)
+        options = {"agents_file": here.file}
+        with backend(letta_server, tmp_path / "home", vendors, embeddings="off", **options) as off:
+            off.client.post(f"/api/agents/{here.id}/passages", json={"text": "The boiler is old."}).raise_for_status()
+            assert found(off, here.id, "boiler") == "The boiler is old."
+        with backend(letta_server, tmp_path / "home", vendors, embeddings="mistral", **options) as on:
+            assert of(on, here.id)["embedding_config"] is None
+            assert found(on, here.id, "boiler") == "The boiler is old."
+            assert on.client.get(f"/api/agents/{here.id}").json()["archive"] == "text"

@@ -1,0 +1,80 @@
+"""`make bench`: that it measures, and writes what it measured under the promised names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def bench(subject: str, home: Path, kept: Path, *, seconds: float) -> subprocess.CompletedProcess[str]:
+    """Measure a subject quickly, as `make bench` does, and have the figures kept in a file."""
+    return subprocess.run(
+        [sys.executable, "-m", "bench", "--quick", "--only", subject, "--home", home, "--output", kept],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
+def test_a_subject_writes_its_figures_under_their_names(tmp_path: Path) -> None:
+    """The cheapest subject, quickly: its figure stands in the table and in the file. How fast is not asked here."""
+    kept = tmp_path / "bench.json"
+
+    ran = bench("help", tmp_path, kept, seconds=120)
+
+    assert ran.returncode in (0, 1), ran.stderr
+    assert "help_seconds" in ran.stdout
+    figures = json.loads(kept.read_text())
+    assert list(figures) == ["help_seconds"]
+    assert figures["help_seconds"] > 0
+
+
+@pytest.mark.timeout(900)
+def test_keys_are_rotated_under_load(tmp_path: Path, letta_home: Path) -> None:
+    """In the short form, too: no turn fails, and no vendor is sent a key that is not its own."""
+    kept = tmp_path / "bench.json"
+
+    ran = bench("rotation", letta_home, kept, seconds=880)
+
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    figures = json.loads(kept.read_text())
+    assert (figures["rotation_failed_turns"], figures["rotation_foreign_keys"]) == (0, 0)
+    assert {"loop_failed_turns", "loop_foreign_keys"} <= figures.keys()
+
+
+def test_the_promised_figures_all_have_a_place() -> None:
+    """What is promised is measured, under exactly these names."""
+    listed = subprocess.run(
+        [sys.executable, "-c", "from bench.figures import FIGURES; print(*(figure.name for figure in FIGURES))"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert set(listed.stdout.split()) >= {
+        "warm_speedup",
+        "warm_speedup_sealed",
+        "warm_requests",
+        "cold_over_bare",
+        "cold_over_loop",
+        "thousand_over_listing",
+        "ttft_ratio",
+        "turns_per_second_ratio",
+        "rss_growth_mb",
+        "rotation_failed_turns",
+        "rotation_foreign_keys",
+        "loop_failed_turns",
+        "loop_foreign_keys",
+        "help_seconds",
+        "doctor_seconds",
+        "doctor_down_seconds",
+    }

@@ -1,0 +1,257 @@
+"""The backend as it is served, in a thread, in front of the session's Letta and practice vendors of its own."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2 as httpx
+import uvicorn
+from pydantic import SecretStr
+
+from isabella.api import ensure_providers
+from isabella.config.settings import Settings, load_settings
+from isabella.config.strategy import Strategy
+from isabella.embedded import Letta
+from isabella.letta.connection import Connection
+from isabella.locks.provider_lock import open_locks
+from isabella.practice import PracticeVendors
+from isabella.practice.overlay import with_practice_vendors
+from isabella.practice.server import listen
+from isabella.providers.report import Report
+from isabella.server.app import create_app
+from isabella.server.readiness import Readiness
+from isabella.server.runtime import open_agents, open_turns
+from isabella.turns.turn import TurnLimits
+
+TOKEN = "a-token-for-the-tests"
+_UP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class StreamEvent:
+    """One event of a turn as a client sees it."""
+
+    kind: str
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TurnRecord:
+    """A whole turn as a client sees it."""
+
+    events: list[StreamEvent]
+
+    def all(self, kind: str) -> list[dict[str, Any]]:
+        """The data of all events of a kind."""
+        return [event.data for event in self.events if event.kind == kind]
+
+    def one(self, kind: str) -> dict[str, Any]:
+        """The data of the only event of a kind."""
+        (found,) = self.all(kind)
+        return found
+
+    @property
+    def text(self) -> str:
+        """What the agent said."""
+        return "".join(data["text"] for data in self.all("text"))
+
+    @property
+    def end(self) -> dict[str, Any]:
+        """The end event, which is the last, and the only one."""
+        assert self.events[-1].kind == "end", self.events[-1]
+        return self.one("end")
+
+    @property
+    def handles(self) -> list[str]:
+        """The handles that were asked, in order."""
+        return [data["handle"] for data in self.all("vendor")]
+
+
+def events_of(lines: Iterator[str]) -> Iterator[StreamEvent]:
+    """Server-sent events from the lines of a stream."""
+    kind = ""
+    for line in lines:
+        if line.startswith("event: "):
+            kind = line[7:]
+        elif line.startswith("data: "):
+            yield StreamEvent(kind, json.loads(line[6:]))
+
+
+@dataclass
+class Backend:
+    """A backend that serves.
+
+    Attributes:
+        url: its address.
+        vendors: the practice vendors behind it.
+        settings: what it was started with.
+        connection: the Letta behind it.
+        client: brings its token.
+        app: the application itself.
+    """
+
+    url: str
+    vendors: PracticeVendors
+    settings: Settings
+    connection: Connection
+    client: httpx.Client
+    app: Any
+    letta: httpx.Client
+    _made: list[str] = field(default_factory=list)
+
+    def say(self, agent: str, message: str) -> TurnRecord:
+        """Say something, and hear the whole turn."""
+        with self.client.stream("POST", f"/api/agents/{agent}/turns", json={"message": message}) as response:
+            assert response.status_code == 200, response.read()
+            return TurnRecord(list(events_of(response.iter_lines())))
+
+    def agent(self, name: str, *handles: str) -> str:
+        """An agent of its own for a test, bound to the first handle and preferring all of them. Returns its name."""
+        from isabella.agents.metadata import MANAGED_TAG, definition_tag
+        from isabella.agents.model_catalog import ModelCatalog
+
+        models = ModelCatalog.of(self.settings)
+        binding = anyio.run(models.binding, handles[0])
+        definition = f"test-{name}"
+        made = self.letta.post(
+            "/v1/agents/",
+            json={
+                "name": name,
+                "llm_config": binding.as_llm_config(),
+                "memory_blocks": [{"label": "human", "value": ""}, {"label": "persona", "value": "I am Isabella."}],
+                "tags": [MANAGED_TAG, definition_tag(definition)],
+            },
+        )
+        made.raise_for_status()
+        self._made.append(made.json()["id"])
+        registry = self.app.state.turn_service.deps.agent_cache.registry
+        registry.definitions[definition] = _definition(definition, name, handles)
+        return name
+
+    def id_of(self, agent: str) -> str:
+        """Letta's id of an agent."""
+        (found,) = self.letta.get("/v1/agents/", params={"name": agent}).json()
+        return str(found["id"])
+
+    def history(self, agent: str) -> list[tuple[str, str]]:
+        """What is in an agent's history, oldest first: kind and text of each message."""
+        rows = self.letta.get(
+            f"/v1/agents/{self.id_of(agent)}/messages", params={"limit": 1000, "order": "asc"}
+        ).json()
+        return [(row["message_type"], str(row.get("content") or row.get("reasoning") or "")) for row in rows]
+
+    def said_to(self, agent: str) -> list[str]:
+        """What was said to an agent, as its history has it."""
+        return [text for kind, text in self.history(agent) if kind == "user_message"]
+
+    def in_context(self, agent: str) -> list[str]:
+        """The ids of the messages that an agent sees."""
+        return list(self.letta.get(f"/v1/agents/{self.id_of(agent)}").json()["message_ids"])
+
+    @contextmanager
+    def patience(self, *, first_token: float, silence: float) -> Iterator[None]:
+        """Wait for vendors for other times than the settings say, meanwhile."""
+        turn_service = self.app.state.turn_service
+        before = turn_service.deps
+        turn_service.deps = replace(before, limits=TurnLimits(first_token=first_token, silence=silence))
+        try:
+            yield
+        finally:
+            turn_service.deps = before
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run an async function in the backend's own event loop."""
+        return self.app.state.portal.call(function, *arguments)
+
+    def foreign_keys(self) -> list[tuple[str, str | None]]:
+        """Requests at any vendor with a key that is not its own."""
+        return [
+            (name, request.key_masked)
+            for name in ("cerebras", "groq", "mistral", "longcat")
+            for request in self.vendors.requests(name)
+            if not request.accepted
+        ]
+
+
+def connection_to(letta: Letta, home: Path) -> Connection:
+    """The connection to the session's Letta."""
+    return Connection(
+        base_url=letta.base_url,
+        password=letta.password,
+        master_key=letta.master_key,
+        database_url=letta.database_url,
+        home=home,
+        timeout=30.0,
+        embedded=True,
+        peer=letta.peer,
+    )
+
+
+@contextmanager
+def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) -> Iterator[Backend]:
+    """A backend whose providers are the practice vendors; `options` are fields of the settings."""
+    base = load_settings(environment={}, home=home, token=SecretStr(TOKEN), **options)
+    settings = with_practice_vendors(base, vendors)
+    connection = connection_to(letta, home)
+    listener = listen(0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    up = threading.Event()
+
+    async def start(readiness: Readiness) -> None:
+        async with AsyncExitStack() as stack:
+            app.state.portal = await stack.enter_async_context(anyio.from_thread.BlockingPortal())
+            app.state.locks = locks = await stack.enter_async_context(open_locks(settings, connection))
+            await readiness.bring(lambda: ensure_providers(settings, connection=connection, gate=locks.gate))
+            agent_service = await stack.enter_async_context(open_agents(app, settings, connection, url))
+            await stack.enter_async_context(open_turns(app, agent_service, locks))
+            up.set()
+            await anyio.sleep_forever()
+
+    app = create_app(start, token=settings.token)
+    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), name="backend", daemon=True)
+    thread.start()
+    try:
+        assert up.wait(_UP_SECONDS), "the backend did not come up"
+        password = connection.password.get_secret_value() if connection.password else ""
+        with (
+            httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=120) as client,
+            httpx.Client(
+                base_url=letta.base_url, headers={"Authorization": f"Bearer {password}"}, timeout=60
+            ) as direct,
+        ):
+            yield Backend(url, vendors, settings, connection, client, app, direct)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+def recreate(served: Backend, *only: str) -> Report:
+    """Recreate providers in the backend's own process, behind its gate; by default all of them."""
+    report: Report = served.call(recreated, served, *only)
+    return report
+
+
+async def recreated(served: Backend, *only: str) -> Report:
+    """The same for whoever is in the backend's event loop already."""
+    return await ensure_providers(
+        served.settings,
+        connection=served.connection,
+        strategy=Strategy.RECREATE,
+        only=only,
+        gate=served.app.state.locks.gate,
+    )
+
+
+def _definition(id: str, name: str, handles: tuple[str, ...]) -> Any:
+    from isabella.agents.definitions import AgentDefinition
+
+    return AgentDefinition(id=id, name=name, description="", persona="", handles=handles)

@@ -1,0 +1,287 @@
+"""Turns during which something changes: somebody switches the agent in Letta, or a vendor's key is renewed.
+
+On the real Letta: `integration/test_turns.py`. Here, when it happens is decided, and not left to chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import anyio
+import pytest
+
+from isabella.agents.registry import BindingResult
+from isabella.errors import LettaUnreachable
+from isabella.letta.llm_config import Binding
+from isabella.locks.provider_lock import ProviderLock
+from isabella.turns import turn as turns
+from isabella.turns.agent_cache import AgentRef
+from isabella.turns.attempt import Attempt
+from isabella.turns.circuit_breaker import CircuitBreaker
+from isabella.turns.events import Code, Ended, Event, Failover, Reason, Said, TurnFailed, VendorAsked
+from isabella.turns.queue import TurnQueue
+from isabella.turns.turn import TurnDependencies, TurnLimits
+from isabella.turns.vendor_errors import VendorRefusal
+
+pytestmark = pytest.mark.anyio
+
+THOUGHT = Binding("byok-groq", "openai/gpt-oss-120b", "http://groq.test/v1", 65_536)
+REALLY = Binding("byok-mistral", "mistral-medium-latest", "http://mistral.test/v1", 65_536)
+_SECONDS = 10.0
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The loop that the backend runs on."""
+    return "asyncio"
+
+
+@dataclass
+class Agents:
+    """A roster with one agent, which somebody has switched. It is looked at once `say` is set."""
+
+    now: Binding = REALLY
+    addresses: dict[str, str] = field(default_factory=dict)
+    failure: Exception | None = None
+    say: anyio.Event = field(default_factory=anyio.Event)
+    said: anyio.Event = field(default_factory=anyio.Event)
+
+    async def look(self, agent_ref: AgentRef) -> AgentRef:
+        """The agent as it is now."""
+        await self.say.wait()
+        self.said.set()
+        if self.failure is not None:
+            raise self.failure
+        return _speaker(self.now, agent_ref.handles)
+
+    async def bind(self, _agent_id: str, binding: Binding) -> BindingResult:
+        """Bind it, where its provider is by now."""
+        self.now = await self.placed(binding)
+        return BindingResult(self.now)
+
+    async def placed(self, binding: Binding) -> Binding:
+        """The same where its provider is by now."""
+        return replace(binding, base_url=self.addresses.get(binding.provider, binding.base_url))
+
+    async def take_along(self, _speaker: AgentRef) -> None:
+        """Have it call where its provider is by now."""
+        self.now = await self.placed(self.now)
+
+    async def resolve(self, _speaker: AgentRef, handle: str) -> Binding:
+        """What a handle means."""
+        return {THOUGHT.handle: THOUGHT, REALLY.handle: REALLY}[handle]
+
+
+#: Plays one answer of a vendor.
+Answer = Callable[[Attempt], AsyncGenerator[Event | None]]
+
+
+@dataclass
+class Stage:
+    """Where a turn is played: vendors answer as they are told to, one after the other."""
+
+    agents: Agents
+    patch: pytest.MonkeyPatch
+    gate: ProviderLock = field(default_factory=ProviderLock)
+    breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
+
+    async def turn(self, *answers: Answer, handles: tuple[str, ...] = ()) -> list[Event]:
+        """A whole turn of an agent that is thought to be bound as it was."""
+        left = [*answers]
+
+        class Played(Attempt):
+            def events(self, _client: Any) -> AsyncGenerator[Event | None]:
+                return left.pop(0)(self)
+
+        self.patch.setattr(turns, "Attempt", Played)
+        deps = TurnDependencies(None, None, self.agents, self.gate, self.breaker, TurnLimits())  # type: ignore[arg-type]
+        turn = turns.Turn(deps, _speaker(THOUGHT, handles), "Say good morning", TurnQueue().take("agent-1"))
+        with anyio.fail_after(_SECONDS):
+            return [event async for event in turn.events()]
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
+    """One for each test."""
+    return Stage(Agents(), monkeypatch)
+
+
+def _speaker(binding: Binding, handles: tuple[str, ...] = ()) -> AgentRef:
+    return AgentRef("agent-1", "Anna", binding.handle, binding.provider, binding.model, binding, handles)
+
+
+def answer(between: anyio.Event | None = None, over: anyio.Event | None = None) -> Answer:
+    """Two pieces: the second comes once `between` is set; `over` is set when there is nothing more to come."""
+
+    async def play(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        yield None
+        attempt.began = 1.0
+        yield Said("Good", "message-1")
+        if between is not None:
+            await between.wait()
+        yield Said(" morning", "message-1")
+        attempt.reason = Reason.COMPLETED
+        if over is not None:
+            over.set()
+
+    return play
+
+
+async def refuse(attempt: Attempt) -> AsyncGenerator[Event | None]:
+    """A vendor that does not take its key."""
+    yield None
+    attempt.refusal = VendorRefusal(Code.KEY_REFUSED, "401: Invalid API Key", 401)
+
+
+def told(events: list[Event]) -> list[str]:
+    """Who is asked, and what is said, in order."""
+    return [event.handle if isinstance(event, VendorAsked) else event.text for event in events if _tells(event)]  # type: ignore[union-attr]
+
+
+def _tells(event: Event) -> bool:
+    return isinstance(event, VendorAsked | Said)
+
+
+def end(events: list[Event]) -> Ended:
+    """The last event."""
+    assert isinstance(events[-1], Ended)
+    return events[-1]
+
+
+async def test_who_really_answers_is_told_in_the_middle(stage: Stage) -> None:
+    """Where Letta says it while the answer is coming, the next piece has the right name before it."""
+    stage.agents.say.set()
+    events = await stage.turn(answer(between=stage.agents.said))
+    assert told(events) == [THOUGHT.handle, "Good", REALLY.handle, " morning"]
+    assert (end(events).handle, end(events).reason) == (REALLY.handle, Reason.COMPLETED)
+
+
+async def test_who_really_answered_is_told_after_the_last_piece(stage: Stage) -> None:
+    """Where Letta says it only when the answer is over, the end waits for it."""
+    events = await stage.turn(answer(over=stage.agents.say))
+    assert told(events) == [THOUGHT.handle, "Good", " morning", REALLY.handle]
+    assert (end(events).handle, end(events).stored) == (REALLY.handle, True)
+
+
+@pytest.mark.parametrize("failure", [None, LettaUnreachable("Letta does not answer.")])
+async def test_a_letta_that_does_not_say_is_not_waited_for(
+    stage: Stage, failure: Exception | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Silent or failing: the turn ends all the same, completed, with the name that was known."""
+    if failure is None:
+        monkeypatch.setattr(turns, "_LOOKING_SECONDS", 0.01)
+    else:
+        stage.agents.failure = failure
+        stage.agents.say.set()
+    events = await stage.turn(answer())
+    assert told(events) == [THOUGHT.handle, "Good", " morning"]
+    assert (end(events).handle, end(events).reason) == (THOUGHT.handle, Reason.COMPLETED)
+    assert stage.agents.said.is_set() is (failure is not None)
+
+
+async def test_an_answer_that_is_over_waits_at_no_gate(stage: Stage) -> None:
+    """While the provider that has answered is being changed, its answer can end: nothing is in flight on it."""
+    async with stage.gate.closed(REALLY.provider):
+        events = await stage.turn(answer(over=stage.agents.say))
+    assert end(events).handle == REALLY.handle
+
+
+async def test_a_vendor_that_was_not_asked_after_all_still_is(stage: Stage) -> None:
+    """The refusal is that of the vendor that it was switched to; the one that was thought to be asked comes next."""
+    stage.agents.say.set()
+    events = await stage.turn(refuse, answer(), handles=(THOUGHT.handle,))
+    assert told(events) == [THOUGHT.handle, REALLY.handle, THOUGHT.handle, "Good", " morning"]
+    assert [event.handle for event in events if isinstance(event, Failover)] == [REALLY.handle]
+    assert end(events).handle == THOUGHT.handle
+    # And afterwards it is where somebody wanted it.
+    assert stage.agents.now == REALLY
+
+
+def renew_and_refuse(breaker: CircuitBreaker, provider: str) -> Answer:
+    """A vendor that refuses, while a provider gets another key."""
+
+    async def play(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        breaker.forgive(provider)
+        async for event in refuse(attempt):
+            yield event
+
+    return play
+
+
+async def test_a_vendor_with_a_new_key_is_asked_once_more(stage: Stage) -> None:
+    """Where nobody answers, the one whose key was renewed since it was asked has another say, and answers."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    renewing = renew_and_refuse(stage.breaker, THOUGHT.provider)
+    events = await stage.turn(refuse, renewing, answer(), handles=(REALLY.handle,))
+    assert told(events) == [THOUGHT.handle, REALLY.handle, THOUGHT.handle, "Good", " morning"]
+    assert (end(events).handle, end(events).reason) == (THOUGHT.handle, Reason.COMPLETED)
+    assert stage.agents.now == THOUGHT
+
+
+async def test_nobody_is_asked_a_third_time(stage: Stage) -> None:
+    """However often keys are renewed, a turn comes to its end; and without a new key nobody is asked twice."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    renewing = renew_and_refuse(stage.breaker, THOUGHT.provider)
+    events = await stage.turn(refuse, renewing, renewing, handles=(REALLY.handle,))
+    assert told(events) == [THOUGHT.handle, REALLY.handle, THOUGHT.handle]
+    assert isinstance(events[-2], TurnFailed)
+    assert events[-2].code is Code.NO_VENDOR
+    assert told(await stage.turn(refuse, refuse, handles=(REALLY.handle,))) == [THOUGHT.handle, REALLY.handle]
+
+
+NEW_ADDRESS = "http://groq.moved/v1"
+
+
+async def test_an_agent_that_calls_a_former_address_is_bound_to_the_new_one_first(stage: Stage) -> None:
+    """The key that Letta holds belongs to the new address: nothing is said at the former one."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    stage.agents.addresses[THOUGHT.provider] = NEW_ADDRESS
+    called: list[str] = []
+
+    async def note(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        called.append(stage.agents.now.base_url)
+        async for event in answer()(attempt):
+            yield event
+
+    events = await stage.turn(note)
+    assert end(events).reason is Reason.COMPLETED
+    assert called == [NEW_ADDRESS]
+    assert stage.agents.now == replace(THOUGHT, base_url=NEW_ADDRESS)
+
+
+async def test_an_agent_goes_back_to_where_its_provider_is_by_then(stage: Stage) -> None:
+    """Its own vendor refuses, and moves while another one answers."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+
+    async def answer_meanwhile(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        async with stage.gate.closed(THOUGHT.provider):
+            stage.agents.addresses[THOUGHT.provider] = NEW_ADDRESS
+        async for event in answer()(attempt):
+            yield event
+
+    await stage.turn(refuse, answer_meanwhile, handles=(REALLY.handle,))
+    assert stage.agents.now == replace(THOUGHT, base_url=NEW_ADDRESS)
+
+
+async def test_an_agent_goes_back_whatever_is_done_to_its_provider(stage: Stage) -> None:
+    """A gate that is closed for long keeps no agent on the vendor that answered in its own vendor's place."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    closed = AsyncExitStack()
+
+    async def answer_meanwhile(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        await closed.enter_async_context(stage.gate.closed(THOUGHT.provider))
+        async for event in answer()(attempt):
+            yield event
+
+    async with closed:
+        events = await stage.turn(refuse, answer_meanwhile, handles=(REALLY.handle,))
+    assert end(events).handle == REALLY.handle
+    assert stage.agents.now == THOUGHT

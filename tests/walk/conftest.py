@@ -1,0 +1,17 @@
+"""What the walks share: the real Letta, and the env that they go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from isabella.embedded import Letta
+from tests.support.fault_injection import WalkEnv, open_walk_env
+
+
+@pytest.fixture(scope="module")
+def env(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WalkEnv]:
+    """The real Letta, and where a walk leaves its traces."""
+    with open_walk_env(letta_server, tmp_path_factory.mktemp("walk")) as opened:
+        yield opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,7 +88,10 @@ def configured_settings(
     from isabella.system.logging import configure_logs
 
     auto = LogFormat.JSON if service else LogFormat.TEXT
-    configure_logs(auto=auto, quiet=quiet)
+    # The errors of the settings are printed in the format of the environment.
+    in_environment = os.environ.get("ISABELLA_LOG_FORMAT", "").strip()
+    known = in_environment in tuple(LogFormat)
+    configure_logs(LogFormat(in_environment) if known else LogFormat.AUTO, auto=auto, quiet=quiet)
     settings = (load_served_settings if served else load_settings)(env_file, **overrides)
     configure_logs(settings.log_format, auto=auto, quiet=quiet)
     return settings

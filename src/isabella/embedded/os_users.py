@@ -42,7 +42,7 @@ class OsUser:
     def can_enter(self, folder: Path) -> bool:
         """Return whether this user can reach files in a folder whose names it knows.
 
-        A command is run as the user: modes alone do not tell, because access lists and mounts count as well.
+        A command is run as the user: modes are not enough, because access lists and mounts count as well.
         """
         return self._succeeds("cd", folder)
 

@@ -32,6 +32,7 @@ from isabella.server.readiness import Phase, Readiness
 from isabella.server.runtime import open_agents, open_turns, run_reflection, run_watcher
 from isabella.server.token import Token, address_published, check_address, ensure_token
 from isabella.system.processes import interrupt_on_sigterm
+from isabella.system.terminal import messages_are_json
 from isabella.watch.watcher import LettaActions
 
 log = structlog.get_logger()
@@ -214,7 +215,7 @@ async def _serve(server: uvicorn.Server, listener: socket.socket) -> None:
 
 def _show_login(options: ServeOptions, address: str, token: Token) -> None:
     """A new token is shown once, and only to somebody who looks: what is not a terminal may be kept for ever."""
-    if token.made and sys.stderr.isatty():
+    if token.made and sys.stderr.isatty() and not messages_are_json():
         options.say(f"To use it in a browser: {address}/login?token={token.secret.get_secret_value()}")
     elif token.made:
         options.say("To use it in a browser: `isabella login` prints a link.")

@@ -91,11 +91,14 @@ def listens(process: ChildProcess, host: str, port: int) -> bool:
         table = Path("/proc/net", "tcp6" if ":" in host else "tcp")
         if sys.platform == "linux" and table.exists():
             return _holds(process.pid, _listening_inodes(table, host, port))
-        found = psutil.Process(process.pid).net_connections(kind="tcp6" if ":" in host else "tcp4")
+        connections = psutil.Process(process.pid).net_connections(kind="tcp6" if ":" in host else "tcp4")
     except (OSError, psutil.Error):
         return False
     return any(
-        one.status == psutil.CONN_LISTEN and one.laddr.port == port and _covers(one.laddr.ip, host) for one in found
+        connection.status == psutil.CONN_LISTEN
+        and connection.laddr.port == port
+        and _covers(connection.laddr.ip, host)
+        for connection in connections
     )
 
 
@@ -104,7 +107,7 @@ def _listening_inodes(table: Path, host: str, port: int) -> set[str]:
 
     The kernel lists listening sockets first; the others, often thousands, are not read.
     """
-    found: set[str] = set()
+    inodes: set[str] = set()
     rest = b""
     descriptor = os.open(table, os.O_RDONLY)
     try:
@@ -115,13 +118,13 @@ def _listening_inodes(table: Path, host: str, port: int) -> set[str]:
                 if state == "st":
                     continue
                 if state != _LISTEN:
-                    return found
+                    return inodes
                 address, _, number = local.partition(":")
                 if int(number, 16) == port and _covers(_address(address), host):
-                    found.add(fields[5])
+                    inodes.add(fields[5])
     finally:
         os.close(descriptor)
-    return found
+    return inodes
 
 
 def _address(text: str) -> str:
@@ -200,12 +203,12 @@ def _covers(listening: str, host: str) -> bool:
 def _listener_name(port: int) -> str:
     """Return the process that listens on a port, as far as the system reveals it."""
     try:
-        found = [
-            one
-            for one in psutil.net_connections(kind="tcp")
-            if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port
+        pids = [
+            connection.pid
+            for connection in psutil.net_connections(kind="tcp")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
         ]
-        pid = next((one.pid for one in found if one.pid is not None), None)
+        pid = next((pid for pid in pids if pid is not None), None)
         return "Another process" if pid is None else f"Process {pid} ({psutil.Process(pid).name()})"
     except psutil.Error:
         return "Another process"

@@ -10,8 +10,7 @@ from faults import FAULTS, PAIRS, Cause, Fault, bound_to_nothing, declare, plain
 from sealed import OTHER_MASTER_KEY
 from ward import Ward, open_door
 
-from isabella.doctor.collect import letta
-from isabella.doctor.collect import vendors as collect_vendors
+from isabella.doctor.collect import configuration, letta
 from isabella.doctor.log_messages import recognise_in
 from isabella.embedded import Server
 from isabella.errors import AgentUnknown, ConfigurationError
@@ -44,8 +43,8 @@ def _patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         return
     monkeypatch.setattr(letta, "PATIENCE", 60.0)
     monkeypatch.setattr(letta, "ALTOGETHER", 90.0)
-    monkeypatch.setattr(collect_vendors, "PATIENCE", 30.0)
-    monkeypatch.setattr(collect_vendors, "_SECOND_LOOK", 30.0)
+    monkeypatch.setattr(configuration, "VENDOR_TIMEOUT", 30.0)
+    monkeypatch.setattr(configuration, "FURTHER_TIMEOUT", 30.0)
 
 
 @pytest.fixture
@@ -148,7 +147,7 @@ def test_letta_restarted_without_its_master_key(ward: Ward, server: Server) -> N
         assert causes(document) == {without, base_key, ("agent-provider-gone", None)}
         # The seed document's warning, from the log of the server that has just stored a key in plaintext.
         with server.paths.letta_log.open(encoding="utf-8", errors="replace") as log:
-            assert "no-encryption-key" in {one.symptom.id for one in recognise_in(log)}
+            assert "no-encryption-key" in {one.message.id for one in recognise_in(log)}
         gone = next(one for one in document["findings"] if one["code"] == "agent-provider-gone")
         assert any("OPENAI_API_KEY is in Letta's environment" in line for line in gone["evidence"])
         with open_door(ward.letta) as address:
@@ -229,7 +228,7 @@ def test_the_report_for_people(ward: Ward) -> None:
     lines = out.splitlines()
     assert code == 2
     assert lines[0].startswith("1 finding")
-    assert "byok-groq: Letta holds another key" in lines[1]
+    assert "byok-groq: Letta holds a different key" in lines[1]
     assert "isabella providers sync --only byok-groq" in lines[1]
     assert out.index("Evidence") < out.index("Fine")
     assert "\x1b" not in out

@@ -16,8 +16,7 @@ from isabella.agents.repair import find_broken
 from isabella.config.api_keys import mask
 from isabella.config.settings import Settings
 from isabella.config.strategy import Strategy
-from isabella.doctor.fixes import apply_fixes
-from isabella.doctor.run import DoctorOptions, run_doctor
+from isabella.doctor.run import DoctorOptions, apply_fixes, run_doctor
 from isabella.embedded import Letta
 from isabella.errors import LettaRefused, ModelUnknown
 from isabella.letta.client import LettaClient
@@ -312,7 +311,7 @@ def test_a_provider_between_two_addresses_is_told_as_such(served: Backend, elsew
     async def look() -> tuple[ProviderReport, list[str], list[str]]:
         report = await compare_providers(settings, connection=served.connection, only=("cerebras",))
         doctor_run = await run_doctor(settings=settings, connection=served.connection)
-        found = [cause.finding.summary for cause in doctor_run.verdict.causes]
+        found = [cause.finding.summary for cause in doctor_run.diagnosis.causes]
         broken = [repair.why for repair in await find_broken(agent_service.registry, agent_service.models)]
         return report.providers[0], found, broken
 

@@ -12,9 +12,9 @@ from pydantic import SecretStr
 
 from isabella.config.settings import load_settings
 from isabella.config.vendors import known_vendors
-from isabella.doctor.collect.configuration import read_configuration
-from isabella.doctor.collect.vendors import nearby_base_urls
-from isabella.doctor.diagnosis import Diagnosis, diagnose, root_causes
+from isabella.doctor.checks import check
+from isabella.doctor.collect.configuration import nearby_base_urls, read_configuration
+from isabella.doctor.diagnosis import Diagnosis, explain, root_causes
 from isabella.doctor.evidence import (
     AgentEvidence,
     ConfigurationEvidence,
@@ -25,7 +25,7 @@ from isabella.doctor.evidence import (
     VendorEvidence,
 )
 from isabella.doctor.findings import Finding, Layer, Remedy, Severity
-from isabella.doctor.sanitize import scrub
+from isabella.doctor.log_messages import scrub
 from isabella.errors import ConfigurationError, LettaUnreachable
 from isabella.letta.encryption import KeyMatch, KeyReading
 from isabella.letta.llm_config import LlmConfig
@@ -76,7 +76,7 @@ def healthy(release: str = "0.16.8") -> Evidence:
         for one in desired
     )
     return Evidence(
-        ConfigurationEvidence(desired=desired, master_key=True, ours=True),
+        ConfigurationEvidence(desired=desired, has_master_key=True, sets_master_key=True),
         {
             name: VendorEvidence(VendorAnswer(Said.ACCEPTED, "1 model", 200, {model: None}))
             for name, model in models.items()
@@ -95,13 +95,18 @@ def healthy(release: str = "0.16.8") -> Evidence:
 
 def seen(evidence: Evidence, **changes: Any) -> Evidence:
     """The same, with something else seen of Letta."""
-    return replace(evidence, seen=replace(evidence.seen, **changes))
+    return replace(evidence, letta=replace(evidence.letta, **changes))
 
 
 def row(evidence: Evidence, name: str, **changes: Any) -> Evidence:
     """The same, with another row of this name."""
-    rows = evidence.seen.rows or ()
+    rows = evidence.letta.rows or ()
     return seen(evidence, rows=tuple(replace(one, **changes) if one.stored.name == name else one for one in rows))
+
+
+def diagnose(evidence: Evidence) -> Diagnosis:
+    """Check the evidence and explain the findings."""
+    return explain(evidence, check(evidence))
 
 
 def codes(verdict: Diagnosis) -> set[tuple[str, str | None]]:
@@ -147,7 +152,7 @@ def test_a_deleted_provider_on_a_release_that_cannot_bring_it_back() -> None:
     """On 0.16.1 the remedy is an upgrade, never a sync; from 0.16.2 on it is the sync."""
     for release, command in (("0.16.1", None), ("0.16.2", "isabella providers sync --only longcat")):
         evidence = healthy(release)
-        rows = tuple(one for one in evidence.seen.rows or () if one.stored.name != "longcat")
+        rows = tuple(one for one in evidence.letta.rows or () if one.stored.name != "longcat")
         (cause,) = diagnose(seen(evidence, rows=rows, deleted=frozenset({"longcat"}))).causes
         assert (cause.finding.code, cause.finding.remedy.command) == ("provider-deleted", command)
 
@@ -164,8 +169,8 @@ def test_a_key_sealed_otherwise_on_a_release_that_cannot_recreate() -> None:
 def test_what_cannot_be_known_is_said() -> None:
     """With Letta out of reach it is one cause, and what it hides is listed; the vendors are judged all the same."""
     evidence = seen(healthy(), rows=None, agents=None, abilities=None, error=LettaUnreachable("No Letta answers."))
-    refused = {**evidence.asked, "byok-groq": VendorEvidence(VendorAnswer(Said.REFUSED, "Invalid API Key", 401))}
-    verdict = diagnose(replace(evidence, asked=refused))
+    refused = {**evidence.vendors, "byok-groq": VendorEvidence(VendorAnswer(Said.REFUSED, "Invalid API Key", 401))}
+    verdict = diagnose(replace(evidence, vendors=refused))
     assert codes(verdict) == {("letta-unreachable", None), ("key-refused", "byok-groq")}
     assert {unknown.layer for unknown in verdict.unknowns} == {Layer.STORED, Layer.USE, Layer.EXPOSURE}
 
@@ -175,7 +180,7 @@ def test_a_vendor_that_does_not_answer_says_nothing_of_the_key(trouble: Trouble)
     """Whatever stands in between, the key is not called wrong, and that it stays unknown is said."""
     evidence = healthy()
     answer = VendorAnswer(Said.UNREACHABLE if trouble is not Trouble.HTML else Said.FAILING, "…", trouble=trouble)
-    verdict = diagnose(replace(evidence, asked={**evidence.asked, "longcat": VendorEvidence(answer)}))
+    verdict = diagnose(replace(evidence, vendors={**evidence.vendors, "longcat": VendorEvidence(answer)}))
     assert [name for _, name in codes(verdict)] == ["longcat"]
     assert not any(code.startswith("key-") for code, _ in codes(verdict))
     assert [unknown.provider for unknown in verdict.unknowns] == ["longcat"]
@@ -188,10 +193,10 @@ def test_a_refused_key_and_an_old_one_in_letta() -> None:
     for stored_answer, wanted in ((yes, {"key-refused"}), (refusal, {"key-refused", "key-stale"})):
         evidence = row(healthy(), "byok-groq", reading=different)
         asked: Mapping[str, VendorEvidence] = {
-            **evidence.asked,
+            **evidence.vendors,
             "byok-groq": VendorEvidence(refusal, stored_answer=stored_answer),
         }
-        assert codes(diagnose(replace(evidence, asked=asked))) == {(code, "byok-groq") for code in wanted}
+        assert codes(diagnose(replace(evidence, vendors=asked))) == {(code, "byok-groq") for code in wanted}
 
 
 def test_many_agents_with_one_fault_are_one_finding() -> None:
@@ -306,7 +311,7 @@ def test_a_file_that_cannot_be_read_leaves_the_rest_unknown(tmp_path: Path) -> N
     (tmp_path / ".env").write_text('A="unclosed\n')
     (tmp_path / ".env").chmod(0o600)
     configured, _ = read_configuration(environment={})
-    verdict = diagnose(replace(evidence, configured=configured, seen=LettaEvidence(), asked={}))
+    verdict = diagnose(replace(evidence, configuration=configured, letta=LettaEvidence(), vendors={}))
     assert codes(verdict) == {("env-file-malformed", None)}
     assert verdict.unknowns
 
@@ -345,4 +350,4 @@ def test_the_document_is_scrubbed() -> None:
 
 def test_every_vendor_of_the_catalog_is_judged() -> None:
     """The catalog's vendors are all in the healthy evidence, so that a new one is judged, too."""
-    assert {one.vendor.name for one in healthy().configured.desired} == {vendor.name for vendor in known_vendors()}
+    assert {one.vendor.name for one in healthy().configuration.desired} == {vendor.name for vendor in known_vendors()}

@@ -1,19 +1,22 @@
-"""Looks at Letta over REST, everything at the same time. Changes nothing."""
+"""Collects the evidence about Letta: over REST, from its database, and from its process. Changes nothing."""
 
 from __future__ import annotations
 
+import hmac
+import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
 import httpx2 as httpx
+import psutil
 from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
 
-from isabella.doctor.collect.process import find_process
-from isabella.doctor.evidence import AgentEvidence, LettaEvidence, ProviderEvidence, VendorEvidence
+from isabella.doctor.evidence import AgentEvidence, LettaEvidence, LettaProcess, ProviderEvidence, VendorEvidence
 from isabella.errors import IsabellaError, LettaUnreachable, UnverifiedPeer
 from isabella.letta import releases
 from isabella.letta.connection import Connection
@@ -32,12 +35,12 @@ _PATIENCE = 2
 
 @dataclass(frozen=True)
 class DatabaseEvidence:
-    """What only the database tells.
+    """What only Letta's database shows.
 
     Attributes:
         deleted: names of soft-deleted providers (fact P6).
         base: names of base providers (fact P10).
-        bare: names of live providers whose key stands in the old plaintext column only (fact O4).
+        bare: names of live providers whose key is only in the old plaintext column (fact O4).
     """
 
     deleted: frozenset[str]
@@ -46,7 +49,7 @@ class DatabaseEvidence:
 
 
 async def read_database(database_url: SecretStr) -> DatabaseEvidence | None:
-    """Read it; None where that does not work, which is no finding: everything else goes on without."""
+    """Return the evidence in Letta's database; None if it cannot be read, which is no finding."""
     import psycopg
 
     try:
@@ -69,16 +72,19 @@ async def read_database(database_url: SecretStr) -> DatabaseEvidence | None:
     )
 
 
-#: Seconds that a request may take, and that all of them may take together.
+#: Time limits in seconds: for one request, and for all of them together.
 PATIENCE, ALTOGETHER = 3.0, 5.0
 _PAGE = 100
 _MOST_AGENTS = 10_000
 _RECEIPT = "isabella-receipt-"
 _CHECKS = 8
+_MASTER_KEY = "LETTA_ENCRYPTION_KEY"
+#: Variables in Letta's environment that end in `_API_KEY` and are no vendor's key.
+_NO_VENDOR_KEYS = ("LETTA_API_KEY",)
 
 
 class LettaCollector:
-    """Looks at one Letta.
+    """Collects the evidence about one Letta.
 
     Args:
         connection: how to reach it.
@@ -87,10 +93,14 @@ class LettaCollector:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def look(self, desired: Sequence[Desired]) -> LettaEvidence:
-        """Everything that can be seen. Never raises for what Letta does."""
+    async def collect(self, desired: Sequence[Desired]) -> LettaEvidence:
+        """Return all evidence but `check_keys`. Never raises for what Letta does: that is part of the evidence."""
         connection = self._connection
-        seen = LettaEvidence(base_url=connection.base_url, embedded=connection.embedded)
+        seen = LettaEvidence(
+            base_url=connection.base_url,
+            embedded=connection.embedded,
+            password_sent=connection.password is not None,
+        )
         try:
             with anyio.fail_after(ALTOGETHER):
                 async with LettaProviders.at(connection, timeout=PATIENCE) as store:
@@ -100,10 +110,10 @@ class LettaCollector:
             return replace(seen, error=error)
         except TimeoutError:
             what = f"Letta at {connection.base_url} did not answer within {ALTOGETHER:g} s."
-            return replace(seen, error=LettaUnreachable(what, remedy="Look at its log.", sent=True))
+            return replace(seen, error=LettaUnreachable(what, remedy="See its log.", sent=True))
 
-    async def check(self, seen: LettaEvidence, asked: Mapping[str, VendorEvidence]) -> LettaEvidence:
-        """Have Letta itself open the keys about which doubt is left, and show them to their vendors."""
+    async def check_keys(self, seen: LettaEvidence, asked: Mapping[str, VendorEvidence]) -> LettaEvidence:
+        """Have Letta decrypt the keys that are still in doubt, and send them to their vendors."""
         rows = list(seen.rows or ())
         doubtful = [index for index, row in enumerate(rows) if _doubtful(row, seen, asked)][:_CHECKS]
         if not doubtful:
@@ -117,7 +127,7 @@ class LettaCollector:
     async def _beyond(
         self, seen: LettaEvidence, stored: list[StoredProvider], desired: Sequence[Desired]
     ) -> LettaEvidence:
-        """What is asked once it is known that Letta answers."""
+        """Add the evidence that is collected once Letta answers."""
         connection = self._connection
         found: dict[str, Any] = {}
 
@@ -161,7 +171,7 @@ class LettaCollector:
         connection = self._connection
         memo = None
         if connection.master_key is not None:
-            # The proofs that syncs have left behind; the doctor leaves none of its own.
+            # The proofs of earlier syncs; the doctor saves none of its own.
             memo = ProofMemo.of(connection.home, connection.base_url, connection.master_key)
         by_name = {one.name: one for one in desired}
 
@@ -169,7 +179,7 @@ class LettaCollector:
             wanted = by_name.get(one.name)
             if wanted is None:
                 return ProviderEvidence(one)
-            # Without a configured key there is still something to see: whether it is sealed, and whether it opens.
+            # Even without a configured key: whether the stored one is encrypted, and whether it can be decrypted.
             key = "" if wanted.key is None else wanted.key.get_secret_value()
             read = partial(read_back, one.key_text, key, connection.master_key, memo, shown=one.key_shown)
             reading: KeyReading = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
@@ -178,7 +188,7 @@ class LettaCollector:
         return tuple(await gather([partial(row, one) for one in stored], at_once=64))
 
     async def _is_open(self) -> bool | None:
-        """Whether the providers are shown to somebody without a password."""
+        """Whether Letta lists its providers without a password."""
         try:
             async with self._client(password=False) as http:
                 response = await http.get("/v1/providers/", params={"limit": 1})
@@ -246,7 +256,7 @@ _AGENTS = TypeAdapter(list[_AgentRow])
 
 
 async def _agents(http: httpx.AsyncClient) -> tuple[AgentEvidence, ...]:
-    """Every agent with what binds it, to the last page."""
+    """Return every agent with its `llm_config`, from all pages."""
     found: dict[str, AgentEvidence] = {}
     query: dict[str, str | int] = {"limit": _PAGE, "order": "asc", "include_relationships": ""}
     while len(found) < _MOST_AGENTS:
@@ -284,7 +294,7 @@ def _agent(row: _AgentRow) -> AgentEvidence:
 
 
 async def _base_providers(http: httpx.AsyncClient) -> frozenset[str]:
-    """The base providers of which Letta lists models. The list of providers does not show them."""
+    """Return the base providers for which Letta lists models. The list of providers does not contain them."""
     response = await http.get("/v1/models/", params={"provider_category": "base"})
     response.raise_for_status()
     items = response.json()
@@ -296,7 +306,7 @@ async def _base_providers(http: httpx.AsyncClient) -> frozenset[str]:
 
 
 def _doubtful(row: ProviderEvidence, seen: LettaEvidence, asked: Mapping[str, VendorEvidence]) -> bool:
-    """Whether only Letta itself can tell if it can open a key. Its process, where it is known, tells more."""
+    """Whether only Letta itself can show if it can decrypt a key. The process, if it is known, shows more."""
     reading = row.reading
     if reading is None or seen.process is not None:
         return False
@@ -310,13 +320,13 @@ def _doubtful(row: ProviderEvidence, seen: LettaEvidence, asked: Mapping[str, Ve
         and row.stored.type in ("cerebras", "openai")
         and said is not None
         and said.answer.verdict is KeyVerdict.ACCEPTED
-        # Older releases ask with no bearer at all, which would look the same (fact O10).
+        # Older releases ask without a bearer token, which would look the same (fact O10).
         and releases.at_least(release, "0.16.7")
     )
 
 
 async def _check(http: httpx.AsyncClient, row: ProviderEvidence) -> ProviderEvidence:
-    """`POST …/check`: Letta opens the key and reads the vendor's list with it (fact P11). It writes nothing."""
+    """`POST …/check`: Letta decrypts the key and reads the vendor's models with it (fact P11). It writes nothing."""
     try:
         response = await http.post(f"/v1/providers/{row.stored.id}/check")
     except (httpx.HTTPError, UnverifiedPeer):
@@ -328,5 +338,48 @@ async def _check(http: httpx.AsyncClient, row: ProviderEvidence) -> ProviderEvid
         return replace(row, opens=True, accepted=True)
     if response.status_code == 401 and "llm_authentication" in text:
         return replace(row, opens=True, accepted=False)
-    # Types that cannot be checked answer 500, but only after the key was opened.
+    # Types that cannot be checked answer 500, but only after the key was decrypted.
     return replace(row, opens=True) if response.status_code == 500 else row
+
+
+def find_process(base_url: str, master_key: SecretStr | None) -> LettaProcess | None:
+    """Return the Letta process that listens at this address; None if it is on another machine or another user's."""
+    parts = urlsplit(base_url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if not _is_here(host):
+        return None
+    try:
+        listening = [
+            found
+            for found in psutil.net_connections(kind="tcp")
+            if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == port
+        ]
+        pid = next((found.pid for found in listening if found.pid is not None), None)
+        if pid is None:
+            return None
+        process = psutil.Process(pid)
+        if not any("letta" in argument for argument in process.cmdline()):
+            return None
+        environ = process.environ()
+    except (psutil.Error, OSError):
+        return None
+    own = environ.get(_MASTER_KEY, "")
+    same = None
+    variables = [name for name, text in environ.items() if name.endswith("_API_KEY") and text]
+    if own and master_key is not None:
+        same = hmac.compare_digest(own.encode(), master_key.get_secret_value().encode())
+    return LettaProcess(
+        pid=pid,
+        listens=tuple(sorted({found.laddr.ip for found in listening if found.laddr and found.pid == pid})),
+        has_master_key=bool(own),
+        same_master_key=same,
+        base_keys=tuple(sorted(name for name in variables if name not in _NO_VENDOR_KEYS)),
+    )
+
+
+def _is_here(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or address.is_unspecified

@@ -228,7 +228,7 @@ def test_the_report_for_people(ward: Ward) -> None:
     lines = out.splitlines()
     assert code == 2
     assert lines[0].startswith("1 finding")
-    assert "byok-groq: Letta holds a different key" in lines[1]
+    assert "byok-groq: Letta holds a different key from" in lines[1]
     assert "isabella providers sync --only byok-groq" in lines[1]
     assert out.index("Evidence") < out.index("Fine")
     assert "\x1b" not in out

@@ -31,7 +31,7 @@ class Layer(StrEnum):
 _HEADINGS = {
     Layer.CONFIGURATION: "Configuration",
     Layer.VENDOR: "Vendor",
-    Layer.STORED: "Providers in Letta",
+    Layer.STORED: "Letta",
     Layer.USE: "Agents",
     Layer.RECEIPT: "Receipt",
     Layer.EXPOSURE: "Exposure",

@@ -67,7 +67,7 @@ def _absent(desired: Desired, evidence: Evidence, abilities: Capabilities) -> Fi
         code = "name-taken-by-base"
     elif desired.name in (letta.deleted or ()):
         code = "provider-deleted"
-        cases += [] if abilities.recreates else ["release-cannot-recreate"]
+        cases += [] if abilities.recreates else ["cannot-restore"]
     else:
         code = "provider-absent"
     return finding(
@@ -144,7 +144,7 @@ def _key(
             because = "it is encrypted with Letta's master key, not with the configured one"
             yield Unknown(Layer.STORED, "which key Letta holds", because, desired.name)
         case KeyMatch.UNREADABLE:
-            code, cases = "key-sealed-otherwise", [] if abilities.recreates else ["release-cannot-recreate"]
+            code, cases = "key-sealed-otherwise", [] if abilities.recreates else ["cannot-restore"]
             who = "Letta itself" if row.opens is False else "the configured master key"
             lines = [f"the stored value is encrypted, and {who} cannot decrypt it"]
         case KeyMatch.DIFFERENT if is_placeholder_url(row.stored.base_url):

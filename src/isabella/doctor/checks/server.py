@@ -68,7 +68,7 @@ def _connection(error: IsabellaError, letta: LettaEvidence) -> Finding:
         evidence=(error.what,),
         problem=error.what,
         remedy=error.remedy or "See the log of Letta.",
-        letta=letta.base_url or "localhost",
+        letta_url=letta.base_url or "localhost",
         letta_variable="" if letta.embedded else "LETTA_BASE_URL",
     )
 
@@ -158,8 +158,8 @@ def _password(letta: LettaEvidence) -> Iterator[Outcome]:
     stored = [row.stored for row in letta.rows or () if row.stored.key_text]
     plaintext = tuple(row.name for row in stored if not looks_encrypted(row.key_text or ""))
     if plaintext:
-        evidence = (request, f"in plaintext: {name_some(plaintext)}")
-        yield finding("keys-readable", evidence=evidence, count=len(plaintext))
+        names = name_some(plaintext)
+        yield finding("keys-readable", evidence=(request, f"in plaintext: {names}"), providers=names)
     else:
         yield finding("letta-open", evidence=(request,))
 
@@ -175,7 +175,7 @@ def _network(letta: LettaEvidence) -> Iterator[Outcome]:
         url = urlsplit(letta.base_url)
         if url.scheme == "http" and not is_loopback(url.hostname or ""):
             evidence = (f"LETTA_BASE_URL is {letta.base_url}",)
-            yield finding("letta-over-plain-http", evidence=evidence, letta=letta.base_url)
+            yield finding("letta-over-plain-http", evidence=evidence, letta_url=letta.base_url)
 
 
 def _base_keys(letta: LettaEvidence) -> Iterator[Outcome]:

@@ -41,8 +41,8 @@ def _patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Nobody is silent here but where a test is about that, and a busy machine must not look like it."""
     if "hanging" in request.node.name or "all_down" in request.node.name:
         return
-    monkeypatch.setattr(letta, "PATIENCE", 60.0)
-    monkeypatch.setattr(letta, "ALTOGETHER", 90.0)
+    monkeypatch.setattr(letta, "REQUEST_TIMEOUT", 60.0)
+    monkeypatch.setattr(letta, "TOTAL_TIMEOUT", 90.0)
     monkeypatch.setattr(configuration, "VENDOR_TIMEOUT", 30.0)
     monkeypatch.setattr(configuration, "FURTHER_TIMEOUT", 30.0)
 

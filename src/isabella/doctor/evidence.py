@@ -40,14 +40,7 @@ class ConfigurationProblem:
 
 @dataclass(frozen=True)
 class ConflictingVariable:
-    """A variable that has different values in the environment and in `.env`.
-
-    Attributes:
-        variable: its name.
-        file: the `.env` file.
-        line: the line in it.
-        provider: the provider that it configures, if any.
-    """
+    """A variable with different values in the environment and in `.env`, and the provider it configures."""
 
     variable: str
     file: str
@@ -224,9 +217,7 @@ class Evidence:
     """All evidence of one run.
 
     Attributes:
-        configuration: the configuration.
-        vendors: the vendors' answers, by provider.
-        letta: the Letta server and its contents.
+        vendors: by provider.
         probes: results of completions through Letta, by provider; None if none were requested.
     """
 

@@ -30,7 +30,17 @@ from isabella.system.tasks import gather
 from isabella.system.urls import client_options
 from isabella.vendors.client import KeyVerdict
 
-_PATIENCE = 2
+#: Time limits in seconds: for one request, for all of them together, and for the database.
+REQUEST_TIMEOUT, TOTAL_TIMEOUT, DATABASE_TIMEOUT = 3.0, 5.0, 2
+_PAGE = 100
+_MOST_AGENTS = 10_000
+#: The names of temporary agents begin like this.
+_PROBE_AGENT = "isabella-receipt-"
+#: The most keys that Letta is asked to decrypt.
+_MOST_CHECKS = 8
+_MASTER_KEY = "LETTA_ENCRYPTION_KEY"
+#: Variables in Letta's environment that end in `_API_KEY` and are no vendor's key.
+_NO_VENDOR_KEYS = ("LETTA_API_KEY",)
 
 
 @dataclass(frozen=True)
@@ -54,15 +64,15 @@ async def read_database(database_url: SecretStr) -> DatabaseEvidence | None:
 
     try:
         async with await psycopg.AsyncConnection.connect(
-            database_url.get_secret_value(), connect_timeout=_PATIENCE, autocommit=True
+            database_url.get_secret_value(), connect_timeout=DATABASE_TIMEOUT, autocommit=True
         ) as connection:
             await connection.execute("SET default_transaction_read_only = on")
-            await connection.execute(f"SET statement_timeout = {_PATIENCE * 1000}")
-            found = await connection.execute(
+            await connection.execute(f"SET statement_timeout = {DATABASE_TIMEOUT * 1000}")
+            result = await connection.execute(
                 "SELECT name, is_deleted, organization_id IS NULL, "
                 "coalesce(api_key, '') <> '' AND coalesce(api_key_enc, '') = '' FROM providers"
             )
-            rows = await found.fetchall()
+            rows = await result.fetchall()
     except (psycopg.Error, OSError):
         return None
     return DatabaseEvidence(
@@ -72,23 +82,8 @@ async def read_database(database_url: SecretStr) -> DatabaseEvidence | None:
     )
 
 
-#: Time limits in seconds: for one request, and for all of them together.
-PATIENCE, ALTOGETHER = 3.0, 5.0
-_PAGE = 100
-_MOST_AGENTS = 10_000
-_RECEIPT = "isabella-receipt-"
-_CHECKS = 8
-_MASTER_KEY = "LETTA_ENCRYPTION_KEY"
-#: Variables in Letta's environment that end in `_API_KEY` and are no vendor's key.
-_NO_VENDOR_KEYS = ("LETTA_API_KEY",)
-
-
 class LettaCollector:
-    """Collects the evidence about one Letta.
-
-    Args:
-        connection: how to reach it.
-    """
+    """Collects the evidence about one Letta."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -96,76 +91,74 @@ class LettaCollector:
     async def collect(self, desired: Sequence[Desired]) -> LettaEvidence:
         """Return all evidence but `check_keys`. Never raises for what Letta does: that is part of the evidence."""
         connection = self._connection
-        seen = LettaEvidence(
+        letta = LettaEvidence(
             base_url=connection.base_url,
             embedded=connection.embedded,
             password_sent=connection.password is not None,
         )
         try:
-            with anyio.fail_after(ALTOGETHER):
-                async with LettaProviders.at(connection, timeout=PATIENCE) as store:
+            with anyio.fail_after(TOTAL_TIMEOUT):
+                async with LettaProviders.at(connection, timeout=REQUEST_TIMEOUT) as store:
                     abilities, stored = await _abilities_and_all(store)
-                return await self._beyond(replace(seen, abilities=abilities), stored, desired)
+                return await self._contents(replace(letta, abilities=abilities), stored, desired)
         except IsabellaError as error:
-            return replace(seen, error=error)
+            return replace(letta, error=error)
         except TimeoutError:
-            what = f"Letta at {connection.base_url} did not answer within {ALTOGETHER:g} s."
-            return replace(seen, error=LettaUnreachable(what, remedy="See its log.", sent=True))
+            what = f"Letta at {connection.base_url} did not answer within {TOTAL_TIMEOUT:g} s."
+            return replace(letta, error=LettaUnreachable(what, remedy="See its log.", sent=True))
 
-    async def check_keys(self, seen: LettaEvidence, asked: Mapping[str, VendorEvidence]) -> LettaEvidence:
+    async def check_keys(self, letta: LettaEvidence, vendors: Mapping[str, VendorEvidence]) -> LettaEvidence:
         """Have Letta decrypt the keys that are still in doubt, and send them to their vendors."""
-        rows = list(seen.rows or ())
-        doubtful = [index for index, row in enumerate(rows) if _doubtful(row, seen, asked)][:_CHECKS]
+        doubtful = [row for row in letta.rows or () if _doubtful(row, letta, vendors)][:_MOST_CHECKS]
         if not doubtful:
-            return seen
+            return letta
         async with self._client() as http:
-            checked = await gather([partial(_check, http, rows[index]) for index in doubtful])
-        for index, row in zip(doubtful, checked, strict=True):
-            rows[index] = row
-        return replace(seen, rows=tuple(rows))
+            checked = await gather([partial(_check, http, row) for row in doubtful])
+        by_id = {row.stored.id: row for row in checked}
+        return replace(letta, rows=tuple(by_id.get(row.stored.id, row) for row in letta.rows or ()))
 
-    async def _beyond(
-        self, seen: LettaEvidence, stored: list[StoredProvider], desired: Sequence[Desired]
+    async def _contents(
+        self, letta: LettaEvidence, stored: list[StoredProvider], desired: Sequence[Desired]
     ) -> LettaEvidence:
         """Add the evidence that is collected once Letta answers."""
         connection = self._connection
-        found: dict[str, Any] = {}
+        changes: dict[str, Any] = {}
 
         async def rows() -> None:
-            found["rows"] = await self._rows(stored, desired)
+            changes["rows"] = await self._rows(stored, desired)
 
         async def agents() -> None:
             try:
                 async with self._client() as http:
-                    found["agents"] = await _agents(http)
+                    changes["agents"] = await _agents(http)
             except (httpx.HTTPError, ValueError) as error:
-                found["agents_error"] = f"Letta did not list them ({type(error).__name__})"
+                changes["agents_error"] = f"Letta did not list them ({type(error).__name__})"
 
         async def base() -> None:
             try:
                 async with self._client() as http:
-                    found["base"] = await _base_providers(http)
+                    changes["base"] = await _base_providers(http)
             except (httpx.HTTPError, ValueError):
-                found["base"] = frozenset()
+                changes["base"] = frozenset()
 
         async def open_() -> None:
-            found["open"] = True if connection.password is None else await self._is_open()
+            changes["open"] = True if connection.password is None else await self._is_open()
 
         async def process() -> None:
-            found["process"] = await anyio.to_thread.run_sync(
+            changes["process"] = await anyio.to_thread.run_sync(
                 find_process, connection.base_url, connection.master_key, abandon_on_cancel=True
             )
 
         async def database() -> None:
             if connection.database_url is not None:
-                found["database"] = await read_database(connection.database_url)
+                changes["database"] = await read_database(connection.database_url)
 
         await gather([rows, agents, base, open_, process, database])
-        known = found.pop("database", None)
-        if known is not None:
-            found["deleted"], found["bare"] = known.deleted, known.bare
-            found["base"] |= known.base
-        return replace(seen, **found)
+        database_evidence = changes.pop("database", None)
+        if database_evidence is not None:
+            changes["deleted"], changes["bare"] = database_evidence.deleted, database_evidence.bare
+            changes["base"] |= database_evidence.base
+        return replace(letta, **changes)
 
     async def _rows(self, stored: list[StoredProvider], desired: Sequence[Desired]) -> tuple[ProviderEvidence, ...]:
         connection = self._connection
@@ -175,17 +168,17 @@ class LettaCollector:
             memo = ProofMemo.of(connection.home, connection.base_url, connection.master_key)
         by_name = {one.name: one for one in desired}
 
-        async def row(one: StoredProvider) -> ProviderEvidence:
-            wanted = by_name.get(one.name)
-            if wanted is None:
-                return ProviderEvidence(one)
+        async def row(provider: StoredProvider) -> ProviderEvidence:
+            configured = by_name.get(provider.name)
+            if configured is None:
+                return ProviderEvidence(provider)
             # Even without a configured key: whether the stored one is encrypted, and whether it can be decrypted.
-            key = "" if wanted.key is None else wanted.key.get_secret_value()
-            read = partial(read_back, one.key_text, key, connection.master_key, memo, shown=one.key_shown)
+            key = "" if configured.key is None else configured.key.get_secret_value()
+            read = partial(read_back, provider.key_text, key, connection.master_key, memo, shown=provider.key_shown)
             reading: KeyReading = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
-            return ProviderEvidence(one, reading)
+            return ProviderEvidence(provider, reading)
 
-        return tuple(await gather([partial(row, one) for one in stored], at_once=64))
+        return tuple(await gather([partial(row, provider) for provider in stored], at_once=64))
 
     async def _is_open(self) -> bool | None:
         """Whether Letta lists its providers without a password."""
@@ -205,7 +198,7 @@ class LettaCollector:
         return httpx.AsyncClient(
             base_url=connection.base_url,
             headers=headers,
-            timeout=PATIENCE,
+            timeout=REQUEST_TIMEOUT,
             event_hooks=async_hooks(connection.peer),
             **client_options(connection.base_url),
         )
@@ -274,7 +267,7 @@ async def _agents(http: httpx.AsyncClient) -> tuple[AgentEvidence, ...]:
         if len(page) < _PAGE or not fresh:
             break
         query["after"] = page[-1].id
-    return tuple(agent for agent in found.values() if agent.llm.model and not agent.name.startswith(_RECEIPT))
+    return tuple(agent for agent in found.values() if agent.llm.model and not agent.name.startswith(_PROBE_AGENT))
 
 
 def _agent(row: _AgentRow) -> AgentEvidence:
@@ -305,21 +298,21 @@ async def _base_providers(http: httpx.AsyncClient) -> frozenset[str]:
     )
 
 
-def _doubtful(row: ProviderEvidence, seen: LettaEvidence, asked: Mapping[str, VendorEvidence]) -> bool:
+def _doubtful(row: ProviderEvidence, letta: LettaEvidence, vendors: Mapping[str, VendorEvidence]) -> bool:
     """Whether only Letta itself can show if it can decrypt a key. The process, if it is known, shows more."""
     reading = row.reading
-    if reading is None or seen.process is not None:
+    if reading is None or letta.process is not None:
         return False
     if reading.match is KeyMatch.UNREADABLE:
         return True
-    release = seen.abilities.release if seen.abilities is not None else None
-    said = asked.get(row.stored.name)
+    release = letta.abilities.release if letta.abilities is not None else None
+    vendor = vendors.get(row.stored.name)
     return (
         reading.match is KeyMatch.EQUAL
         and reading.sealed
         and row.stored.type in ("cerebras", "openai")
-        and said is not None
-        and said.answer.verdict is KeyVerdict.ACCEPTED
+        and vendor is not None
+        and vendor.answer.verdict is KeyVerdict.ACCEPTED
         # Older releases ask without a bearer token, which would look the same (fact O10).
         and releases.at_least(release, "0.16.7")
     )
@@ -350,11 +343,11 @@ def find_process(base_url: str, master_key: SecretStr | None) -> LettaProcess | 
         return None
     try:
         listening = [
-            found
-            for found in psutil.net_connections(kind="tcp")
-            if found.status == psutil.CONN_LISTEN and found.laddr and found.laddr.port == port
+            connection
+            for connection in psutil.net_connections(kind="tcp")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
         ]
-        pid = next((found.pid for found in listening if found.pid is not None), None)
+        pid = next((connection.pid for connection in listening if connection.pid is not None), None)
         if pid is None:
             return None
         process = psutil.Process(pid)
@@ -363,15 +356,15 @@ def find_process(base_url: str, master_key: SecretStr | None) -> LettaProcess | 
         environ = process.environ()
     except (psutil.Error, OSError):
         return None
-    own = environ.get(_MASTER_KEY, "")
+    environment_key = environ.get(_MASTER_KEY, "")
     same = None
     variables = [name for name, text in environ.items() if name.endswith("_API_KEY") and text]
-    if own and master_key is not None:
-        same = hmac.compare_digest(own.encode(), master_key.get_secret_value().encode())
+    if environment_key and master_key is not None:
+        same = hmac.compare_digest(environment_key.encode(), master_key.get_secret_value().encode())
     return LettaProcess(
         pid=pid,
-        listens=tuple(sorted({found.laddr.ip for found in listening if found.laddr and found.pid == pid})),
-        has_master_key=bool(own),
+        listens=tuple(sorted({one.laddr.ip for one in listening if one.laddr and one.pid == pid})),
+        has_master_key=bool(environment_key),
         same_master_key=same,
         base_keys=tuple(sorted(name for name in variables if name not in _NO_VENDOR_KEYS)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from isabella.doctor.evidence import Evidence
@@ -33,7 +33,6 @@ class Diagnosis:
         passed: checks without a finding.
         notes: information that is no fault.
         practice: whether practice vendors replace the real ones.
-        log: messages that were recognised in a log.
         fixed: what `--fix` did, one line each.
     """
 
@@ -44,7 +43,6 @@ class Diagnosis:
     passed: tuple[PassedCheck, ...] = ()
     notes: tuple[Finding, ...] = ()
     practice: bool = False
-    log: tuple[dict[str, Any], ...] = field(default=())
     fixed: tuple[str, ...] = ()
 
     @property
@@ -73,7 +71,7 @@ class Diagnosis:
             "fine": [{"layer": passed.layer.value, "text": passed.text} for passed in self.passed],
             "notes": [note.as_json() for note in self.notes],
             "practice": self.practice,
-            "log": list(self.log),
+            "log": [],
             "fixed": list(self.fixed),
         }
         return {name: scrub_document(value) for name, value in document.items()}

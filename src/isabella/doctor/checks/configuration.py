@@ -203,7 +203,7 @@ def _vendor(desired: Desired, vendor: VendorEvidence, evidence: Evidence) -> Ite
         "working_url": vendor.working_url,
         "variable": desired.key_source.split(" ", 1)[0],
         "key_source": desired.key_source,
-        "keys_page": f" (create one at {page})" if page else "",
+        "keys_page": f" (create it at {page})" if page else "",
         "sync": evidence.configuration.sync_command(desired.name),
     }
     reported = finding(code, *cases, provider=desired.name, evidence=tuple(observations), **values)

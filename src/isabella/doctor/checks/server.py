@@ -35,7 +35,7 @@ def check_server(evidence: Evidence) -> Iterator[Outcome]:
 def _unreachable(letta: LettaEvidence) -> Iterator[Outcome]:
     """Yield why Letta could not be examined, and what is unknown for that reason."""
     # Without an error the configuration has a finding: its file cannot be read, or its address is malformed.
-    because = "the configuration does not say which Letta is meant"
+    because = "the configuration does not say which Letta to use"
     if letta.error is not None:
         reported = _connection(letta.error, letta)
         because = reported.summary.rstrip(".")

@@ -126,6 +126,13 @@ class Finding:
         """The provider and the summary."""
         return self.summary if self.provider is None else f"{self.provider}: {self.summary}"
 
+    @property
+    def reason(self) -> str:
+        """The summary as the rest of a sentence that begins with "because"."""
+        begins_with_article = self.summary.startswith(("A ", "No ", "The "))
+        first = self.summary[0].lower() if begins_with_article else self.summary[0]
+        return first + self.summary[1:].rstrip(".")
+
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` shows."""
         return {

@@ -209,8 +209,7 @@ def _vendor(desired: Desired, vendor: VendorEvidence, evidence: Evidence) -> Ite
     reported = finding(code, *cases, provider=desired.name, evidence=tuple(observations), **values)
     yield reported
     if code in _KEY_NOT_CHECKED:
-        because = reported.summary.rstrip(".")
-        yield Unknown(Layer.VENDOR, f"whether {title} accepts the key", because, desired.name)
+        yield Unknown(Layer.VENDOR, f"whether {title} accepts the key", reported.reason, desired.name)
 
 
 def _vendor_code(vendor: VendorEvidence) -> tuple[str, list[str]]:

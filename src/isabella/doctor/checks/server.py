@@ -38,7 +38,7 @@ def _unreachable(letta: LettaEvidence) -> Iterator[Outcome]:
     because = "the configuration does not say which Letta to use"
     if letta.error is not None:
         reported = _connection(letta.error, letta)
-        because = reported.summary.rstrip(".")
+        because = reported.reason
         yield reported
     yield Unknown(Layer.STORED, "which providers and keys Letta holds", because)
     yield Unknown(Layer.USE, "which agents use the providers, and how", because)

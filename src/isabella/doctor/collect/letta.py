@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,23 +43,11 @@ _MASTER_KEY = "LETTA_ENCRYPTION_KEY"
 _NO_VENDOR_KEYS = ("LETTA_API_KEY",)
 
 
-@dataclass(frozen=True)
-class DatabaseEvidence:
-    """What only Letta's database shows.
+async def read_database(database_url: SecretStr) -> dict[str, frozenset[str]]:
+    """Return what only Letta's database shows, by field of `LettaEvidence`; empty if it cannot be read.
 
-    Attributes:
-        deleted: names of soft-deleted providers (fact P6).
-        base: names of base providers (fact P10).
-        bare: names of live providers whose key is only in the old plaintext column (fact O4).
+    A database that cannot be read is no finding.
     """
-
-    deleted: frozenset[str]
-    base: frozenset[str]
-    bare: frozenset[str]
-
-
-async def read_database(database_url: SecretStr) -> DatabaseEvidence | None:
-    """Return the evidence in Letta's database; None if it cannot be read, which is no finding."""
     import psycopg
 
     try:
@@ -74,12 +62,12 @@ async def read_database(database_url: SecretStr) -> DatabaseEvidence | None:
             )
             rows = await result.fetchall()
     except (psycopg.Error, OSError):
-        return None
-    return DatabaseEvidence(
-        deleted=frozenset(name for name, deleted, base, _ in rows if deleted and not base),
-        base=frozenset(name for name, deleted, base, _ in rows if base and not deleted),
-        bare=frozenset(name for name, deleted, _, bare in rows if bare and not deleted),
-    )
+        return {}
+    return {
+        "deleted": frozenset(name for name, deleted, base, _ in rows if deleted and not base),
+        "base": frozenset(name for name, deleted, base, _ in rows if base and not deleted),
+        "bare": frozenset(name for name, deleted, _, bare in rows if bare and not deleted),
+    }
 
 
 class LettaCollector:
@@ -154,11 +142,9 @@ class LettaCollector:
                 changes["database"] = await read_database(connection.database_url)
 
         await gather([rows, agents, base, open_, process, database])
-        database_evidence = changes.pop("database", None)
-        if database_evidence is not None:
-            changes["deleted"], changes["bare"] = database_evidence.deleted, database_evidence.bare
-            changes["base"] |= database_evidence.base
-        return replace(letta, **changes)
+        from_database = changes.pop("database", {})
+        base_providers = changes["base"] | from_database.get("base", frozenset())
+        return replace(letta, **{**changes, **from_database, "base": base_providers})
 
     async def _rows(self, stored: list[StoredProvider], desired: Sequence[Desired]) -> tuple[ProviderEvidence, ...]:
         connection = self._connection

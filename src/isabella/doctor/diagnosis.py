@@ -27,10 +27,7 @@ class Diagnosis:
 
     Attributes:
         base_url: the Letta that was examined; None if there was none.
-        release: its release.
         causes: the root causes, in the order in which a key travels.
-        unknowns: questions that could not be answered.
-        passed: checks without a finding.
         notes: information that is no fault.
         practice: whether practice vendors replace the real ones.
         fixed: what `--fix` did, one line each.

@@ -27,7 +27,6 @@ class ConfigurationProblem:
         code: the code of its finding.
         subject: the variable or the file.
         what: one sentence.
-        remedy: what to do about it; None if there is no advice.
         origin: where a variable is set; None for a file.
     """
 
@@ -124,7 +123,6 @@ class ProviderEvidence:
     """A live provider in Letta.
 
     Attributes:
-        stored: the record.
         reading: the stored key, compared with the configured one; None if the provider is not configured.
         opens: whether Letta can decrypt the key; None if not known.
         accepted: whether the vendor accepted the key from Letta; None if not known.
@@ -150,7 +148,6 @@ class LettaProcess:
     """The Letta process on this machine, as far as this user may inspect it.
 
     Attributes:
-        pid: its id.
         listens: the addresses it listens on.
         has_master_key: whether `LETTA_ENCRYPTION_KEY` is in its environment.
         same_master_key: whether that is the configured one; None if one of them is missing.

@@ -94,14 +94,9 @@ class Finding:
     """A fault, or a consequence of one.
 
     Attributes:
-        code: a stable name for programs.
-        layer: the layer it belongs to.
-        severity: how much it matters.
         summary: one short sentence, without the provider's name.
-        cause: why it is so.
-        remedy: what to do about it.
-        provider: the provider it is about; None if it is about all of them or none.
-        agents: the names of the agents it is about.
+        provider: None if it is about all of them or none.
+        agents: names of the agents it is about.
         agent_ids: their ids, for `--fix`.
         evidence: the observations it rests on, one per line.
         facts: numbers of the facts about Letta that it rests on.
@@ -154,10 +149,9 @@ class Unknown:
     """A question that could not be answered.
 
     Attributes:
-        layer: the layer it belongs to.
         what: the question, as "whether …" or "which …".
         because: the reason, as the rest of a sentence.
-        provider: the provider it is about; None if it is about all of them.
+        provider: None if it is about all of them.
     """
 
     layer: Layer
@@ -215,10 +209,10 @@ def finding(
     Args:
         code: a code of the table.
         cases: special cases of that entry that apply, in ascending order of precedence.
-        provider: the provider it is about.
-        agents: the names of the agents it is about.
+        provider: see `Finding`, as for the next three.
+        agents: names.
         agent_ids: their ids.
-        evidence: the observations it rests on.
+        evidence: one observation per line.
         path: the file that `--fix` changes.
         values: for the placeholders in the texts.
 

@@ -40,13 +40,8 @@ class KnownMessage:
     """An entry of the table.
 
     Attributes:
-        id: a stable name.
-        title: the message in short.
         patterns: recognise it; a named group fills the placeholder of the same name in meaning and remedy.
-        meaning: what it means.
-        releases: which releases print it.
-        remedy: what to do about it.
-        facts: numbers of the facts about Letta that it rests on.
+        releases: which releases of Letta print it.
         examples: the message as printed, for tests and documentation.
         seed: whether the requirements of this project quote it.
         correction: what is true if a statement there is not.
@@ -75,10 +70,8 @@ class RecognisedMessage:
     """A known message in a text.
 
     Attributes:
-        message: the entry of the table.
         line: the line of its first occurrence, without secrets.
         values: what the message named: a provider, a type, a model.
-        count: the number of occurrences.
     """
 
     message: KnownMessage

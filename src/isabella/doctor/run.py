@@ -9,7 +9,7 @@ from pathlib import Path
 from isabella.config.settings import Settings
 from isabella.doctor.checks import check
 from isabella.doctor.checks.agents import new_binding
-from isabella.doctor.collect import collect
+from isabella.doctor.collect import DoctorOptions, collect
 from isabella.doctor.diagnosis import Diagnosis, explain
 from isabella.doctor.evidence import AgentEvidence, Evidence
 from isabella.doctor.findings import Finding, Fix
@@ -17,20 +17,7 @@ from isabella.errors import IsabellaError, LettaError
 from isabella.letta.connection import Connection
 from isabella.letta.llm_config import Binding
 
-
-@dataclass(frozen=True)
-class DoctorOptions:
-    """What to examine.
-
-    Attributes:
-        providers: names of providers; all if empty.
-        agent: name or id of one agent; all if None.
-        probe: whether to run a completion through Letta for each provider.
-    """
-
-    providers: tuple[str, ...] = ()
-    agent: str | None = None
-    probe: bool = False
+__all__ = ["DoctorOptions", "DoctorRun", "apply_fixes", "run_doctor"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +25,8 @@ class DoctorRun:
     """A finished run: its diagnosis, and what it rests on.
 
     Attributes:
-        diagnosis: the explained findings.
-        evidence: the evidence.
-        settings: the settings, as far as they can be used.
-        connection: the Letta; None if its address is not known.
+        settings: as far as they can be used.
+        connection: None if the address of Letta is not known.
     """
 
     diagnosis: Diagnosis
@@ -71,15 +56,8 @@ async def run_doctor(
         ConfigurationError: `env_file` does not exist, or a provider in the options is not configured.
         AgentUnknown: Letta has no agent as in the options.
     """
-    options = options or DoctorOptions()
     evidence, settings, connection = await collect(
-        env_file,
-        settings,
-        connection,
-        environment,
-        providers=options.providers,
-        agent=options.agent,
-        probe=options.probe,
+        options or DoctorOptions(), env_file, settings, connection, environment
     )
     outcomes = check(evidence)
     diagnosis = explain(evidence, outcomes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,37 +28,36 @@ if TYPE_CHECKING:
 _CONNECT_TIMEOUT, _PROBES_TIMEOUT = 4.0, 60.0
 
 
+@dataclass(frozen=True)
+class DoctorOptions:
+    """What to examine.
+
+    Attributes:
+        providers: names of providers; all if empty.
+        agent: name or id of one agent; all if None.
+        probe: whether to run a completion through Letta for each provider.
+    """
+
+    providers: tuple[str, ...] = ()
+    agent: str | None = None
+    probe: bool = False
+
+
 async def collect(
+    options: DoctorOptions,
     env_file: Path | None,
     settings: Settings | None,
     connection: Connection | None,
     environment: Mapping[str, str] | None,
-    *,
-    providers: tuple[str, ...] = (),
-    agent: str | None = None,
-    probe: bool = False,
 ) -> tuple[Evidence, Settings, Connection | None]:
-    """Collect the evidence. Changes nothing, except for the temporary agents of probes.
-
-    Args:
-        env_file: another file in place of `.env`.
-        settings: settings of a running backend; none are read then.
-        connection: the Letta to examine, in place of the configured one.
-        environment: variables in place of the process environment.
-        providers: names of the providers to examine; all if empty.
-        agent: name or id of the agent to examine; all if None.
-        probe: whether to run a completion through Letta for each provider.
+    """Collect the evidence, with the arguments of `run_doctor`. Changes nothing but the temporary agents of probes.
 
     Returns:
         The evidence, the settings as far as they can be used, and the Letta; None if its address is not known.
-
-    Raises:
-        ConfigurationError: `env_file` does not exist, or a provider is not configured.
-        AgentUnknown: Letta has no such agent.
     """
     read = collect_configuration.read_configuration(env_file, settings=settings, environment=environment)
     configuration, usable = await anyio.to_thread.run_sync(collect_configuration.use_practice_vendors, *read)
-    configuration = replace(configuration, desired=select(configuration.desired, providers))
+    configuration = replace(configuration, desired=select(configuration.desired, options.providers))
     vendors: dict[str, VendorEvidence] = {}
     letta = LettaEvidence()
 
@@ -82,8 +81,8 @@ async def collect(
         vendors = await collect_configuration.ask_with_stored_keys(configuration.desired, vendors, letta.rows)
         letta = await LettaCollector(connection).check_keys(letta, vendors)
         configuration = replace(configuration, has_master_key=connection.master_key is not None)
-    evidence = _narrow(Evidence(configuration, vendors, letta), providers, agent)
-    if probe and connection is not None and letta.rows is not None:
+    evidence = _narrow(Evidence(configuration, vendors, letta), options)
+    if options.probe and connection is not None and letta.rows is not None:
         evidence = replace(evidence, probes=await _probe(evidence, connection))
     return evidence, usable, connection
 
@@ -105,17 +104,17 @@ async def _connect(settings: Settings) -> Connection:
     )
 
 
-def _narrow(evidence: Evidence, providers: tuple[str, ...], agent: str | None) -> Evidence:
+def _narrow(evidence: Evidence, options: DoctorOptions) -> Evidence:
     """Return the evidence of the requested agents and their providers only."""
     letta, configuration = evidence.letta, evidence.configuration
     if letta.agents is None:
         return evidence
     agents = letta.agents
-    if providers:
-        wanted = {*providers, *(desired.base_url for desired in configuration.desired)}
+    if options.providers:
+        wanted = {*options.providers, *(desired.base_url for desired in configuration.desired)}
         agents = tuple(one for one in agents if {one.llm.provider, one.llm.endpoint} & wanted)
-    if agent is not None:
-        agents = _agents_named(agent, agents)
+    if options.agent is not None:
+        agents = _agents_named(options.agent, agents)
         used = {one.llm.provider for one in agents} | {one.llm.endpoint for one in agents}
         desired = tuple(one for one in configuration.desired if {one.name, one.base_url} & used)
         configuration = replace(configuration, desired=desired)

@@ -9,8 +9,7 @@ from rich.text import Text
 from isabella.cli.tables import console
 from isabella.doctor.diagnosis import Diagnosis, RootCause
 from isabella.doctor.findings import Finding, Layer, Severity
-from isabella.doctor.log_messages import RecognisedMessage
-from isabella.doctor.sanitize import scrub
+from isabella.doctor.log_messages import RecognisedMessage, scrub
 
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
@@ -36,10 +35,10 @@ def show_diagnosis(verdict: Diagnosis) -> None:
         _say("\nWorth knowing", "bold")
     for note in verdict.notes:
         _say(f"  - {note.sentence} {note.remedy.text}{_facts(note)}", "cyan")
-    if verdict.fine:
+    if verdict.passed:
         _say("\nFine", "bold")
     for layer in Layer:
-        for fine in verdict.fine:
+        for fine in verdict.passed:
             if fine.layer is layer:
                 _say(f"  {layer.heading}: {fine.text}", "green")
 
@@ -52,15 +51,15 @@ def show_messages(found: Iterable[RecognisedMessage], heading: str | None = None
     for one in found:
         some = True
         times = "" if one.count == 1 else f" ({one.count} times)"
-        _say(f"{one.symptom.title}{times}", "bold")
+        _say(f"{one.message.title}{times}", "bold")
         _say(f"  seen:     {one.line}", "dim")
         _say(f"  means:    {one.meaning}")
-        _say(f"  releases: {one.symptom.releases}")
+        _say(f"  releases: {one.message.releases}")
         _say(f"  do:       {one.remedy}")
-        if one.symptom.correction is not None:
-            _say(f"  note:     {one.symptom.correction}")
-        if one.symptom.facts:
-            _say(f"  facts:    {', '.join(one.symptom.facts)}", "dim")
+        if one.message.correction is not None:
+            _say(f"  note:     {one.message.correction}")
+        if one.message.facts:
+            _say(f"  facts:    {', '.join(one.message.facts)}", "dim")
     if not some:
         _say("Nothing here is a message that is known. `isabella doctor` looks at the system itself.")
 

@@ -109,10 +109,10 @@ async def _examine(env_file: Path | None, options: DoctorOptions, fix: bool, as_
     from isabella.doctor.run import run_doctor
 
     doctor_run: DoctorRun = await run_doctor(env_file, options=options)
-    if not fix or doctor_run.verdict.healthy:
-        return doctor_run.verdict
-    from isabella.doctor.fixes import apply_fixes
-    from isabella.doctor.sanitize import scrub
+    if not fix or doctor_run.diagnosis.healthy:
+        return doctor_run.diagnosis
+    from isabella.doctor.log_messages import scrub
+    from isabella.doctor.run import apply_fixes
 
     treated = []
     async for line in apply_fixes(doctor_run):
@@ -120,7 +120,7 @@ async def _examine(env_file: Path | None, options: DoctorOptions, fix: bool, as_
         if not as_json:
             typer.echo(f"fixed: {scrub(line)}")
     again = await run_doctor(env_file, options=options)
-    return replace(again.verdict, treated=tuple(treated))
+    return replace(again.diagnosis, fixed=tuple(treated))
 
 
 def _in_log(path: Path) -> list[RecognisedMessage]:

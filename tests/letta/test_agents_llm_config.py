@@ -17,8 +17,7 @@ from isabella.agents.import_export import export_agent, import_agent
 from isabella.agents.repair import apply_repairs, find_broken
 from isabella.agents.service import AgentService
 from isabella.config.settings import Settings
-from isabella.doctor.fixes import apply_fixes
-from isabella.doctor.run import DoctorRun, run_doctor
+from isabella.doctor.run import DoctorRun, apply_fixes, run_doctor
 from isabella.embedded import Letta
 from isabella.letta.llm_config import Binding
 from isabella.letta.releases import GENERIC, OPENAI
@@ -285,7 +284,7 @@ def test_an_agent_of_an_older_type_is_switched_fails_over_and_goes_on_answering(
         assert [
             one for one in await find_broken(agent_service.registry, agent_service.models) if one.agent_id == id
         ] == []
-        findings = (await examined(here.settings(), agent_service)).verdict.causes
+        findings = (await examined(here.settings(), agent_service)).diagnosis.causes
         assert not any(id in cause.finding.agent_ids for cause in findings)
 
     here.run(work)
@@ -311,7 +310,7 @@ def test_an_agent_of_an_older_type_that_cannot_stream_is_found_and_mended(
         ]
         assert broken.fault.value == "cannot_stream"
         doctor_run = await examined(here.settings(), agent_service)
-        (finding,) = [cause.finding for cause in doctor_run.verdict.causes if id in cause.finding.agent_ids]
+        (finding,) = [cause.finding for cause in doctor_run.diagnosis.causes if id in cause.finding.agent_ids]
         assert finding.code == "agent-cannot-stream"
         match mended_by:
             case "repair":

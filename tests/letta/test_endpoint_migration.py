@@ -15,8 +15,7 @@ from isabella.agents.repair import find_broken
 from isabella.api import compare_providers, ensure_providers, verify_providers
 from isabella.config.settings import Settings
 from isabella.config.strategy import Strategy
-from isabella.doctor.fixes import apply_fixes
-from isabella.doctor.run import DoctorOptions, run_doctor
+from isabella.doctor.run import DoctorOptions, apply_fixes, run_doctor
 from isabella.embedded import Letta
 from isabella.errors import LettaRefused, ModelUnknown
 from isabella.letta.http import LettaHttp
@@ -312,13 +311,13 @@ def test_a_provider_between_two_addresses_is_told_as_such(served: Backend, elsew
     async def look() -> tuple[ProviderReport, list[str], list[str]]:
         report = await compare_providers(settings, connection=served.connection, only=("cerebras",))
         doctor_run = await run_doctor(settings=settings, connection=served.connection)
-        found = [cause.finding.summary for cause in doctor_run.verdict.causes]
+        found = [cause.finding.summary for cause in doctor_run.diagnosis.causes]
         broken = [repair.why for repair in await find_broken(agent_service.registry, agent_service.models)]
         return report.providers[0], found, broken
 
     entry, summaries, broken = served.call(look)
     assert entry.reason == "a move was cut off: what stands in Letta is no key"
-    assert "Letta holds no key for it: a move to another address was cut off." in summaries
+    assert "Letta holds no key for it: a change of its base URL was interrupted." in summaries
     assert not [why for why in broken if PLACEHOLDER_URL in why]
 
     async def switch() -> None:

@@ -63,7 +63,7 @@ def test_letta_is_killed_under_a_backend(server: Server, letta: Letta, tmp_path:
                     async with open_agent_service(served.settings, served.connection) as agent_service:
                         await agent_service.registry.all()
                 found = await run_doctor(settings=served.settings, connection=served.connection)
-                assert "nothing was sent" in str(found.evidence.seen.error)
+                assert "nothing was sent" in str(found.evidence.letta.error)
 
             anyio.run(look)
             heard = other.heard

@@ -173,7 +173,7 @@ def test_letta_has_ended(tmp_path: Path, reach: Callable[[Connection], Awaitable
 def test_the_doctor_looks_and_tells(tmp_path: Path) -> None:
     """The doctor sends nothing there either, and its finding is who listens."""
     with impostor() as other:
-        seen = anyio.run(LettaCollector(connection(tmp_path, other.port, peer(tmp_path / "letta.json"))).look, [])
+        seen = anyio.run(LettaCollector(connection(tmp_path, other.port, peer(tmp_path / "letta.json"))).collect, [])
         assert "does not name the process of" in str(seen.error)
         assert set(other.heard) == {b""}
 

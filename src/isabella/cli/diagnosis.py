@@ -8,8 +8,7 @@ from rich.text import Text
 
 from isabella.doctor.diagnosis import Diagnosis, RootCause
 from isabella.doctor.findings import Finding, Layer, Severity
-from isabella.doctor.log_messages import RecognisedMessage
-from isabella.doctor.sanitize import scrub
+from isabella.doctor.log_messages import RecognisedMessage, scrub
 from isabella.system.terminal import console
 
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
@@ -37,10 +36,10 @@ def show_diagnosis(diagnosis: Diagnosis) -> None:
         _print("\nNotes", "bold")
     for note in diagnosis.notes:
         _print(f"  - {note.sentence} {note.remedy.text}{_facts(note)}", "cyan")
-    if diagnosis.fine:
+    if diagnosis.passed:
         _print("\nPassed checks", "bold")
     for layer in Layer:
-        for fine in diagnosis.fine:
+        for fine in diagnosis.passed:
             if fine.layer is layer:
                 _print(f"  {layer.heading}: {fine.text}", "green")
 
@@ -50,17 +49,17 @@ def show_messages(messages: Sequence[RecognisedMessage], heading: str | None = N
     if heading is not None:
         _print(f"\n{heading}", "bold")
     for message in messages:
-        symptom = message.symptom
+        known = message.message
         times = "" if message.count == 1 else f" ({message.count} times)"
-        _print(f"{symptom.title}{times}", "bold")
+        _print(f"{known.title}{times}", "bold")
         _print(f"  seen:     {message.line}", "dim")
         _print(f"  means:    {message.meaning}")
-        _print(f"  releases: {symptom.releases}")
+        _print(f"  releases: {known.releases}")
         _print(f"  do:       {message.remedy}")
-        if symptom.correction is not None:
-            _print(f"  note:     {symptom.correction}")
-        if symptom.facts:
-            _print(f"  facts:    {', '.join(symptom.facts)}", "dim")
+        if known.correction is not None:
+            _print(f"  note:     {known.correction}")
+        if known.facts:
+            _print(f"  facts:    {', '.join(known.facts)}", "dim")
     if not messages:
         _print("No known message was recognised. `isabella doctor` checks the system itself.")
 

@@ -107,10 +107,10 @@ async def _diagnose(env_file: Path | None, options: DoctorOptions, fix: bool, as
     from isabella.doctor.run import run_doctor
 
     doctor_run = await run_doctor(env_file, options=options)
-    if not fix or doctor_run.verdict.healthy:
-        return doctor_run.verdict
-    from isabella.doctor.fixes import apply_fixes
-    from isabella.doctor.sanitize import scrub
+    if not fix or doctor_run.diagnosis.healthy:
+        return doctor_run.diagnosis
+    from isabella.doctor.log_messages import scrub
+    from isabella.doctor.run import apply_fixes
 
     fixes = []
     async for line in apply_fixes(doctor_run):
@@ -118,7 +118,7 @@ async def _diagnose(env_file: Path | None, options: DoctorOptions, fix: bool, as
         if not as_json:
             typer.echo(f"fixed: {scrub(line)}")
     again = await run_doctor(env_file, options=options)
-    return replace(again.verdict, treated=tuple(fixes))
+    return replace(again.diagnosis, fixed=tuple(fixes))
 
 
 def _messages_in(path: Path) -> list[RecognisedMessage]:

@@ -74,4 +74,4 @@ async def doctor(
             doctor_run = await run_doctor(settings=settings, connection=connection, options=options)
     except ConfigurationError as error:
         raise HTTPException(404, str(error)) from None
-    return DoctorReport.model_validate(doctor_run.verdict.as_json())
+    return DoctorReport.model_validate(doctor_run.diagnosis.as_json())

@@ -166,8 +166,8 @@ class JobRunner:
                 self._say(job, "Looking at the configuration, the vendors, Letta, and what agents use")
                 options = DoctorOptions(providers=job.only)
                 doctor_run = await run_doctor(settings=settings, connection=connection, options=options)
-                job.verdict = doctor_run.verdict.as_json()
-                for name, asked in doctor_run.evidence.asked.items():
+                job.verdict = doctor_run.diagnosis.as_json()
+                for name, asked in doctor_run.evidence.vendors.items():
                     context.readiness.heard(name, asked.answer)
 
     async def _sync(self, job: Job) -> Report:

@@ -37,13 +37,12 @@ from isabella.providers.api import compare_providers, ensure_providers
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof
 from isabella.server import runtime as backend_keeping
-from isabella.server.api.providers import providers as api_providers
+from isabella.server.api.status import providers as api_providers
+from isabella.server.event_log import EventLog
 from isabella.server.readiness import Phase, Readiness
 from isabella.server.web import pages_providers as console_page
 from isabella.server.web.context import ConsoleContext
-from isabella.server.web.event_log import EventLog
-from isabella.server.web.jobs import JobRunner
-from isabella.server.web.monitor import ProviderMonitor
+from isabella.server.web.jobs import JobRunner, ProviderMonitor
 from isabella.server.web.rendering import Renderer
 from isabella.vendors.status import VendorState
 from isabella.watch import events

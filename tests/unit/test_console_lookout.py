@@ -11,11 +11,11 @@ from reports import DRIFTED, IN_SYNC, REFUSED
 from isabella.config.settings import Settings, load_settings
 from isabella.letta.connection import Connection
 from isabella.providers.report import Report
+from isabella.server.event_log import EventLog
 from isabella.server.readiness import Readiness
-from isabella.server.web import monitor as lookouts
+from isabella.server.web import jobs as lookouts
 from isabella.server.web.context import ConsoleContext
-from isabella.server.web.event_log import EventLog
-from isabella.server.web.monitor import ProviderMonitor
+from isabella.server.web.jobs import ProviderMonitor
 
 
 class House(ConsoleContext):

@@ -12,7 +12,7 @@ from reports import DRIFTED, FOREIGN, IN_SYNC, REFUSED
 from isabella.cli.tables import console, report_table, show_report
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
-from isabella.server.api.providers import Provider
+from isabella.server.api.status import Provider
 
 ENTRY = replace(IN_SYNC, models=3)
 NO_KEY = replace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -13,14 +13,18 @@ from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 
 from isabella.agents.embeddings import PREFIX
-from isabella.server import auth
-from isabella.server.api import agents, doctor, embeddings, memory, metrics, openai, turns
-from isabella.server.api.providers import router
+from isabella.config.settings import Settings, load_settings
+from isabella.errors import IsabellaError
+from isabella.letta.connection import Connection
+from isabella.providers.api import ensure_providers
+from isabella.server import auth, metrics
+from isabella.server.api import agents, doctor, embeddings, memory, openai, turns
+from isabella.server.api.status import router
 from isabella.server.errors import handle_errors
+from isabella.server.event_log import EventLog
 from isabella.server.readiness import Readiness
 from isabella.server.web import app as web
 from isabella.server.web.context import ConsoleContext
-from isabella.server.web.event_log import EventLog
 from isabella.server.web.rendering import ROOT
 
 
@@ -75,3 +79,31 @@ def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token
     app.mount(ROOT, console.application())
     app.add_route("/", web.redirect_to_console, include_in_schema=False)
     return app
+
+
+def lifespan(
+    settings: Settings | None = None, *, connection: Connection | None = None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """A lifespan that brings the providers in line before the application takes requests.
+
+    The report stands in `app.state.isabella_report` afterwards. With `ISABELLA_STRICT`, the application does not
+    start when a provider is not proven.
+
+    Args:
+        settings: where everything comes from; by default the environment and `.env`, read at the start.
+        connection: another Letta than the one that the settings name.
+    """
+
+    @asynccontextmanager
+    async def run(app: FastAPI) -> AsyncIterator[None]:
+        effective = settings or load_settings()
+        report = await ensure_providers(effective, connection=connection)
+        app.state.isabella_report = report
+        if effective.strict and not report.all_proven:
+            failed = ", ".join(entry.name for entry in report.ours if entry.proof != "proven")
+            raise IsabellaError(
+                f"Not proven: {failed}.", remedy="Run `isabella providers status`, or unset ISABELLA_STRICT."
+            )
+        yield
+
+    return run

@@ -22,8 +22,8 @@ from isabella.locks.provider_lock import TurnLocks
 from isabella.providers.desired import desired_providers
 from isabella.providers.plan import WRITES
 from isabella.providers.report import Proof, Report
-from isabella.server.api.metrics import Metrics
 from isabella.server.idempotency import RequestRegistry
+from isabella.server.metrics import Metrics
 from isabella.server.readiness import Readiness
 from isabella.turns.events import Ended, Event, Reason, TurnFailed
 from isabella.turns.service import TurnService, open_turn_service

@@ -16,13 +16,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from isabella.errors import IsabellaError
+from isabella.server.auth import SecurityHeaders, read_form
 from isabella.server.web import pages_activity, pages_chat, pages_memory, pages_providers
 from isabella.server.web.context import ConsoleContext
 from isabella.server.web.conversations import Conversations
-from isabella.server.web.jobs import JobRunner
-from isabella.server.web.monitor import ProviderMonitor
+from isabella.server.web.jobs import JobRunner, ProviderMonitor
 from isabella.server.web.rendering import ROOT, THEME, THEMES, Renderer
-from isabella.server.web.security import SecurityHeaders, read_form
 
 log = structlog.get_logger()
 

@@ -14,8 +14,8 @@ from isabella.agents.service import AgentService
 from isabella.config.settings import Settings
 from isabella.errors import NotReady
 from isabella.letta.connection import Connection
+from isabella.server.event_log import EventLog
 from isabella.server.readiness import Readiness
-from isabella.server.web.event_log import EventLog
 from isabella.turns.service import TurnService
 from isabella.watch.watcher import Watcher
 

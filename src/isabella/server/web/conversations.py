@@ -10,8 +10,8 @@ from enum import StrEnum
 
 from isabella.agents.registry import AgentRecord
 from isabella.errors import IsabellaError, MessageRefused, QueueFull
+from isabella.server.event_log import Notifier
 from isabella.server.web.context import ConsoleContext
-from isabella.server.web.notifier import Notifier
 from isabella.system.redaction import redact
 from isabella.turns.events import (
     Called,

@@ -15,11 +15,11 @@ from isabella.agents.history import HistoryEntry, HistoryPage
 from isabella.agents.registry import AgentRecord
 from isabella.errors import AgentUnknown
 from isabella.providers.health import HealthState, stands
+from isabella.server.auth import read_form
+from isabella.server.event_log import MessageModel
 from isabella.server.web.context import ConsoleContext
 from isabella.server.web.conversations import Conversation, Conversations, Exchange, ExchangePhase, ExchangeUpdate
-from isabella.server.web.event_log import MessageModel
 from isabella.server.web.rendering import ROOT, Renderer, stream
-from isabella.server.web.security import read_form
 from isabella.system.redaction import redact
 
 _WINDOW = 40

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import json
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 from starlette.requests import Request
@@ -10,15 +11,85 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from isabella.agents.archive import ArchivalPassage
+from isabella.agents.history import History, HistoryEntry
 from isabella.agents.memory import MemoryBlock
 from isabella.agents.registry import AgentRecord
 from isabella.errors import AgentUnknown, IsabellaError, MemoryChanged, MemoryRefused, MemoryTooLong
+from isabella.server.auth import read_form
 from isabella.server.web.context import ConsoleContext
 from isabella.server.web.pages_chat import agent_of, first_agent, sort_agents
-from isabella.server.web.provenance import Provenance, list_provenance, provenance_of
 from isabella.server.web.rendering import ROOT, Renderer, stream
-from isabella.server.web.security import read_form
 from isabella.system.tasks import gather
+
+#: How far back the conversation is read for it, in messages.
+_DEPTH = 1000
+_HISTORY_PAGE = 200
+_SHORTEST = 4
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What caused something to be remembered.
+
+    Attributes:
+        said: the line of the conversation.
+        written: what a memory tool wrote because of it.
+    """
+
+    said: HistoryEntry
+    written: tuple[str, ...]
+
+
+async def list_provenance(history: History, agent_id: str) -> list[Provenance]:
+    """What an agent has written into its memory, newest first, as far back as is reasonable.
+
+    Raises:
+        LettaError: the history cannot be read.
+    """
+    entries: list[HistoryEntry] = []
+    before: str | None = None
+    while len(entries) < _DEPTH:
+        page = await history.page(agent_id, limit=_HISTORY_PAGE, before=before)
+        entries = [*page.entries, *entries]
+        before = page.before
+        if before is None:
+            break
+    return provenance_in(entries)
+
+
+def provenance_in(entries: Sequence[HistoryEntry]) -> list[Provenance]:
+    """The same, in entries that are there; oldest first, as the history has them."""
+    found: list[Provenance] = []
+    said: HistoryEntry | None = None
+    for entry in entries:
+        if entry.kind == "user":
+            said = entry
+        elif entry.kind == "tool_call" and said is not None and _writes(entry.tool or ""):
+            found.append(Provenance(said, tuple(_texts(entry.text))))
+    return found[::-1]
+
+
+def provenance_of(text: str, known: Sequence[Provenance]) -> Provenance | None:
+    """What caused a line of memory, or a passage; None where that is not known."""
+    wanted = text.strip().lstrip("-*• ").strip()
+    if len(wanted) < _SHORTEST:
+        return None
+    return next((one for one in known if any(wanted in written for written in one.written)), None)
+
+
+def _writes(tool: str) -> bool:
+    return "memory" in tool and "search" not in tool
+
+
+def _texts(arguments: str) -> list[str]:
+    try:
+        found = json.loads(arguments)
+    except ValueError:
+        return []
+    if not isinstance(found, dict):
+        return []
+    return [value for name, value in found.items() if isinstance(value, str) and not name.startswith("old")]
+
 
 _PAGE = 20
 _FOUND = 20

@@ -16,11 +16,10 @@ from isabella.providers.headline import Level, headline, level_of, stored_level,
 from isabella.providers.health import HealthState as Condition
 from isabella.providers.health import stands
 from isabella.providers.report import ProviderReport
+from isabella.server.auth import read_form
 from isabella.server.web.context import ConsoleContext
-from isabella.server.web.jobs import JobKind, JobRunner
-from isabella.server.web.monitor import ProviderMonitor
+from isabella.server.web.jobs import JobKind, JobRunner, ProviderMonitor
 from isabella.server.web.rendering import Renderer, stream
-from isabella.server.web.security import read_form
 
 _NOTICED_FOR = 3600.0
 _TICK, _QUIET = 1.0, 20.0

@@ -23,9 +23,9 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from isabella.errors import IsabellaError
+from isabella.server.auth import FormRefused
 from isabella.server.errors import status_of
 from isabella.server.web.context import ConsoleContext
-from isabella.server.web.security import FormRefused
 from isabella.system.redaction import redact
 
 #: What is shown of a text at once; the whole of it is behind a link.

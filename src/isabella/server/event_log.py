@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+import anyio
+
 from isabella.config.settings import Settings
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Report
-from isabella.server.web.notifier import Notifier
 from isabella.system.redaction import redact
 from isabella.turns.events import Ended, Event, Failover, Said, TurnFailed
 from isabella.turns.turn import Turn
@@ -19,6 +20,31 @@ from isabella.watch import events as watched
 from isabella.watch.events import sentences
 from isabella.watch.model_refresh import ModelRefresh
 from isabella.watch.watcher import WatchActions
+
+
+class Notifier:
+    """Rings for everybody who listens; who comes too late learns it from the count.
+
+    Attributes:
+        count: how often it has rung.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._rung = anyio.Event()
+
+    def ring(self) -> None:
+        """Wake all who wait."""
+        self.count += 1
+        self._rung.set()
+        self._rung = anyio.Event()
+
+    async def after(self, count: int, seconds: float) -> None:
+        """Wait until it has rung more often than this, at most so many seconds."""
+        with anyio.move_on_after(seconds):
+            while self.count <= count:
+                await self._rung.wait()
+
 
 _KEPT = 400
 _MARKS_KEPT = 5000

@@ -1,4 +1,4 @@
-"""What happened lately: a ring of events in memory, for the page of activity."""
+"""Recent events of turns, syncs and the watcher, in memory, for the console's activity page."""
 
 from __future__ import annotations
 
@@ -16,56 +16,48 @@ from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.redaction import redact
 from isabella.turns.events import Ended, Event, Failover, Said, TurnFailed
 from isabella.turns.turn import Turn
-from isabella.watch import events as watched
-from isabella.watch.events import sentences
+from isabella.watch.events import Synced, WatchEvent, sentences
 from isabella.watch.model_refresh import ModelRefresh
 from isabella.watch.watcher import WatchActions
 
+_EVENTS_KEPT = 400
+_SAMPLES_KEPT = 5000
+_MESSAGES_KEPT = 2000
+
+_DONE = {Action.CREATE: "created", Action.UPDATE: "updated in place", Action.RECREATE: "recreated"}
+
 
 class Notifier:
-    """Rings for everybody who listens; who comes too late learns it from the count.
-
-    Attributes:
-        count: how often it has rung.
-    """
+    """A broadcast event with a counter, so that late waiters miss nothing."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._rung = anyio.Event()
+        self._event = anyio.Event()
 
-    def ring(self) -> None:
-        """Wake all who wait."""
+    def notify(self) -> None:
+        """Count one event and wake all waiters."""
         self.count += 1
-        self._rung.set()
-        self._rung = anyio.Event()
+        self._event.set()
+        self._event = anyio.Event()
 
-    async def after(self, count: int, seconds: float) -> None:
-        """Wait until it has rung more often than this, at most so many seconds."""
+    async def wait(self, count: int, seconds: float) -> None:
+        """Wait until the counter exceeds `count`, at most this many seconds."""
         with anyio.move_on_after(seconds):
             while self.count <= count:
-                await self._rung.wait()
-
-
-_KEPT = 400
-_MARKS_KEPT = 5000
-_ANSWERS_KEPT = 2000
-
-_DONE = {Action.CREATE: "created", Action.UPDATE: "updated in place", Action.RECREATE: "deleted and made anew"}
+                await self._event.wait()
 
 
 @dataclass(frozen=True)
 class LoggedEvent:
-    """One thing that happened.
+    """An event as the activity page shows it.
 
     Attributes:
-        at: when.
         kind: `sync`, `failover`, `refusal` or `notice`.
-        subject: whom it befell: a provider, a handle, an agent.
-        text: what happened.
-        cause: why it was done.
-        proof: what is proven since.
-        seconds: how long it took.
-        warning: whether somebody should look at it.
+        subject: the provider, handle or agent it is about.
+        cause: why a sync ran.
+        proof: the proof of the provider after a sync.
+        seconds: the duration of a sync.
+        warning: whether it needs attention.
     """
 
     at: datetime
@@ -80,12 +72,12 @@ class LoggedEvent:
 
 @dataclass(frozen=True)
 class TurnSample:
-    """How one vendor did in one turn.
+    """The result of one vendor in one turn.
 
     Attributes:
-        at: when; seconds since the epoch.
+        at: seconds since the epoch.
         provider: the provider's name in Letta.
-        first_token: seconds until its answer began; None where none did.
+        first_token: seconds until the answer began; None if the vendor did not answer.
     """
 
     at: float
@@ -95,143 +87,145 @@ class TurnSample:
 
 @dataclass
 class MessageModel:
-    """Who spoke a message: what Letta does not keep.
-
-    Attributes:
-        handle: the model that answered.
-        failovers: who did not, before, and why.
-    """
+    """The model that wrote a message, and the failovers before it. Letta does not store them."""
 
     handle: str | None = None
     failovers: tuple[Failover, ...] = ()
 
 
 class EventLog:
-    """Takes note of what happens; keeps the last of it, in memory only."""
+    """A bounded log of recent events.
+
+    Attributes:
+        notifier: is notified of every change.
+        entries: the events, newest first.
+        last_turn_at: by agent id: when its last turn ended, in seconds since the epoch.
+    """
 
     def __init__(self) -> None:
         self.notifier = Notifier()
-        self.happenings: deque[LoggedEvent] = deque(maxlen=_KEPT)
-        self.samples: deque[TurnSample] = deque(maxlen=_MARKS_KEPT)
-        self.spoke_at: dict[str, float] = {}
-        self._voices: OrderedDict[str, MessageModel] = OrderedDict()
-        self._turns: dict[str, MessageModel] = {}
-        self._seconds: float | None = None
+        self.entries: deque[LoggedEvent] = deque(maxlen=_EVENTS_KEPT)
+        self.last_turn_at: dict[str, float] = {}
+        self._samples: deque[TurnSample] = deque(maxlen=_SAMPLES_KEPT)
+        self._by_message: OrderedDict[str, MessageModel] = OrderedDict()
+        self._by_turn: dict[str, MessageModel] = {}
+        self._sync_seconds: float | None = None
 
-    # --- turns ----------------------------------------------------------------------------------------------------
-
-    def see(self, turn: Turn, event: Event) -> None:
-        """Take note of an event of a turn."""
+    def on_turn_event(self, turn: Turn, event: Event) -> None:
+        """Record an event of a turn."""
+        agent = turn.agent_ref
         match event:
-            case Failover():
-                self._failover(turn, event)
             case Said(message_id=id):
-                if id not in self._voices:
-                    self._voices[id] = self._turns.setdefault(turn.id, MessageModel())
-                    while len(self._voices) > _ANSWERS_KEPT:
-                        self._voices.popitem(last=False)
+                if id not in self._by_message:
+                    self._by_message[id] = self._by_turn.setdefault(turn.id, MessageModel())
+                    while len(self._by_message) > _MESSAGES_KEPT:
+                        self._by_message.popitem(last=False)
                 return
+            case Failover(handle=handle):
+                model = self._by_turn.setdefault(turn.id, MessageModel())
+                model.failovers = (*model.failovers, event)
+                self._add_sample(handle, None)
+                text = f"did not answer {agent.name} ({event.code.value.replace('_', ' ')}): {redact(event.message)}"
+                self._add("failover", handle, text, warning=True)
             case TurnFailed():
-                self._add(LoggedEvent(_now(), "refusal", turn.agent_ref.name, redact(event.message), warning=True))
-            case Ended():
-                self._ended(turn, event)
+                self._add("refusal", agent.name, redact(event.message), warning=True)
+            case Ended(handle=handle):
+                self.last_turn_at[agent.id] = time.time()
+                model = self._by_turn.pop(turn.id, MessageModel())
+                if handle is not None:
+                    model.handle = handle
+                    self._add_sample(handle, event.first_token)
             case _:
                 return
-        self.notifier.ring()
+        self.notifier.notify()
 
     def message_model(self, message_id: str) -> MessageModel | None:
-        """Who spoke a message; None where this process does not know."""
-        return self._voices.get(message_id)
+        """Return the model that wrote a message; None if it was written before this process started."""
+        return self._by_message.get(message_id)
 
-    def _failover(self, turn: Turn, event: Failover) -> None:
-        message_model = self._turns.setdefault(turn.id, MessageModel())
-        message_model.failovers = (*message_model.failovers, event)
-        provider = event.handle.partition("/")[0]
-        said = redact(event.message)
-        self.samples.append(TurnSample(time.time(), provider, None))
-        text = f"did not answer {turn.agent_ref.name} ({event.code.value.replace('_', ' ')}): {said}"
-        self._add(LoggedEvent(_now(), "failover", event.handle, text, warning=True))
+    def samples_of_last(self, seconds: float) -> Iterator[TurnSample]:
+        """Yield the results of vendors in the last seconds, oldest first."""
+        since = time.time() - seconds
+        return (sample for sample in self._samples if sample.at >= since)
 
-    def _ended(self, turn: Turn, event: Ended) -> None:
-        self.spoke_at[turn.agent_ref.id] = time.time()
-        message_model = self._turns.pop(turn.id, None)
-        if event.handle is None:
-            return
-        if message_model is not None:
-            message_model.handle = event.handle
-        provider = event.handle.partition("/")[0]
-        self.samples.append(TurnSample(time.time(), provider, event.first_token))
-
-    # --- providers ------------------------------------------------------------------------------------------------
-
-    def synced(self, report: Report, cause: str, seconds: float | None) -> None:
-        """Take note of a sync: of what it did, and of what it could not do."""
-        entries = [entry for entry in report.ours if entry.action in _DONE or entry.proof is not Proof.PROVEN]
+    def add_sync(self, report: Report, cause: str, seconds: float | None) -> None:
+        """Record a sync: one event per provider that it changed or could not prove."""
+        entries = [entry for entry in report.ours if _is_notable(entry)]
         for entry in entries:
-            self._add(_of_entry(entry, cause, seconds))
+            refused = entry.action is Action.REFUSE
+            done = _DONE.get(entry.action, "refused" if refused else "out of sync")
+            self._add(
+                "refusal" if refused else "sync",
+                entry.name,
+                f"{done}: {redact(entry.reason)}",
+                cause,
+                entry.proof.value,
+                seconds,
+                warning=entry.proof is not Proof.PROVEN,
+            )
         if not entries:
-            proven = len(report.ours)
-            text = f"{proven} provider{'s' if proven != 1 else ''} as configured; nothing to do"
-            self._add(LoggedEvent(_now(), "sync", "all", text, cause, "proven", seconds))
-        self.notifier.ring()
+            count = len(report.ours)
+            text = f"{count} provider{'s' if count != 1 else ''} as configured; nothing to do"
+            self._add("sync", "all", text, cause, "proven", seconds)
+        self.notifier.notify()
 
-    def on_event(self, event: watched.WatchEvent) -> None:
-        """Take note of what the keeper tells."""
-        if isinstance(event, watched.Synced):
-            changed = any(one.action in _DONE or one.proof is not Proof.PROVEN for one in event.part.ours)
-            # A look every five minutes that finds nothing would push out everything else.
-            if changed:
-                self.synced(event.part, event.cause.value, self._seconds)
+    def on_watch_event(self, event: WatchEvent) -> None:
+        """Record an event of the watcher."""
+        if isinstance(event, Synced):
+            # A check every five minutes that finds nothing would displace everything else.
+            if any(_is_notable(entry) for entry in event.part.ours):
+                self.add_sync(event.part, event.cause.value, self._sync_seconds)
         else:
-            for said in sentences(event):
-                self._add(LoggedEvent(_now(), "notice", "", redact(said.text), warning=said.warning))
-        self.notifier.ring()
+            for sentence in sentences(event):
+                self._add("notice", "", redact(sentence.text), warning=sentence.warning)
+        self.notifier.notify()
 
     def notices(self, seconds: float) -> Sequence[LoggedEvent]:
-        """What was told in the last so many seconds about the configuration, newest first."""
-        since = _now().timestamp() - seconds
-        return [one for one in self.happenings if one.kind == "notice" and one.at.timestamp() >= since]
-
-    def timed(self, work: WatchActions) -> WatchActions:
-        """The same work; how long a sync takes is noted."""
-        return _Timed(work, self)
-
-    def took(self, seconds: float) -> None:
-        """How long the last sync of the keeper took."""
-        self._seconds = seconds
-
-    def recent(self, seconds: float) -> Iterator[TurnSample]:
-        """How vendors did in the last so many seconds, oldest first."""
+        """Return the notices of the last seconds, newest first."""
         since = time.time() - seconds
-        return (mark for mark in self.samples if mark.at >= since)
+        return [entry for entry in self.entries if entry.kind == "notice" and entry.at.timestamp() >= since]
 
-    def _add(self, happening: LoggedEvent) -> None:
-        self.happenings.appendleft(happening)
+    def timed(self, actions: WatchActions) -> WatchActions:
+        """Wrap the actions of a watcher, so that the duration of its syncs is recorded."""
+        return _TimedActions(actions, self)
+
+    def record_sync_seconds(self, seconds: float) -> None:
+        """Record the duration of the watcher's last sync."""
+        self._sync_seconds = seconds
+
+    def _add_sample(self, handle: str, first_token: float | None) -> None:
+        self._samples.append(TurnSample(time.time(), handle.partition("/")[0], first_token))
+
+    def _add(
+        self,
+        kind: str,
+        subject: str,
+        text: str,
+        cause: str = "",
+        proof: str = "",
+        seconds: float | None = None,
+        *,
+        warning: bool = False,
+    ) -> None:
+        event = LoggedEvent(datetime.now(UTC), kind, subject, text, cause, proof, seconds, warning)
+        self.entries.appendleft(event)
 
 
-class _Timed:
-    def __init__(self, work: WatchActions, event_log: EventLog) -> None:
-        self._work = work
-        self._chronicle = event_log
+class _TimedActions:
+    def __init__(self, actions: WatchActions, event_log: EventLog) -> None:
+        self._actions = actions
+        self._event_log = event_log
 
     async def ensure(self, settings: Settings, only: Sequence[str]) -> Report:
         began = time.monotonic()
         try:
-            return await self._work.ensure(settings, only)
+            return await self._actions.ensure(settings, only)
         finally:
-            self._chronicle.took(time.monotonic() - began)
+            self._event_log.record_sync_seconds(time.monotonic() - began)
 
     async def count(self, settings: Settings) -> ModelRefresh:
-        return await self._work.count(settings)
+        return await self._actions.count(settings)
 
 
-def _of_entry(entry: ProviderReport, cause: str, seconds: float | None) -> LoggedEvent:
-    good = entry.proof is Proof.PROVEN
-    done = _DONE.get(entry.action, "refused" if entry.action is Action.REFUSE else "not in line")
-    kind = "refusal" if entry.action is Action.REFUSE else "sync"
-    text = f"{done}: {redact(entry.reason)}"
-    return LoggedEvent(_now(), kind, entry.name, text, cause, entry.proof.value, seconds, warning=not good)
-
-
-def _now() -> datetime:
-    return datetime.now(UTC)
+def _is_notable(entry: ProviderReport) -> bool:
+    return entry.action in _DONE or entry.proof is not Proof.PROVEN

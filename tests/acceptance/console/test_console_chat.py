@@ -13,7 +13,7 @@ def test_a_talk_with_tool_steps(visitor: Visitor, agent: str) -> None:
     live = visitor.page.locator("#live")
     tool = live.locator("details", has_text="memory_insert")
     expect(tool).to_be_visible()
-    visitor.on_event()
+    visitor.wait_for_answer()
     assert tool.get_attribute("open") is None
     tool.locator("summary").click()
     expect(tool).to_contain_text("Rex")
@@ -33,11 +33,11 @@ def test_stop(visitor: Visitor, agent: str) -> None:
     visitor.say("Count to 400")
     expect(visitor.page.locator("#live .said.agent .words")).to_contain_text("5 6 7")
     visitor.page.get_by_role("button", name="Stop").click()
-    expect(visitor.page.locator("#live")).to_contain_text("Stopped; what came is kept.")
+    expect(visitor.page.locator("#live")).to_contain_text("Stopped; the answer so far is kept.")
     assert "400" not in visitor.page.locator("#live .said.agent").inner_text()
     visitor.served.vendors.clear()
     visitor.say("Say good morning")
-    visitor.on_event()
+    visitor.wait_for_answer()
     expect(visitor.page.locator("#live .said.agent").last).to_contain_text("good morning")
 
 
@@ -49,12 +49,12 @@ def test_a_message_waits_its_turn(visitor: Visitor, agent: str) -> None:
     expect(visitor.page.get_by_role("button", name="Stop")).to_be_visible()
     visitor.say("Say the second")
     visitor.say("Say the third")
-    waiting = visitor.page.locator(".exchange", has_text="Waits its turn")
+    waiting = visitor.page.locator(".exchange", has_text="Queued.")
     expect(waiting).to_have_count(2)
-    waiting.last.get_by_role("button", name="Take back").click()
+    waiting.last.get_by_role("button", name="Cancel").click()
     expect(visitor.page.locator("#live")).to_contain_text("nothing was kept")
     visitor.served.vendors.clear()
-    visitor.on_event()
+    visitor.wait_for_answer()
     answers = visitor.page.locator("#live .said.agent")
     expect(answers).to_have_count(2)
     expect(answers.last).to_contain_text("the second")
@@ -65,7 +65,7 @@ def test_a_switch_of_vendor(visitor: Visitor, agent: str) -> None:
     """The menu offers models of vendors in order only; a switch takes effect with the next message."""
     visitor.open(f"chat/{agent}")
     visitor.page.locator("#model summary").click()
-    choice = visitor.page.get_by_label("Speak through")
+    choice = visitor.page.get_by_label("Model", exact=True)
     expect(choice).to_be_visible()
     offered = choice.locator("option").all_inner_texts()
     assert {one.split("/")[0] for one in offered} == {"cerebras", "byok-groq", "byok-mistral", "longcat"}
@@ -73,8 +73,8 @@ def test_a_switch_of_vendor(visitor: Visitor, agent: str) -> None:
     visitor.page.get_by_role("button", name="Switch", exact=True).click()
     expect(visitor.page.locator("#model summary")).to_have_text("longcat/LongCat-2.0")
     visitor.say("Say hello")
-    visitor.on_event()
-    expect(visitor.page.locator("#live .progress")).to_contain_text("longcat/LongCat-2.0, began after")
+    visitor.wait_for_answer()
+    expect(visitor.page.locator("#live .progress")).to_contain_text("longcat/LongCat-2.0, first token after")
 
 
 def test_failover_is_shown_where_it_happened(visitor: Visitor, agent: str) -> None:
@@ -82,14 +82,14 @@ def test_failover_is_shown_where_it_happened(visitor: Visitor, agent: str) -> No
     visitor.served.vendors.fault("cerebras", on="chat", status=503)
     visitor.open(f"chat/{agent}")
     visitor.say("Say good evening")
-    visitor.on_event()
+    visitor.wait_for_answer()
     live = visitor.page.locator("#live")
-    expect(live.locator(".missed")).to_contain_text("cerebras/gpt-oss-120b did not answer")
+    expect(live.locator(".failover")).to_contain_text("cerebras/gpt-oss-120b did not answer")
     expect(live.locator(".progress")).to_contain_text("byok-mistral/mistral-medium-latest")
     visitor.open(f"chat/{agent}")
-    expect(visitor.page.locator("#history .missed")).to_contain_text("did not answer")
+    expect(visitor.page.locator("#history .failover")).to_contain_text("did not answer")
     visitor.open("activity")
-    expect(visitor.page.locator("#happenings")).to_contain_text("Failover")
+    expect(visitor.page.locator("#events")).to_contain_text("Failover")
     expect(visitor.page.locator("figure", has_text="cerebras")).to_contain_text("error")
 
 
@@ -100,9 +100,9 @@ def test_nobody_answers(visitor: Visitor, agent: str) -> None:
     visitor.open(f"chat/{agent}")
     visitor.say("Say anything")
     expect(visitor.page.locator("#live .problem")).to_contain_text("None of the agent's vendors answers.")
-    visitor.page.get_by_role("button", name="Write it again").click()
+    visitor.page.get_by_role("button", name="Edit and resend").click()
     expect(visitor.page.locator("#message")).to_have_value("Say anything")
-    visitor.page.get_by_role("button", name="Put away").click()
+    visitor.page.get_by_role("button", name="Dismiss").click()
     expect(visitor.page.locator("#live .exchange")).to_have_count(0)
 
 
@@ -118,9 +118,9 @@ def test_foreign_words_are_only_words(visitor: Visitor, agent: str) -> None:
     visitor.page.on("request", lambda request: asked.append(request.url))
     visitor.open(f"chat/{agent}")
     visitor.say(f"Say {EVIL}")
-    visitor.on_event()
+    visitor.wait_for_answer()
     visitor.say("Say \u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd")
-    visitor.on_event()
+    visitor.wait_for_answer()
     for _ in range(2):
         said = visitor.page.locator(".said .words")
         expect(said.filter(has_text="<script>document.title='owned'</script>").first).to_be_visible()
@@ -138,16 +138,16 @@ def test_with_the_keyboard_alone(visitor: Visitor, agent: str) -> None:
     page = visitor.page
     expect(page.locator("#message")).to_be_focused()
     page.keyboard.type("Count to 300")
-    page.keyboard.renderer("Enter")
+    page.keyboard.press("Enter")
     expect(page.locator("#live .said.agent .words")).to_contain_text("3 4")
-    page.keyboard.renderer("Escape")
+    page.keyboard.press("Escape")
     expect(page.locator("#live")).to_contain_text("Stopped")
     page.locator("#model summary").focus()
-    page.keyboard.renderer("Enter")
-    page.keyboard.renderer("Tab")
-    expect(page.get_by_label("Speak through")).to_be_visible()
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Model", exact=True)).to_be_visible()
     page.reload()
-    page.locator("body").renderer("Tab")
+    page.locator("body").press("Tab")
 
 
 TALL = "\n".join(f"line {number} of a tall message" for number in range(120))
@@ -163,7 +163,7 @@ def test_who_is_at_the_end_stays_there(visitor: Visitor, agent: str) -> None:
         visitor.page.set_viewport_size({"width": width, "height": height})
         for message in (f"Say {TALL}", TALL, "Count to 400"):
             visitor.say(message)
-            visitor.on_event()
+            visitor.wait_for_answer()
             expect(visitor.page.locator("#live .progress").last).to_be_in_viewport()
             assert scroll.evaluate(BELOW) < 8, message
 
@@ -172,7 +172,7 @@ def test_what_is_typed_covers_nothing(visitor: Visitor, agent: str) -> None:
     """While the place to write in grows with a tall message, the end of what was said stays in sight."""
     visitor.open(f"chat/{agent}")
     visitor.say(f"Say {TALL}")
-    visitor.on_event()
+    visitor.wait_for_answer()
     visitor.page.locator("#message").fill(TALL)
     scroll = visitor.page.locator("#scroll")
     expect(visitor.page.locator("#live .progress").last).to_be_in_viewport(ratio=1)
@@ -184,7 +184,7 @@ def test_who_has_scrolled_up_is_not_moved(visitor: Visitor, agent: str) -> None:
     visitor.open(f"chat/{agent}")
     scroll = visitor.page.locator("#scroll")
     visitor.say(f"Say {TALL}")
-    visitor.on_event()
+    visitor.wait_for_answer()
     visitor.served.vendors.fault("cerebras", on="chat", between=0.05, times=1)
     visitor.say("Count to 300")
     words = visitor.page.locator("#live .said.agent .words").last
@@ -193,7 +193,7 @@ def test_who_has_scrolled_up_is_not_moved(visitor: Visitor, agent: str) -> None:
     expect(words).to_contain_text("60 61 62")
     assert scroll.evaluate("one => one.scrollTop") == before
     scroll.evaluate("one => (one.scrollTop = one.scrollHeight)")
-    visitor.on_event()
+    visitor.wait_for_answer()
     assert scroll.evaluate(BELOW) < 8
 
 
@@ -217,7 +217,7 @@ def test_export(visitor: Visitor, agent: str) -> None:
     """The conversation can be taken away as Markdown, and the agent as a file."""
     visitor.open(f"chat/{agent}")
     visitor.say("Say farewell")
-    visitor.on_event()
+    visitor.wait_for_answer()
     visitor.page.locator("#export summary").click()
     with visitor.page.expect_download() as started:
         visitor.page.get_by_role("link", name="The conversation, as Markdown").click()

@@ -35,7 +35,7 @@ def test_a_session_that_expires(visitor: Visitor, agent: str) -> None:
     other.goto(f"{visitor.served.url}/login?token={TOKEN}")
     other.close()
     expect(visitor.page.locator("#lost")).to_be_hidden()
-    visitor.page.locator("#message").renderer("Enter")
+    visitor.page.locator("#message").press("Enter")
     expect(visitor.page.locator("#live .said.agent")).to_contain_text("hello")
 
 
@@ -47,7 +47,7 @@ def test_the_notice_of_an_expired_session_goes_with_the_next_answer(visitor: Vis
     visitor.say("Say hello to me")
     expect(visitor.page.locator("#lost")).to_contain_text("Your session has expired")
     visitor.context.add_cookies(good)  # type: ignore[arg-type]
-    visitor.page.locator("#message").renderer("Enter")
+    visitor.page.locator("#message").press("Enter")
     expect(visitor.page.locator("#live .said.agent")).to_contain_text("hello")
     expect(visitor.page.locator("#lost")).to_be_hidden()
 
@@ -60,7 +60,7 @@ def test_the_notice_goes_from_every_tab(visitor: Visitor, agent: str) -> None:
     visitor.context.clear_cookies()
     for tab in tabs:
         tab.locator("#message").fill("Say hello to me")
-        tab.locator("#message").renderer("Enter")
+        tab.locator("#message").press("Enter")
         expect(tab.locator("#lost")).to_contain_text("Your session has expired")
     visitor.tab().goto(f"{visitor.served.url}/login?token={TOKEN}")
     for tab in tabs:

@@ -10,15 +10,12 @@ from datetime import UTC, datetime
 
 import anyio
 
-from isabella.config.settings import Settings
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.redaction import redact
 from isabella.turns.events import Ended, Event, Failover, Said, TurnFailed
 from isabella.turns.turn import Turn
 from isabella.watch.events import Synced, WatchEvent, sentences
-from isabella.watch.model_refresh import ModelRefresh
-from isabella.watch.watcher import WatchActions
 
 _EVENTS_KEPT = 400
 _SAMPLES_KEPT = 5000
@@ -109,7 +106,6 @@ class EventLog:
         self._samples: deque[TurnSample] = deque(maxlen=_SAMPLES_KEPT)
         self._by_message: OrderedDict[str, MessageModel] = OrderedDict()
         self._by_turn: dict[str, MessageModel] = {}
-        self._sync_seconds: float | None = None
 
     def on_turn_event(self, turn: Turn, event: Event) -> None:
         """Record an event of a turn."""
@@ -174,7 +170,7 @@ class EventLog:
         if isinstance(event, Synced):
             # A check every five minutes that finds nothing would displace everything else.
             if any(_is_notable(entry) for entry in event.part.ours):
-                self.add_sync(event.part, event.cause.value, self._sync_seconds)
+                self.add_sync(event.part, event.cause.value, event.seconds)
         else:
             for sentence in sentences(event):
                 self._add("notice", "", redact(sentence.text), warning=sentence.warning)
@@ -184,14 +180,6 @@ class EventLog:
         """Return the notices of the last seconds, newest first."""
         since = time.time() - seconds
         return [entry for entry in self.entries if entry.kind == "notice" and entry.at.timestamp() >= since]
-
-    def timed(self, actions: WatchActions) -> WatchActions:
-        """Wrap the actions of a watcher, so that the duration of its syncs is recorded."""
-        return _TimedActions(actions, self)
-
-    def record_sync_seconds(self, seconds: float) -> None:
-        """Record the duration of the watcher's last sync."""
-        self._sync_seconds = seconds
 
     def _add_sample(self, handle: str, first_token: float | None) -> None:
         self._samples.append(TurnSample(time.time(), handle.partition("/")[0], first_token))
@@ -209,22 +197,6 @@ class EventLog:
     ) -> None:
         event = LoggedEvent(datetime.now(UTC), kind, subject, text, cause, proof, seconds, warning)
         self.entries.appendleft(event)
-
-
-class _TimedActions:
-    def __init__(self, actions: WatchActions, event_log: EventLog) -> None:
-        self._actions = actions
-        self._event_log = event_log
-
-    async def ensure(self, settings: Settings, only: Sequence[str]) -> Report:
-        began = time.monotonic()
-        try:
-            return await self._actions.ensure(settings, only)
-        finally:
-            self._event_log.record_sync_seconds(time.monotonic() - began)
-
-    async def count(self, settings: Settings) -> ModelRefresh:
-        return await self._actions.count(settings)
 
 
 def _is_notable(entry: ProviderReport) -> bool:

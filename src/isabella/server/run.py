@@ -168,7 +168,7 @@ def _serve_http(
                 run_watcher(
                     readiness,
                     settings,
-                    runtime.event_log.timed(LettaActions(locks.gate)),
+                    LettaActions(locks.gate),
                     agent_service.models,
                     on_event=runtime.event_log.on_watch_event,
                 ) as runtime.watcher,

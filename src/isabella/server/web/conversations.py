@@ -260,17 +260,3 @@ class Conversation:
                 exchange.fail(MessageRefused("The backend was stopped."))
             exchange.turn = None
             self.notifier.notify()
-
-
-class Conversations:
-    """The conversations of all agents."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._conversations: dict[str, Conversation] = {}
-
-    def of(self, agent_id: str) -> Conversation:
-        """Return the conversation with an agent."""
-        if agent_id not in self._conversations:
-            self._conversations[agent_id] = Conversation(self._runtime, agent_id)
-        return self._conversations[agent_id]

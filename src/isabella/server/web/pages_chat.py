@@ -19,7 +19,7 @@ from isabella.server.auth import read_form
 from isabella.server.event_log import MessageModel
 from isabella.server.runtime import Runtime
 from isabella.server.web import ROOT
-from isabella.server.web.conversations import Conversation, Conversations, Exchange, ExchangePhase
+from isabella.server.web.conversations import Conversation, Exchange, ExchangePhase
 from isabella.server.web.rendering import Renderer, stream
 from isabella.system.redaction import redact
 
@@ -138,7 +138,7 @@ class _Page:
     def __init__(self, runtime: Runtime, renderer: Renderer) -> None:
         self._runtime = runtime
         self._renderer = renderer
-        self._conversations = Conversations(runtime)
+        self._conversations: dict[str, Conversation] = {}
 
     async def first(self, _request: Request) -> Response:
         return await redirect_to_first(self._runtime, "chat")
@@ -147,7 +147,7 @@ class _Page:
         id = agent_id_of(request)
         agents = sort_agents(await self._runtime.agents.registry.all())
         agent = find_agent(agents, id)
-        conversation = self._conversations.of(id)
+        conversation = self._conversation(id)
         # Read before the history, so that an exchange that ends meanwhile is shown as one in progress.
         since, running = conversation.last_ended, conversation.running
         anchor = request.query_params.get("at", "")
@@ -206,7 +206,7 @@ class _Page:
         return self._fragment("switch", agent=agent, handles=by_provider)
 
     async def switch(self, request: Request) -> Response:
-        fields = await self._form(request)
+        fields = await read_form(request, self._runtime.csrf)
         agents, id = self._runtime.agents, agent_id_of(request)
         agent = await agents.registry.get(id)
         async with agents.memory.hold(id):
@@ -216,19 +216,23 @@ class _Page:
         return self._fragment("model", agent=switched, switched=True, notes=binding.notes)
 
     async def send(self, request: Request) -> Response:
-        fields = await self._form(request)
-        self._conversation(request).send(fields.get("message", ""))
+        conversation, fields = await self._posted(request)
+        conversation.send(fields.get("message", ""))
         return Response(status_code=204)
 
     async def stop(self, request: Request) -> Response:
-        fields = await self._form(request)
-        self._conversation(request).stop(_number(fields.get("seq")))
+        conversation, fields = await self._posted(request)
+        conversation.stop(_number(fields.get("seq")))
         return Response(status_code=204)
 
     async def dismiss(self, request: Request) -> Response:
-        fields = await self._form(request)
-        self._conversation(request).dismiss(_number(fields.get("seq")))
+        conversation, fields = await self._posted(request)
+        conversation.dismiss(_number(fields.get("seq")))
         return Response(status_code=204)
+
+    async def _posted(self, request: Request) -> tuple[Conversation, dict[str, str]]:
+        fields = await read_form(request, self._runtime.csrf)
+        return self._conversation(agent_id_of(request)), fields
 
     async def export(self, request: Request) -> Response:
         agent = await self._runtime.agents.registry.get(agent_id_of(request))
@@ -251,10 +255,11 @@ class _Page:
 
     async def live(self, request: Request) -> Response:
         since = _number(request.query_params.get("since"))
-        return stream(self._changes(self._conversation(request), agent_id_of(request), since))
+        return stream(self._changes(agent_id_of(request), since))
 
-    async def _changes(self, conversation: Conversation, agent_id: str, since: int) -> AsyncGenerator[str, None]:
+    async def _changes(self, agent_id: str, since: int) -> AsyncGenerator[str, None]:
         """Yield the exchanges after exchange `since`, and then what changes in them."""
+        conversation = self._conversation(agent_id)
         sent = {exchange.seq: SentExchange.of(exchange) for exchange in conversation.visible(since)}
         yield self._part("live", exchanges=list(conversation.visible(since)), agent_id=agent_id, oob=True)
         while True:
@@ -297,11 +302,10 @@ class _Page:
     def _fragment(self, macro: str, /, **values: object) -> Response:
         return self._renderer.fragment("chat_parts.html", macro, **values)
 
-    async def _form(self, request: Request) -> dict[str, str]:
-        return await read_form(request, self._runtime.csrf)
-
-    def _conversation(self, request: Request) -> Conversation:
-        return self._conversations.of(agent_id_of(request))
+    def _conversation(self, agent_id: str) -> Conversation:
+        if agent_id not in self._conversations:
+            self._conversations[agent_id] = Conversation(self._runtime, agent_id)
+        return self._conversations[agent_id]
 
     def _lines(self, entries: Sequence[HistoryEntry], following: str = "") -> list[ChatLine]:
         """Return entries as lines, each tool result joined to its call; `following` is the message after them."""

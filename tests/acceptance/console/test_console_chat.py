@@ -21,9 +21,9 @@ def test_a_talk_with_tool_steps(visitor: Visitor, agent: str) -> None:
     visitor.open(f"chat/{agent}")
     expect(live.locator(".exchange")).to_have_count(0)
     history = visitor.page.locator("#history")
-    expect(history.locator(".said.user .words")).to_have_text("Please remember that my dog is called Rex.")
+    expect(history.locator(".message.user .words")).to_have_text("Please remember that my dog is called Rex.")
     expect(history.locator("details", has_text="memory_insert")).to_have_count(1)
-    expect(history.locator(".said.agent .by").last).to_contain_text("cerebras/gpt-oss-120b")
+    expect(history.locator(".message.agent .by").last).to_contain_text("cerebras/gpt-oss-120b")
 
 
 def test_stop(visitor: Visitor, agent: str) -> None:
@@ -31,14 +31,14 @@ def test_stop(visitor: Visitor, agent: str) -> None:
     visitor.served.vendors.fault("cerebras", on="chat", between=0.05)
     visitor.open(f"chat/{agent}")
     visitor.say("Count to 400")
-    expect(visitor.page.locator("#live .said.agent .words")).to_contain_text("5 6 7")
+    expect(visitor.page.locator("#live .message.agent .words")).to_contain_text("5 6 7")
     visitor.page.get_by_role("button", name="Stop").click()
     expect(visitor.page.locator("#live")).to_contain_text("Stopped; the answer so far is kept.")
-    assert "400" not in visitor.page.locator("#live .said.agent").inner_text()
+    assert "400" not in visitor.page.locator("#live .message.agent").inner_text()
     visitor.served.vendors.clear()
     visitor.say("Say good morning")
     visitor.wait_for_answer()
-    expect(visitor.page.locator("#live .said.agent").last).to_contain_text("good morning")
+    expect(visitor.page.locator("#live .message.agent").last).to_contain_text("good morning")
 
 
 def test_a_message_waits_its_turn(visitor: Visitor, agent: str) -> None:
@@ -55,7 +55,7 @@ def test_a_message_waits_its_turn(visitor: Visitor, agent: str) -> None:
     expect(visitor.page.locator("#live")).to_contain_text("nothing was kept")
     visitor.served.vendors.clear()
     visitor.wait_for_answer()
-    answers = visitor.page.locator("#live .said.agent")
+    answers = visitor.page.locator("#live .message.agent")
     expect(answers).to_have_count(2)
     expect(answers.last).to_contain_text("the second")
     assert visitor.served.said_to(agent_name(visitor, agent)) == ["Count to 100", "Say the second"]
@@ -122,7 +122,7 @@ def test_foreign_words_are_only_words(visitor: Visitor, agent: str) -> None:
     visitor.say("Say \u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd")
     visitor.wait_for_answer()
     for _ in range(2):
-        said = visitor.page.locator(".said .words")
+        said = visitor.page.locator(".message .words")
         expect(said.filter(has_text="<script>document.title='owned'</script>").first).to_be_visible()
         assert visitor.page.locator("main img, main script, main a[href^='javascript']").count() == 0
         assert "owned" not in visitor.page.title()
@@ -139,7 +139,7 @@ def test_with_the_keyboard_alone(visitor: Visitor, agent: str) -> None:
     expect(page.locator("#message")).to_be_focused()
     page.keyboard.type("Count to 300")
     page.keyboard.press("Enter")
-    expect(page.locator("#live .said.agent .words")).to_contain_text("3 4")
+    expect(page.locator("#live .message.agent .words")).to_contain_text("3 4")
     page.keyboard.press("Escape")
     expect(page.locator("#live")).to_contain_text("Stopped")
     page.locator("#model summary").focus()
@@ -187,7 +187,7 @@ def test_who_has_scrolled_up_is_not_moved(visitor: Visitor, agent: str) -> None:
     visitor.wait_for_answer()
     visitor.served.vendors.fault("cerebras", on="chat", between=0.05, times=1)
     visitor.say("Count to 300")
-    words = visitor.page.locator("#live .said.agent .words").last
+    words = visitor.page.locator("#live .message.agent .words").last
     expect(words).to_contain_text("5 6 7")
     before = scroll.evaluate("one => (one.scrollTop -= 60)")
     expect(words).to_contain_text("60 61 62")
@@ -203,7 +203,7 @@ def test_history_loads_backwards(visitor: Visitor, agent: str) -> None:
     body = {"provider": "test", "model": "test", "request_messages": said, "response_dict": {"content": "Answer"}}
     visitor.served.letta.post(f"/v1/agents/{agent}/messages/capture", json=body).raise_for_status()
     visitor.open(f"chat/{agent}")
-    shown = visitor.page.locator("#history .said")
+    shown = visitor.page.locator("#history .message")
     expect(shown.last).to_contain_text("Answer")
     expect(visitor.page.get_by_text("Question 0", exact=True)).to_have_count(0)
     visitor.page.locator("#scroll").hover()

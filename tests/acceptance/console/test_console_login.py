@@ -36,7 +36,7 @@ def test_a_session_that_expires(visitor: Visitor, agent: str) -> None:
     other.close()
     expect(visitor.page.locator("#lost")).to_be_hidden()
     visitor.page.locator("#message").press("Enter")
-    expect(visitor.page.locator("#live .said.agent")).to_contain_text("hello")
+    expect(visitor.page.locator("#live .message.agent")).to_contain_text("hello")
 
 
 def test_the_notice_of_an_expired_session_goes_with_the_next_answer(visitor: Visitor, agent: str) -> None:
@@ -48,7 +48,7 @@ def test_the_notice_of_an_expired_session_goes_with_the_next_answer(visitor: Vis
     expect(visitor.page.locator("#lost")).to_contain_text("Your session has expired")
     visitor.context.add_cookies(good)  # type: ignore[arg-type]
     visitor.page.locator("#message").press("Enter")
-    expect(visitor.page.locator("#live .said.agent")).to_contain_text("hello")
+    expect(visitor.page.locator("#live .message.agent")).to_contain_text("hello")
     expect(visitor.page.locator("#lost")).to_be_hidden()
 
 

@@ -53,7 +53,7 @@ def test_she_knows_what_was_edited(visitor: Visitor, agent: str) -> None:
     visitor.open(f"chat/{agent}")
     visitor.say("What is my cat called?")
     visitor.wait_for_answer()
-    expect(page.locator("#live .said.agent")).to_contain_text("Miezi")
+    expect(page.locator("#live .message.agent")).to_contain_text("Miezi")
     visitor.open(f"memory/{agent}")
     edit(page, "human", "Nothing is known.")
     page.get_by_role("button", name="Save").click()
@@ -99,7 +99,7 @@ def test_what_caused_a_memory(visitor: Visitor, agent: str) -> None:
     block(reader, "human").locator(".why summary").click()
     cause = reader.get_by_role("link", name="Please remember that my boat is called Aurora.")
     cause.click()
-    expect(reader.locator(".said.found")).to_contain_text("my boat is called Aurora")
+    expect(reader.locator(".message.found")).to_contain_text("my boat is called Aurora")
 
 
 def test_a_cause_that_does_not_come_is_asked_for_again(visitor: Visitor, agent: str) -> None:

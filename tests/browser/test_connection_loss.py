@@ -41,7 +41,7 @@ def test_letta_goes_away_and_comes_back(user: BrowserUser, way: Proxy) -> None:
     expect(page.get_by_role("alert").filter(has_text="Letta does not answer")).to_be_visible()
     expect(page.locator(".row")).to_have_count(rows)
     page.get_by_role("button", name="Sync", exact=True).click()
-    expect(page.locator("#errand.failed")).to_contain_text("Letta")
+    expect(page.locator("#job.failed")).to_contain_text("Letta")
     agents = user.tab()
     agents.goto(f"{user.served.url}/console/chat")
     expect(agents.get_by_role("heading", name="This did not work")).to_be_visible()

@@ -70,7 +70,7 @@ def _line(settings: Settings, agent: str) -> Iterator[BackendClient]:
             yield line
         return
     from isabella.embedded.connection import connect
-    from isabella.server.in_process import in_process_backend
+    from isabella.server.run import in_process_backend
 
     connection = anyio.run(connect, settings)
     with (

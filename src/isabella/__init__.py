@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from isabella.errors import IsabellaError
     from isabella.letta.connection import Connection
     from isabella.providers.report import Proof, ProviderReport, Receipt, Report
-    from isabella.server.lifespan import lifespan
+    from isabella.server.app import lifespan
 
 __all__ = [
     "Connection",
@@ -50,7 +50,7 @@ _HOMES = {
     "Strategy": "isabella.config.strategy",
     "compare_providers": "isabella.api",
     "ensure_providers": "isabella.api",
-    "lifespan": "isabella.server.lifespan",
+    "lifespan": "isabella.server.app",
     "load_settings": "isabella.config.settings",
     "verify_providers": "isabella.api",
 }

@@ -133,7 +133,7 @@ async def moved(here: AgentEnv, agent_service: AgentService, id: str, served: Ba
 
 def agency_roster(served: Backend) -> Any:
     """The roster of the backend's turns."""
-    return served.app.state.turn_service.deps.agent_cache
+    return served.runtime.turns.deps.agent_cache
 
 
 async def examined(settings: Settings, agent_service: AgentService) -> DoctorRun:

@@ -71,7 +71,7 @@ def move(served: Backend, settings: Settings, strategy: Strategy | None = None) 
             connection=served.connection,
             only=("cerebras",),
             strategy=strategy,
-            gate=served.app.state.locks.gate,
+            gate=served.locks.gate,
         )
         return report.providers[0]
 
@@ -226,7 +226,7 @@ def test_an_agent_that_was_left_behind_is_taken_along_by_its_next_turn(
     config = served.letta.get(path).json()["llm_config"] | {"temperature": 0.25}
     assert move(served, settings).proof is Proof.PROVEN
     served.letta.patch(path, json={"llm_config": config}).raise_for_status()
-    models = served.app.state.agent_service.models
+    models = served.runtime.agents.models
     try:
         models.renew(desired_providers(settings))
         assert served.say(agent, "Say good morning").end["handle"] == CEREBRAS
@@ -266,7 +266,7 @@ def test_before_the_move_the_stored_key_stays_where_it_belongs(served: Backend, 
     settings, here = moved(served, elsewhere), served.vendors.base_url("cerebras")
     elsewhere.fault("cerebras", status=401)
     agent, other = served.agent("stays", CEREBRAS), served.agent("switches", GROQ)
-    agent_service = served.app.state.agent_service
+    agent_service = served.runtime.agents
 
     async def ask_and_mend() -> tuple[ProviderReport, list[str]]:
         report = await verify_providers(settings, connection=served.connection, only=("cerebras",))
@@ -306,7 +306,7 @@ def test_a_provider_between_two_addresses_is_told_as_such(served: Backend, elsew
     (row,) = served.letta.get("/v1/providers/", params={"name": "cerebras"}).json()
     body = {"api_key": "no-key-yet-0000", "base_url": PLACEHOLDER_URL}
     served.letta.patch(f"/v1/providers/{row['id']}", json=body).raise_for_status()
-    agent_service = served.app.state.agent_service
+    agent_service = served.runtime.agents
 
     async def look() -> tuple[ProviderReport, list[str], list[str]]:
         report = await compare_providers(settings, connection=served.connection, only=("cerebras",))

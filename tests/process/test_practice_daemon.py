@@ -312,7 +312,7 @@ def test_a_vendor_without_a_practice_vendor_is_left_out(tmp_path: Path) -> None:
         served = run._with_practice(settings, options, started)
         wanted = [one.vendor.name for one in desired_providers(served) if one.wanted]
         assert wanted == list(NAMES)
-        assert "There is no practice vendor for Fifth: it takes part as soon as it has a key in .env." in said
+        assert "There is no practice vendor for Fifth: it is used as soon as .env has a key for it." in said
         before = ConfigSnapshot.of(served)
         daemon.accept(home, "groq", ["gsk_rotated"])
         assert diff_config(before, before.again(), settings) == ConfigDiff(providers=("byok-groq",))

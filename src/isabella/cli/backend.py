@@ -150,7 +150,7 @@ def _backend_client(settings: Settings, agent: str) -> Iterator[BackendClient]:
             yield client
         return
     from isabella.connect import connect
-    from isabella.server.in_process import in_process_backend
+    from isabella.server.run import in_process_backend
 
     connection = anyio.run(connect, settings)
     with (

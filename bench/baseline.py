@@ -13,7 +13,7 @@ import anyio
 import httpx2
 
 from isabella.letta.connection import Connection
-from isabella.letta.providers import PAGE
+from isabella.letta.providers import PAGE_SIZE
 from isabella.providers.desired import Desired
 
 
@@ -34,14 +34,14 @@ async def client(connection: Connection) -> AsyncIterator[httpx2.AsyncClient]:
 async def bare_listing(connection: Connection) -> list[dict[str, Any]]:
     """Return all providers, in pages of the same size as Isabella's."""
     rows: list[dict[str, Any]] = []
-    query: dict[str, str | int] = {"limit": PAGE, "order": "asc"}
+    query: dict[str, str | int] = {"limit": PAGE_SIZE, "order": "asc"}
     async with client(connection) as http:
         while True:
             answer = await http.get("/v1/providers/", params=query)
             answer.raise_for_status()
             page = answer.json()
             rows += page
-            if len(page) < PAGE:
+            if len(page) < PAGE_SIZE:
                 return rows
             query["after"] = page[-1]["id"]
 

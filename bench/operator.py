@@ -11,12 +11,11 @@ import anyio
 import httpx2 as httpx
 
 from bench.backend import vendor_variables
-from isabella.config.api_keys import mask
 from isabella.config.vendors import Vendor, known_vendors
 from isabella.practice import NAMES, PracticeVendors
-from isabella.practice.keyring import new_key
-from isabella.practice.requests import fingerprint
+from isabella.practice.vendor import fingerprint, new_key
 from isabella.providers.health import HealthState
+from isabella.system.redaction import mask
 
 _PATIENCE = 120.0
 _LOOK_EVERY = 0.1

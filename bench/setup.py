@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isabella.api import ensure_providers
 from isabella.config.settings import Settings
 from isabella.config.sources import Sources
+from isabella.connect import embedded_connection
 from isabella.embedded import Letta, Server, Step
-from isabella.letta.connection import Connection, embedded_connection
+from isabella.letta.connection import Connection
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
-from isabella.providers.api import ensure_providers
 from isabella.providers.report import Report
 
 
@@ -66,7 +67,7 @@ class Servers:
     def letta(self, *, sealed: bool) -> Letta:
         """Return the Letta with a master key, or the one without."""
         if sealed not in self._lettas:
-            server = Server(self.home, instance="bench-sealed" if sealed else "bench-open", seal=sealed)
+            server = Server(self.home, instance="bench-sealed" if sealed else "bench-open", encrypt=sealed)
             # Remove the leftovers of a killed run.
             server.erase()
             self._open.callback(server.erase)

@@ -9,8 +9,8 @@ from bench.recorder import recording
 from bench.results import Results
 from bench.setup import Servers, Setup
 from bench.timing import Way, in_ms, medians
+from isabella.api import ensure_providers
 from isabella.practice import NAMES, PracticeVendors
-from isabella.providers.api import ensure_providers
 from isabella.providers.desired import desired_providers
 
 

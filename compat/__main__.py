@@ -45,7 +45,7 @@ def _try_release(release: str) -> dict[str, str]:
     try:
         with PracticeVendors() as vendors, tempfile.TemporaryDirectory() as scratch:
             came |= _try_cases(SEALING, server.up(), vendors, Path(scratch) / "sealing")
-            came |= _try_cases(OPEN, server.restart_letta(seal=False), vendors, Path(scratch) / "open")
+            came |= _try_cases(OPEN, server.restart_letta(encrypt=False), vendors, Path(scratch) / "open")
     except IsabellaError as error:
         print(f"  {error.what}", flush=True)
         came = dict.fromkeys((*SEALING, *OPEN), f"{table.FAILED}: it did not start") | came

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isabella.api import ensure_providers
 from isabella.config.settings import load_settings
 from isabella.embedded import Letta
-from isabella.letta.llm_config import OPENAI, Binding, client_for
+from isabella.letta.llm_config import Binding
+from isabella.letta.releases import OPENAI, client_for
 from isabella.practice import PracticeVendors
-from isabella.providers.api import ensure_providers
 from isabella.providers.report import ProviderReport
 from tests.support.doctor_env import VENDORS, DoctorEnv
 from tests.support.fault_proxy import Proxy

@@ -24,7 +24,12 @@ _TOKEN = "for-the-pictures-only"  # noqa: S105 - of a backend that lives for hal
 
 def capture(command: list[str], *, until: str | None = None) -> str:
     """What a command prints, colours included; it is interrupted once it has printed `until`."""
-    environment = os.environ | {"FORCE_COLOR": "1", "COLUMNS": str(WIDTH), "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {
+        "FORCE_COLOR": "1",
+        "ISABELLA_LOG_FORMAT": "text",
+        "COLUMNS": str(WIDTH),
+        "PYTHONUNBUFFERED": "1",
+    }
     process = subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
     )

@@ -68,5 +68,5 @@ def _show(page: Page, address: str, name: str) -> None:
     expect(page.locator("#main[data-connected]")).to_be_attached()
     if name == "memory":
         page.locator(".block .why summary").first.click()
-        expect(page.locator("ul.because").first).to_be_visible()
+        expect(page.locator("ul.provenance").first).to_be_visible()
     page.locator("h1").first.evaluate("() => document.activeElement?.blur()")

@@ -19,6 +19,7 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 from isabella.embedded import Letta, Server
+from isabella.system.terminal import set_message_format
 from tests.support.letta_admin import open_admin
 
 # Where the run itself stands in the background, SIGINT is ignored, and children inherit that. Ours are interrupted.
@@ -91,6 +92,7 @@ def _logs_as_before() -> Iterator[None]:
     root.handlers = handlers
     root.setLevel(level)
     structlog.reset_defaults()
+    set_message_format(as_json=False)
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +107,7 @@ def letta_home() -> Path:
 
 @pytest.fixture(scope="session")
 def new_server(letta_home: Path) -> Iterator[Callable[..., Server]]:
-    """Makes servers with fresh data of their own; `new_server("name", seal=False)`. All are erased in the end."""
+    """Makes servers with fresh data of their own; `new_server("name", encrypt=False)`. All are erased in the end."""
     made: list[Server] = []
 
     def make(name: str, **options: object) -> Server:

@@ -14,13 +14,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from isabella.api import compare_providers, ensure_providers, verify_providers
     from isabella.config.settings import Settings, load_settings
     from isabella.config.strategy import Strategy
     from isabella.errors import IsabellaError
     from isabella.letta.connection import Connection
-    from isabella.providers.api import compare_providers, ensure_providers, verify_providers
     from isabella.providers.report import Proof, ProviderReport, Receipt, Report
-    from isabella.server.lifespan import lifespan
+    from isabella.server.app import lifespan
 
 __all__ = [
     "Connection",
@@ -48,11 +48,11 @@ _HOMES = {
     "Report": "isabella.providers.report",
     "Settings": "isabella.config.settings",
     "Strategy": "isabella.config.strategy",
-    "compare_providers": "isabella.providers.api",
-    "ensure_providers": "isabella.providers.api",
-    "lifespan": "isabella.server.lifespan",
+    "compare_providers": "isabella.api",
+    "ensure_providers": "isabella.api",
+    "lifespan": "isabella.server.app",
     "load_settings": "isabella.config.settings",
-    "verify_providers": "isabella.providers.api",
+    "verify_providers": "isabella.api",
 }
 
 

@@ -2,36 +2,36 @@
 
 IsabellaError
 ├── ConfigurationError        .env, isabella.toml, an environment variable, a key file
-│   └── FileUnreadable        a file that somebody named: no text, too large, a device, not permitted
-│       └── FileAbsent        there is no such file
+│   └── FileUnreadable        a file is not text, too large, a device, or not permitted
+│       └── FileAbsent        a file does not exist
 ├── LettaError                the Letta server
-│   ├── LettaUnreachable      nothing answers, or not in time
-│   ├── NotLetta              something answers, but it is not Letta
+│   ├── LettaUnreachable      no server answers, or not in time
+│   ├── NotLetta              a server answers that is not Letta
 │   ├── LettaUnauthorized     the server password is missing or wrong
-│   ├── LettaRefused          Letta understood and refused (4xx)
-│   └── LettaBroken           Letta failed (5xx), or its answer cannot be understood
+│   ├── LettaRefused          Letta refused the request (4xx)
+│   └── LettaBroken           Letta failed (5xx), or its response is malformed
 ├── AgentError                agents, their models and their memory
-│   ├── AgentUnknown          no agent of that name
-│   ├── AgentExists           there is one of that name already
-│   ├── AgentFileRefused      a file that is to be imported, or was exported, is not fit for it
-│   ├── ModelUnknown          the handle names no model that would work now
-│   └── MemoryRefused         a memory cannot be read or written as asked
-│       ├── MemoryUnknown     no block of that label, or no passage of that id
-│       ├── MemoryTooLong     the text is longer than the block's limit
-│       └── MemoryChanged     somebody else has written it meanwhile
-├── TurnError                 a turn of an agent that could not be begun
-│   ├── QueueFull             too many wait for this agent already
-│   ├── TurnUnknown           no turn of that id is under way here
-│   └── MessageRefused        a message that cannot be said: empty, too long, or no text
-├── EmbeddedError             the Letta and Postgres that Isabella runs herself
-│   ├── InstallFailed         fetching or installing the release
-│   └── StartFailed           a process did not come up
-├── UnverifiedPeer            another process listens on a port of ours
-├── NotReady                  the backend has not come up yet, or not at all
+│   ├── AgentUnknown          no agent has this name
+│   ├── AgentExists           an agent has this name already
+│   ├── AgentFileRefused      an agent file cannot be imported or exported
+│   ├── ModelUnknown          the handle is not that of a model that works now
+│   └── MemoryRefused         memory cannot be read or written as requested
+│       ├── MemoryUnknown     no block has this label, or no passage this id
+│       ├── MemoryTooLong     the text is longer than the limit of its block
+│       └── MemoryChanged     the block was changed by another writer
+├── TurnError                 a turn of an agent cannot start, or does not exist
+│   ├── QueueFull             too many turns of the agent are waiting
+│   ├── TurnUnknown           no running turn has this id
+│   └── MessageRefused        a message is empty, too long, or not text
+├── EmbeddedError             the embedded Letta and Postgres
+│   ├── InstallFailed         a release could not be downloaded or installed
+│   └── StartFailed           a process did not start
+├── UnverifiedPeer            another process listens on a port of Isabella's
+├── NotReady                  the backend is not ready
 ├── PracticeError             the practice vendors
-└── LockTimeout               another process is at work on the same thing
-    ├── TurnTimeout           the turns before this one went on for too long
-    └── GateTimeout           a provider's turns did not end in time, or its change did not
+└── LockTimeout               another process holds a lock
+    ├── TurnTimeout           the previous turns of the agent took too long
+    └── GateTimeout           the turns of a provider, or a change of it, took too long
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from typing import Self
 
 
 class IsabellaError(Exception):
-    """What happened, and what to do next.
+    """The base of all errors.
 
     Args:
-        what: one sentence: what happened and where. Never holds a key.
-        remedy: what the reader can do about it, where that is known.
+        what: one sentence: what happened and where. Never contains a key.
+        remedy: what the reader can do about it, if that is known.
     """
 
     def __init__(self, what: str, *, remedy: str | None = None) -> None:
@@ -61,13 +61,7 @@ class ConfigurationError(IsabellaError):
 
 
 class FileUnreadable(ConfigurationError):
-    """A file that somebody named cannot be read as what it is for.
-
-    Args:
-        what: one sentence: which file, and why.
-        reason: why, as the rest of a sentence.
-        remedy: what the reader can do about it.
-    """
+    """A file cannot be read. `reason` is the end of a sentence: "it is not UTF-8 text"."""
 
     def __init__(self, what: str, *, reason: str = "", remedy: str | None = None) -> None:
         super().__init__(what, remedy=remedy)
@@ -75,38 +69,40 @@ class FileUnreadable(ConfigurationError):
 
     @classmethod
     def of(cls, path: object, reason: str, *, remedy: str) -> Self:
-        """The error for this file."""
+        """Return the error for a file."""
         return cls(f"{path}: cannot be read: {reason}.", reason=reason, remedy=remedy)
 
 
 class FileAbsent(FileUnreadable):
-    """There is no file of that name."""
+    """A file does not exist."""
 
 
 class LettaError(IsabellaError):
-    """Something is wrong between Isabella and the Letta server."""
+    """A request to the Letta server failed."""
 
 
 class LettaUnreachable(LettaError):
-    """Nothing answers at Letta's address, or not in time. This never means "no providers".
+    """No server answers at Letta's base URL, or not in time. This never means "no providers".
 
     Args:
         what: one sentence: what happened and where.
         remedy: what the reader can do about it.
         sent: whether the request may have reached Letta, so that a write may have been carried out.
+        timed_out: whether the connection was there, and no answer came in time.
     """
 
-    def __init__(self, what: str, *, remedy: str | None = None, sent: bool = False) -> None:
+    def __init__(self, what: str, *, remedy: str | None = None, sent: bool = False, timed_out: bool = False) -> None:
         super().__init__(what, remedy=remedy)
         self.sent = sent
+        self.timed_out = timed_out
 
 
 class NotLetta(LettaError):
-    """Something answers at Letta's address, but it is not a Letta server."""
+    """A server answers at Letta's base URL, but it is not Letta."""
 
 
 class LettaUnauthorized(LettaError):
-    """Letta wants a server password, or another one (fact R6)."""
+    """Letta requires a server password, or another one (fact R6)."""
 
 
 class LettaRefused(LettaError):
@@ -116,13 +112,15 @@ class LettaRefused(LettaError):
         what: one sentence: what was refused.
         status: the HTTP status, 400 to 499.
         detail: Letta's own words, scrubbed of keys.
+        kind: the type that Letta gives the error, such as `llm_authentication`; empty if it gives none.
         remedy: what the reader can do about it.
     """
 
-    def __init__(self, what: str, *, status: int, detail: str, remedy: str | None = None) -> None:
+    def __init__(self, what: str, *, status: int, detail: str, kind: str = "", remedy: str | None = None) -> None:
         super().__init__(what, remedy=remedy)
         self.status = status
         self.detail = detail
+        self.kind = kind
 
 
 class LettaBroken(LettaError):
@@ -131,20 +129,32 @@ class LettaBroken(LettaError):
     Args:
         what: one sentence: what came back.
         status: the HTTP status, if there was one.
+        detail: Letta's own words, scrubbed of keys; empty if there are none.
+        kind: the type that Letta gives the error, such as `llm_error`; empty if it gives none.
         remedy: what the reader can do about it.
     """
 
-    def __init__(self, what: str, *, status: int | None = None, remedy: str | None = None) -> None:
+    def __init__(
+        self,
+        what: str,
+        *,
+        status: int | None = None,
+        detail: str = "",
+        kind: str = "",
+        remedy: str | None = None,
+    ) -> None:
         super().__init__(what, remedy=remedy)
         self.status = status
+        self.detail = detail
+        self.kind = kind
 
 
 class AgentError(IsabellaError):
-    """Something is wrong with what was asked of an agent."""
+    """A request about an agent cannot be carried out."""
 
 
 class AgentUnknown(AgentError):
-    """Letta has no agent of this name, or several that cannot be told apart by it."""
+    """Letta has no agent of this name, or several that the name does not distinguish."""
 
 
 class AgentExists(AgentError):
@@ -152,17 +162,11 @@ class AgentExists(AgentError):
 
 
 class AgentFileRefused(AgentError):
-    """A file is no agent file, cannot be imported, or would have carried a secret."""
+    """A file is not an agent file, cannot be imported, or would contain a secret."""
 
 
 class ModelUnknown(AgentError):
-    """A handle names no model that would work now.
-
-    Args:
-        what: one sentence: why it would not.
-        handles: those that would.
-        remedy: what the reader can do about it.
-    """
+    """A handle is not that of a model that works now. `handles` are those of the models that do."""
 
     def __init__(self, what: str, *, handles: tuple[str, ...] = (), remedy: str | None = None) -> None:
         super().__init__(what, remedy=remedy)
@@ -170,7 +174,7 @@ class ModelUnknown(AgentError):
 
 
 class MemoryRefused(AgentError):
-    """A memory cannot be read or written as asked."""
+    """Memory cannot be read or written as requested."""
 
 
 class MemoryUnknown(MemoryRefused):
@@ -178,17 +182,11 @@ class MemoryUnknown(MemoryRefused):
 
 
 class MemoryTooLong(MemoryRefused):
-    """The text is longer than its block's limit, which Letta itself does not enforce."""
+    """The text is longer than the limit of its block, which Letta itself does not enforce."""
 
 
 class MemoryChanged(MemoryRefused):
-    """The block is no longer what its editor saw.
-
-    Args:
-        what: one sentence: which block.
-        version: the version that it has now.
-        remedy: what the reader can do about it.
-    """
+    """The block was changed since it was read. `version` is its version now."""
 
     def __init__(self, what: str, *, version: str, remedy: str | None = None) -> None:
         super().__init__(what, remedy=remedy)
@@ -196,23 +194,23 @@ class MemoryChanged(MemoryRefused):
 
 
 class EmbeddedError(IsabellaError):
-    """Something is wrong with the Letta or the Postgres that Isabella runs herself."""
+    """The embedded Letta or its Postgres failed."""
 
 
 class InstallFailed(EmbeddedError):
-    """A Letta release could not be fetched or installed."""
+    """A release of Letta could not be downloaded or installed."""
 
 
 class StartFailed(EmbeddedError):
-    """A process did not come up. The message names its log."""
+    """A process did not start. The message names its log."""
 
 
 class UnverifiedPeer(IsabellaError):
-    """Another process listens where a server of ours should. Nothing was sent to it."""
+    """Another process listens in place of a server of Isabella's. Nothing was sent to it."""
 
 
 class NotReady(IsabellaError):
-    """The backend has not come up yet, or not at all."""
+    """The backend is still starting, or has failed to start."""
 
 
 class PracticeError(IsabellaError):
@@ -220,29 +218,23 @@ class PracticeError(IsabellaError):
 
 
 class LockTimeout(IsabellaError):
-    """Another process has been at work on the same thing for too long."""
+    """Another process has held a lock for too long."""
 
 
 class TurnTimeout(LockTimeout):
-    """Other turns of the same agent have been going on for too long."""
+    """The previous turns of the agent have taken too long."""
 
 
 class GateTimeout(LockTimeout):
-    """A provider's turns did not end in time for its change, or its change not in time for a turn."""
+    """The turns of a provider did not end in time for its change, or its change not in time for a turn."""
 
 
 class TurnError(IsabellaError):
-    """A turn of an agent could not be begun, or cannot be found."""
+    """A turn of an agent cannot start, or does not exist."""
 
 
 class QueueFull(TurnError):
-    """Too many turns wait for this agent already.
-
-    Args:
-        what: one sentence: what happened and where.
-        retry_after: seconds after which it is worth trying again.
-        remedy: what the reader can do about it.
-    """
+    """Too many turns of the agent are waiting. `retry_after` is in seconds."""
 
     def __init__(self, what: str, *, retry_after: float, remedy: str | None = None) -> None:
         super().__init__(what, remedy=remedy)
@@ -250,8 +242,8 @@ class QueueFull(TurnError):
 
 
 class TurnUnknown(TurnError):
-    """No turn of that id is under way in this backend."""
+    """No running turn of this backend has this id."""
 
 
 class MessageRefused(TurnError):
-    """A message that cannot be said: it is empty, too long, or holds what is no text."""
+    """A message is empty, too long, or not text."""

@@ -51,7 +51,7 @@ def _no_faults(request: pytest.FixtureRequest) -> Iterator[None]:
         served: Backend = request.getfixturevalue("served")
         served.vendors.clear()
         for provider in ("cerebras", "byok-groq", "byok-mistral", "longcat"):
-            served.call(served.app.state.turn_service.deps.breaker.forgive, provider)
+            served.call(served.runtime.turns.deps.breaker.forgive, provider)
 
 
 @pytest.fixture

@@ -30,19 +30,19 @@ def everywhere(user: BrowserUser, agent: str) -> Iterator[str]:
     """Every page, in its states, one after the other."""
     page = user.page
     user.open("providers")
-    # What an earlier test has asked for stands there still.
+    # The result of a job of an earlier test may still be shown.
     if page.locator("#dismiss").count():
         page.locator("#dismiss").click()
-    expect(page.locator("#errand.errand")).to_have_count(0)
+    expect(page.locator("#job.job")).to_have_count(0)
     yield "providers"
     page.get_by_role("button", name="Verify", exact=True).click()
-    expect(page.locator("#errand.done")).to_be_visible()
+    expect(page.locator("#job.done")).to_be_visible()
     yield "providers, verified"
     user.open(f"chat/{agent}")
     page.locator("#history details").first.locator("summary").click()
     yield "chat"
     page.locator("#model summary").click()
-    expect(page.get_by_label("Speak through")).to_be_visible()
+    expect(page.get_by_label("Model", exact=True)).to_be_visible()
     yield "chat, switching"
     user.open(f"memory/{agent}")
     yield "memory"
@@ -50,7 +50,7 @@ def everywhere(user: BrowserUser, agent: str) -> Iterator[str]:
     expect(page.locator("form.editing textarea")).to_be_focused()
     page.locator("#add summary").click()
     page.get_by_role("button", name="Delete …").first.click()
-    expect(page.get_by_text("Delete this for good?")).to_be_visible()
+    expect(page.get_by_text("Delete this passage permanently?")).to_be_visible()
     yield "memory, editing"
     user.open("activity")
     yield "activity"
@@ -64,7 +64,7 @@ def test_axe_finds_nothing(served: Backend, browser: Browser, told: str, theme: 
     """Axe reports no violation on any page, in either theme, at either width; nothing is wider than the window."""
     with browsing(served, browser, viewport=WIDTHS[width], color_scheme=theme) as user:
         user.page.goto(f"{served.url}/console/chat")
-        found = _violations(user.page, "at the door")
+        found = _violations(user.page, "sign in")
         user.enter()
         for state in everywhere(user, told):
             found += _violations(user.page, state)

@@ -14,7 +14,7 @@ def test_a_talk_with_tool_steps(user: BrowserUser, agent: str) -> None:
     live = user.page.locator("#live")
     tool = live.locator("details", has_text="memory_insert")
     expect(tool).to_be_visible()
-    user.on_event()
+    user.wait_for_answer()
     assert tool.get_attribute("open") is None
     tool.locator("summary").click()
     expect(tool).to_contain_text("Rex")
@@ -22,9 +22,9 @@ def test_a_talk_with_tool_steps(user: BrowserUser, agent: str) -> None:
     user.open(f"chat/{agent}")
     expect(live.locator(".exchange")).to_have_count(0)
     history = user.page.locator("#history")
-    expect(history.locator(".said.user .words")).to_have_text("Please remember that my dog is called Rex.")
+    expect(history.locator(".message.user .words")).to_have_text("Please remember that my dog is called Rex.")
     expect(history.locator("details", has_text="memory_insert")).to_have_count(1)
-    expect(history.locator(".said.agent .by").last).to_contain_text("cerebras/gpt-oss-120b")
+    expect(history.locator(".message.agent .by").last).to_contain_text("cerebras/gpt-oss-120b")
 
 
 def test_stop(user: BrowserUser, agent: str) -> None:
@@ -32,14 +32,14 @@ def test_stop(user: BrowserUser, agent: str) -> None:
     user.served.vendors.fault("cerebras", on="chat", between=0.05)
     user.open(f"chat/{agent}")
     user.say("Count to 400")
-    expect(user.page.locator("#live .said.agent .words")).to_contain_text("5 6 7")
+    expect(user.page.locator("#live .message.agent .words")).to_contain_text("5 6 7")
     user.page.get_by_role("button", name="Stop").click()
-    expect(user.page.locator("#live")).to_contain_text("Stopped; what came is kept.")
-    assert "400" not in user.page.locator("#live .said.agent").inner_text()
+    expect(user.page.locator("#live")).to_contain_text("Stopped; the answer so far is kept.")
+    assert "400" not in user.page.locator("#live .message.agent").inner_text()
     user.served.vendors.clear()
     user.say("Say good morning")
-    user.on_event()
-    expect(user.page.locator("#live .said.agent").last).to_contain_text("good morning")
+    user.wait_for_answer()
+    expect(user.page.locator("#live .message.agent").last).to_contain_text("good morning")
 
 
 def test_a_message_waits_its_turn(user: BrowserUser, agent: str) -> None:
@@ -50,13 +50,13 @@ def test_a_message_waits_its_turn(user: BrowserUser, agent: str) -> None:
     expect(user.page.get_by_role("button", name="Stop")).to_be_visible()
     user.say("Say the second")
     user.say("Say the third")
-    waiting = user.page.locator(".exchange", has_text="Waits its turn")
+    waiting = user.page.locator(".exchange", has_text="Queued.")
     expect(waiting).to_have_count(2)
-    waiting.last.get_by_role("button", name="Take back").click()
+    waiting.last.get_by_role("button", name="Cancel").click()
     expect(user.page.locator("#live")).to_contain_text("nothing was kept")
     user.served.vendors.clear()
-    user.on_event()
-    answers = user.page.locator("#live .said.agent")
+    user.wait_for_answer()
+    answers = user.page.locator("#live .message.agent")
     expect(answers).to_have_count(2)
     expect(answers.last).to_contain_text("the second")
     assert user.served.said_to(agent_name(user, agent)) == ["Count to 100", "Say the second"]
@@ -66,7 +66,7 @@ def test_a_switch_of_vendor(user: BrowserUser, agent: str) -> None:
     """The menu offers models of vendors in order only; a switch takes effect with the next message."""
     user.open(f"chat/{agent}")
     user.page.locator("#model summary").click()
-    choice = user.page.get_by_label("Speak through")
+    choice = user.page.get_by_label("Model", exact=True)
     expect(choice).to_be_visible()
     offered = choice.locator("option").all_inner_texts()
     assert {one.split("/")[0] for one in offered} == {"cerebras", "byok-groq", "byok-mistral", "longcat"}
@@ -74,8 +74,8 @@ def test_a_switch_of_vendor(user: BrowserUser, agent: str) -> None:
     user.page.get_by_role("button", name="Switch", exact=True).click()
     expect(user.page.locator("#model summary")).to_have_text("longcat/LongCat-2.0")
     user.say("Say hello")
-    user.on_event()
-    expect(user.page.locator("#live .progress")).to_contain_text("longcat/LongCat-2.0, began after")
+    user.wait_for_answer()
+    expect(user.page.locator("#live .progress")).to_contain_text("longcat/LongCat-2.0, first token after")
 
 
 def test_failover_is_shown_where_it_happened(user: BrowserUser, agent: str) -> None:
@@ -83,14 +83,14 @@ def test_failover_is_shown_where_it_happened(user: BrowserUser, agent: str) -> N
     user.served.vendors.fault("cerebras", on="chat", status=503)
     user.open(f"chat/{agent}")
     user.say("Say good evening")
-    user.on_event()
+    user.wait_for_answer()
     live = user.page.locator("#live")
-    expect(live.locator(".missed")).to_contain_text("cerebras/gpt-oss-120b did not answer")
+    expect(live.locator(".failover")).to_contain_text("cerebras/gpt-oss-120b did not answer")
     expect(live.locator(".progress")).to_contain_text("byok-mistral/mistral-medium-latest")
     user.open(f"chat/{agent}")
-    expect(user.page.locator("#history .missed")).to_contain_text("did not answer")
+    expect(user.page.locator("#history .failover")).to_contain_text("did not answer")
     user.open("activity")
-    expect(user.page.locator("#happenings")).to_contain_text("Failover")
+    expect(user.page.locator("#events")).to_contain_text("Failover")
     expect(user.page.locator("figure", has_text="cerebras")).to_contain_text("error")
 
 
@@ -101,9 +101,9 @@ def test_nobody_answers(user: BrowserUser, agent: str) -> None:
     user.open(f"chat/{agent}")
     user.say("Say anything")
     expect(user.page.locator("#live .problem")).to_contain_text("None of the agent's vendors answers.")
-    user.page.get_by_role("button", name="Write it again").click()
+    user.page.get_by_role("button", name="Edit and resend").click()
     expect(user.page.locator("#message")).to_have_value("Say anything")
-    user.page.get_by_role("button", name="Put away").click()
+    user.page.get_by_role("button", name="Dismiss").click()
     expect(user.page.locator("#live .exchange")).to_have_count(0)
 
 
@@ -119,11 +119,11 @@ def test_foreign_words_are_only_words(user: BrowserUser, agent: str) -> None:
     user.page.on("request", lambda request: asked.append(request.url))
     user.open(f"chat/{agent}")
     user.say(f"Say {EVIL}")
-    user.on_event()
+    user.wait_for_answer()
     user.say("Say \u05e9\u05dc\u05d5\u05dd \u05e2\u05d5\u05dc\u05dd")
-    user.on_event()
+    user.wait_for_answer()
     for _ in range(2):
-        said = user.page.locator(".said .words")
+        said = user.page.locator(".message .words")
         expect(said.filter(has_text="<script>document.title='owned'</script>").first).to_be_visible()
         assert user.page.locator("main img, main script, main a[href^='javascript']").count() == 0
         assert "owned" not in user.page.title()
@@ -140,13 +140,13 @@ def test_with_the_keyboard_alone(user: BrowserUser, agent: str) -> None:
     expect(page.locator("#message")).to_be_focused()
     page.keyboard.type("Count to 300")
     page.keyboard.press("Enter")
-    expect(page.locator("#live .said.agent .words")).to_contain_text("3 4")
+    expect(page.locator("#live .message.agent .words")).to_contain_text("3 4")
     page.keyboard.press("Escape")
     expect(page.locator("#live")).to_contain_text("Stopped")
     page.locator("#model summary").focus()
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
-    expect(page.get_by_label("Speak through")).to_be_visible()
+    expect(page.get_by_label("Model", exact=True)).to_be_visible()
     page.reload()
     page.locator("body").press("Tab")
 
@@ -164,7 +164,7 @@ def test_who_is_at_the_end_stays_there(user: BrowserUser, agent: str) -> None:
         user.page.set_viewport_size({"width": width, "height": height})
         for message in (f"Say {TALL}", TALL, "Count to 400"):
             user.say(message)
-            user.on_event()
+            user.wait_for_answer()
             expect(user.page.locator("#live .progress").last).to_be_in_viewport()
             assert scroll.evaluate(BELOW) < 8, message
 
@@ -173,7 +173,7 @@ def test_what_is_typed_covers_nothing(user: BrowserUser, agent: str) -> None:
     """While the place to write in grows with a tall message, the end of what was said stays in sight."""
     user.open(f"chat/{agent}")
     user.say(f"Say {TALL}")
-    user.on_event()
+    user.wait_for_answer()
     user.page.locator("#message").fill(TALL)
     scroll = user.page.locator("#scroll")
     expect(user.page.locator("#live .progress").last).to_be_in_viewport(ratio=1)
@@ -185,16 +185,16 @@ def test_who_has_scrolled_up_is_not_moved(user: BrowserUser, agent: str) -> None
     user.open(f"chat/{agent}")
     scroll = user.page.locator("#scroll")
     user.say(f"Say {TALL}")
-    user.on_event()
+    user.wait_for_answer()
     user.served.vendors.fault("cerebras", on="chat", between=0.05, times=1)
     user.say("Count to 300")
-    words = user.page.locator("#live .said.agent .words").last
+    words = user.page.locator("#live .message.agent .words").last
     expect(words).to_contain_text("5 6 7")
     before = scroll.evaluate("one => (one.scrollTop -= 60)")
     expect(words).to_contain_text("60 61 62")
     assert scroll.evaluate("one => one.scrollTop") == before
     scroll.evaluate("one => (one.scrollTop = one.scrollHeight)")
-    user.on_event()
+    user.wait_for_answer()
     assert scroll.evaluate(BELOW) < 8
 
 
@@ -204,7 +204,7 @@ def test_history_loads_backwards(user: BrowserUser, agent: str) -> None:
     body = {"provider": "test", "model": "test", "request_messages": said, "response_dict": {"content": "Answer"}}
     user.served.letta.post(f"/v1/agents/{agent}/messages/capture", json=body).raise_for_status()
     user.open(f"chat/{agent}")
-    shown = user.page.locator("#history .said")
+    shown = user.page.locator("#history .message")
     expect(shown.last).to_contain_text("Answer")
     expect(user.page.get_by_text("Question 0", exact=True)).to_have_count(0)
     user.page.locator("#scroll").hover()
@@ -218,7 +218,7 @@ def test_export(user: BrowserUser, agent: str) -> None:
     """The conversation can be taken away as Markdown, and the agent as a file."""
     user.open(f"chat/{agent}")
     user.say("Say farewell")
-    user.on_event()
+    user.wait_for_answer()
     user.page.locator("#export summary").click()
     with user.page.expect_download() as started:
         user.page.get_by_role("link", name="The conversation, as Markdown").click()

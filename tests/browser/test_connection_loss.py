@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from playwright.sync_api import expect
 
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
+from isabella.system import processes
+from isabella.system.processes import ChildProcess
 from tests.support.backend_server import Backend, backend
 from tests.support.browser_user import BrowserUser
 from tests.support.fault_proxy import Proxy
@@ -27,7 +30,11 @@ def way(letta_server: Letta) -> Iterator[Proxy]:
 def served(letta_server: Letta, way: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """A backend that reaches Letta through that way."""
     home: Path = tmp_path_factory.mktemp("home")
-    with PracticeVendors() as vendors, backend(replace(letta_server, base_url=way.url), home, vendors) as running:
+    # The proxy listens in this process, which the backend verifies in place of Letta's.
+    record = home / "proxy.json"
+    processes.save(record, ChildProcess.of(os.getpid()))
+    letta = replace(letta_server, base_url=way.url, peer=replace(letta_server.peer, record=record, verified=None))
+    with PracticeVendors() as vendors, backend(letta, home, vendors) as running:
         yield running
 
 
@@ -41,7 +48,7 @@ def test_letta_goes_away_and_comes_back(user: BrowserUser, way: Proxy) -> None:
     expect(page.get_by_role("alert").filter(has_text="Letta does not answer")).to_be_visible()
     expect(page.locator(".row")).to_have_count(rows)
     page.get_by_role("button", name="Sync", exact=True).click()
-    expect(page.locator("#errand.failed")).to_contain_text("Letta")
+    expect(page.locator("#job.failed")).to_contain_text("Letta")
     agents = user.tab()
     agents.goto(f"{user.served.url}/console/chat")
     expect(agents.get_by_role("heading", name="This did not work")).to_be_visible()

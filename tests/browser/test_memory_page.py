@@ -53,8 +53,8 @@ def test_she_knows_what_was_edited(user: BrowserUser, agent: str) -> None:
     expect(page.get_by_role("button", name="Undo")).to_be_focused()
     user.open(f"chat/{agent}")
     user.say("What is my cat called?")
-    user.on_event()
-    expect(page.locator("#live .said.agent")).to_contain_text("Miezi")
+    user.wait_for_answer()
+    expect(page.locator("#live .message.agent")).to_contain_text("Miezi")
     user.open(f"memory/{agent}")
     edit(page, "human", "Nothing is known.")
     page.get_by_role("button", name="Save").click()
@@ -100,7 +100,7 @@ def test_what_caused_a_memory(user: BrowserUser, agent: str) -> None:
     block(reader, "human").locator(".why summary").click()
     cause = reader.get_by_role("link", name="Please remember that my boat is called Aurora.")
     cause.click()
-    expect(reader.locator(".said.found")).to_contain_text("my boat is called Aurora")
+    expect(reader.locator(".message.found")).to_contain_text("my boat is called Aurora")
 
 
 def test_a_cause_that_does_not_come_is_asked_for_again(user: BrowserUser, agent: str) -> None:
@@ -109,7 +109,7 @@ def test_a_cause_that_does_not_come_is_asked_for_again(user: BrowserUser, agent:
     user.open(f"memory/{agent}")
     page = user.page
     fold = block(page, "human").locator(".why")
-    held = Held(page, "**/origins*")
+    held = Held(page, "**/provenance*")
     fold.locator("summary").click()
     held.take().fulfill(status=503, content_type="text/html", body="<h1>Not now</h1>")
     expect(page.locator("#notice")).to_contain_text("answered with 503")
@@ -118,7 +118,7 @@ def test_a_cause_that_does_not_come_is_asked_for_again(user: BrowserUser, agent:
     page.evaluate("new Promise(done => requestAnimationFrame(() => setTimeout(done, 200)))")
     expect(page.locator("#notice")).to_contain_text("answered with 503")
     assert held.count == 0
-    page.unroute("**/origins*")
+    page.unroute("**/provenance*")
     fold.locator("summary").click()
     expect(page.get_by_role("link", name="Please remember that my boat is called Aurora.")).to_be_visible()
 
@@ -130,22 +130,22 @@ def test_the_archive(user: BrowserUser, agent: str) -> None:
     for text in ("The garden gate squeaks.", "Tuesday is market day."):
         if page.locator("#add").get_attribute("open") is None:
             page.locator("#add summary").click()
-        page.get_by_label("What is to be remembered").fill(text)
+        page.get_by_label("Text", exact=True).fill(text)
         page.get_by_label("Tags").fill("home, notes")
         page.get_by_role("button", name="Add", exact=True).click()
         expect(page.locator(".passage.fresh", has_text=text)).to_be_visible()
-    page.get_by_label("Search the archive").fill("garden gate")
+    page.get_by_label("Search archival memory").fill("garden gate")
     page.get_by_role("button", name="Search").click()
     found = page.locator(".passage", has_text="garden gate")
     expect(found.first).to_be_visible()
-    expect(page.locator("#passages")).to_contain_text("found for")
+    expect(page.locator("#passages")).to_contain_text("for “garden gate”")
     page.get_by_role("button", name="Show all").click()
     # Nothing can be pressed in a list that is about to be replaced; wait for the whole one all the same.
-    expect(page.locator("#passages")).not_to_contain_text("found for")
+    expect(page.locator("#passages")).not_to_contain_text("for “garden gate”")
     gate = page.locator(".passage", has_text="The garden gate squeaks.")
     gate.get_by_role("button", name="Delete …").click()
-    expect(gate).to_contain_text("Delete this for good?")
-    gate.get_by_role("button", name="Keep it").click()
+    expect(gate).to_contain_text("Delete this passage permanently?")
+    gate.get_by_role("button", name="Cancel").click()
     gate.get_by_role("button", name="Delete …").click()
     gate.get_by_role("button", name="Delete", exact=True).click()
     expect(page.locator("#passages")).to_contain_text("Deleted.")
@@ -168,7 +168,7 @@ def test_what_is_about_to_be_replaced_takes_no_clicks(user: BrowserUser, agent: 
     route.continue_()
     expect(page.locator("#passages[inert]")).to_have_count(0)
     listed.get_by_role("button", name="Delete …").click()
-    expect(listed).to_contain_text("Delete this for good?")
+    expect(listed).to_contain_text("Delete this passage permanently?")
 
 
 def test_a_save_that_does_not_arrive_loses_nothing(user: BrowserUser, agent: str) -> None:
@@ -182,7 +182,7 @@ def test_a_save_that_does_not_arrive_loses_nothing(user: BrowserUser, agent: str
     route = held.take()
     assert editor.evaluate("one => one.inert")
     route.fulfill(status=502, content_type="text/html", body="<h1>Bad gateway</h1>")
-    expect(page.locator("#notice")).to_contain_text("something before her answered with 502")
+    expect(page.locator("#notice")).to_contain_text("a proxy answered with 502")
     expect(page.locator("form.editing[inert]")).to_have_count(0)
     expect(editor.locator("textarea")).to_have_value("Kept for the next attempt.")
     expect(editor.get_by_role("button", name="Save")).to_be_focused()

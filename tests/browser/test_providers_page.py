@@ -40,19 +40,19 @@ def test_a_stale_key_is_seen_synced_and_proven(user: BrowserUser) -> None:
     expect(groq.locator(".why")).to_contain_text("Press Sync")
     expect(user.page.locator("#overview")).to_contain_text("1 of 4 providers is not in order")
     user.page.get_by_role("button", name="Plan", exact=True).click()
-    plan = user.page.locator("#errand.done .diff")
+    plan = user.page.locator("#job.done .diff")
     expect(plan).to_contain_text("Letta holds another key")
-    expect(plan).to_contain_text("update in place, without a gap")
+    expect(plan).to_contain_text("update in place")
     groq.get_by_role("button", name="Sync").click()
-    expect(user.page.locator("#errand.done")).to_contain_text("updated in place, proven")
+    expect(user.page.locator("#job.done")).to_contain_text("updated in place, proven")
     expect(groq).to_contain_text("proven")
     expect(user.page.locator("#overview")).to_contain_text("Everything is in order")
     user.open("activity")
-    expect(user.page.locator("#happenings li").first).to_contain_text("somebody pressed Sync")
+    expect(user.page.locator("#events li").first).to_contain_text("cause: Sync button")
 
 
 def test_what_is_dangerous_asks_first(user: BrowserUser) -> None:
-    """Where a provider would have to be deleted and made anew, Sync says so and waits for a yes."""
+    """If a provider would have to be recreated, Sync says so and waits for a yes."""
     letta, name = user.served.letta, "longcat"
     before = stored(user, name)
     letta.delete(f"/v1/providers/{before['id']}").raise_for_status()
@@ -68,33 +68,33 @@ def test_what_is_dangerous_asks_first(user: BrowserUser) -> None:
     user.open("providers")
     expect(row(user, name)).to_contain_text("another provider type")
     row(user, name).get_by_role("button", name="Sync").click()
-    asking = user.page.locator("#errand.asking")
-    expect(asking).to_contain_text("longcat will be deleted in Letta and made anew")
+    asking = user.page.locator("#job.asking")
+    expect(asking).to_contain_text("longcat will be recreated in Letta")
     assert stored(user, name)["provider_type"] == "mistral"
-    user.page.get_by_role("button", name="Leave it as it is").click()
-    expect(user.page.locator("#errand.errand")).to_have_count(0)
+    user.page.get_by_role("button", name="Cancel").click()
+    expect(user.page.locator("#job.job")).to_have_count(0)
     assert stored(user, name)["provider_type"] == "mistral"
     row(user, name).get_by_role("button", name="Sync").click()
-    user.page.get_by_role("button", name="Delete and make anew").click()
-    expect(user.page.locator("#errand.done")).to_contain_text("deleted and made anew, proven")
+    user.page.get_by_role("button", name="Recreate").click()
+    expect(user.page.locator("#job.done")).to_contain_text("recreated, proven")
     assert stored(user, name)["provider_type"] == "openai"
 
 
 def test_verify_refresh_and_doctor(user: BrowserUser) -> None:
     """Verify gets a receipt of every vendor, which its row then shows; refresh and doctor say what they found."""
     user.open("providers")
-    job = user.page.locator("#errand")
+    job = user.page.locator("#job")
     user.page.get_by_role("button", name="Verify", exact=True).click()
-    expect(job).to_contain_text("a line through Letta was accepted")
+    expect(job).to_contain_text("a message through Letta was accepted")
     expect(row(user, "cerebras")).to_contain_text("a line through Letta was accepted")
     user.page.get_by_role("button", name="Refresh models").click()
-    expect(job).to_contain_text("No model came or went")
+    expect(job).to_contain_text("No changes in the model lists")
     user.page.locator("#do-doctor").click()
     expect(job.get_by_role("heading", name="Doctor")).to_be_visible()
     # Other tests have left agents in this Letta that may well be ill.
-    expect(job.locator(".finding").or_(job.get_by_text("Healthy: nothing was found.")).first).to_be_visible()
-    user.page.get_by_role("button", name="Put away").click()
-    expect(user.page.locator("#errand.errand")).to_have_count(0)
+    expect(job.locator(".finding").or_(job.get_by_text("Healthy: no findings.")).first).to_be_visible()
+    user.page.get_by_role("button", name="Dismiss").click()
+    expect(user.page.locator("#job.job")).to_have_count(0)
 
 
 def test_a_refused_key_says_why(user: BrowserUser) -> None:
@@ -102,13 +102,13 @@ def test_a_refused_key_says_why(user: BrowserUser) -> None:
     user.served.vendors.fault("mistral", on="chat", status=401)
     user.open("providers")
     row(user, "byok-mistral").get_by_role("button", name="Verify").click()
-    expect(user.page.locator("#errand.done")).to_contain_text("a line through Letta was refused")
+    expect(user.page.locator("#job.done")).to_contain_text("a message through Letta was refused")
     expect(row(user, "byok-mistral").locator("dd .dot.bad")).to_be_visible()
 
 
 def test_a_key_arrives_in_the_env_file(user: BrowserUser, tmp_path: Path) -> None:
     """Without keys the page says that these are practice vendors and which line to write; written, it shows up."""
-    served, state = user.served, user.served.app.state
+    served, runtime = user.served, user.served.runtime
     file = tmp_path / ".env"
     file.write_text("")
     settings = served.settings.model_copy(update={"sources": replaced(served.settings.sources, file=file)})
@@ -121,22 +121,22 @@ def test_a_key_arrives_in_the_env_file(user: BrowserUser, tmp_path: Path) -> Non
         async def find(_settings: Any) -> Any:
             return served.connection
 
-        work = LettaActions(state.locks.gate, find=find)
+        work = LettaActions(served.locks.gate, find=find)
         async with run_watcher(
-            state.readiness, settings, work, state.agent_service.models, on_event=state.event_log.on_event
-        ) as state.watcher:
+            runtime.readiness, settings, work, runtime.agents.models, on_event=runtime.event_log.on_watch_event
+        ) as runtime.watcher:
             up.set()
             await anyio.to_thread.run_sync(over.wait)
-        state.watcher = None
+        runtime.watcher = None
 
-    kept = _in_background(served.app.state.portal, keep)
+    kept = _in_background(served.portal, keep)
     assert up.wait(30)
     try:
         user.open("providers")
         expect(user.page.locator("#overview")).to_contain_text("These are practice vendors")
         expect(user.page.locator("#overview pre")).to_contain_text("CEREBRAS_API_KEY=")
         file.write_text("CEREBRAS_API_KEY=csk-arrived0000000000000000000000\n")
-        expect(user.page.locator(".arrived")).to_contain_text("CEREBRAS_API_KEY has arrived")
+        expect(user.page.locator(".added")).to_contain_text("CEREBRAS_API_KEY found")
         assert "csk-arrived" not in user.page.content()
     finally:
         over.set()

@@ -37,7 +37,7 @@ def test_a_session_that_expires(user: BrowserUser, agent: str) -> None:
     other.close()
     expect(user.page.locator("#lost")).to_be_hidden()
     user.page.locator("#message").press("Enter")
-    expect(user.page.locator("#live .said.agent")).to_contain_text("hello")
+    expect(user.page.locator("#live .message.agent")).to_contain_text("hello")
 
 
 def test_the_notice_of_an_expired_session_goes_with_the_next_answer(user: BrowserUser, agent: str) -> None:
@@ -49,7 +49,7 @@ def test_the_notice_of_an_expired_session_goes_with_the_next_answer(user: Browse
     expect(user.page.locator("#lost")).to_contain_text("Your session has expired")
     user.context.add_cookies(good)  # type: ignore[arg-type]
     user.page.locator("#message").press("Enter")
-    expect(user.page.locator("#live .said.agent")).to_contain_text("hello")
+    expect(user.page.locator("#live .message.agent")).to_contain_text("hello")
     expect(user.page.locator("#lost")).to_be_hidden()
 
 

@@ -11,7 +11,8 @@ import httpx2 as httpx
 import pytest
 
 from isabella.embedded import Letta
-from isabella.letta.llm_config import OPENAI, Binding
+from isabella.letta.llm_config import Binding
+from isabella.letta.releases import OPENAI
 from isabella.practice import PracticeVendors
 
 VENDORS = [

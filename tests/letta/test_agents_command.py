@@ -103,7 +103,7 @@ def test_repair_shows_then_does(here: AgentEnv) -> None:
 
     async def plant(agent_service: AgentService) -> str:
         body = {"name": f"Planted {here.id}", "model": "byok-groq/openai/gpt-oss-120b"}
-        return str((await agent_service.registry.wire.post("/v1/agents/", body))["id"])
+        return str((await agent_service.letta.http.post("/v1/agents/", body))["id"])
 
     id = here.run(plant)
     shown = {agent["id"]: agent for agent in answer("repair", code=2)["agents"]}

@@ -10,7 +10,7 @@ import pytest
 from isabella.agents import embeddings
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
-from isabella.practice.embeddings import embed
+from isabella.practice.wire import embed
 from tests.support.agent_env import PLAIN, AgentEnv
 from tests.support.backend_server import Backend, backend
 

@@ -76,7 +76,7 @@ def test_no_key_is_in_the_file_whatever_put_it_there(new: Callable[[], AgentEnv]
         await agent_service.ensure()
         agent = await agent_service.registry.find(here.id)
         await say(agent_service, agent.id, f"Remember that my key is {here.key('groq')}.")
-        await agent_service.registry.wire.patch(
+        await agent_service.letta.http.patch(
             f"/v1/agents/{agent.id}", {"secrets": {"TOKEN": "tool-secret-0123456789"}}
         )
         assert agent_service.vectors is not None
@@ -224,7 +224,7 @@ def test_a_program_comes_along_when_it_is_asked_for(new: Callable[[], AgentEnv],
         record = await agent_service.registry.get(brought.id)
         assert set(record.tools) == {*KEPT, "count_sheep", "fetch_webpage"}
         assert brought.left_out == ("tools that Letta does not have: nowhere_to_be_found",)
-        await agent_service.registry.wire.delete(f"/v1/tools/{record.tools['count_sheep']}")
+        await agent_service.letta.http.delete(f"/v1/tools/{record.tools['count_sheep']}")
 
     here.run(work)
 
@@ -241,7 +241,7 @@ def test_a_program_under_the_name_of_a_memory_tool_stays_out(new: Callable[[], A
             agent_service.registry, agent_service.models, json.dumps(document), name=f"Mask {here.id}"
         )
         assert set((await agent_service.registry.get(brought.id)).tools) == KEPT
-        for tool in await agent_service.registry.wire.every("/v1/tools/"):
+        for tool in await agent_service.letta.http.list_all("/v1/tools/"):
             if tool["name"] in KEPT:
                 assert tool["tool_type"] in ("letta_core", "letta_memory_core", "letta_sleeptime_core")
                 assert "sheep" not in str(tool.get("source_code"))
@@ -288,7 +288,7 @@ def test_no_file_makes_letta_fetch_an_address(
             "the rule run_first of fetch_webpage, with prefilled arguments",
         }
         assert await say(agent_service, brought.id, "Say good morning") == "good morning"
-        assert await agent_service.registry.wire.get("/v1/tools/mcp/servers") == {}
+        assert await agent_service.letta.http.get("/v1/tools/mcp/servers") == {}
 
     here.run(work)
     assert fetched == []
@@ -303,12 +303,12 @@ def test_the_beacon_sees_what_such_a_file_does_in_letta_itself(
 
     async def work(agent_service: AgentService) -> None:
         brought = await import_agent(agent_service.registry, agent_service.models, exported, name=f"Prey {here.id}")
-        tools = {tool["name"]: tool["id"] for tool in await agent_service.registry.wire.every("/v1/tools/")}
+        tools = {tool["name"]: tool["id"] for tool in await agent_service.letta.http.list_all("/v1/tools/")}
         change = {
             "tool_ids": [tools["fetch_webpage"]],
             "tool_rules": [{"type": "run_first", "tool_name": "fetch_webpage", "args": {"url": address}}],
         }
-        await agent_service.registry.wire.patch(f"/v1/agents/{brought.id}", change)
+        await agent_service.letta.http.patch(f"/v1/agents/{brought.id}", change)
         await say(agent_service, brought.id, "Say good morning")
 
     here.run(work)
@@ -327,7 +327,7 @@ def test_an_agent_without_messages_in_its_context_answers(new: Callable[[], Agen
             agent_service.registry, agent_service.models, json.dumps(document), name=f"Empty {here.id}"
         )
         assert "Rex" in await say(agent_service, brought.id, "What is my dog called?")
-        first = (await agent_service.registry.wire.get(f"/v1/agents/{brought.id}/messages", limit=1, order="asc"))[0]
+        first = (await agent_service.letta.http.get(f"/v1/agents/{brought.id}/messages", limit=1, order="asc"))[0]
         assert first["message_type"] == "system_message"
         assert f"You are {here.id}." in first["content"]
         assert "Rex" in first["content"]
@@ -356,7 +356,7 @@ def test_a_file_with_a_companion_in_a_json_string_is_taken(new: Callable[[], Age
         brought = await import_agent(agent_service.registry, agent_service.models, text, name=f"Day {here.id}")
         assert brought.left_out == ("the agent 'Night', its companion", "`hidden`", "the tag role:subagent")
         assert {one.id for one in await agent_service.registry.all()} - before == {brought.id}
-        row = await agent_service.registry.wire.get(f"/v1/agents/{brought.id}")
+        row = await agent_service.letta.http.get(f"/v1/agents/{brought.id}")
         assert (row.get("hidden"), row.get("multi_agent_group")) == (None, None)
         assert await say(agent_service, brought.id, "Say good morning") == "good morning"
 

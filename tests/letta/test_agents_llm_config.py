@@ -17,10 +17,10 @@ from isabella.agents.import_export import export_agent, import_agent
 from isabella.agents.repair import apply_repairs, find_broken
 from isabella.agents.service import AgentService
 from isabella.config.settings import Settings
-from isabella.doctor.fixes import apply_fixes
-from isabella.doctor.run import DoctorRun, run_doctor
+from isabella.doctor.run import DoctorRun, apply_fixes, run_doctor
 from isabella.embedded import Letta
-from isabella.letta.llm_config import GENERIC, OPENAI, Binding
+from isabella.letta.llm_config import Binding
+from isabella.letta.releases import GENERIC, OPENAI
 from isabella.practice import PracticeVendors
 from tests.support.agent_env import PLAIN, AgentEnv
 from tests.support.backend_server import Backend, backend
@@ -133,7 +133,7 @@ async def moved(here: AgentEnv, agent_service: AgentService, id: str, served: Ba
 
 def agency_roster(served: Backend) -> Any:
     """The roster of the backend's turns."""
-    return served.app.state.turn_service.deps.agent_cache
+    return served.runtime.turns.deps.agent_cache
 
 
 async def examined(settings: Settings, agent_service: AgentService) -> DoctorRun:
@@ -284,7 +284,7 @@ def test_an_agent_of_an_older_type_is_switched_fails_over_and_goes_on_answering(
         assert [
             one for one in await find_broken(agent_service.registry, agent_service.models) if one.agent_id == id
         ] == []
-        findings = (await examined(here.settings(), agent_service)).verdict.causes
+        findings = (await examined(here.settings(), agent_service)).diagnosis.causes
         assert not any(id in cause.finding.agent_ids for cause in findings)
 
     here.run(work)
@@ -310,7 +310,7 @@ def test_an_agent_of_an_older_type_that_cannot_stream_is_found_and_mended(
         ]
         assert broken.fault.value == "cannot_stream"
         doctor_run = await examined(here.settings(), agent_service)
-        (finding,) = [cause.finding for cause in doctor_run.verdict.causes if id in cause.finding.agent_ids]
+        (finding,) = [cause.finding for cause in doctor_run.diagnosis.causes if id in cause.finding.agent_ids]
         assert finding.code == "agent-cannot-stream"
         match mended_by:
             case "repair":

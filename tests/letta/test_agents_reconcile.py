@@ -28,7 +28,7 @@ async def ensure(agent_service: AgentService) -> list[tuple[str, tuple[str, ...]
 async def writes(agent_service: AgentService, work: Callable[[], Any]) -> list[str]:
     """The writing requests that some work sends to Letta."""
     sent: list[str] = []
-    http = agent_service.registry.wire.client._client
+    http = agent_service.letta.http._client
 
     async def note(request: Any) -> None:
         if request.method != "GET":
@@ -137,10 +137,10 @@ def test_what_somebody_changed_in_letta_stays(new: Callable[[], AgentEnv]) -> No
     async def work(agent_service: AgentService) -> None:
         await agent_service.ensure()
         record = await agent_service.registry.find(here.id)
-        tools = {tool["name"]: tool["id"] for tool in await agent_service.registry.wire.every("/v1/tools/")}
+        tools = {tool["name"]: tool["id"] for tool in await agent_service.letta.http.list_all("/v1/tools/")}
         path = f"/v1/agents/{record.id}"
-        await agent_service.registry.wire.patch(path, {"name": f"Nickname {here.id}", "system": "Mine."})
-        await agent_service.registry.wire.patch(f"{path}/tools/attach/{tools['conversation_search']}")
+        await agent_service.letta.http.patch(path, {"name": f"Nickname {here.id}", "system": "Mine."})
+        await agent_service.letta.http.patch(f"{path}/tools/attach/{tools['conversation_search']}")
         assert await ensure(agent_service) == [("kept", ())]
         agent = await raw(agent_service, record)
         assert (agent["name"], agent["system"]) == (f"Nickname {here.id}", "Mine.")
@@ -164,13 +164,13 @@ def test_an_agent_is_found_by_its_tag_not_by_its_name(new: Callable[[], AgentEnv
     async def work(agent_service: AgentService) -> None:
         binding = await agent_service.models.binding("longcat")
         body = {"name": here.name, "llm_config": binding.as_llm_config(), "system": "Somebody else's.", "tags": ["x"]}
-        foreign = await agent_service.registry.wire.post("/v1/agents/", body)
-        before = await agent_service.registry.wire.get(f"/v1/agents/{foreign['id']}")
+        foreign = await agent_service.letta.http.post("/v1/agents/", body)
+        before = await agent_service.letta.http.get(f"/v1/agents/{foreign['id']}")
         assert [done for done, _ in await ensure(agent_service)] == ["created"]
         ours = await agent_service.registry.find(here.name)
         assert ours.ours
         assert ours.id != foreign["id"]
-        after = await agent_service.registry.wire.get(f"/v1/agents/{foreign['id']}")
+        after = await agent_service.letta.http.get(f"/v1/agents/{foreign['id']}")
         assert after == before
 
     here.run(work)
@@ -242,7 +242,7 @@ def test_a_base_url_that_moved_is_followed_at_the_next_start(new: Callable[[], A
         stale = record.binding
         assert stale is not None
         old = {**stale.as_llm_config(), "model_endpoint": "http://127.0.0.1:9/v1"}
-        await agent_service.registry.wire.patch(f"/v1/agents/{record.id}", {"llm_config": old})
+        await agent_service.letta.http.patch(f"/v1/agents/{record.id}", {"llm_config": old})
         ((done, changes),) = await ensure(agent_service)
         assert done == "changed"
         assert "127.0.0.1:9" in changes[0]

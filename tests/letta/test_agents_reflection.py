@@ -33,7 +33,7 @@ def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 async def left_over(agent_service: AgentService) -> int:
     """How much of what is set down before a reflection is still there."""
-    return len(await agent_service.registry.wire.get("/v1/blocks/", label=LABEL, limit=100))
+    return len(await agent_service.letta.http.get("/v1/blocks/", label=LABEL, limit=100))
 
 
 def test_what_was_said_reaches_memory_and_silence_costs_nothing(new: Callable[[], AgentEnv]) -> None:
@@ -82,7 +82,7 @@ def writing(
 
     async def turn(_agent: str, _said: str) -> None:
         block = await agent_service.memory.block(id, "human")
-        await agent_service.registry.wire.patch(f"/v1/blocks/{block.id}", {"value": text})
+        await agent_service.letta.http.patch(f"/v1/blocks/{block.id}", {"value": text})
         if then is not None:
             raise then
 
@@ -154,10 +154,10 @@ def test_a_backend_that_was_killed_in_the_middle_is_made_good(new: Callable[[], 
         id = await prepared(agent_service, here)
         block = await agent_service.memory.block(id, "human")
         # What a reflection leaves that dies after its agent has emptied the block.
-        from isabella.agents.reflection import _set_down
+        from isabella.agents.reflection import _store_snapshot
 
-        await _set_down(agent_service, await agent_service.registry.get(id), [block])
-        await agent_service.registry.wire.patch(f"/v1/blocks/{block.id}", {"value": ""})
+        await _store_snapshot(agent_service, await agent_service.registry.get(id), [block])
+        await agent_service.letta.http.patch(f"/v1/blocks/{block.id}", {"value": ""})
         return id
 
     id = here.run(killed)

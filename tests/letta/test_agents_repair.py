@@ -12,7 +12,8 @@ from isabella.agents.repair import AgentRepair, apply_repairs, find_broken
 from isabella.agents.service import AgentService
 from isabella.embedded import Letta
 from isabella.errors import IsabellaError
-from isabella.letta.llm_config import OPENAI, Binding
+from isabella.letta.llm_config import Binding
+from isabella.letta.releases import OPENAI
 from tests.support.agent_env import AgentEnv, agent_env, say
 
 
@@ -26,7 +27,7 @@ def new(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 async def plant(agent_service: AgentService, **body: Any) -> str:
     """Somebody else's agent; what is given is what Letta is asked for."""
     name = f"Planted {secrets.token_hex(4)}"
-    made = await agent_service.registry.wire.post(
+    made = await agent_service.letta.http.post(
         "/v1/agents/",
         {"name": name, "memory_blocks": [{"label": "human", "value": "Has a dog called Rex."}], **body},
     )
@@ -130,10 +131,10 @@ def test_the_window_that_letta_guesses_is_found(new: Callable[[], AgentEnv]) -> 
 
     async def work(agent_service: AgentService) -> None:
         id = await plant(agent_service, model="cerebras/gpt-oss-120b")
-        row = await agent_service.registry.wire.get(f"/v1/agents/{id}")
+        row = await agent_service.letta.http.get(f"/v1/agents/{id}")
         assert row["llm_config"]["context_window"] == 8192
         assert (await mended(agent_service, id)).after == "cerebras/gpt-oss-120b (65536)"
-        row = await agent_service.registry.wire.get(f"/v1/agents/{id}")
+        row = await agent_service.letta.http.get(f"/v1/agents/{id}")
         assert (row["llm_config"]["context_window"], row["compaction_settings"]["model"]) == (65_536, None)
 
     here.run(work)
@@ -177,13 +178,13 @@ def test_finding_changes_nothing_and_healthy_agents_are_not_found(new: Callable[
             healthy, (await agent_service.registry.get(healthy)).binding or pytest.fail("unbound")
         )
         broken = await plant(agent_service, model="byok-groq/openai/gpt-oss-120b")
-        before = await agent_service.registry.wire.get(f"/v1/agents/{broken}")
+        before = await agent_service.letta.http.get(f"/v1/agents/{broken}")
         found = {
             repair.agent_id: repair for repair in await find_broken(agent_service.registry, agent_service.models)
         }
         assert broken in found
         assert ours.id not in found
         assert healthy not in found
-        assert await agent_service.registry.wire.get(f"/v1/agents/{broken}") == before
+        assert await agent_service.letta.http.get(f"/v1/agents/{broken}") == before
 
     here.run(work)

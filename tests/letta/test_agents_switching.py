@@ -59,7 +59,7 @@ def test_summaries_of_long_conversations_come_from_the_vendor_it_speaks_with(new
             await say(agent_service, agent.id, text)
         await agent_service.registry.switch(agent, "byok-groq", agent_service.models)
         here.vendors.forget()
-        await agent_service.registry.wire.post(f"/v1/agents/{agent.id}/summarize", {})
+        await agent_service.letta.http.post(f"/v1/agents/{agent.id}/summarize", {})
 
     here.run(work)
     assert [name for name in NAMES if here.vendors.requests(name)] == ["groq"]

@@ -22,11 +22,12 @@ from urllib.parse import quote, urlsplit
 import httpx2
 import pytest
 
-from isabella.config.api_keys import KNOWN_PREFIXES
 from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta, Server
-from isabella.practice import PracticeVendors, keyring
+from isabella.practice import PracticeVendors
 from isabella.practice.daemon import accepted_keys
+from isabella.practice.vendor import new_keys
+from isabella.system.redaction import KNOWN_PREFIXES
 from tests.support.command import Command, Ended
 from tests.support.fault_proxy import Proxy
 from tests.support.letta_admin import LettaAdmin, open_admin
@@ -289,7 +290,7 @@ def _served_at(process: subprocess.Popen[str]) -> tuple[str, str]:
     try:
         for line in process.stderr:
             said.append(line)
-            found = re.match(r"(Ready|Degraded): (http://\S+)", line)
+            found = re.search(r"(Ready|Degraded): (http://\S+)", line)
             if found:
                 return found[2], "".join(said)
     finally:
@@ -366,5 +367,5 @@ def test_no_temporary_file_is_left(story: Story) -> None:
 
 def test_practice_keys_are_obvious_fakes() -> None:
     """What the practice vendors accept cannot be taken for a real key by somebody who finds it."""
-    for vendor, (key,) in keyring.new_keys().items():
+    for vendor, (key,) in new_keys().items():
         assert vendor == "mistral" or "practice" in key

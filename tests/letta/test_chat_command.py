@@ -85,16 +85,16 @@ def test_piped(served: Backend, environment: dict[str, str], tmp_path: Path) -> 
     assert chat.returncode == 0, chat.stderr
     assert chat.stdout.splitlines() == [
         "I will remember that.",
-        "Your cat is called Minka.",
+        "I remember: My cat is called Minka.",
         "human:",
-        "  The user's cat is called Minka.",
+        "  My cat is called Minka.",
         "persona:",
         "  I am Isabella.",
         f"From now on: {MISTRAL}",
-        "Your cat is called Minka.",
+        "I remember: My cat is called Minka.",
         "It is in the archival memory.",
         "archive: The key is below the stone.",
-        "Written to piped.af",
+        "Wrote piped.af",
     ]
     assert "memory_insert" in chat.stderr
     assert "1 tool call made through other vendors left the agent's context" in chat.stderr

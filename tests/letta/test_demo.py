@@ -34,14 +34,14 @@ def test_the_story_goes_as_it_is_told(home: Path, tmp_path: Path) -> None:
 
     out = played.stdout
     assert played.returncode == 0, out + played.stderr
-    assert "not as told" not in out
+    assert "unexpected" not in out
     assert re.search(r"the agent +401  .*Authentication failed", out)
     assert re.search(r"the agent +500  .*Failed to decrypt data", out)
     assert re.search(r"PATCH +400  Failed to decrypt data", out)
     assert re.search(r"plan +update: Letta holds another key", out)
     assert re.search(r"plan +recreate: ", out)
-    assert len(re.findall(r"the agent +Your cat is called Minka\.", out)) == 2
-    assert len(re.findall(r"proof +\S+ in Letta opens to (\S+); \.env has \1$", out, re.MULTILINE)) == 2
+    assert len(re.findall(r"the agent +I remember: My cat is called Minka\.", out)) == 2
+    assert len(re.findall(r"proof +\S+ in Letta decrypts to (\S+); \.env has \1$", out, re.MULTILINE)) == 2
     assert len(out.splitlines()) <= 40
     assert "\x1b" not in out
     assert not re.search(r"csk-[A-Za-z0-9-]{10,}", out + played.stderr)

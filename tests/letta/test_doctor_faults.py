@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from isabella.doctor.collect import letta
-from isabella.doctor.collect import vendors as collect_vendors
+from isabella.doctor.collect import configuration, letta
 from isabella.doctor.log_messages import recognise_in
 from isabella.embedded import Letta, Server
 from isabella.errors import AgentUnknown, ConfigurationError
@@ -52,10 +51,10 @@ def _patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Nobody is silent here but where a test is about that, and a busy machine must not look like it."""
     if "hanging" in request.node.name or "all_down" in request.node.name:
         return
-    monkeypatch.setattr(letta, "PATIENCE", 60.0)
-    monkeypatch.setattr(letta, "ALTOGETHER", 90.0)
-    monkeypatch.setattr(collect_vendors, "PATIENCE", 30.0)
-    monkeypatch.setattr(collect_vendors, "_SECOND_LOOK", 30.0)
+    monkeypatch.setattr(letta, "REQUEST_TIMEOUT", 60.0)
+    monkeypatch.setattr(letta, "TOTAL_TIMEOUT", 90.0)
+    monkeypatch.setattr(configuration, "VENDOR_TIMEOUT", 30.0)
+    monkeypatch.setattr(configuration, "FURTHER_TIMEOUT", 30.0)
 
 
 @pytest.fixture
@@ -147,7 +146,7 @@ def test_letta_restarted_without_its_master_key(env: DoctorEnv, server: Server) 
     without, base_key = ("letta-without-master-key", None), ("base-keys-in-letta", None)
     with ExitStack() as later:
         later.callback(server.restart_letta, master_key=env.letta.master_key, extra_env={})
-        server.restart_letta(seal=False, extra_env={"OPENAI_API_KEY": "sk-of-the-house"})
+        server.restart_letta(encrypt=False, extra_env={"OPENAI_API_KEY": "sk-of-the-house"})
         document = env.doctor()
         assert causes(document) == {without, base_key}
         assert "O6" in document["findings"][0]["facts"]
@@ -157,7 +156,7 @@ def test_letta_restarted_without_its_master_key(env: DoctorEnv, server: Server) 
         assert causes(document) == {without, base_key, ("agent-provider-gone", None)}
         # The seed document's warning, from the log of the server that has just stored a key in plaintext.
         with server.paths.letta_log.open(encoding="utf-8", errors="replace") as log:
-            assert "no-encryption-key" in {one.symptom.id for one in recognise_in(log)}
+            assert "no-encryption-key" in {one.message.id for one in recognise_in(log)}
         gone = next(one for one in document["findings"] if one["code"] == "agent-provider-gone")
         assert any("OPENAI_API_KEY is in Letta's environment" in line for line in gone["evidence"])
         with open_door(env.letta) as address:
@@ -238,9 +237,9 @@ def test_the_report_for_people(env: DoctorEnv) -> None:
     lines = out.splitlines()
     assert code == 2
     assert lines[0].startswith("1 finding")
-    assert "byok-groq: Letta holds another key" in lines[1]
+    assert "byok-groq: Letta holds a different key from" in lines[1]
     assert "isabella providers sync --only byok-groq" in lines[1]
-    assert out.index("Evidence") < out.index("Fine")
+    assert out.index("Evidence") < out.index("Passed checks")
     assert "\x1b" not in out
     assert "gsk_another-key-of-old" not in out
     assert not any(secret in out for name, secret in env.right.items() if not name.endswith("_BASE_URL"))

@@ -124,7 +124,7 @@ def captured(letta_server: Letta, embedded: Server) -> Iterator[dict[str, str]]:
 def test_what_the_real_server_prints_is_recognised(captured: dict[str, str], symptom: str) -> None:
     """The message, as 0.16.8 printed it just now, is recognised for what it is."""
     found = recognise_in(captured[symptom].splitlines())
-    assert symptom in {one.symptom.id for one in found}, captured[symptom][:2000]
+    assert symptom in {one.message.id for one in found}, captured[symptom][:2000]
 
 
 def test_the_seed_document_s_sync_line_is_what_letta_writes(captured: dict[str, str]) -> None:
@@ -151,7 +151,7 @@ def in_lettas_interpreter(server: Server, *arguments: str, **environment: str) -
 def test_letta_s_groq_client_does_not_stream(letta_server: Letta, embedded: Server) -> None:
     """What Letta's Groq client says when it is asked to stream is recognised."""
     printed = in_lettas_interpreter(embedded, "-c", STREAM, LETTA_PG_URI="postgresql://nobody:x@127.0.0.1:9/letta")
-    assert "groq-streaming" in {one.symptom.id for one in recognise(printed)}, printed[-2000:]
+    assert "groq-streaming" in {one.message.id for one in recognise(printed)}, printed[-2000:]
 
 
 def test_a_refused_database_is_recognised(letta_server: Letta, embedded: Server, tmp_path: Path) -> None:
@@ -159,4 +159,4 @@ def test_a_refused_database_is_recognised(letta_server: Letta, embedded: Server,
     printed = in_lettas_interpreter(
         embedded, "-m", "alembic", "upgrade", "head", LETTA_PG_URI="postgresql://nobody:x@127.0.0.1:9/letta"
     )
-    assert "database-refused" in {one.symptom.id for one in recognise(printed)}, printed[-2000:]
+    assert "database-refused" in {one.message.id for one in recognise(printed)}, printed[-2000:]

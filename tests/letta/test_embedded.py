@@ -173,14 +173,14 @@ def test_files_are_private(server: Server) -> None:
     """Secrets and logs are 0600; folders are closed. As root, one group may pass through those above the database."""
     server.up()
     paths = server.paths
-    account = postgres.find(paths).account  # type: ignore[union-attr]
+    account = postgres.find_cluster(paths).account  # type: ignore[union-attr]
     passing = {paths.folder, paths.folder.parent, paths.logs} if account is not None else set()
     for path in (paths.folder, *paths.folder.rglob("*")):
         mode = path.lstat().st_mode & 0o777
         if path.is_symlink():
             continue
         if path in passing:
-            assert (mode, path.stat().st_gid) == (0o710, account.gid)  # type: ignore[union-attr]
+            assert (mode, path.stat().st_gid) == (0o710, account.gid)
         else:
             assert mode & 0o077 == 0, path
     for path in (paths.home / "locks", paths.releases):
@@ -218,11 +218,11 @@ def test_another_master_key_is_not_passed_over(server: Server) -> None:
         replace(server, master_key=SecretStr("ab" * 32)).up()
     assert "isabella letta down" in str(failure.value.remedy)
     with pytest.raises(StartFailed, match="another master key"):
-        replace(server, seal=False).up()
+        replace(server, encrypt=False).up()
     assert server.status() == before
 
     events: list[Step] = []
-    restarted = server.restart_letta(events.append, seal=False, extra_env={"OPENAI_API_KEY": "sk-wanted"})
+    restarted = server.restart_letta(events.append, encrypt=False, extra_env={"OPENAI_API_KEY": "sk-wanted"})
     assert restarted.started
     assert restarted.master_key is None
     after = server.status()

@@ -19,9 +19,9 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from isabella.embedded import Letta, database, ports, postgres
+from isabella.embedded import Letta, instance, postgres
+from isabella.embedded.instance import DEFAULT_RELEASE, InstancePaths, make_home, make_private
 from isabella.embedded.os_users import system_folder
-from isabella.embedded.paths import DEFAULT_RELEASE, InstancePaths, make_home, make_private
 
 PROJECT = Path(__file__).resolve().parents[2]
 NORMAL_USER = "nobody"
@@ -45,28 +45,28 @@ def test_below_a_closed_folder_root_keeps_the_database_elsewhere(closed_home: Pa
     make_home(paths.home)
     for folder in (paths.folder.parent, paths.folder, paths.logs):
         make_private(folder)
-    cluster = postgres.place(paths)
-    assert cluster.account is not None
+    cluster = postgres.prepare_cluster(paths)
+    assert cluster.user is not None
     assert system_folder(closed_home) in cluster.data.parents
     superuser, password = SecretStr("ab" * 16), SecretStr("cd" * 16)
     cluster.make(superuser)
-    postmaster = cluster.start(ports.choose(5433))
+    postmaster = cluster.start(instance.choose_port(5433))
     try:
-        assert psutil.Process(postmaster.process.pid).username() == cluster.account.name
-        database.prepare(postmaster.port, superuser_password=superuser, password=password)
-        address = database.url(postmaster.port, password).get_secret_value()
+        assert psutil.Process(postmaster.process.pid).username() == cluster.user.name
+        postgres.prepare_database(postmaster.port, superuser_password=superuser, password=password)
+        address = postgres.database_url(postmaster.port, password).get_secret_value()
         with psycopg.connect(address) as connection:
             assert connection.execute("SELECT '[1,2]'::vector <-> '[1,2]'").fetchone() == (0.0,)
         # Once it is there, it is found there, wherever a new one would be made.
         closed_home.parent.chmod(0o755)
         closed_home.chmod(0o755)
-        assert postgres.find(paths) == cluster
-        assert postgres.place(paths) == cluster
+        assert postgres.find_cluster(paths) == cluster
+        assert postgres.prepare_cluster(paths) == cluster
     finally:
         assert cluster.stop()
     assert closed_home.stat().st_gid == 0
     for folder in (cluster.data.parent, cluster.data.parent.parent):
-        assert (folder.stat().st_mode & 0o777, folder.stat().st_gid) == (0o710, cluster.account.gid)
+        assert (folder.stat().st_mode & 0o777, folder.stat().st_gid) == (0o710, cluster.user.gid)
 
 
 @only_root
@@ -79,13 +79,13 @@ def test_programs_that_cannot_be_reached_are_copied(closed_home: Path, monkeypat
             shutil.copytree(folder, closed_home / folder.name)
     paths = InstancePaths(closed_home)
     make_private(paths.logs)
-    cluster = postgres.place(paths)
+    cluster = postgres.prepare_cluster(paths)
     spec = SimpleNamespace(submodule_search_locations=[str(closed_home / package.name)])
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: spec)
     cluster.make(SecretStr("ab" * 16))
     programs = [path for path in cluster.data.parent.parent.iterdir() if "programs" in path.name]
     assert len(programs) == 1
-    cluster.start(ports.choose(5433))
+    cluster.start(instance.choose_port(5433))
     assert cluster.stop()
 
 

@@ -12,20 +12,19 @@ import pytest
 from isabella.agents import reconcile
 from isabella.agents.definitions import AgentDefinition
 from isabella.agents.repair import find_broken
-from isabella.config.api_keys import mask
+from isabella.api import compare_providers, ensure_providers, verify_providers
 from isabella.config.settings import Settings
 from isabella.config.strategy import Strategy
-from isabella.doctor.fixes import apply_fixes
-from isabella.doctor.run import DoctorOptions, run_doctor
+from isabella.doctor.run import DoctorOptions, apply_fixes, run_doctor
 from isabella.embedded import Letta
 from isabella.errors import LettaRefused, ModelUnknown
-from isabella.letta.client import LettaClient
+from isabella.letta.http import LettaHttp
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
-from isabella.providers.api import compare_providers, ensure_providers, verify_providers
 from isabella.providers.desired import desired_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt
+from isabella.system.redaction import mask
 from isabella.system.urls import PLACEHOLDER_URL
 from tests.support.backend_server import Backend, backend
 
@@ -72,7 +71,7 @@ def move(served: Backend, settings: Settings, strategy: Strategy | None = None) 
             connection=served.connection,
             only=("cerebras",),
             strategy=strategy,
-            gate=served.app.state.locks.gate,
+            gate=served.locks.gate,
         )
         return report.providers[0]
 
@@ -150,19 +149,19 @@ def test_while_one_agent_cannot_follow_the_key_is_withheld(
     agents = [served.agent(f"follower-{number}", CEREBRAS) for number in range(5)]
     refused, gone, switched = (served.id_of(agent) for agent in agents[1:4])
     groq = served.letta.get(f"/v1/agents/{served.id_of(served.agent('of-groq', GROQ))}").json()["llm_config"]
-    really = LettaClient.patch
+    really = LettaHttp.patch
 
-    async def patch_or_not(wire: LettaClient, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    async def patch_or_not(http: LettaHttp, path: str, body: Mapping[str, Any] | None = None) -> Any:
         if path == f"/v1/agents/{refused}":
             raise LettaRefused("Letta refused to change it.", status=422, detail="no")
         if path == f"/v1/agents/{gone}":
             served.letta.delete(path).raise_for_status()
-        return await really(wire, path, body)
+        return await really(http, path, body)
 
     served.letta.patch(f"/v1/agents/{switched}", json={"llm_config": groq}).raise_for_status()
     there, settings = elsewhere.base_url("cerebras"), moved(served, elsewhere)
     with monkeypatch.context() as patched:
-        patched.setattr(LettaClient, "patch", patch_or_not)
+        patched.setattr(LettaHttp, "patch", patch_or_not)
         entry = move(served, settings)
     assert entry.proof is Proof.FAILED
     assert "Letta refused to change it." in entry.reason
@@ -227,7 +226,7 @@ def test_an_agent_that_was_left_behind_is_taken_along_by_its_next_turn(
     config = served.letta.get(path).json()["llm_config"] | {"temperature": 0.25}
     assert move(served, settings).proof is Proof.PROVEN
     served.letta.patch(path, json={"llm_config": config}).raise_for_status()
-    models = served.app.state.agent_service.models
+    models = served.runtime.agents.models
     try:
         models.renew(desired_providers(settings))
         assert served.say(agent, "Say good morning").end["handle"] == CEREBRAS
@@ -267,7 +266,7 @@ def test_before_the_move_the_stored_key_stays_where_it_belongs(served: Backend, 
     settings, here = moved(served, elsewhere), served.vendors.base_url("cerebras")
     elsewhere.fault("cerebras", status=401)
     agent, other = served.agent("stays", CEREBRAS), served.agent("switches", GROQ)
-    agent_service = served.app.state.agent_service
+    agent_service = served.runtime.agents
 
     async def ask_and_mend() -> tuple[ProviderReport, list[str]]:
         report = await verify_providers(settings, connection=served.connection, only=("cerebras",))
@@ -307,18 +306,18 @@ def test_a_provider_between_two_addresses_is_told_as_such(served: Backend, elsew
     (row,) = served.letta.get("/v1/providers/", params={"name": "cerebras"}).json()
     body = {"api_key": "no-key-yet-0000", "base_url": PLACEHOLDER_URL}
     served.letta.patch(f"/v1/providers/{row['id']}", json=body).raise_for_status()
-    agent_service = served.app.state.agent_service
+    agent_service = served.runtime.agents
 
     async def look() -> tuple[ProviderReport, list[str], list[str]]:
         report = await compare_providers(settings, connection=served.connection, only=("cerebras",))
         doctor_run = await run_doctor(settings=settings, connection=served.connection)
-        found = [cause.finding.summary for cause in doctor_run.verdict.causes]
+        found = [cause.finding.summary for cause in doctor_run.diagnosis.causes]
         broken = [repair.why for repair in await find_broken(agent_service.registry, agent_service.models)]
         return report.providers[0], found, broken
 
     entry, summaries, broken = served.call(look)
     assert entry.reason == "a move was cut off: what stands in Letta is no key"
-    assert "Letta holds no key for it: a move to another address was cut off." in summaries
+    assert "Letta holds no key for it: a change of its base URL was interrupted." in summaries
     assert not [why for why in broken if PLACEHOLDER_URL in why]
 
     async def switch() -> None:

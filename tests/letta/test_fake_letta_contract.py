@@ -140,7 +140,7 @@ def open_(request: pytest.FixtureRequest, vendors: PracticeVendors) -> Iterator[
     request.getfixturevalue("letta_server")
     embedded: Server = request.getfixturevalue("embedded")
     try:
-        yield from _real(embedded.restart_letta(seal=False), vendors, None)
+        yield from _real(embedded.restart_letta(encrypt=False), vendors, None)
     finally:
         embedded.restart_letta()
 

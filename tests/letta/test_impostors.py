@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from isabella.agents.service import open_agent_service
+from isabella.api import compare_providers
 from isabella.doctor.run import run_doctor
 from isabella.embedded import Letta, Server
 from isabella.errors import LettaUnreachable
 from isabella.practice import PracticeVendors
-from isabella.providers.api import compare_providers
 from tests.support.backend_server import TOKEN, backend
 from tests.support.command import Command
 from tests.support.impostor import impostor
@@ -63,7 +63,7 @@ def test_letta_is_killed_under_a_backend(server: Server, letta: Letta, tmp_path:
                     async with open_agent_service(served.settings, served.connection) as agent_service:
                         await agent_service.registry.all()
                 found = await run_doctor(settings=served.settings, connection=served.connection)
-                assert "nothing was sent" in str(found.evidence.seen.error)
+                assert "nothing was sent" in str(found.evidence.letta.error)
 
             anyio.run(look)
             heard = other.heard
@@ -90,7 +90,12 @@ def test_the_backend_is_killed(letta: Letta, tmp_path: Path) -> None:
         with command.start("up", "--no-practice") as process:
             assert process.stderr is not None
             found = next(
-                (said for line in process.stderr if (said := re.match(r"\w+: (http://\S+:(\d+))", line))), None
+                (
+                    said
+                    for line in process.stderr
+                    if (said := re.search(r"(?:Ready|Degraded): (http://\S+:(\d+))", line))
+                ),
+                None,
             )
             assert found is not None
             assert command.run("login").out == f"{found[1]}/login?token={TOKEN}\n"

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
+from isabella.api import ensure_providers
 from isabella.config.settings import load_settings
 from isabella.config.strategy import Strategy
 from isabella.embedded import Letta
 from isabella.letta.encryption import decrypt
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
-from isabella.providers.api import ensure_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport
 from tests.support.command import Command, Ended

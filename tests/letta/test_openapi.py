@@ -17,7 +17,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.server.app import create_app
-from isabella.server.readiness import Readiness
+from isabella.server.runtime import Runtime
 from tests.support.backend_server import TOKEN, Backend, backend
 
 EXAMPLES = int(os.environ.get("ISABELLA_TEST_EXAMPLES", "6"))
@@ -33,11 +33,11 @@ def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield running
 
 
-async def _nothing(_readiness: Readiness) -> None:
+async def _nothing() -> None:
     """An application that is only looked at."""
 
 
-DESCRIPTION = schemathesis.openapi.from_dict(create_app(_nothing, token=None).openapi())
+DESCRIPTION = schemathesis.openapi.from_dict(create_app(Runtime(), _nothing).openapi())
 OPERATIONS = {
     f"{operation.method.upper()} {operation.path}": operation
     for operation in (result.ok() for result in DESCRIPTION.get_all_operations() if isinstance(result, Ok))

@@ -120,12 +120,12 @@ def test_remembers_and_recalls(stage: Stage, vendor: str) -> None:
     calls = [message.tool_call.name for message in turn if message.message_type == "tool_call_message"]
     assert calls == ["memory_insert"]
     assert [message.status for message in turn if message.message_type == "tool_return_message"] == ["success"]
-    assert "The user's dog is called Rex." in stage.human(agent)
+    assert "My dog is called Rex." in stage.human(agent)
     # Without the conversation only the block can tell.
     stage.letta.patch(
         f"/v1/agents/{agent}/reset-messages", cast_to=object, body={"add_default_initial_messages": False}
     )
-    assert stage.answer(agent, "What is my dog called?") == "Your dog is called Rex."
+    assert stage.answer(agent, "What is my dog called?") == "I remember: My dog is called Rex."
     assert "do not know" in stage.answer(agent, "Where did I go to school?")
     assert stage.keys_are_right()
 
@@ -136,7 +136,7 @@ def test_one_memory_on_four_vendors(stage: Stage) -> None:
     stage.say(agent, "Remember that my boat is called Ida.")
     for vendor in NAMES:
         stage.letta.patch(f"/v1/agents/{agent}", cast_to=object, body={"llm_config": stage.binding(vendor)})
-        assert stage.answer(agent, "What is my boat called?") == "Your boat is called Ida."
+        assert stage.answer(agent, "What is my boat called?") == "I remember: My boat is called Ida."
         assert [request.path.split("/")[1] for request in stage.vendors.requests(vendor)][-1] == vendor
     assert stage.keys_are_right()
 
@@ -153,7 +153,7 @@ def test_streams_word_by_word(stage: Stage, vendor: str) -> None:
     assert "memory_insert" in text
     assert text.count('"assistant_message"') >= 4
     assert "[DONE]" in text
-    assert "The user lives in Bergen." in stage.human(agent)
+    assert "I live in Bergen." in stage.human(agent)
     assert any(request.stream for request in stage.vendors.requests(vendor))
 
 
@@ -162,8 +162,8 @@ def test_older_agent_types_speak_through_a_tool(stage: Stage, kind: str) -> None
     """They are offered `send_message`, heartbeats and wrapped messages, and work all the same."""
     agent = stage.agent("groq", agent_type=kind)
     assert stage.answer(agent, "Remember that my cat is called Tom.") == "I will remember that."
-    assert "The user's cat is called Tom." in stage.human(agent)
-    assert stage.answer(agent, "What is my cat called?") == "Your cat is called Tom."
+    assert "My cat is called Tom." in stage.human(agent)
+    assert stage.answer(agent, "What is my cat called?") == "I remember: My cat is called Tom."
 
 
 def test_archival_memory_by_meaning(stage: Stage) -> None:
@@ -198,7 +198,7 @@ def test_a_summary_keeps_what_was_said(stage: Stage) -> None:
     for number in range(4):
         stage.say(agent, f"Say number {number}")
     stage.letta.post(f"/v1/agents/{agent}/summarize", cast_to=object, body={})
-    assert stage.answer(agent, "What is my boat called?") == "Your boat is called Ida."
+    assert stage.answer(agent, "What is my boat called?") == "I remember: My boat is called Ida."
 
 
 @pytest.mark.parametrize(

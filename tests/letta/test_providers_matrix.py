@@ -15,16 +15,16 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from isabella.api import compare_providers, ensure_providers, verify_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
 from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta, Server
 from isabella.letta.encryption import decrypt
 from isabella.letta.llm_config import Binding
-from isabella.letta.store import Capabilities
+from isabella.letta.releases import Capabilities
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
-from isabella.providers.api import compare_providers, ensure_providers, verify_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
 from tests.support.fault_proxy import Kind, Proxy
@@ -520,7 +520,7 @@ def test_a_release_that_cannot_recreate_gets_no_delete(
     case = plant("wrong type", letta, vendors, proxy, tmp_path)
     before = letta.rows(case.name)
     monkeypatch.setattr(
-        "isabella.letta.providers.abilities_of", lambda _: Capabilities("0.16.1", known=True, recreates=False)
+        "isabella.letta.providers.capabilities_of", lambda _: Capabilities("0.16.1", known=True, recreates=False)
     )
     report = ensure(case.settings, case.name, strategy)
     assert (report.action, report.proof) == (REFUSE, Proof.FAILED)

@@ -52,9 +52,10 @@ class House:
         """Everything that is sealed, as far as the kept key opens it."""
         key = self.server._key(make=False)
         assert key is not None
-        opened = encrypted_columns.survey(self.address(), [key])
+        opened = encrypted_columns.read_values(self.address(), [key])
         return {
-            one.value.place: (one.how, None if one.plain is None else one.plain.get_secret_value()) for one in opened
+            one.stored.place: (one.state, None if one.plaintext is None else one.plaintext.get_secret_value())
+            for one in opened
         }
 
     def address(self) -> SecretStr:
@@ -107,7 +108,7 @@ def test_a_dry_run_names_what_there_is_and_changes_nothing(deps: House) -> None:
     assert finished.returncode == 0, finished.stderr
     for line in ("providers.api_key_enc", "agent_environment_variables.value_enc", "mcp_server.custom_headers_enc"):
         assert line in finished.stdout
-    assert "1 of them stand in plaintext" in finished.stdout
+    assert "1 of them are stored in plaintext" in finished.stdout
     assert "providers.api_key_enc of lost" in finished.stdout
     assert "Nothing was changed" in finished.stdout
     assert (deps.plain(), deps.server.status()) == (before, status)
@@ -136,7 +137,7 @@ def test_the_master_key_is_changed_and_agents_answer(deps: House) -> None:
     assert {place: plain for place, (_, plain) in after.items()} == {
         place: plain for place, (_, plain) in before.items()
     }
-    assert {place: how for place, (how, _) in after.items() if how is not ValueState.SEALED} == {
+    assert {place: how for place, (how, _) in after.items() if how is not ValueState.ENCRYPTED} == {
         "providers.api_key_enc of lost": ValueState.UNREADABLE
     }
     assert VARIABLE in [plain for _, plain in after.values()]
@@ -163,11 +164,11 @@ def test_one_that_was_cut_off_before_it_began_is_dropped(deps: House) -> None:
 # In the order in which they are come by. `begin` is the journal, `write_private` the file with the kept key.
 BLOWS = [
     ("isabella.embedded.program.stop", "after", 1),
-    ("isabella.embedded.key_rotation.take_key", "before", 1),
-    ("isabella.embedded.key_rotation.take_key", "after", 1),
-    ("isabella.embedded.encrypted_columns._sealed", "after", 1),
+    ("isabella.embedded.key_rotation.store_new_key", "before", 1),
+    ("isabella.embedded.key_rotation.store_new_key", "after", 1),
+    ("isabella.embedded.encrypted_columns._encrypt_all", "after", 1),
     ("isabella.embedded.encrypted_columns._write", "after", 2),
-    ("isabella.embedded.encrypted_columns._prove", "after", 1),
+    ("isabella.embedded.encrypted_columns._verify_written", "after", 1),
     ("isabella.embedded.encrypted_columns.reencrypt", "after", 1),
     ("isabella.embedded.program.start", "before", 1),
 ]
@@ -182,8 +183,8 @@ def test_wherever_it_is_cut_off_no_key_is_lost_and_the_next_start_heals(deps: Ho
         assert deps.server.paths.rekey_file.stat().st_mode & 0o777 == 0o600
         # What somebody would read who had all keys that are written down.
         with_all_keys = {
-            one.value.place: None if one.plain is None else one.plain.get_secret_value()
-            for one in deps.server.sealed()
+            one.stored.place: None if one.plaintext is None else one.plaintext.get_secret_value()
+            for one in deps.server.encrypted_values()
         }
         assert with_all_keys == before, function
 

@@ -91,7 +91,7 @@ class House:
                 assert process.stderr is not None
                 for line in process.stderr:
                     said += line
-                    if found := re.match(r"Ready: (http://\S+)", line):
+                    if found := re.search(r"Ready: (http://\S+)", line):
                         break
                 else:
                     raise AssertionError(f"the backend did not come up: {said}")

@@ -12,7 +12,8 @@ import psycopg
 import pytest
 
 from isabella.embedded import Letta, Server
-from isabella.letta.llm_config import OPENAI, Binding
+from isabella.letta.llm_config import Binding
+from isabella.letta.releases import OPENAI
 from isabella.practice import PracticeVendors
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
 
@@ -235,7 +236,7 @@ def test_an_explicit_binding_works_for_every_vendor(stage: Stage, as_type: str) 
 
 def test_without_a_master_key_the_list_shows_the_keys(new_server: Callable[..., Server]) -> None:
     """A Letta without a master key shows every key to whoever may list the providers (P2)."""
-    letta = new_server("open", seal=False).up()
+    letta = new_server("open", encrypt=False).up()
     headers = {"Authorization": f"Bearer {letta.password.get_secret_value()}"}
     body = {"name": "open", "provider_type": "openai", "base_url": NOWHERE, "api_key": "sk-for-everybody-to-see"}
     with httpx.Client(base_url=letta.base_url, headers=headers, timeout=60, trust_env=False) as http:

@@ -16,7 +16,7 @@ from isabella.agents.service import AgentService
 from isabella.cli import app
 from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
-from isabella.embedded.paths import InstancePaths
+from isabella.embedded.instance import InstancePaths
 from isabella.errors import IsabellaError
 from tests.support.agent_env import AgentEnv, agent_env
 
@@ -81,7 +81,7 @@ def _environment(here: AgentEnv) -> dict[str, str]:
 async def _plant(agent_service: AgentService, here: AgentEnv) -> None:
     await agent_service.ensure()
     agent = await agent_service.registry.find(here.id)
-    wire = agent_service.registry.wire
+    wire = agent_service.letta.http
     await wire.patch(f"/v1/agents/{agent.id}", {"description": EVIL})
     await wire.patch(f"/v1/blocks/{agent.blocks['human']}", {"value": f"The user's cat is called {EVIL}Minka."})
     await agent_service.archive.add(agent.id, f"The boiler {EVIL}", [])

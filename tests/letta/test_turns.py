@@ -38,7 +38,7 @@ def fair_weather(served: Backend) -> Iterator[None]:
     served.vendors.clear()
     served.vendors.forget()
     for provider in ("cerebras", "byok-groq", "byok-mistral", "longcat"):
-        served.call(served.app.state.turn_service.deps.breaker.forgive, provider)
+        served.call(served.runtime.turns.deps.breaker.forgive, provider)
 
 
 @pytest.mark.parametrize("vendor", HANDLES)
@@ -93,9 +93,9 @@ def test_goes_on_with_the_next_vendor(served: Backend, fault: str) -> None:
     """A vendor that fails before its first token is passed over: the client learns why, the history has it once."""
     kind, code, status = FAULTS[fault]
     agent = served.agent(f"failover-{fault}", GROQ, MISTRAL)
-    statuses = served.app.state.readiness.vendors
+    statuses = served.runtime.readiness.vendors
     statuses.observe("byok-groq", VendorState.ANSWERS, "before the fault")
-    served.vendors.fault("groq", on="chat", **kind)  # type: ignore[arg-type]
+    served.vendors.fault("groq", on="chat", **kind)
     with served.patience(first_token=3.0 if fault == "hang" else 60.0, silence=60.0):
         heard = served.say(agent, "Say good morning to all of you")
     failover = heard.one("failover")
@@ -110,7 +110,7 @@ def test_goes_on_with_the_next_vendor(served: Backend, fault: str) -> None:
     assert [kind for kind, _ in served.history(agent)].count("assistant_message") == 1
     # It stays with the vendor that its people chose.
     served.vendors.clear()
-    served.call(served.app.state.turn_service.deps.breaker.forgive, "byok-groq")
+    served.call(served.runtime.turns.deps.breaker.forgive, "byok-groq")
     assert served.say(agent, "Say it again").handles == [GROQ]
     assert statuses.of("byok-groq").state is VendorState.ANSWERS
 
@@ -220,15 +220,13 @@ def test_a_key_that_was_renewed_meanwhile_has_another_say(served: Backend) -> No
 
     async def conversation() -> list[Event]:
         events = []
-        async for event in served.app.state.turn_service.events(
-            await served.app.state.turn_service.open(agent, "Say good morning")
-        ):
+        async for event in served.runtime.turns.events(await served.runtime.turns.open(agent, "Say good morning")):
             events.append(event)
             if isinstance(event, Failover) and event.handle == GROQ:
                 served.vendors.clear()
                 served.vendors.fault("mistral", on="chat", status=401)
                 report = await recreated(served, "byok-groq")
-                for on_event in served.app.state.readiness.tell:
+                for on_event in served.runtime.readiness.on_sync:
                     on_event(report)
         return events
 
@@ -294,7 +292,7 @@ def test_a_switch_to_a_vendor_that_refuses_leaves_the_preferred_one(served: Back
 
 def _switch_to_mistral(served: Backend, agent: str) -> None:
     """Switch an agent as another program would: in Letta, past the backend."""
-    there = served.call(served.app.state.turn_service.deps.agent_cache.registry.find, agent)
+    there = served.call(served.runtime.turns.deps.agent_cache.registry.find, agent)
     changed = {**_config(served, there.id), "handle": MISTRAL, "model": MISTRAL.partition("/")[2]}
     changed |= {"provider_name": "byok-mistral", "model_endpoint": served.vendors.base_url("mistral")}
     served.letta.patch(f"/v1/agents/{there.id}", json={"llm_config": changed}).raise_for_status()

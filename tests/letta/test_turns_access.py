@@ -38,7 +38,7 @@ def fair_weather(served: Backend) -> Iterator[None]:
     """No fault outlives its test."""
     yield
     served.vendors.clear()
-    served.call(served.app.state.turn_service.deps.breaker.forgive, "byok-groq")
+    served.call(served.runtime.turns.deps.breaker.forgive, "byok-groq")
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ def _fair(served: Backend) -> Iterator[None]:
     yield
     served.vendors.clear()
     for provider in ("cerebras", "byok-groq", "byok-mistral", "longcat"):
-        served.call(served.app.state.turn_service.deps.breaker.forgive, provider)
+        served.call(served.runtime.turns.deps.breaker.forgive, provider)
 
 
 def switch(served: Backend, agent: str, handle: str) -> dict[str, Any]:
@@ -105,7 +105,7 @@ def test_a_failover_to_mistral_takes_nothing_from_the_context(served: Backend) -
     assert now[: len(seen)] == seen
     assert len(now) > len(seen)
     served.vendors.clear()
-    served.call(served.app.state.turn_service.deps.breaker.forgive, "byok-groq")
+    served.call(served.runtime.turns.deps.breaker.forgive, "byok-groq")
     assert served.say(agent, ASK).handles == [GROQ]
 
 
@@ -123,7 +123,7 @@ def test_a_refusal_of_the_context_is_told_mended_and_asked_again(served: Backend
         "handle": MISTRAL,
     }
     served.letta.patch(f"/v1/agents/{id}", json={"llm_config": config}).raise_for_status()
-    served.app.state.turn_service.deps.agent_cache.forget(id)
+    served.runtime.turns.deps.agent_cache.forget(id)
     heard = served.say(agent, ASK)
     failover = heard.one("failover")
     assert (failover["handle"], failover["code"], failover["status"]) == (MISTRAL, "context_refused", 400)
@@ -171,7 +171,7 @@ def test_a_turn_that_breaks_after_a_tool_leaves_an_answer_behind_the_result(
     assert kind == "assistant_message"
     assert text.endswith("[broken off]")
     served.vendors.clear()
-    served.call(served.app.state.turn_service.deps.breaker.forgive, "cerebras")
+    served.call(served.runtime.turns.deps.breaker.forgive, "cerebras")
     assert switch(served, agent, "byok-mistral")["notes"] == []
     heard = served.say(agent, ASK)
     assert "Rex" in heard.text

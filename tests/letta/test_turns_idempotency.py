@@ -90,16 +90,16 @@ def runs(served: Backend, agent: str) -> list[str]:
 
 def when_joined(served: Backend, patch: pytest.MonkeyPatch, then: Callable[[], None]) -> None:
     """Do something as soon as a retry hears a turn."""
-    found: idempotency.RequestRegistry = served.app.state.repeats
-    on_event = found.on_event
+    found: idempotency.RequestRegistry = served.runtime.requests
+    join = found.join
 
     async def joined(request: idempotency.TurnRequest, agent: str, message: str) -> idempotency.Subscription:
-        hearing = await on_event(request, agent, message)
+        hearing = await join(request, agent, message)
         if request.retry:
             then()
         return hearing
 
-    patch.setattr(found, "hear", joined)
+    patch.setattr(found, "join", joined)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -123,8 +123,8 @@ def test_a_retry_after_the_answer(served: Backend, vendor: Proxy, stream: bool) 
     def before(count: str) -> None:
         if count == "1":
             vendor.release()
-            for shared in [*served.app.state.repeats._known]:
-                served.call(shared.over.wait)
+            for shared in [*served.runtime.requests._turns]:
+                served.call(shared.finished.wait)
 
     with official(served, retries=4, before=before) as client:
         assert asked(client, agent, "Say good morning", stream=stream) == "good morning"

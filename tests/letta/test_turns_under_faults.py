@@ -66,8 +66,8 @@ def test_two_hundred_turns_in_a_storm(served: Backend) -> None:
                 served.client.post(f"/api/agents/{agent}/switch", json={"handle": handle}).raise_for_status()
             for storm in STORMS:
                 served.vendors.clear()
-                served.call(served.app.state.turn_service.deps.breaker.forgive, PROVIDERS[vendor])
-                served.vendors.fault(vendor, on="chat", **storm)  # type: ignore[arg-type]
+                served.call(served.runtime.turns.deps.breaker.forgive, PROVIDERS[vendor])
+                served.vendors.fault(vendor, on="chat", **storm)
                 messages = [f"Say sentence number {len(said) + index}, please" for index in range(AGENTS)]
                 said += [
                     Said(agent, message, heard)

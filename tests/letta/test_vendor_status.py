@@ -97,7 +97,7 @@ def test_a_vendor_that_refuses_leads_although_every_key_is_proven(served: Backen
     assert at == same
 
     served.vendors.clear()
-    served.call(served.app.state.turn_service.deps.breaker.forgive, "byok-groq")
+    served.call(served.runtime.turns.deps.breaker.forgive, "byok-groq")
     assert served.say(agent, "Say it again").end["handle"] == GROQ
     assert told(served, "byok-groq")["vendor_status"]["state"] == "answers"
     assert served.client.get("/ready").json() == {"status": "ready", "reasons": []}

@@ -14,7 +14,6 @@ from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 from unittest.mock import Mock
 
@@ -25,23 +24,22 @@ from pydantic import SecretStr
 
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.service import AgentService
+from isabella.api import compare_providers, ensure_providers
 from isabella.config.settings import Settings, load_settings
+from isabella.connect import connect
 from isabella.embedded import Letta
-from isabella.letta.connection import Connection, connect
+from isabella.letta.connection import Connection
 from isabella.letta.encryption import decrypt
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
-from isabella.providers.api import compare_providers, ensure_providers
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof
 from isabella.server import runtime as backend_keeping
-from isabella.server.api.providers import providers as api_providers
+from isabella.server.api.status import providers as api_providers
 from isabella.server.readiness import Phase, Readiness
-from isabella.server.web import pages_providers as console_page
-from isabella.server.web.context import ConsoleContext
-from isabella.server.web.event_log import EventLog
-from isabella.server.web.jobs import JobRunner
-from isabella.server.web.monitor import ProviderMonitor
+from isabella.server.runtime import Runtime
+from isabella.server.web.jobs import JobRunner, ProviderMonitor
+from isabella.server.web.pages_providers import ProvidersPage
 from isabella.server.web.rendering import Renderer
 from isabella.vendors.status import VendorState
 from isabella.watch import events
@@ -187,7 +185,7 @@ def opened(letta: LettaAdmin, vendors: PracticeVendors, folder: Path) -> Iterato
         stack = AsyncExitStack()
 
         async def start() -> Watcher:
-            await readiness.bring(lambda: ensure_providers(settings))
+            await readiness.run_start_sync(lambda: ensure_providers(settings))
             assert readiness.phase is Phase.READY
             schedule = Schedule(settings.resync, settings.refresh_at, time.clock())
             return await stack.enter_async_context(
@@ -319,22 +317,24 @@ class Looker:
 
     def __init__(self, watch: Watch, connection: Connection) -> None:
         self._watch, self._connection = watch, connection
-        state = SimpleNamespace(readiness=watch.readiness, token=None, watcher=watch.watcher)
-        state.agent_service = Mock(spec=AgentService, connection=connection)
-        context = ConsoleContext(state, EventLog())
-        self.monitor = ProviderMonitor(context)
-        self._page = console_page._Page(context, Renderer(context), self.monitor, JobRunner(context, self.monitor))
+        runtime = Runtime(
+            readiness=watch.readiness,
+            watcher=watch.watcher,
+            agent_service=Mock(spec=AgentService, connection=connection),
+        )
+        self.monitor = ProviderMonitor(runtime)
+        self._page = ProvidersPage(runtime, Renderer(runtime.csrf), self.monitor, JobRunner(runtime, self.monitor))
         self.shown: list[tuple[str, str]] = []
 
     def look(self) -> None:
         """Look at Letta, as the page does every few seconds, and note what is shown before and after."""
         self.note()
-        self._watch.portal.call(self.monitor._look)
+        self._watch.portal.call(self.monitor._poll)
         self.note()
 
     def note(self) -> None:
         """Note what the page shows of Cerebras and in its headline, but for times, where it is another thing now."""
-        html = self._watch.portal.call(self._page._parts)
+        html = self._watch.portal.call(self._page.parts)
         now = _words(html["cerebras"]), _words(html["overview"])
         if not self.shown or self.shown[-1] != now:
             self.shown.append(now)

@@ -17,16 +17,15 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from isabella.chat.line import BackendClient
+from isabella.chat.client import BackendClient
 from isabella.config.settings import load_settings
 from isabella.doctor.collect.letta import LettaCollector
-from isabella.embedded import database
-from isabella.embedded.paths import InstancePaths, make_private
+from isabella.embedded import postgres
+from isabella.embedded.instance import InstancePaths, make_private
 from isabella.embedded.program import ServerRun
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable, UnverifiedPeer
-from isabella.letta.client import LettaClient, open_sdk_client
+from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection
-from isabella.letta.providers import LettaProviders
 from isabella.locks.postgres import open_connection
 from isabella.practice import daemon
 from isabella.server.token import address_published, published_backend
@@ -99,7 +98,7 @@ def test_a_server_that_began_to_listen_after_the_connection_was_made(tmp_path: P
     record = tmp_path / "process.json"
     with server(record) as (_, port):
         of = peer(record)
-        with pytest.raises(UnverifiedPeer, match="just now"):
+        with pytest.raises(UnverifiedPeer, match="began to listen only after"):
             of.check(None, "127.0.0.1", port)
         of.check(of.before("127.0.0.1", port), "127.0.0.1", port)
 
@@ -150,16 +149,14 @@ def test_nobody_listens(tmp_path: Path) -> None:
 
 async def by_the_store(connection: Connection) -> None:
     """Ask for the providers."""
-    async with LettaProviders.at(connection) as store:
-        await store.all()
+    async with LettaClient.open(connection) as letta:
+        await letta.providers.all()
 
 
 async def by_the_agents(connection: Connection) -> None:
     """Say something to an agent."""
-    async with open_sdk_client(connection) as client:
-        await LettaClient(client).post(
-            "/v1/agents/agent-1/messages", {"messages": [{"role": "user", "content": SECRET}]}
-        )
+    async with LettaClient.open(connection) as letta:
+        await letta.messages.send("agent-1", SECRET)
 
 
 @pytest.mark.parametrize("reach", [by_the_store, by_the_agents])
@@ -176,8 +173,8 @@ def test_letta_has_ended(tmp_path: Path, reach: Callable[[Connection], Awaitable
 def test_the_doctor_looks_and_tells(tmp_path: Path) -> None:
     """The doctor sends nothing there either, and its finding is who listens."""
     with impostor() as other:
-        seen = anyio.run(LettaCollector(connection(tmp_path, other.port, peer(tmp_path / "letta.json"))).look, [])
-        assert "does not say which process" in str(seen.error)
+        seen = anyio.run(LettaCollector(connection(tmp_path, other.port, peer(tmp_path / "letta.json"))).collect, [])
+        assert "does not name the process of" in str(seen.error)
         assert set(other.heard) == {b""}
 
 
@@ -225,7 +222,7 @@ def test_the_backend_has_ended(tmp_path: Path, arguments: tuple[str, ...], old: 
             ended = Command(tmp_path, {"ISABELLA_HOME": str(home), "ISABELLA_TOKEN": SECRET}).run(*arguments)
             assert ended.code == 1
             assert f"listens at 127.0.0.1:{port}" in ended.err
-            assert ("does not say which process" if old else "has ended") in ended.err
+            assert ("does not name the process of" if old else "has ended") in ended.err
             assert "isabella up" in ended.err
             assert SECRET not in ended.out + ended.err
             assert set(other.heard) == {b""}
@@ -248,7 +245,7 @@ def test_the_backend_ends_while_somebody_talks(tmp_path: Path) -> None:
                 with pytest.raises(IsabellaError):
                     line.about()
                 with pytest.raises(IsabellaError, match=f"listens at 127.0.0.1:{port}"):
-                    list(line.say("My name is Ada."))
+                    list(line.send("My name is Ada."))
                 with pytest.raises(IsabellaError, match=f"listens at 127.0.0.1:{port}"):
                     line.remember("My name is Ada.")
                 assert set(other.heard) == {b""}
@@ -266,7 +263,7 @@ def test_a_login_link_leads_to_a_backend_that_listens(tmp_path: Path) -> None:
         process.wait()
         gone = Command(tmp_path, environment).run("login")
     assert (gone.code, gone.out) == (1, "")
-    assert "No backend runs here" in gone.err
+    assert "No backend is running" in gone.err
 
 
 # --- the practice vendors -------------------------------------------------------------------------------------------
@@ -290,11 +287,13 @@ def test_the_password_of_the_database(asks: int) -> None:
     """Who listens on Postgres's port and asks for the password, in plain text or as MD5, does not get it."""
     request = b"R" + (8 if asks == 3 else 12).to_bytes(4, "big") + asks.to_bytes(4, "big")
     with impostor(answer=request if asks == 3 else request + b"salt") as other:
-        address = database.url(other.port, SecretStr(SECRET))
+        address = postgres.database_url(other.port, SecretStr(SECRET))
         with pytest.raises(psycopg.OperationalError):
-            database.connect(address)
+            postgres.connect(address)
         with pytest.raises(ConfigurationError):
-            anyio.run(open_connection, SecretStr(f"{database.for_us(address).get_secret_value()}&sslmode=disable"))
+            anyio.run(
+                open_connection, SecretStr(f"{postgres.psycopg_url(address).get_secret_value()}&sslmode=disable")
+            )
         assert len(other.heard) == 2
         # Name of user and database, and nothing after the request.
         assert all(said.count(b"isabella") == 1 and said.endswith(b"\0\0") for said in other.heard)

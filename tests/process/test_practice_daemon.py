@@ -26,9 +26,8 @@ from isabella.config import vendors
 from isabella.config.settings import load_settings
 from isabella.errors import PracticeError
 from isabella.practice import NAMES, VendorFault, daemon
-from isabella.practice.control import TOKEN_HEADER
 from isabella.practice.overlay import as_served, with_practice_vendors
-from isabella.practice.server import listen
+from isabella.practice.server import TOKEN_HEADER, listen
 from isabella.providers.desired import desired_providers
 from isabella.server import run
 from isabella.watch.config_diff import ConfigDiff, ConfigSnapshot, diff_config
@@ -168,7 +167,8 @@ def test_controls_from_another_process(home: Path) -> None:
     assert running.control.faults("cerebras")[0]["latency"] == 0.01
     running.control.clear()
     assert running.control.faults("cerebras") == []
-    running.control.forget()
+    logged = f"{running.address}/practice/cerebras/requests"
+    httpx2.delete(logged, headers={TOKEN_HEADER: running.token.get_secret_value()})
     assert running.control.requests("cerebras") == []
     answer = httpx2.get(f"{running.address}/practice/cerebras/keys", headers={TOKEN_HEADER: "guessed"})
     assert answer.status_code == 401
@@ -180,7 +180,7 @@ def test_controls_from_another_process(home: Path) -> None:
         assert bad.status_code == 422
     daemon.down(home)
     with pytest.raises(PracticeError, match="do not answer"):
-        running.control.keys("cerebras")
+        running.control.faults("cerebras")
 
 
 def test_damaged_keys_are_said_plainly(home: Path) -> None:
@@ -220,7 +220,7 @@ def test_command_line(home: Path, tmp_path: Path) -> None:
     _, out, _ = isabella(home, "log", "groq")
     assert [line.split()[1] for line in out.splitlines()] == ["429", "200"]
     printed += out
-    assert isabella(home, "fault", "groq", "--clear")[1] == "No fault is on.\n"
+    assert isabella(home, "fault", "groq", "--clear")[1] == "No fault is active.\n"
     path = tmp_path / "practice.env"
     printed += isabella(home, "env", str(path))[1]
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -312,7 +312,7 @@ def test_a_vendor_without_a_practice_vendor_is_left_out(tmp_path: Path) -> None:
         served = run._with_practice(settings, options, started)
         wanted = [one.vendor.name for one in desired_providers(served) if one.wanted]
         assert wanted == list(NAMES)
-        assert "There is no practice vendor for Fifth: it takes part as soon as it has a key in .env." in said
+        assert "There is no practice vendor for Fifth: it is used as soon as .env has a key for it." in said
         before = ConfigSnapshot.of(served)
         daemon.accept(home, "groq", ["gsk_rotated"])
         assert diff_config(before, before.again(), settings) == ConfigDiff(providers=("byok-groq",))

@@ -13,13 +13,13 @@ import anyio
 
 from isabella.agents.registry import AgentRecord
 from isabella.agents.service import AgentService, open_agent_service
+from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
 from isabella.letta.connection import Connection
 from isabella.practice import NAMES, PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
-from isabella.providers.api import ensure_providers
 
 PROVIDERS = {vendor.name: vendor.provider for vendor in known_vendors()}
 
@@ -139,7 +139,7 @@ class AgentEnv:
 
 async def say(agent_service: AgentService, agent_id: str, text: str) -> str:
     """Say something to an agent through Letta alone, and return what it answers."""
-    answer = await agent_service.registry.wire.post(
+    answer = await agent_service.letta.http.post(
         f"/v1/agents/{agent_id}/messages", {"messages": [{"role": "user", "content": text}]}
     )
     return " ".join(row["content"] for row in answer["messages"] if row["message_type"] == "assistant_message")
@@ -147,7 +147,7 @@ async def say(agent_service: AgentService, agent_id: str, text: str) -> str:
 
 async def raw(agent_service: AgentService, record: AgentRecord) -> dict[str, Any]:
     """An agent as Letta has it."""
-    row = await agent_service.registry.wire.get(f"/v1/agents/{record.id}")
+    row = await agent_service.letta.http.get(f"/v1/agents/{record.id}")
     return dict(row)
 
 

@@ -13,21 +13,21 @@ from typing import Any
 import anyio
 import httpx2 as httpx
 import uvicorn
+from anyio.from_thread import BlockingPortal
 from pydantic import SecretStr
 
+from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
 from isabella.embedded import Letta
 from isabella.letta.connection import Connection
-from isabella.locks.provider_lock import open_locks
+from isabella.locks.provider_lock import TurnLocks, open_locks
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.practice.server import listen
-from isabella.providers.api import ensure_providers
 from isabella.providers.report import Report
 from isabella.server.app import create_app
-from isabella.server.readiness import Readiness
-from isabella.server.runtime import open_agents, open_turns
+from isabella.server.runtime import Runtime, open_agents, open_turns
 from isabella.turns.turn import TurnLimits
 
 TOKEN = "a-token-for-the-tests"
@@ -93,8 +93,11 @@ class Backend:
         vendors: the practice vendors behind it.
         settings: what it was started with.
         connection: the Letta behind it.
-        client: brings its token.
+        client: sends its token.
         app: the application itself.
+        runtime: the services of the application.
+        locks: the locks of its turns.
+        portal: calls into its event loop.
     """
 
     url: str
@@ -103,6 +106,9 @@ class Backend:
     connection: Connection
     client: httpx.Client
     app: Any
+    runtime: Runtime
+    locks: TurnLocks
+    portal: BlockingPortal
     letta: httpx.Client
     _made: list[str] = field(default_factory=list)
 
@@ -131,7 +137,7 @@ class Backend:
         )
         made.raise_for_status()
         self._made.append(made.json()["id"])
-        registry = self.app.state.turn_service.deps.agent_cache.registry
+        registry = self.runtime.turns.deps.agent_cache.registry
         registry.definitions[definition] = _definition(definition, name, handles)
         return name
 
@@ -158,7 +164,7 @@ class Backend:
     @contextmanager
     def patience(self, *, first_token: float, silence: float) -> Iterator[None]:
         """Wait for vendors for other times than the settings say, meanwhile."""
-        turn_service = self.app.state.turn_service
+        turn_service = self.runtime.turns
         before = turn_service.deps
         turn_service.deps = replace(before, limits=TurnLimits(first_token=first_token, silence=silence))
         try:
@@ -168,7 +174,7 @@ class Backend:
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Run an async function in the backend's own event loop."""
-        return self.app.state.portal.call(function, *arguments)
+        return self.portal.call(function, *arguments)
 
     def foreign_keys(self) -> list[tuple[str, str | None]]:
         """Requests at any vendor with a key that is not its own."""
@@ -204,17 +210,23 @@ def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) 
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     up = threading.Event()
 
-    async def start(readiness: Readiness) -> None:
+    runtime = Runtime(settings.token)
+    opened: list[Any] = []
+
+    async def start() -> None:
         async with AsyncExitStack() as stack:
-            app.state.portal = await stack.enter_async_context(anyio.from_thread.BlockingPortal())
-            app.state.locks = locks = await stack.enter_async_context(open_locks(settings, connection))
-            await readiness.bring(lambda: ensure_providers(settings, connection=connection, gate=locks.gate))
-            agent_service = await stack.enter_async_context(open_agents(app, settings, connection, url))
-            await stack.enter_async_context(open_turns(app, agent_service, locks))
+            portal = await stack.enter_async_context(BlockingPortal())
+            locks = await stack.enter_async_context(open_locks(settings, connection))
+            await runtime.readiness.run_start_sync(
+                lambda: ensure_providers(settings, connection=connection, gate=locks.gate)
+            )
+            agent_service = await stack.enter_async_context(open_agents(runtime, settings, connection, url))
+            await stack.enter_async_context(open_turns(runtime, agent_service, locks))
+            opened[:] = [locks, portal]
             up.set()
             await anyio.sleep_forever()
 
-    app = create_app(start, token=settings.token)
+    app = create_app(runtime, start)
     config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([listener],), name="backend", daemon=True)
@@ -228,7 +240,8 @@ def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) 
                 base_url=letta.base_url, headers={"Authorization": f"Bearer {password}"}, timeout=60
             ) as direct,
         ):
-            yield Backend(url, vendors, settings, connection, client, app, direct)
+            locks, portal = opened
+            yield Backend(url, vendors, settings, connection, client, app, runtime, locks, portal, direct)
     finally:
         server.should_exit = True
         thread.join(20)
@@ -247,7 +260,7 @@ async def recreated(served: Backend, *only: str) -> Report:
         connection=served.connection,
         strategy=Strategy.RECREATE,
         only=only,
-        gate=served.app.state.locks.gate,
+        gate=served.locks.gate,
     )
 
 

@@ -57,7 +57,7 @@ class BrowserUser:
         self.page.locator("#message").fill(message)
         self.page.locator("#message").press("Enter")
 
-    def on_event(self) -> None:
+    def wait_for_answer(self) -> None:
         """Wait until what was said last is shown, and nothing is being said any more."""
         expect(self.page.locator("#live .exchange")).not_to_have_count(self._shown_before)
         expect(self.page.locator("#live .working, #live .dot.idle")).to_have_count(0)

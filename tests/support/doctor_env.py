@@ -21,14 +21,14 @@ import httpx2 as httpx
 import psycopg
 from typer.testing import CliRunner
 
+from isabella.api import ensure_providers
 from isabella.cli import app
 from isabella.config.settings import load_settings
 from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
-from isabella.letta.llm_config import GENERIC, Binding
-from isabella.letta.releases import at_least
+from isabella.letta.llm_config import Binding
+from isabella.letta.releases import GENERIC, at_least
 from isabella.practice import PracticeVendors
-from isabella.providers.api import ensure_providers
 
 VENDORS = {vendor.name: vendor.provider for vendor in known_vendors()}
 

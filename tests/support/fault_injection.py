@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
-from isabella.providers.api import ensure_providers
 from isabella.providers.report import Report
 from tests.support.fault_proxy import Proxy
 from tests.support.letta_admin import LettaAdmin, open_admin

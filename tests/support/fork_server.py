@@ -127,11 +127,10 @@ def _serve() -> None:
     import psycopg
     import stamina
 
-    from isabella import cli
+    from isabella import api, cli
     from isabella.cli import tables
     from isabella.config import settings
     from isabella.locks import postgres, provider_lock
-    from isabella.providers import api
     from isabella.system import logging
     from isabella.vendors import client
 

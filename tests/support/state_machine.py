@@ -20,8 +20,9 @@ from pydantic import SecretStr
 from isabella.config.strategy import Strategy
 from isabella.config.vendors import known_vendors
 from isabella.errors import IsabellaError
+from isabella.letta.client import LettaClient
 from isabella.letta.encryption import ProofMemo
-from isabella.letta.providers import LettaProviders
+from isabella.letta.http import LettaHttp
 from isabella.letta.releases import capabilities_of
 from isabella.letta.store import read_store
 from isabella.providers.desired import Desired
@@ -330,7 +331,8 @@ class Machine(RuleBasedStateMachine):
 
     async def _bring_in_line(self, transport: FaultTransport, only: frozenset[str]) -> Report:
         named = [name for name in self.desired if name in only]
-        async with LettaProviders("http://letta", transport=transport, timeout=self.world.timeout) as store:
+        async with LettaClient(LettaHttp("http://letta", transport=transport, timeout=self.world.timeout)) as letta:
+            store = letta.providers
             return await sync_providers(
                 store,
                 [one for name, one in self.desired.items() if name in named or not named],

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from isabella.agents.repair import AvailableBindings, BindingFault, diagnose
-from isabella.letta.llm_config import GENERIC, OPENAI, Binding, LlmConfig, client_for
+from isabella.letta.llm_config import Binding, LlmConfig
+from isabella.letta.releases import GENERIC, OPENAI, client_for
 
 HERE = AvailableBindings(
     live={"cerebras": "http://c/v1", "byok-groq": "http://g/v1", "longcat": "http://l/v1", "foreign": "http://f/v1"},

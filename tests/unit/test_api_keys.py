@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from isabella.config.api_keys import KNOWN_PREFIXES, KeyRefused, clean, is_master_key, mask
+from isabella.config.api_keys import KeyRefused, clean, is_master_key
+from isabella.system.redaction import KNOWN_PREFIXES, mask
 
 ALPHABET = string.ascii_letters + string.digits
 GOOD = "csk-not-a-real-key-0123456789"

@@ -60,7 +60,7 @@ FUNCTIONS = {
 
 
 class Work:
-    """Stands in for `isabella.providers.api`: remembers what it was asked, and answers as told."""
+    """Stands in for `isabella.api`: remembers what it was asked, and answers as told."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, dict[str, Any]]] = []
@@ -88,7 +88,7 @@ def work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Work:
         async def call(settings: Any = None, *, _name: str = name, **options: Any) -> Report:
             return await done.do(_name, {"settings": settings, **options})
 
-        monkeypatch.setattr(f"isabella.providers.api.{name}", call)
+        monkeypatch.setattr(f"isabella.api.{name}", call)
     return done
 
 
@@ -155,7 +155,7 @@ def test_chat_and_settings_speak_of_the_vendors_that_the_backend_speaks_to(
     )
     served, line = load_settings(environment={}).model_copy(update={"sources": sources}), MagicMock()
     monkeypatch.setattr("isabella.practice.overlay.as_served", lambda settings: served)
-    monkeypatch.setattr(sys.modules["isabella.cli.chat"], "_line", line)
+    monkeypatch.setattr(sys.modules["isabella.cli.backend"], "_backend_client", line)
     CliRunner().invoke(app, ["chat"])
     assert line.call_args.args[0] is served
     shown = json.loads(CliRunner().invoke(app, ["settings", "--json"]).stdout)["settings"]
@@ -196,6 +196,20 @@ def test_an_error_without_a_remedy_is_one_line(
         main()
     assert left.value.code == 1
     assert capsys.readouterr().err == f"isabella: {error.what}\n"
+
+
+def test_an_error_is_a_json_object_in_the_json_format(
+    work: Work, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With ISABELLA_LOG_FORMAT=json, standard error holds nothing but JSON."""
+    work.answer = LockTimeout("Another process is at work.", remedy="Wait.")
+    monkeypatch.setenv("ISABELLA_LOG_FORMAT", "json")
+    monkeypatch.setattr(sys, "argv", ["isabella", "providers", "sync"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    error = json.loads(capsys.readouterr().err)
+    assert left.value.code == 1
+    assert (error["event"], error["remedy"], error["level"]) == ("Another process is at work.", "Wait.", "error")
 
 
 def test_ctrl_c_is_no_traceback(

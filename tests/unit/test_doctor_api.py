@@ -12,9 +12,8 @@ import pytest
 
 from isabella.config.settings import load_settings
 from isabella.letta.connection import Connection
-from isabella.server.api.doctor import DoctorTarget
 from isabella.server.app import create_app
-from isabella.server.readiness import Readiness
+from isabella.server.runtime import Runtime
 
 NOBODY = "http://127.0.0.1:9"
 KEY = "gsk_fake-canary-0815"
@@ -24,13 +23,13 @@ KEY = "gsk_fake-canary-0815"
 async def backend(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a backend that was started with a Groq key and a Letta that is gone."""
 
-    async def start(_readiness: Readiness) -> None:
+    async def start() -> None:
         await anyio.sleep_forever()
 
     environment = {"GROQ_API_KEY": KEY, "GROQ_BASE_URL": f"{NOBODY}/v1", "ISABELLA_HOME": str(tmp_path)}
     settings = load_settings(environment=environment)
-    app = create_app(start, token=None)
-    app.state.target = DoctorTarget(settings, Connection(NOBODY, None, None, None, tmp_path, 5.0, embedded=False))
+    connection = Connection(NOBODY, None, None, None, tmp_path, 5.0, embedded=False)
+    app = create_app(Runtime(None, settings, connection), start)
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://backend") as client:
         yield client
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ast
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,28 +12,41 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+import isabella.doctor
 from isabella.config.settings import load_settings
 from isabella.config.vendors import known_vendors
-from isabella.doctor.collect.configuration import read_configuration
-from isabella.doctor.collect.vendors import nearby_base_urls
-from isabella.doctor.diagnosis import Diagnosis, diagnose, root_causes
+from isabella.doctor.checks import check
+from isabella.doctor.collect.configuration import nearby_base_urls, read_configuration
+from isabella.doctor.diagnosis import Diagnosis, explain, root_causes
 from isabella.doctor.evidence import (
     AgentEvidence,
     ConfigurationEvidence,
+    ConfigurationProblem,
+    ConflictingVariable,
     Evidence,
     LettaEvidence,
     LettaProcess,
     ProviderEvidence,
     VendorEvidence,
 )
-from isabella.doctor.findings import Finding, Layer, Remedy, Severity
-from isabella.doctor.sanitize import scrub
-from isabella.errors import ConfigurationError, LettaUnreachable
+from isabella.doctor.findings import Finding, Layer, Remedy, Severity, finding_table
+from isabella.doctor.log_messages import scrub
+from isabella.errors import (
+    ConfigurationError,
+    IsabellaError,
+    LettaBroken,
+    LettaUnauthorized,
+    LettaUnreachable,
+    NotLetta,
+    StartFailed,
+)
 from isabella.letta.encryption import KeyMatch, KeyReading
 from isabella.letta.llm_config import LlmConfig
 from isabella.letta.releases import capabilities_of
 from isabella.letta.store import StoredProvider
-from isabella.providers.desired import desired_providers
+from isabella.providers.desired import Remark, RemarkKind, desired_providers
+from isabella.providers.report import Receipt
+from isabella.turns.probe import ProbeResult
 from isabella.vendors.client import KeyVerdict as Said
 from isabella.vendors.client import Trouble, VendorAnswer
 
@@ -76,7 +91,7 @@ def healthy(release: str = "0.16.8") -> Evidence:
         for one in desired
     )
     return Evidence(
-        ConfigurationEvidence(desired=desired, master_key=True, ours=True),
+        ConfigurationEvidence(desired=desired, has_master_key=True, sets_master_key=True),
         {
             name: VendorEvidence(VendorAnswer(Said.ACCEPTED, "1 model", 200, {model: None}))
             for name, model in models.items()
@@ -95,13 +110,18 @@ def healthy(release: str = "0.16.8") -> Evidence:
 
 def seen(evidence: Evidence, **changes: Any) -> Evidence:
     """The same, with something else seen of Letta."""
-    return replace(evidence, seen=replace(evidence.seen, **changes))
+    return replace(evidence, letta=replace(evidence.letta, **changes))
 
 
 def row(evidence: Evidence, name: str, **changes: Any) -> Evidence:
     """The same, with another row of this name."""
-    rows = evidence.seen.rows or ()
+    rows = evidence.letta.rows or ()
     return seen(evidence, rows=tuple(replace(one, **changes) if one.stored.name == name else one for one in rows))
+
+
+def diagnose(evidence: Evidence) -> Diagnosis:
+    """Check the evidence and explain the findings."""
+    return explain(evidence, check(evidence))
 
 
 def codes(verdict: Diagnosis) -> set[tuple[str, str | None]]:
@@ -147,7 +167,7 @@ def test_a_deleted_provider_on_a_release_that_cannot_bring_it_back() -> None:
     """On 0.16.1 the remedy is an upgrade, never a sync; from 0.16.2 on it is the sync."""
     for release, command in (("0.16.1", None), ("0.16.2", "isabella providers sync --only longcat")):
         evidence = healthy(release)
-        rows = tuple(one for one in evidence.seen.rows or () if one.stored.name != "longcat")
+        rows = tuple(one for one in evidence.letta.rows or () if one.stored.name != "longcat")
         (cause,) = diagnose(seen(evidence, rows=rows, deleted=frozenset({"longcat"}))).causes
         assert (cause.finding.code, cause.finding.remedy.command) == ("provider-deleted", command)
 
@@ -164,8 +184,8 @@ def test_a_key_sealed_otherwise_on_a_release_that_cannot_recreate() -> None:
 def test_what_cannot_be_known_is_said() -> None:
     """With Letta out of reach it is one cause, and what it hides is listed; the vendors are judged all the same."""
     evidence = seen(healthy(), rows=None, agents=None, abilities=None, error=LettaUnreachable("No Letta answers."))
-    refused = {**evidence.asked, "byok-groq": VendorEvidence(VendorAnswer(Said.REFUSED, "Invalid API Key", 401))}
-    verdict = diagnose(replace(evidence, asked=refused))
+    refused = {**evidence.vendors, "byok-groq": VendorEvidence(VendorAnswer(Said.REFUSED, "Invalid API Key", 401))}
+    verdict = diagnose(replace(evidence, vendors=refused))
     assert codes(verdict) == {("letta-unreachable", None), ("key-refused", "byok-groq")}
     assert {unknown.layer for unknown in verdict.unknowns} == {Layer.STORED, Layer.USE, Layer.EXPOSURE}
 
@@ -175,7 +195,7 @@ def test_a_vendor_that_does_not_answer_says_nothing_of_the_key(trouble: Trouble)
     """Whatever stands in between, the key is not called wrong, and that it stays unknown is said."""
     evidence = healthy()
     answer = VendorAnswer(Said.UNREACHABLE if trouble is not Trouble.HTML else Said.FAILING, "…", trouble=trouble)
-    verdict = diagnose(replace(evidence, asked={**evidence.asked, "longcat": VendorEvidence(answer)}))
+    verdict = diagnose(replace(evidence, vendors={**evidence.vendors, "longcat": VendorEvidence(answer)}))
     assert [name for _, name in codes(verdict)] == ["longcat"]
     assert not any(code.startswith("key-") for code, _ in codes(verdict))
     assert [unknown.provider for unknown in verdict.unknowns] == ["longcat"]
@@ -188,10 +208,10 @@ def test_a_refused_key_and_an_old_one_in_letta() -> None:
     for stored_answer, wanted in ((yes, {"key-refused"}), (refusal, {"key-refused", "key-stale"})):
         evidence = row(healthy(), "byok-groq", reading=different)
         asked: Mapping[str, VendorEvidence] = {
-            **evidence.asked,
+            **evidence.vendors,
             "byok-groq": VendorEvidence(refusal, stored_answer=stored_answer),
         }
-        assert codes(diagnose(replace(evidence, asked=asked))) == {(code, "byok-groq") for code in wanted}
+        assert codes(diagnose(replace(evidence, vendors=asked))) == {(code, "byok-groq") for code in wanted}
 
 
 def test_many_agents_with_one_fault_are_one_finding() -> None:
@@ -306,7 +326,7 @@ def test_a_file_that_cannot_be_read_leaves_the_rest_unknown(tmp_path: Path) -> N
     (tmp_path / ".env").write_text('A="unclosed\n')
     (tmp_path / ".env").chmod(0o600)
     configured, _ = read_configuration(environment={})
-    verdict = diagnose(replace(evidence, configured=configured, seen=LettaEvidence(), asked={}))
+    verdict = diagnose(replace(evidence, configuration=configured, letta=LettaEvidence(), vendors={}))
     assert codes(verdict) == {("env-file-malformed", None)}
     assert verdict.unknowns
 
@@ -345,4 +365,282 @@ def test_the_document_is_scrubbed() -> None:
 
 def test_every_vendor_of_the_catalog_is_judged() -> None:
     """The catalog's vendors are all in the healthy evidence, so that a new one is judged, too."""
-    assert {one.vendor.name for one in healthy().configured.desired} == {vendor.name for vendor in known_vendors()}
+    assert {one.vendor.name for one in healthy().configuration.desired} == {vendor.name for vendor in known_vendors()}
+
+
+# --- every code of the table ----------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parents[2] / "docs"
+Change = Callable[[Evidence], Evidence]
+
+
+def configured(**changes: Any) -> Change:
+    """Change the configuration."""
+    return lambda evidence: replace(evidence, configuration=replace(evidence.configuration, **changes))
+
+
+def in_letta(**changes: Any) -> Change:
+    """Change what Letta is and has."""
+    return lambda evidence: seen(evidence, **changes)
+
+
+def unreachable(error: IsabellaError, **changes: Any) -> Change:
+    """Letta cannot be examined for this reason."""
+    return in_letta(rows=None, agents=None, abilities=None, error=error, **changes)
+
+
+def problem(code: str, subject: str, origin: str | None = None) -> Change:
+    """A setting or a file cannot be used."""
+    return configured(problems=(ConfigurationProblem(code, subject, "It is wrong.", None, origin),))
+
+
+def conflict(variable: str, provider: str | None = None) -> Change:
+    """A variable has two values."""
+    return configured(conflicts=(ConflictingVariable(variable, ".env", 1, provider),))
+
+
+def groq(**changes: Any) -> Change:
+    """Change the configuration of the Groq provider."""
+
+    def change(evidence: Evidence) -> Evidence:
+        desired = evidence.configuration.desired
+        changed = tuple(replace(one, **changes) if one.name == "byok-groq" else one for one in desired)
+        return configured(desired=changed)(evidence)
+
+    return change
+
+
+def remark(kind: RemarkKind, *, obstacle: bool = False) -> Change:
+    """Something is wrong with the key of Groq."""
+    noted = Remark(kind, "GROQ_API_KEY", "It is wrong", Path("groq.key"))
+    return groq(obstacle=noted, problem="…", key=None) if obstacle else groq(remarks=(noted,))
+
+
+def answers(answer: VendorAnswer, working_url: str | None = None) -> Change:
+    """Groq answers this."""
+    return lambda evidence: replace(
+        evidence, vendors={**evidence.vendors, "byok-groq": VendorEvidence(answer, working_url)}
+    )
+
+
+def in_row(**changes: Any) -> Change:
+    """Change the evidence about the Groq provider in Letta."""
+    return lambda evidence: row(evidence, "byok-groq", **changes)
+
+
+def stored(**changes: Any) -> Change:
+    """Change the record of the Groq provider in Letta."""
+
+    def change(evidence: Evidence) -> Evidence:
+        (record,) = (one.stored for one in evidence.letta.rows or () if one.stored.name == "byok-groq")
+        return row(evidence, "byok-groq", stored=replace(record, **changes))
+
+    return change
+
+
+def absent(name: str = "byok-groq", **changes: Any) -> Change:
+    """The Groq provider is not in Letta."""
+
+    def change(evidence: Evidence) -> Evidence:
+        rows = tuple(one for one in evidence.letta.rows or () if one.stored.name != "byok-groq")
+        renamed = groq(name=name)(evidence)
+        return seen(renamed, rows=rows, **changes)
+
+    return change
+
+
+def agent(**changes: Any) -> Change:
+    """There is one agent, on Cerebras, with these changes of its `llm_config`."""
+    bound = replace(llm("gpt-oss-120b", "https://api.cerebras.ai/v1", "cerebras"), **changes)
+    return in_letta(agents=(AgentEvidence("x", "x", bound),))
+
+
+def duplicate(evidence: Evidence) -> Evidence:
+    """There is a second provider for Groq."""
+    (record,) = (one.stored for one in evidence.letta.rows or () if one.stored.name == "byok-groq")
+    second = ProviderEvidence(replace(record, id="provider-2", name="groq-2"))
+    return seen(evidence, rows=(*(evidence.letta.rows or ()), second))
+
+
+def no_key(evidence: Evidence) -> Evidence:
+    """Nothing is configured, and Letta is not known."""
+    desired = desired_providers(load_settings(environment={}))
+    return Evidence(ConfigurationEvidence(desired=desired), {}, LettaEvidence())
+
+
+PLAINTEXT = KeyReading(KeyMatch.EQUAL, sealed=False)
+HIDDEN = KeyReading(KeyMatch.HIDDEN, sealed=True)
+CASES: dict[str, list[Change]] = {
+    "env-file-malformed": [problem("env-file-malformed", ".env")],
+    "env-file-unreadable": [problem("env-file-unreadable", ".env")],
+    "toml-malformed": [problem("toml-malformed", "isabella.toml")],
+    "setting-malformed": [
+        problem("setting-malformed", "ISABELLA_PORT", ".env, line 1"),
+        problem("setting-malformed", "LETTA_BASE_URL", "environment"),
+    ],
+    "master-key-malformed": [problem("master-key-malformed", "LETTA_ENCRYPTION_KEY", ".env, line 1")],
+    "key-contradiction": [conflict("GROQ_API_KEY", "byok-groq")],
+    "letta-contradiction": [conflict("LETTA_BASE_URL")],
+    "setting-contradiction": [conflict("ISABELLA_PORT")],
+    **{
+        kind.value: [remark(kind, obstacle=True)]
+        for kind in (
+            RemarkKind.KEY_EMPTY,
+            RemarkKind.KEY_PLACEHOLDER,
+            RemarkKind.KEY_MALFORMED,
+            RemarkKind.KEY_FILE_UNREADABLE,
+            RemarkKind.BASE_URL_MALFORMED,
+        )
+    },
+    **{
+        kind.value: [remark(kind)]
+        for kind in (
+            RemarkKind.KEY_CLEANED,
+            RemarkKind.KEY_SET_TWICE,
+            RemarkKind.KEY_FILE_READABLE,
+            RemarkKind.KEY_OF_ANOTHER_VENDOR,
+        )
+    },
+    "key-unset": [groq(key=None, key_source="GROQ_API_KEY is not set")],
+    "master-key-missing": [
+        configured(has_master_key=False),
+        lambda evidence: configured(has_master_key=False)(in_row(reading=HIDDEN)(evidence)),
+    ],
+    "master-key-not-lettas": [
+        in_letta(process=replace(PROCESS, same_master_key=False)),
+        in_row(reading=KeyReading(KeyMatch.UNREADABLE, sealed=True), opens=True),
+        unreachable(StartFailed("Letta runs under another master key.")),
+    ],
+    "no-key-configured": [no_key, lambda evidence: in_letta(rows=())(no_key(evidence))],
+    "key-refused": [answers(VendorAnswer(Said.REFUSED, "no", 401))],
+    "vendor-out-of-funds": [answers(VendorAnswer(Said.OUT_OF_FUNDS, "no", 402))],
+    "vendor-rate-limited": [answers(VendorAnswer(Said.RATE_LIMITED, "no", 429, retry_after=7))],
+    "vendor-dns": [answers(VendorAnswer(Said.UNREACHABLE, "no", trouble=Trouble.DNS))],
+    "vendor-tls": [answers(VendorAnswer(Said.UNREACHABLE, "no", trouble=Trouble.TLS))],
+    "vendor-timeout": [answers(VendorAnswer(Said.UNREACHABLE, "no", trouble=Trouble.TIMEOUT))],
+    "vendor-unreachable": [answers(VendorAnswer(Said.UNREACHABLE, "no", trouble=Trouble.CONNECTION))],
+    "base-url-wrong": [
+        answers(VendorAnswer(Said.WRONG_ADDRESS, "no", 404)),
+        answers(VendorAnswer(Said.WRONG_ADDRESS, "no", 404), "https://api.groq.com/openai/v1"),
+    ],
+    "vendor-html": [answers(VendorAnswer(Said.FAILING, "no", 502, trouble=Trouble.HTML))],
+    "vendor-not-a-model-list": [answers(VendorAnswer(Said.WRONG_ADDRESS, "no", 200))],
+    "vendor-failing": [answers(VendorAnswer(Said.FAILING, "no", 503))],
+    "letta-password-wrong": [unreachable(LettaUnauthorized("No."), password_sent=True)],
+    "letta-password-missing": [unreachable(LettaUnauthorized("No."))],
+    "not-letta": [unreachable(NotLetta("No."))],
+    "letta-silent": [unreachable(LettaUnreachable("No.", sent=True), base_url=None)],
+    "letta-unreachable": [unreachable(LettaUnreachable("No.")), unreachable(StartFailed("No."))],
+    "letta-failing": [unreachable(LettaBroken("No."))],
+    "letta-not-running": [unreachable(ConfigurationError("No."))],
+    "letta-without-master-key": [
+        in_letta(process=replace(PROCESS, has_master_key=False), embedded=embedded) for embedded in (False, True)
+    ],
+    "release-not-measured": [in_letta(abilities=capabilities_of("0.17.0"))],
+    "release-cannot-recreate": [in_letta(abilities=capabilities_of("0.16.1"))],
+    "provider-type-unknown": [groq(type="grok")],
+    "name-taken-by-base": [absent("openai", base=frozenset({"openai"}))],
+    "provider-absent": [absent()],
+    "provider-deleted": [
+        absent(deleted=frozenset({"byok-groq"})),
+        absent(deleted=frozenset({"byok-groq"}), abilities=capabilities_of("0.16.1")),
+    ],
+    "provider-mistyped": [stored(type="openai")],
+    "base-url-moved": [stored(base_url="https://old.example/v1")],
+    "key-stale": [in_row(reading=KeyReading(KeyMatch.DIFFERENT, sealed=True, key=SecretStr("gsk_old")))],
+    "key-empty-in-letta": [in_row(reading=KeyReading(KeyMatch.NOTHING, sealed=True))],
+    "key-erased": [
+        lambda evidence: stored(key_text=None)(in_row(reading=KeyReading(KeyMatch.NOTHING))(evidence)),
+        lambda evidence: in_letta(bare=frozenset({"byok-groq"}))(
+            in_row(reading=KeyReading(KeyMatch.NOTHING))(evidence)
+        ),
+    ],
+    "key-sealed-otherwise": [in_row(reading=KeyReading(KeyMatch.UNREADABLE, sealed=True))],
+    "key-plaintext": [in_row(reading=PLAINTEXT)],
+    "provider-duplicate": [
+        duplicate,
+        lambda evidence: duplicate(agent(provider="groq-2", category="byok")(evidence)),
+    ],
+    "agent-ignores-key": [agent(endpoint_type="groq")],
+    "agent-proxy-handle": [agent(handle="openai-proxy/gpt-oss-120b")],
+    "agent-window-small": [agent(window=8192)],
+    "agent-address-old": [agent(endpoint="https://old.example/v1")],
+    "agent-provider-gone": [
+        agent(provider="gone"),
+        agent(provider="gone", endpoint="https://old.example/v1"),
+    ],
+    "agent-sends-lettas-key": [agent(category="base")],
+    "agent-cannot-stream": [agent(agent_type="memgpt_agent"), agent(agent_type="memgpt_agent", category="base")],
+    "agent-client-refused": [agent(endpoint_type="openai")],
+    "agent-summaries-elsewhere": [agent(compaction="cerebras/gpt-oss-120b")],
+    "agent-model-gone": [agent(model="gone", handle="cerebras/gone")],
+    "receipt-refused": [lambda e: replace(e, probes={"byok-groq": ProbeResult(Receipt.REFUSED, "it's no")})],
+    "receipt-failed": [lambda e: replace(e, probes={"byok-groq": ProbeResult(Receipt.FAILED, "it's no")})],
+    "env-file-readable": [configured(env_file=Path(".env"), env_mode=0o644, secrets_in_file=True)],
+    "letta-open": [in_letta(open=True, rows=())],
+    "keys-readable": [lambda evidence: in_letta(open=True)(stored(key_text="gsk_plain")(evidence))],
+    "letta-beyond-loopback": [in_letta(process=replace(PROCESS, listens=("0.0.0.0",)))],
+    "letta-over-plain-http": [in_letta(base_url="http://letta.example:8283")],
+    "base-keys-in-letta": [
+        in_letta(process=replace(PROCESS, base_keys=("OPENAI_API_KEY",))),
+        in_letta(process=None, base=frozenset({"letta", "openai"})),
+    ],
+}
+
+
+def test_every_code_of_the_table_has_a_case() -> None:
+    """The table and the cases below have the same codes."""
+    assert set(CASES) == set(finding_table())
+
+
+@pytest.mark.parametrize(
+    ("code", "change"), [(code, change) for code, changes in CASES.items() for change in changes]
+)
+def test_a_finding_has_complete_texts(code: str, change: Change) -> None:
+    """Some evidence leads to each code, and no text of the finding lacks a value."""
+    findings = [outcome for outcome in check(change(healthy())) if isinstance(outcome, Finding)]
+    reported = next(one for one in findings if one.code == code)
+    remedy = reported.remedy
+    for text in (reported.summary, reported.cause, remedy.text, remedy.command or "", *(remedy.setting or ())):
+        assert not re.search(r"\bNone\b|[{}]", text or ""), text
+    for text in (reported.summary, remedy.text):
+        assert text[-1] in ".'" or text.startswith("Switch each"), text
+
+
+def test_codes_in_the_source_are_those_of_the_table() -> None:
+    """Every code that the source names is in the table, and every code of the table is named in the source."""
+    table = finding_table()
+    cases = {case for entry in table.values() for case in entry.get("cases", {})}
+    names = {kind.value for kind in RemarkKind}
+    for path in Path(isabella.doctor.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                names |= set(re.findall(r"^[a-z]+(?:-[a-z]+)+$", node.value))
+    assert names - {"utf-8"} - cases == set(table)
+
+
+def test_entries_refer_to_codes_and_facts_that_exist() -> None:
+    """`explained_by` and `facts` name existing codes and facts, in special cases, too."""
+    known = set(re.findall(r"^\| ([RPOMC]\d+) \|", (DOCS / "facts.md").read_text(), re.MULTILINE))
+    for entry in finding_table().values():
+        for texts in (entry, *entry.get("cases", {}).values()):
+            assert set(texts.get("explained_by", ())) <= set(finding_table())
+            assert set(texts.get("facts", ())) <= known
+
+
+def table_of_codes() -> str:
+    """The table of codes in docs/doctor.md."""
+    rows = ["| Code | Layer | Severity | Summary |", "|---|---|---|---|"]
+    for code, entry in finding_table().items():
+        summary = re.sub(r"\{(\w+)\}", lambda place: place[1].upper(), entry["summary"])
+        rows.append(f"| `{code}` | {Layer(entry['layer']).heading} | {entry['severity']} | {summary} |")
+    return "\n".join(rows) + "\n"
+
+
+def test_the_documentation_has_every_code() -> None:
+    """docs/doctor.md lists the codes; `python tests/unit/test_doctor_diagnosis.py` prints the list."""
+    assert table_of_codes() in (DOCS / "doctor.md").read_text()
+
+
+if __name__ == "__main__":
+    print(table_of_codes(), end="")

@@ -26,7 +26,7 @@ SEED = {
 
 def ids(text: str) -> list[str]:
     """What is recognised in a text."""
-    return [one.symptom.id for one in recognise(text)]
+    return [one.message.id for one in recognise(text)]
 
 
 @pytest.mark.parametrize(("symptom", "example"), EXAMPLES)
@@ -39,9 +39,9 @@ def test_examples_are_recognised(symptom: str, example: str) -> None:
 def test_the_seed_document_s_messages(text: str, symptom: str) -> None:
     """Each message of the mission's document is recognised, broken lines and typography included, and put right."""
     (one,) = recognise(text)
-    assert one.symptom.id == symptom
-    assert one.symptom.seed
-    assert one.symptom.correction
+    assert one.message.id == symptom
+    assert one.message.seed
+    assert one.message.correction
 
 
 @pytest.mark.parametrize("symptom", known_messages(), ids=lambda one: one.id)
@@ -72,7 +72,7 @@ def test_a_log_is_counted() -> None:
     """In a log each message is told once, with how often it was met; lines in between do not matter."""
     line = "Letta.letta.schemas.secret - WARNING - No encryption key configured. Storing Secret value as plaintext"
     log = [line, "INFO - nothing", line, "\x1b[31mConnect call failed ('127.0.0.1', 5432)\x1b[0m", line]
-    found = {one.symptom.id: one.count for one in recognise_in(log)}
+    found = {one.message.id: one.count for one in recognise_in(log)}
     assert found == {"no-encryption-key": 3, "database-refused": 1}
 
 
@@ -114,7 +114,7 @@ def table() -> str:
 
 
 def test_the_documentation_has_the_table() -> None:
-    """docs/doctor.md shows the table as the data have it; `python tests/unit/test_doctor_symptoms.py` prints it."""
+    """docs/doctor.md shows the table as the data have it; `python tests/unit/test_doctor_log_table.py` prints it."""
     assert table() in (DOCS / "doctor.md").read_text()
 
 

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from isabella.embedded import Step, install, sdist
-from isabella.embedded.paths import InstancePaths
+from isabella.embedded.instance import InstancePaths
 from isabella.errors import InstallFailed
 
 RELEASE = "9.9.9"
@@ -181,5 +181,5 @@ def test_two_last_migrations_are_refused(tmp_path: Path) -> None:
     (tmp_path / "b.py").write_text('revision = "b"\ndown_revision = ("a",)')
     assert install.migration_head(tmp_path) == "b"
     (tmp_path / "c.py").write_text('revision = "c"\ndown_revision = "a"')
-    with pytest.raises(InstallFailed, match="ends in 2"):
+    with pytest.raises(InstallFailed, match="but have 2"):
         install.migration_head(tmp_path)

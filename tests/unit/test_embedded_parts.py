@@ -27,16 +27,13 @@ from isabella.embedded import (
     DEFAULT_RELEASE,
     Letta,
     Server,
-    environments,
+    child_processes,
+    instance,
     launch,
-    logs,
-    orphan_processes,
-    ports,
     postgres,
     program,
-    secrets,
 )
-from isabella.embedded.paths import InstancePaths, make_home, make_private
+from isabella.embedded.instance import InstancePaths, make_home, make_private
 from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.program import ServerRun
 from isabella.embedded.progress import Step
@@ -96,12 +93,12 @@ def taken() -> Iterator[int]:
 
 def test_a_taken_port_is_not_chosen(taken: int) -> None:
     """Neither one that is in use, nor one that another instance counts on."""
-    assert not ports.is_free(taken)
-    other = ports.choose(taken)
+    assert not instance.is_port_free(taken)
+    other = instance.choose_port(taken)
     assert other != taken
-    assert ports.is_free(other)
-    assert ports.choose(other) == other
-    assert ports.choose(other, avoid={other}) != other
+    assert instance.is_port_free(other)
+    assert instance.choose_port(other) == other
+    assert instance.choose_port(other, avoid={other}) != other
 
 
 def test_a_port_on_all_addresses_is_taken_too() -> None:
@@ -109,7 +106,7 @@ def test_a_port_on_all_addresses_is_taken_too() -> None:
     with closing(socket.socket()) as listener:
         listener.bind(("0.0.0.0", 0))
         listener.listen()
-        assert not ports.is_free(listener.getsockname()[1])
+        assert not instance.is_port_free(listener.getsockname()[1])
 
 
 @pytest.mark.parametrize("goes_away", [False, True])
@@ -151,7 +148,7 @@ def test_a_letta_that_ends_for_another_reason_is_not_started_again(
 
 def starting(
     home: Path, start: Callable[..., ServerRun], steps: list[Step], monkeypatch: pytest.MonkeyPatch
-) -> tuple[Letta, ports.Ports]:
+) -> tuple[Letta, instance.Ports]:
     """Start Letta's process as told; the server that came up, and the ports that are remembered."""
     server = Server(home, master_key=SecretStr("ab" * 32))
     make_home(server.paths.home)
@@ -159,7 +156,7 @@ def starting(
         make_private(folder)
     monkeypatch.setattr(program, "start", start)
     letta = server._start_letta(Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True), steps.append)
-    remembered = ports.load_ports(server.paths.ports_file)
+    remembered = instance.load_ports(server.paths.ports_file)
     assert remembered is not None
     return letta, remembered
 
@@ -167,35 +164,35 @@ def starting(
 def test_ports_are_remembered(tmp_path: Path) -> None:
     """A damaged record is none."""
     path = tmp_path / "ports.json"
-    assert ports.load_ports(path) is None
-    ports.save_ports(path, ports.Ports(letta=1234, postgres=4321))
-    assert ports.load_ports(path) == ports.Ports(letta=1234, postgres=4321)
+    assert instance.load_ports(path) is None
+    instance.save_ports(path, instance.Ports(letta=1234, postgres=4321))
+    assert instance.load_ports(path) == instance.Ports(letta=1234, postgres=4321)
     path.write_text('{"letta": 12')
-    assert ports.load_ports(path) is None
+    assert instance.load_ports(path) is None
 
 
 def test_a_secret_is_made_once_and_private(tmp_path: Path) -> None:
     """A file that was opened to others is closed again."""
     path = tmp_path / "master-key"
-    assert secrets.load_secret(path) is None
-    made = secrets.load_or_create_secret(path)
+    assert instance.load_secret(path) is None
+    made = instance.load_or_create_secret(path)
     assert len(bytes.fromhex(made.get_secret_value())) == 32
     assert path.stat().st_mode & 0o777 == 0o600
     path.chmod(0o644)
-    assert secrets.load_or_create_secret(path) == made
+    assert instance.load_or_create_secret(path) == made
     assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_fingerprint_knows_its_key_and_holds_nothing_of_it() -> None:
     """Two of one key differ; "no key" is a key of its own."""
     key, other = SecretStr("ab" * 32), SecretStr("cd" * 32)
-    kept = secrets.fingerprint(key)
-    assert secrets.matches_fingerprint(key, kept)
-    assert not secrets.matches_fingerprint(other, kept)
-    assert not secrets.matches_fingerprint(None, kept)
-    assert secrets.matches_fingerprint(None, secrets.fingerprint(None))
-    assert not secrets.matches_fingerprint(key, secrets.fingerprint(None))
-    assert kept != secrets.fingerprint(key)
+    kept = instance.fingerprint(key)
+    assert instance.matches_fingerprint(key, kept)
+    assert not instance.matches_fingerprint(other, kept)
+    assert not instance.matches_fingerprint(None, kept)
+    assert instance.matches_fingerprint(None, instance.fingerprint(None))
+    assert not instance.matches_fingerprint(key, instance.fingerprint(None))
+    assert kept != instance.fingerprint(key)
     assert key.get_secret_value() not in kept
 
 
@@ -252,17 +249,17 @@ def test_vendor_keys_do_not_pass() -> None:
         "HOME": "/root",
     }
     for passed in (
-        environments.offline_environment(planted),
-        environments.network_environment(planted),
-        environments.install_environment(planted),
+        child_processes.offline_environment(planted),
+        child_processes.network_environment(planted),
+        child_processes.install_environment(planted),
     ):
         assert CANARY not in passed.values()
         assert passed["PATH"] == "/bin"
         assert not {"VIRTUAL_ENV", "PYTHONPATH"} & passed.keys()
-    networked = environments.network_environment(planted)
+    networked = child_processes.network_environment(planted)
     assert networked["HTTPS_PROXY"] == "http://proxy:3128"
     assert networked["NO_PROXY"] == "corp,127.0.0.1,localhost,::1"
-    assert environments.install_environment(planted)["UV_DEFAULT_INDEX"] == "https://index"
+    assert child_processes.install_environment(planted)["UV_DEFAULT_INDEX"] == "https://index"
 
 
 def test_the_servers_environment_is_its_own(tmp_path: Path) -> None:
@@ -314,27 +311,27 @@ def test_only_letta_is_healthy(status: int, body: str, version: str | None, http
 
 def test_nothing_on_the_port_is_not_healthy() -> None:
     """A refused connection is an answer too."""
-    assert program.health(ports.choose(0)) is None
+    assert program.health(instance.choose_port(0)) is None
 
 
 def test_the_last_lines_of_a_log(tmp_path: Path) -> None:
     """However long it is; secrets are taken out; no log has no lines."""
     path = tmp_path / "log"
-    assert logs.tail(path, 5) == []
-    secret = secrets.load_or_create_secret(tmp_path / "secret").get_secret_value()
+    assert child_processes.tail_log(path, 5) == []
+    secret = instance.load_or_create_secret(tmp_path / "secret").get_secret_value()
     path.write_text("".join(f"line {number} {'x' * 100}\n" for number in range(5000)) + f"the key is {secret}\n")
-    last = logs.tail(path, 3)
+    last = child_processes.tail_log(path, 3)
     assert [line.split()[1] for line in last] == ["4998", "4999", "key"]
     assert secret not in last[-1]
-    assert logs.tail(path, 0) == []
-    assert str(path) in logs.quoted(path)
+    assert child_processes.tail_log(path, 0) == []
+    assert str(path) in child_processes.quote_log(path)
 
 
 def test_a_log_is_followed_over_its_rotation(tmp_path: Path) -> None:
     """Whole lines only, from now on, also when the file starts anew."""
     path = tmp_path / "log"
     path.write_text("old\n" * 10)
-    following = logs.follow(path, every=0.01)
+    following = child_processes.follow_log(path, every=0.01)
     seen: list[str] = []
     reader = Thread(target=lambda: seen.extend(islice(following, 3)), daemon=True)
     reader.start()
@@ -351,13 +348,13 @@ def test_a_log_is_followed_over_its_rotation(tmp_path: Path) -> None:
 
 def test_a_large_log_is_put_aside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not grow for ever."""
-    monkeypatch.setattr(logs, "_TOO_LARGE", 10)
+    monkeypatch.setattr(child_processes, "_TOO_LARGE", 10)
     path = tmp_path / "log"
     path.write_text("small")
-    logs.rotate(path)
+    child_processes.rotate_log(path)
     assert path.exists()
     path.write_text("much too large")
-    logs.rotate(path)
+    child_processes.rotate_log(path)
     assert not path.exists()
     assert (tmp_path / "log.1").read_text() == "much too large"
 
@@ -371,7 +368,7 @@ def test_a_stray_is_found_by_its_mark_and_nothing_else_is(tmp_path: Path) -> Non
         subprocess.Popen([*command, str(tmp_path / "a")]),
     ]
     try:
-        assert orphan_processes.stop("--instance", tmp_path / "a") == 1
+        assert child_processes.stop_orphans("--instance", tmp_path / "a") == 1
         assert not psutil.pid_exists(stray.pid)
         assert [other.poll() for other in others] == [None, None]
     finally:
@@ -395,7 +392,7 @@ def test_the_command_line_means_the_same_defaults() -> None:
 def test_the_default_places_are_plain_paths(tmp_path: Path) -> None:
     """Without root, the database lies with the rest of the instance."""
     paths = InstancePaths(tmp_path)
-    at_home, _ = postgres._places(paths, None)
+    at_home, _ = postgres._clusters(paths, None)
     assert at_home.data.parent == paths.folder
     assert json.dumps(str(at_home.data))
 

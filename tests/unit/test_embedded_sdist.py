@@ -13,6 +13,7 @@ from pytest_httpserver import HTTPServer
 
 from isabella.embedded import Step, sdist
 from isabella.errors import InstallFailed
+from isabella.letta.releases import pinned_hashes
 
 JSON = "application/vnd.pypi.simple.v1+json"
 RELEASE = "9.9.9"
@@ -73,7 +74,7 @@ def test_a_release_without_a_pinned_hash_is_said_to_be_so(
     """Where only the index vouches for a file, the operator is told."""
     offer(httpserver, archive())
     sdist.fetch(RELEASE, tmp_path, events.append, index=index)
-    assert any(event.state == "note" and "only the index vouches" in event.detail for event in events)
+    assert any(event.state == "note" and "verified only against the index" in event.detail for event in events)
 
 
 def test_a_known_release_must_have_its_pinned_hash(
@@ -133,7 +134,7 @@ def test_pip_is_asked_where_the_index_is_no_use(
     monkeypatch.setattr(sdist, "_from_pip", lambda *_: brought)
     monkeypatch.setattr(sdist, "pinned_hashes", lambda: {RELEASE: hashlib.sha256(brought.read_bytes()).hexdigest()})
     assert sdist.fetch(RELEASE, tmp_path, events.append, index=index) == brought
-    assert any("asking pip instead" in event.detail for event in events)
+    assert any("using pip instead" in event.detail for event in events)
     assert not any("hunter22" in event.detail for event in events)
 
 
@@ -194,5 +195,5 @@ def test_an_archive_that_is_no_letta_is_refused(content: bytes, tmp_path: Path) 
 
 def test_every_release_of_the_facts_is_pinned() -> None:
     """The releases that were measured can be installed without trusting the index."""
-    assert set(sdist.pinned_hashes()) == {f"0.16.{patch}" for patch in (0, 1, 2, 4, 5, 6, 7, 8)}
-    assert all(len(value) == 64 for value in sdist.pinned_hashes().values())
+    assert set(pinned_hashes()) == {f"0.16.{patch}" for patch in (0, 1, 2, 4, 5, 6, 7, 8)}
+    assert all(len(value) == 64 for value in pinned_hashes().values())

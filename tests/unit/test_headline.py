@@ -130,7 +130,7 @@ def test_what_a_turn_shows_of_the_vendor(code: Code) -> None:
 def test_readiness_tells_the_worse_fact() -> None:
     """A backend whose keys are proven is degraded where a vendor refuses, says why, and goes on serving."""
     readiness = Readiness()
-    readiness.settle(report(GOOD))
+    readiness.record(report(GOOD))
     assert (readiness.status, readiness.reasons) == (Phase.READY, [])
     readiness.vendors.observe("cerebras", VendorState.REFUSES_KEY, "401: no")
     assert (readiness.phase, readiness.status, readiness.serving) == (Phase.READY, Phase.DEGRADED, True)
@@ -143,28 +143,28 @@ def test_another_key_makes_what_was_seen_of_the_former_one_void() -> None:
     """After a write without the vendor's word nothing is known, neither good nor bad; with it, that is known."""
     readiness = Readiness()
     readiness.vendors.observe("cerebras", VendorState.REFUSES_KEY, "401: no")
-    readiness.settle(report(replace(MENDED, action=Action.UPDATE)))
+    readiness.record(report(replace(MENDED, action=Action.UPDATE)))
     assert readiness.vendors.of("cerebras").state is VendorState.NOT_ASKED
     answered = VendorAnswer(KeyVerdict.ACCEPTED, "4 models", 200).vendor_status
-    readiness.settle(report(replace(MENDED, vendor_status=answered)))
+    readiness.record(report(replace(MENDED, vendor_status=answered)))
     assert readiness.vendors.of("cerebras") == answered
 
 
 def test_a_later_part_does_not_void_what_was_seen_since() -> None:
     """What an earlier sync has written is in the report still; only what this one has done counts."""
     readiness, other = Readiness(), replace(GOOD, name="byok-groq")
-    readiness.settle(report(MENDED, other))
+    readiness.record(report(MENDED, other))
     readiness.vendors.observe("cerebras", VendorState.ANSWERS, "it answered")
-    readiness.settle(report(MENDED, other), report(other))
+    readiness.record(report(MENDED, other), report(other))
     assert readiness.vendors.of("cerebras").state is VendorState.ANSWERS
 
 
 def test_a_refused_key_that_is_not_stored_says_nothing_of_the_stored_one() -> None:
     """The sync's own report tells it; when the former key is configured again, nothing of it is left."""
     readiness = Readiness()
-    readiness.settle(report(replace(REFUSED, vendor_status=seen(VendorState.REFUSES_KEY))))
-    assert headline(readiness.seen(readiness.report or report())).level is Level.PROBLEM
-    readiness.settle(report(GOOD))
+    readiness.record(report(replace(REFUSED, vendor_status=seen(VendorState.REFUSES_KEY))))
+    assert headline(readiness.with_vendors(readiness.report or report())).level is Level.PROBLEM
+    readiness.record(report(GOOD))
     assert readiness.vendors.of("cerebras").state is VendorState.NOT_ASKED
 
 
@@ -185,10 +185,10 @@ def test_a_refresh_of_the_models_tells_of_the_vendor(verdict: KeyVerdict, state:
     """The nightly refresh asks with the configured key, which says something only where Letta holds it."""
     census = ModelRefresh(at(0), (ProviderModels("cerebras", answer=VendorAnswer(verdict, "said", 200)),))
     readiness = Readiness()
-    readiness.settle(report(GOOD))
-    readiness.counted(census)
+    readiness.record(report(GOOD))
+    readiness.record_model_refresh(census)
     assert readiness.vendors.of("cerebras").state is state
     elsewhere = Readiness()
-    elsewhere.settle(report(DRIFTED))
-    elsewhere.counted(census)
+    elsewhere.record(report(DRIFTED))
+    elsewhere.record_model_refresh(census)
     assert elsewhere.vendors.of("cerebras").state is VendorState.NOT_ASKED

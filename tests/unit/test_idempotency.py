@@ -122,12 +122,12 @@ def test_a_count_that_is_none(count: str) -> None:
 async def test_a_repeat_joins_the_turn_that_goes_on() -> None:
     """The message is said once, whether the first client is still there or not, and both hear all of it."""
     async with opened() as (repeats, turn_service):
-        first = await repeats.on_event(FIRST, "Isabella", "Hello")
+        first = await repeats.join(FIRST, "Isabella", "Hello")
         await begun(first)
-        second = await repeats.on_event(SECOND, "Isabella", "Hello")
+        second = await repeats.join(SECOND, "Isabella", "Hello")
         first.leave()
         second.leave()
-        third = await repeats.on_event(THIRD, "Isabella", "Hello")
+        third = await repeats.join(THIRD, "Isabella", "Hello")
         let_go(turn_service.turns[0])
         assert await heard(third) == ["turn", "text", "end"]
         assert not turn_service.turns[0].stopped.is_set()
@@ -137,19 +137,19 @@ async def test_a_repeat_joins_the_turn_that_goes_on() -> None:
 async def test_a_repeat_after_the_end_gets_the_answer() -> None:
     """An answer that came when nobody was there to hear it is kept for the repeat."""
     async with opened() as (repeats, turn_service):
-        first = await repeats.on_event(FIRST, "Isabella", "Hello")
+        first = await repeats.join(FIRST, "Isabella", "Hello")
         await begun(first)
         first.leave()
         let_go(turn_service.turns[0])
-        await first.shared.over.wait()
-        assert await heard(await repeats.on_event(SECOND, "Isabella", "Hello")) == ["turn", "text", "end"]
+        await first.shared.finished.wait()
+        assert await heard(await repeats.join(SECOND, "Isabella", "Hello")) == ["turn", "text", "end"]
         assert len(turn_service.turns) == 1
 
 
 async def test_a_client_that_repeats_nothing() -> None:
     """Where the client does not count its retries, its turn is stopped as soon as it has gone."""
     async with opened() as (repeats, turn_service):
-        first = await repeats.on_event(TurnRequest(b"body"), "Isabella", "Hello")
+        first = await repeats.join(TurnRequest(b"body"), "Isabella", "Hello")
         await begun(first)
         first.leave()
         assert turn_service.turns[0].stopped.is_set()
@@ -159,21 +159,21 @@ async def test_a_client_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch)
     """A turn that nobody asks for again is stopped; then the agent is free for a late repeat, which says it anew."""
     monkeypatch.setattr(module, "SECONDS_FOR_REPEAT", 0.0)
     async with opened() as (repeats, turn_service), anyio.create_task_group() as tasks:
-        first = await repeats.on_event(FIRST, "Isabella", "Hello")
+        first = await repeats.join(FIRST, "Isabella", "Hello")
         await begun(first)
         first.leave()
         await turn_service.turns[0].stopped.wait()
         late: list[Subscription] = []
 
         async def repeat() -> None:
-            late.append(await repeats.on_event(SECOND, "Isabella", "Hello"))
+            late.append(await repeats.join(SECOND, "Isabella", "Hello"))
 
         tasks.start_soon(repeat)
         await anyio.wait_all_tasks_blocked()
         # What is stored of the first one is not known before it is over.
         assert late == []
         let_go(turn_service.turns[0])
-        await first.shared.over.wait()
+        await first.shared.finished.wait()
         await anyio.wait_all_tasks_blocked()
         let_go(turn_service.turns[1])
         assert await heard(late[0]) == ["turn", "text", "end"]
@@ -182,18 +182,18 @@ async def test_a_client_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch)
 async def test_an_answer_belongs_to_its_question() -> None:
     """Who has got an answer asks anew, whatever the count says; and so does who begins to count anew."""
     async with opened() as (repeats, turn_service):
-        first = await repeats.on_event(FIRST, "Isabella", "Yes")
+        first = await repeats.join(FIRST, "Isabella", "Yes")
         await begun(first)
         let_go(turn_service.turns[0])
         assert await heard(first) == ["turn", "text", "end"]
         first.shared.answered = True
         first.leave()
-        again = await repeats.on_event(SECOND, "Isabella", "Yes")
+        again = await repeats.join(SECOND, "Isabella", "Yes")
         await begun(again)
         assert len(turn_service.turns) == 2
         again.leave()
         # Nobody comes back for the second one.
-        await begun(await repeats.on_event(FIRST, "Isabella", "Yes"))
+        await begun(await repeats.join(FIRST, "Isabella", "Yes"))
         assert turn_service.turns[1].stopped.is_set()
         assert len(turn_service.turns) == 3
 
@@ -202,20 +202,20 @@ async def test_a_key_tells_a_repeat_of_what_was_answered() -> None:
     """With an Idempotency-Key an answer that was lost on the way is given again."""
     keyed = TurnRequest(b"body", None, "key")
     async with opened() as (repeats, turn_service):
-        first = await repeats.on_event(keyed, "Isabella", "Hello")
+        first = await repeats.join(keyed, "Isabella", "Hello")
         await begun(first)
         let_go(turn_service.turns[0])
         assert await heard(first) == ["turn", "text", "end"]
         first.shared.answered = True
         first.leave()
-        assert await heard(await repeats.on_event(keyed, "Isabella", "Hello")) == ["turn", "text", "end"]
+        assert await heard(await repeats.join(keyed, "Isabella", "Hello")) == ["turn", "text", "end"]
         assert len(turn_service.turns) == 1
 
 
 async def test_a_client_that_goes_in_the_middle_of_a_stream() -> None:
     """Once a response has begun the official client repeats nothing, so the turn is stopped at once."""
     async with opened() as (repeats, turn_service):
-        first = await repeats.on_event(FIRST, "Isabella", "Hello")
+        first = await repeats.join(FIRST, "Isabella", "Hello")
         await begun(first)
         first.shared.answered = True
         first.leave()
@@ -226,7 +226,7 @@ async def test_a_turn_that_cannot_begin() -> None:
     """The error comes to the one who asked, and a repeat tries again."""
     async with opened() as (repeats, _):
         for request in (FIRST, SECOND):
-            hearing = await repeats.on_event(request, "Nobody", "Hello")
+            hearing = await repeats.join(request, "Nobody", "Hello")
             with pytest.raises(AgentUnknown):
                 await heard(hearing)
             hearing.leave()

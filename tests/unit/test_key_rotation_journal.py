@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from isabella.embedded import key_rotation, secrets
+from isabella.embedded import instance, key_rotation
+from isabella.embedded.instance import InstancePaths, make_private
 from isabella.embedded.key_rotation import RotationJournal
-from isabella.embedded.paths import InstancePaths, make_private
 from isabella.embedded.progress import no_progress
 
 KEPT, CONFIGURED = SecretStr("a1" * 32), SecretStr("b2" * 32)
@@ -27,16 +27,16 @@ def paths(tmp_path: Path) -> InstancePaths:
 
 def test_a_configured_key_that_was_taken_back_leaves_the_kept_one(paths: InstancePaths) -> None:
     """Letta was started under the kept key again, so that key stays known when the journal is put away."""
-    key_rotation.settle(paths, KEPT, no_progress, started=True)
+    key_rotation.finish(paths, KEPT, no_progress, started=True)
     assert RotationJournal.load(paths) is None
-    assert secrets.load_secret(paths.master_key_file) == KEPT
+    assert instance.load_secret(paths.master_key_file) == KEPT
     assert key_rotation.known_keys(paths) == [KEPT]
 
 
 @pytest.mark.parametrize("started", [True, False])
 def test_under_the_configured_key_the_kept_one_goes(paths: InstancePaths, started: bool) -> None:
     """When the change is done, the configuration has the key, and the kept one opens nothing any more."""
-    key_rotation.settle(paths, CONFIGURED, no_progress, started=started)
+    key_rotation.finish(paths, CONFIGURED, no_progress, started=started)
     assert RotationJournal.load(paths) is None
     assert not paths.master_key_file.exists()
     assert key_rotation.known_keys(paths, CONFIGURED) == [CONFIGURED]
@@ -44,6 +44,6 @@ def test_under_the_configured_key_the_kept_one_goes(paths: InstancePaths, starte
 
 def test_a_change_that_had_not_begun_is_dropped_with_its_key(paths: InstancePaths) -> None:
     """Letta ran under the kept key all the time: nothing is sealed under the other one."""
-    key_rotation.settle(paths, KEPT, no_progress, started=False)
+    key_rotation.finish(paths, KEPT, no_progress, started=False)
     assert RotationJournal.load(paths) is None
     assert key_rotation.known_keys(paths) == [KEPT]

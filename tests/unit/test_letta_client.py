@@ -17,8 +17,11 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnauthorized, LettaUnreachable, NotLetta
-from isabella.letta import providers
-from isabella.letta.providers import PAGE, LettaProviders
+from isabella.letta import http
+from isabella.letta.client import LettaClient
+from isabella.letta.http import LettaHttp
+from isabella.letta.providers import PAGE_SIZE as PAGE
+from isabella.letta.providers import LettaProviders
 from isabella.letta.releases import capabilities_of
 from isabella.letta.store import StoredProvider
 from isabella.system import redaction
@@ -45,8 +48,8 @@ def ask(
     """Call the store of the Letta there."""
 
     async def scenario() -> Result:
-        async with LettaProviders(base_url, password=password, timeout=timeout) as store:
-            return await call(store)
+        async with LettaClient(LettaHttp(base_url, password=password, timeout=timeout)) as letta:
+            return await call(letta.providers)
 
     return anyio.run(scenario)
 
@@ -209,7 +212,7 @@ def test_a_list_that_repeats_itself_is_an_error(httpserver: HTTPServer) -> None:
 
 def test_a_list_that_never_ends_is_an_error(httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that makes up new rows for ever is not listened to for ever."""
-    monkeypatch.setattr(providers, "_MOST_PAGES", 7)
+    monkeypatch.setattr(http, "_MOST_PAGES", 7)
     given = 0
     template = json.dumps([row(n, id="ID-%") for n in range(PAGE)])
 
@@ -297,9 +300,9 @@ def test_a_broken_connection_may_have_written() -> None:
         ):
             tasks.start_soon(listener.serve, drop)
             local_port = listener.extra(anyio.abc.SocketAttribute.local_port)
-            async with LettaProviders(f"http://127.0.0.1:{local_port}") as store:
+            async with LettaClient(LettaHttp(f"http://127.0.0.1:{local_port}")) as letta:
                 try:
-                    await create(store)
+                    await create(letta.providers)
                 except LettaUnreachable as raised:
                     error = raised
             tasks.cancel_scope.cancel()
@@ -409,8 +412,8 @@ def test_an_answer_that_breaks_off_is_read_again() -> None:
         ):
             tasks.start_soon(listener.serve, answer)
             local_port = listener.extra(anyio.abc.SocketAttribute.local_port)
-            async with LettaProviders(f"http://127.0.0.1:{local_port}") as store:
-                found = await store.all()
+            async with LettaClient(LettaHttp(f"http://127.0.0.1:{local_port}")) as letta:
+                found = await letta.providers.all()
             tasks.cancel_scope.cancel()
         return found
 

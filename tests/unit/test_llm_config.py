@@ -11,12 +11,13 @@ import anyio
 import pytest
 
 import isabella
-from isabella.agents import bindings
 from isabella.agents.metadata import KEY
+from isabella.agents.registry import AgentRegistry, BindingResult
+from isabella.letta.agents import AgentRow
 from isabella.letta.llm_config import Binding
 
 SOURCE = Path(isabella.__file__).parent
-ONLY = SOURCE / "agents" / "bindings.py"
+ONLY = SOURCE / "letta" / "llm_config.py"
 #: What Letta takes an `llm_config` by, whole or in parts.
 FIELDS = {"llm_config", "model_settings", "context_window_limit", "parallel_tool_calls"}
 HERE = Binding("cerebras", "gpt-oss-120b", "http://c/v1", 65_536)
@@ -65,20 +66,25 @@ class Letta:
             "agent_type": "letta_v1_agent",
         }
 
-    async def agent(self, _agent_id: str) -> dict[str, Any]:
+        self.agents = self.providers = self
+
+    async def get(self, _agent_id: str) -> AgentRow:
         """The agent as it is."""
-        return self.row
+        return AgentRow.model_validate(self.row)
 
-    async def patch(self, _path: str, update: dict[str, Any]) -> None:
+    async def update(self, _agent_id: str, fields: dict[str, Any]) -> None:
         """Change it."""
-        self.row |= update
+        self.row |= fields
+
+    async def find(self, _provider: str) -> None:
+        """No provider moves here."""
 
 
-def bind(letta: Letta, binding: Binding, **options: Any) -> bindings.BindingResult:
+def bind(letta: Letta, binding: Binding, **options: Any) -> BindingResult:
     """Bind the agent."""
 
-    async def bound() -> bindings.BindingResult:
-        return await bindings.bind(letta, "a", binding, **options)  # type: ignore[arg-type]
+    async def bound() -> BindingResult:
+        return await AgentRegistry(letta).bind("a", binding, **options)  # type: ignore[arg-type]
 
     return anyio.run(bound)
 
@@ -109,7 +115,7 @@ def test_a_lowered_limit_comes_back_and_other_metadata_stays() -> None:
     """What its owner wanted is noted with the agent, beside what else is noted there at the same moment."""
     letta = Letta({"model": "old", "max_tokens": 100_000}, {"owner": "x"})
     small, large = Binding("p", "m", "http://p/v1", 8192), Binding("p", "l", "http://p/v1", 200_000)
-    bind(letta, small, others={"metadata": {"owner": "x", "new": 1}})
+    bind(letta, small, changes={"metadata": {"owner": "x", "new": 1}})
     assert letta.row["metadata"] == {"owner": "x", "new": 1, KEY: {"max_tokens": {"wanted": 100_000, "to": 4096}}}
     bind(letta, Binding("p", "s", "http://p/v1", 4096))
     assert letta.row["llm_config"]["max_tokens"] == 2048

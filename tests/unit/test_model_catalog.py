@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.config.vendors import Vendor
 from isabella.errors import ModelUnknown
-from isabella.letta.llm_config import GENERIC, OPENAI, client_for
+from isabella.letta.releases import GENERIC, OPENAI, client_for
 from isabella.providers.desired import Desired
 from isabella.vendors.client import KeyVerdict, VendorAnswer
 

@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
+from isabella.letta.agents import AgentRow
 from isabella.turns import partial_history
 
 USER, CALL, RESULT = ("u", "user_message"), ("c", "tool_call_message"), ("r", "tool_return_message")
@@ -20,24 +21,29 @@ class Letta:
         self.rows = [{"id": id, "message_type": kind, "content": ""} for id, kind in stored]
         self.context = ["system", *(id for id, _ in stored)]
         self._run = [*self.rows]
+        self.agents = self.messages = self
 
-    async def get(self, path: str, **_query: Any) -> Any:
-        """The messages of the run, or the latest ones of the agent."""
-        return self._run if path.startswith("/v1/runs/") else self.rows
+    async def of_run(self, _run_id: str) -> list[dict[str, Any]]:
+        """The messages of the run."""
+        return self._run
 
-    async def agent(self, _agent_id: str) -> dict[str, Any]:
+    async def page(self, _agent_id: str, **_query: Any) -> list[dict[str, Any]]:
+        """The latest messages of the agent."""
+        return self.rows
+
+    async def get(self, agent_id: str) -> AgentRow:
         """The agent."""
-        return {"message_ids": self.context}
+        return AgentRow(id=agent_id, message_ids=self.context)
 
-    async def post(self, _path: str, body: dict[str, Any]) -> None:
+    async def capture(self, _agent_id: str, user_text: str, answer: str, *, model: str) -> None:
         """Capture."""
-        said = [("user_message", one["content"]) for one in body["request_messages"]]
-        for kind, text in [*said, ("assistant_message", body["response_dict"]["content"])]:
+        said = [("user_message", user_text)] if user_text else []
+        for kind, text in [*said, ("assistant_message", answer)]:
             self.rows.append({"id": f"new-{len(self.rows)}", "message_type": kind, "content": text})
 
-    async def patch(self, _path: str, body: dict[str, Any]) -> None:
+    async def update(self, _agent_id: str, fields: dict[str, Any]) -> None:
         """Show messages to the agent."""
-        self.context = body["message_ids"]
+        self.context = fields["message_ids"]
 
 
 @pytest.mark.parametrize(

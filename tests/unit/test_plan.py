@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from isabella.config.strategy import Strategy
 from isabella.config.vendors import known_vendors
 from isabella.letta.encryption import KeyMatch, KeyReading
-from isabella.letta.store import Capabilities, StoredProvider
+from isabella.letta.releases import Capabilities
+from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action, PlannedChange, ProviderState, plan, state_of
 

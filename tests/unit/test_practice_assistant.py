@@ -11,9 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from isabella.practice import assistant, situation, speech, strictness
-from isabella.practice.assistant import Reply
-from isabella.practice.situation import Call
+from isabella.practice import assistant, strictness
+from isabella.practice.prompt import Reply, ToolCall, read_prompt
 
 NOTE = "# NOTE: Line numbers shown below (with arrows like '1→') are to help during editing."
 
@@ -61,10 +60,10 @@ def ask(text: Any, *tools: dict[str, Any], before: list[Any] | None = None, **fi
     """The assistant's reply to a text after a system message and other messages."""
     messages = before if before is not None else [system(PERSONA, block("human", ""))]
     request = {"messages": [*messages, {"role": "user", "content": text}], "tools": list(tools)} | fields
-    return assistant.reply(situation.read(request), speaker="gpt-oss-120b at Cerebras")
+    return assistant.reply(read_prompt(request), identity="gpt-oss-120b at Cerebras")
 
 
-def used(call: Call, result: Any, *, status: str = "OK") -> list[dict[str, Any]]:
+def used(call: ToolCall, result: Any, *, status: str = "OK") -> list[dict[str, Any]]:
     """The messages of a tool's use: the call, and its result as Letta wraps it."""
     function = {"name": call.name, "arguments": json.dumps(call.arguments)}
     packed = json.dumps({"status": status, "message": result, "time": "2026-05-03 10:00:00 AM UTC+0000"})
@@ -75,41 +74,41 @@ def used(call: Call, result: Any, *, status: str = "OK") -> list[dict[str, Any]]
 
 
 REMEMBERED = [
-    ("Remember that my dog is called Rex", "The user's dog is called Rex."),
-    ("please remember: I live in Oslo.", "The user lives in Oslo."),
-    ("Don't forget that I'm allergic to nuts!", "The user is allergic to nuts."),
-    ("Hi Isabella, could you note down that I have two cats", "The user has two cats."),
-    ("Could you please remember that I play chess?", "The user plays chess."),
+    ("Remember that my dog is called Rex", "My dog is called Rex."),
+    ("please remember: I live in Oslo.", "I live in Oslo."),
+    ("Don't forget that I'm allergic to nuts!", "I'm allergic to nuts."),
+    ("Hi Isabella, could you note down that I have two cats", "I have two cats."),
+    ("Could you please remember that I play chess?", "I play chess."),
     ("Keep in mind that tea is better than coffee", "Tea is better than coffee."),
     (
         "Remember this: my sister studies physics and I study law",
-        "The user's sister studies physics and the user studies law.",
+        "My sister studies physics and I study law.",
     ),
 ]
 
 
 @pytest.mark.parametrize(("said", "written"), REMEMBERED)
 def test_writes_down_what_it_is_asked_to_remember(said: str, written: str) -> None:
-    """It calls `memory_insert` on the human block, with the fact in the third person."""
+    """It calls `memory_insert` on the human block, with the fact word for word."""
     reply = ask(said, INSERT, REPLACE, SEARCH)
-    assert reply.calls == (Call("memory_insert", {"label": "human", "new_string": written}),)
+    assert reply.calls == (ToolCall("memory_insert", {"label": "human", "new_string": written}),)
     assert reply.text == ""
 
 
 POINTED_AT = [
-    ("My name is Ada. Please remember that.", "", "The user's name is Ada."),
-    ("my name is Ada, please remember that!", "", "The user's name is Ada."),
-    ("Hi! I play chess. Could you please remember this for later?", "", "The user plays chess."),
-    ("I live in Oslo. I want you to remember that.", "", "The user lives in Oslo."),
-    ("I like tea. Note it down.", "", "The user likes tea."),
-    ("I like tea. Keep that in mind.", "", "The user likes tea."),
-    ("I like tea. Don't forget!", "", "The user likes tea."),
-    ("I like tea and milk. Remember both of these.", "", "The user likes tea and milk."),
-    ("Remember this. My name is Ada.", "", "The user's name is Ada."),
-    ("Remember that", "My name is Ada.", "The user's name is Ada."),
-    ("Yes, please remember that. Thanks!", "Hello! My name is Ada.", "The user's name is Ada."),
-    ("Remember that", "My name is Ada. Please remember that.", "The user's name is Ada."),
-    ("Save that in your memory.", "Remember that my dog is called Rex", "The user's dog is called Rex."),
+    ("My name is Ada. Please remember that.", "", "My name is Ada."),
+    ("my name is Ada, please remember that!", "", "My name is Ada."),
+    ("Hi! I play chess. Could you please remember this for later?", "", "I play chess."),
+    ("I live in Oslo. I want you to remember that.", "", "I live in Oslo."),
+    ("I like tea. Note it down.", "", "I like tea."),
+    ("I like tea. Keep that in mind.", "", "I like tea."),
+    ("I like tea. Don't forget!", "", "I like tea."),
+    ("I like tea and milk. Remember both of these.", "", "I like tea and milk."),
+    ("Remember this. My name is Ada.", "", "My name is Ada."),
+    ("Remember that", "My name is Ada.", "My name is Ada."),
+    ("Yes, please remember that. Thanks!", "Hello! My name is Ada.", "My name is Ada."),
+    ("Remember that", "My name is Ada. Please remember that.", "My name is Ada."),
+    ("Save that in your memory.", "Remember that my dog is called Rex", "My dog is called Rex."),
 ]
 
 
@@ -119,7 +118,7 @@ def test_writes_down_the_sentence_that_is_pointed_at(said: str, former: str, wri
     before = [system(PERSONA, block("human", ""))]
     before += [{"role": "user", "content": former}, {"role": "assistant", "content": "Thank you."}] if former else []
     assert ask(said, INSERT, before=before).calls == (
-        Call("memory_insert", {"label": "human", "new_string": written}),
+        ToolCall("memory_insert", {"label": "human", "new_string": written}),
     )
 
 
@@ -145,7 +144,7 @@ def test_asks_what_to_remember_where_nothing_was_told(said: str, former: str) ->
     assert (reply.text, reply.calls) == ("What would you like me to remember?", ())
     before += [{"role": "user", "content": said}, {"role": "assistant", "content": reply.text}]
     told = ask("My name is Ada.", INSERT, before=before)
-    assert told.calls == (Call("memory_insert", {"label": "human", "new_string": "The user's name is Ada."}),)
+    assert told.calls == (ToolCall("memory_insert", {"label": "human", "new_string": "My name is Ada."}),)
 
 
 @pytest.mark.parametrize("said", ["I remember that.", "I went to the store. It was closed.", "Thanks for the note."])
@@ -170,45 +169,45 @@ def test_never_writes_down_an_empty_text(words: list[str]) -> None:
 
 def test_says_so_when_it_is_written_down() -> None:
     """After the tool's result it answers in plain text."""
-    call = Call("memory_insert", {"label": "human", "new_string": "The user's dog is called Rex."})
+    call = ToolCall("memory_insert", {"label": "human", "new_string": "My dog is called Rex."})
     request = {
         "messages": [
             system(PERSONA, block("human", "")),
             {"role": "user", "content": "Remember that my dog is called Rex"},
-            *used(call, "The user's dog is called Rex."),
+            *used(call, "My dog is called Rex."),
         ],
         "tools": [INSERT],
     }
-    reply = assistant.reply(situation.read(request), speaker="x")
+    reply = assistant.reply(read_prompt(request), identity="x")
     assert (reply.text, reply.calls) == ("I will remember that.", ())
     request["messages"][-1]["content"] = json.dumps({"status": "Failed", "message": "Error: over its limit"})
-    assert "over its limit" in assistant.reply(situation.read(request), speaker="x").text
+    assert "over its limit" in assistant.reply(read_prompt(request), identity="x").text
 
 
 def test_knows_what_it_was_told_already() -> None:
     """A fact that a block holds is not written down twice."""
-    before = [system(PERSONA, block("human", "The user's dog is called Rex."))]
+    before = [system(PERSONA, block("human", "My dog is called Rex."))]
     reply = ask("Remember that my dog is called Rex!", INSERT, before=before)
     assert reply.calls == ()
-    assert reply.text == "I know that already: Your dog is called Rex."
+    assert reply.text == "I know that already: My dog is called Rex."
 
 
 @pytest.mark.parametrize("numbered", [False, True])
 @pytest.mark.parametrize(
     ("question", "answer"),
     [
-        ("What is my dog called?", "Your dog is called Rex."),
-        ("Do you remember the name of my dog?", "Your dog is called Rex."),
-        ("Where do I live?", "You live in Oslo."),
-        ("tell me where I live", "You live in Oslo."),
-        ("What do you like?", "I like lighthouses."),
-        ("What do you know about me?", "This is what I know: Your dog is called Rex. You live in Oslo."),
+        ("What is my dog called?", "I remember: My dog is called Rex."),
+        ("Do you remember the name of my dog?", "I remember: My dog is called Rex."),
+        ("Where do I live?", "I remember: I live in Oslo."),
+        ("tell me where I live", "I remember: I live in Oslo."),
+        ("What do you like?", "I remember: I like lighthouses."),
+        ("What do you know about me?", "I remember: My dog is called Rex. I live in Oslo."),
         ("Which car do I drive?", "I do not know that yet. You can ask me to remember it."),
     ],
 )
 def test_answers_from_its_blocks(question: str, answer: str, numbered: bool) -> None:
     """Whatever Letta's way to render blocks, what stands in them answers; what does not is not made up."""
-    facts = "The user's dog is called Rex.\nThe user lives in Oslo."
+    facts = "My dog is called Rex.\nI live in Oslo."
     reply = ask(question, INSERT, before=[system(PERSONA, block("human", facts, numbered=numbered))])
     assert (reply.text, reply.calls) == (answer, ())
 
@@ -216,9 +215,9 @@ def test_answers_from_its_blocks(question: str, answer: str, numbered: bool) -> 
 @pytest.mark.parametrize("question", ["What is my name?", "Do you know my name?", "Who am I?"])
 def test_knows_the_name_of_the_user(question: str) -> None:
     """It is the user's own, whoever else has one."""
-    facts = "The user's dog is called Rex.\nThe user's name is Ada.\nThe user's cat has a name."
-    assert ask(question, before=[system(PERSONA, block("human", facts))]).text == "Your name is Ada."
-    nobody = ask(question, before=[system(PERSONA, block("human", "The user's dog is called Rex."))])
+    facts = "My dog is called Rex.\nMy name is Ada.\nMy cat has a name."
+    assert ask(question, before=[system(PERSONA, block("human", facts))]).text == "I remember: My name is Ada."
+    nobody = ask(question, before=[system(PERSONA, block("human", "My dog is called Rex."))])
     assert nobody.text == "I do not know that yet. You can ask me to remember it."
 
 
@@ -231,7 +230,7 @@ def test_answers_from_the_conversation() -> None:
         {"role": "user", "content": [{"type": "text", "text": "My cat is called Kit now."}]},
         {"role": "assistant", "content": "Thank you."},
     ]
-    assert ask("What is my cat called?", before=before).text == "Your cat is called Kit now."
+    assert ask("What is my cat called?", before=before).text == "I remember: My cat is called Kit now."
 
 
 def test_empty_memory_says_so() -> None:
@@ -255,10 +254,8 @@ def test_chooses_a_block_that_fits() -> None:
 def test_uses_the_tools_that_it_is_offered() -> None:
     """Older and other tools are used as they are meant."""
     append = tool("core_memory_append", "label", "content", label=TEXT, content=TEXT)
-    memory = tool("memory", "command", command=TEXT, path=TEXT, insert_text=TEXT)
     said = "Remember that it rains"
     assert ask(said, append).calls[0].arguments == {"label": "human", "content": "It rains."}
-    assert ask(said, memory).calls[0].arguments["path"] == "/memories/human"
     assert ask(said, ARCHIVE).calls[0].arguments == {"content": "It rains."}
     archival = ask("Store in your archival memory that it rained on 3 May", INSERT, ARCHIVE).calls[0]
     assert (archival.name, archival.arguments) == ("archival_memory_insert", {"content": "It rained on 3 May."})
@@ -266,11 +263,11 @@ def test_uses_the_tools_that_it_is_offered() -> None:
 
 def test_changes_and_forgets() -> None:
     """A correction replaces the text that stands in a block; forgetting takes the line out."""
-    before = [system(PERSONA, block("human", "The user's dog is called Rex.\nThe user lives in Oslo."))]
+    before = [system(PERSONA, block("human", "My dog is called Rex.\nI live in Oslo."))]
     change = ask("Please change Rex to Max", INSERT, REPLACE, before=before).calls[0]
-    assert change == Call("memory_replace", {"label": "human", "old_string": "Rex", "new_string": "Max"})
+    assert change == ToolCall("memory_replace", {"label": "human", "old_string": "Rex", "new_string": "Max"})
     forget = ask("Forget where I live.", INSERT, REPLACE, before=before).calls[0]
-    assert forget.arguments == {"label": "human", "old_string": "The user lives in Oslo.", "new_string": ""}
+    assert forget.arguments == {"label": "human", "old_string": "I live in Oslo.", "new_string": ""}
     assert "nothing like that" in ask("Forget my shoe size", INSERT, REPLACE, before=before).text
 
 
@@ -278,16 +275,16 @@ def test_the_conversation_is_corrected_too() -> None:
     """What was told, then changed or forgotten, is not known as it was; orders are not facts."""
     told = [{"role": "user", "content": text} for text in ("Remember that my dog is called Rex", "I live in Oslo.")]
     changed = [system(PERSONA), *told, {"role": "user", "content": "Please change Rex to Max"}]
-    assert ask("What is my dog called?", before=changed).text == "Your dog is called Max."
+    assert ask("What is my dog called?", before=changed).text == "I remember: My dog is called Max."
     forgotten = [system(PERSONA), *told, {"role": "user", "content": "Forget my dog"}]
     assert "do not know" in ask("What is my dog called?", before=forgotten).text
-    assert ask("Where do I live?", before=forgotten).text == "You live in Oslo."
+    assert ask("Where do I live?", before=forgotten).text == "I remember: I live in Oslo."
 
 
 def test_searches_when_asked_to() -> None:
     """It searches the archive or the conversation, and answers from what came back."""
     call = ask("Search your archival memory for the trip to Rome", LOOK_UP).calls[0]
-    assert call == Call("archival_memory_search", {"query": "the trip to Rome"})
+    assert call == ToolCall("archival_memory_search", {"query": "the trip to Rome"})
     assert ask("look through our conversation for Rome", SEARCH).calls[0].arguments == {"query": "Rome"}
     asked = {"role": "user", "content": "Search your archival memory for the trip to Rome"}
     for result, expected in (
@@ -298,16 +295,18 @@ def test_searches_when_asked_to() -> None:
         ([], "I looked, but I found nothing about that."),
     ):
         messages = [system(PERSONA), asked, *used(call, result)]
-        reply = assistant.reply(situation.read({"messages": messages, "tools": [LOOK_UP]}), speaker="x")
+        reply = assistant.reply(read_prompt({"messages": messages, "tools": [LOOK_UP]}), identity="x")
         assert reply.text == expected
 
 
 def test_speaks_by_send_message_where_that_is_the_way() -> None:
     """Agents of the older types speak through a tool; their heartbeats and wrapped messages are understood."""
     wrapped = json.dumps({"type": "user_message", "message": "What is my dog called?", "time": "…"})
-    before = [system(block("human", "The user's dog is called Rex."))]
+    before = [system(block("human", "My dog is called Rex."))]
     reply = ask(wrapped, SEND, INSERT, before=before, tool_choice="required")
-    assert reply.calls == (Call("send_message", {"message": "Your dog is called Rex.", "request_heartbeat": False}),)
+    assert reply.calls == (
+        ToolCall("send_message", {"message": "I remember: My dog is called Rex.", "request_heartbeat": False}),
+    )
     insert = tool(
         "memory_insert", "label", "new_string", label=TEXT, new_string=TEXT, request_heartbeat={"type": "boolean"}
     )
@@ -315,7 +314,7 @@ def test_speaks_by_send_message_where_that_is_the_way() -> None:
     assert call.arguments["request_heartbeat"] is True
     heartbeat = {"role": "user", "content": json.dumps({"type": "heartbeat", "reason": "Function called"})}
     messages = [*before, {"role": "user", "content": "Remember that it rains"}, *used(call, "It rains."), heartbeat]
-    after = assistant.reply(situation.read({"messages": messages, "tools": [SEND, insert]}), speaker="x")
+    after = assistant.reply(read_prompt({"messages": messages, "tools": [SEND, insert]}), identity="x")
     assert after.calls[0].arguments["message"] == "I will remember that."
 
 
@@ -323,7 +322,7 @@ def test_obeys_a_forced_tool() -> None:
     """A forced tool is called with all that it requires; `none` calls nothing."""
     forced = {"type": "function", "function": {"name": "conversation_search"}}
     assert ask("Hello", INSERT, SEARCH, tool_choice=forced).calls == (
-        Call("conversation_search", {"query": "Hello"}),
+        ToolCall("conversation_search", {"query": "Hello"}),
     )
     assert ask("Hello", SEARCH, INSERT, tool_choice="required").calls[0].name == "conversation_search"
     assert ask("Remember that it rains", INSERT, tool_choice="none").calls == ()
@@ -358,14 +357,14 @@ def test_sleeptime_agent_tidies_up_and_finishes() -> None:
     tools = [INSERT, REPLACE, FINISH]
     written = []
     for _ in range(6):
-        reply = assistant.reply(situation.read({"messages": messages, "tools": tools}), speaker="x")
+        reply = assistant.reply(read_prompt({"messages": messages, "tools": tools}), identity="x")
         if not reply.calls:
             break
         written.append(reply.calls[0])
         messages += used(reply.calls[0], "OK")
     assert [call.name for call in written] == ["memory_insert"] * 3 + ["memory_finish_edits"]
     facts = [call.arguments.get("new_string") for call in written]
-    assert facts == ["The user's dog is called Rex.", "The user lives in Oslo.", "The user's name is Ada.", None]
+    assert facts == ["My dog is called Rex.", "I live in Oslo.", "My name is Ada.", None]
 
 
 def test_sums_up_when_letta_makes_room() -> None:
@@ -380,7 +379,9 @@ def test_sums_up_when_letta_makes_room() -> None:
     assert "my dog is called Rex" in reply.text
     assert "I live in Oslo." in reply.text
     summary = {"role": "user", "content": json.dumps({"type": "system_alert", "message": reply.text})}
-    assert ask("What is my dog called?", before=[system(PERSONA), summary]).text == "Your dog is called Rex."
+    assert (
+        ask("What is my dog called?", before=[system(PERSONA), summary]).text == "I remember: My dog is called Rex."
+    )
 
 
 @pytest.mark.parametrize(
@@ -400,15 +401,6 @@ def test_small_talk_that_tests_rely_on(said: str, answer: str) -> None:
 def test_long_answers_have_a_limit() -> None:
     """Nobody can make it count for ever."""
     assert ask("count to 999999999").text.split()[-1] == "5000"
-
-
-@pytest.mark.parametrize(
-    "fact", ["The user's dog is called Rex.", "The user lives in Oslo.", "The user has two cats."]
-)
-def test_facts_survive_being_told(fact: str) -> None:
-    """What is said to the user and written down again is the same fact."""
-    told = speech.to_the_user(fact).replace("Your", "My").replace("You ", "I ")
-    assert speech.about_the_user(told) == fact
 
 
 FIELDS = """
@@ -451,8 +443,8 @@ JSON = st.recursive(
 @given(st.dictionaries(st.sampled_from(["messages", "tools", "tool_choice", "model"]), JSON, max_size=4))
 def test_no_request_confuses_it(request: dict[str, Any]) -> None:
     """Whatever JSON object comes in, there is a reply, the same each time, and it can be sent."""
-    found = assistant.reply(situation.read(request), speaker="x")
-    assert found == assistant.reply(situation.read(request), speaker="x")
+    found = assistant.reply(read_prompt(request), identity="x")
+    assert found == assistant.reply(read_prompt(request), identity="x")
     json.dumps([call.arguments for call in found.calls])
     for vendor in ("mistral", "cerebras", "groq", "longcat"):
         strictness.objections(vendor, request)

@@ -15,7 +15,7 @@ import pytest
 
 from isabella.errors import PracticeError
 from isabella.practice import NAMES, PracticeVendors, VendorFault
-from isabella.practice.faults import FAIR, ActiveFaults, Faults
+from isabella.practice.vendor import ActiveFaults, Faults
 
 MODELS = {
     "cerebras": "gpt-oss-120b",
@@ -105,11 +105,11 @@ def test_share_of_the_requests_is_the_same_in_every_run() -> None:
     """A share is spread evenly, beginning with the first request."""
     faults = Faults()
     faults.add(VendorFault(status=500, share=0.25))
-    struck = [faults.befall("chat").fault is not None for _ in range(8)]
+    struck = [faults.take("chat").fault is not None for _ in range(8)]
     assert sum(struck) == 2
     faults.clear()
     faults.add(VendorFault(status=500, share=0.1))
-    assert sum(faults.befall("chat").fault is not None for _ in range(1000)) == 100
+    assert sum(faults.take("chat").fault is not None for _ in range(1000)) == 100
 
 
 def test_latency_before_the_answer_and_between_its_pieces(vendors: PracticeVendors) -> None:
@@ -130,9 +130,9 @@ def test_waits_add_up_and_other_endpoints_are_not_slowed() -> None:
     faults.add(VendorFault(latency=0.25, on="models"))
     faults.add(VendorFault(latency=0.5, on="models"))
     faults.add(VendorFault(between=0.125, on="chat"))
-    assert faults.befall("models") == ActiveFaults(latency=0.75)
-    assert faults.befall("chat") == ActiveFaults(between=0.125)
-    assert faults.befall("embeddings") == FAIR
+    assert faults.take("models") == ActiveFaults(latency=0.75)
+    assert faults.take("chat") == ActiveFaults(between=0.125)
+    assert faults.take("embeddings") == ActiveFaults()
 
 
 def test_slow_answers_do_not_hold_up_others(vendors: PracticeVendors) -> None:

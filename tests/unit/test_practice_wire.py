@@ -194,7 +194,7 @@ def test_tool_call_arguments_come_in_pieces(vendors: PracticeVendors) -> None:
     assert calls[0]["function"]["name"] == "archival_memory_insert"
     assert len(calls) > 2
     arguments = json.loads("".join(call["function"]["arguments"] for call in calls))
-    assert arguments == {"content": "The user's dog is called Rex."}
+    assert arguments == {"content": "My dog is called Rex."}
     assert found[-1]["choices"][0]["finish_reason"] == "tool_calls"
 
 

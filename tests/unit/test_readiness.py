@@ -113,10 +113,10 @@ def test_a_backend_whose_inside_has_ended_stops(
     redaction.remember(SECRET)
     monkeypatch.chdir(tmp_path)
     inside = Inside(error, after_sync=after_sync)
-    monkeypatch.setattr(run, "_wait_for", inside.wait)
-    monkeypatch.setattr(run, "_ensure", inside.sync)
+    monkeypatch.setattr(run, "_wait_for_letta", inside.wait)
+    monkeypatch.setattr(run, "_sync", inside.sync)
     monkeypatch.setattr(run, "open_agents", inside.reside)
-    monkeypatch.setattr(run, "_serve", _serve_a_while)
+    monkeypatch.setattr(run, "_run_server", _serve_a_while)
     environment = {"ISABELLA_HOME": str(tmp_path), "ISABELLA_PORT": "0", "LETTA_BASE_URL": "http://127.0.0.1:9"}
     assert run.serve(load_settings(environment=environment), inside.options) == 1
     (said,) = inside.said
@@ -143,7 +143,7 @@ def test_the_port_is_the_backend_s_while_letta_starts(tmp_path: Path, monkeypatc
         told.append(error.value)
         raise StartFailed("Enough was seen.")
 
-    monkeypatch.setattr(run, "_embedded", letta_starts)
+    monkeypatch.setattr(run, "_start_embedded", letta_starts)
     with pytest.raises(StartFailed):
         run.serve(settings, inside.options)
     assert [error.what for error in told] == [f"Port {port} of 127.0.0.1 cannot be used: Address already in use."]

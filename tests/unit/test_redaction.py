@@ -11,9 +11,12 @@ from urllib.parse import quote
 import pytest
 import structlog
 
+from isabella.cli.progress import show_progress
+from isabella.embedded import Step
 from isabella.system import redaction
 from isabella.system.logging import configure_logs
 from isabella.system.redaction import redact, redact_event
+from isabella.system.terminal import LogFormat, print_message
 
 
 def fresh(prefix: str = "csk-canary-", ending: str = "") -> str:
@@ -114,3 +117,36 @@ def test_logs_that_go_to_a_file_are_json_lines(capsys: pytest.CaptureFixture[str
     structlog.get_logger().info("an event", number=7)
     event = json.loads(capsys.readouterr().err)
     assert (event["event"], event["number"], event["level"]) == ("an event", 7, "info")
+
+
+@pytest.mark.parametrize(
+    ("log_format", "auto", "as_json"),
+    [
+        (LogFormat.AUTO, LogFormat.JSON, True),
+        (LogFormat.AUTO, LogFormat.TEXT, False),
+        (LogFormat.TEXT, LogFormat.JSON, False),
+        (LogFormat.JSON, LogFormat.TEXT, True),
+    ],
+)
+def test_log_lines_and_messages_have_one_format(
+    log_format: LogFormat, auto: LogFormat, as_json: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Log lines, messages of commands and progress lines are all JSON, or all text; secrets are in neither."""
+    secret = fresh()
+    configure_logs(log_format, auto=auto)
+    structlog.get_logger().warning("a log line", number=7)
+    print_message(f"a message with {secret}" if as_json else "a message", level="warning", number=7)
+    with show_progress() as progress:
+        progress(Step("postgres", "done", "started", 1.5))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    if as_json:
+        events = [json.loads(line) for line in lines]
+        assert all({"event", "level", "timestamp"} <= set(event) for event in events)
+        assert (events[1]["level"], events[1]["number"]) == ("warning", 7)
+        assert (events[2]["step"], events[2]["state"], events[2]["seconds"]) == ("postgres", "done", 1.5)
+        assert secret not in "".join(lines)
+    else:
+        assert "a log line" in lines[0]
+        assert not lines[0].startswith("{")
+        assert lines[1:] == ["warning: a message", "Postgres  started  1.5 s"]

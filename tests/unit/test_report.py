@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 from pydantic import TypeAdapter
 
-from isabella.cli.tables import console, report_table, show_report
+from isabella.cli.tables import report_table, show_report
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
-from isabella.server.api.providers import Provider
+from isabella.server.api.status import Provider
+from isabella.system.terminal import console
 from tests.support.sample_reports import DRIFTED, FOREIGN, IN_SYNC, REFUSED
 
 ENTRY = replace(IN_SYNC, models=3)

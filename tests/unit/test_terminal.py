@@ -23,14 +23,13 @@ from rich.text import Text
 from typer.testing import CliRunner
 
 import isabella
-from isabella.chat.line import TurnEvent
-from isabella.chat.screen import Terminal
+from isabella.chat.client import TurnEvent
+from isabella.chat.session import Screen
 from isabella.cli import app, main
 from isabella.cli.commands import commands
 from isabella.errors import IsabellaError
-from isabella.system.console import GuardedConsole
 from isabella.system.logging import configure_logs
-from isabella.system.terminal import clean, guard_output
+from isabella.system.terminal import clean, console, guard_output
 
 SOURCE = Path(isabella.__file__).parent
 
@@ -91,15 +90,15 @@ def _echo(text: str) -> None:
 
 
 def _console(text: str) -> None:
-    GuardedConsole().print(Text(text, style="bold"), text)
-    GuardedConsole(stderr=True).print(text)
+    console().print(Text(text, style="bold"), text)
+    console(stderr=True).print(text)
 
 
 def _table(text: str) -> None:
     table = Table(title=text)
     table.add_column(text)
     table.add_row(text)
-    GuardedConsole().print(table)
+    console().print(table)
 
 
 def _usage(text: str) -> None:
@@ -161,7 +160,7 @@ def test_colours_of_ours_stay_and_those_of_others_go(monkeypatch: pytest.MonkeyP
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     guard_output()
-    out = GuardedConsole(force_terminal=True, color_system="standard")
+    out = console(force_terminal=True, color_system="standard")
     out.print(Text("mine\x1b[31mtheirs", style="bold red"))
     out.print("[link=http://evil]x[/link] [red]y[/red] :smile:")
     assert stream.getvalue() == (
@@ -190,7 +189,7 @@ def test_a_chat_shows_each_event_clean(
     if terminal:
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("TERM", "xterm")
-    Terminal().show([TurnEvent(kind, EVENTS[kind])])
+    Screen().show([TurnEvent(kind, EVENTS[kind])])
     printed = "".join(capsys.readouterr())
     for own in ("\x1b[2m", "\x1b[31m", "\x1b[0m"):
         printed = printed.replace(own, "")
@@ -199,7 +198,7 @@ def test_a_chat_shows_each_event_clean(
 
 def test_an_answer_whose_sequence_comes_in_pieces_is_clean(capsys: pytest.CaptureFixture[str]) -> None:
     """Wherever a vendor cuts it, down to single characters."""
-    Terminal().show([TurnEvent("text", {"text": character}) for character in ALL])
+    Screen().show([TurnEvent("text", {"text": character}) for character in ALL])
     printed = capsys.readouterr().out
     assert harmful(printed) == []
     assert "\\u001b]52;c;ZXZpbA==" in printed
@@ -255,7 +254,7 @@ def test_a_log_line_on_a_terminal_is_clean_and_coloured(tmp_path: Path) -> None:
 
 
 #: The only places that may print past the guard, and why they may.
-_CLEANERS = {"system/terminal.py", "system/console.py", "system/logging.py"}
+_CLEANERS = {"system/terminal.py", "system/logging.py"}
 #: Runs in the process of Letta, whose log is read through `isabella letta logs`.
 _ELSEWHERE = {"embedded/launch.py"}
 

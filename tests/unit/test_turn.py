@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 
-from isabella.agents.bindings import BindingResult
+from isabella.agents.registry import BindingResult
 from isabella.errors import LettaUnreachable
 from isabella.letta.llm_config import Binding
 from isabella.locks.provider_lock import ProviderLock
@@ -97,7 +97,7 @@ class Stage:
                 return left.pop(0)(self)
 
         self.patch.setattr(turns, "Attempt", Played)
-        deps = TurnDependencies(None, None, self.agents, self.gate, self.breaker, TurnLimits())  # type: ignore[arg-type]
+        deps = TurnDependencies(None, self.agents, self.gate, self.breaker, TurnLimits())  # type: ignore[arg-type]
         turn = turns.Turn(deps, _speaker(THOUGHT, handles), "Say good morning", TurnQueue().take("agent-1"))
         with anyio.fail_after(_SECONDS):
             return [event async for event in turn.events()]

@@ -6,9 +6,9 @@ import pytest
 from starlette.datastructures import Headers
 
 from isabella.agents.history import HistoryEntry
-from isabella.server.web import charts, provenance, rendering
-from isabella.server.web.event_log import TurnSample
-from isabella.server.web.security import is_same_origin
+from isabella.server.auth import is_same_origin
+from isabella.server.event_log import TurnSample
+from isabella.server.web import pages_activity, pages_memory, rendering
 from isabella.system import redaction
 
 
@@ -55,10 +55,10 @@ def test_arguments_are_shown_a_line_each() -> None:
 def test_a_chart_has_a_place_for_every_mark() -> None:
     """Answers become dots within the frame, errors become bars, and the words say the same."""
     now = 10_000.0
-    own_metadata = [TurnSample(now - 3600, "a", 0.4), TurnSample(now - 60, "a", None), TurnSample(now, "a", 1.6)]
-    drawn = charts.chart("a", own_metadata, now)
-    assert [dot.x for dot in drawn.dots] == [34.0, charts.WIDTH - 6]
-    assert all(0 <= dot.y <= charts.HEIGHT for dot in drawn.dots)
+    samples = [TurnSample(now - 3600, "a", 0.4), TurnSample(now - 60, "a", None), TurnSample(now, "a", 1.6)]
+    drawn = pages_activity.chart("a", samples, now)
+    assert [dot.x for dot in drawn.points] == [34.0, pages_activity.WIDTH - 6]
+    assert all(0 <= dot.y <= pages_activity.HEIGHT for dot in drawn.points)
     assert len(drawn.bars) == 1
     assert drawn.ceiling == 2
     assert drawn.summary == "a: 2 answers, half of them within 1.6 s, 1 error in the last hour"
@@ -74,11 +74,11 @@ def test_what_is_remembered_leads_to_what_was_said() -> None:
         HistoryEntry("m3", "", "user", "Look it up"),
         HistoryEntry("m4", "", "tool_call", '{"query": "The dog is called Rex."}', tool="archival_memory_search"),
     ]
-    found = provenance.provenance_in(entries)
-    traced = provenance.provenance_of("- The dog is called Rex.", found)
+    found = pages_memory.provenance_in(entries)
+    traced = pages_memory.provenance_of("- The dog is called Rex.", found)
     assert traced is not None
-    assert traced.said.id == "m1"
-    assert provenance.provenance_of("The cat is called Miezi.", found) is None
+    assert traced.message.id == "m1"
+    assert pages_memory.provenance_of("The cat is called Miezi.", found) is None
 
 
 @pytest.mark.parametrize(

@@ -2,39 +2,26 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import anyio
 import pytest
 
-from isabella.config.settings import Settings, load_settings
+from isabella.agents.service import AgentService
+from isabella.config.settings import load_settings
 from isabella.letta.connection import Connection
 from isabella.providers.report import Report
-from isabella.server.readiness import Readiness
-from isabella.server.web import monitor as lookouts
-from isabella.server.web.context import ConsoleContext
-from isabella.server.web.event_log import EventLog
-from isabella.server.web.monitor import ProviderMonitor
+from isabella.server.runtime import Runtime
+from isabella.server.web import jobs
+from isabella.server.web.jobs import ProviderMonitor
 from tests.support.sample_reports import DRIFTED, IN_SYNC, REFUSED
 
 
-class House(ConsoleContext):
-    """A backend that has come up, behind which there is nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(SimpleNamespace(readiness=Readiness(), token=None), EventLog())
-
-    @property
-    def up(self) -> bool:
-        return True
-
-    @property
-    def settings(self) -> Settings:
-        return load_settings(environment={})
-
-    @property
-    def connection(self) -> Connection:
-        return Connection("http://letta", None, None, None, self.settings.home, 5.0, embedded=False)
+def started() -> Runtime:
+    """The runtime of a backend that has started, with nothing behind it."""
+    settings = load_settings(environment={})
+    connection = Connection("http://letta", None, None, None, settings.home, 5.0, embedded=False)
+    return Runtime(agent_service=Mock(spec=AgentService, settings=settings, connection=connection))
 
 
 def test_a_look_that_fails_unforeseen_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,34 +35,34 @@ def test_a_look_that_fails_unforeseen_is_not_the_last(monkeypatch: pytest.Monkey
         failed.set()
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(lookouts, "compare_providers", look)
+    monkeypatch.setattr(jobs, "compare_providers", look)
 
     async def play() -> ProviderMonitor:
-        context = House()
-        monitor = ProviderMonitor(context)
+        runtime = started()
+        monitor = ProviderMonitor(runtime)
         with anyio.fail_after(30):
-            async with anyio.create_task_group() as context.tasks:
-                with monitor.watching():
+            async with anyio.create_task_group() as runtime.tasks:
+                with monitor.viewing():
                     await failed.wait()
-                    assert monitor.standing.report is None
+                    assert monitor.states.report is None
                     monitor.wake()
-                    await monitor.notifier.after(0, 30)
-                context.tasks.cancel_scope.cancel()
+                    await monitor.notifier.wait(0, 30)
+                runtime.tasks.cancel_scope.cancel()
         return monitor
 
-    assert anyio.run(play).standing.report == report
+    assert anyio.run(play).states.report == report
 
 
 def test_a_look_that_a_sync_has_overtaken_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was seen before a sync says less than its report, even where the look ends later."""
-    context = House()
-    monitor = ProviderMonitor(context)
+    runtime = started()
+    monitor = ProviderMonitor(runtime)
 
     async def look(*_arguments: object, **_options: object) -> Report:
-        context.readiness.settle(Report("http://letta", "0.16.8", [REFUSED]))
+        runtime.readiness.record(Report("http://letta", "0.16.8", [REFUSED]))
         return Report("http://letta", "0.16.8", [DRIFTED])
 
-    monkeypatch.setattr(lookouts, "compare_providers", look)
-    anyio.run(monitor._look)
-    assert monitor.standing.report is not None
-    assert monitor.standing.report.providers == [REFUSED]
+    monkeypatch.setattr(jobs, "compare_providers", look)
+    anyio.run(monitor._poll)
+    assert monitor.states.report is not None
+    assert monitor.states.report.providers == [REFUSED]

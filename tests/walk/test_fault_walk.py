@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 import stamina
 
+from isabella.api import ensure_providers
 from isabella.errors import IsabellaError
 from isabella.letta import providers as store
 from isabella.providers import safe_writes
-from isabella.providers.api import ensure_providers
 from isabella.providers.report import Proof
 from tests.support.fault_injection import SITUATIONS, WalkEnv
 from tests.support.fault_proxy import Kind, Match, Proxy, When

@@ -17,7 +17,8 @@ from pydantic import SecretStr
 from isabella.config.vendors import known_vendors
 from isabella.errors import ConfigurationError, IsabellaError
 from isabella.letta import encryption
-from isabella.letta.providers import LettaProviders
+from isabella.letta.client import LettaClient
+from isabella.letta.http import LettaHttp
 from isabella.locks.provider_lock import Closed, unguarded
 from isabella.providers.bound_agents import Note
 from isabella.providers.desired import Desired
@@ -90,7 +91,8 @@ def sync(
     transport = FaultTransport(fake.transport(), {fault[0]: fault[1:]} if fault else {}, seen)
 
     async def run() -> Report:
-        async with LettaProviders("http://letta", transport=transport, timeout=5.0) as store:
+        async with LettaClient(LettaHttp("http://letta", transport=transport, timeout=5.0)) as letta:
+            store = letta.providers
             if fake_agents is not None:
                 fake_agents.store = store
             return await sync_providers(
@@ -175,7 +177,8 @@ def test_one_of_a_thousand_is_touched_alone() -> None:
     transport = FaultTransport(fake.transport())
 
     async def run() -> Report:
-        async with LettaProviders("http://letta", transport=transport) as store:
+        async with LettaClient(LettaHttp("http://letta", transport=transport)) as letta:
+            store = letta.providers
             return await sync_providers(store, desired, Options(master_key=SecretStr(MASTER_KEY)))
 
     report = anyio.run(run)
@@ -211,7 +214,8 @@ def report_over(
     """What one sync over this way to Letta reports."""
 
     async def run() -> Report:
-        async with LettaProviders("http://letta", transport=transport, timeout=5.0) as store:
+        async with LettaClient(LettaHttp("http://letta", transport=transport, timeout=5.0)) as letta:
+            store = letta.providers
             if fake_agents is not None:
                 fake_agents.store = store
             options = Options(master_key=SecretStr(MASTER_KEY), closed=closed, bound_agents=fake_agents)

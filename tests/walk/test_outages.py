@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from isabella.api import ensure_providers
 from isabella.config.settings import load_settings
 from isabella.embedded import Letta, Server, postgres
 from isabella.practice import PracticeVendors
-from isabella.providers.api import ensure_providers
 from tests.support.fault_injection import WalkEnv
 from tests.support.fault_proxy import Proxy
 from tests.support.fork_server import ForkServer
@@ -81,7 +81,7 @@ def test_a_restart_between_delete_and_post_is_waited_for(
         comes_back.start()
 
     def postgres_alone() -> None:
-        cluster = postgres.find(embedded.paths)
+        cluster = postgres.find_cluster(embedded.paths)
         assert cluster is not None
         running = cluster.running()
         assert running is not None

@@ -96,7 +96,7 @@ class RealWorld:
         if release is not None:
             return
         key = None if master_key is None else SecretStr(master_key)
-        self._use(self._server.restart_letta(master_key=key, seal=key is not None))
+        self._use(self._server.restart_letta(master_key=key, encrypt=key is not None))
 
     def opened(self, text: str | None, master_key: str | None) -> str | None:
         if not text or master_key is None:

@@ -1,8 +1,8 @@
-"""What of an agent file (`.af`) is brought in: one agent, field by field, and the names of all that is left out.
+"""What is imported from an agent file (`.af`): one agent, field by field, and the names of all that is left out.
 
-An agent file comes from anybody. It can name tools that fetch addresses or run programs, prefill their arguments,
-hide the agent, attach folders and identities of others by their ids, and bring servers and addresses that Letta would
-call (fact A1). So Letta gets a document of the fields that are known to be harmless; all others are left out.
+An agent file is not trusted. It can name tools that fetch URLs or run programs, prefill their arguments, hide the
+agent, attach folders and identities of others by their ids, and bring servers and URLs that Letta would call (fact
+A1). So Letta receives a document of fields that are known to be harmless; all others are left out.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from zoneinfo import available_timezones
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from isabella.agents.archive import ArchivalPassage
+from isabella.agents.memory import ArchivalPassage
 from isabella.errors import AgentFileRefused
 from isabella.system.redaction import redact
 
-#: The largest agent file that is taken, in bytes.
+#: The largest agent file that is read, in bytes.
 LARGEST_FILE = 64 * 1024 * 1024
-#: The tools that come along unasked: they reach the agent's own memory and conversation, and nothing else.
+#: The tools that are always imported: they reach the agent's own memory and conversation, and nothing else.
 MEMORY_TOOLS = frozenset(
     {
         "send_message",
@@ -40,25 +40,25 @@ MEMORY_TOOLS = frozenset(
         "memory_rethink",
     }
 )
-#: The key in a file below which archival memory stands, which Letta leaves out (fact M19).
+#: The key of archival memory in a file, which Letta's own export leaves out (fact M19).
 OURS = "isabella"
 REMEDY = "Export one with `isabella agents export`, or from Letta in its format with `agents`."
 
 #: Letta hides agents with the first tag, and keeps the memory of those with the second in another service (fact A2).
 _SPECIAL_TAGS = ("role:subagent", "git-memory-enabled")
 _COMPANIONS = ("sleeptime_agent", "voice_sleeptime_agent")
-#: What agents of these types write is their answer; with a tool for it they answer over and over again (fact A5).
+#: Agents of these types answer with what they write; with a tool for it they answer again and again (fact A5).
 _ANSWERING = ("letta_v1_agent", "sleeptime_agent")
-#: These rules make an agent call a tool although neither its model nor its user asked for it.
+#: These rules have an agent call a tool that neither its model nor its user asked for.
 _CALLING = ("run_first", "required_before_exit")
-#: What is named by its `name` and left out: key in the file, and what it is called.
+#: Lists in the file that are left out, with their titles; the names of their items are reported.
 _NEVER: Mapping[str, str] = {
     "mcp_servers": "MCP servers",
     "files": "files",
     "sources": "folders",
     "skills": "skills",
 }
-#: Fields of an agent that are left out, and said to be, where they hold something.
+#: Fields of an agent that are left out, with their titles; reported if they are not empty.
 _UNTAKEN: Mapping[str, str] = {
     "hidden": "`hidden`",
     "folder_ids": "folders of this Letta",
@@ -74,21 +74,21 @@ Parsed = TypeVar("Parsed", bound=BaseModel)
 
 @dataclass(frozen=True)
 class AgentFile:
-    """An agent as a file describes it, reduced to what may be brought in.
+    """An agent in a file, reduced to what is imported.
 
     Attributes:
-        agent: the agent's fields for Letta, but for tools and their rules.
+        agent: the agent's fields for Letta, without tools and their rules.
         blocks: its memory blocks for Letta.
-        handle: the model that it was bound to; None where that is not said.
-        settings: the settings of its model, such as its temperature.
-        name: what it is called.
+        handle: the model that it was bound to; None if the file has none.
+        settings: the settings of its `llm_config`, such as the temperature.
+        name: its name.
         tools: the names of its tools, in order.
-        programs: the definitions of those of its tools that are programs, by name.
+        programs: the definitions of its tools that are programs, by name.
         rules: the rules for its tools.
         tags: its tags.
         metadata: its metadata.
         passages: its archival memory.
-        left_out: what the file holds beside that, for people.
+        left_out: what else the file has, for people.
     """
 
     agent: Mapping[str, Any]
@@ -106,7 +106,7 @@ class AgentFile:
 
 
 def read(text: str | bytes) -> AgentFile:
-    """Read an agent file.
+    """Return what is imported from an agent file.
 
     Raises:
         AgentFileRefused: it is malformed; the message has the path to the field.
@@ -118,10 +118,10 @@ def read(text: str | bytes) -> AgentFile:
 
 
 def allowed_rules(rules: Iterable[Rule], tools: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rules that are kept for an agent with these tools, and what was taken out of them, for people.
+    """Return the rules for an agent with these tools, and what was removed from them, for people.
 
-    Kept is what restrains the agent's model. Rules that make a call themselves, prefilled arguments (the transcript
-    would show others), and rules about tools that are not there are taken out.
+    Rules that restrain the agent's model stay. Rules that make a call themselves, prefilled arguments (the transcript
+    would show others), and rules about missing tools are removed.
     """
     there = set(tools)
     kept, out = [], []
@@ -167,13 +167,13 @@ def _storable_document(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _known_zone(value: str | None) -> bool:
-    # Letta refuses a file with a zone that it does not know.
+    # Letta refuses a file with an unknown time zone.
     return value in (None, "UTC") or value in available_timezones()
 
 
 Text = Annotated[str, AfterValidator(_storable)]
 Document = Annotated[dict[str, Any], AfterValidator(_storable_document)]
-#: Lists and documents for which files also have null.
+#: Lists and documents that are null in some files.
 _EMPTY_LIST = BeforeValidator(lambda value: [] if value is None else value)
 _EMPTY_DOCUMENT = BeforeValidator(lambda value: {} if value is None else value)
 Texts = Annotated[list[Text], _EMPTY_LIST]
@@ -196,12 +196,12 @@ class _Part(_Model):
             case "text":
                 return {"type": "text", "text": self.text or ""}
             case "image":
-                # Letta fails on its address in every later turn, and most models take no images.
+                # Letta fails on its URL in every later turn, and most models accept no images.
                 return {"type": "text", "text": "[An image was left out when this agent was brought in.]"}
             case "reasoning" if self.reasoning:
                 return {"type": "reasoning", "reasoning": self.reasoning, "is_native": self.is_native}
             case _:
-                # Sealed reasoning means something to one vendor only.
+                # Encrypted reasoning is of use for one vendor only.
                 return None
 
 
@@ -242,17 +242,17 @@ class _Message(_Model):
 
     @property
     def parts(self) -> list[_Part]:
-        """All parts, those of results of tools included."""
+        """All parts, tool results included."""
         return [*self.content, *(part for one in self.tool_returns for part in one.func_response)]
 
     @property
     def answers(self) -> set[str]:
-        """The ids of the calls that it brings results of."""
+        """The ids of the calls whose results it has."""
         ids = {self.tool_call_id, *(one.tool_call_id for one in self.tool_returns)}
         return {id for id in ids if id is not None}
 
     def for_letta(self, id: str) -> dict[str, Any]:
-        # A request for an approval is a call; nobody can answer it here.
+        # A request for an approval is a call that cannot be approved here.
         found: dict[str, Any] = {
             "id": id,
             "role": "assistant" if self.role == "approval" else self.role,
@@ -304,12 +304,12 @@ class Rule(_Model):
     max_count_limit: int | None = None
 
     def named(self) -> set[str]:
-        """The tools that it is about."""
+        """The tools that the rule names."""
         named = {self.tool_name, *self.children, *self.child_output_mapping.values(), self.default_child}
         return {name for name in named if name is not None}
 
     def for_letta(self) -> dict[str, Any]:
-        """The rule without prefilled arguments."""
+        """Return the rule without prefilled arguments."""
         found: dict[str, Any] = {"type": self.type, "tool_name": self.tool_name}
         match self.type:
             case "constrain_child_tools" | "parent_last_tool":
@@ -354,12 +354,12 @@ class _Block(_Model):
     metadata: Annotated[Document, _EMPTY_DOCUMENT] = {}
 
     def for_letta(self, id: str) -> dict[str, Any]:
-        # Letta holds nobody to a limit (fact M17), so it exports texts that are above it.
+        # Letta does not enforce limits (fact M17), so a text may be longer.
         return {**self.model_dump(), "id": id, "limit": max(self.limit, len(self.value))}
 
 
 class _LlmConfig(_Model):
-    """The handle, and the settings that stay with an agent; what binds it is ours to say."""
+    """The handle, and the settings that an agent keeps. The binding is not imported."""
 
     handle: str | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
@@ -489,7 +489,7 @@ def _document(text: str | bytes) -> Any:
         raise AgentFileRefused(f"The file is larger than {LARGEST_FILE // 1024 // 1024} MB.")
     try:
         document = json.loads(text, parse_constant=_no_constant)
-        # A JSON string that holds the JSON: Letta takes that, too.
+        # Letta also accepts a JSON string that contains the JSON.
         return json.loads(document, parse_constant=_no_constant) if isinstance(document, str) else document
     except ValueError:
         raise AgentFileRefused("The file is no JSON, so it is no agent file.", remedy=REMEDY) from None
@@ -515,12 +515,12 @@ def _malformed(why: str, *where: str | int) -> AgentFileRefused:
 
 
 def _main_agent(file: _File) -> int:
-    """The one that is brought in: not one that only tends the memory of another one."""
+    """Return the index of the agent to import: not a sleep-time agent of another one."""
     agents = range(len(file.agents))
     main = [index for index in agents if file.agents[index].get("agent_type") not in _COMPANIONS] or [*agents]
     if len(main) > 1:
         raise AgentFileRefused(
-            f"The file holds {len(main)} agents; one can be brought in at a time.",
+            f"The file holds {len(main)} agents; one can be imported at a time.",
             remedy="Export them one by one. A sleep-time agent beside its main agent is no hindrance.",
         )
     return main[0]
@@ -556,7 +556,7 @@ def _blocks(file: _File, agent: _Agent, index: int) -> list[dict[str, Any]]:
 
 
 def _messages(agent: _Agent, index: int) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """The messages for Letta, the ids of those in its context, and what was left out, for people."""
+    """Return the messages for Letta, the ids of those in the context, and what was left out, for people."""
     by_id: dict[str, _Message] = {}
     for position, message in enumerate(agent.messages):
         if message.id in by_id:
@@ -566,11 +566,11 @@ def _messages(agent: _Agent, index: int) -> tuple[list[dict[str, Any]], list[str
         if id not in by_id:
             raise _malformed(f"there is no message {id!r}", "agents", index, "in_context_message_ids", position)
     context = [by_id[id] for id in dict.fromkeys(agent.in_context_message_ids)]
-    # Its first message is the system prompt with the memory. Letta compiles it anew, from what the agent has here; a
-    # file without messages in its context has none, and an agent without one cannot answer (facts A3, A4).
+    # The first message is the system prompt with the memory, which Letta compiles anew. A file without messages in
+    # its context has none, and an agent without one cannot answer (facts A3, A4).
     former = context.pop(0) if context and context[0].role == "system" else None
     kept = _complete(context)
-    taken = [one for one in agent.messages if one is not former and not _means_nothing(one)]
+    taken = [one for one in agent.messages if one is not former and not _is_never_sent(one)]
     ids = {one.id: f"message-{number}" for number, one in enumerate(taken, start=1)}
     first = former or (agent.messages[0] if agent.messages else None)
     system = _Message(
@@ -591,15 +591,15 @@ def _messages(agent: _Agent, index: int) -> tuple[list[dict[str, Any]], list[str
     )
 
 
-def _means_nothing(message: _Message) -> bool:
-    """Decisions about approvals, and results in the form of 2023: Letta sends a vendor neither as a message."""
+def _is_never_sent(message: _Message) -> bool:
+    """Return whether Letta sends a message to no vendor: a decision about an approval, or a result as of 2023."""
     return message.role == "function" or (message.role == "approval" and not message.tool_calls)
 
 
 def _complete(context: Sequence[_Message]) -> list[_Message]:
-    """Those without calls that have no result, and results that have no call: vendors refuse both in every turn."""
+    """Remove calls without results and results without calls: vendors refuse both in every turn."""
     kept: list[_Message] = []
-    rest = [message for message in context if not _means_nothing(message)]
+    rest = [message for message in context if not _is_never_sent(message)]
     while rest:
         message = rest.pop(0)
         if message.role == "tool":
@@ -614,7 +614,7 @@ def _complete(context: Sequence[_Message]) -> list[_Message]:
 
 
 def _untaken(file: _File, agent: _Agent, index: int) -> list[str]:
-    """What the file holds and is not brought in, for people."""
+    """Return what the file has and is not imported, for people."""
     found = [
         f"the agent {str(other.get('name') or other.get('id'))!r}, its companion"
         for number, other in enumerate(file.agents)

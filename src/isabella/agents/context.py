@@ -1,9 +1,9 @@
-"""What an agent sees of its conversation, made such that its vendor takes it. The history itself stays whole.
+"""The context of an agent: the messages that its model sees, changed so that its vendor accepts them.
 
-Mistral takes tool calls only with ids of exactly nine letters and digits, and no message of the user directly after
-the result of a tool (facts M27, M28). Letta sends the ids that another vendor made, and a turn that broke off ends
-with the result of a tool. Letta's REST API changes neither ids nor messages; it decides which messages an agent sees,
-and adds messages (M29). So calls with other ids leave the context, and an unanswered result gets an answer.
+Mistral accepts only tool call ids of nine letters and digits, and no user message directly after a tool's result
+(facts M27, M28). Letta sends the ids that another vendor made, and a turn that broke off ends with a tool's result.
+Its REST API changes neither ids nor messages, but selects the messages of the context and adds messages (M29). So
+calls with other ids leave the context, and an unanswered result gets an answer. The history stays complete.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from isabella.config.vendors import known_vendors
-from isabella.letta.client import PAGE, LettaClient
+from isabella.letta.client import LettaClient
+from isabella.letta.http import PAGE_SIZE
 from isabella.letta.llm_config import Binding, is_older
 
-#: The strictest form of ids that is known; every vendor takes it.
+#: The strictest known form of ids; every vendor accepts it.
 STRICTEST = re.compile(r"[a-zA-Z0-9]{9}")
-#: Stands in the history for the answer that a tool's result never got.
+#: The answer that is added after an unanswered tool result.
 UNANSWERED = "[broken off]"
 
 _LATEST = 4
-#: How far back the messages in a context are looked for.
+#: How many pages back the messages of a context are searched for.
 _PAGES = 20
 _OF_THE_USER = ("user_message", "summary_message", "event_message")
 _OF_A_CALL = ("tool_call_message", "approval_request_message")
@@ -32,12 +33,12 @@ _OF_A_CALL = ("tool_call_message", "approval_request_message")
 
 @dataclass(frozen=True)
 class FittedContext:
-    """A context that was made to fit.
+    """A context that was changed for a vendor.
 
     Attributes:
-        whole: the ids of all messages, those that were added among them.
-        now: the ids of the messages that the agent sees now.
-        calls: how many messages with tool calls it sees no more.
+        whole: the ids of all messages, added ones included.
+        now: the ids of the messages that are in the context now.
+        calls: the number of messages with tool calls that left it.
     """
 
     whole: tuple[str, ...]
@@ -46,7 +47,7 @@ class FittedContext:
 
     @property
     def note(self) -> str:
-        """What its owner should know, in one sentence."""
+        """What the agent's owner should know, in one sentence."""
         if not self.calls:
             return (
                 "A tool's result that was never answered is marked as broken off: this vendor insists on an answer."
@@ -64,9 +65,9 @@ class ContextMessage:
 
     Attributes:
         id: Letta's id of it.
-        calls: the ids of the tool calls in it.
-        results: the ids of the tool calls whose results are in it.
-        by_user: whether a vendor gets it as a message of the user.
+        calls: the ids of its tool calls.
+        results: the ids of the tool calls whose results it holds.
+        by_user: whether a vendor receives it as a user message.
     """
 
     id: str
@@ -76,7 +77,7 @@ class ContextMessage:
 
 
 def required_id_form(binding: Binding) -> re.Pattern[str] | None:
-    """The form of ids that the vendor of a binding insists on; None where it takes any."""
+    """Return the form of tool call ids that the vendor of a binding requires; None if it accepts any."""
     for vendor in known_vendors():
         here = binding.provider == vendor.provider or _host(binding.base_url) == _host(vendor.base_url)
         if vendor.call_id is not None and here:
@@ -85,14 +86,14 @@ def required_id_form(binding: Binding) -> re.Pattern[str] | None:
 
 
 def foreign_calls(context: Sequence[ContextMessage], form: re.Pattern[str]) -> frozenset[str]:
-    """The ids of the messages with tool calls, or results, whose ids have another form.
+    """Return the ids of messages with tool calls, or results, whose ids have another form.
 
-    A call that still waits for its result, or for somebody's approval, stays.
+    A call that still waits for its result or an approval is not among them.
     """
     odd: set[str] = set()
     for message in context:
         if not all(map(form.fullmatch, message.calls | message.results)):
-            # Of several calls in one message, the good ones go with the bad: no result may stay without its call.
+            # All calls of a message leave together: no result may stay without its call.
             odd |= message.calls | message.results
     if context:
         odd -= context[-1].calls
@@ -100,128 +101,112 @@ def foreign_calls(context: Sequence[ContextMessage], form: re.Pattern[str]) -> f
 
 
 def unanswered_results(context: Sequence[ContextMessage]) -> tuple[str, ...]:
-    """The ids of the tool results after which a message of the user comes, or the next turn."""
+    """Return the ids of tool results that are followed by a user message or by the next turn."""
     following = [*context[1:], ContextMessage("", by_user=True)]
     return tuple(
         message.id for message, after in zip(context, following, strict=True) if message.results and after.by_user
     )
 
 
-async def fit(wire: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTEST) -> FittedContext | None:
-    """Make an agent's context such that a vendor takes it which insists on this form of ids.
-
-    Args:
-        wire: to Letta.
-        agent_id: the agent; nothing may be speaking to it.
-        form: the ids that the vendor takes.
+async def fit(letta: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTEST) -> FittedContext | None:
+    """Change an agent's context so that a vendor that requires this form of ids accepts it. No turn may run.
 
     Returns:
-        What was changed; None where nothing had to be, or nothing can be: an agent of an older type has a message of
-        the user after every tool.
+        What was changed. None if no change was needed, or none is possible: an agent of an older type has a user
+        message after every tool.
 
     Raises:
         LettaError: Letta refuses or fails.
     """
-    row = await wire.agent(agent_id)
-    if is_older(row.get("agent_type")):
+    row = await letta.agents.get(agent_id)
+    if is_older(row.agent_type):
         return None
-    ids = [str(id) for id in row.get("message_ids") or ()]
-    context = await _context(wire, agent_id, ids)
+    ids = row.message_ids or []
+    context = await _context(letta, agent_id, ids)
     out = foreign_calls(context, form)
     kept = [message for message in context if message.id not in out]
-    gaps = unanswered_results(kept)
-    if not out and not gaps:
+    unanswered = unanswered_results(kept)
+    if not out and not unanswered:
         return None
     answers: dict[str, str] = {}
-    for gap in gaps:
-        added = await add(wire, agent_id, "", UNANSWERED, known=[*ids, *answers.values()])
-        answers |= dict.fromkeys([gap], added[-1]) if added else {}
-    if [str(id) for id in (await wire.agent(agent_id)).get("message_ids") or ()] != ids:
-        # Somebody speaks to it all the same: what Letta has just put there would be lost from the context.
+    for result in unanswered:
+        added = await add(letta, agent_id, "", UNANSWERED, known=[*ids, *answers.values()])
+        answers |= dict.fromkeys([result], added[-1]) if added else {}
+    if ((await letta.agents.get(agent_id)).message_ids or []) != ids:
+        # A turn runs after all: what Letta has just stored would be lost from the context.
         return None
     whole = tuple(each for id in ids for each in (id, answers.get(id)) if each is not None)
     now = tuple(id for id in whole if id not in out)
-    await wire.patch(f"/v1/agents/{agent_id}", {"message_ids": list(now)})
+    await letta.agents.update(agent_id, {"message_ids": list(now)})
     return FittedContext(whole, now, sum(bool(message.calls) for message in context if message.id in out))
 
 
-async def restore(wire: LettaClient, agent_id: str, fitted: FittedContext) -> None:
-    """Show an agent again what was taken out of its context, unless that was summed up meanwhile.
+async def restore(letta: LettaClient, agent_id: str, fitted: FittedContext) -> None:
+    """Put the messages that `fit` removed into the context again, unless they were summarised meanwhile.
 
     Raises:
         LettaError: Letta refuses or fails.
     """
-    ids = [str(id) for id in (await wire.agent(agent_id)).get("message_ids") or ()]
+    ids = (await letta.agents.get(agent_id)).message_ids or []
     length = len(fitted.now)
-    # The first one is the system prompt, which Letta makes anew.
+    # The first message is the system prompt, which Letta compiles anew.
     if fitted.whole != fitted.now and tuple(ids[1:length]) == fitted.now[1:]:
-        update = {"message_ids": [*ids[:1], *fitted.whole[1:], *ids[length:]]}
-        await wire.patch(f"/v1/agents/{agent_id}", update)
+        await letta.agents.update(agent_id, {"message_ids": [*ids[:1], *fitted.whole[1:], *ids[length:]]})
 
 
 async def add(
-    wire: LettaClient, agent_id: str, asked: str, answer: str, *, known: Collection[str], model: str = "-"
+    letta: LettaClient, agent_id: str, asked: str, answer: str, *, known: Collection[str], model: str = "-"
 ) -> list[str]:
-    """Add what was said and answered to an agent's history, and not to its context.
+    """Add a user message, unless it is empty, and its answer to an agent's history, and not to its context.
 
     Args:
-        wire: to Letta.
-        agent_id: Letta's id of it.
-        asked: what was said to it; nothing where empty.
-        answer: what it answered.
-        known: ids of messages that are there already.
-        model: who answered.
+        letta: the client.
+        agent_id: Letta's id of the agent.
+        asked: the user message.
+        answer: the agent's answer.
+        known: ids of messages that were there before.
+        model: the model that answered.
 
     Returns:
-        The ids of what was added, oldest first.
+        The ids of the added messages, oldest first.
 
     Raises:
         LettaError: Letta refuses or fails.
     """
-    await wire.post(
-        f"/v1/agents/{agent_id}/messages/capture",
-        {
-            "provider": "isabella",
-            "model": model,
-            "request_messages": [{"role": "user", "content": asked}] if asked else [],
-            "response_dict": {"content": answer},
-        },
-    )
-    # Its answer does not tell their ids.
-    latest = await wire.get(f"/v1/agents/{agent_id}/messages", limit=_LATEST, order="desc")
-    wanted = [("user_message", asked)] if asked else []
+    await letta.messages.capture(agent_id, asked, answer, model=model)
+    # The response does not have the new ids.
+    latest = await letta.messages.page(agent_id, limit=_LATEST, order="desc")
+    expected = [("user_message", asked)] if asked else []
     added = []
-    for kind, text in [*wanted, ("assistant_message", answer)]:
-        mine = (row for row in latest if row.get("message_type") == kind and row.get("content") == text)
-        added += [str(row["id"]) for row in mine if row["id"] not in known][-1:]
+    for kind, text in [*expected, ("assistant_message", answer)]:
+        same = (row for row in latest if row.get("message_type") == kind and row.get("content") == text)
+        added += [str(row["id"]) for row in same if row["id"] not in known][-1:]
     return added
 
 
-async def _context(wire: LettaClient, agent_id: str, ids: Sequence[str]) -> list[ContextMessage]:
-    """The messages with these ids, in their order, as far as they are found."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+async def _context(letta: LettaClient, agent_id: str, ids: Sequence[str]) -> list[ContextMessage]:
+    """Return the messages with these ids, in this order, as far as they are found."""
+    rows: dict[str, list[Mapping[str, Any]]] = {}
     before: str | None = None
     for _ in range(_PAGES):
         # With `use_assistant_message` Letta would hide some tool calls.
-        page = await wire.get(
-            f"/v1/agents/{agent_id}/messages", limit=PAGE, before=before, order="desc", use_assistant_message="false"
+        page = await letta.messages.page(
+            agent_id, limit=PAGE_SIZE, order="desc", before=before, use_assistant_message="false"
         )
         for row in page:
-            found.setdefault(str(row["id"]), []).append(row)
-        # The first one is the system prompt, which is the oldest of all.
-        if not page or set(ids[1:]) <= found.keys() or page[0]["id"] == before:
+            rows.setdefault(str(row["id"]), []).append(row)
+        # The first message of a context is the system prompt, the oldest message of all.
+        if not page or set(ids[1:]) <= rows.keys() or page[0]["id"] == before:
             break
         before = page[0]["id"]
-    return [_seen(id, found[id]) for id in ids if id in found]
+    return [_message(id, rows[id]) for id in ids if id in rows]
 
 
-def _seen(id: str, rows: Sequence[Mapping[str, Any]]) -> ContextMessage:
-    calls = frozenset(each for row in rows if row.get("message_type") in _OF_A_CALL for each in _call_ids(row))
-    results = frozenset(
-        each for row in rows if row.get("message_type") == "tool_return_message" for each in _result_ids(row)
-    )
+def _message(id: str, rows: Sequence[Mapping[str, Any]]) -> ContextMessage:
+    calls = (call for row in rows if row.get("message_type") in _OF_A_CALL for call in _call_ids(row))
+    results = (call for row in rows if row.get("message_type") == "tool_return_message" for call in _result_ids(row))
     by_user = any(row.get("message_type") in _OF_THE_USER for row in rows)
-    return ContextMessage(id, calls, results, by_user)
+    return ContextMessage(id, frozenset(calls), frozenset(results), by_user)
 
 
 def _call_ids(row: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The agents that are wanted, read from `agents.toml`: the package's own, or the operator's."""
+"""The definitions of agents, read from the agents file: the package's own `agents.toml`, or the operator's."""
 
 from __future__ import annotations
 
@@ -7,68 +7,85 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool, TypeAdapter, ValidationError
 
 from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError, FileAbsent
 from isabella.system import files
 
-#: What Letta takes as an agent's name (it answers others with a 500 or an unreadable 400).
+#: The names that Letta accepts for agents. It answers others with a 500 or an unreadable 400.
 NAME_PATTERN = r"^[\w'\-]([\w '\-]{0,98}[\w'\-])?$"
 NAME = re.compile(NAME_PATTERN)
 
-_ID = r"^[a-z][a-z0-9-]{0,49}$"
-_LABEL = r"^[A-Za-z][A-Za-z0-9_-]{0,49}$"
 _HANDLE = re.compile(r"[^\s/]+(/\S+)?")
+
+
+def _name(value: str) -> str:
+    if not NAME.fullmatch(value):
+        raise ValueError("a name holds letters, digits, spaces, '-', '_' and apostrophes, 100 at most")
+    return value
+
+
+def _handle(value: str) -> str:
+    if not _HANDLE.fullmatch(value):
+        raise ValueError(f"{value!r} is no handle: PROVIDER/MODEL, or PROVIDER for its usual model")
+    return value
+
+
+_CONFIG = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 @dataclass(frozen=True)
 class BlockDefinition:
-    """A memory block, as it begins.
+    """A memory block: one `[[agents.blocks]]`.
 
     Attributes:
         label: its name.
-        description: what the agent is told that it is for.
-        value: what stands in it when it is made, and never again.
-        limit: how many characters it may hold.
+        description: its purpose, for the agent.
+        value: its text when it is created.
+        limit: the number of characters that it may hold.
         shared: whether the agent that reflects on this one has the same block.
         read_only: whether the agent may not change it.
     """
 
-    label: str
-    description: str
-    value: str = ""
-    limit: int = 5000
-    shared: bool = False
-    read_only: bool = False
+    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+
+    label: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,49}$")]
+    description: Annotated[str, Field(min_length=1, max_length=2000)]
+    value: Annotated[str, AfterValidator(lambda value: value.strip("\n"))] = ""
+    limit: Annotated[int, Field(gt=0, le=100_000, strict=True)] = 5000
+    shared: StrictBool = False
+    read_only: StrictBool = False
 
 
 @dataclass(frozen=True)
 class AgentDefinition:
-    """An agent that is wanted.
+    """An agent: one `[[agents]]`.
 
     Attributes:
-        id: how it is found again, whatever it is called by then.
-        name: what it is called.
-        description: what it is for, for people.
+        id: identifies its agent in Letta, whatever its name is.
+        name: its name.
+        description: its purpose, for people; optional in the file.
         persona: its system prompt. Letta renders the memory blocks below it.
         blocks: its memory blocks.
-        tools: Letta's tools that it has.
+        tools: the names of its tools in Letta.
         handles: the models that it prefers, in order.
-        window: at most so many tokens of context; None for what the model has.
+        window: the largest context window in tokens; None for the model's own.
         reflects_on: the id of the agent whose shared blocks it has too, and tidies.
     """
 
-    id: str
-    name: str
-    description: str
-    persona: str
+    __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
+
+    id: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,49}$")]
+    name: Annotated[str, AfterValidator(_name)]
+    description: Annotated[str, Field(max_length=2000)]
+    persona: Annotated[str, Field(min_length=1, max_length=100_000), AfterValidator(str.strip)]
     blocks: tuple[BlockDefinition, ...] = ()
-    tools: tuple[str, ...] = ()
-    handles: tuple[str, ...] = ()
-    window: int | None = None
+    tools: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    handles: tuple[Annotated[str, AfterValidator(_handle)], ...] = ()
+    window: Annotated[int, Field(ge=4096, strict=True)] | None = None
     reflects_on: str | None = None
 
     @property
@@ -77,62 +94,11 @@ class AgentDefinition:
         return tuple(block.label for block in self.blocks if block.shared)
 
 
-class _Block(BaseModel):
-    """One `[[agents.blocks]]`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-    label: Annotated[str, Field(pattern=_LABEL)]
-    description: Annotated[str, Field(min_length=1, max_length=2000)]
-    value: str = ""
-    limit: Annotated[int, Field(gt=0, le=100_000)] = 5000
-    shared: bool = False
-    read_only: bool = False
-
-    @field_validator("value")
-    @classmethod
-    def _stripped(cls, value: str) -> str:
-        return value.strip("\n")
-
-
-class _Agent(BaseModel):
-    """One `[[agents]]`."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
-
-    id: Annotated[str, Field(pattern=_ID)]
-    name: str
-    persona: Annotated[str, Field(min_length=1, max_length=100_000)]
-    description: Annotated[str, Field(max_length=2000)] = ""
-    blocks: list[_Block] = []
-    tools: list[Annotated[str, Field(min_length=1)]] = []
-    handles: list[str] = []
-    window: Annotated[int, Field(ge=4096)] | None = None
-    reflects_on: str | None = None
-
-    @field_validator("name")
-    @classmethod
-    def _is_name(cls, value: str) -> str:
-        if not NAME.fullmatch(value):
-            raise ValueError("a name holds letters, digits, spaces, '-', '_' and apostrophes, 100 at most")
-        return value
-
-    @field_validator("handles")
-    @classmethod
-    def _are_handles(cls, value: list[str]) -> list[str]:
-        for handle in value:
-            if not _HANDLE.fullmatch(handle):
-                raise ValueError(f"{handle!r} is no handle: PROVIDER/MODEL, or PROVIDER for its usual model")
-        return value
-
-    @field_validator("persona")
-    @classmethod
-    def _stripped(cls, value: str) -> str:
-        return value.strip()
+_DEFINITION = TypeAdapter(AgentDefinition)
 
 
 def load_definitions(settings: Settings) -> tuple[AgentDefinition, ...]:
-    """The agents of the operator's file where one is named, otherwise those that come with the package.
+    """Return the definitions of the operator's file if the settings name one, otherwise those of the package.
 
     Raises:
         ConfigurationError: the file cannot be read, or is malformed; the message names the line.
@@ -148,11 +114,7 @@ def load_definitions(settings: Settings) -> tuple[AgentDefinition, ...]:
 
 
 def parse(text: str, source: str) -> tuple[AgentDefinition, ...]:
-    """Read definitions.
-
-    Args:
-        text: the TOML document.
-        source: where it came from, for messages.
+    """Return the definitions in a TOML document; messages name it as `source`.
 
     Raises:
         ConfigurationError: it is malformed; the message names source and line.
@@ -181,28 +143,17 @@ def parse(text: str, source: str) -> tuple[AgentDefinition, ...]:
 
 def _definition(source: str, places: _Places, index: int, entry: dict[str, Any]) -> AgentDefinition:
     try:
-        agent = _Agent.model_validate(entry)
+        return _DEFINITION.validate_python({"description": "", **entry})
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
         what = problem["msg"].removeprefix("Value error, ")
         loc = problem["loc"]
         where = ".".join(str(part) for part in loc if not isinstance(part, int))
         raise ConfigurationError(f"{source}, line {places.of(index, loc)}: {where}: {what}.") from None
-    return AgentDefinition(
-        id=agent.id,
-        name=agent.name,
-        description=agent.description,
-        persona=agent.persona,
-        blocks=tuple(BlockDefinition(**block.model_dump()) for block in agent.blocks),
-        tools=tuple(agent.tools),
-        handles=tuple(agent.handles),
-        window=agent.window,
-        reflects_on=agent.reflects_on,
-    )
 
 
 def _check_together(source: str, places: _Places, definitions: tuple[AgentDefinition, ...]) -> None:
-    """What no agent can be wrong about alone: names, shared blocks, who reflects on whom."""
+    """Check what concerns several agents: ids and names, shared blocks, and reflection."""
     by_id: dict[str, AgentDefinition] = {}
     names: set[str] = set()
     for index, agent in enumerate(definitions):
@@ -241,20 +192,20 @@ def _problem(
 
 
 class _Places:
-    """Where in the text things stand, by line."""
+    """The lines of tables and keys in a TOML document."""
 
     def __init__(self, text: str) -> None:
         self._lines = text.splitlines()
         self._agents = [n for n, line in self._tables("agents")]
 
     def key(self, name: str, first: int = 1, last: int | None = None) -> int:
-        """The line, in a stretch of lines, where a key or table of this name begins; the first line without one."""
+        """Return the line, from `first` to `last`, where a key or table begins; `first` if there is none."""
         pattern = re.compile(rf"\s*\[*\s*[\"']?{re.escape(name)}\b")
         last = len(self._lines) if last is None else last
         return next((n for n in range(first, last + 1) if pattern.match(self._lines[n - 1])), first)
 
     def of(self, agent: int, loc: tuple[int | str, ...]) -> int:
-        """The line of a field of an agent, or of one of its blocks."""
+        """Return the line of a field of an agent, or of one of its blocks."""
         if agent >= len(self._agents):
             return self.key("agents")
         first = self._agents[agent]

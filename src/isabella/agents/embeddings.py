@@ -1,7 +1,7 @@
-"""Where the vectors of archival memory come from, and the address at which Letta asks for them (fact M8).
+"""Embeddings for archival memory: which model makes them, and the URL at which Letta requests them (fact M8).
 
-Letta is given an address of this backend. It sends a bearer of its own there, which proves nothing; so the address
-itself has a secret in it, kept in a file that only its owner may read. The vendor's key never goes to Letta.
+Letta requests embeddings from this backend, with a bearer token of its own that proves nothing. So the URL has a
+secret in it, which is kept in a file that only its owner may read. The vendor's key never goes to Letta.
 """
 
 from __future__ import annotations
@@ -23,41 +23,34 @@ from isabella.providers.desired import Desired
 from isabella.system import redaction
 from isabella.system.files import write_private
 
-#: The path below which the backend serves vectors.
+#: The path below which the backend serves embeddings.
 PREFIX = "/embeddings"
-#: The provider whose key pays for vectors.
+#: The provider whose key pays for embeddings.
 VENDOR = "mistral"
+#: The local model, and the length of its vectors.
+MODEL, DIMENSIONS = "wordllama-l2-supercat-256", 256
 
-#: For agents without vectors on releases that make no agent without an embedding model (fact O12): nobody answers.
-NO_EMBEDDING = {
-    "embedding_endpoint_type": "openai",
-    "embedding_endpoint": "http://127.0.0.1:9/v1",
-    "embedding_model": "none",
-    "embedding_dim": 128,
-    "embedding_chunk_size": 300,
-}
-
-#: Text that Letta hands over at once; what it calls a chunk.
+#: The text that Letta embeds at once; it calls this a chunk.
 _CHUNK = 300
 
 
 class VectorSource(StrEnum):
-    """Where an agent's vectors come from."""
+    """The source of an agent's vectors."""
 
     MISTRAL = "mistral"
     LOCAL = "local"
-    #: No vectors: text search as Letta does it.
+    #: No vectors: Letta's text search.
     TEXT = "text"
 
 
 @dataclass(frozen=True)
 class SearchMethod:
-    """How an agent's archival memory is searched. It stays with the agent: vectors of two models must not mix.
+    """How an agent's archival memory is searched. It never changes: vectors of two models must not be mixed.
 
     Attributes:
-        source: where its vectors come from.
-        model: the model that makes them.
-        dimensions: how long they are.
+        source: the source of its vectors.
+        model: the embedding model.
+        dimensions: the length of its vectors.
     """
 
     source: VectorSource
@@ -65,23 +58,21 @@ class SearchMethod:
     dimensions: int = 0
 
     def as_mark(self) -> dict[str, Any]:
-        """The form in which the agent's metadata keeps it."""
+        """Return the form in the agent's metadata."""
         return {"source": self.source.value, "model": self.model, "dimensions": self.dimensions}
 
     @classmethod
     def of_mark(cls, mark: Mapping[str, Any] | None) -> SearchMethod | None:
-        """The choice that an agent's metadata keeps; None where none was made."""
+        """Return the method in an agent's metadata; None if there is none, or it cannot be read."""
+        if mark is None:
+            return None
         try:
-            return (
-                None
-                if mark is None
-                else cls(VectorSource(mark["source"]), mark.get("model"), int(mark["dimensions"]))
-            )
+            return cls(VectorSource(mark["source"]), mark.get("model"), int(mark["dimensions"]))
         except (KeyError, ValueError, TypeError):
             return None
 
     def as_config(self, address: SecretStr | None) -> dict[str, Any] | None:
-        """Letta's `embedding_config`; None where there are no vectors, or no address for them."""
+        """Return Letta's `embedding_config`; None without vectors, or without a URL for them."""
         if self.source is VectorSource.TEXT or address is None:
             return None
         return {
@@ -95,11 +86,11 @@ class SearchMethod:
 
 @dataclass(frozen=True)
 class EmbeddingSetup:
-    """How new agents are searched, and where Letta asks for the vectors of all.
+    """The search method of new agents, and where Letta requests embeddings.
 
     Attributes:
-        choice: what a new agent gets.
-        address: where Letta asks; None where no backend serves it.
+        choice: the search method of a new agent.
+        address: the URL for Letta; None if no backend serves it.
     """
 
     choice: SearchMethod
@@ -111,85 +102,74 @@ MISTRAL = SearchMethod(VectorSource.MISTRAL, "mistral-embed", 1024)
 
 
 def choose_search_method(settings: Settings, providers: tuple[Desired, ...]) -> SearchMethod:
-    """What a new agent gets.
+    """Return the search method of new agents.
 
     Raises:
-        ConfigurationError: the settings ask for what is not there.
+        ConfigurationError: the configured one is not available.
     """
-    wish = settings.embeddings
-    key = mistral_source(providers) is not None
-    if wish is Embeddings.MISTRAL and not key:
+    configured = settings.embeddings
+    has_key = mistral_source(providers) is not None
+    if configured is Embeddings.MISTRAL and not has_key:
         raise ConfigurationError(
             "ISABELLA_EMBEDDINGS is mistral, but Mistral has no key.",
             remedy="Set MISTRAL_API_KEY, or choose another.",
         )
-    if wish is Embeddings.LOCAL and not local_model_installed():
+    if configured is Embeddings.LOCAL and not local_model_installed():
         raise ConfigurationError(
             "ISABELLA_EMBEDDINGS is local, but the local model is not installed.",
             remedy="Install it: pip install 'isabella[local-embeddings]'.",
         )
-    if wish is Embeddings.MISTRAL or (wish is Embeddings.AUTO and key):
+    if configured is Embeddings.MISTRAL or (configured is Embeddings.AUTO and has_key):
         return MISTRAL
-    if wish is Embeddings.LOCAL or (wish is Embeddings.AUTO and local_model_installed()):
+    if configured is Embeddings.LOCAL or (configured is Embeddings.AUTO and local_model_installed()):
         return SearchMethod(VectorSource.LOCAL, MODEL, DIMENSIONS)
     return TEXT
 
 
 def mistral_source(providers: tuple[Desired, ...]) -> Desired | None:
-    """Mistral as it is configured; None where it has no key that could be used."""
-    return next(
-        (p for p in providers if p.vendor.name == VENDOR and p.key is not None and p.problem is None),
-        None,
-    )
+    """Return Mistral as it is configured; None if it has no usable key."""
+    usable = (one for one in providers if one.vendor.name == VENDOR and one.key is not None and one.problem is None)
+    return next(usable, None)
 
 
 def address_secret(home: Path) -> SecretStr:
-    """The secret in the address; made once, in a file that only its owner may read.
+    """Return the secret of the URL. It is created once, in a file that only its owner may read.
 
     Raises:
         ConfigurationError: the file cannot be read or written.
     """
     path = home / "embeddings-secret"
     try:
-        found = path.read_text("utf-8").strip() if path.exists() else ""
-        if not found:
+        secret = path.read_text("utf-8").strip() if path.exists() else ""
+        if not secret:
             home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = random.token_urlsafe(32)
-            write_private(path, found + "\n")
+            secret = random.token_urlsafe(32)
+            write_private(path, secret + "\n")
     except OSError as error:
         raise ConfigurationError(
             f"{path}: cannot be used: {error.strerror}.", remedy="Correct ISABELLA_HOME."
         ) from None
-    redaction.remember(found)
-    return SecretStr(found)
+    redaction.remember(secret)
+    return SecretStr(secret)
 
 
 def address(base_url: str, secret: SecretStr) -> SecretStr:
-    """Where Letta asks for vectors; it adds `/embeddings` itself.
-
-    Args:
-        base_url: the backend's own address, as Letta reaches it.
-        secret: the secret in it.
-    """
+    """Return the URL for Letta, which appends `/embeddings`, from the backend's base URL as Letta reaches it."""
     return SecretStr(f"{base_url}{PREFIX}/{secret.get_secret_value()}/v1")
 
 
-MODEL = "wordllama-l2-supercat-256"
-DIMENSIONS = 256
-
-
 def local_model_installed() -> bool:
-    """Whether the extra is there."""
+    """Return whether the extra `local-embeddings` is installed."""
     return util.find_spec("wordllama") is not None
 
 
 def embed_locally(texts: Sequence[str]) -> list[list[float]]:
-    """The vectors of texts, each of length 1. The first call loads the model, which takes about a second.
+    """Return vectors of length 1 for texts. The first call loads the model, which takes about a second.
 
     Raises:
         ImportError: the extra is not installed.
     """
-    # A text without a single known word still needs a direction: cosine distance to nothing is no number.
+    # A text without a known word needs a direction, too: cosine distance to nothing is not defined.
     vectors = _model().embed([text if text.strip() else "." for text in texts], norm=True)
     return [[float(value) for value in vector] for vector in vectors]
 
@@ -197,6 +177,6 @@ def embed_locally(texts: Sequence[str]) -> list[list[float]]:
 @cache
 def _model() -> Any:
     wordllama = import_module("wordllama")
-    # The package looks for its tokenizer in a folder beside the one that it ships it in. Named as the cache, the
-    # package's own folder is where it finds both, and nothing is ever downloaded.
+    # The package looks for its tokenizer beside the folder in which it ships it. With its own folder as the cache it
+    # finds both, and downloads nothing.
     return wordllama.WordLlama.load(cache_dir=Path(str(wordllama.__file__)).parent, disable_download=True)

@@ -1,17 +1,18 @@
-"""What was said and done in an agent's conversation, newest last."""
+"""The conversation of an agent: its messages, reasoning and tool calls."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from isabella.agents.memory import check_text, unless_unknown
 from isabella.errors import LettaRefused
-from isabella.letta.client import PAGE, LettaClient
+from isabella.letta.client import LettaClient
+from isabella.letta.http import PAGE_SIZE
 
-#: How far back the history is read where Letta's own search cannot be used.
+#: How many pages back a search reads.
 _PAGES_SEARCHED = 100
 
 _KINDS = {
@@ -29,14 +30,14 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """One thing that was said or done.
+    """An entry of the history.
 
     Attributes:
-        id: Letta's id of the message; several entries of one message have the same.
-        at: when; ISO 8601.
+        id: Letta's id of the message, which several entries may share.
+        at: its time; ISO 8601.
         kind: `user`, `assistant`, `reasoning`, `tool_call`, `tool_return`, `summary` or `event`.
-        text: the words, the arguments of a call, or what a tool gave back.
-        tool: the tool's name, for calls and returns.
+        text: the text, the arguments of a call, or the result of a tool.
+        tool: the tool's name, for calls and results.
         failed: whether a tool failed.
     """
 
@@ -50,11 +51,11 @@ class HistoryEntry:
 
 @dataclass(frozen=True)
 class HistoryPage:
-    """A stretch of history.
+    """A page of the history.
 
     Attributes:
-        entries: oldest first.
-        before: what to ask with for the stretch before this one; None where it begins here.
+        entries: its entries, oldest first.
+        before: the argument for the page before this one; None if this is the first page.
     """
 
     entries: tuple[HistoryEntry, ...]
@@ -62,81 +63,64 @@ class HistoryPage:
 
 
 class History:
-    """The conversations of agents.
+    """The conversations of agents. Every method raises `LettaError`."""
 
-    Args:
-        wire: their Letta.
-    """
-
-    def __init__(self, wire: LettaClient) -> None:
-        self._wire = wire
+    def __init__(self, letta: LettaClient) -> None:
+        self._letta = letta
 
     async def page(self, agent_id: str, *, limit: int = 50, before: str | None = None) -> HistoryPage:
-        """The newest messages, or those before one.
-
-        Args:
-            agent_id: whose.
-            limit: how many messages at most; one message may be several entries.
-            before: the `before` of the page after this one.
+        """Return the newest messages, at most `limit`, or those before the message `before`.
 
         Raises:
             MemoryUnknown: there is no message `before`.
-            LettaError: they cannot be read.
         """
         rows = await unless_unknown(
-            self._wire.get(f"/v1/agents/{agent_id}/messages", limit=limit, before=before, order="desc"),
+            self._letta.messages.page(agent_id, limit=limit, order="desc", before=before),
             f"There is no message {before!r} in this agent's history.",
         )
-        # 0.16 gives every page oldest first: `order` only says from which end it is taken.
+        # 0.16 returns every page oldest first: `order` says only from which end it is taken.
         ids = list(dict.fromkeys(row["id"] for row in rows))
-        entries = [entry for row in rows if (entry := _entry(row))]
-        return HistoryPage(tuple(entries), ids[0] if len(ids) >= limit else None)
+        return HistoryPage(_entries(rows), ids[0] if len(ids) >= limit else None)
 
-    async def since(self, agent_id: str, message_id: str | None) -> tuple[list[HistoryEntry], str | None]:
-        """Everything after a message, oldest first, and the id of the last message there is.
-
-        Raises:
-            LettaError: it cannot be read.
-        """
+    async def since(self, agent_id: str, message_id: str | None) -> tuple[Sequence[HistoryEntry], str | None]:
+        """Return everything after a message, oldest first, and the id of the last message."""
         rows: list[dict[str, Any]] = []
-        after, gone = message_id, False
+        after, deleted = message_id, False
         while True:
             try:
-                page = await self._wire.get(f"/v1/agents/{agent_id}/messages", limit=PAGE, after=after, order="asc")
+                page = await self._letta.messages.page(agent_id, limit=PAGE_SIZE, order="asc", after=after)
             except LettaRefused:
-                if gone or after is None:
+                if deleted or after is None:
                     raise
-                # The message that marked the place was deleted: begin at the beginning.
-                after, gone = None, True
+                # The message was deleted: begin with the first one.
+                after, deleted = None, True
                 continue
             fresh = [row for row in page if row["id"] != after]
             rows += fresh
-            if len({row["id"] for row in page}) < PAGE or not fresh:
+            if len({row["id"] for row in page}) < PAGE_SIZE or not fresh:
                 break
             after = page[-1]["id"]
-        entries = [entry for row in rows if (entry := _entry(row))]
-        return entries, rows[-1]["id"] if rows else message_id
+        return _entries(rows), rows[-1]["id"] if rows else message_id
 
     async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[HistoryEntry]:
-        """What was said that has the query's words in it, newest first.
+        """Return the messages and summaries that have all words of a query, newest first.
 
         Raises:
-            MemoryRefused: the query holds what is no text.
-            LettaError: it cannot be read.
+            MemoryRefused: the query is no text that can be stored.
         """
         check_text(query)
         words = query.casefold().split()
         if not words:
             return []
-        found: list[HistoryEntry] = []
+        matches: list[HistoryEntry] = []
         before: str | None = None
         for _ in range(_PAGES_SEARCHED):
-            page = await self.page(agent_id, limit=PAGE, before=before)
-            found += [entry for entry in reversed(page.entries) if _matches(entry, words)]
+            page = await self.page(agent_id, limit=PAGE_SIZE, before=before)
+            matches += [entry for entry in reversed(page.entries) if _matches(entry, words)]
             before = page.before
-            if before is None or len(found) >= limit:
+            if before is None or len(matches) >= limit:
                 break
-        return found[:limit]
+        return matches[:limit]
 
 
 def _matches(entry: HistoryEntry, words: Sequence[str]) -> bool:
@@ -144,8 +128,12 @@ def _matches(entry: HistoryEntry, words: Sequence[str]) -> bool:
     return entry.kind in ("user", "assistant", "summary") and all(word in text for word in words)
 
 
-def _entry(row: dict[str, Any]) -> HistoryEntry | None:
-    """The entry of a message; None for what is nobody's words, as the system prompt."""
+def _entries(rows: Sequence[Mapping[str, Any]]) -> tuple[HistoryEntry, ...]:
+    return tuple(entry for row in rows if (entry := _entry(row)))
+
+
+def _entry(row: Mapping[str, Any]) -> HistoryEntry | None:
+    """Return the entry of a message; None for messages that are not shown, such as the system prompt."""
     kind = _KINDS.get(row.get("message_type", ""))
     if kind is None:
         return None
@@ -163,23 +151,23 @@ def _entry(row: dict[str, Any]) -> HistoryEntry | None:
             return replace(entry, text=_text(row.get("summary")))
         case "event":
             return replace(entry, text=_text(row.get("event_data")))
+        case "user":
+            return _user_entry(entry, _text(row.get("content")))
         case _:
-            return _spoken(entry, _text(row.get("content")))
+            return replace(entry, text=_text(row.get("content")))
 
 
-def _spoken(entry: HistoryEntry, text: str) -> HistoryEntry | None:
-    """What was said; what Letta itself slips in as a user's message, in JSON, is a summary or no words at all."""
-    if entry.kind != "user" or not text.startswith("{"):
-        return replace(entry, text=text)
+def _user_entry(entry: HistoryEntry, text: str) -> HistoryEntry | None:
+    """Return the entry of a user message. Letta wraps some in JSON, and adds summaries and heartbeats of its own."""
     try:
-        wrapped = json.loads(text)
+        wrapped = json.loads(text) if text.startswith("{") else None
     except ValueError:
-        return replace(entry, text=text)
+        wrapped = None
     match wrapped:
-        case {"type": "user_message", "message": str(said)}:
-            return replace(entry, text=said)
-        case {"type": "system_alert", "message": str(said)}:
-            return replace(entry, kind="summary", text=said)
+        case {"type": "user_message", "message": str(message)}:
+            return replace(entry, text=message)
+        case {"type": "system_alert", "message": str(message)}:
+            return replace(entry, kind="summary", text=message)
         case {"type": "heartbeat" | "login"}:
             return None
         case _:

@@ -1,7 +1,7 @@
-"""Agents as files (`.af`): taken out of Letta without any key in them, and brought in bound to what works here.
+"""Export of agents to agent files (`.af`) without any key, and import, bound to a model that works here.
 
-Letta's own export leaves archival memory out. This one adds the passages, below a key of Isabella's own. Every field
-that may hold a secret is left out, and what this process knows as a secret is masked wherever it stands.
+Letta's own export has no archival memory. This one adds the passages under a key of Isabella's own. Fields that may
+hold a secret are left out, and secrets that this process knows are masked everywhere.
 """
 
 from __future__ import annotations
@@ -11,25 +11,24 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isabella.agents import bindings
 from isabella.agents import metadata as agent_metadata
 from isabella.agents.agent_file import MEMORY_TOOLS, OURS, REMEDY, AgentFile, allowed_rules, read
-from isabella.agents.archive import ArchivalMemory
 from isabella.agents.definitions import NAME
 from isabella.agents.embeddings import EmbeddingSetup
+from isabella.agents.memory import ArchivalMemory
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import set_embedding
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.errors import AgentExists, AgentFileRefused, IsabellaError, LettaBroken, LettaRefused
-from isabella.letta.client import letta_errors
 from isabella.letta.connection import Connection
+from isabella.letta.llm_config import import_fields
 from isabella.system.redaction import redact
 
-#: Fields of an exported agent that may hold secrets, or that mean nothing elsewhere, and what stands in their place.
+#: Fields of an exported agent that may hold secrets, or that mean nothing elsewhere, with what replaces them.
 _LEFT_OUT: Mapping[str, Any] = {
     "secrets": None,
     "tool_exec_environment_variables": {},
-    # Its address has a secret of this backend in it, and vectors are made anew where the agent is brought in.
+    # Its URL has a secret of this backend, and an import makes new vectors.
     "embedding_config": None,
     "embedding": None,
 }
@@ -40,44 +39,36 @@ _MEMORY_TYPES = frozenset({"letta_core", "letta_memory_core", "letta_sleeptime_c
 
 @dataclass(frozen=True)
 class ImportedAgent:
-    """An agent that was brought in.
-
-    Attributes:
-        id: Letta's id of it.
-        name: what it is called.
-        handle: the model that it is bound to.
-        passages: how many passages its archival memory has.
-        notes: what is to be known about it, one sentence each.
-        left_out: what the file holds and was not brought in, for people.
-    """
+    """An agent that was imported."""
 
     id: str
     name: str
     handle: str
     passages: int
     notes: tuple[str, ...] = ()
+    #: What the file has and was not imported, for people.
     left_out: tuple[str, ...] = ()
 
 
 async def export_agent(registry: AgentRegistry, record: AgentRecord, secrets: Iterable[str] = ()) -> str:
-    """An agent as a file: its prompt, tools, blocks, the messages in its context, and its archival memory.
+    """Return an agent file: its prompt, tools, blocks, the messages in its context, and its archival memory.
 
     Args:
-        registry: its Letta.
-        record: which.
-        secrets: texts that must not be in the file, whatever put them there.
+        registry: the agents.
+        record: the agent.
+        secrets: texts that must not be in the file.
 
     Raises:
         AgentFileRefused: a secret would have been in the file.
         LettaError: Letta cannot export it.
     """
-    document = await registry.wire.get(f"/v1/agents/{record.id}/export")
-    passages = await ArchivalMemory(registry.wire).every(record.id)
+    document = await registry.letta.agents.export_file(record.id)
+    passages = await ArchivalMemory(registry.letta).every(record.id)
     for agent in document.get("agents", []):
         agent.update({name: value for name, value in _LEFT_OUT.items() if name in agent})
         agent["metadata"] = _without_marks(agent.get("metadata"))
         agent["tags"] = _without_definition(agent.get("tags"))
-    # What reaches an MCP server (tokens, headers, environments) stays here; its tools would have to be attached anew.
+    # The tokens, headers and environments of MCP servers stay here; their tools have to be attached again.
     document["mcp_servers"] = []
     document[OURS] = {
         "version": _VERSION,
@@ -86,7 +77,7 @@ async def export_agent(registry: AgentRegistry, record: AgentRecord, secrets: It
             for passage in passages
         ],
     }
-    # Somebody may have told an agent a key: what this process knows as a secret is masked wherever it stands.
+    # A user may have told the agent a key, so known secrets are masked everywhere.
     text = redact(json.dumps(document, ensure_ascii=False, indent=2))
     if any(secret in text for secret in secrets):
         raise AgentFileRefused("The file would have held a key, and was not written.")
@@ -102,22 +93,22 @@ async def import_agent(
     with_tools: bool | None = None,
     vectors: EmbeddingSetup | None = None,
 ) -> ImportedAgent:
-    """Bring an agent in from a file, bound to its own model where that works here, otherwise to one that does.
+    """Import an agent file. The agent is bound to its own model if that works here, otherwise to one that does.
 
     Args:
-        registry: the Letta to bring it into.
-        models: what works here.
+        registry: the agents.
+        models: the models that work here.
         text: the file.
-        name: what to call it; by default as the file does.
-        with_tools: what becomes of tools that are not for memory or conversation, and can fetch addresses or run
-            programs on Letta's machine: True takes them along, False leaves them out, None refuses the file.
-        vectors: how its archival memory is to be searched; decided at the backend's next start where None.
+        name: the agent's name; by default the one in the file.
+        with_tools: what to do about tools other than those for memory and conversation, which can fetch URLs or run
+            programs on Letta's machine: True imports them, False leaves them out, None refuses the file.
+        vectors: how its archival memory is searched; if None, the backend decides at its next start.
 
     Raises:
-        AgentFileRefused: it is no agent file, or holds tools that were not asked for.
-        AgentExists: there is an agent of that name.
+        AgentFileRefused: it is no agent file, or has tools that were not asked for.
+        AgentExists: there is an agent with that name.
         ModelUnknown: no vendor has a key.
-        LettaError: Letta refuses or fails; nothing of the agent stays behind.
+        LettaError: Letta refuses or fails; the agent was deleted again.
     """
     file = read(text)
     name = _name(file, name)
@@ -132,7 +123,7 @@ async def import_agent(
         **file.agent,
         "id": "agent-0",
         "name": name,
-        **bindings.import_fields(file.settings, binding),
+        **import_fields(file.settings, binding),
         "tags": [*_without_definition(file.tags), agent_metadata.MANAGED_TAG, agent_metadata.IMPORTED],
         "metadata": _without_marks(file.metadata),
         "tools": tools.there,
@@ -147,13 +138,7 @@ async def import_agent(
         **{key: [] for key in ("groups", "files", "sources", "mcp_servers")},
     }
     try:
-        with letta_errors():
-            answer = await registry.wire.client.agents.import_file(
-                file=("agent.af", json.dumps(document).encode(), "application/json"),
-                name=name,
-                append_copy_suffix=False,
-                override_existing_tools=False,
-            )
+        id = await registry.letta.agents.import_file(json.dumps(document).encode(), name)
     except LettaBroken as broken:
         await _remove_half(registry, name)
         raise AgentFileRefused(f"Letta failed on the file: {broken.what}", remedy=REMEDY) from None
@@ -161,20 +146,19 @@ async def import_agent(
         await _remove_half(registry, name)
         why = refused.detail.partition("For further information")[0].replace("\n", " ").strip()
         raise AgentFileRefused(f"Letta cannot read the file: {why}", remedy=REMEDY) from None
-    id = answer.agent_ids[0]
     try:
-        # Letta sets the reasoning of a new agent as it thinks fit; the file comes first.
+        # Letta sets the reasoning of a new agent; the settings of the file replace it.
         bound = await registry.fit(id, await registry.bind(id, binding, settings=file.settings))
         await set_embedding(registry, await registry.get(id), vectors)
-        archive = ArchivalMemory(registry.wire)
+        archive = ArchivalMemory(registry.letta)
         for passage in file.passages:
             if not passage.text.strip():
-                # Letta itself takes empty ones; they say nothing.
+                # Letta itself stores empty passages.
                 continue
             await archive.add(id, passage.text, passage.tags, created_at=passage.created_at)
-        await _compile_system_prompt(registry, id)
+        await registry.letta.agents.recompile(id)
     except IsabellaError:
-        # Half an agent would look like a whole one that has forgotten.
+        # An incomplete agent would look like one that has forgotten.
         await registry.delete(id)
         raise
     left_out = [redact(one) for one in (*file.left_out, *tools.left_out, *about_rules)]
@@ -182,14 +166,14 @@ async def import_agent(
 
 
 def configured_secrets(models: ModelCatalog, connection: Connection) -> list[str]:
-    """What must not stand in any file: the vendors' keys, and what opens Letta and its database."""
+    """Return what must not be in any file: vendors' keys, and the secrets of Letta and its database."""
     found = [provider.key for provider in models.providers]
     found += [connection.password, connection.master_key, connection.database_url]
     return [secret.get_secret_value() for secret in found if secret is not None]
 
 
 async def _remove_half(registry: AgentRegistry, name: str) -> None:
-    """Remove what an import that failed may have made; there was no agent of this name before it."""
+    """Delete what a failed import may have created; there was no agent with this name before."""
     for record in await registry.all():
         if record.name == name and agent_metadata.IMPORTED in record.tags:
             await registry.delete(record.id)
@@ -197,11 +181,11 @@ async def _remove_half(registry: AgentRegistry, name: str) -> None:
 
 @dataclass(frozen=True)
 class _Tools:
-    """The tools that an agent gets.
+    """The tools of an imported agent.
 
     Attributes:
-        there: the names of those that Letta has, and that are used as they are there.
-        programs: the definitions of those that come with the file.
+        there: the names of tools that Letta has; they are used as they are.
+        programs: the definitions of tools that come from the file.
         left_out: what was left out, for people.
     """
 
@@ -211,12 +195,12 @@ class _Tools:
 
     @property
     def names(self) -> list[str]:
-        """The names of all."""
+        """The names of all of them."""
         return [*self.there, *(str(tool["name"]) for tool in self.programs)]
 
 
 async def _take_tools(registry: AgentRegistry, file: AgentFile, *, with_tools: bool | None) -> _Tools:
-    """Decide about each tool. What a file says a tool does is never taken for a tool of Letta's own."""
+    """Decide about each tool. A tool in a file never replaces one of Letta's own."""
     others = [name for name in file.tools if name not in MEMORY_TOOLS]
     if others and with_tools is None:
         raise AgentFileRefused(
@@ -225,7 +209,7 @@ async def _take_tools(registry: AgentRegistry, file: AgentFile, *, with_tools: b
             remedy="Read them first. Then import it with `--with-tools` (over HTTP: tools=true) to take them along, "
             "or with `--without-tools` (tools=false) to leave them out.",
         )
-    types = {tool["name"]: tool.get("tool_type") for tool in await registry.wire.every("/v1/tools/")}
+    types = {tool["name"]: tool.get("tool_type") for tool in await registry.letta.agents.tools()}
     there: list[str] = []
     programs: list[dict[str, Any]] = []
     out: list[str] = []
@@ -240,21 +224,11 @@ async def _take_tools(registry: AgentRegistry, file: AgentFile, *, with_tools: b
         elif name in file.programs:
             programs.append({**file.programs[name], "id": f"tool-{len(programs)}"})
         else:
-            # Tools of MCP servers among them: what reaches those stays where it was.
+            # For instance tools of MCP servers, which are not imported.
             lacking.append(name)
     left_out = [f"tools: {', '.join(out)}"] if out else []
     left_out += [f"tools that Letta does not have: {', '.join(lacking)}"] if lacking else []
     return _Tools(there, programs, left_out)
-
-
-async def _compile_system_prompt(registry: AgentRegistry, agent_id: str) -> None:
-    """Have Letta write the agent's memory into its system prompt, which it does not do in every turn."""
-    try:
-        await registry.wire.post(f"/v1/agents/{agent_id}/recompile")
-    except LettaRefused as refused:
-        # Releases without this request do it in every turn.
-        if refused.status not in (404, 405):
-            raise
 
 
 def _name(file: AgentFile, given: str | None) -> str:
@@ -272,5 +246,5 @@ def _without_marks(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _without_definition(tags: Iterable[str] | None) -> list[str]:
-    """Tags without Isabella's own: a second agent with the mark of a definition would be taken for the first."""
+    """Return tags without Isabella's own: two agents with the tag of one definition would be mistaken."""
     return [tag for tag in tags or () if not tag.startswith("isabella")]

@@ -1,44 +1,42 @@
-"""Memory blocks, read and edited from outside: limits enforced, concurrent edits detected rather than lost.
+"""The memory of agents, read and edited from outside: core memory (its blocks) and archival memory (its passages).
 
-Letta enforces no limit of a block, and takes the last writer's word. So the limit is checked here, and an editor says
-which version it saw: the version is a digest of the text, because Letta keeps none that its REST API shows.
+Letta enforces no limit of a block, and the last writer wins. So the limit is checked here, and an editor states the
+version that it saw: a digest of the text, because Letta's REST API shows no version.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from datetime import datetime
+from typing import Any, TypeVar
 
 import anyio
 
 from isabella.errors import LettaRefused, MemoryChanged, MemoryRefused, MemoryTooLong, MemoryUnknown
 from isabella.letta.client import LettaClient
 
-#: Holds an agent's turns back while somebody else writes its memory.
+#: A context manager that delays an agent's turns while its memory is written.
 Hold = Callable[[str], AbstractAsyncContextManager[None]]
 
-#: Says that an edit may overwrite whatever there is.
+#: The version that an editor states to overwrite a block in any case.
 ANY_VERSION = "*"
 
 _DIGITS = 16
+#: Passages that are requested at once. Each row has its whole vector, about 40 kB.
+_PAGE_SIZE = 50
+_TOO_LONG = "exceeds token limit"
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class MemoryBlock:
-    """A memory block as it stands.
+    """A memory block."""
 
-    Attributes:
-        id: Letta's id of it; agents that share it see the same one.
-        label: its name.
-        value: its text.
-        limit: how many characters it may hold.
-        description: what it is for.
-        read_only: whether its agent may not change it.
-    """
-
+    #: Agents that share a block have the same one.
     id: str
     label: str
     value: str
@@ -48,62 +46,67 @@ class MemoryBlock:
 
     @property
     def version(self) -> str:
-        """Changes whenever the text does."""
+        """A digest of the text."""
         return hashlib.sha256(self.value.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
 
 
+@dataclass(frozen=True)
+class ArchivalPassage:
+    """A passage of archival memory."""
+
+    id: str
+    text: str
+    tags: tuple[str, ...] = ()
+    #: ISO 8601.
+    created_at: str | None = None
+
+
 class CoreMemory:
-    """The memory blocks of agents.
+    """The memory blocks of agents. Every method raises `LettaError`.
 
     Args:
-        wire: their Letta.
-        hold: holds an agent's turns back while a block is written, so that the agent does not write at that moment.
+        letta: a client of their Letta.
+        hold: delays an agent's turns while a block is written, so that the agent does not write at that moment.
     """
 
-    def __init__(self, wire: LettaClient, hold: Hold | None = None) -> None:
-        self._wire = wire
+    def __init__(self, letta: LettaClient, hold: Hold | None = None) -> None:
+        self._letta = letta
         self.hold = hold or in_process_holds()
 
     async def blocks(self, agent_id: str) -> list[MemoryBlock]:
-        """All blocks of an agent.
-
-        Raises:
-            LettaError: they cannot be read.
-        """
-        rows = await self._wire.every(f"/v1/agents/{agent_id}/core-memory/blocks")
+        """Return all blocks of an agent, by label."""
+        rows = await self._letta.blocks.of_agent(agent_id)
         return sorted(map(_block, rows), key=lambda block: block.label)
 
     async def block(self, agent_id: str, label: str) -> MemoryBlock:
-        """One block.
+        """Return one block.
 
         Raises:
-            MemoryUnknown: the agent has none of this label.
-            LettaError: it cannot be read.
+            MemoryUnknown: the agent has none with this label.
         """
-        found = await self.blocks(agent_id)
-        for block in found:
+        blocks = await self.blocks(agent_id)
+        for block in blocks:
             if block.label == label:
                 return block
-        labels = ", ".join(block.label for block in found)
+        labels = ", ".join(block.label for block in blocks)
         raise MemoryUnknown(
             f"There is no memory block {label[:100]!r}.", remedy=f"There are: {labels}." if labels else None
         )
 
     async def write(self, agent_id: str, label: str, value: str, *, seen: str) -> MemoryBlock:
-        """Replace a block's text, if it is still the one that the editor saw.
+        """Replace a block's text if it is still the text that the editor saw.
 
         Args:
-            agent_id: whose.
-            label: which block.
+            agent_id: the agent.
+            label: the block.
             value: the new text.
-            seen: the version that the editor saw; `*` overwrites whatever there is.
+            seen: the version that the editor saw, or `ANY_VERSION`.
 
         Raises:
             MemoryUnknown: the agent has no such block.
             MemoryTooLong: the text is longer than the block's limit.
-            MemoryChanged: the block is not what the editor saw; nothing was written.
-            MemoryRefused: the text holds what is no text.
-            LettaError: Letta refuses or fails.
+            MemoryChanged: the block has another version; nothing was written.
+            MemoryRefused: see `check_text`.
         """
         async with self.hold(agent_id):
             block = await self.block(agent_id, label)
@@ -121,12 +124,83 @@ class CoreMemory:
                 )
             if value == block.value:
                 return block
-            # By its id: a label may hold a slash, which Letta's route by label does not take.
-            return _block(await self._wire.patch(f"/v1/blocks/{block.id}", {"value": value}))
+            return _block(await self._letta.blocks.update(block.id, {"value": value}))
+
+
+class ArchivalMemory:
+    """The archival memory of agents. Every method raises `LettaError`."""
+
+    def __init__(self, letta: LettaClient) -> None:
+        self._letta = letta
+
+    async def passages(
+        self, agent_id: str, *, limit: int = _PAGE_SIZE, after: str | None = None
+    ) -> list[ArchivalPassage]:
+        """Return a page of passages, oldest first, after the passage with the id `after`."""
+        return [_passage(row) for row in await self._letta.passages.page(agent_id, limit=limit, after=after)]
+
+    async def every(self, agent_id: str) -> list[ArchivalPassage]:
+        """Return all passages, oldest first."""
+        passages: dict[str, ArchivalPassage] = {}
+        after: str | None = None
+        while True:
+            page = await self.passages(agent_id, after=after)
+            fresh = {passage.id: passage for passage in page if passage.id not in passages}
+            passages |= fresh
+            if len(page) < _PAGE_SIZE or not fresh:
+                return [*passages.values()]
+            after = page[-1].id
+
+    async def add(
+        self, agent_id: str, text: str, tags: Sequence[str] = (), *, created_at: str | datetime | None = None
+    ) -> ArchivalPassage:
+        """Add a passage.
+
+        Raises:
+            MemoryRefused: it is empty, or see `check_text`.
+            MemoryTooLong: it is longer than Letta accepts.
+        """
+        for part in (text, *tags):
+            check_text(part)
+        if not text.strip():
+            raise MemoryRefused("A passage cannot be empty.")
+        at = created_at.isoformat() if isinstance(created_at, datetime) else created_at
+        try:
+            return _passage(await self._letta.passages.add(agent_id, text, tags=tags, created_at=at))
+        except LettaRefused as refused:
+            if _TOO_LONG in refused.detail:
+                raise MemoryTooLong(
+                    "The passage is longer than archival memory takes (8192 tokens).",
+                    remedy="Divide it into several.",
+                ) from None
+            raise
+
+    async def delete(self, agent_id: str, passage_id: str) -> None:
+        """Delete a passage of this agent.
+
+        Raises:
+            MemoryUnknown: the agent has no such passage.
+        """
+        if not await self._letta.passages.delete(agent_id, passage_id):
+            raise MemoryUnknown(f"There is no passage {passage_id[:100]!r} in this agent's archival memory.")
+
+    async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[ArchivalPassage]:
+        """Return the passages nearest to a query, best first: by meaning if the agent has vectors, else by text.
+
+        Raises:
+            MemoryRefused: see `check_text`.
+        """
+        check_text(query)
+        if not query.strip():
+            return []
+        return [
+            ArchivalPassage(row["id"], row["content"], tuple(row.get("tags") or ()), row.get("timestamp"))
+            for row in await self._letta.passages.search(agent_id, query, limit=limit)
+        ]
 
 
 def check_text(text: str) -> None:
-    """Refuse what Letta would drop silently, or fail on.
+    """Refuse text that Letta would drop without an error, or fail on.
 
     Raises:
         MemoryRefused: the text has a NUL character or half a surrogate pair.
@@ -138,7 +212,7 @@ def check_text(text: str) -> None:
 
 
 def in_process_holds() -> Hold:
-    """Holds by a lock in this process, one for each agent: for programs that run no turns themselves."""
+    """Return a hold by a lock in this process for each agent, for programs that run no turns."""
     locks: dict[str, anyio.Lock] = {}
 
     @asynccontextmanager
@@ -149,17 +223,17 @@ def in_process_holds() -> Hold:
     return hold
 
 
-async def unless_unknown(reading: Any, what: str) -> Any:
-    """Await a reading; Letta's 404 and 422 about an id become `MemoryUnknown`."""
+async def unless_unknown(reading: Awaitable[Result], message: str) -> Result:
+    """Await a read. Letta's 404 or 422 for an id becomes `MemoryUnknown` with this message."""
     try:
         return await reading
     except LettaRefused as refused:
         if refused.status in (404, 422):
-            raise MemoryUnknown(what) from None
+            raise MemoryUnknown(message) from None
         raise
 
 
-def _block(row: dict[str, Any]) -> MemoryBlock:
+def _block(row: Mapping[str, Any]) -> MemoryBlock:
     return MemoryBlock(
         id=row["id"],
         label=row.get("label") or "",
@@ -168,3 +242,7 @@ def _block(row: dict[str, Any]) -> MemoryBlock:
         description=row.get("description") or "",
         read_only=bool(row.get("read_only")),
     )
+
+
+def _passage(row: Mapping[str, Any]) -> ArchivalPassage:
+    return ArchivalPassage(row["id"], row["text"], tuple(row.get("tags") or ()), row.get("created_at"))

@@ -1,4 +1,4 @@
-"""What Isabella notes in Letta about an agent: tags to find it by, and in its metadata what she last wrote."""
+"""What Isabella stores in Letta with an agent: tags to find it, and in its metadata what she last wrote."""
 
 from __future__ import annotations
 
@@ -9,49 +9,31 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from isabella.agents.definitions import AgentDefinition
+from isabella.letta.llm_config import LoweredLimit
 
-#: On every agent that Isabella keeps or has taken in.
+#: The tag of every agent that Isabella created or imported.
 MANAGED_TAG = "isabella"
-#: Begins the tag that says of which definition an agent is.
+#: The prefix of the tag that names an agent's definition.
 DEFINITION = "isabella:agent:"
-#: On agents that came from a file.
+#: The tag of imported agents.
 IMPORTED = "isabella:imported"
-#: The key in an agent's metadata below which everything of Isabella's stands.
+#: The tag of the temporary agents of `turns.probe`, so that abandoned ones are found and deleted.
+PROBE_TAG = "isabella:receipt"
+#: The key of Isabella's part of an agent's metadata.
 KEY = "isabella"
 
 
 @dataclass(frozen=True)
-class LoweredLimit:
-    """A limit of an agent's answers that does not fit into its model's window.
-
-    Attributes:
-        wanted: the `max_tokens` that its owner has set.
-        to: the `max_tokens` that it has instead.
-    """
-
-    wanted: int
-    to: int
-
-    @classmethod
-    def read(cls, found: Any) -> LoweredLimit | None:
-        """What an agent's metadata says; None for another shape."""
-        match found:
-            case {"wanted": int(wanted), "to": int(to)}:
-                return cls(wanted, to)
-        return None
-
-
-@dataclass(frozen=True)
 class AgentMetadata:
-    """What the metadata of an agent holds of Isabella's.
+    """Isabella's part of an agent's metadata.
 
     Attributes:
-        written: fingerprints of what its definition last wrote, by field, so that only what the file changed is
-            changed, and what somebody changed in Letta stays.
-        tools: the tools that its definition last gave it.
+        written: digests of what the definition last wrote, by field. Only fields that changed in the file are written
+            again, so that changes made in Letta stay.
+        tools: the tools that the definition last gave the agent.
         embedding: how its archival memory is searched, once that is decided.
-        reflected: up to where what was said has been reflected on.
-        lowered: what a smaller window has made of the agent's `max_tokens`.
+        reflected: the id of the last message that was reflected on.
+        lowered: what a smaller window has made of `max_tokens`.
     """
 
     written: Mapping[str, str] = field(default_factory=dict)
@@ -62,48 +44,52 @@ class AgentMetadata:
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any] | None) -> AgentMetadata:
-        """The marks in an agent's metadata; what has another shape counts as absent."""
-        found = (metadata or {}).get(KEY)
-        if not isinstance(found, dict):
+        """Return Isabella's part of an agent's metadata. A field of another shape counts as absent."""
+        own = (metadata or {}).get(KEY)
+        if not isinstance(own, dict):
             return cls()
-        written, tools = found.get("written"), found.get("tools")
-        embedding, reflected = found.get("embedding"), found.get("reflected")
+        written, tools = own.get("written"), own.get("tools")
+        embedding, reflected = own.get("embedding"), own.get("reflected")
+        lowered: LoweredLimit | None = None
+        match own.get("max_tokens"):
+            case {"wanted": int(wanted), "to": int(to)}:
+                lowered = LoweredLimit(wanted, to)
         return cls(
             written={str(k): str(v) for k, v in written.items()} if isinstance(written, dict) else {},
             tools=tuple(str(tool) for tool in tools) if isinstance(tools, list) else (),
             embedding=embedding if isinstance(embedding, dict) else None,
             reflected=reflected if isinstance(reflected, str) else None,
-            lowered=LoweredLimit.read(found.get("max_tokens")),
+            lowered=lowered,
         )
 
     def into(self, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-        """The agent's metadata with these marks; what is not Isabella's stays."""
-        mine: dict[str, Any] = {}
+        """Return an agent's metadata with this as Isabella's part; all else stays."""
+        own: dict[str, Any] = {}
         if self.written:
-            mine["written"] = dict(self.written)
+            own["written"] = dict(self.written)
         if self.tools:
-            mine["tools"] = list(self.tools)
+            own["tools"] = list(self.tools)
         if self.embedding is not None:
-            mine["embedding"] = dict(self.embedding)
+            own["embedding"] = dict(self.embedding)
         if self.reflected is not None:
-            mine["reflected"] = self.reflected
+            own["reflected"] = self.reflected
         if self.lowered is not None:
-            mine["max_tokens"] = {"wanted": self.lowered.wanted, "to": self.lowered.to}
-        return {**(metadata or {}), KEY: mine}
+            own["max_tokens"] = {"wanted": self.lowered.wanted, "to": self.lowered.to}
+        return {**(metadata or {}), KEY: own}
 
 
 def definition_tag(id: str) -> str:
-    """The tag of the agents of a definition."""
+    """Return the tag of the agents of a definition."""
     return f"{DEFINITION}{id}"
 
 
 def definition_id(tags: Sequence[str]) -> str | None:
-    """The definition that an agent's tags name."""
+    """Return the id of the definition that an agent's tags name; None if they name none."""
     return next((tag.removeprefix(DEFINITION) for tag in tags if tag.startswith(DEFINITION)), None)
 
 
 def fingerprints(definition: AgentDefinition) -> dict[str, str]:
-    """What a definition would write, by field."""
+    """Return digests of what a definition writes, by field."""
     fields: dict[str, Any] = {
         "name": definition.name,
         "description": definition.description,
@@ -118,5 +104,5 @@ def fingerprints(definition: AgentDefinition) -> dict[str, str]:
 
 
 def fingerprint(value: Any) -> str:
-    """A short digest of a value."""
+    """Return a short digest of a value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,7 +1,7 @@
-"""Which models would work now, and how an agent is bound to one (fact M6).
+"""The models that work now, and the binding of an agent to one of them (fact M6).
 
-A handle is `PROVIDER/MODEL`; `PROVIDER` alone means its usual model. What a vendor has is asked of the vendor itself
-and kept for a few minutes; what it does not tell about a model's window is in the catalog.
+A handle is `PROVIDER/MODEL`, or `PROVIDER` for its default model. Each vendor is asked for its models, and the answer
+is kept for a few minutes. If a vendor does not state a model's window, the catalog of known vendors does.
 """
 
 from __future__ import annotations
@@ -16,40 +16,41 @@ from pydantic import SecretStr
 
 from isabella.config.settings import Settings
 from isabella.errors import ModelUnknown
-from isabella.letta.llm_config import GENERIC, Binding
+from isabella.letta.llm_config import Binding
+from isabella.letta.releases import GENERIC
 from isabella.providers.desired import Desired, desired_providers
 from isabella.system.tasks import gather
 from isabella.vendors.client import KeyVerdict, VendorAnswer, ask_vendor
 
-#: Asks a vendor for its models: base URL and key.
+#: A function that asks a vendor for its models: base URL and key.
 Ask = Callable[[str, SecretStr], Awaitable[VendorAnswer]]
 
-#: What Letta takes where nothing tells the window (fact M1); an agent of ours never gets it by accident.
+#: The window that Letta assumes if it does not know a model's (fact M1). Agents never get it by accident.
 LETTA_GUESS = 8192
 
 _KEPT_SECONDS = 300.0
 #: A vendor that failed is asked again sooner.
 _FAILURE_KEPT_SECONDS = 20.0
 _AT_ONCE = 8
-#: Below this a model is none for agents: a speech model, or a classifier.
+#: A model with a smaller window is none for agents: a speech model, or a classifier.
 _SMALLEST_WINDOW = 4096
-_HANDLES_SAID = 6
+_HANDLES_SHOWN = 6
 
 
 @dataclass(frozen=True)
-class _Known:
+class _Kept:
     answer: VendorAnswer
     until: float
 
 
 class ModelCatalog:
-    """The models of every vendor that the configuration names.
+    """The models of all configured vendors.
 
     Args:
-        providers: what the configuration asks for.
+        providers: the configured providers.
         ask: asks a vendor; by default over the network.
-        clock: tells the time, in seconds.
-        client: which of Letta's clients agents are bound with.
+        clock: returns the time, in seconds.
+        client: Letta's client that agents are bound with.
     """
 
     def __init__(
@@ -64,14 +65,14 @@ class ModelCatalog:
         self._ask = ask
         self._clock = clock
         self.client = client
-        #: Is told what a vendor answered, by its provider's name.
+        #: A callback that receives each new answer of a vendor, with its provider's name.
         self.on_event: Callable[[str, VendorAnswer], None] = lambda _provider, _answer: None
-        self._known: dict[str, _Known] = {}
-        self._asking: dict[str, anyio.Lock] = {}
+        self._kept: dict[str, _Kept] = {}
+        self._locks: dict[str, anyio.Lock] = {}
 
     @classmethod
     def of(cls, settings: Settings) -> ModelCatalog:
-        """The models of the settings' vendors.
+        """Return the catalog of the settings' vendors.
 
         Raises:
             ConfigurationError: `isabella.toml` is malformed.
@@ -80,86 +81,78 @@ class ModelCatalog:
 
     @property
     def providers(self) -> tuple[Desired, ...]:
-        """What the configuration asks for."""
+        """The configured providers."""
         return tuple(self._providers.values())
 
     def provider(self, name: str) -> Desired | None:
-        """What the configuration asks for under this name."""
+        """Return the configured provider of this name."""
         return self._providers.get(name)
 
     def renew(self, providers: Iterable[Desired]) -> None:
-        """Go by another configuration from now on. What a vendor said to a key that is replaced is forgotten."""
+        """Replace the configured providers. Answers to keys that were replaced are dropped."""
         fresh = {provider.name: provider for provider in providers}
-        self._known = {name: known for name, known in self._known.items() if fresh.get(name) == self._providers[name]}
+        self._kept = {name: kept for name, kept in self._kept.items() if fresh.get(name) == self._providers[name]}
         self._providers = fresh
 
     async def binding(self, handle: str, *, window: int | None = None, unasked: bool = False) -> Binding:
-        """What ties an agent to the model of a handle.
+        """Return the binding to the model of a handle.
 
         Args:
-            handle: `PROVIDER/MODEL`, or `PROVIDER` for its usual model.
-            window: at most so many tokens of context.
-            unasked: take the catalog's word where the vendor gives no answer, as at a start without a network.
+            handle: `PROVIDER/MODEL`, or `PROVIDER` for its default model.
+            window: the largest window in tokens.
+            unasked: whether the catalog is enough if the vendor does not answer, as at a start without a network.
 
         Raises:
-            ModelUnknown: it would not work: no such provider or model, no key, or the vendor refuses. The error
-                names the handles that would.
+            ModelUnknown: it does not work now; the error names the handles that do.
         """
-        found, why, remedy = await self._bind(handle, unasked)
-        if found is not None:
-            return found if window is None or window >= found.window else replace(found, window=window)
+        binding, why, remedy = await self._bind(handle, unasked)
+        if binding is not None:
+            return binding if window is None or window >= binding.window else replace(binding, window=window)
         handles = tuple(await self.handles())
         raise ModelUnknown(why, handles=handles, remedy=f"{remedy} {_offer(handles)}".strip())
 
     async def handles(self) -> list[str]:
-        """The handles that would work now, in the configuration's order, each vendor's usual model first."""
-        keyed = [provider for provider in self._providers.values() if _usable(provider)]
-        answers = await gather([partial(self._answer, provider) for provider in keyed], at_once=_AT_ONCE)
+        """Return the handles that work now, in the configuration's order, each vendor's default model first."""
         return [
             f"{provider.name}/{model}"
-            for provider, answer in zip(keyed, answers, strict=True)
-            if _working(answer)
+            for provider, answer in await self._answers()
+            if answer.verdict in (KeyVerdict.ACCEPTED, KeyVerdict.RATE_LIMITED)
             for model in _ordered(provider, _fit(provider, answer))
         ]
 
     def catalog(self) -> dict[str, int]:
-        """Windows by handle, as far as they are known without asking."""
+        """Return windows by handle, as far as they are known without asking a vendor."""
         return {
             f"{provider.name}/{model}": window
             for provider in self._providers.values()
             for model, window in provider.vendor.models.items()
         }
 
-    async def census(self) -> tuple[dict[str, int], dict[str, frozenset[str]]]:
-        """Windows by handle, and the models of each vendor that has answered, by provider."""
+    async def listings(self) -> tuple[dict[str, int], dict[str, frozenset[str]]]:
+        """Return windows by handle, and the models of each vendor that answered, by provider."""
         windows, listed = self.catalog(), {}
-        keyed = [provider for provider in self._providers.values() if _usable(provider)]
-        answers = await gather([partial(self._answer, provider) for provider in keyed], at_once=_AT_ONCE)
-        for provider, answer in zip(keyed, answers, strict=True):
+        for provider, answer in await self._answers():
             if answer.verdict is KeyVerdict.ACCEPTED:
                 listed[provider.name] = frozenset(answer.models)
                 for model, window in _fit(provider, answer).items():
-                    true = window or provider.vendor.models.get(model) or provider.vendor.default_window
-                    windows[f"{provider.name}/{model}"] = true
+                    windows[f"{provider.name}/{model}"] = _window(provider, model, window)
         return windows, listed
 
     async def choose(self, handles: Iterable[str], *, window: int | None = None) -> Binding:
-        """The first of these that works; otherwise the first that works at all; otherwise the first with a key.
+        """Return the first of these that works, else the first that works at all, else the first with a key.
 
         Raises:
             ModelUnknown: no vendor has a key.
         """
-        wanted = list(handles)
-        for handle in wanted:
-            found, _, _ = await self._bind(handle, unasked=False)
-            if found is not None:
+        preferred = list(handles)
+        for handle in preferred:
+            if (await self._bind(handle, unasked=False))[0] is not None:
                 return await self.binding(handle, window=window)
         for handle in await self.handles():
             return await self.binding(handle, window=window)
-        # No vendor answers now. The agent is made all the same: it will speak when one does.
-        for handle in [*wanted, *self._providers]:
-            found, _, _ = await self._bind(handle, unasked=True)
-            if found is not None:
+        # No vendor answers now. An agent is created all the same: it works as soon as one does.
+        for handle in [*preferred, *self._providers]:
+            if (await self._bind(handle, unasked=True))[0] is not None:
                 return await self.binding(handle, window=window, unasked=True)
         raise ModelUnknown(
             "No vendor has a key that could be used, so no agent can speak.",
@@ -167,6 +160,7 @@ class ModelCatalog:
         )
 
     async def _bind(self, handle: str, unasked: bool) -> tuple[Binding | None, str, str]:
+        """Return the binding to a handle, or why there is none, and a remedy."""
         name, _, model = handle.partition("/")
         provider = self._providers.get(name)
         if provider is None:
@@ -177,7 +171,9 @@ class ModelCatalog:
             return None, f"{name} has no key: {provider.key_source}.", ""
         answer = await self._answer(provider)
         if answer.verdict is KeyVerdict.REFUSED:
-            return None, f"{provider.vendor.title} refuses the key ({answer.said}).", _keys_page(provider)
+            page = provider.vendor.keys_page
+            remedy = f"Make a new one at {page}, put it into .env, and start again." if page else ""
+            return None, f"{provider.vendor.title} refuses the key ({answer.said}).", remedy
         silent = answer.verdict is not KeyVerdict.ACCEPTED
         if silent and not (unasked or answer.verdict is KeyVerdict.RATE_LIMITED):
             return None, f"{provider.vendor.title} cannot answer now ({answer.said}).", ""
@@ -188,34 +184,35 @@ class ModelCatalog:
         if not silent and windows and model not in windows:
             unfit = " for conversations" if model in answer.models else ""
             return None, f"{name} has no model {model!r}{unfit}.", ""
-        # The catalog is the fallback for what the vendor does not tell, and never Letta's guess.
-        window = windows.get(model) or provider.vendor.models.get(model) or provider.vendor.default_window
+        window = _window(provider, model, windows.get(model))
         return Binding(name, model, provider.base_url, window, client=self.client), "", ""
 
+    async def _answers(self) -> list[tuple[Desired, VendorAnswer]]:
+        """Return the answer of every vendor with a usable key."""
+        usable = [one for one in self._providers.values() if one.key is not None and one.problem is None]
+        answers = await gather([partial(self._answer, provider) for provider in usable], at_once=_AT_ONCE)
+        return [*zip(usable, answers, strict=True)]
+
     async def _answer(self, provider: Desired) -> VendorAnswer:
-        async with self._asking.setdefault(provider.name, anyio.Lock()):
-            known = self._known.get(provider.name)
-            if known is None or known.until <= self._clock():
+        async with self._locks.setdefault(provider.name, anyio.Lock()):
+            kept = self._kept.get(provider.name)
+            if kept is None or kept.until <= self._clock():
                 answer = await self._ask(provider.base_url, provider.key or SecretStr(""))
-                kept = _KEPT_SECONDS if answer.verdict is KeyVerdict.ACCEPTED else _FAILURE_KEPT_SECONDS
-                known = _Known(answer, self._clock() + kept)
+                seconds = _KEPT_SECONDS if answer.verdict is KeyVerdict.ACCEPTED else _FAILURE_KEPT_SECONDS
+                kept = _Kept(answer, self._clock() + seconds)
                 if self._providers.get(provider.name) == provider:
-                    self._known[provider.name] = known
+                    self._kept[provider.name] = kept
                     self.on_event(provider.name, answer)
-            return known.answer
+            return kept.answer
 
 
-def _usable(provider: Desired) -> bool:
-    return provider.key is not None and provider.problem is None
-
-
-def _working(answer: VendorAnswer) -> bool:
-    # A key that asks too often is a good key: its models may be used, only not at this moment.
-    return answer.verdict in (KeyVerdict.ACCEPTED, KeyVerdict.RATE_LIMITED)
+def _window(provider: Desired, model: str, stated: int | None) -> int:
+    """Return a model's window: as the vendor states it, else as the catalog does, and never Letta's guess."""
+    return stated or provider.vendor.models.get(model) or provider.vendor.default_window
 
 
 def _fit(provider: Desired, answer: VendorAnswer) -> dict[str, int | None]:
-    """The vendor's models that an agent can run on, with their windows; the catalog's where it lists none."""
+    """Return the models for agents, with their windows; those of the catalog if the vendor lists none."""
     if not answer.models:
         return dict(provider.vendor.models)
     return {
@@ -226,19 +223,14 @@ def _fit(provider: Desired, answer: VendorAnswer) -> dict[str, int | None]:
 
 
 def _ordered(provider: Desired, windows: dict[str, int | None]) -> list[str]:
-    usual = provider.vendor.default_model
-    return sorted(windows, key=lambda model: (model != usual, model not in provider.vendor.models))
-
-
-def _keys_page(provider: Desired) -> str:
-    page = provider.vendor.keys_page
-    return f"Make a new one at {page}, put it into .env, and start again." if page else ""
+    default = provider.vendor.default_model
+    return sorted(windows, key=lambda model: (model != default, model not in provider.vendor.models))
 
 
 def _offer(handles: Sequence[str]) -> str:
     if not handles:
         return "No other handle would work now."
-    # One of each vendor says more than all of one.
+    # One handle of each vendor is more useful than all of one.
     first = {handle.partition("/")[0]: handle for handle in reversed(handles)}
-    said = list(dict.fromkeys([*reversed(first.values()), *handles]))[:_HANDLES_SAID]
-    return f"These would work: {', '.join(said)}{', …' if len(handles) > len(said) else ''}"
+    shown = list(dict.fromkeys([*reversed(first.values()), *handles]))[:_HANDLES_SHOWN]
+    return f"These would work: {', '.join(shown)}{', …' if len(handles) > len(shown) else ''}"

@@ -1,8 +1,8 @@
-"""Reflection: between conversations, an agent reads what was said and tidies the memory blocks that it shares.
+"""Reflection: between conversations, an agent reads the new messages of another one and tidies the blocks they share.
 
-It costs nothing when nothing was said, and it loses nothing. Before its turn the blocks are set down in Letta; after
-it, whatever went out of them goes to archival memory, and a block that was all but emptied is put back. A reflection
-that was killed is made good by the next one.
+Without new messages it costs nothing, and it loses nothing. Before its turn a snapshot of the blocks is stored in
+Letta. After the turn, lines that were removed go to archival memory, and a block that was nearly emptied is restored.
+If a reflection is killed, the next one does this.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from isabella.errors import IsabellaError, LettaError
 
 log = structlog.get_logger()
 
-#: Says something to an agent, by its id, and returns when its turn has ended well; raises where it has not.
+#: A function that sends a message to an agent, by its id, and returns after a successful turn; raises otherwise.
 Say = Callable[[str, str], Awaitable[None]]
 
-#: The label of what is set down before a reflection. It is attached to no agent, so no prompt has it.
+#: The label of a snapshot, which is a block that is attached to no agent.
 LABEL = "isabella-before-reflection"
-#: On passages that a reflection took out of the blocks.
+#: The tag of passages with lines that a reflection removed from the blocks.
 TAG = "reflection"
 
-#: What is read at once, in characters; the rest comes with the next reflection.
+#: The most characters that one reflection reads; the next one reads the rest.
 _MOST_READ = 24_000
 _LONGEST_ENTRY = 4_000
 _SECONDS = 90.0
-#: A block of which no more than this share is left has not been tidied but emptied.
+#: A block of which less than this share is left was emptied, not tidied.
 _EMPTIED = 0.35
-#: Fewer lines, or less text, may well have been wrong altogether.
+#: Fewer lines, or less text, may have been wrong as a whole.
 _FEW_LINES = 3
 _LONG = 120
 _SNAPSHOT_LIMIT = 1_000_000
 
 
 class ReflectionOutcome(StrEnum):
-    """How a reflection went."""
+    """The outcome of a reflection."""
 
-    #: Nothing was said since the last one.
+    #: There were no new messages.
     NOTHING = "nothing"
     #: The conversation is still going on.
     WAITING = "waiting"
@@ -57,17 +57,11 @@ class ReflectionOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class Reflection:
-    """What a reflection did.
-
-    Attributes:
-        outcome: how it went.
-        read: how many things that were said it was given.
-        archived: how many lines went from the blocks to archival memory.
-        restored: labels of blocks that were put back.
-    """
+    """The result of a reflection."""
 
     outcome: ReflectionOutcome
     read: int = 0
+    #: Lines that went from the blocks to archival memory.
     archived: int = 0
     restored: tuple[str, ...] = ()
 
@@ -80,17 +74,17 @@ async def reflect(
     quiet_for: float = 0.0,
     now: datetime | None = None,
 ) -> Reflection:
-    """Have an agent reflect on what was said since it last did.
+    """Have an agent reflect on the messages since its last reflection.
 
     Args:
-        agent_service: its Letta. `agency.memory.hold` keeps the other agent's turns back meanwhile.
+        agent_service: the agents. `memory.hold` delays the other agent's turns meanwhile.
         reflector: the agent that reflects.
-        say: says something to an agent.
-        quiet_for: seconds that nothing must have been said for.
+        say: sends a message to an agent.
+        quiet_for: seconds since the last message.
         now: the time, for tests.
 
     Raises:
-        IsabellaError: the turn failed, or Letta did. Nothing is lost; what was said is read again next time.
+        IsabellaError: the turn or Letta failed. Nothing is lost; the next reflection reads the messages again.
     """
     target = await _target(agent_service, reflector)
     if target is None:
@@ -102,34 +96,34 @@ async def reflect(
     if _age(said[-1], now or datetime.now(UTC)) < quiet_for:
         return Reflection(ReflectionOutcome.WAITING)
     async with agent_service.memory.hold(target.id):
-        # Somebody may have spoken while the place was waited for.
+        # There may be new messages since the hold was requested.
         said, last = await _said(agent_service, target, reflector)
         if not said:
             return Reflection(ReflectionOutcome.NOTHING)
         before = await _shared(agent_service, target)
-        snapshot = await _set_down(agent_service, target, before)
+        snapshot = await _store_snapshot(agent_service, target, before)
         try:
             with anyio.fail_after(_SECONDS):
                 await say(reflector.id, _request(said))
         except TimeoutError:
             raise LettaError(f"{reflector.name} did not end its reflection within {_SECONDS:g} s.") from None
         finally:
-            # However the turn ended: what it took out of the blocks is kept.
+            # What the turn removed from the blocks is kept, whether or not it succeeded.
             with anyio.CancelScope(shield=True):
-                archived, restored = await _make_good(agent_service, target, before, snapshot)
+                archived, restored = await _keep_removed(agent_service, target, before, snapshot)
         noted = await agent_service.registry.get(reflector.id)
         metadata = replace(noted.own_metadata, reflected=last).into(noted.metadata)
-        await agent_service.registry.wire.patch(f"/v1/agents/{reflector.id}", {"metadata": metadata})
+        await agent_service.letta.agents.update(reflector.id, {"metadata": metadata})
     return Reflection(ReflectionOutcome.DONE, len(said), archived, restored)
 
 
 async def recover(agent_service: AgentService, target: AgentRecord) -> None:
-    """Make good what reflections that were killed have left.
+    """Complete reflections of this agent that were killed.
 
     Raises:
         LettaError: Letta cannot be read or written.
     """
-    for row in await agent_service.registry.wire.get("/v1/blocks/", label=LABEL, limit=100):
+    for row in await agent_service.letta.blocks.labelled(LABEL):
         try:
             kept = json.loads(row.get("value") or "")
             if kept["agent"] != target.id:
@@ -138,7 +132,7 @@ async def recover(agent_service: AgentService, target: AgentRecord) -> None:
         except (ValueError, KeyError, TypeError):
             continue
         async with agent_service.memory.hold(target.id):
-            await _make_good(agent_service, target, before, row["id"])
+            await _keep_removed(agent_service, target, before, row["id"])
 
 
 async def _target(agent_service: AgentService, reflector: AgentRecord) -> AgentRecord | None:
@@ -152,7 +146,7 @@ async def _target(agent_service: AgentService, reflector: AgentRecord) -> AgentR
 async def _said(
     agent_service: AgentService, target: AgentRecord, reflector: AgentRecord
 ) -> tuple[list[HistoryEntry], str | None]:
-    """What people and the agent said since the last reflection, as much as is read at once, and up to where."""
+    """Return the new messages, as many as one reflection reads, and the id of the last one."""
     entries, last = await agent_service.history.since(target.id, reflector.own_metadata.reflected)
     said: list[HistoryEntry] = []
     size = 0
@@ -163,7 +157,7 @@ async def _said(
                 last = said[-1].id
                 break
             said.append(entry)
-    # What an agent says by itself is nothing new to it.
+    # Messages of the agent alone are nothing new.
     return (said if any(entry.kind == "user" for entry in said) else []), last
 
 
@@ -192,8 +186,8 @@ async def _shared(agent_service: AgentService, target: AgentRecord) -> list[Memo
     return [block for block in await agent_service.memory.blocks(target.id) if block.label in labels]
 
 
-async def _set_down(agent_service: AgentService, target: AgentRecord, blocks: Sequence[MemoryBlock]) -> str:
-    """Set the blocks down in Letta, and return the id of what they were set down in."""
+async def _store_snapshot(agent_service: AgentService, target: AgentRecord, blocks: Sequence[MemoryBlock]) -> str:
+    """Store a snapshot of the blocks in Letta, and return its id."""
     kept = {
         "agent": target.id,
         "blocks": [{"id": b.id, "label": b.label, "value": b.value, "limit": b.limit} for b in blocks],
@@ -204,14 +198,13 @@ async def _set_down(agent_service: AgentService, target: AgentRecord, blocks: Se
         "limit": _SNAPSHOT_LIMIT,
         "description": f"The shared blocks of {target.name} before a reflection that is under way.",
     }
-    row = await agent_service.registry.wire.post("/v1/blocks/", body)
-    return str(row["id"])
+    return await agent_service.letta.blocks.create(body)
 
 
-async def _make_good(
+async def _keep_removed(
     agent_service: AgentService, target: AgentRecord, before: Sequence[MemoryBlock], snapshot: str
 ) -> tuple[int, tuple[str, ...]]:
-    """Put emptied blocks back, archive what else went out, and take away what was set down."""
+    """Restore emptied blocks, archive other removed lines, and delete the snapshot."""
     after = {block.label: block for block in await agent_service.memory.blocks(target.id)}
     emptied = [block for block in before if _emptied(block, after.get(block.label))]
     restored = []
@@ -221,7 +214,7 @@ async def _make_good(
         text = "\n".join([block.value, *added]) if added else block.value
         if len(text) > block.limit >= len(block.value):
             text = block.value
-        await agent_service.registry.wire.patch(f"/v1/blocks/{block.id}", {"value": text})
+        await agent_service.letta.blocks.update(block.id, {"value": text})
         after[block.label] = replace(block, value=text)
         restored.append(block.label)
         log.warning("a reflection had emptied a memory block; it was put back", agent=target.name, block=block.label)
@@ -231,17 +224,17 @@ async def _make_good(
             text = f"Taken out of the memory block {label!r}:\n" + "\n".join(lines)
             await agent_service.archive.add(target.id, text, [TAG, label])
         except IsabellaError:
-            # Where the archive takes nothing, the block keeps everything.
+            # If the archive refuses the passage, the block keeps the lines.
             block = next(one for one in before if one.label == label)
             text = "\n".join([after[label].value, *lines]) if label in after else block.value
-            await agent_service.registry.wire.patch(f"/v1/blocks/{block.id}", {"value": text})
+            await agent_service.letta.blocks.update(block.id, {"value": text})
             restored.append(label)
-    await agent_service.registry.wire.delete(f"/v1/blocks/{snapshot}")
+    await agent_service.letta.blocks.delete(snapshot)
     return sum(map(len, gone.values())), tuple(restored)
 
 
 def lost(before: Sequence[MemoryBlock], after: Mapping[str, str]) -> dict[str, list[str]]:
-    """The lines, by label, that stood in a block before and stand in none now. Pure."""
+    """Return the lines, by label, that a block had before and no block has now. Pure."""
     texts = list(after.values())
     found = {block.label: _lines_out_of(block.value, texts) for block in before}
     return {label: lines for label, lines in found.items() if lines}
@@ -254,7 +247,7 @@ def _lines_out_of(text: str, texts: Sequence[str]) -> list[str]:
 
 
 def _emptied(before: MemoryBlock, after: MemoryBlock | None) -> bool:
-    """Whether a block was emptied rather than tidied: all gone, most of its lines, or most of its text."""
+    """Return whether a block was emptied: all of it, most of its lines, or most of its text is gone."""
     if not before.value.strip():
         return False
     if after is None or not after.value.strip():

@@ -1,4 +1,4 @@
-"""The agents as they live in Letta: ours, and those of others."""
+"""The agents in Letta: how they are found, and how they are bound to a provider and a model."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from letta_client import AsyncLetta
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
-
-from isabella.agents import bindings, context, metadata, probe
-from isabella.agents.bindings import BindingResult
+from isabella.agents import context, metadata
+from isabella.agents.context import FittedContext, required_id_form
 from isabella.agents.definitions import NAME, AgentDefinition
 from isabella.agents.metadata import AgentMetadata
 from isabella.agents.model_catalog import ModelCatalog
-from isabella.errors import AgentUnknown, LettaBroken, LettaRefused, ModelUnknown
+from isabella.errors import AgentUnknown, LettaRefused, ModelUnknown
+from isabella.letta.agents import RELATIONS, AgentRow
 from isabella.letta.client import LettaClient
-from isabella.letta.llm_config import Binding, LlmConfig
+from isabella.letta.llm_config import Binding, LlmConfig, LoweredLimit, binding_fields, is_older
 from isabella.system.tasks import gather
 from isabella.system.urls import is_placeholder_url
 
-_SAID_NAMES = 12
-#: How often an agent is bound at most, where its provider moves each time.
-_BINDINGS = 3
-_INCLUDE = ["agent.tags", "agent.blocks", "agent.tools"]
+_NAMES_SHOWN = 12
+#: How often an agent is bound at most if its provider moves each time.
+_BIND_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -33,13 +30,13 @@ class AgentRecord:
 
     Attributes:
         id: Letta's id of it.
-        name: what it is called.
-        description: what it is for.
-        definition: what the file says of it; None for an agent of somebody else's.
-        llm: what it speaks through; None where Letta knows nothing.
+        name: its name.
+        description: its purpose.
+        definition: its definition in the agents file; None if it has none.
+        llm: its `llm_config`; None if Letta has none.
         tags: Letta's tags.
-        blocks: the ids of its memory blocks by label.
-        tools: the ids of its tools by name.
+        blocks: the ids of its memory blocks, by label.
+        tools: the ids of its tools, by name.
         metadata: Letta's metadata.
         embedding: its `embedding_config`; None for text search.
     """
@@ -57,17 +54,17 @@ class AgentRecord:
 
     @property
     def ours(self) -> bool:
-        """Whether Isabella keeps it, or has taken it in."""
+        """Whether Isabella created or imported it."""
         return metadata.MANAGED_TAG in self.tags
 
     @property
     def own_metadata(self) -> AgentMetadata:
-        """What Isabella noted about it."""
+        """Isabella's part of the metadata."""
         return AgentMetadata.read(self.metadata)
 
     @property
     def binding(self) -> Binding | None:
-        """Its explicit binding (fact M6); None where it has none."""
+        """Its explicit binding (fact M6); None if it has none."""
         return None if self.llm is None else self.llm.binding
 
     @property
@@ -83,129 +80,138 @@ class AgentRecord:
         return self.llm.handle or f"{self.llm.provider or self.llm.endpoint_type}/{self.llm.model}"
 
 
-class AgentRegistry:
-    """The agents of one Letta.
+@dataclass(frozen=True)
+class BindingResult:
+    """The result of binding an agent.
 
-    Args:
-        client: an open client.
-        definitions: what the file says, so that ours can be told by it.
+    Attributes:
+        binding: the binding, with the client that its type of agent needs.
+        lowered: the `max_tokens` that did not fit into the model's window; None if it fits.
+        agent_type: Letta's type of the agent.
+        fitted: what was changed about its context; None if nothing was.
     """
 
-    def __init__(self, client: AsyncLetta, definitions: Sequence[AgentDefinition] = ()) -> None:
-        self.wire = LettaClient(client)
+    binding: Binding
+    lowered: LoweredLimit | None = None
+    agent_type: str | None = None
+    fitted: FittedContext | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the agent's owner should know, one sentence each."""
+        notes = []
+        if self.lowered is not None:
+            notes.append(
+                f"max_tokens is {self.lowered.to} for now: {self.lowered.wanted} does not fit into a window of "
+                f"{self.binding.window} tokens. A larger window brings it back."
+            )
+        if self.fitted is not None:
+            notes.append(self.fitted.note)
+        if is_older(self.agent_type) and required_id_form(self.binding) is not None:
+            notes.append(
+                f"This vendor refuses what Letta sends for agents of type {self.agent_type}, after the first tool "
+                "call at the latest. Switch the agent to another vendor."
+            )
+        return tuple(notes)
+
+
+class AgentRegistry:
+    """The agents of one Letta. Methods that send requests raise `LettaError`.
+
+    Args:
+        letta: an open client.
+        definitions: the definitions of the agents file.
+    """
+
+    def __init__(self, letta: LettaClient, definitions: Sequence[AgentDefinition] = ()) -> None:
+        self.letta = letta
         self.definitions = {definition.id: definition for definition in definitions}
-        #: Are told of every agent that is bound here, so that nobody goes on with what he knew before.
+        #: Callbacks that run after an agent is bound, so that caches can be updated.
         self.on_bound: list[Callable[[str, Binding], None]] = []
 
     async def all(self) -> list[AgentRecord]:
-        """Every agent in Letta, oldest first, but for the passing ones that fetch receipts.
-
-        Raises:
-            LettaError: they cannot be listed as a whole.
-        """
-        return await self._some()
+        """Return every agent, oldest first, without the temporary ones of `turns.probe`."""
+        return await self._list()
 
     async def find(self, name: str) -> AgentRecord:
-        """The agent of this name, definition id, or Letta id. Ours come before those of others.
+        """Return the agent with this name, definition id, or Letta id. Isabella's agents come first.
 
         Raises:
-            AgentUnknown: there is none, or several that this does not tell apart.
-            LettaError: Letta cannot be read.
+            AgentUnknown: there is none, or several.
         """
-        # Most names are exact ones, and a Letta may have thousands of agents: those alike are enough, as a rule.
+        # Most names are exact, and a Letta may have thousands of agents: two filtered lists are enough as a rule.
         if NAME.fullmatch(name):
-            alike = await gather(
-                [partial(self._some, name=name), partial(self._some, tags=[metadata.definition_tag(name)])]
+            lists = await gather(
+                [partial(self._list, name=name), partial(self._list, tags=[metadata.definition_tag(name)])]
             )
-            found = {record.id: record for registry in alike for record in registry}
-            if found:
-                return select_agent(name, [*found.values()])
+            if records := {record.id: record for records in lists for record in records}:
+                return select_agent(name, [*records.values()])
         return select_agent(name, await self.all())
 
     async def get(self, agent_id: str) -> AgentRecord:
-        """The agent of this id.
+        """Return the agent with this id.
 
         Raises:
-            AgentUnknown: it is gone.
+            AgentUnknown: it was deleted.
         """
         try:
-            row = await self.wire.get(f"/v1/agents/{agent_id}", include=_INCLUDE)
+            return self._record(await self.letta.agents.get(agent_id, relations=RELATIONS))
         except LettaRefused as refused:
             if refused.status in (404, 422):
                 raise AgentUnknown(f"There is no agent {agent_id} any more.") from None
             raise
-        return self._record(row)
 
     async def bind(
         self,
         agent_id: str,
         binding: Binding,
-        others: Mapping[str, Any] | None = None,
+        changes: Mapping[str, Any] | None = None,
         *,
         settings: Mapping[str, Any] | None = None,
     ) -> BindingResult:
-        """Tie an agent to a provider and a model; effective with its next message.
+        """Bind an agent to a provider and a model, effective with its next message.
 
-        Memory, history and all other settings of its `llm_config` stay.
-
-        It calls the address that the provider has in Letta, whatever the binding says: that is where the key belongs
-        which Letta has (fact M6).
+        Memory, history and the other settings of its `llm_config` stay. The agent calls the base URL that the
+        provider has in Letta, whatever the binding says, because the key in Letta belongs there (fact M6).
 
         Args:
-            agent_id: Letta's id of it.
-            binding: what to tie it to.
-            others: fields of it that are changed with the binding.
-            settings: an `llm_config` whose settings come before those that the agent has.
-
-        Returns:
-            What it is tied to now.
-
-        Raises:
-            LettaError: Letta refuses or fails.
+            agent_id: Letta's id of the agent.
+            binding: the binding.
+            changes: other fields of the agent to change in the same request.
+            settings: settings of an `llm_config` that replace those of the agent.
         """
-        for _ in range(_BINDINGS):
-            home = await self.placed(binding) or binding
-            bound = await bindings.bind(self.wire, agent_id, home, others, settings=settings)
-            # Whoever moves a provider looks for its agents once more at the end: one that is bound before that look
-            # is found by it, and one that is bound after it finds the new address here.
-            if (await self.placed(binding) or binding) == home:
+        for _ in range(_BIND_ATTEMPTS):
+            placed = await self.placed(binding) or binding
+            result = await self._bind_once(agent_id, placed, changes, settings)
+            # A sync that moves a provider lists its agents once more at the end. An agent that is bound before that
+            # is in the list; one that is bound later finds the new base URL here.
+            if (await self.placed(binding) or binding) == placed:
                 break
-        for on_event in self.on_bound:
-            on_event(agent_id, bound.binding)
-        return bound
+        for on_bound in self.on_bound:
+            on_bound(agent_id, result.binding)
+        return result
 
-    async def fit(self, agent_id: str, bound: BindingResult) -> BindingResult:
-        """Make an agent's context such that the vendor which it was bound to takes it. Nothing may speak to it.
-
-        Raises:
-            LettaError: Letta refuses or fails.
-        """
-        form = context.required_id_form(bound.binding)
+    async def fit(self, agent_id: str, result: BindingResult) -> BindingResult:
+        """Change the context of an agent so that its new vendor accepts it. No turn of it may run."""
+        form = required_id_form(result.binding)
         if form is None:
-            return bound
-        return replace(bound, fitted=await context.fit(self.wire, agent_id, form))
+            return result
+        return replace(result, fitted=await context.fit(self.letta, agent_id, form))
 
     async def placed(self, binding: Binding) -> Binding | None:
-        """The same at the address that its provider has in Letta; None where there is no such provider.
+        """Return a binding with the base URL that its provider has in Letta; None if there is no such provider.
 
-        Letta sends the provider's key to the agent's address (fact M6), so no other one will do. While a provider
-        moves that is `NOWHERE`, and so is it after a move that was cut off, until the next sync.
-
-        Raises:
-            LettaError: Letta cannot be read.
+        Letta sends the provider's key to the agent's base URL (fact M6), so no other one is right. While a provider
+        moves, and after a move that was interrupted, this is the placeholder.
         """
-        rows = await self.wire.get("/v1/providers/", name=binding.provider, limit=500)
-        for row in rows:
-            if row.get("name") == binding.provider:
-                return replace(binding, base_url=row.get("base_url") or binding.base_url)
-        return None
+        stored = await self.letta.providers.find(binding.provider)
+        return None if stored is None else replace(binding, base_url=stored.base_url or binding.base_url)
 
     async def switch(self, record: AgentRecord, handle: str, models: ModelCatalog) -> BindingResult:
-        """Bind an agent to a handle, if that would work now, and make its context fit. Nothing may speak to it.
+        """Bind an agent to a handle if that works now, and fit its context. No turn of it may run.
 
         Raises:
-            ModelUnknown: it would not; the error names the handles that would.
-            LettaError: Letta refuses or fails.
+            ModelUnknown: the handle does not work; the error names those that do.
         """
         window = record.definition.window if record.definition else None
         binding = await models.binding(handle, window=window)
@@ -220,133 +226,88 @@ class AgentRegistry:
                 f"The provider {binding.provider} is between two addresses, and its key is not in Letta.",
                 remedy=f"Run `isabella providers sync --only {binding.provider}`, then switch again.",
             )
-        # A failover may have bound it elsewhere since it was looked up.
+        # A failover may have bound it to another model since the record was read.
         now = await self.get(record.id)
-        bound = BindingResult(placed.suited(now.agent_type), now.own_metadata.lowered, now.agent_type)
-        if now.binding != bound.binding or now.llm is None or now.llm.compaction is not None:
-            bound = await self.bind(record.id, placed)
-        return await self.fit(record.id, bound)
+        result = BindingResult(placed.suited(now.agent_type), now.own_metadata.lowered, now.agent_type)
+        if now.binding != result.binding or now.llm is None or now.llm.compaction is not None:
+            result = await self.bind(record.id, placed)
+        return await self.fit(record.id, result)
 
     async def delete(self, agent_id: str) -> None:
-        """Remove an agent with its memory.
+        """Delete an agent with its memory."""
+        await self.letta.agents.delete(agent_id)
 
-        Raises:
-            LettaError: Letta refuses or fails.
-        """
-        await self.wire.delete(f"/v1/agents/{agent_id}")
-
-    async def _some(self, **query: Any) -> list[AgentRecord]:
-        rows = await self.wire.every("/v1/agents/", order_by="created_at", include=_INCLUDE, **query)
-        return [record for record in map(self._record, rows) if probe.TAG not in record.tags]
-
-    def _record(self, row: Any) -> AgentRecord:
+    async def _bind_once(
+        self,
+        agent_id: str,
+        binding: Binding,
+        changes: Mapping[str, Any] | None,
+        settings: Mapping[str, Any] | None,
+    ) -> BindingResult:
+        """Bind an agent to exactly this base URL."""
+        row = await self.letta.agents.get(agent_id)
+        binding = binding.suited(row.agent_type)
+        update = dict(changes or {})
+        agent_metadata = update.get("metadata") or row.metadata
+        own = AgentMetadata.read(agent_metadata)
+        fields, lowered = binding_fields({**(row.llm_config or {}), **(settings or {})}, binding, own.lowered)
+        update |= fields
+        if lowered != own.lowered:
+            update["metadata"] = replace(own, lowered=lowered).into(agent_metadata)
         try:
-            found = _ROW.validate_python(row)
-        except ValidationError:
-            raise LettaBroken("Letta's answer about an agent has another shape than expected.") from None
-        id = metadata.definition_id(found.tags)
+            await self.letta.agents.update(agent_id, update)
+        except LettaRefused as refused:
+            # Up to 0.16.4 a model for summaries cannot be unset, and there is none unless one was given (fact M24).
+            if refused.status != 422:
+                raise
+            del update["compaction_settings"]
+            await self.letta.agents.update(agent_id, update)
+        return BindingResult(binding, lowered, row.agent_type)
+
+    async def _list(self, **filters: Any) -> list[AgentRecord]:
+        rows = await self.letta.agents.all(relations=RELATIONS, **filters)
+        return [self._record(row) for row in rows if metadata.PROBE_TAG not in row.tags]
+
+    def _record(self, row: AgentRow) -> AgentRecord:
+        id = metadata.definition_id(row.tags)
         return AgentRecord(
-            id=found.id,
-            name=found.name or found.id,
-            description=found.description or "",
+            id=row.id,
+            name=row.name or row.id,
+            description=row.description or "",
             definition=self.definitions.get(id) if id is not None else None,
-            llm=_llm(found),
-            tags=tuple(found.tags),
-            blocks={block.label: block.id for block in found.blocks if block.label},
-            tools={tool.name: tool.id for tool in found.tools if tool.name},
-            metadata=found.metadata or {},
-            embedding=found.embedding_config,
+            llm=row.llm,
+            tags=tuple(row.tags),
+            blocks={block.label: block.id for block in row.blocks if block.label},
+            tools={tool.name: tool.id for tool in row.tools if tool.name},
+            metadata=row.metadata or {},
+            embedding=row.embedding_config,
         )
 
 
-def select_agent(name: str, registry: Sequence[AgentRecord]) -> AgentRecord:
-    """The one that a name, a definition id or a Letta id means.
+def select_agent(name: str, records: Sequence[AgentRecord]) -> AgentRecord:
+    """Return the agent that a name, a definition id or a Letta id means.
 
     Raises:
-        AgentUnknown: none, or several alike.
+        AgentUnknown: there is none, or several.
     """
-    matches: tuple[Callable[[AgentRecord], bool], ...] = (
-        lambda one: one.id == name,
-        lambda one: one.ours and one.name == name,
-        lambda one: one.definition is not None and one.definition.id == name,
-        lambda one: one.name == name,
-        lambda one: one.ours and one.name.casefold() == name.casefold(),
-        lambda one: one.name.casefold() == name.casefold(),
+    rules: tuple[Callable[[AgentRecord], bool], ...] = (
+        lambda record: record.id == name,
+        lambda record: record.ours and record.name == name,
+        lambda record: record.definition is not None and record.definition.id == name,
+        lambda record: record.name == name,
+        lambda record: record.ours and record.name.casefold() == name.casefold(),
+        lambda record: record.name.casefold() == name.casefold(),
     )
-    for matching in matches:
-        found = [record for record in registry if matching(record)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            ids = ", ".join(record.id for record in found[:_SAID_NAMES])
-            raise AgentUnknown(f"{len(found)} agents are called {name!r}.", remedy=f"Name one by its id: {ids}.")
-    names = [record.name for record in sorted(registry, key=lambda one: not one.ours)]
-    there = ", ".join(names[:_SAID_NAMES]) + (", …" if len(names) > _SAID_NAMES else "")
+    for rule in rules:
+        matches = [record for record in records if rule(record)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            ids = ", ".join(record.id for record in matches[:_NAMES_SHOWN])
+            raise AgentUnknown(f"{len(matches)} agents are called {name!r}.", remedy=f"Name one by its id: {ids}.")
+    names = [record.name for record in sorted(records, key=lambda record: not record.ours)]
+    shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
     raise AgentUnknown(
         f"There is no agent {name[:100]!r}.",
-        remedy=f"There are: {there}." if names else "There are none yet: run `isabella agents ensure`.",
-    )
-
-
-class _Named(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    id: str
-    label: str | None = None
-    name: str | None = None
-
-
-class _Compaction(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    model: str | None = None
-
-
-class _LlmConfig(BaseModel):
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-    model: str
-    model_endpoint_type: str
-    model_endpoint: str | None = None
-    provider_name: str | None = None
-    provider_category: str | None = None
-    context_window: int = 0
-    handle: str | None = None
-
-
-class _Row(BaseModel):
-    """An agent as Letta shows it."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    id: str
-    name: str | None = None
-    description: str | None = None
-    tags: list[str] = []
-    blocks: list[_Named] = []
-    tools: list[_Named] = []
-    metadata: dict[str, Any] | None = None
-    agent_type: str | None = None
-    llm_config: _LlmConfig | None = None
-    embedding_config: dict[str, Any] | None = None
-    compaction_settings: _Compaction | None = None
-
-
-_ROW = TypeAdapter(_Row)
-
-
-def _llm(row: _Row) -> LlmConfig | None:
-    config = row.llm_config
-    if config is None:
-        return None
-    return LlmConfig(
-        model=config.model,
-        endpoint_type=config.model_endpoint_type,
-        endpoint=config.model_endpoint,
-        provider=config.provider_name,
-        category=config.provider_category,
-        window=config.context_window,
-        handle=config.handle,
-        compaction=row.compaction_settings.model if row.compaction_settings else None,
-        agent_type=row.agent_type,
+        remedy=f"There are: {shown}." if names else "There are none yet: run `isabella agents ensure`.",
     )

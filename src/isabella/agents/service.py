@@ -1,4 +1,4 @@
-"""All that is needed to work with the agents of one Letta, opened together."""
+"""The agents of one Letta, with their models and their memory, opened together."""
 
 from __future__ import annotations
 
@@ -7,37 +7,24 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from isabella.agents import reconcile
-from isabella.agents.archive import ArchivalMemory
 from isabella.agents.definitions import AgentDefinition, load_definitions
 from isabella.agents.embeddings import EmbeddingSetup, address, address_secret, choose_search_method
 from isabella.agents.history import History
-from isabella.agents.memory import CoreMemory
+from isabella.agents.memory import ArchivalMemory, CoreMemory
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import EnsureResult
 from isabella.agents.registry import AgentRegistry
 from isabella.config.settings import Settings
-from isabella.letta.client import open_sdk_client
-from isabella.letta.connection import Connection, connect
-from isabella.letta.llm_config import client_for
+from isabella.connect import connect
+from isabella.letta.client import LettaClient
+from isabella.letta.connection import Connection
+from isabella.letta.releases import client_for
 from isabella.locks.sync_lock import sync_lock
 
 
 @dataclass
 class AgentService:
-    """The agents of one Letta, with their models and their memory.
-
-    Attributes:
-        settings: where everything comes from.
-        connection: which Letta.
-        definitions: what the file says.
-        registry: the agents as they live there.
-        models: which models would work.
-        memory: their memory blocks.
-        archive: their archival memory.
-        history: their conversations.
-        vectors: how archival memory is searched; None where no backend is known that makes vectors.
-        ensured: how the last bringing in line went.
-    """
+    """The agents of one Letta."""
 
     settings: Settings
     connection: Connection
@@ -47,15 +34,22 @@ class AgentService:
     memory: CoreMemory
     archive: ArchivalMemory
     history: History
+    #: None if no backend serves embeddings.
     vectors: EmbeddingSetup | None = None
+    #: The results of the last `ensure`.
     ensured: Sequence[EnsureResult] = field(default_factory=tuple)
 
+    @property
+    def letta(self) -> LettaClient:
+        """The client of this Letta."""
+        return self.registry.letta
+
     async def ensure(self) -> Sequence[EnsureResult]:
-        """Bring the agents in line with their definitions; one process at a time does so.
+        """Make the agents match their definitions; one process at a time does so.
 
         Raises:
             LettaError: Letta cannot be read.
-            LockTimeout: another process has been at it for too long.
+            LockTimeout: another process has held the lock for too long.
         """
         connection = self.connection
         async with sync_lock(connection.base_url, home=connection.home, database_url=connection.database_url):
@@ -70,12 +64,12 @@ async def open_agent_service(
     """Open the agents of a Letta.
 
     Args:
-        settings: where everything comes from.
-        connection: which Letta; by default the one that the settings name.
-        backend: the address of the backend that serves vectors, as Letta reaches it.
+        settings: the settings.
+        connection: the connection to Letta; by default the one of the settings.
+        backend: the base URL of the backend that serves embeddings, as Letta reaches it.
 
     Raises:
-        ConfigurationError: the agents' file or `isabella.toml` is malformed, or no Letta is named and none runs here.
+        ConfigurationError: the agents file or `isabella.toml` is malformed, or there is no Letta to connect to.
         LettaError: it cannot be reached.
     """
     definitions = load_definitions(settings)
@@ -83,21 +77,18 @@ async def open_agent_service(
     connection = connection or await connect(settings)
     vectors = None
     if backend is not None:
-        choice = choose_search_method(settings, models.providers)
-        vectors = EmbeddingSetup(choice, address(backend, address_secret(connection.home)))
-    async with open_sdk_client(connection) as client:
-        registry = AgentRegistry(client, definitions)
-        wire = registry.wire
-        health = await wire.get("/v1/health/")
-        models.client = client_for(str(health.get("version")) if isinstance(health, dict) else "")
+        method = choose_search_method(settings, models.providers)
+        vectors = EmbeddingSetup(method, address(backend, address_secret(connection.home)))
+    async with LettaClient.open(connection, timeout=connection.timeout * 2) as letta:
+        models.client = client_for((await letta.providers.abilities()).release)
         yield AgentService(
             settings,
             connection,
             definitions,
-            registry,
+            AgentRegistry(letta, definitions),
             models,
-            CoreMemory(wire),
-            ArchivalMemory(wire),
-            History(wire),
+            CoreMemory(letta),
+            ArchivalMemory(letta),
+            History(letta),
             vectors,
         )

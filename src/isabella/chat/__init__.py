@@ -1,1 +1,1 @@
-"""Talking to an agent in the terminal, by way of a backend."""
+"""The chat in the terminal: a client of the backend, and the session that shows its events."""

@@ -1,24 +1,22 @@
 """The command line: `isabella`.
 
-Command modules import nothing heavy at their top, so that `isabella --help` answers at once; what a command
-needs, it imports when it runs. Every failure leaves by one door, `main`.
+Command modules import nothing heavy at their top, so that `isabella --help` answers at once; a command imports the
+rest when it runs. All errors end in `main`.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from isabella.cli import agents, doctor, letta, practice, providers
-from isabella.cli.chat import chat, login
-from isabella.cli.commands import commands
-from isabella.cli.demo import demo
-from isabella.cli.settings import settings
-from isabella.cli.up import up
+from isabella.cli.backend import chat, login, up
+from isabella.cli.commands import AsJson, EnvFile, commands, configured_settings, print_json
 from isabella.errors import IsabellaError
-from isabella.system.terminal import guard_output
+from isabella.system.terminal import guard_output, messages_are_json, print_message, set_message_format
 
 app = commands(
     name="isabella",
@@ -34,12 +32,10 @@ app.add_typer(agents.app, name="agents")
 app.add_typer(letta.app, name="letta")
 app.add_typer(practice.app, name="practice")
 app.add_typer(doctor.app, name="doctor")
-app.command()(settings)
-app.command()(demo)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"isabella {version('isabella')}")
@@ -52,22 +48,87 @@ def root(
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_print_version)
     ] = False,
 ) -> None:
-    """Memory agents on Letta, whose providers provably hold the keys you configured."""
+    """Memory agents on Letta, with proof that its providers hold the keys you configured."""
+
+
+@app.command()
+def settings(env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """Show every setting, its value, and the source of the value. Keys are masked."""
+    from pydantic import SecretStr
+
+    from isabella.cli.tables import show_notices, show_settings
+    from isabella.config.settings import Settings, variable
+    from isabella.providers.desired import desired_providers
+    from isabella.system.redaction import mask
+
+    current = configured_settings(env_file, served=True)
+    desired = desired_providers(current)
+    rows: list[tuple[str, str, str]] = []
+    for field in Settings.model_fields:
+        if field == "sources":
+            continue
+        value = getattr(current, field)
+        if field == "database_url" and value is not None:
+            shown = "(set)"
+        elif isinstance(value, SecretStr):
+            shown = mask(value.get_secret_value())
+        else:
+            shown = "-" if value is None else str(value)
+        rows.append((variable(field), shown, current.origin(field)))
+    for provider in desired:
+        vendor = provider.vendor
+        rows.append((vendor.api_key_env, provider.masked_key or provider.problem or "-", provider.key_source))
+        for name, shown in ((vendor.base_url_env, provider.base_url), (vendor.type_env, provider.type)):
+            if name is not None:
+                rows.append((name, shown, current.sources.origin(name)))
+    notices = current.contradictions(tuple(provider.vendor for provider in desired))
+    if as_json:
+        document = {name: {"value": value, "from": origin} for name, value, origin in rows}
+        print_json({"settings": document, "notices": notices})
+        raise typer.Exit
+    show_notices(notices)
+    show_settings(rows)
+    for provider in desired:
+        for note in provider.notes:
+            print_message(f"{provider.name}: {note}")
+
+
+@app.command()
+def demo(
+    home: Annotated[
+        Path | None,
+        typer.Option("--home", metavar="FOLDER", help="Folder with the installed Letta. Default: ISABELLA_HOME."),
+    ] = None,
+    env_file: EnvFile = None,
+) -> None:
+    """Show the stale-key bug and its fix, on a separate Letta with practice vendors.
+
+    It needs no key, and uses neither your data nor your vendors. The first run installs Letta.
+    Exit code: 0 if every answer was as expected, otherwise 1.
+    """
+    from isabella.cli.progress import show_progress
+    from isabella.demo.story import run_demo
+    from isabella.system.terminal import console
+
+    current = configured_settings(env_file, home=home)
+    raise typer.Exit(0 if run_demo(current.home, console(), show_progress) else 1)
 
 
 def main() -> None:
-    """Run the command line; what fails ends in one message and exit code 1, a wrong command line in 64."""
+    """Run the command line: an error is one message and exit code 1; a wrong command line exits with 64."""
     guard_output()
+    set_message_format(as_json=False)
     try:
         app()
     except IsabellaError as error:
-        print(f"isabella: {error.what}", file=sys.stderr)
-        if error.remedy:
-            print(f"  {error.remedy}", file=sys.stderr)
+        if messages_are_json():
+            print_message(error.what, level="error", remedy=error.remedy)
+        else:
+            print_message(f"isabella: {error.what}" + (f"\n  {error.remedy}" if error.remedy else ""))
         sys.exit(1)
     except BrokenPipeError:
-        # The reader of our output went away (`isabella … | head`).
+        # The reader of the output has ended (`isabella … | head`).
         sys.exit(1)
     except KeyboardInterrupt:
-        print("isabella: interrupted", file=sys.stderr)
+        print_message("isabella: interrupted")
         sys.exit(130)

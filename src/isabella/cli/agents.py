@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -11,110 +11,106 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from isabella.cli.commands import commands
-from isabella.cli.options import AsJson, EnvFile
-from isabella.errors import ConfigurationError, IsabellaError
+from isabella.cli.commands import ERROR, PENDING, AsJson, EnvFile, commands, configured_settings, print_json, run
+from isabella.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from isabella.agents.registry import AgentRecord
     from isabella.agents.service import AgentService
 
 app = commands(
-    no_args_is_help=True,
-    help="The memory agents in Letta: who there is, on which model, and what mends them.",
+    no_args_is_help=True, help="List, create, switch, repair, export, import and delete the memory agents in Letta."
 )
 
 Result = TypeVar("Result")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Its name, the id of its definition, or Letta's id.")]
-
-ERROR, PENDING = 1, 2
+Name = Annotated[
+    str, typer.Argument(metavar="NAME", help="The agent: its name, the id of its definition, or Letta's id.")
+]
 
 
 @app.command("list")
 def list_command(env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Show every agent in Letta, Isabella's first, and what is wrong with it.
+    """Show every agent in Letta with its model and its problem, if it has one; Isabella's agents first.
 
-    Exit code: 0, or 1 where Letta cannot be read.
+    Exit code: 0, or 1 if Letta cannot be read.
     """
-    from isabella.cli import agent_tables
 
-    async def look(agent_service: AgentService) -> list[dict[str, Any]]:
-        from isabella.agents.repair import available_bindings, diagnose
+    async def read(agent_service: AgentService) -> list[dict[str, Any]]:
+        records = sorted(await agent_service.registry.all(), key=lambda record: not record.ours)
+        return await _described(agent_service, records)
 
-        available = await available_bindings(agent_service.registry, agent_service.models, ask=False)
-        return [
-            agent_tables.as_json(record, diagnose(record.llm, available))
-            for record in sorted(await agent_service.registry.all(), key=lambda one: not one.ours)
-        ]
-
-    found = _run(look, env_file, as_json)
+    agents = _run(read, env_file, as_json)
     if as_json:
-        print(json.dumps({"agents": found}, indent=2))
+        print_json({"agents": agents})
     else:
-        agent_tables.show_agents(found)
+        from isabella.cli.tables import show_agents
+
+        show_agents(agents)
 
 
 @app.command()
 def ensure(env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Make what is missing, and change what the agents' file changed. Memory is left alone.
+    """Create missing agents, and apply changes of the agents file to existing ones. Memory is not changed.
 
-    Exit code: 0 all in line, otherwise 1.
+    Exit code: 0 all agents match the file, otherwise 1.
     """
-    from isabella.cli import agent_tables
 
-    async def bring(agent_service: AgentService) -> list[dict[str, Any]]:
-        return [ensured.as_json() for ensured in await agent_service.ensure()]
+    async def ensured(agent_service: AgentService) -> list[dict[str, Any]]:
+        return [outcome.as_json() for outcome in await agent_service.ensure()]
 
-    done = _run(bring, env_file, as_json)
+    outcomes = _run(ensured, env_file, as_json)
     if as_json:
-        print(json.dumps({"agents": done}, indent=2))
+        print_json({"agents": outcomes})
     else:
-        agent_tables.show_ensured(done)
-    raise typer.Exit(ERROR if any(one["done"] == "failed" for one in done) else 0)
+        from isabella.cli.tables import show_ensured
+
+        show_ensured(outcomes)
+    raise typer.Exit(ERROR if any(outcome["done"] == "failed" for outcome in outcomes) else 0)
 
 
 @app.command()
 def show(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Show an agent: its model, tools, and what it keeps in mind.
+    """Show an agent: its model, its tools, and its core memory.
 
-    Exit code: 0, or 1 where there is no such agent.
+    Exit code: 0, or 1 if no such agent exists.
     """
-    from isabella.cli import agent_tables
 
-    async def look(agent_service: AgentService) -> dict[str, Any]:
-        from isabella.agents.repair import available_bindings, diagnose
-
+    async def read(agent_service: AgentService) -> dict[str, Any]:
         record = await agent_service.registry.find(name)
-        available = await available_bindings(agent_service.registry, agent_service.models, ask=False)
-        found = agent_tables.as_json(record, diagnose(record.llm, available))
-        found["blocks"] = [
+        (agent,) = await _described(agent_service, [record])
+        agent["blocks"] = [
             {"label": block.label, "value": block.value, "limit": block.limit, "version": block.version}
             for block in await agent_service.memory.blocks(record.id)
         ]
-        return found
+        return agent
 
-    found = _run(look, env_file, as_json)
+    agent = _run(read, env_file, as_json)
     if as_json:
-        print(json.dumps(found, indent=2))
+        print_json(agent)
     else:
-        agent_tables.show_agent(found)
+        from isabella.cli.tables import show_agent
+
+        show_agent(agent)
 
 
 @app.command()
 def switch(
     name: Name,
-    handle: Annotated[str, typer.Argument(metavar="HANDLE", help="PROVIDER/MODEL, or PROVIDER for its usual model.")],
+    handle: Annotated[
+        str, typer.Argument(metavar="HANDLE", help="PROVIDER/MODEL, or PROVIDER for its default model.")
+    ],
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Switch an agent to another model, from its next message on. Memory and history stay.
 
-    Exit code: 0, or 1 where the handle would not work now.
+    Exit code: 0, or 1 if the handle would not work now.
     """
 
     async def bind(agent_service: AgentService) -> dict[str, Any]:
         record = await agent_service.registry.find(name)
-        async with _holding(agent_service, record.id):
+        async with _turns_held(agent_service, record.id):
             bound = await agent_service.registry.switch(record, handle, agent_service.models)
         return {
             "name": record.name,
@@ -124,119 +120,122 @@ def switch(
             "notes": list(bound.notes),
         }
 
-    done = _run(bind, env_file, as_json)
+    switched = _run(bind, env_file, as_json)
     if as_json:
-        print(json.dumps(done, indent=2))
+        print_json(switched)
     else:
-        print(f"{done['name']} speaks through {done['handle']} now, with a window of {done['window']} tokens.")
-        _print_notes(done["notes"])
+        print(f"{switched['name']} now uses {switched['handle']}, with a window of {switched['window']} tokens.")
+        _print_lines(switched["notes"])
 
 
 @app.command()
 def repair(
-    yes: Annotated[bool, typer.Option("--yes", help="Bind them anew; without it, they are only shown.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Repair them; without it, the repairs are only shown.")] = False,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find agents, Isabella's or not, that cannot work as they are, and bind them anew. Memory and history stay.
+    """Find agents whose model no longer works, Isabella's or not, and re-bind them. Memory and history stay.
 
-    Exit code: 0 nothing is broken, or all is mended; 2 something would be mended with --yes; 1 something cannot be.
+    Exit code: 0 no agent is broken, or all are repaired; 2 repairs are possible with --yes; 1 a repair is impossible.
     """
-    from isabella.cli import agent_tables
 
-    async def work(agent_service: AgentService) -> list[dict[str, Any]]:
+    async def repaired(agent_service: AgentService) -> list[dict[str, Any]]:
         from isabella.agents.repair import apply_repairs, find_broken
 
-        found = await find_broken(agent_service.registry, agent_service.models)
-        return [one.as_json() for one in (await apply_repairs(agent_service.registry, found) if yes else found)]
+        repairs = await find_broken(agent_service.registry, agent_service.models)
+        if yes:
+            repairs = await apply_repairs(agent_service.registry, repairs)
+        return [repair.as_json() for repair in repairs]
 
-    found = _run(work, env_file, as_json)
+    repairs = _run(repaired, env_file, as_json)
     if as_json:
-        print(json.dumps({"agents": found}, indent=2))
+        print_json({"agents": repairs})
     else:
-        agent_tables.show_repairs(found, done=yes)
-    if any(one["problem"] for one in found):
+        from isabella.cli.tables import show_repairs
+
+        show_repairs(repairs, done=yes)
+    if any(repair["problem"] for repair in repairs):
         raise typer.Exit(ERROR)
-    raise typer.Exit(PENDING if found and not yes else 0)
+    raise typer.Exit(PENDING if repairs and not yes else 0)
 
 
 @app.command("export")
 def export_command(
     name: Name,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to; - for standard output.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; - for standard output.")],
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an agent into a file, with its memory and without any key.
+    """Write an agent to a file, with its memory and without any key.
 
-    Exit code: 0, or 1 where it cannot be exported.
+    Exit code: 0, or 1 if it cannot be exported.
     """
 
-    async def take_out(agent_service: AgentService) -> str:
+    async def export(agent_service: AgentService) -> str:
         from isabella.agents.import_export import configured_secrets, export_agent
 
         record = await agent_service.registry.find(name)
-        return await export_agent(
-            agent_service.registry, record, configured_secrets(agent_service.models, agent_service.connection)
-        )
+        secrets = configured_secrets(agent_service.models, agent_service.connection)
+        return await export_agent(agent_service.registry, record, secrets)
 
-    text = _run(take_out, env_file, as_json)
+    text = _run(export, env_file, as_json)
     if str(file) == "-":
         print(text)
         return
     from isabella.system.files import write_private
 
     try:
-        # What somebody told an agent is nobody else's business.
+        # An agent's memory is private.
         write_private(file, text + "\n")
     except OSError as error:
-        raise ConfigurationError(f"{file}: cannot be written: {error.strerror}.") from None
+        raise ConfigurationError(
+            f"{file}: cannot be written: {error.strerror}.", remedy="Name another file."
+        ) from None
     if as_json:
         print(json.dumps({"file": str(file), "characters": len(text)}))
     else:
-        print(f"{file} holds {name}, {len(text)} characters; only you can read it.")
+        print(f"Wrote {name} to {file}: {len(text)} characters, readable only by you.")
 
 
 @app.command("import")
 def import_command(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="An agent file (.af); - for standard input.")],
-    name: Annotated[str | None, typer.Option("--name", help="What to call it; by default as the file does.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The agent's new name. Default: its name in the file.")
+    ] = None,
     with_tools: Annotated[
         bool | None,
         typer.Option(
             "--with-tools/--without-tools",
-            help="Take along, or leave out, tools that can fetch addresses or run programs on Letta's machine. "
-            "Without either, a file with such tools is refused.",
+            help="Import, or omit, tools that can fetch URLs or run programs on Letta's machine. "
+            "Without either option, a file with such tools is refused.",
         ),
     ] = None,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring an agent in from a file, bound to a model that works here. What is left out is named.
+    """Import an agent from a file, bound to a model that works here. Lists what was omitted.
 
-    Exit code: 0, or 1 where the file is broken, brings tools that were not asked for, or the name is taken.
+    Exit code: 0, or 1 if the file is damaged, has tools that need one of the options, or the name is taken.
     """
     from isabella.agents.agent_file import LARGEST_FILE
     from isabella.system import files
 
     text = files.read_or_stdin(file, largest=LARGEST_FILE).data
 
-    async def bring(agent_service: AgentService) -> dict[str, Any]:
+    async def imported(agent_service: AgentService) -> dict[str, Any]:
         from isabella.agents.import_export import import_agent
 
-        brought = await import_agent(
-            agent_service.registry, agent_service.models, text, name=name, with_tools=with_tools
-        )
-        return asdict(brought)
+        registry, models = agent_service.registry, agent_service.models
+        return asdict(await import_agent(registry, models, text, name=name, with_tools=with_tools))
 
-    done = _run(bring, env_file, as_json)
+    agent = _run(imported, env_file, as_json)
     if as_json:
-        print(json.dumps(done, indent=2))
+        print_json(agent)
     else:
-        print(f"{done['name']} is here, speaks through {done['handle']}, and brought {done['passages']} passages.")
-        _print_notes(done["notes"])
-        for one in done["left_out"]:
-            print(f"Left out: {one}")
+        print(f"Imported {agent['name']}, which uses {agent['handle']}, with {agent['passages']} passages.")
+        _print_lines(agent["notes"])
+        _print_lines(f"Left out: {omitted}" for omitted in agent["left_out"])
 
 
 @app.command()
@@ -246,33 +245,33 @@ def delete(
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete an agent with its memory. There is no way back but an export made before.
+    """Delete an agent with its memory. Only an export made before can restore it.
 
-    Exit code: 0 deleted, 2 it would be with --yes, 1 there is no such agent.
+    Exit code: 0 deleted, 2 it would be deleted with --yes, 1 no such agent exists.
     """
 
-    async def work(agent_service: AgentService) -> dict[str, Any]:
+    async def delete_agent(agent_service: AgentService) -> dict[str, Any]:
         record = await agent_service.registry.find(name)
         if yes:
             await agent_service.registry.delete(record.id)
-        again = record.definition is not None
-        return {"id": record.id, "name": record.name, "deleted": yes, "defined": again}
+        return {"id": record.id, "name": record.name, "deleted": yes, "defined": record.definition is not None}
 
-    done = _run(work, env_file, as_json)
+    agent = _run(delete_agent, env_file, as_json)
     if as_json:
-        print(json.dumps(done, indent=2))
-    elif not yes:
-        print(f"{done['name']} ({done['id']}) would be deleted, with its memory. Add --yes to do it.")
+        print_json(agent)
     else:
-        print(f"{done['name']} is deleted.")
-    if done["defined"] and not as_json:
-        print("The agents' file defines it, so the next start makes a new one, without this one's memory.")
+        if yes:
+            print(f"Deleted {agent['name']}.")
+        else:
+            print(f"{agent['name']} ({agent['id']}) would be deleted, with its memory. Add --yes to delete it.")
+        if agent["defined"]:
+            print("The agents file defines it: the next start creates it again, without this memory.")
     raise typer.Exit(0 if yes else PENDING)
 
 
 @asynccontextmanager
-async def _holding(agent_service: AgentService, agent_id: str) -> AsyncIterator[None]:
-    """Keep turns of an agent back, in all backends where Letta's database is known."""
+async def _turns_held(agent_service: AgentService, agent_id: str) -> AsyncIterator[None]:
+    """Hold back the turns of an agent: in all backends, if the database of Letta is known."""
     from isabella.locks.provider_lock import open_locks
     from isabella.turns.queue import TurnQueue
 
@@ -284,28 +283,42 @@ async def _holding(agent_service: AgentService, agent_id: str) -> AsyncIterator[
         yield
 
 
-def _print_notes(notes: Sequence[str]) -> None:
-    for note in notes:
-        print(note)
+async def _described(agent_service: AgentService, records: Iterable[AgentRecord]) -> list[dict[str, Any]]:
+    """Return agents as `--json` prints them, with their problems."""
+    from isabella.agents.repair import available_bindings, diagnose
+
+    available = await available_bindings(agent_service.registry, agent_service.models, ask=False)
+    agents = []
+    for record in records:
+        definition, diagnosis = record.definition, diagnose(record.llm, available)
+        agents.append(
+            {
+                "id": record.id,
+                "name": record.name,
+                "ours": record.ours,
+                "definition": definition.id if definition else None,
+                "description": record.description,
+                "handle": record.handle,
+                "window": record.llm.window if record.llm else 0,
+                "handles": list(definition.handles) if definition else [],
+                "tools": sorted(record.tools),
+                "blocks": sorted(record.blocks),
+                "problem": diagnosis.why if diagnosis else None,
+            }
+        )
+    return agents
 
 
 def _run(work: Callable[[AgentService], Awaitable[Result]], env_file: Path | None, as_json: bool) -> Result:
-    """Run it on the agents; with --json, a failure is an object too, beside the message on standard error."""
-    import asyncio
-
     from isabella.agents.service import open_agent_service
-    from isabella.practice.overlay import load_served_settings
-    from isabella.system.logging import configure_logs
-
-    configure_logs()
 
     async def opened() -> Result:
-        async with open_agent_service(load_served_settings(env_file)) as agent_service:
+        async with open_agent_service(configured_settings(env_file, served=True)) as agent_service:
             return await work(agent_service)
 
-    try:
-        return asyncio.run(opened())
-    except IsabellaError as error:
-        if as_json:
-            print(json.dumps({"error": {"what": error.what, "remedy": error.remedy}}))
-        raise
+    return run(opened, as_json)
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(line)

@@ -1,24 +1,44 @@
-"""Groups of commands: guarded output, and the exit code of a wrong command line, however they are run."""
+"""What commands share: command groups, options, settings with logs, and errors in JSON."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import json
+import os
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
-from isabella.system.terminal import guard_output
+from isabella.errors import IsabellaError
+from isabella.system.terminal import LogFormat, guard_output
 
-#: The exit code of a command line that cannot be understood, as in sysexits.h. Typer's own, 2, means changes pending.
+if TYPE_CHECKING:
+    from isabella.config.settings import Settings
+
+#: The exit code of a command line that cannot be parsed, as in sysexits.h. Typer's own, 2, means changes pending.
 USAGE = 64
+ERROR, PENDING, NOT_RUNNING = 1, 2, 3
 _TYPER_USAGE = 2
+
+EnvFile = Annotated[
+    Path | None, typer.Option("--env-file", help="Read this file instead of .env in the working directory.")
+]
+Home = Annotated[
+    Path | None,
+    typer.Option("--home", metavar="FOLDER", help="Isabella's home. Default: ISABELLA_HOME, or user data."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
+
+Result = TypeVar("Result")
 
 
 class _Group(TyperGroup):
-    """Commands that print no control characters from elsewhere, and end wrong command lines with `USAGE`."""
+    """Commands that print no control characters from elsewhere, and exit with `USAGE` on a wrong command line."""
 
     def main(self, *args: Any, **options: Any) -> Any:
         """Run a command."""
@@ -26,19 +46,70 @@ class _Group(TyperGroup):
         return super().main(*args, **options)
 
     def make_context(self, *args: Any, **options: Any) -> Any:
-        """Read the options before the command."""
+        """Parse the options before the command."""
         with _usage_code():
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        """Read the command and what is behind it, and run it."""
+        """Parse the command with its arguments, and run it."""
         with _usage_code():
             return super().invoke(ctx)
 
 
 def commands(**options: Any) -> typer.Typer:
-    """A group of commands, with plain help: it loads three times faster than help drawn by rich."""
+    """Return a group of commands with plain help, which loads three times faster than help drawn by rich."""
     return typer.Typer(cls=_Group, rich_markup_mode=None, **options)
+
+
+@contextmanager
+def as_usage() -> Iterator[None]:
+    """Turn an error about the value of an option or argument into a usage error."""
+    try:
+        yield
+    except IsabellaError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def configured_settings(
+    env_file: Path | None, *, served: bool = False, service: bool = False, quiet: bool = False, **overrides: Any
+) -> Settings:
+    """Load the settings, and configure the logs by them.
+
+    Args:
+        env_file: read in place of `.env`.
+        served: with practice vendors, if the running backend uses them.
+        service: the command runs until it is interrupted; its lines are for machines unless they go to a terminal.
+            The messages of other commands are for people, also through a pipe.
+        quiet: log only warnings and errors.
+        **overrides: settings that are given as options.
+    """
+    from isabella.config.settings import load_settings
+    from isabella.practice.overlay import load_served_settings
+    from isabella.system.logging import configure_logs
+
+    auto = LogFormat.JSON if service else LogFormat.TEXT
+    # The errors of the settings are printed in the format of the environment.
+    in_environment = os.environ.get("ISABELLA_LOG_FORMAT", "").strip()
+    known = in_environment in tuple(LogFormat)
+    configure_logs(LogFormat(in_environment) if known else LogFormat.AUTO, auto=auto, quiet=quiet)
+    settings = (load_served_settings if served else load_settings)(env_file, **overrides)
+    configure_logs(settings.log_format, auto=auto, quiet=quiet)
+    return settings
+
+
+def run(work: Callable[[], Coroutine[Any, Any, Result]], as_json: bool) -> Result:
+    """Run a coroutine function and return its result. With --json, an error is also printed as a JSON object."""
+    try:
+        return asyncio.run(work())
+    except IsabellaError as error:
+        if as_json:
+            print(json.dumps({"error": {"what": error.what, "remedy": error.remedy}}))
+        raise
+
+
+def print_json(document: Any) -> None:
+    """Print a document as indented JSON."""
+    print(json.dumps(document, indent=2))
 
 
 @contextmanager

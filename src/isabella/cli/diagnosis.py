@@ -1,95 +1,92 @@
-"""The doctor's findings as people read them: the verdict first, then the evidence, then what was fine."""
+"""Text form of a diagnosis: the root causes first, then the evidence, then the checks that passed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from rich.text import Text
 
-from isabella.cli.tables import console
 from isabella.doctor.diagnosis import Diagnosis, RootCause
 from isabella.doctor.findings import Finding, Layer, Severity
-from isabella.doctor.log_messages import RecognisedMessage
-from isabella.doctor.sanitize import scrub
+from isabella.doctor.log_messages import RecognisedMessage, scrub
+from isabella.system.terminal import console
 
 _STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 
 
-def show_diagnosis(verdict: Diagnosis) -> None:
-    """Print a verdict. Nothing in it is secret: it can be pasted into a public issue."""
-    _say(_headline(verdict), "bold green" if verdict.healthy else "bold")
-    for cause in verdict.causes:
+def show_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print a diagnosis. It contains no secrets and can be pasted into a public issue."""
+    _print(_headline(diagnosis), "bold green" if diagnosis.healthy else "bold")
+    for cause in diagnosis.causes:
         finding = cause.finding
-        _say(f"{_mark(finding)} {finding.sentence} {finding.remedy.text}", _STYLES[finding.severity])
-    if verdict.practice:
-        _say("(These are practice vendors.)", "dim")
-    if verdict.causes:
-        _say("\nEvidence", "bold")
-    for cause in verdict.causes:
-        _show_cause(cause)
-    if verdict.unknowns:
-        _say("\nCould not be found out", "bold")
-    for unknown in verdict.unknowns:
+        mark = "✗" if finding.severity is Severity.ERROR else "!"
+        _print(f"{mark} {finding.sentence} {finding.remedy.text}", _STYLES[finding.severity])
+    if diagnosis.practice:
+        _print("(These are practice vendors.)", "dim")
+    if diagnosis.causes:
+        _print("\nEvidence", "bold")
+    for cause in diagnosis.causes:
+        _print_cause(cause)
+    if diagnosis.unknowns:
+        _print("\nNot checked", "bold")
+    for unknown in diagnosis.unknowns:
         subject = "" if unknown.provider is None else f"{unknown.provider}: "
-        _say(f"  ? {subject}{unknown.what}, because {unknown.because}", "magenta")
-    if verdict.notes:
-        _say("\nWorth knowing", "bold")
-    for note in verdict.notes:
-        _say(f"  - {note.sentence} {note.remedy.text}{_facts(note)}", "cyan")
-    if verdict.fine:
-        _say("\nFine", "bold")
+        _print(f"  ? {subject}{unknown.what}, because {unknown.because}", "magenta")
+    if diagnosis.notes:
+        _print("\nNotes", "bold")
+    for note in diagnosis.notes:
+        _print(f"  - {note.sentence} {note.remedy.text}{_facts(note)}", "cyan")
+    if diagnosis.passed:
+        _print("\nPassed checks", "bold")
     for layer in Layer:
-        for fine in verdict.fine:
+        for fine in diagnosis.passed:
             if fine.layer is layer:
-                _say(f"  {layer.heading}: {fine.text}", "green")
+                _print(f"  {layer.heading}: {fine.text}", "green")
 
 
-def show_messages(found: Iterable[RecognisedMessage], heading: str | None = None) -> None:
-    """Print what messages mean."""
-    some = False
+def show_messages(messages: Sequence[RecognisedMessage], heading: str | None = None) -> None:
+    """Print the explanations of log messages."""
     if heading is not None:
-        _say(f"\n{heading}", "bold")
-    for one in found:
-        some = True
-        times = "" if one.count == 1 else f" ({one.count} times)"
-        _say(f"{one.symptom.title}{times}", "bold")
-        _say(f"  seen:     {one.line}", "dim")
-        _say(f"  means:    {one.meaning}")
-        _say(f"  releases: {one.symptom.releases}")
-        _say(f"  do:       {one.remedy}")
-        if one.symptom.correction is not None:
-            _say(f"  note:     {one.symptom.correction}")
-        if one.symptom.facts:
-            _say(f"  facts:    {', '.join(one.symptom.facts)}", "dim")
-    if not some:
-        _say("Nothing here is a message that is known. `isabella doctor` looks at the system itself.")
+        _print(f"\n{heading}", "bold")
+    for message in messages:
+        known = message.message
+        times = "" if message.count == 1 else f" ({message.count} times)"
+        _print(f"{known.title}{times}", "bold")
+        _print(f"  seen:     {message.line}", "dim")
+        _print(f"  means:    {message.meaning}")
+        _print(f"  releases: {known.releases}")
+        _print(f"  do:       {message.remedy}")
+        if known.correction is not None:
+            _print(f"  note:     {known.correction}")
+        if known.facts:
+            _print(f"  facts:    {', '.join(known.facts)}", "dim")
+    if not messages:
+        _print("No known message was recognised. `isabella doctor` checks the system itself.")
 
 
-def _headline(verdict: Diagnosis) -> str:
-    where = "" if verdict.base_url is None else f"  (Letta {verdict.release or '?'} at {verdict.base_url})"
-    if verdict.healthy:
-        return f"Healthy: nothing was found.{where}"
-    count = len(verdict.causes)
-    return f"{count} finding{'' if count == 1 else 's'}{where}"
+def _headline(diagnosis: Diagnosis) -> str:
+    letta = ""
+    if diagnosis.base_url is not None:
+        letta = f"  (Letta {diagnosis.release or '?'} at {diagnosis.base_url})"
+    if diagnosis.healthy:
+        return f"Healthy: nothing was found.{letta}"
+    count = len(diagnosis.causes)
+    return f"{count} finding{'' if count == 1 else 's'}{letta}"
 
 
-def _show_cause(cause: RootCause) -> None:
+def _print_cause(cause: RootCause) -> None:
     finding = cause.finding
-    _say(f"  [{finding.code}] {finding.layer.heading}{_facts(finding)}")
-    _say(f"    why:  {finding.cause}")
+    _print(f"  [{finding.code}] {finding.layer.heading}{_facts(finding)}")
+    _print(f"    why:  {finding.cause}")
     for line in finding.evidence:
-        _say(f"    seen: {line}", "dim")
+        _print(f"    seen: {line}", "dim")
     for consequence in cause.consequences:
-        _say(f"    so:   {consequence.sentence}", "dim")
+        _print(f"    so:   {consequence.sentence}", "dim")
 
 
 def _facts(finding: Finding) -> str:
     return f" ({', '.join(finding.facts)})" if finding.facts else ""
 
 
-def _mark(finding: Finding) -> str:
-    return "✗" if finding.severity is Severity.ERROR else "!"
-
-
-def _say(text: str, style: str = "") -> None:
+def _print(text: str, style: str = "") -> None:
     console().print(Text(scrub(text), style=style), soft_wrap=True)

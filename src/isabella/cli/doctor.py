@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -9,25 +10,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isabella.cli.commands import commands
-from isabella.cli.options import AsJson, EnvFile
+from isabella.cli.commands import ERROR, PENDING, AsJson, EnvFile, commands, configured_settings, run
 from isabella.errors import IsabellaError
 
 if TYPE_CHECKING:
     from isabella.doctor.diagnosis import Diagnosis
     from isabella.doctor.log_messages import RecognisedMessage
-    from isabella.doctor.run import DoctorOptions, DoctorRun
+    from isabella.doctor.run import DoctorOptions
 
 app = commands(
     invoke_without_command=True,
-    help='From a 401 to the cause and the cure; `doctor explain "TEXT"` says what a message means.',
+    help='Find the cause of a failure and its remedy; `doctor explain "TEXT"` explains a log message.',
 )
 
-FINDINGS, COULD_NOT_LOOK = 2, 1
 _LONGEST_PASTE = 200_000
 
 LogFile = Annotated[
-    Path | None, typer.Option("--log", metavar="FILE", help="Recognise messages in this log, for instance Letta's.")
+    Path | None, typer.Option("--log", metavar="FILE", help="Explain the messages in this log, for instance Letta's.")
 ]
 
 
@@ -35,50 +34,48 @@ LogFile = Annotated[
 def doctor(
     context: typer.Context,
     agent: Annotated[
-        str | None, typer.Option("--agent", metavar="NAME", help="Only this agent, and what it stands on.")
+        str | None, typer.Option("--agent", metavar="NAME", help="Only this agent, and what it depends on.")
     ] = None,
     provider: Annotated[
         list[str] | None, typer.Option("--provider", metavar="NAME", help="Only this provider; repeatable.")
     ] = None,
     log: LogFile = None,
     probe: Annotated[
-        bool, typer.Option("--probe", help="Have an agent on each provider say one line through Letta, too.")
+        bool, typer.Option("--probe", help="Also have each provider complete one line through Letta.")
     ] = False,
-    fix: Annotated[bool, typer.Option("--fix", help="Treat what was found, as far as that needs no person.")] = False,
+    fix: Annotated[bool, typer.Option("--fix", help="Fix the findings that can be fixed automatically.")] = False,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Find out which layer is at fault, why, and what to type next. Changes nothing without --fix.
+    """Find the layer that is at fault, the cause, and the next command. Changes nothing without --fix.
 
-    Exit code: 0 healthy, 2 findings, 1 could not look.
+    Exit code: 0 healthy, 2 findings, 1 the doctor could not run.
     """
     if context.invoked_subcommand is not None:
         return
-    import asyncio
-
     from isabella.doctor.run import DoctorOptions
-    from isabella.system.logging import configure_logs
 
-    configure_logs()
+    with contextlib.suppress(IsabellaError):
+        # The doctor loads the settings itself, and reports their errors as findings.
+        configured_settings(env_file)
     options = DoctorOptions(tuple(provider or ()), agent, probe)
-    try:
-        seen_in_log = _in_log(log) if log is not None else []
-        verdict = asyncio.run(_examine(env_file, options, fix, as_json))
-    except IsabellaError as error:
-        if as_json:
-            print(json.dumps({"error": {"what": error.what, "remedy": error.remedy}}))
-        raise
-    _show(verdict, seen_in_log, as_json)
-    raise typer.Exit(0 if verdict.healthy else FINDINGS)
+
+    async def diagnosed() -> tuple[Diagnosis, list[RecognisedMessage]]:
+        messages = _messages_in(log) if log is not None else []
+        return await _diagnose(env_file, options, fix, as_json), messages
+
+    diagnosis, messages = run(diagnosed, as_json)
+    _show(diagnosis, messages, as_json)
+    raise typer.Exit(0 if diagnosis.healthy else PENDING)
 
 
 @app.command()
 def explain(
-    text: Annotated[list[str] | None, typer.Argument(help="What it says; from a pipe where left out.")] = None,
+    text: Annotated[list[str] | None, typer.Argument(help="The message. Default: standard input.")] = None,
     log: LogFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a message means, on which releases, and what to do about it.
+    """Explain a log message: its meaning, the releases that have it, and its remedy.
 
     Exit code: 0 recognised, 1 not recognised.
     """
@@ -87,43 +84,44 @@ def explain(
     if log is not None and text:
         raise typer.BadParameter("give either a text or a log with --log, not both")
     if log is not None:
-        found = _in_log(log)
+        messages = _messages_in(log)
     elif text:
-        found = recognise(" ".join(text))
+        messages = recognise(" ".join(text))
     elif not sys.stdin.isatty():
-        found = recognise(sys.stdin.read(_LONGEST_PASTE))
+        messages = recognise(sys.stdin.read(_LONGEST_PASTE))
     else:
-        raise typer.BadParameter("give a text, a log with --log, or something through a pipe")
+        raise typer.BadParameter("give a text, a log with --log, or a text on standard input")
     if as_json:
-        print(json.dumps({"symptoms": [one.as_json() for one in found]}, indent=2, ensure_ascii=False))
+        document = {"symptoms": [message.as_json() for message in messages]}
+        print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         from isabella.cli.diagnosis import show_messages
 
-        show_messages(found)
-    raise typer.Exit(0 if found else COULD_NOT_LOOK)
+        show_messages(messages)
+    raise typer.Exit(0 if messages else ERROR)
 
 
-async def _examine(env_file: Path | None, options: DoctorOptions, fix: bool, as_json: bool) -> Diagnosis:
+async def _diagnose(env_file: Path | None, options: DoctorOptions, fix: bool, as_json: bool) -> Diagnosis:
     from dataclasses import replace
 
     from isabella.doctor.run import run_doctor
 
-    doctor_run: DoctorRun = await run_doctor(env_file, options=options)
-    if not fix or doctor_run.verdict.healthy:
-        return doctor_run.verdict
-    from isabella.doctor.fixes import apply_fixes
-    from isabella.doctor.sanitize import scrub
+    doctor_run = await run_doctor(env_file, options=options)
+    if not fix or doctor_run.diagnosis.healthy:
+        return doctor_run.diagnosis
+    from isabella.doctor.log_messages import scrub
+    from isabella.doctor.run import apply_fixes
 
-    treated = []
+    fixes = []
     async for line in apply_fixes(doctor_run):
-        treated.append(line)
+        fixes.append(line)
         if not as_json:
             typer.echo(f"fixed: {scrub(line)}")
     again = await run_doctor(env_file, options=options)
-    return replace(again.verdict, treated=tuple(treated))
+    return replace(again.diagnosis, fixed=tuple(fixes))
 
 
-def _in_log(path: Path) -> list[RecognisedMessage]:
+def _messages_in(path: Path) -> list[RecognisedMessage]:
     from isabella.doctor.log_messages import recognise_in
     from isabella.system import files
 
@@ -131,13 +129,13 @@ def _in_log(path: Path) -> list[RecognisedMessage]:
         return recognise_in(lines)
 
 
-def _show(verdict: Diagnosis, seen_in_log: list[RecognisedMessage], as_json: bool) -> None:
+def _show(diagnosis: Diagnosis, messages: list[RecognisedMessage], as_json: bool) -> None:
     if as_json:
-        document = verdict.as_json() | {"log": [one.as_json() for one in seen_in_log]}
+        document = diagnosis.as_json() | {"log": [message.as_json() for message in messages]}
         print(json.dumps(document, indent=2, ensure_ascii=False))
         return
     from isabella.cli.diagnosis import show_diagnosis, show_messages
 
-    show_diagnosis(verdict)
-    if seen_in_log:
-        show_messages(seen_in_log, heading="In the log")
+    show_diagnosis(diagnosis)
+    if messages:
+        show_messages(messages, heading="In the log")

@@ -1,4 +1,4 @@
-"""The steps of the embedded server as people read them: one line each, on standard error."""
+"""Display of the embedded server's steps: one line each, on standard error."""
 
 from __future__ import annotations
 
@@ -7,78 +7,74 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from isabella.system.terminal import console, messages_are_json, print_message
+
 if TYPE_CHECKING:
+    import rich.console
     from rich.live import Live
 
     from isabella.embedded import Progress, Step
-    from isabella.system.console import GuardedConsole
 
-_TITLES = {
-    "check": "Check",
-    "wait": "Wait",
-    "fetch": "Fetch",
-    "install": "Install",
-    "postgres": "Postgres",
-    "migrate": "Migrate",
-    "reseal": "Reseal",
-    "letta": "Letta",
-    "stop": "Stop",
-}
-# Over in milliseconds, and only interesting when it says something.
+_MARKS = {"done": ("✓ ", "green"), "skipped": ("· ", "dim"), "note": ("! ", "yellow")}
+# Takes milliseconds, and is worth a line only if it has a note.
 _SILENT = {"check"}
 
 
 @contextmanager
-def shown() -> Iterator[Progress]:
-    """A `Progress` that prints; on a terminal with something moving while a step takes its time."""
-    if not sys.stderr.isatty():
-        yield _print_plain
+def show_progress() -> Iterator[Progress]:
+    """Yield a `Progress` that prints each step; on a terminal, with a spinner while a step is running."""
+    if messages_are_json() or not sys.stderr.isatty():
+        yield _print_step
         return
     from rich.live import Live
 
-    from isabella.system.console import GuardedConsole
-
-    console = GuardedConsole(stderr=True)
-    # Redirected, what others print meanwhile would get past the guard of the output, and its colours would be obeyed.
-    with Live(console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as live:
-        yield _Terminal(console, live)
+    out = console(stderr=True)
+    # With redirection, text of other parts would bypass the guard of the output, and its colours would be obeyed.
+    with Live(console=out, transient=True, redirect_stdout=False, redirect_stderr=False) as live:
+        yield _LiveSteps(out, live)
 
 
-def _print_plain(event: Step) -> None:
-    line = _line(event)
-    if line is not None:
-        print(line, file=sys.stderr, flush=True)
+def _print_step(step: Step) -> None:
+    text = _detail(step)
+    if text is None:
+        return
+    if messages_are_json():
+        print_message(text, step=step.name, state=step.state, seconds=step.seconds)
+    else:
+        print_message(_line(step, text))
 
 
-def _line(event: Step) -> str | None:
-    title = f"{_TITLES.get(event.name, event.name):<9}"
-    match event.state:
+def _detail(step: Step) -> str | None:
+    """Return the text of a step; None if it is not worth a line."""
+    match step.state:
         case "started":
-            # A step is told when it is over; but whoever waits wants to know for what.
-            return f"{title} {event.detail} …" if event.name == "wait" else None
-        case "done" if event.name in _SILENT:
-            return None
+            # A step has its line when it is done; waiting has one at once, so that the reader knows the reason.
+            return f"{step.detail} …" if step.name == "wait" else None
         case "done":
-            seconds = "" if event.seconds is None else f"  {event.seconds:.1f} s"
-            return f"{title} {event.detail or 'done'}{seconds}"
+            return None if step.name in _SILENT else step.detail or "done"
         case "skipped" | "note":
-            return f"{title} {event.detail}"
+            return step.detail
 
 
-class _Terminal:
-    """Lines above, and what is going on below them."""
+def _line(step: Step, text: str) -> str:
+    seconds = "" if step.seconds is None else f"  {step.seconds:.1f} s"
+    return f"{step.name.capitalize():<9} {text}{seconds}"
 
-    def __init__(self, console: GuardedConsole, live: Live) -> None:
-        self._console = console
+
+class _LiveSteps:
+    """Lines of finished steps above a spinner for the step that is running."""
+
+    def __init__(self, out: rich.console.Console, live: Live) -> None:
+        self._out = out
         self._live = live
 
-    def __call__(self, event: Step) -> None:
+    def __call__(self, step: Step) -> None:
         from rich.spinner import Spinner
         from rich.text import Text
 
-        if event.state == "started":
-            self._live.update(Spinner("dots", Text(f"{_TITLES.get(event.name, event.name)} {event.detail}")))
-        line = _line(event)
-        if line is not None and event.state != "started":
-            mark = {"done": ("✓ ", "green"), "skipped": ("· ", "dim"), "note": ("! ", "yellow")}[event.state]
-            self._console.print(Text.assemble(mark, line))
+        if step.state == "started":
+            self._live.update(Spinner("dots", Text(f"{step.name.capitalize()} {step.detail}")))
+            return
+        text = _detail(step)
+        if text is not None:
+            self._out.print(Text.assemble(_MARKS[step.state], _line(step, text)))

@@ -4,38 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isabella.cli.commands import commands
-from isabella.cli.options import AsJson, EnvFile, Only
+from isabella.cli.commands import ERROR, PENDING, AsJson, EnvFile, commands, configured_settings, print_json, run
 from isabella.config.strategy import Strategy
-from isabella.errors import IsabellaError
 
 if TYPE_CHECKING:
+    from isabella.config.settings import Settings
     from isabella.providers.report import Report
+    from isabella.watch.events import WatchEvent
 
 app = commands(
-    no_args_is_help=True,
-    help="Bring the providers in Letta in line with the configuration, and prove it.",
+    no_args_is_help=True, help="Bring the providers in Letta in line with the configuration, and prove it."
 )
 
+Only = Annotated[list[str] | None, typer.Option("--only", metavar="NAME", help="Only this provider; repeatable.")]
 StrategyOption = Annotated[
     Strategy | None,
     typer.Option(
         "--strategy",
-        help="auto: without a gap wherever that is possible; recreate: DELETE and POST every provider; "
+        help="auto: without a gap if possible; recreate: DELETE and POST every provider; "
         "in-place: never DELETE. Default: ISABELLA_STRATEGY, or auto.",
     ),
 ]
-NoProbe = Annotated[
-    bool, typer.Option("--no-probe", help="Do not ask the vendor about a key that Letta does not hold yet.")
-]
-
-ERROR, PENDING = 1, 2
+NoProbe = Annotated[bool, typer.Option("--no-probe", help="Do not test a key at its vendor before it is stored.")]
 
 
 @app.command("plan")
@@ -48,45 +43,40 @@ def plan_command(
 ) -> None:
     """Show what sync would do. Changes nothing.
 
-    A vendor is asked about a key that Letta does not hold yet, as sync would.
+    Like sync, it tests a key that Letta does not hold yet at its vendor.
 
     Exit code: 0 nothing to do, 2 changes pending, 1 error.
     """
-    from isabella.practice.overlay import load_served_settings
-    from isabella.providers.api import compare_providers
+    from isabella.api import compare_providers
 
-    report = _run(
-        lambda: compare_providers(
-            load_served_settings(env_file),
-            only=only or (),
-            strategy=strategy,
-            probe=not no_probe,
-            count_models=True,
-        ),
-        as_json,
-    )
+    async def compare() -> Report:
+        settings = configured_settings(env_file, served=True)
+        return await compare_providers(
+            settings, only=only or (), strategy=strategy, probe=not no_probe, count_models=True
+        )
+
+    report = run(compare, as_json)
     _show(report, as_json)
     raise typer.Exit(PENDING if report.pending else 0)
 
 
 @app.command()
 def status(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Show what Letta holds, compared with the configuration, and what the vendors did when they were asked last.
+    """Compare what Letta stores with the configuration, and show the last answer of each vendor.
 
-    Changes nothing, and asks no vendor: a running backend tells what it has seen of them.
-    Exit code: 0 all in sync, 2 drift, 1 error. What vendors do does not count for it.
+    Changes nothing and contacts no vendor: the answers are those that a running backend has observed.
+    Exit code: 0 all in sync, 2 drift, 1 error. Vendors' answers do not affect it.
     """
-    from isabella.cli.vendor_status import vendors_seen
-    from isabella.practice.overlay import load_served_settings
-    from isabella.providers.api import compare_providers
+    from isabella.api import compare_providers
+    from isabella.cli.backend import vendor_observations
     from isabella.providers.headline import with_vendors
 
-    async def look() -> Report:
-        settings = load_served_settings(env_file)
+    async def compare() -> Report:
+        settings = configured_settings(env_file, served=True)
         report = await compare_providers(settings, only=only or (), count_models=True)
-        return with_vendors(report, vendors_seen(settings, report.base_url).get)
+        return with_vendors(report, vendor_observations(settings, report.base_url).get)
 
-    report = _run(look, as_json)
+    report = run(compare, as_json)
     _show(report, as_json, conditions=True)
     raise typer.Exit(0 if report.in_sync else PENDING)
 
@@ -97,7 +87,7 @@ def sync(
     strategy: StrategyOption = None,
     no_probe: NoProbe = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on keeping them in line, as the backend does, until interrupted.")
+        bool, typer.Option("--watch", help="Keep the providers in sync, as the backend does, until interrupted.")
     ] = False,
     env_file: EnvFile = None,
     as_json: AsJson = False,
@@ -106,83 +96,77 @@ def sync(
 
     Exit code: 0 all proven, otherwise 1; with --watch 0 after an interruption.
     """
-    from isabella.practice.overlay import load_served_settings
-    from isabella.providers.api import ensure_providers
+    from isabella.api import ensure_providers
 
     if watch:
-        _watch(only, strategy, no_probe, env_file, as_json)
+        if only or no_probe:
+            raise typer.BadParameter("--watch syncs all providers and tests their keys: omit --only and --no-probe")
+        _watch(env_file, strategy, as_json)
         return
-    report = _run(
-        lambda: ensure_providers(
-            load_served_settings(env_file),
-            only=only or (),
-            strategy=strategy,
-            probe=not no_probe,
-            count_models=True,
-        ),
-        as_json,
-    )
+
+    async def ensure() -> Report:
+        settings = configured_settings(env_file, served=True)
+        return await ensure_providers(
+            settings, only=only or (), strategy=strategy, probe=not no_probe, count_models=True
+        )
+
+    report = run(ensure, as_json)
     _show(report, as_json)
     raise typer.Exit(0 if report.all_proven else ERROR)
 
 
 @app.command()
 def verify(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False) -> None:
-    """Read every key back, and have an agent on each provider say one line through Letta.
+    """Read every key back, and have each provider complete one line through Letta.
 
     Costs one short completion at each vendor. Exit code: 0 all proven and accepted, otherwise 1.
     """
-    from isabella.practice.overlay import load_served_settings
-    from isabella.providers.api import verify_providers
+    from isabella.api import verify_providers
 
-    report = _run(
-        lambda: verify_providers(load_served_settings(env_file), only=only or (), count_models=True), as_json
-    )
+    async def verified() -> Report:
+        settings = configured_settings(env_file, served=True)
+        return await verify_providers(settings, only=only or (), count_models=True)
+
+    report = run(verified, as_json)
     _show(report, as_json)
     raise typer.Exit(0 if report.all_proven and report.all_accepted else ERROR)
 
 
-def _watch(
-    only: list[str] | None, strategy: Strategy | None, no_probe: bool, env_file: Path | None, as_json: bool
-) -> None:
-    import asyncio
-
-    from isabella.cli.watch import watch
-    from isabella.practice.overlay import load_served_settings
-    from isabella.system.logging import configure_logs
-
-    if only or no_probe:
-        raise typer.BadParameter("--watch keeps all providers in line, and asks vendors: leave --only and --no-probe")
-    configure_logs()
-    settings = load_served_settings(env_file, strategy=strategy)
+def _watch(env_file: Path | None, strategy: Strategy | None, as_json: bool) -> None:
+    settings = configured_settings(env_file, served=True, service=True, strategy=strategy)
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(watch(settings, as_json=as_json))
+        # Errors before the first report leave like those of a sync.
+        run(lambda: _keep_in_sync(settings, as_json), as_json=False)
 
 
-def _run(ask: Callable[[], Awaitable[Report]], as_json: bool) -> Report:
-    """Run it; with --json, a failure is an object too, beside the message that goes to standard error."""
-    import asyncio
+async def _keep_in_sync(settings: Settings, as_json: bool) -> None:
+    """Sync, and watch until cancelled. With --json, each report is one line on standard output."""
+    from isabella.api import ensure_providers
+    from isabella.providers.headline import document
+    from isabella.system.terminal import print_message
+    from isabella.watch.events import Synced, sentences
+    from isabella.watch.watcher import LettaActions, Watcher
 
-    from isabella.system.logging import configure_logs
+    def on_event(event: WatchEvent) -> None:
+        for sentence in sentences(event):
+            print_message(sentence.text, level="warning" if sentence.warning else "info")
+        if as_json and isinstance(event, Synced):
+            print(json.dumps(document(event.report)), flush=True)
 
-    configure_logs()
-
-    async def asked() -> Report:
-        return await ask()
-
-    try:
-        return asyncio.run(asked())
-    except IsabellaError as error:
-        if as_json:
-            print(json.dumps({"error": {"what": error.what, "remedy": error.remedy}}))
-        raise
+    report = await ensure_providers(settings, count_models=True)
+    if as_json:
+        print(json.dumps(document(report)), flush=True)
+    else:
+        _show(report, as_json)
+        print_message("Watching for changes; stop with Ctrl-C.")
+    await Watcher(settings, LettaActions(), on_event, report=report).run()
 
 
 def _show(report: Report, as_json: bool, *, conditions: bool = False) -> None:
     if as_json:
         from isabella.providers.headline import document
 
-        print(json.dumps(document(report), indent=2))
+        print_json(document(report))
         return
     from isabella.cli.tables import show_report
 

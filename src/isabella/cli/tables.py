@@ -1,20 +1,18 @@
-"""Reports as people read them: a table, what to do below it, and warnings on standard error."""
+"""Tables of providers, agents and settings for people. Warnings go to standard error."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
-from isabella.providers.headline import Level, headline, vendor_level, vendor_words
+from isabella.providers.headline import Level, document, headline, vendor_level, vendor_words
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
-from isabella.system.console import GuardedConsole
-
-_WIDTH_WHEN_PIPED = 200
+from isabella.system.terminal import console, print_message
 
 _STYLES: dict[str, str] = {
     ProviderState.IN_SYNC: "green",
@@ -33,32 +31,32 @@ _STYLES: dict[str, str] = {
     Receipt.ACCEPTED: "green",
     Receipt.REFUSED: "red",
 }
-_OF_LEVEL = {Level.OK: "green", Level.UNKNOWN: "", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
-
-
-def console(*, stderr: bool = False) -> GuardedConsole:
-    """A console that colours only a terminal, and leaves lines whole when its output is piped."""
-    plain = GuardedConsole(stderr=stderr)
-    return plain if plain.is_terminal else GuardedConsole(stderr=stderr, width=_WIDTH_WHEN_PIPED)
+_LEVEL_STYLES = {Level.OK: "green", Level.UNKNOWN: "", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
+_OUTCOME_STYLES = {"kept": "dim", "created": "green", "changed": "yellow", "failed": "red"}
 
 
 def show_report(report: Report, *, conditions: bool = False) -> None:
-    """Print a report: warnings first, then the table, then what the operator can do."""
+    """Print a report: warnings, the table, and remedies.
+
+    Args:
+        report: the report.
+        conditions: also show the headline, and the condition of each provider with the last answer of its vendor.
+    """
     show_notices(report.notices)
     out = console()
     if conditions:
         lead = headline(report)
-        out.print(Text(f"{lead.title} {lead.text}".strip(), style=_OF_LEVEL[lead.level]))
+        out.print(Text(f"{lead.title} {lead.text}".strip(), style=_LEVEL_STYLES[lead.level]))
     out.print(report_table(report, conditions=conditions))
     for provider in report.ours if conditions else ():
         seen = provider.vendor_status
         if seen is not None and not provider.refused_by_vendor and vendor_level(seen) > Level.UNKNOWN:
             out.print(
-                Text(f"{provider.name}: the vendor {vendor_words(seen)}, seen {_moment(seen.at)}: {seen.reason}")
+                Text(f"{provider.name}: the vendor {vendor_words(seen)}, seen {_local_time(seen.at)}: {seen.reason}")
             )
     for provider in report.providers:
         for note in provider.notes:
-            console(stderr=True).print(Text(f"{provider.name}: {note}", style="yellow"))
+            print_message(f"{provider.name}: {note}")
     for provider in report.providers:
         if provider.remedy:
             out.print(Text(f"{provider.name}: {provider.remedy}"))
@@ -66,39 +64,29 @@ def show_report(report: Report, *, conditions: bool = False) -> None:
         out.print("No vendor key is configured. Put one into .env, for instance: CEREBRAS_API_KEY=csk-...")
 
 
+def log_report(report: Report) -> None:
+    """Print a report as messages on standard error, for the JSON format of the logs."""
+    show_notices(report.notices)
+    lead = headline(report)
+    level = "warning" if lead.level >= Level.WARNING else "info"
+    print_message(f"{lead.title} {lead.text}".strip(), level=level, report=document(report))
+
+
 def report_table(report: Report, *, conditions: bool = False) -> Table:
-    """The providers, a row each; with how they stand and since when, where that is wanted."""
+    """Return the table of providers, one row each."""
     with_receipts = any(provider.receipt is not None for provider in report.providers)
     table = Table(
         title=Text(f"Letta {report.version} at {report.base_url}"), title_justify="left", box=None, pad_edge=False
     )
-    for heading in ("provider", "type", "key", "stored", "action", "proof"):
+    headings = ["provider", "type", "key", "stored", "action", "proof"]
+    headings += ["receipt"] if with_receipts else []
+    headings += ["condition", "since", "vendor", "seen"] if conditions else []
+    for heading in headings:
         table.add_column(heading, no_wrap=True)
-    if with_receipts:
-        table.add_column("receipt", no_wrap=True)
-    if conditions:
-        for heading in ("condition", "since", "vendor", "seen"):
-            table.add_column(heading, no_wrap=True)
     table.add_column("reason", overflow="fold")
     for provider in report.providers:
         table.add_row(*_cells(provider, with_receipts, conditions))
     return table
-
-
-def show_notices(notices: Iterable[str]) -> None:
-    """Print warnings about the configuration on standard error."""
-    for notice in notices:
-        console(stderr=True).print(Text(f"warning: {notice}", style="bold yellow"))
-
-
-def show_settings(rows: Iterable[tuple[str, str, str]]) -> None:
-    """Print settings: name, value, origin."""
-    table = Table(box=None, pad_edge=False)
-    for heading in ("setting", "value", "from"):
-        table.add_column(heading, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console().print(table)
 
 
 def _cells(provider: ProviderReport, with_receipts: bool, conditions: bool) -> list[Text]:
@@ -114,16 +102,107 @@ def _cells(provider: ProviderReport, with_receipts: bool, conditions: bool) -> l
         words.append(provider.receipt or "-")
     if conditions:
         since, seen = provider.since, provider.vendor_status
-        words += [provider.condition or "-", "-" if since is None else _moment(since)]
-        words += [vendor_words(seen), "-" if seen is None else _moment(seen.at)] if provider.ours else ["-", "-"]
+        words += [provider.condition or "-", "-" if since is None else _local_time(since)]
+        words += [vendor_words(seen), "-" if seen is None else _local_time(seen.at)] if provider.ours else ["-", "-"]
     cells = [Text(word.replace("_", " ") if word in _STYLES else word, style=_STYLES.get(word, "")) for word in words]
     return [*cells, Text(provider.reason)]
 
 
-def _moment(at: datetime) -> str:
+def show_notices(notices: Iterable[str]) -> None:
+    """Print warnings about the configuration on standard error."""
+    for notice in notices:
+        print_message(notice, level="warning")
+
+
+def show_settings(rows: Iterable[tuple[str, str, str]]) -> None:
+    """Print settings: name, value, origin."""
+    table = _plain_table("setting", "value", "from")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console().print(table)
+
+
+def show_agents(agents: Sequence[dict[str, Any]]) -> None:
+    """Print the table of agents, one row each."""
+    out = console()
+    if not agents:
+        out.print("There are no agents yet. Create them with `isabella agents ensure`.")
+        return
+    table = _plain_table("agent", "managed by", "model", "window", "problem")
+    for agent in agents:
+        table.add_row(
+            Text(agent["name"]),
+            Text("Isabella" if agent["ours"] else "others", style="" if agent["ours"] else "dim"),
+            Text(agent["handle"]),
+            Text(str(agent["window"])),
+            Text(agent["problem"] or "-", style="red" if agent["problem"] else "dim"),
+        )
+    out.print(table)
+    if any(agent["problem"] for agent in agents):
+        out.print("`isabella agents repair` shows how these problems would be repaired.")
+
+
+def show_ensured(outcomes: Sequence[dict[str, Any]]) -> None:
+    """Print the outcome of `isabella agents ensure`, one row for each agent."""
+    out = console()
+    table = _plain_table("agent", "outcome", "model", "details")
+    for outcome in outcomes:
+        table.add_row(
+            Text(outcome["name"]),
+            Text(outcome["done"], style=_OUTCOME_STYLES.get(outcome["done"], "")),
+            Text(outcome["handle"] or "-"),
+            Text("; ".join(outcome["changes"]) or outcome["reason"] or "-"),
+        )
+    out.print(table)
+    for outcome in outcomes:
+        if outcome["remedy"]:
+            out.print(Text(f"{outcome['name']}: {outcome['remedy']}"))
+
+
+def show_agent(agent: dict[str, Any]) -> None:
+    """Print one agent with its core memory."""
+    out = console()
+    out.print(Text(agent["name"], style="bold"), Text(agent["description"]))
+    out.print(Text(f"  id      {agent['id']}"))
+    out.print(Text(f"  model   {agent['handle']}, {agent['window']} tokens"))
+    if agent["handles"]:
+        out.print(Text(f"  prefers {', '.join(agent['handles'])}"))
+    out.print(Text(f"  tools   {', '.join(agent['tools']) or '-'}"))
+    if agent["problem"]:
+        out.print(Text(f"  problem {agent['problem']}", style="red"))
+    for block in agent["blocks"]:
+        out.print(Text(f"\n{block['label']}  ({len(block['value'])} of {block['limit']} characters)", style="bold"))
+        out.print(Text(block["value"].strip() or "(empty)", style="" if block["value"].strip() else "dim"))
+
+
+def show_repairs(repairs: Sequence[dict[str, Any]], *, done: bool) -> None:
+    """Print broken agents, and how they were (`done`) or would be repaired."""
+    out = console()
+    if not repairs:
+        out.print("No agent is broken.")
+        return
+    table = _plain_table("agent", "model", "repaired to" if done else "would become", "reason")
+    for repair in repairs:
+        table.add_row(
+            Text(repair["name"]),
+            Text(repair["before"]),
+            Text(repair["after"] or "-", style="green" if repair["done"] else "yellow"),
+            Text(
+                repair["problem"] or ". ".join([repair["why"], *repair["notes"]]),
+                style="red" if repair["problem"] else "",
+            ),
+        )
+    out.print(table)
+    if not done:
+        out.print("Nothing was changed. `isabella agents repair --yes` re-binds them; memory and history stay.")
+
+
+def _plain_table(*headings: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")
+    return table
+
+
+def _local_time(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d %H:%M}"
-
-
-def say(text: str) -> None:
-    """One plain line on standard error."""
-    print(text, file=sys.stderr, flush=True)

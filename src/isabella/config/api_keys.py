@@ -1,14 +1,12 @@
-"""What an API key may look like, and how it is shown to people: never whole."""
+"""Validation of API keys and of the master key."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-#: Prefixes that vendors give their keys, longest first, so that `sk-` does not hide `csk-`.
-KNOWN_PREFIXES = ("sk-proj-", "sk-ant-", "csk-", "gsk_", "xai-", "sk-", "ak_")
+from isabella.system.redaction import known_prefix
 
-_SHORTEST_WITH_ENDING = 16
 _PLACEHOLDERS = re.compile(
     r"""^(
         <.*> | \{\{?.*\}?\} | \$\{.*\} | \$\(.*\) | \$\w+ | \[.*\]
@@ -49,24 +47,6 @@ class CleanKey:
 
     value: str
     notes: tuple[str, ...] = ()
-
-
-def known_prefix(value: str) -> str:
-    """What a vendor put before the key; empty where that is not known."""
-    if not value.startswith(KNOWN_PREFIXES):
-        return ""
-    return next(known for known in KNOWN_PREFIXES if value.startswith(known))
-
-
-def mask(value: str) -> str:
-    """A key as it may be shown: vendor prefix and last four characters.
-
-    A short value shows less: four of its characters would be too large a part of it.
-    """
-    prefix = known_prefix(value)
-    if len(value) - len(prefix) < _SHORTEST_WITH_ENDING:
-        return f"{prefix}…"
-    return f"{prefix}…{value[-4:]}"
 
 
 def clean(raw: str) -> CleanKey:

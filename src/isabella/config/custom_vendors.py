@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from isabella.config.api_keys import KNOWN_PREFIXES
 from isabella.config.settings import http_address
 from isabella.config.vendors import Vendor, known_vendors
 from isabella.errors import ConfigurationError, FileAbsent
 from isabella.system import files
+from isabella.system.redaction import KNOWN_PREFIXES
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 

@@ -22,6 +22,7 @@ from isabella.config.strategy import Strategy
 from isabella.config.vendors import Vendor, known_vendors
 from isabella.errors import ConfigurationError
 from isabella.system import redaction
+from isabella.system.terminal import LogFormat
 
 # Made once: building it takes a hundred times as long as using it.
 _ADDRESS = TypeAdapter(AnyHttpUrl)
@@ -173,6 +174,12 @@ class Settings(BaseSettings):
         alias="ISABELLA_REFRESH_AT",
         description="When every provider's model list is refreshed, once a night: local time such as 03:30; empty "
         "for never.",
+    )
+    log_format: LogFormat = Field(
+        LogFormat.AUTO,
+        alias="ISABELLA_LOG_FORMAT",
+        description="Format of the lines on standard error: text, json, or auto (JSON from up and sync --watch if "
+        "standard error is not a terminal, otherwise text).",
     )
     sources: Sources = Field(default_factory=lambda: Sources({}), exclude=True, repr=False)
 

@@ -1,5 +1,4 @@
-"""The story of the bug and of its cure, played on a real Letta with practice vendors.
+"""The demo: the stale-key bug and its fix, shown on a real Letta with practice vendors.
 
-Nothing in it is told from memory: every answer that it shows was given while it ran, and where one is not as the
-story goes, the story says so.
+Every answer that it prints was given during the run. If one differs from what the demo expects, the demo says so.
 """

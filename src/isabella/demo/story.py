@@ -1,204 +1,237 @@
-"""The story itself, in two acts: a key that went stale, and a master key that was changed."""
+"""The two acts of the demo: a key that became stale, and a master key that was changed."""
 
 from __future__ import annotations
 
+import secrets
+import textwrap
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
+import rich.console
 from pydantic import SecretStr
+from rich.text import Text
 
+from isabella.api import compare_providers, ensure_providers
 from isabella.config.settings import Settings
 from isabella.demo.stage import (
     VENDOR,
     DemoStage,
     desired_provider,
-    new_master_key,
     open_stage,
     patch,
     shown,
     stored_provider,
 )
-from isabella.demo.telling import Narrator
 from isabella.embedded import Progress
 from isabella.errors import LettaRefused
 from isabella.letta.encryption import KeyMatch
-from isabella.providers.api import compare_providers, ensure_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof
-from isabella.system.signals import terminating
+from isabella.system.processes import interrupt_on_sigterm
 
 _FACT = "Please remember that my cat is called Minka."
 _QUESTION = "What is my cat called?"
 _NAME = "Minka"
 
 _GOOD, _BAD = "green", "yellow"
+_LABEL_WIDTH = 15
+_MAX_WIDTH = 118
 
 
-def tell(home: Path, narrator: Narrator, progress: Callable[[], AbstractContextManager[Progress]]) -> bool:
-    """Play the story on a Letta of its own, which is stopped and erased in the end.
+@dataclass
+class DemoOutput:
+    """Prints the demo, and collects the differences from what it expects."""
+
+    console: rich.console.Console
+    differences: list[str] = field(default_factory=list)
+
+    def heading(self, title: str) -> None:
+        """Print the title of an act."""
+        self.console.print()
+        self.console.print(Text(title, style="bold"))
+
+    def line(self, label: str, text: str, *, style: str = "") -> None:
+        """Print an event."""
+        width = min(self.console.width, _MAX_WIDTH) - _LABEL_WIDTH - 2
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+        for index, line in enumerate(lines):
+            shown_label = (label if index == 0 else "").ljust(_LABEL_WIDTH)
+            self.console.print(Text.assemble("  ", (shown_label, "dim"), (line, style)), soft_wrap=True)
+
+    def check(self, label: str, text: str, *, expected: str, ok: bool, style: str = "") -> None:
+        """Print an event, and record a difference unless it is as expected; `style` is that of the expected event."""
+        self.line(label, text, style=style if ok else "bold red")
+        if not ok:
+            self.differences.append(f"{label}: {text!r}; expected: {expected}")
+
+    def end(self) -> bool:
+        """Print the differences; return whether there are none."""
+        self.console.print()
+        for difference in self.differences:
+            self.console.print(Text(f"unexpected: {difference}", style="bold red"))
+        if not self.differences:
+            self.console.print(Text("As expected: every line above was asked and answered in this run."))
+        return not self.differences
+
+
+def run_demo(
+    home: Path, console: rich.console.Console, progress: Callable[[], AbstractContextManager[Progress]]
+) -> bool:
+    """Run the demo on a Letta instance of its own, which is erased at the end.
 
     Args:
-        home: Isabella's home; nothing in it is touched but an instance named demo.
-        narrator: prints it.
-        progress: shows what the servers do, while they do it.
+        home: Isabella's home; the demo changes nothing in it but an instance named demo.
+        console: the console to print to.
+        progress: shows the steps of the servers.
 
     Returns:
-        Whether it went as told.
+        Whether every event was as expected.
 
     Raises:
-        IsabellaError: it could not be played.
+        IsabellaError: the demo could not be run.
     """
-    with terminating(), progress() as told:
+    output = DemoOutput(console)
+    with interrupt_on_sigterm(), progress() as report:
         began = time.monotonic()
-        with open_stage(home, told) as stage:
-            narrator.tell(
-                "The stage",
+        with open_stage(home, report) as stage:
+            output.line(
+                "setup",
                 f"Letta {stage.letta.version} on a Postgres of its own, up after {time.monotonic() - began:.0f} s; "
-                "Cerebras is played by a practice vendor.",
+                "a practice vendor replaces Cerebras.",
             )
-            settings = anyio.run(_stale_key, stage, narrator)
-            new = new_master_key()
-            stage.restart_under(new, told)
-            anyio.run(_changed_master_key, stage, narrator, settings, new)
-    return narrator.end()
+            settings = anyio.run(_stale_key, stage, output)
+            master_key = SecretStr(secrets.token_hex(32))
+            stage.restart_under(master_key, report)
+            anyio.run(_changed_master_key, stage, output, settings, master_key)
+    return output.end()
 
 
-async def _stale_key(stage: DemoStage, narrator: Narrator) -> Settings:
-    """Act one. Returns the settings that it ends with."""
-    narrator.act("1  An old key is stored in Letta")
+async def _stale_key(stage: DemoStage, output: DemoOutput) -> Settings:
+    """Act one. Return the settings at its end."""
+    output.heading("1  An old key is stored in Letta")
     old = stage.vendors.key(VENDOR)
     settings = stage.configure(old, stage.letta.master_key)
     report = await ensure_providers(settings)
-    narrator.expect(
-        "an old start",
+    output.check(
+        "first start",
         f"{report.ours[0].action} provider {report.ours[0].name} with {shown(old)}: {report.ours[0].proof}",
-        told="it is created and proven",
-        held=report.all_proven,
+        expected="it is created and proven",
+        ok=report.all_proven,
     )
     async with stage.speaking(settings):
         await stage.make_agent(settings)
-        await _talk(stage, narrator, _FACT, status=200)
+        await _talk(stage, output, _FACT, status=200)
         new = stage.vendors.rotate(VENDOR)
         settings = stage.configure(new, stage.letta.master_key)
-        narrator.tell("the vendor", f"Cerebras takes {shown(new)} only, from now on; .env has it")
-        await _talk(stage, narrator, _QUESTION, status=401, key=old)
+        output.line("the vendor", f"Cerebras accepts only {shown(new)} from now on; it is in .env")
+        await _talk(stage, output, _QUESTION, status=401, key=old)
         _, reading = await stored_provider(settings)
-        held = reading.key if reading is not None else None
-        narrator.expect(
+        stored = reading.key if reading is not None else None
+        output.check(
             "Letta holds",
-            f"{shown(held)}, read back with the master key; .env has {shown(new)}",
-            told="the old key",
-            held=held is not None and held.get_secret_value() == old.get_secret_value(),
+            f"{shown(stored)}, read back with the master key; .env has {shown(new)}",
+            expected="the old key",
+            ok=stored is not None and stored.get_secret_value() == old.get_secret_value(),
             style=_BAD,
         )
-        await _plan(narrator, settings, ProviderState.STALE, Action.UPDATE)
-        await _sync(narrator, settings, Action.UPDATE)
-        await _prove(narrator, settings)
-        await _talk(stage, narrator, _QUESTION, status=200, key=new)
+        await _plan_and_sync(output, settings, ProviderState.STALE, Action.UPDATE)
+        await _talk(stage, output, _QUESTION, status=200, key=new)
     return settings
 
 
-async def _changed_master_key(stage: DemoStage, narrator: Narrator, before: Settings, master_key: SecretStr) -> None:
-    """Act two, on the Letta that was restarted."""
-    narrator.act("2  The master key was changed")
+async def _changed_master_key(stage: DemoStage, output: DemoOutput, before: Settings, master_key: SecretStr) -> None:
+    """Act two, on the restarted Letta."""
+    output.heading("2  The master key was changed")
     key = desired_provider(before).key
     if key is None:
         raise AssertionError("the first act ends with a key")
     settings = stage.configure(key, master_key)
-    narrator.tell("the operator", "Letta is restarted under another LETTA_ENCRYPTION_KEY; .env has it, too")
+    output.line("the operator", "Letta is restarted with another LETTA_ENCRYPTION_KEY, which is also in .env")
     async with stage.speaking(settings):
-        await _talk(stage, narrator, _QUESTION, status=500)
+        await _talk(stage, output, _QUESTION, status=500)
         _, reading = await stored_provider(settings)
         unreadable = reading is not None and reading.match is KeyMatch.UNREADABLE
-        narrator.expect(
+        output.check(
             "Letta holds",
-            "a sealed key that the master key of .env does not open" if unreadable else f"{reading}",
-            told="a key that cannot be opened",
-            held=unreadable,
+            "an encrypted key that the master key in .env cannot decrypt" if unreadable else f"{reading}",
+            expected="a key that cannot be decrypted",
+            ok=unreadable,
             style=_BAD,
         )
-        await _try_to_update(narrator, settings)
-        await _plan(narrator, settings, ProviderState.UNREADABLE, Action.RECREATE)
-        await _sync(narrator, settings, Action.RECREATE)
-        await _prove(narrator, settings)
-        await _talk(stage, narrator, _QUESTION, status=200, key=key)
+        await _try_to_update(output, settings)
+        await _plan_and_sync(output, settings, ProviderState.UNREADABLE, Action.RECREATE)
+        await _talk(stage, output, _QUESTION, status=200, key=key)
 
 
 async def _talk(
-    stage: DemoStage, narrator: Narrator, text: str, *, status: int, key: SecretStr | None = None
+    stage: DemoStage, output: DemoOutput, text: str, *, status: int, key: SecretStr | None = None
 ) -> None:
-    """Say something to the agent; show its answer, and what the vendor saw of it."""
+    """Send a message to the agent; show its answer and the requests that reached the vendor."""
     before = stage.last_request()
-    narrator.tell("you", text)
+    output.line("you", text)
     answer = await stage.say(text)
     good = status == 200
-    remembered = not good or text != _QUESTION or _NAME in answer.said
-    narrator.expect(
+    recalls = good and text == _QUESTION
+    output.check(
         "the agent",
         answer.shown,
-        told=f"{status}{', with the name' if good and text == _QUESTION else ''}",
-        held=answer.status == status and remembered,
+        expected=f"{status}{', with the name' if recalls else ''}",
+        ok=answer.status == status and (not recalls or _NAME in answer.said),
         style=_GOOD if good else _BAD,
     )
-    if good and text != _QUESTION:
+    if text == _FACT:
         return
     arrived = stage.completions(after=before)
     if not arrived:
-        narrator.expect("the vendor", "was not even asked", told="it is asked", held=key is None)
+        output.check("the vendor", "got no request", expected="a request", ok=key is None)
         return
     seen = ", ".join(dict.fromkeys(f"{request.key_masked or 'no key'}: {request.status}" for request in arrived))
-    narrator.expect(
+    output.check(
         "the vendor",
-        f"was sent {seen}",
-        told=f"it is sent {shown(key)}",
-        held=key is None or all(request.carries(key.get_secret_value()) for request in arrived),
+        f"got {seen}",
+        expected=f"a request with {shown(key)}",
+        ok=key is None or all(request.carries(key.get_secret_value()) for request in arrived),
     )
 
 
-async def _try_to_update(narrator: Narrator, settings: Settings) -> None:
+async def _try_to_update(output: DemoOutput, settings: Settings) -> None:
     try:
         await patch(settings)
     except LettaRefused as refused:
-        what, held = f"{refused.status}  {refused.detail.strip(' :')}", refused.status == 400
+        text, ok = f"{refused.status}  {refused.detail.strip(' :')}", refused.status == 400
     else:
-        what, held = "200", False
-    narrator.expect("PATCH", what, told="400, Letta cannot decrypt what it holds", held=held, style=_BAD)
+        text, ok = "200", False
+    output.check("PATCH", text, expected="400, Letta cannot decrypt the stored key", ok=ok, style=_BAD)
 
 
-async def _plan(narrator: Narrator, settings: Settings, state: ProviderState, action: Action) -> None:
-    entry = (await compare_providers(settings)).ours[0]
-    narrator.expect(
+async def _plan_and_sync(output: DemoOutput, settings: Settings, state: ProviderState, action: Action) -> None:
+    planned = (await compare_providers(settings)).ours[0]
+    output.check(
         "plan",
-        f"{entry.action}: {entry.reason}",
-        told=f"{action}, as it is {state}",
-        held=entry.action is action and entry.stored is state,
+        f"{planned.action}: {planned.reason}",
+        expected=f"{action}, as it is {state}",
+        ok=planned.action is action and planned.stored is state,
     )
-
-
-async def _sync(narrator: Narrator, settings: Settings, action: Action) -> None:
     began = time.monotonic()
-    entry = (await ensure_providers(settings)).ours[0]
-    narrator.expect(
+    synced = (await ensure_providers(settings)).ours[0]
+    output.check(
         "sync",
-        f"{entry.action}, {entry.proof}, in {time.monotonic() - began:.1f} s",
-        told=f"{action}, proven",
-        held=entry.action is action and entry.proof is Proof.PROVEN,
+        f"{synced.action}, {synced.proof}, in {time.monotonic() - began:.1f} s",
+        expected=f"{action}, proven",
+        ok=synced.action is action and synced.proof is Proof.PROVEN,
     )
-
-
-async def _prove(narrator: Narrator, settings: Settings) -> None:
-    """Look once more, apart from what the sync said of itself."""
-    found, reading = await stored_provider(settings)
-    key = desired_provider(settings).key
-    held = reading is not None and reading.match is KeyMatch.EQUAL and reading.sealed
-    text = (found.key_text or "") if found is not None else ""
-    narrator.expect(
+    # Read the key once more, independently of the proof of the sync.
+    stored, reading = await stored_provider(settings)
+    text = (stored.key_text or "") if stored is not None else ""
+    output.check(
         "proof",
-        f"{text[:8]}… in Letta opens to {shown(reading.key if reading else None)}; .env has {shown(key)}",
-        told="both are the same key",
-        held=held,
+        f"{text[:8]}… in Letta decrypts to {shown(reading.key if reading else None)}; "
+        f".env has {shown(desired_provider(settings).key)}",
+        expected="both are the same key",
+        ok=reading is not None and reading.match is KeyMatch.EQUAL and reading.sealed,
         style=_GOOD,
     )

@@ -1,6 +1,7 @@
-"""The doctor: from a 401 to the cause and the cure, along the way that a key travels.
+"""The doctor: finds the cause of a 401 along the way of a key, from the configuration to the agents.
 
-Evidence is gathered at the edge (`configured`, `asked`, `letta`, `host`, `database`), all at the same time and each
-with a time limit of its own. What it means is decided by pure functions, one module for each layer
-(`configuration`, `vendor`, `stored`, `use`, `receipt`, `exposure`); `verdict` tells causes from consequences.
+A run (`run`) has four steps. `collect` gathers the evidence from all layers at the same time. `checks` are pure
+functions that turn evidence into findings; `findings.toml` has all their texts. `diagnosis` tells root causes from
+consequences. `run.apply_fixes` fixes those that need no person. Apart from a run, `log_messages` explains
+messages of Letta and the vendors.
 """

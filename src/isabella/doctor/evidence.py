@@ -1,21 +1,23 @@
-"""What was seen, before anybody says what it means: frozen data."""
+"""The evidence that the checks judge: frozen data, as collected."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from isabella.errors import IsabellaError
 from isabella.letta.encryption import KeyReading
 from isabella.letta.llm_config import LlmConfig
-from isabella.letta.store import Capabilities, StoredProvider
+from isabella.letta.releases import Capabilities, client_for
+from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
-from isabella.vendors.client import VendorAnswer
+from isabella.vendors.client import KeyVerdict, VendorAnswer
 
 if TYPE_CHECKING:
-    from isabella.agents.probe import ProbeResult
+    from isabella.turns.probe import ProbeResult
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,10 @@ class ConfigurationProblem:
     """A setting, or a file of settings, that cannot be used.
 
     Attributes:
-        code: the code of the finding it makes.
+        code: the code of its finding.
         subject: the variable or the file.
         what: one sentence.
-        remedy: what to do about it.
-        origin: where the variable stands.
+        origin: where a variable is set; None for a file.
     """
 
     code: str
@@ -39,70 +40,82 @@ class ConfigurationProblem:
 
 @dataclass(frozen=True)
 class ConflictingVariable:
-    """A variable that the environment and `.env` set differently.
-
-    Attributes:
-        variable: its name.
-        file: the `.env` file.
-        line: the line in it.
-        provider: the provider whose variable it is.
-        other: the value that does not win, cleaned, where it is a key.
-    """
+    """A variable with different values in the environment and in `.env`, and the provider it configures."""
 
     variable: str
     file: str
     line: int
     provider: str | None = None
-    other: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class ConfigurationEvidence:
-    """What the configuration says.
+    """The configuration.
 
     Attributes:
         desired: the providers it asks for.
-        problems: what in it cannot be used.
-        contradictions: what the environment and `.env` set differently.
-        env_file: the `.env` file; None where there is none.
+        problems: the settings and files that cannot be used.
+        conflicts: the variables with different values in the environment and in `.env`.
+        env_file: the `.env` file; None if it does not exist.
         env_mode: its permissions.
-        secrets_in_file: whether secrets stand in it.
-        named: the path given with `--env-file`.
-        master_key: whether there is a master key, ours or the embedded Letta's.
-        ours: whether the configuration itself has one.
-        practice: whether practice vendors stand in for the real ones.
+        secrets_in_file: whether it contains secrets.
+        env_file_option: the path given with `--env-file`.
+        has_master_key: whether a master key is known, from the configuration or from the embedded Letta.
+        sets_master_key: whether the configuration itself sets it.
+        practice: whether practice vendors replace the real ones.
     """
 
     desired: tuple[Desired, ...] = ()
     problems: tuple[ConfigurationProblem, ...] = ()
-    contradictions: tuple[ConflictingVariable, ...] = ()
+    conflicts: tuple[ConflictingVariable, ...] = ()
     env_file: Path | None = None
     env_mode: int | None = None
     secrets_in_file: bool = False
-    named: str | None = None
-    master_key: bool = False
-    ours: bool = False
+    env_file_option: str | None = None
+    has_master_key: bool = False
+    sets_master_key: bool = False
     practice: bool = False
 
     @property
-    def incomplete(self) -> str | None:
-        """The file that could not be read, so that not all is known; None where all is."""
-        files = ("env-file-malformed", "env-file-unreadable")
-        return next((problem.subject for problem in self.problems if problem.code in files), None)
+    def unreadable_file(self) -> str | None:
+        """The `.env` file, if it cannot be read, so that the configured keys are not known."""
+        codes = ("env-file-malformed", "env-file-unreadable")
+        return next((problem.subject for problem in self.problems if problem.code in codes), None)
+
+    @property
+    def usable(self) -> tuple[Desired, ...]:
+        """The providers that can be registered as configured."""
+        return tuple(desired for desired in self.desired if desired.wanted and desired.obstacle is None)
+
+    def provider(self, name: str | None) -> Desired | None:
+        """Return the configured provider of this name."""
+        return next((desired for desired in self.desired if desired.name == name), None)
+
+    @property
+    def env_option(self) -> str:
+        """The option that makes another command read the same `.env`."""
+        return "" if self.env_file_option is None else f" --env-file {shlex.quote(self.env_file_option)}"
+
+    def sync_command(self, provider: str) -> str:
+        """Return the command that brings a provider in sync."""
+        if self.practice:
+            # Other commands do not replace the real vendors by the practice vendors.
+            return f"isabella doctor --fix{self.env_option}"
+        return f"isabella providers sync --only {provider}{self.env_option}"
 
 
 @dataclass(frozen=True)
 class VendorEvidence:
-    """What a vendor said.
+    """The answers of a vendor.
 
     Attributes:
-        answer: to the configured key at the configured address.
-        instead: another address at which it answers as it should, where the configured one is wrong.
-        stored_answer: to the key that Letta holds, where that is another one.
+        answer: to the configured key at the configured base URL.
+        working_url: another base URL on the same host that works, if the configured one is wrong.
+        stored_answer: to the key that Letta holds, if that is a different one.
     """
 
     answer: VendorAnswer
-    instead: str | None = None
+    working_url: str | None = None
     stored_answer: VendorAnswer | None = None
 
 
@@ -111,10 +124,9 @@ class ProviderEvidence:
     """A live provider in Letta.
 
     Attributes:
-        stored: the record.
-        reading: what its key was read as, compared with the configured one; None where there is none.
-        opens: whether Letta itself can open the key; None where that was not asked or stayed open.
-        accepted: whether the vendor took the key when Letta showed it; None as above.
+        reading: the stored key, compared with the configured one; None if the provider is not configured.
+        opens: whether Letta can decrypt the key; None if not known.
+        accepted: whether the vendor accepted the key from Letta; None if not known.
     """
 
     stored: StoredProvider
@@ -125,13 +137,7 @@ class ProviderEvidence:
 
 @dataclass(frozen=True)
 class AgentEvidence:
-    """An agent in Letta.
-
-    Attributes:
-        id: its id.
-        name: its name.
-        llm: what it speaks through.
-    """
+    """An agent in Letta, with its `llm_config`."""
 
     id: str
     name: str
@@ -140,14 +146,13 @@ class AgentEvidence:
 
 @dataclass(frozen=True)
 class LettaProcess:
-    """The Letta process on this machine, as far as this user may look into it.
+    """The Letta process on this machine, as far as this user may inspect it.
 
     Attributes:
-        pid: its id.
         listens: the addresses it listens on.
         has_master_key: whether `LETTA_ENCRYPTION_KEY` is in its environment.
-        same_master_key: whether it is the configured one; None where there is none to compare.
-        base_keys: variables in its environment of which it makes base providers.
+        same_master_key: whether that is the configured one; None if one of them is missing.
+        base_keys: variables in its environment from which Letta makes base providers.
     """
 
     pid: int
@@ -159,25 +164,27 @@ class LettaProcess:
 
 @dataclass(frozen=True)
 class LettaEvidence:
-    """What was seen of Letta.
+    """The Letta server and its contents.
 
     Attributes:
-        base_url: its address; None where none is named and none runs here.
+        base_url: its address; None if none is configured and none runs here.
         embedded: whether Isabella runs it.
-        error: why it could not be looked at.
+        password_sent: whether requests to it carry a password.
+        error: why it could not be examined.
         abilities: its release, and what that can do.
         rows: its live providers.
-        agents: its agents; None where they could not be listed.
+        agents: its agents; None if they could not be listed.
         agents_error: why not.
-        deleted: names of soft-deleted providers; None where its database is not known.
-        bare: names of providers with a plaintext key that this release does not read (O4); only from the database.
-        base: names of base providers that were seen.
-        open: whether it shows providers without a password; None where that is not known.
-        process: its process, where it runs on this machine and this user may look.
+        deleted: names of soft-deleted providers; None if its database is not known.
+        bare: names of providers whose key is only in the old plaintext column (O4); needs the database.
+        base: names of base providers.
+        open: whether it lists providers without a password; None if not known.
+        process: its process, if it runs on this machine and this user may inspect it.
     """
 
     base_url: str | None = None
     embedded: bool = False
+    password_sent: bool = False
     error: IsabellaError | None = None
     abilities: Capabilities | None = None
     rows: tuple[ProviderEvidence, ...] | None = None
@@ -189,23 +196,35 @@ class LettaEvidence:
     open: bool | None = None
     process: LettaProcess | None = None
 
-    def row(self, name: str) -> ProviderEvidence | None:
-        """The live provider of this name."""
+    def row(self, name: str | None) -> ProviderEvidence | None:
+        """Return the live provider of this name."""
         return next((row for row in self.rows or () if row.stored.name == name), None)
+
+    @property
+    def client(self) -> str:
+        """The client of Letta that agents are bound with on its release (fact M13)."""
+        return client_for(None if self.abilities is None else self.abilities.release)
+
+    def bound_to(self, provider: str) -> tuple[AgentEvidence, ...]:
+        """Return the agents of a provider."""
+        return tuple(agent for agent in self.agents or () if agent.llm.provider == provider)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that was seen in one examination.
+    """All evidence of one run.
 
     Attributes:
-        configured: what the configuration says.
-        asked: what the vendors said, by provider.
-        seen: what was seen of Letta.
-        receipts: what completions through Letta have shown, by provider; None where none were asked for.
+        vendors: by provider.
+        probes: results of completions through Letta, by provider; None if none were requested.
     """
 
-    configured: ConfigurationEvidence
-    asked: Mapping[str, VendorEvidence]
-    seen: LettaEvidence
-    receipts: Mapping[str, ProbeResult] | None = None
+    configuration: ConfigurationEvidence
+    vendors: Mapping[str, VendorEvidence]
+    letta: LettaEvidence
+    probes: Mapping[str, ProbeResult] | None = None
+
+    def vendor_accepts(self, provider: str) -> bool:
+        """Whether the vendor accepts the configured key of this provider."""
+        vendor = self.vendors.get(provider)
+        return vendor is not None and vendor.answer.verdict is KeyVerdict.ACCEPTED

@@ -1,16 +1,19 @@
-"""What the doctor can find: frozen data, with the evidence, the cause and the remedy."""
+"""Findings of the doctor: their form, and the table of all of them in `findings.toml`."""
 
 from __future__ import annotations
 
-import shlex
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 
 class Layer(StrEnum):
-    """Where a fault lies, in the order in which a key travels."""
+    """The layer that a finding belongs to, in the order in which a key travels."""
 
     CONFIGURATION = "configuration"
     VENDOR = "vendor"
@@ -21,37 +24,37 @@ class Layer(StrEnum):
 
     @property
     def heading(self) -> str:
-        """The layer as people read it."""
+        """The name of the layer in reports."""
         return _HEADINGS[self]
 
 
 _HEADINGS = {
     Layer.CONFIGURATION: "Configuration",
-    Layer.VENDOR: "The vendor itself",
-    Layer.STORED: "What Letta holds",
-    Layer.USE: "Letta's use of it",
+    Layer.VENDOR: "Vendor",
+    Layer.STORED: "Letta",
+    Layer.USE: "Agents",
     Layer.RECEIPT: "Receipt",
     Layer.EXPOSURE: "Exposure",
 }
 
 
 class Severity(StrEnum):
-    """How much it matters."""
+    """How much a finding matters."""
 
-    #: Agents fail, or will at the next start.
+    #: Agents fail now, or will at the next start.
     ERROR = "error"
-    #: It works, but something is not as it should be, or will bite later.
+    #: It works, but not as intended, or it will fail later.
     WARNING = "warning"
-    #: Worth knowing; no finding, and it does not count for the exit code.
+    #: Information only: it does not count as a finding, nor for the exit code.
     NOTE = "note"
 
 
 class Fix(StrEnum):
-    """What `--fix` can do about a finding."""
+    """What `--fix` does about a finding."""
 
-    #: Make a file its owner's alone.
+    #: Make a file readable for its owner only.
     CHMOD = "chmod"
-    #: Bring a provider in line, as `isabella providers sync --only NAME` does.
+    #: Bring a provider in sync, as `isabella providers sync --only NAME` does.
     SYNC = "sync"
     #: Bind agents to a provider explicitly (fact M6).
     REBIND = "rebind"
@@ -59,50 +62,45 @@ class Fix(StrEnum):
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to do about it.
+    """What to do about a finding.
 
     Attributes:
-        text: one or two sentences for people; where there is a command, it stands in them.
-        setting: a variable to set in `.env` and its new value, where that is the first step; the value is None where
-            only the reader knows it (a key), and empty where the line has to go.
-        command: a literal command, where one does it; after the setting, where there is one.
-        treatment: what `--fix` does about it; None where only a person can.
-        path: the file that `--fix` would treat.
+        text: one or two sentences; they include the command, if there is one.
+        command: a literal command; to run after the setting is corrected, if there is one.
+        setting: the variable of `.env` to correct first, and its new value: None if only the reader knows it (a key),
+            empty if the line is to be removed.
+        fix: what `--fix` does; None if only a person can do it.
+        path: the file that `--fix` changes.
     """
 
     text: str
     command: str | None = None
     setting: tuple[str, str | None] | None = None
-    treatment: Fix | None = None
+    fix: Fix | None = None
     path: Path | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The form that `--json` shows."""
+        """Return the form that `--json` shows."""
         return {
             "text": self.text,
             "command": self.command,
             "setting": None if self.setting is None else dict(zip(("variable", "value"), self.setting, strict=True)),
-            "fix": None if self.treatment is None else self.treatment.value,
+            "fix": None if self.fix is None else self.fix.value,
         }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault, or what follows from one.
+    """A fault, or a consequence of one.
 
     Attributes:
-        code: a stable name for programs.
-        layer: where it lies.
-        severity: how much it matters.
-        summary: one short sentence for the verdict, without its subject.
-        cause: why it is so.
-        remedy: what to do about it.
-        provider: the provider it is about; None where it is about all of them or none.
-        agents: the names of the agents it is about.
+        summary: one short sentence, without the provider's name.
+        provider: None if it is about all of them or none.
+        agents: names of the agents it is about.
         agent_ids: their ids, for `--fix`.
-        evidence: what was seen, a line each.
-        facts: the numbers of the facts about Letta that it rests on.
-        explained_by: codes of findings that explain this one, when they are there for the same provider.
+        evidence: the observations it rests on, one per line.
+        facts: numbers of the facts about Letta that it rests on.
+        explained_by: codes of findings that explain this one if they are reported for the same provider.
     """
 
     code: str
@@ -119,19 +117,19 @@ class Finding:
     explained_by: frozenset[str] = frozenset()
 
     @property
-    def subject(self) -> str | None:
-        """What it is about, for people."""
-        if self.agents and self.provider is None:
-            return name_some(self.agents)
-        return self.provider
+    def sentence(self) -> str:
+        """The provider and the summary."""
+        return self.summary if self.provider is None else f"{self.provider}: {self.summary}"
 
     @property
-    def sentence(self) -> str:
-        """Subject and summary."""
-        return self.summary if self.subject is None else f"{self.subject}: {self.summary}"
+    def reason(self) -> str:
+        """The summary as the rest of a sentence that begins with "because"."""
+        begins_with_article = self.summary.startswith(("A ", "No ", "The "))
+        first = self.summary[0].lower() if begins_with_article else self.summary[0]
+        return first + self.summary[1:].rstrip(".")
 
     def as_json(self) -> dict[str, Any]:
-        """The form that `--json` shows."""
+        """Return the form that `--json` shows."""
         return {
             "code": self.code,
             "layer": self.layer.value,
@@ -148,13 +146,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Unknown:
-    """Something that could not be found out, and what stands in the way.
+    """A question that could not be answered.
 
     Attributes:
-        layer: where it lies.
-        what: the question that stays open.
-        because: why it does.
-        provider: the provider it is about; None where it is about all of them.
+        what: the question, as "whether …" or "which …".
+        because: the reason, as the rest of a sentence.
+        provider: None if it is about all of them.
     """
 
     layer: Layer
@@ -163,7 +160,7 @@ class Unknown:
     provider: str | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The form that `--json` shows."""
+        """Return the form that `--json` shows."""
         return {
             "layer": self.layer.value,
             "provider": self.provider,
@@ -174,36 +171,85 @@ class Unknown:
 
 @dataclass(frozen=True)
 class PassedCheck:
-    """Something that was looked at and is as it should be."""
+    """A check without a finding."""
 
     layer: Layer
     text: str
 
 
-@dataclass(frozen=True)
-class LayerResult:
-    """What a layer, or all of them, came to."""
+#: What a check yields.
+Outcome = Finding | Unknown | PassedCheck
 
-    findings: tuple[Finding, ...] = ()
-    unknowns: tuple[Unknown, ...] = ()
-    fine: tuple[PassedCheck, ...] = ()
 
-    def __add__(self, other: LayerResult) -> LayerResult:
-        return LayerResult(self.findings + other.findings, self.unknowns + other.unknowns, self.fine + other.fine)
+@cache
+def finding_table() -> Mapping[str, Mapping[str, Any]]:
+    """Return the entries of `findings.toml` by code, with shared remedies filled in."""
+    document = tomllib.loads(resources.files(__package__).joinpath("findings.toml").read_text("utf-8"))
+    remedies = document["remedies"]
+    for entry in document["findings"].values():
+        for texts in (entry, *entry.get("cases", {}).values()):
+            if isinstance(texts.get("remedy"), str):
+                texts["remedy"] = remedies[texts["remedy"]]
+    findings: dict[str, dict[str, Any]] = document["findings"]
+    return findings
+
+
+def finding(
+    code: str,
+    *cases: str,
+    provider: str | None = None,
+    agents: tuple[str, ...] = (),
+    agent_ids: tuple[str, ...] = (),
+    evidence: tuple[str, ...] = (),
+    path: Path | None = None,
+    **values: object,
+) -> Finding:
+    """Return the finding of this code, with its texts from the table.
+
+    Args:
+        code: a code of the table.
+        cases: special cases of that entry that apply, in ascending order of precedence.
+        provider: see `Finding`, as for the next three.
+        agents: names.
+        agent_ids: their ids.
+        evidence: one observation per line.
+        path: the file that `--fix` changes.
+        values: for the placeholders in the texts.
+
+    Raises:
+        KeyError: the table has no such code or case, or a text needs a value that is not given.
+    """
+    table = finding_table()[code]
+    entry = dict(table)
+    for case in cases:
+        entry |= table["cases"][case]
+    known = {"provider": provider, "agents": name_some(agents), "path": path, **values}
+    remedy = {name: text.format_map(known) for name, text in entry["remedy"].items()}
+    variable = remedy.get("setting")
+    return Finding(
+        code=code,
+        layer=Layer(entry["layer"]),
+        severity=Severity(entry["severity"]),
+        summary=entry["summary"].format_map(known),
+        cause=entry["cause"].format_map(known),
+        remedy=Remedy(
+            remedy["text"],
+            command=remedy.get("command"),
+            setting=(variable, remedy.get("value")) if variable else None,
+            fix=Fix(remedy["fix"]) if "fix" in remedy else None,
+            path=path,
+        ),
+        provider=provider,
+        agents=agents,
+        agent_ids=agent_ids,
+        evidence=evidence,
+        facts=tuple(entry.get("facts", ())),
+        explained_by=frozenset(entry.get("explained_by", ())),
+    )
 
 
 def name_some(names: tuple[str, ...], most: int = 3) -> str:
-    """Some of the names, and how many more there are."""
+    """Return the first few names, and how many more there are."""
     if len(names) <= most:
         return ", ".join(names)
     return f"{', '.join(names[:most])} and {len(names) - most} more"
-
-
-def sync_command(provider: str, env_file: str | None) -> str:
-    """The command that brings one provider in line."""
-    return f"isabella providers sync --only {provider}{env_option(env_file)}"
-
-
-def env_option(env_file: str | None) -> str:
-    """The option by which a command reads the same `.env` as the doctor did."""
-    return "" if env_file is None else f" --env-file {shlex.quote(env_file)}"

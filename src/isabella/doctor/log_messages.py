@@ -1,7 +1,8 @@
-"""What messages mean: a table of patterns, kept as data in `log_messages.toml`."""
+"""Messages of Letta and the vendors, recognised by the table in `log_messages.toml`; texts without secrets."""
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from collections import deque
@@ -9,35 +10,41 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
-from isabella.doctor.sanitize import scrub
+from isabella.system.redaction import KNOWN_PREFIXES, mask, redact
 
 _SHOWN = 240
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_SAME = str.maketrans(
+_PLAIN = str.maketrans(
     {"–": "-", "—": "-", "−": "-", "‐": "-", "‑": "-", "“": '"', "”": '"', "‘": "'", "’": "'", "`": "'"}
 )
-#: A message that was pasted may be broken over so many lines; in a log each stands on one.
-_TOGETHER = 3
+#: A pasted message may be broken over this many lines; in a log each message is on one line.
+_LINES_OF_PASTE = 3
+_PLACEHOLDER = re.compile(r"\{(\w+)(?:\|([^}]*))?\}")
+
+_PREFIXES = "|".join(re.escape(prefix) for prefix in KNOWN_PREFIXES)
+#: What looks like a key, although this process does not know it: by its prefix, after "Bearer", or by its length.
+_KEY = re.compile(
+    rf"(?<![\w/-])(?:(?:{_PREFIXES})[\w-]{{6,}}"
+    r"|(?<=Bearer )[\w.+/=-]{8,}"
+    r"|(?=[A-Za-z_-]*\d)(?=[\d_-]*[A-Za-z])[A-Za-z0-9+/]{40,}={0,2})(?![\w-])"
+)
+_PASSWORD_IN_URL = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+@")
 
 
 @dataclass(frozen=True)
 class KnownMessage:
-    """A message that people meet.
+    """An entry of the table.
 
     Attributes:
-        id: a stable name.
-        title: the message in short.
-        patterns: what recognises it; named groups fill places of the same name in meaning and remedy.
-        meaning: what it means.
-        releases: which releases print it.
-        remedy: what to do about it.
-        facts: the facts about Letta that say so.
-        examples: the message as it was seen, for the tests and the documentation.
-        seed: whether the mission's own document quotes it.
-        correction: what holds where a statement of that document does not.
-        unless: symptoms beside which this one adds nothing.
+        patterns: recognise it; a named group fills the placeholder of the same name in meaning and remedy.
+        releases: which releases of Letta print it.
+        examples: the message as printed, for tests and documentation.
+        seed: whether the requirements of this project quote it.
+        correction: what is true if a statement there is not.
+        unless: ids of messages that make this one redundant on the same line.
     """
 
     id: str
@@ -53,100 +60,98 @@ class KnownMessage:
     unless: frozenset[str] = frozenset()
 
     def search(self, text: str) -> re.Match[str] | None:
-        """Where the message stands in a text."""
-        return next((found for pattern in self.patterns if (found := pattern.search(text))), None)
+        """Return the first match in a text."""
+        return next((match for pattern in self.patterns if (match := pattern.search(text))), None)
 
 
 @dataclass(frozen=True)
 class RecognisedMessage:
-    """A symptom in a text.
+    """A known message in a text.
 
     Attributes:
-        symptom: which one.
-        line: where it stood, without keys.
-        places: what the message named: a provider, a type, an address.
-        count: how often it was met.
+        line: the line of its first occurrence, without secrets.
+        values: what the message named: a provider, a type, a model.
     """
 
-    symptom: KnownMessage
+    message: KnownMessage
     line: str
-    places: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, str] = field(default_factory=dict)
     count: int = 1
 
     @property
     def meaning(self) -> str:
-        """What it means here."""
-        return _filled(self.symptom.meaning, self.places)
+        """What the message means here."""
+        return _filled(self.message.meaning, self.values)
 
     @property
     def remedy(self) -> str:
         """What to do here."""
-        return _filled(self.symptom.remedy, self.places)
+        return _filled(self.message.remedy, self.values)
 
     def as_json(self) -> dict[str, Any]:
-        """The form that `--json` shows."""
+        """Return the form that `--json` shows."""
         return {
-            "id": self.symptom.id,
-            "title": self.symptom.title,
+            "id": self.message.id,
+            "title": self.message.title,
             "line": self.line,
             "count": self.count,
             "meaning": self.meaning,
-            "releases": self.symptom.releases,
+            "releases": self.message.releases,
             "remedy": self.remedy,
-            "correction": self.symptom.correction,
-            "facts": list(self.symptom.facts),
+            "correction": self.message.correction,
+            "facts": list(self.message.facts),
         }
 
 
 @cache
 def known_messages() -> tuple[KnownMessage, ...]:
-    """The table, the more special messages first."""
+    """Return the table, more specific messages first."""
     document = tomllib.loads(resources.files(__package__).joinpath("log_messages.toml").read_text("utf-8"))
-    return tuple(_symptom(**entry) for entry in document["symptoms"])
+    return tuple(_known_message(**entry) for entry in document["messages"])
 
 
 def recognise(text: str) -> list[RecognisedMessage]:
-    """What is recognised in a text that somebody pasted, in the order of the table."""
-    found = recognise_in(text.splitlines(), together=_TOGETHER)
-    # What was recognised before its second half had been read.
-    there = {one.symptom.id for one in found}
-    return [one for one in found if not one.symptom.unless & there]
+    """Return the known messages in a pasted text, in the order of the table."""
+    recognised = recognise_in(text.splitlines(), lines_per_message=_LINES_OF_PASTE)
+    # A message can be recognised before the line that makes it redundant is read.
+    ids = {one.message.id for one in recognised}
+    return [one for one in recognised if not one.message.unless & ids]
 
 
-def recognise_in(lines: Iterable[str], *, together: int = 1) -> list[RecognisedMessage]:
-    """What is recognised in a log, in the order of the table.
+def recognise_in(lines: Iterable[str], *, lines_per_message: int = 1) -> list[RecognisedMessage]:
+    """Return the known messages in a log, in the order of the table.
 
     Args:
-        lines: the log; as long as it likes to be.
-        together: so many lines may belong to one message.
+        lines: the log, of any length; it is read once.
+        lines_per_message: over how many lines a message may be broken.
     """
-    found: dict[str, RecognisedMessage] = {}
-    for text, fresh in _windows(lines, together):
-        here: set[str] = set()
-        for symptom in known_messages():
-            match = None if here & symptom.unless else symptom.search(text)
-            # What ends before the newest line was met already.
-            if match is None or match.end() <= len(text) - fresh:
+    recognised: dict[str, RecognisedMessage] = {}
+    for text, newest in _windows(lines, lines_per_message):
+        ids: set[str] = set()
+        for message in known_messages():
+            match = None if ids & message.unless else message.search(text)
+            # A match that ends before the newest line was counted already.
+            if match is None or match.end() <= len(text) - newest:
                 continue
-            here.add(symptom.id)
-            before = found.get(symptom.id)
+            ids.add(message.id)
+            before = recognised.get(message.id)
             if before is not None:
-                found[symptom.id] = replace(before, count=before.count + 1)
+                recognised[message.id] = replace(before, count=before.count + 1)
                 continue
-            places = {name: scrub(value) for name, value in match.groupdict().items() if value}
-            found[symptom.id] = RecognisedMessage(symptom, _around(text, match), places)
-    order = {symptom.id: index for index, symptom in enumerate(known_messages())}
-    return sorted(found.values(), key=lambda one: order[one.symptom.id])
+            values = {name: scrub(value) for name, value in match.groupdict().items() if value}
+            recognised[message.id] = RecognisedMessage(message, _excerpt(text, match), values)
+    order = {message.id: index for index, message in enumerate(known_messages())}
+    return sorted(recognised.values(), key=lambda one: order[one.message.id])
 
 
 def normalise_line(text: str) -> str:
-    """A line without colours, with plain dashes and quotes and single spaces."""
-    return " ".join(_ANSI.sub("", text).translate(_SAME).split())
+    """Return a line without colours, with plain dashes and quotes and single spaces."""
+    return " ".join(_ANSI.sub("", text).translate(_PLAIN).split())
 
 
-def _windows(lines: Iterable[str], together: int) -> Iterator[tuple[str, int]]:
-    """Each line with the few before it, and the length of the line itself."""
-    recent: deque[str] = deque(maxlen=together)
+def _windows(lines: Iterable[str], size: int) -> Iterator[tuple[str, int]]:
+    """Yield each line joined to the few before it, and the length of the line itself."""
+    recent: deque[str] = deque(maxlen=size)
     for line in lines:
         plain = normalise_line(line)
         if plain:
@@ -154,17 +159,17 @@ def _windows(lines: Iterable[str], together: int) -> Iterator[tuple[str, int]]:
             yield " ".join(recent), len(plain)
 
 
-def _around(text: str, match: re.Match[str]) -> str:
+def _excerpt(text: str, match: re.Match[str]) -> str:
     start = max(0, match.start() - 40)
-    cut = text[start : max(match.end(), start + _SHOWN)][:_SHOWN]
-    return scrub(("…" if start else "") + cut)
+    excerpt = text[start : max(match.end(), start + _SHOWN)][:_SHOWN]
+    return scrub(("…" if start else "") + excerpt)
 
 
-def _filled(text: str, places: Mapping[str, str]) -> str:
-    return re.sub(r"\{(\w+)(?:\|([^}]*))?\}", lambda place: places.get(place[1]) or place[2] or "…", text)
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    return _PLACEHOLDER.sub(lambda placeholder: values.get(placeholder[1]) or placeholder[2] or "…", text)
 
 
-def _symptom(
+def _known_message(
     *,
     patterns: list[str],
     facts: Iterable[str] = (),
@@ -179,3 +184,24 @@ def _symptom(
         unless=frozenset(unless),
         **entry,
     )
+
+
+def scrub(text: str) -> str:
+    """Return a text that may be pasted into a public issue: no keys, passwords in URLs, or home folders."""
+    text = _PASSWORD_IN_URL.sub(r"\1:…@", redact(text))
+    text = _KEY.sub(lambda match: mask(match.group()), text)
+    home = os.environ.get("HOME") or str(Path.home())
+    return text if len(home) < 2 else re.sub(rf"{re.escape(home.rstrip('/'))}(?=[/\s'\"`),;:]|$)", "~", text)
+
+
+def scrub_document(value: Any) -> Any:
+    """Return a JSON document with every text in it scrubbed."""
+    match value:
+        case str():
+            return scrub(value)
+        case Mapping():
+            return {key: scrub_document(item) for key, item in value.items()}
+        case list() | tuple():
+            return [scrub_document(item) for item in value]
+        case _:
+            return value

@@ -1,60 +1,35 @@
-"""The examination: evidence from all layers, gathered side by side, then judged."""
+"""A run of the doctor, in four steps: collect evidence, check it, explain the findings, and fix them on request."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import anyio
 
 from isabella.config.settings import Settings
-from isabella.doctor.checks.agent_bindings import passing_binding
-from isabella.doctor.collect import vendors as asking
-from isabella.doctor.collect.configuration import read_configuration, with_settings
-from isabella.doctor.collect.letta import LettaCollector
-from isabella.doctor.diagnosis import Diagnosis, diagnose
-from isabella.doctor.evidence import AgentEvidence, ConfigurationEvidence, Evidence, LettaEvidence, VendorEvidence
-from isabella.errors import AgentUnknown, ConfigurationError, IsabellaError, LettaUnreachable
-from isabella.letta.connection import Connection, connect
-from isabella.system.tasks import gather
-from isabella.system.urls import same_address
+from isabella.doctor.checks import check
+from isabella.doctor.checks.agents import new_binding
+from isabella.doctor.collect import DoctorOptions, collect
+from isabella.doctor.diagnosis import Diagnosis, explain
+from isabella.doctor.evidence import AgentEvidence, Evidence
+from isabella.doctor.findings import Finding, Fix
+from isabella.errors import IsabellaError, LettaError
+from isabella.letta.connection import Connection
+from isabella.letta.llm_config import Binding
 
-if TYPE_CHECKING:
-    from isabella.agents.probe import ProbeResult
-
-#: Seconds for finding out which Letta is meant, and for the receipts.
-_TO_CONNECT, _FOR_RECEIPTS = 4.0, 60.0
-
-
-@dataclass(frozen=True)
-class DoctorOptions:
-    """What is to be looked at.
-
-    Attributes:
-        providers: names; all where empty.
-        agent: name or id of one agent; all where None.
-        probe: have an agent on each provider say one line through Letta, too.
-    """
-
-    providers: tuple[str, ...] = ()
-    agent: str | None = None
-    probe: bool = False
+__all__ = ["DoctorOptions", "DoctorRun", "apply_fixes", "run_doctor"]
 
 
 @dataclass(frozen=True)
 class DoctorRun:
-    """What was looked at, what was seen, and what it means.
+    """A finished run: its diagnosis, and what it rests on.
 
     Attributes:
-        verdict: what it means.
-        evidence: what was seen.
-        settings: the settings, as far as they can be used.
-        connection: the Letta; None where none could be named.
+        settings: as far as they can be used.
+        connection: None if the address of Letta is not known.
     """
 
-    verdict: Diagnosis
+    diagnosis: Diagnosis
     evidence: Evidence
     settings: Settings
     connection: Connection | None
@@ -68,139 +43,98 @@ async def run_doctor(
     options: DoctorOptions | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> DoctorRun:
-    """Look at everything, and say what is wrong. Changes nothing.
+    """Collect evidence, check it, and explain the findings. Changes nothing; see `apply_fixes`.
 
     Args:
         env_file: another file in place of `.env`.
-        settings: in place of reading any.
-        connection: another Letta than the one that the settings name.
-        options: what is to be looked at; by default everything but receipts.
-        environment: in place of the process environment.
+        settings: settings of a running backend; none are read then.
+        connection: the Letta to examine, in place of the configured one.
+        options: what to examine; by default everything, without probes.
+        environment: variables in place of the process environment.
 
     Raises:
-        ConfigurationError: `env_file` does not exist, or a name in the wishes is not known.
+        ConfigurationError: `env_file` does not exist, or a provider in the options is not configured.
+        AgentUnknown: Letta has no agent as in the options.
     """
-    options = options or DoctorOptions()
-    configured, settings = read_configuration(env_file, settings=settings, environment=environment)
-    configured, settings = await _practising(configured, settings)
-    configured = _selected(configured, options.providers)
-    asked: dict[str, VendorEvidence] = {}
-    seen, found = LettaEvidence(), connection
+    evidence, settings, connection = await collect(
+        options or DoctorOptions(), env_file, settings, connection, environment
+    )
+    outcomes = check(evidence)
+    diagnosis = explain(evidence, outcomes)
+    return DoctorRun(diagnosis, evidence, settings, connection)
 
-    async def ask() -> None:
-        nonlocal asked
-        asked = await asking.ask_vendors(configured.desired)
 
-    async def look() -> None:
-        nonlocal seen, found
-        if configured.incomplete or any(problem.subject == "LETTA_BASE_URL" for problem in configured.problems):
-            # Whichever Letta would be looked at now need not be the one that is meant.
-            return
+async def apply_fixes(doctor_run: DoctorRun) -> AsyncIterator[str]:
+    """Fix the root causes that need no person, and yield one line for each fix.
+
+    Providers come before agents, so that an agent is bound to a provider that is in sync.
+    """
+    findings = [cause.finding for cause in doctor_run.diagnosis.causes]
+    synced: set[str] = set()
+    bound: set[str] = set()
+    for finding in _with_fix(findings, Fix.CHMOD):
+        yield _make_private(finding)
+    for finding in _with_fix(findings, Fix.SYNC):
+        if finding.provider is not None and finding.provider not in synced:
+            synced.add(finding.provider)
+            yield await _sync(finding.provider, doctor_run)
+    for finding in _with_fix(findings, Fix.REBIND):
+        for agent in doctor_run.evidence.letta.agents or ():
+            if agent.id in finding.agent_ids and agent.id not in bound:
+                bound.add(agent.id)
+                yield await _rebind(agent, doctor_run)
+
+
+def _with_fix(findings: list[Finding], fix: Fix) -> list[Finding]:
+    return [finding for finding in findings if finding.remedy.fix is fix]
+
+
+def _make_private(finding: Finding) -> str:
+    path = finding.remedy.path
+    if path is None:
+        raise AssertionError("chmod needs a path")
+    try:
+        path.chmod(0o600)
+    except OSError as error:
+        return f"{path}: cannot change its permissions: {error.strerror}"
+    return f"{path}: only its owner can read it now (600)"
+
+
+async def _sync(name: str, doctor_run: DoctorRun) -> str:
+    from isabella.api import ensure_providers
+    from isabella.providers.report import Proof
+
+    if doctor_run.connection is None:
+        raise AssertionError("a sync needs a Letta")
+    try:
+        report = await ensure_providers(doctor_run.settings, connection=doctor_run.connection, only=[name])
+    except IsabellaError as error:
+        return f"{name}: {error}"
+    entry = next(entry for entry in report.providers if entry.name == name)
+    if entry.proof is Proof.PROVEN:
+        return f"{name}: {entry.action.value}, read back and proven"
+    return f"{name}: {entry.reason}. {entry.remedy or ''}".rstrip()
+
+
+async def _rebind(agent: AgentEvidence, doctor_run: DoctorRun) -> str:
+    binding = new_binding(agent, doctor_run.evidence)
+    if binding is None or doctor_run.connection is None:
+        return f"{agent.name}: no provider is available for it"
+    return await _bind(agent, binding, doctor_run.connection)
+
+
+async def _bind(agent: AgentEvidence, binding: Binding, connection: Connection) -> str:
+    """Change the agent's binding; all its other settings stay."""
+    from isabella.agents.registry import AgentRegistry
+    from isabella.letta.client import LettaClient
+
+    async with LettaClient.open(connection) as letta:
+        registry = AgentRegistry(letta)
         try:
-            found = connection or await _connected(settings)
-        except IsabellaError as error:
-            seen = LettaEvidence(embedded=settings.letta_base_url is None, error=error)
-            return
-        seen = await LettaCollector(found).look(configured.desired)
-
-    await gather([ask, look])
-    if found is not None and seen.rows is not None:
-        looker, rows = LettaCollector(found), seen.rows
-        asked = await asking.ask_with_stored_keys(configured.desired, asked, rows)
-        seen = await looker.check(seen, asked)
-        configured = replace(configured, master_key=found.master_key is not None)
-    evidence = _narrowed(Evidence(configured, asked, seen), options)
-    if options.probe and found is not None and seen.rows is not None:
-        evidence = replace(evidence, receipts=await _receipts(evidence, found))
-    return DoctorRun(diagnose(evidence), evidence, settings, found)
-
-
-async def _practising(
-    configured: ConfigurationEvidence, settings: Settings
-) -> tuple[ConfigurationEvidence, Settings]:
-    """Practice vendors in place of the real ones, where `isabella up` would take them as well."""
-    if settings.sources.overlay:
-        return replace(configured, practice=True), settings
-    if configured.problems:
-        return configured, settings
-    from isabella.practice.overlay import as_served
-
-    served = await anyio.to_thread.run_sync(as_served, settings)
-    return (configured, settings) if served is settings else (with_settings(configured, served), served)
-
-
-async def _connected(settings: Settings) -> Connection:
-    """The Letta that is meant; finding the embedded one must not take for ever, whatever state it is in."""
-    found: Connection | None = None
-    with anyio.move_on_after(_TO_CONNECT):
-        found = await connect(settings)
-    if found is None:
-        raise LettaUnreachable(
-            f"The embedded Letta did not answer within {_TO_CONNECT:g} s.",
-            remedy="See `isabella letta status` and `isabella letta logs`.",
-            sent=True,
-        )
-    return found
-
-
-def _selected(configured: ConfigurationEvidence, names: Sequence[str]) -> ConfigurationEvidence:
-    if not names:
-        return configured
-    known = {one.name: one for one in configured.desired}
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ConfigurationError(
-            f"No provider named {unknown[0]!r} is declared.", remedy=f"Declared are: {', '.join(known)}."
-        )
-    return replace(configured, desired=tuple(known[name] for name in dict.fromkeys(names)))
-
-
-def _narrowed(evidence: Evidence, options: DoctorOptions) -> Evidence:
-    """Only the agents, and with them the providers, that are asked about."""
-    seen, configured = evidence.seen, evidence.configured
-    if seen.agents is None:
-        return evidence
-    agents = seen.agents
-    if options.providers:
-        addresses = {one.base_url for one in configured.desired}
-        agents = tuple(one for one in agents if _concerns(one, {*options.providers, *addresses}))
-    if options.agent is not None:
-        agents = _named(options.agent, agents)
-        concerned = {one.llm.provider for one in agents} | {one.llm.endpoint for one in agents}
-        desired = tuple(one for one in configured.desired if {one.name, one.base_url} & concerned)
-        configured = replace(configured, desired=desired)
-    return replace(evidence, seen=replace(seen, agents=agents), configured=configured)
-
-
-def _concerns(agent: AgentEvidence, names: set[str]) -> bool:
-    return agent.llm.provider in names or agent.llm.endpoint in names
-
-
-def _named(name: str, agents: Sequence[AgentEvidence]) -> tuple[AgentEvidence, ...]:
-    found = tuple(one for one in agents if name in (one.name, one.id))
-    if not found:
-        names = ", ".join(sorted({one.name for one in agents})[:10])
-        raise AgentUnknown(
-            f"There is no agent {name!r}.", remedy=f"There are: {names}." if names else "There are none."
-        )
-    return found
-
-
-async def _receipts(evidence: Evidence, connection: Connection) -> Mapping[str, ProbeResult]:
-    """One line through Letta for each provider that is there, at its address: its key belongs nowhere else (M6)."""
-    from isabella.agents.probe import probe_bindings
-    from isabella.letta.client import open_sdk_client
-
-    present = [
-        one
-        for one in evidence.configured.desired
-        if one.key is not None
-        and (row := evidence.seen.row(one.name)) is not None
-        and same_address(row.stored.base_url, one.base_url)
-    ]
-    bindings = [passing_binding(one, evidence) for one in present]
-    with anyio.move_on_after(_FOR_RECEIPTS):
-        async with open_sdk_client(connection) as client:
-            proceeds = await probe_bindings(client, bindings)
-            return {one.name: found for one, found in zip(present, proceeds, strict=True)}
-    return {}
+            # After a failed sync the provider still has its former base URL; its key must be sent nowhere else.
+            bound = await registry.bind(agent.id, binding)
+        except LettaError as error:
+            return f"{agent.name}: cannot be bound: {error.what}"
+    binding = bound.binding
+    line = f"{agent.name}: bound to {binding.handle} at {binding.base_url}, window {binding.window}"
+    return ". ".join([line, *bound.notes])

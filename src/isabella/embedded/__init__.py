@@ -1,9 +1,8 @@
-"""Postgres and Letta on this machine: fetch, install, migrate, start, stop."""
+"""The embedded server: Letta and Postgres on this machine, installed, migrated, started and stopped."""
 
-from isabella.embedded.paths import DEFAULT_INSTANCE, DEFAULT_RELEASE
+from isabella.embedded.instance import DEFAULT_INSTANCE, DEFAULT_RELEASE
 from isabella.embedded.progress import Progress, Step, no_progress
-from isabella.embedded.server import Letta, Server
-from isabella.embedded.status import InstanceStatus, ServiceStatus
+from isabella.embedded.server import InstanceStatus, Letta, Server, ServiceStatus
 
 __all__ = [
     "DEFAULT_INSTANCE",

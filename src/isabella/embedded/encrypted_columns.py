@@ -1,8 +1,8 @@
-"""Everything that Letta's database holds sealed: found by the names of its columns, opened, and sealed anew.
+"""The encrypted values in Letta's database: found by the names of their columns, decrypted, and re-encrypted.
 
-Letta 0.16.8 has such columns for providers' keys, environment variables of agents and of sandboxes, and tokens,
-headers and OAuth secrets of MCP servers; each ends in `_enc`. Which there are is asked of the database, so that no
-release's list can be incomplete.
+Letta 0.16.8 has encrypted columns for providers' keys, environment variables of agents and of sandboxes, and tokens,
+headers and OAuth secrets of MCP servers; their names end in `_enc`. The columns are read from the database, so that
+those of any release are found.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr
 
-from isabella.embedded import database
+from isabella.embedded import postgres
 from isabella.errors import EmbeddedError, LockTimeout
 from isabella.letta.encryption import decrypt, encrypt, looks_encrypted
 from isabella.locks.sync_lock import ADVISORY_KEY
@@ -34,30 +34,30 @@ HAVING count(*) FILTER (WHERE column_name LIKE '%\\_enc') > 0
 ORDER BY table_name
 """
 _SECONDS_FOR_LOCK = 120
-#: By what a row is known to people, where its table has such a column.
-_NAMES = ("name", "server_name", "key")
+#: Columns with a name of the row for people; the first that the table has is used.
+_NAME_COLUMNS = ("name", "server_name", "key")
 
 
 class ValueState(StrEnum):
-    """How a value stands in the database."""
+    """State of a value in an encrypted column."""
 
-    #: Sealed under a key that we have.
-    SEALED = "sealed"
+    #: Encrypted with a known master key.
+    ENCRYPTED = "encrypted"
     PLAINTEXT = "plaintext"
-    #: Sealed under a key that we do not have, or damaged: Letta cannot open it either.
+    #: Encrypted with an unknown master key, or damaged: Letta cannot decrypt it either.
     UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True)
-class EncryptedValue:
-    """One value in one row.
+class StoredValue:
+    """One value in one row, as it is stored.
 
     Attributes:
         table: the table.
         column: the column.
-        id: the row.
-        name: what people know the row by.
-        text: what stands there.
+        id: the id of the row.
+        name: the name of the row for people.
+        text: the stored text.
     """
 
     table: str
@@ -68,33 +68,29 @@ class EncryptedValue:
 
     @property
     def place(self) -> str:
-        """Where it is, for people."""
+        """Column and row, for messages."""
         return f"{self.table}.{self.column} of {self.name}"
 
 
 @dataclass(frozen=True)
-class OpenedValue:
-    """A value, and what became of opening it.
+class DecryptedValue:
+    """A value, and the result of decrypting it.
 
     Attributes:
-        value: the value.
-        how: how it stands there.
-        key: which of the keys opens it; None where none does, or none is needed.
-        plain: what is in it.
+        stored: the value as it is stored.
+        state: its state.
+        key: the master key that decrypts it; None if no key does, or none is needed.
+        plaintext: the decrypted text; None if the value is unreadable.
     """
 
-    value: EncryptedValue
-    how: ValueState
+    stored: StoredValue
+    state: ValueState
     key: SecretStr | None = None
-    plain: SecretStr | None = field(default=None, repr=False)
+    plaintext: SecretStr | None = field(default=None, repr=False)
 
 
-def survey(address: SecretStr, keys: Sequence[SecretStr]) -> list[OpenedValue]:
-    """Open everything that is sealed. Changes nothing.
-
-    Args:
-        address: the database.
-        keys: the master keys that may open it.
+def read_values(address: SecretStr, keys: Sequence[SecretStr]) -> list[DecryptedValue]:
+    """Read and decrypt all encrypted values with the given master keys. Changes nothing.
 
     Raises:
         EmbeddedError: the database cannot be read.
@@ -102,145 +98,147 @@ def survey(address: SecretStr, keys: Sequence[SecretStr]) -> list[OpenedValue]:
     import psycopg
 
     try:
-        with database.connect(address) as connection:
-            return _opened(_values(connection), keys)
+        with postgres.connect(address) as connection:
+            return _decrypt_all(_read(connection), keys)
     except psycopg.Error as error:
-        raise _unreadable(error) from error
+        raise _database_error(error) from error
 
 
-def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -> list[OpenedValue]:
-    """Seal everything under one key, in one transaction: afterwards all of it is, or nothing was changed.
+def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -> list[DecryptedValue]:
+    """Encrypt all values with one master key, in one transaction.
 
-    What is under that key already is left as it is, so this can be done again. Plaintext is sealed, too. What no
-    key opens is left as it is. Letta must not run: it would go on writing under the key that it was started with.
+    Plaintext is encrypted as well. Values that have the key already, or that no key decrypts, are left as they are,
+    so the function can be called again. Letta must not be running: it would write with the key it was started with.
 
     Args:
-        address: the database.
-        former: the master keys that may have been used.
-        key: the one to seal under.
+        address: the URL of the database.
+        former: the master keys that may have been used before.
+        key: the new master key.
 
     Returns:
-        What was found.
+        The values as they were before.
 
     Raises:
-        EmbeddedError: the database cannot be written, or what was written could not be proven.
+        EmbeddedError: the database cannot be written, or the written values could not be verified.
     """
     import psycopg
 
     try:
-        with database.connect(address) as connection, connection.transaction():
-            _lock(connection)
-            found = _opened(_values(connection), [key, *former])
-            todo = [one for one in found if one.plain is not None and one.key != key]
-            written = _sealed(todo, key)
-            for value, text in written:
-                _write(connection, value, text)
-            _prove(_values(connection), written)
-            return found
+        with postgres.connect(address) as connection, connection.transaction():
+            _lock_tables(connection)
+            values = _decrypt_all(_read(connection), [key, *former])
+            changed = [value for value in values if value.plaintext is not None and value.key != key]
+            encrypted = _encrypt_all(changed, key)
+            for stored, text in encrypted:
+                _write(connection, stored, text)
+            _verify_written(_read(connection), encrypted)
+            return values
     except psycopg.Error as error:
-        raise _unreadable(error) from error
+        raise _database_error(error) from error
 
 
 @contextmanager
-def syncing(address: SecretStr) -> Iterator[None]:
-    """Hold the lock under which providers are written, so that nobody is in the middle of it.
+def hold_sync_lock(address: SecretStr) -> Iterator[None]:
+    """Hold the lock under which providers are written, so that no sync is running.
 
     Raises:
         EmbeddedError: the database cannot be used.
-        LockTimeout: somebody has been at it for too long.
+        LockTimeout: another process holds the lock for too long.
     """
     import psycopg
 
     try:
-        connection = database.connect(address)
+        connection = postgres.connect(address)
         connection.execute("SELECT set_config('lock_timeout', %s, false)", (f"{_SECONDS_FOR_LOCK}s",))
         connection.execute("SELECT pg_advisory_lock(%s)", (ADVISORY_KEY,))
     except psycopg.errors.LockNotAvailable:
         raise LockTimeout(
             f"Another process has been syncing this Letta for {_SECONDS_FOR_LOCK} s.",
-            remedy="Wait for it, or look for a process that hangs.",
+            remedy="Wait until it is done, or end it if it hangs.",
         ) from None
     except psycopg.Error as error:
-        raise _unreadable(error) from error
+        raise _database_error(error) from error
     with connection:
         yield
 
 
-def _opened(values: Iterable[EncryptedValue], keys: Sequence[SecretStr]) -> list[OpenedValue]:
-    def opened(value: EncryptedValue) -> OpenedValue:
+def _decrypt_all(values: Iterable[StoredValue], keys: Sequence[SecretStr]) -> list[DecryptedValue]:
+    def decrypted(value: StoredValue) -> DecryptedValue:
         if not looks_encrypted(value.text):
-            return OpenedValue(value, ValueState.PLAINTEXT, plain=SecretStr(value.text))
+            return DecryptedValue(value, ValueState.PLAINTEXT, plaintext=SecretStr(value.text))
         for key in keys:
-            plain = decrypt(value.text, key.get_secret_value())
-            if plain is not None:
-                return OpenedValue(value, ValueState.SEALED, key, SecretStr(plain))
-        return OpenedValue(value, ValueState.UNREADABLE)
+            plaintext = decrypt(value.text, key.get_secret_value())
+            if plaintext is not None:
+                return DecryptedValue(value, ValueState.ENCRYPTED, key, SecretStr(plaintext))
+        return DecryptedValue(value, ValueState.UNREADABLE)
 
-    # Deriving a key takes 35 ms, and lets other threads work meanwhile.
+    # Deriving a key takes 35 ms and releases the GIL.
     with ThreadPoolExecutor() as threads:
-        return list(threads.map(opened, values))
+        return list(threads.map(decrypted, values))
 
 
-def _sealed(found: Sequence[OpenedValue], key: SecretStr) -> list[tuple[EncryptedValue, str]]:
-    """Each value with its new text, which has been opened again: nothing else is ever written."""
+def _encrypt_all(values: Sequence[DecryptedValue], key: SecretStr) -> list[tuple[StoredValue, str]]:
+    """Return each value with its new text, which is decrypted once to verify it."""
 
-    def sealed(one: OpenedValue) -> tuple[EncryptedValue, str]:
-        plain = one.plain.get_secret_value() if one.plain is not None else ""
-        text = encrypt(plain, key.get_secret_value())
-        if decrypt(text, key.get_secret_value()) != plain:
-            raise EmbeddedError(f"{one.value.place} could not be sealed; nothing was changed.")
-        return one.value, text
+    def encrypted(value: DecryptedValue) -> tuple[StoredValue, str]:
+        plaintext = value.plaintext.get_secret_value() if value.plaintext is not None else ""
+        text = encrypt(plaintext, key.get_secret_value())
+        if decrypt(text, key.get_secret_value()) != plaintext:
+            raise EmbeddedError(f"{value.stored.place} could not be encrypted; nothing was changed.")
+        return value.stored, text
 
     with ThreadPoolExecutor() as threads:
-        return list(threads.map(sealed, found))
+        return list(threads.map(encrypted, values))
 
 
-def _values(connection: Connection[Any]) -> list[EncryptedValue]:
+def _read(connection: Connection[Any]) -> list[StoredValue]:
     from psycopg import sql
 
-    values: list[EncryptedValue] = []
-    for table, columns, every in connection.execute(_COLUMNS).fetchall():
-        if "id" not in every:
-            raise EmbeddedError(f"Letta's table {table} holds secrets, and has no id: this is not done here.")
-        name = next((name for name in _NAMES if name in every), "id")
+    values: list[StoredValue] = []
+    for table, columns, all_columns in connection.execute(_COLUMNS).fetchall():
+        if "id" not in all_columns:
+            raise EmbeddedError(
+                f"Letta's table {table} has encrypted values, but no column `id`: Isabella cannot re-encrypt it."
+            )
+        name_column = next((name for name in _NAME_COLUMNS if name in all_columns), "id")
         query = sql.SQL("SELECT id, {}, {} FROM {} ORDER BY id").format(
-            sql.Identifier(name), sql.SQL(", ").join(map(sql.Identifier, columns)), sql.Identifier(table)
+            sql.Identifier(name_column), sql.SQL(", ").join(map(sql.Identifier, columns)), sql.Identifier(table)
         )
-        for id, known_by, *texts in connection.execute(query).fetchall():
+        for id, name, *texts in connection.execute(query).fetchall():
             values += [
-                EncryptedValue(table, column, str(id), str(known_by or id), str(text))
+                StoredValue(table, column, str(id), str(name or id), str(text))
                 for column, text in zip(columns, texts, strict=True)
                 if text
             ]
     return values
 
 
-def _lock(connection: Connection[Any]) -> None:
+def _lock_tables(connection: Connection[Any]) -> None:
     from psycopg import sql
 
     for table, *_ in connection.execute(_COLUMNS).fetchall():
-        # Reading goes on; whoever else would write waits until this is over.
+        # Other connections can read, but not write.
         connection.execute(sql.SQL("LOCK TABLE {} IN SHARE ROW EXCLUSIVE MODE").format(sql.Identifier(table)))
 
 
-def _write(connection: Connection[Any], value: EncryptedValue, text: str) -> None:
+def _write(connection: Connection[Any], value: StoredValue, text: str) -> None:
     from psycopg import sql
 
     statement = sql.SQL("UPDATE {} SET {column} = %s WHERE id = %s AND {column} = %s").format(
         sql.Identifier(value.table), column=sql.Identifier(value.column)
     )
     if connection.execute(statement, (text, value.id, value.text)).rowcount != 1:
-        raise EmbeddedError(f"{value.place} was changed meanwhile; nothing was written.")
+        raise EmbeddedError(f"{value.place} was changed by another process; nothing was written.")
 
 
-def _prove(now: Iterable[EncryptedValue], written: Iterable[tuple[EncryptedValue, str]]) -> None:
-    """Read back what was written, before it counts."""
+def _verify_written(now: Iterable[StoredValue], written: Iterable[tuple[StoredValue, str]]) -> None:
+    """Compare the stored values with the written ones, before the transaction is committed."""
     texts = {(value.table, value.column, value.id): value.text for value in now}
     for value, text in written:
         if texts.get((value.table, value.column, value.id)) != text:
-            raise EmbeddedError(f"{value.place} does not hold what was written; nothing was changed.")
+            raise EmbeddedError(f"{value.place} does not hold the value that was written; nothing was changed.")
 
 
-def _unreadable(error: Exception) -> EmbeddedError:
+def _database_error(error: Exception) -> EmbeddedError:
     lines = str(error).strip().splitlines()
     return EmbeddedError(f"Letta's database: {lines[0] if lines else type(error).__name__}")

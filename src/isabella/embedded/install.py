@@ -1,7 +1,7 @@
-"""Installing a release: the unpacked sdist, with the environment that its own lock describes (facts R2, R3).
+"""Installation of a release: the unpacked sdist, with the environment that its own lock describes (facts R2, R3).
 
-A release is complete when its marker is there, and the marker is written last. Whatever lies around without a
-marker is taken away and made anew: what an interruption left cannot be told from what should be there.
+A release is complete if its marker file exists, which is written last. Anything without the marker is the rest of an
+interrupted installation, and is deleted and installed again.
 """
 
 from __future__ import annotations
@@ -17,39 +17,34 @@ import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from isabella.embedded import environments, logs, orphan_processes, sdist
-from isabella.embedded.paths import InstancePaths, make_private
+from isabella.embedded import child_processes, sdist
+from isabella.embedded.instance import InstancePaths, make_private
 from isabella.embedded.progress import Progress, step
 from isabella.errors import InstallFailed
 from isabella.system.files import write_private
 
 _EXTRAS = ("postgres", "server")
-# The lock has psycopg2 twice: as a wheel, and as sources that need a compiler and libpq. One is enough.
+# The lock has psycopg2 twice: as a wheel, and as sources that need a compiler and libpq. The wheel is enough.
 _NOT_INSTALLED = ("psycopg2",)
 _MARKER = "isabella-complete.json"
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What is worth knowing about a complete installation.
-
-    Attributes:
-        release: Letta's version.
-        migration_head: the last of its database migrations.
-    """
+    """A complete installation: the release of Letta, and the last of its database migrations."""
 
     release: str
     migration_head: str
 
 
 def installed(paths: InstancePaths) -> Installed | None:
-    """The installation of a release if it is complete and its interpreter is still there."""
+    """Return the installation of a release; None if it is incomplete or its interpreter is missing."""
     try:
-        found = json.loads((paths.program / _MARKER).read_text())
-        complete = Installed(release=found["release"], migration_head=found["migration_head"])
+        record = json.loads((paths.program / _MARKER).read_text())
+        complete = Installed(release=record["release"], migration_head=record["migration_head"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    # The environment's interpreter is a link to one that the user may have removed since.
+    # The environment's interpreter is a link to one that may have been removed since.
     return complete if os.access(paths.python, os.X_OK) else None
 
 
@@ -57,19 +52,19 @@ def install(paths: InstancePaths, progress: Progress) -> Installed:
     """Fetch and install a release. The caller holds the release's lock.
 
     Raises:
-        InstallFailed: with the reason and what to do.
+        InstallFailed: the release could not be fetched or installed.
     """
     try:
         return _install(paths, progress)
     except OSError as error:
         raise InstallFailed(
             f"Letta {paths.release} could not be installed in {paths.program}: {error.strerror or error}.",
-            remedy="It needs about 1.5 GB there. ISABELLA_HOME can be a folder on another disk.",
+            remedy="It needs about 1.5 GB there. Set ISABELLA_HOME to a folder on another disk if necessary.",
         ) from error
 
 
 def _install(paths: InstancePaths, progress: Progress) -> Installed:
-    orphan_processes.stop("--project", paths.program)
+    child_processes.stop_orphans("--project", paths.program)
     _clear(paths)
     with (
         step(progress, "fetch", f"Letta {paths.release}"),
@@ -78,7 +73,7 @@ def _install(paths: InstancePaths, progress: Progress) -> Installed:
         archive = sdist.fetch(paths.release, Path(scratch), progress)
         sdist.unpack(archive, Path(scratch), paths.release).rename(paths.program)
     with step(progress, "install", f"Letta {paths.release} in an environment of its own, about 800 MB"):
-        _make_environment(paths)
+        _create_environment(paths)
         result = Installed(paths.release, migration_head(paths.program / "alembic" / "versions"))
         write_private(paths.program / _MARKER, json.dumps(asdict(result)))
     return result
@@ -88,7 +83,7 @@ def _clear(paths: InstancePaths) -> None:
     make_private(paths.releases)
     for leftover in (paths.program, *paths.releases.glob(".fetch-*"), *paths.releases.glob(".gone-*")):
         if leftover.exists():
-            # First out of the way as a whole: a half-deleted tree must not be taken for a half-made one.
+            # Renamed first, so that an interrupted deletion leaves no half tree under the old name.
             gone = paths.releases / f".gone-{leftover.name.lstrip('.')}"
             if leftover != gone:
                 shutil.rmtree(gone, ignore_errors=True)
@@ -96,14 +91,14 @@ def _clear(paths: InstancePaths) -> None:
             shutil.rmtree(gone)
 
 
-def _make_environment(paths: InstancePaths) -> None:
+def _create_environment(paths: InstancePaths) -> None:
     import uv
 
     project = tomllib.loads((paths.program / "pyproject.toml").read_text())
     offered = project.get("project", {}).get("optional-dependencies", {})
     extras = [word for extra in _EXTRAS if extra in offered for word in ("--extra", extra)]
     skipped = [word for package in _NOT_INSTALLED for word in ("--no-install-package", package)]
-    # An interpreter given by path: the tree has a .python-version that names one we may not have (fact R3).
+    # The interpreter is given by path: the .python-version in the tree may name one that is missing (fact R3).
     interpreter = getattr(sys, "_base_executable", sys.executable)
     command = [
         *(uv.find_uv_bin(), "sync", "--project", str(paths.program), "--python", interpreter),
@@ -115,8 +110,8 @@ def _make_environment(paths: InstancePaths) -> None:
         finished = subprocess.run(
             command,
             cwd=paths.program,
-            # A variable could put the environment elsewhere.
-            env=environments.install_environment() | {"UV_PROJECT_ENVIRONMENT": ".venv"},
+            # The variable overrides one of the operator's that would put the environment elsewhere.
+            env=child_processes.install_environment() | {"UV_PROJECT_ENVIRONMENT": ".venv"},
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,
@@ -126,8 +121,8 @@ def _make_environment(paths: InstancePaths) -> None:
         os.close(descriptor)
     if finished.returncode != 0:
         raise InstallFailed(
-            f"uv could not install Letta {paths.release}. {logs.quoted(paths.install_log)}",
-            remedy=_remedy("\n".join(logs.tail(paths.install_log, 50))),
+            f"uv could not install Letta {paths.release}. {child_processes.quote_log(paths.install_log)}",
+            remedy=_remedy("\n".join(child_processes.tail_log(paths.install_log, 50))),
         )
 
 
@@ -135,38 +130,39 @@ def _remedy(output: str) -> str:
     if "No space left" in output:
         return "The disk is full: free about 1.5 GB, or set ISABELLA_HOME to a folder on another disk."
     if any(sign in output for sign in ("error sending request", "Failed to fetch", "dns error", "timed out")):
-        return "The network failed: check the connection or the proxy (HTTPS_PROXY), then repeat the command."
-    return "Repeat the command; if it fails again, the log says more."
+        return "Check the network connection or the proxy (HTTPS_PROXY), then repeat the command."
+    return "Repeat the command; if it fails again, read the log."
 
 
 def migration_head(versions: Path) -> str:
-    """The migration that no other follows, read from the files without running them.
+    """Return the last migration: the one that no other migration follows. The files are parsed, not run.
 
     Raises:
-        InstallFailed: there is none, or more than one.
+        InstallFailed: no migration is the last one, or several are.
     """
     revisions: set[str] = set()
     followed: set[str] = set()
     for path in versions.glob("*.py"):
-        names = _assigned(ast.parse(path.read_text()), ("revision", "down_revision"))
-        if isinstance(names.get("revision"), str):
-            revisions.add(str(names["revision"]))
-        before = names.get("down_revision")
+        values = _assigned(ast.parse(path.read_text()), ("revision", "down_revision"))
+        if isinstance(values.get("revision"), str):
+            revisions.add(str(values["revision"]))
+        before = values.get("down_revision")
         followed.update(before if isinstance(before, tuple | list) else [before] if isinstance(before, str) else [])
     heads = revisions - followed
     if len(heads) != 1:
-        raise InstallFailed(f"{versions} should end in one migration, but ends in {len(heads)}.")
+        raise InstallFailed(f"The migrations in {versions} should have one head, but have {len(heads)}.")
     return heads.pop()
 
 
-def _assigned(module: ast.Module, wanted: tuple[str, ...]) -> dict[str, object]:
-    found: dict[str, object] = {}
+def _assigned(module: ast.Module, names: tuple[str, ...]) -> dict[str, object]:
+    """Return the literals that a module assigns to these names."""
+    values: dict[str, object] = {}
     for statement in module.body:
         targets = statement.targets if isinstance(statement, ast.Assign) else []
         if isinstance(statement, ast.AnnAssign):
             targets = [statement.target]
         for target in targets:
-            if isinstance(target, ast.Name) and target.id in wanted:
+            if isinstance(target, ast.Name) and target.id in names:
                 value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
-                found[target.id] = ast.literal_eval(value) if value is not None else None
-    return found
+                values[target.id] = ast.literal_eval(value) if value is not None else None
+    return values

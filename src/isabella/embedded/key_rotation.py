@@ -1,9 +1,9 @@
-"""Changing the master key under which Letta seals secrets.
+"""A change of the master key with which Letta encrypts secrets.
 
-First a journal is written, with the new key and those before it. Then Letta is stopped, everything is sealed anew in
-one transaction of the database, and Letta is started under the new key. Whatever happens in between, the next start
-finds the journal and goes on from there; it is removed when Letta runs under the new key. So there is no moment at
-which a key that something is sealed under is written down nowhere.
+First a journal is written, with the new key and the previous ones. Then Letta is stopped, all values are
+re-encrypted in one transaction, and Letta is started with the new key. If this is interrupted, the next start finds
+the journal and resumes the change. The journal is deleted when Letta runs with the new key, so every key that may
+have encrypted a value is stored at all times.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 from pydantic import SecretStr
 
-from isabella.embedded import encrypted_columns, secrets
-from isabella.embedded.paths import InstancePaths
+from isabella.embedded import encrypted_columns, instance
+from isabella.embedded.instance import InstancePaths
 from isabella.embedded.progress import Progress, Step, step
 from isabella.errors import EmbeddedError
 from isabella.system import redaction
@@ -25,12 +25,12 @@ from isabella.system.files import write_private
 
 @dataclass(frozen=True)
 class RotationJournal:
-    """A change of the master key that is under way.
+    """The journal of a change of the master key.
 
     Attributes:
         key: the new key.
-        former: the keys that something may still be sealed under.
-        kept: whether the new key is Isabella's own to keep; otherwise the configuration has it.
+        former: the keys that may have encrypted a value before.
+        kept: whether Isabella stores the new key; otherwise it is configured.
     """
 
     key: SecretStr = field(repr=False)
@@ -38,7 +38,7 @@ class RotationJournal:
     kept: bool = True
 
     def save(self, paths: InstancePaths) -> None:
-        """Write it down, so that not even a power cut takes it away."""
+        """Write the journal durably."""
         document = {
             "key": self.key.get_secret_value(),
             "former": [key.get_secret_value() for key in self.former],
@@ -49,81 +49,81 @@ class RotationJournal:
 
     @classmethod
     def load(cls, paths: InstancePaths) -> RotationJournal | None:
-        """What is under way; None where nothing is.
+        """Return the journal; None if no change is in progress.
 
         Raises:
-            EmbeddedError: the journal is damaged, and must not be passed over.
+            EmbeddedError: the journal is damaged.
         """
         try:
-            found = json.loads(paths.rekey_file.read_text())
-            journal = cls(SecretStr(str(found["key"])), tuple(SecretStr(str(one)) for one in found["former"]))
-            kept = bool(found["kept"])
+            document = json.loads(paths.rekey_file.read_text())
+            former = tuple(SecretStr(str(key)) for key in document["former"])
+            journal = cls(SecretStr(str(document["key"])), former, bool(document["kept"]))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise EmbeddedError(
-                f"A change of the master key is under way, and {paths.rekey_file} cannot be read "
+                f"A change of the master key is in progress, and {paths.rekey_file} cannot be read "
                 f"({type(error).__name__}).",
-                remedy="Put the file back as it was: it holds keys that Letta's secrets are sealed under.",
+                remedy="Restore the file: it holds keys with which Letta's secrets are encrypted.",
             ) from None
         redaction.remember(*(key.get_secret_value() for key in (journal.key, *journal.former)))
-        return cls(journal.key, journal.former, kept)
+        return journal
 
 
 def begin(paths: InstancePaths, key: SecretStr, former: Sequence[SecretStr], *, kept: bool) -> None:
-    """Write down that the key is to be changed. Only now may Letta be stopped for it.
+    """Write the journal of a change. Letta must not be stopped for the change before this.
 
     Args:
         paths: the instance.
         key: the new key.
-        former: every key that something may be sealed under.
-        kept: whether the new key is Isabella's own to keep.
+        former: every key that may have encrypted a value.
+        kept: whether Isabella stores the new key.
     """
     redaction.remember(key.get_secret_value())
-    RotationJournal(key, tuple(one for one in former if one != key), kept).save(paths)
+    RotationJournal(key, tuple(other for other in former if other != key), kept).save(paths)
 
 
-def take_key(paths: InstancePaths) -> None:
-    """Make the new key the kept one, where a change to it is under way. Those before it stand in the journal."""
+def store_new_key(paths: InstancePaths) -> None:
+    """Replace the stored key by the new one, if a change to a stored key is in progress."""
     journal = RotationJournal.load(paths)
-    if journal is not None and journal.kept and secrets.load_secret(paths.master_key_file) != journal.key:
+    if journal is not None and journal.kept and instance.load_secret(paths.master_key_file) != journal.key:
         write_private(paths.master_key_file, journal.key.get_secret_value() + "\n")
         _sync_folder(paths)
 
 
-def go_on(paths: InstancePaths, address: SecretStr, key: SecretStr, progress: Progress) -> bool:
-    """Seal everything under the key that Letta is about to run under, where a change of it is under way.
+def resume(paths: InstancePaths, address: SecretStr, key: SecretStr, progress: Progress) -> bool:
+    """Re-encrypt all values with the key that Letta is about to use, if a change is in progress.
 
     Args:
-        paths: the instance, whose Letta does not run.
-        address: its database.
-        key: what Letta is about to run under.
-        progress: told what happens.
+        paths: the instance, whose Letta must not be running.
+        address: the URL of its database.
+        key: the key that Letta is about to use.
+        progress: receives the steps.
 
     Returns:
-        Whether one was.
+        Whether a change was in progress.
 
     Raises:
-        EmbeddedError: the database cannot be written; the journal stays, and with it every key.
+        EmbeddedError: the database cannot be written. The journal stays, and with it every key.
     """
     journal = RotationJournal.load(paths)
     if journal is None:
         return False
-    with step(progress, "reseal", "what Letta has sealed, under the new master key"):
+    with step(progress, "reencrypt", "Letta's secrets with the new master key"):
         encrypted_columns.reencrypt(address, [journal.key, *journal.former], key)
     return True
 
 
-def settle(paths: InstancePaths, key: SecretStr | None, progress: Progress, *, started: bool) -> None:
-    """Put the journal away: Letta runs, and everything is under its key, or nothing was begun.
+def finish(paths: InstancePaths, key: SecretStr | None, progress: Progress, *, started: bool) -> None:
+    """Delete the journal: Letta runs, and all values have its key, or the change was interrupted before it began.
 
-    Letta is stopped before anything is sealed anew, and is not started again before all of it is.
+    Letta is stopped before values are re-encrypted, and is not started again before all of them are.
 
     Args:
         paths: the instance.
-        key: what Letta runs under.
-        progress: told what happens.
-        started: whether Letta was started just now; otherwise it ran already.
+        key: the key that Letta uses.
+        progress: receives the steps.
+        started: whether Letta was started just now; otherwise it was already running.
     """
     journal = RotationJournal.load(paths)
     if journal is None or key is None:
@@ -131,22 +131,21 @@ def settle(paths: InstancePaths, key: SecretStr | None, progress: Progress, *, s
     if not started and key != journal.key:
         if key not in journal.former:
             return
-        progress(Step("reseal", "note", "a change of the master key that had not begun was dropped: repeat it"))
+        progress(Step("reencrypt", "note", "a change of the master key that had not begun was dropped: repeat it"))
     elif not journal.kept and key == journal.key:
-        # The configuration has the key now, and the one that was kept here opens nothing any more. Where it was taken
-        # out of the configuration before all of this was done, Letta runs under the kept one again.
+        # The new key is configured, and the stored one no longer decrypts anything. If the configured key was removed
+        # before the change was complete, Letta uses the stored key again, and this branch is not taken.
         paths.master_key_file.unlink(missing_ok=True)
     paths.rekey_file.unlink(missing_ok=True)
     _sync_folder(paths)
 
 
 def known_keys(paths: InstancePaths, *others: SecretStr | None) -> list[SecretStr]:
-    """The master keys that something may be sealed under: the kept one, those of a change under way, and others."""
+    """Return the keys that may have encrypted a value: the stored one, those of the journal, and the others given."""
     journal = RotationJournal.load(paths)
-    under_way = () if journal is None else (journal.key, *journal.former)
-    return list(
-        dict.fromkeys(key for key in (secrets.load_secret(paths.master_key_file), *under_way, *others) if key)
-    )
+    in_journal = () if journal is None else (journal.key, *journal.former)
+    keys = (instance.load_secret(paths.master_key_file), *in_journal, *others)
+    return list(dict.fromkeys(key for key in keys if key))
 
 
 def _sync_folder(paths: InstancePaths) -> None:

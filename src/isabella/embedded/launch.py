@@ -1,17 +1,16 @@
-"""What the interpreter of a Letta release is started with: `launch.py --instance FOLDER {migrate | server …}`.
+"""The launcher of a Letta release: `launch.py --instance FOLDER {migrate | server …}`.
 
-This file runs in Letta's environment, not in Isabella's: it imports nothing of Isabella. It does what the
-commands `alembic upgrade head` and `letta server` do, with these differences:
+This file runs in Letta's environment, not in Isabella's, and imports nothing of Isabella. It does the same as the
+commands `alembic upgrade head` and `letta server`, with these differences:
 
-- The folder in the arguments is a mark by which Isabella finds the process again, should she have been killed
-  before she could write its pid down.
-- Letta prints its server password when it starts, and its migrations print the database's. What it prints is
-  cleared of the secrets in its environment.
-- Garbage collection rests while Letta is imported. Importing makes some million objects that all stay, and looking
-  through them again and again is a third of the time.
-- At its start Letta fetches data for a tokenizer that it does not use (`nltk`), from a public server and without a
-  time limit. A machine without a way out would wait for it, and nobody asked for it: it is left out.
-- Once the server has shut down, the process ends at once: taking a million objects apart first takes seconds.
+- The folder in the arguments identifies the process, in case Isabella was killed before she recorded its pid.
+- Letta prints its server password when it starts, and its migrations print that of the database. The secrets of the
+  environment are removed from the output.
+- Garbage collection is disabled while Letta is imported. The imports create about a million objects that all stay;
+  examining them again and again takes a third of the time.
+- Letta downloads data for a tokenizer that it does not use (`nltk`), without a timeout. The download is skipped, so
+  that a machine without a network does not wait for it.
+- The process ends as soon as the server has shut down: freeing a million objects would take seconds.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from urllib.parse import urlsplit
 
 
 class RedactedStream:
-    """A text stream that lets no secret through."""
+    """A text stream that removes secrets."""
 
     def __init__(self, stream: Any, secrets: list[str]) -> None:
         self._stream = stream
@@ -39,7 +38,7 @@ class RedactedStream:
         return int(self._stream.write(text))
 
     def writelines(self, lines: list[str]) -> None:
-        """Write several."""
+        """Write several texts."""
         for line in lines:
             self.write(line)
 
@@ -48,16 +47,16 @@ class RedactedStream:
 
 
 def secrets() -> list[str]:
-    """The secrets in this process's environment."""
+    """Return the secrets in this process's environment."""
     environ = os.environ
     database = urlsplit(environ.get("LETTA_PG_URI", "")).password
-    found = [environ.get("LETTA_SERVER_PASSWORD"), environ.get("LETTA_ENCRYPTION_KEY"), database]
-    found += [value for name, value in environ.items() if name.endswith("_API_KEY")]
-    return [secret for secret in found if secret]
+    values = [environ.get("LETTA_SERVER_PASSWORD"), environ.get("LETTA_ENCRYPTION_KEY"), database]
+    values += [value for name, value in environ.items() if name.endswith("_API_KEY")]
+    return [secret for secret in values if secret]
 
 
 def main(arguments: list[str]) -> None:
-    """Run one of the two programs; the arguments are those after the script's name."""
+    """Run the migrations or the server; the arguments are those after the script's name."""
     os.umask(0o077)
     option, _folder, role, *rest = arguments
     if option != "--instance":
@@ -71,7 +70,7 @@ def main(arguments: list[str]) -> None:
         return
     with contextlib.suppress(ImportError):
         vars(importlib.import_module("nltk"))["download"] = lambda *_arguments, **_options: True
-    # `letta server` looks at sys.argv in several places while it is imported.
+    # Several modules of Letta read sys.argv when they are imported.
     sys.argv = ["letta", "server", *rest]
     importlib.import_module("letta.server.rest_api.app")
     gc.collect()

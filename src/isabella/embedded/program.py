@@ -1,4 +1,4 @@
-"""The Letta server of one instance: its environment, its process, and whether it answers."""
+"""The Letta server of one instance: its environment, its process, and its health."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
-from isabella.embedded import environments, logs, orphan_processes, secrets
-from isabella.embedded.paths import InstancePaths
-from isabella.embedded.ports import LOOPBACK
+from isabella.embedded import child_processes, instance
+from isabella.embedded.instance import LOOPBACK, InstancePaths
 from isabella.errors import StartFailed
+from isabella.letta.paths import HEALTH
+from isabella.letta.releases import release_in
 from isabella.system import processes
 from isabella.system.files import write_private
 from isabella.system.peers import listens
 from isabella.system.processes import ChildProcess
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
-_MARK = "--instance"
-#: Imports alone take ten seconds here, and far longer on a small machine with a cold disk.
+_INSTANCE_OPTION = "--instance"
+#: The imports alone take ten seconds, and far longer on a small machine with a cold disk.
 SECONDS_TO_START = 300.0
 _SECONDS_TO_STOP = 15.0
 
 
 @dataclass(frozen=True)
 class ServerRun:
-    """A start of the server, as it is written down.
+    """The record of a start of the server.
 
     Attributes:
-        process: the server, which may have ended since.
-        port: where it listens on loopback.
-        key: fingerprint of the master key it was started with.
+        process: the server's process, which may have ended since.
+        port: its port on loopback.
+        key: the fingerprint of the master key that it was started with.
     """
 
     process: ChildProcess
@@ -44,17 +45,17 @@ class ServerRun:
     key: str
 
     def save(self, path: Path) -> None:
-        """Write it down."""
+        """Write the record to a file."""
         record = {"pid": self.process.pid, "started": self.process.started, "port": self.port, "key": self.key}
         write_private(path, json.dumps(record))
 
     @classmethod
     def load(cls, path: Path) -> ServerRun | None:
-        """What is written down; None where nothing is, or the file is damaged."""
+        """Return the record in a file; None if the file is missing or damaged."""
         try:
-            found = json.loads(path.read_text())
-            process = ChildProcess(pid=int(found["pid"]), started=float(found["started"]))
-            return cls(process, port=int(found["port"]), key=str(found["key"]))
+            record = json.loads(path.read_text())
+            process = ChildProcess(pid=int(record["pid"]), started=float(record["started"]))
+            return cls(process, port=int(record["port"]), key=str(record["key"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -63,11 +64,10 @@ def health(port: int, *, timeout: float = 5.0) -> str | None:
     """The version that a Letta on this port of loopback gives; None where none answers (fact R7)."""
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=timeout)
     try:
-        connection.request("GET", "/v1/health/")
+        connection.request("GET", HEALTH)
         answer = connection.getresponse()
-        body = json.loads(answer.read(4096))
-        return str(body["version"]) if answer.status == 200 and body["status"] == "ok" else None
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        return release_in(json.loads(answer.read(4096))) if answer.status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError):
         return None
     finally:
         connection.close()
@@ -82,76 +82,77 @@ def environment(
     master_key: SecretStr | None,
     extra: Mapping[str, str],
 ) -> dict[str, str]:
-    """The whole environment of the server. None of the operator's keys is in it (fact P7)."""
-    ours = {
+    """Return the whole environment of the server, without any of the operator's keys (fact P7)."""
+    environ = {
         "HOME": str(paths.server_home),
         "LETTA_PG_URI": f"{database.get_secret_value()}?ssl=disable",
         "LETTA_DISABLE_SQLALCHEMY_POOLING": "false",
         "LETTA_SERVER_PASSWORD": password.get_secret_value(),
-        # Where tools that call back find the server; its own default is port 8283, whatever port it has.
+        # The URL for tools that call the server; Letta's default is port 8283, whatever port the server has.
         "LETTA_DEFAULT_BASE_URL": f"http://{LOOPBACK}:{port}",
         "PYTHONUNBUFFERED": "1",
     }
     if master_key is not None:
-        ours["LETTA_ENCRYPTION_KEY"] = master_key.get_secret_value()
-    return environments.network_environment() | ours | dict(extra)
+        environ["LETTA_ENCRYPTION_KEY"] = master_key.get_secret_value()
+    return child_processes.network_environment() | environ | dict(extra)
 
 
 def migrate(paths: InstancePaths, database: SecretStr) -> None:
-    """Run all database migrations that were not run yet; what they say goes to a log, secrets taken out.
+    """Run the pending database migrations, and write their redacted output to a log.
 
-    They run in one transaction: what was interrupted has done nothing. Whether they got to the end, ask the database.
+    They run in one transaction, so interrupted migrations change nothing. The caller checks the database's revision.
     """
-    # The migrations print the address of the database with its password: what they say must not be kept as it is.
+    # The migrations print the URL of the database with its password, so the raw output is deleted.
     raw = paths.logs / ".migrations.raw"
     raw.unlink(missing_ok=True)
     try:
         process = processes.spawn(
             [*_launch(paths), "migrate"],
-            env=environments.offline_environment()
+            env=child_processes.offline_environment()
             | {"HOME": str(paths.server_home), "LETTA_PG_URI": database.get_secret_value()},
             log=raw,
             cwd=paths.program,
         )
         with suppress(psutil.NoSuchProcess):
             psutil.Process(process.pid).wait()
-        write_private(paths.migrations_log, "\n".join(logs.tail(raw, 2000)) + "\n")
+        write_private(paths.migrations_log, "\n".join(child_processes.tail_log(raw, 2000)) + "\n")
     finally:
         raw.unlink(missing_ok=True)
 
 
 def start(paths: InstancePaths, port: int, environ: Mapping[str, str], master_key: SecretStr | None) -> ServerRun:
-    """Start the server and wait until it answers.
+    """Start the server and wait until it is healthy.
 
     Raises:
-        StartFailed: it ended, or did not answer in time; the message has the end of its log.
+        StartFailed: it ended, or was not healthy in time; the message quotes its log.
     """
-    logs.rotate(paths.letta_log)
+    child_processes.rotate_log(paths.letta_log)
     process = processes.spawn(
         [*_launch(paths), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
         env=environ,
         log=paths.letta_log,
         cwd=paths.server_home,
     )
-    run = ServerRun(process, port, secrets.fingerprint(master_key))
+    run = ServerRun(process, port, instance.fingerprint(master_key))
     run.save(paths.run_file)
     if wait_until_healthy(paths, run):
         return run
     if not process.is_running():
-        raise StartFailed(f"Letta {paths.release} ended while starting. {logs.quoted(paths.letta_log)}")
+        raise StartFailed(f"Letta {paths.release} ended while starting. {child_processes.quote_log(paths.letta_log)}")
     stop(paths, run)
     raise StartFailed(
-        f"Letta {paths.release} did not answer within {SECONDS_TO_START:.0f} s. {logs.quoted(paths.letta_log)}"
+        f"Letta {paths.release} did not answer within {SECONDS_TO_START:.0f} s. "
+        f"{child_processes.quote_log(paths.letta_log)}"
     )
 
 
 def is_healthy(run: ServerRun, release: str) -> bool:
-    """Whether it takes requests: itself, and not another program that was faster on its port."""
+    """Return whether this process, not another one on its port, accepts requests."""
     return listens(run.process, LOOPBACK, run.port) and health(run.port) == release
 
 
 def wait_until_healthy(paths: InstancePaths, run: ServerRun) -> bool:
-    """Wait for a server that is starting; False when it ended or took too long."""
+    """Wait until a server is healthy. Returns False if it ends or takes too long."""
     deadline = time.monotonic() + SECONDS_TO_START
     while run.process.is_running() and time.monotonic() < deadline:
         if is_healthy(run, paths.release):
@@ -161,17 +162,17 @@ def wait_until_healthy(paths: InstancePaths, run: ServerRun) -> bool:
 
 
 def stop(paths: InstancePaths, run: ServerRun | None) -> bool:
-    """End the server, and whatever of this instance was started but not written down."""
+    """Stop the server, and processes of this instance that were started but not recorded. Returns whether any ran."""
     stopped = run is not None and run.process.stop(grace=_SECONDS_TO_STOP)
-    return orphan_processes.stop(_MARK, paths.folder) > 0 or stopped
+    return child_processes.stop_orphans(_INSTANCE_OPTION, paths.folder) > 0 or stopped
 
 
 def running(paths: InstancePaths) -> ServerRun | None:
-    """The server of this instance that is alive, whether or not it answers."""
+    """Return the server of this instance if its process is alive, healthy or not."""
     run = ServerRun.load(paths.run_file)
     return run if run is not None and run.process.is_running() else None
 
 
 def _launch(paths: InstancePaths) -> list[str]:
-    # -P: the modules beside the launcher are Isabella's and must not hide others.
-    return [str(paths.python), "-P", str(_LAUNCHER), _MARK, str(paths.folder)]
+    # -P: the modules beside the launcher are Isabella's, and must not hide Letta's.
+    return [str(paths.python), "-P", str(_LAUNCHER), _INSTANCE_OPTION, str(paths.folder)]

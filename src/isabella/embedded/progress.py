@@ -1,4 +1,4 @@
-"""What the embedded server is doing, told as it happens."""
+"""Progress of starting, stopping and installing the embedded server."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ State = Literal["started", "done", "skipped", "note"]
 
 @dataclass(frozen=True)
 class Step:
-    """One thing that happened on the way.
+    """An event of one step.
 
     Attributes:
-        name: which step: check, fetch, install, postgres, database, migrate, letta, stop, wait.
-        state: whether it began, ended, was not needed, or has something to say.
-        detail: what the reader wants to know about it; never holds a secret.
-        seconds: how long it took, once it is done.
+        name: check, wait, fetch, install, postgres, migrate, reencrypt, letta or stop.
+        state: whether the step started, is done, was not needed, or has a note for the operator.
+        detail: text for the operator; contains no secret.
+        seconds: how long the step took, if it is done.
     """
 
     name: str
@@ -29,19 +29,19 @@ class Step:
 
 
 class Progress(Protocol):
-    """Somebody who wants to be told."""
+    """A callback that receives the events of steps."""
 
     def __call__(self, event: Step, /) -> None:
-        """Take note of what happened."""
+        """Receive an event."""
 
 
 def no_progress(event: Step) -> None:
-    """Tell nobody."""
+    """Ignore the event."""
 
 
 @contextmanager
 def step(progress: Progress, name: str, detail: str = "") -> Iterator[None]:
-    """Tell that a step begins and, unless it fails, that it is done and how long it took."""
+    """Report that a step starts and, unless it fails, that it is done and how long it took."""
     progress(Step(name, "started", detail))
     began = time.monotonic()
     yield

@@ -1,8 +1,7 @@
-"""Fetching a release's source distribution: by name and version, checked against a hash, unpacked with care.
+"""Source distributions of Letta: downloaded by release, verified against a hash, and unpacked safely.
 
-The package index is asked first, over its JSON API (PEP 691). Where it cannot be reached that way, or speaks
-only HTML, pip is asked, which knows the machine's own configuration of indexes, mirrors and credentials. What
-comes in is held against the hash we know, whoever brought it.
+The JSON API of the package index (PEP 691) is tried first. If the index cannot be used that way, pip downloads the
+file, with the machine's configuration of indexes, mirrors and credentials. The file is verified in both cases.
 """
 
 from __future__ import annotations
@@ -12,20 +11,19 @@ import hashlib
 import os
 import subprocess
 import tarfile
-import tomllib
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import httpx2
 
-from isabella.embedded import environments
+from isabella.embedded import child_processes
 from isabella.embedded.progress import Progress, Step
 from isabella.errors import InstallFailed
+from isabella.letta.releases import pinned_hashes
 from isabella.system.redaction import redact
 
 _PYPI = "https://pypi.org/simple"
@@ -35,36 +33,30 @@ _MOST_BYTES = 100 * 1024 * 1024
 
 
 class IndexUnusable(Exception):
-    """The package index cannot be asked this way: no answer, an error, or not PEP 691."""
+    """The package index cannot be used by PEP 691: it does not answer, answers with an error, or only with HTML."""
 
 
 @dataclass(frozen=True)
 class Sdist:
-    """A source distribution as an index offers it."""
+    """A source distribution on a package index."""
 
     url: str
     sha256: str | None
 
 
-@cache
-def pinned_hashes() -> Mapping[str, str]:
-    """The sha256 of each release we know."""
-    return tomllib.loads(Path(__file__).with_name("releases.toml").read_text())
-
-
 def index_url(environ: Mapping[str, str] = os.environ) -> str:
-    """The simple index this machine is configured for, by uv's or pip's variables; otherwise PyPI."""
+    """Return the package index that uv's or pip's variables configure, otherwise PyPI."""
     for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
         value = environ.get(name, "").strip()
         if value:
-            # uv allows a name in front of the address.
+            # uv allows a name before the URL: `name=https://…`.
             before, _, after = value.partition("=")
             return after if "://" not in before and "://" in after else value
     return _PYPI
 
 
 def choose(page: Mapping[str, Any], release: str, page_url: str) -> Sdist | None:
-    """The source distribution of a release on an index's page; None where it is not there."""
+    """Return the source distribution of a release on a page of an index; None if it is missing."""
     for file in page.get("files", ()):
         if file.get("filename") == f"letta-{release}.tar.gz":
             return Sdist(urljoin(page_url, file["url"]), file.get("hashes", {}).get("sha256"))
@@ -72,49 +64,46 @@ def choose(page: Mapping[str, Any], release: str, page_url: str) -> Sdist | None
 
 
 def fetch(release: str, folder: Path, progress: Progress, *, index: str | None = None) -> Path:
-    """Fetch the sdist of a release into a folder and check it.
+    """Download the sdist of a release into a folder, and verify its hash. Returns the file.
 
     Args:
-        release: Letta's version.
-        folder: where to put the file.
-        progress: told when the second way is taken, and of a release whose hash is not known beforehand.
-        index: address of the simple index; the machine's own if not given.
-
-    Returns:
-        The file, whose hash is right.
+        release: the release of Letta.
+        folder: the folder for the file.
+        progress: receives notes if pip is used, or the hash of the release is not pinned.
+        index: the URL of the package index; by default the one that the machine is configured for.
 
     Raises:
-        InstallFailed: there is no such release, it could not be fetched, or it is not what it should be.
+        InstallFailed: the release does not exist, could not be downloaded, or has another hash.
     """
     pinned = pinned_hashes().get(release)
     index = index or index_url()
     try:
         path, offered = _from_index(release, folder, index)
     except IndexUnusable as reason:
-        progress(Step("fetch", "note", f"{reason}; asking pip instead"))
+        progress(Step("fetch", "note", f"{reason}; using pip instead"))
         path, offered = _from_pip(release, folder, reason), None
     expected = pinned or offered
     if expected is None:
         raise InstallFailed(
-            f"Nothing says what the hash of Letta {release} should be, so it was not installed.",
+            f"The hash of Letta {release} is unknown, so it was not installed.",
             remedy=f"Releases with a known hash: {', '.join(pinned_hashes())}.",
         )
     if pinned is None:
-        progress(Step("fetch", "note", f"Letta {release} is unknown here: only the index vouches for its hash"))
+        progress(Step("fetch", "note", f"Letta {release} has no pinned hash: it is verified only against the index"))
     actual = hashlib.sha256(path.read_bytes()).hexdigest()
     if actual != expected:
         raise InstallFailed(
             f"The source distribution of Letta {release} has sha256 {actual}, not {expected}; it was not installed.",
-            remedy="A proxy or mirror may have changed it. Fetch it over another network.",
+            remedy="A proxy or mirror may have changed it. Repeat the command on another network.",
         )
     return path
 
 
 def unpack(archive: Path, folder: Path, release: str) -> Path:
-    """Unpack an sdist below `folder` and return the tree. Members that would leave the folder are refused.
+    """Unpack an sdist below a folder, and return the tree. Members outside the folder are refused.
 
     Raises:
-        InstallFailed: it is no such archive, or does not hold what it should.
+        InstallFailed: the archive is damaged, or lacks a file that the installation needs.
     """
     try:
         with tarfile.open(archive) as tar:
@@ -125,7 +114,7 @@ def unpack(archive: Path, folder: Path, release: str) -> Path:
     missing = [name for name in ("uv.lock", "alembic.ini", "pyproject.toml") if not (tree / name).is_file()]
     if missing:
         raise InstallFailed(
-            f"The source distribution of Letta {release} holds no {', '.join(missing)}; Isabella cannot run it."
+            f"The source distribution of Letta {release} lacks {', '.join(missing)}; Isabella cannot run it."
         )
     return tree
 
@@ -134,12 +123,12 @@ def _extract(tar: tarfile.TarFile, folder: Path) -> None:
     if hasattr(tarfile, "data_filter"):
         tar.extractall(folder, filter="data")
         return
-    # Python before 3.11.4, Debian 12's among them, has no filters: take plain files and folders that stay inside.
+    # Python before 3.11.4, such as Debian 12's, has no filters: only plain files and folders inside are extracted.
     members = tar.getmembers()
     for member in members:
         inside = (folder / member.name).resolve().is_relative_to(folder.resolve())
         if not inside or not (member.isfile() or member.isdir()):
-            raise tarfile.TarError(f"{member.name} would leave its folder")
+            raise tarfile.TarError(f"{member.name} is not a plain file or folder inside the archive")
     tar.extractall(folder, members=members)  # noqa: S202 - checked above
 
 
@@ -151,9 +140,9 @@ def _from_index(release: str, folder: Path, index: str) -> tuple[Path, str | Non
             answer = client.get(page_url, headers={"Accept": _JSON})
             answer.raise_for_status()
             if not answer.headers.get("content-type", "").startswith(_JSON):
-                raise IndexUnusable(f"{shown} does not speak JSON")
-            found = choose(answer.json(), release, str(answer.url))
-            if found is None:
+                raise IndexUnusable(f"{shown} does not offer the JSON API")
+            sdist = choose(answer.json(), release, str(answer.url))
+            if sdist is None:
                 if release in pinned_hashes():
                     raise IndexUnusable(f"{shown} does not have letta {release}")
                 raise InstallFailed(
@@ -161,17 +150,17 @@ def _from_index(release: str, folder: Path, index: str) -> tuple[Path, str | Non
                     remedy=f"Releases known to work: {', '.join(pinned_hashes())}.",
                 )
             path = folder / f"letta-{release}.tar.gz"
-            with client.stream("GET", found.url) as stream, path.open("wb") as file:
+            with client.stream("GET", sdist.url) as stream, path.open("wb") as file:
                 stream.raise_for_status()
                 for block in stream.iter_bytes():
                     file.write(block)
                     if file.tell() > _MOST_BYTES:
-                        raise InstallFailed(f"The source distribution of Letta {release} is too large to be one.")
-            return path, found.sha256
+                        raise InstallFailed(f"The source distribution of Letta {release} is larger than 100 MiB.")
+            return path, sdist.sha256
     except httpx2.HTTPStatusError as error:
         raise IndexUnusable(f"{shown} answered {error.response.status_code}") from error
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IndexUnusable(f"{shown} could not be asked ({type(error).__name__})") from error
+        raise IndexUnusable(f"{shown} could not be queried ({type(error).__name__})") from error
 
 
 def _from_pip(release: str, folder: Path, reason: IndexUnusable) -> Path:
@@ -183,7 +172,7 @@ def _from_pip(release: str, folder: Path, reason: IndexUnusable) -> Path:
             *("--no-deps", "--no-binary", "letta", "--dest", str(folder), f"letta=={release}"),
         ],
         cwd=folder,
-        env=environments.install_environment(),
+        env=child_processes.install_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -193,13 +182,13 @@ def _from_pip(release: str, folder: Path, reason: IndexUnusable) -> Path:
     if finished.returncode != 0 or not path.is_file():
         if "No space left" in finished.stderr:
             raise InstallFailed(
-                f"The disk is full: Letta {release} could not be fetched to {folder}.",
+                f"The disk is full: Letta {release} could not be downloaded to {folder}.",
                 remedy="Free about 1.5 GB, or set ISABELLA_HOME to a folder on another disk.",
             )
         last = redact("\n".join(finished.stderr.strip().splitlines()[-3:]))
         raise InstallFailed(
-            f"Letta {release} could not be fetched: {reason}; and pip failed as well: {last or 'no reason given'}",
-            remedy="It needs the network once: check connection, proxy (HTTPS_PROXY) and index (UV_DEFAULT_INDEX).",
+            f"Letta {release} could not be downloaded: {reason}; pip failed as well: {last or 'no reason given'}",
+            remedy="Check the network connection, the proxy (HTTPS_PROXY) and the index (UV_DEFAULT_INDEX).",
         )
     return path
 

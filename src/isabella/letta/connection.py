@@ -1,35 +1,29 @@
-"""Which Letta is meant: the one at `LETTA_BASE_URL`, or the embedded one."""
+"""How to reach a Letta server. `isabella.connect` adds the embedded one."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import anyio.to_thread
 from pydantic import SecretStr
 
 from isabella.config.settings import Settings
-from isabella.errors import ConfigurationError
 from isabella.system.peers import Peer
-
-if TYPE_CHECKING:
-    from isabella.embedded import Letta
 
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach a Letta.
+    """How to reach a Letta server.
 
     Attributes:
-        base_url: its address.
+        base_url: its base URL, without a trailing slash.
         password: its server password or cloud token.
-        master_key: the one under which it seals keys, as far as we know it.
-        database_url: its Postgres, for the lock.
-        home: the folder for locks and proofs.
-        timeout: seconds it may take to answer.
-        embedded: whether Isabella runs it herself.
-        peer: by which its process is known before anything is sent there; None for a Letta that is not ours.
+        master_key: the key with which it encrypts stored keys, if it is known.
+        database_url: its Postgres, for locks.
+        home: the folder of Isabella's locks and proofs.
+        timeout: seconds to wait for a response.
+        embedded: whether Isabella runs this Letta.
+        peer: verifies the process of an embedded Letta before anything is sent to it.
     """
 
     base_url: str
@@ -43,7 +37,7 @@ class Connection:
 
 
 def configured_connection(settings: Settings) -> Connection | None:
-    """The Letta at `LETTA_BASE_URL`; None where that is not set."""
+    """Return the connection to the Letta at `LETTA_BASE_URL`; None if that is not set."""
     if settings.letta_base_url is None:
         return None
     return Connection(
@@ -55,43 +49,3 @@ def configured_connection(settings: Settings) -> Connection | None:
         timeout=settings.timeout,
         embedded=False,
     )
-
-
-def embedded_connection(settings: Settings, letta: Letta) -> Connection:
-    """The connection to an embedded Letta that runs."""
-    return Connection(
-        base_url=letta.base_url,
-        password=letta.password,
-        master_key=letta.master_key,
-        database_url=letta.database_url,
-        home=settings.home,
-        timeout=settings.timeout,
-        embedded=True,
-        peer=letta.peer,
-    )
-
-
-async def connect(settings: Settings) -> Connection:
-    """The Letta that the settings name, or else the embedded one, if it is running. Starts nothing.
-
-    Raises:
-        ConfigurationError: none is named, and none runs here.
-        EmbeddedError: the embedded one runs under another master key than the configured one.
-    """
-    configured = configured_connection(settings)
-    if configured is not None:
-        return configured
-    letta = await anyio.to_thread.run_sync(_running, settings)
-    if letta is None:
-        raise ConfigurationError(
-            "No Letta is named, and none runs here.",
-            remedy="Start one with `isabella letta up`, or put LETTA_BASE_URL into .env.",
-        )
-    return embedded_connection(settings, letta)
-
-
-def _running(settings: Settings) -> Letta | None:
-    from isabella.embedded import Server
-
-    server = Server(settings.home, master_key=settings.letta_encryption_key)
-    return server.up() if server.status().running else None

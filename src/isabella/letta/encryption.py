@@ -1,7 +1,7 @@
-"""Reading back the key that Letta stores: how it is sealed, and whether it is the one that is wanted (fact P2).
+"""The keys that Letta stores: how they are encrypted, and how a stored key is read back and compared (fact P2).
 
-Letta seals a key with AES-256-GCM under a key derived from the master key by PBKDF2, with a salt of its own for
-every row. So whoever holds the master key can open what is stored, and prove what it is.
+Letta encrypts a key with AES-256-GCM. The AES key is derived from the master key by PBKDF2, with a salt for each row.
+With the master key, a stored key can therefore be decrypted and compared with the configured one.
 """
 
 from __future__ import annotations
@@ -29,36 +29,35 @@ from isabella.system.files import write_private
 
 _SALT, _IV, _TAG = 16, 12, 16
 _ROUNDS = 100_000
-# An empty key is sealed as readily as any other.
+# Letta encrypts an empty key like any other.
 _SHORTEST = _SALT + _IV + _TAG
-#: Memos of another version were made in another way.
+#: A memo of another version was made in another way.
 _MEMO_VERSION = 3
-_KNOWN_AS_KEYS = ("sk-", "pk-", "api-", "key-", "token-")
+_MEMO_LIMIT = 10_000
+_KEY_PREFIXES = ("sk-", "pk-", "api-", "key-", "token-")
 
 
 class KeyMatch(StrEnum):
-    """What reading a stored key back has shown."""
+    """How a stored key compares with the desired one."""
 
-    #: The stored key is the desired one.
     EQUAL = "equal"
-    #: The stored key is another one.
     DIFFERENT = "different"
-    #: There is no key in the row, or an empty one.
+    #: The row has no key, or an empty one.
     NOTHING = "nothing"
-    #: It is sealed, and our master key does not open it.
+    #: The key is encrypted under another master key than ours.
     UNREADABLE = "unreadable"
-    #: It is sealed and we have no master key, or the server does not show it.
+    #: The key is encrypted and there is no master key, or the server does not show it.
     HIDDEN = "hidden"
 
 
 @dataclass(frozen=True)
 class KeyReading:
-    """What became of reading a stored key back.
+    """The result of reading a stored key back.
 
     Attributes:
-        match: how it compares to the desired key.
-        sealed: whether it stands there encrypted; in plaintext otherwise.
-        key: the stored key itself, where it was read; see `stored_key`.
+        match: how it compares with the desired key.
+        sealed: whether it is stored encrypted; in plaintext otherwise.
+        key: the stored key, if it was decrypted; see `stored_key`.
     """
 
     match: KeyMatch
@@ -67,17 +66,17 @@ class KeyReading:
 
 
 def looks_encrypted(text: str) -> bool:
-    """Whether a stored value has the form of a sealed one: base64 of salt, iv, ciphertext and tag."""
+    """Return whether a stored value has the form of an encrypted one: base64 of salt, iv, ciphertext and tag."""
     return _parts(text) is not None
 
 
 def mistaken_for_encrypted(key: str) -> bool:
-    """Whether Letta takes a key in plaintext for a sealed one (fact O7).
+    """Return whether Letta takes a key in plaintext for an encrypted one (fact O7).
 
-    It leaves out whatever is no base64 and looks at the length of the rest, unless the key begins as a few known
-    ones do. So this is wider than `looks_sealed`.
+    Letta ignores characters that are not base64 and looks at the length of the rest, unless the key has one of a few
+    prefixes. This is wider than `looks_encrypted`.
     """
-    if key.startswith(_KNOWN_AS_KEYS):
+    if key.startswith(_KEY_PREFIXES):
         return False
     try:
         return len(base64.b64decode(key)) > _SHORTEST
@@ -86,7 +85,7 @@ def mistaken_for_encrypted(key: str) -> bool:
 
 
 def decrypt(text: str, master_key: str) -> str | None:
-    """The key inside a sealed value; None where this master key does not open it. About 15 ms."""
+    """Return the key in an encrypted value; None if this master key does not decrypt it. It takes about 15 ms."""
     parts = _parts(text)
     if parts is None:
         return None
@@ -98,13 +97,13 @@ def decrypt(text: str, master_key: str) -> str | None:
 
 
 def encrypt(text: str, master_key: str) -> str:
-    """The text as Letta stores it under this master key. About 15 ms."""
+    """Return a text encrypted as Letta does it. It takes about 15 ms."""
     salt, iv = os.urandom(_SALT), os.urandom(_IV)
     return base64.b64encode(salt + iv + AESGCM(_derived(master_key, salt)).encrypt(iv, text.encode(), None)).decode()
 
 
 def _derived(master_key: str, salt: bytes) -> bytes:
-    # The OpenSSL that comes with cryptography takes half the time of the one that Python is linked with.
+    # The OpenSSL in cryptography takes half the time of the one that Python is linked with.
     return PBKDF2HMAC(hashes.SHA256(), 32, salt, _ROUNDS).derive(master_key.encode())
 
 
@@ -117,60 +116,54 @@ def _parts(text: str) -> tuple[bytes, bytes, bytes] | None:
 
 
 class ProofMemo:
-    """Remembers which key each sealed value was found to hold, so that no derivation is made twice.
+    """A cache of which key each encrypted value holds, so that no value is decrypted twice.
 
-    What is remembered are MACs under the master key: of the sealed value, and of it together with the key in it. To
-    somebody without the master key they are random numbers; whoever has the master key can open the sealed value
-    itself, and learns nothing more here. The whole is sealed by a MAC as well: without the master key it can be
-    neither added to nor put together anew.
+    It holds MACs under the master key: of an encrypted value, and of the value together with its key. Without the
+    master key they are random numbers, and the file, which has a MAC of its own, cannot be changed or forged.
 
     Args:
-        path: where it is kept; None keeps it in memory only.
-        master_key: the one under which the values are sealed.
+        path: the file; None keeps the memo in memory only.
+        master_key: the master key of the values.
     """
-
-    _LIMIT = 10_000
 
     def __init__(self, path: Path | None, master_key: SecretStr) -> None:
         self._path = path
         secret = hashlib.sha256(b"isabella proof memo\0" + master_key.get_secret_value().encode()).digest()
-        # Keyed BLAKE2b: as good a MAC as HMAC-SHA256 in a third of the time. There may be a thousand providers.
+        # Keyed BLAKE2b is as good a MAC as HMAC-SHA256 in a third of the time.
         self._mac = hashlib.blake2b(key=secret, digest_size=16)
-        #: By the tag of a sealed value, the tag of it together with its key.
-        self._found = self._load()
-        #: The latter, where most questions are answered.
-        self._proofs = set(self._found.values())
+        #: By the tag of an encrypted value, the tag of that value with its key.
+        self._tags = self._load()
+        self._proofs = set(self._tags.values())
         self._changed = False
 
     @classmethod
     def of(cls, home: Path, base_url: str, master_key: SecretStr) -> Self:
-        """The memo of one Letta, kept in Isabella's home."""
+        """Return the memo of one Letta, in Isabella's home."""
         name = hashlib.sha256(base_url.encode()).hexdigest()[:16]
         return cls(home / "proofs" / f"{name}.json", master_key)
 
     def holds(self, sealed: str, key: str) -> bool | None:
-        """Whether this sealed value holds this key; None where it has not been opened yet."""
-        proof = self._proof(sealed, key)
-        if proof in self._proofs:
+        """Return whether an encrypted value holds this key; None if it was never decrypted."""
+        if self._proof(sealed, key) in self._proofs:
             return True
-        return False if self._tag(sealed) in self._found else None
+        return False if self._tag(sealed) in self._tags else None
 
     def add(self, sealed: str, key: str) -> None:
-        """Remember that this sealed value was opened and holds this key."""
+        """Note that an encrypted value was decrypted and holds this key."""
         proof = self._proof(sealed, key)
         if proof not in self._proofs:
-            self._found[self._tag(sealed)] = proof
+            self._tags[self._tag(sealed)] = proof
             self._proofs.add(proof)
             self._changed = True
 
     def save(self) -> None:
-        """Write it down. A memo that cannot be written costs time at the next start, nothing else."""
+        """Write the file. A memo that cannot be written costs time at the next start, nothing else."""
         if self._path is None or not self._changed:
             return
-        found = dict([*self._found.items()][-self._LIMIT :])
+        tags = dict([*self._tags.items()][-_MEMO_LIMIT:])
         with suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            document = {"version": _MEMO_VERSION, "mac": self._over(found), "found": found}
+            document = {"version": _MEMO_VERSION, "mac": self._over(tags), "found": tags}
             write_private(self._path, json.dumps(document))
             self._changed = False
 
@@ -179,14 +172,14 @@ class ProofMemo:
             return {}
         try:
             document = json.loads(self._path.read_text())
-            found = document["found"]
-            genuine = document["version"] == _MEMO_VERSION and hmac.compare_digest(document["mac"], self._over(found))
+            tags = document["found"]
+            genuine = document["version"] == _MEMO_VERSION and hmac.compare_digest(document["mac"], self._over(tags))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
-        return found if genuine else {}
+        return tags if genuine else {}
 
-    def _over(self, found: Mapping[str, str]) -> str:
-        return self._mac_of("memo:" + "".join(f"{tag}{proof}" for tag, proof in found.items()))
+    def _over(self, tags: Mapping[str, str]) -> str:
+        return self._mac_of("memo:" + "".join(f"{tag}{proof}" for tag, proof in tags.items()))
 
     def _tag(self, sealed: str) -> str:
         return self._mac_of(f"value:{sealed}")
@@ -201,22 +194,9 @@ class ProofMemo:
 
 
 def read_back(
-    text: str | None,
-    desired: str,
-    master_key: SecretStr | None,
-    memo: ProofMemo | None,
-    *,
-    shown: bool = True,
+    text: str | None, desired: str, master_key: SecretStr | None, memo: ProofMemo | None, *, shown: bool = True
 ) -> KeyReading:
-    """Compare a stored value with the desired key.
-
-    Args:
-        text: the value of `api_key_enc`.
-        desired: the key that should be in it.
-        master_key: the one to open it with, if there is one.
-        memo: what has been proven before.
-        shown: whether the server shows the value at all.
-    """
+    """Compare a stored value (`api_key_enc`) with the desired key. `shown`: whether the server shows the value."""
     if not shown:
         return KeyReading(KeyMatch.HIDDEN)
     if not text:
@@ -229,25 +209,19 @@ def read_back(
         return KeyReading(KeyMatch.HIDDEN, sealed=True)
     if memo is not None and memo.holds(text, desired):
         return KeyReading(KeyMatch.EQUAL, sealed=True, key=SecretStr(desired))
-    found = decrypt(text, master_key.get_secret_value())
-    if found is None:
+    key = decrypt(text, master_key.get_secret_value())
+    if key is None:
         return KeyReading(KeyMatch.UNREADABLE, sealed=True)
-    if memo is not None and found:
-        memo.add(text, found)
-    if not hmac.compare_digest(found.encode(), desired.encode()):
-        # An empty key is stored as readily as any other (facts P10, O9).
-        return KeyReading(KeyMatch.DIFFERENT if found else KeyMatch.NOTHING, sealed=True, key=SecretStr(found))
-    return KeyReading(KeyMatch.EQUAL, sealed=True, key=SecretStr(found))
+    if memo is not None and key:
+        memo.add(text, key)
+    if not hmac.compare_digest(key.encode(), desired.encode()):
+        # Letta stores an empty key like any other (facts P10, O9).
+        return KeyReading(KeyMatch.DIFFERENT if key else KeyMatch.NOTHING, sealed=True, key=SecretStr(key))
+    return KeyReading(KeyMatch.EQUAL, sealed=True, key=SecretStr(key))
 
 
 def recall_reading(text: str | None, desired: SecretStr, memo: ProofMemo | None) -> KeyReading | None:
-    """What is remembered of a stored value, without opening it; None where it has to be opened.
-
-    Args:
-        text: the value of `api_key_enc`.
-        desired: the key that should be in it.
-        memo: what has been found before.
-    """
+    """Return what the memo says of a stored value, without decrypting it; None if it has to be decrypted."""
     if memo is None or not text:
         return None
     match memo.holds(text, desired.get_secret_value()):
@@ -260,17 +234,11 @@ def recall_reading(text: str | None, desired: SecretStr, memo: ProofMemo | None)
 
 
 def stored_key(reading: KeyReading | None, text: str | None, master_key: SecretStr | None) -> SecretStr | None:
-    """The stored key itself, opened now where nobody had to before; None where it cannot be read. Up to 15 ms.
-
-    Args:
-        reading: what became of reading it back; None where nobody has.
-        text: the value of `api_key_enc`.
-        master_key: the one to open it with, if there is one.
-    """
+    """Return the stored key, decrypted now if the reading came from the memo; None if it cannot be read."""
     if reading is None:
         return None
-    # Only what was recalled is known to be another key without having been opened.
+    # Only a recalled reading says that a key differs without having it.
     if reading.key is not None or reading.match is not KeyMatch.DIFFERENT or text is None or master_key is None:
         return reading.key
-    found = decrypt(text, master_key.get_secret_value())
-    return None if found is None else SecretStr(found)
+    key = decrypt(text, master_key.get_secret_value())
+    return None if key is None else SecretStr(key)

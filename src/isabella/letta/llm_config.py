@@ -1,61 +1,53 @@
-"""The binding of an agent to a provider and a model: an explicit `llm_config` (fact M6).
+"""The `llm_config` of an agent, and its binding to a provider and a model: read, merged and written only here.
 
-A handle alone is not enough. Letta gives native Groq agents no key at all (M3), lists the models of an
-OpenAI-type provider under another prefix (M4), and takes a window of 8192 for Cerebras (M1). With the binding
-spelled out, the key stored in the provider is used whatever its type.
+A handle alone is not enough. Letta gives native Groq agents no key at all (M3), lists the models of an OpenAI-type
+provider under another prefix (M4), and assumes a context window of 8192 tokens for Cerebras (M1). With an explicit
+binding, Letta uses the key that is stored in the provider, whatever its type (M6).
 
-Which of Letta's clients speaks to the vendor is spelled out, too. The one it calls `openai` sends fields that
-Cerebras, Groq and Mistral refuse, and where a provider is gone it sends another key. The one it calls `zai` is
-the same client without both (facts M13, M14).
+The binding also names Letta's client. Its client `openai` sends fields that Cerebras, Groq and Mistral refuse, and
+sends another key if the provider is gone. Its client `zai` is the same one without both faults (facts M13, M14).
+
+Letta replaces an agent's `llm_config` as a whole (fact M25). So everything that a binding does not name, such as the
+temperature, is read first and written back.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from isabella.letta.releases import GENERIC, OPENAI
 from isabella.system.urls import same_address
 
-#: Letta's client for OpenAI-compatible vendors that sends nothing but what they all take, since 0.16.7 (fact M13).
-GENERIC = "zai"
-#: The only one that uses a stored key in older releases.
-OPENAI = "openai"
-
-_GENERIC_SINCE = (0, 16, 7)
-#: The types of agent for which the generic client streams. Letta runs all others in an older loop (fact M26).
+#: The agent types with which the generic client streams. Letta runs all others in an older loop (fact M26).
 _GENERIC_TYPES = frozenset({"letta_v1_agent", "sleeptime_agent"})
-#: Letta's clients that the older loop cannot stream with, although tokens are asked of them (fact M26).
+#: Letta's clients with which the older loop cannot stream, although it requests tokens (fact M26).
 _MUTE_IN_OLDER_LOOP = frozenset({GENERIC, "zai_coding", "deepseek", "chatgpt_oauth"})
-
-
-def client_for(release: str) -> str:
-    """Which of Letta's clients to bind with in a release; one whose number cannot be read counts as new."""
-    numbers = re.match(r"(\d+)\.(\d+)\.(\d+)", release)
-    return OPENAI if numbers and tuple(map(int, numbers.groups())) < _GENERIC_SINCE else GENERIC
+#: Fields that describe one model, and are wrong for another.
+_OF_ONE_MODEL = ("display_name", "model_wrapper", "compatibility_type", "tier")
 
 
 def is_older(agent_type: str | None) -> bool:
-    """Whether Letta runs agents of this type in its older loop. Without a type, Letta makes a `letta_v1_agent`."""
+    """Return whether Letta runs agents of this type in its older loop. Its default type is `letta_v1_agent`."""
     return agent_type is not None and agent_type not in _GENERIC_TYPES
 
 
 def streams(client: str, agent_type: str | None) -> bool:
-    """Whether an agent of this type answers a streamed turn through one of Letta's clients (fact M26)."""
+    """Return whether an agent of this type can stream through one of Letta's clients (fact M26)."""
     return not (is_older(agent_type) and client in _MUTE_IN_OLDER_LOOP)
 
 
 @dataclass(frozen=True)
 class Binding:
-    """What ties an agent to a provider and a model.
+    """What binds an agent to a provider and a model.
 
     Attributes:
         provider: the provider's name in Letta.
         model: the vendor's id of the model.
-        base_url: where the vendor answers.
+        base_url: the vendor's base URL.
         window: the model's context window in tokens.
-        client: which of Letta's clients speaks to the vendor.
+        client: the name of Letta's client.
     """
 
     provider: str
@@ -66,11 +58,11 @@ class Binding:
 
     @property
     def handle(self) -> str:
-        """`provider/model`, as agents name models."""
+        """`provider/model`."""
         return f"{self.provider}/{self.model}"
 
     def as_llm_config(self) -> dict[str, Any]:
-        """The fields of an `llm_config` that it sets. `llm_config.bind` writes them."""
+        """Return the fields of an `llm_config` that the binding sets."""
         return {
             "model": self.model,
             "model_endpoint_type": self.client,
@@ -82,7 +74,7 @@ class Binding:
         }
 
     def suited(self, agent_type: str | None) -> Binding:
-        """The same with a client that streams for this type of agent."""
+        """Return the binding with a client that can stream for this agent type."""
         return self if streams(self.client, agent_type) else replace(self, client=OPENAI)
 
 
@@ -92,14 +84,14 @@ class LlmConfig:
 
     Attributes:
         model: the vendor's id of the model.
-        endpoint_type: which of Letta's clients speaks.
-        endpoint: where.
+        endpoint_type: the name of Letta's client.
+        endpoint: the base URL that the agent calls.
         provider: the provider's name.
-        category: `base` for what Letta got from its own environment, `byok` for what was registered.
+        category: `base` for providers from Letta's own environment, `byok` for registered ones.
         window: the context window in tokens.
-        handle: as Letta or somebody named it.
-        compaction: the handle that sums up long conversations; None for the same as the agent's own.
-        agent_type: Letta's type of the agent, which decides what its client has to be able to do.
+        handle: the handle, as Letta or somebody else wrote it.
+        compaction: the handle of the model for summaries; None for the agent's own.
+        agent_type: Letta's type of the agent, which decides about its client.
     """
 
     model: str
@@ -113,29 +105,92 @@ class LlmConfig:
     agent_type: str | None = None
 
     @classmethod
-    def of(cls, llm_config: Mapping[str, Any], agent_type: str | None = None) -> LlmConfig:
-        """What Letta has, as it has it."""
+    def of(
+        cls, llm_config: Mapping[str, Any], agent_type: str | None = None, compaction: str | None = None
+    ) -> LlmConfig:
+        """Return an `llm_config` from Letta's JSON."""
+        window = llm_config.get("context_window")
         return cls(
             model=str(llm_config.get("model") or "-"),
             endpoint_type=str(llm_config.get("model_endpoint_type")),
             endpoint=llm_config.get("model_endpoint"),
             provider=llm_config.get("provider_name"),
             category=llm_config.get("provider_category"),
-            window=int(llm_config.get("context_window") or 0),
+            window=window if isinstance(window, int) else 0,
             handle=llm_config.get("handle"),
+            compaction=compaction,
             agent_type=agent_type,
         )
 
-    def strays_from(self, provider: str, base_url: str | None) -> bool:
-        """Whether it speaks through this provider, but calls another address than this one."""
-        # What Letta got from its own environment is none of ours, whatever it is called.
+    def calls_elsewhere(self, provider: str, base_url: str | None) -> bool:
+        """Return whether it is bound to this provider, but calls another base URL."""
+        # A provider from Letta's own environment is not ours, whatever its name is.
         return self.provider == provider and self.category != "base" and not same_address(self.endpoint, base_url)
 
     @property
     def binding(self) -> Binding | None:
-        """The explicit binding that it amounts to (fact M6); None where it is none."""
+        """Its explicit binding (fact M6); None if it has none."""
         if self.endpoint_type not in (GENERIC, OPENAI) or self.category != "byok":
             return None
         if not self.provider or not self.endpoint or self.handle != f"{self.provider}/{self.model}":
             return None
         return Binding(self.provider, self.model, self.endpoint, self.window, client=self.endpoint_type)
+
+
+@dataclass(frozen=True)
+class LoweredLimit:
+    """A `max_tokens` that does not fit into the model's window.
+
+    Attributes:
+        wanted: the `max_tokens` that the agent's owner has set.
+        to: the `max_tokens` that the agent has instead.
+    """
+
+    wanted: int
+    to: int
+
+
+def creation_fields(binding: Binding) -> dict[str, Any]:
+    """Return the fields of a new agent that bind it."""
+    return {"llm_config": binding.as_llm_config()}
+
+
+def import_fields(settings: Mapping[str, Any], binding: Binding) -> dict[str, Any]:
+    """Return the fields of an agent in an agent file that bind it; the settings of its `llm_config` stay."""
+    return {"llm_config": _merged(settings, binding, None)[0]}
+
+
+def binding_fields(
+    current: Mapping[str, Any], binding: Binding, lowered: LoweredLimit | None
+) -> tuple[dict[str, Any], LoweredLimit | None]:
+    """Return the fields of an agent that bind it, and what the window makes of its `max_tokens`.
+
+    Args:
+        current: its `llm_config`, whose other settings stay.
+        binding: the binding.
+        lowered: what the window of the former binding made of `max_tokens`.
+    """
+    config, lowered = _merged(current, binding, lowered)
+    # Without a model for summaries Letta uses the agent's own; it would look up a handle (facts M1, M3 and M4).
+    return {"llm_config": config, "compaction_settings": {"model": None}}, lowered
+
+
+def base_url_fields(current: Mapping[str, Any], base_url: str | None) -> dict[str, Any]:
+    """Return the fields of an agent that have it call another base URL, and change nothing else."""
+    return {"llm_config": {**current, "model_endpoint": base_url}}
+
+
+def _merged(
+    current: Mapping[str, Any], binding: Binding, lowered: LoweredLimit | None
+) -> tuple[dict[str, Any], LoweredLimit | None]:
+    config = {**current, **binding.as_llm_config()}
+    if current.get("model") != binding.model:
+        config = {name: value for name, value in config.items() if name not in _OF_ONE_MODEL}
+    max_tokens = config.get("max_tokens")
+    if lowered is not None and max_tokens == lowered.to:
+        max_tokens = lowered.wanted
+    if not isinstance(max_tokens, int):
+        return config, None
+    now = LoweredLimit(max_tokens, to=binding.window // 2) if max_tokens >= binding.window > 1 else None
+    config["max_tokens"] = max_tokens if now is None else now.to
+    return config, now

@@ -1,37 +1,58 @@
-"""What each release of Letta can really do, as it was measured (facts O1 to O14)."""
+"""What each release of Letta can do, from `releases.toml`. It needs the standard library only."""
 
 from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
-from isabella.letta.store import Capabilities
+#: Letta's client for OpenAI-compatible vendors that sends nothing but what they all accept (fact M13).
+GENERIC = "zai"
+#: The only client that uses a stored key in releases without that one.
+OPENAI = "openai"
 
-#: The releases whose behaviour was measured (facts O1 to O14). Of the others nobody knows what a DELETE does.
-_MEASURED = frozenset(
-    ["0.12.1", "0.13.0", "0.15.1", *(f"0.16.{patch}" for patch in (0, 1, 2, 4, 5, 6, 7, 8))],
-)
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a release can do.
+
+    Attributes:
+        release: its version, as its health check states it.
+        known: whether its behaviour was measured.
+        recreates: whether a deleted provider can be created again under its name (fact O1).
+        refreshes: whether it can read a vendor's model list again (facts P11, O10).
+        mistakes_long_keys: whether, without a master key, it takes a long key for an encrypted one (fact O7).
+        remarks: what the operator of this release should know, one sentence each.
+    """
+
+    release: str
+    known: bool = True
+    recreates: bool = True
+    refreshes: bool = True
+    mistakes_long_keys: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 def capabilities_of(release: str) -> Capabilities:
-    """What a release can do. One that was not measured is treated with care: nothing is deleted there."""
-    match = re.fullmatch(r"(\d+)\.(\d+)\.(\d+)", release)
-    version = tuple(int(part) for part in match.groups()) if match else ()
-    known = release in _MEASURED
+    """Return what a release can do. On a release that was not measured, nothing is deleted."""
+    known = release in _table()["releases"]
+    recreates, refreshes = known and has(release, "recreate"), known and has(release, "refresh")
     remarks = []
     if not known:
         remarks.append(
             f"Letta {release} is not a release that was measured: nothing is deleted there, and nothing counts "
             "but what was read back."
         )
-    elif version < (0, 16, 2):
+    elif not recreates:
         remarks.append(
             f"Letta {release} cannot bring back a provider that was deleted (fact O1), so nothing is deleted "
             "there. Upgrade it to 0.16.2 or later."
         )
-    if known and version < (0, 16, 4):
+    if known and not refreshes:
         remarks.append(
             f"Letta {release} does not read a vendor's models with the provider's key when it makes a provider "
             "(fact O10): whether models appear tells nothing about the key. Agents that are bound explicitly work."
@@ -39,38 +60,58 @@ def capabilities_of(release: str) -> Capabilities:
     return Capabilities(
         release,
         known=known,
-        # Before 0.16.2 a deleted provider blocks its name for ever (facts O1, O2).
-        recreates=known and version >= (0, 16, 2),
-        refreshes=known and version >= (0, 16, 4),
-        mistakes_long_keys=bool(version) and version < (0, 16, 7),
+        recreates=recreates,
+        refreshes=refreshes,
+        mistakes_long_keys=_numbers(release) is not None and not has(release, "long_keys"),
         remarks=tuple(remarks),
     )
 
 
-def parse_release(release: str) -> tuple[int, ...] | None:
-    """A release as numbers that compare; None where it is no release."""
-    match = re.match(r"(\d+)\.(\d+)\.(\d+)", release)
-    return None if match is None else tuple(int(part) for part in match.groups())
+def has(release: str | None, ability: str) -> bool:
+    """Return whether a release has an ability of the table; False if the release is not known."""
+    return at_least(release, _table()["since"][ability])
 
 
 def at_least(release: str | None, lowest: str) -> bool:
-    """Whether a release is this one or a later one; False where it is not known."""
-    found, wanted = parse_release(release or ""), parse_release(lowest)
-    return found is not None and wanted is not None and found >= wanted
+    """Return whether a release is this one or a later one; False if it cannot be read."""
+    numbers, wanted = _numbers(release or ""), _numbers(lowest)
+    return numbers is not None and wanted is not None and numbers >= wanted
 
 
-@cache
-def _types() -> dict[str, str]:
-    text = resources.files(__package__).joinpath("releases.toml").read_text("utf-8")
-    return dict(tomllib.loads(text)["types"])
+def client_for(release: str | None) -> str:
+    """Return the name of Letta's client that agents are bound with. A release that cannot be read counts as new."""
+    return OPENAI if _numbers(release or "") is not None and not has(release, "generic_client") else GENERIC
 
 
 def supports_type(release: str | None, provider_type: str) -> bool:
-    """Whether a release knows a provider type; where the release is not known, whether any does."""
-    since = _types().get(provider_type)
-    return since is not None and (release is None or parse_release(release) is None or at_least(release, since))
+    """Return whether a release knows a provider type; if the release cannot be read, whether any does."""
+    since = _table()["types"].get(provider_type)
+    return since is not None and (_numbers(release or "") is None or at_least(release, since))
 
 
 def supported_types(release: str | None) -> list[str]:
-    """The provider types that a release knows."""
-    return sorted(name for name in _types() if supports_type(release, name))
+    """Return the provider types that a release knows."""
+    return sorted(name for name in _table()["types"] if supports_type(release, name))
+
+
+def pinned_hashes() -> Mapping[str, str]:
+    """Return the sha256 of the source distribution of each release that can be installed."""
+    return {release: sha256 for release, sha256 in _table()["releases"].items() if sha256}
+
+
+def release_in(health: Any) -> str | None:
+    """Return the version in an answer of Letta's health check; None if it is no such answer (fact R7)."""
+    match health:
+        case {"status": "ok", "version": str(version)}:
+            return version
+    return None
+
+
+def _numbers(release: str) -> tuple[int, ...] | None:
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", release)
+    return None if match is None else tuple(map(int, match.groups()))
+
+
+@cache
+def _table() -> dict[str, dict[str, str]]:
+    return tomllib.loads(resources.files(__package__).joinpath("releases.toml").read_text("utf-8"))

@@ -1,4 +1,4 @@
-"""Where providers are stored: everything that knows the shapes of a store stands behind this Protocol."""
+"""The Protocol of a store of providers. The plan and the sync know a store only by it."""
 
 from __future__ import annotations
 
@@ -9,21 +9,25 @@ from typing import Protocol
 
 from pydantic import SecretStr
 
+from isabella.letta.releases import Capabilities
 from isabella.system.tasks import gather
+
+#: Up to this many providers are read one by one, because the list may have a thousand rows.
+_FEW = 3
 
 
 @dataclass(frozen=True)
 class StoredProvider:
-    """A provider as a store holds it now.
+    """A provider as a store holds it.
 
     Attributes:
         id: the store's id of the record.
         name: the provider's name, the first part of model handles.
         type: the provider type.
-        base_url: where its vendor answers; None where the store leaves it to the type.
-        key_text: what stands in the key's place: sealed, plaintext, or nothing.
-        key_shown: whether the store shows the key's place at all.
-        synced: whether the model list has been read from the vendor with this key (fact P9).
+        base_url: the vendor's base URL; None if the store derives it from the type.
+        key_text: the value of the key field: encrypted, plaintext, or nothing.
+        key_shown: whether the store shows the key field at all.
+        synced: whether the model list was read from the vendor with this key (fact P9).
     """
 
     id: str
@@ -35,69 +39,44 @@ class StoredProvider:
     synced: bool = False
 
 
-@dataclass(frozen=True)
-class Capabilities:
-    """What a release can really do.
-
-    Attributes:
-        release: its version, as it tells it.
-        known: whether this release was measured.
-        recreates: whether DELETE then POST of the same name works (fact O1).
-        refreshes: whether it can read a vendor's model list anew (facts P11, O10).
-        mistakes_long_keys: whether, without a master key, it takes a long key for a sealed one (fact O7).
-        remarks: what the operator of this release should know, one sentence each.
-    """
-
-    release: str
-    known: bool = True
-    recreates: bool = True
-    refreshes: bool = True
-    mistakes_long_keys: bool = False
-    remarks: tuple[str, ...] = ()
-
-
 class Store(Protocol):
-    """A place where providers live. Every method raises `LettaError` where the store fails."""
+    """A store of providers. Every method raises `LettaError` if the store fails; no write is retried."""
 
     @property
     def address(self) -> str:
-        """Where it is, for people."""
+        """Its base URL, for messages."""
 
     async def abilities(self) -> Capabilities:
-        """Ask what it is and what it can do."""
+        """Read its release, and return what that can do."""
 
     async def all(self) -> list[StoredProvider]:
-        """Every live provider, to the last page."""
+        """Return every live provider. An incomplete list is an error."""
 
     async def find(self, name: str) -> StoredProvider | None:
-        """The live provider of this name."""
+        """Return the live provider of this name."""
 
     async def create(self, *, name: str, type: str, base_url: str | None, key: SecretStr) -> None:
-        """Make a provider; without a base URL, the type decides. Not retried: after a lost answer, look first."""
+        """Create a provider. Without a base URL, the type decides."""
 
     async def update(self, id: str, *, key: SecretStr, base_url: str) -> None:
-        """Change key and base URL in place. Not retried."""
+        """Change key and base URL in place."""
 
     async def delete(self, id: str) -> None:
-        """Remove a provider. Not retried."""
+        """Delete a provider."""
 
     async def models(self, name: str) -> int:
-        """How many models it offers of this provider, without asking the vendor."""
+        """Return the number of models that it lists for a provider."""
 
     async def model_names(self, name: str) -> frozenset[str]:
-        """Which models it offers of this provider, by the vendor's ids."""
+        """Return the vendor's ids of the models that it lists for a provider."""
 
     async def refresh(self, id: str) -> None:
-        """Have it read the vendor's model list anew."""
-
-
-#: So few are found one by one, however many there are: a list may have a thousand rows.
-_FEW = 3
+        """Have it read the vendor's model list."""
 
 
 @dataclass(frozen=True)
 class StoreSnapshot:
-    """What one reading of a store has shown.
+    """The result of one reading of a store.
 
     Attributes:
         abilities: what its release can do.
@@ -111,35 +90,31 @@ class StoreSnapshot:
 
 
 async def read_store(store: Store, only: Sequence[str] = ()) -> StoreSnapshot:
-    """What the store is, and what it holds: two requests, and a few more for several names or pages.
+    """Read a store's release and its providers, at the same time.
 
     Args:
-        store: where the providers live.
-        only: the names that matter; by default all do. For a few of them nothing is listed.
+        store: the store.
+        only: names of providers; by default all. A few names are read one by one, without the list.
 
     Raises:
-        LettaError: it cannot be read; this never means that it has no providers.
+        LettaError: it cannot be read. This never means that it has no providers.
     """
+    named = 0 < len(only) <= _FEW
     abilities: list[Capabilities] = []
     stored: list[StoredProvider] = []
-    named = 0 < len(only) <= _FEW
 
-    async def ask_abilities() -> None:
+    async def read_abilities() -> None:
         abilities.append(await store.abilities())
 
-    async def ask_stored() -> None:
+    async def read_stored() -> None:
         stored.extend((await find_all(store, only)).values() if named else await store.all())
 
-    # The longer one first: Letta does one thing at a time.
-    await gather([ask_stored, ask_abilities])
+    # The longer request first: Letta handles one at a time.
+    await gather([read_stored, read_abilities])
     return StoreSnapshot(abilities[0], stored, whole=not named)
 
 
 async def find_all(store: Store, names: Sequence[str]) -> dict[str, StoredProvider]:
-    """Those of these names that the store holds, by name.
-
-    Raises:
-        LettaError: it cannot be read.
-    """
+    """Return the providers with these names that the store holds, by name."""
     found = await gather([partial(store.find, name) for name in names])
     return {stored.name: stored for stored in found if stored is not None}

@@ -8,23 +8,23 @@ import sys
 from pathlib import Path
 
 from isabella.errors import PracticeError
-from isabella.practice import keyring
-from isabella.practice.server import Practice, listen
+from isabella.practice.server import PracticeApp, listen
+from isabella.practice.vendor import load_keys, save_keys
 from isabella.system.terminal import guard_output
 
 
 def main(folder: Path) -> None:
-    """Serve until told to stop; the port, the token and the keys stand in files that only the owner may read.
+    """Serve until stopped; port, token and keys are in files that only the owner may read.
 
     Raises:
         PracticeError: the port is taken, or the keys cannot be read.
     """
     state = json.loads((folder / "state.json").read_text())
-    accepted = keyring.load(folder / "keys.json")
+    accepted = load_keys(folder / "keys.json")
     if accepted is None:
         raise PracticeError(f"There is no {folder / 'keys.json'}.")
-    practice = Practice(accepted, state["token"], lambda keys: keyring.save(folder / "keys.json", keys))
-    practice.server().run([listen(state["port"])])
+    app = PracticeApp(accepted, state["token"], lambda keys: save_keys(folder / "keys.json", keys))
+    app.server().run([listen(state["port"])])
 
 
 if __name__ == "__main__":

@@ -1,280 +1,298 @@
-"""The assistant in the practice vendors: a small, deterministic script that uses tools the way a model does.
+"""The assistant of the practice vendors: a small, deterministic script that uses tools the way a model does.
 
-It writes down what it is asked to remember, answers from the memory that it was sent, says so when it knows
+It stores what it is asked to remember word for word, answers from the memory in the request, says so if it knows
 nothing, and otherwise gives a short friendly answer. The same request always gets the same reply.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
-from isabella.practice import recollection, speech
-from isabella.practice.situation import Call, PromptBlock, Situation, Tool
+from isabella.practice.prompt import Prompt, Reply, ToolCall, best_match, same_words, sentences
 
 _LONGEST_COUNT = 5_000
-_LONGEST_READ = 4_000
-_WHAT = "What would you like me to remember?"
+#: The patterns are for what people say; on a megabyte of text some of them take minutes.
+_LONGEST_MESSAGE = 4_000
+_LONGEST_FACT = 300
+_ASK_WHAT = "What would you like me to remember?"
 
-_QUOTED = re.compile(r"[\"'“](.+)[\"'”][.!]?", re.DOTALL)
-_ARCHIVAL = re.compile(r"\barchiv(?:e|al)\b|\blong[- ]term memory\b", re.IGNORECASE)
-_SEARCH_ARCHIVE = re.compile(
-    r"\b(?:search|look (?:in|through|up)|find|check|query)\b.*?\barchiv(?:e|al)\b(?: memory)?\s*"
-    r"(?:for|about|:)?\s*(?P<query>.*)",
-    re.IGNORECASE | re.DOTALL,
+_REMEMBER = re.compile(
+    # The order begins a clause: "I remember" and "the store" are no orders.
+    r"(?is)(?P<lead>^|[.!?,;:–—\n-]\s*|\b(?:please|and|also|now|hello|hi|isabella|(?<!do )(?<!what )you|you to)\s+)"
+    r"(?:remember|memori[sz]e|note|keep (?:(?:this|that|it) )?in mind|(?:do not|don['’]t|never) forget|store|save|"
+    r"write(?=(?: \w+)? down\b)|archive)\b"
+    # Words that point to a fact or say where to store it.
+    r"(?:\s+(?:(?:this|these|that|it)(?=\s*(?:[:,.!?]|(?:down|in|to|into|for)\b|$))|down|for me|for later))*"
+    r"(?:\s+(?:in|to|into|for)\s+(?:your|the|my)?\s*[\w' -]{0,40}?(?:memory|archive|block))?"
+    r"\s*[:,]?\s*(?:that\b)?[:,]?\s*(?P<fact>(?P<clause>[^.!?\n]*)(?P<after>.*))"
 )
-_SEARCH_CONVERSATION = re.compile(
-    r"\b(?:search|look (?:in|through)|find|check)\b.*?\b(?:conversations?|history|messages|chats?)\b\s*"
-    r"(?:for|about|:)?\s*(?P<query>.*)",
-    re.IGNORECASE | re.DOTALL,
+_LEAD_IN = re.compile(
+    r"(?i)(?:[\s,;–—-]*\b(?:please|and|also|now|(?:could |can |would |I want )?you(?: to)?))*[\s,;–—-]*$"
 )
-_ECHO = re.compile(
-    r"\b(?:say|repeat|reply|answer|respond)\b"
-    r"(?:\s+(?:with|after me|back|only|just|exactly|the words?|one line|in one line|the following|this))*"
-    r"\s*[:,]?\s+(?P<words>\S.*)",
-    re.IGNORECASE | re.DOTALL,
+_POINTER = re.compile(
+    r"(?i)(?:(?:all|both)\b(?: of)?)?\s*(?:that|this|it|these|those|them)?(?:[\s,]*\b(?:please|for (?:me|later)))*"
 )
-_COUNT = re.compile(r"\bcount (?:up )?to (?P<number>\d+)", re.IGNORECASE)
-_ALL_KNOWN = re.compile(
-    r"\bwhat (?:do|can|did) you (?:know|remember|recall)\b(?:\s+about (?:me|us|the user))?\s*\??\s*$|"
-    r"\btell me (?:what|everything|all) (?:that )?you (?:know|remember)|\bwhat(?:'s| is) in your memory\b",
-    re.IGNORECASE,
+_POLITE_QUESTION = re.compile(r"(?i)\b(?:can|could|will|would) you (?:please )?\w+")
+_COURTESY = re.compile(r"(?i)^(?:(?:hello|hi|hey|thanks?(?: you)?|ok(?:ay)?|yes|no)\b[\s,.!]*)+")
+_OTHER_ORDER = re.compile(
+    r"(?i)^\s*(?:please )?(?:search|look|find|check|say|repeat|reply|answer|count|tell|forget|change)\b"
 )
-_IDENTITY = re.compile(
-    r"\b(?:who are you|what are you|your name|which model|what model|introduce yourself)\b", re.IGNORECASE
+_FORGET = re.compile(r"(?i)^\s*(?:please )?forget\b(?: about| that)?\s+(?P<what>.+)")
+_CHANGE = re.compile(r"(?i)^\s*(?:please )?change\s+(?P<old>.+?)\s+(?:to|into)\s+(?P<new>.+?)[.!]?$")
+_PERSONAL = re.compile(r"(?i)\b(?:my|I)\b")
+
+_ARCHIVAL = re.compile(r"(?i)\barchiv(?:e|al)\b|\blong[- ]term memory\b")
+_SEARCH = re.compile(
+    r"(?is)\b(?:search|look (?:in|through|up)|find|check)\b.*?\b(?P<where>archive|archival|conversations?|history)\b"
+    r"(?: memory)?\s*(?:for|about|:)?\s*(?P<query>.*)"
 )
-_QUESTION = re.compile(
-    r"\?\s*$|^\s*(?:so |and |please |hey |hi |hello |isabella |[,. ])*"
-    r"(?:what|who|whom|whose|where|when|which|why|how|do|does|did|is|are|was|were|can|could|will|would|tell me)\b",
-    re.IGNORECASE,
+_ECHO = re.compile(r"(?is)\b(?:say|repeat|reply|answer)\b(?: (?:with|only|just|exactly))*[:,]?\s+(?P<words>\S.*)")
+_QUOTED = re.compile(r"(?s)[\"'“](.+)[\"'”][.!]?")
+_COUNT = re.compile(r"(?i)\bcount (?:up )?to (?P<number>\d+)")
+_ALL_KNOWN = re.compile(r"(?i)\bwhat (?:do|can) you (?:know|remember)\b(?: about (?:me|us))?\s*\??\s*$")
+_IDENTITY = re.compile(r"(?i)\b(?:who are you|your name|(?:which|what) model)\b")
+_QUESTION = re.compile(r"(?i)\?\s*$|^\s*(?:what|who|whose|where|when|which|why|how|do|is|are|can|tell me)\b")
+_GREETING = re.compile(r"(?i)^\s*(?:hello|hi|hey|good (?:morning|afternoon|evening))\b|^$")
+
+_SUMMARY_REQUEST = re.compile(
+    r"<start_transcript>|^\s*(?:The (?:previous|following) messages are being evicted|"
+    r"Your task is to create a detailed summary|You.re a memory-recall helper)"
 )
-_GREETING = re.compile(r"^\s*(?:hello|hi|hey|good (?:morning|afternoon|evening)|greetings)\b", re.IGNORECASE)
+_SUMMARISED = "- The user said: "
+
+#: The tools that add a text to a block, with the argument for the text.
+_ADD = {"memory_insert": "new_string", "core_memory_append": "content"}
+#: The tools that replace a text in a block, with the arguments for the old text and the new one.
+_REPLACE = {"memory_replace": ("old_string", "new_string"), "core_memory_replace": ("old_content", "new_content")}
+_SEARCH_TOOLS = ("archival_memory_search", "conversation_search")
+_RECEIPTS = {
+    **dict.fromkeys((*_ADD, "archival_memory_insert"), "I will remember that."),
+    **dict.fromkeys(_REPLACE, "I have changed that in my memory."),
+}
 
 
-@dataclass(frozen=True)
-class Reply:
-    """What the assistant says or does in one step.
-
-    Attributes:
-        reasoning: what it thinks before.
-        text: what it says; empty where it only calls tools.
-        calls: the tools that it calls.
-    """
-
-    reasoning: str
-    text: str = ""
-    calls: tuple[Call, ...] = ()
-
-
-def reply(situation: Situation, *, speaker: str) -> Reply:
-    """The assistant's next step.
-
-    Args:
-        situation: what it was sent.
-        speaker: who it is when asked, such as "gpt-oss-120b at Cerebras".
-    """
-    planned = _plan(situation, speaker)
-    return _within_the_rules(planned, situation)
+def reply(prompt: Prompt, *, identity: str) -> Reply:
+    """Return the assistant's next step; `identity` is who it is, such as "gpt-oss-120b at Cerebras"."""
+    planned = _plan(prompt, identity)
+    calls = planned.calls
+    if prompt.forced is not None and [call.name for call in calls] != [prompt.forced]:
+        calls = (ToolCall(prompt.forced, {}),)
+    elif not calls and "send_message" in prompt.tools:
+        calls = (ToolCall("send_message", {}),)
+    elif not calls and prompt.must_call:
+        calls = (ToolCall(next(iter(prompt.tools)), {}),)
+    if not calls:
+        return planned
+    return Reply(planned.reasoning, calls=tuple(_completed(call, planned, prompt) for call in calls))
 
 
-def _plan(situation: Situation, speaker: str) -> Reply:
-    if recollection.is_summary_request(situation):
-        return Reply("I am asked to sum up.", recollection.summary(situation))
-    if "memory_finish_edits" in situation.tools:
-        return _tend_memory(situation)
-    done = [turn for turn in situation.since if turn.role == "tool"]
-    if done:
-        return _after_tools(situation)
-    # The patterns are for what people say; on a megabyte of text some would take minutes.
-    asked = situation.asked[:_LONGEST_READ].strip()
-    if not asked:
-        return Reply("Nobody has said anything yet.", "Hello! I am listening.")
-    return (
-        _search(asked, situation)
-        or _change(asked, situation)
-        or _remember(asked, situation)
-        or _converse(asked, situation, speaker)
-    )
+def _completed(call: ToolCall, planned: Reply, prompt: Prompt) -> ToolCall:
+    """Return a call with all arguments that its tool asks for."""
+    if call.name not in prompt.tools:
+        return call
+    arguments = {"message": planned.text or "Done."} if call.name == "send_message" else {}
+    filler = prompt.user_text[:_LONGEST_MESSAGE]
+    return prompt.tools[call.name].call(arguments | {**call.arguments}, reasoning=planned.reasoning, filler=filler)
 
 
-def _search(asked: str, situation: Situation) -> Reply | None:
-    for pattern, tool in ((_SEARCH_ARCHIVE, "archival_memory_search"), (_SEARCH_CONVERSATION, "conversation_search")):
-        found = pattern.search(asked)
-        if found is None:
-            continue
-        query = found["query"].strip(" .?!\"'") or asked
-        if tool in situation.tools:
-            return Reply(f"I should look that up with {tool}.", calls=(Call(tool, {"query": query}),))
-        return _from_memory(situation, query)
-    return None
+def _plan(prompt: Prompt, identity: str) -> Reply:
+    if _SUMMARY_REQUEST.search(prompt.user_text):
+        return Reply("I am asked for a summary.", _summary(prompt))
+    if "memory_finish_edits" in prompt.tools:
+        return _tidy_memory(prompt)
+    if any(message.role == "tool" for message in prompt.after_user):
+        return _report_result(prompt)
+    text = prompt.user_text[:_LONGEST_MESSAGE].strip()
+    planned = _search(text, prompt) or _edit(text, prompt) or _remember(text, prompt)
+    return planned or _converse(text, prompt, identity)
 
 
-def _change(asked: str, situation: Situation) -> Reply | None:
-    if change := recollection.to_change(asked):
-        edit = recollection.replacement(situation, *change)
-        if edit is not None:
-            return Reply("The user corrects something that I know.", calls=(edit,))
-    if unwanted := recollection.to_forget(asked):
-        edit = recollection.removal(situation, unwanted)
-        if edit is not None:
-            return Reply("The user wants me to forget something.", calls=(edit,))
-        return Reply("There is nothing like that in my memory.", "I have nothing like that in my memory.")
-    return None
-
-
-def _remember(asked: str, situation: Situation) -> Reply | None:
-    what = recollection.to_remember(asked, situation.former)
-    if what is None and situation.before and situation.before[-1].text == _WHAT:
-        what = recollection.statement(asked) or None
-    if what is None:
+def _search(text: str, prompt: Prompt) -> Reply | None:
+    match = _SEARCH.search(text)
+    if match is None:
         return None
-    if not what:
-        return Reply("I cannot tell what is meant.", _WHAT)
-    fact = speech.about_the_user(what)
-    call = recollection.note(
-        situation, fact, label=_named_block(asked, situation.blocks), archival=bool(_ARCHIVAL.search(asked))
-    )
+    query = match["query"].strip(" .?!\"'") or text
+    tool = _SEARCH_TOOLS[0] if _ARCHIVAL.search(match["where"]) else _SEARCH_TOOLS[1]
+    if tool in prompt.tools:
+        return Reply(f"I should look that up with {tool}.", calls=(ToolCall(tool, {"query": query}),))
+    return _recall(query, prompt)
+
+
+def _edit(text: str, prompt: Prompt) -> Reply | None:
+    """Change a text in a block, or take out the line that the user wants forgotten."""
+    change, forget = _CHANGE.match(text), _FORGET.match(text)
+    tool = next((tool for tool in _REPLACE if tool in prompt.tools), None)
+    for block in prompt.blocks if tool and (change or forget) else ():
+        old = None
+        if change and (found := re.search(re.escape(change["old"]), block.value, re.IGNORECASE)):
+            old = found[0]
+        elif forget and not block.about_agent:
+            old = best_match(forget["what"], block.value.splitlines())
+        if tool and old and not block.read_only:
+            texts = zip(_REPLACE[tool], (old, change["new"] if change else ""), strict=True)
+            call = ToolCall(tool, {"label": block.label, **dict(texts)})
+            return Reply("I have to change my memory.", calls=(call,))
+    return Reply("I find no such thing.", "I have nothing like that in my memory.") if forget else None
+
+
+def _remember(text: str, prompt: Prompt) -> Reply | None:
+    fact = _fact_to_remember(text, prompt.previous_user_text)
+    if fact is None and prompt.before_user and prompt.before_user[-1].text == _ASK_WHAT:
+        fact = _statement(text) or None
+    if fact is None:
+        return None
+    if not fact:
+        return Reply("I cannot tell what is meant.", _ASK_WHAT)
+    call = _add(prompt, _as_sentence(fact), text)
     if call is not None:
-        return Reply("The user wants me to remember this; I will write it down.", calls=(call,))
-    if any(speech.same(fact, known) for block in situation.blocks for known in speech.sentences(block.value)):
-        return Reply("That is in my memory already.", f"I know that already: {speech.to_the_user(fact)}")
-    return Reply(
-        "I have no tool to write this down.",
-        "I have no memory that I could write to, but I will keep it in mind while we talk.",
-    )
+        return Reply("The user wants me to remember this; I will store it.", calls=(call,))
+    if _is_known(fact, prompt):
+        return Reply("That is in my memory already.", f"I know that already: {_as_sentence(fact)}")
+    return Reply("I have no tool for this.", "I have no memory that I could write to.")
 
 
-def _named_block(asked: str, blocks: tuple[PromptBlock, ...]) -> str | None:
-    if "block" not in asked.lower():
-        return None
-    named = (block.label for block in blocks if re.search(rf"\b{re.escape(block.label)}\b", asked, re.IGNORECASE))
-    return next(named, None)
-
-
-def _converse(asked: str, situation: Situation, speaker: str) -> Reply:
-    if found := _COUNT.search(asked):
-        numbers = range(1, min(int(found["number"]), _LONGEST_COUNT) + 1)
+def _converse(text: str, prompt: Prompt, identity: str) -> Reply:
+    if match := _COUNT.search(text):
+        numbers = range(1, min(int(match["number"]), _LONGEST_COUNT) + 1)
         return Reply("I will count.", " ".join(str(number) for number in numbers))
-    if _ALL_KNOWN.search(asked):
-        facts = [speech.to_the_user(fact) for fact in recollection.about_user(situation)]
-        text = "This is what I know: " + " ".join(facts) if facts else "I do not know anything about you yet."
+    if _ALL_KNOWN.search(text):
+        facts = " ".join(map(_as_sentence, prompt.facts))
+        text = f"I remember: {facts}" if facts else "I do not know anything about you yet."
         return Reply("I will say what is in my memory.", text)
-    if _IDENTITY.search(asked):
-        return Reply("The user asks who I am.", f"I am {speaker}, here to practise with.")
-    if (found := _ECHO.search(asked)) and not asked.endswith("?"):
-        words = found["words"].strip()
-        quoted = _QUOTED.fullmatch(words)
-        return Reply("I am to say something.", quoted[1] if quoted else words)
-    if _QUESTION.search(asked):
-        return _from_memory(situation, asked)
-    if _GREETING.search(asked):
+    if _IDENTITY.search(text):
+        return Reply("The user asks who I am.", f"I am {identity}, here to practise with.")
+    if (match := _ECHO.search(text)) and not text.endswith("?"):
+        quoted = _QUOTED.fullmatch(match["words"])
+        return Reply("I am to say something.", quoted[1] if quoted else match["words"])
+    if _QUESTION.search(text):
+        return _recall(text, prompt)
+    if _GREETING.search(text):
         return Reply("The user greets me.", "Hello! It is good to hear from you. What is on your mind?")
-    return Reply(
-        "The user tells me something.", "Thank you for telling me. Is there anything you would like me to remember?"
-    )
+    return Reply("I am told something.", "Thank you for telling me. Is there anything you would like me to remember?")
 
 
-def _from_memory(situation: Situation, question: str) -> Reply:
-    fact = recollection.answer(situation, question)
-    if fact is not None:
-        return Reply("I find that in my memory.", speech.to_the_user(fact))
-    return Reply(
-        "There is nothing about that in my memory.", "I do not know that yet. You can ask me to remember it."
-    )
+def _recall(question: str, prompt: Prompt) -> Reply:
+    """Answer from the blocks about the user, from what the user said, or from the blocks about the agent."""
+    for facts in (prompt.facts, _told(prompt), prompt.own_facts):
+        if fact := best_match(question, facts):
+            return Reply("I find that in my memory.", f"I remember: {_as_sentence(fact)}")
+    return Reply("I find nothing about that.", "I do not know that yet. You can ask me to remember it.")
 
 
-def _after_tools(situation: Situation) -> Reply:
-    last = situation.since[-1] if situation.since[-1].role == "tool" else None
-    result = last or next(turn for turn in reversed(situation.since) if turn.role == "tool")
-    calls = [call for turn in situation.since for call in turn.calls]
-    call = calls[-1] if calls else Call("", {})
+def _report_result(prompt: Prompt) -> Reply:
+    """Say how the last tool call ended."""
+    result = [message for message in prompt.after_user if message.role == "tool"][-1]
+    calls = [call for message in prompt.after_user for call in message.calls]
+    call = calls[-1] if calls else ToolCall("", {})
     if call.name == "send_message":
         return Reply("I have answered already.", str(call.arguments.get("message", "Done.")))
     if result.failed:
         return Reply("The tool failed.", f"That did not work: {result.text[:300]}")
-    if call.name in ("archival_memory_search", "conversation_search"):
-        found = recollection.from_results(result.text, str(call.arguments.get("query", "")), asked=situation.asked)
-        if found is None:
-            return Reply("The search found nothing.", "I looked, but I found nothing about that.")
-        return Reply("The search found something.", f"I found this: {speech.to_the_user(found)}")
-    if recollection.is_noting(call):
-        return Reply("It is written down.", "I will remember that.")
-    if recollection.is_editing(call):
-        return Reply("My memory is up to date.", "I have changed that in my memory.")
-    return Reply("The tool is done.", "Done.")
+    if call.name in _SEARCH_TOOLS:
+        # A search finds the question itself, too.
+        facts = [text for text in result.found_texts() if not text.endswith("?") and text != prompt.user_text.strip()]
+        fact = best_match(str(call.arguments.get("query", "")), facts)
+        return Reply("I searched.", f"I found this: {fact}" if fact else "I looked, but I found nothing about that.")
+    return Reply("The tool is done.", _RECEIPTS.get(call.name, "Done."))
 
 
-def _tend_memory(situation: Situation) -> Reply:
-    """The sleep-time agent: write down what the transcript tells, one fact a step, then finish."""
-    if any(call.name == "memory_finish_edits" for turn in situation.since for call in turn.calls):
+def _tidy_memory(prompt: Prompt) -> Reply:
+    """As a sleep-time agent, store what the user told in the transcript, one fact in each step, then finish."""
+    calls = [call for message in prompt.after_user for call in message.calls]
+    if any(call.name == "memory_finish_edits" for call in calls):
         return Reply("The memory is in order.", "The memory is up to date.")
-    written = [str(value) for turn in situation.since for call in turn.calls for value in call.arguments.values()]
-    for fact in recollection.from_transcript(situation.asked):
-        if not any(speech.same(fact, earlier) for earlier in written):
-            call = recollection.note(situation, fact)
+    stored = [str(value) for call in calls for value in call.arguments.values()]
+    for previous, line in zip(["", *prompt.transcript], prompt.transcript, strict=False):
+        fact = _fact_to_remember(line, previous)
+        if fact is None and _PERSONAL.search(line) and not line.endswith("?"):
+            fact = line
+        if fact and not any(same_words(fact, other) for other in stored):
+            call = _add(prompt, _as_sentence(fact), "")
             if call is not None:
                 return Reply("This is worth keeping.", calls=(call,))
-    return Reply("There is nothing more to write down.", calls=(Call("memory_finish_edits", {}),))
+    return Reply("There is nothing more to store.", calls=(ToolCall("memory_finish_edits", {}),))
 
 
-def _within_the_rules(planned: Reply, situation: Situation) -> Reply:
-    """The plan, changed where the request leaves no choice, with the arguments that the tools ask for."""
-    calls = planned.calls
-    if situation.forced is not None and [call.name for call in calls] != [situation.forced]:
-        calls = (_made_up_call(situation.tools[situation.forced], planned.text, situation.asked),)
-    elif not calls and "send_message" in situation.tools:
-        calls = (Call("send_message", {"message": planned.text}),)
-    elif not calls and situation.must_call:
-        calls = (_made_up_call(next(iter(situation.tools.values())), planned.text, situation.asked),)
-    if not calls:
-        return planned
-    finished = tuple(_completed(call, situation.tools.get(call.name), planned.reasoning) for call in calls)
-    return Reply(planned.reasoning, "", finished)
+def _summary(prompt: Prompt) -> str:
+    lines: list[str] = []
+    for text in prompt.transcript or [message.text for message in prompt.before_user if message.role == "user"]:
+        # An earlier summary comes wrapped in JSON; its lines are kept.
+        earlier = re.findall(f'{_SUMMARISED}([^\n"]+)', text.replace("\\n", "\n"))
+        lines += [_SUMMARISED + line[:200] for line in (earlier if text.startswith("{") else [text])]
+    return "\n".join(["Summary of the conversation so far.", *(lines or ["- Nothing of note was said."])])
 
 
-def _made_up_call(tool: Tool, text: str, asked: str) -> Call:
-    if tool.name == "send_message":
-        return Call(tool.name, {"message": text or "Done."})
-    return Call(tool.name, {name: _made_up(tool.properties.get(name), asked) for name in tool.required})
+def _fact_to_remember(text: str, previous: str) -> str | None:
+    """Return the fact that the user wants remembered: None if there is no such order, empty if it names no fact.
+
+    An order that only points to a fact ("remember that") means the sentence before it or after it, or one in the
+    user's previous message.
+    """
+    text = text[:_LONGEST_MESSAGE]
+    order = _REMEMBER.search(text)
+    if order is None or (text.endswith("?") and not _POLITE_QUESTION.search(text[: order.start("fact")])):
+        return None
+    before = _LEAD_IN.sub("", text[: order.end("lead")])
+    return _named_fact(order) or next(filter(None, map(_statement, (before, order["after"], previous))), "")
 
 
-def _completed(call: Call, tool: Tool | None, reasoning: str) -> Call:
-    if tool is None:
-        return call
-    arguments: dict[str, Any] = {}
-    for name in ("thinking", "inner_thoughts"):
-        if name in tool.properties:
-            arguments[name] = reasoning
-    arguments.update(call.arguments)
-    if "request_heartbeat" in tool.properties:
-        arguments["request_heartbeat"] = call.name not in ("send_message", "memory_finish_edits")
-    for name in tool.required:
-        if name not in arguments:
-            arguments[name] = _default(call.name, name, tool.properties.get(name))
-    return Call(call.name, arguments)
+def _named_fact(order: re.Match[str]) -> str:
+    """Return the fact in an order to remember; empty if the order only points to one."""
+    return "" if _POINTER.fullmatch(re.sub(r"^\W+|\W+$", "", order["clause"])) else order["fact"].rstrip(" ?")
 
 
-def _default(tool: str, name: str, schema: object) -> Any:
-    if tool == "memory_insert" and name == "insert_line":
-        return -1
-    if isinstance(schema, dict):
-        if "default" in schema:
-            return schema["default"]
-        kinds = schema.get("type")
-        if (isinstance(kinds, list) and "null" in kinds) or "anyOf" in schema:
-            return None
-    return _made_up(schema, "")
+def _statement(text: str) -> str:
+    """Return the last sentence of a text that is no courtesy, if it states something; otherwise an empty text."""
+    for sentence in reversed(list(sentences(text))):
+        last = _COURTESY.sub("", sentence.strip(" ,;–—-"))
+        order = _REMEMBER.match(last)
+        fact = last if order is None else _named_fact(order)
+        if len(re.findall(r"\w+", fact)) > 1:
+            return "" if _OTHER_ORDER.match(fact) or fact.endswith("?") or len(fact) > _LONGEST_FACT else fact
+    return ""
 
 
-def _made_up(schema: object, text: str) -> Any:
-    if not isinstance(schema, Mapping):
-        return text
-    if schema.get("enum"):
-        return schema["enum"][0]
-    kind = schema.get("type")
-    if isinstance(kind, list):
-        kind = next((one for one in kind if one != "null"), "string")
-    simple = {"integer": 0, "number": 0, "boolean": False, "array": [], "object": {}}
-    return simple.get(str(kind), text)
+def _told(prompt: Prompt) -> list[str]:
+    """Return what the user has told so far, with later corrections made."""
+    facts: list[str] = []
+    texts = [message.text[:20_000] for message in prompt.before_user if message.role in ("user", "system")]
+    for sentence in (sentence for text in texts for sentence in sentences(text)):
+        told = sentence.removeprefix(_SUMMARISED)
+        if forget := _FORGET.match(told):
+            forgotten = best_match(forget["what"], facts)
+            facts = [fact for fact in facts if fact != forgotten]
+        elif change := _CHANGE.match(told):
+            facts = [fact.replace(change["old"], change["new"]) for fact in facts]
+        elif not told.endswith("?") and not _OTHER_ORDER.match(told):
+            ordered = _fact_to_remember(told, "")
+            facts.append(told if ordered is None else ordered)
+    return facts
+
+
+def _is_known(fact: str, prompt: Prompt) -> bool:
+    return any(same_words(fact, known) for known in prompt.facts + prompt.own_facts)
+
+
+def _add(prompt: Prompt, fact: str, order: str) -> ToolCall | None:
+    """Return the call that stores a fact where the user's order says; None if it is known or no tool can store it."""
+    archive = (
+        ToolCall("archival_memory_insert", {"content": fact}) if "archival_memory_insert" in prompt.tools else None
+    )
+    if archive and _ARCHIVAL.search(order):
+        return archive
+    if _is_known(fact, prompt):
+        return None
+    words = re.findall(r"[\w-]+", order.lower())
+    writable = [block for block in prompt.blocks if not block.read_only]
+    named = [block for block in writable if "block" in words and block.label.lower() in words]
+    user = [block for block in writable if block.label in ("human", "user")]
+    others = [block for block in writable if not block.about_agent]
+    block = next(iter([*named, *user, *others, *writable]), None)
+    tool = next((tool for tool in _ADD if tool in prompt.tools), None)
+    return ToolCall(tool, {"label": block.label, _ADD[tool]: fact}) if block and tool else archive
+
+
+def _as_sentence(text: str) -> str:
+    """Return a text with a capital letter and a full stop, without the bullet of a list."""
+    text = text.strip().lstrip("-*• ").rstrip(".!")
+    return text and text[0].upper() + text[1:] + ("" if text[-1] in "?…\"'" else ".")

@@ -1,13 +1,13 @@
-"""The practice vendors as a process of their own: started, found again, stopped.
+"""The practice vendors as a process of their own: start, find, control and stop it.
 
     HOME/practice/
     ├── state.json     port and control token
-    ├── process.json   which process serves
+    ├── process.json   the process that serves
     ├── keys.json      the keys that each vendor accepts
-    ├── practice.log   what went wrong with the server; never a request
+    ├── practice.log   errors of the server; never a request
     └── lock
 
-All of it is its owner's alone.
+Only the owner may read these files.
 """
 
 from __future__ import annotations
@@ -18,44 +18,103 @@ import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+import httpx2
 from filelock import FileLock, Timeout
-from pydantic import SecretStr
+from pydantic import SecretStr, TypeAdapter
 
-from isabella.errors import LockTimeout, PracticeError
-from isabella.practice import keyring
-from isabella.practice.controls import Controls
-from isabella.practice.profiles import profile
-from isabella.practice.server import HOST, free_port, is_free
+from isabella.errors import LockTimeout, PracticeError, UnverifiedPeer
+from isabella.practice.server import HOST, SERVICE, TOKEN_HEADER, listen
+from isabella.practice.vendor import Request, VendorFault, load_keys, new_key, new_keys, save_keys
+from isabella.practice.wire import NAMES, profile
 from isabella.system import processes
 from isabella.system.files import write_private
-from isabella.system.peers import Peer
+from isabella.system.peers import Peer, hooks
 
 DEFAULT_PORT = 8090
 
 _LOCK_SECONDS = 60.0
 _START_SECONDS = 20.0
+_REQUEST_SECONDS = 5.0
 _ATTEMPTS = 3
-# What a Python program needs of the environment; above all no keys.
+# The environment variables that a Python program needs; above all no keys.
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "SYSTEMROOT", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
+_START_REMEDY = "Start them: isabella practice up"
+_REQUESTS = TypeAdapter(list[Request])
 
-Say = Callable[[str], None]
+
+class ControlClient:
+    """A client of the control API of practice vendors in another process, which is verified before each request."""
+
+    def __init__(self, base_url: str, token: SecretStr, peer: Peer) -> None:
+        self._base_url = base_url
+        self._token = token
+        self._peer = peer
+
+    def answers(self) -> bool:
+        """Whether these vendors answer: their health route, and the control API with this token."""
+        try:
+            with self._client() as client:
+                health = client.get("/practice/health").json()
+                known = isinstance(health, dict) and health.get("service") == SERVICE
+                return known and client.get(f"/practice/{NAMES[0]}/keys").status_code == 200
+        except (httpx2.HTTPError, ValueError, UnverifiedPeer):
+            return False
+
+    def accept(self, vendor: str, keys: Sequence[str | SecretStr]) -> None:
+        """Replace the keys that the vendor accepts, also after a restart."""
+        plain = [key.get_secret_value() if isinstance(key, SecretStr) else key for key in keys]
+        self._request("PUT", vendor, "keys", {"accepted": plain})
+
+    def fault(self, vendor: str, fault: VendorFault) -> None:
+        """Switch a fault on, beside those that are on."""
+        self._request("POST", vendor, "faults", asdict(fault))
+
+    def faults(self, vendor: str) -> list[dict[str, Any]]:
+        """Return the faults that are on, each with the number of times that is left."""
+        return list(self._request("GET", vendor, "faults")["faults"])
+
+    def clear(self, vendor: str | None = None) -> None:
+        """Switch all faults off, at one vendor or at all."""
+        for name in NAMES if vendor is None else (vendor,):
+            self._request("DELETE", name, "faults")
+
+    def requests(self, vendor: str) -> list[Request]:
+        """Return the requests at the vendor, oldest first."""
+        return _REQUESTS.validate_python(self._request("GET", vendor, "requests")["requests"])
+
+    def _client(self) -> httpx2.Client:
+        # trust_env: a proxy in the environment must not come between two processes of one machine.
+        return httpx2.Client(
+            base_url=self._base_url,
+            headers={TOKEN_HEADER: self._token.get_secret_value()},
+            timeout=_REQUEST_SECONDS,
+            trust_env=False,
+            event_hooks=hooks(self._peer),
+        )
+
+    def _request(self, method: str, vendor: str, resource: str, body: object = None) -> Any:
+        try:
+            with self._client() as client:
+                response = client.request(method, f"/practice/{vendor}/{resource}", json=body)
+                answer = response.json() if response.content else {}
+        except (httpx2.HTTPError, ValueError) as error:
+            raise PracticeError(
+                f"The practice vendors at {self._base_url} do not answer ({type(error).__name__}).",
+                remedy=_START_REMEDY,
+            ) from None
+        if response.is_error:
+            raise PracticeError(f"The practice vendors refused: {answer.get('error', response.status_code)}")
+        return answer
 
 
 @dataclass(frozen=True)
 class Running:
-    """Practice vendors that run as a process of their own.
-
-    Attributes:
-        home: Isabella's home.
-        port: the loopback port.
-        process: the process that serves.
-        token: what the controls ask for.
-        started: whether they were started just now, and did not run before.
-    """
+    """Practice vendors that run as a process of their own; `started` says whether this call of `up` started them."""
 
     home: Path
     port: int
@@ -65,35 +124,33 @@ class Running:
 
     @property
     def address(self) -> str:
-        """Where they are, without a path."""
+        """The URL of their server, without a path."""
         return f"http://{HOST}:{self.port}"
 
     @property
-    def control(self) -> Controls:
-        """Their controls."""
+    def control(self) -> ControlClient:
+        """A client of their control API."""
         record = self.home / "practice" / "process.json"
-        return Controls(
-            self.address, self.token, Peer("the practice vendors", record, "Start them: isabella practice up")
-        )
+        return ControlClient(self.address, self.token, Peer("the practice vendors", record, _START_REMEDY))
 
     @property
     def keys_file(self) -> Path:
-        """Where the keys that they accept stand."""
+        """The file with the keys that they accept."""
         return keys_file(self.home)
 
     def base_url(self, vendor: str) -> str:
-        """The vendor's base URL, with its `/v1`."""
+        """Return the vendor's base URL, with its `/v1`."""
         return f"{self.address}{profile(vendor).path}"
 
     def keys(self, vendor: str) -> list[SecretStr]:
-        """The keys on the vendor's list."""
+        """Return the keys that the vendor accepts."""
         return [SecretStr(key) for key in accepted_keys(self.home)[profile(vendor).name]]
 
     def key(self, vendor: str) -> SecretStr:
-        """A key that is on the vendor's list: the first.
+        """Return the first key that the vendor accepts.
 
         Raises:
-            PracticeError: the list is empty.
+            PracticeError: it accepts none.
         """
         keys = self.keys(vendor)
         if not keys:
@@ -103,52 +160,45 @@ class Running:
         return keys[0]
 
     def rotate(self, vendor: str, *, keep_old: bool = False) -> SecretStr:
-        """Put a new key on the vendor's list, alone or before those that are on it."""
-        accepted = [key.get_secret_value() for key in self.keys(vendor)]
-        return self.control.rotate(vendor, accepted, keep_old=keep_old)
+        """Have the vendor accept a new key, alone or before the present ones."""
+        return rotate(self.home, vendor, keep_old=keep_old)
 
 
-def up(home: Path, port: int | None = None, progress: Say | None = None) -> Running:
-    """Have practice vendors running; those that run already are kept.
+def up(home: Path, port: int | None = None, progress: Callable[[str], None] = lambda line: None) -> Running:
+    """Start the practice vendors, unless they run already; `progress` is called with a line for each step.
 
-    Args:
-        home: Isabella's home.
-        port: the loopback port; None for the former one, or another where that is taken.
-        progress: told what happens.
+    Without a port, they get the former one, or another if that is taken.
 
     Raises:
-        PracticeError: the port is taken, or the process did not come up; the message names its log.
+        PracticeError: the port is taken, or the process did not start; the message names its log.
         LockTimeout: another process has been starting or stopping them for too long.
     """
-    say = progress or (lambda line: None)
     folder = _folder(home)
     with _locked(folder):
-        found = status(home)
-        if found is not None:
-            if port is not None and port != found.port:
+        running = status(home)
+        if running is not None:
+            if port is not None and port != running.port:
                 raise PracticeError(
-                    f"The practice vendors run on port {found.port} already.",
+                    f"The practice vendors run on port {running.port} already.",
                     remedy=f"To move them: isabella practice down, then isabella practice up --port {port}",
                 )
-            say(f"practice vendors: already running on port {found.port}")
-            return found
+            progress(f"practice vendors: already running on port {running.port}")
+            return running
         _stop_recorded(folder)
-        if keyring.load(folder / "keys.json") is None:
-            keyring.save(folder / "keys.json", keyring.new_keys())
+        if load_keys(keys_file(home)) is None:
+            save_keys(keys_file(home), new_keys())
         for _ in range(_ATTEMPTS):
             chosen = _choose_port(folder, port)
-            running = _start(home, chosen, say)
+            progress(f"practice vendors: starting on port {chosen}")
+            running = _start(home, chosen)
             if running is not None:
-                say(f"practice vendors: running on port {chosen}")
+                progress(f"practice vendors: running on port {chosen}")
                 return running
-    raise PracticeError("The practice vendors did not come up.", remedy=f"Their log: {folder / 'practice.log'}")
+    raise PracticeError("The practice vendors did not start.", remedy=f"Their log: {folder / 'practice.log'}")
 
 
 def down(home: Path) -> bool:
-    """Stop the practice vendors of this home, if they run; their keys and their port are kept.
-
-    Returns:
-        Whether they ran.
+    """Stop the practice vendors, if they run; their keys and their port are kept. Return whether they ran.
 
     Raises:
         LockTimeout: another process has been starting or stopping them for too long.
@@ -161,7 +211,7 @@ def down(home: Path) -> bool:
 
 
 def status(home: Path) -> Running | None:
-    """The practice vendors of this home, if they run and answer."""
+    """Return the practice vendors of this home, if they run and answer."""
     folder = home / "practice"
     process = processes.load(folder / "process.json")
     state = _state(folder)
@@ -173,41 +223,48 @@ def status(home: Path) -> Running | None:
 
 
 def keys_file(home: Path) -> Path:
-    """Where the accepted keys of this home stand."""
+    """Return the path of the file with the accepted keys."""
     return home / "practice" / "keys.json"
 
 
 def accepted_keys(home: Path) -> dict[str, list[str]]:
-    """The keys that the practice vendors of this home accept, by vendor.
+    """Return the keys that the practice vendors of this home accept, by vendor.
 
     Raises:
-        PracticeError: there are none yet.
+        PracticeError: there are none yet, or their file cannot be read.
     """
-    accepted = keyring.load(keys_file(home))
+    accepted = load_keys(keys_file(home))
     if accepted is None:
-        raise PracticeError(f"There are no practice vendors in {home}.", remedy="Start them: isabella practice up")
+        raise PracticeError(f"There are no practice vendors in {home}.", remedy=_START_REMEDY)
     return accepted
 
 
 def accept(home: Path, vendor: str, keys: Sequence[str]) -> None:
-    """Replace the vendor's list of accepted keys, whether the vendors run or not."""
+    """Replace the keys that the vendor accepts, whether the vendors run or not."""
     running = status(home)
     if running is not None:
         running.control.accept(vendor, keys)
         return
     accepted = accepted_keys(home)
     accepted[profile(vendor).name] = list(keys)
-    keyring.save(keys_file(home), accepted)
+    save_keys(keys_file(home), accepted)
 
 
-def _start(home: Path, port: int, say: Say) -> Running | None:
-    """Start the process and wait until it answers; None where it ended."""
+def rotate(home: Path, vendor: str, *, keep_old: bool = False) -> SecretStr:
+    """Have the vendor accept a new key, alone or before the present ones, whether the vendors run or not."""
+    present = accepted_keys(home)[profile(vendor).name]
+    key = new_key(vendor)
+    accept(home, vendor, [key, *(present if keep_old else ())])
+    return SecretStr(key)
+
+
+def _start(home: Path, port: int) -> Running | None:
+    """Start the process and wait until it answers; None if it ended or did not answer in time."""
     folder = _folder(home)
     token = SecretStr(secrets.token_urlsafe(24))
     write_private(folder / "state.json", json.dumps({"port": port, "token": token.get_secret_value()}))
-    say(f"practice vendors: starting on port {port}")
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    # -P: the working directory must not be able to stand in for a module.
+    # -P: a file in the working directory must not replace a module.
     argv = [sys.executable, "-P", "-m", "isabella.practice", str(folder)]
     try:
         process = processes.spawn(argv, env=environment, log=folder / "practice.log", cwd=folder)
@@ -224,7 +281,7 @@ def _start(home: Path, port: int, say: Say) -> Running | None:
                 return None
             time.sleep(0.05)
     except BaseException:
-        # Interrupted while waiting: nobody would know of the process.
+        # An interrupt while waiting must not leave a process behind.
         process.stop()
         raise
     process.stop()
@@ -233,12 +290,14 @@ def _start(home: Path, port: int, say: Say) -> Running | None:
 
 def _choose_port(folder: Path, wanted: int | None) -> int:
     if wanted is not None:
-        if not is_free(wanted):
-            raise PracticeError(f"Port {wanted} is taken.", remedy="Choose another port, or none for a free one.")
+        listen(wanted).close()
         return wanted
     state = _state(folder)
     preferred = DEFAULT_PORT if state is None else state[0]
-    return preferred if is_free(preferred) else free_port()
+    with suppress(PracticeError), listen(preferred):
+        return preferred
+    with listen(0) as listener:
+        return int(listener.getsockname()[1])
 
 
 def _state(folder: Path) -> tuple[int, SecretStr] | None:

@@ -1,48 +1,79 @@
-"""The practice vendors in this process: a uvicorn in a thread, on a loopback port."""
+"""The practice vendors on a loopback port: each under its own path, and the control API under `/practice/`."""
 
 from __future__ import annotations
 
+import hmac
 import logging
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import parse_qs
 
 import uvicorn
-from pydantic import SecretStr
+from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
 
 from isabella.errors import PracticeError
-from isabella.practice import keyring
-from isabella.practice.control import Control
-from isabella.practice.faults import Reset, Route, VendorFault
-from isabella.practice.profiles import NAMES, profile
-from isabella.practice.program import Program
-from isabella.practice.requests import Request
-from isabella.practice.transports import Transports
-from isabella.practice.vendor import PracticeVendor
+from isabella.practice.exchange import (
+    ClientDisconnected,
+    Receive,
+    Scope,
+    Send,
+    Transports,
+    VendorExchange,
+    read_body,
+    respond,
+)
+from isabella.practice.vendor import PracticeVendor, Request, VendorFault, fingerprint, new_key, new_keys
+from isabella.practice.wire import NAMES, profile, to_json
+from isabella.system.redaction import mask
 
 HOST = "127.0.0.1"
+
+#: The header that carries the control token.
+TOKEN_HEADER = "x-practice-token"  # noqa: S105
+
+#: What the health route answers beside the vendors' names, so that another program on the port is recognised.
+SERVICE = "isabella-practice"
 
 _START_SECONDS = 10.0
 _STOP_SECONDS = 5.0
 _LONGEST_HANG = 600.0
+_FAULT = TypeAdapter(VendorFault)
+
+
+class KeysBody(BaseModel):
+    """The body of a change of keys."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    accepted: list[str]
+
+
+class StrictBody(BaseModel):
+    """The body of a change of strictness."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    strict: bool | None
 
 
 def listen(port: int) -> socket.socket:
-    """A listening loopback socket; port 0 lets the system choose.
+    """Return a listening loopback socket; with port 0 the system chooses a port.
 
     Raises:
         PracticeError: the port is taken.
     """
-    # asyncio turns Nagle's algorithm off only where the protocol is named; with it, each answer waits 40 ms.
+    # asyncio turns Nagle's algorithm off only if the protocol is named; with it, each answer waits 40 ms.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((HOST, port))
-        # A port that is only bound is still open to whoever listens first.
+        # A port that is only bound is still open to another program that listens first.
         listener.listen()
     except OSError as error:
         listener.close()
@@ -52,28 +83,13 @@ def listen(port: int) -> socket.socket:
     return listener
 
 
-def is_free(port: int) -> bool:
-    """Whether the vendors could listen on this port right now."""
-    try:
-        listen(port).close()
-    except PracticeError:
-        return False
-    return True
+class PracticeApp:
+    """The practice vendors and their control API as an ASGI application.
 
+    Every control route but health needs the token, so that a stray process on the machine cannot change what the
+    vendors accept. Keys go in and never come out: they are shown masked, with their fingerprints.
 
-def free_port() -> int:
-    """A port that is free right now."""
-    with listen(0) as listener:
-        return int(listener.getsockname()[1])
-
-
-class Practice:
-    """The vendors, their controls and their connections, ready to be served.
-
-    Args:
-        accepted: the accepted keys of each vendor.
-        token: the control token.
-        on_keys: called with the accepted keys after a change through the controls.
+    `accepted` are the accepted keys of each vendor; `on_keys` is called with them after a change.
     """
 
     def __init__(
@@ -83,21 +99,32 @@ class Practice:
         on_keys: Callable[[Mapping[str, Sequence[str]]], None] | None = None,
     ) -> None:
         self.vendors = {name: PracticeVendor(profile(name), accepted[name]) for name in NAMES}
-        self.transports = Transports()
+        self._transports = Transports()
+        self._token = token.encode()
+        self._on_keys = on_keys
 
-        def changed() -> None:
-            if on_keys is not None:
-                on_keys({name: vendor.keys for name, vendor in self.vendors.items()})
-
-        control = Control(self.vendors, token, changed)
-        self.program = Program(self.vendors, self.transports, control.application)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] != "http":
+            return
+        name = scope["path"].lstrip("/").partition("/")[0]
+        try:
+            if name in self.vendors:
+                await VendorExchange(self.vendors[name], self._transports, scope, receive, send).answer()
+            elif name == "practice":
+                status, answer = self._control(scope, await read_body(receive))
+                await respond(send, status, b"" if answer is None else to_json(answer))
+            else:
+                await respond(send, 404, b'{"detail":"Not Found"}')
+        except ClientDisconnected:
+            self._transports.reset(scope)
 
     def server(self) -> uvicorn.Server:
-        """A uvicorn server for the vendors; it logs only what is wrong with the server itself."""
-        application: Any = self.program
+        """Return a uvicorn server for the vendors; it logs only errors of the server itself."""
+        application: Any = self
         config = uvicorn.Config(
             application,
-            http=self.transports.protocol(),
+            http=self._transports.protocol(),
             loop="asyncio",
             ws="none",
             lifespan="off",
@@ -109,7 +136,60 @@ class Practice:
             timeout_keep_alive=75,
             timeout_graceful_shutdown=1,
         )
-        return _Server(config, self.transports)
+        return _Server(config, self._transports)
+
+    def _control(self, scope: Scope, body: bytes) -> tuple[int, object]:
+        """Return the status and the answer to a request of the control API."""
+        if scope["path"] == "/practice/health":
+            return 200, {"status": "ok", "service": SERVICE, "vendors": list(self.vendors)}
+        if not hmac.compare_digest(dict(scope["headers"]).get(TOKEN_HEADER.encode(), b""), self._token):
+            return 401, {"error": f"The control token is missing or wrong ({TOKEN_HEADER})."}
+        name, _, resource = str(scope["path"]).removeprefix("/practice/").partition("/")
+        if name not in self.vendors:
+            return 404, {"error": f"There is no such vendor; there are {', '.join(self.vendors)}."}
+        try:
+            return self._change(self.vendors[name], scope["method"], resource, scope["query_string"].decode(), body)
+        except ValidationError as error:
+            problems = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+            return 422, {"error": "; ".join(problems)}
+        except PracticeError as error:
+            return 422, {"error": str(error)}
+
+    def _change(
+        self, vendor: PracticeVendor, method: str, resource: str, query: str, body: bytes
+    ) -> tuple[int, object]:
+        if resource not in ("keys", "strict", "faults", "requests"):
+            return 404, {"error": "There is no such resource; there are keys, strict, faults and requests."}
+        match resource, method:
+            case "keys", "PUT":
+                vendor.accept(KeysBody.model_validate_json(body).accepted)
+                if self._on_keys is not None:
+                    self._on_keys({name: each.keys for name, each in self.vendors.items()})
+            case "strict", "PUT":
+                vendor.strict = StrictBody.model_validate_json(body).strict
+            case "faults", "POST" | "PUT":
+                fault = _FAULT.validate_json(body)
+                if method == "PUT":
+                    vendor.faults.clear()
+                vendor.faults.add(fault)
+            case "faults", "DELETE":
+                vendor.faults.clear()
+                return 204, None
+            case "requests", "DELETE":
+                vendor.log.clear()
+                return 204, None
+            case _ if method != "GET":
+                return 405, {"error": "There is no such operation."}
+        if resource == "keys":
+            return 200, {"accepted": [{"masked": mask(key), "sha256": fingerprint(key)} for key in vendor.keys]}
+        if resource == "strict":
+            return 200, {"strict": vendor.strict}
+        if resource == "faults":
+            return 200, {"faults": [asdict(fault) | {"left": left} for fault, left in vendor.faults.active()]}
+        after = parse_qs(query).get("after", ["0"])[0]
+        if not after.isdecimal():
+            return 422, {"error": "after: a number is needed"}
+        return 200, {"requests": [asdict(entry) for entry in vendor.log.entries(after=int(after))]}
 
 
 class _Server(uvicorn.Server):
@@ -127,28 +207,23 @@ class _Server(uvicorn.Server):
 class PracticeVendors:
     """Practice vendors for tests and benchmarks: a context manager that serves them from a thread.
 
-    Args:
-        port: the loopback port; 0 for a free one.
-        keys: the accepted keys of each vendor; made up where absent.
+    Without a port, they get a free one; without keys, new ones.
     """
 
     def __init__(self, port: int = 0, keys: Mapping[str, Sequence[str]] | None = None) -> None:
-        self._wanted_port = port
-        self._token = secrets.token_urlsafe(24)
-        self._practice = Practice({**keyring.new_keys(), **(keys or {})}, self._token)
-        self._server: uvicorn.Server | None = None
+        self.port = port
+        self._app = PracticeApp({**new_keys(), **(keys or {})}, secrets.token_urlsafe(24))
+        self._server = self._app.server()
         self._thread: threading.Thread | None = None
-        self._port = 0
 
     def __enter__(self) -> Self:
-        """Start serving; returns when requests are answered.
+        """Start serving; return when requests are answered.
 
         Raises:
             PracticeError: the port is taken, or the server did not start.
         """
-        listener = listen(self._wanted_port)
-        self._port = int(listener.getsockname()[1])
-        self._server = self._practice.server()
+        listener = listen(self.port)
+        self.port = int(listener.getsockname()[1])
         self._thread = threading.Thread(
             target=self._server.run, args=([listener],), name="practice-vendors", daemon=True
         )
@@ -163,40 +238,24 @@ class PracticeVendors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop serving; requests under way are cut off."""
-        if self._server is None or self._thread is None:
-            return
+        """Stop serving; requests in progress are aborted."""
         self._server.should_exit = True
-        self._thread.join(_STOP_SECONDS)
-
-    @property
-    def port(self) -> int:
-        """The port that it serves on."""
-        return self._port
+        if self._thread is not None:
+            self._thread.join(_STOP_SECONDS)
 
     @property
     def keys_file(self) -> None:
-        """They stand in no file."""
-
-    @property
-    def control_url(self) -> str:
-        """Where its controls are."""
-        return f"http://{HOST}:{self._port}/practice"
-
-    @property
-    def control_token(self) -> SecretStr:
-        """What its controls ask for, in the header `x-practice-token`."""
-        return SecretStr(self._token)
+        """These vendors keep their keys in memory only."""
 
     def base_url(self, vendor: str) -> str:
-        """The vendor's base URL, with its `/v1`."""
-        return f"http://{HOST}:{self._port}{self._vendor(vendor).profile.path}"
+        """Return the vendor's base URL, with its `/v1`."""
+        return f"http://{HOST}:{self.port}{self._vendor(vendor).profile.path}"
 
     def key(self, vendor: str) -> SecretStr:
-        """A key that is on the vendor's list: the first.
+        """Return the first key that the vendor accepts.
 
         Raises:
-            PracticeError: the list is empty.
+            PracticeError: it accepts none.
         """
         keys = self._vendor(vendor).keys
         if not keys:
@@ -204,55 +263,26 @@ class PracticeVendors:
         return SecretStr(keys[0])
 
     def accept(self, vendor: str, keys: Sequence[str | SecretStr]) -> None:
-        """Replace the vendor's list of accepted keys."""
+        """Replace the keys that the vendor accepts."""
         plain = [key.get_secret_value() if isinstance(key, SecretStr) else key for key in keys]
         self._vendor(vendor).accept(plain)
 
     def rotate(self, vendor: str, *, keep_old: bool = False) -> SecretStr:
-        """Put a new key on the vendor's list, alone or before those that are on it."""
-        key = keyring.new_key(vendor)
-        self._vendor(vendor).accept([key, *(self._vendor(vendor).keys if keep_old else ())])
+        """Have the vendor accept a new key, alone or before the present ones."""
+        key = new_key(vendor)
+        self.accept(vendor, [key, *(self._vendor(vendor).keys if keep_old else ())])
         return SecretStr(key)
 
-    def fault(
-        self,
-        vendor: str,
-        *,
-        on: Route | None = None,
-        times: int | None = None,
-        share: float = 1.0,
-        latency: float = 0.0,
-        between: float = 0.0,
-        status: int | None = None,
-        retry_after: float | None = None,
-        body: str | None = None,
-        hang: float | bool | None = None,
-        reset: Reset | bool | None = None,
-        truncated: bool = False,
-        html: int | None = None,
-        malformed: bool = False,
-    ) -> None:
-        """Switch a fault on at a vendor, beside those that are on; see `Fault` for what each means.
+    def fault(self, vendor: str, **fields: Any) -> None:
+        """Switch a fault on at a vendor, beside those that are on.
 
-        `hang=True` hangs for ten minutes at most; `reset=True` resets at once.
+        The fields are those of `VendorFault`; `hang=True` hangs for ten minutes at most, `reset=True` resets at once.
         """
-        self._vendor(vendor).faults.add(
-            VendorFault(
-                on=on,
-                times=times,
-                share=share,
-                latency=latency,
-                between=between,
-                status=status,
-                retry_after=retry_after,
-                body=body,
-                hang=_LONGEST_HANG if hang is True else (None if hang is False else hang),
-                reset="at_once" if reset is True else (None if reset is False else reset),
-                truncated=truncated,
-                html=html,
-                malformed=malformed,
-            )
-        )
+        if fields.get("hang") is True:
+            fields["hang"] = _LONGEST_HANG
+        if fields.get("reset") is True:
+            fields["reset"] = "at_once"
+        self._vendor(vendor).faults.add(VendorFault(**fields))
 
     def strict(self, vendor: str, strict: bool | None = True) -> None:
         """Have the vendor refuse what the real one is known to refuse (see `strictness`); None: what is certain."""
@@ -264,13 +294,13 @@ class PracticeVendors:
             self._vendor(name).faults.clear()
 
     def requests(self, vendor: str, *, after: int = 0) -> list[Request]:
-        """What has arrived at the vendor, oldest first; only what came after the request of that number."""
+        """Return the requests at the vendor, oldest first; only those after the request of that number."""
         return self._vendor(vendor).log.entries(after=after)
 
     def forget(self) -> None:
         """Clear the request logs of all vendors."""
-        for vendor in self._practice.vendors.values():
-            vendor.log.forget()
+        for vendor in self._app.vendors.values():
+            vendor.log.clear()
 
     def _vendor(self, name: str) -> PracticeVendor:
-        return self._practice.vendors[profile(name).name]
+        return self._app.vendors[profile(name).name]

@@ -1,43 +1,252 @@
-"""One practice vendor as it runs: which keys it takes, what goes wrong at it, and what arrived."""
+"""A practice vendor as it runs: the keys it accepts, the faults that are on, and the requests that arrived."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import secrets
+import string
 import threading
+from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from isabella.errors import PracticeError
-from isabella.practice.faults import Faults
-from isabella.practice.profiles import Profile
-from isabella.practice.requests import RequestLog, fingerprint
+from isabella.practice.wire import NAMES, Profile, profile
+from isabella.system.files import write_private
+
+Route = Literal["models", "chat", "embeddings"]
+Reset = Literal["at_once", "midway"]
+
+#: How many requests the log of a vendor holds.
+_LOG_CAPACITY = 10_000
+_KEY_ALPHABET = string.ascii_lowercase + string.digits
+
+
+@dataclass(frozen=True)
+class VendorFault:
+    """A fault of a vendor. All times are in seconds.
+
+    Attributes:
+        on: the route it is limited to; None for all.
+        times: how many requests it fails before it ends; None for no end.
+        share: the part of the requests that it fails, evenly spread (0.25: every fourth).
+        latency: the time before the answer begins.
+        between: the time between the pieces of a stream.
+        status: the status of the refusal to send, which has the vendor's own text.
+        retry_after: the time that the refusal asks clients to wait.
+        body: a text to send instead of the vendor's own.
+        hang: accept the request, then send nothing for so long, or until the client disconnects.
+        reset: break the connection with a TCP reset, before the answer or in the middle of it.
+        truncated: end the answer in the middle, without its end mark.
+        html: answer with the HTML page of a proxy, with this status.
+        malformed: answer 200 with JSON that breaks off.
+    """
+
+    on: Route | None = None
+    times: int | None = None
+    share: float = 1.0
+    latency: float = 0.0
+    between: float = 0.0
+    status: int | None = None
+    retry_after: float | None = None
+    body: str | None = None
+    hang: float | None = None
+    reset: Reset | None = None
+    truncated: bool = False
+    html: int | None = None
+    malformed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.on not in (None, *get_args(Route)):
+            raise PracticeError(f"There is no route {self.on!r}.", remedy="Use models, chat or embeddings.")
+        if self.reset not in (None, *get_args(Reset)):
+            raise PracticeError(f"There is no reset {self.reset!r}.", remedy="Use at_once or midway.")
+        if not 0.0 < self.share <= 1.0:
+            raise PracticeError(f"A share of {self.share} of the requests is not between 0 and 1.")
+        if self.times is not None and self.times < 1:
+            raise PracticeError(f"A fault cannot happen {self.times} times.")
+        if min(self.latency, self.between, self.hang or 0.0, self.retry_after or 0.0) < 0:
+            raise PracticeError("A fault cannot wait a negative time.")
+        for status in (self.status, self.html):
+            if status is not None and not 200 <= status <= 599:
+                raise PracticeError(f"{status} is not an HTTP status that a vendor answers with.")
+        if self.kind == "latency" and not (self.latency or self.between):
+            raise PracticeError("This fault does nothing.", remedy="Give it a latency, a status, a hang, …")
+
+    @property
+    def kind(self) -> str:
+        """The fault in one word, for the request log."""
+        if self.hang is not None:
+            return "hang"
+        if self.reset is not None:
+            return "reset" if self.reset == "at_once" else "reset_midway"
+        if self.html is not None:
+            return "html"
+        if self.status is not None:
+            return str(self.status)
+        if self.truncated:
+            return "truncated"
+        return "malformed" if self.malformed else "latency"
+
+    @property
+    def before_the_vendor(self) -> bool:
+        """Whether the network or a proxy causes it, so that it also fails requests whose key is not accepted."""
+        return self.kind in ("hang", "reset", "html", "latency")
+
+
+@dataclass(frozen=True)
+class ActiveFaults:
+    """The faults of one request: the sum of the waits in seconds, and the first fault that is more than a wait."""
+
+    latency: float = 0.0
+    between: float = 0.0
+    fault: VendorFault | None = None
+
+
+class Faults:
+    """The faults of a vendor, in the order in which they were switched on."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._active: list[_ActiveFault] = []
+        #: How often all faults were switched off. An answer that began before the last time is no longer delayed.
+        self.cleared = 0
+
+    def add(self, fault: VendorFault) -> None:
+        """Switch a fault on, beside those that are on."""
+        with self._lock:
+            self._active.append(_ActiveFault(fault))
+
+    def clear(self) -> None:
+        """Switch all faults off."""
+        with self._lock:
+            self._active.clear()
+            self.cleared += 1
+
+    def active(self) -> list[tuple[VendorFault, int | None]]:
+        """Return the faults that are on, each with the number of times that is left."""
+        with self._lock:
+            return [(active.fault, active.left) for active in self._active]
+
+    def take(self, route: Route | None, *, accepted: bool = True) -> ActiveFaults:
+        """Return the faults of a new request, and count them as having happened.
+
+        If its key is not accepted, only faults before the vendor apply.
+        """
+        latency = between = 0.0
+        failure: VendorFault | None = None
+        with self._lock:
+            for active in self._active:
+                fault = active.fault
+                applies = fault.on in (None, route) and (accepted or fault.before_the_vendor)
+                if not applies or (failure is not None and fault.kind != "latency") or not active.strikes():
+                    continue
+                latency += fault.latency
+                between += fault.between
+                if fault.kind != "latency":
+                    failure = fault
+            self._active = [active for active in self._active if active.left != 0]
+        return ActiveFaults(latency, between, failure)
+
+
+class _ActiveFault:
+    """A fault that is on, and the number of times that is left."""
+
+    def __init__(self, fault: VendorFault) -> None:
+        self.fault = fault
+        self.left = fault.times
+        # Starts full, so that the first request fails and a share comes out the same in every run.
+        self._due = 1.0 - fault.share
+
+    def strikes(self) -> bool:
+        self._due += self.fault.share
+        # The sum of many small shares is a little off.
+        if self._due < 1.0 - 1e-9:
+            return False
+        self._due -= 1.0
+        if self.left is not None:
+            self.left -= 1
+        return True
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request at a vendor, numbered from 1; `at` is in seconds since the epoch.
+
+    Attributes:
+        status: the status of the answer; 0 if there was none (hang, reset).
+        accepted: whether the vendor accepts its key.
+        key_masked, key_sha256: the key, masked and as a fingerprint; None if there was none.
+        fault: the fault that failed it, in one word.
+        strictness: the first thing in it that the real vendor is known to refuse.
+    """
+
+    number: int
+    at: float
+    method: str
+    path: str
+    status: int
+    accepted: bool
+    key_masked: str | None
+    key_sha256: str | None
+    model: str | None = None
+    stream: bool = False
+    fault: str | None = None
+    strictness: str | None = None
+
+    def carries(self, key: str) -> bool:
+        """Whether it came with exactly this key."""
+        return self.key_sha256 == fingerprint(key)
+
+
+class RequestLog:
+    """The last requests at a vendor, oldest first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: deque[Request] = deque(maxlen=_LOG_CAPACITY)
+        self._count = 0
+
+    def add(self, **fields: Any) -> None:
+        """Add a request with the next number; if the log is full, the oldest is removed."""
+        with self._lock:
+            self._count += 1
+            self._entries.append(Request(number=self._count, **fields))
+
+    def entries(self, *, after: int = 0) -> list[Request]:
+        """Return the requests with a number above `after`."""
+        with self._lock:
+            return [entry for entry in self._entries if entry.number > after]
+
+    def clear(self) -> None:
+        """Remove all requests; their numbers are not used again."""
+        with self._lock:
+            self._entries.clear()
 
 
 class PracticeVendor:
-    """A practice vendor; its parts may be used from other threads than the server's.
-
-    Args:
-        profile: who it is.
-        keys: the keys that it accepts at first.
-    """
+    """A practice vendor; its parts may be used from other threads than the server's."""
 
     def __init__(self, profile: Profile, keys: Sequence[str]) -> None:
         self.profile = profile
         self.faults = Faults()
         self.log = RequestLog()
-        #: Whether it refuses what the real vendor is known to refuse (see `strictness`); None: what is certain.
+        #: Whether it refuses everything that the real vendor is known to refuse (see `strictness`). None: only what
+        #: is certain.
         self.strict: bool | None = None
-        self._lock = threading.Lock()
         self._accepted: Mapping[str, str] = {}
-        self._tokens_used = 0
-        self._requests = 0
         self.accept(keys)
 
     @property
     def keys(self) -> list[str]:
-        """The keys on the list, in the order in which they were given."""
+        """The accepted keys, in the order in which they were given."""
         return list(self._accepted.values())
 
     def accept(self, keys: Sequence[str]) -> None:
-        """Replace the list of accepted keys; what comes in from now on is judged by the new one.
+        """Replace the accepted keys, for all requests that arrive from now on.
 
         Raises:
             PracticeError: one of the keys cannot be sent in a header.
@@ -48,37 +257,45 @@ class PracticeVendor:
         # Replaced in one step: a request sees the old list or the new one.
         self._accepted = {fingerprint(key): key for key in keys}
 
-    def takes(self, key_sha256: str | None) -> bool:
-        """Whether a key with this fingerprint is on the list."""
+    def accepts(self, key_sha256: str | None) -> bool:
+        """Whether the key with this fingerprint is accepted."""
         return key_sha256 in self._accepted
 
-    def limit_headers(self, tokens: int) -> list[tuple[bytes, bytes]]:
-        """The rate-limit headers after one more request that cost so many tokens."""
-        with self._lock:
-            self._requests += 1
-            self._tokens_used += tokens
-            requests, used = self._requests, self._tokens_used
-        headers = []
-        limits = self.profile.limits
-        for name, value in limits.items():
-            if value == "requests-left":
-                text = str(_left(self._limit("req"), requests))
-            elif value == "tokens-left":
-                text = str(_left(self._limit("tokens"), used))
-            elif value == "tokens-cost":
-                text = str(tokens)
-            else:
-                text = str(value)
-            headers.append((name.encode("ascii"), text.encode("ascii")))
-        return headers
 
-    def _limit(self, counted: str) -> int:
-        for name, value in self.profile.limits.items():
-            if isinstance(value, int) and f"-limit-{counted}" in name:
-                return value
-        return 1
+def fingerprint(key: str) -> str:
+    """Return the SHA-256 of a key, by which a test that knows the key recognises it in a log."""
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _left(limit: int, used: int) -> int:
-    # The windows never close here; starting over keeps the number plausible.
-    return limit - used % limit
+def new_key(vendor: str) -> str:
+    """Return a key in the form of the vendor's, which only the practice vendor accepts."""
+    characters = "".join(secrets.choice(_KEY_ALPHABET) for _ in range(32))
+    return profile(vendor).key_form.replace("%", characters)
+
+
+def new_keys() -> dict[str, list[str]]:
+    """Return one new key for each vendor."""
+    return {name: [new_key(name)] for name in NAMES}
+
+
+def load_keys(path: Path) -> dict[str, list[str]] | None:
+    """Read the accepted keys of each vendor from a file; None if there is no file.
+
+    Raises:
+        PracticeError: the file cannot be read or is damaged.
+    """
+    try:
+        data = json.loads(path.read_text())
+        return {name: [str(key) for key in data["accepted"][name]] for name in NAMES}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PracticeError(
+            f"The practice vendors' keys in {path} cannot be read ({type(error).__name__}).",
+            remedy="Delete the file; new practice keys are made at the next start.",
+        ) from None
+
+
+def save_keys(path: Path, accepted: Mapping[str, Sequence[str]]) -> None:
+    """Write the accepted keys of each vendor to a file that only its owner may read."""
+    write_private(path, json.dumps({"accepted": {name: list(accepted[name]) for name in NAMES}}, indent=2) + "\n")

@@ -16,7 +16,8 @@ from pydantic import SecretStr
 from isabella.config.strategy import Strategy
 from isabella.errors import IsabellaError, LettaError, LettaRefused
 from isabella.letta.encryption import stored_key
-from isabella.letta.store import Capabilities, Store
+from isabella.letta.releases import Capabilities
+from isabella.letta.store import Store
 from isabella.locks.provider_lock import Closed, unguarded
 from isabella.providers.bound_agents import BoundAgents, MovedAgent
 from isabella.providers.dry_run import Ask

@@ -9,13 +9,14 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from isabella.config.api_keys import KeyEmpty, KeyPlaceholder, KeyRefused, clean, mask
+from isabella.config.api_keys import KeyEmpty, KeyPlaceholder, KeyRefused, clean
 from isabella.config.custom_vendors import declared_vendors
 from isabella.config.settings import ProviderTypes, Settings, http_address
 from isabella.config.sources import ConfigValue
 from isabella.config.vendors import Vendor, known_vendors, vendor_of_prefix
 from isabella.errors import ConfigurationError, FileUnreadable
 from isabella.system import files, redaction
+from isabella.system.redaction import mask
 
 
 class RemarkKind(StrEnum):

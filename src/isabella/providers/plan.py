@@ -7,7 +7,8 @@ from enum import StrEnum
 
 from isabella.config.strategy import Strategy
 from isabella.letta.encryption import KeyMatch, KeyReading, mistaken_for_encrypted
-from isabella.letta.store import Capabilities, StoredProvider
+from isabella.letta.releases import Capabilities
+from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
 from isabella.system.urls import is_placeholder_url
 from isabella.vendors.status import VendorObservation

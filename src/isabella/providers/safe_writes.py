@@ -14,7 +14,8 @@ from pydantic import SecretStr
 
 from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnreachable
 from isabella.letta.encryption import KeyMatch, KeyReading, read_back
-from isabella.letta.store import Capabilities, Store, StoredProvider
+from isabella.letta.releases import Capabilities
+from isabella.letta.store import Store, StoredProvider
 
 Result = TypeVar("Result")
 

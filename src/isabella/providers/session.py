@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -10,23 +10,26 @@ from functools import partial
 
 import anyio
 
-from isabella.agents.endpoint_migration import LettaBoundAgents
-from isabella.config.settings import Settings, load_settings
+from isabella.config.settings import Settings
 from isabella.config.strategy import Strategy
 from isabella.errors import IsabellaError
-from isabella.letta.connection import Connection, connect
+from isabella.letta.client import LettaClient
+from isabella.letta.connection import Connection
 from isabella.letta.encryption import ProofMemo
-from isabella.letta.providers import LettaProviders
-from isabella.letta.store import StoreSnapshot, read_store
+from isabella.letta.store import Store, StoreSnapshot, read_store
 from isabella.locks.postgres import AdvisoryLocks
 from isabella.locks.provider_lock import ProviderLock
 from isabella.locks.sync_lock import sync_lock
+from isabella.providers.bound_agents import LettaBoundAgents
 from isabella.providers.desired import Desired, desired_providers, select
 from isabella.providers.health import Conditions, HealthFile, ProviderHealth, update_health, with_health
 from isabella.providers.report import Report
 from isabella.providers.sync import Options
 from isabella.system.tasks import gather
 from isabella.vendors.client import ask_vendor
+
+#: Returns the connection to the Letta that is meant. It may have to look whether the embedded one runs.
+Connect = Callable[[], Awaitable[Connection]]
 
 # Seconds after which the requests for the listing are on their way. What is read meanwhile is not read in threads:
 # each would take the interpreter away from the listing for 5 ms at every step.
@@ -52,7 +55,7 @@ class ProviderSession:
 
     settings: Settings
     connection: Connection
-    store: LettaProviders
+    store: Store
     desired: tuple[Desired, ...]
     options: Options
     health_file: HealthFile
@@ -76,8 +79,8 @@ class ProviderSession:
 
 @asynccontextmanager
 async def open_provider_session(
-    settings: Settings | None,
-    connection: Connection | None,
+    settings: Settings,
+    connect: Connect,
     only: Sequence[str],
     strategy: Strategy | None,
     probe: bool,
@@ -88,8 +91,8 @@ async def open_provider_session(
     """Read the configuration, reach Letta and look at it.
 
     Args:
-        settings: where everything comes from; by default the environment and `.env`.
-        connection: another Letta than the one that the settings name.
+        settings: where everything comes from.
+        connect: returns the connection to the Letta that is meant.
         only: names of providers; by default all that are declared.
         strategy: in place of the settings' own.
         probe: whether vendors are asked about keys that Letta does not hold yet.
@@ -101,8 +104,7 @@ async def open_provider_session(
         ConfigurationError: a setting is malformed, or no Letta is named and none runs here.
         LettaError: Letta cannot be reached or read.
     """
-    settings = settings or load_settings()
-    asked_for, letta = await _configuration_and_letta(settings, connection, only)
+    asked_for, letta = await _configuration_and_letta(settings, connect, only)
     connection = letta.connection
     options = Options(
         strategy=strategy or settings.strategy,
@@ -122,13 +124,13 @@ async def open_provider_session(
         options,
         closed=gate.closed,
         held_everywhere=gate.holds_everywhere,
-        bound_agents=LettaBoundAgents(connection, letta.store),
+        bound_agents=LettaBoundAgents(letta.client),
     )
-    async with letta.store:
+    async with letta.client:
         yield ProviderSession(
             settings=settings,
             connection=connection,
-            store=letta.store,
+            store=letta.client.providers,
             desired=asked_for.desired,
             options=options,
             health_file=letta.health_file,
@@ -147,7 +149,7 @@ class _AskedFor:
 @dataclass(frozen=True)
 class _Letta:
     connection: Connection
-    store: LettaProviders
+    client: LettaClient
     seen: StoreSnapshot
     memo: ProofMemo | None
     health_file: HealthFile
@@ -155,7 +157,7 @@ class _Letta:
 
 
 async def _configuration_and_letta(
-    settings: Settings, connection: Connection | None, only: Sequence[str]
+    settings: Settings, connect: Connect, only: Sequence[str]
 ) -> tuple[_AskedFor, _Letta]:
     """Read the configuration and look at Letta side by side: with a thousand providers both take their time.
 
@@ -176,7 +178,7 @@ async def _configuration_and_letta(
     async def reach_letta() -> None:
         nonlocal reached
         try:
-            reached = await _reach(connection or await connect(settings), only)
+            reached = await _reach(await connect(), only)
         except IsabellaError as error:
             reached = error
 
@@ -184,7 +186,7 @@ async def _configuration_and_letta(
         await gather([read_configuration, reach_letta])
     except BaseException:
         if isinstance(reached, _Letta):
-            await reached.store.close()
+            await reached.client.close()
         raise
     if asked_for is None or not isinstance(reached, _Letta):
         raise (reached if isinstance(reached, IsabellaError) else None) or AssertionError("neither read nor reached")
@@ -193,14 +195,14 @@ async def _configuration_and_letta(
 
 async def _reach(connection: Connection, only: Sequence[str]) -> _Letta:
     """Look at Letta, and at what is remembered of it while it answers."""
-    store = LettaProviders.at(connection)
+    client = LettaClient.open(connection)
     health_file = HealthFile(connection.home, connection.base_url)
     memo: ProofMemo | None = None
     stood: Conditions = {}
     seen: list[StoreSnapshot] = []
 
     async def look_at_it() -> None:
-        seen.append(await read_store(store, only))
+        seen.append(await read_store(client.providers, only))
 
     async def recall() -> None:
         nonlocal memo, stood
@@ -212,6 +214,6 @@ async def _reach(connection: Connection, only: Sequence[str]) -> _Letta:
     try:
         await gather([look_at_it, recall])
     except BaseException:
-        await store.close()
+        await client.close()
         raise
-    return _Letta(connection, store, seen[0], memo, health_file, stood)
+    return _Letta(connection, client, seen[0], memo, health_file, stood)

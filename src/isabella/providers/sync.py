@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from isabella.config.strategy import Strategy
 from isabella.errors import LettaError
 from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back, recall_reading
-from isabella.letta.store import Capabilities, Store, StoredProvider, StoreSnapshot, find_all, read_store
+from isabella.letta.releases import Capabilities
+from isabella.letta.store import Store, StoredProvider, StoreSnapshot, find_all, read_store
 from isabella.locks.provider_lock import Closed, unguarded
 from isabella.providers.apply import Applier
 from isabella.providers.bound_agents import BoundAgents

@@ -1,1 +1,5 @@
-"""The backend: an HTTP service that keeps the providers in line and shows their state."""
+"""The backend: the HTTP API and the console, and the process that syncs providers and runs agents."""
+
+#: The path of the console, and of its first page.
+ROOT = "/console"
+START = f"{ROOT}/providers"

@@ -1,77 +1,92 @@
-"""The FastAPI application."""
+"""The FastAPI application of the backend, and the lifespan for FastAPI applications of other people."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 import anyio
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from pydantic import SecretStr
 
 from isabella.agents.embeddings import PREFIX
-from isabella.server import auth
-from isabella.server.api import agents, doctor, embeddings, memory, metrics, openai, turns
-from isabella.server.api.providers import router
+from isabella.api import ensure_providers
+from isabella.config.settings import Settings, load_settings
+from isabella.errors import IsabellaError
+from isabella.letta.connection import Connection
+from isabella.server import ROOT, auth
+from isabella.server.api import agents, embeddings, memory, openai, status, turns
 from isabella.server.errors import handle_errors
-from isabella.server.readiness import Readiness
+from isabella.server.runtime import Runtime
 from isabella.server.web import app as web
-from isabella.server.web.context import ConsoleContext
-from isabella.server.web.event_log import EventLog
-from isabella.server.web.rendering import ROOT
 
 
-def create_app(start: Callable[[Readiness], Coroutine[Any, Any, None]], *, token: SecretStr | None) -> FastAPI:
-    """The backend.
+def create_app(runtime: Runtime, start: Callable[[], Coroutine[Any, Any, None]]) -> FastAPI:
+    """Return the backend's application.
 
     Args:
-        start: brings everything up while requests are answered already, and tells the readiness how it went.
-        token: what is asked of clients; None lets everybody in, for tests and for applications that guard themselves.
+        runtime: what routes and pages use.
+        start: opens the services of the runtime; runs in the background while the application answers requests.
     """
 
     @asynccontextmanager
-    async def run(app: FastAPI) -> AsyncIterator[None]:
+    async def run(_app: FastAPI) -> AsyncIterator[None]:
         async with anyio.create_task_group() as tasks:
-            console.context.tasks = tasks
-            tasks.start_soon(start, app.state.readiness)
+            runtime.tasks = tasks
+            tasks.start_soon(start)
             yield
-            console.context.tasks = None
+            runtime.tasks = None
             tasks.cancel_scope.cancel()
 
     # The pages of the API documentation load nothing from other hosts.
     app = FastAPIOffline(
         title="Isabella",
-        summary="Memory agents on Letta, whose providers provably hold the keys you configured.",
+        summary="Memory agents on Letta, with providers that provably hold the keys you configured.",
         version=version("isabella"),
         lifespan=run,
     )
-    app.state.readiness = Readiness()
-    app.state.token = token
-    app.state.start_page = web.START
-    app.state.event_log = EventLog()
-    app.state.readiness.on_event = app.state.event_log.synced
-    app.state.readiness.vendors.changed = app.state.event_log.notifier.ring
-    console = web.Console(ConsoleContext(app.state, app.state.event_log))
-    # Letta brings no token to where it gets vectors: that address is a secret of its own.
+    app.state.runtime = runtime
+    console = web.Console(runtime)
     app.add_middleware(
         auth.AuthMiddleware,
-        token=token,
-        open_prefixes=(PREFIX, web.OPEN),
-        doors={ROOT: console.stranger, "/": console.stranger},
+        token=runtime.token,
+        # Letta sends no token when it requests embeddings; the secret in the path authenticates it.
+        open_prefixes=(PREFIX, web.STATIC),
+        sign_in_pages={ROOT: console.sign_in, "/": console.sign_in},
     )
     handle_errors(app)
-    app.include_router(router)
-    app.include_router(auth.router)
-    app.include_router(turns.router)
-    app.include_router(metrics.router)
-    app.include_router(doctor.router)
-    app.include_router(openai.router)
-    app.include_router(agents.router)
-    app.include_router(memory.router)
-    app.include_router(embeddings.router)
+    for module in (status, auth, turns, openai, agents, memory, embeddings):
+        app.include_router(module.router)
     app.mount(ROOT, console.application())
-    app.add_route("/", web.redirect_to_console, include_in_schema=False)
+    app.add_route("/", web.redirect_to_start, include_in_schema=False)
     return app
+
+
+def lifespan(
+    settings: Settings | None = None, *, connection: Connection | None = None
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Return a lifespan that syncs the providers before the application takes requests.
+
+    Usage: `app = FastAPI(lifespan=isabella.lifespan())`. The report is then in `app.state.isabella_report`. With
+    `ISABELLA_STRICT`, the application does not start unless every provider is proven.
+
+    Args:
+        settings: by default the environment and `.env`, read at the start.
+        connection: the Letta server, if it is not the one that the settings name.
+    """
+
+    @asynccontextmanager
+    async def run(app: FastAPI) -> AsyncIterator[None]:
+        effective = settings or load_settings()
+        report = await ensure_providers(effective, connection=connection)
+        app.state.isabella_report = report
+        if effective.strict and not report.all_proven:
+            failed = ", ".join(entry.name for entry in report.ours if entry.proof != "proven")
+            raise IsabellaError(
+                f"Not proven: {failed}.", remedy="Run `isabella providers status`, or unset ISABELLA_STRICT."
+            )
+        yield
+
+    return run

@@ -1,4 +1,4 @@
-"""The one form of errors over HTTP, and which of ours is which status. A client's mistake is never a 500."""
+"""Errors over HTTP: one JSON form for all of them, and the status of each error class."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ log = structlog.get_logger()
 
 
 class Problem(BaseModel):
-    """What went wrong, for programs and for people."""
+    """An error, for programs and for people."""
 
-    code: str = Field(description="A word that programs can act on, such as `agent_unknown`.")
-    message: str = Field(description="One sentence: what happened.")
-    remedy: str | None = Field(default=None, description="What can be done about it, where that is known.")
-    details: dict[str, Any] | None = Field(default=None, description="What belongs to this code, such as `handles`.")
+    code: str = Field(description="An identifier for programs, such as `agent_unknown`.")
+    message: str = Field(description="What happened, in one sentence.")
+    remedy: str | None = Field(default=None, description="What to do about it, if known.")
+    details: dict[str, Any] | None = Field(default=None, description="Data that belongs to the code, as `handles`.")
 
 
 class ErrorBody(BaseModel):
-    """The body of every answer that is not a success."""
+    """The body of every unsuccessful response."""
 
     error: Problem
 
 
-#: For `responses=` of routes: every refusal has the same form.
+#: The `responses` of routers.
 ERRORS: dict[int | str, dict[str, Any]] = {
-    422: {"model": ErrorBody, "description": "The request cannot be carried out as it is."},
-    "4XX": {"model": ErrorBody, "description": "The client's mistake, with what to do about it."},
-    "5XX": {"model": ErrorBody, "description": "Isabella, Letta or a vendor cannot serve it now."},
+    422: {"model": ErrorBody, "description": "The request is invalid."},
+    "4XX": {"model": ErrorBody, "description": "A client error, with what to do about it."},
+    "5XX": {"model": ErrorBody, "description": "Isabella, Letta or a vendor cannot answer at present."},
 }
 
-#: The status of each kind of error; that of the nearest ancestor counts.
+#: The status of each error class; a class that is not listed has the status of its nearest ancestor.
 _STATUSES: Mapping[type[IsabellaError], int] = {
     errors.AgentUnknown: 404,
     errors.AgentExists: 409,
-    # Whether a model would work is a matter of the vendors' state, not of the request's form.
+    # Whether a model is available depends on the vendors, not on the form of the request.
     errors.ModelUnknown: 409,
     errors.AgentError: 422,
     errors.MemoryUnknown: 404,
@@ -63,24 +63,24 @@ _STATUSES: Mapping[type[IsabellaError], int] = {
     errors.IsabellaError: 503,
 }
 
-#: What Letta refuses because of what the client sent, and what that is here.
+#: Statuses of Letta that the client's request caused, and the status that the client gets.
 _LETTA_REFUSED = {400: 422, 404: 404, 409: 409, 413: 413, 422: 422}
 
 
 def status_of(error: IsabellaError) -> int:
-    """The HTTP status that an error of ours is answered with."""
+    """Return the HTTP status of an error."""
     if isinstance(error, errors.LettaRefused):
         return _LETTA_REFUSED.get(error.status, 502)
     return next(_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES)
 
 
 def code_of(error: IsabellaError) -> str:
-    """The word for an error of ours: its class in snake case."""
+    """Return the `code` of an error: the name of its class in snake case."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", type(error).__name__).lower()
 
 
 def problem_of(error: IsabellaError) -> Problem:
-    """An error of ours in the form that goes over the wire, with secrets masked."""
+    """Return an error in its JSON form, with secrets masked."""
     details: dict[str, Any] | None = None
     match error:
         case errors.ModelUnknown(handles=handles) if handles:
@@ -98,14 +98,14 @@ def problem_of(error: IsabellaError) -> Problem:
 
 
 def answer(status: int, problem: Problem, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An error as an HTTP answer."""
+    """Return the response for a problem."""
     return JSONResponse(
         ErrorBody(error=problem).model_dump(exclude_none=True), status_code=status, headers=dict(headers or {})
     )
 
 
 def answer_to(error: IsabellaError, *, status: int | None = None) -> JSONResponse:
-    """The answer that an error of ours gets."""
+    """Return the response for an error, by default with its own status."""
     headers = {}
     if isinstance(error, errors.QueueFull):
         headers["Retry-After"] = str(max(1, round(error.retry_after)))
@@ -115,39 +115,44 @@ def answer_to(error: IsabellaError, *, status: int | None = None) -> JSONRespons
 
 
 def handle_errors(app: FastAPI) -> None:
-    """Answer every failure of an application in the one form."""
+    """Register handlers that answer every error of an application in the JSON form."""
 
     @app.exception_handler(IsabellaError)
-    async def ours(_request: Request, error: IsabellaError) -> JSONResponse:
+    async def expected(_request: Request, error: IsabellaError) -> JSONResponse:
         if status_of(error) >= 500:
             log.warning("request failed", code=code_of(error), error=error.what)
         return answer_to(error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
-        # The input itself is not repeated: it may be large, a secret, or no text that JSON could carry.
-        found = [{"where": [_word(part) for part in one["loc"]], "what": str(one["msg"])} for one in error.errors()]
-        said = "; ".join(f"{'.'.join(one['where'])}: {one['what']}" for one in found[:3])
-        return answer(422, Problem(code="invalid_request", message=said[:500], details={"problems": found[:20]}))
+        # The input is not repeated: it may be large, a secret, or text that JSON cannot carry.
+        problems = [
+            {"where": [_printable(part) for part in entry["loc"]], "what": str(entry["msg"])}
+            for entry in error.errors()
+        ]
+        message = "; ".join(f"{'.'.join(entry['where'])}: {entry['what']}" for entry in problems[:3])
+        return answer(
+            422, Problem(code="invalid_request", message=message[:500], details={"problems": problems[:20]})
+        )
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
         headers = dict(error.headers or {})
         if error.status_code == 405:
-            headers["Allow"] = ", ".join(_allowed(request))
+            headers["Allow"] = ", ".join(_allowed_methods(request))
         phrase = HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "_").replace("-", "_")
         message = error.detail if isinstance(error.detail, str) else phrase
         return answer(error.status_code, Problem(code=code, message=redact(message)), headers)
 
     @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> JSONResponse:
+    async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("internal error", path=redact(request.url.path), exc_info=error)
-        return answer(500, Problem(code="internal_error", message="Isabella failed; her log says more."))
+        return answer(500, Problem(code="internal_error", message="Internal error; the log has the details."))
 
 
-def _allowed(request: Request) -> list[str]:
-    """The methods that a path has over all its routes; Starlette names those of the first one only."""
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods of all routes of a path; Starlette names only those of the first route."""
     methods: set[str] = set()
     for route in request.app.routes:
         if route.matches(request.scope)[0] is not Match.NONE:
@@ -155,5 +160,5 @@ def _allowed(request: Request) -> list[str]:
     return sorted(methods)
 
 
-def _word(part: Any) -> str:
+def _printable(part: Any) -> str:
     return str(part).encode("utf-8", "replace").decode()[:100]

@@ -1,8 +1,8 @@
-"""Turns whose client may send its request again: a repeat joins the turn that the first request has begun.
+"""Repeated requests: a request that repeats another one joins its turn, so that the message is sent only once.
 
-The official OpenAI client closes the connection when it has waited for long enough, and sends the same request again,
-with a header that counts its retries. So a turn goes on by itself for a while after its client has gone; then it is
-stopped. A repeat is known by its body, together with the count of retries, or with an `Idempotency-Key`.
+The official OpenAI client closes the connection at its timeout and sends the same request again, with a header that
+counts the retries. A turn therefore continues for a while after its client has gone, and is then stopped. A repeat
+has the same body, and either a higher retry count or the same `Idempotency-Key`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from isabella.turns.turn import Turn
 
 log = structlog.get_logger()
 
-#: So long a turn goes on without its client. The official client waits at most 8 s.
+#: How long a turn continues without a client. The official client waits at most 8 s before a retry.
 SECONDS_FOR_REPEAT = 10.0
-#: So long it is remembered after that, for a repeat that comes late.
+#: How long it is remembered after that, for late repeats.
 _SECONDS_REMEMBERED = 10.0
 
 _RETRY_COUNT, _IDEMPOTENCY_KEY = "x-stainless-retry-count", "idempotency-key"
@@ -34,12 +34,12 @@ _RETRY_COUNT, _IDEMPOTENCY_KEY = "x-stainless-retry-count", "idempotency-key"
 
 @dataclass(frozen=True)
 class TurnRequest:
-    """A request for a turn, as far as it tells whether it repeats another one.
+    """The parts of a request that tell whether it repeats another one.
 
     Attributes:
-        body: fingerprint of its body, which names the agent, too.
-        retry: which retry it is; None where its client does not count them.
-        key: its `Idempotency-Key`; None where it has none.
+        body: a hash of the body, which includes the agent's name.
+        retry: the retry count; None if the client does not count retries.
+        key: the `Idempotency-Key`, if any.
     """
 
     body: bytes
@@ -48,7 +48,7 @@ class TurnRequest:
 
     @classmethod
     def of(cls, headers: Mapping[str, str], body: bytes) -> TurnRequest:
-        """What headers and body say."""
+        """Return the turn request of an HTTP request."""
         count = headers.get(_RETRY_COUNT, "")
         return cls(
             hashlib.sha256(body).digest(),
@@ -58,48 +58,50 @@ class TurnRequest:
 
     @property
     def may_be_repeated(self) -> bool:
-        """Whether its client is one that repeats requests by itself."""
+        """Whether its client repeats requests by itself."""
         return self.retry is not None or self.key is not None
 
     def resembles(self, other: TurnRequest) -> bool:
-        """Whether it says the same as an earlier one."""
+        """Return whether it has the body and key of an earlier request."""
         return (self.body, self.key) == (other.body, other.key)
 
     def repeats(self, other: TurnRequest) -> bool:
-        """Whether it is an earlier one, sent again."""
-        counted = self.retry is not None and other.retry is not None and self.retry > other.retry
-        return self.resembles(other) and (self.key is not None or counted)
+        """Return whether it is a repeat of an earlier request."""
+        later = self.retry is not None and other.retry is not None and self.retry > other.retry
+        return self.resembles(other) and (self.key is not None or later)
 
 
 class SharedTurn:
-    """A turn that goes on by itself, and is heard by those who asked for it.
+    """A turn that runs in the background, with its events for any number of subscribers.
 
-    Args:
-        request: the request that began it; the latest that has joined it later.
+    Attributes:
+        request: the request that began it, or the latest repeat.
+        turn: None until the turn is open.
+        answered: whether a response to one of its requests has begun.
+        subscribers: the number of clients that read its events.
+        finished: set at its end.
     """
 
     def __init__(self, request: TurnRequest) -> None:
         self.request = request
         self.turn: Turn | None = None
-        #: Whether a response to one of its requests has begun.
         self.answered = False
-        #: How many hear it now.
-        self.heard_by = 0
-        self.over = anyio.Event()
+        self.subscribers = 0
+        self.finished = anyio.Event()
         self.stopping = False
         self.timer: asyncio.TimerHandle | None = None
         self._events: list[Event] = []
         self._error: Exception | None = None
-        self._news = anyio.Event()
+        self._changed = anyio.Event()
 
     @property
-    def came_to_nothing(self) -> bool:
-        """Whether it is over, and nothing of it is in the agent's history, so that it may be said again."""
+    def stored_nothing(self) -> bool:
+        """Whether it has ended without a trace in the agent's history, so that the message may be sent again."""
         last = self._events[-1] if self._events else None
-        return self.over.is_set() and not (isinstance(last, Ended) and last.stored)
+        return self.finished.is_set() and not (isinstance(last, Ended) and last.stored)
 
     async def run(self, turn_service: TurnService, agent: str, message: str) -> None:
-        """Have the turn, from beginning to end."""
+        """Run the turn to its end."""
         try:
             self.turn = await turn_service.open(agent, message)
             if self.stopping:
@@ -107,122 +109,118 @@ class SharedTurn:
             async with aclosing(turn_service.events(self.turn)) as events:
                 async for event in events:
                     self._events.append(event)
-                    self._tell()
+                    self._notify()
         except Exception as error:
-            # Whoever hears it is told; the other turns go on.
+            # Raised in each subscriber; the other turns continue.
             self._error = error
             if not isinstance(error, IsabellaError):
                 log.exception("turn failed", agent=agent)
         finally:
-            self.over.set()
-            self._tell()
+            self.finished.set()
+            self._notify()
 
     def stop(self) -> None:
-        """End it; what came is kept."""
+        """Stop the turn; the answer so far is kept."""
         self.stopping = True
         if self.turn is not None:
             self.turn.stop()
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """All its events from the first one on.
+        """Yield all events of the turn from the first one on.
 
         Raises:
-            IsabellaError: the turn could not be begun.
+            IsabellaError: the turn could not be opened.
         """
-        given = 0
+        index = 0
         while True:
-            news = self._news
-            while given < len(self._events):
-                given += 1
-                yield self._events[given - 1]
-            if self.over.is_set() and given == len(self._events):
+            changed = self._changed
+            while index < len(self._events):
+                index += 1
+                yield self._events[index - 1]
+            if self.finished.is_set() and index == len(self._events):
                 if self._error is not None:
                     raise self._error
                 return
-            if news is self._news:
-                await news.wait()
+            if changed is self._changed:
+                await changed.wait()
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = anyio.Event()
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
 
 
 class Subscription:
-    """One client that hears a turn. It has to `leave`."""
+    """One client's subscription to a shared turn. The owner must call `leave`."""
 
-    def __init__(self, repeats: RequestRegistry, shared: SharedTurn) -> None:
-        self._repeats: RequestRegistry | None = repeats
+    def __init__(self, registry: RequestRegistry, shared: SharedTurn) -> None:
+        self._registry: RequestRegistry | None = registry
         self.shared = shared
 
     @property
     def turn(self) -> Turn:
-        """The turn, once there are events of it."""
+        """The turn; available as soon as it has events."""
         if self.shared.turn is None:
             raise RuntimeError("the turn has not begun")
         return self.shared.turn
 
     def events(self) -> AsyncGenerator[Event, None]:
-        """All events of the turn from the first one on. Raises `IsabellaError` where it could not be begun."""
+        """Yield all events of the turn from the first one on; raise `IsabellaError` if it could not be opened."""
         return self.shared.events()
 
     def leave(self) -> None:
-        """Hear no more: the response is complete, or the client has gone."""
-        repeats, self._repeats = self._repeats, None
-        if repeats is not None:
-            repeats.left(self.shared)
+        """End the subscription: the response is complete, or the client has disconnected."""
+        registry, self._registry = self._registry, None
+        if registry is not None:
+            registry.unsubscribe(self.shared)
 
 
 class RequestRegistry:
-    """The turns that may be asked for again.
-
-    Args:
-        turn_service: where turns are taken on.
-        tasks: where they go on.
-    """
+    """The turns whose requests may be repeated, each running in `tasks`."""
 
     def __init__(self, turn_service: TurnService, tasks: TaskGroup) -> None:
-        self._desk = turn_service
+        self._turn_service = turn_service
         self._tasks = tasks
-        self._known: list[SharedTurn] = []
+        self._turns: list[SharedTurn] = []
 
-    async def on_event(self, request: TurnRequest, agent: str, message: str) -> Subscription:
-        """Hear the turn that this request asks for: the one that it repeats, or a new one.
+    async def join(self, request: TurnRequest, agent: str, message: str) -> Subscription:
+        """Subscribe to the turn of a request: the turn that the request repeats, or a new one.
 
-        A turn that is being stopped has to be over first: only then it is known whether the message was stored.
+        If that turn is being stopped, this waits for its end, because only then it is known whether the message was
+        stored.
         """
-        while (found := self._find(request)) is not None and found.stopping and not found.over.is_set():
-            await found.over.wait()
-        if found is None or found.came_to_nothing:
-            if found is not None:
-                self._forget(found)
-            found = SharedTurn(request)
-            self._known.append(found)
-            self._tasks.start_soon(found.run, self._desk, agent, message)
-        found.request = request
-        found.heard_by += 1
-        self._set_timer(found)
-        return Subscription(self, found)
+        while (shared := self._find(request)) is not None and shared.stopping and not shared.finished.is_set():
+            await shared.finished.wait()
+        if shared is None or shared.stored_nothing:
+            if shared is not None:
+                self._forget(shared)
+            shared = SharedTurn(request)
+            self._turns.append(shared)
+            self._tasks.start_soon(shared.run, self._turn_service, agent, message)
+        shared.request = request
+        shared.subscribers += 1
+        self._set_timer(shared)
+        return Subscription(self, shared)
 
-    def left(self, shared: SharedTurn) -> None:
-        """Somebody hears a turn no more."""
-        shared.heard_by -= 1
-        if shared.heard_by > 0:
+    def unsubscribe(self, shared: SharedTurn) -> None:
+        """Count a subscriber less. Without subscribers, stop the turn, or wait a while for a repeat."""
+        shared.subscribers -= 1
+        if shared.subscribers > 0:
             return
-        again = shared.request.key is not None or (shared.request.may_be_repeated and not shared.answered)
-        if shared.answered or not again:
+        wait = shared.request.key is not None or (shared.request.may_be_repeated and not shared.answered)
+        if shared.answered or not wait:
             shared.stop()
-        if again:
+        if wait:
             self._set_timer(shared, SECONDS_FOR_REPEAT, self._expire)
         else:
             self._forget(shared)
 
     def _find(self, request: TurnRequest) -> SharedTurn | None:
-        for shared in self._known[::-1]:
-            # Who has got an answer repeats nothing, unless an answer that was lost on the way: only a key tells that.
+        for shared in self._turns[::-1]:
+            # A client that has its answer sends no repeat, unless the answer was lost. Only a key proves that.
             if request.repeats(shared.request) and (request.key is not None or not shared.answered):
                 return shared
-            if request.resembles(shared.request) and shared.heard_by == 0:
-                # The client asks anew in place of repeating: nobody comes back for that one.
+            if request.resembles(shared.request) and shared.subscribers == 0:
+                # A new request with the same content: the client will not repeat the earlier one.
                 shared.stop()
                 self._forget(shared)
         return None
@@ -237,18 +235,18 @@ class RequestRegistry:
             shared.timer = asyncio.get_running_loop().call_later(seconds, then, shared)
 
     def _expire(self, shared: SharedTurn) -> None:
-        if not shared.over.is_set():
+        if not shared.finished.is_set():
             shared.stop()
         self._set_timer(shared, _SECONDS_REMEMBERED, self._drop)
 
     def _drop(self, shared: SharedTurn) -> None:
-        if shared.over.is_set():
+        if shared.finished.is_set():
             self._forget(shared)
         else:
-            # Before its end nobody knows whether a late repeat may say the message again.
+            # Before its end, it is unknown whether a late repeat may send the message again.
             self._set_timer(shared, _SECONDS_REMEMBERED, self._drop)
 
     def _forget(self, shared: SharedTurn) -> None:
         self._set_timer(shared)
-        if shared in self._known:
-            self._known.remove(shared)
+        if shared in self._turns:
+            self._turns.remove(shared)

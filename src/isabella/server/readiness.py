@@ -1,4 +1,4 @@
-"""Whether the backend is ready, and if not, why."""
+"""The phase of the backend, and the reasons it is not ready."""
 
 from __future__ import annotations
 
@@ -23,39 +23,36 @@ log = structlog.get_logger()
 
 
 class Phase(StrEnum):
-    """How far the backend has come."""
+    """The phase of a backend."""
 
     STARTING = "starting"
-    #: Every provider that the configuration wants is proven.
+    #: Every configured provider is proven.
     READY = "ready"
-    #: It serves, though a provider is not proven: the others work.
+    #: It serves, but at least one provider is not proven.
     DEGRADED = "degraded"
     FAILED = "failed"
 
 
 @dataclass
 class Readiness:
-    """What the backend knows of itself.
+    """The phase of a backend, the last report on its providers, and the last answers of their vendors.
 
     Attributes:
-        phase: how far it has come.
-        report: the last report on the providers.
-        as_of: when that was made.
-        error: why there is none.
-        census: what the last nightly refresh of the model lists has shown.
-        vendors: what the vendors did when they were asked last.
-        on_event: is told of the sync at the start: its report, why it ran, and how many seconds it took.
-        tell: are told what every sync has found and done.
+        as_of: when `report` was made.
+        error: why the backend failed, or has no report.
+        model_refresh: the result of the last nightly refresh of the model lists.
+        on_start_sync: is called after the sync at the start, with its report, its cause and its duration in seconds.
+        on_sync: are called after every sync, with the report on the providers it was about.
     """
 
     phase: Phase = Phase.STARTING
     report: Report | None = None
     as_of: datetime | None = None
     error: IsabellaError | None = None
-    census: ModelRefresh | None = None
+    model_refresh: ModelRefresh | None = None
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard, repr=False)
-    on_event: Callable[[Report, str, float], None] = field(default=lambda *_: None, repr=False)
-    tell: list[Callable[[Report], None]] = field(default_factory=list, repr=False)
+    on_start_sync: Callable[[Report, str, float], None] = field(default=lambda *_: None, repr=False)
+    on_sync: list[Callable[[Report], None]] = field(default_factory=list, repr=False)
 
     @property
     def serving(self) -> bool:
@@ -64,101 +61,102 @@ class Readiness:
 
     @property
     def reasons(self) -> list[str]:
-        """Why it is not ready, one sentence each."""
+        """Why the backend is not ready, one sentence each."""
         if self.error is not None:
             return [str(self.error)]
         if self.report is None:
-            return ["The providers are being brought in line."]
-        return [reason for provider in self.seen(self.report).ours for reason in _reasons(provider)]
+            return ["The providers are being synced."]
+        return [reason for entry in self.with_vendors(self.report).ours for reason in _reasons(entry)]
 
     @property
     def status(self) -> Phase:
-        """How far it has come; degraded, too, where a vendor refuses or cannot be reached."""
-        troubled = self.report is not None and headline(self.seen(self.report)).level > Level.UNKNOWN
-        return Phase.DEGRADED if self.phase is Phase.READY and troubled else self.phase
+        """The phase; degraded also if a vendor refuses or cannot be reached."""
+        if self.phase is Phase.READY and self.report is not None:
+            degraded = headline(self.with_vendors(self.report)).level > Level.UNKNOWN
+            return Phase.DEGRADED if degraded else self.phase
+        return self.phase
 
-    def seen(self, report: Report) -> Report:
-        """The report, with what the vendors did when they were asked last."""
+    def with_vendors(self, report: Report) -> Report:
+        """Return the report with the last answer of each vendor."""
         return with_vendors(report, self.vendors.of)
 
-    async def bring(self, ensure: Callable[[], Awaitable[Report]]) -> None:
-        """Run a sync and take note of how it went. Raises nothing that the operator can mend."""
+    async def run_start_sync(self, sync: Callable[[], Awaitable[Report]]) -> None:
+        """Run the sync at the start and record its report, or the `IsabellaError` it failed with."""
         began = time.monotonic()
         try:
-            report = await ensure()
+            report = await sync()
         except IsabellaError as error:
             self.error = error
             self.phase = Phase.FAILED
-            log.error("providers not in line", error=error.what, remedy=error.remedy)
+            log.error("sync failed", error=error.what, remedy=error.remedy)
             return
-        self.settle(report)
-        self.on_event(report, "the start", time.monotonic() - began)
+        self.record(report)
+        self.on_start_sync(report, "the start", time.monotonic() - began)
 
-    def learn(self, part: Report) -> None:
-        """Take note of what vendors did in a run."""
-        for entry in part.ours:
-            seen = entry.vendor_status
-            if seen is not None and not entry.refused_by_vendor:
-                self.vendors.observe(entry.name, seen.state, seen.reason, seen.at)
+    def record(self, report: Report, part: Report | None = None, *, quiet: bool = False) -> None:
+        """Record the result of a sync.
+
+        Args:
+            report: the state of all providers.
+            part: the report of this sync, if it was not about all providers.
+            quiet: do not log the report; the caller does.
+        """
+        self.report, self.error, self.as_of = report, None, datetime.now(UTC)
+        self.phase = Phase.READY if report.all_proven else Phase.DEGRADED
+        self.record_vendors(part or report)
+        for callback in self.on_sync:
+            callback(part or report)
+        for entry in () if quiet else report.ours:
+            # The report is also printed as a table, so the log needs only the exceptions.
+            (log.debug if entry.proof is Proof.PROVEN else log.warning)(
+                "provider",
+                name=entry.name,
+                stored=entry.stored.value,
+                action=entry.action.value,
+                proof=entry.proof.value,
+                reason=entry.reason,
+            )
+
+    def record_vendors(self, report: Report) -> None:
+        """Record the answers of vendors that a report contains."""
+        for entry in report.ours:
+            status = entry.vendor_status
+            if status is not None and not entry.refused_by_vendor:
+                self.vendors.observe(entry.name, status.state, status.reason, status.at)
             elif entry.action in WRITES and entry.proof is not Proof.FAILED:
-                self.vendors.observe(entry.name, VendorState.NOT_ASKED, "not asked since its key or address changed")
+                self.vendors.observe(entry.name, VendorState.NOT_ASKED, "not asked since its key or base URL changed")
 
-    def heard(self, provider: str, answer: VendorAnswer) -> None:
-        """Take note of what a vendor answered to the configured key, where that is the one that Letta holds."""
+    def record_answer(self, provider: str, answer: VendorAnswer) -> None:
+        """Record a vendor's answer to the configured key, if Letta holds the same key."""
         entries = self.report.ours if self.report is not None else []
         proven = any(entry.name == provider and entry.proof is Proof.PROVEN for entry in entries)
-        # Many serve conversations, and no list of models.
+        # WRONG_ADDRESS is not an error here: many vendors serve chat completions but no list of models.
         if proven and answer.verdict is not KeyVerdict.WRONG_ADDRESS:
-            seen = answer.vendor_status
-            self.vendors.observe(provider, seen.state, seen.reason, seen.at, listing=True)
+            status = answer.vendor_status
+            self.vendors.observe(provider, status.state, status.reason, status.at, listing=True)
 
-    def counted(self, census: ModelRefresh) -> None:
-        """Take note of a refresh of the model lists."""
-        self.census = census
-        for count in census.counts:
+    def record_model_refresh(self, model_refresh: ModelRefresh) -> None:
+        """Record a refresh of the model lists."""
+        self.model_refresh = model_refresh
+        for count in model_refresh.counts:
             if count.answer is not None:
-                self.heard(count.provider, count.answer)
+                self.record_answer(count.provider, count.answer)
 
     def fail(self, error: Exception) -> None:
-        """Take note of what has ended all work; of something unforeseen, with its traceback in the log."""
+        """Record the error that ended the backend. An unexpected one is logged with its traceback."""
         while isinstance(error, ExceptionGroup):
             error = error.exceptions[0]
         if not isinstance(error, IsabellaError):
-            log.error("unforeseen", exc_info=error)
+            log.error("unexpected error", exc_info=error)
             error = IsabellaError(unforeseen(error), remedy="Start it again; its log has the details.")
         self.error = error
         self.phase = Phase.FAILED
 
-    def settle(self, report: Report, part: Report | None = None, *, quiet: bool = False) -> None:
-        """Take note of a sync.
-
-        Args:
-            report: how all providers stand.
-            part: what the sync has found and done, where it was not about all of them.
-            quiet: whether somebody else says what is in it.
-        """
-        self.report, self.error, self.as_of = report, None, datetime.now(UTC)
-        self.phase = Phase.READY if report.all_proven else Phase.DEGRADED
-        self.learn(part or report)
-        for tell in self.tell:
-            tell(part or report)
-        for provider in () if quiet else report.ours:
-            proven = provider.proof is Proof.PROVEN
-            # The report is shown as a table, too; a log wants what is out of order.
-            (log.debug if proven else log.warning)(
-                "provider",
-                name=provider.name,
-                stored=provider.stored.value,
-                action=provider.action.value,
-                proof=provider.proof.value,
-                reason=provider.reason,
-            )
-
 
 def _reasons(entry: ProviderReport) -> Iterator[str]:
-    """Why a provider is not in order: what is wrong with the stored key, and with the vendor."""
+    """Yield what is wrong with the stored key and with the vendor of a provider."""
     if entry.proof is not Proof.PROVEN:
         yield f"{entry.name}: {entry.reason}."
-    seen = entry.vendor_status
-    if seen is not None and not entry.refused_by_vendor and vendor_level(seen) > Level.UNKNOWN:
-        yield f"{entry.name}: the vendor {vendor_words(seen)} ({seen.reason})."
+    status = entry.vendor_status
+    if status is not None and not entry.refused_by_vendor and vendor_level(status) > Level.UNKNOWN:
+        yield f"{entry.name}: the vendor {vendor_words(status)} ({status.reason})."

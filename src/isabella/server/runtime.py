@@ -1,14 +1,20 @@
-"""The agents for as long as the backend lives: opened after the sync, brought in line, and handed to the routes."""
+"""The services of one running backend, and the lifespans that open and close them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import hashlib
+import hmac
+import secrets
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing, asynccontextmanager
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
 
 import anyio
 import structlog
-from fastapi import Depends, FastAPI, Request
+from anyio.abc import TaskGroup, TaskStatus
+from fastapi import Depends, Request
+from pydantic import SecretStr
 
 from isabella.agents.memory import Hold
 from isabella.agents.model_catalog import ModelCatalog
@@ -22,8 +28,9 @@ from isabella.locks.provider_lock import TurnLocks
 from isabella.providers.desired import desired_providers
 from isabella.providers.plan import WRITES
 from isabella.providers.report import Proof, Report
-from isabella.server.api.metrics import Metrics
+from isabella.server.event_log import EventLog
 from isabella.server.idempotency import RequestRegistry
+from isabella.server.metrics import Metrics
 from isabella.server.readiness import Readiness
 from isabella.turns.events import Ended, Event, Reason, TurnFailed
 from isabella.turns.service import TurnService, open_turn_service
@@ -34,103 +41,194 @@ from isabella.watch.watcher import WatchActions, Watcher
 
 log = structlog.get_logger()
 
+_T = TypeVar("_T")
+
+_REFLECTION_INTERVAL = 60.0
+_LONGEST_REFLECTION_PAUSE = 3600.0
+
+
+@dataclass
+class Runtime:
+    """The services that the routes and pages of one backend share.
+
+    A field is None until its service is open. The properties of the same services raise `NotReady` instead.
+
+    Attributes:
+        token: required of clients; None disables authentication, for applications that authenticate by themselves.
+        start_settings: the settings at the start, including practice vendors.
+        start_connection: the Letta server that `start_settings` name.
+        readiness: the phase of the backend, and the last report on its providers.
+        event_log: recent events, for the console.
+        metrics: counters for Prometheus.
+        agent_service: set by `open_agents`.
+        turn_service: set by `open_turns`.
+        request_registry: set by `open_turns`.
+        watcher: set while `run_watcher` runs; None in a backend that does not watch its configuration.
+        tasks: runs work that outlives a request; set while the application serves.
+        csrf: the secret that every form of the console contains.
+    """
+
+    token: SecretStr | None = None
+    start_settings: Settings | None = None
+    start_connection: Connection | None = None
+    readiness: Readiness = field(default_factory=Readiness)
+    event_log: EventLog = field(default_factory=EventLog)
+    metrics: Metrics = field(default_factory=Metrics)
+    agent_service: AgentService | None = None
+    turn_service: TurnService | None = None
+    request_registry: RequestRegistry | None = None
+    watcher: Watcher | None = None
+    tasks: TaskGroup | None = None
+    csrf: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Derived from the token, so that forms of open pages stay valid across a restart.
+        secret = self.token.get_secret_value() if self.token else secrets.token_urlsafe(32)
+        self.csrf = hmac.new(secret.encode(), b"isabella csrf", hashlib.sha256).hexdigest()
+        self.readiness.on_start_sync = self.event_log.add_sync
+        self.readiness.vendors.changed = self.event_log.notifier.notify
+
+    @property
+    def up(self) -> bool:
+        """Whether the agents are open."""
+        return self.agent_service is not None
+
+    @property
+    def agents(self) -> AgentService:
+        """The agent service. Raises `NotReady` before it is open."""
+        return _opened(self.agent_service)
+
+    @property
+    def turns(self) -> TurnService:
+        """The turn service. Raises `NotReady` before it is open."""
+        return _opened(self.turn_service)
+
+    @property
+    def requests(self) -> RequestRegistry:
+        """The requests that may be repeated. Raises `NotReady` before turns are open."""
+        return _opened(self.request_registry)
+
+    @property
+    def settings(self) -> Settings:
+        """The settings in force now. Raises `NotReady` before the agents are open."""
+        return self.agents.settings if self.watcher is None else self.watcher.settings
+
+    @property
+    def connection(self) -> Connection:
+        """The Letta server in use. Raises `NotReady` before the agents are open."""
+        return self.agents.connection
+
+    def start_task(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+        """Run an async function in the background. Raises `NotReady` if the application is not serving."""
+        _opened(self.tasks).start_soon(function, *arguments)
+
+
+def _opened(service: _T | None) -> _T:
+    if service is None:
+        raise NotReady(
+            "Agents are not ready yet.",
+            remedy="`GET /ready` shows how far the start is; pages of the console reload by themselves.",
+        )
+    return service
+
+
+async def get_runtime(request: Request) -> Runtime:
+    """Return the runtime of the application that a request belongs to."""
+    runtime: Runtime = request.app.state.runtime
+    return runtime
+
+
+CurrentRuntime = Annotated[Runtime, Depends(get_runtime)]
+
+
+async def _readiness(runtime: CurrentRuntime) -> Readiness:
+    return runtime.readiness
+
+
+async def _agents(runtime: CurrentRuntime) -> AgentService:
+    return runtime.agents
+
+
+async def _turns(runtime: CurrentRuntime) -> TurnService:
+    return runtime.turns
+
+
+async def _requests(runtime: CurrentRuntime) -> RequestRegistry:
+    return runtime.requests
+
+
+#: Parameters of routes; FastAPI fills them in, or answers 503 before the service is open.
+CurrentReadiness = Annotated[Readiness, Depends(_readiness)]
+Agents = Annotated[AgentService, Depends(_agents)]
+Turns = Annotated[TurnService, Depends(_turns)]
+Requests = Annotated[RequestRegistry, Depends(_requests)]
+
 
 @asynccontextmanager
 async def open_agents(
-    app: FastAPI, settings: Settings, connection: Connection, address: str | None
+    runtime: Runtime, settings: Settings, connection: Connection, base_url: str | None
 ) -> AsyncIterator[AgentService]:
-    """Open the agents, bring them in line, and let the routes have them.
+    """Open the agent service, create or update the agents of the agents file, and publish it in the runtime.
 
-    Args:
-        app: the application whose routes need them.
-        settings: where everything comes from.
-        connection: which Letta.
-        address: the backend's own address, as Letta reaches it; None where it does not.
+    `base_url` is the backend's own URL as Letta reaches it; None if Letta cannot reach it.
 
     Raises:
-        ConfigurationError: the agents' file is malformed, or the settings ask for vectors that are not to be had.
+        ConfigurationError: the agents file is malformed, or the configured embeddings are not available.
         LettaError: Letta cannot be read.
     """
-    async with open_agent_service(settings, connection, backend=address) as agent_service:
-        agent_service.models.on_event = app.state.readiness.heard
-        for ensured in await agent_service.ensure():
-            failed = ensured.done is EnsureOutcome.FAILED
+    async with open_agent_service(settings, connection, backend=base_url) as agent_service:
+        agent_service.models.on_event = runtime.readiness.record_answer
+        for result in await agent_service.ensure():
+            failed = result.done is EnsureOutcome.FAILED
             (log.warning if failed else log.info)(
                 "agent",
-                name=ensured.name,
-                done=ensured.done.value,
-                handle=ensured.handle,
-                changes=list(ensured.changes),
-                reason=ensured.reason,
-                remedy=ensured.remedy,
+                name=result.name,
+                done=result.done.value,
+                handle=result.handle,
+                changes=list(result.changes),
+                reason=result.reason,
+                remedy=result.remedy,
             )
-        app.state.agent_service = agent_service
+        runtime.agent_service = agent_service
         try:
             yield agent_service
         finally:
-            app.state.agent_service = None
-
-
-def agent_service(request: Request) -> AgentService:
-    """The agents, for routes.
-
-    Raises:
-        NotReady: the backend has not come up.
-    """
-    found = getattr(request.app.state, "agent_service", None)
-    if not isinstance(found, AgentService):
-        raise NotReady("The agents are not there yet.", remedy="`GET /ready` says how far the start has come.")
-    return found
-
-
-Agents = Annotated[AgentService, Depends(agent_service)]
+            runtime.agent_service = None
 
 
 @asynccontextmanager
-async def open_turns(app: FastAPI, agent_service: AgentService, locks: TurnLocks) -> AsyncIterator[TurnService]:
-    """Open the desk where turns are taken on, count what happens there, and let the routes have it.
+async def open_turns(runtime: Runtime, agent_service: AgentService, locks: TurnLocks) -> AsyncIterator[TurnService]:
+    """Open the turn service, feed its events to metrics and event log, and publish it in the runtime."""
 
-    Args:
-        app: the application whose routes need it.
-        agent_service: the agents.
-        locks: what holds turns and changes of providers apart.
-    """
-    metrics = Metrics()
-
-    def watch(turn: Turn, event: Event) -> None:
-        metrics.see(turn, event)
-        app.state.event_log.see(turn, event)
+    def on_event(turn: Turn, event: Event) -> None:
+        runtime.metrics.record(event)
+        runtime.event_log.on_turn_event(turn, event)
 
     async with (
         open_turn_service(
-            agent_service, locks=locks, watch=watch, vendors=app.state.readiness.vendors
+            agent_service, locks=locks, watch=on_event, vendors=runtime.readiness.vendors
         ) as turn_service,
         anyio.create_task_group() as tasks,
     ):
 
-        def forgive(report: Report) -> None:
-            # With another key, what a vendor refused before says nothing any more.
+        def reset_breaker(report: Report) -> None:
+            # Failures with the former key say nothing about the new one.
             for provider in report.ours:
                 if provider.proof is not Proof.FAILED and provider.action in WRITES:
                     turn_service.deps.breaker.forgive(provider.name)
 
-        metrics.of(turn_service, app.state.readiness)
-        app.state.readiness.tell.append(forgive)
+        runtime.readiness.on_sync.append(reset_breaker)
         await tasks.start(_watch_gate, locks)
-        app.state.turn_service, app.state.metrics, app.state.repeats = (
-            turn_service,
-            metrics,
-            RequestRegistry(turn_service, tasks),
-        )
+        runtime.turn_service, runtime.request_registry = turn_service, RequestRegistry(turn_service, tasks)
         try:
             yield turn_service
         finally:
-            app.state.readiness.tell.remove(forgive)
-            app.state.turn_service = app.state.metrics = app.state.repeats = None
+            runtime.turn_service = runtime.request_registry = None
+            runtime.readiness.on_sync.remove(reset_breaker)
             tasks.cancel_scope.cancel()
 
 
-async def _watch_gate(locks: TurnLocks, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+async def _watch_gate(locks: TurnLocks, *, task_status: TaskStatus[None]) -> None:
     await locks.gate.watch(task_status=task_status)
 
 
@@ -138,48 +236,43 @@ async def _watch_gate(locks: TurnLocks, *, task_status: anyio.abc.TaskStatus[Non
 async def run_watcher(
     readiness: Readiness,
     settings: Settings,
-    work: WatchActions,
+    actions: WatchActions,
     models: ModelCatalog,
     *,
     schedule: Schedule | None = None,
     on_event: Tell = lambda _event: None,
 ) -> AsyncIterator[Watcher]:
-    """Keep watch, and let the backend know what comes of it.
+    """Run the configuration watcher in the background.
 
-    Args:
-        readiness: is told every report.
-        settings: what the backend was started with.
-        work: what is done.
-        models: go by the changed configuration as soon as Letta does.
-        schedule: when things are due; by default as the settings say.
-        on_event: is told everything that happens, too.
+    Its events are logged and passed to `on_event`, its reports to `readiness`, and its provider keys to `models`.
+    `schedule` is by default the one of the settings.
     """
 
-    def tell(event: WatchEvent) -> None:
+    def handle(event: WatchEvent) -> None:
         for sentence in sentences(event):
             (log.warning if sentence.warning else log.info)(sentence.text)
         match event:
             case Synced(report=report, part=part):
-                readiness.settle(report, part, quiet=True)
-                _renew(models, watcher, report)
-            case ModelsRefreshed(census=census):
-                readiness.counted(census)
+                readiness.record(report, part, quiet=True)
+                _update_keys(models, watcher, report)
+            case ModelsRefreshed(census=model_refresh):
+                readiness.record_model_refresh(model_refresh)
         on_event(event)
 
-    watcher = Watcher(settings, work, tell, report=readiness.report, schedule=schedule)
+    watcher = Watcher(settings, actions, handle, report=readiness.report, schedule=schedule)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(watcher.run)
         yield watcher
         tasks.cancel_scope.cancel()
 
 
-def _renew(models: ModelCatalog, watcher: Watcher, report: Report) -> None:
-    """Ask vendors with the keys that Letta has now. Where it keeps the former one, so do we."""
+def _update_keys(models: ModelCatalog, watcher: Watcher, report: Report) -> None:
+    """Give the model catalog the keys that Letta holds now. A provider that is not proven keeps its former key."""
     try:
-        # As the sync has read them: a key file may be another one by now.
+        # The settings of the sync: a key file may have changed again since.
         desired = desired_providers(watcher.settings)
     except ConfigurationError:
-        # `isabella.toml` is being changed at this moment.
+        # `isabella.toml` is being written at this moment.
         desired = watcher.desired
     proven = {entry.name for entry in report.ours if entry.proof is Proof.PROVEN}
     former = {provider.name: provider for provider in models.providers}
@@ -189,29 +282,19 @@ def _renew(models: ModelCatalog, watcher: Watcher, report: Report) -> None:
     )
 
 
-_LOOK_EVERY = 60.0
-_LONGEST_PAUSE = 3600.0
-
-
 @asynccontextmanager
 async def run_reflection(agent_service: AgentService, turn_service: TurnService) -> AsyncIterator[None]:
-    """Let agents reflect, in their order, and let edits of memory wait for turns under way.
-
-    Args:
-        agent_service: the agents.
-        turn_service: where turns are taken on.
-    """
+    """Run reflections in the background, as turns; edits of memory wait for the turns in progress."""
     agent_service.memory.hold = hold_queue(turn_service)
+    send = send_as_turn(turn_service)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(
-            _keep_reflecting, agent_service, say_in_turn(turn_service), agent_service.settings.reflect_after
-        )
+        tasks.start_soon(_reflect_forever, agent_service, send, agent_service.settings.reflect_after)
         yield
         tasks.cancel_scope.cancel()
 
 
 def hold_queue(turn_service: TurnService) -> Hold:
-    """Takes a place in an agent's order, as a turn does, so that no turn of it runs meanwhile."""
+    """Return a context manager that takes a place in an agent's queue, so that the agent has no turn meanwhile."""
 
     @asynccontextmanager
     async def hold(agent_id: str) -> AsyncIterator[None]:
@@ -221,10 +304,10 @@ def hold_queue(turn_service: TurnService) -> Hold:
     return hold
 
 
-def say_in_turn(turn_service: TurnService) -> Say:
-    """Says something to an agent in a turn of its own, with all that turns have: order, gate and failover."""
+def send_as_turn(turn_service: TurnService) -> Say:
+    """Return a function that sends a message to an agent in a turn of its own, with queue, locks and failover."""
 
-    async def say(agent_id: str, text: str) -> None:
+    async def send(agent_id: str, text: str) -> None:
         turn = await turn_service.open(agent_id, text)
         why, end = "", Reason.BROKEN
         async with aclosing(turn_service.events(turn)) as events:
@@ -234,37 +317,38 @@ def say_in_turn(turn_service: TurnService) -> Say:
                 if isinstance(event, Ended):
                     end = event.reason
         if end not in (Reason.COMPLETED, Reason.MAX_STEPS):
-            raise TurnError(f"The turn ended {end.value}: {why or 'nothing more is known'}.")
+            raise TurnError(f"The turn ended with `{end.value}`: {why or 'no reason is known'}.")
 
-    return say
+    return send
 
 
-async def _keep_reflecting(agent_service: AgentService, say: Say, after: float) -> None:
-    if after <= 0:
+async def _reflect_forever(agent_service: AgentService, send: Say, idle_seconds: float) -> None:
+    if idle_seconds <= 0:
         return
-    usual = min(_LOOK_EVERY, max(1.0, after / 4))
+    usual = min(_REFLECTION_INTERVAL, max(1.0, idle_seconds / 4))
     pause = usual
     while True:
         await anyio.sleep(pause)
         try:
-            await _look_around(agent_service, say, after)
+            await _reflect_once(agent_service, send, idle_seconds)
             pause = usual
         except IsabellaError as error:
-            # What was said is read again next time; a vendor that refuses is not asked every minute.
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            # The next reflection reads the same messages again. The pause grows, so that a vendor that refuses is
+            # not asked every minute.
+            pause = min(pause * 2, _LONGEST_REFLECTION_PAUSE)
             log.warning("reflection failed", error=error.what, again_in=pause)
 
 
-async def _look_around(agent_service: AgentService, say: Say, after: float) -> None:
-    for record in await agent_service.registry.all():
-        if record.definition is None or record.definition.reflects_on is None:
+async def _reflect_once(agent_service: AgentService, send: Say, idle_seconds: float) -> None:
+    for agent in await agent_service.registry.all():
+        if agent.definition is None or agent.definition.reflects_on is None:
             continue
-        done = await reflect(agent_service, record, say, quiet_for=after)
-        if done.outcome is ReflectionOutcome.DONE:
+        result = await reflect(agent_service, agent, send, quiet_for=idle_seconds)
+        if result.outcome is ReflectionOutcome.DONE:
             log.info(
                 "reflected",
-                agent=record.name,
-                read=done.read,
-                archived=done.archived,
-                restored=list(done.restored),
+                agent=agent.name,
+                read=result.read,
+                archived=result.archived,
+                restored=list(result.restored),
             )

@@ -1,4 +1,4 @@
-"""How a running backend is found and entered: its token and its address, kept in `ISABELLA_HOME`."""
+"""The backend's token, and the file by which other programs of the same `ISABELLA_HOME` find a running backend."""
 
 from __future__ import annotations
 
@@ -19,20 +19,15 @@ from isabella.system.files import write_private
 from isabella.system.peers import Peer
 from isabella.system.processes import ChildProcess
 
-#: A token that others than this machine may try has to be at least this long.
+#: The minimum length of a token if other machines can reach the backend.
 SHORTEST_TOKEN = 16
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
 class Token:
-    """What the backend asks of its clients.
-
-    Attributes:
-        secret: the token itself.
-        made: whether it was made just now.
-    """
+    """The token that clients must send, and whether it was generated just now."""
 
     secret: SecretStr
     made: bool = False
@@ -40,12 +35,10 @@ class Token:
 
 @dataclass(frozen=True)
 class RunningBackend:
-    """A backend that runs, or did.
+    """A backend of this home, which may have ended since.
 
     Attributes:
-        address: where it listens.
-        token: what it asks of its clients.
-        peer: by which its process is known before anything is sent there.
+        peer: identifies its process before anything is sent to it.
     """
 
     address: str
@@ -54,7 +47,7 @@ class RunningBackend:
 
 
 def ensure_token(settings: Settings) -> Token:
-    """The operator's token, or else the one that is kept in `ISABELLA_HOME`, made at the first call.
+    """Return the configured token, or else the one stored in `ISABELLA_HOME`, which the first call generates.
 
     Raises:
         ConfigurationError: the file cannot be read or written, or is empty.
@@ -63,22 +56,22 @@ def ensure_token(settings: Settings) -> Token:
         return Token(settings.token)
     path = _token_file(settings.home)
     try:
-        kept = _read(path)
-        if kept is None:
-            settings.home.mkdir(parents=True, exist_ok=True)
-            made = secrets.token_urlsafe(32)
-            redaction.remember(made)
-            write_private(path, made + "\n")
-            return Token(SecretStr(made), made=True)
+        stored = _read(path)
+        if stored is not None:
+            return Token(stored)
+        settings.home.mkdir(parents=True, exist_ok=True)
+        made = secrets.token_urlsafe(32)
+        redaction.remember(made)
+        write_private(path, made + "\n")
     except OSError as error:
         raise ConfigurationError(
-            f"{path}: the backend's token cannot be kept: {error.strerror}.", remedy="Correct ISABELLA_HOME."
+            f"{path}: the backend's token cannot be stored: {error.strerror}.", remedy="Correct ISABELLA_HOME."
         ) from None
-    return Token(kept)
+    return Token(SecretStr(made), made=True)
 
 
 def stored_token(settings: Settings) -> SecretStr | None:
-    """The token that a running backend of this home asks for; None where none was made yet."""
+    """Return the token that a backend of this home requires; None if none was generated yet."""
     try:
         return settings.token or _read(_token_file(settings.home))
     except OSError:
@@ -86,12 +79,12 @@ def stored_token(settings: Settings) -> SecretStr | None:
 
 
 def check_address(settings: Settings) -> None:
-    """Whether the backend may listen where the settings say.
+    """Check that the backend may listen at the configured host.
 
     Raises:
-        ConfigurationError: other machines could reach it, and the operator has not set a token for that.
+        ConfigurationError: other machines could reach it, and no token of sufficient length is configured.
     """
-    if settings.host in _LOOPBACK:
+    if settings.host in LOOPBACK:
         return
     if settings.token is None:
         raise ConfigurationError(
@@ -109,7 +102,7 @@ def check_address(settings: Settings) -> None:
 
 @contextmanager
 def address_published(home: Path, address: str) -> Iterator[None]:
-    """Keep the address of the backend where other programs of the same home find it, for as long as it runs."""
+    """Publish the backend's address in `ISABELLA_HOME` while the block runs."""
     path = _address_file(home)
     text = json.dumps({"address": address, **asdict(ChildProcess.of(os.getpid()))})
     home.mkdir(parents=True, exist_ok=True)
@@ -117,26 +110,26 @@ def address_published(home: Path, address: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Another backend of the same home may have taken the place.
+        # Another backend of the same home may have overwritten it.
         if path.exists() and path.read_text().strip() == text:
             path.unlink(missing_ok=True)
 
 
 def published_address(home: Path) -> str | None:
-    """Where the backend of this home said that it listens; it may be gone by now."""
+    """Return the address that the last backend of this home published; the backend may have ended since."""
     try:
-        found = json.loads(_address_file(home).read_text())["address"]
+        address = json.loads(_address_file(home).read_text())["address"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found if isinstance(found, str) else None
+    return address if isinstance(address, str) else None
 
 
 def published_backend(settings: Settings) -> RunningBackend | None:
-    """The backend of this home, which may be gone by now; None where none has said that it listens."""
+    """Return the backend that this home published; None if it published none."""
     token, address = stored_token(settings), published_address(settings.home)
     if token is None or address is None:
         return None
-    remedy = "Start it again with `isabella up`; where its port is taken, with another ISABELLA_PORT."
+    remedy = "Start it again with `isabella up`; if its port is in use, set another ISABELLA_PORT."
     return RunningBackend(address, token, Peer("the backend", _address_file(settings.home), remedy))
 
 
@@ -154,6 +147,6 @@ def _read(path: Path) -> SecretStr | None:
     except FileNotFoundError:
         return None
     if not text:
-        raise ConfigurationError(f"{path}: it is empty.", remedy="Delete it; a new token is made at the next start.")
+        raise ConfigurationError(f"{path}: it is empty.", remedy="Delete it; the next start generates a new token.")
     redaction.remember(text)
     return SecretStr(text)

@@ -1,1 +1,1 @@
-"""Files, processes, signals, logging, tasks and URLs: nothing that knows Letta."""
+"""Files, processes, output, logs, tasks and URLs. This package imports no other one, and knows nothing of Letta."""

@@ -1,4 +1,4 @@
-"""Files: those that somebody names are read within limits, those with secrets are written for their owner only."""
+"""Files: reading within limits of size and time, and writing for the owner only."""
 
 from __future__ import annotations
 
@@ -18,27 +18,21 @@ from isabella.errors import FileAbsent, FileUnreadable
 
 #: The size of the largest configuration file, in bytes.
 LARGEST = 1024 * 1024
-#: Seconds within which a pipe delivers all that it holds.
+#: Seconds within which a pipe has to deliver its content.
 PIPE_SECONDS = 2.0
 
 _NAME_A_FILE = "Name a regular file, or a pipe."
 _LONGEST_LINE = 64 * 1024
 
 _PipeId = tuple[str, int, int]
-#: What each pipe has delivered, or why it has not: a pipe can be read only once.
-_piped: dict[_PipeId, bytes | FileUnreadable] = {}
-_piping = threading.Lock()
+#: The content of each pipe, or the error of reading it: a pipe can be read only once.
+_pipe_contents: dict[_PipeId, bytes | FileUnreadable] = {}
+_pipe_lock = threading.Lock()
 
 
 @dataclass(frozen=True)
 class Content:
-    """What a file held when it was read.
-
-    Attributes:
-        path: the file.
-        data: its bytes.
-        mode: its permissions.
-    """
+    """The content of a file at the time of reading, and its permissions."""
 
     path: Path
     data: bytes = field(repr=False)
@@ -46,10 +40,10 @@ class Content:
 
     @property
     def text(self) -> str:
-        """The data as text, without a byte-order mark, and with lines that end as in Python.
+        r"""The data as text, without a byte-order mark, and with `\n` at the end of lines.
 
         Raises:
-            FileUnreadable: it is not UTF-8.
+            FileUnreadable: the data are not UTF-8.
         """
         try:
             text = self.data.decode("utf-8-sig")
@@ -60,22 +54,22 @@ class Content:
 
 
 def read(path: Path, *, largest: int = LARGEST) -> Content:
-    """Read a regular file, or a pipe that delivers in time. A pipe is read once; its content stays known.
+    """Read a regular file, or a pipe that delivers within `PIPE_SECONDS`. A pipe is read once and its content kept.
 
     Args:
-        path: the file, as somebody has named it.
-        largest: how many bytes it may have.
+        path: the file.
+        largest: the largest allowed size in bytes.
 
     Raises:
-        FileAbsent: there is no such file.
-        FileUnreadable: it is something else, too large, or cannot be read.
+        FileAbsent: the file does not exist.
+        FileUnreadable: it is neither file nor pipe, too large, or cannot be read.
     """
     descriptor = _open(path)
     try:
-        found = os.fstat(descriptor)
-        if stat.S_ISFIFO(found.st_mode):
-            data = _read_pipe(path, descriptor, found, largest)
-        elif found.st_size > largest:
+        status = os.fstat(descriptor)
+        if stat.S_ISFIFO(status.st_mode):
+            data = _read_pipe(path, descriptor, status, largest)
+        elif status.st_size > largest:
             raise _too_large(path, largest)
         else:
             data = os.fdopen(descriptor, "rb", closefd=False).read(largest + 1)
@@ -85,11 +79,11 @@ def read(path: Path, *, largest: int = LARGEST) -> Content:
         os.close(descriptor)
     if len(data) > largest:
         raise _too_large(path, largest)
-    return Content(path, data, stat.S_IMODE(found.st_mode))
+    return Content(path, data, stat.S_IMODE(status.st_mode))
 
 
 def read_or_stdin(path: Path, *, largest: int = LARGEST) -> Content:
-    """Read a file as `read` does, or standard input where the path is `-`."""
+    """Read a file as `read` does, or standard input if the path is `-`."""
     if str(path) != "-":
         return read(path, largest=largest)
     data = sys.stdin.buffer.read(largest + 1)
@@ -100,10 +94,10 @@ def read_or_stdin(path: Path, *, largest: int = LARGEST) -> Content:
 
 @contextmanager
 def lines(path: Path) -> Iterator[Iterator[str]]:
-    """The lines of a log, however long it is: a regular file or a pipe. Very long lines come in pieces.
+    """Iterate over the lines of a log of any size: a regular file or a pipe. Very long lines come in pieces.
 
     Raises:
-        FileUnreadable: it is something else, or cannot be read.
+        FileUnreadable: it is neither file nor pipe, or cannot be read.
     """
     descriptor = _open(path)
     with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
@@ -114,7 +108,7 @@ def lines(path: Path) -> Iterator[Iterator[str]]:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Replace a file as a whole, readable by its owner only; a crash leaves the old or the new one."""
+    """Replace a file atomically by one that only its owner can read."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
@@ -129,9 +123,9 @@ def write_private(path: Path, text: str) -> None:
 
 
 def _open(path: Path) -> int:
-    """Open a regular file or a pipe, which is looked at only after it is open: it may be replaced at any time."""
+    """Open a regular file or a pipe. The type is checked after opening, because the file may be replaced before."""
     try:
-        # Without O_NONBLOCK, opening a pipe waits for somebody to write to it.
+        # Without O_NONBLOCK, opening a pipe waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except FileNotFoundError:
         raise FileAbsent.of(path, "there is no such file", remedy="Check the path.") from None
@@ -147,35 +141,35 @@ def _open(path: Path) -> int:
     raise FileUnreadable.of(path, f"it is {kind}, not a file", remedy=_NAME_A_FILE)
 
 
-def _read_pipe(path: Path, descriptor: int, found: os.stat_result, largest: int) -> bytes:
-    pipe = (str(path), found.st_dev, found.st_ino)
-    with _piping:
-        if pipe not in _piped:
+def _read_pipe(path: Path, descriptor: int, status: os.stat_result, largest: int) -> bytes:
+    pipe = (str(path), status.st_dev, status.st_ino)
+    with _pipe_lock:
+        if pipe not in _pipe_contents:
             try:
-                _piped[pipe] = _deliver(path, descriptor, largest)
+                _pipe_contents[pipe] = _read_until_closed(path, descriptor, largest)
             except FileUnreadable as error:
-                _piped[pipe] = error
-        known = _piped[pipe]
-    if isinstance(known, FileUnreadable):
-        raise known.with_traceback(None)
-    return known
+                _pipe_contents[pipe] = error
+        content = _pipe_contents[pipe]
+    if isinstance(content, FileUnreadable):
+        raise content.with_traceback(None)
+    return content
 
 
-def _deliver(path: Path, descriptor: int, largest: int) -> bytes:
+def _read_until_closed(path: Path, descriptor: int, largest: int) -> bytes:
     deadline = time.monotonic() + PIPE_SECONDS
     _wait_for_data(path, descriptor)
     data = b""
     while len(data) <= largest:
         try:
-            piece = os.read(descriptor, largest + 1 - len(data))
+            chunk = os.read(descriptor, largest + 1 - len(data))
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise _not_delivered(path, f"its writer has not closed it within {PIPE_SECONDS:g} s") from None
             time.sleep(0.01)
             continue
-        if not piece:
+        if not chunk:
             break
-        data += piece
+        data += chunk
     return data
 
 
@@ -189,7 +183,7 @@ def _wait_for_data(path: Path, descriptor: int) -> None:
         events = poll.poll(left * 1000)
         if any(event & select.POLLIN for _, event in events):
             return
-        # Nobody has it open for writing, which may change.
+        # No process has the pipe open for writing yet.
         time.sleep(0.01)
     raise _not_delivered(path, f"it is a pipe that has delivered nothing within {PIPE_SECONDS:g} s")
 
@@ -204,7 +198,7 @@ def _too_large(path: Path, largest: int) -> FileUnreadable:
 
 
 def _failed(path: Path, error: OSError) -> FileUnreadable:
-    # What opening a socket says.
+    # The error of opening a socket.
     if error.errno == errno.ENXIO:
         return FileUnreadable.of(path, "it is a socket or a device, not a file", remedy=_NAME_A_FILE)
     if error.errno in (errno.EACCES, errno.EPERM):

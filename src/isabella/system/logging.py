@@ -1,4 +1,4 @@
-"""Logs: structured, on standard error, and without any secret that this process knows."""
+"""Log lines on standard error: structured, in one format, and without any secret that this process knows."""
 
 from __future__ import annotations
 
@@ -10,35 +10,52 @@ from typing import Any, TextIO
 import structlog
 
 from isabella.system.redaction import redact, redact_event
-from isabella.system.terminal import clean, unguarded
+from isabella.system.terminal import LogFormat, clean, set_message_format, unguarded
+
+_LIBRARIES = (
+    "asyncio",
+    "filelock",
+    "httpcore",
+    "httpcore2",
+    "httpx",
+    "httpx2",
+    "psycopg",
+    "uvicorn.access",
+    "watchfiles",
+)
 
 
-def configure_logs(*, verbose: bool = False, quiet: bool = False) -> None:
-    """Send all logs, those of libraries included, to standard error: readable on a terminal, JSON otherwise.
+def configure_logs(
+    log_format: LogFormat = LogFormat.AUTO, *, auto: LogFormat = LogFormat.JSON, quiet: bool = False
+) -> None:
+    """Send all log lines, those of libraries included, to standard error, and set the format of messages there.
 
     Args:
-        verbose: log what helps to find a fault, too.
-        quiet: log only what is wrong.
+        log_format: the configured format.
+        auto: the format that `LogFormat.AUTO` means if standard error is not a terminal.
+        quiet: log only warnings and errors.
     """
+    terminal = sys.stderr.isatty()
+    if log_format is LogFormat.AUTO:
+        log_format = LogFormat.TEXT if terminal else auto
+    as_json = log_format is LogFormat.JSON
+    set_message_format(as_json=as_json)
     shared: list[structlog.typing.Processor] = [
-        *([] if verbose else [_drop_retries]),
+        _drop_retries,
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         redact_event,
     ]
-    terminal = sys.stderr.isatty()
     rendering: list[structlog.typing.Processor] = (
-        [_clean_event, structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
-        if terminal
-        else [structlog.processors.JSONRenderer(), _clean_line]
+        [structlog.processors.JSONRenderer(), _clean_line] if as_json else [_clean_event, _text_renderer(terminal)]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    # The renderer colours what is clean already.
+    # The renderer colours text that is clean already.
     handler = _Handler(unguarded(sys.stderr))
     handler.setFormatter(
         _RedactingFormatter(
@@ -52,49 +69,43 @@ def configure_logs(*, verbose: bool = False, quiet: bool = False) -> None:
     )
     root = logging.getLogger()
     root.handlers = [handler]
-    root.setLevel(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO)
-    for chatty in (
-        "httpx",
-        "httpx2",
-        "httpcore",
-        "httpcore2",
-        "asyncio",
-        "filelock",
-        "psycopg",
-        "uvicorn.access",
-        "watchfiles",
-    ):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    root.setLevel(logging.WARNING if quiet else logging.INFO)
+    for name in _LIBRARIES:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _text_renderer(colors: bool) -> structlog.typing.Processor:
+    return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
 
 def _drop_retries(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """A reading that is tried again is worth a line only when it fails for good, and then it has one."""
+    """Drop the log lines of retries: a request that fails for good has a log line of its own."""
     if event.get("event") == "stamina.retry_scheduled":
         raise structlog.DropEvent
     return event
 
 
 def _clean_event(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Every text in an event without control characters; the renderer shows other values by `repr`, which escapes."""
+    """Remove control characters from every text of an event; the renderer shows other values by `repr`."""
     return {clean(key): clean(value) if isinstance(value, str) else value for key, value in event.items()}
 
 
 def _clean_line(_logger: Any, _method: str, line: Any) -> str:
-    """JSON leaves DEL as it is."""
+    """Escape DEL, which JSON does not escape."""
     return clean(str(line))
 
 
 class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):
-    """Redacts the finished line once more: tracebacks and the messages of libraries are texts, too."""
+    """Redacts the finished line, with its traceback and the messages of libraries."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
 
 class _Handler(logging.StreamHandler[TextIO]):
-    """Says that a line could not be written, and why, but not the line."""
+    """Reports a line that could not be written by its logger and error, without its content."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        # logging's own way prints message, arguments and call stack as they are, past all redaction.
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - name given by logging
+        # The method of logging prints message, arguments and call stack unredacted.
         with suppress(Exception):
             self.stream.write(f"a log line of {record.name} was lost: {type(sys.exception()).__name__}\n")

@@ -1,9 +1,9 @@
-"""Who listens on a port of ours: known before a token, a password or a message is sent there.
+"""Verification of the local process behind a port, before a token, a password or a message is sent there.
 
-Any user of the machine may bind a port that a crash has left free. So each new connection to a server of ours is
-verified before the first byte is sent: the process that our home names as that server listened there before the
-connection was made, and listens there still. Then it is the one that has accepted the connection; whatever happens
-later, a connection that is kept open stays with it.
+Any user of the machine may bind a port that a crash has left free. Each new connection to one of Isabella's servers
+is therefore verified before the first byte is sent: the process that Isabella's home records as that server has to
+listen on the port both before and after the connection is made. It is then the process that accepted the connection,
+and a connection that is kept open stays with it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +31,13 @@ _LISTEN = "0A"
 
 @dataclass
 class Peer:
-    """A server of ours on this machine.
+    """One of Isabella's servers on this machine.
 
     Attributes:
-        name: what it is, for messages.
-        record: the file of our home that names its process.
-        remedy: what to do where somebody else listens in its place.
-        verified: the process that was seen to listen last; it need not be looked at before a connection again.
+        name: its name in messages.
+        record: the file in Isabella's home that records its process.
+        remedy: the remedy if another process listens in its place.
+        verified: the process that was verified last; it is not verified before a connection again.
     """
 
     name: str
@@ -47,19 +46,19 @@ class Peer:
     verified: ChildProcess | None = None
 
     def before(self, host: str, port: int) -> ChildProcess | None:
-        """The process that the home names, if it listens there; to be asked before connecting."""
+        """Return the recorded process if it listens there. Called before a connection is made."""
         process = processes.load(self.record)
         if process is None or process == self.verified or listens(process, host, port):
             return process
         return None
 
     def check(self, before: ChildProcess | None, host: str, port: int) -> None:
-        """Verify a connection that was just made; nothing has been sent on it yet.
+        """Verify a new connection, on which nothing has been sent yet.
 
         Args:
-            before: what `before` gave.
-            host: the address that the connection leads to.
-            port: its port.
+            before: the return value of the method `before`.
+            host: the remote address of the connection.
+            port: its remote port.
 
         Raises:
             UnverifiedPeer: another process may have accepted it.
@@ -72,37 +71,43 @@ class Peer:
     def _unverified(self, host: str, port: int) -> UnverifiedPeer:
         process = processes.load(self.record)
         if process is None:
-            why = f"{self.record} does not say which process {self.name} is"
+            why = f"{self.record} does not name the process of {self.name}"
         elif listens(process, host, port):
-            why = f"{self.name} has begun to listen just now"
+            why = f"{self.name} began to listen only after the connection was made"
         elif process.is_running():
             why = f"{self.name} (process {process.pid}) does not listen there"
         else:
             why = f"{self.name} (process {process.pid}) has ended"
         return UnverifiedPeer(
-            f"{_holder(port)} listens at {host}:{port}, and nothing was sent to it: {why}.", remedy=self.remedy
+            f"{_listener_name(port)} listens at {host}:{port}, and nothing was sent to it: {why}.", remedy=self.remedy
         )
 
 
 def listens(process: ChildProcess, host: str, port: int) -> bool:
-    """Whether this very process is alive and listens on this port of this address."""
+    """Return whether this process is alive and listens on this port of this address."""
     if not process.is_running():
         return False
     try:
         table = Path("/proc/net", "tcp6" if ":" in host else "tcp")
         if sys.platform == "linux" and table.exists():
             return _holds(process.pid, _listening_inodes(table, host, port))
-        found = psutil.Process(process.pid).net_connections(kind="tcp6" if ":" in host else "tcp4")
+        connections = psutil.Process(process.pid).net_connections(kind="tcp6" if ":" in host else "tcp4")
     except (OSError, psutil.Error):
         return False
     return any(
-        one.status == psutil.CONN_LISTEN and one.laddr.port == port and _covers(one.laddr.ip, host) for one in found
+        connection.status == psutil.CONN_LISTEN
+        and connection.laddr.port == port
+        and _covers(connection.laddr.ip, host)
+        for connection in connections
     )
 
 
 def _listening_inodes(table: Path, host: str, port: int) -> set[str]:
-    """The sockets that listen there. The kernel lists these first; all others, often thousands, are not read."""
-    found: set[str] = set()
+    """Return the inodes of the sockets that listen there.
+
+    The kernel lists listening sockets first; the others, often thousands, are not read.
+    """
+    inodes: set[str] = set()
     rest = b""
     descriptor = os.open(table, os.O_RDONLY)
     try:
@@ -113,83 +118,81 @@ def _listening_inodes(table: Path, host: str, port: int) -> set[str]:
                 if state == "st":
                     continue
                 if state != _LISTEN:
-                    return found
+                    return inodes
                 address, _, number = local.partition(":")
                 if int(number, 16) == port and _covers(_address(address), host):
-                    found.add(fields[5])
+                    inodes.add(fields[5])
     finally:
         os.close(descriptor)
-    return found
+    return inodes
 
 
 def _address(text: str) -> str:
-    """An address as the kernel writes it: words of 32 bits in the byte order of the machine."""
+    """Parse an address in the kernel's form: words of 32 bits in the byte order of the machine."""
     words = (bytes.fromhex(text[at : at + 8]) for at in range(0, len(text), 8))
     return str(ipaddress.ip_address(b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)))
 
 
 def _holds(pid: int, inodes: set[str]) -> bool:
-    """Whether one of these sockets is open in a process."""
-    wanted = {f"socket:[{inode}]" for inode in inodes}
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir() if wanted else ():
-        # It may have been closed meanwhile.
+    """Return whether a process has one of these sockets open."""
+    links = {f"socket:[{inode}]" for inode in inodes}
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir() if links else ():
+        # It may have been closed since.
         with suppress(FileNotFoundError):
-            if str(descriptor.readlink()) in wanted:
+            if str(descriptor.readlink()) in links:
                 return True
     return False
 
 
 def hooks(peer: Peer | None) -> dict[str, list[Callable[[Any], Any]]]:
-    """Event hooks of an HTTP client that speaks to this server only; none where there is nothing to verify."""
-    return {} if peer is None else {"request": [partial(_trace, peer)]}
+    """Return the event hooks of an HTTP client for this server; empty if there is no peer to verify."""
+
+    def on_request(request: Any) -> None:
+        if peer is not None:
+            request.extensions["trace"] = _Verification(peer).on_event
+
+    return {} if peer is None else {"request": [on_request]}
 
 
 def async_hooks(peer: Peer | None) -> dict[str, list[Callable[[Any], Awaitable[None]]]]:
-    """The same for an asynchronous client."""
+    """Return the same event hooks for an asynchronous client."""
 
-    async def hook(request: Any) -> None:
-        _trace(peer, request, asynchronous=True)
+    async def on_request(request: Any) -> None:
+        if peer is not None:
+            request.extensions["trace"] = _Verification(peer).on_event_async
 
-    return {} if peer is None else {"request": [hook]}
-
-
-def _trace(peer: Peer | None, request: Any, *, asynchronous: bool = False) -> None:
-    if peer is not None:
-        connecting = _Connecting(peer)
-        request.extensions["trace"] = connecting.see_async if asynchronous else connecting.see
+    return {} if peer is None else {"request": [on_request]}
 
 
-class _Connecting:
-    """Verifies the connection that is made for one request, if one is made for it."""
+class _Verification:
+    """Verifies the connection of one request, if a new connection is made for it."""
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
         self._before: ChildProcess | None = None
 
-    def see(self, event: str, info: dict[str, Any]) -> None:
-        """Take in what the connection pool tells; raises `UnverifiedPeer`."""
+    def on_event(self, event: str, info: dict[str, Any]) -> None:
+        """Handle a trace event of the connection pool; raises `UnverifiedPeer`."""
+        try:
+            self._check(event, info)
+        except UnverifiedPeer:
+            info["return_value"].close()
+            raise
+
+    async def on_event_async(self, event: str, info: dict[str, Any]) -> None:
+        """Handle a trace event of an asynchronous connection pool; raises `UnverifiedPeer`."""
+        try:
+            self._check(event, info)
+        except UnverifiedPeer:
+            with anyio.CancelScope(shield=True):
+                await info["return_value"].aclose()
+            raise
+
+    def _check(self, event: str, info: dict[str, Any]) -> None:
         if event == _STARTED:
             self._before = self._peer.before(info["host"], info["port"])
         elif event == _COMPLETE:
-            stream = info["return_value"]
-            try:
-                self._peer.check(self._before, *stream.get_extra_info("server_addr")[:2])
-            except UnverifiedPeer:
-                stream.close()
-                raise
-
-    async def see_async(self, event: str, info: dict[str, Any]) -> None:
-        """The same for an asynchronous client."""
-        if event == _COMPLETE:
-            stream = info["return_value"]
-            try:
-                self._peer.check(self._before, *stream.get_extra_info("server_addr")[:2])
-            except UnverifiedPeer:
-                with anyio.CancelScope(shield=True):
-                    await stream.aclose()
-                raise
-        else:
-            self.see(event, info)
+            self._peer.check(self._before, *info["return_value"].get_extra_info("server_addr")[:2])
 
 
 def _covers(listening: str, host: str) -> bool:
@@ -197,15 +200,15 @@ def _covers(listening: str, host: str) -> bool:
     return one == other or one.is_unspecified
 
 
-def _holder(port: int) -> str:
-    """Who listens on a port, as far as the system tells us."""
+def _listener_name(port: int) -> str:
+    """Return the process that listens on a port, as far as the system reveals it."""
     try:
-        found = [
-            one
-            for one in psutil.net_connections(kind="tcp")
-            if one.status == psutil.CONN_LISTEN and one.laddr and one.laddr.port == port
+        pids = [
+            connection.pid
+            for connection in psutil.net_connections(kind="tcp")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
         ]
-        pid = next((one.pid for one in found if one.pid is not None), None)
+        pid = next((pid for pid in pids if pid is not None), None)
         return "Another process" if pid is None else f"Process {pid} ({psutil.Process(pid).name()})"
     except psutil.Error:
         return "Another process"

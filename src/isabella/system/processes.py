@@ -1,19 +1,22 @@
-"""Child processes that outlive their parent: started detached, found again, stopped by identity.
+"""Child processes that outlive their parent: started detached, found again, and stopped by identity.
 
-A process is identified by its pid together with its start time, so that a pid which the system has given to
-somebody else is never signalled.
+A process is identified by its pid and its start time, so that a pid which the system has given to another process
+is never signalled.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import psutil
 
@@ -22,34 +25,26 @@ from isabella.system.files import write_private
 
 @dataclass(frozen=True)
 class ChildProcess:
-    """A process on this machine.
-
-    Attributes:
-        pid: the process id.
-        started: its start time, seconds since the epoch, as the system tells it.
-    """
+    """A process on this machine: its pid, and its start time in seconds since the epoch, as the system reports it."""
 
     pid: int
     started: float
 
     @classmethod
     def of(cls, pid: int) -> ChildProcess:
-        """The process that has this pid now.
+        """Return the process that has this pid now.
 
         Raises:
-            psutil.NoSuchProcess: there is none.
+            psutil.NoSuchProcess: no process has it.
         """
         return cls(pid, psutil.Process(pid).create_time())
 
     def is_running(self) -> bool:
-        """Whether this very process, not a later one with its pid, is alive and no zombie."""
+        """Return whether this process, not a later one with its pid, is alive and no zombie."""
         return self._live() is not None
 
     def stop(self, *, grace: float = 10.0) -> bool:
-        """End the process and its descendants: SIGTERM, then SIGKILL to what is left after the grace.
-
-        Args:
-            grace: seconds to wait after SIGTERM.
+        """End the process and its descendants: with SIGTERM, then SIGKILL after `grace` seconds.
 
         Returns:
             Whether it was running.
@@ -62,17 +57,17 @@ class ChildProcess:
             family += process.children(recursive=True)
         with suppress(psutil.NoSuchProcess):
             process.terminate()
-        left = _wait(family, grace)
-        for survivor in left:
+        survivors = _wait(family, grace)
+        for survivor in survivors:
             with suppress(psutil.NoSuchProcess):
                 survivor.kill()
-        _wait(left, grace)
+        _wait(survivors, grace)
         return True
 
     def _live(self) -> psutil.Process | None:
         try:
             process = psutil.Process(self.pid)
-            # Start times are compared loosely: some systems derive them from the boot time, which is adjusted.
+            # Start times are compared with a tolerance: some systems derive them from a boot time that is adjusted.
             same = abs(process.create_time() - self.started) < 1.0
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.NoSuchProcess:
@@ -80,24 +75,24 @@ class ChildProcess:
 
 
 def _wait(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that have not ended after so many seconds.
+    """Return the processes that have not ended after this many seconds.
 
-    `psutil.wait_procs` alone would wait for zombies too: for a child of somebody else who does not ask how it ended.
-    A child of ours is asked after it was seen to have ended, so that none of them stays behind as a zombie.
+    `psutil.wait_procs` alone would also wait for zombies whose parent is another process and does not reap them.
+    It is called only for ended processes, to reap our own children.
     """
     deadline = time.monotonic() + seconds
     left = list(family)
     while True:
-        ended = [one for one in left if has_ended(one)]
+        ended = [process for process in left if has_ended(process)]
         psutil.wait_procs(ended, timeout=0)
-        left = [one for one in left if one not in ended]
+        left = [process for process in left if process not in ended]
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.02)
 
 
 def has_ended(process: psutil.Process) -> bool:
-    """Whether it is over; what only waits for somebody to ask how it ended, is."""
+    """Return whether a process has ended. A zombie has."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -105,9 +100,9 @@ def has_ended(process: psutil.Process) -> bool:
 
 
 def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path | None = None) -> ChildProcess:
-    """Start a process in a session of its own, with its output appended to a log that only we can read.
+    """Start a process in a session of its own, with its output appended to a log that only its owner can read.
 
-    Secrets belong in `env`, never in `argv`, which every user of the machine can see.
+    Secrets belong in `env`, not in `argv`, which every user of the machine can see.
 
     Raises:
         OSError: the program or the log cannot be opened.
@@ -125,19 +120,33 @@ def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path |
         )
     finally:
         os.close(descriptor)
-    # A child that has ended already is still a zombie of ours, so its start time can be read.
+    # A child that has ended already is a zombie until it is reaped, so its start time can be read.
     return ChildProcess.of(child.pid)
 
 
 def save(path: Path, process: ChildProcess) -> None:
-    """Write down which process runs, so that a later command finds it again."""
+    """Record a process in a file, so that a later command can find it."""
     write_private(path, json.dumps(asdict(process)))
 
 
 def load(path: Path) -> ChildProcess | None:
-    """The process written down at `path`; None where there is none or the file is damaged."""
+    """Return the process recorded in a file; None if the file is missing or damaged."""
     try:
-        found = json.loads(path.read_text())
-        return ChildProcess(pid=int(found["pid"]), started=float(found["started"]))
+        record = json.loads(path.read_text())
+        return ChildProcess(pid=int(record["pid"]), started=float(record["started"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+@contextmanager
+def interrupt_on_sigterm() -> Iterator[None]:
+    """Raise KeyboardInterrupt on SIGTERM, as on Ctrl-C, so that either signal stops what was started."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> Any:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

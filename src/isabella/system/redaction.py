@@ -1,7 +1,7 @@
-"""The last line of defence: every secret this process knows is taken out of texts that came from elsewhere.
+"""Redaction: secrets that this process knows are replaced by their masked form in texts from elsewhere.
 
-Keys are kept out of logs and errors by type (`SecretStr`). But Letta and the vendors quote requests in their
-errors (a 422 of Letta repeats the whole body), so what they say passes through `redact` before anybody sees it.
+Keys are kept out of logs and errors by type (`SecretStr`). Letta and the vendors, however, quote requests in their
+errors (a 422 of Letta repeats the whole body), so their texts pass through `redact` before they are shown or logged.
 """
 
 from __future__ import annotations
@@ -12,43 +12,63 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from isabella.config.api_keys import mask
+#: Prefixes that vendors give their keys. A prefix that ends in another one comes before it (`csk-` before `sk-`).
+KNOWN_PREFIXES = ("sk-proj-", "sk-ant-", "csk-", "gsk_", "xai-", "sk-", "ak_")
 
-_SHORTEST = 6
+_SHORTEST_WITH_ENDING = 16
+#: A shorter secret would also replace harmless words.
+_SHORTEST_SECRET = 6
 
-_known: dict[str, str] = {}
+_masked_forms: dict[str, str] = {}
 _lock = threading.Lock()
 
 
+def known_prefix(key: str) -> str:
+    """Return the vendor's prefix of a key, or an empty string if it has none of the known ones."""
+    if not key.startswith(KNOWN_PREFIXES):
+        return ""
+    return next(prefix for prefix in KNOWN_PREFIXES if key.startswith(prefix))
+
+
+def mask(key: str) -> str:
+    """Return a key in the form in which it may be shown: vendor prefix and last four characters.
+
+    A short key is shown without its last characters: four of them would be too large a part of it.
+    """
+    prefix = known_prefix(key)
+    if len(key) - len(prefix) < _SHORTEST_WITH_ENDING:
+        return f"{prefix}…"
+    return f"{prefix}…{key[-4:]}"
+
+
 def remember(*secrets: str | None) -> None:
-    """From now on, take these out of every text that passes through `redact`."""
+    """Register secrets that `redact` replaces from now on. None and very short secrets are ignored."""
     with _lock:
         for secret in secrets:
-            # A secret of a few characters would also blot out innocent words.
-            if secret is not None and len(secret) >= _SHORTEST and secret not in _known:
-                shown = _known[secret] = mask(secret)
-                # As it stands in a URL, and between the quotes of a JSON document.
-                _known[quote(secret, safe="")] = shown
-                _known[json.dumps(secret)[1:-1]] = shown
-
-
-def unforeseen(error: Exception) -> str:
-    """What is said of an error that nobody has written words for."""
-    return f"{type(error).__name__}: {redact(str(error))}"
+            if secret is not None and len(secret) >= _SHORTEST_SECRET and secret not in _masked_forms:
+                masked = _masked_forms[secret] = mask(secret)
+                # The same secret within a URL, and within a JSON string.
+                _masked_forms[quote(secret, safe="")] = masked
+                _masked_forms[json.dumps(secret)[1:-1]] = masked
 
 
 def redact(text: str) -> str:
-    """The text with every known secret replaced by its masked form."""
+    """Return the text with every known secret replaced by its masked form."""
     with _lock:
         # Longest first: one secret may be part of another.
-        for secret in sorted(_known, key=len, reverse=True):
+        for secret in sorted(_masked_forms, key=len, reverse=True):
             if secret in text:
-                text = text.replace(secret, _known[secret])
+                text = text.replace(secret, _masked_forms[secret])
     return text
 
 
+def unforeseen(error: Exception) -> str:
+    """Return the type and the redacted message of an error that has no message of its own for users."""
+    return f"{type(error).__name__}: {redact(str(error))}"
+
+
 def redact_event(_logger: Any, _method: str, event: Mapping[str, Any]) -> dict[str, Any]:
-    """A structlog processor that redacts every text in a log event, however deep."""
+    """Redact every text in a log event, at any depth. A structlog processor."""
     return {key: _redact_value(value) for key, value in event.items()}
 
 

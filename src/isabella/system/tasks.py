@@ -1,4 +1,4 @@
-"""Running calls side by side, with plain errors: callers see the first failure itself, not a group around it."""
+"""Concurrent calls whose first failure is raised as it is, not within an exception group."""
 
 from __future__ import annotations
 
@@ -11,17 +11,14 @@ Result = TypeVar("Result")
 
 
 async def gather(calls: Iterable[Callable[[], Awaitable[Result]]], *, at_once: int | None = None) -> list[Result]:
-    """Run the calls side by side.
+    """Run calls concurrently and return their results in the order of the calls.
 
     Args:
         calls: functions without arguments.
         at_once: how many may run at the same time; None for all of them.
 
-    Returns:
-        Their results, in the order of the calls.
-
     Raises:
-        Exception: the first that failed; the others are cancelled.
+        Exception: the first exception of a call; the other calls are cancelled.
     """
     pending = list(calls)
     results: dict[int, Result] = {}
@@ -30,16 +27,16 @@ async def gather(calls: Iterable[Callable[[], Awaitable[Result]]], *, at_once: i
 
     async with anyio.create_task_group() as tasks:
 
-        async def one(index: int, call: Callable[[], Awaitable[Result]]) -> None:
+        async def run(index: int, call: Callable[[], Awaitable[Result]]) -> None:
             async with limiter:
                 try:
                     results[index] = await call()
-                except Exception as error:  # noqa: BLE001 - raised again below, bare
+                except Exception as error:  # noqa: BLE001 - raised again below, outside the group
                     errors.append(error)
                     tasks.cancel_scope.cancel()
 
         for index, call in enumerate(pending):
-            tasks.start_soon(one, index, call)
+            tasks.start_soon(run, index, call)
     if errors:
         raise errors[0]
     return [results[index] for index in range(len(pending))]

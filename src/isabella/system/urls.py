@@ -1,4 +1,4 @@
-"""What an address says about how to speak to it: whether it is on this machine, and what vouches for it."""
+"""URLs: comparison, loopback addresses, and the client options that a URL calls for."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from functools import cache
 from typing import TypedDict
 from urllib.parse import urlsplit
 
-#: Nothing listens there, and nothing ever answers: for a provider that nobody is meant to speak through yet.
+#: Placeholder base URL of a provider whose move is incomplete; nothing listens there.
 PLACEHOLDER_URL = "http://127.0.0.1:9/nowhere/v1"
 
 
 class ClientOptions(TypedDict):
-    """The options of an HTTP client that depend on where it speaks to."""
+    """The options of an HTTP client that depend on its base URL."""
 
     verify: ssl.SSLContext | bool
     trust_env: bool
 
 
 def is_loopback(address: str) -> bool:
-    """Whether a URL or a host name leads to this machine, whatever its name server says."""
+    """Return whether a URL or a host name means this machine, without asking a name server."""
     host = (urlsplit(address).hostname if "://" in address else address) or ""
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -29,20 +29,20 @@ def is_loopback(address: str) -> bool:
 
 
 def same_address(one: str | None, other: str | None) -> bool:
-    """Whether two base URLs mean the same place."""
+    """Return whether two base URLs are equal apart from trailing slashes."""
     return (one or "").rstrip("/") == (other or "").rstrip("/")
 
 
 def is_placeholder_url(base_url: str | None) -> bool:
-    """Whether a provider has the address of one that is between two."""
+    """Return whether a base URL is `PLACEHOLDER_URL`."""
     return same_address(base_url, PLACEHOLDER_URL)
 
 
 def client_options(base_url: str) -> ClientOptions:
-    """How a client for this address is made.
+    """Return the options of an HTTP client for this base URL.
 
-    A proxy of the environment has no business between us and a server on this machine. And loading the certificate
-    store takes longer than a whole warm start: it is left out for plain addresses, and done once for the others.
+    The proxies of the environment are not used for servers on this machine. The certificate store, which takes longer
+    to load than a whole warm start, is loaded once, and only for https.
     """
     return {
         "verify": _certificates() if base_url.startswith("https:") else False,

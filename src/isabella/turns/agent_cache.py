@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from isabella.agents import context
-from isabella.agents.bindings import BindingResult, point_to
 from isabella.agents.context import FittedContext
 from isabella.agents.model_catalog import ModelCatalog
-from isabella.agents.registry import AgentRecord, AgentRegistry
+from isabella.agents.registry import AgentRecord, AgentRegistry, BindingResult
 from isabella.errors import AgentUnknown, LettaRefused
-from isabella.letta.llm_config import Binding, LlmConfig
+from isabella.letta.agents import AgentRow
+from isabella.letta.llm_config import Binding
 from isabella.system.urls import same_address
 
 #: How long a name stands for the same agent without being looked up again, in seconds.
@@ -92,7 +91,7 @@ class AgentCache:
             LettaError: Letta cannot be read.
         """
         try:
-            row = await self._residents.wire.agent(agent_ref.id)
+            row = await self._residents.letta.agents.get(agent_ref.id)
         except LettaRefused as error:
             self.forget(agent_ref.id)
             if error.status in (404, 422):
@@ -127,7 +126,7 @@ class AgentCache:
         Raises:
             LettaError: Letta refuses or fails.
         """
-        return await context.fit(self._residents.wire, agent_id)
+        return await context.fit(self._residents.letta, agent_id)
 
     async def put_back(self, agent_id: str, fitted: FittedContext) -> None:
         """Show an agent again what left its context for one vendor.
@@ -135,7 +134,7 @@ class AgentCache:
         Raises:
             LettaError: Letta refuses or fails.
         """
-        await context.restore(self._residents.wire, agent_id, fitted)
+        await context.restore(self._residents.letta, agent_id, fitted)
 
     async def placed(self, binding: Binding) -> Binding:
         """The same at the address that its provider has in Letta: for as long as its gate is being passed.
@@ -162,7 +161,7 @@ class AgentCache:
         if same_address(provider.base_url, binding.base_url):
             return
         home = await self.placed(binding)
-        if await point_to(self._residents.wire, agent_ref.id, home.provider, home.base_url):
+        if await self._residents.letta.agents.point_to(agent_ref.id, home.provider, home.base_url):
             self._bound(agent_ref.id, home)
 
     def _bound(self, agent_id: str, binding: Binding) -> None:
@@ -198,15 +197,14 @@ def _speaker(record: AgentRecord) -> AgentRef:
     )
 
 
-def _as_it_is(agent_ref: AgentRef, row: Any) -> AgentRef:
+def _as_it_is(agent_ref: AgentRef, row: AgentRow) -> AgentRef:
     """The agent with the name and the model that Letta has for it now."""
-    config = row.get("llm_config") if isinstance(row, dict) else None
-    if not isinstance(config, dict):
+    llm = row.llm
+    if llm is None:
         return agent_ref
-    llm = LlmConfig.of(config, row.get("agent_type"))
     return replace(
         agent_ref,
-        name=str(row.get("name") or agent_ref.name),
+        name=row.name or agent_ref.name,
         handle=llm.handle or f"{llm.provider or llm.endpoint_type}/{llm.model}",
         provider=llm.provider or "-",
         model=llm.model,

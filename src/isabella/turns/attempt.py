@@ -10,16 +10,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
 import anyio
-import httpx
 import structlog
-from letta_client import APIError, AsyncLetta
 
-from isabella.errors import IsabellaError, LettaBroken, LettaRefused, LettaUnreachable
-from isabella.letta.client import as_letta_error
+from isabella.errors import IsabellaError, LettaBroken, LettaError, LettaRefused, LettaUnreachable
+from isabella.letta.client import LettaClient
 from isabella.turns.events import Called, Code, Condensed, Event, Reason, Returned, Said, Thought, Usage
 from isabella.turns.stream import Piece, RunStarted, StopNotice, ToolCallDelta, parse_line
 from isabella.turns.vendor_errors import VendorRefusal
@@ -32,7 +30,6 @@ _TO_END = 1.0
 _LAST_MOMENT = 0.25
 _TO_BEGIN = 2.0
 _STOP_SECONDS = 10.0
-_CONNECT_SECONDS = 10.0
 _ENDS = (Reason.COMPLETED, Reason.MAX_STEPS, Reason.NEEDS_APPROVAL)
 
 
@@ -117,13 +114,13 @@ class Attempt:
     _until: float = 0.0
     _cancelled: bool = False
 
-    async def events(self, client: AsyncLetta) -> AsyncGenerator[Event | None, None]:
+    async def events(self, letta: LettaClient) -> AsyncGenerator[Event | None, None]:
         """Say the message and hear the answer. Raises nothing for what Letta or the vendor does.
 
         The first event is always None: by then the message is on its way.
         """
         inbox: asyncio.Queue[_Item] = asyncio.Queue()
-        pump = asyncio.create_task(_pump(client, self.agent_id, self.message, inbox))
+        pump = asyncio.create_task(_pump(letta, self.agent_id, self.message, inbox))
         self._until = time.monotonic() + self.first_token
         self.wish.tell(inbox)
         try:
@@ -137,7 +134,7 @@ class Attempt:
                     self._lost(item.error)
                     break
                 else:
-                    await self._cancel(client, inbox)
+                    await self._cancel(letta, inbox)
                     # What comes meanwhile is still heard: it may be the end, or the very beginning.
                     async for event in self._rest(inbox):
                         yield event
@@ -148,7 +145,7 @@ class Attempt:
             self._settle()
         finally:
             self.wish.tell(None)
-            await self._abandon(client, inbox, pump)
+            await self._abandon(letta, inbox, pump)
 
     # --- what comes --------------------------------------------------------------------------------------------
 
@@ -271,7 +268,7 @@ class Attempt:
 
     # --- ending it at Letta -------------------------------------------------------------------------------------
 
-    async def _cancel(self, client: AsyncLetta, inbox: asyncio.Queue[_Item]) -> None:
+    async def _cancel(self, letta: LettaClient, inbox: asyncio.Queue[_Item]) -> None:
         with anyio.move_on_after(_STOP_SECONDS):
             # A run that Letta is just about to make cannot be cancelled yet.
             until = time.monotonic() + _TO_BEGIN
@@ -285,15 +282,15 @@ class Attempt:
                     if item is not None:
                         inbox.put_nowait(item)
                     break
-            await cancel(client, self.agent_id, self.run_id)
+            await cancel(letta, self.agent_id, self.run_id)
             self._cancelled = True
 
-    async def _abandon(self, client: AsyncLetta, inbox: asyncio.Queue[_Item], pump: asyncio.Task[None]) -> None:
+    async def _abandon(self, letta: LettaClient, inbox: asyncio.Queue[_Item], pump: asyncio.Task[None]) -> None:
         """Leave nothing behind: neither our reading, nor a run that goes on without anybody who listens."""
         with anyio.CancelScope(shield=True):
             if not pump.done() and self._stop is None and not self._cancelled:
                 # We ourselves are being cancelled: the client has gone away.
-                await self._cancel(client, inbox)
+                await self._cancel(letta, inbox)
             # Letta notices it with the vendor's next piece. What it stores until then has to be known before anything
             # is put there by us.
             await asyncio.wait({pump}, timeout=_TO_END)
@@ -302,16 +299,13 @@ class Attempt:
                 await pump
 
 
-async def cancel(client: AsyncLetta, agent_id: str, run_id: str | None) -> None:
+async def cancel(letta: LettaClient, agent_id: str, run_id: str | None) -> None:
     """End a run at Letta; without its id, all of the agent's. One that has ended already is left as it is."""
     try:
-        if run_id is None:
-            await client.agents.messages.cancel(agent_id)
-        else:
-            await client.agents.messages.cancel(agent_id, run_ids=[run_id])
-    except APIError as error:
+        await letta.messages.cancel(agent_id, run_id)
+    except LettaError as error:
         # 409: nothing runs.
-        log.info("nothing cancelled", agent=agent_id, error=as_letta_error(error).what)
+        log.info("nothing cancelled", agent=agent_id, error=error.what)
 
 
 async def _next(inbox: asyncio.Queue[_Item], seconds: float) -> _Item | None:
@@ -322,22 +316,12 @@ async def _next(inbox: asyncio.Queue[_Item], seconds: float) -> _Item | None:
     return None
 
 
-async def _pump(client: AsyncLetta, agent_id: str, message: str, inbox: asyncio.Queue[_Item]) -> None:
+async def _pump(letta: LettaClient, agent_id: str, message: str, inbox: asyncio.Queue[_Item]) -> None:
     """Read Letta's stream as it comes, so that waiting for the next line can be given up without losing one."""
     try:
-        async with client.agents.messages.with_streaming_response.create(
-            agent_id,
-            messages=[{"role": "user", "content": message}],
-            streaming=True,
-            stream_tokens=True,
-            include_pings=True,
-            # How long it may take is for us to say; Letta sends a ping every half minute.
-            timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS),
-        ) as response:
-            async for line in response.iter_lines():
+        async with aclosing(letta.messages.stream(agent_id, message)) as lines:
+            async for line in lines:
                 inbox.put_nowait(line)
         inbox.put_nowait(_Closed())
-    except APIError as error:
-        inbox.put_nowait(_Closed(as_letta_error(error)))
     except Exception as error:  # noqa: BLE001 - whatever the transport does, the turn has to end
         inbox.put_nowait(_Closed(error))

@@ -18,23 +18,23 @@ from isabella.letta.client import LettaClient
 log = structlog.get_logger()
 
 
-async def stored_ids(wire: LettaClient, run_id: str) -> Mapping[str, str]:
+async def stored_ids(letta: LettaClient, run_id: str) -> Mapping[str, str]:
     """What Letta has stored of a run: kinds of messages by their ids.
 
     Raises:
         LettaError: it cannot be read.
     """
-    rows = await wire.get(f"/v1/runs/{run_id}/messages", limit=200)
-    return {str(row.get("id")): str(row.get("message_type")) for row in rows if isinstance(row, dict)}
+    rows = await letta.messages.of_run(run_id)
+    return {str(row.get("id")): str(row.get("message_type")) for row in rows}
 
 
 async def store_partial(
-    wire: LettaClient, agent_id: str, *, run_id: str, asked: str, said: Mapping[str, str], mark: str, model: str
+    letta: LettaClient, agent_id: str, *, run_id: str, asked: str, said: Mapping[str, str], mark: str, model: str
 ) -> bool:
     """Put into the history what Letta has not stored of a turn that is over.
 
     Args:
-        wire: the way to Letta.
+        letta: the client.
         agent_id: the agent; nothing else may be speaking to it.
         run_id: the turn's run.
         asked: what was said to the agent.
@@ -47,17 +47,17 @@ async def store_partial(
     """
     asked_is_stored = False
     try:
-        stored = await stored_ids(wire, run_id)
+        stored = await stored_ids(letta, run_id)
         asked_is_stored = "user_message" in stored.values()
         came = "".join(text for id, text in said.items() if id not in stored).strip()
-        in_context = [str(id) for id in (await wire.agent(agent_id)).get("message_ids") or ()]
+        in_context = (await letta.agents.get(agent_id)).message_ids or []
         # Some vendors refuse what is said next if the result of a tool was never answered (fact M28).
         unanswered = bool(in_context) and stored.get(in_context[-1]) == "tool_return_message"
         if asked_is_stored and not came and not unanswered:
             return True
         answer = f"{came} {mark}".strip()
-        added = await add(wire, agent_id, "" if asked_is_stored else asked, answer, known=in_context, model=model)
-        await wire.patch(f"/v1/agents/{agent_id}", {"message_ids": [*in_context, *added]})
+        added = await add(letta, agent_id, "" if asked_is_stored else asked, answer, known=in_context, model=model)
+        await letta.agents.update(agent_id, {"message_ids": [*in_context, *added]})
     except IsabellaError as error:
         log.warning("not kept", agent=agent_id, run=run_id, error=error.what)
         return asked_is_stored

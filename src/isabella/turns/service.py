@@ -120,10 +120,8 @@ async def open_turn_service(
     async with AsyncExitStack() as stack:
         if locks is None:
             locks = await stack.enter_async_context(open_locks(settings, agent_service.connection))
-        wire = agent_service.registry.wire
         deps = TurnDependencies(
-            client=wire.client,
-            wire=wire,
+            letta=agent_service.letta,
             agent_cache=AgentCache(agent_service.registry, agent_service.models),
             gate=locks.gate,
             breaker=CircuitBreaker(),

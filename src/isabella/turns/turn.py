@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 import anyio
 import structlog
-from letta_client import AsyncLetta
 
 from isabella.agents.context import FittedContext, required_id_form
 from isabella.errors import (
@@ -195,8 +194,7 @@ class TurnDependencies:
     """What all turns share.
 
     Attributes:
-        client: the official SDK.
-        wire: the same, for what it has no words for.
+        letta: the client of their Letta.
         agent_cache: the agents.
         gate: of the providers.
         breaker: which vendors are left out.
@@ -204,8 +202,7 @@ class TurnDependencies:
         vendors: what each vendor did when it was asked last.
     """
 
-    client: AsyncLetta
-    wire: LettaClient
+    letta: LettaClient
     agent_cache: AgentCache
     gate: ProviderLock
     breaker: CircuitBreaker
@@ -447,7 +444,7 @@ class Turn:
             looking: asyncio.Task[AgentRef] | None = None
             looked = candidate.binding is not None
             try:
-                async with aclosing(attempt.events(self._house.client)) as heard:
+                async with aclosing(attempt.events(self._house.letta)) as heard:
                     async for event in heard:
                         if event is None:
                             yield candidate.asked
@@ -527,7 +524,7 @@ class Turn:
             self._stored = whole = self._reason is Reason.MAX_STEPS
             with anyio.CancelScope(shield=True), anyio.move_on_after(_STORING_SECONDS):
                 kept = await partial_history.store_partial(
-                    self._house.wire,
+                    self._house.letta,
                     self.agent_ref.id,
                     run_id=attempt.run_id,
                     asked=self._message,

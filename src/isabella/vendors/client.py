@@ -1,4 +1,4 @@
-"""Ask a vendor directly whether it takes a key, and which models it has."""
+"""Ask a vendor directly whether it accepts a key, and which models it has."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from isabella.system.urls import client_options
 from isabella.vendors.status import VendorObservation, VendorState
 
 _SAID_LIMIT = 160
-#: Where an item of a model list tells its context window, in tokens, by vendor.
+#: The fields in which vendors state a model's context window, in tokens.
 _WINDOW_FIELDS = ("context_window", "max_context_length", "context_length")
-#: What stands in a 403 that is about money or quota, not about the key.
+#: Words in the code of a 403 that is about money or quota, not about the key.
 _ABOUT_FUNDS = ("quota", "balance", "billing", "payment", "credit", "funds")
 
 
 class KeyVerdict(StrEnum):
-    """What a vendor says to a key."""
+    """A vendor's verdict on a key."""
 
     ACCEPTED = "accepted"
     #: The key itself is refused.
     REFUSED = "refused"
     #: The key is known, but its account has nothing left.
     OUT_OF_FUNDS = "out_of_funds"
-    #: The key is known, but asks too often.
+    #: The key is known, but has sent too many requests.
     RATE_LIMITED = "rate_limited"
-    #: There is no such place at that vendor: the base URL is wrong.
+    #: The base URL is wrong.
     WRONG_ADDRESS = "wrong_address"
     #: The vendor fails.
     FAILING = "failing"
-    #: No answer, so nothing is known of the key. This never means that the key is wrong.
+    #: No answer: nothing is known about the key. This never means that it is wrong.
     UNREACHABLE = "unreachable"
 
 
@@ -54,31 +54,31 @@ _STATES = {
 
 
 class Trouble(StrEnum):
-    """What stands between us and the vendor, where something does."""
+    """What prevented an answer of the vendor."""
 
-    #: The host's name is not known.
+    #: The host name is not known.
     DNS = "dns"
     #: No trustworthy connection.
     TLS = "tls"
     TIMEOUT = "timeout"
     #: Refused, reset, or broken off.
     CONNECTION = "connection"
-    #: A web page in place of the vendor's JSON: a proxy, or a portal.
+    #: A web page instead of JSON: a proxy, or a portal.
     HTML = "html"
 
 
 @dataclass(frozen=True)
 class VendorAnswer:
-    """What a vendor answered.
+    """A vendor's answer.
 
     Attributes:
-        verdict: what it says of the key.
-        said: its own words or what went wrong, scrubbed, for people.
+        verdict: its verdict on the key.
+        said: its own words or what went wrong, redacted, for people.
         status: the HTTP status, if there was an answer.
-        models: context windows in tokens by model id; None where the vendor does not tell the window.
-        unfit: ids of models that are switched off, or hold no conversation with tools, by the vendor's own word.
-        retry_after: seconds after which it wants to be asked again, where it says so.
-        trouble: what stands in between, where it was not the vendor that answered.
+        models: context windows in tokens by model id; None if the vendor does not state the window.
+        unfit: ids of models that are inactive or cannot hold a conversation with tools, as the vendor states.
+        retry_after: seconds after which the vendor asks to be called again.
+        trouble: what prevented an answer of the vendor itself.
     """
 
     verdict: KeyVerdict
@@ -91,7 +91,7 @@ class VendorAnswer:
 
     @property
     def takes_key(self) -> bool | None:
-        """Whether the key is a good one; None where nothing was learnt about it."""
+        """Whether the key is valid; None if that is not known."""
         match self.verdict:
             case KeyVerdict.ACCEPTED | KeyVerdict.OUT_OF_FUNDS | KeyVerdict.RATE_LIMITED:
                 return True
@@ -102,7 +102,7 @@ class VendorAnswer:
 
     @property
     def vendor_status(self) -> VendorObservation:
-        """What it shows of the vendor, as of now."""
+        """The observation of the vendor that this answer makes, as of now."""
         if self.verdict is KeyVerdict.ACCEPTED:
             reason = f"it takes the key and lists {self.said}"
         else:
@@ -111,12 +111,9 @@ class VendorAnswer:
 
 
 async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) -> VendorAnswer:
-    """Read the vendor's model list with a key. Never raises for what the vendor does.
+    """Read a vendor's model list with a key. It raises nothing for what the vendor does.
 
-    Args:
-        base_url: where its OpenAI-compatible API answers.
-        key: the key to ask with.
-        timeout: seconds it may take.
+    `base_url` is that of its OpenAI-compatible API, `timeout` is in seconds.
     """
     client = httpx.AsyncClient(
         timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
@@ -139,14 +136,11 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
 
 
 def classify_answer(status: int, document: Any, *, retry_after: str | None = None) -> VendorAnswer:
-    """Judge an answer by its status and shape, not by its wording, which vendors change.
+    """Classify an answer by its status and shape, not by its wording, which vendors change.
 
-    Args:
-        status: the HTTP status.
-        document: the body, where it was JSON; None otherwise.
-        retry_after: the header of that name.
+    `document` is the body; None if that is no JSON. `retry_after` is the header of that name.
     """
-    said = _words(document) or f"status {status}"
+    said = _message(document) or f"status {status}"
     wait = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdecimal() else None
     match status:
         case 200 if (models := _models(document)) is not None:
@@ -157,7 +151,7 @@ def classify_answer(status: int, document: Any, *, retry_after: str | None = Non
             return VendorAnswer(KeyVerdict.OUT_OF_FUNDS, said, status)
         case 403 if any(word in _codes(document) for word in _ABOUT_FUNDS):
             return VendorAnswer(KeyVerdict.OUT_OF_FUNDS, said, status)
-        # A 401 or 403 that is not JSON comes from something in between, not from the vendor.
+        # A 401 or 403 without JSON comes from a proxy, not from the vendor.
         case 401 | 403 if document is not None:
             return VendorAnswer(KeyVerdict.REFUSED, said, status)
         case 429:
@@ -169,7 +163,7 @@ def classify_answer(status: int, document: Any, *, retry_after: str | None = Non
 
 
 def _trouble(error: BaseException) -> Trouble:
-    """What broke, by the error at the bottom of it."""
+    """Return what broke, by the first cause of an error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, socket.gaierror):
@@ -202,12 +196,12 @@ def _models(document: Any) -> dict[str, int | None] | None:
 
 def _unfit(document: Any) -> frozenset[str]:
     items = document.get("data") if isinstance(document, dict) else document
-    found = items if isinstance(items, list) else []
-    return frozenset(item["id"] for item in found if item.get("active") is False or not _converses(item))
+    listed = items if isinstance(items, list) else []
+    return frozenset(item["id"] for item in listed if item.get("active") is False or not _converses(item))
 
 
 def _converses(item: dict[str, Any]) -> bool:
-    """Whether a model takes part in conversations and calls tools, where its vendor tells (Mistral does)."""
+    """Return whether a model can hold conversations and call tools, if its vendor states that (Mistral does)."""
     capabilities = item.get("capabilities")
     if not isinstance(capabilities, dict):
         return True
@@ -221,7 +215,7 @@ def _error_object(document: Any) -> dict[str, Any]:
     return inner if isinstance(inner, dict) else document
 
 
-def _words(document: Any) -> str | None:
+def _message(document: Any) -> str | None:
     error = _error_object(document)
     said = error.get("message") or error.get("detail")
     return redact(said)[:_SAID_LIMIT] if isinstance(said, str) else None

@@ -1,4 +1,4 @@
-"""What each vendor answered when it was asked last. Kept in memory; nobody is asked for its sake."""
+"""The last observation of each vendor, in memory. No vendor is asked for its sake."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 
 class VendorState(StrEnum):
-    """What a vendor did when it was asked last."""
+    """What a vendor did with its last request."""
 
     ANSWERS = "answers"
     REFUSES_KEY = "refuses_key"
-    #: It knows the key, but does not serve it: no funds, too many requests, no permission.
+    #: It knows the key, but refuses: no funds, too many requests, no permission.
     REFUSES = "refuses"
-    #: It answers, but with an error of its own, or with what cannot be understood.
+    #: It answers with an error of its own, or with something that cannot be understood.
     FAILS = "fails"
     UNREACHABLE = "unreachable"
     NOT_ASKED = "not_asked"
@@ -27,12 +27,12 @@ _TROUBLE = (VendorState.REFUSES_KEY, VendorState.REFUSES, VendorState.FAILS, Ven
 
 @dataclass(frozen=True)
 class VendorObservation:
-    """What a vendor did when it was asked last.
+    """An observation of a vendor.
 
     Attributes:
         state: what it did.
-        reason: its own words or what went wrong, scrubbed, for people.
-        at: when that was seen; for one that was not asked, since when it has not been.
+        reason: its own words or what went wrong, redacted, for people.
+        at: the time; for a vendor that was not asked, the time since when.
     """
 
     state: VendorState
@@ -40,50 +40,50 @@ class VendorObservation:
     at: datetime
 
     def as_json(self) -> dict[str, Any]:
-        """The form that `--json` and the HTTP API show."""
+        """Return the form that `--json` and the HTTP API show."""
         return {"state": self.state.value, "reason": self.reason, "at": self.at.isoformat(timespec="seconds")}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> VendorObservation:
-        """The status that `as_json` was made of.
+        """Return the observation in the form of `as_json`.
 
         Raises:
-            ValueError, KeyError, TypeError: it is none.
+            ValueError, KeyError, TypeError: it has another form.
         """
         state, at = VendorState(document["state"]), datetime.fromisoformat(document["at"])
         return cls(state, str(document["reason"]), at)
 
 
 class VendorStatusBoard:
-    """The statuses of all vendors, by the provider's name in Letta. All that is learnt comes in by `observe`.
+    """The last observations of all vendors, by the provider's name in Letta.
 
     Args:
-        now: tells the time.
+        now: returns the time.
 
     Attributes:
-        changed: is called when a status has changed.
+        changed: a callback that runs after an observation has changed.
     """
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._now = now
         self._began = now()
         self._seen: dict[str, VendorObservation] = {}
-        #: Those whose status comes from a list of models.
+        #: Providers whose observation comes from a model list.
         self._listed: set[str] = set()
         self.changed: Callable[[], None] = lambda: None
 
     def observe(
         self, provider: str, state: VendorState, reason: str, at: datetime | None = None, *, listing: bool = False
     ) -> None:
-        """Take note of what a vendor did. What was seen before the last observation changes nothing.
+        """Store an observation, unless it is older than the last one.
 
         Args:
-            provider: its provider's name in Letta.
-            state: what it did with the key that Letta holds.
+            provider: the provider's name in Letta.
+            state: what the vendor did with the key that Letta holds.
             reason: why, for people.
-            at: when; by default now.
-            listing: whether it was asked for its models only. It lists them for a key without funds, too, so that
-                changes nothing while it refuses messages.
+            at: the time; by default now.
+            listing: whether it only listed its models. It does so for a key without funds, too, so a list changes
+                nothing while the vendor refuses messages.
         """
         status = VendorObservation(state, reason, at or self._now())
         former = self._seen.get(provider)
@@ -96,7 +96,7 @@ class VendorStatusBoard:
         self.changed()
 
     def of(self, provider: str) -> VendorObservation:
-        """What is known of the vendor of a provider."""
+        """Return the last observation of a provider's vendor."""
         return self._seen.get(provider) or VendorObservation(
             VendorState.NOT_ASKED, "not asked since the backend was started", self._began
         )

@@ -28,11 +28,13 @@ class Synced:
         report: how all of them stand now.
         part: what this run has found and done.
         cause: why it ran.
+        seconds: its duration.
     """
 
     report: Report
     part: Report
     cause: SyncCause
+    seconds: float
 
 
 @dataclass(frozen=True)

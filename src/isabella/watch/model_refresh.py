@@ -10,9 +10,10 @@ from typing import Any
 
 from isabella.config.settings import Settings
 from isabella.errors import LettaError
+from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection
-from isabella.letta.providers import LettaProviders
-from isabella.letta.store import Capabilities, Store, StoredProvider
+from isabella.letta.releases import Capabilities
+from isabella.letta.store import Store, StoredProvider
 from isabella.providers.desired import Desired, desired_providers
 from isabella.providers.dry_run import Ask
 from isabella.system.tasks import gather
@@ -120,10 +121,11 @@ async def refresh_models(settings: Settings, connection: Connection) -> ModelRef
         ConfigurationError: `isabella.toml` is malformed.
     """
     ask = partial(ask_vendor, timeout=min(connection.timeout, 10.0))
-    async with LettaProviders.at(connection) as store:
+    async with LettaClient.open(connection) as letta:
+        store = letta.providers
         abilities = await store.abilities()
         stored = {record.name: record for record in await store.all()}
-        agents = await _speakers(connection)
+        agents = await _speakers(letta)
         wanted = [one for one in desired_providers(settings) if one.key is not None and one.problem is None]
         calls = [partial(_count, store, abilities, one, stored, ask, agents) for one in wanted]
         return ModelRefresh(datetime.now(UTC), tuple(await gather(calls, at_once=_AT_ONCE)))
@@ -155,14 +157,11 @@ async def _count(
         return ProviderModels(desired.name, problem=error.what, answer=answer)
 
 
-async def _speakers(connection: Connection) -> list[BoundAgent]:
+async def _speakers(letta: LettaClient) -> list[BoundAgent]:
     from isabella.agents.registry import AgentRegistry
-    from isabella.letta.client import open_sdk_client
 
-    async with open_sdk_client(connection) as client:
-        registry = await AgentRegistry(client).all()
     return [
         BoundAgent(one.name, one.llm.provider, one.llm.model)
-        for one in registry
+        for one in await AgentRegistry(letta).all()
         if one.llm is not None and one.llm.provider is not None
     ]

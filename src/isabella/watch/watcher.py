@@ -6,17 +6,19 @@ nothing else. One thing is done at a time. No error ends it; what is wrong is sa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
 import anyio
 
+from isabella.api import ensure_providers
 from isabella.config.settings import Settings, Watch
 from isabella.config.strategy import Strategy
+from isabella.connect import connect
 from isabella.errors import ConfigurationError, IsabellaError
-from isabella.letta.connection import Connection, connect
+from isabella.letta.connection import Connection
 from isabella.locks.provider_lock import ProviderLock
-from isabella.providers.api import ensure_providers
 from isabella.providers.desired import Desired
 from isabella.providers.health import HealthState, health_state
 from isabella.providers.report import Report
@@ -207,6 +209,7 @@ class Watcher:
         async def ensure() -> None:
             parts.append(await self._work.ensure(self._settings, names))
 
+        began = time.monotonic()
         if not await self._tried(ensure, cause):
             self._schedule.failed(names or [one.name for one in self._reading.desired if one.wanted])
             self.wake()
@@ -218,7 +221,7 @@ class Watcher:
         self._schedule.failed(again)
         # A pause that has just begun may end before anything else is due.
         self.wake()
-        self._tell(Synced(self._report, part, cause))
+        self._tell(Synced(self._report, part, cause, time.monotonic() - began))
 
     async def _tried(self, call: Callable[[], Awaitable[None]], cause: SyncCause) -> bool:
         """Whether it went well. What went wrong is told once for each cause, until something else happens."""

@@ -1,8 +1,10 @@
-"""The first layer: what the configuration says, judged by itself. Pure."""
+"""Checks of the configuration: the settings as written, and the vendors' answers to the configured keys."""
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from typing import Any
 
 from isabella.config.settings import MAKE_MASTER_KEY
 from isabella.doctor.evidence import (
@@ -11,220 +13,225 @@ from isabella.doctor.evidence import (
     ConflictingVariable,
     Evidence,
     LettaEvidence,
+    VendorEvidence,
 )
-from isabella.doctor.findings import Finding, Fix, Layer, LayerResult, PassedCheck, Remedy, Severity, Unknown
+from isabella.doctor.findings import Finding, Layer, Outcome, PassedCheck, Unknown, finding
 from isabella.letta.encryption import KeyMatch
 from isabella.providers.desired import Desired, Remark, RemarkKind
+from isabella.vendors.client import KeyVerdict, Trouble
 
-_SUMMARIES = {
-    RemarkKind.KEY_EMPTY: "its key is set, but empty.",
-    RemarkKind.KEY_PLACEHOLDER: "a placeholder stands where its key should.",
-    RemarkKind.KEY_MALFORMED: "its key has characters that no key has.",
-    RemarkKind.KEY_FILE_UNREADABLE: "the file with its key cannot be read.",
-    RemarkKind.BASE_URL_MALFORMED: "its base URL is no address.",
-    RemarkKind.KEY_CLEANED: "its key stands there with something around it.",
-    RemarkKind.KEY_SET_TWICE: "its key is set twice.",
-    RemarkKind.KEY_FILE_READABLE: "every user of this machine can read its key file.",
-    RemarkKind.KEY_OF_ANOTHER_VENDOR: "its key looks like another vendor's.",
+_WORLD_READABLE = 0o004
+#: Findings after which nothing is known about the key itself.
+_KEY_NOT_CHECKED = frozenset(
+    {
+        "vendor-dns",
+        "vendor-tls",
+        "vendor-timeout",
+        "vendor-unreachable",
+        "vendor-html",
+        "vendor-failing",
+        "base-url-wrong",
+        "vendor-not-a-model-list",
+    }
+)
+_TROUBLES = {
+    Trouble.DNS: "vendor-dns",
+    Trouble.TLS: "vendor-tls",
+    Trouble.TIMEOUT: "vendor-timeout",
+    Trouble.CONNECTION: "vendor-unreachable",
 }
 
 
-def judge(evidence: Evidence) -> LayerResult:
-    """Judge the configuration."""
-    configured = evidence.configured
-    total = LayerResult(tuple(_problem(problem) for problem in configured.problems))
-    total += LayerResult(tuple(_contradiction(found) for found in configured.contradictions))
-    if configured.incomplete is not None:
-        because = f"{configured.incomplete} could not be read"
-        return total + LayerResult(unknowns=(Unknown(Layer.CONFIGURATION, "which keys are configured", because),))
-    for desired in configured.desired:
-        total += _provider(desired, evidence.seen)
-    return total + _master_key(configured, evidence.seen) + _no_key_at_all(evidence)
+def check_configuration(evidence: Evidence) -> Iterator[Outcome]:
+    """Check the configuration by itself, and against what Letta has."""
+    configuration, letta = evidence.configuration, evidence.letta
+    yield from map(_problem, configuration.problems)
+    yield from map(_conflict, configuration.conflicts)
+    yield from _env_file(configuration)
+    if configuration.unreadable_file is not None:
+        because = f"{configuration.unreadable_file} could not be read"
+        yield Unknown(Layer.CONFIGURATION, "which keys are configured", because)
+        return
+    for desired in configuration.desired:
+        yield from _key(desired, letta)
+    yield from _master_key(configuration, letta)
+    yield from _any_key(configuration, letta)
 
 
 def _problem(problem: ConfigurationProblem) -> Finding:
-    place = "" if problem.origin is None else f" ({problem.origin})"
-    return Finding(
-        code=problem.code,
-        layer=Layer.CONFIGURATION,
-        severity=Severity.ERROR,
-        summary=f"{problem.subject} cannot be used.",
-        cause=problem.what,
-        remedy=Remedy(
-            problem.remedy or f"Correct {problem.subject}{place}, or remove it.",
-            # A setting of Isabella's has a default to fall back on; what is Letta's only the reader knows.
-            setting=None
-            if problem.origin is None
-            else (problem.subject, "" if problem.subject.startswith("ISABELLA_") else None),
-        ),
-        evidence=(f"{problem.subject}{place}: {problem.what}",),
+    origin = "" if problem.origin is None else f" ({problem.origin})"
+    return finding(
+        problem.code,
+        *(["has-default"] if problem.code == "setting-malformed" and problem.subject.startswith("ISABELLA_") else []),
+        evidence=(f"{problem.subject}{origin}: {problem.what}",),
+        subject=problem.subject,
+        problem=problem.what,
+        origin=problem.origin,
+        remedy=problem.remedy or f"Correct {problem.subject}, or remove it.",
     )
 
 
-def _contradiction(found: ConflictingVariable) -> Finding:
-    return Finding(
-        code=_contradiction_code(found),
-        layer=Layer.CONFIGURATION,
-        severity=Severity.ERROR,
-        summary=f"{found.variable} is set twice, differently; the environment wins.",
-        cause=f"{found.variable} of the environment hides the one in {found.file}, line {found.line}: "
-        "a variable that an old shell still has is a classic cause of a 401.",
-        remedy=Remedy(
-            f"If {found.file} is right, run `unset {found.variable}` in the shell that starts Isabella; "
-            f"otherwise put the environment's value into {found.file}.",
-            command=f"unset {found.variable}",
-        ),
-        provider=found.provider,
+def _conflict(conflict: ConflictingVariable) -> Finding:
+    if conflict.provider is not None:
+        code = "key-contradiction"
+    else:
+        code = "letta-contradiction" if conflict.variable.startswith("LETTA_") else "setting-contradiction"
+    return finding(
+        code,
+        provider=conflict.provider,
         evidence=(
-            f"{found.variable} in the environment: wins",
-            f"{found.variable} in {found.file}, line {found.line}: another value",
+            f"{conflict.variable} in the environment: takes precedence",
+            f"{conflict.variable} in {conflict.file}, line {conflict.line}: a different value",
         ),
+        variable=conflict.variable,
+        file=conflict.file,
+        line=conflict.line,
     )
 
 
-def _contradiction_code(found: ConflictingVariable) -> str:
-    if found.provider is not None:
-        return "key-contradiction"
-    return "letta-contradiction" if found.variable.startswith("LETTA_") else "setting-contradiction"
+def _env_file(configuration: ConfigurationEvidence) -> Iterator[Outcome]:
+    path, mode = configuration.env_file, configuration.env_mode
+    if path is None or mode is None or not configuration.secrets_in_file:
+        return
+    if not mode & _WORLD_READABLE:
+        yield PassedCheck(Layer.EXPOSURE, f"other users cannot read {path} ({mode:o})")
+        return
+    yield finding(
+        "env-file-readable",
+        evidence=(f"{path}: mode {mode:o}",),
+        path=path,
+        quoted_path=shlex.quote(str(path)),
+        mode=f"{mode:o}",
+    )
 
 
-def _provider(desired: Desired, seen: LettaEvidence) -> LayerResult:
-    findings = [_remark(desired, remark) for remark in desired.remarks]
+def _key(desired: Desired, letta: LettaEvidence) -> Iterator[Outcome]:
+    for remark in desired.remarks:
+        yield _remark(desired, remark)
     if desired.obstacle is not None:
-        findings.append(_obstacle(desired, desired.obstacle))
-    elif desired.key is None and seen.row(desired.name) is not None:
-        findings.append(_unset(desired))
-    elif desired.key is not None and not findings:
-        text = f"{desired.name}: {desired.key_source} holds a key ({desired.masked_key})"
-        return LayerResult(fine=(PassedCheck(Layer.CONFIGURATION, text),))
-    return LayerResult(tuple(findings))
-
-
-def _obstacle(desired: Desired, obstacle: Remark) -> Finding:
-    # A file that cannot be read is mended where it is, not in a variable.
-    in_file = obstacle.kind is RemarkKind.KEY_FILE_UNREADABLE
-    return Finding(
-        code=obstacle.kind.value,
-        layer=Layer.CONFIGURATION,
-        severity=Severity.ERROR,
-        summary=_SUMMARIES[obstacle.kind],
-        cause=f"{obstacle.text}. So the provider is not registered, and what Letta has of it is left as it is.",
-        remedy=Remedy(desired.remedy or "Correct it.", setting=None if in_file else (obstacle.variable, None)),
-        provider=desired.name,
-        evidence=(obstacle.text,),
-    )
+        yield _remark(desired, desired.obstacle)
+    elif desired.key is None and letta.row(desired.name) is not None:
+        evidence = (f"{desired.key_source} anywhere",)
+        yield finding("key-unset", provider=desired.name, evidence=evidence, variable=desired.vendor.api_key_env)
+    elif desired.key is not None and not desired.remarks:
+        yield PassedCheck(
+            Layer.CONFIGURATION, f"{desired.name}: {desired.key_source} holds a key ({desired.masked_key})"
+        )
 
 
 def _remark(desired: Desired, remark: Remark) -> Finding:
-    match remark.kind:
-        case RemarkKind.KEY_FILE_READABLE:
-            command = f"chmod 600 {shlex.quote(str(remark.path))}"
-            remedy = Remedy(f"Run `{command}`.", command=command, treatment=Fix.CHMOD, path=remark.path)
-            cause = f"The permissions of {remark.path} let everybody read it."
-        case RemarkKind.KEY_SET_TWICE:
-            remedy = Remedy(f"Remove {remark.variable}, or the variable itself.", setting=(remark.variable, ""))
-            cause = f"{remark.text}. A change of the file has no effect."
-        case RemarkKind.KEY_OF_ANOTHER_VENDOR:
-            page = desired.vendor.keys_page
-            where = f"; its keys are made at {page}" if page else ""
-            remedy = Remedy(
-                f"Put a key of {desired.vendor.title} into {remark.variable}{where}.", setting=(remark.variable, None)
-            )
-            cause = remark.text
-        case _:
-            remedy = Remedy(
-                f"Write {remark.variable} as the bare key: no quotes, no spaces, no Bearer.",
-                setting=(remark.variable, None),
-            )
-            cause = f"{remark.text}. Isabella does so; another program that reads the same variable may not."
-    return Finding(
-        code=remark.kind.value,
-        layer=Layer.CONFIGURATION,
-        severity=Severity.WARNING,
-        summary=_SUMMARIES[remark.kind],
-        cause=cause,
-        remedy=remedy,
+    """Return the finding for a remark: its kind is the code."""
+    page = desired.vendor.keys_page
+    return finding(
+        remark.kind.value,
         provider=desired.name,
         evidence=(remark.text,),
+        path=remark.path if remark.kind is RemarkKind.KEY_FILE_READABLE else None,
+        quoted_path=shlex.quote(str(remark.path)),
+        problem=remark.text,
+        remedy=desired.remedy or "Correct it.",
+        variable=remark.variable,
+        vendor=desired.vendor.title,
+        keys_page=f"; create one at {page}" if page else "",
     )
 
 
-def _unset(desired: Desired) -> Finding:
-    variable = desired.vendor.api_key_env
-    return Finding(
-        code="key-unset",
-        layer=Layer.CONFIGURATION,
-        severity=Severity.WARNING,
-        summary=f"Letta has it, but {variable} is not set.",
-        cause="Without a configured key there is nothing to compare Letta's with, and nothing is brought in line.",
-        remedy=Remedy(
-            f"Put the key into {variable} in .env. If the provider is no longer wanted, remove it from Letta.",
-            setting=(variable, None),
-        ),
-        provider=desired.name,
-        evidence=(f"{desired.key_source} anywhere",),
+def _master_key(configuration: ConfigurationEvidence, letta: LettaEvidence) -> Iterator[Outcome]:
+    if configuration.has_master_key:
+        own = "LETTA_ENCRYPTION_KEY is 64 hexadecimal characters"
+        text = own if configuration.sets_master_key else "the embedded Letta has a master key"
+        yield PassedCheck(Layer.CONFIGURATION, text)
+        return
+    if any(problem.code == "master-key-malformed" for problem in configuration.problems):
+        return
+    readings = [row.reading for row in letta.rows or () if row.reading is not None and row.stored.key_text]
+    encrypted = sum(reading.match is KeyMatch.HIDDEN for reading in readings)
+    if readings:
+        plaintext = len(readings) - encrypted
+        yield finding(
+            "master-key-missing",
+            *(["encrypted"] if encrypted else []),
+            evidence=(f"configured providers in Letta: {encrypted} encrypted and {plaintext} plaintext keys",),
+            encrypted=encrypted,
+            keys=len(readings),
+            make_master_key=MAKE_MASTER_KEY,
+        )
+
+
+def _any_key(configuration: ConfigurationEvidence, letta: LettaEvidence) -> Iterator[Outcome]:
+    desired = configuration.desired
+    if not desired or any(one.wanted or letta.row(one.name) is not None for one in desired):
+        return
+    reachable = letta.rows is not None or bool(letta.agents)
+    yield finding(
+        "no-key-configured",
+        *(["letta-reachable"] if reachable else []),
+        variables=", ".join(one.vendor.api_key_env for one in desired),
     )
 
 
-def _master_key(configured: ConfigurationEvidence, seen: LettaEvidence) -> LayerResult:
-    malformed = any(problem.code == "master-key-malformed" for problem in configured.problems)
-    if configured.master_key:
-        text = "LETTA_ENCRYPTION_KEY is 64 hexadecimal characters" if configured.ours else "the master key is kept"
-        return LayerResult(fine=(PassedCheck(Layer.CONFIGURATION, text),))
-    if malformed or not seen.rows:
-        return LayerResult()
-    read = [row.reading for row in seen.rows if row.reading is not None and row.stored.key_text]
-    hidden = [reading for reading in read if reading.match is KeyMatch.HIDDEN]
-    if hidden:
-        cause = (
-            f"Letta seals its keys ({len(hidden)} of {len(read)} here), and without its master key nobody can tell "
-            "what is in them."
-        )
-        text = "Put the LETTA_ENCRYPTION_KEY that Letta itself runs with into .env."
-    elif read:
-        cause = (
-            "Letta runs without a master key, so it stores keys in plaintext: in its database, and in what it shows."
-        )
-        text = (
-            f"Make one with {MAKE_MASTER_KEY}, start Letta with it as LETTA_ENCRYPTION_KEY, put the same into .env, "
-            "and run `isabella providers sync`."
-        )
-    else:
-        return LayerResult()
-    return LayerResult(
-        (
-            Finding(
-                code="master-key-missing",
-                layer=Layer.CONFIGURATION,
-                severity=Severity.WARNING,
-                summary="LETTA_ENCRYPTION_KEY is not set.",
-                cause=cause,
-                remedy=Remedy(text, setting=("LETTA_ENCRYPTION_KEY", None)),
-                evidence=(f"{len(hidden)} sealed and {len(read) - len(hidden)} plaintext keys among ours in Letta",),
-                facts=("P2",),
-            ),
-        )
-    )
+def check_vendors(evidence: Evidence) -> Iterator[Outcome]:
+    """Check the vendors' answers to the configured keys."""
+    for desired in evidence.configuration.desired:
+        vendor = evidence.vendors.get(desired.name)
+        if vendor is not None:
+            yield from _vendor(desired, vendor, evidence)
 
 
-def _no_key_at_all(evidence: Evidence) -> LayerResult:
-    configured, seen = evidence.configured, evidence.seen
-    declared = {desired.name for desired in configured.desired}
-    present = [row for row in seen.rows or () if row.stored.name in declared]
-    if not configured.desired or any(desired.wanted for desired in configured.desired) or present:
-        return LayerResult()
-    variables = [desired.vendor.api_key_env for desired in configured.desired]
-    # Somebody who only wants a look at a Letta of his own need not have configured anything here.
-    looks_on = seen.rows is not None or bool(seen.agents)
-    return LayerResult(
-        (
-            Finding(
-                code="no-key-configured",
-                layer=Layer.CONFIGURATION,
-                severity=Severity.NOTE if looks_on else Severity.WARNING,
-                summary="No vendor key is configured.",
-                cause=f"None of {', '.join(variables)} is set.",
-                remedy=Remedy("Put a key into .env (see .env.example), or try `isabella up --practice`."),
-            ),
-        )
-    )
+def _vendor(desired: Desired, vendor: VendorEvidence, evidence: Evidence) -> Iterator[Outcome]:
+    answer, title, base_url = vendor.answer, desired.vendor.title, desired.base_url
+    if answer.verdict is KeyVerdict.ACCEPTED:
+        yield PassedCheck(Layer.VENDOR, f"{desired.name}: {title} accepts the key ({answer.said})")
+        return
+    code, cases = _vendor_code(vendor)
+    status = "" if answer.status is None else f" answered {answer.status}"
+    observations = [f"GET {base_url}/models{status}: {answer.said}"]
+    if code == "key-refused":
+        observations.append(f"asked with {desired.masked_key} of {desired.key_source}")
+    if vendor.working_url is not None:
+        observations.append(f"GET {vendor.working_url}/models returns the model list of {title}")
+    page, variable = desired.vendor.keys_page, desired.vendor.base_url_env
+    values: dict[str, Any] = {
+        "vendor": title,
+        "status": answer.status,
+        "answer": answer.said,
+        "wait": "" if answer.retry_after is None else f" It asks to wait {answer.retry_after:g} s.",
+        "base_url": base_url,
+        "base_url_variable": variable,
+        "place": variable or "base_url in isabella.toml",
+        "default_base_url": desired.vendor.base_url,
+        "working_url": vendor.working_url,
+        "variable": desired.key_source.split(" ", 1)[0],
+        "key_source": desired.key_source,
+        "keys_page": f" (create it at {page})" if page else "",
+        "sync": evidence.configuration.sync_command(desired.name),
+    }
+    reported = finding(code, *cases, provider=desired.name, evidence=tuple(observations), **values)
+    yield reported
+    if code in _KEY_NOT_CHECKED:
+        yield Unknown(Layer.VENDOR, f"whether {title} accepts the key", reported.reason, desired.name)
+
+
+def _vendor_code(vendor: VendorEvidence) -> tuple[str, list[str]]:
+    """Return the code and the cases for an answer other than acceptance."""
+    answer = vendor.answer
+    match answer.verdict, answer.trouble:
+        case KeyVerdict.REFUSED, _:
+            stored_key_works = vendor.stored_answer is not None and bool(vendor.stored_answer.takes_key)
+            return "key-refused", ["stored-key-works"] if stored_key_works else []
+        case KeyVerdict.OUT_OF_FUNDS, _:
+            return "vendor-out-of-funds", []
+        case KeyVerdict.RATE_LIMITED, _:
+            return "vendor-rate-limited", []
+        case _, (Trouble.DNS | Trouble.TLS | Trouble.TIMEOUT | Trouble.CONNECTION) as trouble:
+            return _TROUBLES[trouble], []
+        case KeyVerdict.UNREACHABLE, _:
+            return "vendor-unreachable", []
+        case _ if vendor.working_url is not None:
+            return "base-url-wrong", ["another-works"]
+        case _, Trouble.HTML:
+            return "vendor-html", []
+        case KeyVerdict.WRONG_ADDRESS, _:
+            return ("vendor-not-a-model-list" if answer.status == 200 else "base-url-wrong"), []
+        case _:
+            return "vendor-failing", []

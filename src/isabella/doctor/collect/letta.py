@@ -1,332 +1,255 @@
-"""Looks at Letta over REST, everything at the same time. Changes nothing."""
+"""Collects the evidence about Letta: over REST, from its database, and from its process. Changes nothing."""
 
 from __future__ import annotations
 
+import hmac
+import ipaddress
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.to_thread
-import httpx2 as httpx
-from pydantic import BaseModel, ConfigDict, SecretStr, TypeAdapter, ValidationError
+import psutil
+from pydantic import SecretStr
 
-from isabella.doctor.collect.process import find_process
-from isabella.doctor.evidence import AgentEvidence, LettaEvidence, ProviderEvidence, VendorEvidence
-from isabella.errors import IsabellaError, LettaUnreachable, UnverifiedPeer
+from isabella.doctor.evidence import AgentEvidence, LettaEvidence, LettaProcess, ProviderEvidence, VendorEvidence
+from isabella.errors import IsabellaError, LettaError, LettaUnreachable
 from isabella.letta import releases
+from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection
 from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back
-from isabella.letta.llm_config import LlmConfig
-from isabella.letta.providers import LettaProviders
-from isabella.letta.store import Capabilities, StoredProvider
+from isabella.letta.store import StoredProvider, read_store
 from isabella.providers.desired import Desired
-from isabella.system.peers import async_hooks
 from isabella.system.tasks import gather
-from isabella.system.urls import client_options
 from isabella.vendors.client import KeyVerdict
 
-_PATIENCE = 2
+#: Time limits in seconds: for one request, for all of them together, and for the database.
+REQUEST_TIMEOUT, TOTAL_TIMEOUT, DATABASE_TIMEOUT = 3.0, 5.0, 2
+#: The names of temporary agents begin like this.
+_PROBE_AGENT = "isabella-receipt-"
+#: The most keys that Letta is asked to decrypt.
+_MOST_CHECKS = 8
+_MASTER_KEY = "LETTA_ENCRYPTION_KEY"
+#: Variables in Letta's environment that end in `_API_KEY` and are no vendor's key.
+_NO_VENDOR_KEYS = ("LETTA_API_KEY",)
 
 
-@dataclass(frozen=True)
-class DatabaseEvidence:
-    """What only the database tells.
+async def read_database(database_url: SecretStr) -> dict[str, frozenset[str]]:
+    """Return what only Letta's database shows, by field of `LettaEvidence`; empty if it cannot be read.
 
-    Attributes:
-        deleted: names of soft-deleted providers (fact P6).
-        base: names of base providers (fact P10).
-        bare: names of live providers whose key stands in the old plaintext column only (fact O4).
+    A database that cannot be read is no finding.
     """
-
-    deleted: frozenset[str]
-    base: frozenset[str]
-    bare: frozenset[str]
-
-
-async def read_database(database_url: SecretStr) -> DatabaseEvidence | None:
-    """Read it; None where that does not work, which is no finding: everything else goes on without."""
     import psycopg
 
     try:
         async with await psycopg.AsyncConnection.connect(
-            database_url.get_secret_value(), connect_timeout=_PATIENCE, autocommit=True
+            database_url.get_secret_value(), connect_timeout=DATABASE_TIMEOUT, autocommit=True
         ) as connection:
             await connection.execute("SET default_transaction_read_only = on")
-            await connection.execute(f"SET statement_timeout = {_PATIENCE * 1000}")
-            found = await connection.execute(
+            await connection.execute(f"SET statement_timeout = {DATABASE_TIMEOUT * 1000}")
+            result = await connection.execute(
                 "SELECT name, is_deleted, organization_id IS NULL, "
                 "coalesce(api_key, '') <> '' AND coalesce(api_key_enc, '') = '' FROM providers"
             )
-            rows = await found.fetchall()
+            rows = await result.fetchall()
     except (psycopg.Error, OSError):
-        return None
-    return DatabaseEvidence(
-        deleted=frozenset(name for name, deleted, base, _ in rows if deleted and not base),
-        base=frozenset(name for name, deleted, base, _ in rows if base and not deleted),
-        bare=frozenset(name for name, deleted, _, bare in rows if bare and not deleted),
-    )
-
-
-#: Seconds that a request may take, and that all of them may take together.
-PATIENCE, ALTOGETHER = 3.0, 5.0
-_PAGE = 100
-_MOST_AGENTS = 10_000
-_RECEIPT = "isabella-receipt-"
-_CHECKS = 8
+        return {}
+    return {
+        "deleted": frozenset(name for name, deleted, base, _ in rows if deleted and not base),
+        "base": frozenset(name for name, deleted, base, _ in rows if base and not deleted),
+        "bare": frozenset(name for name, deleted, _, bare in rows if bare and not deleted),
+    }
 
 
 class LettaCollector:
-    """Looks at one Letta.
-
-    Args:
-        connection: how to reach it.
-    """
+    """Collects the evidence about one Letta."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def look(self, desired: Sequence[Desired]) -> LettaEvidence:
-        """Everything that can be seen. Never raises for what Letta does."""
+    async def collect(self, desired: Sequence[Desired]) -> LettaEvidence:
+        """Return all evidence but `check_keys`. Never raises for what Letta does: that is part of the evidence."""
         connection = self._connection
-        seen = LettaEvidence(base_url=connection.base_url, embedded=connection.embedded)
+        letta = LettaEvidence(
+            base_url=connection.base_url,
+            embedded=connection.embedded,
+            password_sent=connection.password is not None,
+        )
         try:
-            with anyio.fail_after(ALTOGETHER):
-                async with LettaProviders.at(connection, timeout=PATIENCE) as store:
-                    abilities, stored = await _abilities_and_all(store)
-                return await self._beyond(replace(seen, abilities=abilities), stored, desired)
+            with anyio.fail_after(TOTAL_TIMEOUT):
+                async with self._open() as client:
+                    snapshot = await read_store(client.providers)
+                    reached = replace(letta, abilities=snapshot.abilities)
+                    return await self._contents(client, reached, snapshot.stored, desired)
         except IsabellaError as error:
-            return replace(seen, error=error)
+            return replace(letta, error=error)
         except TimeoutError:
-            what = f"Letta at {connection.base_url} did not answer within {ALTOGETHER:g} s."
-            return replace(seen, error=LettaUnreachable(what, remedy="Look at its log.", sent=True))
+            what = f"Letta at {connection.base_url} did not answer within {TOTAL_TIMEOUT:g} s."
+            return replace(letta, error=LettaUnreachable(what, remedy="See its log.", sent=True))
 
-    async def check(self, seen: LettaEvidence, asked: Mapping[str, VendorEvidence]) -> LettaEvidence:
-        """Have Letta itself open the keys about which doubt is left, and show them to their vendors."""
-        rows = list(seen.rows or ())
-        doubtful = [index for index, row in enumerate(rows) if _doubtful(row, seen, asked)][:_CHECKS]
+    async def check_keys(self, letta: LettaEvidence, vendors: Mapping[str, VendorEvidence]) -> LettaEvidence:
+        """Have Letta decrypt the keys that are still in doubt, and send them to their vendors."""
+        doubtful = [row for row in letta.rows or () if _doubtful(row, letta, vendors)][:_MOST_CHECKS]
         if not doubtful:
-            return seen
-        async with self._client() as http:
-            checked = await gather([partial(_check, http, rows[index]) for index in doubtful])
-        for index, row in zip(doubtful, checked, strict=True):
-            rows[index] = row
-        return replace(seen, rows=tuple(rows))
+            return letta
+        async with self._open() as client:
+            checked = await gather([partial(_check, client, row) for row in doubtful])
+        by_id = {row.stored.id: row for row in checked}
+        return replace(letta, rows=tuple(by_id.get(row.stored.id, row) for row in letta.rows or ()))
 
-    async def _beyond(
-        self, seen: LettaEvidence, stored: list[StoredProvider], desired: Sequence[Desired]
+    async def _contents(
+        self, client: LettaClient, letta: LettaEvidence, stored: Sequence[StoredProvider], desired: Sequence[Desired]
     ) -> LettaEvidence:
-        """What is asked once it is known that Letta answers."""
+        """Add the evidence that is collected once Letta answers."""
         connection = self._connection
-        found: dict[str, Any] = {}
+        changes: dict[str, Any] = {}
 
         async def rows() -> None:
-            found["rows"] = await self._rows(stored, desired)
+            changes["rows"] = await self._rows(stored, desired)
 
         async def agents() -> None:
             try:
-                async with self._client() as http:
-                    found["agents"] = await _agents(http)
-            except (httpx.HTTPError, ValueError) as error:
-                found["agents_error"] = f"Letta did not list them ({type(error).__name__})"
+                changes["agents"] = await _agents(client)
+            except LettaError as error:
+                changes["agents_error"] = f"Letta did not list them ({type(error).__name__})"
 
         async def base() -> None:
             try:
-                async with self._client() as http:
-                    found["base"] = await _base_providers(http)
-            except (httpx.HTTPError, ValueError):
-                found["base"] = frozenset()
+                changes["base"] = await client.providers.base_providers()
+            except LettaError:
+                changes["base"] = frozenset()
 
         async def open_() -> None:
-            found["open"] = True if connection.password is None else await self._is_open()
+            changes["open"] = True if connection.password is None else await self._is_open()
 
         async def process() -> None:
-            found["process"] = await anyio.to_thread.run_sync(
+            changes["process"] = await anyio.to_thread.run_sync(
                 find_process, connection.base_url, connection.master_key, abandon_on_cancel=True
             )
 
         async def database() -> None:
             if connection.database_url is not None:
-                found["database"] = await read_database(connection.database_url)
+                changes["database"] = await read_database(connection.database_url)
 
         await gather([rows, agents, base, open_, process, database])
-        known = found.pop("database", None)
-        if known is not None:
-            found["deleted"], found["bare"] = known.deleted, known.bare
-            found["base"] |= known.base
-        return replace(seen, **found)
+        from_database = changes.pop("database", {})
+        base_providers = changes["base"] | from_database.get("base", frozenset())
+        return replace(letta, **{**changes, **from_database, "base": base_providers})
 
-    async def _rows(self, stored: list[StoredProvider], desired: Sequence[Desired]) -> tuple[ProviderEvidence, ...]:
+    async def _rows(
+        self, stored: Sequence[StoredProvider], desired: Sequence[Desired]
+    ) -> tuple[ProviderEvidence, ...]:
         connection = self._connection
         memo = None
         if connection.master_key is not None:
-            # The proofs that syncs have left behind; the doctor leaves none of its own.
+            # The proofs of earlier syncs; the doctor saves none of its own.
             memo = ProofMemo.of(connection.home, connection.base_url, connection.master_key)
         by_name = {one.name: one for one in desired}
 
-        async def row(one: StoredProvider) -> ProviderEvidence:
-            wanted = by_name.get(one.name)
-            if wanted is None:
-                return ProviderEvidence(one)
-            # Without a configured key there is still something to see: whether it is sealed, and whether it opens.
-            key = "" if wanted.key is None else wanted.key.get_secret_value()
-            read = partial(read_back, one.key_text, key, connection.master_key, memo, shown=one.key_shown)
+        async def row(provider: StoredProvider) -> ProviderEvidence:
+            configured = by_name.get(provider.name)
+            if configured is None:
+                return ProviderEvidence(provider)
+            # Even without a configured key: whether the stored one is encrypted, and whether it can be decrypted.
+            key = "" if configured.key is None else configured.key.get_secret_value()
+            read = partial(read_back, provider.key_text, key, connection.master_key, memo, shown=provider.key_shown)
             reading: KeyReading = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
-            return ProviderEvidence(one, reading)
+            return ProviderEvidence(provider, reading)
 
-        return tuple(await gather([partial(row, one) for one in stored], at_once=64))
+        return tuple(await gather([partial(row, provider) for provider in stored], at_once=64))
 
     async def _is_open(self) -> bool | None:
-        """Whether the providers are shown to somebody without a password."""
+        """Whether Letta lists its providers without a password."""
         try:
-            async with self._client(password=False) as http:
-                response = await http.get("/v1/providers/", params={"limit": 1})
-        except httpx.HTTPError:
+            async with self._open(replace(self._connection, password=None)) as client:
+                return await client.providers.is_listed()
+        except LettaError:
             return None
-        return {200: True, 401: False, 403: False}.get(response.status_code)
 
-    def _client(self, *, password: bool = True) -> httpx.AsyncClient:
-        connection = self._connection
-        # Letta breaks connections on which it answered 500; each request gets one of its own.
-        headers = {"Connection": "close"}
-        if password and connection.password is not None:
-            headers["Authorization"] = f"Bearer {connection.password.get_secret_value()}"
-        return httpx.AsyncClient(
-            base_url=connection.base_url,
-            headers=headers,
-            timeout=PATIENCE,
-            event_hooks=async_hooks(connection.peer),
-            **client_options(connection.base_url),
-        )
+    def _open(self, connection: Connection | None = None) -> LettaClient:
+        # Letta breaks a connection after it has answered 500; each request gets one of its own.
+        return LettaClient.open(connection or self._connection, timeout=REQUEST_TIMEOUT, keep_alive=False)
 
 
-async def _abilities_and_all(store: LettaProviders) -> tuple[Capabilities, list[StoredProvider]]:
-    found: dict[str, Any] = {}
-
-    async def abilities() -> None:
-        found["abilities"] = await store.abilities()
-
-    async def all_() -> None:
-        found["all"] = await store.all()
-
-    await gather([abilities, all_])
-    return found["abilities"], found["all"]
-
-
-class _LlmConfig(BaseModel):
-    model_config = ConfigDict(extra="ignore", protected_namespaces=())
-
-    model: str = ""
-    model_endpoint_type: str = ""
-    model_endpoint: str | None = None
-    provider_name: str | None = None
-    provider_category: str | None = None
-    context_window: int | None = None
-    handle: str | None = None
-
-
-class _Compaction(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    model: str | None = None
-
-
-class _AgentRow(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    id: str
-    name: str | None = None
-    agent_type: str | None = None
-    llm_config: _LlmConfig | None = None
-    compaction_settings: _Compaction | None = None
-
-
-_AGENTS = TypeAdapter(list[_AgentRow])
-
-
-async def _agents(http: httpx.AsyncClient) -> tuple[AgentEvidence, ...]:
-    """Every agent with what binds it, to the last page."""
-    found: dict[str, AgentEvidence] = {}
-    query: dict[str, str | int] = {"limit": _PAGE, "order": "asc", "include_relationships": ""}
-    while len(found) < _MOST_AGENTS:
-        response = await http.get("/v1/agents/", params=query)
-        if response.status_code in (400, 422) and "include_relationships" in query:
-            del query["include_relationships"]
-            continue
-        response.raise_for_status()
-        try:
-            page = _AGENTS.validate_python(response.json())
-        except ValidationError:
-            raise ValueError("the list of agents has another shape") from None
-        fresh = [row for row in page if row.id not in found]
-        found |= {row.id: _agent(row) for row in fresh}
-        if len(page) < _PAGE or not fresh:
-            break
-        query["after"] = page[-1].id
-    return tuple(agent for agent in found.values() if agent.llm.model and not agent.name.startswith(_RECEIPT))
-
-
-def _agent(row: _AgentRow) -> AgentEvidence:
-    config = row.llm_config or _LlmConfig()
-    llm = LlmConfig(
-        model=config.model,
-        endpoint_type=config.model_endpoint_type,
-        endpoint=config.model_endpoint,
-        provider=config.provider_name,
-        category=config.provider_category,
-        window=config.context_window or 0,
-        handle=config.handle,
-        compaction=row.compaction_settings.model if row.compaction_settings else None,
-        agent_type=row.agent_type,
-    )
-    return AgentEvidence(row.id, row.name or row.id, llm)
-
-
-async def _base_providers(http: httpx.AsyncClient) -> frozenset[str]:
-    """The base providers of which Letta lists models. The list of providers does not show them."""
-    response = await http.get("/v1/models/", params={"provider_category": "base"})
-    response.raise_for_status()
-    items = response.json()
-    if not isinstance(items, list):
-        return frozenset()
-    return frozenset(
-        name for item in items if isinstance(item, dict) and isinstance(name := item.get("provider_name"), str)
+async def _agents(client: LettaClient) -> tuple[AgentEvidence, ...]:
+    """Return every agent with its `llm_config`, except temporary ones."""
+    return tuple(
+        AgentEvidence(row.id, row.name or row.id, row.llm)
+        for row in await client.agents.all()
+        if row.llm is not None and not (row.name or "").startswith(_PROBE_AGENT)
     )
 
 
-def _doubtful(row: ProviderEvidence, seen: LettaEvidence, asked: Mapping[str, VendorEvidence]) -> bool:
-    """Whether only Letta itself can tell if it can open a key. Its process, where it is known, tells more."""
+def _doubtful(row: ProviderEvidence, letta: LettaEvidence, vendors: Mapping[str, VendorEvidence]) -> bool:
+    """Whether only Letta itself can show if it can decrypt a key. The process, if it is known, shows more."""
     reading = row.reading
-    if reading is None or seen.process is not None:
+    if reading is None or letta.process is not None:
         return False
     if reading.match is KeyMatch.UNREADABLE:
         return True
-    release = seen.abilities.release if seen.abilities is not None else None
-    said = asked.get(row.stored.name)
+    release = letta.abilities.release if letta.abilities is not None else None
+    vendor = vendors.get(row.stored.name)
     return (
         reading.match is KeyMatch.EQUAL
         and reading.sealed
         and row.stored.type in ("cerebras", "openai")
-        and said is not None
-        and said.answer.verdict is KeyVerdict.ACCEPTED
-        # Older releases ask with no bearer at all, which would look the same (fact O10).
-        and releases.at_least(release, "0.16.7")
+        and vendor is not None
+        and vendor.answer.verdict is KeyVerdict.ACCEPTED
+        # Older releases ask without a bearer token, which would look the same (fact O10).
+        and releases.has(release, "check")
     )
 
 
-async def _check(http: httpx.AsyncClient, row: ProviderEvidence) -> ProviderEvidence:
-    """`POST …/check`: Letta opens the key and reads the vendor's list with it (fact P11). It writes nothing."""
+async def _check(client: LettaClient, row: ProviderEvidence) -> ProviderEvidence:
+    """Have Letta itself decrypt a key and try it (fact P11)."""
     try:
-        response = await http.post(f"/v1/providers/{row.stored.id}/check")
-    except (httpx.HTTPError, UnverifiedPeer):
+        check = await client.providers.check(row.stored.id)
+    except LettaError:
         return row
-    text = response.text.lower()
-    if response.status_code == 400 and "decrypt" in text:
-        return replace(row, opens=False)
-    if response.is_success:
-        return replace(row, opens=True, accepted=True)
-    if response.status_code == 401 and "llm_authentication" in text:
-        return replace(row, opens=True, accepted=False)
-    # Types that cannot be checked answer 500, but only after the key was opened.
-    return replace(row, opens=True) if response.status_code == 500 else row
+    return replace(row, opens=check.decrypted, accepted=check.accepted)
+
+
+def find_process(base_url: str, master_key: SecretStr | None) -> LettaProcess | None:
+    """Return the Letta process that listens at this address; None if it is on another machine or another user's."""
+    parts = urlsplit(base_url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if not _is_here(host):
+        return None
+    try:
+        listening = [
+            connection
+            for connection in psutil.net_connections(kind="tcp")
+            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
+        ]
+        pid = next((connection.pid for connection in listening if connection.pid is not None), None)
+        if pid is None:
+            return None
+        process = psutil.Process(pid)
+        if not any("letta" in argument for argument in process.cmdline()):
+            return None
+        environ = process.environ()
+    except (psutil.Error, OSError):
+        return None
+    environment_key = environ.get(_MASTER_KEY, "")
+    same = None
+    variables = [name for name, text in environ.items() if name.endswith("_API_KEY") and text]
+    if environment_key and master_key is not None:
+        same = hmac.compare_digest(environment_key.encode(), master_key.get_secret_value().encode())
+    return LettaProcess(
+        pid=pid,
+        listens=tuple(sorted({one.laddr.ip for one in listening if one.laddr and one.pid == pid})),
+        has_master_key=bool(environment_key),
+        same_master_key=same,
+        base_keys=tuple(sorted(name for name in variables if name not in _NO_VENDOR_KEYS)),
+    )
+
+
+def _is_here(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return address.is_loopback or address.is_unspecified

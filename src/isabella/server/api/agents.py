@@ -1,17 +1,15 @@
-"""The HTTP routes of agents: who there is, on which model, and agents as files."""
+"""Routes of agents: listing, switching models, and agent files."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from isabella.agents.agent_file import LARGEST_FILE
-from isabella.agents.definitions import NAME_PATTERN
 from isabella.agents.embeddings import SearchMethod
 from isabella.agents.import_export import configured_secrets, export_agent, import_agent
-from isabella.agents.reconcile import EnsureResult
 from isabella.agents.registry import AgentRecord
 from isabella.agents.repair import available_bindings, diagnose, find_broken
 from isabella.agents.service import AgentService
@@ -21,41 +19,37 @@ from isabella.server.runtime import Agents
 
 router = APIRouter(prefix="/api", tags=["agents"], responses=ERRORS)
 
-NewName = Annotated[
-    str | None, Query(pattern=NAME_PATTERN, description="What to call it; by default as the file does.")
-]
-WithTools = Annotated[bool, Query(description="Also take tools that Letta lacks: programs on Letta's machine.")]
-Name = Annotated[str, Path(description="An agent's name, the id of its definition, or Letta's id of it.")]
+Name = Annotated[str, Path(description="The agent's name, the id of its definition, or its id in Letta.")]
 
 
-class Model(BaseModel):
-    """What an agent speaks through."""
+class AgentModel(BaseModel):
+    """The model of an agent."""
 
     handle: str = Field(description="`provider/model`.")
     provider: str | None
     model: str | None
-    window: int = Field(description="Its context window in tokens.")
+    window: int = Field(description="The context window in tokens.")
 
 
 class Agent(BaseModel):
     """An agent in Letta."""
 
-    id: str = Field(description="Letta's id of it.")
+    id: str = Field(description="The id in Letta.")
     name: str
     description: str
-    ours: bool = Field(description="Whether Isabella keeps it, or has taken it in.")
-    definition: str | None = Field(description="The id of its definition in the agents' file.")
-    reflects_on: str | None = Field(description="The id of the agent whose memory it tidies.")
-    model: Model
+    ours: bool = Field(description="Whether Isabella manages the agent.")
+    definition: str | None = Field(description="The id of its definition in the agents file.")
+    reflects_on: str | None = Field(description="The id of the agent on whose conversations it reflects.")
+    model: AgentModel
     handles: list[str] = Field(description="The models that its definition prefers, in order.")
     blocks: list[str] = Field(description="The labels of its memory blocks.")
     tools: list[str]
     archive: Literal["mistral", "local", "text"] = Field(description="How its archival memory is searched.")
-    problem: str | None = Field(description="Why it cannot work as it is; `isabella agents repair` mends it.")
+    problem: str | None = Field(description="Why it cannot answer; `isabella agents repair` repairs it.")
 
 
-class Missing(BaseModel):
-    """A definition that could not be brought in line at the last start."""
+class FailedDefinition(BaseModel):
+    """A definition whose agent could not be created or updated at the last start."""
 
     definition: str
     name: str
@@ -64,45 +58,47 @@ class Missing(BaseModel):
 
 
 class AgentList(BaseModel):
-    """The agents in Letta, those that Isabella keeps first."""
+    """The agents in Letta, those that Isabella manages first."""
 
     agents: list[Agent]
-    missing: list[Missing] = Field(description="Definitions whose agent could not be made or brought in line.")
+    missing: list[FailedDefinition] = Field(
+        description="Definitions whose agent could not be created or updated at the last start."
+    )
 
 
-class Switched(Agent):
+class SwitchResult(Agent):
     """An agent after it was switched."""
 
-    notes: list[str] = Field(description="What is to be known about it, one sentence each.")
+    notes: list[str] = Field(description="Limits of the new model, one sentence each.")
 
 
 class Handles(BaseModel):
-    """The models that would work now."""
+    """The models that are available now."""
 
     handles: list[str]
 
 
-class Switch(BaseModel):
-    """Which model an agent is to speak through."""
+class SwitchRequest(BaseModel):
+    """The model to switch an agent to."""
 
     handle: str = Field(
         max_length=300, pattern=r"^[^\s/\x00]+(/[^\s\x00]+)?$", examples=["byok-mistral/mistral-medium-latest"]
     )
 
 
-class Imported(BaseModel):
-    """An agent that was brought in."""
+class ImportResult(BaseModel):
+    """An imported agent."""
 
     id: str
     name: str
     handle: str
-    passages: int = Field(description="How many passages of archival memory came with it.")
-    notes: list[str] = Field(description="What is to be known about it, one sentence each.")
-    left_out: list[str] = Field(description="What the file holds and was not brought in, for people.")
+    passages: int = Field(description="The number of imported passages of archival memory.")
+    notes: list[str] = Field(description="Changes made on import, one sentence each.")
+    left_out: list[str] = Field(description="Contents of the file that were not imported, for people.")
 
 
 class BrokenAgent(BaseModel):
-    """An agent that cannot work as it is."""
+    """An agent that cannot answer."""
 
     id: str
     name: str
@@ -110,75 +106,79 @@ class BrokenAgent(BaseModel):
     fault: str
     why: str
     before: str
-    after: str | None = Field(description="What it would be bound to.")
+    after: str | None = Field(description="The model that a repair would bind it to.")
     problem: str | None
 
 
 class BrokenAgents(BaseModel):
-    """Every agent that cannot work as it is."""
+    """All agents that cannot answer."""
 
     agents: list[BrokenAgent]
 
 
-@router.get("/agents", summary="The agents in Letta")
+@router.get("/agents", summary="List agents")
 async def agents(agent_service: Agents) -> AgentList:
-    """List every agent, with what it speaks through and what is wrong with it."""
-    registry = sorted(await agent_service.registry.all(), key=lambda one: not one.ours)
-    problems = await _problems(agent_service, registry)
+    """List every agent, with its model and its problem, if any."""
+    found = sorted(await agent_service.registry.all(), key=lambda agent: not agent.ours)
+    problems = await _problems(agent_service, found)
     return AgentList(
-        agents=[_agent(record, problems.get(record.id)) for record in registry],
-        missing=[_missing(ensured) for ensured in agent_service.ensured if ensured.reason is not None],
+        agents=[_agent(agent, problems.get(agent.id)) for agent in found],
+        missing=[
+            FailedDefinition.model_validate(result, from_attributes=True)
+            for result in agent_service.ensured
+            if result.reason is not None
+        ],
     )
 
 
-@router.get("/models", summary="The models that would work now")
+@router.get("/models", summary="List available models")
 async def models(agent_service: Agents) -> Handles:
-    """List the handles of every vendor that takes its key, each vendor's usual model first."""
+    """List the handles of every vendor that accepts its key, each vendor's default model first."""
     return Handles(handles=await agent_service.models.handles())
 
 
-@router.get("/repairs", summary="The agents that cannot work")
+@router.get("/repairs", summary="List broken agents")
 async def repairs(agent_service: Agents) -> BrokenAgents:
-    """Find agents, Isabella's or not, that cannot work as they are. Nothing is changed."""
+    """Find agents, managed by Isabella or not, that cannot answer. Changes nothing."""
     found = await find_broken(agent_service.registry, agent_service.models)
     return BrokenAgents(agents=[BrokenAgent.model_validate(repair.as_json()) for repair in found])
 
 
-@router.get("/agents/{name}", summary="One agent")
+@router.get("/agents/{name}", summary="Show an agent")
 async def agent(name: Name, agent_service: Agents) -> Agent:
-    """Show an agent."""
-    record = await agent_service.registry.find(name)
-    return _agent(record, (await _problems(agent_service, [record])).get(record.id))
+    """Show an agent, with its model and its problem, if any."""
+    found = await agent_service.registry.find(name)
+    return _agent(found, (await _problems(agent_service, [found])).get(found.id))
 
 
 @router.post("/agents/{name}/switch", summary="Switch an agent to another model")
-async def switch(name: Name, wanted: Switch, agent_service: Agents) -> Switched:
-    """Bind an agent to a handle, from its next message on. Memory and history stay.
+async def switch(name: Name, body: SwitchRequest, agent_service: Agents) -> SwitchResult:
+    """Bind an agent to a handle, from its next message on. Memory and history are kept.
 
-    `notes` say what the vendor does not take: a limit that its window does not allow, or tool calls of other vendors.
+    `notes` say what the vendor does not accept: a limit above its context window, or tool calls of other vendors.
 
-    A handle that would not work now is refused with 409 `model_unknown`; `details.handles` lists those that would.
+    A handle that is not available is refused with 409 `model_unknown`; `details.handles` lists the available ones.
     """
-    record = await agent_service.registry.find(name)
-    async with agent_service.memory.hold(record.id):
-        bound = await agent_service.registry.switch(record, wanted.handle, agent_service.models)
-    switched = _agent(await agent_service.registry.get(record.id), None)
-    return Switched(**switched.model_dump(), notes=list(bound.notes))
+    found = await agent_service.registry.find(name)
+    async with agent_service.memory.hold(found.id):
+        binding = await agent_service.registry.switch(found, body.handle, agent_service.models)
+    switched = _agent(await agent_service.registry.get(found.id), None)
+    return SwitchResult(**switched.model_dump(), notes=list(binding.notes))
 
 
 @router.get(
     "/agents/{name}/export",
-    summary="An agent as a file",
+    summary="Export an agent",
     response_class=Response,
-    responses={200: {"content": {"application/json": {}}, "description": "An `.af` file, with no key in it."}},
+    responses={200: {"content": {"application/json": {}}, "description": "An `.af` file, without keys."}},
 )
 async def export(name: Name, agent_service: Agents) -> Response:
-    """Export an agent: its prompt, tools, memory blocks, the messages in its context, and its archival memory."""
-    record = await agent_service.registry.find(name)
+    """Export an agent: prompt, tools, memory blocks, the messages in its context, and archival memory."""
+    found = await agent_service.registry.find(name)
     text = await export_agent(
-        agent_service.registry, record, configured_secrets(agent_service.models, agent_service.connection)
+        agent_service.registry, found, configured_secrets(agent_service.models, agent_service.connection)
     )
-    ascii_name = record.name.encode("ascii", "ignore").decode().replace('"', "").strip() or "agent"
+    ascii_name = found.name.encode("ascii", "ignore").decode().replace('"', "").strip() or "agent"
     return Response(
         text,
         media_type="application/json",
@@ -188,31 +188,31 @@ async def export(name: Name, agent_service: Agents) -> Response:
 
 @router.post(
     "/agents/import",
-    summary="Bring an agent in from a file",
+    summary="Import an agent",
     status_code=201,
     openapi_extra={
         "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
     },
 )
-async def bring_in(
+async def import_file(
     request: Request,
     agent_service: Agents,
     name: Annotated[
-        str | None, Query(max_length=100, description="What to call it; by default as the file does.")
+        str | None, Query(max_length=100, description="The name of the agent; by default that of the file.")
     ] = None,
     tools: Annotated[
         bool | None,
         Query(
-            description="Tools that are not for memory or conversation, and can fetch addresses or run programs on "
-            "Letta's machine: true takes them along, false leaves them out, and otherwise they are refused."
+            description="What to do with tools other than those for memory and conversation, which can fetch URLs or "
+            "run programs on Letta's machine: true imports them, false skips them; by default the file is refused."
         ),
     ] = None,
-) -> Imported:
-    """Import an `.af` file, the whole of it as the body, bound to a model that works here.
+) -> ImportResult:
+    """Import an `.af` file, sent as the body, bound to an available model.
 
-    Only memory and conversation tools come along unasked. What else is not brought in is named in `left_out`.
+    By default only memory and conversation tools are imported. `left_out` names everything that is not imported.
     """
-    brought = await import_agent(
+    imported = await import_agent(
         agent_service.registry,
         agent_service.models,
         await _body(request),
@@ -220,14 +220,7 @@ async def bring_in(
         with_tools=tools,
         vectors=agent_service.vectors,
     )
-    return Imported(
-        id=brought.id,
-        name=brought.name,
-        handle=brought.handle,
-        passages=brought.passages,
-        notes=list(brought.notes),
-        left_out=list(brought.left_out),
-    )
+    return ImportResult.model_validate(imported, from_attributes=True)
 
 
 async def _body(request: Request) -> bytes:
@@ -239,38 +232,33 @@ async def _body(request: Request) -> bytes:
     return bytes(body)
 
 
-async def _problems(agent_service: AgentService, registry: list[AgentRecord]) -> dict[str, str]:
+async def _problems(agent_service: AgentService, agents: list[AgentRecord]) -> dict[str, str]:
     available = await available_bindings(agent_service.registry, agent_service.models, ask=False)
-    found = {record.id: diagnose(record.llm, available) for record in registry}
-    return {id: finding.why for id, finding in found.items() if finding is not None}
+    diagnoses = {agent.id: diagnose(agent.llm, available) for agent in agents}
+    return {id: diagnosis.why for id, diagnosis in diagnoses.items() if diagnosis is not None}
 
 
-def _agent(record: AgentRecord, problem: str | None) -> Agent:
-    llm, definition = record.llm, record.definition
-    choice = SearchMethod.of_mark(record.own_metadata.embedding)
-    details: dict[str, Any] = {
-        "id": record.id,
-        "name": record.name,
-        "description": record.description,
-        "ours": record.ours,
-        "definition": definition.id if definition else None,
-        "reflects_on": definition.reflects_on if definition else None,
-        "model": Model(
-            handle=record.handle,
-            provider=llm.provider if llm else None,
-            model=llm.model if llm else None,
-            window=llm.window if llm else 0,
-        ),
-        "handles": list(definition.handles) if definition else [],
-        "blocks": sorted(record.blocks),
-        "tools": sorted(record.tools),
-        "archive": choice.source.value if choice else "text",
-        "problem": problem,
-    }
-    return Agent(**details)
-
-
-def _missing(ensured: EnsureResult) -> Missing:
-    return Missing(
-        definition=ensured.definition, name=ensured.name, reason=ensured.reason or "", remedy=ensured.remedy
+def _agent(agent: AgentRecord, problem: str | None) -> Agent:
+    llm, definition = agent.llm, agent.definition
+    search_method = SearchMethod.of_mark(agent.own_metadata.embedding)
+    return Agent.model_validate(
+        {
+            "id": agent.id,
+            "name": agent.name,
+            "description": agent.description,
+            "ours": agent.ours,
+            "definition": definition.id if definition else None,
+            "reflects_on": definition.reflects_on if definition else None,
+            "model": {
+                "handle": agent.handle,
+                "provider": llm.provider if llm else None,
+                "model": llm.model if llm else None,
+                "window": llm.window if llm else 0,
+            },
+            "handles": list(definition.handles) if definition else [],
+            "blocks": sorted(agent.blocks),
+            "tools": sorted(agent.tools),
+            "archive": search_method.source.value if search_method else "text",
+            "problem": problem,
+        }
     )

@@ -1,4 +1,4 @@
-"""The HTTP routes of memory: blocks, passages, history, and the search in them."""
+"""Routes of memory: blocks, passages of archival memory, message history, and search."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from isabella.agents import memory
-from isabella.agents.archive import ArchivalPassage as KeptPassage
-from isabella.agents.history import HistoryEntry as KeptEntry
+from isabella.agents.history import HistoryEntry
+from isabella.agents.memory import ArchivalPassage, MemoryBlock
 from isabella.errors import MemoryChanged
 from isabella.server.api.agents import Name
 from isabella.server.errors import ERRORS, ErrorBody, Problem, answer, answer_to
@@ -20,13 +19,14 @@ from isabella.turns.service import SAYABLE
 
 router = APIRouter(prefix="/api/agents/{name}", tags=["memory"], responses=ERRORS)
 
-#: Characters that a block's text may have at most, well above every limit of Letta's.
+#: The maximum length of a block, well above every limit in Letta.
 _LONGEST = 1_000_000
-#: Characters that a passage may have at most: Letta counts four bytes as a token, and takes 8192.
+#: The maximum length of a passage: Letta counts four bytes as a token, and accepts 8192 tokens.
 _LONGEST_PASSAGE = 32_768
-Label = Annotated[str, Path(description="A memory block's label.", max_length=100)]
+_PASSAGE_ID = r"^passage-[0-9a-f-]{36}$"
+Label = Annotated[str, Path(description="The label of a memory block.", max_length=100)]
 MessageId = Annotated[str | None, Query(pattern=r"^message-[0-9a-f-]{36}$")]
-PassageId = Annotated[str, Path(pattern=r"^passage-[0-9a-f-]{36}$")]
+PassageId = Annotated[str, Path(pattern=_PASSAGE_ID)]
 
 
 class Block(BaseModel):
@@ -34,10 +34,10 @@ class Block(BaseModel):
 
     label: str
     value: str
-    version: str = Field(description="Changes whenever the text does; the same as the ETag.")
-    limit: int = Field(description="How many characters it may hold.")
+    version: str = Field(description="Changes with the text; the same as the ETag.")
+    limit: int = Field(description="The maximum length in characters.")
     description: str
-    read_only: bool = Field(description="Whether the agent itself may not change it.")
+    read_only: bool = Field(description="Whether the agent itself is not allowed to change it.")
 
 
 class Blocks(BaseModel):
@@ -49,12 +49,12 @@ class Blocks(BaseModel):
 class BlockEdit(BaseModel):
     """A new text for a memory block."""
 
-    # Described as required: only who sends If-Match, which is the same thing, may leave it out.
+    # Described as required, because the alternative, If-Match, is not in the description.
     model_config = ConfigDict(json_schema_extra={"required": ["value", "version"]})
 
     value: str = Field(max_length=_LONGEST)
     version: str | SkipJsonSchema[None] = Field(
-        default=None, max_length=100, description="The version that the editor saw; `*` for whatever there is."
+        default=None, max_length=100, description="The version that was edited; `*` overwrites any version."
     )
 
 
@@ -68,24 +68,24 @@ class Passage(BaseModel):
 
 
 class Passages(BaseModel):
-    """A page of passages, oldest first; or what a search found, best first."""
+    """A page of passages, oldest first."""
 
     passages: list[Passage]
-    after: str | None = Field(description="Ask with this for the next page; null where there is none.")
+    after: str | None = Field(description="The `after` of the next page; null on the last page.")
 
 
 class NewPassage(BaseModel):
-    """A passage to be written."""
+    """A passage to add."""
 
     text: str = Field(max_length=_LONGEST_PASSAGE, pattern=SAYABLE)
     tags: list[Annotated[str, Field(max_length=200, pattern=SAYABLE)]] = Field(default_factory=list, max_length=50)
 
 
-class Entry(BaseModel):
-    """One thing that was said or done."""
+class HistoryItem(BaseModel):
+    """A message, or a part of one, in the history."""
 
-    id: str = Field(description="Letta's id of the message; several entries of one message have the same.")
-    at: str = Field(description="When; ISO 8601.")
+    id: str = Field(description="The message's id in Letta; all parts of a message have the same id.")
+    at: str = Field(description="ISO 8601.")
     kind: Literal["user", "assistant", "reasoning", "tool_call", "tool_return", "summary", "event"]
     text: str
     tool: str | None = None
@@ -93,31 +93,31 @@ class Entry(BaseModel):
 
 
 class Messages(BaseModel):
-    """A stretch of history, newest last."""
+    """A page of the history, newest last."""
 
-    messages: list[Entry]
-    before: str | None = Field(description="Ask with this for what came before; null at the beginning.")
-
-
-class Found(BaseModel):
-    """What a search found."""
-
-    passages: list[Passage] = Field(description="In archival memory, best first.")
-    messages: list[Entry] = Field(description="In the conversation, newest first.")
+    messages: list[HistoryItem]
+    before: str | None = Field(description="The `before` of the next older page; null at the beginning.")
 
 
-@router.get("/blocks", summary="The memory blocks of an agent")
+class SearchResults(BaseModel):
+    """The results of a search in memory."""
+
+    passages: list[Passage] = Field(description="From archival memory, best first.")
+    messages: list[HistoryItem] = Field(description="From the conversation, newest first.")
+
+
+@router.get("/blocks", summary="List memory blocks")
 async def blocks(name: Name, agent_service: Agents) -> Blocks:
-    """Show what an agent keeps in mind."""
-    record = await agent_service.registry.find(name)
-    return Blocks(blocks=[_block(block) for block in await agent_service.memory.blocks(record.id)])
+    """List an agent's memory blocks, which are always in its context."""
+    agent = await agent_service.registry.find(name)
+    return Blocks(blocks=[_block(block) for block in await agent_service.memory.blocks(agent.id)])
 
 
-@router.get("/blocks/{label}", summary="One memory block")
+@router.get("/blocks/{label}", summary="Show a memory block")
 async def block(name: Name, label: Label, agent_service: Agents, response: Response) -> Block:
-    """Show a block. Its ETag is the version to edit it with."""
-    record = await agent_service.registry.find(name)
-    found = await agent_service.memory.block(record.id, label)
+    """Show a block. Its ETag is the version that an edit refers to."""
+    agent = await agent_service.registry.find(name)
+    found = await agent_service.memory.block(agent.id, label)
     response.headers["ETag"] = f'"{found.version}"'
     return _block(found)
 
@@ -127,119 +127,103 @@ async def block(name: Name, label: Label, agent_service: Agents, response: Respo
     summary="Edit a memory block",
     response_model=Block,
     responses={
-        409: {"model": ErrorBody, "description": "The block was changed meanwhile; by `version`."},
-        412: {"model": ErrorBody, "description": "The block was changed meanwhile; by `If-Match`."},
-        428: {"model": ErrorBody, "description": "Neither If-Match nor `version` says which text was edited."},
+        409: {"model": ErrorBody, "description": "The block has changed since `version`."},
+        412: {"model": ErrorBody, "description": "The block has changed since `If-Match`."},
+        428: {"model": ErrorBody, "description": "The request has neither If-Match nor `version`."},
     },
 )
 async def edit(
     name: Name,
     label: Label,
-    wanted: BlockEdit,
+    body: BlockEdit,
     agent_service: Agents,
     response: Response,
     if_match: Annotated[str | None, Header(max_length=200, include_in_schema=False)] = None,
 ) -> Block | JSONResponse:
-    """Replace a block's text, if it is still the one that the editor saw, by `version` or by its ETag.
+    """Replace a block's text, unless it has changed since the edited version, given by `version` or its ETag.
 
     A text above the block's limit is refused with 422 `memory_too_long`.
     """
-    seen = if_match.strip().removeprefix("W/").strip('"') if if_match is not None else wanted.version
-    if seen is None:
+    version = if_match.strip().removeprefix("W/").strip('"') if if_match is not None else body.version
+    if version is None:
         problem = Problem(
             code="version_required",
-            message="The edit does not say which text it was made from.",
+            message="The request does not say which version was edited.",
             remedy="Send the block's ETag as If-Match, or its version as `version`.",
         )
         return answer(428, problem)
-    record = await agent_service.registry.find(name)
+    agent = await agent_service.registry.find(name)
     try:
-        written = await agent_service.memory.write(record.id, label, wanted.value, seen=seen)
+        written = await agent_service.memory.write(agent.id, label, body.value, seen=version)
     except MemoryChanged as changed:
         return answer_to(changed, status=409 if if_match is None else 412)
     response.headers["ETag"] = f'"{written.version}"'
     return _block(written)
 
 
-@router.get("/passages", summary="Archival memory, page by page")
+@router.get("/passages", summary="List passages")
 async def passages(
     name: Name,
     agent_service: Agents,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(pattern=r"^passage-[0-9a-f-]{36}$")] = None,
+    after: Annotated[str | None, Query(pattern=_PASSAGE_ID)] = None,
 ) -> Passages:
-    """List passages, oldest first."""
-    record = await agent_service.registry.find(name)
-    found = await agent_service.archive.passages(record.id, limit=limit, after=after)
+    """List passages of archival memory, oldest first."""
+    agent = await agent_service.registry.find(name)
+    found = await agent_service.archive.passages(agent.id, limit=limit, after=after)
     return Passages(
         passages=[_passage(passage) for passage in found], after=found[-1].id if len(found) >= limit else None
     )
 
 
-@router.post("/passages", summary="Write a passage", status_code=201)
-async def add(name: Name, wanted: NewPassage, agent_service: Agents) -> Passage:
-    """Write a passage into archival memory."""
-    record = await agent_service.registry.find(name)
-    return _passage(await agent_service.archive.add(record.id, wanted.text, wanted.tags))
+@router.post("/passages", summary="Add a passage", status_code=201)
+async def add(name: Name, body: NewPassage, agent_service: Agents) -> Passage:
+    """Add a passage to archival memory."""
+    agent = await agent_service.registry.find(name)
+    return _passage(await agent_service.archive.add(agent.id, body.text, body.tags))
 
 
 @router.delete("/passages/{passage_id}", summary="Delete a passage", status_code=204)
 async def delete(name: Name, passage_id: PassageId, agent_service: Agents) -> None:
     """Delete a passage of this agent."""
-    record = await agent_service.registry.find(name)
-    await agent_service.archive.delete(record.id, passage_id)
+    agent = await agent_service.registry.find(name)
+    await agent_service.archive.delete(agent.id, passage_id)
 
 
-@router.get("/messages", summary="The history, newest last")
+@router.get("/messages", summary="List messages, newest last")
 async def messages(
     name: Name, agent_service: Agents, limit: Annotated[int, Query(ge=1, le=200)] = 50, before: MessageId = None
 ) -> Messages:
-    """Show what was said and done: the newest messages, or those before one."""
-    record = await agent_service.registry.find(name)
-    page = await agent_service.history.page(record.id, limit=limit, before=before)
-    return Messages(messages=[_entry(entry) for entry in page.entries], before=page.before)
+    """List the newest messages of the history, or those before a message."""
+    agent = await agent_service.registry.find(name)
+    page = await agent_service.history.page(agent.id, limit=limit, before=before)
+    return Messages(messages=[_item(entry) for entry in page.entries], before=page.before)
 
 
 @router.get("/search", summary="Search an agent's memory")
 async def search(
     name: Name,
     agent_service: Agents,
-    q: Annotated[str, Query(max_length=1000, pattern=SAYABLE, description="What to look for.")],
+    q: Annotated[str, Query(max_length=1000, pattern=SAYABLE, description="The search text.")],
     where: Annotated[Literal["archive", "messages", "all"], Query(alias="in")] = "all",
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
-) -> Found:
-    """Search archival memory, by meaning where the agent has vectors, and the conversation, by its words."""
-    record = await agent_service.registry.find(name)
-    in_archive = await agent_service.archive.search(record.id, q, limit=limit) if where != "messages" else []
-    in_messages = await agent_service.history.search(record.id, q, limit=limit) if where != "archive" else []
-    return Found(
-        passages=[_passage(passage) for passage in in_archive], messages=[_entry(entry) for entry in in_messages]
+) -> SearchResults:
+    """Search archival memory, by meaning if the agent has embeddings, and the conversation, by words."""
+    agent = await agent_service.registry.find(name)
+    passages = await agent_service.archive.search(agent.id, q, limit=limit) if where != "messages" else []
+    messages = await agent_service.history.search(agent.id, q, limit=limit) if where != "archive" else []
+    return SearchResults(
+        passages=[_passage(passage) for passage in passages], messages=[_item(entry) for entry in messages]
     )
 
 
-def _block(block: memory.MemoryBlock) -> Block:
-    return Block(
-        label=block.label,
-        value=block.value,
-        version=block.version,
-        limit=block.limit,
-        description=block.description,
-        read_only=block.read_only,
-    )
+def _block(block: MemoryBlock) -> Block:
+    return Block.model_validate(block, from_attributes=True)
 
 
-def _passage(passage: KeptPassage) -> Passage:
-    return Passage(id=passage.id, text=passage.text, tags=list(passage.tags), created_at=passage.created_at)
+def _passage(passage: ArchivalPassage) -> Passage:
+    return Passage.model_validate(passage, from_attributes=True)
 
 
-def _entry(entry: KeptEntry) -> Entry:
-    return Entry.model_validate(
-        {
-            "id": entry.id,
-            "at": entry.at,
-            "kind": entry.kind,
-            "text": entry.text,
-            "tool": entry.tool,
-            "failed": entry.failed,
-        }
-    )
+def _item(entry: HistoryEntry) -> HistoryItem:
+    return HistoryItem.model_validate(entry, from_attributes=True)

@@ -1,7 +1,7 @@
-"""The OpenAI format, for people's own programs: each agent is a model.
+"""The OpenAI format, for other programs: each agent is a model.
 
-An agent has a memory and a history of its own, so of a request only the last message of the user is said to it; what
-stands before it is the client's copy of what the agent knows already.
+An agent has its own memory and history. Only the last user message of a request is sent to it; the messages before
+are the client's copy of the same history.
 """
 
 from __future__ import annotations
@@ -10,26 +10,27 @@ import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import anyio
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import ServerSentEvent
 
-from isabella.errors import AgentUnknown, IsabellaError, MessageRefused, NotReady, QueueFull
+from isabella.errors import AgentUnknown, IsabellaError, MessageRefused, QueueFull
 from isabella.server.api.turns import TurnResponse
 from isabella.server.errors import ERRORS, status_of
 from isabella.server.idempotency import RequestRegistry, Subscription, TurnRequest
-from isabella.server.runtime import Agents
+from isabella.server.runtime import Agents, Requests
 from isabella.turns.events import Code, Ended, Event, Reason, Said, TurnFailed, Usage, VendorAsked
 from isabella.turns.service import LONGEST_MESSAGE, SAYABLE, has_text
 from isabella.turns.turn import Turn
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
-#: The status of a turn that ended before an answer began, for clients that know nothing else.
+#: The status of a turn that failed before the answer began.
 _STATUSES = {
     Code.AGENT_UNKNOWN: 404,
     Code.BUSY: 429,
@@ -37,22 +38,26 @@ _STATUSES = {
     Code.CONTEXT_FULL: 400,
     Code.INTERNAL: 500,
 }
-#: As nginx writes it into its log.
+#: The status that nginx logs in this case.
 _CLIENT_CLOSED_REQUEST = 499
-_FINISHES = {Reason.COMPLETED: "stop", Reason.MAX_STEPS: "length", Reason.NEEDS_APPROVAL: "tool_calls"}
+_FINISH_REASONS: dict[Reason, Literal["stop", "length", "tool_calls"]] = {
+    Reason.COMPLETED: "stop",
+    Reason.MAX_STEPS: "length",
+    Reason.NEEDS_APPROVAL: "tool_calls",
+}
 
 
 class OpenAiError(BaseModel):
-    """What went wrong, in OpenAI's form."""
+    """An error, in OpenAI's form."""
 
     message: str
-    type: str | None = Field(None, description="Null where the request was refused before it was looked at.")
+    type: str | None = Field(None, description="Null if the request was refused before it was examined.")
     param: str | None = None
     code: str | None = None
 
 
 class OpenAiErrorBody(BaseModel):
-    """The body of an answer that is not a success, in OpenAI's form."""
+    """The body of an unsuccessful response, in OpenAI's form."""
 
     error: OpenAiError
 
@@ -63,7 +68,7 @@ class AgentModelCard(BaseModel):
     id: str = Field(description="The agent's name.")
     object: Literal["model"] = "model"
     created: int = 0
-    owned_by: str = Field(description="`isabella`, or `letta` for an agent of somebody else's.")
+    owned_by: str = Field(description="`isabella`, or `letta` for an agent that Isabella does not manage.")
 
 
 class ModelList(BaseModel):
@@ -83,7 +88,7 @@ class ContentPart(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """A message of the conversation as the client has it."""
+    """A message of the client's conversation."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -92,7 +97,7 @@ class ChatMessage(BaseModel):
 
 
 class StreamOptions(BaseModel):
-    """What a stream has beside the answer."""
+    """The options of a stream."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -100,14 +105,14 @@ class StreamOptions(BaseModel):
 
 
 class ChatRequest(BaseModel):
-    """A request for a chat completion. What OpenAI knows beside these fields is accepted and has no effect."""
+    """A request for a chat completion. Other fields of OpenAI's API are accepted and have no effect."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
     model: str = Field(min_length=1, max_length=200, description="The agent's name.")
     messages: list[ChatMessage] = Field(
         min_length=1,
-        description="Only the last one of the user that says something is said.",
+        description="Only the last user message that contains text is sent to the agent.",
         json_schema_extra={
             "contains": {
                 "type": "object",
@@ -124,7 +129,7 @@ class ChatRequest(BaseModel):
 
 
 class CompletionUsage(BaseModel):
-    """What the turn used, in tokens, over all its steps."""
+    """The tokens used by all steps of the turn."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -132,7 +137,7 @@ class CompletionUsage(BaseModel):
 
 
 class CompletionMessage(BaseModel):
-    """What the agent said."""
+    """The agent's answer."""
 
     role: Literal["assistant"] = "assistant"
     content: str
@@ -140,7 +145,7 @@ class CompletionMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """The only answer there is."""
+    """The only choice of a completion."""
 
     index: Literal[0] = 0
     message: CompletionMessage
@@ -161,73 +166,60 @@ class ChatCompletion(BaseModel):
 
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": OpenAiErrorBody, "description": "The client's mistake, in OpenAI's form."},
-    "5XX": {"model": OpenAiErrorBody, "description": "Nobody answers, in OpenAI's form."},
-    # What is malformed is told before it is known whose form is wanted.
+    "4XX": {"model": OpenAiErrorBody, "description": "A client error, in OpenAI's form."},
+    "5XX": {"model": OpenAiErrorBody, "description": "No vendor answers, in OpenAI's form."},
+    # Validation and authentication come before these routes, so their errors have the form of the other API.
     422: ERRORS[422],
     401: ERRORS["4XX"],
 }
 
 
-@router.get("/models", summary="The agents as models", responses=_REFUSALS)
+@router.get("/models", summary="List agents as models", responses=_REFUSALS)
 async def models(agent_service: Agents) -> ModelList:
-    """List the agents in the OpenAI format, those that Isabella keeps first."""
-    found = sorted(await agent_service.registry.all(), key=lambda record: not record.ours)
-    return ModelList(data=[_model(record.name, record.ours) for record in found])
+    """List the agents in the OpenAI format, those that Isabella manages first."""
+    agents = sorted(await agent_service.registry.all(), key=lambda agent: not agent.ours)
+    return ModelList(data=[_model_card(agent.name, agent.ours) for agent in agents])
 
 
-@router.get("/models/{model:path}", summary="An agent as a model", responses=_REFUSALS, response_model=AgentModelCard)
+@router.get(
+    "/models/{model:path}", summary="Show an agent as a model", responses=_REFUSALS, response_model=AgentModelCard
+)
 async def model(agent_service: Agents, model: Annotated[str, Path(max_length=200)]) -> Response:
     """Show one agent in the OpenAI format."""
     try:
-        found = await agent_service.registry.find(model)
+        agent = await agent_service.registry.find(model)
     except AgentUnknown as error:
-        return _refused(error)
-    return JSONResponse(_model(found.name, found.ours).model_dump())
-
-
-def repeats(request: Request) -> RequestRegistry:
-    """The turns that may be asked for again.
-
-    Raises:
-        NotReady: the backend has not come up.
-    """
-    found = getattr(request.app.state, "repeats", None)
-    if not isinstance(found, RequestRegistry):
-        raise NotReady("Nobody can be spoken to yet.", remedy="`GET /ready` says how far the start has come.")
-    return found
+        return _refusal(error)
+    return JSONResponse(_model_card(agent.name, agent.ours).model_dump())
 
 
 @router.post(
     "/chat/completions",
-    summary="Speak to an agent in the OpenAI format",
+    summary="Send a message to an agent in the OpenAI format",
     response_model=ChatCompletion,
     responses={
         **_REFUSALS,
         200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
     },
 )
-async def chat(
-    request: ChatRequest, http: Request, repeats: Annotated[RequestRegistry, Depends(repeats)]
-) -> Response:
-    """Say the user's last message to the agent, and answer with what it says; with `stream`, as it says it.
+async def chat(body: ChatRequest, http: Request, requests: Requests) -> Response:
+    """Send the last user message to the agent, and answer with its reply; with `stream`, as it is generated.
 
-    Where the client closes the connection, the turn ends. A client that repeats its request by itself, as the
-    official one does, gets the answer to the first one: the agent hears the message once.
+    The turn ends if the client closes the connection. If the client repeats the request, as the official client does
+    by itself, the repeat gets the answer of the first request, and the agent gets the message once.
     """
-    asked = TurnRequest.of(http.headers, await http.body())
+    request = TurnRequest.of(http.headers, await http.body())
     responses: list[Response] = []
 
     async def respond() -> None:
-        responses.append(await _response(repeats, asked, request))
+        responses.append(await _respond(requests, request, body))
 
     await _while_connected(http, respond)
-    # Nobody hears the latter.
     return responses[0] if responses else Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
 async def _while_connected(http: Request, work: Callable[[], Awaitable[None]]) -> None:
-    """Do some work, until the client has gone at most."""
+    """Run `work`, and cancel it if the client disconnects."""
     async with anyio.create_task_group() as tasks:
 
         async def watch() -> None:
@@ -240,130 +232,134 @@ async def _while_connected(http: Request, work: Callable[[], Awaitable[None]]) -
         tasks.cancel_scope.cancel()
 
 
-async def _response(repeats: RequestRegistry, asked: TurnRequest, request: ChatRequest) -> Response:
-    hearing: Subscription | None = None
+async def _respond(requests: RequestRegistry, request: TurnRequest, body: ChatRequest) -> Response:
+    subscription: Subscription | None = None
     response: Response | None = None
     try:
-        hearing = await repeats.on_event(asked, request.model, _last_of_user(request.messages))
-        respond = _streamed if request.stream else _whole
-        response = await respond(hearing, request)
+        subscription = await requests.join(request, body.model, _last_user_message(body.messages))
+        respond = _stream if body.stream else _complete
+        response = await respond(subscription, body)
     except IsabellaError as error:
-        response = _refused(error)
+        response = _refusal(error)
     finally:
-        if hearing is not None:
-            hearing.shared.answered |= response is not None
+        if subscription is not None:
+            subscription.shared.answered |= response is not None
             if not isinstance(response, TurnResponse):
-                hearing.leave()
+                subscription.leave()
     return response
 
 
-async def _whole(hearing: Subscription, request: ChatRequest) -> Response:
-    text, asked, usage, failed, end = "", None, Usage(0, 0, 0, 0), None, None
-    async with aclosing(hearing.events()) as events:
-        async for event in events:
-            match event:
-                case Said():
-                    text += event.text
-                case VendorAsked():
-                    asked = event
-                case Usage():
-                    usage = event
-                case TurnFailed():
-                    failed = event
-                case Ended():
-                    end = event
-    if failed is not None or end is None or end.reason not in _FINISHES:
-        return _failed(failed, end)
-    completion = {
-        "id": _id(hearing.turn),
-        "object": "chat.completion",
-        "created": int(time.time()),
-        "model": request.model,
-        "system_fingerprint": end.handle or (asked.handle if asked else None),
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "finish_reason": _FINISHES[end.reason],
-                "logprobs": None,
-            }
-        ],
-        "usage": _usage(usage),
-    }
-    return JSONResponse(completion)
+@dataclass
+class _Answer:
+    """The events of a turn that make up an answer."""
 
-
-async def _streamed(hearing: Subscription, request: ChatRequest) -> Response:
-    """Wait for the answer to begin, so that a refusal has a status of its own; from then on pass it on."""
-    events = hearing.events()
-    first: Event | None = None
+    text: str = ""
+    handle: str | None = None
+    usage: Usage = field(default_factory=lambda: Usage(0, 0, 0, 0))
     failed: TurnFailed | None = None
+    end: Ended | None = None
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Said():
+                self.text += event.text
+            case VendorAsked():
+                self.handle = event.handle
+            case Usage():
+                self.usage = event
+            case TurnFailed():
+                self.failed = event
+            case Ended():
+                self.end = event
+
+    @property
+    def finish_reason(self) -> Literal["stop", "length", "tool_calls"] | None:
+        return None if self.end is None else _FINISH_REASONS.get(self.end.reason)
+
+    @property
+    def tokens(self) -> CompletionUsage:
+        return CompletionUsage.model_validate(self.usage, from_attributes=True)
+
+
+async def _complete(subscription: Subscription, body: ChatRequest) -> Response:
+    """Answer at the end of the turn."""
+    answer = _Answer()
+    async with aclosing(subscription.events()) as events:
+        async for event in events:
+            answer.add(event)
+    if answer.failed is not None or answer.end is None or answer.finish_reason is None:
+        return _failure(answer)
+    completion = ChatCompletion(
+        id=_id(subscription.turn),
+        created=int(time.time()),
+        model=body.model,
+        system_fingerprint=answer.end.handle or answer.handle,
+        choices=[ChatChoice(message=CompletionMessage(content=answer.text), finish_reason=answer.finish_reason)],
+        usage=answer.tokens,
+    )
+    return JSONResponse(completion.model_dump())
+
+
+async def _stream(subscription: Subscription, body: ChatRequest) -> Response:
+    """Stream the answer once it has begun. A failure before that is answered with its own status."""
+    events, answer, begun = subscription.events(), _Answer(), False
     async for event in events:
-        if isinstance(event, TurnFailed):
-            failed = event
+        answer.add(event)
         if isinstance(event, Said | Ended):
-            first = event
+            begun = isinstance(event, Said)
             break
-    without_a_word = failed is None and isinstance(first, Ended) and first.reason in _FINISHES
-    if isinstance(first, Said) or without_a_word:
-        return TurnResponse(_chunks(events, hearing.turn, request, first), at_end=hearing.leave)
-    return _failed(failed, first)
+    if begun or (answer.failed is None and answer.finish_reason is not None):
+        return TurnResponse(_chunks(events, subscription.turn, body, answer), at_end=subscription.leave)
+    return _failure(answer)
 
 
 async def _chunks(
-    events: AsyncGenerator[Event, None], turn: Turn, request: ChatRequest, first: Event | None
+    events: AsyncGenerator[Event, None], turn: Turn, body: ChatRequest, answer: _Answer
 ) -> AsyncGenerator[ServerSentEvent, None]:
     created = int(time.time())
-    failed: TurnFailed | None = None
-    usage = Usage(0, 0, 0, 0)
 
     def chunk(delta: dict[str, Any], finish: str | None = None, **extra: Any) -> ServerSentEvent:
-        choices = [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}]
-        body = {"id": _id(turn), "object": "chat.completion.chunk", "created": created, "model": request.model}
-        return ServerSentEvent(
-            json.dumps(
-                body | {"system_fingerprint": turn.answered_by, "choices": choices} | extra, ensure_ascii=False
-            )
-        )
+        document = {
+            "id": _id(turn),
+            "object": "chat.completion.chunk",
+            "created": created,
+            "model": body.model,
+            "system_fingerprint": turn.answered_by,
+            "choices": [{"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}],
+        }
+        return ServerSentEvent(json.dumps(document | extra, ensure_ascii=False))
 
     async with aclosing(events):
-        yield chunk({"role": "assistant", "content": first.text if isinstance(first, Said) else ""})
-        end = first if isinstance(first, Ended) else None
+        yield chunk({"role": "assistant", "content": answer.text})
         async for event in events:
-            match event:
-                case Said():
-                    yield chunk({"content": event.text})
-                case Usage():
-                    usage = event
-                case TurnFailed():
-                    failed = event
-                case Ended():
-                    end = event
-    if end is None or end.reason not in _FINISHES:
-        yield ServerSentEvent(json.dumps(_error(failed, end), ensure_ascii=False))
+            answer.add(event)
+            if isinstance(event, Said):
+                yield chunk({"content": event.text})
+    if answer.finish_reason is None:
+        yield ServerSentEvent(json.dumps(_error(answer), ensure_ascii=False))
         return
-    yield chunk({}, _FINISHES[end.reason])
-    if request.stream_options is not None and request.stream_options.include_usage:
-        yield chunk({}, choices=[], usage=_usage(usage))
+    yield chunk({}, answer.finish_reason)
+    if body.stream_options is not None and body.stream_options.include_usage:
+        yield chunk({}, choices=[], usage=answer.tokens.model_dump())
     yield ServerSentEvent("[DONE]")
 
 
-def _last_of_user(messages: list[ChatMessage]) -> str:
+def _last_user_message(messages: list[ChatMessage]) -> str:
     for message in reversed(messages):
-        if message.role == "user" and has_text(said := _said(message)):
-            return said
+        if message.role == "user" and has_text(text := _text(message)):
+            return text
     raise MessageRefused(
-        "No message of the user that says something is in the request.", remedy="Add one with the role `user`."
+        "The request contains no user message with text.", remedy="Add a message with the role `user`."
     )
 
 
-def _said(message: ChatMessage) -> str:
+def _text(message: ChatMessage) -> str:
     if isinstance(message.content, list):
         return "\n".join(part.text or "" for part in message.content if part.type == "text")
     return message.content or ""
 
 
-def _model(name: str, ours: bool) -> AgentModelCard:
+def _model_card(name: str, ours: bool) -> AgentModelCard:
     return AgentModelCard(id=name, owned_by="isabella" if ours else "letta")
 
 
@@ -371,16 +367,8 @@ def _id(turn: Turn) -> str:
     return f"chatcmpl-{turn.id.removeprefix('turn-')}"
 
 
-def _usage(usage: Usage) -> dict[str, int]:
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
-
-
-def _refused(error: IsabellaError) -> Response:
-    """A refusal before the turn began."""
+def _refusal(error: IsabellaError) -> Response:
+    """Return the response for an error before the turn began."""
     status = status_of(error)
     headers = {}
     code, kind, param = "invalid_request", "invalid_request_error", None
@@ -398,26 +386,30 @@ def _refused(error: IsabellaError) -> Response:
     return JSONResponse(body, status_code=status, headers=headers)
 
 
-def _failed(failed: TurnFailed | None, end: Event | None) -> Response:
+def _failure(answer: _Answer) -> Response:
+    """Return the response for a turn that failed."""
     headers = {}
     status = 503
+    failed, end = answer.failed, answer.end
     if failed is not None:
         status = _STATUSES.get(failed.code, 503)
         if failed.retry_after is not None:
             headers["Retry-After"] = str(max(1, round(failed.retry_after)))
-    if isinstance(end, Ended) and end.stored:
-        # This has been said already.
+    if end is not None and end.stored:
+        # The message is in the history already.
         status = 502
-    if isinstance(end, Ended) and (end.stored or end.reason is Reason.STOPPED):
-        # Clients repeat by themselves what was answered with 5xx.
+    if end is not None and (end.stored or end.reason is Reason.STOPPED):
+        # Without this header, clients retry after a 5xx by themselves.
         headers["X-Should-Retry"] = "false"
-    return JSONResponse(_error(failed, end), status_code=status, headers=headers)
+    return JSONResponse(_error(answer), status_code=status, headers=headers)
 
 
-def _error(failed: TurnFailed | None, end: Event | None) -> dict[str, Any]:
-    if failed is None:
-        stopped = isinstance(end, Ended) and end.reason is Reason.STOPPED
-        said, code = ("The turn was stopped.", "stopped") if stopped else ("The turn has failed.", "failed")
+def _error(answer: _Answer) -> dict[str, Any]:
+    failed = answer.failed
+    if failed is not None:
+        message, code = f"{failed.message} {failed.remedy or ''}".strip(), failed.code.value
+    elif answer.end is not None and answer.end.reason is Reason.STOPPED:
+        message, code = "The turn was stopped.", "stopped"
     else:
-        said, code = f"{failed.message} {failed.remedy or ''}".strip(), failed.code.value
-    return {"error": {"message": said, "type": "server_error", "param": None, "code": code}}
+        message, code = "The turn failed.", "failed"
+    return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}

@@ -1,5 +1,5 @@
-"""The console: providers, agents and their memory in a browser, served by the backend from this package alone.
+"""The console: providers, agents and their memory in a browser.
 
-Pages are rendered here (`templates`), and change by fragments that htmx puts in place; what happens comes as
-server-sent events. They stand on the same services as the JSON API, never on the API itself.
+The pages are rendered on the server (`templates`). htmx replaces fragments of them; changes arrive as server-sent
+events. The pages use the services of the backend directly, not its HTTP API.
 """

@@ -1,4 +1,4 @@
-"""The console as an application of its own, mounted into the backend."""
+"""The console as an ASGI application, which the backend mounts."""
 
 from __future__ import annotations
 
@@ -16,25 +16,22 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Receive, Scope, Send
 
 from isabella.errors import IsabellaError
+from isabella.server import ROOT, START
+from isabella.server.auth import SecurityHeaders, read_form
+from isabella.server.runtime import Runtime
 from isabella.server.web import pages_activity, pages_chat, pages_memory, pages_providers
-from isabella.server.web.context import ConsoleContext
-from isabella.server.web.conversations import Conversations
-from isabella.server.web.jobs import JobRunner
-from isabella.server.web.monitor import ProviderMonitor
-from isabella.server.web.rendering import ROOT, THEME, THEMES, Renderer
-from isabella.server.web.security import SecurityHeaders, read_form
+from isabella.server.web.rendering import THEME, THEMES, Renderer
 
 log = structlog.get_logger()
 
-START = f"{ROOT}/providers"
-#: What may be read by who has not come in: the style of the page that says so.
-OPEN = f"{ROOT}/static"
+#: The path of style and scripts, which the sign-in page needs without a session.
+STATIC = f"{ROOT}/static"
 
 _YEAR = 365 * 24 * 3600
 
 
-class _Static(StaticFiles):
-    """Files whose addresses change with their content, so that a browser asks once."""
+class _ImmutableFiles(StaticFiles):
+    """Static files whose URLs change with their content, so that browsers cache them."""
 
     def file_response(self, *arguments: object, **options: object) -> Response:
         response = super().file_response(*arguments, **options)  # type: ignore[arg-type]
@@ -43,50 +40,45 @@ class _Static(StaticFiles):
 
 
 class Console:
-    """The console of one backend.
+    """The console of one backend."""
 
-    Args:
-        context: what it stands on.
-    """
-
-    def __init__(self, context: ConsoleContext) -> None:
-        self.context = context
-        self.renderer = Renderer(context)
-        self.monitor = ProviderMonitor(context)
-        self.jobs = JobRunner(context, self.monitor)
-        self.conversations = Conversations(context)
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._renderer = Renderer(runtime.csrf)
 
     def application(self) -> Starlette:
-        """What is mounted into the backend."""
+        """Return the ASGI application."""
         routes = [
-            Route("/", _start),
+            Route("/", redirect_to_start),
             Route("/session", _session),
-            Route("/theme", self._theme, methods=["POST"]),
-            *pages_providers.routes(self.context, self.renderer, self.monitor, self.jobs),
-            *pages_chat.routes(self.context, self.renderer, self.conversations),
-            *pages_memory.routes(self.context, self.renderer),
-            *pages_activity.routes(self.context, self.renderer),
-            Mount("/static", _Static(directory=Path(__file__).parent / "static")),
+            Route("/theme", self._set_theme, methods=["POST"]),
+            *pages_providers.routes(self._runtime, self._renderer),
+            *pages_chat.routes(self._runtime, self._renderer),
+            *pages_memory.routes(self._runtime, self._renderer),
+            *pages_activity.routes(self._runtime, self._renderer),
+            Mount("/static", _ImmutableFiles(directory=Path(__file__).parent / "static")),
         ]
         middleware = [Middleware(SecurityHeaders), Middleware(GZipMiddleware, minimum_size=1000, compresslevel=6)]
         return Starlette(
             routes=routes,
             middleware=middleware,
-            exception_handlers={IsabellaError: self._ours, HTTPException: self._refused, Exception: self._broken},
+            exception_handlers={
+                IsabellaError: self._expected,
+                HTTPException: self._refused,
+                Exception: self._unexpected,
+            },
         )
 
-    async def stranger(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """What somebody gets who has not come in, or has no valid cookie any more."""
-        request = Request(scope)
-        response = self.renderer.page(request, "stranger.html", status=401, here="")
+    async def sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request without a valid session."""
+        response = self._renderer.page(Request(scope), "sign_in.html", status=401, here="")
         response.headers["WWW-Authenticate"] = "Bearer"
         await SecurityHeaders(response)(scope, receive, send)
 
-    async def _theme(self, request: Request) -> Response:
-        fields = await read_form(request, self.context.csrf)
-        theme = fields.get("theme", "auto")
-        back = fields.get("back", START)
-        # Only a page of ours, whatever the form says.
+    async def _set_theme(self, request: Request) -> Response:
+        fields = await read_form(request, self._runtime.csrf)
+        theme, back = fields.get("theme", "auto"), fields.get("back", START)
+        # Redirect only to pages of the console.
         response = RedirectResponse(back if back.startswith(f"{ROOT}/") else START, status_code=303)
         response.set_cookie(
             THEME,
@@ -99,29 +91,25 @@ class Console:
         )
         return response
 
-    async def _ours(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, IsabellaError)  # noqa: S101 - it is registered for these
-        return self.renderer.failure(request, error)
+    async def _expected(self, request: Request, error: Exception) -> Response:
+        assert isinstance(error, IsabellaError)  # noqa: S101 - registered for these
+        return self._renderer.error(request, error)
 
     async def _refused(self, request: Request, error: Exception) -> Response:
         status = error.status_code if isinstance(error, HTTPException) else 500
-        what = "There is no such page." if status == 404 else "This cannot be done so."
-        return self.renderer.refusal(request, status, what)
+        what = "There is no such page." if status == 404 else "This request is not allowed."
+        return self._renderer.error_message(request, status, what)
 
-    async def _broken(self, request: Request, error: Exception) -> Response:
+    async def _unexpected(self, request: Request, error: Exception) -> Response:
         log.error("internal error", path=request.url.path, exc_info=error)
-        return self.renderer.failure(request, IsabellaError("Isabella failed; her log says more."))
+        return self._renderer.error(request, IsabellaError("Internal error; the log has the details."))
 
 
-async def redirect_to_console(_request: Request) -> Response:
-    """From the bare address to the console."""
-    return RedirectResponse(START, status_code=303)
-
-
-async def _start(_request: Request) -> Response:
+async def redirect_to_start(_request: Request) -> Response:
+    """Redirect to the first page of the console."""
     return RedirectResponse(START, status_code=303)
 
 
 async def _session(_request: Request) -> Response:
-    """Whether the cookie is valid: whoever comes here has one."""
+    """Answer 204; without a valid session, the middleware has answered 401 before."""
     return Response(status_code=204)

@@ -1,28 +1,164 @@
-"""What the buttons of the providers' page set in motion: one errand at a time, seen by every open page."""
+"""The background work of the providers page: polling the providers, and the jobs that its buttons start."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+import anyio
+import structlog
+
+from isabella.api import compare_providers, ensure_providers, verify_providers
 from isabella.doctor.run import DoctorOptions, run_doctor
 from isabella.errors import IsabellaError
-from isabella.providers.api import compare_providers, ensure_providers, verify_providers
 from isabella.providers.plan import Action
-from isabella.providers.report import Report
-from isabella.server.web.context import ConsoleContext
-from isabella.server.web.monitor import ProviderMonitor
-from isabella.server.web.notifier import Notifier
+from isabella.providers.report import ProviderReport, Report
+from isabella.server.event_log import Notifier
+from isabella.server.runtime import Runtime
 from isabella.system.redaction import redact
 from isabella.watch.events import ModelsRefreshed
 from isabella.watch.model_refresh import ModelRefresh, refresh_models
 
+log = structlog.get_logger()
+
+_POLL_SECONDS = 4.0
+#: A slow poll is followed by a longer pause, so that polling takes at most a twentieth of the time.
+_PAUSE_PER_POLL = 20.0
+_LONGEST_PAUSE = 60.0
+
+
+@dataclass(frozen=True)
+class ProviderStates:
+    """The polled state of the providers.
+
+    Attributes:
+        report: None before the first report.
+        as_of: when it was made.
+        error: why the last poll failed, if it did.
+        since: since when polls fail.
+        version: grows with every change.
+    """
+
+    report: Report | None = None
+    as_of: datetime | None = None
+    error: IsabellaError | None = None
+    since: datetime | None = None
+    version: int = 0
+
+
+class ProviderMonitor:
+    """Polls the providers while a page shows them."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self.notifier = Notifier()
+        self._states = ProviderStates()
+        self._viewers = 0
+        self._wake = anyio.Event()
+        self._running = False
+        self._models: dict[str, int] = {}
+
+    @property
+    def states(self) -> ProviderStates:
+        """The states from the last poll or from the last report of a sync, whichever is newer."""
+        readiness, states = self._runtime.readiness, self._states
+        if readiness.report is not None and (
+            states.as_of is None or states.as_of < (readiness.as_of or states.as_of)
+        ):
+            states = replace(states, report=readiness.report, as_of=readiness.as_of, version=states.version + 1)
+            self._states = states
+        return states
+
+    @contextmanager
+    def viewing(self) -> Iterator[None]:
+        """Poll for as long as the block runs."""
+        self._viewers += 1
+        self._wake.set()
+        try:
+            if not self._running:
+                self._running = True
+                self._runtime.start_task(self._run)
+            yield
+        finally:
+            self._viewers -= 1
+
+    def wake(self) -> None:
+        """Poll now."""
+        self._wake.set()
+
+    async def _run(self) -> None:
+        try:
+            while self._viewers:
+                pause = _POLL_SECONDS if self._runtime.up else 0.5
+                began = time.monotonic()
+                if self._runtime.up and await self._poll():
+                    pause = min(max(_POLL_SECONDS, _PAUSE_PER_POLL * (time.monotonic() - began)), _LONGEST_PAUSE)
+                with anyio.move_on_after(pause):
+                    await self._wake.wait()
+                self._wake = anyio.Event()
+        finally:
+            self._running = False
+
+    async def _poll(self) -> bool:
+        """Poll once. Return whether its duration is typical, so that the pause can be derived from it."""
+        runtime, before, synced_at = self._runtime, self.states, self._runtime.readiness.as_of
+        # Counting models costs a request per provider, so it is done once, unless a sync has done it.
+        if runtime.readiness.report is not None:
+            self._remember_models(runtime.readiness.report)
+        count_models = not self._models
+        try:
+            report = await compare_providers(
+                runtime.settings, connection=runtime.connection, count_models=count_models
+            )
+        except IsabellaError as error:
+            if before.error is None or before.error.what != error.what:
+                since = before.since if before.error is not None else datetime.now(UTC)
+                self._update(replace(before, error=error, since=since, version=before.version + 1))
+            return False
+        except Exception:
+            # A bug here must not end the backend's task group.
+            log.exception("polling the providers failed")
+            return False
+        if runtime.readiness.as_of != synced_at:
+            # A sync ended during the poll, so its report is newer.
+            self.wake()
+            return False
+        self._remember_models(report)
+        report = replace(
+            report,
+            providers=[
+                replace(entry, models=entry.models or self._models.get(entry.name, 0)) for entry in report.providers
+            ],
+        )
+        changed = before.report is None or before.error is not None or _shown(report) != _shown(before.report)
+        self._update(ProviderStates(report, datetime.now(UTC), version=before.version + changed))
+        return not count_models
+
+    def _update(self, states: ProviderStates) -> None:
+        changed = states.version != self._states.version
+        self._states = states
+        if changed:
+            self.notifier.notify()
+
+    def _remember_models(self, report: Report) -> None:
+        self._models |= {entry.name: entry.models for entry in report.providers if entry.models}
+
+
+def _shown(report: Report) -> list[object]:
+    def fields(entry: ProviderReport) -> tuple[object, ...]:
+        state = (entry.name, entry.condition, entry.stored, entry.proof)
+        return (*state, entry.reason, entry.key, entry.models, entry.notes)
+
+    return [fields(entry) for entry in report.providers]
+
 
 class JobKind(StrEnum):
-    """What is done."""
+    """The kind of a job."""
 
     PLAN = "plan"
     SYNC = "sync"
@@ -32,10 +168,10 @@ class JobKind(StrEnum):
 
 
 class JobState(StrEnum):
-    """How far it has come."""
+    """The state of a job."""
 
     RUNNING = "running"
-    #: It would do something that has a price: somebody has to say yes.
+    #: It would recreate providers, which has to be confirmed.
     ASKING = "asking"
     DONE = "done"
     FAILED = "failed"
@@ -43,152 +179,134 @@ class JobState(StrEnum):
 
 @dataclass
 class Job:
-    """One errand.
+    """A job and its result.
 
     Attributes:
-        kind: what is done.
-        only: for which providers; all where empty.
-        stage: how far it has come.
-        doing: what is being done right now, in words.
-        report: what came of it, for all but the doctor and the refresh.
-        verdict: what the doctor says.
-        census: what a refresh has found.
-        error: why it failed.
-        seconds: how long it took.
+        only: the providers that it is about; all if empty.
+        step: a description of the current step.
+        report: the result of plan, sync and verify.
+        verdict: the result of the doctor, as JSON.
+        model_refresh: the result of a refresh.
+        seconds: its duration, once it has ended.
     """
 
     kind: JobKind
     only: tuple[str, ...] = ()
-    stage: JobState = JobState.RUNNING
-    doing: str = ""
+    state: JobState = JobState.RUNNING
+    step: str = ""
     report: Report | None = None
     verdict: dict[str, Any] | None = None
-    census: ModelRefresh | None = None
+    model_refresh: ModelRefresh | None = None
     error: IsabellaError | None = None
     seconds: float | None = None
     began: float = field(default_factory=time.monotonic)
 
     @property
     def elapsed(self) -> float:
-        """Seconds since it began, or that it took."""
+        """Seconds since it began, or its duration."""
         return time.monotonic() - self.began if self.seconds is None else self.seconds
 
     @property
     def recreated(self) -> list[str]:
-        """The providers that would be deleted and made anew."""
+        """The names of the providers that it would recreate."""
         entries = self.report.ours if self.report is not None else []
         return [entry.name for entry in entries if entry.action is Action.RECREATE]
 
 
 class JobRunner:
-    """Runs errands.
+    """Runs one job at a time, and wakes the monitor at its end."""
 
-    Args:
-        context: the backend.
-        monitor: is told when something was done.
-    """
-
-    def __init__(self, context: ConsoleContext, monitor: ProviderMonitor) -> None:
-        self._premises = context
-        self._lookout = monitor
+    def __init__(self, runtime: Runtime, monitor: ProviderMonitor) -> None:
+        self._runtime = runtime
+        self._monitor = monitor
         self.notifier = Notifier()
         self.current: Job | None = None
-        self.version = 0
 
     @property
     def running(self) -> bool:
-        """Whether one is under way."""
-        return self.current is not None and self.current.stage is JobState.RUNNING
+        """Whether a job is running."""
+        return self.current is not None and self.current.state is JobState.RUNNING
 
-    def begin(self, kind: JobKind, only: Sequence[str] = (), *, agreed: bool = False) -> None:
-        """Begin an errand, unless one is under way.
-
-        Args:
-            kind: what is to be done.
-            only: for which providers.
-            agreed: whether somebody has seen what it will do, and said yes.
+    def start(self, kind: JobKind, only: Sequence[str] = (), *, confirmed: bool = False) -> None:
+        """Start a job, unless one is running. `confirmed` allows it to recreate providers.
 
         Raises:
-            NotReady: the backend has not come up.
+            NotReady: the backend has not started.
         """
         if self.running:
             return
         job = Job(kind, tuple(only))
-        self._premises.start(self._run, job, agreed)
+        self._runtime.start_task(self._run, job, confirmed)
         self.current = job
-        self._changed()
+        self.notifier.notify()
 
     def dismiss(self) -> None:
-        """Take what came of the last one off the page."""
+        """Remove the result of the last job."""
         if not self.running:
             self.current = None
-            self._changed()
+            self.notifier.notify()
 
-    async def _run(self, job: Job, agreed: bool) -> None:
+    async def _run(self, job: Job, confirmed: bool) -> None:
         try:
-            await self._do(job, agreed)
-            if job.stage is JobState.RUNNING:
-                job.stage = JobState.DONE
+            await self._work(job, confirmed)
+            if job.state is JobState.RUNNING:
+                job.state = JobState.DONE
         except IsabellaError as error:
-            job.error, job.stage = error, JobState.FAILED
-        except Exception as error:  # noqa: BLE001 - it is said on the page, and ends nothing else
-            job.error = IsabellaError(f"Isabella failed: {type(error).__name__}: {redact(str(error))[:200]}")
-            job.stage = JobState.FAILED
+            job.error, job.state = error, JobState.FAILED
+        except Exception as error:  # noqa: BLE001 - shown on the page; must not end the backend's task group
+            job.error = IsabellaError(f"Internal error: {type(error).__name__}: {redact(str(error))[:200]}")
+            job.state = JobState.FAILED
         job.seconds = time.monotonic() - job.began
-        self._lookout.wake()
-        self._changed()
+        self._monitor.wake()
+        self.notifier.notify()
 
-    async def _do(self, job: Job, agreed: bool) -> None:
-        context = self._premises
-        settings, connection = context.settings, context.connection
+    async def _work(self, job: Job, confirmed: bool) -> None:
+        runtime = self._runtime
+        settings, connection = runtime.settings, runtime.connection
         match job.kind:
             case JobKind.PLAN:
-                self._say(job, "Reading what Letta holds, and asking vendors about keys that it does not hold yet")
+                self._step(job, "Reading what Letta holds, and asking vendors about keys that it does not hold yet")
                 job.report = await compare_providers(settings, connection=connection, only=job.only, probe=True)
             case JobKind.SYNC:
-                self._say(job, "Looking at what would have to change")
+                self._step(job, "Comparing Letta with the configuration")
                 job.report = await compare_providers(settings, connection=connection, only=job.only)
-                if job.recreated and not agreed:
-                    job.stage = JobState.ASKING
+                if job.recreated and not confirmed:
+                    job.state = JobState.ASKING
                     return
-                self._say(job, "Asking vendors about new keys, writing, and reading every key back")
+                self._step(job, "Asking vendors about new keys, writing, and reading every key back")
                 job.report = await self._sync(job)
             case JobKind.VERIFY:
-                self._say(job, "Reading every key back, and having an agent on each provider say one line")
+                self._step(job, "Reading every key back, and sending a message through each provider")
                 job.report = await verify_providers(settings, connection=connection, only=job.only, count_models=True)
-                context.readiness.learn(job.report)
+                runtime.readiness.record_vendors(job.report)
             case JobKind.REFRESH:
-                self._say(job, "Reading the vendors' model lists anew")
-                job.census = await refresh_models(settings, connection)
-                context.readiness.counted(job.census)
-                context.event_log.on_event(ModelsRefreshed(job.census))
+                self._step(job, "Reading the vendors' model lists")
+                job.model_refresh = await refresh_models(settings, connection)
+                runtime.readiness.record_model_refresh(job.model_refresh)
+                runtime.event_log.on_watch_event(ModelsRefreshed(job.model_refresh))
             case JobKind.DOCTOR:
-                self._say(job, "Looking at the configuration, the vendors, Letta, and what agents use")
+                self._step(job, "Checking configuration, vendors, Letta, and agents")
                 options = DoctorOptions(providers=job.only)
-                doctor_run = await run_doctor(settings=settings, connection=connection, options=options)
-                job.verdict = doctor_run.verdict.as_json()
-                for name, asked in doctor_run.evidence.asked.items():
-                    context.readiness.heard(name, asked.answer)
+                result = await run_doctor(settings=settings, connection=connection, options=options)
+                job.verdict = result.diagnosis.as_json()
+                for name, asked in result.evidence.vendors.items():
+                    runtime.readiness.record_answer(name, asked.answer)
 
     async def _sync(self, job: Job) -> Report:
-        context, began = self._premises, time.monotonic()
+        runtime, began = self._runtime, time.monotonic()
         report = await ensure_providers(
-            context.settings,
-            connection=context.connection,
+            runtime.settings,
+            connection=runtime.connection,
             only=job.only,
             count_models=True,
-            gate=context.turn_service.deps.gate,
+            gate=runtime.turns.deps.gate,
         )
-        context.event_log.synced(report, "somebody pressed Sync", time.monotonic() - began)
-        before = context.readiness.report
+        runtime.event_log.add_sync(report, "Sync button", time.monotonic() - began)
+        before = runtime.readiness.report
         whole = report if before is None or not job.only else before.merged_with(report)
-        context.readiness.settle(whole, report)
+        runtime.readiness.record(whole, report)
         return report
 
-    def _say(self, job: Job, doing: str) -> None:
-        job.doing = doing
-        self._changed()
-
-    def _changed(self) -> None:
-        self.version += 1
-        self.notifier.ring()
+    def _step(self, job: Job, step: str) -> None:
+        job.step = step
+        self.notifier.notify()

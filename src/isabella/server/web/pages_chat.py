@@ -1,4 +1,4 @@
-"""The page of conversations: what was said, what is being said, and which model says it."""
+"""The chat page: an agent's history, the exchanges in progress, and its model."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from isabella.agents.history import HistoryEntry, HistoryPage
 from isabella.agents.registry import AgentRecord
 from isabella.errors import AgentUnknown
 from isabella.providers.health import HealthState, stands
-from isabella.server.web.context import ConsoleContext
-from isabella.server.web.conversations import Conversation, Conversations, Exchange, ExchangePhase, ExchangeUpdate
-from isabella.server.web.event_log import MessageModel
-from isabella.server.web.rendering import ROOT, Renderer, stream
-from isabella.server.web.security import read_form
+from isabella.server import ROOT
+from isabella.server.auth import read_form
+from isabella.server.event_log import MessageModel
+from isabella.server.runtime import Runtime
+from isabella.server.web.conversations import Conversation, Exchange, ExchangePhase
+from isabella.server.web.rendering import Renderer, stream
 from isabella.system.redaction import redact
 
-_WINDOW = 40
-_QUIET = 20.0
-_ID = re.compile(r"agent-[0-9a-f-]{36}")
-_MESSAGE = re.compile(r"message-[0-9a-f-]{36}")
+_PAGE = 40
+_LONGEST_HISTORY = 1500
+_REFRESH_SECONDS = 20.0
+_AGENT_ID = re.compile(r"agent-[0-9a-f-]{36}")
+_MESSAGE_ID = re.compile(r"message-[0-9a-f-]{36}")
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,9 @@ class ChatLine:
     """An entry of the history as the page shows it.
 
     Attributes:
-        entry: what was said or done.
-        next: the id of the message after it, by which it is found again.
-        message_model: who spoke it, where that is known.
-        result: what the tool gave back, for a call.
+        next: the id of the message after it, from which the whole text can be fetched.
+        message_model: the model that wrote it, if known.
+        result: the result of a tool call.
     """
 
     entry: HistoryEntry
@@ -45,9 +46,32 @@ class ChatLine:
     result: HistoryEntry | None = None
 
 
-def routes(context: ConsoleContext, renderer: Renderer, conversations: Conversations) -> list[Route]:
-    """The routes of the page."""
-    page = _Page(context, renderer, conversations)
+@dataclass(frozen=True)
+class SentExchange:
+    """The state of an exchange when an open page was last updated.
+
+    Attributes:
+        progress: everything that its progress line shows.
+        parts: the length of the text and the tool result of each part.
+    """
+
+    progress: tuple[object, ...]
+    parts: tuple[tuple[int, str | None], ...]
+    ended: bool
+
+    @classmethod
+    def of(cls, exchange: Exchange) -> SentExchange:
+        """Return the present state of an exchange."""
+        return cls(
+            (exchange.phase, exchange.wait_reason, exchange.handle),
+            tuple((len(part.text), part.result) for part in exchange.parts),
+            exchange.phase is ExchangePhase.ENDED,
+        )
+
+
+def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
+    """Return the routes of the page."""
+    page = _Page(runtime, renderer)
     below = "/chat/{agent}"
     return [
         Route("/chat", page.first),
@@ -57,256 +81,255 @@ def routes(context: ConsoleContext, renderer: Renderer, conversations: Conversat
         Route(f"{below}/whole", page.whole),
         Route(f"{below}/models", page.models),
         Route(f"{below}/conversation.md", page.export),
-        Route(f"{below}/say", page.say, methods=["POST"]),
+        Route(f"{below}/send", page.send, methods=["POST"]),
         Route(f"{below}/stop", page.stop, methods=["POST"]),
-        Route(f"{below}/forget", page.forget, methods=["POST"]),
+        Route(f"{below}/dismiss", page.dismiss, methods=["POST"]),
         Route(f"{below}/switch", page.switch, methods=["POST"]),
     ]
 
 
-async def first_agent(context: ConsoleContext) -> AgentRecord | None:
-    """The agent that a page begins with: one of ours that speaks with people."""
-    return next(iter(sort_agents(await context.agent_service.registry.all())), None)
-
-
-def sort_agents(registry: Sequence[AgentRecord]) -> list[AgentRecord]:
-    """The agents as they are listed: ours first, those that only tidy up after the others."""
+def sort_agents(agents: Sequence[AgentRecord]) -> list[AgentRecord]:
+    """Sort agents for display: managed ones first, those that only reflect after the others."""
     return sorted(
-        registry, key=lambda one: (not one.ours, bool(one.definition and one.definition.reflects_on), one.name)
+        agents,
+        key=lambda agent: (not agent.ours, bool(agent.definition and agent.definition.reflects_on), agent.name),
     )
 
 
-def agent_of(request: Request) -> str:
-    """Letta's id of the agent that a request is about.
+async def redirect_to_first(runtime: Runtime, page: str) -> Response:
+    """Redirect to the first agent's page.
 
     Raises:
-        AgentUnknown: it is none.
+        AgentUnknown: there is no agent.
+    """
+    agents = sort_agents(await runtime.agents.registry.all())
+    if not agents:
+        raise AgentUnknown(
+            "There is no agent yet.", remedy="Isabella creates one at the next start with a working provider."
+        )
+    return RedirectResponse(f"{ROOT}/{page}/{agents[0].id}", status_code=303)
+
+
+def agent_id_of(request: Request) -> str:
+    """Return the id of the agent in a request's path.
+
+    Raises:
+        AgentUnknown: it is not a valid id.
     """
     id = str(request.path_params["agent"])
-    if not _ID.fullmatch(id):
+    if not _AGENT_ID.fullmatch(id):
         raise AgentUnknown("There is no such agent.")
     return id
 
 
-class _Page:
-    def __init__(self, context: ConsoleContext, renderer: Renderer, conversations: Conversations) -> None:
-        self._premises = context
-        self._press = renderer
-        self._talks = conversations
+def find_agent(agents: Sequence[AgentRecord], id: str) -> AgentRecord:
+    """Return the agent of an id.
 
-    async def first(self, request: Request) -> Response:
-        if not self._premises.up:
-            return self._press.page(request, "starting.html", here="chat")
-        found = await first_agent(self._premises)
-        if found is None:
-            return self._press.page(
-                request,
-                "failure.html",
-                here="chat",
-                what="There is no agent yet.",
-                remedy="Isabella makes hers as soon as one provider works.",
-            )
-        return RedirectResponse(f"{ROOT}/chat/{found.id}", status_code=303)
+    Raises:
+        AgentUnknown: the agent does not exist any more.
+    """
+    agent = next((agent for agent in agents if agent.id == id), None)
+    if agent is None:
+        raise AgentUnknown("This agent does not exist any more.", remedy="Choose another one.")
+    return agent
+
+
+class _Page:
+    def __init__(self, runtime: Runtime, renderer: Renderer) -> None:
+        self._runtime = runtime
+        self._renderer = renderer
+        self._conversations: dict[str, Conversation] = {}
+
+    async def first(self, _request: Request) -> Response:
+        return await redirect_to_first(self._runtime, "chat")
 
     async def show(self, request: Request) -> Response:
-        if not self._premises.up:
-            return self._press.page(request, "starting.html", here="chat")
-        id = agent_of(request)
-        registry = sort_agents(await self._premises.agent_service.registry.all())
-        record = next((one for one in registry if one.id == id), None)
-        if record is None:
-            raise AgentUnknown("There is no such agent any more.", remedy="Choose another one.")
-        conversation = self._talks.of(record)
-        # Before the history is read: what ends meanwhile is shown as what is being said.
-        since, running = conversation.last, conversation.running
+        id = agent_id_of(request)
+        agents = sort_agents(await self._runtime.agents.registry.all())
+        agent = find_agent(agents, id)
+        conversation = self._conversation(id)
+        # Read before the history, so that an exchange that ends meanwhile is shown as one in progress.
+        since, running = conversation.last_ended, conversation.running
         anchor = request.query_params.get("at", "")
+        if not _MESSAGE_ID.fullmatch(anchor):
+            anchor = ""
         page = await self._history(id, anchor)
-        entries = _before(page.entries, running)
-        return self._press.page(
+        return self._renderer.page(
             request,
             "chat.html",
             here="chat",
-            registry=registry,
-            record=record,
-            lines=self._lines(entries),
+            agents=agents,
+            agent=agent,
+            lines=self._lines(_without_running(page.entries, running)),
             earlier=page.before,
-            anchor=anchor if _MESSAGE.fullmatch(anchor) else "",
+            anchor=anchor,
             since=since,
-            exchanges=list(conversation.shown(since)),
+            exchanges=list(conversation.visible(since)),
         )
 
     async def _history(self, id: str, anchor: str) -> HistoryPage:
-        """The newest window, or as much as reaches back to the message that is asked for."""
-        history = self._premises.agent_service.history
-        page = await history.page(id, limit=_WINDOW)
-        wanted = _MESSAGE.fullmatch(anchor) is not None
-        while wanted and page.before is not None and all(entry.id != anchor for entry in page.entries):
+        """Return the newest page of the history, extended to the message `anchor`, if any."""
+        history = self._runtime.agents.history
+        page = await history.page(id, limit=_PAGE)
+        while anchor and page.before is not None and all(entry.id != anchor for entry in page.entries):
             earlier = await history.page(id, limit=100, before=page.before)
             page = HistoryPage((*earlier.entries, *page.entries), earlier.before)
-            if len(page.entries) > 1500:
+            if len(page.entries) > _LONGEST_HISTORY:
                 break
         return page
 
     async def before(self, request: Request) -> Response:
-        id, before = agent_of(request), request.query_params.get("before", "")
-        page = await self._premises.agent_service.history.page(id, limit=_WINDOW, before=before)
+        id, before = agent_id_of(request), request.query_params.get("before", "")
+        page = await self._runtime.agents.history.page(id, limit=_PAGE, before=before)
         lines = self._lines(page.entries, following=before)
-        return self._press.fragment(
-            self._press.part("chat_parts.html", "stretch", lines=lines, earlier=page.before, agent=id)
-        )
+        return self._fragment("history", lines=lines, earlier=page.before, agent_id=id)
 
     async def whole(self, request: Request) -> Response:
-        """One message as it is, however long."""
-        id, wanted = agent_of(request), request.query_params.get("message", "")
+        """Return the whole text of a message, however long."""
+        id, message_id = agent_id_of(request), request.query_params.get("message", "")
         before = request.query_params.get("before") or None
-        page = await self._premises.agent_service.history.page(id, limit=2, before=before)
-        text = "\n\n".join(redact(entry.text) for entry in page.entries if entry.id == wanted)
+        page = await self._runtime.agents.history.page(id, limit=2, before=before)
+        text = "\n\n".join(redact(entry.text) for entry in page.entries if entry.id == message_id)
         return Response(text, media_type="text/plain; charset=utf-8")
 
     async def models(self, request: Request) -> Response:
-        """What the agent may be switched to: models of vendors that take their key and are in line."""
-        id = agent_of(request)
-        record = await self._premises.agent_service.registry.get(id)
-        report = self._premises.readiness.report
-        proven = {one.name for one in (report.ours if report else []) if stands(one) is HealthState.IN_SYNC}
-        handles = [
-            one for one in await self._premises.agent_service.models.handles() if one.partition("/")[0] in proven
-        ]
-        grouped = {
-            provider: list(found) for provider, found in groupby(handles, key=lambda one: one.partition("/")[0])
+        """Return the menu of models: those of providers in sync whose vendor accepts the key."""
+        agent = await self._runtime.agents.registry.get(agent_id_of(request))
+        report = self._runtime.readiness.report
+        in_sync = {entry.name for entry in (report.ours if report else []) if stands(entry) is HealthState.IN_SYNC}
+        handles = await self._runtime.agents.models.handles()
+        by_provider = {
+            provider: list(group)
+            for provider, group in groupby(handles, key=lambda handle: handle.partition("/")[0])
+            if provider in in_sync
         }
-        html = self._press.part("chat_parts.html", "switch", record=record, handles=grouped)
-        return self._press.fragment(html)
+        return self._fragment("switch", agent=agent, handles=by_provider)
 
     async def switch(self, request: Request) -> Response:
-        fields = await read_form(request, self._premises.csrf)
-        agent_service, id = self._premises.agent_service, agent_of(request)
-        record = await agent_service.registry.get(id)
-        async with agent_service.memory.hold(id):
-            bound = await agent_service.registry.switch(record, fields.get("handle", ""), agent_service.models)
-        self._premises.turn_service.deps.agent_cache.forget(id)
-        fresh = await agent_service.registry.get(id)
-        html = self._press.part("chat_parts.html", "model", record=fresh, switched=True, notes=bound.notes)
-        return self._press.fragment(html)
+        fields = await read_form(request, self._runtime.csrf)
+        agents, id = self._runtime.agents, agent_id_of(request)
+        agent = await agents.registry.get(id)
+        async with agents.memory.hold(id):
+            binding = await agents.registry.switch(agent, fields.get("handle", ""), agents.models)
+        self._runtime.turns.deps.agent_cache.forget(id)
+        switched = await agents.registry.get(id)
+        return self._fragment("model", agent=switched, switched=True, notes=binding.notes)
 
-    async def say(self, request: Request) -> Response:
-        fields = await read_form(request, self._premises.csrf)
-        self._talk(request).say(fields.get("message", ""))
+    async def send(self, request: Request) -> Response:
+        conversation, fields = await self._posted(request)
+        conversation.send(fields.get("message", ""))
         return Response(status_code=204)
 
     async def stop(self, request: Request) -> Response:
-        fields = await read_form(request, self._premises.csrf)
-        self._talk(request).stop(_number(fields.get("seq")))
+        conversation, fields = await self._posted(request)
+        conversation.stop(_number(fields.get("seq")))
         return Response(status_code=204)
 
-    async def forget(self, request: Request) -> Response:
-        fields = await read_form(request, self._premises.csrf)
-        self._talk(request).forget(_number(fields.get("seq")))
-        return self._press.fragment("")
+    async def dismiss(self, request: Request) -> Response:
+        conversation, fields = await self._posted(request)
+        conversation.dismiss(_number(fields.get("seq")))
+        return Response(status_code=204)
 
-    async def live(self, request: Request) -> Response:
-        since = _number(request.query_params.get("since"))
-        return stream(self._changes(self._talk(request), agent_of(request), since))
+    async def _posted(self, request: Request) -> tuple[Conversation, dict[str, str]]:
+        fields = await read_form(request, self._runtime.csrf)
+        return self._conversation(agent_id_of(request)), fields
 
     async def export(self, request: Request) -> Response:
-        """The conversation as Markdown, from its beginning, however long it is."""
-        record = await self._premises.agent_service.registry.get(agent_of(request))
+        agent = await self._runtime.agents.registry.get(agent_id_of(request))
         return StreamingResponse(
-            self._told(record),
+            self._markdown(agent),
             media_type="text/markdown; charset=utf-8",
             headers={"Content-Disposition": 'attachment; filename="conversation.md"'},
         )
 
-    async def _told(self, record: AgentRecord) -> AsyncIterator[str]:
-        yield f"# A conversation with {record.name}\n"
-        entries, _ = await self._premises.agent_service.history.since(record.id, None)
+    async def _markdown(self, agent: AgentRecord) -> AsyncIterator[str]:
+        """Yield the whole conversation as Markdown."""
+        yield f"# A conversation with {agent.name}\n"
+        entries, _ = await self._runtime.agents.history.since(agent.id, None)
         for entry in entries:
-            who = {"user": "You", "assistant": record.name}.get(entry.kind)
-            if who is not None:
-                yield f"\n**{who}** ({entry.at[:16].replace('T', ' ')})\n\n{redact(entry.text)}\n"
+            author = {"user": "You", "assistant": agent.name}.get(entry.kind)
+            if author is not None:
+                yield f"\n**{author}** ({entry.at[:16].replace('T', ' ')})\n\n{redact(entry.text)}\n"
 
-    # --- live -----------------------------------------------------------------------------------------------------
+    # --- live updates ---------------------------------------------------------------------------------------------
 
-    async def _changes(self, conversation: Conversation, agent: str, since: int) -> AsyncGenerator[str, None]:
-        """What is being said, from the last exchange that the page has the history of."""
-        seen: dict[int, int] = {one.seq: len(one.changes) for one in conversation.shown(since)}
-        yield self._part("live", exchanges=list(conversation.shown(since)), agent=agent, oob=True)
+    async def live(self, request: Request) -> Response:
+        since = _number(request.query_params.get("since"))
+        return stream(self._changes(agent_id_of(request), since))
+
+    async def _changes(self, agent_id: str, since: int) -> AsyncGenerator[str, None]:
+        """Yield the exchanges after exchange `since`, and then what changes in them."""
+        conversation = self._conversation(agent_id)
+        sent = {exchange.seq: SentExchange.of(exchange) for exchange in conversation.visible(since)}
+        yield self._part("live", exchanges=list(conversation.visible(since)), agent_id=agent_id, oob=True)
         while True:
             count = conversation.notifier.count
-            html: list[str] = []
-            shown = {one.seq: one for one in conversation.exchanges}
-            for gone in seen.keys() - shown.keys():
-                html.append(self._part("gone", seq=gone))
-                del seen[gone]
-            for one in shown.values():
-                if one.seq not in seen and one.seq > since:
-                    seen[one.seq] = len(one.changes)
-                    html.append(self._part("added", exchange=one, agent=agent))
-                elif one.seq in seen:
-                    fresh = one.changes[seen[one.seq] :]
-                    seen[one.seq] = len(one.changes)
-                    html += self._anew(one, fresh, agent)
+            exchanges = {
+                exchange.seq: exchange
+                for exchange in conversation.exchanges
+                if exchange.seq in sent or exchange.seq > since
+            }
+            html = [self._part("exchange_removed", seq=seq) for seq in sent.keys() - exchanges.keys()]
+            for exchange in exchanges.values():
+                if exchange.seq in sent:
+                    html += self._updates(exchange, sent[exchange.seq], agent_id)
+                else:
+                    html.append(self._part("exchange_added", exchange=exchange, agent_id=agent_id))
+            sent = {seq: SentExchange.of(exchange) for seq, exchange in exchanges.items()}
             if html:
                 yield "\n".join(html)
-            await conversation.notifier.after(count, _QUIET)
+            await conversation.notifier.wait(count, _REFRESH_SECONDS)
 
-    def _anew(self, one: Exchange, changes: Sequence[ExchangeUpdate], agent: str) -> list[str]:
-        """The fragments for what has changed in an exchange; much that came at once is one fragment."""
-        html: list[str] = []
-        whole: set[int] = set()
-        more: dict[int, str] = {}
-        state = False
-        for change in changes:
-            part = change.part
-            if change.kind == "state" or part is None:
-                state = True
-            elif change.kind == "part":
-                whole.add(part.index)
-                html.append(self._part("part_added", seq=one.seq, part=part))
-            elif part.index in whole:
-                continue
-            elif change.kind == "more":
-                more[part.index] = more.get(part.index, "") + change.text
-            else:
-                html.append(self._part("result", seq=one.seq, part=part, oob=True))
-        html += [self._part("more", seq=one.seq, index=index, text=text) for index, text in more.items()]
-        if state or one.phase is ExchangePhase.ENDED:
-            html.append(self._part("state", exchange=one, agent=agent, oob=True))
-        if one.phase is ExchangePhase.ENDED and state:
-            html += [
-                self._part("finished", seq=one.seq, part=part) for part in one.parts if part.kind in ("text", "tool")
-            ]
+    def _updates(self, exchange: Exchange, sent: SentExchange, agent_id: str) -> list[str]:
+        """Return fragments for what has changed in an exchange: new parts, added text, results, and its progress."""
+        seq, now = exchange.seq, SentExchange.of(exchange)
+        html = [self._part("part_added", seq=seq, part=part) for part in exchange.parts[len(sent.parts) :]]
+        for part, (length, result) in zip(exchange.parts, sent.parts, strict=False):
+            if len(part.text) > length:
+                html.append(self._part("text_added", seq=seq, index=part.index, text=part.text[length:]))
+            if part.result != result:
+                html.append(self._part("result", seq=seq, part=part))
+        if now.progress != sent.progress:
+            html.append(self._part("state", exchange=exchange, agent_id=agent_id, oob=True))
+        if now.ended and not sent.ended:
+            texts = (part for part in exchange.parts if part.kind == "text")
+            html += [self._part("text_finished", seq=seq, part=part) for part in texts]
         return html
 
-    def _part(self, name: str, /, **values: object) -> str:
-        return self._press.part("chat_parts.html", name, **values)
+    def _part(self, macro: str, /, **values: object) -> str:
+        return self._renderer.part("chat_parts.html", macro, **values)
 
-    def _talk(self, request: Request) -> Conversation:
-        return self._talks.at(agent_of(request))
+    def _fragment(self, macro: str, /, **values: object) -> Response:
+        return self._renderer.fragment("chat_parts.html", macro, **values)
+
+    def _conversation(self, agent_id: str) -> Conversation:
+        if agent_id not in self._conversations:
+            self._conversations[agent_id] = Conversation(self._runtime, agent_id)
+        return self._conversations[agent_id]
 
     def _lines(self, entries: Sequence[HistoryEntry], following: str = "") -> list[ChatLine]:
-        """The entries with what belongs to each; a tool's result stands with its call."""
+        """Return entries as lines, each tool result joined to its call; `following` is the message after them."""
         lines: list[ChatLine] = []
         for index, entry in enumerate(entries):
             if entry.kind == "tool_return":
-                caller = next(
-                    (i for i, one in enumerate(lines) if one.entry.kind == "tool_call" and not one.result), None
+                call = next(
+                    (i for i, line in enumerate(lines) if line.entry.kind == "tool_call" and not line.result), None
                 )
-                if caller is not None:
-                    lines[caller] = ChatLine(lines[caller].entry, lines[caller].next, None, entry)
+                if call is not None:
+                    lines[call] = ChatLine(lines[call].entry, lines[call].next, None, entry)
                     continue
-            after = next((one.id for one in entries[index + 1 :] if one.id != entry.id), following)
-            message_model = self._premises.event_log.message_model(entry.id) if entry.kind == "assistant" else None
-            lines.append(ChatLine(entry, after, message_model))
+            next_id = next((later.id for later in entries[index + 1 :] if later.id != entry.id), following)
+            model = self._runtime.event_log.message_model(entry.id) if entry.kind == "assistant" else None
+            lines.append(ChatLine(entry, next_id, model))
         return lines
 
 
-def _before(entries: Sequence[HistoryEntry], running: Exchange | None) -> Sequence[HistoryEntry]:
-    """Without what the exchange that is under way has put into the history already."""
+def _without_running(entries: Sequence[HistoryEntry], running: Exchange | None) -> Sequence[HistoryEntry]:
+    """Return entries without those of the running exchange, which the page shows separately."""
     if running is None:
         return entries
     if running.after is None:
-        # It has not asked yet what was before it, or nothing was.
+        # Either the history was empty before it, or it has not read the history yet and has stored nothing.
         return entries if running.turn is None else ()
     found = [index for index, entry in enumerate(entries) if entry.id == running.after]
     return entries[: found[-1] + 1] if found else entries

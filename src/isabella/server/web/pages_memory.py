@@ -1,227 +1,280 @@
-"""The page of memory: what an agent keeps in mind, and its archive; read, edited, and never overwritten unseen."""
+"""The memory page: an agent's core memory and archival memory, for reading and editing, and their provenance."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+import json
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
 
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
-from isabella.agents.archive import ArchivalPassage
-from isabella.agents.memory import MemoryBlock
+from isabella.agents.history import History, HistoryEntry
+from isabella.agents.memory import ArchivalPassage, MemoryBlock
 from isabella.agents.registry import AgentRecord
-from isabella.errors import AgentUnknown, IsabellaError, MemoryChanged, MemoryRefused, MemoryTooLong
-from isabella.server.web.context import ConsoleContext
-from isabella.server.web.pages_chat import agent_of, first_agent, sort_agents
-from isabella.server.web.provenance import Provenance, list_provenance, provenance_of
-from isabella.server.web.rendering import ROOT, Renderer, stream
-from isabella.server.web.security import read_form
+from isabella.errors import IsabellaError, MemoryChanged, MemoryRefused, MemoryTooLong
+from isabella.server.auth import read_form
+from isabella.server.runtime import Runtime
+from isabella.server.web.pages_chat import agent_id_of, find_agent, redirect_to_first, sort_agents
+from isabella.server.web.rendering import Renderer, stream
 from isabella.system.tasks import gather
 
-_PAGE = 20
-_FOUND = 20
-_QUIET = 20.0
+#: How many messages of the history are searched for provenance.
+_HISTORY_SEARCHED = 1000
+_HISTORY_PAGE = 200
+#: Shorter lines are too ambiguous for a provenance.
+_SHORTEST_LINE = 4
+
+_PASSAGES_SHOWN = 20
+_REFRESH_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """A user message, and the texts that the agent's memory tools wrote in answer to it."""
+
+    message: HistoryEntry
+    written: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class MemoryLine:
-    """A line of a block, or a passage, with what caused it.
-
-    Attributes:
-        text: what is remembered.
-        origin: what caused it, where that is known.
-    """
+    """A line of a block, or a passage, with its provenance."""
 
     text: str
-    origin: Provenance | None
+    provenance: Provenance
 
 
-def routes(context: ConsoleContext, renderer: Renderer) -> list[Route]:
-    """The routes of the page."""
-    page = _Page(context, renderer)
+async def list_provenance(history: History, agent_id: str) -> list[Provenance]:
+    """Return what an agent has written into its memory recently, newest first.
+
+    Raises:
+        LettaError: the history cannot be read.
+    """
+    entries: list[HistoryEntry] = []
+    before: str | None = None
+    while len(entries) < _HISTORY_SEARCHED:
+        page = await history.page(agent_id, limit=_HISTORY_PAGE, before=before)
+        entries = [*page.entries, *entries]
+        before = page.before
+        if before is None:
+            break
+    return provenance_in(entries)
+
+
+def provenance_in(entries: Sequence[HistoryEntry]) -> list[Provenance]:
+    """Return the provenance in entries of a history, newest first; the entries are oldest first."""
+    found: list[Provenance] = []
+    message: HistoryEntry | None = None
+    for entry in entries:
+        if entry.kind == "user":
+            message = entry
+        elif entry.kind == "tool_call" and message is not None and _writes_memory(entry.tool or ""):
+            found.append(Provenance(message, tuple(_written_texts(entry.text))))
+    return found[::-1]
+
+
+def provenance_of(text: str, known: Sequence[Provenance]) -> Provenance | None:
+    """Return the provenance of a line of memory or a passage; None if it is unknown."""
+    line = text.strip().lstrip("-*• ").strip()
+    if len(line) < _SHORTEST_LINE:
+        return None
+    return next((entry for entry in known if any(line in written for written in entry.written)), None)
+
+
+def _writes_memory(tool: str) -> bool:
+    return "memory" in tool and "search" not in tool
+
+
+def _written_texts(arguments: str) -> list[str]:
+    try:
+        values = json.loads(arguments)
+    except ValueError:
+        return []
+    if not isinstance(values, dict):
+        return []
+    return [value for name, value in values.items() if isinstance(value, str) and not name.startswith("old")]
+
+
+def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
+    """Return the routes of the page."""
+    page = _Page(runtime, renderer)
     below = "/memory/{agent}"
     return [
         Route("/memory", page.first),
         Route(below, page.show),
         Route(f"{below}/live", page.live),
-        Route(f"{below}/origins", page.origins),
+        Route(f"{below}/provenance", page.provenance),
         Route(f"{below}/block", page.block),
         Route(f"{below}/edit", page.edit),
         Route(f"{below}/save", page.save, methods=["POST"]),
         Route(f"{below}/passages", page.passages),
         Route(f"{below}/add", page.add, methods=["POST"]),
-        Route(f"{below}/asked", page.asked),
+        Route(f"{below}/confirm", page.confirm),
         Route(f"{below}/delete", page.delete, methods=["POST"]),
     ]
 
 
 class _Page:
-    def __init__(self, context: ConsoleContext, renderer: Renderer) -> None:
-        self._premises = context
-        self._press = renderer
+    def __init__(self, runtime: Runtime, renderer: Renderer) -> None:
+        self._runtime = runtime
+        self._renderer = renderer
 
-    async def first(self, request: Request) -> Response:
-        if not self._premises.up:
-            return self._press.page(request, "starting.html", here="memory")
-        found = await first_agent(self._premises)
-        if found is None:
-            raise AgentUnknown("There is no agent yet.", remedy="Isabella makes hers as soon as one provider works.")
-        return RedirectResponse(f"{ROOT}/memory/{found.id}", status_code=303)
+    async def first(self, _request: Request) -> Response:
+        return await redirect_to_first(self._runtime, "memory")
 
     async def show(self, request: Request) -> Response:
-        if not self._premises.up:
-            return self._press.page(request, "starting.html", here="memory")
-        id = agent_of(request)
-        # Before the blocks are read: what is written meanwhile is shown by the live part of the page.
-        spoke = self._premises.event_log.spoke_at.get(id, 0.0)
-        registry, blocks, passages = await self._read(id)
-        record = next((one for one in registry if one.id == id), None)
-        if record is None:
-            raise AgentUnknown("There is no such agent any more.", remedy="Choose another one.")
-        return self._press.page(
+        id = agent_id_of(request)
+        # Read before the blocks, so that the live updates include what is written meanwhile.
+        version = self._runtime.event_log.last_turn_at.get(id, 0.0)
+        agents, blocks, passages = await self._read(id)
+        return self._renderer.page(
             request,
             "memory.html",
             here="memory",
-            registry=registry,
-            record=record,
+            agents=agents,
+            agent=find_agent(agents, id),
             blocks=blocks,
             passages=passages,
-            after=passages[-1].id if len(passages) >= _PAGE else None,
-            spoke=spoke,
+            after=_next_page(passages),
+            version=version,
         )
 
     async def _read(self, id: str) -> tuple[list[AgentRecord], list[MemoryBlock], list[ArchivalPassage]]:
-        """All agents, and what this one remembers, asked for at once: Letta takes its time for each of the three."""
-        agent_service = self._premises.agent_service
-        registry: list[AgentRecord] = []
+        """Read all agents, and one agent's blocks and passages, concurrently."""
+        service = self._runtime.agents
+        agents: list[AgentRecord] = []
         blocks: list[MemoryBlock] = []
         passages: list[ArchivalPassage] = []
 
-        async def read_residents() -> None:
-            registry.extend(sort_agents(await agent_service.registry.all()))
+        async def read_agents() -> None:
+            agents.extend(sort_agents(await service.registry.all()))
 
         async def read_blocks() -> None:
-            blocks.extend(await agent_service.memory.blocks(id))
+            blocks.extend(await service.memory.blocks(id))
 
         async def read_passages() -> None:
-            passages.extend(await agent_service.archive.passages(id, limit=_PAGE))
+            passages.extend(await service.archive.passages(id, limit=_PASSAGES_SHOWN))
 
-        await gather([read_residents, read_blocks, read_passages])
-        return registry, blocks, passages
+        await gather([read_agents, read_blocks, read_passages])
+        return agents, blocks, passages
 
     async def live(self, request: Request) -> Response:
-        return stream(self._changes(agent_of(request), request.query_params.get("v", "")))
+        return stream(self._changes(agent_id_of(request), request.query_params.get("v", "")))
 
-    async def _changes(self, id: str, seen: str) -> AsyncGenerator[str, None]:
-        """The blocks anew, whenever the agent has spoken: it may have written."""
-        event_log = self._premises.event_log
+    async def _changes(self, id: str, version: str) -> AsyncGenerator[str, None]:
+        """Yield the blocks after every turn of the agent, because it may have changed them."""
+        event_log = self._runtime.event_log
         while True:
             count = event_log.notifier.count
-            spoke = str(event_log.spoke_at.get(id, 0.0))
-            if spoke != seen:
+            current = str(event_log.last_turn_at.get(id, 0.0))
+            if current != version:
                 try:
-                    blocks = await self._premises.agent_service.memory.blocks(id)
+                    blocks = await self._runtime.agents.memory.blocks(id)
                 except IsabellaError:
-                    # The page says by itself that Letta does not answer, as soon as something is asked of it.
+                    # Tried again later; the page reports the error as soon as it is used.
                     blocks = []
                 else:
-                    seen = spoke
+                    version = current
                 if blocks:
-                    parts = [self._part("block", block=block, agent=id, oob=True) for block in blocks]
-                    parts += [self._part("elsewhere", block=block) for block in blocks]
+                    parts = [self._part("block", block=block, agent_id=id, oob=True) for block in blocks]
+                    parts += [self._part("changed_elsewhere", block=block) for block in blocks]
                     yield "\n".join(parts)
-            await event_log.notifier.after(count, _QUIET)
+            await event_log.notifier.wait(count, _REFRESH_SECONDS)
 
-    async def origins(self, request: Request) -> Response:
-        """What caused the lines of a block, or the passages that are shown."""
-        id, label = agent_of(request), request.query_params.get("label")
-        known = await list_provenance(self._premises.agent_service.history, id)
+    async def provenance(self, request: Request) -> Response:
+        """Return the provenance of the lines of a block, or of the passages shown."""
+        id, label = agent_id_of(request), request.query_params.get("label")
+        service = self._runtime.agents
+        known = await list_provenance(service.history, id)
         if label is not None:
-            block = await self._premises.agent_service.memory.block(id, label)
-            lines = [line for line in block.value.splitlines() if line.strip()]
+            block = await service.memory.block(id, label)
+            texts = [line for line in block.value.splitlines() if line.strip()]
         else:
-            lines = [one.text for one in await self._premises.agent_service.archive.passages(id, limit=_PAGE)]
-        found = [MemoryLine(line, origin) for line in lines if (origin := provenance_of(line, known)) is not None]
-        return self._press.fragment(self._part("origins", found=found, agent=id))
+            texts = [passage.text for passage in await service.archive.passages(id, limit=_PASSAGES_SHOWN)]
+        lines = [MemoryLine(text, found) for text in texts if (found := provenance_of(text, known)) is not None]
+        return self._fragment("provenance", lines=lines, agent_id=id)
 
     async def block(self, request: Request) -> Response:
-        id = agent_of(request)
-        block = await self._premises.agent_service.memory.block(id, request.query_params.get("label", ""))
-        return self._press.fragment(self._part("block", block=block, agent=id))
+        id, block = await self._requested_block(request)
+        return self._fragment("block", block=block, agent_id=id)
 
     async def edit(self, request: Request) -> Response:
-        id = agent_of(request)
-        block = await self._premises.agent_service.memory.block(id, request.query_params.get("label", ""))
-        return self._press.fragment(self._part("editor", block=block, agent=id, value=block.value))
+        id, block = await self._requested_block(request)
+        return self._fragment("editor", block=block, agent_id=id, value=block.value)
+
+    async def _requested_block(self, request: Request) -> tuple[str, MemoryBlock]:
+        id = agent_id_of(request)
+        return id, await self._runtime.agents.memory.block(id, request.query_params.get("label", ""))
 
     async def save(self, request: Request) -> Response:
-        """Write a block; where it was changed meanwhile, show both texts and overwrite neither."""
-        fields = await read_form(request, self._premises.csrf)
-        id, memory = agent_of(request), self._premises.agent_service.memory
-        label, value, seen = fields.get("label", ""), fields.get("value", ""), fields.get("version", "")
+        """Write a block. If it has changed since it was edited, overwrite nothing and show both texts."""
+        fields = await read_form(request, self._runtime.csrf)
+        id, memory = agent_id_of(request), self._runtime.agents.memory
+        label, value, version = fields.get("label", ""), fields.get("value", ""), fields.get("version", "")
         before = await memory.block(id, label)
         try:
-            if not seen or seen == "*":
-                raise MemoryRefused(
-                    "The form does not say which text it was made from.", remedy="Load the page again."
-                )
-            written = await memory.write(id, label, value, seen=seen)
+            if not version or version == "*":
+                raise MemoryRefused("The form does not say which version was edited.", remedy="Reload the page.")
+            written = await memory.write(id, label, value, seen=version)
         except MemoryChanged:
-            theirs = await memory.block(id, label)
-            return self._press.fragment(
-                self._part("editor", block=theirs, agent=id, value=value, conflict=True, focus=True)
-            )
+            current = await memory.block(id, label)
+            return self._fragment("editor", block=current, agent_id=id, value=value, conflict=True, focus=True)
         except (MemoryTooLong, MemoryRefused) as error:
-            problem = f"{error.what} {error.remedy or ''}".strip()
-            seen_block = MemoryBlock(before.id, label, value, before.limit, before.description, before.read_only)
-            return self._press.fragment(
-                self._part(
-                    "editor", block=seen_block, agent=id, value=value, version=seen, problem=problem, focus=True
-                )
+            return self._fragment(
+                "editor",
+                block=replace(before, value=value),
+                agent_id=id,
+                value=value,
+                version=version,
+                problem=f"{error.what} {error.remedy or ''}".strip(),
+                focus=True,
             )
-        previous = before.value if before.value != written.value else None
-        undone = fields.get("undo") == "yes"
-        return self._press.fragment(
-            self._part("block", block=written, agent=id, previous=previous, saved="Undone." if undone else "Saved.")
+        return self._fragment(
+            "block",
+            block=written,
+            agent_id=id,
+            previous=before.value if before.value != written.value else None,
+            saved="Undone." if fields.get("undo") == "yes" else "Saved.",
         )
 
     async def passages(self, request: Request) -> Response:
-        """A page of the archive, or what a search in it finds."""
-        id, archive = agent_of(request), self._premises.agent_service.archive
+        """Return a page of archival memory, or the results of a search in it."""
+        id, archive = agent_id_of(request), self._runtime.agents.archive
         query = request.query_params.get("q", "").strip()
         if query:
-            found = await archive.search(id, query[:1000], limit=_FOUND)
-            return self._press.fragment(self._part("passages", passages=found, agent=id, after=None, query=query))
-        found = await archive.passages(id, limit=_PAGE, after=request.query_params.get("after") or None)
-        after = found[-1].id if len(found) >= _PAGE else None
-        more = "after" in request.query_params
-        return self._press.fragment(
-            self._part("more_passages" if more else "passages", passages=found, agent=id, after=after)
-        )
+            found = await archive.search(id, query[:1000], limit=_PASSAGES_SHOWN)
+            return self._fragment("passages", passages=found, agent_id=id, after=None, query=query)
+        found = await archive.passages(id, limit=_PASSAGES_SHOWN, after=request.query_params.get("after") or None)
+        macro = "more_passages" if "after" in request.query_params else "passages"
+        return self._fragment(macro, passages=found, agent_id=id, after=_next_page(found))
 
     async def add(self, request: Request) -> Response:
-        fields = await read_form(request, self._premises.csrf)
-        id = agent_of(request)
+        fields = await read_form(request, self._runtime.csrf)
+        id = agent_id_of(request)
         tags = [tag.strip()[:200] for tag in fields.get("tags", "").split(",") if tag.strip()][:50]
-        added = await self._premises.agent_service.archive.add(id, fields.get("text", ""), tags)
-        return self._press.fragment(self._part("passage", passage=added, agent=id, fresh=True))
+        added = await self._runtime.agents.archive.add(id, fields.get("text", ""), tags)
+        return self._fragment("passage", passage=added, agent_id=id, fresh=True)
 
-    async def asked(self, request: Request) -> Response:
-        """The question before a passage is deleted, or the passage again where the answer was no."""
-        id = agent_of(request)
+    async def confirm(self, request: Request) -> Response:
+        """Ask for confirmation before a passage is deleted, or withdraw the question."""
         query = request.query_params
-        passage = ArchivalPassage(query.get("id", ""), query.get("text", ""))
-        return self._press.fragment(
-            self._part("actions", passage=passage, agent=id, asking=query.get("sure") == "ask", focus=True)
-        )
+        passage = ArchivalPassage(query.get("id", ""), "")
+        asking = query.get("ask") == "yes"
+        return self._fragment("actions", passage=passage, agent_id=agent_id_of(request), asking=asking, focus=True)
 
     async def delete(self, request: Request) -> Response:
-        fields = await read_form(request, self._premises.csrf)
-        id = agent_of(request)
-        await self._premises.agent_service.archive.delete(id, fields.get("id", ""))
-        return self._press.fragment(self._part("deleted"))
+        fields = await read_form(request, self._runtime.csrf)
+        await self._runtime.agents.archive.delete(agent_id_of(request), fields.get("id", ""))
+        return self._fragment("deleted")
 
-    def _part(self, name: str, /, **values: object) -> str:
-        return self._press.part("memory_parts.html", name, **values)
+    def _part(self, macro: str, /, **values: object) -> str:
+        return self._renderer.part("memory_parts.html", macro, **values)
+
+    def _fragment(self, macro: str, /, **values: object) -> Response:
+        return self._renderer.fragment("memory_parts.html", macro, **values)
+
+
+def _next_page(passages: Sequence[ArchivalPassage]) -> str | None:
+    return passages[-1].id if len(passages) >= _PASSAGES_SHOWN else None

@@ -1,4 +1,4 @@
-"""The page of providers: how each stands, live, and the errands that look at them or mend them."""
+"""The providers page: the state of each provider, live, and buttons for plan, sync, verify, refresh and doctor."""
 
 from __future__ import annotations
 
@@ -13,191 +13,201 @@ from starlette.routing import Route
 from isabella.errors import ConfigurationError
 from isabella.practice.overlay import ORIGIN
 from isabella.providers.headline import Level, headline, level_of, stored_level, vendor_level, vendor_words
-from isabella.providers.health import HealthState as Condition
-from isabella.providers.health import stands
+from isabella.providers.health import HealthState, stands
 from isabella.providers.report import ProviderReport
-from isabella.server.web.context import ConsoleContext
-from isabella.server.web.jobs import JobKind, JobRunner
-from isabella.server.web.monitor import ProviderMonitor
+from isabella.server.auth import read_form
+from isabella.server.event_log import Notifier
+from isabella.server.runtime import Runtime
+from isabella.server.web.jobs import JobKind, JobRunner, ProviderMonitor
 from isabella.server.web.rendering import Renderer, stream
-from isabella.server.web.security import read_form
 
-_NOTICED_FOR = 3600.0
-_TICK, _QUIET = 1.0, 20.0
+_NOTICES_SHOWN_FOR = 3600.0
+_TICK_SECONDS, _REFRESH_SECONDS = 1.0, 20.0
 
-#: How a provider stands, in words that need no manual.
-STANDS = {
-    Condition.IN_SYNC: "proven",
-    Condition.DRIFTED: "differs",
-    Condition.REFUSED: "refused",
-    Condition.MISCONFIGURED: "misconfigured",
-    Condition.UNPROVEN: "unproven",
-    Condition.FAILED: "failed",
-    Condition.NO_KEY: "no key",
-    Condition.FOREIGN: "not ours",
+#: The state of a provider in words that need no manual.
+STATES = {
+    HealthState.IN_SYNC: "proven",
+    HealthState.DRIFTED: "differs",
+    HealthState.REFUSED: "refused",
+    HealthState.MISCONFIGURED: "misconfigured",
+    HealthState.UNPROVEN: "unproven",
+    HealthState.FAILED: "failed",
+    HealthState.NO_KEY: "no key",
+    HealthState.FOREIGN: "not ours",
 }
 TONES = {Level.OK: "good", Level.UNKNOWN: "idle", Level.WARNING: "warn", Level.PROBLEM: "bad"}
 STORED = {
     "in_sync": "the configured key",
     "stale": "another key",
     "absent": "nothing",
-    "unreadable": "a key sealed under another master key",
+    "unreadable": "a key encrypted with another master key",
     "plaintext": "the key, in plaintext",
     "mistyped": "another provider type",
     "moved": "another base URL",
-    "foreign": "a provider that nobody declared",
+    "foreign": "a provider that is not configured here",
     "hidden": "a key that cannot be read back",
 }
 
 
-def routes(context: ConsoleContext, renderer: Renderer, monitor: ProviderMonitor, jobs: JobRunner) -> list[Route]:
-    """The routes of the page."""
-    page = _Page(context, renderer, monitor, jobs)
+def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
+    """Return the routes of the page."""
+    monitor = ProviderMonitor(runtime)
+    page = ProvidersPage(runtime, renderer, monitor, JobRunner(runtime, monitor))
     return [
         Route("/providers", page.show),
         Route("/providers/live", page.live),
         Route("/providers/dismiss", page.dismiss, methods=["POST"]),
-        Route("/providers/{kind}", page.begin, methods=["POST"]),
+        Route("/providers/{kind}", page.start, methods=["POST"]),
     ]
 
 
-class _Page:
-    def __init__(
-        self, context: ConsoleContext, renderer: Renderer, monitor: ProviderMonitor, jobs: JobRunner
-    ) -> None:
-        self._premises = context
-        self._press = renderer
-        self._lookout = monitor
-        self._errands = jobs
+class ProvidersPage:
+    """The page of one backend."""
+
+    def __init__(self, runtime: Runtime, renderer: Renderer, monitor: ProviderMonitor, jobs: JobRunner) -> None:
+        self._runtime = runtime
+        self._renderer = renderer
+        self._monitor = monitor
+        self._jobs = jobs
 
     async def show(self, request: Request) -> Response:
-        parts = self._parts()
-        return self._press.page(request, "providers.html", here="providers", parts=parts, version=self._version())
+        """Return the page."""
+        return self._renderer.page(
+            request, "providers.html", here="providers", parts=self.parts(), version=self._version()
+        )
 
     async def live(self, request: Request) -> Response:
+        """Stream the parts of the page as they change."""
         return stream(self._changes(request.query_params.get("v", "")))
 
-    async def begin(self, request: Request) -> Response:
-        fields = await read_form(request, self._premises.csrf)
+    async def start(self, request: Request) -> Response:
+        """Start a job."""
+        fields = await read_form(request, self._runtime.csrf)
         try:
             kind = JobKind(request.path_params["kind"])
         except ValueError:
-            raise ConfigurationError("There is no such errand.") from None
+            raise ConfigurationError("There is no such job.") from None
         only = [fields["only"]] if fields.get("only") else []
-        self._errands.begin(kind, only, agreed=fields.get("agreed") == "yes")
-        return self._press.fragment(self._errand())
+        self._jobs.start(kind, only, confirmed=fields.get("confirmed") == "yes")
+        return self._job_response()
 
     async def dismiss(self, request: Request) -> Response:
-        await read_form(request, self._premises.csrf)
-        self._errands.dismiss()
-        return self._press.fragment(self._errand())
+        """Remove the result of the last job."""
+        await read_form(request, self._runtime.csrf)
+        self._jobs.dismiss()
+        return self._job_response()
 
     def _version(self) -> str:
-        return f"{self._lookout.standing.version}.{self._errands.version}.{self._premises.readiness.phase.value}"
+        return f"{self._monitor.states.version}.{self._jobs.notifier.count}.{self._runtime.readiness.phase.value}"
 
-    async def _changes(self, seen: str) -> AsyncGenerator[str, None]:
-        """Every part of the page that has changed since it was shown last."""
-        sent: dict[str, str] = self._parts() if seen == self._version() else {}
-        with self._lookout.watching():
+    async def _changes(self, version: str) -> AsyncGenerator[str, None]:
+        """Yield every part of the page that has changed since it was sent last."""
+        sent = self.parts() if version == self._version() else {}
+        notifiers = (self._monitor.notifier, self._jobs.notifier, self._runtime.event_log.notifier)
+        with self._monitor.viewing():
             while True:
-                counts = (
-                    self._lookout.notifier.count,
-                    self._errands.notifier.count,
-                    self._premises.event_log.notifier.count,
-                )
-                parts = self._parts()
-                fresh = [html for id, html in parts.items() if sent.get(id) != html]
+                counts = [notifier.count for notifier in notifiers]
+                parts = self.parts()
+                changed = [html for id, html in parts.items() if sent.get(id) != html]
                 if parts.keys() != sent.keys() and sent:
-                    # Providers came or went: the list as a whole.
-                    fresh = [self._press.part("providers_parts.html", "rows", rows=self._rows(), oob=True), *fresh]
-                if fresh:
-                    yield "\n".join(fresh)
+                    # Providers were added or removed: replace the whole list.
+                    changed = [self._part("rows", rows=self._rows(), oob=True), *changed]
+                if changed:
+                    yield "\n".join(changed)
                 sent = parts
-                await self._something(counts)
+                # During a job or the start, the page shows the seconds that have passed.
+                ticking = self._jobs.running or not self._runtime.up
+                await _wait_for_any(
+                    dict(zip(notifiers, counts, strict=True)), _TICK_SECONDS if ticking else _REFRESH_SECONDS
+                )
 
-    async def _something(self, counts: tuple[int, int, int]) -> None:
-        async with anyio.create_task_group() as tasks:
+    # --- parts ----------------------------------------------------------------------------------------------------
 
-            async def wait(notifier: Any, count: int) -> None:
-                await notifier.after(count, _QUIET)
-                tasks.cancel_scope.cancel()
-
-            if self._errands.running or not self._premises.up:
-                # The seconds that are told with it.
-                tasks.start_soon(wait, self._errands.notifier, counts[1])
-                await anyio.sleep(_TICK)
-                tasks.cancel_scope.cancel()
-                return
-            tasks.start_soon(wait, self._lookout.notifier, counts[0])
-            tasks.start_soon(wait, self._errands.notifier, counts[1])
-            tasks.start_soon(wait, self._premises.event_log.notifier, counts[2])
-
-    # --- what is shown --------------------------------------------------------------------------------------------
-
-    def _parts(self) -> dict[str, str]:
-        """Everything that changes on the page, by id."""
-        parts = {"overview": self._overview(), "errand": self._errand()}
+    def parts(self) -> dict[str, str]:
+        """Return the HTML of all parts that change, by id; providers by name."""
+        parts = {"overview": self._overview(), "job": self._job()}
         for row in self._rows():
-            parts[row["name"]] = self._press.part("providers_parts.html", "row", row=row, oob=True)
+            parts[row["name"]] = self._part("row", row=row, oob=True)
         return parts
 
     def _overview(self) -> str:
-        standing, readiness = self._lookout.standing, self._premises.readiness
-        report = None if standing.report is None else readiness.seen(standing.report)
-        lead = None if report is None else headline(report)
-        settings = self._premises.settings if self._premises.up else None
+        states, readiness = self._monitor.states, self._runtime.readiness
+        report = None if states.report is None else readiness.with_vendors(states.report)
+        summary = None if report is None else headline(report)
+        settings = self._runtime.settings if self._runtime.up else None
         practice = settings is not None and any(value.origin == ORIGIN for value in settings.sources.overlay.values())
-        keys = (
+        added_keys = (
             [name for name in settings.sources.dotenv if name in settings.sources.overlay and name.endswith("_KEY")]
             if settings is not None and practice
             else []
         )
-        return self._press.part(
-            "providers_parts.html",
+        return self._part(
             "overview",
             phase=readiness.phase.value,
-            up=self._premises.up,
-            reasons=readiness.reasons if standing.report is None else [],
-            error=standing.error,
-            since=standing.since,
+            up=self._runtime.up,
+            reasons=readiness.reasons if states.report is None else [],
+            error=states.error,
+            since=states.since,
             letta=report,
-            lead=lead,
-            tone="" if lead is None else TONES[lead.level],
-            wanted=report is not None and bool(report.ours),
+            summary=summary,
+            tone="" if summary is None else TONES[summary.level],
+            configured=report is not None and bool(report.ours),
             practice=practice,
-            arrived=keys,
+            added_keys=added_keys,
             env_file=settings.sources.file.name if settings is not None else ".env",
-            notices=self._premises.event_log.notices(_NOTICED_FOR)[:3],
-            warnings=standing.report.notices if standing.report is not None else (),
+            notices=self._runtime.event_log.notices(_NOTICES_SHOWN_FOR)[:3],
+            warnings=states.report.notices if states.report is not None else (),
         )
 
-    def _errand(self) -> str:
-        return self._press.part(
-            "providers_parts.html", "errand", job=self._errands.current, stored=STORED, stands=_stands
+    def _job(self) -> str:
+        return self._part("job_panel", job=self._jobs.current, stored=STORED, state_of=_state_of)
+
+    def _job_response(self) -> Response:
+        return self._renderer.fragment(
+            "providers_parts.html", "job_panel", job=self._jobs.current, stored=STORED, state_of=_state_of
         )
 
     def _rows(self) -> list[dict[str, Any]]:
-        report = self._lookout.standing.report
-        seen = None if report is None else self._premises.readiness.seen(report)
-        return [_row(entry) for entry in (seen.providers if seen is not None else [])]
+        report = self._monitor.states.report
+        return (
+            []
+            if report is None
+            else [_row(entry) for entry in self._runtime.readiness.with_vendors(report).providers]
+        )
+
+    def _part(self, macro: str, /, **values: Any) -> str:
+        return self._renderer.part("providers_parts.html", macro, **values)
+
+
+async def _wait_for_any(counts: dict[Notifier, int], seconds: float) -> None:
+    """Wait until a notifier exceeds its count, at most this many seconds."""
+    async with anyio.create_task_group() as tasks:
+
+        async def wait(notifier: Notifier, count: int) -> None:
+            await notifier.wait(count, seconds)
+            tasks.cancel_scope.cancel()
+
+        for notifier, count in counts.items():
+            tasks.start_soon(wait, notifier, count)
 
 
 def _row(entry: ProviderReport) -> dict[str, Any]:
-    kind = stands(entry)
+    state = stands(entry)
+    word, tone = _state_of(entry)
     return {
         "name": entry.name,
         "entry": entry,
-        "word": STANDS[kind],
-        "tone": TONES[stored_level(entry)],
-        "worse": TONES[level_of(entry)],
-        # A report says what it has found; what was mended since is what counts.
-        "stored": STORED["in_sync" if kind is Condition.IN_SYNC else entry.stored.value],
-        "wrong": kind not in (Condition.IN_SYNC, Condition.FOREIGN, Condition.NO_KEY),
-        "mendable": kind in (Condition.DRIFTED, Condition.FAILED),
+        "word": word,
+        "tone": tone,
+        "worst_tone": TONES[level_of(entry)],
+        # A report of a sync says what was stored before; after a repair the configured key is stored.
+        "stored": STORED["in_sync" if state is HealthState.IN_SYNC else entry.stored.value],
+        "wrong": state not in (HealthState.IN_SYNC, HealthState.FOREIGN, HealthState.NO_KEY),
+        "repairable": state in (HealthState.DRIFTED, HealthState.FAILED),
         "vendor": vendor_words(entry.vendor_status),
         "vendor_tone": TONES[vendor_level(entry.vendor_status)],
     }
 
 
-def _stands(entry: ProviderReport) -> tuple[str, str]:
-    return STANDS[stands(entry)], TONES[stored_level(entry)]
+def _state_of(entry: ProviderReport) -> tuple[str, str]:
+    return STATES[stands(entry)], TONES[stored_level(entry)]

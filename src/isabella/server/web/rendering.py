@@ -1,4 +1,4 @@
-"""Templates, and how answers are made of them."""
+"""Rendering of pages and fragments: templates, their filters, and streams of fragments."""
 
 from __future__ import annotations
 
@@ -22,19 +22,26 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from isabella.errors import IsabellaError
+from isabella.errors import IsabellaError, NotReady
+from isabella.server import ROOT
+from isabella.server.auth import FormRefused
 from isabella.server.errors import status_of
-from isabella.server.web.context import ConsoleContext
-from isabella.server.web.security import FormRefused
 from isabella.system.redaction import redact
 
-#: What is shown of a text at once; the whole of it is behind a link.
+#: Longer texts are cut to this many characters; a link leads to the whole text.
 SHOWN = 6000
 _LONGEST_MARKDOWN = 20_000
+_PING_SECONDS = 15
+
+#: The header that htmx adds to its requests.
+_HTMX = "hx-request"
+
+THEME = "isabella_theme"
+THEMES = ("auto", "light", "dark")
 
 
-class _Renderer(RendererHTML):
-    """Pictures would be fetched from other hosts: they become their description. Links open elsewhere, unseen."""
+class _MarkdownRenderer(RendererHTML):
+    """Renders images as their description, because they would be fetched from other hosts. Links open a new tab."""
 
     def image(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
         return str(escape(tokens[idx].content))
@@ -45,57 +52,57 @@ class _Renderer(RendererHTML):
         return self.renderToken(tokens, idx, options, env)
 
     def table_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
-        # Wide tables scroll by themselves, with the keyboard as well.
+        # A wide table scrolls by itself, also with the keyboard.
         return '<div class="scrolls" tabindex="0" role="region" aria-label="Table"><table>'
 
     def table_close(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
         return "</table></div>"
 
 
-_MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}, renderer_cls=_Renderer).enable("table")
-# Headings of an answer are no headings of the page, and inline styles are not allowed on it.
+_MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}, renderer_cls=_MarkdownRenderer).enable("table")
 _MARKDOWN.disable(["html_block", "html_inline", "lheading"])
 
 
 def render_markdown(text: str) -> Markup:
-    """What an agent says: Markdown, without raw HTML, pictures, or anything that reaches another host by itself."""
+    """Return Markdown as HTML without raw HTML, images, or anything else that loads from other hosts."""
     text = redact(text)
     if len(text) > _LONGEST_MARKDOWN:
         return render_text(text)
     tokens = _MARKDOWN.parse(text)
     for token in tokens:
         if token.type in ("heading_open", "heading_close"):
+            # Headings of an answer are not headings of the page.
             token.tag = "p"
             if token.type == "heading_open":
                 token.attrSet("class", "heading")
-        # An alignment would be an inline style.
+        # Column alignment would be an inline style, which the policy forbids.
         token.attrs.pop("style", None)
     html = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
-    return Markup(html)  # noqa: S704 - made by the renderer, which escapes; raw HTML is off
+    return Markup(html)  # noqa: S704 - from the renderer, which escapes; raw HTML is off
 
 
 def render_text(text: str) -> Markup:
-    """Text as it was written."""
+    """Return plain text as HTML, with its line breaks."""
     return Markup('<div class="plain">{}</div>').format(redact(text))
 
 
 def format_arguments(text: str) -> str:
-    """The arguments of a tool for people: one a line, where they are JSON."""
+    """Return the arguments of a tool call one per line; unchanged if they are not a JSON object."""
     try:
-        found = json.loads(text)
+        arguments = json.loads(text)
     except ValueError:
         return text
-    if not isinstance(found, dict):
+    if not isinstance(arguments, dict):
         return text
     return "\n".join(
         f"{name}: {value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
-        for name, value in found.items()
+        for name, value in arguments.items()
         if name not in ("request_heartbeat", "inner_thoughts")
     )
 
 
 def format_time(at: datetime | str | None) -> Markup:
-    """A time: as UTC, which the page's script puts into the reader's own."""
+    """Return a `time` element in UTC, which the page's script converts to local time."""
     if isinstance(at, str):
         try:
             at = datetime.fromisoformat(at)
@@ -110,7 +117,7 @@ def format_time(at: datetime | str | None) -> Markup:
 
 
 def format_duration(value: float | None) -> str:
-    """A duration for people."""
+    """Return a duration with its unit; the empty string for None."""
     if value is None:
         return ""
     if value < 10:
@@ -118,112 +125,94 @@ def format_duration(value: float | None) -> str:
     return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
 
 
-#: Where the console is mounted.
-ROOT = "/console"
-THEME = "isabella_theme"
-THEMES = ("auto", "light", "dark")
-
-_PING_SECONDS = 15
-
-
 def _digest(value: str) -> str:
-    """A name that may stand in an id, for one that may be anything."""
+    """Return a short hash that is valid in an element id."""
     return hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:10]
 
 
 @cache
-def static_version(name: str) -> str:
-    """Changes whenever a static file does."""
+def _static_url(name: str) -> str:
+    """Return the URL of a static file, with a hash of its content."""
     content = resources.files(__package__).joinpath("static", *name.split("/")).read_bytes()
-    return hashlib.sha256(content).hexdigest()[:10]
-
-
-def _static(name: str) -> str:
-    return f"{ROOT}/static/{name}?v={static_version(name)}"
+    return f"{ROOT}/static/{name}?v={hashlib.sha256(content).hexdigest()[:10]}"
 
 
 def template_environment() -> Environment:
-    """The templates; everything is escaped."""
-    made = Environment(
+    """Return the environment of the templates, which escapes every value."""
+    environment = Environment(
         loader=PackageLoader("isabella.server.web"),
         autoescape=True,
         undefined=StrictUndefined,
-        # A process goes on with the templates that it was written for, also while a newer version is installed.
+        # A running process keeps its templates while a newer version is installed.
         auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    environment.filters |= {
         "digest": _digest,
         "redact": redact,
-        "prose": render_markdown,
+        "markdown": render_markdown,
         "plain": render_text,
         "arguments": format_arguments,
-        "moment": format_time,
+        "time": format_time,
         "seconds": format_duration,
         "segment": lambda value: quote(value, safe=""),
         "capitalize_first": lambda value: value[:1].upper() + value[1:],
         "thousands": lambda value: f"{value:,}",
     }
-    made.globals |= {"root": ROOT, "static": _static, "SHOWN": SHOWN}
-    return made
+    environment.globals |= {"root": ROOT, "static": _static_url, "SHOWN": SHOWN}
+    return environment
 
 
 class Renderer:
-    """Makes answers of templates.
+    """Renders the templates for one backend, whose forms contain the secret `csrf`."""
 
-    Args:
-        context: the backend.
-    """
-
-    def __init__(self, context: ConsoleContext) -> None:
-        self._premises = context
+    def __init__(self, csrf: str) -> None:
+        self._csrf = csrf
         self._environment = template_environment()
 
-    def text(self, template: str, **values: Any) -> str:
-        """A fragment."""
-        return self._environment.get_template(template).render(values)
+    def part(self, template: str, macro: str, /, **values: Any) -> str:
+        """Return the HTML of one macro of a template."""
+        return str(getattr(self._environment.get_template(template).module, macro)(**values))
 
-    def part(self, template: str, part: str, /, **values: Any) -> str:
-        """What one macro of a template makes."""
-        return str(getattr(self._environment.get_template(template).module, part)(**values))
+    def fragment(self, template: str, macro: str, /, **values: Any) -> Response:
+        """Return one macro of a template as a response."""
+        return HTMLResponse(self.part(template, macro, **values))
 
     def page(self, request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
-        """A whole page."""
+        """Return a page."""
         theme = request.cookies.get(THEME, "auto")
-        html = self.text(
-            template,
+        html = self._environment.get_template(template).render(
             theme=theme if theme in THEMES else "auto",
             themes=THEMES,
-            csrf=self._premises.csrf,
+            csrf=self._csrf,
             path=request.url.path,
             **values,
         )
         return HTMLResponse(html, status)
 
-    def fragment(self, html: str, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-        """A fragment for the page that asked."""
-        return HTMLResponse(html, status, headers)
-
-    def failure(self, request: Request, error: IsabellaError) -> Response:
-        """What went wrong: as a page of its own, or as a notice on the one that asked."""
+    def error(self, request: Request, error: IsabellaError) -> Response:
+        """Return an error, as a page or as a notice on the page that sent the request."""
+        if isinstance(error, NotReady) and request.method == "GET" and _HTMX not in request.headers:
+            # This page reloads itself when the backend has started.
+            return self.page(request, "starting.html", status=503, here=request.url.path.split("/")[2])
         status = 403 if isinstance(error, FormRefused) else status_of(error)
-        return self.refusal(request, status, error.what, error.remedy)
+        return self.error_message(request, status, error.what, error.remedy)
 
-    def refusal(self, request: Request, status: int, what: str, remedy: str | None = None) -> Response:
-        """The same for a status of HTTP that no error of ours stands for."""
-        words = {"what": redact(what), "remedy": redact(remedy) if remedy else None}
-        if "hx-request" in request.headers:
-            html = self.text("notice.html", **words)
-            return self.fragment(html, status=status, headers={"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"})
-        return self.page(request, "failure.html", status=status, here="", **words)
+    def error_message(self, request: Request, status: int, what: str, remedy: str | None = None) -> Response:
+        """Return an error message, as a page or as a notice on the page that sent the request."""
+        values = {"what": redact(what), "remedy": redact(remedy) if remedy else None}
+        if _HTMX in request.headers:
+            html = self._environment.get_template("notice.html").render(values)
+            return HTMLResponse(html, status, {"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"})
+        return self.page(request, "error.html", status=status, here="", **values)
 
 
 def stream(fragments: AsyncGenerator[str, None]) -> Response:
-    """Fragments as they come, each to be put where its ids say."""
+    """Return a stream of fragments; the page places each by the ids in it."""
 
     async def events() -> AsyncIterator[ServerSentEvent]:
-        # Closed at once when the page is, so that nothing is looked at for nobody.
+        # Closes the generator at once when the client disconnects.
         async with aclosing(fragments):
             async for html in fragments:
                 yield ServerSentEvent(html.replace("\r", ""), event="put")

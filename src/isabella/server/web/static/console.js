@@ -1,4 +1,4 @@
-// What the pages need beside htmx: the stream of what happens, the reader's own clock, and the keyboard.
+// What htmx does not do: the stream of updates, times in the local time zone, and the keyboard.
 "use strict";
 
 (() => {
@@ -7,7 +7,7 @@
   const root = document.body.dataset.root;
   const scroll = document.getElementById("scroll");
 
-  // --- times in the reader's own zone --------------------------------------------------------------------------
+  // --- local times ---------------------------------------------------------------------------------------------
 
   const months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
   const two = (number) => String(number).padStart(2, "0");
@@ -20,87 +20,87 @@
     }
   }
 
-  // --- when something is gone ------------------------------------------------------------------------------------
+  // --- lost connections and errors-------------------------------------------------------------------------------
 
-  function say(text) {
+  function showLost(text) {
     if (lost.textContent !== text) lost.textContent = text;
     lost.hidden = !text;
   }
 
-  const AWAY = "Isabella does not answer. What you have written stays here; the page goes on as soon as she is back.";
-  const EXPIRED = "Your session has expired. Open the link that `isabella login` prints, in this browser, " +
-    "and go on here: what you have written stays.";
+  const AWAY = "Isabella does not answer. Your text is kept, and the page reconnects by itself.";
+  const EXPIRED = "Your session has expired. Open the link that `isabella login` prints in this browser, " +
+    "then continue here. Your text is kept.";
 
-  // Whether the session is still good; says what is wrong where it is not.
+  // Check the session, and show what is wrong with it.
   async function session() {
     try {
       const answer = await fetch(`${root}/session`, { cache: "no-store" });
-      if (answer.status === 401) say(EXPIRED);
-      else if (answer.ok) good();
+      if (answer.status === 401) showLost(EXPIRED);
+      else if (answer.ok) recovered();
       return answer.ok;
     } catch {
-      say(AWAY);
+      showLost(AWAY);
       return false;
     }
   }
 
-  // Isabella has answered this session: nothing is lost any more, and the stream goes on at once.
-  function good() {
-    say("");
+  // A request of this session has succeeded: hide the banner, and reconnect the stream at once.
+  function recovered() {
+    showLost("");
     connect();
   }
 
   document.addEventListener("htmx:responseError", (event) => {
-    if (event.detail.xhr.status === 401) say(EXPIRED);
+    if (event.detail.xhr.status === 401) showLost(EXPIRED);
   });
   document.addEventListener("htmx:afterRequest", (event) => {
-    if (event.detail.successful) good();
+    if (event.detail.successful) recovered();
   });
-  // Somebody may have signed in meanwhile, in this tab or another one. Every page that is opened tells the others.
-  const again = () => {
+  // The user may have signed in since, in this tab or another one. Each page that opens notifies the others.
+  const recheck = () => {
     if (!lost.hidden && !document.hidden) session();
   };
-  for (const sign of ["storage", "focus"]) window.addEventListener(sign, again);
-  document.addEventListener("visibilitychange", again);
+  for (const sign of ["storage", "focus"]) window.addEventListener(sign, recheck);
+  document.addEventListener("visibilitychange", recheck);
   try {
     localStorage.setItem("isabella-opened", String(Date.now()));
   } catch {
-    // A browser that keeps nothing: the next answer tells.
+    // Storage is disabled: the next request will notice.
   }
-  // A failure of Isabella's says where it belongs. One that does not is from something between, such as a reverse
-  // proxy: its page must not be put where somebody is writing.
+  // Isabella's errors carry HX-Retarget. One without comes from something in between, such as a reverse proxy; it must
+  // not replace a form that the user is editing.
   document.addEventListener("htmx:beforeSwap", (event) => {
     const { isError, xhr } = event.detail;
     if (!isError || xhr.status === 401 || xhr.getResponseHeader("HX-Retarget")) return;
     event.detail.shouldSwap = false;
     const banner = document.createElement("div");
     banner.className = "banner bad";
-    banner.textContent = `Isabella was not reached: something before her answered with ${xhr.status}. ` +
-      "What you have written stays; try again in a moment.";
+    banner.textContent = `Isabella was not reached: a proxy answered with ${xhr.status}. ` +
+      "Your text is kept; try again in a moment.";
     document.getElementById("notice").replaceChildren(banner);
   });
   for (const silence of ["htmx:sendError", "htmx:timeout"]) document.addEventListener(silence, () => session());
-  // What is asked for once is asked for again where it did not come: whoever opens it anew starts anew.
+  // A trigger with `once` that failed is armed again: opening the details again sends the request again.
   document.addEventListener("htmx:afterRequest", (event) => {
     const { elt, successful } = event.detail;
     if (successful || !elt.matches?.("[hx-trigger$=' once']") || !elt.isConnected) return;
-    // Closed before, because closing is a toggle, too: it would ask at once, again and again.
+    // Close it first: closing is a toggle, too, and would send the request at once.
     elt.removeAttribute("open");
-    const again = elt.cloneNode(true);
-    elt.replaceWith(again);
-    htmx.process(again);
+    const copy = elt.cloneNode(true);
+    elt.replaceWith(copy);
+    htmx.process(copy);
   });
   document.addEventListener("htmx:beforeRequest", () => document.getElementById("notice").replaceChildren());
 
-  // --- while something is being replaced ----------------------------------------------------------------------------
+  // --- inert while being replaced -----------------------------------------------------------------------------------
 
-  // What an answer is about to replace takes neither clicks nor text: they would go with it.
+  // A fragment is inert while its replacement loads, because clicks and text in it would be lost.
   document.addEventListener("htmx:beforeSend", (event) => {
     const { elt, target, xhr } = event.detail;
     if (elt.closest("[hx-swap]")?.getAttribute("hx-swap") !== "outerHTML") return;
     const focused = document.activeElement;
     target.inert = true;
-    // After htmx has put the answer in place, or there was none, or it went elsewhere and the target stays.
+    // Runs after htmx has swapped the response in, and also if the target stays.
     xhr.addEventListener("loadend", () => {
       target.inert = false;
       if (target.contains(focused) && document.activeElement === document.body) focused.focus();
@@ -114,25 +114,25 @@
   let timer = null;
 
   function connect() {
-    const address = main.dataset.live;
-    if (!address || source || document.hidden) return;
+    const url = main.dataset.live;
+    if (!url || source || document.hidden) return;
     clearTimeout(timer);
-    source = new EventSource(address);
+    source = new EventSource(url);
     source.addEventListener("put", (event) => put(event.data));
     source.onopen = () => {
       pause = 500;
       main.dataset.connected = "yes";
-      say("");
+      showLost("");
     };
     source.onerror = () => {
       delete main.dataset.connected;
       const closed = source.readyState === EventSource.CLOSED;
       if (!closed) {
-        say(AWAY);
+        showLost(AWAY);
         return;
       }
       disconnect();
-      // A browser gives up on anything but silence: ask what it is, and try again.
+      // The browser reconnects after lost connections only; find out what else happened, and retry.
       session();
       timer = setTimeout(connect, pause);
       pause = Math.min(pause * 2, 15000);
@@ -146,12 +146,12 @@
     delete main.dataset.connected;
   }
 
-  // A browser opens six connections to a host at most: pages that nobody sees must not hold one.
+  // Browsers open at most six connections to a host, so hidden pages must not hold one.
   document.addEventListener("visibilitychange", () => (document.hidden ? disconnect() : connect()));
   window.addEventListener("pagehide", disconnect);
   window.addEventListener("pageshow", connect);
 
-  // Fragments are put where their ids say; those for what is not on the page are left out.
+  // Place each fragment by its id; skip those whose element is not on the page.
   function put(html) {
     const holder = document.createElement("template");
     holder.innerHTML = html;
@@ -173,14 +173,14 @@
     if (main.dataset.untilUp && document.querySelector("[data-up]")) location.reload();
   }
 
-  // --- after anything was put in place -----------------------------------------------------------------------------
+  // --- after a swap ------------------------------------------------------------------------------------------------
 
   function settle(within) {
     localize(within);
     for (const note of document.querySelectorAll("[id^='else-'][data-version]")) {
       const form = note.closest("form");
       const differs = form && form.elements.version.value !== note.dataset.version;
-      note.textContent = differs ? "This was changed meanwhile. Saving will show you both texts, and overwrite neither." : "";
+      note.textContent = differs ? "This block has changed since you opened it. Saving shows both texts and overwrites neither." : "";
       note.className = differs ? "banner warn" : "";
     }
   }
@@ -196,7 +196,7 @@
     const area = event.target;
     if (!area.dataset || !area.dataset.count) return;
     const counter = document.getElementById(area.dataset.count);
-    // Letta counts characters, not the halves of those that JavaScript counts twice.
+    // Letta counts code points; JavaScript's length counts UTF-16 units.
     const used = [...area.value].length;
     const limit = Number(area.dataset.limit);
     counter.textContent = `${used.toLocaleString("en")} of ${limit.toLocaleString("en")} characters`;
@@ -207,13 +207,13 @@
     const form = event.detail.elt;
     if (form.matches?.("[data-reset]") && event.detail.successful) {
       form.reset();
-      document.getElementById("none")?.remove();
+      document.getElementById("no-passages")?.remove();
     }
   });
 
   // --- conversation --------------------------------------------------------------------------------------------------
 
-  // Who is at the end stays there, however tall what comes is; who has scrolled up is not moved.
+  // A reader at the end stays at the end; a reader who has scrolled up is not moved.
   let following = true;
   let position = 0;
   const atEnd = () => scroll.scrollHeight - scroll.scrollTop - scroll.clientHeight < 8;
@@ -221,7 +221,7 @@
     following = true;
     if (scroll) scroll.scrollTop = scroll.scrollHeight;
   };
-  // More may have come below since the reader moved: only going up means to leave the end.
+  // Content may have been added below since the last event, so only scrolling up means leaving the end.
   const noteScroll = () => {
     if (!scroll) return;
     if (atEnd()) following = true;
@@ -230,9 +230,9 @@
   };
   if (scroll) {
     scroll.addEventListener("scroll", noteScroll);
-    // A step that is unfolded is being read where it is.
+    // An opened step is being read where it is.
     scroll.addEventListener("toggle", () => (following = atEnd()), true);
-    // The place to write in grows with the text, at the cost of what is above it.
+    // The composer grows with its text and shrinks the messages above.
     new ResizeObserver(() => following && toEnd()).observe(scroll);
   }
 
@@ -245,7 +245,7 @@
         if (message.value.trim()) composer.requestSubmit();
       }
     });
-    // Emptied at once, so that the next message can be typed; given back where it was not taken.
+    // Emptied at once, so that the next message can be typed; restored if the request fails.
     composer.addEventListener("htmx:beforeSend", () => {
       composer.dataset.sent = message.value;
       message.value = "";
@@ -260,15 +260,15 @@
       if (event.key === "Escape") document.querySelector("[data-key='Escape']")?.click();
     });
     document.addEventListener("click", (event) => {
-      const again = event.target.closest?.("[data-again]");
-      if (!again) return;
-      message.value = again.dataset.again;
+      const resend = event.target.closest?.("[data-resend]");
+      if (!resend) return;
+      message.value = resend.dataset.resend;
       message.focus();
     });
   }
 
   if (scroll) {
-    // What comes in above must not move what is being read.
+    // Messages loaded above must not move the visible ones.
     let height = 0;
     document.addEventListener("htmx:beforeSwap", (event) => {
       const { shouldSwap, target } = event.detail;
@@ -288,7 +288,7 @@
     }
   }
 
-  // Menus close when one goes elsewhere.
+  // A click outside closes a menu.
   document.addEventListener("click", (event) => {
     for (const menu of document.querySelectorAll("details.menu[open]")) {
       if (!menu.contains(event.target)) menu.open = false;

@@ -1,0 +1,160 @@
+"""`isabella up`, `isabella chat` and `isabella login`: commands that run the backend, or use the running one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from isabella.cli.commands import EnvFile, configured_settings
+from isabella.system.terminal import messages_are_json, print_message
+
+if TYPE_CHECKING:
+    from isabella.chat.client import BackendClient
+    from isabella.config.settings import Settings
+    from isabella.server.token import RunningBackend
+    from isabella.vendors.status import VendorObservation
+
+_DEFAULT_AGENT = "Isabella"
+_SECONDS = 5.0
+
+
+def up(
+    practice: Annotated[
+        bool | None,
+        typer.Option(
+            "--practice/--no-practice",
+            help="Use practice vendors instead of the real ones. Default: if no vendor key is configured "
+            "and Letta is the embedded one.",
+        ),
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Also have each provider complete one line through Letta.")
+    ] = False,
+    env_file: EnvFile = None,
+) -> None:
+    """Start Letta, sync the providers, and serve until Ctrl-C.
+
+    Without LETTA_BASE_URL this starts the embedded Letta and Postgres, and installs them the first time.
+    """
+    from isabella.cli.progress import show_progress
+    from isabella.cli.tables import log_report, show_report
+    from isabella.server.run import ServeOptions, serve
+
+    settings = configured_settings(env_file, service=True)
+    show = log_report if messages_are_json() else show_report
+    options = ServeOptions(practice, verify, progress=show_progress, show=show, say=print_message)
+    raise typer.Exit(serve(settings, options))
+
+
+def chat(
+    agent: Annotated[
+        str, typer.Option("--agent", help="The agent: its name, the id of its definition, or Letta's id.")
+    ] = _DEFAULT_AGENT,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="HANDLE", help="Switch the agent to this model first.")
+    ] = None,
+    env_file: EnvFile = None,
+) -> None:
+    """Talk to an agent. Reads lines from standard input if that is not a terminal.
+
+    Uses the running backend, or a temporary one in this process if none is running.
+    Exit code: 0 if every message was answered, otherwise 1.
+    """
+    from isabella.chat.session import ChatSession, Screen
+
+    screen = Screen()
+    with _backend_client(configured_settings(env_file, served=True, quiet=True), agent) as client:
+        if model is not None:
+            for note in client.switch(model)[1]:
+                screen.note(note)
+        answered = ChatSession(client, screen).run()
+    raise typer.Exit(0 if answered else 1)
+
+
+def login(env_file: EnvFile = None) -> None:
+    """Print a link that signs a browser in to the running backend. It contains the token: do not share it."""
+    from isabella.errors import ConfigurationError
+
+    backend = running_backend(configured_settings(env_file))
+    if backend is None:
+        raise ConfigurationError("No backend is running.", remedy="Start one with `isabella up`.")
+    typer.echo(f"{backend.address}/login?token={backend.token.get_secret_value()}")
+
+
+def running_backend(settings: Settings) -> RunningBackend | None:
+    """Return the running backend of this home; None if no backend answers.
+
+    Raises:
+        UnverifiedPeer: another process listens in its place.
+    """
+    import httpx2 as httpx
+
+    from isabella.server.token import published_backend
+    from isabella.system.peers import hooks
+
+    backend = published_backend(settings)
+    if backend is None:
+        return None
+    try:
+        with httpx.Client(timeout=_SECONDS, trust_env=False, event_hooks=hooks(backend.peer)) as client:
+            alive = client.get(f"{backend.address}/ready").status_code < 500
+    except httpx.TransportError:
+        return None
+    return backend if alive else None
+
+
+def vendor_observations(settings: Settings, letta: str) -> dict[str, VendorObservation]:
+    """Return the running backend's last observation of each vendor, by provider; empty if no backend answers.
+
+    Args:
+        settings: the settings, with the home of the backend.
+        letta: the base URL of Letta; a backend of another Letta knows nothing about this one's providers.
+    """
+    from isabella.chat.client import BackendClient
+    from isabella.errors import IsabellaError, UnverifiedPeer
+    from isabella.vendors.status import VendorObservation
+
+    try:
+        backend = running_backend(settings)
+        if backend is None:
+            return {}
+        with BackendClient(backend.address, backend.token, "", backend.peer, timeout=_SECONDS) as client:
+            document = client.providers()
+        if document["letta"]["base_url"] != letta:
+            return {}
+        return {
+            entry["name"]: VendorObservation.from_json(entry["vendor_status"])
+            for entry in document["providers"]
+            if entry["vendor_status"] is not None
+        }
+    except UnverifiedPeer as error:
+        # The stored keys can be compared without the backend.
+        print_message(str(error))
+        return {}
+    except (IsabellaError, ValueError, KeyError, TypeError):
+        return {}
+
+
+@contextmanager
+def _backend_client(settings: Settings, agent: str) -> Iterator[BackendClient]:
+    import anyio
+
+    from isabella.chat.client import BackendClient
+
+    backend = running_backend(settings)
+    if backend is not None:
+        with BackendClient(backend.address, backend.token, agent, backend.peer) as client:
+            yield client
+        return
+    from isabella.connect import connect
+    from isabella.server.run import in_process_backend
+
+    connection = anyio.run(connect, settings)
+    with (
+        in_process_backend(settings, connection) as temporary,
+        BackendClient(temporary.address, temporary.token, agent) as client,
+    ):
+        yield client

@@ -1,0 +1,55 @@
+"""Connections to the Letta that the settings mean: the one at `LETTA_BASE_URL`, or the embedded one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio.to_thread
+
+from isabella.config.settings import Settings
+from isabella.errors import ConfigurationError
+from isabella.letta.connection import Connection, configured_connection
+
+if TYPE_CHECKING:
+    from isabella.embedded import Letta
+
+
+def embedded_connection(settings: Settings, letta: Letta) -> Connection:
+    """Return the connection to an embedded Letta that runs."""
+    return Connection(
+        base_url=letta.base_url,
+        password=letta.password,
+        master_key=letta.master_key,
+        database_url=letta.database_url,
+        home=settings.home,
+        timeout=settings.timeout,
+        embedded=True,
+        peer=letta.peer,
+    )
+
+
+async def connect(settings: Settings) -> Connection:
+    """Return the connection to the Letta at `LETTA_BASE_URL`, or else to the embedded one. It starts nothing.
+
+    Raises:
+        ConfigurationError: `LETTA_BASE_URL` is not set, and no embedded Letta runs.
+        EmbeddedError: the embedded Letta runs with another master key than the configured one.
+    """
+    configured = configured_connection(settings)
+    if configured is not None:
+        return configured
+    letta = await anyio.to_thread.run_sync(_running, settings)
+    if letta is None:
+        raise ConfigurationError(
+            "No Letta is named, and none runs here.",
+            remedy="Start one with `isabella letta up`, or put LETTA_BASE_URL into .env.",
+        )
+    return embedded_connection(settings, letta)
+
+
+def _running(settings: Settings) -> Letta | None:
+    # Imported late: with LETTA_BASE_URL, nothing of the embedded server is needed.
+    from isabella.embedded import Server
+
+    server = Server(settings.home, master_key=settings.letta_encryption_key)
+    return server.up() if server.status().running else None

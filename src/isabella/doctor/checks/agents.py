@@ -1,0 +1,196 @@
+"""Checks of the agents in Letta: how they are bound, and whether a completion of one succeeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from isabella.agents.repair import AvailableBindings, BindingFault, diagnose
+from isabella.doctor.evidence import AgentEvidence, Evidence
+from isabella.doctor.findings import Finding, Layer, Outcome, PassedCheck, Unknown, finding
+from isabella.letta.llm_config import Binding, streams
+from isabella.providers.desired import Desired
+from isabella.providers.report import Receipt
+from isabella.system.urls import same_address
+
+#: Letta's clients that never use a stored key (facts M3, O11), and the variable they read instead.
+_VARIABLES_OF_CLIENTS = {"groq": "GROQ_API_KEY", "deepseek": "DEEPSEEK_API_KEY", "xai": "XAI_API_KEY"}
+#: The windows that Letta assumes for models it does not know (facts M1, M4).
+_ASSUMED_WINDOWS = (8192, 30_000)
+#: How many of many agents with the same fault decide whether `--fix` can help, and how many are listed.
+_EXAMINED, _LISTED = 20, 10
+
+#: Codes of the faults that `isabella agents repair` finds.
+_CODES = {
+    BindingFault.KEY_IGNORED: "agent-ignores-key",
+    BindingFault.CANNOT_STREAM: "agent-cannot-stream",
+    BindingFault.WRONG_CLIENT: "agent-client-refused",
+    BindingFault.PROXY_HANDLE: "agent-proxy-handle",
+    BindingFault.PROVIDER_GONE: "agent-provider-gone",
+    BindingFault.BASE_URL_MOVED: "agent-address-old",
+    BindingFault.MODEL_GONE: "agent-model-gone",
+    BindingFault.SMALL_WINDOW: "agent-window-small",
+    BindingFault.SUMMARIES: "agent-summaries-elsewhere",
+}
+
+#: A fault of one agent: code, provider, and one line of evidence.
+_Fault = tuple[str, str | None, str]
+
+
+def check_agents(evidence: Evidence) -> Iterator[Outcome]:
+    """Check how each agent in Letta is bound. Agents with the same fault make one finding."""
+    letta = evidence.letta
+    if letta.rows is None:
+        return
+    if letta.agents is None:
+        because = letta.agents_error or "Letta did not list them"
+        yield Unknown(Layer.USE, "which agents use the providers, and how", because)
+        return
+    available = available_bindings(evidence)
+    groups: dict[tuple[str, str | None], list[tuple[AgentEvidence, str]]] = {}
+    for agent in letta.agents:
+        for code, provider, line in _faults(agent, evidence, available):
+            groups.setdefault((code, provider), []).append((agent, line))
+    for (code, provider), group in groups.items():
+        yield _finding(code, provider, group, evidence)
+    faulty = {agent.id for group in groups.values() for agent, _ in group}
+    bound_well = len(letta.agents) - len(faulty)
+    if bound_well or not letta.agents:
+        yield PassedCheck(Layer.USE, f"{bound_well} of {len(letta.agents)} agents are bound correctly")
+
+
+def _faults(agent: AgentEvidence, evidence: Evidence, available: AvailableBindings) -> Iterator[_Fault]:
+    llm, name = agent.llm, agent.name
+    desired = evidence.configuration.provider(llm.provider)
+    if llm.category != "byok":
+        same_url = _at_base_url(llm.endpoint, evidence)
+        if not streams(llm.endpoint_type, llm.agent_type):
+            yield "agent-cannot-stream", None, f"{name}: type {llm.agent_type}, client {llm.endpoint_type}"
+        elif same_url is not None:
+            line = f"{name}: provider_category {llm.category or 'not set'}, base URL of {same_url.name}"
+            yield "agent-sends-lettas-key", same_url.name, line
+    elif llm.provider and evidence.letta.row(llm.provider) is not None:
+        faults = [*_independent_faults(agent, llm.provider, available)]
+        if not faults:
+            # `isabella agents repair` reports one fault at a time.
+            other = diagnose(llm, available)
+            faults = [] if other is None else [(_CODES[other.fault], llm.provider, f"{name}: {other.why}")]
+        yield from faults
+    # A configured provider that is absent has its own finding, which is the cause.
+    elif desired is None or not desired.wanted:
+        yield "agent-provider-gone", None, f"{name}: provider {llm.provider or '-'}, {llm.endpoint}"
+
+
+def _independent_faults(agent: AgentEvidence, provider: str, available: AvailableBindings) -> Iterator[_Fault]:
+    """Yield the faults of which one agent may have several."""
+    llm, name = agent.llm, agent.name
+    has_proxy_handle = (llm.handle or "").startswith("openai-proxy/")
+    variable = _VARIABLES_OF_CLIENTS.get(llm.endpoint_type)
+    if variable is not None:
+        line = f"{name}: type {llm.endpoint_type}, reads {variable} of Letta's environment"
+        yield "agent-ignores-key", provider, line
+    if not streams(llm.endpoint_type, llm.agent_type):
+        yield "agent-cannot-stream", provider, f"{name}: type {llm.agent_type}, client {llm.endpoint_type}"
+    if has_proxy_handle:
+        yield "agent-proxy-handle", provider, f"{name}: {llm.handle}, window {llm.window}"
+    window = available.windows.get(f"{provider}/{llm.model}", 0)
+    if not has_proxy_handle and llm.window in _ASSUMED_WINDOWS and window > llm.window:
+        yield "agent-window-small", provider, f"{name}: window {llm.window}, {llm.model} has {window}"
+    base_url = available.live[provider]
+    if base_url is not None and llm.endpoint is not None and not same_address(llm.endpoint, base_url):
+        yield "agent-address-old", provider, f"{name}: {llm.endpoint}, the provider has {base_url}"
+
+
+def _finding(code: str, provider: str | None, group: list[tuple[AgentEvidence, str]], evidence: Evidence) -> Finding:
+    configuration, process = evidence.configuration, evidence.letta.process
+    lines = [line for _, line in group[:_LISTED]]
+    if len(group) > len(lines):
+        lines.append(f"and {len(group) - len(lines)} more")
+    sends_environment_key = code in ("agent-provider-gone", "agent-sends-lettas-key")
+    if sends_environment_key and process is not None and "OPENAI_API_KEY" in process.base_keys:
+        lines.append("OPENAI_API_KEY is in Letta's environment: Letta sends that key")
+    bindable = any(new_binding(agent, evidence) for agent, _ in group[:_EXAMINED])
+    names = ", ".join(desired.name for desired in configuration.desired if desired.wanted)
+    return finding(
+        code,
+        *([] if bindable else ["no-binding"]),
+        provider=provider,
+        agents=tuple(agent.name for agent, _ in group),
+        agent_ids=tuple(agent.id for agent, _ in group),
+        evidence=tuple(lines),
+        env_option=configuration.env_option,
+        available=f" ({names})" if names else "",
+        example=_example_handle(evidence),
+    )
+
+
+def _example_handle(evidence: Evidence) -> str:
+    """Return a handle that an agent could be bound to now."""
+    for desired in evidence.configuration.desired:
+        if desired.wanted and desired.vendor.default_model is not None:
+            return f"{desired.name}/{desired.vendor.default_model}"
+    return "PROVIDER/MODEL"
+
+
+def available_bindings(evidence: Evidence) -> AvailableBindings:
+    """Return what agents can be bound to: the live providers, at their configured base URLs."""
+    usable = evidence.configuration.usable
+    configured_urls = {desired.name: desired.base_url for desired in usable}
+    stored = (row.stored for row in evidence.letta.rows or ())
+    windows: dict[str, int] = {}
+    listed: dict[str, frozenset[str]] = {}
+    for desired in usable:
+        models: dict[str, int | None] = dict(desired.vendor.models)
+        if evidence.vendor_accepts(desired.name):
+            answer = evidence.vendors[desired.name].answer
+            listed[desired.name] = frozenset(answer.models)
+            models |= {model: window for model, window in answer.models.items() if window}
+        windows |= {f"{desired.name}/{model}": window for model, window in models.items() if window}
+    return AvailableBindings(
+        live={row.name: configured_urls.get(row.name, row.base_url) for row in stored},
+        windows=windows,
+        listed=listed,
+        client=evidence.letta.client,
+        vendors=frozenset(configured_urls),
+    )
+
+
+def new_binding(agent: AgentEvidence, evidence: Evidence) -> Binding | None:
+    """Return the binding that repairs an agent; None if its provider is not known or its model is gone."""
+    llm, available = agent.llm, available_bindings(evidence)
+    diagnosis = diagnose(llm, available)
+    if diagnosis is not None and diagnosis.binding is not None:
+        return diagnosis.binding
+    desired = evidence.configuration.provider(llm.provider)
+    if desired is None or not desired.wanted or desired.obstacle is not None:
+        # Its own provider is gone; another one may have the same base URL.
+        desired = _at_base_url(llm.endpoint, evidence)
+    if desired is None or llm.model not in available.listed.get(desired.name, {llm.model}):
+        return None
+    known = available.windows.get(f"{desired.name}/{llm.model}", 0)
+    assumed = llm.window in (0, *_ASSUMED_WINDOWS)
+    window = known if assumed and known else llm.window or desired.vendor.default_window
+    return Binding(desired.name, llm.model, desired.base_url, window, available.client).suited(llm.agent_type)
+
+
+def _at_base_url(endpoint: str | None, evidence: Evidence) -> Desired | None:
+    """Return the configured provider with this base URL."""
+    if endpoint is None:
+        return None
+    usable = evidence.configuration.usable
+    return next((desired for desired in usable if same_address(desired.base_url, endpoint)), None)
+
+
+def check_probes(evidence: Evidence) -> Iterator[Outcome]:
+    """Check the completions through Letta, if any were requested."""
+    for name, result in (evidence.probes or {}).items():
+        if result.receipt is Receipt.ACCEPTED:
+            text = f"{name}: a completion through Letta succeeded, and the vendor accepted the key"
+            yield PassedCheck(Layer.RECEIPT, text)
+            continue
+        yield finding(
+            "receipt-refused" if result.receipt is Receipt.REFUSED else "receipt-failed",
+            provider=name,
+            evidence=(result.said,),
+            answer=result.said,
+            quotable=result.said.replace("'", "")[:120],
+        )

@@ -1,0 +1,229 @@
+"""The files of an instance: their paths, its secrets, and its ports.
+
+    HOME/                          ISABELLA_HOME
+    ├── locks/
+    ├── releases/0.16.8/           the program: the unpacked sdist and its environment; shared, never changed
+    └── letta/0.16.8[-INSTANCE]/   the data of one release and one instance
+        ├── master-key, server-password, database-password, postgres-password
+        ├── ports.json, letta.json, rekey.json (only while the master key is changed)
+        ├── home/                  the server's HOME and working directory
+        ├── logs/
+        └── postgres-18/           the database (in another place in one case: see `os_users`)
+
+Every folder is private to its owner. If Isabella runs as root, Postgres runs as a user of its own, which may pass
+through the folders above its data (mode 0710 and its group), but not list or read them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import hmac
+import json
+import os
+import re
+import socket
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from secrets import token_hex
+
+from pydantic import SecretStr
+
+from isabella.errors import EmbeddedError
+from isabella.system import redaction
+from isabella.system.files import write_private
+
+DEFAULT_RELEASE = "0.16.8"
+DEFAULT_INSTANCE = "default"
+LOOPBACK = "127.0.0.1"
+_NO_KEY = "none"
+
+
+class InstancePaths:
+    """The paths of one instance of one release.
+
+    Args:
+        home: Isabella's home, absolute.
+        release: the release of Letta.
+        instance: one of several servers of the release, which share the program, but not the data.
+
+    Raises:
+        EmbeddedError: release or instance cannot be part of a path.
+    """
+
+    def __init__(self, home: Path, release: str = DEFAULT_RELEASE, instance: str = DEFAULT_INSTANCE) -> None:
+        if not re.fullmatch(r"\d+\.\d+\.\d+", release):
+            raise EmbeddedError(f"{release!r} is not a Letta release.", remedy="Give one such as --version 0.16.8.")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,63}", instance):
+            raise EmbeddedError(
+                f"{instance!r} cannot name an instance.",
+                remedy="Use lower-case letters, digits, dots, dashes and underscores.",
+            )
+        self.home = home
+        self.release = release
+        self.instance = instance
+        self.releases = home / "releases"
+        #: The unpacked release with its environment.
+        self.program = self.releases / release
+        self.python = self.program / ".venv" / "bin" / "python"
+        self.install_log = self.releases / f"{release}.log"
+
+        #: The data of this instance.
+        self.folder = home / "letta" / (release if instance == DEFAULT_INSTANCE else f"{release}-{instance}")
+        #: The master key, if Isabella generated it.
+        self.master_key_file = self.folder / "master-key"
+        #: The journal of a change of the master key: the new key and the previous ones.
+        self.rekey_file = self.folder / "rekey.json"
+        #: The password that Letta requires of its clients (fact R6).
+        self.password_file = self.folder / "server-password"
+        #: The password of the role that owns Letta's database.
+        self.database_password_file = self.folder / "database-password"
+        self.superuser_password_file = self.folder / "postgres-password"
+        #: The last ports of this instance.
+        self.ports_file = self.folder / "ports.json"
+        #: The record of the running Letta process.
+        self.run_file = self.folder / "letta.json"
+        #: HOME and working directory of the server: without the .env and conf.yaml that it would read there.
+        self.server_home = self.folder / "home"
+        self.logs = self.folder / "logs"
+        self.letta_log = self.logs / "letta.log"
+        self.migrations_log = self.logs / "migrations.log"
+        self.postgres_log = self.logs / "postgres.log"
+
+        #: For starting and stopping this instance, installing the release, and choosing ports.
+        self.lock = home / "locks" / f"{self.folder.name}.lock"
+        self.release_lock = home / "locks" / f"release-{release}.lock"
+        self.ports_lock = home / "locks" / "ports.lock"
+
+    def sibling_ports_files(self) -> Iterator[Path]:
+        """Iterate over the ports files of all other instances in this home."""
+        for path in (self.home / "letta").glob("*/ports.json"):
+            if path != self.ports_file:
+                yield path
+
+
+def make_private(folder: Path, *, group: int | None = None) -> None:
+    """Create a folder, and missing folders above it, for its owner only.
+
+    Args:
+        folder: the folder.
+        group: a group that may pass through the folder, but not list it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if group is not None and status.st_gid != group:
+        os.chown(folder, -1, group)
+    # Instances share the folders above theirs: if one has let a group pass, another does not shut the group out.
+    mode = 0o710 if group is not None or status.st_mode & 0o777 == 0o710 else 0o700
+    if status.st_mode & 0o777 != mode:
+        folder.chmod(mode)
+
+
+def make_home(home: Path, *, group: int | None = None) -> None:
+    """Create Isabella's home if it does not exist. An existing folder keeps its mode."""
+    if not home.exists():
+        make_private(home, group=group)
+
+
+def load_secret(path: Path) -> SecretStr | None:
+    """Return the secret in a file; None if the file is missing or empty."""
+    try:
+        text = path.read_text().strip()
+    except FileNotFoundError:
+        return None
+    if not text:
+        return None
+    if path.stat().st_mode & 0o077:
+        path.chmod(0o600)
+    redaction.remember(text)
+    return SecretStr(text)
+
+
+def load_or_create_secret(path: Path) -> SecretStr:
+    """Return the secret in a file. If it has none, a secret of 32 random bytes is written to it first."""
+    stored = load_secret(path)
+    if stored is not None:
+        return stored
+    text = token_hex(32)
+    write_private(path, text + "\n")
+    redaction.remember(text)
+    return SecretStr(text)
+
+
+def fingerprint(key: SecretStr | None) -> str:
+    """Return a salted hash by which a master key can be recognised, but not used."""
+    return _NO_KEY if key is None else _salted_hash(key, token_hex(16))
+
+
+def matches_fingerprint(key: SecretStr | None, stored: str) -> bool:
+    """Return whether a stored fingerprint is that of this key, or of no key."""
+    if key is None:
+        return stored == _NO_KEY
+    salt = stored.partition(":")[0]
+    return hmac.compare_digest(_salted_hash(key, salt), stored)
+
+
+def _salted_hash(key: SecretStr, salt: str) -> str:
+    digest = hmac.new(salt.encode(), key.get_secret_value().encode(), hashlib.sha256).hexdigest()
+    return f"{salt}:{digest}"
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The ports of one instance."""
+
+    letta: int = 8283
+    postgres: int = 5433
+
+
+def base_url(port: int) -> str:
+    """Return the base URL of a server on this port of loopback."""
+    return f"http://{LOOPBACK}:{port}"
+
+
+def is_port_free(port: int) -> bool:
+    """Return whether a server could listen on this port of loopback now."""
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as attempt:
+        # As servers set it, so that connections in TIME_WAIT do not count.
+        attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            attempt.bind((LOOPBACK, port))
+            attempt.listen(1)
+        except OSError as error:
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                return False
+            raise
+    return True
+
+
+def choose_port(preferred: int, *, avoid: Collection[int] = ()) -> int:
+    """Return the preferred port if it is free, otherwise one that the system picks.
+
+    Args:
+        preferred: the preferred port.
+        avoid: ports of other instances, which need not be in use now.
+    """
+    if preferred not in avoid and is_port_free(preferred):
+        return preferred
+    while True:
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as attempt:
+            attempt.bind((LOOPBACK, 0))
+            port: int = attempt.getsockname()[1]
+        if port not in avoid:
+            return port
+
+
+def save_ports(path: Path, ports: Ports) -> None:
+    """Write the ports of an instance to a file."""
+    write_private(path, json.dumps(asdict(ports)))
+
+
+def load_ports(path: Path) -> Ports | None:
+    """Return the ports in a file; None if the file is missing or damaged."""
+    try:
+        record = json.loads(path.read_text())
+        return Ports(letta=int(record["letta"]), postgres=int(record["postgres"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

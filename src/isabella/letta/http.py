@@ -1,0 +1,277 @@
+"""HTTP with one Letta server: JSON requests, paging and streams. Every failure is one of Isabella's errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+import httpx2 as httpx
+import stamina
+from pydantic import SecretStr
+
+from isabella.errors import (
+    LettaBroken,
+    LettaRefused,
+    LettaUnauthorized,
+    LettaUnreachable,
+    NotLetta,
+    UnverifiedPeer,
+)
+from isabella.system.peers import Peer, async_hooks
+from isabella.system.redaction import redact
+from isabella.system.urls import client_options
+
+#: Rows of a list that are requested at once. Letta's own default of 50 would hide all later ones (fact P1).
+PAGE_SIZE = 100
+
+#: No Letta has so many pages; a server that goes on after them makes them up.
+_MOST_PAGES = 200
+_READ_ATTEMPTS = 3
+_CONNECT_SECONDS = 5.0
+_STREAM_CONNECT_SECONDS = 10.0
+_DETAIL_LIMIT = 300
+#: The statuses of a server that is overloaded, or that works on the same thing.
+_BUSY = (409, 429)
+_GATEWAY_FAILED = (502, 503)
+_CORRECT_BASE_URL = "Correct LETTA_BASE_URL; it has no path, for instance http://127.0.0.1:8283."
+#: Letta streams, and leaves relations out by default, only for clients of the API since 1.0, known by this header.
+_API_VERSION = {"X-Stainless-Package-Version": "1.12.1"}
+# Letta closes connections that were idle for 5 s. Whether a message that is sent at that moment arrives is not known,
+# so idle connections are dropped earlier. The number of turns at the same time is not limited.
+_KEEP_ALIVE = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=3.0)
+_NO_KEEP_ALIVE = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+
+
+class LettaHttp:
+    """An HTTP client for one Letta server.
+
+    A read is sent up to three times if the connection breaks, a gateway fails or Letta is busy. A write is sent once,
+    because a repeated write may take effect twice: after `LettaUnreachable` with `sent`, read before you write again.
+    Every method raises `LettaError`.
+
+    Args:
+        base_url: Letta's base URL, without a trailing slash.
+        password: its server password or cloud token (fact R6).
+        timeout: seconds to wait for a response.
+        transport: a transport in place of the network.
+        peer: verifies Letta's process before anything is sent to it.
+        keep_alive: whether connections are used again. Letta breaks a connection after it has answered 500.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        password: SecretStr | None = None,
+        timeout: float = 30.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+        peer: Peer | None = None,
+        keep_alive: bool = True,
+    ) -> None:
+        self.base_url = base_url
+        self.timeout = timeout
+        self._has_password = password is not None
+        headers = dict(_API_VERSION)
+        if password is not None:
+            headers["Authorization"] = f"Bearer {password.get_secret_value()}"
+        self._client = httpx.AsyncClient(
+            base_url=base_url,
+            headers=headers,
+            timeout=httpx.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS)),
+            limits=_KEEP_ALIVE if keep_alive else _NO_KEEP_ALIVE,
+            transport=transport,
+            event_hooks=async_hooks(peer),
+            **client_options(base_url),
+        )
+
+    async def close(self) -> None:
+        """Close its connections."""
+        await self._client.aclose()
+
+    async def get(self, path: str, **query: Any) -> Any:
+        """Return the JSON at a path. Query parameters that are None are left out."""
+        params = {name: value for name, value in query.items() if value is not None}
+        async for attempt in stamina.retry_context(
+            on=_is_temporary, attempts=_READ_ATTEMPTS, timeout=self.timeout, wait_initial=0.2, wait_max=1.0
+        ):
+            with attempt:
+                response = self._checked(await self.send("GET", path, params=params), "GET", path)
+        try:
+            return response.json()
+        except ValueError:
+            raise self.not_letta(f"GET {path} answers {_content(response)} instead of JSON") from None
+
+    async def list_all(self, path: str, *, page_size: int = PAGE_SIZE, **query: Any) -> list[dict[str, Any]]:
+        """Return every row of a list, oldest first, to the last page (fact P1). Each row has an `id`.
+
+        A list that cannot be read as a whole is an error, never a shorter list.
+        """
+        rows: dict[str, dict[str, Any]] = {}
+        after: str | None = None
+        for _ in range(_MOST_PAGES):
+            page = await self.get(path, limit=page_size, order="asc", after=after, **query)
+            if not isinstance(page, list):
+                raise self.not_letta(f"GET {path} does not give a list")
+            known = len(rows)
+            for row in page:
+                if not (isinstance(row, dict) and isinstance(row.get("id"), str)):
+                    raise self.not_letta(f"the list GET {path} has another shape")
+                rows.setdefault(row["id"], row)
+            if len(page) < page_size:
+                return [*rows.values()]
+            if len(rows) == known:
+                # If the row after which a page begins was deleted meanwhile, Letta starts again with the first page.
+                break
+            after = page[-1]["id"]
+        raise LettaBroken(
+            f"{self.base_url}: the list GET {path} comes to no end, or was changed while it was read.",
+            remedy="Try again.",
+        )
+
+    async def post(self, path: str, body: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
+        """Send a POST and return the JSON of the response. `timeout` replaces the client's own."""
+        return await self.write("POST", path, json=body, timeout=timeout)
+
+    async def patch(self, path: str, body: Mapping[str, Any] | None = None, *, timeout: float | None = None) -> Any:
+        """Send a PATCH and return the JSON of the response. `timeout` replaces the client's own."""
+        return await self.write("PATCH", path, json=body, timeout=timeout)
+
+    async def delete(self, path: str) -> None:
+        """Send a DELETE."""
+        await self.write("DELETE", path)
+
+    async def write(self, method: str, path: str, *, timeout: float | None = None, **content: Any) -> Any:
+        """Send a request that writes, once. `content` is httpx's `json`, or `data` and `files` of a form."""
+        response = self._checked(await self.send(method, path, timeout=timeout, **content), method, path)
+        if response.status_code == 204:
+            return None
+        try:
+            return response.json()
+        except ValueError:
+            # A gateway's page with status 200: it is not known whether Letta has the request.
+            raise LettaBroken(
+                f"{self.base_url} answered {method} {path} with {_content(response)} instead of JSON.",
+                status=response.status_code,
+                remedy="See what stands between here and Letta.",
+            ) from None
+
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[str, None]:
+        """Send a POST and yield the lines of the response as they arrive, without a time limit between them."""
+        timeout = httpx.Timeout(None, connect=_STREAM_CONNECT_SECONDS)
+        try:
+            async with self._client.stream("POST", path, json=body, timeout=timeout) as response:
+                if not response.is_success:
+                    await response.aread()
+                self._checked(response, "POST", path)
+                async for line in response.aiter_lines():
+                    yield line
+        except (httpx.RequestError, UnverifiedPeer) as error:
+            raise self._unreachable(error, "POST", path, _STREAM_CONNECT_SECONDS) from None
+
+    async def send(self, method: str, path: str, *, timeout: float | None = None, **content: Any) -> httpx.Response:
+        """Send a request once and return the response, whatever its status.
+
+        Raises:
+            LettaUnreachable: there is no response.
+        """
+        try:
+            return await self._client.request(method, path, timeout=timeout or httpx.USE_CLIENT_DEFAULT, **content)
+        except (httpx.RequestError, UnverifiedPeer) as error:
+            raise self._unreachable(error, method, path, timeout or self.timeout) from None
+
+    def not_letta(self, why: str) -> NotLetta:
+        """Return the error that another program answers at Letta's base URL."""
+        return NotLetta(f"What answers at {self.base_url} is not a Letta server: {why}.", remedy=_CORRECT_BASE_URL)
+
+    def _unreachable(
+        self, error: httpx.RequestError | UnverifiedPeer, method: str, path: str, timeout: float
+    ) -> LettaUnreachable:
+        match error:
+            case UnverifiedPeer():
+                return LettaUnreachable(error.what, remedy=error.remedy)
+            case httpx.ConnectError() | httpx.ConnectTimeout():
+                return LettaUnreachable(
+                    f"No Letta server answers at {self.base_url}.",
+                    remedy="Start it (`isabella letta up` starts one here), or correct LETTA_BASE_URL.",
+                )
+            case httpx.TimeoutException():
+                return LettaUnreachable(
+                    f"Letta at {self.base_url} did not answer {method} {path} within {timeout:g} s.",
+                    remedy="Look at its log; ISABELLA_TIMEOUT sets how long is waited.",
+                    sent=True,
+                    timed_out=True,
+                )
+        return LettaUnreachable(
+            f"The connection to Letta at {self.base_url} broke during {method} {path}: {type(error).__name__}.",
+            remedy="Look at its log, then run this again.",
+            sent=True,
+        )
+
+    def _checked(self, response: httpx.Response, method: str, path: str) -> httpx.Response:
+        """Return a successful response; raise the error of any other."""
+        if response.is_success:
+            return response
+        status = response.status_code
+        kind, detail = _error_in(response)
+        if status == 401 and not kind:
+            wants = "wants another password" if self._has_password else "wants a password"
+            raise LettaUnauthorized(
+                f"Letta at {self.base_url} {wants} (401).",
+                remedy="Put its server password, or the cloud token, into LETTA_API_KEY.",
+            )
+        if detail is None and (response.is_redirect or status in (403, 404, 405)):
+            raise self.not_letta(f"{method} {path} gives {status}")
+        if status >= 500 or detail is None:
+            said = f": {detail}" if detail else f", as {_content(response)}"
+            raise LettaBroken(
+                f"Letta at {self.base_url} answered {method} {path} with {status}{said}",
+                status=status,
+                kind=kind,
+                detail=detail or "",
+                remedy="Look at Letta's log.",
+            )
+        raise LettaRefused(
+            f"Letta refused {method} {path} ({status}): {detail}",
+            status=status,
+            kind=kind,
+            detail=detail,
+            remedy="Run this again when Letta is less busy." if status in _BUSY else "Look at Letta's log.",
+        )
+
+
+def _is_temporary(error: Exception) -> bool:
+    """Return whether a read may succeed if it is sent again."""
+    match error:
+        case LettaUnreachable():
+            # Letta closes a connection after an unhandled failure, and idle ones; the next request opens a new one.
+            return error.sent and not error.timed_out
+        case LettaRefused():
+            return error.status in _BUSY
+        case LettaBroken():
+            return error.status in _GATEWAY_FAILED
+    return False
+
+
+def _content(response: httpx.Response) -> str:
+    """Return what a response consists of, for messages."""
+    kind = response.headers.get("content-type", "").split(";")[0]
+    return "an empty answer" if not response.content else (kind or "an answer without a type")
+
+
+def _error_in(response: httpx.Response) -> tuple[str, str | None]:
+    """Return the `type` and the text in Letta's JSON error; no text if it is no JSON of Letta's.
+
+    The text is redacted and cut: Letta's 422 quotes whole request bodies.
+    """
+    try:
+        document = response.json()
+    except ValueError:
+        return "", None
+    if not isinstance(document, dict):
+        return "", None
+    inner = document.get("error")
+    error = inner if isinstance(inner, dict) else document
+    text = error.get("detail") or error.get("message") or inner
+    if isinstance(text, list):
+        text = "; ".join(str(item.get("msg", "")) for item in text if isinstance(item, dict))
+    return str(error.get("type") or ""), None if text is None else redact(str(text))[:_DETAIL_LIMIT]

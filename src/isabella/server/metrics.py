@@ -1,0 +1,93 @@
+"""Counters of turns and gauges of providers, in the format of Prometheus."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from isabella.providers.headline import level_of
+from isabella.providers.health import stands
+from isabella.server.readiness import Readiness
+from isabella.turns.circuit_breaker import CircuitState
+from isabella.turns.events import Ended, Event, Failover, Usage
+from isabella.turns.service import TurnService
+
+_SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 60.0, 120.0)
+_CIRCUIT_STATES = {CircuitState.CLOSED: 0, CircuitState.TRYING: 1, CircuitState.OPEN: 2}
+
+
+class Metrics:
+    """The metrics of one backend."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self._turns = Counter("isabella_turns", "Turns that ended.", ("reason", "handle"), registry=registry)
+        self._first_token = Histogram(
+            "isabella_first_token_seconds",
+            "Seconds until the answer began, including the wait in the queue.",
+            ("handle",),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        self._seconds = Histogram(
+            "isabella_turn_seconds", "Duration of a turn in seconds.", buckets=_SECONDS, registry=registry
+        )
+        self._failovers = Counter(
+            "isabella_failovers", "Vendors that did not answer.", ("handle", "code"), registry=registry
+        )
+        self._tokens = Counter("isabella_tokens", "Tokens used.", ("kind",), registry=registry)
+        self._under_way = Gauge(
+            "isabella_turns_under_way", "Turns in progress, or waiting in a queue.", registry=registry
+        )
+        self._circuit = Gauge(
+            "isabella_vendor_left_out",
+            "State of a vendor's circuit breaker: 0 closed, 1 half open, 2 open.",
+            ("provider",),
+            registry=registry,
+        )
+        self._level = Gauge(
+            "isabella_provider_level",
+            "The worse of stored key and vendor status: 0 ok, 1 unknown, 2 warning, 3 problem.",
+            ("provider",),
+            registry=registry,
+        )
+        self._stored = Gauge(
+            "isabella_stored_key",
+            "The stored key compared with the configured one: 1 for the condition of a provider.",
+            ("provider", "condition"),
+            registry=registry,
+        )
+        self._vendor = Gauge(
+            "isabella_vendor_status",
+            "The last answer of a vendor: 1 for its state.",
+            ("provider", "state"),
+            registry=registry,
+        )
+
+    def record(self, event: Event) -> None:
+        """Count an event of a turn."""
+        match event:
+            case Failover():
+                self._failovers.labels(event.handle, event.code.value).inc()
+            case Usage():
+                self._tokens.labels("prompt").inc(event.prompt_tokens)
+                self._tokens.labels("completion").inc(event.completion_tokens)
+            case Ended():
+                handle = event.handle or ""
+                self._turns.labels(event.reason.value, handle).inc()
+                self._seconds.observe(event.seconds)
+                if event.first_token is not None:
+                    self._first_token.labels(handle).observe(event.first_token)
+
+    def render(self, turn_service: TurnService, readiness: Readiness) -> bytes:
+        """Return all metrics as Prometheus text, with the present state of circuits and providers."""
+        self._under_way.set(turn_service.under_way)
+        for gauge in (self._circuit, self._level, self._stored, self._vendor):
+            gauge.clear()
+        for provider, state in turn_service.deps.breaker.states().items():
+            self._circuit.labels(provider).set(_CIRCUIT_STATES[state])
+        for entry in readiness.with_vendors(readiness.report).ours if readiness.report is not None else ():
+            self._level.labels(entry.name).set(level_of(entry))
+            self._stored.labels(entry.name, stands(entry).value).set(1)
+            if entry.vendor_status is not None:
+                self._vendor.labels(entry.name, entry.vendor_status.state.value).set(1)
+        return generate_latest(self._registry)

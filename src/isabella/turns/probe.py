@@ -1,0 +1,122 @@
+"""The receipt: a completion that went through Letta to the vendor, with the key that Letta stores.
+
+A temporary agent, bound explicitly (fact M6), says one line, and is removed in every case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import anyio
+import stamina
+
+from isabella.agents.metadata import PROBE_TAG
+from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnreachable
+from isabella.letta.client import LettaClient
+from isabella.letta.connection import Connection
+from isabella.letta.llm_config import Binding, creation_fields
+from isabella.providers.report import Receipt
+from isabella.system.tasks import gather
+from isabella.turns.vendor_errors import classify_refusal
+from isabella.vendors.status import VendorState
+
+_AT_ONCE = 4
+_ABANDONED_AFTER = timedelta(minutes=10)
+_DETAIL_LIMIT = 200
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """The result of a completion.
+
+    Attributes:
+        receipt: whether the vendor accepted it.
+        said: what went wrong, for people; empty if nothing did.
+        vendor: what it shows of the vendor; None if the vendor was not reached.
+    """
+
+    receipt: Receipt
+    said: str = ""
+    vendor: VendorState | None = None
+
+
+async def probe_bindings(connection: Connection, bindings: Sequence[Binding]) -> list[ProbeResult]:
+    """Have a temporary agent of each binding say one line. It raises nothing for what Letta or a vendor does."""
+    async with LettaClient.open(connection, timeout=connection.timeout * 2) as letta:
+        await _remove_abandoned(letta)
+        return await gather([partial(_probe, letta, binding) for binding in bindings], at_once=_AT_ONCE)
+
+
+class _LettaFailed(Exception):
+    """Letta itself failed, which says nothing about the key."""
+
+
+async def _probe(letta: LettaClient, binding: Binding) -> ProbeResult:
+    try:
+        # After a deadlock in its database, or a connection that it closed, Letta may well answer another agent.
+        async for attempt in stamina.retry_context(on=_LettaFailed, attempts=2, wait_initial=0.2):
+            with attempt:
+                result = await _probe_once(letta, binding)
+    except _LettaFailed as failed:
+        return ProbeResult(Receipt.FAILED, str(failed))
+    return result
+
+
+async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
+    agent_id: str | None = None
+    try:
+        agent_id = await letta.agents.create(
+            {
+                "name": f"isabella-receipt-{binding.provider}",
+                **creation_fields(binding),
+                "include_base_tools": False,
+                "tags": [PROBE_TAG],
+                "system": "Answer with one short sentence.",
+            }
+        )
+        turn = await letta.messages.send(agent_id, "Say hello.", max_steps=1)
+        answered = any(message.get("message_type") == "assistant_message" for message in turn["messages"])
+        stop_reason = turn["stop_reason"]["stop_reason"]
+        if not answered and stop_reason not in ("end_turn", "max_steps"):
+            return ProbeResult(Receipt.FAILED, f"the turn ended with {stop_reason}", VendorState.FAILS)
+        return ProbeResult(Receipt.ACCEPTED, vendor=VendorState.ANSWERS)
+    except LettaUnreachable as error:
+        if error.timed_out:
+            return ProbeResult(Receipt.FAILED, "Letta gave no answer in time")
+        raise _LettaFailed("Letta gave no answer") from None
+    except (LettaRefused, LettaBroken) as error:
+        return _judge(error)
+    except LettaError as error:
+        return ProbeResult(Receipt.FAILED, error.what[:_DETAIL_LIMIT])
+    finally:
+        if agent_id is not None:
+            with anyio.CancelScope(shield=True), suppress(LettaError):
+                await letta.agents.delete(agent_id)
+
+
+def _judge(error: LettaRefused | LettaBroken) -> ProbeResult:
+    """Return whether the vendor refused the key, or something else failed. Letta words every refusal alike (fact M7).
+
+    Raises:
+        _LettaFailed: it was Letta.
+    """
+    detail = (error.detail or error.what)[:_DETAIL_LIMIT]
+    if isinstance(error, LettaBroken) and not error.kind.startswith("llm_"):
+        raise _LettaFailed(detail)
+    if error.status == 401 and error.kind == "llm_authentication":
+        return ProbeResult(Receipt.REFUSED, detail, VendorState.REFUSES_KEY)
+    return ProbeResult(Receipt.FAILED, detail, classify_refusal(error.kind, error.detail).vendor)
+
+
+async def _remove_abandoned(letta: LettaClient) -> None:
+    """Remove temporary agents of runs that were killed. Young ones may belong to a run that is still going on."""
+    with suppress(LettaError):
+        before = datetime.now(UTC) - _ABANDONED_AFTER
+        for agent in await letta.agents.all(tags=[PROBE_TAG]):
+            if agent.created_at is not None and agent.created_at < before:
+                with suppress(LettaRefused):
+                    await letta.agents.delete(agent.id)

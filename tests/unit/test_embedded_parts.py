@@ -117,6 +117,8 @@ def test_a_port_that_is_taken_while_letta_starts(
     tried: list[int] = []
     steps: list[Step] = []
     with socket.socket() as taker:
+        # A server that ran on this port a moment ago may have left connections in TIME_WAIT.
+        taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
         def start(_layout: InstancePaths, port: int, _environ: object, _key: object) -> ServerRun:
             tried.append(port)

@@ -173,14 +173,17 @@ def test_files_are_private(server: Server) -> None:
     """Secrets and logs are 0600; folders are closed. As root, one group may pass through those above the database."""
     server.up()
     paths = server.paths
-    account = postgres.find_cluster(paths).account  # type: ignore[union-attr]
-    passing = {paths.folder, paths.folder.parent, paths.logs} if account is not None else set()
+    cluster = postgres.find_cluster(paths)
+    assert cluster is not None
+    user = cluster.user
+    passing = {paths.folder, paths.folder.parent, paths.logs} if user is not None else set()
     for path in (paths.folder, *paths.folder.rglob("*")):
         mode = path.lstat().st_mode & 0o777
         if path.is_symlink():
             continue
         if path in passing:
-            assert (mode, path.stat().st_gid) == (0o710, account.gid)
+            assert user is not None
+            assert (mode, path.stat().st_gid) == (0o710, user.gid)
         else:
             assert mode & 0o077 == 0, path
     for path in (paths.home / "locks", paths.releases):

@@ -341,7 +341,9 @@ class Server:
         last = program.ServerRun.load(paths.run_file)
         if last is not None and not instance.matches_fingerprint(key, last.key) and not rekeyed:
             progress(
-                Step("letta", "note", "the master key differs from the last one: sync the keys stored under that one")
+                Step(
+                    "letta", "note", "another master key than last time: sync the keys stored under the previous one"
+                )
             )
 
         def start(port: int) -> ServerRun:

@@ -150,7 +150,8 @@ def story(letta: LettaAdmin, embedded: Server, tmp_path_factory: pytest.TempPath
         "the database password": urlsplit(database_url).password or "",
     }
     with PracticeVendors() as vendors, Proxy(server.base_url) as proxy, Watch(told.command_lines):
-        command = Command(folder, {})
+        # Command lines are searched for secrets, so they have to be those of real processes.
+        command = Command(folder, {}, forks=False)
         base_urls = {
             vendor.base_url_env: vendors.base_url(vendor.name) for vendor in known_vendors() if vendor.base_url_env
         }
@@ -192,7 +193,7 @@ def _all_is_well(told: Story, command: Command, common: dict[str, str], vendors:
         for arguments in (["providers", "status"], ["providers", "verify"], ["settings"]):
             _note(told, f"{which}, {' '.join(arguments)} --json", command.run(*arguments, "--json"))
     # The environment wins over `.env`, which is said loudly.
-    shell = Command(command.folder, {"GROQ_API_KEY": canary_keys()["groq"]})
+    shell = Command(command.folder, {"GROQ_API_KEY": canary_keys()["groq"]}, forks=False)
     told.secrets["the key in the shell"] = shell.environment["GROQ_API_KEY"]
     _note(told, "a contradiction", shell.run("providers", "status"))
 

@@ -426,7 +426,7 @@ def test_a_vendor_whose_key_was_removed_stays_in_letta(
 @pytest.fixture(scope="module")
 def unsealed(new_server: Callable[..., Server]) -> Iterator[LettaAdmin]:
     """A Letta without a master key."""
-    with open_admin(new_server("unsealed", seal=False).up()) as opened:
+    with open_admin(new_server("unsealed", encrypt=False).up()) as opened:
         yield opened
 
 

@@ -46,10 +46,12 @@ class Command:
     Attributes:
         folder: the working folder, with `.env` and isabella.toml.
         environment: variables of the process beside what every process needs.
+        forks: whether `run` forks a process that has imported Isabella; False starts an interpreter, as a shell does.
     """
 
     folder: Path
     environment: dict[str, str]
+    forks: bool = True
 
     def configure(self, **variables: str) -> None:
         """Write `.env`."""
@@ -69,16 +71,24 @@ class Command:
         )
 
     def run(self, *arguments: str) -> Ended:
-        """Run it in a fork of a process that has imported it, and wait. It never ends with a traceback."""
+        """Run it and wait. It never ends with a traceback."""
+        ended = self._run_fork(arguments) if self.forks else self._run_interpreter(arguments)
+        assert "Traceback" not in ended.out + ended.err, ended.err
+        return ended
+
+    def _run_interpreter(self, arguments: tuple[str, ...]) -> Ended:
+        with self.start(*arguments) as process:
+            out, err = process.communicate(timeout=_SECONDS)
+        return Ended(process.returncode, out, err)
+
+    def _run_fork(self, arguments: tuple[str, ...]) -> Ended:
         with TemporaryDirectory() as folder:
             output, errors = Path(folder, "output"), Path(folder, "errors")
             child = fork_server.shared().start(
                 arguments, self._variables, output, errors=errors, folder=self.folder, seconds=_SECONDS
             )
             code = child.wait()
-            out, err = output.read_text(), errors.read_text()
-        assert "Traceback" not in out + err, err
-        return Ended(code, out, err)
+            return Ended(code, output.read_text(), errors.read_text())
 
     @property
     def _variables(self) -> dict[str, str]:

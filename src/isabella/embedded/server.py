@@ -315,9 +315,11 @@ class Server:
         if complete is None:
             make_private(paths.releases)
             with self._locked(paths.release_lock, progress):
-                complete = install.installed(paths) or install.install(paths, progress)
-        else:
-            progress(Step("install", "skipped", f"Letta {paths.release} is installed"))
+                # Another process may have installed it while this one waited for the lock.
+                complete = install.installed(paths)
+                if complete is None:
+                    return install.install(paths, progress)
+        progress(Step("install", "skipped", f"Letta {paths.release} is installed"))
         return complete
 
     def _start_postgres(self, cluster: Cluster, progress: Progress) -> Postmaster:

@@ -249,9 +249,9 @@ def _healthy(target: Target, env: DoctorEnv, *options: str) -> set[str]:
     assert document["letta"]["version"] == target.letta.version
     fine = [one["text"] for one in document["fine"]]
     for provider in VENDORS.values():
-        assert any(text.startswith(f"{provider}: read back and equal, sealed") for text in fine), fine
-    assert f"{len(VENDORS)} of {len(VENDORS)} agents use their providers as they should" in fine
-    receipts = [text for text in fine if text.endswith("the vendor accepted it")]
+        assert any(text.startswith(f"{provider}: the stored key is the configured one, encrypted") for text in fine), fine
+    assert f"{len(VENDORS)} of {len(VENDORS)} agents are bound correctly" in fine
+    receipts = [text for text in fine if text.endswith("the vendor accepted the key")]
     assert len(receipts) == (len(VENDORS) if "--probe" in options else 0), fine
     return {note["code"] for note in document["notes"]}
 

@@ -90,9 +90,9 @@ def test_piped(served: Backend, environment: dict[str, str], tmp_path: Path) -> 
         "  My cat is called Minka.",
         "persona:",
         "  I am Isabella.",
-        f"From now on: {MISTRAL}",
+        f"The agent now uses {MISTRAL}.",
         "I remember: My cat is called Minka.",
-        "It is in the archival memory.",
+        "Added to archival memory.",
         "archive: The key is below the stone.",
         "Wrote piped.af",
     ]

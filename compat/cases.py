@@ -249,7 +249,8 @@ def _healthy(target: Target, env: DoctorEnv, *options: str) -> set[str]:
     assert document["letta"]["version"] == target.letta.version
     fine = [one["text"] for one in document["fine"]]
     for provider in VENDORS.values():
-        assert any(text.startswith(f"{provider}: the stored key is the configured one, encrypted") for text in fine), fine
+        expected = f"{provider}: the stored key is the configured one, encrypted"
+        assert any(text.startswith(expected) for text in fine), fine
     assert f"{len(VENDORS)} of {len(VENDORS)} agents are bound correctly" in fine
     receipts = [text for text in fine if text.endswith("the vendor accepted the key")]
     assert len(receipts) == (len(VENDORS) if "--probe" in options else 0), fine

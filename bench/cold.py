@@ -18,7 +18,7 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
     with servers.vendors(sealed=True) as (setup, vendors):
         for name in NAMES:
             vendors.fault(name, on="models", latency=_SLOW)
-        desired = [provider for provider in desired_providers(setup.settings) if provider.wanted]
+        desired = [provider for provider in desired_providers(setup.settings) if provider.configured]
         connection = setup.connection
 
         async def erase() -> None:

@@ -220,7 +220,7 @@ async def _with_the_loop(setup: Setup, vendors: PracticeVendors, rotations: int,
                 operator.make(name)
                 operator.accept(name)
             settings = with_practice_vendors(setup.settings, vendors)
-            await list_delete_post(setup.connection, [one for one in desired_providers(settings) if one.wanted])
+            await list_delete_post(setup.connection, [one for one in desired_providers(settings) if one.configured])
 
         outcome = await _run_turns(say, rotate, rotations)
     results.add("loop_failed_turns", len(outcome.failed), f"{rotations} rotations: {outcome.told}")

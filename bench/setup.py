@@ -42,8 +42,8 @@ class Setup:
     async def start(self) -> Report:
         """Sync the providers as a start of the backend does; all must be proven."""
         report = await ensure_providers(self.settings, connection=self.connection)
-        assert report.ours, "nothing was configured"
-        assert report.all_proven, [entry.reason for entry in report.ours if entry.proof != "proven"][:3]
+        assert report.configured, "nothing was configured"
+        assert report.all_proven, [entry.reason for entry in report.configured if entry.proof != "proven"][:3]
         return report
 
     async def forget_proofs(self) -> None:

@@ -31,7 +31,7 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
 
             async def start() -> None:
                 report = await setup.start()
-                assert len(report.ours) == _COUNT
+                assert len(report.configured) == _COUNT
 
             async def list_them() -> None:
                 assert len(await bare_listing(setup.connection)) == _COUNT

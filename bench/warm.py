@@ -29,7 +29,7 @@ async def measure_sealed(servers: Servers, *, quick: bool) -> Results:
     results = Results()
     with servers.vendors(sealed=True) as (setup, _):
         await setup.start()
-        desired = [provider for provider in desired_providers(setup.settings) if provider.wanted]
+        desired = [provider for provider in desired_providers(setup.settings) if provider.configured]
 
         async def start_again() -> None:
             # The baseline has encrypted every key with a new salt.
@@ -49,7 +49,7 @@ async def measure_sealed(servers: Servers, *, quick: bool) -> Results:
 
 async def _ours_and_loop(setup: Setup, *, rounds: int) -> tuple[float, float]:
     await setup.start()
-    desired = [provider for provider in desired_providers(setup.settings) if provider.wanted]
+    desired = [provider for provider in desired_providers(setup.settings) if provider.configured]
     ours, loop = await medians(rounds, Way(setup.start), Way(lambda: list_delete_post(setup.connection, desired)))
     return ours, loop
 

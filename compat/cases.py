@@ -89,7 +89,7 @@ def absent_and_moved(target: Target) -> str:
     name = target.new_name()
     with target.agent(name, _ELSEWHERE) as agent:
         entry = target.sync(name)
-        assert "agents that call the new address now: compat-" in entry.reason
+        assert "agents moved to the new base URL: compat-" in entry.reason
         came = _proven(target, name, entry, "created")
         assert target.carried(agent) == {"the configured key"}
     return f"{came}, with the agent"
@@ -107,7 +107,7 @@ def sealed_elsewhere(target: Target) -> str:
     name = target.new_name()
     id = target.plant(name)
     target.admin.write_key(id, seal(target.key, OTHER_MASTER_KEY))
-    return _recreated_or_named(target, name, id, target.sync(name), "under the master key that this was sealed with")
+    return _recreated_or_named(target, name, id, target.sync(name), "under the master key that encrypted this key")
 
 
 def plaintext(target: Target) -> str:

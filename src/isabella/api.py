@@ -1,21 +1,30 @@
-"""The public functions: have Letta hold the configured keys, compare them, and verify them through Letta."""
+"""The public API: ensure, compare and verify that one Letta holds the configured keys."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
 from isabella.connect import connect
+from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection
+from isabella.letta.encryption import ProofMemo
 from isabella.letta.llm_config import Binding
+from isabella.letta.store import Store
+from isabella.locks.postgres import AdvisoryLocks
 from isabella.locks.provider_lock import ProviderLock
-from isabella.providers.desired import Desired
+from isabella.locks.sync_lock import sync_lock
+from isabella.providers.apply import Options
+from isabella.providers.bound_agents import LettaBoundAgents
+from isabella.providers.desired import Desired, desired_providers, select_providers
+from isabella.providers.health import HealthByProvider, HealthFile, ProviderHealth, update_health, with_health
 from isabella.providers.report import ProviderReport, Receipt, Report
-from isabella.providers.session import open_provider_session
 from isabella.providers.sync import compare, sync_providers
 from isabella.system.urls import same_address
 from isabella.vendors.client import ask_vendor
@@ -23,6 +32,8 @@ from isabella.vendors.status import VendorObservation
 
 if TYPE_CHECKING:
     from isabella.turns.probe import ProbeResult
+
+_VENDOR_SECONDS = 10.0
 
 
 async def ensure_providers(
@@ -35,34 +46,31 @@ async def ensure_providers(
     count_models: bool = False,
     gate: ProviderLock | None = None,
 ) -> Report:
-    """Make Letta hold exactly the keys that the configuration has, and prove it by reading back.
+    """Make Letta hold exactly the configured keys, and prove it by reading them back.
 
-    If Letta holds them already, this costs one list of its providers, and no request to any vendor.
+    If everything is in sync already, this costs one listing, and no request to any vendor.
 
     Args:
-        settings: the settings; by default the environment and `.env`.
-        connection: the connection to Letta; by default the one of the settings.
-        only: names of providers; by default all configured ones.
-        strategy: replaces the strategy of the settings.
-        probe: whether a vendor is asked if it accepts a key that Letta does not hold yet.
-        count_models: whether the report has the number of models, which costs a request for each provider.
-        gate: the lock that turns of this process use; by default only turns of other processes are held, if Letta's
+        settings: the configuration; by default the environment and `.env`.
+        connection: a Letta other than the one in the settings.
+        only: names of providers; by default all that are declared.
+        strategy: overrides the strategy in the settings.
+        probe: ask the vendor whether it accepts a key that Letta does not hold yet.
+        count_models: count the models that Letta has of each provider, which costs a request for each.
+        gate: the lock that turns of this process pass; by default turns of other processes are held if Letta's
             database is known.
 
     Returns:
-        What was found and done; `report.all_proven` is whether every provider is proven.
+        What was found and done. `report.all_proven` is true if every provider is proven.
 
     Raises:
-        ConfigurationError: a setting is malformed, or there is no Letta to connect to.
+        ConfigurationError: a setting is malformed, or no Letta is configured and no embedded one is running.
         LettaError: Letta cannot be reached or read; nothing was changed.
         LockTimeout: another process has held the lock for too long.
     """
-    settings = settings or load_settings()
-    async with open_provider_session(
-        settings, _connect(settings, connection), only, strategy, probe, count_models, looks=False, gate=gate
-    ) as run:
-        report = run.finish(await sync_providers(run.store, run.desired, run.options))
-        run.write_down()
+    async with _open_session(settings, connection, only, strategy, probe, count_models, gate=gate) as session:
+        report = session.finish(await sync_providers(session.store, session.desired, session.options), synced=True)
+        session.save_health()
         return report
 
 
@@ -75,16 +83,13 @@ async def compare_providers(
     probe: bool = False,
     count_models: bool = False,
 ) -> Report:
-    """Compare what Letta holds with the configuration, and return what a sync would do. Nothing is changed.
+    """Compare Letta with the configuration, and predict what a sync would do. Changes nothing.
 
-    With `probe`, vendors are asked about keys that Letta does not hold yet, as in `ensure_providers`: a dry run.
+    With `probe`, vendors are asked about keys that Letta does not hold yet, as `ensure_providers` would ask them.
     Arguments and errors are those of `ensure_providers`.
     """
-    settings = settings or load_settings()
-    async with open_provider_session(
-        settings, _connect(settings, connection), only, strategy, probe, count_models
-    ) as run:
-        return run.finish(await compare(run.store, run.desired, run.options))
+    async with _open_session(settings, connection, only, strategy, probe, count_models) as session:
+        return session.finish(await compare(session.store, session.desired, session.options))
 
 
 async def verify_providers(
@@ -94,58 +99,54 @@ async def verify_providers(
     only: Sequence[str] = (),
     count_models: bool = False,
 ) -> Report:
-    """Read every provider back, and send one completion through each: the receipt.
+    """Read every provider back, and have an agent on each get a completion through Letta: the receipt.
 
     Arguments and errors are those of `ensure_providers`.
     """
-    settings = settings or load_settings()
-    async with open_provider_session(
-        settings, _connect(settings, connection), only, None, False, count_models
-    ) as run:
-        report = run.finish(await compare(run.store, run.desired, run.options))
-        return await add_receipts(report, run.connection, run.desired)
+    async with _open_session(settings, connection, only, None, False, count_models) as session:
+        report = session.finish(await compare(session.store, session.desired, session.options))
+        return await add_receipts(report, session.connection, session.desired)
+
+
+# --- receipts -------------------------------------------------------------------------------------------------------
 
 
 async def add_receipts(report: Report, connection: Connection, desired: Sequence[Desired]) -> Report:
-    """Return the report with the result of a completion through each provider in Letta.
+    """Return the report with the result of a completion through each provider.
 
-    A provider that has another base URL in Letta is left out: the key in Letta belongs there (fact M6).
+    A provider with another base URL in Letta is not used: the stored key belongs there (fact M6).
     """
     from isabella.turns.probe import ProbeResult, probe_bindings
 
-    present = [entry for entry in report.ours if same_address(entry.stored_base_url, entry.base_url)]
+    present = [entry for entry in report.configured if same_address(entry.stored_base_url, entry.base_url)]
     by_name = {provider.name: provider for provider in desired}
     bindings = [await _binding(by_name[entry.name], connection.timeout) for entry in present]
-    found = await probe_bindings(connection, bindings)
-    proceeds = dict(zip((entry.name for entry in present), found, strict=True))
+    results = await probe_bindings(connection, bindings)
+    probed = dict(zip((entry.name for entry in present), results, strict=True))
     entries = []
     for entry in report.providers:
-        if not entry.ours:
+        if not entry.configured:
             entries.append(entry)
             continue
-        why = "Letta has it at another address" if entry.in_letta else "it is not in Letta"
-        proof = proceeds.get(entry.name, ProbeResult(Receipt.FAILED, why))
-        reason = entry.reason if not proof.said else f"{entry.reason}; no receipt: {proof.said}"
-        entries.append(replace(entry, receipt=proof.receipt, reason=reason, vendor_status=_seen(entry, proof)))
+        why = "Letta has another base URL for it" if entry.in_letta else "it is not in Letta"
+        result = probed.get(entry.name, ProbeResult(Receipt.FAILED, why))
+        reason = entry.reason if not result.said else f"{entry.reason}; no receipt: {result.said}"
+        status = _vendor_status(entry, result)
+        entries.append(replace(entry, receipt=result.receipt, reason=reason, vendor_status=status))
     return replace(report, providers=entries)
 
 
-def _connect(settings: Settings, connection: Connection | None) -> Callable[[], Awaitable[Connection]]:
-    async def connected() -> Connection:
-        return connection or await connect(settings)
-
-    return connected
-
-
-def _seen(entry: ProviderReport, proof: ProbeResult) -> VendorObservation | None:
-    """Return the observation of the vendor. A refused configured key counts, even if the stored one works."""
-    if proof.vendor is None or entry.refused_by_vendor:
+def _vendor_status(entry: ProviderReport, result: ProbeResult) -> VendorObservation | None:
+    """Return what a receipt shows of the vendor. A stored key that works does not make up for a refused new one."""
+    if result.vendor is None or entry.refused_by_vendor:
         return entry.vendor_status
-    return VendorObservation(proof.vendor, proof.said or "a line through Letta was accepted", datetime.now(UTC))
+    return VendorObservation(
+        result.vendor, result.said or "a completion through Letta was accepted", datetime.now(UTC)
+    )
 
 
 async def _binding(desired: Desired, timeout: float) -> Binding:
-    """Return a binding to the vendor's default model, or to the first one that it lists."""
+    """Return a binding to the vendor's default model, or to the first that it lists."""
     vendor = desired.vendor
     model, window = vendor.default_model, vendor.default_window
     if model is None and desired.key is not None:
@@ -153,3 +154,81 @@ async def _binding(desired: Desired, timeout: float) -> Binding:
         model = next(iter(answer.models), None)
         window = (answer.models.get(model) if model else None) or window
     return Binding(desired.name, model or "default", desired.base_url, vendor.models.get(model or "", window))
+
+
+# --- session --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Session:
+    """An open Letta, the desired providers, and the health of the stored ones."""
+
+    connection: Connection
+    store: Store
+    desired: tuple[Desired, ...]
+    options: Options
+    health_file: HealthFile
+    former_health: HealthByProvider
+    notices: tuple[str, ...]
+    health: dict[str, ProviderHealth] = field(default_factory=dict)
+
+    def finish(self, report: Report, *, synced: bool = False) -> Report:
+        """Return the report with the health of each provider, and with notices about the configuration."""
+        now = datetime.now(UTC)
+        whole = self.options.foreign
+        self.health.update(update_health(self.former_health, report, now, whole=whole, read_only=not synced))
+        # A comparison that finds a change does not know when it happened.
+        report = with_health(report, self.health, unless=None if synced else now)
+        return replace(report, notices=(*self.notices, *report.notices))
+
+    def save_health(self) -> None:
+        """Save the health. Not after a comparison: that would hide when a drift really began."""
+        if self.health != self.former_health:
+            self.health_file.write(self.health)
+
+
+@asynccontextmanager
+async def _open_session(
+    settings: Settings | None,
+    connection: Connection | None,
+    only: Sequence[str],
+    strategy: Strategy | None,
+    probe: bool,
+    count_models: bool,
+    *,
+    gate: ProviderLock | None = None,
+) -> AsyncIterator[_Session]:
+    """Read the configuration and open the Letta. Arguments and errors are those of `ensure_providers`."""
+    settings = settings or load_settings()
+    # The configuration first: if it is wrong, this may well be the cause of an error of Letta.
+    desired = select_providers(desired_providers(settings), tuple(only))
+    notices = settings.contradictions(tuple(provider.vendor for provider in desired))
+    letta = connection or await connect(settings)
+    health_file = HealthFile(letta.home, letta.base_url)
+    memo = None if letta.master_key is None else ProofMemo.of(letta.home, letta.base_url, letta.master_key)
+    if gate is None:
+        advisory = None if letta.database_url is None else AdvisoryLocks(letta.database_url)
+        gate = ProviderLock(advisory, patience=settings.gate_timeout)
+    async with LettaClient.open(letta) as client:
+        options = Options(
+            strategy=strategy or settings.strategy,
+            master_key=letta.master_key,
+            ask=partial(ask_vendor, timeout=min(letta.timeout, _VENDOR_SECONDS)) if probe else None,
+            memo=memo,
+            lock=partial(sync_lock, letta.base_url, home=letta.home, database_url=letta.database_url),
+            patience=letta.timeout,
+            foreign=not only,
+            count_models=count_models,
+            closed=gate.closed,
+            held_everywhere=gate.holds_everywhere,
+            bound_agents=LettaBoundAgents(client),
+        )
+        yield _Session(
+            connection=letta,
+            store=client.providers,
+            desired=desired,
+            options=options,
+            health_file=health_file,
+            former_health=health_file.read(),
+            notices=tuple(notices),
+        )

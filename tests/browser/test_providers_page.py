@@ -86,7 +86,7 @@ def test_verify_refresh_and_doctor(user: BrowserUser) -> None:
     job = user.page.locator("#job")
     user.page.get_by_role("button", name="Verify", exact=True).click()
     expect(job).to_contain_text("a message through Letta was accepted")
-    expect(row(user, "cerebras")).to_contain_text("a line through Letta was accepted")
+    expect(row(user, "cerebras")).to_contain_text("a completion through Letta was accepted")
     user.page.get_by_role("button", name="Refresh models").click()
     expect(job).to_contain_text("No changes in the model lists")
     user.page.locator("#do-doctor").click()

@@ -126,7 +126,7 @@ async def moved(here: AgentEnv, agent_service: AgentService, id: str, served: Ba
     """Its provider has another address by now, and it goes along at its next turn."""
     change(served, id, model_endpoint="http://127.0.0.1:9/v1")
     agent_cache = agency_roster(served)
-    served.call(agent_cache.take_along, served.call(agent_cache.look, served.call(agent_cache.find, id)))
+    served.call(agent_cache.follow_provider, served.call(agent_cache.reload, served.call(agent_cache.find, id)))
     assert config(served, id)["model_endpoint"] == here.vendors.base_url("cerebras")
     return id
 
@@ -337,7 +337,7 @@ def test_an_agent_of_an_older_type_that_cannot_stream_is_found_and_mended(
                 return brought.id
             case "failover":
                 agent_cache = agency_roster(served)
-                agent_ref = served.call(agent_cache.look, served.call(agent_cache.find, id))
+                agent_ref = served.call(agent_cache.reload, served.call(agent_cache.find, id))
                 served.call(agent_cache.bind, id, served.call(agent_cache.resolve, agent_ref, GROQ))
         return id
 

@@ -117,7 +117,7 @@ def test_agents_go_along_while_they_talk(
             thread.join(60)
 
     assert (entry.action, entry.proof) == (Action.RECREATE if strategy else Action.UPDATE, Proof.PROVEN)
-    assert "agents that call the new address now: " in entry.reason
+    assert "agents moved to the new base URL: " in entry.reason
     assert set(ends) == {"completed"}
     assert astray(served.vendors, elsewhere) == []
     assert {endpoint(served, agent) for agent in agents} == {elsewhere.base_url("cerebras")}
@@ -283,7 +283,7 @@ def test_before_the_move_the_stored_key_stays_where_it_belongs(served: Backend, 
 
     entry, lines = served.call(ask_and_mend)
     assert (entry.stored, entry.receipt) == (ProviderState.STALE, Receipt.FAILED)
-    assert "Letta has it at another address" in entry.reason
+    assert "Letta has another base URL for it" in entry.reason
     assert any("refuses the configured key" in line for line in lines)
     agent_service.models.renew(desired_providers(settings))
     elsewhere.clear()
@@ -316,7 +316,7 @@ def test_a_provider_between_two_addresses_is_told_as_such(served: Backend, elsew
         return report.providers[0], found, broken
 
     entry, summaries, broken = served.call(look)
-    assert entry.reason == "a move was cut off: what stands in Letta is no key"
+    assert entry.reason == "a move was interrupted: Letta holds a placeholder, not a key"
     assert "Letta holds no key for it: a change of its base URL was interrupted." in summaries
     assert not [why for why in broken if PLACEHOLDER_URL in why]
 
@@ -329,7 +329,7 @@ def test_a_provider_between_two_addresses_is_told_as_such(served: Backend, elsew
     served.call(switch)
     elsewhere.fault("cerebras", status=401)
     refused = move(served, settings)
-    assert "what stands in Letta is no key, because a move was cut off" in refused.reason
+    assert "Letta holds a placeholder, not a key, because a move was interrupted" in refused.reason
     elsewhere.clear()
     assert move(served, settings).proof is Proof.PROVEN
     assert endpoint(served, agent) == elsewhere.base_url("cerebras")

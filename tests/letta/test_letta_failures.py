@@ -314,7 +314,7 @@ def test_a_vendor_that_cannot_be_reached_gets_its_key_all_the_same(planted: bool
         ({"status": 500}, "not confirmed"),
         ({"reset": True}, "not confirmed"),
         ({"malformed": True}, "not confirmed"),
-        ({"status": 429}, "asked too often"),
+        ({"status": 429}, "limits its rate"),
         ({"status": 402}, "out of funds"),
     ],
 )

@@ -303,9 +303,9 @@ def test_a_provider_of_letta_itself_is_refused(
 def brought_in_line(settings: Settings) -> Report:
     """All providers of the catalog brought in line, and each shown to answer an agent."""
     report = asyncio.run(ensure_providers(settings))
-    assert report.all_proven, [(entry.name, entry.reason) for entry in report.ours]
+    assert report.all_proven, [(entry.name, entry.reason) for entry in report.configured]
     verified = asyncio.run(verify_providers(settings))
-    receipts = {entry.name: (entry.receipt, entry.reason) for entry in verified.ours}
+    receipts = {entry.name: (entry.receipt, entry.reason) for entry in verified.configured}
     assert {name: receipt for name, (receipt, _) in receipts.items()} == dict.fromkeys(CATALOG, Receipt.ACCEPTED), (
         receipts
     )
@@ -355,14 +355,14 @@ def test_all_four_are_proven_and_accepted_with_native_types_and_as_openai(
         settings_for(letta.letta, proxy, tmp_path, ISABELLA_PROVIDER_TYPES="openai"), vendors
     )
 
-    first = {entry.name: entry for entry in brought_in_line(native).ours}
+    first = {entry.name: entry for entry in brought_in_line(native).configured}
     assert {name: entry.action for name, entry in first.items()} == {
         "cerebras": CREATE,
         "byok-groq": UPDATE,
         "byok-mistral": RECREATE,
         "longcat": UPDATE,
     }
-    second = {entry.name: entry for entry in brought_in_line(openai).ours}
+    second = {entry.name: entry for entry in brought_in_line(openai).configured}
     assert {name: entry.stored for name, entry in second.items()} == {
         "cerebras": ProviderState.MISTYPED,
         "byok-groq": ProviderState.MISTYPED,
@@ -385,7 +385,7 @@ def test_a_warm_start_is_one_listing(
     proxy.clear()
     vendors.forget()
     report = asyncio.run(ensure_providers(settings))
-    assert [(entry.action, entry.proof) for entry in report.ours] == [(KEEP, Proof.PROVEN)] * 4
+    assert [(entry.action, entry.proof) for entry in report.configured] == [(KEEP, Proof.PROVEN)] * 4
     assert sorted(proxy.lines) == ["GET /v1/health/", "GET /v1/providers/"]
     assert [vendors.requests(vendor.name) for vendor in known_vendors()] == [[]] * 4
 
@@ -416,7 +416,7 @@ def test_a_vendor_whose_key_was_removed_stays_in_letta(
     bare = settings_for(letta.letta, proxy, tmp_path)
     report = asyncio.run(ensure_providers(bare, strategy=Strategy.RECREATE))
     assert [entry.action for entry in report.providers if entry.name in CATALOG] == [Action.NONE] * 4
-    assert report.ours == []
+    assert report.configured == []
     assert letta.rows("byok-groq") == before
 
 
@@ -481,7 +481,10 @@ def test_without_a_master_key_on_both_sides_plaintext_is_proven(
 
 @pytest.mark.parametrize(
     ("master_key", "stored", "said"),
-    [(None, ProviderState.HIDDEN, "cannot be read back"), (OTHER_MASTER_KEY, ProviderState.UNREADABLE, "not ours")],
+    [
+        (None, ProviderState.HIDDEN, "cannot be read back"),
+        (OTHER_MASTER_KEY, ProviderState.UNREADABLE, "another master key"),
+    ],
 )
 def test_what_cannot_be_read_back_is_unproven_and_yet_works(
     master_key: str | None,

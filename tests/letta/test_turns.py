@@ -11,7 +11,7 @@ import pytest
 
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
-from isabella.turns.events import Ended, Event, Failover, Reason, VendorAsked
+from isabella.turns.events import Ended, EndReason, Event, Failover, VendorAsked
 from isabella.vendors.status import VendorState
 from tests.support.backend_server import Backend, TurnRecord, backend, recreate, recreated
 
@@ -220,7 +220,8 @@ def test_a_key_that_was_renewed_meanwhile_has_another_say(served: Backend) -> No
 
     async def conversation() -> list[Event]:
         events = []
-        async for event in served.runtime.turns.events(await served.runtime.turns.open(agent, "Say good morning")):
+        turn = await served.runtime.turns.open(agent, "Say good morning")
+        async for event in turn.events():
             events.append(event)
             if isinstance(event, Failover) and event.handle == GROQ:
                 served.vendors.clear()
@@ -234,7 +235,7 @@ def test_a_key_that_was_renewed_meanwhile_has_another_say(served: Backend) -> No
     assert [event.handle for event in events if isinstance(event, VendorAsked)] == [GROQ, MISTRAL, GROQ]
     end = events[-1]
     assert isinstance(end, Ended)
-    assert (end.reason, end.handle) == (Reason.COMPLETED, GROQ)
+    assert (end.reason, end.handle) == (EndReason.COMPLETED, GROQ)
     assert served.said_to(agent) == ["Say good morning"]
 
 

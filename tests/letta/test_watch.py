@@ -45,8 +45,7 @@ from isabella.vendors.status import VendorState
 from isabella.watch import events
 from isabella.watch.events import SyncCause, WatchEvent
 from isabella.watch.model_refresh import ModelRefresh
-from isabella.watch.schedule import Clock, Schedule
-from isabella.watch.watcher import LettaActions, Watcher
+from isabella.watch.watcher import Clock, LettaActions, Schedule, Watcher
 from tests.support.command import Command
 from tests.support.letta_admin import LettaAdmin, open_admin
 
@@ -230,7 +229,7 @@ def test_a_key_that_is_changed_in_the_file_reaches_letta_and_no_other_is_touched
     # Every writing gives the sealed text another salt.
     assert watch.row("mistral")["api_key_enc"] == before["mistral"]["api_key_enc"]
     assert [one.key for one in watch.models.providers if one.name == "cerebras"] == [key]
-    assert {one.name for one in synced.report.ours} == {*NAMES.values()}
+    assert {one.name for one in synced.report.configured} == {*NAMES.values()}
     shown = watch.shown("cerebras")
     assert (shown.condition, shown.proof) == ("InSync", "proven")
     assert watch.readiness.report is not None
@@ -272,7 +271,7 @@ def test_a_key_that_was_changed_by_hand_is_found_and_mended(watch: Watch) -> Non
     watch.pass_time(301)
 
     synced = watch.heard(events.Synced, lambda event: event.cause is SyncCause.RESYNC)
-    done = {entry.name: entry.action for entry in synced.part.ours}
+    done = {entry.name: entry.action for entry in synced.part.configured}
     assert done == {"cerebras": Action.UPDATE, "byok-mistral": Action.KEEP}
     assert watch.holds("cerebras") == watch.vendors.key("cerebras").get_secret_value()
     assert watch.row("mistral") == before["mistral"]
@@ -370,7 +369,7 @@ def test_a_refused_key_is_told_the_same_until_something_changes(watch: Watch, tm
     before, refused = looker.shown
     assert "Everything is in order" in before[1]
     assert "refused" in refused[0]
-    assert "put a valid one there" in refused[0]
+    assert "replace it by a valid one" in refused[0]
     assert "Press Sync" not in refused[0]
     assert "1 of 2 providers is not in order. cerebras: the vendor refuses the configured key." in refused[1]
 
@@ -419,7 +418,7 @@ def test_a_key_whose_predecessor_is_refused_already_is_written_at_once(watch: Wa
     report = watch.portal.call(_plan, rehearsal)
     (entry,) = report.providers
     assert entry.action is Action.UPDATE
-    assert "which the vendor refuses already; it takes the configured one" in entry.reason
+    assert "which the vendor already refuses; it accepts the configured one" in entry.reason
 
     watch.write(dotenv(watch.vendors, cerebras=new))
     (done,) = watch.heard(events.Synced).part.providers
@@ -440,11 +439,11 @@ def test_the_plan_tells_what_becomes_of_a_new_key(watch: Watch) -> None:
     """A rehearsal asks the vendor about both keys and writes nothing: both taken, or the new one refused."""
     before = watch.row("cerebras")
     both = watch.portal.call(_plan, replace_key(watch.settings, watch.vendors.rotate("cerebras", keep_old=True)))
-    assert "the vendor takes both keys: no gap" in both.providers[0].reason
+    assert "the vendor accepts both keys: no gap" in both.providers[0].reason
     unknown = watch.portal.call(_plan, replace_key(watch.settings, SecretStr("csk-made-a-moment-ago-0002")))
     (entry,) = unknown.providers
     assert (entry.action, entry.condition) == (Action.REFUSE, "Refused")
-    assert "the stored key stays, and the vendor takes it" in entry.reason
+    assert "the stored key stays, and the vendor accepts it" in entry.reason
     assert watch.row("cerebras") == before
 
 
@@ -458,13 +457,13 @@ def test_models_that_come_and_go_are_told_at_night_with_the_agents_that_lost_the
     watch.time.date = watch.time.date.replace(hour=3, minute=29) + timedelta(days=1)
     watch.pass_time(61)
 
-    census: ModelRefresh = watch.heard(events.ModelsRefreshed).census
-    counts = {count.provider: count for count in census.counts}
+    census: ModelRefresh = watch.heard(events.ModelsRefreshed).refresh
+    counts = {count.provider: count for count in census.providers}
     cerebras = counts["cerebras"]
     assert (cerebras.problem, cerebras.appeared) == (None, ("brand-new-1b",))
     assert "gpt-oss-120b" in cerebras.vanished
     assert [(lost.name, lost.model) for lost in cerebras.lost] == [(name, "gpt-oss-120b")]
-    assert not counts["byok-mistral"].remarkable
+    assert not counts["byok-mistral"].changed
     shown = watch.portal.call(api_providers, watch.readiness).census
     assert shown is not None
     assert shown.providers[0].lost[0].agent == name

@@ -30,7 +30,7 @@ from isabella.practice.overlay import as_served, with_practice_vendors
 from isabella.practice.server import TOKEN_HEADER, listen
 from isabella.providers.desired import desired_providers
 from isabella.server import run
-from isabella.watch.config_diff import ConfigDiff, ConfigSnapshot, diff_config
+from isabella.watch.config_changes import ConfigDiff, ConfigSnapshot, diff_config
 
 
 @pytest.fixture
@@ -310,7 +310,7 @@ def test_a_vendor_without_a_practice_vendor_is_left_out(tmp_path: Path) -> None:
     options = run.ServeOptions(None, False, progress=Mock(), show=Mock(), say=said.append)
     with ExitStack() as started:
         served = run._with_practice(settings, options, started)
-        wanted = [one.vendor.name for one in desired_providers(served) if one.wanted]
+        wanted = [one.vendor.name for one in desired_providers(served) if one.configured]
         assert wanted == list(NAMES)
         assert "There is no practice vendor for Fifth: it is used as soon as .env has a key for it." in said
         before = ConfigSnapshot.of(served)

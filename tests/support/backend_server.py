@@ -216,7 +216,9 @@ def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) 
     async def start() -> None:
         async with AsyncExitStack() as stack:
             portal = await stack.enter_async_context(BlockingPortal())
-            locks = await stack.enter_async_context(open_locks(settings, connection))
+            locks = await stack.enter_async_context(
+                open_locks(connection.database_url, patience=settings.gate_timeout)
+            )
             await runtime.readiness.run_start_sync(
                 lambda: ensure_providers(settings, connection=connection, gate=locks.gate)
             )

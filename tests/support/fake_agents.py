@@ -39,17 +39,17 @@ class FakeAgents:
     agents: Mapping[str, Agent]
     store: Store | None = None
 
-    async def astray(self, provider: str, base_url: str) -> bool:
+    async def any_elsewhere(self, provider: str, base_url: str) -> bool:
         """Whether any calls another address."""
         await self._request()
         return bool(self._behind(provider, base_url))
 
-    async def follow(self, provider: str, base_url: str, note: Note) -> None:
+    async def move_to(self, provider: str, base_url: str, note: Note) -> None:
         """Have all of a provider call this address."""
         await self._request()
         await self._change(dict.fromkeys(self._behind(provider, base_url), base_url), note)
 
-    async def send_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
+    async def move_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
         """Have these call what they called before."""
         assert all(self.agents[one.id].provider == provider for one in moved)
         await self._change({one.id: one.former for one in moved}, lambda moved: None)

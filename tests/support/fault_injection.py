@@ -196,7 +196,7 @@ class WalkEnv:
         """After the next start everything is proven, under the ids it had, and nothing else was touched."""
         bystander = self.row(BYSTANDER)
         report = self.heal(situation)
-        assert report.all_proven, [entry.reason for entry in report.ours]
+        assert report.all_proven, [entry.reason for entry in report.configured]
         for name in self.names(situation):
             assert self.state(name) == (_TYPE, self.base_url, self.key), name
             row = self.row(name)

@@ -37,5 +37,5 @@ FOREIGN = replace(
     stored=ProviderState.FOREIGN,
     action=Action.NONE,
     proof=Proof.NOT_ASKED,
-    ours=False,
+    configured=False,
 )

@@ -24,11 +24,11 @@ from isabella.letta.client import LettaClient
 from isabella.letta.encryption import ProofMemo
 from isabella.letta.http import LettaHttp
 from isabella.letta.releases import capabilities_of
-from isabella.letta.store import read_store
+from isabella.providers.apply import Options
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Report
-from isabella.providers.sync import Options, sync_providers
+from isabella.providers.sync import sync_providers
 from isabella.system.urls import PLACEHOLDER_URL
 from isabella.vendors.client import KeyVerdict, VendorAnswer
 from tests.support.fake_agents import Agent, FakeAgents
@@ -268,7 +268,7 @@ class Machine(RuleBasedStateMachine):
         assert report is not None
         after = self.world.rows()
         assert {n: after.get(n) for n in STRANGERS} == {n: before.get(n) for n in STRANGERS}
-        for entry in report.ours:
+        for entry in report.configured:
             wanted = self.desired[entry.name]
             assert entry.name in after or entry.name not in before, f"{entry.name} is lost: {entry.reason}"
             assert entry.proof is Proof.PROVEN or (entry.reason and entry.remedy), entry
@@ -281,7 +281,7 @@ class Machine(RuleBasedStateMachine):
         if report.all_proven and self.strategy is not Strategy.RECREATE:
             again = self._sync({}, only)
             assert again is not None
-            assert all(entry.action in (Action.KEEP, Action.NONE) for entry in again.ours)
+            assert all(entry.action in (Action.KEEP, Action.NONE) for entry in again.configured)
             assert not [sent for sent in self.sent if sent.writes]
 
     def _can_be_proven(self, wanted: Desired) -> bool:
@@ -342,7 +342,6 @@ class Machine(RuleBasedStateMachine):
                     ask=self._ask,
                     memo=self._memo(),
                     foreign=not named,
-                    seen=await read_store(store, named),
                     closed=self._close,
                     bound_agents=FakeAgents(self.agents, store),
                 ),
@@ -423,7 +422,7 @@ class Machine(RuleBasedStateMachine):
     def _check_report(self, report: Report) -> None:
         """What is called proven is so, and no key is told."""
         rows = self.world.rows()
-        for entry in report.ours:
+        for entry in report.configured:
             wanted, row = self.desired[entry.name], rows.get(entry.name)
             if entry.proof is Proof.PROVEN:
                 assert row is not None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from isabella.config.api_keys import KeyRefused, clean, is_master_key
+from isabella.config.api_keys import KeyRefused, clean_key, is_master_key
 from isabella.system.redaction import KNOWN_PREFIXES, mask
 
 ALPHABET = string.ascii_letters + string.digits
@@ -32,20 +32,20 @@ GOOD = "csk-not-a-real-key-0123456789"
 )
 def test_what_copying_leaves_is_taken_off_with_a_note(raw: str, note: str) -> None:
     """White space, quotes and a trailing newline around a key are taken off, and it is said."""
-    cleaned = clean(raw)
+    cleaned = clean_key(raw)
     assert cleaned.value == GOOD
     assert cleaned.notes == (note,)
 
 
 def test_quotes_behind_the_word_bearer_are_taken_off_too() -> None:
     """A header copied whole, quotes and all, gives the bare key."""
-    assert clean(f"Bearer '{GOOD}'").value == GOOD
-    assert clean(f'"Bearer {GOOD}"').value == GOOD
+    assert clean_key(f"Bearer '{GOOD}'").value == GOOD
+    assert clean_key(f'"Bearer {GOOD}"').value == GOOD
 
 
 def test_a_clean_key_is_left_alone() -> None:
     """A key without anything around it stays as it is, without a note."""
-    cleaned = clean(GOOD)
+    cleaned = clean_key(GOOD)
     assert (cleaned.value, cleaned.notes) == (GOOD, ())
 
 
@@ -53,7 +53,7 @@ def test_a_clean_key_is_left_alone() -> None:
 def test_an_empty_key_is_refused(raw: str) -> None:
     """Nothing at all, whatever stands around it, is called empty."""
     with pytest.raises(KeyRefused, match="empty"):
-        clean(raw)
+        clean_key(raw)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_an_empty_key_is_refused(raw: str) -> None:
 def test_a_placeholder_is_refused(raw: str) -> None:
     """What stands in examples in a key's place is no key, with a vendor's prefix before it or without."""
     with pytest.raises(KeyRefused, match="placeholder"):
-        clean(raw)
+        clean_key(raw)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_a_placeholder_is_refused(raw: str) -> None:
 def test_characters_that_no_key_has_are_refused(raw: str, why: str) -> None:
     """Inner white space, control and non-ASCII characters are refused, and the message never quotes the value."""
     with pytest.raises(KeyRefused, match=why) as refused:
-        clean(raw)
+        clean_key(raw)
     assert "0123456789" not in str(refused.value)
 
 
@@ -137,17 +137,17 @@ def test_characters_that_no_key_has_are_refused(raw: str, why: str) -> None:
 def test_a_key_as_vendors_make_them_is_accepted_unchanged(prefix: str, body: str) -> None:
     """No key of letters and digits, as vendors make them, is taken for a placeholder or changed."""
     assume(set(body.lower()) != {"x"})
-    assert clean(prefix + body).value == prefix + body
+    assert clean_key(prefix + body).value == prefix + body
 
 
 @given(st.text(st.characters(codec="utf-8"), max_size=60))
 def test_cleaning_twice_is_cleaning_once(raw: str) -> None:
     """A cleaned key is clean: cleaning it again changes nothing and has nothing to remark."""
     try:
-        once = clean(raw).value
+        once = clean_key(raw).value
     except KeyRefused:
         return
-    again = clean(once)
+    again = clean_key(once)
     assert (again.value, again.notes) == (once, ())
 
 
@@ -157,10 +157,10 @@ def test_cleaning_twice_is_cleaning_once(raw: str) -> None:
 def test_cleaning_is_stable_in_every_wrapping(parts: list[str]) -> None:
     """However quotes, white space and the word Bearer are nested, what comes out is clean or refused."""
     try:
-        once = clean("".join(parts)).value
+        once = clean_key("".join(parts)).value
     except KeyRefused:
         return
-    assert clean(once).value == once
+    assert clean_key(once).value == once
 
 
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=120))

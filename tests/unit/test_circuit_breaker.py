@@ -51,7 +51,7 @@ def test_left_out_after_three_failures(breaker: CircuitBreaker) -> None:
     assert breaker.failed("groq", "401: Invalid API Key") == 15.0
     out = breaker.admit("groq")
     assert out is not None
-    assert (out.seconds, out.because, out.wished) == (15.0, "401: Invalid API Key", False)
+    assert (out.seconds, out.because, out.requested) == (15.0, "401: Invalid API Key", False)
     assert breaker.states() == {"groq": CircuitState.OPEN}
 
 
@@ -98,7 +98,7 @@ def test_a_wish_is_granted_at_once(breaker: CircuitBreaker, clock: Clock) -> Non
     assert breaker.failed("groq", "429: too fast", retry_after=40.0) == 40.0
     out = breaker.admit("groq", anyway=True)
     assert out is not None
-    assert out.wished
+    assert out.requested
     clock.now += 40.0
     assert breaker.admit("groq") is None
 

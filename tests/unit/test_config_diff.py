@@ -9,8 +9,7 @@ import pytest
 from isabella.config.settings import load_settings
 from isabella.config.sources import ConfigValue
 from isabella.errors import ConfigurationError
-from isabella.watch.config_diff import ConfigDiff, ConfigSnapshot, diff_config, keep_in_force
-from isabella.watch.file_watcher import file_marks
+from isabella.watch.config_changes import ConfigDiff, ConfigSnapshot, apply_live_settings, diff_config, file_stamps
 
 TOML = """
 [[providers]]
@@ -112,7 +111,7 @@ def test_what_takes_a_restart_is_named_once_and_not_put_in_force(folder: Folder)
     second = folder.first.again()
     found = diff_config(folder.first, second, folder.first.settings)
     assert (found.restart, found.timing, found.providers) == (("ISABELLA_PORT",), True, ())
-    kept = keep_in_force(second.settings, folder.first.settings)
+    kept = apply_live_settings(second.settings, folder.first.settings)
     assert (kept.port, kept.resync) == (8000, 10)
     folder.write(keys + "ISABELLA_PORT=8123\nISABELLA_RESYNC=20\n")
     third = second.again()
@@ -160,7 +159,7 @@ def test_a_key_file_that_cannot_even_be_named_is_its_provider_s_problem(named: s
     (tmp_path / ".env").write_text("GROQ_API_KEY=gsk_first-fake\n")
     first = ConfigSnapshot.of(load_settings(tmp_path / ".env", environment=environment))
     assert {path.name for path in first.files} == {".env", "isabella.toml", named.rpartition("/")[2]}
-    assert set(file_marks(first.files)) == set(first.files)
+    assert set(file_stamps(first.files)) == set(first.files)
     (problem,) = [one.problem for one in first.desired if one.problem is not None]
     assert why in problem
     assert diff_config(first, first.again(), first.settings) == ConfigDiff()

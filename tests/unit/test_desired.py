@@ -9,7 +9,7 @@ import pytest
 from isabella.config.settings import load_settings
 from isabella.config.vendors import known_vendors, vendor_of_prefix
 from isabella.errors import ConfigurationError
-from isabella.providers.desired import Desired, desired_providers, select
+from isabella.providers.desired import Desired, desired_providers, select_providers
 from isabella.system.redaction import redact
 
 KEYS = {
@@ -47,7 +47,7 @@ def test_keys_are_taken_as_they_stand_and_never_shown() -> None:
         assert provider.key is not None
         assert provider.key.get_secret_value() == key
         assert provider.problem is None
-        assert provider.wanted
+        assert provider.configured
         assert "canary" not in repr(provider)
         assert "canary" not in (provider.masked_key or "")
         assert "canary" not in redact(f"it was {key}")
@@ -56,7 +56,7 @@ def test_keys_are_taken_as_they_stand_and_never_shown() -> None:
 def test_a_vendor_without_a_key_is_not_wanted() -> None:
     """No key means not registered: no problem, no key, and the source says which variable is not set."""
     provider = desired()["byok-groq"]
-    assert (provider.wanted, provider.key, provider.problem) == (False, None, None)
+    assert (provider.configured, provider.key, provider.problem) == (False, None, None)
     assert provider.key_source == "GROQ_API_KEY is not set"
     assert provider.masked_key is None
 
@@ -67,7 +67,7 @@ def test_a_refused_key_is_a_problem_of_that_vendor_alone(raw: str) -> None:
     found = desired(**{**KEYS, "GROQ_API_KEY": raw})
     provider = found["byok-groq"]
     assert provider.key is None
-    assert provider.wanted
+    assert provider.configured
     assert provider.problem is not None
     assert provider.problem.startswith("GROQ_API_KEY cannot be used: ")
     assert provider.key_source == "GROQ_API_KEY (environment)"
@@ -220,7 +220,7 @@ def test_a_malformed_base_url_is_a_problem_of_that_vendor_alone() -> None:
 
 def test_a_malformed_base_url_without_a_key_is_no_problem() -> None:
     """Of a vendor that is not wanted, nothing has to be right."""
-    assert not desired(GROQ_BASE_URL="127.0.0.1:1")["byok-groq"].wanted
+    assert not desired(GROQ_BASE_URL="127.0.0.1:1")["byok-groq"].configured
 
 
 def test_declared_vendors_follow_those_of_the_catalog(tmp_path: Path) -> None:
@@ -246,10 +246,10 @@ def test_types_openai_covers_declared_vendors(tmp_path: Path) -> None:
 def test_select_takes_the_named_ones() -> None:
     """Without names all, with names those, in the catalog's order; an unknown name is refused with the known ones."""
     every = desired_providers(load_settings(environment=KEYS))
-    assert select(every, ()) == every
-    assert [p.name for p in select(every, ("longcat", "cerebras"))] == ["cerebras", "longcat"]
+    assert select_providers(every, ()) == every
+    assert [p.name for p in select_providers(every, ("longcat", "cerebras"))] == ["cerebras", "longcat"]
     with pytest.raises(ConfigurationError, match="'groq'") as error:
-        select(every, ("groq",))
+        select_providers(every, ("groq",))
     assert "byok-groq" in str(error.value)
 
 

@@ -12,8 +12,8 @@ from isabella.config.vendors import known_vendors
 from isabella.letta.encryption import KeyMatch, KeyReading
 from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
-from isabella.providers.dry_run import predict_sync
 from isabella.providers.plan import Action, PlannedChange, ProviderState
+from isabella.providers.sync import predict_sync
 from isabella.vendors.client import KeyVerdict, VendorAnswer
 from isabella.watch.model_refresh import BoundAgent, ProviderModels, compare_models
 
@@ -53,11 +53,11 @@ def rehearsed(
 @pytest.mark.parametrize(
     ("new", "old", "action", "said"),
     [
-        (ACCEPTED, ACCEPTED, Action.UPDATE, "the vendor takes both keys: no gap"),
-        (ACCEPTED, REFUSED, Action.UPDATE, "which the vendor refuses already; it takes the configured one"),
-        (ACCEPTED, SILENT, Action.UPDATE, "the vendor takes the configured key"),
-        (REFUSED, ACCEPTED, Action.REFUSE, "the stored key stays, and the vendor takes it"),
-        (REFUSED, REFUSED, Action.REFUSE, "the stored key stays, though the vendor refuses it, too"),
+        (ACCEPTED, ACCEPTED, Action.UPDATE, "the vendor accepts both keys: no gap"),
+        (ACCEPTED, REFUSED, Action.UPDATE, "which the vendor already refuses; it accepts the configured one"),
+        (ACCEPTED, SILENT, Action.UPDATE, "the vendor accepts the configured key"),
+        (REFUSED, ACCEPTED, Action.REFUSE, "the stored key stays, and the vendor accepts it"),
+        (REFUSED, REFUSED, Action.REFUSE, "the stored key stays, but the vendor refuses it too"),
         (SILENT, ACCEPTED, Action.UPDATE, "does not confirm the configured key (no answer within 10 s)"),
     ],
 )
@@ -102,7 +102,7 @@ def test_the_census_compares_what_letta_listed_with_what_it_lists() -> None:
     assert found == ProviderModels("cerebras", ("new",), ("gone",), (agent_refs[0],))
     assert found.as_json()["lost"] == [{"agent": "Anna", "model": "gone"}]
     quiet = compare_models("cerebras", frozenset({"a"}), frozenset({"a"}), answer, agent_refs[1:])
-    assert not quiet.remarkable
+    assert not quiet.changed
 
 
 def test_a_vendor_that_lists_nothing_takes_no_model_from_anybody() -> None:

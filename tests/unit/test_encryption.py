@@ -18,14 +18,11 @@ from pydantic import SecretStr
 from isabella.letta import encryption
 from isabella.letta.encryption import (
     KeyMatch,
-    KeyReading,
     ProofMemo,
     decrypt,
     looks_encrypted,
     mistaken_for_encrypted,
     read_back,
-    recall_reading,
-    stored_key,
 )
 from tests.support.letta_encryption import MASTER_KEY, OTHER_MASTER_KEY, seal
 
@@ -180,7 +177,6 @@ def test_a_known_proof_is_not_derived_again(monkeypatch: pytest.MonkeyPatch) -> 
 def test_what_was_found_counts_for_what_was_found_only() -> None:
     """A stale key that was opened is remembered as such: a memo never turns it into a proof of the desired one."""
     memo, text = ProofMemo(None, OURS), seal("csk-old", MASTER_KEY)
-    assert recall_reading(text, SecretStr(KEY), memo) is None
     read_back(text, KEY, OURS, memo)
     assert memo.holds(text, KEY) is False
     assert memo.holds(text, "csk-old") is True
@@ -190,22 +186,7 @@ def test_an_empty_key_is_opened_every_time() -> None:
     """Whether a row holds another key or none at all cannot be told from a memo that knows it is another."""
     memo, text = ProofMemo(None, OURS), seal("", MASTER_KEY)
     assert read_back(text, KEY, OURS, memo).match is KeyMatch.NOTHING
-    assert recall_reading(text, SecretStr(KEY), memo) is None
-
-
-def test_what_is_recalled_needs_no_opening_until_its_key_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A value known to hold another key reads so at once, without it; whoever wants that key opens the value."""
-    memo, text = ProofMemo(None, OURS), seal("csk-old", MASTER_KEY)
-    memo.add(text, "csk-old")
-    with monkeypatch.context() as closed:
-        closed.setattr(encryption, "decrypt", None)
-        equal = recall_reading(text, SecretStr("csk-old"), memo)
-        different = recall_reading(text, SecretStr(KEY), memo)
-    assert equal == KeyReading(KeyMatch.EQUAL, sealed=True, key=SecretStr("csk-old"))
-    assert different == KeyReading(KeyMatch.DIFFERENT, sealed=True)
-    assert stored_key(different, text, OURS) == SecretStr("csk-old")
-    assert stored_key(different, text, None) is None
-    assert stored_key(different, text, SecretStr(OTHER_MASTER_KEY)) is None
+    assert memo.holds(text, KEY) is None
 
 
 def test_the_memo_is_private_and_gives_nothing_away(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import anyio
 import pytest
 
-from isabella.config.settings import Watch
-from isabella.watch import file_watcher
-from isabella.watch.file_watcher import watch_files
+from isabella.config.settings import WatchMode
+from isabella.watch import config_changes
+from isabella.watch.config_changes import watch_files
 
 LONG = 30.0
 
@@ -32,7 +32,10 @@ class Ear:
 
 
 def listening(
-    watched: Callable[[], list[Path]], how: Watch, play: Callable[[Ear], Awaitable[None]], read: Path | None = None
+    watched: Callable[[], list[Path]],
+    how: WatchMode,
+    play: Callable[[Ear], Awaitable[None]],
+    read: Path | None = None,
 ) -> Ear:
     """Play a scene while somebody watches."""
 
@@ -47,7 +50,7 @@ def listening(
             ear.again = anyio.Event()
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lambda: watch_files(watched, changed, how, every=0.05 if how is Watch.POLL else 1.0))
+            tasks.start_soon(lambda: watch_files(watched, changed, how, every=0.05 if how is WatchMode.POLL else 1.0))
             await anyio.sleep(0.1)
             await play(ear)
             tasks.cancel_scope.cancel()
@@ -56,8 +59,8 @@ def listening(
     return anyio.run(run)
 
 
-@pytest.mark.parametrize("how", [Watch.AUTO, Watch.POLL])
-def test_a_file_that_is_written_replaced_removed_or_made_is_noticed(tmp_path: Path, how: Watch) -> None:
+@pytest.mark.parametrize("how", [WatchMode.AUTO, WatchMode.POLL])
+def test_a_file_that_is_written_replaced_removed_or_made_is_noticed(tmp_path: Path, how: WatchMode) -> None:
     """With the help of the file system and without."""
     env, other = tmp_path / ".env", tmp_path / "deeper" / "key"
     other.parent.mkdir()
@@ -91,7 +94,7 @@ def test_what_is_half_written_is_waited_for(tmp_path: Path) -> None:
         while "whole" not in ear.seen:
             await ear.next()
 
-    heard = listening(lambda: [env], Watch.POLL, play, env).seen
+    heard = listening(lambda: [env], WatchMode.POLL, play, env).seen
     assert heard[-1] == "whole"
 
 
@@ -110,7 +113,7 @@ def test_files_that_are_named_later_are_watched_from_then_on(tmp_path: Path) -> 
         key.write_text("second")
         await ear.next()
 
-    assert listening(lambda: named, Watch.AUTO, play).heard == 2
+    assert listening(lambda: named, WatchMode.AUTO, play).heard == 2
 
 
 def test_a_secret_that_is_mounted_behind_links_is_noticed(tmp_path: Path) -> None:
@@ -128,7 +131,7 @@ def test_a_secret_that_is_mounted_behind_links_is_noticed(tmp_path: Path) -> Non
         swap.replace(data)
         await ear.next()
 
-    assert listening(lambda: [key], Watch.AUTO, play, key).seen == ["same length v2"]
+    assert listening(lambda: [key], WatchMode.AUTO, play, key).seen == ["same length v2"]
 
 
 def test_a_file_system_that_tells_nothing_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,18 +142,18 @@ def test_a_file_system_that_tells_nothing_is_looked_at(tmp_path: Path, monkeypat
         raise OSError("OS file watch limit reached")
 
     monkeypatch.setattr(watchfiles, "awatch", broken)
-    monkeypatch.setattr(file_watcher, "_QUIET", 0.01)
+    monkeypatch.setattr(config_changes, "_QUIET", 0.01)
     env = tmp_path / ".env"
 
     async def play(ear: Ear) -> None:
         env.write_text("A=1")
         await ear.next()
 
-    assert listening(lambda: [env], Watch.AUTO, play).heard == 1
+    assert listening(lambda: [env], WatchMode.AUTO, play).heard == 1
 
 
-@pytest.mark.parametrize("how", [Watch.AUTO, Watch.POLL])
-def test_a_file_that_is_opened_or_closed_to_others_is_noticed(tmp_path: Path, how: Watch) -> None:
+@pytest.mark.parametrize("how", [WatchMode.AUTO, WatchMode.POLL])
+def test_a_file_that_is_opened_or_closed_to_others_is_noticed(tmp_path: Path, how: WatchMode) -> None:
     """Its content may be the same, but now it can be read, or by too many."""
     key = tmp_path / "key"
     key.write_text("fake")
@@ -165,8 +168,8 @@ def test_a_file_that_is_opened_or_closed_to_others_is_noticed(tmp_path: Path, ho
     assert listening(lambda: [key], how, play).heard == 2
 
 
-@pytest.mark.parametrize("how", [Watch.AUTO, Watch.POLL])
-def test_a_path_that_can_be_none_does_not_keep_the_others_from_being_watched(tmp_path: Path, how: Watch) -> None:
+@pytest.mark.parametrize("how", [WatchMode.AUTO, WatchMode.POLL])
+def test_a_path_that_can_be_none_does_not_keep_the_others_from_being_watched(tmp_path: Path, how: WatchMode) -> None:
     """A key file may have been given a name that no file can have."""
     env, nothing = tmp_path / ".env", tmp_path / "half\0key" / "key"
 

@@ -25,9 +25,8 @@ from isabella.config.settings import Settings, load_settings
 from isabella.errors import FileAbsent, FileUnreadable
 from isabella.providers.report import Report
 from isabella.system import files
-from isabella.watch.config_diff import ConfigSnapshot
+from isabella.watch.config_changes import ConfigSnapshot, file_stamps
 from isabella.watch.events import ConfigAccepted, ConfigRefused, WatchEvent
-from isabella.watch.file_watcher import file_marks
 from isabella.watch.model_refresh import ModelRefresh
 from isabella.watch.watcher import Watcher
 
@@ -216,12 +215,12 @@ def test_a_pipe_is_not_watched(tmp_path: Path) -> None:
     """What is written to a pipe later is no change of the configuration."""
     path = tmp_path / "pipe"
     os.mkfifo(path)
-    before = file_marks([path])
+    before = file_stamps([path])
     os.utime(path, (1, 1))
-    assert file_marks([path]) == before
+    assert file_stamps([path]) == before
     path.unlink()
     path.write_text("A=1\n")
-    assert file_marks([path]) != before
+    assert file_stamps([path]) != before
 
 
 def test_a_configuration_from_pipes_survives_a_second_reading(
@@ -273,7 +272,7 @@ class Nothing:
         """Not asked for where nothing is different."""
         raise AssertionError(only)
 
-    async def count(self, settings: Settings) -> ModelRefresh:
+    async def refresh_models(self, settings: Settings) -> ModelRefresh:
         """Not asked for."""
         raise AssertionError
 
@@ -290,7 +289,7 @@ def watched(folder: Path, name: str, make: Callable[[Path], None]) -> list[Watch
     make(folder / name)
     for _ in range(2):
         anyio.run(watcher.reread)
-    assert [one.masked_key for one in watcher.desired if one.wanted] == ["gsk_…0001"]
+    assert [one.masked_key for one in watcher.desired if one.configured] == ["gsk_…0001"]
     (folder / name).rmdir() if stat.S_ISDIR((folder / name).lstat().st_mode) else (folder / name).unlink()
     (folder / name).write_text(good)
     anyio.run(watcher.reread)

@@ -7,12 +7,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from isabella.providers.headline import Level, headline, with_vendors
+from isabella.providers.health import Level, headline, with_vendor_status
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.server.readiness import Phase, Readiness
-from isabella.turns.events import Code
-from isabella.turns.vendor_errors import VendorRefusal
+from isabella.turns.events import ErrorCode
+from isabella.turns.stream import VendorRefusal
 from isabella.vendors.client import KeyVerdict, VendorAnswer
 from isabella.vendors.status import VendorObservation, VendorState, VendorStatusBoard
 from isabella.watch.model_refresh import ModelRefresh, ProviderModels
@@ -104,25 +104,25 @@ def test_a_list_of_models_does_not_make_up_for_a_refused_message() -> None:
 def test_a_stored_key_that_works_makes_a_refused_one_no_better() -> None:
     """Turns go on with the stored key; the configured one is refused until another sync says otherwise."""
     refused = replace(REFUSED, vendor_status=seen(VendorState.REFUSES_KEY, 1))
-    (entry,) = with_vendors(report(refused), {"cerebras": seen(VendorState.ANSWERS, 2)}.get).providers
+    (entry,) = with_vendor_status(report(refused), {"cerebras": seen(VendorState.ANSWERS, 2)}.get).providers
     assert entry == refused
-    (entry,) = with_vendors(report(GOOD), {"cerebras": seen(VendorState.ANSWERS, 2)}.get).providers
+    (entry,) = with_vendor_status(report(GOOD), {"cerebras": seen(VendorState.ANSWERS, 2)}.get).providers
     assert entry.vendor_status == seen(VendorState.ANSWERS, 2)
 
 
-@pytest.mark.parametrize("code", Code)
-def test_what_a_turn_shows_of_the_vendor(code: Code) -> None:
+@pytest.mark.parametrize("code", ErrorCode)
+def test_what_a_turn_shows_of_the_vendor(code: ErrorCode) -> None:
     """What is about the vendor is seen as what it is; what is about the request, the agent or Letta says nothing."""
     expected = {
-        Code.KEY_REFUSED: VendorState.REFUSES_KEY,
-        Code.OUT_OF_FUNDS: VendorState.REFUSES,
-        Code.FORBIDDEN: VendorState.REFUSES,
-        Code.RATE_LIMITED: VendorState.REFUSES,
-        Code.VENDOR_FAILING: VendorState.FAILS,
-        Code.VENDOR_GARBLED: VendorState.FAILS,
-        Code.EMPTY_ANSWER: VendorState.FAILS,
-        Code.VENDOR_SILENT: VendorState.UNREACHABLE,
-        Code.VENDOR_UNREACHABLE: VendorState.UNREACHABLE,
+        ErrorCode.KEY_REFUSED: VendorState.REFUSES_KEY,
+        ErrorCode.OUT_OF_FUNDS: VendorState.REFUSES,
+        ErrorCode.FORBIDDEN: VendorState.REFUSES,
+        ErrorCode.RATE_LIMITED: VendorState.REFUSES,
+        ErrorCode.VENDOR_FAILING: VendorState.FAILS,
+        ErrorCode.VENDOR_GARBLED: VendorState.FAILS,
+        ErrorCode.EMPTY_ANSWER: VendorState.FAILS,
+        ErrorCode.VENDOR_SILENT: VendorState.UNREACHABLE,
+        ErrorCode.VENDOR_UNREACHABLE: VendorState.UNREACHABLE,
     }
     assert VendorRefusal(code, "said").vendor is expected.get(code)
 

@@ -47,7 +47,7 @@ def at(minutes: int) -> datetime:
         (replace(DRIFTED, stored=ProviderState.HIDDEN), HealthState.UNPROVEN),
         (replace(MENDED, proof=Proof.FAILED), HealthState.FAILED),
         (replace(REFUSED, refused_by_vendor=False, reason="the key is empty"), HealthState.MISCONFIGURED),
-        (replace(DRIFTED, ours=False, action=Action.NONE, stored=ProviderState.ABSENT), HealthState.NO_KEY),
+        (replace(DRIFTED, configured=False, action=Action.NONE, stored=ProviderState.ABSENT), HealthState.NO_KEY),
         (FOREIGN, HealthState.FOREIGN),
     ],
 )
@@ -118,7 +118,7 @@ def test_how_a_sync_went_stays_while_nothing_changes(outcome: str, tmp_path: Pat
     first = update_health({}, synced, at(0))
     health_file = HealthFile(tmp_path, "http://letta")
     health_file.write(first)
-    again = update_health(health_file.read(), report(LOOKED), at(5), looks=True)
+    again = update_health(health_file.read(), report(LOOKED), at(5), read_only=True)
     assert again == first
     (told,) = with_health(synced, first).providers
     (seen,) = with_health(report(LOOKED), again, unless=at(5)).providers
@@ -136,9 +136,9 @@ def test_how_a_sync_went_stays_while_nothing_changes(outcome: str, tmp_path: Pat
 def test_how_a_sync_went_is_past_when_something_changes(entry: ProviderReport) -> None:
     """What is configured, what Letta holds, or what the vendor says is another thing now."""
     first = update_health({}, report(OUTCOMES["refused"]), at(0))
-    again = update_health(first, report(entry), at(5), looks=True)
+    again = update_health(first, report(entry), at(5), read_only=True)
     assert again == {"cerebras": ProviderHealth(HealthState.DRIFTED, entry.reason, at(5))}
-    mended = update_health(first, report(IN_SYNC), at(5), looks=True)["cerebras"]
+    mended = update_health(first, report(IN_SYNC), at(5), read_only=True)["cerebras"]
     assert (mended.kind, mended.basis) == (HealthState.IN_SYNC, None)
 
 

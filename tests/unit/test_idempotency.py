@@ -12,7 +12,7 @@ import pytest
 from isabella.errors import AgentUnknown
 from isabella.server import idempotency as module
 from isabella.server.idempotency import RequestRegistry, Subscription, TurnRequest
-from isabella.turns.events import Ended, Event, Opened, Reason, Said
+from isabella.turns.events import AnswerText, Ended, EndReason, Event, Opened
 
 pytestmark = pytest.mark.anyio
 
@@ -38,6 +38,16 @@ class FakeTurn:
         """Note it."""
         self.stopped.set()
 
+    async def events(self) -> AsyncGenerator[Event, None]:
+        """Speaks once it may, and ends when it may, or when it is stopped and may end."""
+        yield Opened("turn-1", "Isabella", "agent-1")
+        await self.speak.wait()
+        stopped = self.stopped.is_set()
+        if not stopped:
+            yield AnswerText("Good morning", "message-1")
+        await self.finish.wait()
+        yield Ended(EndReason.STOPPED if stopped else EndReason.COMPLETED, "vendor/model", not stopped, 0.1)
+
 
 class FakeDesk:
     """Takes turns on, and lets the test decide what happens in them."""
@@ -51,16 +61,6 @@ class FakeDesk:
             raise AgentUnknown(f"There is no agent {agent!r}.")
         self.turns.append(FakeTurn(message))
         return self.turns[-1]
-
-    async def events(self, turn: FakeTurn) -> AsyncGenerator[Event, None]:
-        """Speaks once it may, and ends when it may, or when it is stopped and may end."""
-        yield Opened("turn-1", "Isabella", "agent-1")
-        await turn.speak.wait()
-        stopped = turn.stopped.is_set()
-        if not stopped:
-            yield Said("Good morning", "message-1")
-        await turn.finish.wait()
-        yield Ended(Reason.STOPPED if stopped else Reason.COMPLETED, "vendor/model", not stopped, 0.1)
 
 
 @asynccontextmanager

@@ -171,8 +171,8 @@ def test_an_unknown_release_is_told_as_such() -> None:
     """Where nothing is deleted because the release was not measured, the reason says so, not that it cannot."""
     unknown = planned(WANTED, FOUND[ProviderState.MISTYPED], Strategy.AUTO, UNKNOWN_RELEASE)
     old = planned(WANTED, FOUND[ProviderState.MISTYPED], Strategy.AUTO, OLD_RELEASE)
-    assert "not a release that was measured" in unknown.reason
-    assert "cannot bring back" in old.reason
+    assert "not a supported release" in unknown.reason
+    assert "cannot recreate" in old.reason
 
 
 def test_a_refusal_in_place_names_the_way_out() -> None:
@@ -188,7 +188,7 @@ def test_a_vendor_without_a_key_is_left_alone(stored: StoredProvider | None) -> 
     change = planned(NO_KEY, (stored, None), Strategy.RECREATE)
     assert (change.action, change.pending) == (Action.NONE, False)
     assert "CEREBRAS_API_KEY is not set" in change.reason
-    assert ("left alone" in change.reason) == (stored is not None)
+    assert ("left unchanged" in change.reason) == (stored is not None)
 
 
 MATCHES = st.builds(KeyReading, st.sampled_from(KeyMatch), st.booleans(), st.sampled_from([None, KEY, OLD]))

@@ -23,7 +23,7 @@ NO_KEY = replace(
     action=Action.NONE,
     proof=Proof.NOT_ASKED,
     in_letta=False,
-    ours=False,
+    configured=False,
 )
 HELPED = replace(REFUSED, remedy="Put a valid key there.")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime, time, timedelta
 
-from isabella.watch.schedule import Clock, Due, Schedule
+from isabella.watch.watcher import Clock, Due, Schedule
 
 
 class Now:

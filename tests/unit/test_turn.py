@@ -21,10 +21,10 @@ from isabella.turns import turn as turns
 from isabella.turns.agent_cache import AgentRef
 from isabella.turns.attempt import Attempt
 from isabella.turns.circuit_breaker import CircuitBreaker
-from isabella.turns.events import Code, Ended, Event, Failover, Reason, Said, TurnFailed, VendorAsked
+from isabella.turns.events import AnswerText, Ended, EndReason, ErrorCode, Event, Failover, TurnFailed, VendorAsked
 from isabella.turns.queue import TurnQueue
+from isabella.turns.stream import VendorRefusal
 from isabella.turns.turn import TurnDependencies, TurnLimits
-from isabella.turns.vendor_errors import VendorRefusal
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +49,7 @@ class Agents:
     say: anyio.Event = field(default_factory=anyio.Event)
     said: anyio.Event = field(default_factory=anyio.Event)
 
-    async def look(self, agent_ref: AgentRef) -> AgentRef:
+    async def reload(self, agent_ref: AgentRef) -> AgentRef:
         """The agent as it is now."""
         await self.say.wait()
         self.said.set()
@@ -66,7 +66,7 @@ class Agents:
         """The same where its provider is by now."""
         return replace(binding, base_url=self.addresses.get(binding.provider, binding.base_url))
 
-    async def take_along(self, _speaker: AgentRef) -> None:
+    async def follow_provider(self, _speaker: AgentRef) -> None:
         """Have it call where its provider is by now."""
         self.now = await self.placed(self.now)
 
@@ -90,6 +90,12 @@ class Stage:
 
     async def turn(self, *answers: Answer, handles: tuple[str, ...] = ()) -> list[Event]:
         """A whole turn of an agent that is thought to be bound as it was."""
+        turn = self.open(*answers, handles=handles)
+        with anyio.fail_after(_SECONDS):
+            return [event async for event in turn.events()]
+
+    def open(self, *answers: Answer, handles: tuple[str, ...] = ()) -> turns.Turn:
+        """A turn of such an agent."""
         left = [*answers]
 
         class Played(Attempt):
@@ -98,9 +104,7 @@ class Stage:
 
         self.patch.setattr(turns, "Attempt", Played)
         deps = TurnDependencies(None, self.agents, self.gate, self.breaker, TurnLimits())  # type: ignore[arg-type]
-        turn = turns.Turn(deps, _speaker(THOUGHT, handles), "Say good morning", TurnQueue().take("agent-1"))
-        with anyio.fail_after(_SECONDS):
-            return [event async for event in turn.events()]
+        return turns.Turn(deps, _speaker(THOUGHT, handles), "Say good morning", TurnQueue().take("agent-1"))
 
 
 @pytest.fixture
@@ -119,11 +123,11 @@ def answer(between: anyio.Event | None = None, over: anyio.Event | None = None) 
     async def play(attempt: Attempt) -> AsyncGenerator[Event | None]:
         yield None
         attempt.began = 1.0
-        yield Said("Good", "message-1")
+        yield AnswerText("Good", "message-1")
         if between is not None:
             await between.wait()
-        yield Said(" morning", "message-1")
-        attempt.reason = Reason.COMPLETED
+        yield AnswerText(" morning", "message-1")
+        attempt.reason = EndReason.COMPLETED
         if over is not None:
             over.set()
 
@@ -133,7 +137,7 @@ def answer(between: anyio.Event | None = None, over: anyio.Event | None = None) 
 async def refuse(attempt: Attempt) -> AsyncGenerator[Event | None]:
     """A vendor that does not take its key."""
     yield None
-    attempt.refusal = VendorRefusal(Code.KEY_REFUSED, "401: Invalid API Key", 401)
+    attempt.refusal = VendorRefusal(ErrorCode.KEY_REFUSED, "401: Invalid API Key", 401)
 
 
 def told(events: list[Event]) -> list[str]:
@@ -142,7 +146,7 @@ def told(events: list[Event]) -> list[str]:
 
 
 def _tells(event: Event) -> bool:
-    return isinstance(event, VendorAsked | Said)
+    return isinstance(event, VendorAsked | AnswerText)
 
 
 def end(events: list[Event]) -> Ended:
@@ -156,7 +160,7 @@ async def test_who_really_answers_is_told_in_the_middle(stage: Stage) -> None:
     stage.agents.say.set()
     events = await stage.turn(answer(between=stage.agents.said))
     assert told(events) == [THOUGHT.handle, "Good", REALLY.handle, " morning"]
-    assert (end(events).handle, end(events).reason) == (REALLY.handle, Reason.COMPLETED)
+    assert (end(events).handle, end(events).reason) == (REALLY.handle, EndReason.COMPLETED)
 
 
 async def test_who_really_answered_is_told_after_the_last_piece(stage: Stage) -> None:
@@ -172,13 +176,13 @@ async def test_a_letta_that_does_not_say_is_not_waited_for(
 ) -> None:
     """Silent or failing: the turn ends all the same, completed, with the name that was known."""
     if failure is None:
-        monkeypatch.setattr(turns, "_LOOKING_SECONDS", 0.01)
+        monkeypatch.setattr(turns, "_LOOKUP_SECONDS", 0.01)
     else:
         stage.agents.failure = failure
         stage.agents.say.set()
     events = await stage.turn(answer())
     assert told(events) == [THOUGHT.handle, "Good", " morning"]
-    assert (end(events).handle, end(events).reason) == (THOUGHT.handle, Reason.COMPLETED)
+    assert (end(events).handle, end(events).reason) == (THOUGHT.handle, EndReason.COMPLETED)
     assert stage.agents.said.is_set() is (failure is not None)
 
 
@@ -218,7 +222,7 @@ async def test_a_vendor_with_a_new_key_is_asked_once_more(stage: Stage) -> None:
     renewing = renew_and_refuse(stage.breaker, THOUGHT.provider)
     events = await stage.turn(refuse, renewing, answer(), handles=(REALLY.handle,))
     assert told(events) == [THOUGHT.handle, REALLY.handle, THOUGHT.handle, "Good", " morning"]
-    assert (end(events).handle, end(events).reason) == (THOUGHT.handle, Reason.COMPLETED)
+    assert (end(events).handle, end(events).reason) == (THOUGHT.handle, EndReason.COMPLETED)
     assert stage.agents.now == THOUGHT
 
 
@@ -230,7 +234,7 @@ async def test_nobody_is_asked_a_third_time(stage: Stage) -> None:
     events = await stage.turn(refuse, renewing, renewing, handles=(REALLY.handle,))
     assert told(events) == [THOUGHT.handle, REALLY.handle, THOUGHT.handle]
     assert isinstance(events[-2], TurnFailed)
-    assert events[-2].code is Code.NO_VENDOR
+    assert events[-2].code is ErrorCode.NO_VENDOR
     assert told(await stage.turn(refuse, refuse, handles=(REALLY.handle,))) == [THOUGHT.handle, REALLY.handle]
 
 
@@ -250,7 +254,7 @@ async def test_an_agent_that_calls_a_former_address_is_bound_to_the_new_one_firs
             yield event
 
     events = await stage.turn(note)
-    assert end(events).reason is Reason.COMPLETED
+    assert end(events).reason is EndReason.COMPLETED
     assert called == [NEW_ADDRESS]
     assert stage.agents.now == replace(THOUGHT, base_url=NEW_ADDRESS)
 
@@ -285,3 +289,50 @@ async def test_an_agent_goes_back_whatever_is_done_to_its_provider(stage: Stage)
         events = await stage.turn(refuse, answer_meanwhile, handles=(REALLY.handle,))
     assert end(events).handle == REALLY.handle
     assert stage.agents.now == THOUGHT
+
+
+@pytest.mark.parametrize("way", ["cancelled", "closed"])
+async def test_a_reader_that_goes_away_ends_the_turn_and_waits_for_its_cleanup(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """What came is stored, though the reader is cancelled; only then is the next turn's place free."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    order: list[str] = []
+
+    async def store(*_: Any, mark: str, **__: Any) -> bool:
+        await anyio.sleep(0.05)
+        order.append(mark)
+        return True
+
+    monkeypatch.setattr("isabella.turns.partial_history.store_partial", store)
+
+    async def play(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        yield None
+        attempt.began, attempt.run_id = 1.0, "run-1"
+        try:
+            yield AnswerText("Good", "message-1")
+            await anyio.sleep_forever()
+        finally:
+            order.append("attempt closed")
+
+    turn = stage.open(play)
+    events = turn.events()
+    async with anyio.create_task_group() as tasks:
+        started = anyio.Event()
+
+        async def read() -> None:
+            async for event in events:
+                if isinstance(event, AnswerText):
+                    started.set()
+                    if way == "closed":
+                        break
+            await events.aclose()
+
+        tasks.start_soon(read)
+        await started.wait()
+        await anyio.sleep(0.01)
+        if way == "cancelled":
+            tasks.cancel_scope.cancel()
+    assert order == ["attempt closed", "[stopped]"]
+    assert turn.ended.is_set()

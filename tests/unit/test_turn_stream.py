@@ -9,19 +9,26 @@ import pytest
 
 from isabella.system import redaction
 from isabella.turns.events import (
-    Code,
-    Condensed,
+    AnswerText,
+    EndReason,
+    ErrorCode,
     Failover,
-    Reason,
-    Returned,
-    Said,
-    Thought,
+    HistorySummarized,
+    ReasoningText,
+    ToolReturned,
     TurnFailed,
     Usage,
     as_json,
 )
-from isabella.turns.stream import RunStarted, StopNotice, ToolCallDelta, parse_line
-from isabella.turns.vendor_errors import VendorRefusal, classify_refusal, retry_delay
+from isabella.turns.stream import (
+    RunStarted,
+    StopNotice,
+    ToolCallDelta,
+    VendorRefusal,
+    classify_refusal,
+    parse_line,
+    retry_delay,
+)
 
 
 def line(**fields: Any) -> str:
@@ -33,10 +40,13 @@ def line(**fields: Any) -> str:
     ("given", "piece"),
     [
         (line(message_type="ping", run_id="run-1"), RunStarted("run-1")),
-        (line(message_type="assistant_message", id="message-1", content=" will"), Said(" will", "message-1")),
-        (line(message_type="assistant_message", id="m", content=[{"type": "text", "text": "Hi"}]), Said("Hi", "m")),
+        (line(message_type="assistant_message", id="message-1", content=" will"), AnswerText(" will", "message-1")),
+        (
+            line(message_type="assistant_message", id="m", content=[{"type": "text", "text": "Hi"}]),
+            AnswerText("Hi", "m"),
+        ),
         (line(message_type="assistant_message", id="m", content=""), None),
-        (line(message_type="reasoning_message", id="m", reasoning="Hm"), Thought("Hm", "m")),
+        (line(message_type="reasoning_message", id="m", reasoning="Hm"), ReasoningText("Hm", "m")),
         (line(message_type="hidden_reasoning_message", id="m", state="omitted"), None),
         (
             line(message_type="tool_call_message", id="m", tool_call={"name": "memory_insert", "tool_call_id": "c"}),
@@ -48,17 +58,23 @@ def line(**fields: Any) -> str:
         ),
         (
             line(message_type="tool_return_message", name="t", tool_call_id="c", tool_return="ok", status="success"),
-            Returned("c", "t", True, "ok"),
+            ToolReturned("c", "t", True, "ok"),
         ),
-        (line(message_type="stop_reason", stop_reason="end_turn"), StopNotice(Reason.COMPLETED, "end_turn")),
-        (line(message_type="stop_reason", stop_reason="cancelled"), StopNotice(Reason.STOPPED, "cancelled")),
-        (line(message_type="stop_reason", stop_reason="llm_api_error"), StopNotice(Reason.BROKEN, "llm_api_error")),
-        (line(message_type="stop_reason", stop_reason="something_new"), StopNotice(Reason.BROKEN, "something_new")),
+        (line(message_type="stop_reason", stop_reason="end_turn"), StopNotice(EndReason.COMPLETED, "end_turn")),
+        (line(message_type="stop_reason", stop_reason="cancelled"), StopNotice(EndReason.STOPPED, "cancelled")),
+        (
+            line(message_type="stop_reason", stop_reason="llm_api_error"),
+            StopNotice(EndReason.BROKEN, "llm_api_error"),
+        ),
+        (
+            line(message_type="stop_reason", stop_reason="something_new"),
+            StopNotice(EndReason.BROKEN, "something_new"),
+        ),
         (
             line(message_type="usage_statistics", prompt_tokens=4, completion_tokens=2, total_tokens=6, step_count=1),
             Usage(4, 2, 6, 1),
         ),
-        (line(message_type="summary_message", summary="…"), Condensed()),
+        (line(message_type="summary_message", summary="…"), HistorySummarized()),
         (line(message_type="something_new"), None),
         ("data: [DONE]", None),
         ("event: error", None),
@@ -79,55 +95,55 @@ def test_lines(given: str, piece: object) -> None:
         (
             "llm_authentication",
             "UNAUTHENTICATED: Authentication failed with OpenAI: Error code: 401 - {'error': {'message': 'Invalid'}}",
-            Code.KEY_REFUSED,
+            ErrorCode.KEY_REFUSED,
             401,
             True,
         ),
         (
             "llm_error",
             "PAYMENT_REQUIRED: Insufficient credits (BYOK): Error code: 402 - {'error': {'message': 'No funds'}}",
-            Code.OUT_OF_FUNDS,
+            ErrorCode.OUT_OF_FUNDS,
             402,
             True,
         ),
         (
             "llm_error",
             "PERMISSION_DENIED: …: Error code: 403 - {'error': {'message': 'No'}}",
-            Code.FORBIDDEN,
+            ErrorCode.FORBIDDEN,
             403,
             True,
         ),
-        ("llm_error", "NOT_FOUND: …: Error code: 404 - {}", Code.MODEL_UNKNOWN, 404, False),
-        ("llm_rate_limit", "RATE_LIMIT_EXCEEDED: …: Error code: 429 - {}", Code.RATE_LIMITED, 429, True),
-        ("llm_error", "INTERNAL_SERVER_ERROR: …: Error code: 503 - {}", Code.VENDOR_FAILING, 503, True),
+        ("llm_error", "NOT_FOUND: …: Error code: 404 - {}", ErrorCode.MODEL_UNKNOWN, 404, False),
+        ("llm_rate_limit", "RATE_LIMIT_EXCEEDED: …: Error code: 429 - {}", ErrorCode.RATE_LIMITED, 429, True),
+        ("llm_error", "INTERNAL_SERVER_ERROR: …: Error code: 503 - {}", ErrorCode.VENDOR_FAILING, 503, True),
         (
             "llm_error",
             "INTERNAL_SERVER_ERROR: OpenAI API error: <html>\r\n<head><title>502 Bad Gateway</title></head>",
-            Code.VENDOR_FAILING,
+            ErrorCode.VENDOR_FAILING,
             502,
             True,
         ),
         (
             "llm_error",
             "INTERNAL_SERVER_ERROR: Failed to connect to OpenAI: Connection error. [BYOK]",
-            Code.VENDOR_UNREACHABLE,
+            ErrorCode.VENDOR_UNREACHABLE,
             None,
             True,
         ),
-        ("llm_timeout", "TIMEOUT: Request to OpenAI timed out", Code.VENDOR_SILENT, None, True),
+        ("llm_timeout", "TIMEOUT: Request to OpenAI timed out", ErrorCode.VENDOR_SILENT, None, True),
         (
             "internal_error",
             "Unhandled LLM error: Unterminated string starting at: line 1 column 56 (char 55) [BYOK]",
-            Code.VENDOR_GARBLED,
+            ErrorCode.VENDOR_GARBLED,
             None,
             True,
         ),
-        ("llm_error", "INVALID_ARGUMENT: Bad request …: Error code: 400 - {}", Code.REQUEST_REFUSED, 400, False),
-        ("internal_error", "Message content is empty or invalid", Code.LETTA_FAILING, None, False),
-        ("context_window_overflow_in_system_prompt", "too large", Code.CONTEXT_FULL, None, False),
+        ("llm_error", "INVALID_ARGUMENT: Bad request …: Error code: 400 - {}", ErrorCode.REQUEST_REFUSED, 400, False),
+        ("internal_error", "Message content is empty or invalid", ErrorCode.LETTA_FAILING, None, False),
+        ("context_window_overflow_in_system_prompt", "too large", ErrorCode.CONTEXT_FULL, None, False),
     ],
 )
-def test_errors(kind: str, detail: str, code: Code, status: int | None, counts: bool) -> None:
+def test_errors(kind: str, detail: str, code: ErrorCode, status: int | None, counts: bool) -> None:
     """An error is judged by the vendor's status, and only without one by its wording."""
     refusal = classify_refusal(kind, detail)
     assert (refusal.code, refusal.status, refusal.counts) == (code, status, counts)
@@ -169,10 +185,10 @@ def test_wishes(text: str, seconds: float | None) -> None:
 
 def test_events_leave_out_what_is_unknown() -> None:
     """What is None is not sent."""
-    failover = Failover("groq/x", Code.VENDOR_SILENT, "silent")
-    assert as_json(failover) == {"handle": "groq/x", "code": Code.VENDOR_SILENT, "message": "silent"}
-    assert as_json(TurnFailed(Code.BUSY, "busy", retry_after=2.0)) == {
-        "code": Code.BUSY,
+    failover = Failover("groq/x", ErrorCode.VENDOR_SILENT, "silent")
+    assert as_json(failover) == {"handle": "groq/x", "code": ErrorCode.VENDOR_SILENT, "message": "silent"}
+    assert as_json(TurnFailed(ErrorCode.BUSY, "busy", retry_after=2.0)) == {
+        "code": ErrorCode.BUSY,
         "message": "busy",
         "retry_after": 2.0,
     }

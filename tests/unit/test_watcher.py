@@ -11,13 +11,13 @@ import anyio
 import pytest
 
 from isabella.agents.model_catalog import ModelCatalog
-from isabella.config.settings import Settings, Watch, load_settings
+from isabella.config.settings import Settings, WatchMode, load_settings
 from isabella.errors import IsabellaError, LettaUnreachable
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import ProviderReport, Report
 from isabella.server.readiness import Readiness
 from isabella.server.runtime import run_watcher
-from isabella.watch.config_diff import ConfigSnapshot
+from isabella.watch.config_changes import ConfigSnapshot
 from isabella.watch.events import (
     ConfigAccepted,
     ConfigRefused,
@@ -28,11 +28,10 @@ from isabella.watch.events import (
     Synced,
     WatchEvent,
     WatchFailed,
-    sentences,
+    log_sentences,
 )
 from isabella.watch.model_refresh import ModelRefresh
-from isabella.watch.schedule import Clock, Schedule
-from isabella.watch.watcher import Watcher
+from isabella.watch.watcher import Clock, Schedule, Watcher
 from tests.support.sample_reports import MENDED, REFUSED
 
 KEYS = {"GROQ_API_KEY": "gsk_first-fake", "MISTRAL_API_KEY": "fake-mistral-key"}
@@ -73,11 +72,13 @@ class Scene:
         self.asked.append(list(only))
         if self.error is not None:
             raise self.error
-        entries = [_entry(one.name, one.name in self.refused) for one in desired_providers(settings) if one.wanted]
+        entries = [
+            _entry(one.name, one.name in self.refused) for one in desired_providers(settings) if one.configured
+        ]
         self.meanwhile()
         return Report("http://letta", "0.16.8", [entry for entry in entries if not only or entry.name in only])
 
-    async def count(self, settings: Settings) -> ModelRefresh:
+    async def refresh_models(self, settings: Settings) -> ModelRefresh:
         if self.error is not None:
             raise self.error
         return ModelRefresh(datetime.now(UTC), ())
@@ -122,7 +123,7 @@ def test_a_changed_key_syncs_its_provider_alone(scene: Scene) -> None:
     (event,) = scene.told
     assert isinstance(event, Synced)
     assert event.cause is SyncCause.CHANGE
-    assert "updated in place and proven" in sentences(event)[0].text
+    assert "updated in place and proven" in log_sentences(event)[0].text
 
 
 def test_a_malformed_file_is_said_once_and_the_former_settings_stay(scene: Scene) -> None:
@@ -137,7 +138,7 @@ def test_a_malformed_file_is_said_once_and_the_former_settings_stay(scene: Scene
 
     run(play)
     assert [type(event) for event in scene.told] == [ConfigRefused, ConfigRefused, ConfigAccepted]
-    assert "The former one stays in force." in sentences(scene.told[0])[0].text
+    assert "The former one stays in force." in log_sentences(scene.told[0])[0].text
     assert scene.asked == []
 
 
@@ -195,7 +196,7 @@ def test_no_error_ends_the_watch_and_each_is_said_once(scene: Scene, error: Exce
     ]
     assert scene.schedule.waiting == frozenset()
     for event in scene.told:
-        assert "gsk_first-fake" not in "".join(sentence.text for sentence in sentences(event))
+        assert "gsk_first-fake" not in "".join(sentence.text for sentence in log_sentences(event))
 
 
 def test_what_is_gone_or_takes_a_restart_is_said(scene: Scene) -> None:
@@ -204,7 +205,7 @@ def test_what_is_gone_or_takes_a_restart_is_said(scene: Scene) -> None:
     run(scene.watcher.reread)
     restart, gone, _ = scene.told
     assert isinstance(restart, RestartNeeded)
-    assert "ISABELLA_PORT" in sentences(restart)[0].text
+    assert "ISABELLA_PORT" in log_sentences(restart)[0].text
     assert isinstance(gone, ProvidersDropped)
     assert gone.names == ("byok-mistral",)
     scene.go_on(11)
@@ -217,7 +218,7 @@ def test_a_changed_master_key_names_the_way(scene: Scene) -> None:
     scene.write(**KEYS, LETTA_ENCRYPTION_KEY="ab" * 32)
     run(scene.watcher.reread)
     (event,) = scene.told
-    assert "rekey --from-env" in sentences(event)[0].text
+    assert "rekey --from-env" in log_sentences(event)[0].text
     assert scene.watcher.settings.letta_encryption_key is None
 
 
@@ -251,7 +252,7 @@ def test_an_unknown_error_of_ours_has_its_remedy(scene: Scene) -> None:
     scene.error = IsabellaError("It is full.", remedy="Empty it.")
     run(scene.watcher.resync)
     (event,) = scene.told
-    assert sentences(event)[0].text == "Not done (a look for drift): It is full. Empty it. It is tried again."
+    assert log_sentences(event)[0].text == "Failed (a check for drift): It is full. Empty it. It is tried again."
 
 
 def test_something_unforeseen_in_a_file_is_said_once_and_does_not_end_the_watch(
@@ -272,7 +273,7 @@ def test_something_unforeseen_in_a_file_is_said_once_and_does_not_end_the_watch(
 
     run(play)
     assert [type(event) for event in scene.told] == [ConfigRefused, ConfigAccepted, Synced]
-    (said,) = sentences(scene.told[0])
+    (said,) = log_sentences(scene.told[0])
     assert "RuntimeError: a bug with " in said.text
     assert "gsk_first-fake" not in said.text
     assert scene.asked == [["byok-groq"]]
@@ -281,7 +282,7 @@ def test_something_unforeseen_in_a_file_is_said_once_and_does_not_end_the_watch(
 def test_a_malformed_file_saved_as_a_sync_ends_does_not_end_the_keeper(scene: Scene) -> None:
     """Models stay as they were, with what they know; a later sync, when the file is whole again, renews them."""
     toml = scene.folder / "isabella.toml"
-    settings = scene.watcher.settings.model_copy(update={"watch": Watch.OFF})
+    settings = scene.watcher.settings.model_copy(update={"watch": WatchMode.OFF})
     models = ModelCatalog(desired_providers(settings))
     former = models.providers
     readiness = Readiness()

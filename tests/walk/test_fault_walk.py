@@ -49,7 +49,7 @@ def sync(env: WalkEnv, situation: str, proxy: Proxy, kind: Kind | None = None) -
     except IsabellaError as error:
         assert all((error.what, error.remedy))  # noqa: PT017 - a sync in bad weather may end so, or not
         return False
-    for entry in report.ours:
+    for entry in report.configured:
         held = env.state(entry.name)
         if entry.proof is Proof.PROVEN:
             assert held == ("openai", env.base_url, env.key), entry.reason

@@ -19,12 +19,13 @@ from isabella.errors import ConfigurationError, IsabellaError
 from isabella.letta import encryption
 from isabella.letta.client import LettaClient
 from isabella.letta.http import LettaHttp
-from isabella.locks.provider_lock import Closed, unguarded
+from isabella.locks.provider_lock import CloseProvider, unguarded
+from isabella.providers.apply import Options
 from isabella.providers.bound_agents import Note
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Report
-from isabella.providers.sync import Options, sync_providers
+from isabella.providers.sync import sync_providers
 from isabella.system.urls import PLACEHOLDER_URL
 from tests.support.fake_agents import Agent, FakeAgents
 from tests.support.fake_letta import NO_KEY, FakeLetta, Row
@@ -147,7 +148,7 @@ def _is_told(error: IsabellaError) -> None:
 
 
 def _says_it_is_gone(report: Report | None) -> bool:
-    return report is not None and any("not in Letta now" in entry.reason for entry in report.ours)
+    return report is not None and any("not in Letta now" in entry.reason for entry in report.configured)
 
 
 @pytest.mark.parametrize("situation", SITUATIONS)
@@ -159,7 +160,7 @@ def test_one_fault_of_a_writing_costs_no_proof(situation: str, kind: Kind, when:
     for point in (number for number, one in enumerate(sent, 1) if one.writes):
         report, _ = sync(*letta_in(situation), (point, kind, when))
         assert report is not None
-        (entry,) = report.ours
+        (entry,) = report.configured
         assert entry.proof is Proof.PROVEN, (point, entry.reason)
 
 
@@ -183,7 +184,7 @@ def test_one_of_a_thousand_is_touched_alone() -> None:
 
     report = anyio.run(run)
     assert report.all_proven
-    assert [entry.name for entry in report.ours if entry.action is not Action.KEEP] == ["one-of-many-617"]
+    assert [entry.name for entry in report.configured if entry.action is not Action.KEEP] == ["one-of-many-617"]
     assert [sent.method for sent in transport.sent if sent.writes] == ["PATCH"]
     # The release, a full page and the one after it, the look under the lock, the update, and the reading back.
     assert len(transport.sent) == 6
@@ -208,7 +209,7 @@ class NoPatch(httpx2.AsyncBaseTransport):
 def report_over(
     transport: httpx2.AsyncBaseTransport,
     desired: Sequence[Desired],
-    closed: Closed = unguarded,
+    closed: CloseProvider = unguarded,
     fake_agents: FakeAgents | None = None,
 ) -> Report:
     """What one sync over this way to Letta reports."""
@@ -236,7 +237,7 @@ def test_a_letta_that_is_busy_for_long_is_no_reason_to_delete(situation: str, st
     before = dataclasses.replace(row)
     transport = FaultTransport(NoPatch(fake, status))
     report = report_over(transport, [desired])
-    (entry,) = report.ours
+    (entry,) = report.configured
     assert entry.proof is Proof.FAILED
     assert "not now" in entry.reason
     assert [sent.path for sent in transport.sent if sent.method == "DELETE" and row.id in sent.path] == []
@@ -250,9 +251,9 @@ def test_a_letta_that_is_busy_for_long_is_no_reason_to_delete(situation: str, st
 def test_a_placeholder_that_was_left_behind_is_told_and_healed(status: int) -> None:
     """Sealing takes two updates. Where only the first went through, what stands there is no key, and that is said."""
     fake, desired = letta_in("plaintext")
-    (entry,) = report_over(NoPatch(fake, status, after=1), [desired]).ours
+    (entry,) = report_over(NoPatch(fake, status, after=1), [desired]).configured
     assert (entry.action, entry.proof) == (Action.UPDATE, Proof.FAILED)
-    assert "what stands there now is no key" in entry.reason
+    assert "Letta now holds a placeholder, not a key" in entry.reason
     assert "the key is right" not in entry.reason
     assert "providers sync --only walk" in str(entry.remedy)
     healed, _ = sync(fake, desired)
@@ -378,10 +379,10 @@ def test_agents_follow_a_provider_behind_a_closed_gate(situation: str) -> None:
         happened.append(f"{provider} open, agents at {addresses()}")
 
     way = DeletedMeanwhile(fake) if situation == "deleted meanwhile" else fake.transport()
-    (entry,) = report_over(way, [desired], closed, fake_agents).ours
+    (entry,) = report_over(way, [desired], closed, fake_agents).configured
     assert entry.proof is Proof.PROVEN
     assert happened[-2:] == [f"walk closed, agents at {URL}", f"walk open, agents at {NEW_URL}"]
-    assert "agents that call the new address now: Isabella, agent 0, agent 1, agent 2, agent 3 and 5 more" in (
+    assert "agents moved to the new base URL: Isabella, agent 0, agent 1, agent 2, agent 3 and 5 more" in (
         entry.reason
     )
 
@@ -393,7 +394,7 @@ def test_a_key_is_withheld_while_an_agent_calls_another_address(situation: str) 
     fake_agents.agents["late"].stubborn = True
     report, sent = move(fake, desired, fake_agents)
     assert report is not None
-    (entry,) = report.ours
+    (entry,) = report.configured
     assert entry.proof is Proof.FAILED
     assert "Letta refused to change an agent." in entry.reason
     assert "providers sync --only walk" in str(entry.remedy)
@@ -413,7 +414,7 @@ def test_the_same_key_is_not_withheld(situation: str) -> None:
     for _ in range(2):
         report, _ = move(fake, desired, fake_agents)
         assert report is not None
-        (entry,) = report.ours
+        (entry,) = report.configured
         assert entry.proof is Proof.FAILED
         assert "it has not moved yet" in entry.reason
         row = fake.live("walk")
@@ -445,39 +446,39 @@ class NoPost(httpx2.AsyncBaseTransport):
 def test_an_agent_that_is_bound_while_its_provider_is_nowhere_arrives(situation: str) -> None:
     """Somebody binds it to what Letta says just then; the last look finds it, and the report names it."""
     fake, desired, fake_agents = letta_before_a_move(situation)
-    followed = fake_agents.follow
+    followed = fake_agents.move_to
 
-    async def follow(provider: str, base_url: str, note: Note) -> None:
+    async def move_to(provider: str, base_url: str, note: Note) -> None:
         await followed(provider, base_url, note)
         row = fake.live("walk")
         if row is None or row.base_url == PLACEHOLDER_URL:
             fake_agents.agents["late"].address = PLACEHOLDER_URL
 
-    fake_agents.follow = follow  # type: ignore[method-assign]
+    fake_agents.move_to = move_to  # type: ignore[method-assign]
     report, _ = move(fake, desired, fake_agents)
     assert report is not None
     assert report.all_proven
     assert [agent.address for agent in fake_agents.agents.values()] == [NEW_URL, NEW_URL, URL]
-    assert "agents that call the new address now: Isabella, late" in report.providers[0].reason
+    assert "agents moved to the new base URL: Isabella, late" in report.providers[0].reason
 
 
 @pytest.mark.parametrize("stays", [False, True])
 def test_a_former_key_is_put_back_once_its_agents_are(stays: bool) -> None:
     """POST is refused after the DELETE: agents go back, and then the key; with one that does not, there is none."""
     fake, desired, fake_agents = letta_before_a_move("another type")
-    followed = fake_agents.follow
+    followed = fake_agents.move_to
 
-    async def follow(provider: str, base_url: str, note: Note) -> None:
+    async def move_to(provider: str, base_url: str, note: Note) -> None:
         await followed(provider, base_url, note)
         fake_agents.agents["late"].stubborn = stays
 
-    fake_agents.follow = follow  # type: ignore[method-assign]
-    (entry,) = report_over(NoPost(fake), [desired], fake_agents=fake_agents).ours
+    fake_agents.move_to = move_to  # type: ignore[method-assign]
+    (entry,) = report_over(NoPost(fake), [desired], fake_agents=fake_agents).configured
     assert entry.proof is Proof.FAILED
     assert fake.bearer("walk") == (NO_KEY if stays else FORMER_KEY)
     assert fake_agents.agents["Isabella"].address == URL
     assert ("it is not in Letta now" if stays else "The former record is back in Letta.") in entry.reason
-    fake_agents.follow, fake_agents.agents["late"].stubborn = followed, False  # type: ignore[method-assign]
+    fake_agents.move_to, fake_agents.agents["late"].stubborn = followed, False  # type: ignore[method-assign]
     healed, _ = move(fake, desired, fake_agents)
     assert healed is not None
     assert healed.all_proven
@@ -503,7 +504,7 @@ def test_a_letta_that_goes_away_after_the_delete_leaves_no_doubt_about_what_is_k
     fake, desired, fake_agents = letta_before_a_move("another type")
     if not moves:
         desired = dataclasses.replace(desired, base_url=URL)
-    (entry,) = report_over(GoneAfterDelete(fake), [desired], fake_agents=fake_agents).ours
+    (entry,) = report_over(GoneAfterDelete(fake), [desired], fake_agents=fake_agents).configured
     assert entry.proof is Proof.UNPROVEN
     assert "deleted, and creating it again failed" in entry.reason
     assert "It may not be in Letta now" in entry.reason
@@ -540,7 +541,7 @@ def test_a_gate_that_cannot_be_closed_concerns_its_provider_alone() -> None:
         yield
 
     report = report_over(fake.transport(), [desired, other], closed)
-    failed, done = report.ours
+    failed, done = report.configured
     assert (failed.name, failed.proof, failed.remedy) == ("walk", Proof.FAILED, "Start it.")
     assert "The database cannot be used for locks." in failed.reason
     assert fake.live("walk") == before

@@ -95,7 +95,7 @@ def test_a_restart_between_delete_and_post_is_waited_for(
         report = asyncio.run(ensure_providers(env.settings("another type", proxy.url, **variables)))
     if what != "Postgres":
         comes_back.join()
-    assert report.all_proven, [entry.reason for entry in report.ours]
+    assert report.all_proven, [entry.reason for entry in report.configured]
     with open_admin(letta_server) as opened:
         after = WalkEnv(opened, env.vendors, env.home)
         assert after.state("walk-one") == ("openai", env.base_url, env.key)
@@ -153,4 +153,4 @@ def test_jumps_of_the_clock_change_nothing(env: WalkEnv, situation: str, monkeyp
         settings = load_settings(environment=env.configuration(situation, proxy.url))
         monkeypatch.setattr(time, "time", lambda: real() + next(jumps))
         report = asyncio.run(ensure_providers(settings))
-    assert report.all_proven, [entry.reason for entry in report.ours]
+    assert report.all_proven, [entry.reason for entry in report.configured]

@@ -69,12 +69,12 @@ def status(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
     """
     from isabella.api import compare_providers
     from isabella.cli.backend import vendor_observations
-    from isabella.providers.headline import with_vendors
+    from isabella.providers.health import with_vendor_status
 
     async def compare() -> Report:
         settings = configured_settings(env_file, served=True)
         report = await compare_providers(settings, only=only or (), count_models=True)
-        return with_vendors(report, vendor_observations(settings, report.base_url).get)
+        return with_vendor_status(report, vendor_observations(settings, report.base_url).get)
 
     report = run(compare, as_json)
     _show(report, as_json, conditions=True)
@@ -142,20 +142,20 @@ def _watch(env_file: Path | None, strategy: Strategy | None, as_json: bool) -> N
 async def _keep_in_sync(settings: Settings, as_json: bool) -> None:
     """Sync, and watch until cancelled. With --json, each report is one line on standard output."""
     from isabella.api import ensure_providers
-    from isabella.providers.headline import document
+    from isabella.providers.health import report_document
     from isabella.system.terminal import print_message
-    from isabella.watch.events import Synced, sentences
+    from isabella.watch.events import Synced, log_sentences
     from isabella.watch.watcher import LettaActions, Watcher
 
     def on_event(event: WatchEvent) -> None:
-        for sentence in sentences(event):
+        for sentence in log_sentences(event):
             print_message(sentence.text, level="warning" if sentence.warning else "info")
         if as_json and isinstance(event, Synced):
-            print(json.dumps(document(event.report)), flush=True)
+            print(json.dumps(report_document(event.report)), flush=True)
 
     report = await ensure_providers(settings, count_models=True)
     if as_json:
-        print(json.dumps(document(report)), flush=True)
+        print(json.dumps(report_document(report)), flush=True)
     else:
         _show(report, as_json)
         print_message("Watching for changes; stop with Ctrl-C.")
@@ -164,9 +164,9 @@ async def _keep_in_sync(settings: Settings, as_json: bool) -> None:
 
 def _show(report: Report, as_json: bool, *, conditions: bool = False) -> None:
     if as_json:
-        from isabella.providers.headline import document
+        from isabella.providers.health import report_document
 
-        print_json(document(report))
+        print_json(report_document(report))
         return
     from isabella.cli.tables import show_report
 

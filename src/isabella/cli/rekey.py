@@ -129,5 +129,5 @@ def _confirm(options: RekeyOptions) -> None:
 async def _proven(settings: Settings, connection: Connection) -> Report | None:
     """Sync and prove the configured providers that Letta has; return None if it has none of them."""
     compared = await compare_providers(settings, connection=connection)
-    names = [entry.name for entry in compared.ours if entry.in_letta]
+    names = [entry.name for entry in compared.configured if entry.in_letta]
     return await ensure_providers(settings, connection=connection, only=names) if names else None

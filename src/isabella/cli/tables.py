@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from isabella.providers.headline import Level, document, headline, vendor_level, vendor_words
+from isabella.providers.health import Level, headline, report_document, vendor_level, vendor_words
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
 from isabella.system.terminal import console, print_message
@@ -48,7 +48,7 @@ def show_report(report: Report, *, conditions: bool = False) -> None:
         lead = headline(report)
         out.print(Text(f"{lead.title} {lead.text}".strip(), style=_LEVEL_STYLES[lead.level]))
     out.print(report_table(report, conditions=conditions))
-    for provider in report.ours if conditions else ():
+    for provider in report.configured if conditions else ():
         seen = provider.vendor_status
         if seen is not None and not provider.refused_by_vendor and vendor_level(seen) > Level.UNKNOWN:
             out.print(
@@ -60,7 +60,7 @@ def show_report(report: Report, *, conditions: bool = False) -> None:
     for provider in report.providers:
         if provider.remedy:
             out.print(Text(f"{provider.name}: {provider.remedy}"))
-    if not report.ours:
+    if not report.configured:
         out.print("No vendor key is configured. Put one into .env, for instance: CEREBRAS_API_KEY=csk-...")
 
 
@@ -69,7 +69,7 @@ def log_report(report: Report) -> None:
     show_notices(report.notices)
     lead = headline(report)
     level = "warning" if lead.level >= Level.WARNING else "info"
-    print_message(f"{lead.title} {lead.text}".strip(), level=level, report=document(report))
+    print_message(f"{lead.title} {lead.text}".strip(), level=level, report=report_document(report))
 
 
 def report_table(report: Report, *, conditions: bool = False) -> Table:
@@ -94,7 +94,7 @@ def _cells(provider: ProviderReport, with_receipts: bool, conditions: bool) -> l
         provider.name,
         provider.type,
         provider.key or "-",
-        "no key" if not provider.ours and provider.stored is ProviderState.ABSENT else provider.stored,
+        "no key" if not provider.configured and provider.stored is ProviderState.ABSENT else provider.stored,
         "-" if provider.action is Action.NONE else provider.action,
         "-" if provider.proof is Proof.NOT_ASKED else provider.proof,
     ]
@@ -103,7 +103,9 @@ def _cells(provider: ProviderReport, with_receipts: bool, conditions: bool) -> l
     if conditions:
         since, seen = provider.since, provider.vendor_status
         words += [provider.condition or "-", "-" if since is None else _local_time(since)]
-        words += [vendor_words(seen), "-" if seen is None else _local_time(seen.at)] if provider.ours else ["-", "-"]
+        words += (
+            [vendor_words(seen), "-" if seen is None else _local_time(seen.at)] if provider.configured else ["-", "-"]
+        )
     cells = [Text(word.replace("_", " ") if word in _STYLES else word, style=_STYLES.get(word, "")) for word in words]
     return [*cells, Text(provider.reason)]
 

@@ -1,1 +1,1 @@
-"""Settings, and where each value comes from: keys, vendors and custom vendors."""
+"""Settings, API keys and vendors, and the source of each value."""

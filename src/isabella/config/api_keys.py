@@ -1,4 +1,4 @@
-"""Validation of API keys and of the master key."""
+"""The form of API keys: what is accepted, and what is removed around them."""
 
 from __future__ import annotations
 
@@ -25,35 +25,30 @@ _HEXADECIMAL_64 = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class KeyRefused(ValueError):
-    """A value cannot be an API key. The message says why and never holds the value."""
+    """The value cannot be an API key. The message says why, without the value."""
 
 
 class KeyEmpty(KeyRefused):
-    """Nothing is there."""
+    """The value is empty."""
 
 
 class KeyPlaceholder(KeyRefused):
-    """What is there stands in for a key."""
+    """The value is a placeholder."""
 
 
 @dataclass(frozen=True)
 class CleanKey:
-    """A key as it will be used.
-
-    Attributes:
-        value: the key itself.
-        notes: what was taken off it, for the operator to read.
-    """
+    """A key without what was copied along with it; `notes` tell the operator what was removed."""
 
     value: str
     notes: tuple[str, ...] = ()
 
 
-def clean(raw: str) -> CleanKey:
-    """Take off what copying leaves around a key, and refuse what cannot be one.
+def clean_key(raw: str) -> CleanKey:
+    """Remove what copying leaves around a key, and refuse what cannot be one.
 
     Raises:
-        KeyRefused: empty, a placeholder, or with characters that no key has.
+        KeyRefused: the value is empty, a placeholder, or has characters that no key has.
     """
     notes: list[str] = []
     value = raw.strip()
@@ -88,5 +83,5 @@ def clean(raw: str) -> CleanKey:
 
 
 def is_master_key(value: str) -> bool:
-    """Whether this is what `LETTA_ENCRYPTION_KEY` should be: 64 hexadecimal characters (32 bytes)."""
+    """Return whether this is a valid `LETTA_ENCRYPTION_KEY`: 64 hexadecimal characters (32 bytes)."""
     return _HEXADECIMAL_64.fullmatch(value) is not None

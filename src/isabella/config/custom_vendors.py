@@ -1,4 +1,4 @@
-"""Further OpenAI-compatible vendors, declared in `isabella.toml`, never with the key in it."""
+"""More OpenAI-compatible vendors, declared in `isabella.toml`. The file never holds a key."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 
 
 class _Declaration(BaseModel):
-    """One `[[providers]]` of the file, as it stands on disk."""
+    """One `[[providers]]` table of the file."""
 
     model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
 
@@ -31,7 +31,6 @@ class _Declaration(BaseModel):
     key_prefix: str | None = None
     default_model: str | None = None
     default_window: Annotated[int, Field(gt=0)] = 32_768
-    # A list as the default would be copied, deeply, for every table.
     models: list[str] | dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=list)
 
     @field_validator("base_url")
@@ -42,9 +41,9 @@ class _Declaration(BaseModel):
     @field_validator("api_key_env")
     @classmethod
     def _is_no_key(cls, value: str) -> str:
-        # Some keys have the form of a variable's name; as one they would be shown to everybody.
+        # Some keys have the form of a variable name, and variable names are shown.
         if value.startswith(KNOWN_PREFIXES):
-            raise ValueError("it has to name the variable that holds the key; a key must not stand in this file")
+            raise ValueError("it has to name the variable that holds the key; this file must not hold a key")
         return value
 
     @field_validator("name")
@@ -58,7 +57,7 @@ class _Declaration(BaseModel):
 
 
 def declared_vendors(path: Path) -> tuple[Vendor, ...]:
-    """The vendors that the file declares; none where there is no file.
+    """Return the vendors that the file declares; none if the file does not exist.
 
     Raises:
         FileUnreadable: the file cannot be read.
@@ -87,7 +86,6 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
         )
     taken = {vendor.provider: "the catalog" for vendor in known_vendors()}
     vendors = []
-    # Once for all of them: a thousand tables are declared in a thousand places.
     lines = _lines_of_tables(text)
     for index, entry in enumerate(entries):
         line = lines[index] if index < len(lines) else _line_of(text, "providers")
@@ -105,7 +103,7 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
 def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
     if "api_key" in entry or "key" in entry:
         raise ConfigurationError(
-            f"{path}, line {line}: a key must not stand in this file.",
+            f"{path}, line {line}: this file must not hold a key.",
             remedy='Put it into .env, and name its variable here: api_key_env = "NAME_API_KEY".',
         )
     try:

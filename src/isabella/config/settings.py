@@ -1,4 +1,4 @@
-"""Isabella's settings: from the environment and `.env`, validated, each with its origin."""
+"""Isabella's settings, from the environment and `.env`: validated, each with its origin."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ from isabella.errors import ConfigurationError
 from isabella.system import redaction
 from isabella.system.terminal import LogFormat
 
-# Made once: building it takes a hundred times as long as using it.
+# Building the adapter takes a hundred times as long as using it.
 _ADDRESS = TypeAdapter(AnyHttpUrl)
 MAKE_MASTER_KEY = "python3 -c 'import secrets; print(secrets.token_hex(32))'"
 
 
 class ProviderTypes(StrEnum):
-    """With which of Letta's provider types the vendors are registered."""
+    """The provider types with which the vendors are registered in Letta."""
 
     NATIVE = "native"
     OPENAI = "openai"
 
 
 class Embeddings(StrEnum):
-    """Where the vectors of archival memory come from."""
+    """The source of the vectors of archival memory."""
 
-    #: Mistral where it has a key, otherwise the local model where its extra is installed, otherwise nowhere.
+    #: Mistral if it has a key, otherwise the local model if its extra is installed, otherwise none.
     AUTO = "auto"
     MISTRAL = "mistral"
     LOCAL = "local"
     OFF = "off"
 
 
-class Watch(StrEnum):
+class WatchMode(StrEnum):
     """How a changed configuration is noticed while the backend runs."""
 
-    #: The file system tells; now and then it is looked at all the same.
+    #: By reports of the file system, and regular checks.
     AUTO = "auto"
     POLL = "poll"
     OFF = "off"
 
 
 class Settings(BaseSettings):
-    """Everything an operator can configure, apart from the vendors' own variables.
+    """All settings except the vendors' own variables.
 
-    `Settings()` reads the process environment and `.env` in the working directory; `load_settings` reads
-    another file, and turns what is wrong into a `ConfigurationError`. Vendors' variables (`GROQ_API_KEY`, …)
-    are read from `sources` by `isabella.providers.desired`, because which ones there are is data.
+    `Settings()` reads the process environment and `.env` in the working directory; `load_settings` can read another
+    file, and raises a `ConfigurationError` for invalid values. The vendors' variables (`GROQ_API_KEY`, …) depend on
+    the declared vendors; `isabella.providers.desired` reads them from `sources`.
     """
 
     model_config = SettingsConfigDict(
-        # No `env_file`: pydantic-settings would read it itself, whatever it is and however long.
+        # No `env_file`: pydantic-settings would read it without limits of type and size.
         extra="ignore",
         hide_input_in_errors=True,
         populate_by_name=True,
@@ -157,8 +157,8 @@ class Settings(BaseSettings):
         alias="ISABELLA_GATE_TIMEOUT",
         description="Seconds that turns wait while their provider is recreated, and that it waits for them first.",
     )
-    watch: Watch = Field(
-        Watch.AUTO,
+    watch: WatchMode = Field(
+        WatchMode.AUTO,
         alias="ISABELLA_WATCH",
         description="How a changed configuration is noticed while the backend runs: auto, poll (where the file "
         "system gives no notice), or off.",
@@ -192,7 +192,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Read both layers at once, so that the origin of each value is known."""
+        """Read environment and file together, so that the origin of each value is known."""
         given = init_settings()
         sources = given.get("sources") or Sources.read()
         return init_settings, _Layers(settings_cls, sources)
@@ -251,23 +251,23 @@ class Settings(BaseSettings):
             raise ValueError("the home folder that ~ stands for is not known; write the whole path") from None
 
     def model_post_init(self, context: Any, /) -> None:
-        """Make sure that these secrets are taken out of every text that comes from elsewhere."""
+        """Register the secrets for redaction."""
         for secret in (self.letta_api_key, self.letta_encryption_key, self.database_url, self.token):
             if secret is not None:
                 redaction.remember(secret.get_secret_value())
         if self.database_url is not None:
-            # Whoever quotes the password does not always quote the address around it.
+            # An error may quote the password without the URL around it.
             with suppress(ValueError):
                 password = urlsplit(self.database_url.get_secret_value()).password or ""
                 redaction.remember(password, unquote(password))
 
     def origin(self, field: str) -> str:
-        """Where a setting's value came from: `environment`, the path of `.env`, `argument` or `default`."""
+        """Return the origin of a setting: `environment`, the path of `.env`, `argument` or `default`."""
         origin = self.sources.origin(variable(field))
         return "argument" if origin == DEFAULT and field in self.model_fields_set else origin
 
     def contradictions(self, vendors: tuple[Vendor, ...] | None = None) -> list[str]:
-        """One sentence for each variable that the environment and `.env` set to different values."""
+        """Return a sentence for each variable that the environment and `.env` set to different values."""
         names = [variable(name) for name in type(self).model_fields if name != "sources"]
         for vendor in known_vendors() if vendors is None else vendors:
             names += [vendor.api_key_env, vendor.api_key_file_env]
@@ -281,7 +281,7 @@ class Settings(BaseSettings):
 
 
 class _Layers(PydanticBaseSettingsSource):
-    """The layers of `Sources`, as pydantic-settings wants to see them."""
+    """Adapter of `Sources` for pydantic-settings."""
 
     def __init__(self, settings_cls: type[BaseSettings], sources: Sources) -> None:
         super().__init__(settings_cls)
@@ -306,13 +306,13 @@ def load_settings(
     """Read the settings from the environment and `.env`.
 
     Args:
-        env_file: another file in place of `.env`; it has to exist.
-        environment: in place of the process environment.
-        overrides: fields of `Settings` that win over both, as command line options do; None means not given.
+        env_file: replaces `.env`; it has to exist.
+        environment: replaces the process environment.
+        overrides: fields of `Settings` that win over both, such as command line options; None means not given.
 
     Raises:
-        ConfigurationError: a value is malformed; the message names the variable, where it stands, and what
-            would be right, and holds no value.
+        ConfigurationError: a value is malformed; the message names the variable, its origin and the expected form,
+            without the value.
     """
     given = {variable(field): value for field, value in overrides.items() if value is not None}
     sources = Sources.read(env_file, environment).without(given)
@@ -327,16 +327,16 @@ def load_settings(
 
 
 def variable(field: str) -> str:
-    """The environment variable of a field of `Settings`."""
+    """Return the environment variable of a field of `Settings`."""
     info = Settings.model_fields.get(field)
     return field if info is None or info.alias is None else info.alias
 
 
 def duration(value: str) -> float:
-    """Seconds, from a number of them or from such as `90s`, `5m`, `1h30m`.
+    """Return the seconds of a duration: a number, or a text such as `90s`, `5m`, `1h30m`.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: it is malformed.
     """
     text = value.strip().lower()
     with suppress(ValueError):
@@ -349,10 +349,10 @@ def duration(value: str) -> float:
 
 
 def http_address(value: str) -> str:
-    """An `http` or `https` address without a trailing slash.
+    """Return an `http` or `https` URL without a trailing slash.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not such a URL.
     """
     address = value.strip().rstrip("/")
     try:

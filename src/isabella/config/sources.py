@@ -1,4 +1,4 @@
-"""Where configuration values come from: the environment before `.env`, and which one it was."""
+"""The sources of configuration values: the environment, which wins, and `.env`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,7 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class ConfigValue:
-    """A configuration value and where it came from.
-
-    Attributes:
-        text: the value as it stands there.
-        origin: `environment`, the path of the `.env` file, or the path of a key file.
-    """
+    """A raw configuration value; its origin is `environment`, the path of `.env`, or that of a key file."""
 
     text: str = field(repr=False)
     origin: str
@@ -35,12 +30,11 @@ class Sources:
     """One consistent reading of the environment and of `.env`.
 
     Attributes:
-        environment: the process environment.
-        file: the path of the `.env` file, whether or not it exists.
-        dotenv: what the `.env` file holds.
-        lines: on which line of the file a name stands last.
-        overlay: values that win over both, with origins of their own, such as those of the practice vendors.
-        overlaid_from: the file in which the keys of the overlay stand; None where they stand in none.
+        file: the path of the `.env` file, which need not exist.
+        dotenv: the variables in the `.env` file.
+        lines: the last line of the file on which a variable is set.
+        overlay: values that win over both, such as those of the practice vendors.
+        overlaid_from: the file with the keys of the overlay, if there is one.
     """
 
     environment: Mapping[str, str] = field(repr=False)
@@ -56,10 +50,10 @@ class Sources:
 
         Args:
             env_file: the file; by default `.env` in the working directory, which need not exist.
-            environment: in place of the process environment.
+            environment: replaces the process environment.
 
         Raises:
-            FileUnreadable: the file that was named does not exist, or one cannot be read.
+            FileUnreadable: the given file does not exist, or one cannot be read.
             ConfigurationError: it has a malformed line.
         """
         environment = dict(os.environ if environment is None else environment)
@@ -93,7 +87,7 @@ class Sources:
         return cls(environment, path, values, lines)
 
     def without(self, names: Iterable[str]) -> Sources:
-        """The same reading, as if these variables were set nowhere."""
+        """Return a copy in which these variables are not set."""
         left_out = set(names)
         return replace(
             self,
@@ -102,7 +96,7 @@ class Sources:
         )
 
     def get(self, name: str) -> ConfigValue | None:
-        """The value of a variable: the environment wins over `.env`, as everywhere."""
+        """Return the value of a variable. The environment wins over `.env`, as is usual."""
         if name in self.overlay:
             return self.overlay[name]
         if name in self.environment:
@@ -112,12 +106,12 @@ class Sources:
         return None
 
     def origin(self, name: str) -> str:
-        """Where a variable's value comes from; `default` where it is not set at all."""
+        """Return the origin of a variable's value; `default` if it is not set."""
         value = self.get(name)
         return DEFAULT if value is None else value.origin
 
     def contradictions(self, names: Iterable[str]) -> list[str]:
-        """Those of the variables that the environment and `.env` both set, to different values."""
+        """Return those variables that the environment and `.env` set to different values."""
         return [
             name
             for name in names

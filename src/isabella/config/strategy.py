@@ -1,4 +1,4 @@
-"""How providers are brought in line: the operator's choice."""
+"""The strategy for syncing providers."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from enum import StrEnum
 
 
 class Strategy(StrEnum):
-    """The operator's choice between no gap and a clean slate."""
+    """The operator's choice between no gap and recreating everything."""
 
-    #: Keep what is proven, update in place where that can work, recreate only where it must be.
+    #: Keep what is proven, update in place if that can work, recreate only if nothing else works.
     AUTO = "auto"
-    #: DELETE, then POST, every provider at every start, as the earlier system did. Opens a gap (fact P7).
+    #: DELETE, then POST every provider at every start, as the earlier system did. Opens a gap (fact P7).
     RECREATE = "recreate"
     #: Never DELETE.
     IN_PLACE = "in-place"

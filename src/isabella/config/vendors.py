@@ -1,4 +1,4 @@
-"""The vendors known by name, read from `vendors.toml`."""
+"""The catalog of known vendors, read from `vendors.toml`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ class Vendor:
     """A company that serves models.
 
     Attributes:
-        name: how it is called here, for instance `groq`.
-        title: how it calls itself.
-        provider: the name of its provider in Letta; agents' handles begin with it.
+        name: its name in Isabella, for instance `groq`.
+        title: its name for people.
+        provider: the name of its provider in Letta, with which handles begin.
         type: Letta's provider type for it.
-        base_url: where its OpenAI-compatible API answers.
-        api_key_env: the variable that holds its key.
-        base_url_env: the variable that moves its base URL; None for a vendor declared in isabella.toml.
-        type_env: the variable that changes its provider type; None for a vendor declared in isabella.toml.
-        key_prefix: what its keys begin with, where they all do.
-        keys_page: where keys are made.
-        default_model: a model to start with; None means the first that the vendor lists.
-        default_window: context window in tokens of a model about which nothing is known.
+        base_url: the base URL of its OpenAI-compatible API.
+        api_key_env: the variable with its key.
+        base_url_env: the variable that overrides its base URL; None for a vendor declared in isabella.toml.
+        type_env: the variable that overrides its provider type; None for a vendor declared in isabella.toml.
+        key_prefix: the prefix of its keys, if they all have one.
+        keys_page: the page where keys are created.
+        default_model: the model to start with; None for the first that the vendor lists.
+        default_window: context window in tokens of an unknown model.
         models: context windows in tokens by model id.
-        call_id: the form of tool call ids that it insists on, as a regular expression; None where it takes any.
+        call_id: the required form of tool call ids, as a regular expression; None if any is accepted.
     """
 
     name: str
@@ -48,13 +48,13 @@ class Vendor:
 
     @property
     def api_key_file_env(self) -> str:
-        """The variable that names a file with the key in it."""
+        """The variable with the path of a file that holds the key."""
         return f"{self.api_key_env}_FILE"
 
 
 @cache
 def known_vendors() -> tuple[Vendor, ...]:
-    """The vendors of the catalog, in its order."""
+    """Return the vendors of the catalog, in its order."""
     document = tomllib.loads(resources.files("isabella.config").joinpath("vendors.toml").read_text("utf-8"))
     return tuple(_vendor(**entry) for entry in document["vendors"])
 
@@ -69,5 +69,5 @@ def _vendor(*, variables: str, **entry: Any) -> Vendor:
 
 
 def vendor_of_prefix(key: str) -> Vendor | None:
-    """The vendor whose keys begin as this one does."""
+    """Return the vendor whose key prefix this key has."""
     return next((v for v in known_vendors() if v.key_prefix and key.startswith(v.key_prefix)), None)

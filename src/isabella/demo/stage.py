@@ -136,7 +136,7 @@ class DemoStage:
 
 def desired_provider(settings: Settings) -> Desired:
     """Return the provider that `.env` configures."""
-    return next(provider for provider in desired_providers(settings) if provider.wanted)
+    return next(provider for provider in desired_providers(settings) if provider.configured)
 
 
 async def stored_provider(settings: Settings) -> tuple[StoredProvider | None, KeyReading | None]:

@@ -116,9 +116,10 @@ async def _stale_key(stage: DemoStage, output: DemoOutput) -> Settings:
     old = stage.vendors.key(VENDOR)
     settings = stage.configure(old, stage.letta.master_key)
     report = await ensure_providers(settings)
+    entry = report.configured[0]
     output.check(
         "first start",
-        f"{report.ours[0].action} provider {report.ours[0].name} with {shown(old)}: {report.ours[0].proof}",
+        f"{entry.action} provider {entry.name} with {shown(old)}: {entry.proof}",
         expected="it is created and proven",
         ok=report.all_proven,
     )
@@ -209,7 +210,7 @@ async def _try_to_update(output: DemoOutput, settings: Settings) -> None:
 
 
 async def _plan_and_sync(output: DemoOutput, settings: Settings, state: ProviderState, action: Action) -> None:
-    planned = (await compare_providers(settings)).ours[0]
+    planned = (await compare_providers(settings)).configured[0]
     output.check(
         "plan",
         f"{planned.action}: {planned.reason}",
@@ -217,7 +218,7 @@ async def _plan_and_sync(output: DemoOutput, settings: Settings, state: Provider
         ok=planned.action is action and planned.stored is state,
     )
     began = time.monotonic()
-    synced = (await ensure_providers(settings)).ours[0]
+    synced = (await ensure_providers(settings)).configured[0]
     output.check(
         "sync",
         f"{synced.action}, {synced.proof}, in {time.monotonic() - began:.1f} s",

@@ -85,7 +85,7 @@ class ConfigurationEvidence:
     @property
     def usable(self) -> tuple[Desired, ...]:
         """The providers that can be registered as configured."""
-        return tuple(desired for desired in self.desired if desired.wanted and desired.obstacle is None)
+        return tuple(desired for desired in self.desired if desired.configured and desired.obstacle is None)
 
     def provider(self, name: str | None) -> Desired | None:
         """Return the configured provider of this name."""

@@ -57,7 +57,7 @@ class KeyReading:
     Attributes:
         match: how it compares with the desired key.
         sealed: whether it is stored encrypted; in plaintext otherwise.
-        key: the stored key, if it was decrypted; see `stored_key`.
+        key: the stored key, if it was read.
     """
 
     match: KeyMatch
@@ -218,27 +218,3 @@ def read_back(
         # Letta stores an empty key like any other (facts P10, O9).
         return KeyReading(KeyMatch.DIFFERENT if key else KeyMatch.NOTHING, sealed=True, key=SecretStr(key))
     return KeyReading(KeyMatch.EQUAL, sealed=True, key=SecretStr(key))
-
-
-def recall_reading(text: str | None, desired: SecretStr, memo: ProofMemo | None) -> KeyReading | None:
-    """Return what the memo says of a stored value, without decrypting it; None if it has to be decrypted."""
-    if memo is None or not text:
-        return None
-    match memo.holds(text, desired.get_secret_value()):
-        case True:
-            return KeyReading(KeyMatch.EQUAL, sealed=True, key=desired)
-        case False:
-            return KeyReading(KeyMatch.DIFFERENT, sealed=True)
-        case None:
-            return None
-
-
-def stored_key(reading: KeyReading | None, text: str | None, master_key: SecretStr | None) -> SecretStr | None:
-    """Return the stored key, decrypted now if the reading came from the memo; None if it cannot be read."""
-    if reading is None:
-        return None
-    # Only a recalled reading says that a key differs without having it.
-    if reading.key is not None or reading.match is not KeyMatch.DIFFERENT or text is None or master_key is None:
-        return reading.key
-    key = decrypt(text, master_key.get_secret_value())
-    return None if key is None else SecretStr(key)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Protocol
 
 from pydantic import SecretStr
 
 from isabella.letta.releases import Capabilities
 from isabella.system.tasks import gather
-
-#: Up to this many providers are read one by one, because the list may have a thousand rows.
-_FEW = 3
 
 
 @dataclass(frozen=True)
@@ -74,32 +69,16 @@ class Store(Protocol):
         """Have it read the vendor's model list."""
 
 
-@dataclass(frozen=True)
-class StoreSnapshot:
-    """The result of one reading of a store.
-
-    Attributes:
-        abilities: what its release can do.
-        stored: live providers.
-        whole: whether these are all of them.
-    """
-
-    abilities: Capabilities
-    stored: Sequence[StoredProvider]
-    whole: bool = True
-
-
-async def read_store(store: Store, only: Sequence[str] = ()) -> StoreSnapshot:
-    """Read a store's release and its providers, at the same time.
+async def read_store(store: Store, name: str | None = None) -> tuple[Capabilities, list[StoredProvider]]:
+    """Read a store's release and its live providers, at the same time.
 
     Args:
         store: the store.
-        only: names of providers; by default all. A few names are read one by one, without the list.
+        name: reads only the provider of this name, without the list.
 
     Raises:
         LettaError: it cannot be read. This never means that it has no providers.
     """
-    named = 0 < len(only) <= _FEW
     abilities: list[Capabilities] = []
     stored: list[StoredProvider] = []
 
@@ -107,14 +86,11 @@ async def read_store(store: Store, only: Sequence[str] = ()) -> StoreSnapshot:
         abilities.append(await store.abilities())
 
     async def read_stored() -> None:
-        stored.extend((await find_all(store, only)).values() if named else await store.all())
+        if name is None:
+            stored.extend(await store.all())
+        elif (provider := await store.find(name)) is not None:
+            stored.append(provider)
 
     # The longer request first: Letta handles one at a time.
     await gather([read_stored, read_abilities])
-    return StoreSnapshot(abilities[0], stored, whole=not named)
-
-
-async def find_all(store: Store, names: Sequence[str]) -> dict[str, StoredProvider]:
-    """Return the providers with these names that the store holds, by name."""
-    found = await gather([partial(store.find, name) for name in names])
-    return {stored.name: stored for stored in found if stored is not None}
+    return abilities[0], stored

@@ -1,7 +1,7 @@
-"""Advisory locks in Letta's Postgres: they hold for every backend, and go away with whoever holds them.
+"""Advisory locks in Letta's Postgres: they hold for every backend, and end with their holder.
 
-One session holds many locks at once. Where a lock has to be waited for, a session of its own waits, in Postgres'
-own order: whoever came first is served first.
+One session holds many locks. If a lock is not free, a session of its own waits for it, in Postgres' order: first
+come, first served.
 """
 
 from __future__ import annotations
@@ -33,17 +33,13 @@ LIMIT 1
 
 
 def lock_key(*words: str) -> int:
-    """The number that stands for these words: advisory locks are numbers, one space of them for each database."""
+    """Return the number of a lock. Advisory locks are numbers, in one space for each database."""
     digest = hashlib.sha256("\0".join(("isabella", *words)).encode()).digest()
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
 class AdvisoryLocks:
-    """The locks of this process in one Postgres. Belongs to one event loop.
-
-    Args:
-        database_url: the database.
-    """
+    """The locks of this process in one Postgres. Belongs to one event loop."""
 
     def __init__(self, database_url: SecretStr) -> None:
         self._url = database_url
@@ -58,18 +54,18 @@ class AdvisoryLocks:
 
         Args:
             key: the lock.
-            shared: together with others that share it. Within this process any number may.
-            alone: in a session of its own, so that it also excludes what this process holds.
+            shared: allow others to share it. Within this process any number of holders is allowed.
+            alone: use a session of its own, so that it excludes holders in this process too.
             timeout: seconds to wait for it.
 
         Raises:
-            LockTimeout: others held it all that time.
+            LockTimeout: other holders kept it all that time.
             ConfigurationError: the database cannot be used.
         """
         taken = False
         try:
             if not alone:
-                # Not to be interrupted: a lock that was given while nobody listened any more would be held for ever.
+                # Shielded: a lock granted to a cancelled request would never be released.
                 with anyio.CancelScope(shield=True):
                     taken = await self._try(key, shared)
             if taken:
@@ -80,25 +76,25 @@ class AdvisoryLocks:
                 with anyio.CancelScope(shield=True):
                     await self._unlock(key, shared)
         connection = await open_connection(self._url)
-        # Closing the connection gives the lock back, and so does the end of this process.
+        # Closing the connection releases the lock, and so does the end of this process.
         async with connection:
             await self._wait(connection, key, shared, timeout)
             yield
 
     async def is_waited_for(self, key: int) -> bool:
-        """Whether somebody waits to have this lock for itself."""
+        """Return whether a session waits for this lock exclusively."""
         import psycopg
 
         try:
             session = await self._shared_session()
             row = await (await session.execute(_WAITED_FOR, (key,))).fetchone()
         except (psycopg.Error, ConfigurationError):
-            # Whoever waited there does so no more: its session is gone, too.
+            # If the database fails, the waiting session is gone too.
             return False
         return row is not None
 
     async def close(self) -> None:
-        """Give everything back."""
+        """Release all locks."""
         session, self._session = self._session, None
         if session is not None:
             await session.close()
@@ -112,7 +108,7 @@ class AdvisoryLocks:
             try:
                 row = await (await session.execute(statement, (key,))).fetchone()
             except psycopg.OperationalError as error:
-                # The server was restarted, or closed a session that was idle for long.
+                # The server was restarted, or has closed an idle session.
                 if attempt == 2:
                     raise _unusable(error) from None
                 await session.close()
@@ -130,7 +126,7 @@ class AdvisoryLocks:
         try:
             await session.execute(statement, (key,))
         except psycopg.Error:
-            # A session that fails is over, and its locks with it.
+            # The locks of a failed session end with it.
             await session.close()
 
     async def _wait(self, connection: AsyncConnection, key: int, shared: bool, timeout: float) -> None:
@@ -144,7 +140,7 @@ class AdvisoryLocks:
             await connection.execute(statement, (key,))
         except psycopg.errors.LockNotAvailable:
             raise LockTimeout(
-                f"Other processes have held a lock for {timeout:g} s.",
+                f"Other processes have held the lock for {timeout:g} s.",
                 remedy="Wait for them, or look for a process that hangs.",
             ) from None
         except psycopg.Error as error:
@@ -161,10 +157,10 @@ class AdvisoryLocks:
 
 
 async def open_connection(database_url: SecretStr) -> AsyncConnection:
-    """A session with the database, in which every statement counts at once.
+    """Open a session with autocommit.
 
     Raises:
-        ConfigurationError: the address is none, or the database cannot be reached.
+        ConfigurationError: the URL is malformed, or the database cannot be reached.
     """
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
@@ -174,11 +170,11 @@ async def open_connection(database_url: SecretStr) -> AsyncConnection:
         parts = conninfo_to_dict(address)
     except (psycopg.ProgrammingError, UnicodeError):
         parts = None
-    # What the database's own library does not understand it quotes in its message, and that may be the password: one
-    # with an @ in it goes on in what is taken for the host, one with a / in it begins in what is taken for the port.
+    # libpq quotes what it does not understand in its error, and that may be a part of the password: after an
+    # unencoded @ the rest of the password is taken for the host, before an unencoded / its start for the port.
     if parts is None or "@" in str(parts.get("host", "")) or not _PORTS.fullmatch(str(parts.get("port", ""))):
         raise ConfigurationError(
-            "ISABELLA_DATABASE_URL is not the address of a Postgres database.",
+            "ISABELLA_DATABASE_URL is not the URL of a Postgres database.",
             remedy="Write postgresql://user:password@host:port/database, and special characters of the password "
             "percent-encoded: %40 for @, %2F for /.",
         )
@@ -192,5 +188,5 @@ def _unusable(error: Exception) -> ConfigurationError:
     lines = redact(str(error)).strip().splitlines()
     return ConfigurationError(
         f"Letta's database cannot be used for locks: {lines[0] if lines else type(error).__name__}",
-        remedy="Correct ISABELLA_DATABASE_URL, or unset it where one backend is all there is.",
+        remedy="Correct ISABELLA_DATABASE_URL, or unset it if there is only one backend.",
     )

@@ -1,10 +1,10 @@
-"""The gate: while a provider is recreated, turns on it wait (fact P7).
+"""The provider lock, or gate: while a provider is recreated, turns on it wait (fact P7).
 
 Between DELETE and POST Letta does not fail closed: an agent's call would go to the vendor with another key. So turns
-pass the gate of their provider, any number side by side; a change closes it, lets those in flight finish, up to a
-limit, and after that asks them to end. Only when none is left is anything changed. Other providers are not touched.
+pass the gate of their provider, any number at a time. A change closes it and lets the running turns finish, up to a
+limit; then it asks them to end. It begins when no turn is left. Other providers are not affected.
 
-It holds in this process always, and in every process where Letta's Postgres is known.
+The lock always holds in this process, and in every process if Letta's Postgres is known.
 """
 
 from __future__ import annotations
@@ -15,30 +15,28 @@ from dataclasses import dataclass, field
 
 import anyio
 import anyio.abc
+from pydantic import SecretStr
 
-from isabella.config.settings import Settings
 from isabella.errors import GateTimeout, LockTimeout
-from isabella.letta.connection import Connection
 from isabella.locks.postgres import AdvisoryLocks, lock_key
 
-#: Seconds that turns have to end in, once they are asked to.
+#: Seconds that turns have to end when they are asked to.
 _TO_END = 10.0
 _LOOK_EVERY = 1.0
 
-
 #: Keeps turns off a provider while it is changed.
-Closed = Callable[[str], AbstractAsyncContextManager[None]]
+CloseProvider = Callable[[str], AbstractAsyncContextManager[None]]
 
 
 @asynccontextmanager
 async def unguarded(_provider: str) -> AsyncIterator[None]:
-    """No gate: where nothing speaks through these providers."""
+    """Lock nothing: for providers without turns."""
     yield
 
 
 @dataclass
-class _Provider:
-    """One provider's gate in this process."""
+class _Gate:
+    """The gate of one provider in this process."""
 
     passing: int = 0
     changes: int = 0
@@ -46,51 +44,61 @@ class _Provider:
     moved: anyio.Event = field(default_factory=anyio.Event)
 
     def move(self) -> None:
-        """Wake everybody who waits for a change of this gate."""
+        """Wake everything that waits for a change of this gate."""
         self.moved.set()
         self.moved = anyio.Event()
+
+    async def wait_until_empty(self) -> None:
+        """Wait until no turn passes."""
+        while self.passing:
+            await self.moved.wait()
+
+    def ask_to_leave(self) -> None:
+        """Ask every turn that passes to end."""
+        for leave in [*self.leave]:
+            leave()
 
 
 class ProviderLock:
     """The gates of all providers.
 
     Args:
-        advisory: locks that hold across processes; None where no database is known.
-        patience: seconds that a turn waits at a closed gate, and a change for the turns in flight.
+        advisory: locks that hold across processes; None if no database is known.
+        patience: seconds that a turn waits at a closed gate, and a change for running turns.
     """
 
     def __init__(self, advisory: AdvisoryLocks | None = None, *, patience: float = 30.0) -> None:
         self._advisory = advisory
         self._patience = patience
-        self._providers: dict[str, _Provider] = {}
+        self._gates: dict[str, _Gate] = {}
 
     @property
     def holds_everywhere(self) -> bool:
-        """Whether turns of other processes are held, too."""
+        """Whether turns of other processes are held too."""
         return self._advisory is not None
 
     def is_closed(self, provider: str) -> bool:
-        """Whether a turn would have to wait in this process."""
-        found = self._providers.get(provider)
-        return found is not None and found.changes > 0
+        """Return whether a turn would have to wait in this process."""
+        gate = self._gates.get(provider)
+        return gate is not None and gate.changes > 0
 
     @asynccontextmanager
     async def passing(self, provider: str, *, leave: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
-        """Be in flight on this provider.
+        """Run a turn on this provider.
 
         Args:
             provider: its name in Letta.
-            leave: called when a change has waited for long enough: the turn has to end now.
+            leave: is called when a change has waited for long enough; the turn has to end then.
 
         Raises:
             GateTimeout: a change has kept the gate closed for too long.
         """
-        gate = self._providers.setdefault(provider, _Provider())
+        gate = self._gates.setdefault(provider, _Gate())
         with anyio.move_on_after(self._patience) as waiting:
             while gate.changes:
                 await gate.moved.wait()
         if waiting.cancelled_caught:
-            raise self._closed(provider)
+            raise self._closed_too_long(provider)
         gate.passing += 1
         gate.leave.append(leave)
         try:
@@ -101,7 +109,7 @@ class ProviderLock:
                             self._advisory.held(_key(provider), shared=True, timeout=self._patience)
                         )
                     except LockTimeout:
-                        raise self._closed(provider) from None
+                        raise self._closed_too_long(provider) from None
                 yield
         finally:
             gate.passing -= 1
@@ -110,12 +118,12 @@ class ProviderLock:
 
     @asynccontextmanager
     async def closed(self, provider: str) -> AsyncIterator[None]:
-        """Change this provider: nothing is in flight on it meanwhile.
+        """Change this provider; no turn runs on it meanwhile.
 
         Raises:
             GateTimeout: turns did not end in time, so nothing may be changed.
         """
-        gate = self._providers.setdefault(provider, _Provider())
+        gate = self._gates.setdefault(provider, _Gate())
         gate.changes += 1
         try:
             await self._drain(provider, gate)
@@ -126,61 +134,55 @@ class ProviderLock:
                             self._advisory.held(_key(provider), alone=True, timeout=self._patience + _TO_END)
                         )
                     except LockTimeout:
-                        raise GateTimeout(
-                            f"Turns of another process on {provider} did not end in time, so it was not touched.",
-                            remedy="Sync again when they are done.",
-                        ) from None
+                        raise _not_drained(f"Turns of another process on {provider}") from None
                 yield
         finally:
             gate.changes -= 1
             gate.move()
 
     async def watch(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """Ask turns of this process to end when another has waited long enough for their provider. Runs for ever."""
+        """Ask turns of this process to end if another one has waited long enough to change their provider."""
         task_status.started()
         if self._advisory is None:
             return
         waited: dict[str, float] = {}
         while True:
             await anyio.sleep(_LOOK_EVERY)
-            flying = {name: gate for name, gate in self._providers.items() if gate.passing and not gate.changes}
-            waited = {name: seconds for name, seconds in waited.items() if name in flying}
-            for name, gate in flying.items():
+            in_use = {name: gate for name, gate in self._gates.items() if gate.passing and not gate.changes}
+            waited = {name: seconds for name, seconds in waited.items() if name in in_use}
+            for name, gate in in_use.items():
                 if not await self._advisory.is_waited_for(_key(name)):
                     waited.pop(name, None)
                     continue
                 waited[name] = waited.get(name, 0.0) + _LOOK_EVERY
                 if waited[name] >= self._patience:
-                    _ask_to_leave(gate)
+                    gate.ask_to_leave()
 
-    async def _drain(self, provider: str, gate: _Provider) -> None:
+    async def _drain(self, provider: str, gate: _Gate) -> None:
         with anyio.move_on_after(self._patience):
-            await _empty(gate)
+            await gate.wait_until_empty()
         if not gate.passing:
             return
-        _ask_to_leave(gate)
+        gate.ask_to_leave()
         with anyio.move_on_after(_TO_END):
-            await _empty(gate)
+            await gate.wait_until_empty()
         if gate.passing:
-            raise GateTimeout(
-                f"Turns on {provider} did not end in time, so it was not touched.",
-                remedy="Sync again when they are done.",
-            )
+            raise _not_drained(f"Turns on {provider}")
 
-    def _closed(self, provider: str) -> GateTimeout:
+    def _closed_too_long(self, provider: str) -> GateTimeout:
         return GateTimeout(
-            f"{provider} has been changed for {self._patience:g} s.",
-            remedy="Try again when that is done; `isabella providers status` shows how it stands.",
+            f"{provider} has been changing for {self._patience:g} s.",
+            remedy="Try again when that is done; `isabella providers status` shows its state.",
         )
 
 
 @dataclass(frozen=True)
 class TurnLocks:
-    """What holds turns, and changes of providers, apart.
+    """The locks that keep turns and changes of providers apart.
 
     Attributes:
-        gate: of the providers.
-        advisory: locks that hold across processes; None where no database is known.
+        gate: the provider lock.
+        advisory: locks that hold across processes; None if no database is known.
     """
 
     gate: ProviderLock
@@ -188,25 +190,21 @@ class TurnLocks:
 
 
 @asynccontextmanager
-async def open_locks(settings: Settings, connection: Connection) -> AsyncIterator[TurnLocks]:
-    """The locks for one Letta: across processes where its Postgres is known."""
-    advisory = None if connection.database_url is None else AdvisoryLocks(connection.database_url)
+async def open_locks(database_url: SecretStr | None, *, patience: float) -> AsyncIterator[TurnLocks]:
+    """Open the locks of one Letta; they hold across processes if its Postgres is known."""
+    advisory = None if database_url is None else AdvisoryLocks(database_url)
     try:
-        yield TurnLocks(ProviderLock(advisory, patience=settings.gate_timeout), advisory)
+        yield TurnLocks(ProviderLock(advisory, patience=patience), advisory)
     finally:
         if advisory is not None:
             with anyio.CancelScope(shield=True):
                 await advisory.close()
 
 
-async def _empty(gate: _Provider) -> None:
-    while gate.passing:
-        await gate.moved.wait()
-
-
-def _ask_to_leave(gate: _Provider) -> None:
-    for leave in [*gate.leave]:
-        leave()
+def _not_drained(turns: str) -> GateTimeout:
+    return GateTimeout(
+        f"{turns} did not end in time, so the provider was not changed.", remedy="Sync again when they are done."
+    )
 
 
 def _key(provider: str) -> int:

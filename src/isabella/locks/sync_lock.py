@@ -1,4 +1,4 @@
-"""Only one process syncs a Letta at a time: a lock in its Postgres where that is known, otherwise a file."""
+"""The lock that lets one process at a time sync a Letta: in its Postgres if that is known, otherwise a file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from isabella.locks.postgres import open_connection
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
-#: "isabella" in ASCII, as a number: advisory locks are numbers, one space of them for each database.
+#: "isabella" in ASCII, as the number of the advisory lock.
 ADVISORY_KEY = int.from_bytes(b"isabella", "big") % (1 << 63)
 _LOOK_EVERY = 0.1
 
@@ -26,16 +26,16 @@ _LOOK_EVERY = 0.1
 async def sync_lock(
     base_url: str, *, home: Path, database_url: SecretStr | None, timeout: float = 120.0
 ) -> AsyncIterator[None]:
-    """Hold the lock of one Letta. It goes away with its holder, however that ends.
+    """Hold the lock of one Letta. It is released when its holder ends, in whatever way.
 
     Args:
-        base_url: the Letta that is to be written to.
-        home: where the lock file lives when no database is known; it holds on this machine only.
-        database_url: Letta's Postgres: a lock there holds for every machine.
-        timeout: seconds to wait for whoever holds it.
+        base_url: the Letta to write to.
+        home: the folder for the lock file if no database is known; it holds on this machine only.
+        database_url: Letta's Postgres; a lock there holds for every machine.
+        timeout: seconds to wait for the lock.
 
     Raises:
-        LockTimeout: it was held all that time.
+        LockTimeout: another process held it all that time.
         ConfigurationError: the database, or the folder for the lock file, cannot be used.
     """
     holder = _file_lock(base_url, home, timeout) if database_url is None else _database_lock(database_url, timeout)
@@ -52,13 +52,13 @@ async def _database_lock(database_url: SecretStr, timeout: float) -> AsyncIterat
             while not (held := await _try_lock(connection)):
                 await anyio.sleep(_LOOK_EVERY)
                 if connection.closed:
-                    # Postgres was restarted, or ended the session. Whoever held the lock has lost it, too.
+                    # Postgres was restarted, or ended the session. The holder of the lock has lost it too.
                     connection = await open_connection(database_url)
         if not held:
             raise _timed_out(timeout)
         yield
     finally:
-        # Closing the connection gives the lock back, and so does the end of this process.
+        # Closing the connection releases the lock, and so does the end of this process.
         with anyio.CancelScope(shield=True):
             await connection.close()
 

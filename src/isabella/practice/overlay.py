@@ -67,7 +67,7 @@ def as_served(settings: Settings) -> Settings:
     """
     if settings.sources.overlay or settings.letta_base_url is not None or not (settings.home / "practice").is_dir():
         return settings
-    if any(provider.wanted for provider in desired_providers(settings)):
+    if any(provider.configured for provider in desired_providers(settings)):
         return settings
     try:
         running = daemon.status(settings.home)

@@ -1,1 +1,1 @@
-"""Providers: what is desired, what is stored, how the two are brought in line, and the proof."""
+"""Providers: the desired and the stored ones, the plan that brings them in sync, and the proof."""

@@ -1,169 +1,188 @@
-"""Carrying out the plan: the only place that writes to a store.
+"""Carry out the plan: the only place that writes providers.
 
-Writes are never repeated blindly. When an answer is lost, the store is looked at first: the write may have
-happened. Between DELETE and POST nothing may stop us (fact P7), neither a cancelled task nor a restart of Letta.
+A write is never repeated blindly: if its answer is lost, the store is read first, because the write may have
+happened. Between DELETE and POST nothing may interrupt (fact P7): neither a cancelled task nor a restart of Letta.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field, replace
 
-import anyio.to_thread
+import anyio
 from pydantic import SecretStr
 
 from isabella.config.strategy import Strategy
 from isabella.errors import IsabellaError, LettaError, LettaRefused
-from isabella.letta.encryption import stored_key
+from isabella.letta.encryption import ProofMemo
 from isabella.letta.releases import Capabilities
 from isabella.letta.store import Store
-from isabella.locks.provider_lock import Closed, unguarded
-from isabella.providers.bound_agents import BoundAgents, MovedAgent
-from isabella.providers.dry_run import Ask
-from isabella.providers.encryption_probe import EncryptionProbe, EncryptionState
-from isabella.providers.plan import Action, PlannedChange, ProviderState, no_delete
+from isabella.locks.provider_lock import CloseProvider, unguarded
+from isabella.providers.bound_agents import AgentMover, AgentMoves, BoundAgents, MovedAgent
+from isabella.providers.plan import Action, PlannedChange, ProviderState, explain_no_delete
 from isabella.providers.report import (
-    AgentMoves,
     ApplyOutcome,
-    confirmed,
     key_removed,
+    key_withheld,
     refused_by_vendor,
     with_agent_moves,
-    withheld,
+    with_vendor_answer,
 )
-from isabella.providers.safe_writes import SafeWriter
+from isabella.providers.safe_writes import EncryptionProbe, EncryptionState, SafeWriter
 from isabella.system.urls import PLACEHOLDER_URL
 from isabella.vendors.client import VendorAnswer
 from isabella.vendors.status import VendorObservation
 
-_AT_ONCE = 8
-#: Begins what stands in a key's place while the key must not be there.
+#: Asks the vendor at a base URL about a key.
+Ask = Callable[[str, SecretStr], Awaitable[VendorAnswer]]
+
+_CONCURRENCY = 8
+#: Prefix of a placeholder key.
 _NO_KEY = "no-key-yet"
-#: With this Letta says that an update is no way: it cannot open what it holds, and so cannot compare (fact P4).
-#: Whatever else it refuses for, a lock or too much to do, is no reason to delete anything.
-_CANNOT_OPEN = 400
+#: Letta's status for an update of a key that it cannot decrypt, and so cannot compare (fact P4). Only this status
+#: justifies a DELETE; a lock or an overload does not.
+_CANNOT_DECRYPT = 400
 _OTHER_SECRETS = (
-    "Letta's master key was changed. Whatever else Letta had sealed under the former one (agents' environment "
-    "variables, tokens of MCP servers) it cannot open now: enter that again, or run Letta under the former key."
+    "Letta's master key was changed. Letta cannot decrypt anything else that it encrypted under the former one "
+    "(agents' environment variables, tokens of MCP servers): enter those again, or run Letta with the former key."
 )
 
 
-class Applier:
-    """Carries changes out on one store.
+Lock = Callable[[], AbstractAsyncContextManager[None]]
 
-    Args:
-        store: where the providers live.
-        abilities: what its release can do.
-        strategy: the operator's choice.
-        master_key: the one under which keys are to be sealed, if any.
-        ask: asks a vendor about a key; None asks nobody.
-        patience: seconds to go on trying when a provider has been deleted and cannot be made again yet.
+
+@asynccontextmanager
+async def unlocked() -> AsyncIterator[None]:
+    """Lock nothing: for a store that no other process writes to."""
+    yield
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a run.
+
+    Attributes:
+        master_key: encrypts stored keys, if there is one.
+        ask: asks a vendor about a new key; None asks no vendor.
+        memo: what earlier runs have proven.
+        lock: held while anything is written.
+        patience: seconds to go on trying to recreate a deleted provider.
+        foreign: whether providers that are not declared are listed too.
+        count_models: whether Letta is asked how many models each provider has.
         closed: keeps turns off a provider while it is changed with a gap.
-        bound_agents: the agents, which have to call a provider's address before its key is stored; None without any.
+        held_everywhere: whether that includes turns of other processes.
+        bound_agents: the agents to move when a provider moves; None without any.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        abilities: Capabilities,
-        *,
-        strategy: Strategy,
-        master_key: SecretStr | None,
-        ask: Ask | None,
-        patience: float = 30.0,
-        closed: Closed = unguarded,
-        bound_agents: BoundAgents | None = None,
-    ) -> None:
+    strategy: Strategy = Strategy.AUTO
+    master_key: SecretStr | None = field(default=None, repr=False)
+    ask: Ask | None = None
+    memo: ProofMemo | None = None
+    lock: Lock = unlocked
+    patience: float = 30.0
+    foreign: bool = True
+    count_models: bool = False
+    closed: CloseProvider = unguarded
+    held_everywhere: bool = True
+    bound_agents: BoundAgents | None = None
+
+
+class Applier:
+    """Carries out changes on one store.
+
+    Args:
+        store: the providers.
+        abilities: what its release can do.
+        options: the options of the run.
+    """
+
+    def __init__(self, store: Store, abilities: Capabilities, options: Options) -> None:
         self._store = store
-        self._followers = bound_agents
-        self._closed = closed
         self._abilities = abilities
-        self._strategy = strategy
-        self._master_key = master_key
-        self._ask = ask
-        self._writer = SafeWriter(store, abilities, master_key=master_key, patience=patience)
-        #: By provider and id: an update that came to nothing may have moved those whom a put-back sends back.
-        self._moved: dict[str, dict[str, MovedAgent]] = {}
-        self._touchstone = EncryptionProbe(store, self._writer)
-        #: What vendors answered in this run, by provider.
-        self.heard: dict[str, VendorObservation] = {}
+        self._strategy = options.strategy
+        self._ask = options.ask
+        self._closed = options.closed
+        self._writer = SafeWriter(store, abilities, master_key=options.master_key, patience=options.patience)
+        self._mover = AgentMover(options.bound_agents, self._writer)
+        self._encryption = EncryptionProbe(store, self._writer)
+        #: The vendors' answers in this run, by provider.
+        self.vendor_status: dict[str, VendorObservation] = {}
 
     async def apply(self, changes: Sequence[PlannedChange]) -> dict[str, ApplyOutcome]:
-        """Carry out the changes side by side, a bounded number at a time. One that fails does not stop the others.
-
-        Returns:
-            What was done, by the provider's name.
-        """
+        """Carry out the changes concurrently and return the outcomes by name. A failure does not stop the others."""
         outcomes: dict[str, ApplyOutcome] = {}
-        limiter = anyio.CapacityLimiter(_AT_ONCE)
+        limiter = anyio.CapacityLimiter(_CONCURRENCY)
 
-        async def one(change: PlannedChange) -> None:
+        async def apply_one(change: PlannedChange) -> None:
             async with limiter:
-                outcomes[change.desired.name] = await self._one(change)
+                outcomes[change.desired.name] = await self._apply(change)
 
         async with anyio.create_task_group() as tasks:
             for change in changes:
-                tasks.start_soon(one, change)
+                tasks.start_soon(apply_one, change)
         return outcomes
 
-    async def _one(self, change: PlannedChange) -> ApplyOutcome:
+    async def _apply(self, change: PlannedChange) -> ApplyOutcome:
         try:
             match change.action:
                 case Action.CREATE:
                     return await self._create(change)
                 case Action.UPDATE if change.state is ProviderState.PLAINTEXT:
-                    return await self._reseal(change)
+                    return await self._encrypt(change)
                 case Action.UPDATE:
                     return await self._update(change)
                 case Action.RECREATE if change.state is ProviderState.UNREADABLE and self._strategy is Strategy.AUTO:
-                    # Unreadable for us need not be unreadable for Letta: if it can open the key, there is no gap.
+                    # Letta may be able to decrypt what Isabella cannot; then an update works, without a gap.
                     return await self._update(change)
                 case Action.RECREATE:
                     return await self._recreate(change, change.reason)
                 case _:
                     return ApplyOutcome(change.action, change.reason, change.remedy)
         except IsabellaError as error:
-            # Of Letta, of the gate, or of the database that holds the gate's locks: the others go on.
+            # An error of Letta, of the gate, or of the database for locks concerns this provider only.
             return ApplyOutcome(change.action, f"{change.reason}; {error.what}", error.remedy, failed=True)
 
     @property
     def _may_delete(self) -> bool:
-        """Whether a DELETE can be sent at all, of what we have just made ourselves, too."""
+        """Whether a DELETE can be sent at all, even of a provider that was created a moment ago."""
         return self._abilities.recreates and self._strategy is not Strategy.IN_PLACE
 
-    # --- the four ways of writing -------------------------------------------------------------------------------
+    # --- create -------------------------------------------------------------------------------------------------
 
     async def _create(self, change: PlannedChange) -> ApplyOutcome:
-        """POST. Agents that are bound to the name already call its address first (fact M6)."""
+        """POST. Before, agents that are already bound to the name get the right base URL (fact M6)."""
+        name, base_url = change.desired.name, change.desired.base_url
         try:
-            astray = await self._astray(change)
+            elsewhere = await self._mover.any_elsewhere(name, base_url)
         except LettaError as error:
-            return withheld(change, error, what="not created")
-        if not astray:
+            return key_withheld(change, error, consequence="not created")
+        if not elsewhere:
             return await self._make(change)
         answer = await self._inquire(change)
         if answer is not None and answer.takes_key is False:
             return refused_by_vendor(change, answer)
-        change = replace(change, reason=confirmed(change.reason, answer), ask_vendor=False)
-        async with self._closed(change.desired.name):
+        change = replace(change, reason=with_vendor_answer(change.reason, answer), ask_vendor=False)
+        async with self._closed(name):
             with anyio.CancelScope(shield=True):
-                followed = await self._take_agents_along(change)
-                if followed.trouble is not None:
-                    return withheld(change, followed.trouble, what="not created")
+                moves = await self._mover.move(name, base_url)
+                if moves.error is not None:
+                    return key_withheld(change, moves.error, consequence="not created")
                 outcome = await self._make(change)
                 if not outcome.failed:
-                    followed = await self._take_agents_along(change)
-        return with_agent_moves(outcome, followed)
+                    moves = await self._mover.move(name, base_url)
+        return with_agent_moves(outcome, moves)
 
     async def _make(self, change: PlannedChange) -> ApplyOutcome:
         if self._ask is None or not self._may_delete:
-            # What is created here cannot be taken back, so the vendor is asked before.
+            # A created provider could not be deleted again, so the vendor is asked before.
             answer = await self._inquire(change)
             if answer is not None and answer.takes_key is False:
                 return refused_by_vendor(change, answer)
-            return await self._try_post(change) or ApplyOutcome(Action.CREATE, confirmed(change.reason, answer))
-        # There is nothing yet that could be lost, so vendor and Letta are asked at the same time.
+            reason = with_vendor_answer(change.reason, answer)
+            return await self._try_post(change) or ApplyOutcome(Action.CREATE, reason)
+        # Nothing can be lost yet, so vendor and Letta are asked concurrently.
         answers: list[VendorAnswer | None] = []
         async with anyio.create_task_group() as tasks:
 
@@ -171,19 +190,19 @@ class Applier:
                 answers.append(await self._inquire(change))
 
             tasks.start_soon(inquire)
-            refusal = await self._try_post(change)
+            failure = await self._try_post(change)
         answer = answers[0]
-        if refusal is not None:
-            return refusal
+        if failure is not None:
+            return failure
         if answer is not None and answer.takes_key is False:
-            made = await self._store.find(change.desired.name)
-            if made is not None:
-                await self._writer.delete(made.id, change.desired.name)
+            created = await self._store.find(change.desired.name)
+            if created is not None:
+                await self._writer.delete(created.id, change.desired.name)
             return refused_by_vendor(change, answer)
-        return ApplyOutcome(Action.CREATE, confirmed(change.reason, answer))
+        return ApplyOutcome(Action.CREATE, with_vendor_answer(change.reason, answer))
 
     async def _try_post(self, change: PlannedChange) -> ApplyOutcome | None:
-        """POST; an outcome where that failed, so that the vendor's answer can be waited for all the same."""
+        """POST; return the outcome if it failed, instead of raising, so that the vendor's answer is awaited too."""
         try:
             await self._post(change)
         except LettaRefused as error:
@@ -192,11 +211,13 @@ class Applier:
             return ApplyOutcome(Action.CREATE, f"{change.reason}; {error.what}", error.remedy, failed=True)
         return None
 
+    # --- update in place ----------------------------------------------------------------------------------------
+
     async def _update(self, change: PlannedChange) -> ApplyOutcome:
         answer = await self._inquire(change)
         if answer is not None and answer.takes_key is False:
             return refused_by_vendor(change, answer)
-        reason = confirmed(change.reason, answer)
+        reason = with_vendor_answer(change.reason, answer)
         try:
             if change.moves or change.state is ProviderState.PLAINTEXT:
                 return await self._update_in_steps(change, reason)
@@ -204,80 +225,75 @@ class Applier:
         except LettaRefused as error:
             if error.status == 404:
                 return await self._create(replace(change, reason="it was deleted meanwhile"))
-            # A long key in plaintext is taken for a sealed one, which Letta cannot open either (facts P4, O7).
-            if error.status != _CANNOT_OPEN:
+            # Letta may mistake a long key in plaintext for an encrypted one that it cannot decrypt (facts P4, O7).
+            if error.status != _CANNOT_DECRYPT:
                 raise
-            return await self._beyond_update(change, error, answer)
+            return await self._recreate_instead(change, error, answer)
         return ApplyOutcome(Action.UPDATE, reason)
 
     async def _update_in_steps(self, change: PlannedChange, reason: str) -> ApplyOutcome:
-        """Update with what may be carried to anybody, and then with key and address.
+        """Update with a harmless value first, and then with key and base URL.
 
-        For a key that is to be sealed, because Letta does not write one that it has already (fact P5). And for a
-        provider that moves: Letta sends its key to where the agents are bound (fact M6), and in between some are
-        bound here, others there. A call in between is refused by the vendor, whereas after a DELETE it would carry a
-        key of Letta's own environment there (fact P7). Where this is cut off, the next sync finds a provider that is
-        nowhere, whatever is configured by then.
+        A key that has to be encrypted takes two steps because Letta does not write a key that it already has (fact
+        P5). A move takes two because Letta sends the key to the base URLs of the agents (fact M6), which change one
+        by one. A call in between is refused by the vendor; after a DELETE it would carry a key of Letta's own
+        environment (fact P7). If this is interrupted, the next sync finds the placeholder.
         """
-        if change.stored is None:
-            raise AssertionError("an update needs a record")
         async with self._closed(change.desired.name):
             with anyio.CancelScope(shield=True):
-                await self._put_between(change)
-                followed = await self._take_agents_along(change) if change.moves else AgentMoves()
-                if followed.trouble is not None and not change.keeps_key:
-                    return withheld(change, followed.trouble, what="what stands there now is no key")
-                base_url = change.desired.base_url if followed.trouble is None else PLACEHOLDER_URL
+                await self._put_placeholder(change)
+                moves = await self._move_agents(change)
+                if moves.error is not None and not change.keeps_key:
+                    return key_withheld(change, moves.error, consequence="Letta now holds a placeholder, not a key")
+                base_url = change.desired.base_url if moves.error is None else PLACEHOLDER_URL
                 try:
                     await self._writer.patiently(lambda: self._patch(change, _key(change), base_url=base_url))
                 except LettaError as error:
-                    if isinstance(error, LettaRefused) and error.status in (404, _CANNOT_OPEN):
+                    if isinstance(error, LettaRefused) and error.status in (404, _CANNOT_DECRYPT):
                         raise
                     return key_removed(change, error)
-                if followed.trouble is not None:
-                    return withheld(change, followed.trouble, what="it has not moved yet")
-                latecomers = await self._take_agents_along(change) if change.moves else followed
-        return with_agent_moves(ApplyOutcome(Action.UPDATE, reason), latecomers)
+                if moves.error is not None:
+                    return key_withheld(change, moves.error, consequence="it has not moved yet")
+                moves = await self._move_agents(change)
+        return with_agent_moves(ApplyOutcome(Action.UPDATE, reason), moves)
 
-    async def _put_between(self, change: PlannedChange) -> None:
-        """Have Letta hold what may be carried to the former address as well as to the new one.
+    async def _put_placeholder(self, change: PlannedChange) -> None:
+        """Have Letta hold a key that may be sent to the former base URL as well as to the new one.
 
-        That is the key itself where it is the same for both. One that moves is nowhere meanwhile.
+        This is the key itself if it stays the same. A provider that moves gets the placeholder base URL.
         """
         if change.stored is None:
-            raise AssertionError("there is nothing to come from")
-        good_for_both = change.keeps_key and change.state is not ProviderState.PLAINTEXT
-        key = _key(change) if good_for_both else SecretStr(f"{_NO_KEY}-{secrets.token_hex(8)}")
+            raise AssertionError("a placeholder needs a record")
+        harmless = change.keeps_key and change.state is not ProviderState.PLAINTEXT
+        key = _key(change) if harmless else SecretStr(f"{_NO_KEY}-{secrets.token_hex(8)}")
         await self._patch(change, key, base_url=PLACEHOLDER_URL if change.moves else change.stored.base_url)
 
-    async def _beyond_update(
+    async def _recreate_instead(
         self, change: PlannedChange, error: LettaRefused, answer: VendorAnswer | None
     ) -> ApplyOutcome:
+        """Recreate a provider that Letta does not update because it cannot decrypt the stored key."""
+        refused = f"{change.reason}; Letta refuses to update it: {error.detail}"
         if self._strategy is Strategy.IN_PLACE:
-            return ApplyOutcome(
-                Action.REFUSE,
-                f"{change.reason}; Letta refuses to update it: {error.detail}",
-                f"Allow it to be recreated: isabella providers sync --only {change.desired.name} --strategy auto",
-                failed=True,
-            )
+            remedy = f"Allow it to be recreated: isabella providers sync --only {change.desired.name} --strategy auto"
+            return ApplyOutcome(Action.REFUSE, refused, remedy, failed=True)
         if not self._abilities.recreates:
             return ApplyOutcome(
                 Action.REFUSE,
-                f"{change.reason}; Letta refuses to update it: {error.detail}; {no_delete(self._abilities)}",
-                "Run Letta under the master key that this was sealed with, or upgrade it to 0.16.2 or a later "
-                "release that was measured, then sync again.",
+                f"{refused}; {explain_no_delete(self._abilities)}",
+                "Run Letta under the master key that encrypted this key, or upgrade it to a supported release from "
+                "0.16.2 on, then sync again.",
                 failed=True,
             )
-        outcome = await self._recreate(replace(change, ask_vendor=False), confirmed(change.reason, answer))
+        outcome = await self._recreate(replace(change, ask_vendor=False), with_vendor_answer(change.reason, answer))
         if change.state is not ProviderState.UNREADABLE or outcome.failed:
             return outcome
-        # Nobody but Letta can open its other secrets, and over REST nobody can ask for them.
-        return replace(outcome, reason=f"{outcome.reason}, nor Letta's any more", remedy=_OTHER_SECRETS)
+        # Only Letta could decrypt its other secrets, and its REST API does not say whether it can.
+        return replace(outcome, reason=f"{outcome.reason}, and Letta cannot decrypt it either", remedy=_OTHER_SECRETS)
 
-    async def _reseal(self, change: PlannedChange) -> ApplyOutcome:
-        """Have a key encrypted that stands there in plaintext, if Letta encrypts under our master key at all."""
-        if self._may_delete and (sealing := await self._touchstone.sealing()) is not EncryptionState.OURS:
-            how = "without a master key" if sealing is EncryptionState.NOT_AT_ALL else "under another master key"
+    async def _encrypt(self, change: PlannedChange) -> ApplyOutcome:
+        """Have a key in plaintext encrypted, if Letta encrypts under this master key at all."""
+        if self._may_delete and (state := await self._encryption.state()) is not EncryptionState.OURS:
+            how = "without a master key" if state is EncryptionState.NOT_AT_ALL else "under another master key"
             return ApplyOutcome(
                 Action.KEEP,
                 f"the key is right, but in plaintext: Letta runs {how}",
@@ -285,6 +301,8 @@ class Applier:
                 failed=True,
             )
         return await self._update(change)
+
+    # --- recreate -----------------------------------------------------------------------------------------------
 
     async def _recreate(self, change: PlannedChange, reason: str) -> ApplyOutcome:
         answer = await self._inquire(change)
@@ -294,107 +312,78 @@ class Applier:
             return await self._create(replace(change, reason=reason, ask_vendor=False))
         async with self._closed(change.desired.name):
             with anyio.CancelScope(shield=True):
-                followed = await self._move_agents_before(change) if change.moves else AgentMoves()
-                if followed.trouble is not None:
-                    kept = "it has not moved yet" if change.keeps_key else "what stands there now is no key"
-                    return withheld(change, followed.trouble, what=kept)
-                await self._writer.surely_delete(change.stored.id, change.desired.name)
+                moves = await self._move_agents_first(change)
+                if moves.error is not None:
+                    kept = "it has not moved yet" if change.keeps_key else "Letta now holds a placeholder, not a key"
+                    return key_withheld(change, moves.error, consequence=kept)
+                await self._writer.delete_surely(change.stored.id, change.desired.name)
                 try:
                     await self._writer.patiently(lambda: self._post(change))
                 except LettaError as error:
-                    return await self._put_back(change, reason, error, followed.moved)
-                latecomers = await self._take_agents_along(change) if change.moves else followed
-        return with_agent_moves(ApplyOutcome(Action.RECREATE, confirmed(reason, answer)), latecomers)
+                    return await self._put_back(change, reason, error, moves.moved)
+                moves = await self._move_agents(change)
+        return with_agent_moves(ApplyOutcome(Action.RECREATE, with_vendor_answer(reason, answer)), moves)
 
-    async def _move_agents_before(self, change: PlannedChange) -> AgentMoves:
-        """Take the agents along before anything is deleted, so that the gap is no longer than without a move."""
+    async def _move_agents_first(self, change: PlannedChange) -> AgentMoves:
+        """Move the agents before the DELETE, so that a move makes the gap no longer."""
+        if not change.moves:
+            return AgentMoves()
         try:
-            await self._put_between(change)
+            await self._put_placeholder(change)
         except LettaRefused as error:
-            # What Letta cannot open no agent carries anywhere (fact P4); what is gone neither.
-            if error.status not in (404, _CANNOT_OPEN):
+            # A key that Letta cannot decrypt is sent nowhere (fact P4), nor is one that is gone.
+            if error.status not in (404, _CANNOT_DECRYPT):
                 raise
-        return await self._take_agents_along(change)
+        return await self._move_agents(change)
 
     async def _put_back(
         self, change: PlannedChange, reason: str, error: LettaError, moved: Sequence[MovedAgent]
     ) -> ApplyOutcome:
-        """After a DELETE whose POST failed: make the former record again, where its key was readable."""
+        """Create the former record again after a DELETE whose POST failed, if its key was readable."""
         name, former = change.desired.name, change.stored
-        what = f"{reason}; deleted, and creating it again failed: {error.what}"
-        again = f"Mend the cause, then: isabella providers sync --only {name}"
-        try:
-            # It may have been made all the same, or by somebody else. What it is now is read back.
-            there = await self._writer.patiently(lambda: self._store.find(name)) is not None
-        except LettaError as second:
-            return ApplyOutcome(
-                Action.RECREATE, f"{what} It may not be in Letta now: {second.what}", again, failed=True
-            )
-        if there:
-            return ApplyOutcome(Action.RECREATE, f"{what} Yet it is there.", again, failed=True)
-        text = None if former is None else former.key_text
-        key = await anyio.to_thread.run_sync(stored_key, change.reading, text, self._master_key)
-        if former is None or key is None or not key.get_secret_value():
+
+        def failed(consequence: str) -> ApplyOutcome:
             return ApplyOutcome(
                 Action.RECREATE,
-                f"{what} Its former key was not readable: it is not in Letta now.",
-                again,
+                f"{reason}; it was deleted, and creating it again failed: {error.what} {consequence}",
+                f"Fix the cause, then run: isabella providers sync --only {name}",
                 failed=True,
             )
-        if moved and self._followers is not None:
-            # A former key must not go to another address than it went to.
-            bound_agents = self._followers
-            try:
-                await self._writer.patiently(lambda: bound_agents.send_back(name, moved))
-            except LettaError as second:
-                return ApplyOutcome(
-                    Action.RECREATE,
-                    f"{what} Its agents call the new address, and could not be sent back: {second.what} So the "
-                    "former key was not put back either: it is not in Letta now.",
-                    again,
-                    failed=True,
-                )
-        # Without an address, the type decides again.
+
+        try:
+            # It may have been created all the same, or by another process; the read-back shows which.
+            exists = await self._writer.patiently(lambda: self._store.find(name)) is not None
+        except LettaError as second:
+            return failed(f"It may not be in Letta now: {second.what}")
+        if exists:
+            return failed("It exists in Letta nevertheless.")
+        key = None if change.reading is None else change.reading.key
+        if former is None or key is None or not key.get_secret_value():
+            return failed("Its former key was not readable: it is not in Letta now.")
+        try:
+            # The former key must not be sent to another base URL than before.
+            await self._mover.move_back(name, moved)
+        except LettaError as second:
+            return failed(
+                f"Its agents have the new base URL, and could not be moved back: {second.what} So the former key was "
+                "not restored either: it is not in Letta now."
+            )
+        # Without a base URL, the type decides again.
         type, base_url = former.type, former.base_url
         try:
             await self._writer.patiently(
                 lambda: self._writer.create(name=name, type=type, base_url=base_url, key=key)
             )
         except LettaError as second:
-            return ApplyOutcome(
-                Action.RECREATE,
-                f"{what} Putting the former record back failed too: {second.what} It is not in Letta now.",
-                again,
-                failed=True,
-            )
-        return ApplyOutcome(Action.RECREATE, f"{what} The former record is back in Letta.", again, failed=True)
+            return failed(f"Restoring the former record failed too: {second.what} It is not in Letta now.")
+        return failed("The former record is back in Letta.")
 
-    async def _astray(self, change: PlannedChange) -> bool:
-        if self._followers is None:
-            return False
-        return await self._followers.astray(change.desired.name, change.desired.base_url)
+    # --- steps --------------------------------------------------------------------------------------------------
 
-    async def _take_agents_along(self, change: PlannedChange) -> AgentMoves:
-        """Have its agents call the new address.
-
-        That is done while Letta holds no key that they could carry elsewhere, and again when it holds the new one:
-        what somebody binds meanwhile is bound to nowhere. Told are all that had to be changed in this run.
-        """
-        if self._followers is None:
+    async def _move_agents(self, change: PlannedChange) -> AgentMoves:
+        if not change.moves:
             return AgentMoves()
-        bound_agents, name, base_url = self._followers, change.desired.name, change.desired.base_url
-        moved = self._moved.setdefault(name, {})
-
-        def note(agent: MovedAgent) -> None:
-            # Where it is changed more than once, what it called at first counts.
-            moved.setdefault(agent.id, agent)
-
-        trouble: LettaError | None = None
-        try:
-            await self._writer.patiently(lambda: bound_agents.follow(name, base_url, note))
-        except LettaError as error:
-            trouble = error
-        return AgentMoves(tuple(moved.values()), trouble)
+        return await self._mover.move(change.desired.name, change.desired.base_url)
 
     async def _post(self, change: PlannedChange) -> None:
         desired = change.desired
@@ -409,7 +398,7 @@ class Applier:
         if self._ask is None or not change.ask_vendor:
             return None
         answer = await self._ask(change.desired.base_url, _key(change))
-        self.heard[change.desired.name] = answer.vendor_status
+        self.vendor_status[change.desired.name] = answer.vendor_status
         return answer
 
     def _explain_refusal(self, change: PlannedChange, error: LettaRefused) -> ApplyOutcome:
@@ -418,14 +407,14 @@ class Applier:
             return ApplyOutcome(
                 Action.REFUSE,
                 f"Letta has a base provider named {name}, made from a key in its own environment (fact P10)",
-                # Letta fails to remove its own provider when the key is gone from its environment (fact P15).
-                "Give the provider another name: taking the key out of Letta's environment does not free this one.",
+                # Letta does not delete its own provider when the key is removed from its environment (fact P15).
+                "Give the provider another name. Removing the key from Letta's environment does not free this one.",
                 failed=True,
             )
         if error.status == 409 and not self._abilities.recreates:
             return ApplyOutcome(
                 Action.REFUSE,
-                f"Letta {self._abilities.release} keeps the name of a provider that was deleted (fact O1)",
+                f"Letta {self._abilities.release} keeps the name of a deleted provider reserved (fact O1)",
                 "Upgrade Letta to 0.16.2 or later, then sync again.",
                 failed=True,
             )

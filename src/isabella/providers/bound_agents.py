@@ -1,8 +1,7 @@
-"""The agents that speak through a provider, as far as its address concerns them.
+"""The agents that are bound to a provider, and how they move to its new base URL.
 
-Letta sends the key that is stored for a provider to the address that stands in the agent (fact M6), not to the one
-that stands in the provider. So no key is written while an agent of its provider calls another address than the key
-is for.
+Letta sends a provider's key to the base URL in the agent (fact M6), not to the one in the provider. So no key is
+written while an agent of its provider has another base URL than the key is for.
 """
 
 from __future__ import annotations
@@ -18,55 +17,117 @@ import anyio
 from isabella.errors import LettaBroken, LettaError, LettaRefused
 from isabella.letta.agents import AgentRow
 from isabella.letta.client import LettaClient
+from isabella.providers.safe_writes import SafeWriter
 from isabella.system.tasks import gather
 
-_AT_ONCE = 8
+_CONCURRENCY = 8
 #: A turn that ends at this moment may bind its agent to the former base URL again.
 _PASSES = 3
 
 
 @dataclass(frozen=True)
 class MovedAgent:
-    """An agent that is to call another address.
-
-    Attributes:
-        id: Letta's id of it.
-        name: what it is called.
-        former: the address that it called before.
-    """
+    """An agent whose base URL changes; `former` is the one before."""
 
     id: str
     name: str
     former: str | None
 
 
-#: Is told of an agent before it is changed, because the answer to that may be lost.
+#: Is called with an agent before it is changed, because the answer to that request may be lost.
 Note = Callable[[MovedAgent], None]
 
 
 class BoundAgents(Protocol):
     """The agents of one Letta."""
 
-    async def astray(self, provider: str, base_url: str) -> bool:
-        """Whether any agent of this provider calls another address, as it was when this was first asked.
+    async def any_elsewhere(self, provider: str, base_url: str) -> bool:
+        """Return whether any agent of this provider had another base URL when this was first asked.
 
         Raises:
-            LettaError: they cannot be looked at.
+            LettaError: the agents cannot be listed.
         """
 
-    async def follow(self, provider: str, base_url: str, note: Note) -> None:
-        """Have every agent of this provider call this address, with nothing else about it changed.
+    async def move_to(self, provider: str, base_url: str, note: Note) -> None:
+        """Change the base URL of every agent of this provider, and nothing else.
 
         Raises:
-            LettaError: some may still call another one; all that could be changed have been.
+            LettaError: some agents may still have another base URL; all that could be changed have been.
         """
 
-    async def send_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
-        """Have these agents call what they called before.
+    async def move_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
+        """Restore the former base URL of these agents.
 
         Raises:
-            LettaError: some may still call the other address; all that could be changed have been.
+            LettaError: some agents may still have the other base URL; all that could be changed have been.
         """
+
+
+@dataclass(frozen=True)
+class AgentMoves:
+    """The agents that were moved with a provider.
+
+    Attributes:
+        moved: the agents with the new base URL; if `error` is set, those that may have it.
+        error: why some agents may still have the former one.
+    """
+
+    moved: tuple[MovedAgent, ...] = ()
+    error: LettaError | None = None
+
+
+class AgentMover:
+    """Moves the agents of providers, patiently, and remembers which ones it moved in this run.
+
+    Args:
+        agents: the agents; None if there are none.
+        writer: decides how long to go on trying.
+    """
+
+    def __init__(self, agents: BoundAgents | None, writer: SafeWriter) -> None:
+        self._agents = agents
+        self._writer = writer
+        #: By provider and agent id. Kept for the whole run: an update that fails may be followed by a put-back.
+        self._moved: dict[str, dict[str, MovedAgent]] = {}
+
+    async def any_elsewhere(self, provider: str, base_url: str) -> bool:
+        """Return whether any agent of the provider has another base URL.
+
+        Raises:
+            LettaError: the agents cannot be listed.
+        """
+        return self._agents is not None and await self._agents.any_elsewhere(provider, base_url)
+
+    async def move(self, provider: str, base_url: str) -> AgentMoves:
+        """Change the base URL of the provider's agents. Returns all agents that were moved in this run.
+
+        Called while Letta holds no key that an agent could send elsewhere, and again after the key was written: an
+        agent that is bound in between gets the placeholder base URL.
+        """
+        if self._agents is None:
+            return AgentMoves()
+        agents, moved = self._agents, self._moved.setdefault(provider, {})
+
+        def note(agent: MovedAgent) -> None:
+            # If an agent is changed more than once, its first base URL is the former one.
+            moved.setdefault(agent.id, agent)
+
+        error: LettaError | None = None
+        try:
+            await self._writer.patiently(lambda: agents.move_to(provider, base_url, note))
+        except LettaError as failure:
+            error = failure
+        return AgentMoves(tuple(moved.values()), error)
+
+    async def move_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
+        """Restore the former base URL of agents.
+
+        Raises:
+            LettaError: some agents may still have the other one.
+        """
+        if moved and self._agents is not None:
+            agents = self._agents
+            await self._writer.patiently(lambda: agents.move_back(provider, moved))
 
 
 class LettaBoundAgents:
@@ -81,16 +142,16 @@ class LettaBoundAgents:
         self._lock = anyio.Lock()
         self._first: list[AgentRow] | None = None
 
-    async def astray(self, provider: str, base_url: str) -> bool:
-        """Return whether an agent of this provider calls another base URL, according to the first list of agents."""
+    async def any_elsewhere(self, provider: str, base_url: str) -> bool:
+        """Return whether any agent of this provider has another base URL, according to the first list of agents."""
         async with self._lock:
             if self._first is None:
                 # To count agents costs Letta next to nothing.
                 self._first = await self._all() if await self._letta.agents.count() else []
             return any(row.llm is not None and row.llm.calls_elsewhere(provider, base_url) for row in self._first)
 
-    async def follow(self, provider: str, base_url: str, note: Note) -> None:
-        """Have every agent of this provider call this base URL. One that fails does not stop the others."""
+    async def move_to(self, provider: str, base_url: str, note: Note) -> None:
+        """Change the base URL of every agent of this provider. One that fails does not stop the others."""
         failed: dict[str, LettaError] = {}
 
         def before(row: AgentRow) -> None:
@@ -110,7 +171,7 @@ class LettaBoundAgents:
         for _ in range(_PASSES):
             if not (behind := await left_behind()):
                 break
-            await gather([partial(move, agent_id) for agent_id in behind], at_once=_AT_ONCE)
+            await gather([partial(move, agent_id) for agent_id in behind], at_once=_CONCURRENCY)
         else:
             # The response to a change is no proof of it; only the list is.
             if behind := await left_behind():
@@ -118,8 +179,8 @@ class LettaBoundAgents:
         for error in failed.values():
             raise error
 
-    async def send_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
-        """Have these agents call their former base URLs. One that fails does not stop the others."""
+    async def move_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
+        """Restore the former base URL of these agents. One that fails does not stop the others."""
         failed: dict[str, LettaError] = {}
 
         async def move(agent: MovedAgent) -> None:
@@ -127,7 +188,7 @@ class LettaBoundAgents:
                 await self._letta.agents.point_to(agent.id, provider, agent.former)
 
         calls: list[Callable[[], Awaitable[None]]] = [partial(move, agent) for agent in moved]
-        await gather(calls, at_once=_AT_ONCE)
+        await gather(calls, at_once=_CONCURRENCY)
         for error in failed.values():
             raise error
 

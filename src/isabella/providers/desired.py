@@ -1,15 +1,14 @@
-"""What the configuration asks for: a pure reading of settings, catalog and declarations."""
+"""The providers that the configuration asks for, from settings, the vendor catalog and `isabella.toml`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 from pathlib import Path
 
 from pydantic import SecretStr
 
-from isabella.config.api_keys import KeyEmpty, KeyPlaceholder, KeyRefused, clean
+from isabella.config.api_keys import KeyEmpty, KeyPlaceholder, KeyRefused, clean_key
 from isabella.config.custom_vendors import declared_vendors
 from isabella.config.settings import ProviderTypes, Settings, http_address
 from isabella.config.sources import ConfigValue
@@ -20,14 +19,15 @@ from isabella.system.redaction import mask
 
 
 class RemarkKind(StrEnum):
-    """What was noticed about a vendor's configuration. The first group stands in the way of registering it."""
+    """The kinds of remarks about a vendor's configuration."""
 
+    # --- these prevent the registration -------------------------------------------------------------------------
     KEY_EMPTY = "key-empty"
     KEY_PLACEHOLDER = "key-placeholder"
     KEY_MALFORMED = "key-malformed"
     KEY_FILE_UNREADABLE = "key-file-unreadable"
     BASE_URL_MALFORMED = "base-url-malformed"
-
+    # --- these do not -------------------------------------------------------------------------------------------
     KEY_CLEANED = "key-cleaned"
     KEY_SET_TWICE = "key-set-twice"
     KEY_FILE_READABLE = "key-file-readable"
@@ -36,13 +36,12 @@ class RemarkKind(StrEnum):
 
 @dataclass(frozen=True)
 class Remark:
-    """Something worth saying about a vendor's configuration, for programs and for people.
+    """A remark about a vendor's configuration.
 
     Attributes:
-        kind: what it is.
-        variable: the variable it is about.
-        text: one sentence for people; never holds a key.
-        path: the file it is about, where it is about one.
+        variable: the variable that it is about.
+        text: one sentence; never holds a key.
+        path: the file that it is about, if any.
     """
 
     kind: RemarkKind
@@ -53,19 +52,18 @@ class Remark:
 
 @dataclass(frozen=True)
 class Desired:
-    """A provider as the configuration wants it.
+    """A provider as the configuration asks for it.
 
     Attributes:
-        vendor: whose provider it is.
         name: its name in Letta.
         type: Letta's provider type.
-        base_url: where the vendor answers.
-        key: the key it is to hold; None where there is none that could be used.
-        key_source: variable and origin of the key, for people.
-        problem: why it cannot be registered as configured; None where it can.
+        base_url: the vendor's base URL.
+        key: the key; None if no usable one is configured.
+        key_source: variable and origin of the key.
+        problem: why it cannot be registered; None if it can.
         remedy: what to do about the problem.
-        obstacle: the problem for programs; None where there is none.
-        remarks: what was noticed and is worth saying, though it does not stand in the way.
+        obstacle: the problem as a remark.
+        remarks: remarks that do not prevent the registration.
     """
 
     vendor: Vendor
@@ -79,30 +77,30 @@ class Desired:
     obstacle: Remark | None = None
     remarks: tuple[Remark, ...] = ()
 
-    @cached_property
+    @property
     def notes(self) -> tuple[str, ...]:
-        """The remarks as people read them."""
+        """The texts of the remarks."""
         return tuple(remark.text for remark in self.remarks)
 
     @property
-    def wanted(self) -> bool:
-        """Whether the configuration says anything about it: a vendor without a key is simply not registered."""
+    def configured(self) -> bool:
+        """Whether the configuration has a key for it, usable or not. A vendor without one is not registered."""
         return self.key is not None or self.problem is not None
 
-    @cached_property
+    @property
     def masked_key(self) -> str | None:
-        """The key as it may be shown."""
+        """The key in the form that may be shown."""
         return None if self.key is None else mask(self.key.get_secret_value())
 
 
 def desired_providers(settings: Settings, vendors: tuple[Vendor, ...] | None = None) -> tuple[Desired, ...]:
-    """Every vendor of the catalog and of `isabella.toml`, with the key configured for it.
+    """Return every vendor of the catalog and of `isabella.toml`, with the key configured for it.
 
-    A key that cannot be one is a problem of that provider alone; the others go on.
+    An unusable key is a problem of its provider alone.
 
     Args:
-        settings: where keys, base URLs and types come from.
-        vendors: in place of the catalog and `isabella.toml`.
+        settings: the configuration.
+        vendors: replaces the catalog and `isabella.toml`.
 
     Raises:
         ConfigurationError: `isabella.toml` is malformed.
@@ -117,9 +115,9 @@ def _desired(vendor: Vendor, settings: Settings) -> Desired:
     key: SecretStr | None = None
     source, obstacle, remedy = f"{vendor.api_key_env} is not set", None, None
     try:
-        found = _key_text(vendor, settings, remarks)
-        if found is not None:
-            variable, value = found
+        configured = _key_text(vendor, settings, remarks)
+        if configured is not None:
+            variable, value = configured
             source = f"{variable} ({value.origin})"
             key = _clean_key(vendor, variable, value, remarks)
     except _Unusable as unusable:
@@ -127,7 +125,7 @@ def _desired(vendor: Vendor, settings: Settings) -> Desired:
         source = unusable.source
     base_url, base_url_obstacle = _base_url(vendor, settings)
     if obstacle is None and key is not None and base_url_obstacle is not None:
-        obstacle, remedy = base_url_obstacle, "Correct it, or remove it to use the vendor's own address."
+        obstacle, remedy = base_url_obstacle, "Correct it, or remove it to use the vendor's own base URL."
     return Desired(
         vendor=vendor,
         name=vendor.provider,
@@ -142,6 +140,12 @@ def _desired(vendor: Vendor, settings: Settings) -> Desired:
     )
 
 
+_KINDS: dict[type[KeyRefused], RemarkKind] = {
+    KeyEmpty: RemarkKind.KEY_EMPTY,
+    KeyPlaceholder: RemarkKind.KEY_PLACEHOLDER,
+}
+
+
 class _Unusable(Exception):
     """The configured key cannot be used."""
 
@@ -153,7 +157,7 @@ class _Unusable(Exception):
 
 
 def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tuple[str, ConfigValue] | None:
-    """The key's variable and raw value, from the variable itself or from the file that another one names."""
+    """Return the variable and the raw value of the key, from that variable or from the file that it names."""
     direct = settings.sources.get(vendor.api_key_env)
     named = settings.sources.get(vendor.api_key_file_env)
     if direct is not None:
@@ -166,8 +170,8 @@ def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tupl
     path = Path(named.text.strip())
     try:
         path = _expanded(path)
-        found = files.read(path)
-        text = found.text
+        file = files.read(path)
+        text = file.text
     except FileUnreadable as error:
         problem = f"{vendor.api_key_file_env} names {path}, which cannot be read: {error.reason}"
         raise _Unusable(
@@ -175,10 +179,10 @@ def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tupl
             f"{vendor.api_key_file_env} ({named.origin})",
             error.remedy or "",
         ) from None
-    if found.mode & 0o004:
+    if file.mode & 0o004:
         warning = f"{path} can be read by every user of this machine: run `chmod 600 {path}`"
         remarks.append(Remark(RemarkKind.KEY_FILE_READABLE, vendor.api_key_file_env, warning, path))
-    # A key file ends in a newline as every text file does: nothing to remark on.
+    # A text file ends in a newline: no remark about that.
     return vendor.api_key_file_env, ConfigValue(text.removesuffix("\n"), str(path))
 
 
@@ -192,10 +196,12 @@ def _expanded(path: Path) -> Path:
 
 def _clean_key(vendor: Vendor, variable: str, value: ConfigValue, remarks: list[Remark]) -> SecretStr:
     try:
-        cleaned = clean(value.text)
+        cleaned = clean_key(value.text)
     except KeyRefused as refused:
         raise _Unusable(
-            Remark(_kind(refused), variable, f"{variable} cannot be used: {refused}"),
+            Remark(
+                _KINDS.get(type(refused), RemarkKind.KEY_MALFORMED), variable, f"{variable} cannot be used: {refused}"
+            ),
             f"{variable} ({value.origin})",
             f"Put a key{f' from {vendor.keys_page}' if vendor.keys_page else ''} there, or remove the line.",
         ) from None
@@ -206,16 +212,6 @@ def _clean_key(vendor: Vendor, variable: str, value: ConfigValue, remarks: list[
         text = f"{variable} begins with {other.key_prefix}, as keys of {other.title} do: is it the right one?"
         remarks.append(Remark(RemarkKind.KEY_OF_ANOTHER_VENDOR, variable, text))
     return SecretStr(cleaned.value)
-
-
-def _kind(refused: KeyRefused) -> RemarkKind:
-    match refused:
-        case KeyEmpty():
-            return RemarkKind.KEY_EMPTY
-        case KeyPlaceholder():
-            return RemarkKind.KEY_PLACEHOLDER
-        case _:
-            return RemarkKind.KEY_MALFORMED
 
 
 def _base_url(vendor: Vendor, settings: Settings) -> tuple[str, Remark | None]:
@@ -237,11 +233,11 @@ def _provider_type(vendor: Vendor, settings: Settings) -> str:
     return "openai" if settings.provider_types is ProviderTypes.OPENAI else vendor.type
 
 
-def select(desired: tuple[Desired, ...], only: tuple[str, ...]) -> tuple[Desired, ...]:
-    """Those with these names; all where no name is given.
+def select_providers(desired: tuple[Desired, ...], only: tuple[str, ...]) -> tuple[Desired, ...]:
+    """Return the providers with these names; all of them if no name is given.
 
     Raises:
-        ConfigurationError: a name is not declared.
+        ConfigurationError: no provider of that name is declared.
     """
     known = {provider.name for provider in desired}
     unknown = [name for name in only if name not in known]

@@ -1,56 +1,58 @@
-"""How each provider stands, and since when: a fold over reports, without clock or files of its own."""
+"""The health of each provider: its condition, since when, and the headline over all of them.
+
+The condition combines reports over time: pure functions without a clock, and a file that keeps the result.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
 
-from isabella.providers.plan import WRITES, Action, ProviderState
+from isabella.providers.plan import WRITE_ACTIONS, Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.files import write_private
 from isabella.vendors.status import VendorObservation, VendorState
 
 
 class HealthState(StrEnum):
-    """How a provider stands."""
+    """The condition of a provider."""
 
-    #: Letta holds what is configured, and this is proven.
+    #: Letta holds the configured values, and this is proven.
     IN_SYNC = "InSync"
-    #: Letta holds something else; a sync would mend it.
+    #: Letta holds other values; a sync would change them.
     DRIFTED = "Drifted"
     #: The vendor refuses the configured key, so Letta keeps the one that it has. It is tried again.
     REFUSED = "Refused"
-    #: What is configured cannot be used, or Letta cannot take it: the operator has to do something.
+    #: The configuration is unusable, or Letta does not accept it: the operator has to act.
     MISCONFIGURED = "Misconfigured"
-    #: Written, or found, but it cannot be read back.
+    #: The stored key cannot be read back.
     UNPROVEN = "Unproven"
-    #: A sync was tried, and did not come to a good end.
+    #: A sync failed.
     FAILED = "Failed"
     #: The configuration has no key for it.
     NO_KEY = "NoKey"
-    #: Nobody declared it.
+    #: Not declared in the configuration.
     FOREIGN = "Foreign"
 
 
 @dataclass(frozen=True)
 class ProviderHealth:
-    """How one provider stands.
+    """The health of one provider.
 
     Attributes:
-        kind: how.
-        reason: why, as it was found at the last change.
-        since: when it became so; a look that finds it as it was changes nothing.
-        remedy: what the operator can do, where a sync has said so.
-        basis: stands for what was asked for and what Letta held after a sync that did not come to a good end: as
-            long as both are the same, that is how it went. None for what only a look has found.
-        asked: when the vendor refused the configured key last.
+        reason: the reason at the last change of the condition.
+        since: the start of the condition; a report that confirms it changes nothing.
+        remedy: what the operator can do, if a sync has said so.
+        basis: a hash of the configured and the stored values after a failed sync: while both are the same, its result
+            still holds. None if only a comparison has found the condition.
+        asked: when the vendor last refused the configured key.
     """
 
     kind: HealthState
@@ -61,20 +63,17 @@ class ProviderHealth:
     asked: datetime | None = None
 
 
-Conditions = Mapping[str, ProviderHealth]
+HealthByProvider = Mapping[str, ProviderHealth]
 
-#: How a sync can end other than well: what a mere look cannot find out.
-_OUTCOMES = (HealthState.REFUSED, HealthState.MISCONFIGURED, HealthState.UNPROVEN, HealthState.FAILED)
+#: The conditions that only a sync can find, not a comparison.
+_SYNC_FAILURES = (HealthState.REFUSED, HealthState.MISCONFIGURED, HealthState.UNPROVEN, HealthState.FAILED)
 
 
 def health_state(entry: ProviderReport) -> HealthState:
-    """How a provider stands by one report."""
-    if not entry.ours:
-        return (
-            HealthState.FOREIGN
-            if entry.stored is ProviderState.FOREIGN and entry.key_source is None
-            else HealthState.NO_KEY
-        )
+    """Return the condition of a provider by one report."""
+    if not entry.configured:
+        foreign = entry.stored is ProviderState.FOREIGN and entry.key_source is None
+        return HealthState.FOREIGN if foreign else HealthState.NO_KEY
     if entry.proof is Proof.PROVEN:
         return HealthState.IN_SYNC
     if entry.refused_by_vendor:
@@ -86,103 +85,88 @@ def health_state(entry: ProviderReport) -> HealthState:
     return HealthState.FAILED if entry.proof is Proof.FAILED else HealthState.DRIFTED
 
 
-def stands(entry: ProviderReport) -> HealthState:
-    """How a provider stands by all that is known, the last sync included."""
+def current_health(entry: ProviderReport) -> HealthState:
+    """Return the condition of a provider by all that is known, the last sync included."""
     return health_state(entry) if entry.condition is None else HealthState(entry.condition)
 
 
 def update_health(
-    before: Conditions, report: Report, now: datetime, *, whole: bool = True, looks: bool = False
+    before: HealthByProvider, report: Report, now: datetime, *, whole: bool = True, read_only: bool = False
 ) -> dict[str, ProviderHealth]:
-    """How the providers stand after a report.
+    """Return the health of the providers after a report.
 
     Args:
-        before: how they stood.
-        report: what a run has found and done.
-        now: when that was.
-        whole: whether the report is about all providers; otherwise those that it leaves out stay as they were.
-        looks: whether nothing was done, so that what the last sync has found out still holds where nothing changed.
+        before: the health before it.
+        report: the report.
+        now: when it was made.
+        whole: whether the report covers all providers; otherwise the others keep their health.
+        read_only: whether it is a comparison. Then the result of the last sync still holds if nothing has changed.
     """
-    conditions = {} if whole else dict(before)
+    health = {} if whole else dict(before)
     for entry in report.providers:
         former = before.get(entry.name)
-        if looks and former is not None and _still_holds(former, entry):
-            conditions[entry.name] = former
+        if read_only and former is not None and _still_holds(former, entry):
+            health[entry.name] = former
         else:
-            conditions[entry.name] = _after(former, entry, now, looks)
-    return conditions
+            health[entry.name] = _update(former, entry, now, read_only)
+    return health
 
 
 def _still_holds(former: ProviderHealth, entry: ProviderReport) -> bool:
-    """Whether neither configuration, nor Letta, nor the vendor has said anything new since the last sync."""
+    """Whether configuration, Letta and vendor have said nothing new since the last sync."""
     return former.basis is not None and former.basis == entry.basis and entry.vendor_status is None
 
 
-def _after(before: ProviderHealth | None, entry: ProviderReport, now: datetime, looks: bool) -> ProviderHealth:
+def _update(before: ProviderHealth | None, entry: ProviderReport, now: datetime, read_only: bool) -> ProviderHealth:
     kind = health_state(entry)
-    # What had to be mended was out of line until now, even where no report has said so in between.
-    mended = kind is HealthState.IN_SYNC and entry.action in WRITES and entry.proof is Proof.PROVEN
-    changed = before is None or before.kind is not kind or mended
+    # A provider that had to be written was out of sync until now, even if no report has said so in between.
+    repaired = kind is HealthState.IN_SYNC and entry.action in WRITE_ACTIONS
+    changed = before is None or before.kind is not kind or repaired
     if before is not None and not changed and kind is HealthState.IN_SYNC:
-        # The reason for being in sync is that of the last change; what is wrong may be wrong for another reason now.
+        # It keeps the reason of the last change. The reason of a failure may be another one now.
         return before
-    found = ProviderHealth(kind, entry.reason, now if before is None or changed else before.since)
-    if looks or kind not in _OUTCOMES:
-        return found
+    health = ProviderHealth(kind, entry.reason, now if before is None or changed else before.since)
+    if read_only or kind not in _SYNC_FAILURES:
+        return health
     asked = entry.vendor_status.at if kind is HealthState.REFUSED and entry.vendor_status is not None else None
-    return replace(found, remedy=entry.remedy, basis=entry.basis, asked=asked)
+    return replace(health, remedy=entry.remedy, basis=entry.basis, asked=asked)
 
 
-def with_health(report: Report, conditions: Conditions, *, unless: datetime | None = None) -> Report:
-    """The report, each entry with how its provider stands.
+def with_health(report: Report, health: HealthByProvider, *, unless: datetime | None = None) -> Report:
+    """Return the report with the health of each provider.
 
     Args:
-        report: what a run has found.
-        conditions: how the providers stand by it.
-        unless: a time that is not told. Who only looks knows that something has changed, but not when.
+        report: the report.
+        health: the health by provider.
+        unless: a start that is not shown. A comparison knows that something has changed, but not when.
     """
 
-    def told(entry: ProviderReport) -> ProviderReport:
-        found = conditions.get(entry.name)
-        if found is None:
+    def entry_with_health(entry: ProviderReport) -> ProviderReport:
+        own = health.get(entry.name)
+        if own is None:
             return entry
-        since = None if found.since == unless else found.since
-        # As `replace` does, in a tenth of the time: there may be a thousand of them.
-        changed = object.__new__(ProviderReport)
-        vars(changed).update(vars(entry), condition=found.kind.value, since=since)
-        if found.basis is not None:
-            vars(changed).update(_last_sync(found))
-        return changed
+        entry = replace(entry, condition=own.kind.value, since=None if own.since == unless else own.since)
+        if own.basis is None:
+            return entry
+        # The result of the last sync.
+        proof = Proof.UNPROVEN if own.kind is HealthState.UNPROVEN else Proof.FAILED
+        entry = replace(entry, proof=proof, reason=own.reason, remedy=own.remedy)
+        if own.kind is not HealthState.REFUSED:
+            return entry
+        refused = VendorObservation(VendorState.REFUSES_KEY, own.reason, own.asked or own.since)
+        return replace(entry, refused_by_vendor=True, vendor_status=refused)
 
-    return replace(report, providers=[told(entry) for entry in report.providers])
-
-
-def _last_sync(found: ProviderHealth) -> dict[str, Any]:
-    """What the last sync has found out, as fields of an entry."""
-    fields: dict[str, Any] = {
-        "proof": Proof.UNPROVEN if found.kind is HealthState.UNPROVEN else Proof.FAILED,
-        "reason": found.reason,
-        "remedy": found.remedy,
-    }
-    if found.kind is HealthState.REFUSED:
-        seen = VendorObservation(VendorState.REFUSES_KEY, found.reason, found.asked or found.since)
-        fields |= {"refused_by_vendor": True, "vendor_status": seen}
-    return fields
+    return replace(report, providers=[entry_with_health(entry) for entry in report.providers])
 
 
 class HealthFile:
-    """The conditions of one Letta's providers on the disk. There is no key in it.
-
-    Args:
-        home: Isabella's home.
-        base_url: which Letta.
-    """
+    """The file with the health of one Letta's providers, in Isabella's home. It holds no key."""
 
     def __init__(self, home: Path, base_url: str) -> None:
         self._path = home / "conditions" / f"{hashlib.sha256(base_url.encode()).hexdigest()[:16]}.json"
 
     def read(self) -> dict[str, ProviderHealth]:
-        """What was written last; nothing where there is no file, or it is damaged."""
+        """Return what was saved last; nothing if the file is missing or damaged."""
         try:
             document = json.loads(self._path.read_text())
             return {
@@ -199,19 +183,153 @@ class HealthFile:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
-    def write(self, conditions: Conditions) -> None:
-        """Write them down. Where that cannot be, only times and what the last sync has found out are lost."""
-        document = {name: _written(one) for name, one in conditions.items()}
+    def write(self, health: HealthByProvider) -> None:
+        """Save the health. If this fails, only times and the results of the last sync are lost."""
+        document = {name: _as_document(own) for name, own in health.items()}
         with suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(self._path, json.dumps({"version": 1, "providers": document}))
 
 
-def _written(one: ProviderHealth) -> dict[str, str]:
-    outcome = {
-        "remedy": one.remedy,
-        "basis": one.basis,
-        "asked": None if one.asked is None else one.asked.isoformat(),
+def _as_document(health: ProviderHealth) -> dict[str, str]:
+    document = {
+        "condition": health.kind.value,
+        "reason": health.reason,
+        "since": health.since.isoformat(),
+        "remedy": health.remedy,
+        "basis": health.basis,
+        "asked": None if health.asked is None else health.asked.isoformat(),
     }
-    found = {"condition": one.kind.value, "reason": one.reason, "since": one.since.isoformat()}
-    return found | {name: value for name, value in outcome.items() if value is not None}
+    return {name: value for name, value in document.items() if value is not None}
+
+
+# --- headline -----------------------------------------------------------------------------------------------------
+
+_MAX_NAMES = 3
+
+
+class Level(IntEnum):
+    """How bad something is."""
+
+    OK = 0
+    #: Nothing is known, so it may be bad.
+    UNKNOWN = 1
+    WARNING = 2
+    PROBLEM = 3
+
+
+_STORED = {
+    HealthState.IN_SYNC: (Level.OK, "the stored key is proven"),
+    HealthState.DRIFTED: (Level.PROBLEM, "Letta does not hold the configured values"),
+    HealthState.REFUSED: (Level.PROBLEM, "the vendor refuses the configured key"),
+    HealthState.MISCONFIGURED: (Level.PROBLEM, "the configured values cannot be used"),
+    HealthState.UNPROVEN: (Level.WARNING, "the stored key cannot be read back"),
+    HealthState.FAILED: (Level.PROBLEM, "the last sync failed"),
+    HealthState.NO_KEY: (Level.UNKNOWN, "no key is configured"),
+    HealthState.FOREIGN: (Level.UNKNOWN, "it is not declared"),
+}
+_VENDOR = {
+    VendorState.ANSWERS: (Level.OK, "answers"),
+    VendorState.REFUSES_KEY: (Level.PROBLEM, "refuses the key"),
+    VendorState.REFUSES: (Level.WARNING, "refuses requests"),
+    VendorState.FAILS: (Level.PROBLEM, "fails"),
+    VendorState.UNREACHABLE: (Level.PROBLEM, "cannot be reached"),
+    VendorState.NOT_ASKED: (Level.UNKNOWN, "not asked"),
+}
+
+
+@dataclass(frozen=True)
+class StatusHeadline:
+    """The state of all providers in one sentence.
+
+    Attributes:
+        level: the worst level of all.
+        title: the sentence.
+        text: which providers it is about, and why.
+    """
+
+    level: Level
+    title: str
+    text: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the form that `--json` and the HTTP API show."""
+        return {"level": self.level.name.lower(), "title": self.title, "text": self.text}
+
+
+def vendor_words(status: VendorObservation | None) -> str:
+    """Return the state of a vendor in a few words."""
+    return "not known" if status is None else _VENDOR[status.state][1]
+
+
+def vendor_level(status: VendorObservation | None) -> Level:
+    """Return how bad the state of a vendor is."""
+    return Level.UNKNOWN if status is None else _VENDOR[status.state][0]
+
+
+def stored_level(entry: ProviderReport) -> Level:
+    """Return how bad the state of the stored key is."""
+    return _STORED[current_health(entry)][0]
+
+
+def level_of(entry: ProviderReport) -> Level:
+    """Return the worse of the two levels."""
+    return max(stored_level(entry), vendor_level(entry.vendor_status))
+
+
+def describe_problem(entry: ProviderReport) -> str | None:
+    """Return the worse problem of a provider; None if stored key and vendor are fine, or not known."""
+    stored, vendor = stored_level(entry), vendor_level(entry.vendor_status)
+    if max(stored, vendor) <= Level.UNKNOWN:
+        return None
+    if stored >= vendor or entry.vendor_status is None:
+        return _STORED[current_health(entry)][1]
+    return f"the vendor {vendor_words(entry.vendor_status)} ({entry.vendor_status.reason})"
+
+
+def headline(report: Report) -> StatusHeadline:
+    """Return the headline over the configured providers."""
+    configured = report.configured
+    if not configured:
+        return StatusHeadline(Level.WARNING, "No provider is configured.", "")
+    level = max(map(level_of, configured))
+    total = len(configured)
+    problems = [f"{entry.name}: {text}" for entry in configured if (text := describe_problem(entry)) is not None]
+    if problems:
+        title = f"{len(problems)} of {total} providers {'is' if len(problems) == 1 else 'are'} not in order."
+        return StatusHeadline(level, title, f"{_some(problems, '; ')}.")
+    proven = "The stored key is proven" if total == 1 else f"All {total} stored keys are proven"
+    if level is Level.OK:
+        answered = "the vendor answered" if total == 1 else "every vendor answered"
+        return StatusHeadline(level, "Everything is in order.", f"{proven}, and {answered} the last request.")
+    unknown = [entry.name for entry in configured if level_of(entry) is Level.UNKNOWN]
+    which = "this vendor answers" if len(unknown) == 1 else "these vendors answer"
+    return StatusHeadline(level, f"{proven}.", f"Whether {which} is not known: {_some(unknown, ', ')}.")
+
+
+def report_document(report: Report) -> dict[str, Any]:
+    """Return the JSON form of a report, with its headline."""
+    return {"headline": headline(report).as_json(), **report.as_json()}
+
+
+def with_vendor_status(report: Report, status_of: Callable[[str], VendorObservation | None]) -> Report:
+    """Return the report with the last status of each vendor.
+
+    Args:
+        report: the report.
+        status_of: returns what else is known of a provider's vendor.
+    """
+
+    def entry_with_status(entry: ProviderReport) -> ProviderReport:
+        known, own = status_of(entry.name), entry.vendor_status
+        # That the vendor accepts the former key does not make up for a refused new one.
+        if known is None or (own is not None and (entry.refused_by_vendor or own.at > known.at)):
+            return entry
+        return replace(entry, vendor_status=known)
+
+    return replace(report, providers=[entry_with_status(entry) for entry in report.providers])
+
+
+def _some(items: list[str], between: str) -> str:
+    more = len(items) - _MAX_NAMES
+    return between.join(items[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

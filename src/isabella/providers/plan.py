@@ -1,8 +1,8 @@
-"""What has to change, as pure data: no I/O, so that every combination of desired and stored can be tested."""
+"""The plan: what to change for each provider, as pure data, so that every combination can be tested without I/O."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from isabella.config.strategy import Strategy
@@ -11,17 +11,18 @@ from isabella.letta.releases import Capabilities
 from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
 from isabella.system.urls import is_placeholder_url
+from isabella.vendors.client import VendorAnswer
 from isabella.vendors.status import VendorObservation
 
 
 class ProviderState(StrEnum):
-    """What Letta holds, compared with what is desired."""
+    """The stored provider, compared with the desired one."""
 
     IN_SYNC = "in_sync"
-    #: Another key than the configured one, or none at all.
+    #: Another key than the configured one, or none.
     STALE = "stale"
     ABSENT = "absent"
-    #: Sealed under another master key than ours.
+    #: The key is encrypted under another master key.
     UNREADABLE = "unreadable"
     #: The right key, in plaintext although a master key is configured.
     PLAINTEXT = "plaintext"
@@ -29,43 +30,39 @@ class ProviderState(StrEnum):
     MISTYPED = "mistyped"
     #: The right key, another base URL.
     MOVED = "moved"
-    #: Nobody declared it.
+    #: Not declared in the configuration.
     FOREIGN = "foreign"
-    #: The server does not let the key be read back, or we have no master key to open it with.
+    #: The key cannot be read: the server does not show it, or no master key is configured.
     HIDDEN = "hidden"
 
 
 class Action(StrEnum):
-    """What is done about it."""
+    """What is done about a difference."""
 
     KEEP = "keep"
     UPDATE = "update"
     RECREATE = "recreate"
     CREATE = "create"
     REFUSE = "refuse"
-    #: It is not ours to do anything about.
+    #: The provider is not configured, so it is left unchanged.
     NONE = "none"
 
 
-#: Those that write to Letta.
-WRITES = frozenset((Action.CREATE, Action.UPDATE, Action.RECREATE))
+#: The actions that write to Letta.
+WRITE_ACTIONS = frozenset((Action.CREATE, Action.UPDATE, Action.RECREATE))
 
 
 @dataclass(frozen=True)
 class PlannedChange:
-    """What is to be done about one provider, and why.
+    """What to do about one provider, and why.
 
     Attributes:
-        desired: what the configuration asks for.
-        stored: the record in Letta; None where there is none.
-        reading: what its key was read as.
-        state: how the two compare.
-        action: what is to be done.
-        reason: why, in words for people.
-        remedy: what the operator has to do, where nothing can be done here.
-        ask_vendor: whether the vendor is to be asked about the key first, because Letta does not hold it yet.
-        refused_by_vendor: whether it was asked, and refuses the key.
-        vendor_status: what it answered, where it was asked.
+        stored: the record in Letta; None if there is none.
+        reading: the result of reading its key back.
+        remedy: what the operator has to do, if Isabella can do nothing.
+        ask_vendor: whether to ask the vendor about the key first, because Letta does not hold it yet.
+        refused_by_vendor: whether the vendor was asked and refuses the key.
+        vendor_status: the vendor's answer, if it was asked.
     """
 
     desired: Desired
@@ -81,40 +78,40 @@ class PlannedChange:
 
     @property
     def moves(self) -> bool:
-        """Whether the provider is there, and its address becomes another one."""
+        """Whether the provider exists, and its base URL changes."""
         return self.stored is not None and self.stored.base_url != self.desired.base_url
 
     @property
-    def between(self) -> bool:
-        """Whether it is between two addresses: a move was cut off, or is not done."""
+    def mid_move(self) -> bool:
+        """Whether the provider has the placeholder base URL of an unfinished move."""
         return self.stored is not None and is_placeholder_url(self.stored.base_url)
 
     @property
     def keeps_key(self) -> bool:
-        """Whether the key that is stored is the configured one already."""
+        """Whether the stored key is the configured one."""
         return self.reading is not None and self.reading.match is KeyMatch.EQUAL
 
     @property
     def pending(self) -> bool:
-        """Whether there is anything to write, or something that stands in the way of it."""
+        """Whether something is to be written, or prevents it."""
         return self.action not in (Action.KEEP, Action.NONE)
 
 
 def state_of(
     desired: Desired, stored: StoredProvider | None, reading: KeyReading | None, *, sealing: bool
 ) -> ProviderState:
-    """Compare a provider with what is desired. Of several differences the one that is hardest to mend counts.
+    """Compare a stored provider with the desired one. Of several differences the hardest to fix counts.
 
     Args:
-        desired: what the configuration asks for.
-        stored: the record in Letta; None where there is none.
-        reading: what its key was read as; None where there is no record, or no key to compare it with.
-        sealing: whether a master key is configured, so that keys have to be sealed.
+        desired: the configured provider.
+        stored: the record in Letta; None if there is none.
+        reading: the result of reading its key back; None without a record, or without a configured key.
+        sealing: whether a master key is configured, so that keys have to be encrypted.
     """
     if stored is None:
         return ProviderState.ABSENT
     if reading is None:
-        return ProviderState.FOREIGN if not desired.wanted else ProviderState.STALE
+        return ProviderState.FOREIGN if not desired.configured else ProviderState.STALE
     if stored.type != desired.type:
         return ProviderState.MISTYPED
     match reading.match:
@@ -138,31 +135,22 @@ def plan(
     abilities: Capabilities,
     sealing: bool,
 ) -> PlannedChange:
-    """Decide what to do about one provider.
-
-    Args:
-        desired: what the configuration asks for.
-        stored: the record in Letta; None where there is none.
-        reading: what its key was read as.
-        strategy: the operator's choice.
-        abilities: what this release can do.
-        sealing: whether a master key is configured.
-    """
+    """Decide what to do about one provider. The arguments are those of `state_of`, and the operator's choice."""
     state = state_of(desired, stored, reading, sealing=sealing)
 
     def change(action: Action, reason: str, remedy: str | None = None) -> PlannedChange:
-        new_key = (reading is None or reading.match is not KeyMatch.EQUAL) and action in WRITES
+        new_key = (reading is None or reading.match is not KeyMatch.EQUAL) and action in WRITE_ACTIONS
         return PlannedChange(desired, stored, reading, state, action, reason, remedy, ask_vendor=new_key)
 
-    if not desired.wanted:
-        left = "" if stored is None else "; the provider of this name in Letta is left alone"
+    if not desired.configured:
+        left = "" if stored is None else "; the provider of this name in Letta is left unchanged"
         return change(Action.NONE, f"no key: {desired.key_source}{left}")
     if desired.problem is not None:
         return change(Action.REFUSE, desired.problem, desired.remedy)
-    if abilities.mistakes_long_keys and not sealing and _is_taken_for_sealed(desired):
+    if abilities.mistakes_long_keys and not sealing and _looks_encrypted(desired):
         return change(
             Action.REFUSE,
-            f"without a master key, Letta {abilities.release} takes this key for a sealed one and never uses it",
+            f"without a master key, Letta {abilities.release} mistakes this key for an encrypted one and ignores it",
             "Set LETTA_ENCRYPTION_KEY for Letta and for Isabella, or upgrade Letta to 0.16.7 or later.",
         )
     if state is ProviderState.ABSENT:
@@ -173,14 +161,14 @@ def plan(
         if abilities.recreates:
             return change(Action.RECREATE, f"strategy recreate; {difference}")
         if state is ProviderState.IN_SYNC:
-            return change(Action.KEEP, f"{difference}; {no_delete(abilities)}")
+            return change(Action.KEEP, f"{difference}; {explain_no_delete(abilities)}")
     match state:
         case ProviderState.IN_SYNC:
             return change(Action.KEEP, difference)
         case ProviderState.STALE | ProviderState.MOVED | ProviderState.PLAINTEXT | ProviderState.HIDDEN:
             return change(Action.UPDATE, difference)
         case ProviderState.UNREADABLE if strategy is Strategy.IN_PLACE or not abilities.recreates:
-            # Unreadable for us need not be unreadable for Letta; if it is, Letta refuses and nothing is lost (P4).
+            # Letta may be able to read what Isabella cannot. If not, it refuses, and nothing is lost (fact P4).
             return change(Action.UPDATE, difference)
         case _ if strategy is Strategy.IN_PLACE:
             return change(
@@ -193,20 +181,20 @@ def plan(
         case _:
             return change(
                 Action.REFUSE,
-                f"{difference}; {no_delete(abilities)}",
+                f"{difference}; {explain_no_delete(abilities)}",
                 "Upgrade Letta to 0.16.2 or later, then sync again.",
             )
 
 
-def _is_taken_for_sealed(desired: Desired) -> bool:
+def _looks_encrypted(desired: Desired) -> bool:
     return desired.key is not None and mistaken_for_encrypted(desired.key.get_secret_value())
 
 
-def no_delete(abilities: Capabilities) -> str:
-    """Why nothing is deleted on this release."""
+def explain_no_delete(abilities: Capabilities) -> str:
+    """Explain why nothing is deleted on this release."""
     if not abilities.known:
-        return f"Letta {abilities.release} is not a release that was measured, so nothing is deleted there"
-    return f"Letta {abilities.release} cannot bring back a provider that was deleted, so nothing is deleted there"
+        return f"Letta {abilities.release} is not a supported release, so nothing is deleted there"
+    return f"Letta {abilities.release} cannot recreate a deleted provider, so nothing is deleted there"
 
 
 def _difference(
@@ -227,15 +215,15 @@ def _first_difference(
 ) -> str:
     match state:
         case ProviderState.STALE if is_placeholder_url(stored.base_url):
-            return "a move was cut off: what stands in Letta is no key"
+            return "a move was interrupted: Letta holds a placeholder, not a key"
         case ProviderState.MOVED if is_placeholder_url(stored.base_url):
-            return "a move is not done: some agents may still call the former address"
+            return "a move is unfinished: some agents may still use the former base URL"
         case ProviderState.STALE if reading is not None and reading.match is KeyMatch.NOTHING:
-            return "Letta holds no key (an upgrade without a master key loses it: fact O4)"
+            return "Letta holds no key (an upgrade without a master key loses it, fact O4)"
         case ProviderState.STALE:
             return "Letta holds another key"
         case ProviderState.UNREADABLE:
-            return "Letta's key is sealed under a master key that is not ours"
+            return "Letta's key is encrypted under another master key"
         case ProviderState.PLAINTEXT:
             return "the key is right, but in plaintext although a master key is set"
         case ProviderState.MISTYPED:
@@ -243,8 +231,49 @@ def _first_difference(
         case ProviderState.MOVED:
             return f"base URL {stored.base_url} instead of {desired.base_url}"
         case ProviderState.HIDDEN if reading is not None and reading.sealed:
-            return "Letta's key cannot be read back: it is sealed, and no master key is configured"
+            return "Letta's key cannot be read back: it is encrypted, and no master key is configured"
         case ProviderState.HIDDEN:
             return "Letta's key cannot be read back"
         case _:
             return state.value
+
+
+def describe_refusal(change: PlannedChange, answer: VendorAnswer) -> tuple[str, str]:
+    """Return why a key that the vendor refuses is not written, and what the operator can do."""
+    kept = "nothing is registered" if change.stored is None else "the stored key stays"
+    if change.mid_move and not change.keeps_key:
+        kept = "Letta holds a placeholder, not a key, because a move was interrupted"
+    return (
+        f"{change.desired.vendor.title} refuses the configured key ({answer.status}: {answer.said}); {kept}",
+        f"{change.desired.key_source} holds a refused key: replace it by a valid one. A new key may take a while to "
+        "work everywhere: `isabella up` and `isabella providers sync --watch` try it again.",
+    )
+
+
+def predict_change(change: PlannedChange, new: VendorAnswer, old: VendorAnswer | None) -> PlannedChange:
+    """Return the change as a sync would carry it out after asking the vendor.
+
+    A sync writes a key that the vendor accepts at once, in place, whether or not the old one still works. It does not
+    write a key that the vendor refuses: the key may be so new that not every machine of the vendor knows it, and as
+    long as the old one works, agents can go on.
+
+    Args:
+        change: the planned change.
+        new: the vendor's answer to the configured key.
+        old: its answer to the stored key; None if it was not asked.
+    """
+    change = replace(change, vendor_status=new.vendor_status)
+    if new.takes_key is False:
+        reason, remedy = describe_refusal(change, new)
+        if old is not None and old.takes_key is not None:
+            reason += ", and the vendor accepts it" if old.takes_key else ", but the vendor refuses it too"
+        return replace(change, action=Action.REFUSE, reason=reason, remedy=remedy, refused_by_vendor=True)
+    if new.takes_key is None:
+        comment = f"; the vendor does not confirm the configured key ({new.said})"
+    elif old is None or old.takes_key is None:
+        comment = "; the vendor accepts the configured key"
+    elif old.takes_key:
+        comment = "; the vendor accepts both keys" + ("" if change.action is Action.RECREATE else ": no gap")
+    else:
+        comment = ", which the vendor already refuses; it accepts the configured one"
+    return replace(change, reason=change.reason + comment)

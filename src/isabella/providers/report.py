@@ -1,4 +1,4 @@
-"""What a run found and did: frozen data, and its JSON form."""
+"""The result of a run: frozen data and its JSON form."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from enum import StrEnum
 from typing import Any
 
 from isabella.errors import LettaError, LettaRefused
-from isabella.providers.bound_agents import MovedAgent
-from isabella.providers.dry_run import refusal
-from isabella.providers.plan import Action, PlannedChange, ProviderState
+from isabella.providers.bound_agents import AgentMoves
+from isabella.providers.plan import Action, PlannedChange, ProviderState, describe_refusal
 from isabella.vendors.client import KeyVerdict, VendorAnswer
 from isabella.vendors.status import VendorObservation
 
 
 class Proof(StrEnum):
-    """Whether the stored key was read back and equals the desired one."""
+    """Whether the stored key was read back and equals the configured one."""
 
     PROVEN = "proven"
     #: Written, but the server does not let it be read back.
     UNPROVEN = "unproven"
-    #: Read back, and not as desired; or it could not be brought in line.
+    #: Read back and different, or the sync failed.
     FAILED = "failed"
     NOT_ASKED = "not_asked"
 
 
 class Receipt(StrEnum):
-    """What became of a real completion through Letta."""
+    """The result of a real completion through Letta."""
 
     ACCEPTED = "accepted"
     #: The vendor refused the key.
@@ -43,27 +42,23 @@ class ProviderReport:
 
     Attributes:
         name: its name in Letta.
-        vendor: whose it is; for one that nobody declared, its type.
-        type: its provider type.
-        base_url: where its vendor answers.
-        key: the configured key, masked; None where there is none.
+        vendor: the vendor's name; for a provider that is not declared, its type.
+        key: the configured key, masked; None if there is none.
         key_source: variable and origin of that key.
-        stored: what Letta holds, compared with what is desired: as found, before anything was done about it.
+        stored: its state before the run changed anything.
         action: what was done, or would be.
         proof: whether the stored key is the configured one now.
         models: how many models Letta lists for it.
-        reason: why, for people.
-        remedy: what the operator can do.
-        notes: what else is worth saying.
-        receipt: what a completion through Letta has shown; None where none was asked for.
+        notes: remarks about its configuration.
+        receipt: the result of a completion through Letta; None if none was requested.
         in_letta: whether Letta has a provider of this name now.
-        stored_base_url: the address that Letta has for it now; None where it has none.
-        ours: whether the configuration wants it; one that it does not want is left alone and proves nothing.
+        stored_base_url: the base URL in Letta now; None if there is none.
+        configured: whether the configuration has a key for it; otherwise it is left unchanged and not proven.
         refused_by_vendor: whether the vendor refuses the configured key, so that the stored one stays.
-        basis: stands for what was asked for and what Letta holds now, where it is not proven; holds no key.
-        vendor_status: what the vendor did when it was asked last; None where that is not known.
-        condition: how it stands, in one word; None where nobody keeps count.
-        since: since when it stands so.
+        basis: a hash of the configured and the stored values, if it is not proven; holds no key.
+        vendor_status: the last known status of the vendor.
+        condition: its health in one word; None if no health is kept.
+        since: the start of that condition.
     """
 
     name: str
@@ -82,7 +77,7 @@ class ProviderReport:
     receipt: Receipt | None = None
     in_letta: bool = True
     stored_base_url: str | None = None
-    ours: bool = True
+    configured: bool = True
     refused_by_vendor: bool = False
     basis: str | None = field(default=None, repr=False)
     vendor_status: VendorObservation | None = None
@@ -90,7 +85,7 @@ class ProviderReport:
     since: datetime | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The form that `--json` and the HTTP API show."""
+        """Return the form that `--json` and the HTTP API show."""
         document: dict[str, Any] = {
             "name": self.name,
             "vendor": self.vendor,
@@ -116,13 +111,13 @@ class ProviderReport:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run found and did.
+    """The result of a run.
 
     Attributes:
-        base_url: the Letta it spoke to.
-        version: that Letta's release.
+        base_url: the Letta that was used.
+        version: its release.
         providers: one entry for each provider, declared ones first.
-        notices: what is worth saying about the configuration as a whole.
+        notices: remarks about the configuration as a whole.
     """
 
     base_url: str
@@ -131,41 +126,41 @@ class Report:
     notices: tuple[str, ...] = field(default=())
 
     @property
-    def ours(self) -> list[ProviderReport]:
-        """Those that the configuration wants."""
-        return [provider for provider in self.providers if provider.ours]
+    def configured(self) -> list[ProviderReport]:
+        """The providers that the configuration has a key for."""
+        return [provider for provider in self.providers if provider.configured]
 
     @property
     def all_proven(self) -> bool:
-        """Whether every provider that the configuration wants is proven."""
-        return all(provider.proof is Proof.PROVEN for provider in self.ours)
+        """Whether every configured provider is proven."""
+        return all(provider.proof is Proof.PROVEN for provider in self.configured)
 
     @property
     def all_accepted(self) -> bool:
-        """Whether every provider that the configuration wants has answered an agent."""
-        return all(provider.receipt is Receipt.ACCEPTED for provider in self.ours)
+        """Whether every configured provider has answered an agent."""
+        return all(provider.receipt is Receipt.ACCEPTED for provider in self.configured)
 
     @property
     def in_sync(self) -> bool:
-        """Whether Letta held exactly what is desired before anything was done."""
-        return all(provider.stored is ProviderState.IN_SYNC for provider in self.ours)
+        """Whether Letta matched the configuration before anything was done."""
+        return all(provider.stored is ProviderState.IN_SYNC for provider in self.configured)
 
     @property
     def pending(self) -> bool:
-        """Whether anything is to be done, by us or by the operator."""
-        return any(provider.action not in (Action.KEEP, Action.NONE) for provider in self.ours)
+        """Whether Isabella or the operator has something to do."""
+        return any(provider.action not in (Action.KEEP, Action.NONE) for provider in self.configured)
 
     def merged_with(self, part: Report) -> Report:
-        """This report, with what a later one about some of the providers has found."""
+        """Return this report with the entries of a later one, about some of the providers, in place of its own."""
         later = {provider.name: provider for provider in part.providers}
         entries = [later.pop(provider.name, provider) for provider in self.providers]
-        # New ones go before those that nobody declared.
-        own = [provider for provider in entries if provider.key_source is not None]
+        # New entries go before those of providers that are not declared.
+        declared = [provider for provider in entries if provider.key_source is not None]
         foreign = [provider for provider in entries if provider.key_source is None]
-        return replace(part, providers=[*own, *later.values(), *foreign])
+        return replace(part, providers=[*declared, *later.values(), *foreign])
 
     def as_json(self) -> dict[str, Any]:
-        """The form that `--json` and the HTTP API show."""
+        """Return the form that `--json` and the HTTP API show."""
         return {
             "letta": {"base_url": self.base_url, "version": self.version},
             "providers": [provider.as_json() for provider in self.providers],
@@ -173,9 +168,9 @@ class Report:
         }
 
 
-_AGENTS_NAMED = 5
-#: Of a key that is there in plaintext; of one whose vendor has another address now.
-_WHY_EMPTIED = {True: "it was in plaintext", False: "it moves to another address"}
+# --- outcomes of single changes -----------------------------------------------------------------------------------
+
+_MAX_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -183,11 +178,10 @@ class ApplyOutcome:
     """What was done about one provider.
 
     Attributes:
-        action: what was really done, which may be more than was planned.
-        reason: why, and how it went, for people.
+        action: what was done in the end, which may be more than was planned.
         remedy: what the operator can do now.
-        failed: whether it did not go as it should.
-        refused_by_vendor: whether that is because the vendor refuses the configured key.
+        failed: whether the change failed.
+        refused_by_vendor: whether it failed because the vendor refuses the configured key.
     """
 
     action: Action
@@ -197,74 +191,61 @@ class ApplyOutcome:
     refused_by_vendor: bool = False
 
 
-@dataclass(frozen=True)
-class AgentMoves:
-    """What became of the agents of a provider that has moved.
-
-    Attributes:
-        moved: those that call the new address now; with trouble, those that may.
-        trouble: why some may call the former one still.
-    """
-
-    moved: tuple[MovedAgent, ...] = ()
-    trouble: LettaError | None = None
-
-
-def with_agent_moves(outcome: ApplyOutcome, followed: AgentMoves) -> ApplyOutcome:
-    """The outcome of a move, with what became of the agents."""
-    if followed.trouble is not None:
+def with_agent_moves(outcome: ApplyOutcome, moves: AgentMoves) -> ApplyOutcome:
+    """Return the outcome of a move, with the agents that were moved."""
+    if moves.error is not None:
         return replace(
             outcome,
-            reason=f"{outcome.reason}; an agent that was bound meanwhile may not call the new address: "
-            f"{followed.trouble.what}",
-            remedy="Bind it anew: isabella agents repair",
+            reason=f"{outcome.reason}; an agent that was bound meanwhile may have the wrong base URL: "
+            f"{moves.error.what}",
+            remedy="Bind it again: isabella agents repair",
         )
-    if not followed.moved:
+    if not moves.moved:
         return outcome
-    names = [agent.name for agent in followed.moved]
-    more = len(names) - _AGENTS_NAMED
-    named = ", ".join(names[:_AGENTS_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return replace(outcome, reason=f"{outcome.reason}; agents that call the new address now: {named}")
+    names = [agent.name for agent in moves.moved]
+    more = len(names) - _MAX_NAMES
+    listed = ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+    return replace(outcome, reason=f"{outcome.reason}; agents moved to the new base URL: {listed}")
 
 
-def withheld(change: PlannedChange, trouble: LettaError, *, what: str) -> ApplyOutcome:
-    """The configured key was not written, because an agent might carry it to another address."""
-    remedy = (trouble.remedy or "Look at Letta's log").rstrip(".")
-    if isinstance(trouble, LettaRefused):
-        remedy = "Mend that agent, or delete it (`isabella agents list` shows them)"
+def key_withheld(change: PlannedChange, error: LettaError, *, consequence: str) -> ApplyOutcome:
+    """Return the outcome of a key that was not written, because an agent might send it to another base URL."""
+    remedy = (error.remedy or "Look at Letta's log").rstrip(".")
+    if isinstance(error, LettaRefused):
+        remedy = "Repair or delete that agent (`isabella agents list` shows it)"
     return ApplyOutcome(
         change.action,
-        f"{change.reason}; {what}: an agent may still call another address than the key is for. {trouble.what}",
-        f"{remedy}, then: isabella providers sync --only {change.desired.name}",
+        f"{change.reason}; {consequence}: an agent may still have another base URL than the key is for. {error.what}",
+        f"{remedy}, then run: isabella providers sync --only {change.desired.name}",
         failed=True,
     )
 
 
 def key_removed(change: PlannedChange, error: LettaError) -> ApplyOutcome:
-    """A key that was to be written anew, and only its place was emptied: what stands there now is no key."""
+    """Return the outcome of a key that was replaced by a placeholder, and could not be written after that."""
+    why = "it was in plaintext" if change.state is ProviderState.PLAINTEXT else "its base URL changes"
     return ApplyOutcome(
         Action.UPDATE,
-        f"{_WHY_EMPTIED[change.state is ProviderState.PLAINTEXT]}, and what stands there now is no key: "
-        f"writing the key failed: {error.what}",
-        f"Until this is done agents on it are refused: isabella providers sync --only {change.desired.name}",
+        f"{why}, and Letta now holds a placeholder, not a key: writing the key failed: {error.what}",
+        f"The vendor refuses its agents until this succeeds: isabella providers sync --only {change.desired.name}",
         failed=True,
     )
 
 
 def refused_by_vendor(change: PlannedChange, answer: VendorAnswer) -> ApplyOutcome:
-    """The vendor does not take the configured key, so nothing was written."""
-    reason, remedy = refusal(change, answer)
+    """Return the outcome of a key that was not written because the vendor refuses it."""
+    reason, remedy = describe_refusal(change, answer)
     return ApplyOutcome(Action.REFUSE, reason, remedy, failed=True, refused_by_vendor=True)
 
 
-def confirmed(reason: str, answer: VendorAnswer | None) -> str:
-    """The reason, with what the vendor said of the key where that was not simply yes."""
+def with_vendor_answer(reason: str, answer: VendorAnswer | None) -> str:
+    """Return the reason, with the vendor's answer about the key unless that is a plain yes."""
     match answer:
         case None | VendorAnswer(verdict=KeyVerdict.ACCEPTED):
             return reason
         case VendorAnswer(verdict=KeyVerdict.OUT_OF_FUNDS):
             return f"{reason}; the vendor knows the key, but its account is out of funds"
         case VendorAnswer(verdict=KeyVerdict.RATE_LIMITED):
-            return f"{reason}; the vendor knows the key, but is asked too often"
+            return f"{reason}; the vendor knows the key, but limits its rate of requests"
         case _:
             return f"{reason}; not confirmed by the vendor ({answer.said})"

@@ -1,12 +1,14 @@
-"""Single requests to a store, each careful about a lost answer.
+"""Single writes to a store, each safe against a lost answer, and the probe that tests how Letta encrypts.
 
-Writes are never repeated blindly. When an answer is lost, or tells of a conflict, the store is looked at first: the
-write may have happened.
+A write is never repeated blindly. If its answer is lost, or is a conflict, the store is read first: the write may
+have happened.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
+from enum import StrEnum
 from typing import TypeVar
 
 import anyio
@@ -16,23 +18,24 @@ from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnreacha
 from isabella.letta.encryption import KeyMatch, KeyReading, read_back
 from isabella.letta.releases import Capabilities
 from isabella.letta.store import Store, StoredProvider
+from isabella.system.urls import PLACEHOLDER_URL
 
 Result = TypeVar("Result")
 
 _PAUSES = (0.3, 1.0)
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
-#: What passes: somebody is at work on the same thing, or Letta has too much to do.
+_FIRST_PAUSE, _MAX_PAUSE = 0.5, 5.0
+#: Temporary refusals: a lock is held, or Letta is overloaded.
 _BUSY = (409, 429)
 
 
 class SafeWriter:
-    """Writes to one store.
+    """Writes to one store. The writing methods raise `LettaError` if the write failed, or its result is not known.
 
     Args:
-        store: where the providers live.
+        store: the providers.
         abilities: what its release can do.
-        master_key: the one to read back with, if any.
-        patience: seconds to go on trying where something is missing until it succeeds.
+        master_key: decrypts what is read back, if there is one.
+        patience: seconds for which `patiently` goes on trying.
     """
 
     def __init__(
@@ -44,44 +47,32 @@ class SafeWriter:
         self._patience = patience
 
     async def create(self, *, name: str, type: str, base_url: str | None, key: SecretStr) -> None:
-        """Make a provider.
-
-        Raises:
-            LettaError: it was not made, or nobody knows.
-        """
+        """Create a provider."""
 
         async def write() -> None:
             await self._store.create(name=name, type=type, base_url=base_url, key=key)
 
         async def happened() -> bool:
-            found = await self._store.find(name)
-            return found is not None and self.read(found, key).match is not KeyMatch.DIFFERENT
+            stored = await self._store.find(name)
+            return stored is not None and self.read(stored, key).match is not KeyMatch.DIFFERENT
 
-        # Where a deleted name cannot come back, 409 is the last word (fact O1); elsewhere it passes.
-        await _carefully(write, happened, busy=_BUSY if self._abilities.recreates else (429,))
+        # On a release where a deleted name cannot be created again, a 409 is final (fact O1); elsewhere it passes.
+        await _safely(write, happened, busy=_BUSY if self._abilities.recreates else (429,))
 
     async def update(self, stored: StoredProvider, *, key: SecretStr, base_url: str) -> None:
-        """Change key and base URL in place.
-
-        Raises:
-            LettaError: it was not changed, or nobody knows.
-        """
+        """Change key and base URL in place."""
 
         async def write() -> None:
             await self._store.update(stored.id, key=key, base_url=base_url)
 
         async def happened() -> bool:
-            found = await self._store.find(stored.name)
-            return found is not None and self.read(found, key).match is KeyMatch.EQUAL and found.base_url == base_url
+            now = await self._store.find(stored.name)
+            return now is not None and self.read(now, key).match is KeyMatch.EQUAL and now.base_url == base_url
 
-        await _carefully(write, happened)
+        await _safely(write, happened)
 
     async def delete(self, id: str, name: str) -> None:
-        """Remove a provider; one that is gone already is as good.
-
-        Raises:
-            LettaError: it was not removed, or nobody knows.
-        """
+        """Delete a provider. It is no error if it is gone already."""
 
         async def write() -> None:
             try:
@@ -93,13 +84,13 @@ class SafeWriter:
         async def happened() -> bool:
             return await self._store.find(name) is None
 
-        await _carefully(write, happened)
+        await _safely(write, happened)
 
-    async def surely_delete(self, id: str, name: str) -> None:
-        """Remove a provider. Where that failed it may be gone all the same: nothing goes on before that is seen.
+    async def delete_surely(self, id: str, name: str) -> None:
+        """Delete a provider. After a failure, return only if the provider is seen to be gone.
 
         Raises:
-            LettaError: it is there still, or could not be looked for.
+            LettaError: it still exists, or could not be looked for.
         """
         try:
             await self.delete(id, name)
@@ -108,7 +99,7 @@ class SafeWriter:
                 raise
 
     async def patiently(self, call: Callable[[], Awaitable[Result]]) -> Result:
-        """Go on while Letta cannot be reached, fails or is busy: something is missing there until this succeeds.
+        """Repeat a call while Letta is unreachable, failing or busy. Used while something is missing in the store.
 
         Raises:
             LettaError: it did not succeed in time, or was refused.
@@ -124,33 +115,33 @@ class SafeWriter:
                     if error.status not in _BUSY:
                         raise
                 await anyio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
-        # The last word on it, with its error.
+                pause = min(pause * 2, _MAX_PAUSE)
+        # The last try; its error is raised.
         return await call()
 
-    def read(self, found: StoredProvider, key: SecretStr) -> KeyReading:
-        """Compare what is stored with a key."""
-        return read_back(found.key_text, key.get_secret_value(), self._master_key, None, shown=found.key_shown)
+    def read(self, stored: StoredProvider, key: SecretStr) -> KeyReading:
+        """Compare a stored key with a key."""
+        return read_back(stored.key_text, key.get_secret_value(), self._master_key, None, shown=stored.key_shown)
 
 
-async def _carefully(
+async def _safely(
     write: Callable[[], Awaitable[None]], happened: Callable[[], Awaitable[bool]], *, busy: Sequence[int] = _BUSY
 ) -> None:
-    """Write; after a lost answer or a failure of the server look first, and only then try again."""
+    """Write; after a lost answer or a server error, check whether it happened, and only then repeat it."""
     was_lost = False
     for pause in (*_PAUSES, None):
         try:
             return await write()
         except LettaRefused as error:
-            # What was lost and could not be looked after may be the very reason for this refusal, and a conflict
-            # may come from somebody who has written the same.
-            if (was_lost or error.status == 409) and await _looked(happened):
+            # A write whose answer was lost may itself be the reason for this refusal, and a conflict may come from
+            # another process that has written the same.
+            if (was_lost or error.status == 409) and await _check(happened):
                 return None
             if error.status not in busy or pause is None:
                 raise
         except (LettaUnreachable, LettaBroken) as error:
             lost = not isinstance(error, LettaUnreachable) or error.sent
-            if lost and await _looked(happened):
+            if lost and await _check(happened):
                 return None
             if pause is None or not lost:
                 raise
@@ -159,8 +150,59 @@ async def _carefully(
     return None
 
 
-async def _looked(happened: Callable[[], Awaitable[bool]]) -> bool:
+async def _check(happened: Callable[[], Awaitable[bool]]) -> bool:
     try:
         return await happened()
     except LettaError:
         return False
+
+
+_PROBE_NAME = "isabella-touchstone"
+
+
+class EncryptionState(StrEnum):
+    """How Letta encrypts the keys that it stores."""
+
+    OURS = "ours"
+    OTHERS = "others"
+    NOT_AT_ALL = "not at all"
+
+
+class EncryptionProbe:
+    """Tests once how Letta encrypts, on a provider that is created for the test and deleted again.
+
+    So no real key has to be rewritten to find out that Letta runs without Isabella's master key.
+    """
+
+    def __init__(self, store: Store, writer: SafeWriter) -> None:
+        self._store = store
+        self._writer = writer
+        self._lock = anyio.Lock()
+        self._state: EncryptionState | None = None
+
+    async def state(self) -> EncryptionState:
+        """Return how Letta encrypts.
+
+        Raises:
+            LettaError: the test failed.
+        """
+        async with self._lock:
+            if self._state is None:
+                self._state = await self._test()
+            return self._state
+
+    async def _test(self) -> EncryptionState:
+        key = SecretStr(f"touchstone-{secrets.token_hex(16)}")
+        left_over = await self._store.find(_PROBE_NAME)
+        if left_over is not None:
+            await self._writer.delete(left_over.id, _PROBE_NAME)
+        with anyio.CancelScope(shield=True):
+            await self._writer.create(name=_PROBE_NAME, type="openai", base_url=PLACEHOLDER_URL, key=key)
+            created = await self._store.find(_PROBE_NAME)
+            if created is None:
+                raise LettaBroken("Letta does not list a provider that it has just created.")
+            reading = self._writer.read(created, key)
+            await self._writer.delete(created.id, _PROBE_NAME)
+        if not reading.sealed:
+            return EncryptionState.NOT_AT_ALL
+        return EncryptionState.OURS if reading.match is KeyMatch.EQUAL else EncryptionState.OTHERS

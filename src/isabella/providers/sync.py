@@ -1,12 +1,11 @@
-"""One run over the providers: look, plan, apply, read back, report."""
+"""One run over the providers: read, plan, apply, read back, report."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import anyio.to_thread
@@ -14,103 +13,62 @@ from pydantic import SecretStr
 
 from isabella.config.strategy import Strategy
 from isabella.errors import LettaError
-from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back, recall_reading
+from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back
 from isabella.letta.releases import Capabilities
-from isabella.letta.store import Store, StoredProvider, StoreSnapshot, find_all, read_store
-from isabella.locks.provider_lock import Closed, unguarded
-from isabella.providers.apply import Applier
-from isabella.providers.bound_agents import BoundAgents
+from isabella.letta.store import Store, StoredProvider, read_store
+from isabella.providers.apply import Applier, Ask, Options
 from isabella.providers.desired import Desired
-from isabella.providers.dry_run import Ask, predict_sync
-from isabella.providers.plan import WRITES, Action, PlannedChange, ProviderState, plan, state_of
+from isabella.providers.plan import (
+    WRITE_ACTIONS,
+    Action,
+    PlannedChange,
+    ProviderState,
+    plan,
+    predict_change,
+    state_of,
+)
 from isabella.providers.report import ApplyOutcome, Proof, ProviderReport, Report
 from isabella.system.tasks import gather
 from isabella.vendors.status import VendorObservation
 
-#: Finding one provider costs Letta about as much time as listing so many.
-_ROWS_PER_FIND = 100
-#: How many providers' models are counted at the same time.
-_COUNTED_AT_ONCE = 8
+_CONCURRENCY = 8
 _THREADS = os.cpu_count() or 1
 
 _SAME_MASTER_KEY = "Put the LETTA_ENCRYPTION_KEY that Letta itself runs with into .env, then sync again."
-_GIVE_MASTER_KEY = "Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again."
-
+_SET_MASTER_KEY = "Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again."
 _NOT_HELD = (
     "turns of other processes were not held while it was changed: Letta's database is not known "
     "(ISABELLA_DATABASE_URL)"
 )
 
-Lock = Callable[[], AbstractAsyncContextManager[None]]
-
-
-@asynccontextmanager
-async def unlocked() -> AsyncIterator[None]:
-    """No lock: for a store that nobody else writes to."""
-    yield
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a run is to go.
-
-    Attributes:
-        strategy: how providers are brought in line.
-        master_key: the one under which keys are to be sealed, if any.
-        ask: asks a vendor about a new key; None asks nobody.
-        memo: what has been proven before.
-        lock: held while anything is written.
-        patience: seconds to go on trying to make a provider again that was deleted.
-        foreign: whether providers that nobody declared are listed too.
-        count_models: whether Letta is asked how many models each provider has.
-        seen: a reading made just before, in place of the run's own first one.
-        closed: keeps turns off a provider while it is changed with a gap.
-        held_everywhere: whether that holds for turns of other processes, too.
-        bound_agents: the agents, which have to call a provider's address before its key is stored; None without any.
-    """
-
-    strategy: Strategy = Strategy.AUTO
-    master_key: SecretStr | None = field(default=None, repr=False)
-    ask: Ask | None = None
-    memo: ProofMemo | None = None
-    lock: Lock = unlocked
-    patience: float = 30.0
-    foreign: bool = True
-    count_models: bool = False
-    seen: StoreSnapshot | None = None
-    closed: Closed = unguarded
-    held_everywhere: bool = True
-    bound_agents: BoundAgents | None = None
-
 
 async def compare(store: Store, desired: Sequence[Desired], options: Options) -> Report:
-    """Compare what Letta holds with what is desired, and tell what would be done. Writes nothing.
+    """Compare the stored providers with the desired ones, and predict a sync. Writes nothing.
 
-    With `options.ask` the vendors are asked about the keys that Letta does not hold yet, as a sync would.
+    With `options.ask` the vendors are asked about keys that Letta does not hold yet, as a sync would.
 
     Raises:
         LettaError: Letta cannot be read; this never means that it has no providers.
     """
     run = _Run(store, options)
-    await run.look(desired)
-    changes = await predict_sync(run.changes(desired), options.ask, options.master_key)
-    return await run.report(changes)
+    await run.read(desired)
+    return await run.report(await predict_sync(run.changes(desired), options.ask))
 
 
 async def sync_providers(store: Store, desired: Sequence[Desired], options: Options) -> Report:
-    """Make Letta hold exactly what is desired, and prove it by reading back.
+    """Make the stored providers equal to the desired ones, and prove it by reading them back.
 
-    A provider that is proven already costs nothing but its place in one listing. What has to be written is
-    looked at once more under the lock, because another process may have done it while we waited.
+    Providers that need a write are read once more under the lock, because another process may have written them while
+    this one waited.
 
     Raises:
         LettaError: Letta cannot be read.
         LockTimeout: another process held the lock for too long.
     """
     run = _Run(store, options)
-    await run.look(desired)
+    await run.read(desired)
     changes = run.changes(desired)
-    todo = [change.desired for change in changes if _writes(change)]
+    todo = [change.desired for change in changes if change.action in WRITE_ACTIONS]
     if not todo:
         return await run.report(changes, {})
     async with options.lock():
@@ -121,87 +79,98 @@ async def sync_providers(store: Store, desired: Sequence[Desired], options: Opti
     return await run.report([again.get(change.desired.name, change) for change in changes], outcomes)
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """What was found behind the text that Letta stores as a key."""
+async def predict_sync(changes: Sequence[PlannedChange], ask: Ask | None) -> list[PlannedChange]:
+    """Ask the vendors what a sync would ask them, and return the changes that would come of it. Writes nothing.
 
-    text: str | None
-    reading: KeyReading
+    Args:
+        changes: the plan.
+        ask: asks a vendor about a key; None asks no vendor.
+    """
+    if ask is None:
+        return list(changes)
+    return await gather([partial(_predict, change, ask) for change in changes], at_once=_CONCURRENCY)
+
+
+async def _predict(change: PlannedChange, ask: Ask) -> PlannedChange:
+    key = change.desired.key
+    if not change.ask_vendor or key is None:
+        return change
+    new = await ask(change.desired.base_url, key)
+    stored = _key_of_vendor(change)
+    return predict_change(change, new, None if stored is None else await ask(change.desired.base_url, stored))
+
+
+def _key_of_vendor(change: PlannedChange) -> SecretStr | None:
+    """Return the stored key if the vendor may see it: Letta sends it there anyway, and it has the vendor's prefix."""
+    prefix, key = change.desired.vendor.key_prefix, None if change.reading is None else change.reading.key
+    if key is None or prefix is None or change.moves or not key.get_secret_value().startswith(prefix):
+        return None
+    return key
 
 
 class _Run:
-    """What one run has learnt so far."""
+    """The state of one run."""
 
     def __init__(self, store: Store, options: Options) -> None:
         self._store = store
         self._options = options
         self._abilities = Capabilities("unknown", known=False, recreates=False)
         self._stored: dict[str, StoredProvider] = {}
-        self._whole = False
-        self._opened: dict[str, _Opened] = {}
-        self._unread: str | None = None
-        self._heard: dict[str, VendorObservation] = {}
+        self._readings: dict[str, KeyReading] = {}
+        self._read_error: str | None = None
+        self._vendor_status: dict[str, VendorObservation] = {}
+        self._memo = options.memo
+        if self._memo is None and options.master_key is not None:
+            self._memo = ProofMemo(None, options.master_key)
 
-    async def look(self, desired: Sequence[Desired]) -> None:
-        seen = self._options.seen or await read_store(self._store)
-        self._abilities = seen.abilities
-        self._stored = {stored.name: stored for stored in seen.stored}
-        self._whole = seen.whole
+    async def read(self, desired: Sequence[Desired]) -> None:
+        """Read the store; a single provider by its name, if no others are reported."""
+        name = desired[0].name if len(desired) == 1 and not self._options.foreign else None
+        self._abilities, stored = await read_store(self._store, name)
+        self._stored = {provider.name: provider for provider in stored}
         await self._read_keys(desired)
 
     async def read_again(self, desired: Sequence[Desired]) -> None:
-        """Read these providers anew, whatever was known of them."""
-        names = [provider.name for provider in desired]
-        if self._whole and len(names) > 1 + len(self._stored) // _ROWS_PER_FIND:
-            self._stored = {stored.name: stored for stored in await self._store.all()}
+        """Read these providers once more."""
+        if len(desired) == 1:
+            name = desired[0].name
+            self._stored.pop(name, None)
+            if (stored := await self._store.find(name)) is not None:
+                self._stored[name] = stored
         else:
-            for name in names:
-                self._stored.pop(name, None)
-            self._stored |= await find_all(self._store, names)
+            self._stored = {stored.name: stored for stored in await self._store.all()}
         await self._read_keys(desired)
 
     async def _read_keys(self, desired: Sequence[Desired]) -> None:
-        """Open what is stored. Derivations take 35 ms each, so they run in threads, and only where needed."""
-        slow: list[tuple[str, StoredProvider, SecretStr]] = []
+        """Compare the stored keys with the configured ones; in threads, because decrypting one takes 15 ms."""
+        to_read: list[tuple[str, StoredProvider, SecretStr]] = []
         for provider in desired:
             stored = self._stored.get(provider.name)
-            former = self._opened.pop(provider.name, None)
-            if stored is None or provider.key is None:
-                continue
-            if former is not None and former.text == stored.key_text:
-                # The same text as before, looked at once more under the lock.
-                self._opened[provider.name] = former
-            elif self._options.master_key is None:
-                self._opened[provider.name] = self._open(stored, provider.key)
-            elif (recalled := recall_reading(stored.key_text, provider.key, self._options.memo)) is not None:
-                self._opened[provider.name] = _Opened(stored.key_text, recalled)
-            else:
-                slow.append((provider.name, stored, provider.key))
-        if not slow:
-            return
-        to_open = [partial(anyio.to_thread.run_sync, self._open, stored, key) for _, stored, key in slow]
-        opened = await gather(to_open, at_once=_THREADS)
-        self._opened |= {name: one for (name, _, _), one in zip(slow, opened, strict=True)}
-        if self._options.memo is not None:
-            self._options.memo.save()
+            self._readings.pop(provider.name, None)
+            if stored is not None and provider.key is not None:
+                to_read.append((provider.name, stored, provider.key))
+        shares = [share for start in range(_THREADS) if (share := to_read[start::_THREADS])]
+        await gather([partial(anyio.to_thread.run_sync, self._read_share, share) for share in shares])
+        if self._memo is not None:
+            self._memo.save()
 
-    def _open(self, stored: StoredProvider, key: SecretStr) -> _Opened:
-        options = self._options
-        reading = read_back(
-            stored.key_text, key.get_secret_value(), options.master_key, options.memo, shown=stored.key_shown
-        )
-        return _Opened(stored.key_text, reading)
-
-    def _reading(self, name: str) -> KeyReading | None:
-        opened = self._opened.get(name)
-        return None if opened is None else opened.reading
+    def _read_share(self, share: Sequence[tuple[str, StoredProvider, SecretStr]]) -> None:
+        for name, stored, key in share:
+            self._readings[name] = read_back(
+                stored.key_text,
+                key.get_secret_value(),
+                self._options.master_key,
+                self._memo,
+                shown=stored.key_shown,
+            )
 
     def changes(self, desired: Sequence[Desired]) -> list[PlannedChange]:
+        """Return the plan."""
         return [
             plan(
                 provider,
                 self._stored.get(provider.name),
-                self._reading(provider.name),
+                self._readings.get(provider.name),
                 strategy=self._options.strategy,
                 abilities=self._abilities,
                 sealing=self._options.master_key is not None,
@@ -210,47 +179,37 @@ class _Run:
         ]
 
     async def apply(self, changes: Sequence[PlannedChange]) -> dict[str, ApplyOutcome]:
-        options = self._options
-        applier = Applier(
-            self._store,
-            self._abilities,
-            strategy=options.strategy,
-            master_key=options.master_key,
-            ask=options.ask,
-            patience=options.patience,
-            closed=options.closed,
-            bound_agents=options.bound_agents,
-        )
-        self._heard = applier.heard
-        outcomes = await applier.apply([change for change in changes if _writes(change)])
+        """Carry out the plan and read back. Recreate what an update left with another key."""
+        applier = Applier(self._store, self._abilities, self._options)
+        self._vendor_status = applier.vendor_status
+        outcomes = await applier.apply([change for change in changes if change.action in WRITE_ACTIONS])
         await self._try_read_again([change.desired for change in changes])
         missed = [change for change in changes if self._update_was_not_proven(change, outcomes)]
         if missed:
-            outcomes |= await applier.apply(
-                [
-                    replace(
-                        change,
-                        stored=self._stored[change.desired.name],
-                        reading=self._reading(change.desired.name),
-                        action=Action.RECREATE,
-                        reason=f"{change.reason}; an update was not proven",
-                        ask_vendor=False,
-                    )
-                    for change in missed
-                ]
-            )
+            again = [
+                replace(
+                    change,
+                    stored=self._stored[change.desired.name],
+                    reading=self._readings.get(change.desired.name),
+                    action=Action.RECREATE,
+                    reason=f"{change.reason}; an update was not proven",
+                    ask_vendor=False,
+                )
+                for change in missed
+            ]
+            outcomes |= await applier.apply(again)
             await self._try_read_again([change.desired for change in missed])
         return outcomes
 
     def _update_was_not_proven(self, change: PlannedChange, outcomes: Mapping[str, ApplyOutcome]) -> bool:
-        """An update that Letta accepted, after which its key, though readable, is still another one."""
+        """Whether Letta accepted an update, and its key is readable, but still another one."""
         outcome = outcomes.get(change.desired.name)
-        reading = self._reading(change.desired.name)
+        reading = self._readings.get(change.desired.name)
         return (
             self._options.strategy is Strategy.AUTO
             and self._abilities.recreates
-            # What could not be read is no reason to delete anything.
-            and self._unread is None
+            # A failed read is no reason to delete anything.
+            and self._read_error is None
             and outcome is not None
             and outcome.action is Action.UPDATE
             and not outcome.failed
@@ -261,16 +220,18 @@ class _Run:
     async def _try_read_again(self, desired: Sequence[Desired]) -> None:
         try:
             await self.read_again(desired)
-            self._unread = None
+            self._read_error = None
         except LettaError as error:
-            self._unread = error.what
+            self._read_error = error.what
+
+    # --- report -------------------------------------------------------------------------------------------------
 
     async def report(
         self, changes: Sequence[PlannedChange], outcomes: Mapping[str, ApplyOutcome] | None = None
     ) -> Report:
-        """What was found; with outcomes, even without any, what was done about it, too."""
-        done = outcomes is not None
-        entries = [self._entry(change, (outcomes or {}).get(change.desired.name), done) for change in changes]
+        """Return the report: of a comparison without outcomes, of a sync with outcomes, be they empty."""
+        synced = outcomes is not None
+        entries = [self._entry(change, (outcomes or {}).get(change.desired.name), synced) for change in changes]
         if self._options.foreign:
             declared = {change.desired.name for change in changes}
             entries += [_foreign(stored) for name, stored in self._stored.items() if name not in declared]
@@ -278,10 +239,11 @@ class _Run:
             entries = await self._count_models(entries)
         return Report(self._store.address, self._abilities.release, entries, notices=self._abilities.remarks)
 
-    def _entry(self, change: PlannedChange, outcome: ApplyOutcome | None, done: bool) -> ProviderReport:
+    def _entry(self, change: PlannedChange, outcome: ApplyOutcome | None, synced: bool) -> ProviderReport:
         desired, stored = change.desired, self._stored.get(change.desired.name)
-        proof, why, remedy = self._proof(change, outcome, done)
-        reason = change.reason if outcome is None else outcome.reason
+        proof, why, remedy = self._proof(change, outcome, synced)
+        # The fields that a change and an outcome share.
+        done = outcome or change
         return ProviderReport(
             name=desired.name,
             vendor=desired.vendor.name,
@@ -290,43 +252,42 @@ class _Run:
             key=desired.masked_key,
             key_source=desired.key_source,
             stored=change.state,
-            action=change.action if outcome is None else outcome.action,
+            action=done.action,
             proof=proof,
-            reason=f"{reason}; {why}" if why else reason,
-            remedy=remedy or (change.remedy if outcome is None else outcome.remedy),
-            notes=(*desired.notes, *self._gate_notes(change, outcome)),
+            reason=f"{done.reason}; {why}" if why else done.reason,
+            remedy=remedy or done.remedy,
+            notes=(*desired.notes, *self._gap_notes(change, outcome)),
             in_letta=stored is not None,
             stored_base_url=None if stored is None else stored.base_url,
-            ours=desired.wanted,
-            refused_by_vendor=change.refused_by_vendor if outcome is None else outcome.refused_by_vendor,
-            basis=None if proof is Proof.PROVEN or not desired.wanted else self._basis(desired),
-            vendor_status=self._heard.get(desired.name) or change.vendor_status,
+            configured=desired.configured,
+            refused_by_vendor=done.refused_by_vendor,
+            basis=None if proof is Proof.PROVEN or not desired.configured else self._basis(desired),
+            vendor_status=self._vendor_status.get(desired.name) or change.vendor_status,
         )
 
     def _basis(self, desired: Desired) -> str:
-        """Stands for what is asked for and what Letta holds now: the same as long as neither has changed.
+        """Return a hash of the configured and the stored values, which changes when one of them does.
 
-        It is a MAC where there is a master key, and never holds a key.
+        It is keyed with the master key, if there is one, so that keys cannot be guessed from it.
         """
         stored, master_key = self._stored.get(desired.name), self._options.master_key
-        now = self._state(desired)
-        found = None if stored is None else (stored.id, stored.type, stored.base_url, stored.key_text)
+        record = None if stored is None else (stored.id, stored.type, stored.base_url, stored.key_text)
         key = None if desired.key is None else desired.key.get_secret_value()
-        facts = repr((desired.type, desired.base_url, key, desired.problem, found, now.value))
+        facts = repr((desired.type, desired.base_url, key, desired.problem, record, self._state(desired).value))
         secret = b"" if master_key is None else hashlib.sha256(master_key.get_secret_value().encode()).digest()
         return hashlib.blake2b(facts.encode(), key=secret, digest_size=16, person=b"isabella basis").hexdigest()
 
     def _state(self, desired: Desired) -> ProviderState:
-        """What Letta holds now, by what was read last."""
+        """Return the state that was read last."""
         return state_of(
             desired,
             self._stored.get(desired.name),
-            self._reading(desired.name),
+            self._readings.get(desired.name),
             sealing=self._options.master_key is not None,
         )
 
-    def _gate_notes(self, change: PlannedChange, outcome: ApplyOutcome | None) -> tuple[str, ...]:
-        """What is to be said of a change that left a gap, where turns of other processes went on in it."""
+    def _gap_notes(self, change: PlannedChange, outcome: ApplyOutcome | None) -> tuple[str, ...]:
+        """Return a note if there was a gap during which turns of other processes went on."""
         if outcome is None or outcome.failed or self._options.held_everywhere:
             return ()
         gap = outcome.action is Action.RECREATE or (
@@ -334,50 +295,42 @@ class _Run:
         )
         return (_NOT_HELD,) if gap else ()
 
-    def _proof(self, change: PlannedChange, outcome: ApplyOutcome | None, done: bool) -> tuple[Proof, str, str]:
-        """The proof is what was read last, never what a write answered. With it: why it is none, and the remedy."""
-        if not change.desired.wanted:
+    def _proof(self, change: PlannedChange, outcome: ApplyOutcome | None, synced: bool) -> tuple[Proof, str, str]:
+        """Return the proof, and why it is missing and the remedy. Only what was read last counts as proof."""
+        if not change.desired.configured:
             return Proof.NOT_ASKED, "", ""
         if outcome is None:
             if change.state is ProviderState.IN_SYNC and change.action is not Action.REFUSE:
                 return Proof.PROVEN, "", ""
-            return (Proof.FAILED if done else Proof.NOT_ASKED), "", ""
-        if self._unread is not None:
-            return Proof.UNPROVEN, f"it could not be read back: {self._unread}", "Run it again when Letta answers."
-        now = self._state(change.desired)
-        match now:
+            return (Proof.FAILED if synced else Proof.NOT_ASKED), "", ""
+        if self._read_error is not None:
+            why = f"it could not be read back: {self._read_error}"
+            return Proof.UNPROVEN, why, "Sync again when Letta answers."
+        match now := self._state(change.desired):
             case ProviderState.IN_SYNC:
-                # What stands in Letta is right, even where our own part in it failed.
+                # The stored values are right, even if a part of the change failed.
                 return Proof.PROVEN, "", ""
             case _ if outcome.failed:
                 return Proof.FAILED, "", ""
             case ProviderState.HIDDEN:
                 return Proof.UNPROVEN, "written, but it cannot be read back", _SAME_MASTER_KEY
             case ProviderState.UNREADABLE:
-                return (
-                    Proof.UNPROVEN,
-                    "written, but Letta seals it under a master key that is not ours",
-                    _SAME_MASTER_KEY,
-                )
+                return Proof.UNPROVEN, "written, but Letta encrypts it under another master key", _SAME_MASTER_KEY
             case ProviderState.PLAINTEXT:
-                return Proof.FAILED, "Letta stores it in plaintext: it runs without a master key", _GIVE_MASTER_KEY
+                return Proof.FAILED, "Letta stores it in plaintext: it runs without a master key", _SET_MASTER_KEY
             case _:
                 return Proof.FAILED, f"afterwards it is {now.value.replace('_', ' ')}", ""
 
     async def _count_models(self, entries: list[ProviderReport]) -> list[ProviderReport]:
-        # Of a provider that was never synced, Letta would ask the vendor.
+        # For a provider that was never synced, Letta would ask the vendor.
         names = [e.name for e in entries if (stored := self._stored.get(e.name)) is not None and stored.synced]
         try:
-            numbers = await gather([partial(self._store.models, name) for name in names], at_once=_COUNTED_AT_ONCE)
+            numbers = await gather([partial(self._store.models, name) for name in names], at_once=_CONCURRENCY)
         except LettaError:
-            # The report counts for more than these numbers.
+            # The report is worth more than these numbers.
             return entries
         counts = dict(zip(names, numbers, strict=True))
         return [replace(entry, models=counts.get(entry.name, 0)) for entry in entries]
-
-
-def _writes(change: PlannedChange) -> bool:
-    return change.action in WRITES
 
 
 def _foreign(stored: StoredProvider) -> ProviderReport:
@@ -391,6 +344,6 @@ def _foreign(stored: StoredProvider) -> ProviderReport:
         stored=ProviderState.FOREIGN,
         action=Action.NONE,
         proof=Proof.NOT_ASKED,
-        reason="nobody declared it; it is left alone",
-        ours=False,
+        reason="not declared; left unchanged",
+        configured=False,
     )

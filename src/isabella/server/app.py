@@ -83,7 +83,7 @@ def lifespan(
         report = await ensure_providers(effective, connection=connection)
         app.state.isabella_report = report
         if effective.strict and not report.all_proven:
-            failed = ", ".join(entry.name for entry in report.ours if entry.proof != "proven")
+            failed = ", ".join(entry.name for entry in report.configured if entry.proof != "proven")
             raise IsabellaError(
                 f"Not proven: {failed}.", remedy="Run `isabella providers status`, or unset ISABELLA_STRICT."
             )

@@ -13,9 +13,9 @@ import anyio
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.redaction import redact
-from isabella.turns.events import Ended, Event, Failover, Said, TurnFailed
+from isabella.turns.events import AnswerText, Ended, Event, Failover, TurnFailed
 from isabella.turns.turn import Turn
-from isabella.watch.events import Synced, WatchEvent, sentences
+from isabella.watch.events import Synced, WatchEvent, log_sentences
 
 _EVENTS_KEPT = 400
 _SAMPLES_KEPT = 5000
@@ -111,7 +111,7 @@ class EventLog:
         """Record an event of a turn."""
         agent = turn.agent_ref
         match event:
-            case Said(message_id=id):
+            case AnswerText(message_id=id):
                 if id not in self._by_message:
                     self._by_message[id] = self._by_turn.setdefault(turn.id, MessageModel())
                     while len(self._by_message) > _MESSAGES_KEPT:
@@ -146,7 +146,7 @@ class EventLog:
 
     def add_sync(self, report: Report, cause: str, seconds: float | None) -> None:
         """Record a sync: one event per provider that it changed or could not prove."""
-        entries = [entry for entry in report.ours if _is_notable(entry)]
+        entries = [entry for entry in report.configured if _is_notable(entry)]
         for entry in entries:
             refused = entry.action is Action.REFUSE
             done = _DONE.get(entry.action, "refused" if refused else "out of sync")
@@ -160,7 +160,7 @@ class EventLog:
                 warning=entry.proof is not Proof.PROVEN,
             )
         if not entries:
-            count = len(report.ours)
+            count = len(report.configured)
             text = f"{count} provider{'s' if count != 1 else ''} as configured; nothing to do"
             self._add("sync", "all", text, cause, "proven", seconds)
         self.notifier.notify()
@@ -169,10 +169,10 @@ class EventLog:
         """Record an event of the watcher."""
         if isinstance(event, Synced):
             # A check every five minutes that finds nothing would displace everything else.
-            if any(_is_notable(entry) for entry in event.part.ours):
+            if any(_is_notable(entry) for entry in event.part.configured):
                 self.add_sync(event.part, event.cause.value, event.seconds)
         else:
-            for sentence in sentences(event):
+            for sentence in log_sentences(event):
                 self._add("notice", "", redact(sentence.text), warning=sentence.warning)
         self.notifier.notify()
 

@@ -106,7 +106,7 @@ class SharedTurn:
             self.turn = await turn_service.open(agent, message)
             if self.stopping:
                 self.turn.stop()
-            async with aclosing(turn_service.events(self.turn)) as events:
+            async with aclosing(self.turn.events()) as events:
                 async for event in events:
                     self._events.append(event)
                     self._notify()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from isabella.providers.headline import level_of
-from isabella.providers.health import stands
+from isabella.providers.health import current_health, level_of
 from isabella.server.readiness import Readiness
 from isabella.turns.circuit_breaker import CircuitState
 from isabella.turns.events import Ended, Event, Failover, Usage
@@ -85,9 +84,9 @@ class Metrics:
             gauge.clear()
         for provider, state in turn_service.deps.breaker.states().items():
             self._circuit.labels(provider).set(_CIRCUIT_STATES[state])
-        for entry in readiness.with_vendors(readiness.report).ours if readiness.report is not None else ():
+        for entry in readiness.with_vendors(readiness.report).configured if readiness.report is not None else ():
             self._level.labels(entry.name).set(level_of(entry))
-            self._stored.labels(entry.name, stands(entry).value).set(1)
+            self._stored.labels(entry.name, current_health(entry).value).set(1)
             if entry.vendor_status is not None:
                 self._vendor.labels(entry.name, entry.vendor_status.state.value).set(1)
         return generate_latest(self._registry)

@@ -11,8 +11,8 @@ from enum import StrEnum
 import structlog
 
 from isabella.errors import IsabellaError
-from isabella.providers.headline import Level, headline, vendor_level, vendor_words, with_vendors
-from isabella.providers.plan import WRITES
+from isabella.providers.health import Level, headline, vendor_level, vendor_words, with_vendor_status
+from isabella.providers.plan import WRITE_ACTIONS
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.redaction import unforeseen
 from isabella.vendors.client import KeyVerdict, VendorAnswer
@@ -66,7 +66,7 @@ class Readiness:
             return [str(self.error)]
         if self.report is None:
             return ["The providers are being synced."]
-        return [reason for entry in self.with_vendors(self.report).ours for reason in _reasons(entry)]
+        return [reason for entry in self.with_vendors(self.report).configured for reason in _reasons(entry)]
 
     @property
     def status(self) -> Phase:
@@ -78,7 +78,7 @@ class Readiness:
 
     def with_vendors(self, report: Report) -> Report:
         """Return the report with the last answer of each vendor."""
-        return with_vendors(report, self.vendors.of)
+        return with_vendor_status(report, self.vendors.of)
 
     async def run_start_sync(self, sync: Callable[[], Awaitable[Report]]) -> None:
         """Run the sync at the start and record its report, or the `IsabellaError` it failed with."""
@@ -106,7 +106,7 @@ class Readiness:
         self.record_vendors(part or report)
         for callback in self.on_sync:
             callback(part or report)
-        for entry in () if quiet else report.ours:
+        for entry in () if quiet else report.configured:
             # The report is also printed as a table, so the log needs only the exceptions.
             (log.debug if entry.proof is Proof.PROVEN else log.warning)(
                 "provider",
@@ -119,16 +119,16 @@ class Readiness:
 
     def record_vendors(self, report: Report) -> None:
         """Record the answers of vendors that a report contains."""
-        for entry in report.ours:
+        for entry in report.configured:
             status = entry.vendor_status
             if status is not None and not entry.refused_by_vendor:
                 self.vendors.observe(entry.name, status.state, status.reason, status.at)
-            elif entry.action in WRITES and entry.proof is not Proof.FAILED:
+            elif entry.action in WRITE_ACTIONS and entry.proof is not Proof.FAILED:
                 self.vendors.observe(entry.name, VendorState.NOT_ASKED, "not asked since its key or base URL changed")
 
     def record_answer(self, provider: str, answer: VendorAnswer) -> None:
         """Record a vendor's answer to the configured key, if Letta holds the same key."""
-        entries = self.report.ours if self.report is not None else []
+        entries = self.report.configured if self.report is not None else []
         proven = any(entry.name == provider and entry.proof is Proof.PROVEN for entry in entries)
         # WRONG_ADDRESS is not an error here: many vendors serve chat completions but no list of models.
         if proven and answer.verdict is not KeyVerdict.WRONG_ADDRESS:
@@ -138,7 +138,7 @@ class Readiness:
     def record_model_refresh(self, model_refresh: ModelRefresh) -> None:
         """Record a refresh of the model lists."""
         self.model_refresh = model_refresh
-        for count in model_refresh.counts:
+        for count in model_refresh.providers:
             if count.answer is not None:
                 self.record_answer(count.provider, count.answer)
 

@@ -104,7 +104,7 @@ def _with_practice(settings: Settings, options: ServeOptions, stack: ExitStack) 
     practice = options.practice
     if practice is None:
         # A Letta server of the operator's own never gets practice vendors unless asked for.
-        keyless = not any(provider.wanted for provider in desired_providers(settings))
+        keyless = not any(provider.configured for provider in desired_providers(settings))
         practice = keyless and settings.letta_base_url is None
     if not practice:
         return settings
@@ -153,7 +153,7 @@ def _serve_http(
             server.should_exit = True
 
     async def run_services() -> None:
-        async with open_locks(settings, connection) as locks:
+        async with open_locks(connection.database_url, patience=settings.gate_timeout) as locks:
             await _wait_for_letta(connection, options.say)
             await readiness.run_start_sync(lambda: _sync(settings, options, connection, locks.gate))
             if readiness.phase is Phase.FAILED or (settings.strict and readiness.phase is not Phase.READY):
@@ -275,7 +275,7 @@ def in_process_backend(settings: Settings, connection: Connection) -> Iterator[I
         try:
             # No base URL for embeddings: Letta stores it with the agent, and this port is temporary.
             async with (
-                open_locks(settings, connection) as locks,
+                open_locks(connection.database_url, patience=settings.gate_timeout) as locks,
                 open_agents(runtime, settings, connection, None) as agent_service,
                 open_turns(runtime, agent_service, locks),
             ):

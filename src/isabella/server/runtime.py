@@ -26,18 +26,17 @@ from isabella.errors import ConfigurationError, IsabellaError, NotReady, TurnErr
 from isabella.letta.connection import Connection
 from isabella.locks.provider_lock import TurnLocks
 from isabella.providers.desired import desired_providers
-from isabella.providers.plan import WRITES
+from isabella.providers.plan import WRITE_ACTIONS
 from isabella.providers.report import Proof, Report
 from isabella.server.event_log import EventLog
 from isabella.server.idempotency import RequestRegistry
 from isabella.server.metrics import Metrics
 from isabella.server.readiness import Readiness
-from isabella.turns.events import Ended, Event, Reason, TurnFailed
+from isabella.turns.events import Ended, EndReason, Event, TurnFailed
 from isabella.turns.service import TurnService, open_turn_service
 from isabella.turns.turn import Turn
-from isabella.watch.events import ModelsRefreshed, Synced, Tell, WatchEvent, sentences
-from isabella.watch.schedule import Schedule
-from isabella.watch.watcher import WatchActions, Watcher
+from isabella.watch.events import ModelsRefreshed, Synced, WatchEvent, WatchListener, log_sentences
+from isabella.watch.watcher import Schedule, WatchActions, Watcher
 
 log = structlog.get_logger()
 
@@ -206,15 +205,15 @@ async def open_turns(runtime: Runtime, agent_service: AgentService, locks: TurnL
 
     async with (
         open_turn_service(
-            agent_service, locks=locks, watch=on_event, vendors=runtime.readiness.vendors
+            agent_service, locks=locks, on_event=on_event, vendors=runtime.readiness.vendors
         ) as turn_service,
         anyio.create_task_group() as tasks,
     ):
 
         def reset_breaker(report: Report) -> None:
             # Failures with the former key say nothing about the new one.
-            for provider in report.ours:
-                if provider.proof is not Proof.FAILED and provider.action in WRITES:
+            for provider in report.configured:
+                if provider.proof is not Proof.FAILED and provider.action in WRITE_ACTIONS:
                     turn_service.deps.breaker.forgive(provider.name)
 
         runtime.readiness.on_sync.append(reset_breaker)
@@ -240,7 +239,7 @@ async def run_watcher(
     models: ModelCatalog,
     *,
     schedule: Schedule | None = None,
-    on_event: Tell = lambda _event: None,
+    on_event: WatchListener = lambda _event: None,
 ) -> AsyncIterator[Watcher]:
     """Run the configuration watcher in the background.
 
@@ -249,13 +248,13 @@ async def run_watcher(
     """
 
     def handle(event: WatchEvent) -> None:
-        for sentence in sentences(event):
+        for sentence in log_sentences(event):
             (log.warning if sentence.warning else log.info)(sentence.text)
         match event:
             case Synced(report=report, part=part):
                 readiness.record(report, part, quiet=True)
                 _update_keys(models, watcher, report)
-            case ModelsRefreshed(census=model_refresh):
+            case ModelsRefreshed(refresh=model_refresh):
                 readiness.record_model_refresh(model_refresh)
         on_event(event)
 
@@ -274,7 +273,7 @@ def _update_keys(models: ModelCatalog, watcher: Watcher, report: Report) -> None
     except ConfigurationError:
         # `isabella.toml` is being written at this moment.
         desired = watcher.desired
-    proven = {entry.name for entry in report.ours if entry.proof is Proof.PROVEN}
+    proven = {entry.name for entry in report.configured if entry.proof is Proof.PROVEN}
     former = {provider.name: provider for provider in models.providers}
     models.renew(
         provider if provider.name in proven or provider.name not in former else former[provider.name]
@@ -309,14 +308,14 @@ def send_as_turn(turn_service: TurnService) -> Say:
 
     async def send(agent_id: str, text: str) -> None:
         turn = await turn_service.open(agent_id, text)
-        why, end = "", Reason.BROKEN
-        async with aclosing(turn_service.events(turn)) as events:
+        why, end = "", EndReason.BROKEN
+        async with aclosing(turn.events()) as events:
             async for event in events:
                 if isinstance(event, TurnFailed):
                     why = event.message
                 if isinstance(event, Ended):
                     end = event.reason
-        if end not in (Reason.COMPLETED, Reason.MAX_STEPS):
+        if end not in (EndReason.COMPLETED, EndReason.MAX_STEPS):
             raise TurnError(f"The turn ended with `{end.value}`: {why or 'no reason is known'}.")
 
     return send

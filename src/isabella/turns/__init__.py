@@ -1,1 +1,1 @@
-"""Turns: what is said to an agent and what comes back, on whichever vendor answers."""
+"""Turns: a message to an agent and its answer, from the first vendor that gives one."""

@@ -1,4 +1,4 @@
-"""Whom turns speak to: agents by name, and the vendors that each may be answered by."""
+"""The agents that turns address, cached by name, and the models that can answer for each."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import anyio
+import structlog
+
 from isabella.agents import context
-from isabella.agents.context import FittedContext
+from isabella.agents.context import FittedContext, required_id_form
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord, AgentRegistry, BindingResult
-from isabella.errors import AgentUnknown, LettaRefused
+from isabella.errors import AgentUnknown, IsabellaError, LettaRefused
 from isabella.letta.agents import AgentRow
 from isabella.letta.llm_config import Binding
 from isabella.system.urls import same_address
+from isabella.turns.events import VendorAsked
 
-#: How long a name stands for the same agent without being looked up again, in seconds.
-_KNOWN_SECONDS = 30.0
+log = structlog.get_logger()
+
+_CACHE_SECONDS = 30.0
+_BIND_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class AgentRef:
-    """An agent that can be spoken to.
+    """An agent, its binding and the models that it may fail over to.
 
     Attributes:
-        id: Letta's id of it.
-        name: what it is called.
-        handle: the model that it speaks with now, for people.
-        provider: whose provider that is; `-` where Letta does not say.
+        handle: the current model as `provider/model`.
+        provider: the name of that model's provider in Letta; `-` if Letta does not say.
         model: the vendor's id of the model.
-        binding: the same as a binding; None where it is no explicit one, and is left as it is.
-        handles: the models that it prefers, in order; an agent of somebody else's has none.
-        window: at most so many tokens of context on any of them.
+        binding: the current model as a binding; None if it is not an explicit one, and is left as it is.
+        handles: the preferred models, in order; empty for an agent without a definition.
+        window: the most tokens of context to use on any model.
         type: Letta's type of agent.
     """
 
@@ -46,143 +50,187 @@ class AgentRef:
     type: str | None = None
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A model that may answer a turn.
+
+    Attributes:
+        handle: `provider/model`.
+        provider: the provider's name in Letta.
+        model: the vendor's id of the model.
+        binding: what to bind the agent to; None for the model that it is bound to already.
+    """
+
+    handle: str
+    provider: str
+    model: str
+    binding: Binding | None = None
+
+    @classmethod
+    def of(cls, agent_ref: AgentRef) -> Candidate:
+        """Return the model that an agent is bound to."""
+        return cls(agent_ref.handle, agent_ref.provider, agent_ref.model)
+
+    @property
+    def asked(self) -> VendorAsked:
+        """The event that announces the request."""
+        return VendorAsked(self.handle, self.provider, self.model)
+
+
 class AgentCache:
-    """The agents of one Letta, for turns.
+    """A cache of one Letta's agents. The methods raise `LettaError` if Letta fails or refuses.
 
     Args:
-        registry: the agents.
-        models: what they can be bound to.
-        clock: tells the time, in seconds.
+        registry: finds the agents.
+        models: resolves handles.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
         self, registry: AgentRegistry, models: ModelCatalog, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._residents = registry
+        self.registry = registry
         self._models = models
         self._clock = clock
-        self._known: dict[str, tuple[float, AgentRef]] = {}
+        #: By name: when the entry expires, and the agent.
+        self._cached: dict[str, tuple[float, AgentRef]] = {}
         registry.on_bound.append(self._bound)
 
-    @property
-    def registry(self) -> AgentRegistry:
-        """The agents themselves."""
-        return self._residents
-
     async def find(self, name: str) -> AgentRef:
-        """The agent of this name, definition id or Letta id. What it is bound to may have changed since.
+        """Return the agent with this name, definition id or Letta id. Its binding may be up to 30 s old.
 
         Raises:
-            AgentUnknown: there is none, or several.
-            LettaError: Letta cannot be read.
+            AgentUnknown: no agent or several agents match.
         """
-        known = self._known.get(name)
-        if known is not None and known[0] > self._clock():
-            return known[1]
-        agent_ref = _speaker(await self._residents.find(name))
-        self._known[name] = (self._clock() + _KNOWN_SECONDS, agent_ref)
+        cached = self._cached.get(name)
+        if cached is not None and cached[0] > self._clock():
+            return cached[1]
+        agent_ref = _of_record(await self.registry.find(name))
+        self._cached[name] = (self._clock() + _CACHE_SECONDS, agent_ref)
         return agent_ref
 
-    async def look(self, agent_ref: AgentRef) -> AgentRef:
-        """The same agent as it is now.
+    async def reload(self, agent_ref: AgentRef) -> AgentRef:
+        """Return the agent as Letta has it now.
 
         Raises:
-            AgentUnknown: it is gone.
-            LettaError: Letta cannot be read.
+            AgentUnknown: it was deleted.
         """
         try:
-            row = await self._residents.letta.agents.get(agent_ref.id)
+            row = await self.registry.letta.agents.get(agent_ref.id)
         except LettaRefused as error:
             self.forget(agent_ref.id)
             if error.status in (404, 422):
                 raise AgentUnknown(f"There is no agent {agent_ref.name} any more.") from None
             raise
-        now = _as_it_is(agent_ref, row)
-        for name, (until, known) in [*self._known.items()]:
-            if known.id == now.id and known != now:
-                if known.name == now.name:
-                    self._known[name] = (until, now)
+        now = _of_row(agent_ref, row)
+        for name, (until, cached) in [*self._cached.items()]:
+            if cached.id == now.id and cached != now:
+                if cached.name == now.name:
+                    self._cached[name] = (until, now)
                 else:
-                    del self._known[name]
+                    del self._cached[name]
         return now
 
     def forget(self, agent_id: str) -> None:
-        """Look this agent up anew the next time."""
-        self._known = {name: known for name, known in self._known.items() if known[1].id != agent_id}
+        """Drop an agent from the cache."""
+        self._cached = {name: entry for name, entry in self._cached.items() if entry[1].id != agent_id}
 
     async def bind(self, agent_id: str, binding: Binding) -> BindingResult:
-        """Bind an agent, at the address that its provider has in Letta; effective with its next message.
+        """Bind an agent, using its provider's stored base URL, and make its context acceptable to the vendor.
 
-        Its context is made such that the vendor takes it.
-
-        Raises:
-            LettaError: Letta refuses or fails.
+        Effective with the agent's next message.
         """
-        return await self._residents.fit(agent_id, await self._residents.bind(agent_id, binding))
+        return await self.registry.fit(agent_id, await self.registry.bind(agent_id, binding))
 
-    async def fit(self, agent_id: str) -> FittedContext | None:
-        """Make an agent's context such that every vendor takes it; None where nothing had to be, or can be, done.
-
-        Raises:
-            LettaError: Letta refuses or fails.
-        """
-        return await context.fit(self._residents.letta, agent_id)
-
-    async def put_back(self, agent_id: str, fitted: FittedContext) -> None:
-        """Show an agent again what left its context for one vendor.
-
-        Raises:
-            LettaError: Letta refuses or fails.
-        """
-        await context.restore(self._residents.letta, agent_id, fitted)
+    async def restore_context(self, agent_id: str, fitted: FittedContext) -> None:
+        """Put back into an agent's context what was taken out of it for one vendor."""
+        await context.restore(self.registry.letta, agent_id, fitted)
 
     async def placed(self, binding: Binding) -> Binding:
-        """The same at the address that its provider has in Letta: for as long as its gate is being passed.
+        """Return the binding with its provider's stored base URL. It holds while the provider's gate is passed.
 
-        Where there is no such provider, it stays as it is, and Letta says so.
-
-        Raises:
-            LettaError: Letta cannot be read.
+        Without such a provider the binding is unchanged; Letta reports the missing provider itself.
         """
-        return await self._residents.placed(binding) or binding
+        return await self.registry.placed(binding) or binding
 
-    async def take_along(self, agent_ref: AgentRef) -> None:
-        """Where the agent's provider has moved, and it was left behind, have it call the new address.
+    async def follow_provider(self, agent_ref: AgentRef) -> None:
+        """Update the base URL of an agent that was left behind when its provider moved.
 
-        That costs a request only where the configuration says otherwise than the agent does.
-
-        Raises:
-            LettaError: Letta refuses or fails.
+        This costs a request only if the agent's base URL differs from the configured one.
         """
         binding = agent_ref.binding
         provider = None if binding is None else self._models.provider(binding.provider)
-        if binding is None or provider is None or not provider.wanted:
+        if binding is None or provider is None or not provider.configured:
             return
         if same_address(provider.base_url, binding.base_url):
             return
-        home = await self.placed(binding)
-        if await self._residents.letta.agents.point_to(agent_ref.id, home.provider, home.base_url):
-            self._bound(agent_ref.id, home)
-
-    def _bound(self, agent_id: str, binding: Binding) -> None:
-        """Somebody in this process has bound an agent: what is known of it is known anew."""
-        for name, (until, known) in [*self._known.items()]:
-            if known.id == agent_id:
-                bound = replace(
-                    known, handle=binding.handle, provider=binding.provider, model=binding.model, binding=binding
-                )
-                self._known[name] = (until, bound)
+        stored = await self.placed(binding)
+        if await self.registry.letta.agents.point_to(agent_ref.id, stored.provider, stored.base_url):
+            self._bound(agent_ref.id, stored)
 
     async def resolve(self, agent_ref: AgentRef, handle: str) -> Binding:
-        """What a handle of an agent's list means now.
+        """Return the binding that one of an agent's handles stands for.
 
         Raises:
-            ModelUnknown: nothing that would work.
+            ModelUnknown: no model would work.
         """
         return (await self._models.binding(handle, window=agent_ref.window)).suited(agent_ref.type)
 
+    def _bound(self, agent_id: str, binding: Binding) -> None:
+        """Update the cache after this process has bound an agent."""
+        for name, (until, cached) in [*self._cached.items()]:
+            if cached.id == agent_id:
+                bound = replace(
+                    cached, handle=binding.handle, provider=binding.provider, model=binding.model, binding=binding
+                )
+                self._cached[name] = (until, bound)
 
-def _speaker(record: AgentRecord) -> AgentRef:
+
+class TemporaryBinding:
+    """Binds an agent to other models during a turn, and back to its own one afterwards."""
+
+    def __init__(self, agent_cache: AgentCache, agent_ref: AgentRef) -> None:
+        self._agent_cache = agent_cache
+        self._agent_ref = agent_ref
+        self._original: Binding | None = None
+        self._current: Binding | None = None
+        self._fitted: FittedContext | None = None
+
+    async def to(self, binding: Binding) -> None:
+        """Bind the agent. The gate of the binding's provider has to be passed."""
+        if self._original is None:
+            # Read from Letta, because the agent may have been switched since it was cached.
+            self._original = self._current = (await self._agent_cache.reload(self._agent_ref)).binding
+        binding = await self._agent_cache.placed(binding)
+        if self._current != binding:
+            # Set before the request: if its answer is lost, the agent may be bound there all the same.
+            self._current = binding
+            bound = await self._agent_cache.bind(self._agent_ref.id, binding)
+            self._current = bound.binding
+            if bound.fitted is not None:
+                self._fitted = bound.fitted
+
+    async def __aenter__(self) -> TemporaryBinding:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._original is None or self._current is None or self._current == self._original:
+            return
+        agent_cache, agent = self._agent_cache, self._agent_ref
+        with anyio.CancelScope(shield=True), anyio.move_on_after(_BIND_SECONDS):
+            try:
+                # Without passing the gate, which may be closed for long: no message is sent here, and if the provider
+                # moves meanwhile, the agent is moved with it.
+                original = await agent_cache.placed(self._original)
+                if original != self._current and (await agent_cache.reload(agent)).binding == self._current:
+                    bound = await agent_cache.bind(agent.id, original)
+                    if self._fitted is not None and required_id_form(bound.binding) is None:
+                        await agent_cache.restore_context(agent.id, self._fitted)
+            except IsabellaError as error:
+                log.warning("agent not bound back", agent=agent.name, to=self._original.handle, error=error.what)
+
+
+def _of_record(record: AgentRecord) -> AgentRef:
     definition, llm = record.definition, record.llm
     return AgentRef(
         id=record.id,
@@ -197,8 +245,8 @@ def _speaker(record: AgentRecord) -> AgentRef:
     )
 
 
-def _as_it_is(agent_ref: AgentRef, row: AgentRow) -> AgentRef:
-    """The agent with the name and the model that Letta has for it now."""
+def _of_row(agent_ref: AgentRef, row: AgentRow) -> AgentRef:
+    """Return the agent with the name and the model of an agent row."""
     llm = row.llm
     if llm is None:
         return agent_ref

@@ -1,8 +1,8 @@
-"""One try to have a message answered, by the vendor that the agent is bound to now.
+"""One attempt to get an answer, from the vendor that the agent is bound to.
 
-Letta stores nothing of a run before its first step is complete, and notices that a run was cancelled when the next
-piece comes from the vendor (measured on 0.16.8). So a try that is given up before its first token is cancelled at
-Letta first; when the vendor answers after all, Letta throws that away.
+Letta stores nothing of a run before its first step is complete, and notices a cancelled run only when the vendor
+sends the next chunk (measured on 0.16.8). So an attempt that is given up before its first token is cancelled at Letta
+first; if the vendor answers after that, Letta drops the answer.
 """
 
 from __future__ import annotations
@@ -18,23 +18,37 @@ import structlog
 
 from isabella.errors import IsabellaError, LettaBroken, LettaError, LettaRefused, LettaUnreachable
 from isabella.letta.client import LettaClient
-from isabella.turns.events import Called, Code, Condensed, Event, Reason, Returned, Said, Thought, Usage
-from isabella.turns.stream import Piece, RunStarted, StopNotice, ToolCallDelta, parse_line
-from isabella.turns.vendor_errors import VendorRefusal
+from isabella.turns.events import (
+    AnswerText,
+    EndReason,
+    ErrorCode,
+    Event,
+    HistorySummarized,
+    ReasoningText,
+    ToolCalled,
+    ToolReturned,
+    Usage,
+)
+from isabella.turns.stream import Piece, RunStarted, StopNotice, ToolCallDelta, VendorRefusal, parse_line
 
 log = structlog.get_logger()
 
-#: After a cancelling, Letta's stream gets so many seconds to end by itself. It cannot while the vendor is silent.
-_TO_END = 1.0
-#: A vendor that answers at the very moment when it is given up is heard, if its first piece comes within this.
-_LAST_MOMENT = 0.25
-_TO_BEGIN = 2.0
-_STOP_SECONDS = 10.0
-_ENDS = (Reason.COMPLETED, Reason.MAX_STEPS, Reason.NEEDS_APPROVAL)
+#: Seconds in which Letta's stream may end by itself after a cancellation. It cannot while the vendor is silent.
+_END_SECONDS = 1.0
+#: A vendor that begins to answer just as it is given up still counts, within this time.
+_GRACE_SECONDS = 0.25
+_RUN_ID_SECONDS = 2.0
+_CANCEL_SECONDS = 10.0
+_FINAL = (EndReason.COMPLETED, EndReason.MAX_STEPS, EndReason.NEEDS_APPROVAL)
 
 
 class CancelRequest:
-    """Why a turn is to end before its time; wakes whoever waits for the next piece."""
+    """A request to end a turn early; wakes the attempt that waits for the next line.
+
+    Attributes:
+        evicted: set if the turn's provider has to be changed now.
+        stopped: set if the turn was stopped.
+    """
 
     def __init__(self) -> None:
         self.evicted = False
@@ -43,21 +57,21 @@ class CancelRequest:
 
     @property
     def made(self) -> bool:
-        """Whether it is to end."""
+        """Whether the turn has to end."""
         return self.evicted or self.stopped
 
     def stop(self) -> None:
-        """Somebody wants it to stop."""
+        """Ask the turn to stop."""
         self.stopped = True
         self._wake()
 
     def evict(self) -> None:
-        """Its provider has to be changed now."""
+        """Ask the turn to leave its provider."""
         self.evicted = True
         self._wake()
 
-    def tell(self, inbox: asyncio.Queue[_Item] | None) -> None:
-        """Where to put the news."""
+    def deliver_to(self, inbox: asyncio.Queue[_Item] | None) -> None:
+        """Set the inbox that is woken."""
         self._inbox = inbox
         if self.made:
             self._wake()
@@ -69,12 +83,12 @@ class CancelRequest:
 
 @dataclass(frozen=True)
 class _Interrupted:
-    """The wish has changed."""
+    """The cancel request has changed."""
 
 
 @dataclass(frozen=True)
 class _Closed:
-    """Letta's stream has ended."""
+    """Letta's stream has ended, with an error if the connection broke."""
 
     error: Exception | None = None
 
@@ -84,30 +98,27 @@ _Item = str | _Interrupted | _Closed
 
 @dataclass
 class Attempt:
-    """One try, and what came of it. `events()` runs it; the fields tell the rest afterwards.
+    """One attempt. `events()` runs it; afterwards the fields hold the result.
 
     Attributes:
-        agent_id: the agent.
-        message: what is said to it.
         first_token: seconds that the vendor may take to begin.
         silence: seconds of silence after which an answer that has begun is broken.
-        wish: tells when it is to end before its time.
-        run_id: Letta's run; None where Letta has not taken the message on.
-        began: when the first token came, by the monotonic clock.
-        said: the answer so far, by the message's id.
-        reason: how it ended; None where no answer began, and another vendor may be asked.
-        refusal: why no answer began, or why it broke.
+        run_id: Letta's run; None if Letta has not accepted the message.
+        began: when the first token came, in monotonic seconds.
+        said: the answer so far, by message id.
+        reason: how it ended; None if no answer began, so that another vendor may be asked.
+        refusal: why no answer began, or why it broke off.
     """
 
     agent_id: str
     message: str
     first_token: float
     silence: float
-    wish: CancelRequest
+    cancel_request: CancelRequest
     run_id: str | None = None
     began: float | None = None
     said: dict[str, str] = field(default_factory=dict)
-    reason: Reason | None = None
+    reason: EndReason | None = None
     refusal: VendorRefusal | None = None
     _calls: dict[str, list[ToolCallDelta]] = field(default_factory=dict)
     _stop: StopNotice | None = None
@@ -115,163 +126,150 @@ class Attempt:
     _cancelled: bool = False
 
     async def events(self, letta: LettaClient) -> AsyncGenerator[Event | None, None]:
-        """Say the message and hear the answer. Raises nothing for what Letta or the vendor does.
+        """Send the message and yield the answer. Errors of Letta and of the vendor end up in `refusal`.
 
-        The first event is always None: by then the message is on its way.
+        The first event is always None: by then the request is being sent.
         """
         inbox: asyncio.Queue[_Item] = asyncio.Queue()
         pump = asyncio.create_task(_pump(letta, self.agent_id, self.message, inbox))
         self._until = time.monotonic() + self.first_token
-        self.wish.tell(inbox)
+        self.cancel_request.deliver_to(inbox)
         try:
             yield None
-            while True:
-                item = await _next(inbox, self._until - time.monotonic())
-                if isinstance(item, str):
-                    for event in self._take(item):
+            while isinstance(item := await _next(inbox, self._until - time.monotonic()), str):
+                for event in self._take(item):
+                    yield event
+            if isinstance(item, _Closed):
+                self._lost(item.error)
+            else:
+                await self._cancel(letta, inbox)
+                # Lines that arrive now still count: they may be the end of the answer, or its very beginning.
+                silent = not self.cancel_request.made and self.began is None
+                until = time.monotonic() + (_GRACE_SECONDS if silent else _END_SECONDS)
+                while (line := await _next_line(inbox, until)) is not None:
+                    for event in self._take(line):
                         yield event
-                elif isinstance(item, _Closed):
-                    self._lost(item.error)
-                    break
-                else:
-                    await self._cancel(letta, inbox)
-                    # What comes meanwhile is still heard: it may be the end, or the very beginning.
-                    async for event in self._rest(inbox):
-                        yield event
-                    self._give_up()
-                    break
+                    if silent and self.began is not None:
+                        # The vendor answers after all: read on until Letta notices the cancellation.
+                        silent, until = False, time.monotonic() + _END_SECONDS
+                self._give_up()
             for event in self._finished_calls():
                 yield event
             self._settle()
         finally:
-            self.wish.tell(None)
+            self.cancel_request.deliver_to(None)
             await self._abandon(letta, inbox, pump)
 
-    # --- what comes --------------------------------------------------------------------------------------------
+    # --- lines -------------------------------------------------------------------------------------------------
 
     def _take(self, line: str) -> list[Event]:
         piece = parse_line(line)
         if piece is None:
             return []
         now = time.monotonic()
-        if self.began is None and isinstance(piece, Said | Thought | ToolCallDelta):
+        if self.began is None and isinstance(piece, AnswerText | ReasoningText | ToolCallDelta):
             self.began = now
         if self.began is not None and not isinstance(piece, RunStarted):
-            # Letta's own pings are no sign of life of the vendor.
+            # Letta's own pings are no sign of life from the vendor.
             self._until = now + self.silence
-        return self._heard(piece)
+        return self._collect(piece)
 
-    def _heard(self, piece: Piece) -> list[Event]:
+    def _collect(self, piece: Piece) -> list[Event]:
         match piece:
             case RunStarted(run_id=run_id):
                 self.run_id = run_id
             case ToolCallDelta():
                 self._calls.setdefault(piece.id, []).append(piece)
             case StopNotice():
-                # A failure is told twice, the second time with its kind.
+                # A failure is reported twice, the second time with its type.
                 self._stop = piece
             case VendorRefusal():
                 self.refusal = piece
-            case Said():
+            case AnswerText():
                 self.said[piece.message_id] = self.said.get(piece.message_id, "") + piece.text
                 return [*self._finished_calls(), piece]
-            case Thought() | Returned() | Usage() | Condensed():
+            case ReasoningText() | ToolReturned() | Usage() | HistorySummarized():
                 return [*self._finished_calls(), piece]
         return []
 
     def _finished_calls(self) -> list[Event]:
-        """Tool calls come in parts; the next piece of another kind says that they are whole."""
+        """Return the tool calls whose parts are complete: the next piece of another type shows that they are."""
         calls, self._calls = self._calls, {}
         return [
-            Called(id, "".join(part.name for part in parts), "".join(part.arguments for part in parts))
+            ToolCalled(id, "".join(part.name for part in parts), "".join(part.arguments for part in parts))
             for id, parts in calls.items()
         ]
-
-    async def _rest(self, inbox: asyncio.Queue[_Item]) -> AsyncGenerator[Event, None]:
-        """What still comes after the run was cancelled, until the stream ends or nothing more is to be expected."""
-        silent = not self.wish.made and self.began is None
-        until = time.monotonic() + (_LAST_MOMENT if silent else _TO_END)
-        while (left := until - time.monotonic()) > 0:
-            item = await _next(inbox, left)
-            if item is None or isinstance(item, _Closed):
-                return
-            if isinstance(item, str):
-                for event in self._take(item):
-                    yield event
-                if silent and self.began is not None:
-                    # It answers after all: hear it until Letta notices that the run is cancelled.
-                    silent, until = False, time.monotonic() + _TO_END
 
     # --- how it ended -------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
-        """Decide how it ended, from all that was heard."""
+        """Decide how it ended, from everything that was received."""
         if self.reason is not None:
             return
-        if self.refusal is None and self._stop is not None and self._stop.reason is not Reason.BROKEN:
-            if self.began is None and self._stop.reason is Reason.COMPLETED:
-                self.reason = Reason.BROKEN
-                self.refusal = VendorRefusal(Code.EMPTY_ANSWER, "The vendor answered with nothing.", counts=True)
+        if self.refusal is None and self._stop is not None and self._stop.reason is not EndReason.BROKEN:
+            if self.began is None and self._stop.reason is EndReason.COMPLETED:
+                self.reason = EndReason.BROKEN
+                self.refusal = VendorRefusal(ErrorCode.EMPTY_ANSWER, "The vendor sent an empty answer.", counts=True)
                 return
             self.reason = self._stop.reason
             return
         if self.refusal is None:
             self.refusal = VendorRefusal(
-                Code.LETTA_FAILING, "Letta's answer ended without a reason.", counts=False, elsewhere=False
+                ErrorCode.LETTA_FAILING, "Letta's stream ended without a stop reason.", counts=False, elsewhere=False
             )
         if self.began is not None:
-            self.reason = Reason.BROKEN
+            self.reason = EndReason.BROKEN
 
     def _give_up(self) -> None:
-        """Say why it was given up, unless it came to its end just then."""
-        if self.refusal is not None or (self._stop is not None and self._stop.reason in _ENDS):
+        """Record why it was given up, unless it has ended in the meantime."""
+        if self.refusal is not None or (self._stop is not None and self._stop.reason in _FINAL):
             return
-        if self.wish.stopped:
-            self.reason = Reason.STOPPED
-        elif self.wish.evicted:
+        if self.cancel_request.stopped:
+            self.reason = EndReason.STOPPED
+        elif self.cancel_request.evicted:
             self.refusal = VendorRefusal(
-                Code.PROVIDER_CHANGING,
-                "The provider has to be changed, and this turn took too long to wait for.",
+                ErrorCode.PROVIDER_CHANGING,
+                "The provider has to be changed, and this turn did not end in time.",
                 counts=False,
             )
         elif self.began is None:
-            said = f"The vendor did not begin to answer within {self.first_token:g} s."
-            self.refusal = VendorRefusal(Code.VENDOR_SILENT, said)
+            message = f"The vendor did not begin to answer within {self.first_token:g} s."
+            self.refusal = VendorRefusal(ErrorCode.VENDOR_SILENT, message)
         else:
             self.refusal = VendorRefusal(
-                Code.VENDOR_SILENT, "The answer stopped in the middle, and nothing more came."
+                ErrorCode.VENDOR_SILENT, "The answer stopped in the middle, and nothing more came."
             )
 
     def _lost(self, error: Exception | None) -> None:
-        """The stream has ended; with an error where that was not Letta's doing."""
+        """Record the error with which the stream ended, if any."""
         if error is None:
             return
         match error:
             case LettaUnreachable():
-                # Its remedy is the only one that there is.
-                said = str(error)
+                # With its remedy: the event has no other.
+                message = str(error)
             case IsabellaError():
-                said = error.what
+                message = error.what
             case _:
-                said = "The connection to Letta broke."
+                message = "The connection to Letta broke."
         match error:
             case LettaRefused(status=404):
-                code = Code.AGENT_UNKNOWN
+                code = ErrorCode.AGENT_UNKNOWN
             case LettaRefused():
-                code = Code.LETTA_REFUSED
+                code = ErrorCode.LETTA_REFUSED
             case LettaBroken():
-                code = Code.LETTA_FAILING
+                code = ErrorCode.LETTA_FAILING
             case _:
-                code = Code.LETTA_UNREACHABLE
+                code = ErrorCode.LETTA_UNREACHABLE
                 log.warning("turn lost", agent=self.agent_id, run=self.run_id, error=repr(error))
-        self.refusal = VendorRefusal(code, said, counts=False, elsewhere=False)
+        self.refusal = VendorRefusal(code, message, counts=False, elsewhere=False)
 
     # --- ending it at Letta -------------------------------------------------------------------------------------
 
     async def _cancel(self, letta: LettaClient, inbox: asyncio.Queue[_Item]) -> None:
-        with anyio.move_on_after(_STOP_SECONDS):
-            # A run that Letta is just about to make cannot be cancelled yet.
-            until = time.monotonic() + _TO_BEGIN
+        with anyio.move_on_after(_CANCEL_SECONDS):
+            # A run cannot be cancelled before Letta has created it.
+            until = time.monotonic() + _RUN_ID_SECONDS
             while self.run_id is None and (left := until - time.monotonic()) > 0:
                 item = await _next(inbox, left)
                 if isinstance(item, str):
@@ -286,21 +284,21 @@ class Attempt:
             self._cancelled = True
 
     async def _abandon(self, letta: LettaClient, inbox: asyncio.Queue[_Item], pump: asyncio.Task[None]) -> None:
-        """Leave nothing behind: neither our reading, nor a run that goes on without anybody who listens."""
+        """Leave nothing behind: neither the reading task, nor a run without a reader."""
         with anyio.CancelScope(shield=True):
             if not pump.done() and self._stop is None and not self._cancelled:
-                # We ourselves are being cancelled: the client has gone away.
+                # This task is being cancelled: the client has disconnected.
                 await self._cancel(letta, inbox)
-            # Letta notices it with the vendor's next piece. What it stores until then has to be known before anything
-            # is put there by us.
-            await asyncio.wait({pump}, timeout=_TO_END)
+            # Letta notices the cancellation with the vendor's next chunk. What it stores until then has to be known
+            # before Isabella stores the rest.
+            await asyncio.wait({pump}, timeout=_END_SECONDS)
             pump.cancel()
             with suppress(asyncio.CancelledError):
                 await pump
 
 
 async def cancel(letta: LettaClient, agent_id: str, run_id: str | None) -> None:
-    """End a run at Letta; without its id, all of the agent's. One that has ended already is left as it is."""
+    """Cancel a run at Letta; without its id, all runs of the agent. A run that has ended is not changed."""
     try:
         await letta.messages.cancel(agent_id, run_id)
     except LettaError as error:
@@ -316,12 +314,21 @@ async def _next(inbox: asyncio.Queue[_Item], seconds: float) -> _Item | None:
     return None
 
 
+async def _next_line(inbox: asyncio.Queue[_Item], until: float) -> str | None:
+    """Return the next line; None at that monotonic time, or at the end of the stream."""
+    while (left := until - time.monotonic()) > 0:
+        item = await _next(inbox, left)
+        if not isinstance(item, _Interrupted):
+            return item if isinstance(item, str) else None
+    return None
+
+
 async def _pump(letta: LettaClient, agent_id: str, message: str, inbox: asyncio.Queue[_Item]) -> None:
-    """Read Letta's stream as it comes, so that waiting for the next line can be given up without losing one."""
+    """Read Letta's stream into the inbox, so that waiting for a line can be interrupted without losing one."""
     try:
         async with aclosing(letta.messages.stream(agent_id, message)) as lines:
             async for line in lines:
                 inbox.put_nowait(line)
         inbox.put_nowait(_Closed())
-    except Exception as error:  # noqa: BLE001 - whatever the transport does, the turn has to end
+    except Exception as error:  # noqa: BLE001 - the turn has to end, whatever the transport raises
         inbox.put_nowait(_Closed(error))

@@ -1,7 +1,7 @@
-"""Leaving out, for a while, a vendor that keeps refusing.
+"""A circuit breaker for each vendor.
 
-After a few failures in a row a vendor is left out; when the time is over, one turn tries it again. If that fails, it
-is left out for twice as long. A vendor that asks to be left alone for a time is left alone for it, at once.
+After several failures in a row a vendor is skipped for a while; then one turn tries it again. If that fails, the
+pause doubles. A vendor that asks for a pause (Retry-After) gets it at once.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from enum import StrEnum
 
 _FAILURES = 3
 _FIRST_PAUSE = 15.0
-_LONGEST_PAUSE = 300.0
-#: Nobody is left alone for longer than this because it once asked for it.
-_LONGEST_WISH = 3600.0
+_MAX_PAUSE = 300.0
+#: The longest pause that is granted to a vendor that asks for one.
+_MAX_REQUESTED_PAUSE = 3600.0
 
 
 class CircuitState(StrEnum):
@@ -23,7 +23,7 @@ class CircuitState(StrEnum):
 
     CLOSED = "closed"
     OPEN = "open"
-    #: One turn is trying it.
+    #: One turn is trying the vendor again.
     TRYING = "trying"
 
 
@@ -32,31 +32,31 @@ class _Circuit:
     failures: int = 0
     pauses: int = 0
     until: float = 0.0
-    wished: bool = False
+    requested: bool = False
     trying: bool = False
     because: str = ""
 
 
 @dataclass(frozen=True)
 class OpenCircuit:
-    """Why a vendor is not asked.
+    """Why a vendor is skipped.
 
     Attributes:
         seconds: for how much longer.
-        because: what it said last.
-        wished: whether it asked for that itself, so that it is not asked even where nobody else is left.
+        because: its last error.
+        requested: whether the vendor asked for the pause. Then it is not asked even as the last one left.
     """
 
     seconds: float
     because: str
-    wished: bool
+    requested: bool
 
 
 class CircuitBreaker:
-    """The circuits of all vendors.
+    """The circuits of all providers.
 
     Args:
-        clock: tells the time, in seconds.
+        clock: returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -65,40 +65,40 @@ class CircuitBreaker:
         self._renewals: dict[str, int] = {}
 
     def admit(self, provider: str, *, anyway: bool = False) -> OpenCircuit | None:
-        """Whether a turn may ask this provider now. What it then found has to be told by one of the others.
+        """Return None if a turn may ask this provider now, otherwise why not.
+
+        Reserves the probe of an open circuit. So call it only immediately before sending, and report the result with
+        `succeeded`, `failed` or `gave_up`.
 
         Args:
             provider: its name in Letta.
-            anyway: ask it even though it is left out, because nobody else is left; its own wish is still granted.
-
-        Returns:
-            None where it may; otherwise why not.
+            anyway: admit despite an open circuit, because no other vendor is left; a requested pause still holds.
         """
         circuit = self._circuits.get(provider)
         if circuit is None or not circuit.until:
             return None
         left = circuit.until - self._clock()
-        if left > 0 and not (anyway and not circuit.wished):
-            return OpenCircuit(left, circuit.because, circuit.wished)
+        if left > 0 and not (anyway and not circuit.requested):
+            return OpenCircuit(left, circuit.because, circuit.requested)
         if circuit.trying and not anyway:
             return OpenCircuit(0.0, circuit.because, False)
         circuit.trying = True
         return None
 
     def succeeded(self, provider: str) -> None:
-        """It has begun an answer."""
+        """Record that an answer has begun."""
         self._circuits.pop(provider, None)
 
     def failed(self, provider: str, because: str, *, retry_after: float | None = None) -> float | None:
-        """It has refused or failed.
+        """Record a failure.
 
         Args:
             provider: its name in Letta.
-            because: why, for people.
-            retry_after: seconds that it asked to be left alone.
+            because: the reason, for people.
+            retry_after: seconds of pause that the vendor asked for.
 
         Returns:
-            Seconds that it is left out for now; None where it is not.
+            Seconds for which the provider is skipped now; None if it is not.
         """
         circuit = self._circuits.setdefault(provider, _Circuit())
         circuit.failures += 1
@@ -106,11 +106,11 @@ class CircuitBreaker:
         tried = circuit.trying
         circuit.trying = False
         if retry_after:
-            circuit.wished = True
-            pause = min(retry_after, _LONGEST_WISH)
+            circuit.requested = True
+            pause = min(retry_after, _MAX_REQUESTED_PAUSE)
         elif tried or circuit.failures >= _FAILURES:
-            circuit.wished = False
-            pause = min(_FIRST_PAUSE * 2**circuit.pauses, _LONGEST_PAUSE)
+            circuit.requested = False
+            pause = min(_FIRST_PAUSE * 2**circuit.pauses, _MAX_PAUSE)
             circuit.pauses += 1
         else:
             return None
@@ -118,28 +118,25 @@ class CircuitBreaker:
         return pause
 
     def gave_up(self, provider: str) -> None:
-        """The turn ended without learning anything of it, so another one may try."""
+        """Record that a turn ended without a result, so that another turn may probe."""
         circuit = self._circuits.get(provider)
         if circuit is not None:
             circuit.trying = False
 
     def forgive(self, provider: str) -> None:
-        """Its key or address has changed: what was learnt no longer holds."""
+        """Close the circuit, because the provider's key or base URL has changed."""
         self._circuits.pop(provider, None)
         self._renewals[provider] = self.renewals(provider) + 1
 
     def renewals(self, provider: str) -> int:
-        """How often its key or address has changed so far."""
+        """Return how often the provider's key or base URL has changed."""
         return self._renewals.get(provider, 0)
 
     def states(self) -> dict[str, CircuitState]:
-        """The providers of which something is held against, and whether they are asked."""
-        now = self._clock()
-        return {
-            name: CircuitState.TRYING
-            if circuit.trying
-            else CircuitState.OPEN
-            if circuit.until > now
-            else CircuitState.CLOSED
-            for name, circuit in self._circuits.items()
-        }
+        """Return the state of every provider with recorded failures."""
+        return {name: self._state(circuit) for name, circuit in self._circuits.items()}
+
+    def _state(self, circuit: _Circuit) -> CircuitState:
+        if circuit.trying:
+            return CircuitState.TRYING
+        return CircuitState.OPEN if circuit.until > self._clock() else CircuitState.CLOSED

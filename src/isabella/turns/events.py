@@ -1,6 +1,6 @@
-"""What happens in a turn, as events: frozen data, the same for HTTP, the terminal and programs.
+"""The events of a turn: frozen data, the same for HTTP, the terminal and programs.
 
-Every turn begins with one `turn` and ends with exactly one `end`, whatever happens in between.
+Every turn begins with one `turn` event and ends with exactly one `end` event.
 """
 
 from __future__ import annotations
@@ -10,25 +10,24 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 
-class Reason(StrEnum):
+class EndReason(StrEnum):
     """How a turn ended."""
 
-    #: The agent has said what it had to say.
     COMPLETED = "completed"
     #: The agent took as many steps as Letta allows in one turn.
     MAX_STEPS = "max_steps"
-    #: A tool waits for somebody's approval.
+    #: A tool call waits for approval.
     NEEDS_APPROVAL = "needs_approval"
-    #: Somebody stopped it, or the client went away.
+    #: The turn was stopped, or the client disconnected.
     STOPPED = "stopped"
-    #: The answer broke off in the middle; what came is kept.
+    #: The answer broke off in the middle; the partial answer is stored.
     BROKEN = "broken"
-    #: No answer began. Nothing was said, so it may be said again.
+    #: No answer began. Nothing is stored, so the message may be sent again.
     FAILED = "failed"
 
 
-class Code(StrEnum):
-    """What went wrong, for programs. Those of one vendor stand in `failover` events, too."""
+class ErrorCode(StrEnum):
+    """What went wrong. The codes of the first group also appear in `failover` events."""
 
     # --- one vendor ---------------------------------------------------------------------------------------------
     KEY_REFUSED = "key_refused"
@@ -37,26 +36,25 @@ class Code(StrEnum):
     MODEL_UNKNOWN = "model_unknown"
     RATE_LIMITED = "rate_limited"
     REQUEST_REFUSED = "request_refused"
-    #: It does not take what another vendor, or a turn that broke off, left in the agent's context.
+    #: The vendor does not accept the context that another vendor, or a broken turn, left behind.
     CONTEXT_REFUSED = "context_refused"
     VENDOR_FAILING = "vendor_failing"
     VENDOR_UNREACHABLE = "vendor_unreachable"
-    #: It did not begin to answer in time.
+    #: The answer did not begin in time.
     VENDOR_SILENT = "vendor_silent"
-    #: What it sent cannot be understood.
+    #: The answer cannot be parsed.
     VENDOR_GARBLED = "vendor_garbled"
-    #: It has kept refusing and is left out for a while, or asked to be.
-    LEFT_OUT = "left_out"
-    #: Its provider is being changed, and that takes too long.
+    #: The vendor is skipped: it failed repeatedly, or asked for a pause.
+    CIRCUIT_OPEN = "left_out"
+    #: The provider is being changed, and that takes too long.
     PROVIDER_CHANGING = "provider_changing"
     # --- the whole turn -----------------------------------------------------------------------------------------
     #: None of the agent's vendors began to answer.
     NO_VENDOR = "no_vendor"
     #: The answer broke off in the middle.
     STREAM_BROKEN = "stream_broken"
-    #: A vendor answered, but with nothing.
     EMPTY_ANSWER = "empty_answer"
-    #: The turns before this one went on for too long.
+    #: The turns before this one took too long.
     BUSY = "busy"
     #: The agent's memory does not fit into the model's window.
     CONTEXT_FULL = "context_full"
@@ -64,13 +62,13 @@ class Code(StrEnum):
     LETTA_REFUSED = "letta_refused"
     LETTA_FAILING = "letta_failing"
     AGENT_UNKNOWN = "agent_unknown"
-    #: Something of Isabella's own configuration or state.
+    #: Isabella's own configuration or state.
     INTERNAL = "internal"
 
 
 @dataclass(frozen=True)
 class Opened:
-    """The turn is taken on.
+    """The turn is accepted. Always the first event.
 
     Attributes:
         id: the turn's id, by which it can be stopped.
@@ -79,7 +77,6 @@ class Opened:
     """
 
     kind: ClassVar[str] = "turn"
-
     id: str
     agent: str
     agent_id: str
@@ -87,33 +84,23 @@ class Opened:
 
 @dataclass(frozen=True)
 class Queued:
-    """Other turns of the agent come first.
-
-    Attributes:
-        ahead: how many there are in this backend.
-    """
+    """Other turns of the agent come first: `ahead` of them in this backend."""
 
     kind: ClassVar[str] = "queued"
-
     ahead: int
 
 
 @dataclass(frozen=True)
 class Held:
-    """The provider is being changed; the turn waits for that.
-
-    Attributes:
-        provider: its name in Letta.
-    """
+    """The turn waits because its provider is being changed."""
 
     kind: ClassVar[str] = "held"
-
     provider: str
 
 
 @dataclass(frozen=True)
 class VendorAsked:
-    """A vendor is asked now.
+    """The message was sent to a vendor.
 
     Attributes:
         handle: `provider/model`.
@@ -122,7 +109,6 @@ class VendorAsked:
     """
 
     kind: ClassVar[str] = "vendor"
-
     handle: str
     provider: str
     model: str
@@ -130,75 +116,67 @@ class VendorAsked:
 
 @dataclass(frozen=True)
 class Failover:
-    """A vendor did not answer; the next one is asked, where there is one.
+    """A vendor did not answer; the next one is asked, if there is one.
 
     Attributes:
-        handle: the one that did not answer.
-        code: why, for programs.
-        message: why, for people.
-        status: the vendor's HTTP status, where it gave one.
-        retry_after: seconds that it asked to be left alone, or is left alone.
+        handle: the model that did not answer.
+        status: the vendor's HTTP status, if it sent one.
+        retry_after: seconds until the vendor is asked again, by its own or by Isabella's choice.
     """
 
     kind: ClassVar[str] = "failover"
-
     handle: str
-    code: Code
+    code: ErrorCode
     message: str
     status: int | None = None
     retry_after: float | None = None
 
 
 @dataclass(frozen=True)
-class Thought:
-    """A piece of the agent's reasoning."""
+class ReasoningText:
+    """A part of the agent's reasoning."""
 
     kind: ClassVar[str] = "reasoning"
-
     text: str
     message_id: str
 
 
 @dataclass(frozen=True)
-class Said:
-    """A piece of the answer."""
+class AnswerText:
+    """A part of the answer."""
 
     kind: ClassVar[str] = "text"
-
     text: str
     message_id: str
 
 
 @dataclass(frozen=True)
-class Called:
-    """The agent uses a tool.
+class ToolCalled:
+    """The agent calls a tool.
 
     Attributes:
-        id: ties the call to its result.
-        name: the tool.
-        arguments: as the model wrote them: JSON, as a rule.
+        id: links the call to its result.
+        arguments: as the model wrote them, usually JSON.
     """
 
     kind: ClassVar[str] = "tool_call"
-
     id: str
     name: str
     arguments: str
 
 
 @dataclass(frozen=True)
-class Returned:
-    """What a tool gave back.
+class ToolReturned:
+    """A tool returned its result.
 
     Attributes:
-        id: the call's.
+        id: the id of the call.
         name: the tool.
-        ok: whether it worked.
-        text: what it gave back.
+        ok: whether the tool succeeded.
+        text: the result.
     """
 
     kind: ClassVar[str] = "tool_result"
-
     id: str
     name: str
     ok: bool
@@ -206,18 +184,17 @@ class Returned:
 
 
 @dataclass(frozen=True)
-class Condensed:
-    """Older messages were summed up, so that the conversation fits into the window again."""
+class HistorySummarized:
+    """Older messages were summarised, so that the conversation fits into the window again."""
 
     kind: ClassVar[str] = "condensed"
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What the turn used, in tokens, over all its steps."""
+    """The tokens that the turn used, over all its steps."""
 
     kind: ClassVar[str] = "usage"
-
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
@@ -228,19 +205,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class TurnFailed:
-    """Something went wrong. The `end` event follows.
+    """An error. The `end` event follows.
 
     Attributes:
-        code: what, for programs.
-        message: what, for people.
-        remedy: what can be done about it.
-        retry_after: seconds after which it is worth trying again.
-        status: the vendor's HTTP status, where it gave one.
+        remedy: what to do about it.
+        retry_after: seconds after which another try is worthwhile.
+        status: the vendor's HTTP status, if it sent one.
     """
 
     kind: ClassVar[str] = "error"
-
-    code: Code
+    code: ErrorCode
     message: str
     remedy: str | None = None
     retry_after: float | None = None
@@ -249,19 +223,18 @@ class TurnFailed:
 
 @dataclass(frozen=True)
 class Ended:
-    """The turn is over. Always the last event, and always there.
+    """The turn is over. Always the last event.
 
     Attributes:
         reason: how it ended.
-        handle: the model that answered; None where none did.
-        stored: whether what was said is in the agent's history. Where it is not, it may be said again.
+        handle: the model that answered; None if none did.
+        stored: whether the message is in the agent's history. If not, it may be sent again.
         seconds: how long the turn took.
-        first_token: seconds until the answer began, waiting included; None where none began.
+        first_token: seconds until the answer began, time in the queue included; None if none began.
     """
 
     kind: ClassVar[str] = "end"
-
-    reason: Reason
+    reason: EndReason
     handle: str | None
     stored: bool
     seconds: float
@@ -274,11 +247,11 @@ Event = (
     | Held
     | VendorAsked
     | Failover
-    | Thought
-    | Said
-    | Called
-    | Returned
-    | Condensed
+    | ReasoningText
+    | AnswerText
+    | ToolCalled
+    | ToolReturned
+    | HistorySummarized
     | Usage
     | TurnFailed
     | Ended
@@ -286,5 +259,5 @@ Event = (
 
 
 def as_json(event: Event) -> dict[str, Any]:
-    """The form that goes over the wire: what is None is left out."""
+    """Return the event as it goes over the wire, without the fields that are None."""
     return {field.name: value for field in fields(event) if (value := getattr(event, field.name)) is not None}

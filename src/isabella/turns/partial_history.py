@@ -1,8 +1,8 @@
-"""What is kept of a turn that breaks off.
+"""Store the partial answer of a turn that broke off.
 
-Letta stores a step when it is complete (measured on 0.16.8): of a turn that breaks or is stopped in its first step,
-neither the message nor what came of the answer is in the history. Both are put there, marked, so that the agent knows
-what was said when the conversation goes on.
+Letta stores a step when it is complete (measured on 0.16.8). Of a turn that breaks or is stopped in its first step,
+neither the message nor the partial answer is in the history. Both are added, marked, so that the agent knows them
+when the conversation goes on.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ log = structlog.get_logger()
 
 
 async def stored_ids(letta: LettaClient, run_id: str) -> Mapping[str, str]:
-    """What Letta has stored of a run: kinds of messages by their ids.
+    """Return the messages that Letta has stored of a run: message types by id.
 
     Raises:
         LettaError: it cannot be read.
@@ -31,19 +31,19 @@ async def stored_ids(letta: LettaClient, run_id: str) -> Mapping[str, str]:
 async def store_partial(
     letta: LettaClient, agent_id: str, *, run_id: str, asked: str, said: Mapping[str, str], mark: str, model: str
 ) -> bool:
-    """Put into the history what Letta has not stored of a turn that is over.
+    """Add to the history what Letta has not stored of a turn that is over.
 
     Args:
         letta: the client.
-        agent_id: the agent; nothing else may be speaking to it.
+        agent_id: the agent; no other turn of it may run.
         run_id: the turn's run.
-        asked: what was said to the agent.
-        said: what it had answered, by the message's id.
-        mark: says how it ended; stands after what came.
-        model: who answered.
+        asked: the user's message.
+        said: the partial answer, by message id.
+        mark: says how the turn ended; is put after the partial answer.
+        model: the model that answered.
 
     Returns:
-        Whether the message is in the history now.
+        Whether the user's message is in the history now.
     """
     asked_is_stored = False
     try:
@@ -51,7 +51,7 @@ async def store_partial(
         asked_is_stored = "user_message" in stored.values()
         came = "".join(text for id, text in said.items() if id not in stored).strip()
         in_context = (await letta.agents.get(agent_id)).message_ids or []
-        # Some vendors refuse what is said next if the result of a tool was never answered (fact M28).
+        # Some vendors refuse the next message if the result of a tool was never answered (fact M28).
         unanswered = bool(in_context) and stored.get(in_context[-1]) == "tool_return_message"
         if asked_is_stored and not came and not unanswered:
             return True
@@ -59,6 +59,6 @@ async def store_partial(
         added = await add(letta, agent_id, "" if asked_is_stored else asked, answer, known=in_context, model=model)
         await letta.agents.update(agent_id, {"message_ids": [*in_context, *added]})
     except IsabellaError as error:
-        log.warning("not kept", agent=agent_id, run=run_id, error=error.what)
+        log.warning("partial answer not stored", agent=agent_id, run=run_id, error=error.what)
         return asked_is_stored
     return True

@@ -21,7 +21,7 @@ from isabella.letta.connection import Connection
 from isabella.letta.llm_config import Binding, creation_fields
 from isabella.providers.report import Receipt
 from isabella.system.tasks import gather
-from isabella.turns.vendor_errors import classify_refusal
+from isabella.turns.stream import classify_refusal
 from isabella.vendors.status import VendorState
 
 _AT_ONCE = 4

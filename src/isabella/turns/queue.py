@@ -1,7 +1,7 @@
-"""One turn at a time for each agent, in the order in which they came (fact M10).
+"""Queues that give each agent one turn at a time, in order of arrival (fact M10).
 
-Turns of this process stand in a queue of their own for each agent; its head then takes the agent's lock in Letta's
-Postgres, where that is known, so that backends take turns too.
+Turns of this process wait in a queue for each agent. The first of a queue then takes the agent's lock in Letta's
+Postgres, if that is known, so that backends take turns too.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import anyio
 from isabella.errors import LockTimeout, QueueFull, TurnTimeout
 from isabella.locks.postgres import AdvisoryLocks, lock_key
 
-#: What a turn takes, for the first guess at how long a queue is, in seconds.
-_USUAL_TURN = 3.0
+#: The estimated length of a turn in seconds, until turns have been measured.
+_FIRST_ESTIMATE = 3.0
 _WEIGHT_OF_LAST = 0.3
-_LONGEST_GUESS = 120.0
+_MAX_RETRY_AFTER = 120.0
 
 
 class TicketAbandoned(Exception):
-    """The place was given up while it was waited for."""
+    """The ticket was given up while it waited."""
 
 
 class TurnQueue:
     """The queues of all agents.
 
     Args:
-        advisory: locks that hold across processes; None where no database is known.
-        limit: how many may wait for one agent, beside the one that speaks.
-        patience: seconds that each waits at most.
-        clock: tells the time, in seconds.
+        advisory: locks that hold across processes; None if no database is known.
+        limit: how many turns may wait for one agent, not counting the running one.
+        patience: the most seconds that a turn waits.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -49,21 +49,21 @@ class TurnQueue:
         self._patience = patience
         self._clock = clock
         self._queues: dict[str, deque[Ticket]] = {}
-        self._usual = _USUAL_TURN
+        self._turn_seconds = _FIRST_ESTIMATE
 
     def take(self, agent_id: str) -> Ticket:
-        """A place at the end of an agent's queue. It has to be waited for, or left.
+        """Return a ticket at the end of an agent's queue. It has to be waited for, or left.
 
         Raises:
-            QueueFull: too many wait already.
+            QueueFull: too many turns wait already.
         """
         queue = self._queues.setdefault(agent_id, deque())
         if len(queue) > self._limit:
-            wait = min(self._usual * len(queue), _LONGEST_GUESS)
+            wait = min(self._turn_seconds * len(queue), _MAX_RETRY_AFTER)
             raise QueueFull(
-                f"{len(queue) - 1} turns wait for this agent already.",
+                f"{len(queue) - 1} turns already wait for this agent.",
                 retry_after=max(1.0, round(wait)),
-                remedy="Try again later; ISABELLA_TURN_QUEUE sets how many may wait.",
+                remedy="Try again later; ISABELLA_TURN_QUEUE sets how many turns may wait.",
             )
         ticket = Ticket(self, agent_id, ahead=len(queue))
         queue.append(ticket)
@@ -72,10 +72,11 @@ class TurnQueue:
         return ticket
 
     def counted(self) -> int:
-        """How many turns are under way or wait, over all agents."""
+        """Return how many turns run or wait, over all agents."""
         return sum(map(len, self._queues.values()))
 
-    def _leave(self, ticket: Ticket) -> None:
+    def remove(self, ticket: Ticket) -> None:
+        """Take a ticket out of its queue, if it is there."""
         queue = self._queues.get(ticket.agent_id)
         if queue is None or ticket not in queue:
             return
@@ -86,46 +87,46 @@ class TurnQueue:
             del self._queues[ticket.agent_id]
 
     @asynccontextmanager
-    async def _reach(self, ticket: Ticket) -> AsyncIterator[None]:
+    async def hold(self, ticket: Ticket) -> AsyncIterator[None]:
+        """Wait for a ticket, and hold the agent's lock."""
         deadline = self._clock() + self._patience
         with anyio.move_on_after(self._patience):
             await ticket.at_head.wait()
         if ticket.given_up:
             raise TicketAbandoned
         if not ticket.at_head.is_set():
-            raise self._too_long()
+            raise self._timed_out()
         async with AsyncExitStack() as held:
             if self._advisory is not None:
                 left = max(0.001, deadline - self._clock())
                 try:
-                    await held.enter_async_context(self._advisory.held(_key(ticket.agent_id), timeout=left))
+                    key = lock_key("turn", ticket.agent_id)
+                    await held.enter_async_context(self._advisory.held(key, timeout=left))
                 except LockTimeout:
-                    raise self._too_long() from None
+                    raise self._timed_out() from None
             began = self._clock()
             try:
                 yield
             finally:
-                self._usual += _WEIGHT_OF_LAST * (self._clock() - began - self._usual)
+                self._turn_seconds += _WEIGHT_OF_LAST * (self._clock() - began - self._turn_seconds)
 
-    def _too_long(self) -> TurnTimeout:
+    def _timed_out(self) -> TurnTimeout:
         return TurnTimeout(
-            f"Other turns of this agent have been going on for {self._patience:g} s.",
+            f"Other turns of this agent have been running for {self._patience:g} s.",
             remedy="Try again later, or stop them.",
         )
 
 
 class Ticket:
-    """A place in an agent's queue: `async with place.reached():`, or `place.leave()`.
+    """A place in an agent's queue: `async with ticket.reached():`, or `ticket.leave()`.
 
     Attributes:
-        agent_id: the agent.
-        ahead: how many of this process came before.
-        at_head: set when nobody of this process is before it any more, or when it was given up.
-        given_up: whether it was.
+        ahead: how many turns of this process were in the queue before.
+        at_head: set when the ticket is the first in the queue, or was given up.
     """
 
     def __init__(self, queue: TurnQueue, agent_id: str, *, ahead: int) -> None:
-        self._order = queue
+        self._queue = queue
         self.agent_id = agent_id
         self.ahead = ahead
         self.at_head = anyio.Event()
@@ -133,28 +134,24 @@ class Ticket:
 
     @asynccontextmanager
     async def reached(self) -> AsyncIterator[None]:
-        """Wait until it is this one's turn, and have the agent for oneself.
+        """Wait until the ticket is the first, and keep other turns of the agent waiting meanwhile.
 
         Raises:
-            GivenUp: somebody gave it up meanwhile.
-            TurnTimeout: the others took too long.
+            TicketAbandoned: it was given up while it waited.
+            TurnTimeout: the turns before it took too long.
             ConfigurationError: the database for locks cannot be used.
         """
         try:
-            async with self._order._reach(self):
+            async with self._queue.hold(self):
                 yield
         finally:
             self.leave()
 
     def give_up(self) -> None:
-        """Wait no longer. Without effect on one that has been reached."""
+        """Stop waiting. Has no effect on a ticket that was reached."""
         self.given_up = True
         self.at_head.set()
 
     def leave(self) -> None:
-        """Make room for the next one. Harmless when it was left already."""
-        self._order._leave(self)
-
-
-def _key(agent_id: str) -> int:
-    return lock_key("turn", agent_id)
+        """Make room for the next ticket; may be called more than once."""
+        self._queue.remove(self)

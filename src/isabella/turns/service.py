@@ -1,10 +1,10 @@
-"""Where turns are taken on, and found again while they are under way."""
+"""The turn service: accepts turns, and finds the running ones."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 
@@ -18,59 +18,53 @@ from isabella.turns.queue import TurnQueue
 from isabella.turns.turn import Turn, TurnDependencies, TurnLimits
 from isabella.vendors.status import VendorStatusBoard
 
-#: The longest message that is said, in characters.
-LONGEST_MESSAGE = 200_000
-#: What every message matches: at least one character that is neither space nor control, and no NUL anywhere.
-SAYABLE = r"^[^\x00]*[^\s\x00-\x1f\x7f-\x9f][^\x00]*$"
-_SOMETHING = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]")
+#: In characters.
+MAX_MESSAGE_LENGTH = 200_000
+#: Every valid message matches: at least one character that is neither space nor control, and no NUL.
+MESSAGE_PATTERN = r"^[^\x00]*[^\s\x00-\x1f\x7f-\x9f][^\x00]*$"
+_VISIBLE = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]")
 _STOP_SECONDS = 30.0
 
-#: Sees every event of every turn, for counting.
-Watch = Callable[[Turn, Event], None]
+#: Is called with every event of every turn, for counting and logging.
+EventListener = Callable[[Turn, Event], None]
 
 
 class TurnService:
-    """Takes turns on.
+    """Accepts turns.
 
     Args:
-        deps: what they share.
-        queue: one turn at a time for each agent.
-        watch: sees every event.
+        deps: the services that all turns share.
+        queue: gives each agent one turn at a time.
+        on_event: is called with every event.
     """
 
-    def __init__(self, deps: TurnDependencies, queue: TurnQueue, watch: Watch = lambda _turn, _event: None) -> None:
+    def __init__(
+        self, deps: TurnDependencies, queue: TurnQueue, on_event: EventListener = lambda _turn, _event: None
+    ) -> None:
         self.deps = deps
         self.queue = queue
-        self._watch = watch
-        self._under_way: dict[str, Turn] = {}
+        self._on_event = on_event
+        self._running: dict[str, Turn] = {}
 
     async def open(self, agent: str, message: str) -> Turn:
-        """Take on a turn. Its `events` have to be asked for, or it has to `leave`.
+        """Accept a turn. Its `events` have to be read, or it has to `leave`.
 
         Args:
             agent: the agent's name, definition id, or Letta id.
-            message: what is said to it.
+            message: the user's message.
 
         Raises:
-            MessageRefused: it cannot be said.
-            AgentUnknown: there is no such agent.
+            MessageRefused: the message is empty, too long or not text.
+            AgentUnknown: no such agent exists.
             QueueFull: too many turns wait for it already.
             LettaError: Letta cannot be read.
         """
         check_message(message)
         agent_ref = await self.deps.agent_cache.find(agent)
-        return Turn(self.deps, agent_ref, message, self.queue.take(agent_ref.id))
-
-    async def events(self, turn: Turn) -> AsyncGenerator[Event, None]:
-        """The events of a turn, which can be found by its id meanwhile."""
-        self._under_way[turn.id] = turn
-        try:
-            async with aclosing(turn.events()) as events:
-                async for event in events:
-                    self._watch(turn, event)
-                    yield event
-        finally:
-            self._under_way.pop(turn.id, None)
+        ticket = self.queue.take(agent_ref.id)
+        turn = Turn(self.deps, agent_ref, message, ticket, on_event=self._on_event, on_end=self._forget)
+        self._running[turn.id] = turn
+        return turn
 
     async def stop(self, agent: str, id: str) -> None:
         """End a turn, and wait until it has ended.
@@ -80,14 +74,14 @@ class TurnService:
             id: the turn's id.
 
         Raises:
-            AgentUnknown: there is no such agent.
-            TurnUnknown: no such turn is under way here.
+            AgentUnknown: no such agent exists.
+            TurnUnknown: no such turn runs in this backend.
         """
         agent_ref = await self.deps.agent_cache.find(agent)
-        turn = self._under_way.get(id)
+        turn = self._running.get(id)
         if turn is None or turn.agent_ref.id != agent_ref.id:
             raise TurnUnknown(
-                f"No turn {id[:60]!r} of {agent_ref.name} is under way in this backend.",
+                f"No turn {id[:60]!r} of {agent_ref.name} is running in this backend.",
                 remedy="It may have ended already.",
             )
         turn.stop()
@@ -96,8 +90,11 @@ class TurnService:
 
     @property
     def under_way(self) -> int:
-        """How many turns are speaking or waiting."""
-        return len(self._under_way)
+        """How many turns run or wait."""
+        return len(self._running)
+
+    def _forget(self, turn: Turn) -> None:
+        self._running.pop(turn.id, None)
 
 
 @asynccontextmanager
@@ -105,21 +102,22 @@ async def open_turn_service(
     agent_service: AgentService,
     *,
     locks: TurnLocks | None = None,
-    watch: Watch = lambda _turn, _event: None,
+    on_event: EventListener = lambda _turn, _event: None,
     vendors: VendorStatusBoard | None = None,
 ) -> AsyncIterator[TurnService]:
-    """A desk for the agents of one Letta.
+    """Open a turn service for the agents of one Letta.
 
     Args:
         agent_service: the agents.
-        locks: what holds turns and changes of providers apart; by default its own.
-        watch: sees every event.
-        vendors: are told what each vendor does.
+        locks: the locks that keep turns and changes of providers apart; by default its own.
+        on_event: is called with every event.
+        vendors: records the last status of each vendor.
     """
     settings = agent_service.settings
     async with AsyncExitStack() as stack:
         if locks is None:
-            locks = await stack.enter_async_context(open_locks(settings, agent_service.connection))
+            database_url = agent_service.connection.database_url
+            locks = await stack.enter_async_context(open_locks(database_url, patience=settings.gate_timeout))
         deps = TurnDependencies(
             letta=agent_service.letta,
             agent_cache=AgentCache(agent_service.registry, agent_service.models),
@@ -128,36 +126,36 @@ async def open_turn_service(
             vendors=vendors or VendorStatusBoard(),
             limits=TurnLimits(first_token=settings.first_token_timeout, silence=settings.silence_timeout),
         )
-        yield TurnService(
-            deps, TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait), watch
-        )
+        queue = TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait)
+        yield TurnService(deps, queue, on_event)
 
 
 def check_message(message: str) -> None:
-    """Whether this can be said at all.
+    """Check that a message can be sent.
 
     Raises:
         MessageRefused: it is empty, too long, or no text that can be stored.
     """
     if not has_text(message):
-        raise MessageRefused("The message is empty.", remedy="Say something.")
-    if len(message) > LONGEST_MESSAGE:
+        raise MessageRefused("The message is empty.", remedy="Write at least one visible character.")
+    if len(message) > MAX_MESSAGE_LENGTH:
         raise MessageRefused(
-            f"The message has {len(message)} characters; {LONGEST_MESSAGE} are the most.", remedy="Say less at once."
+            f"The message has {len(message)} characters; at most {MAX_MESSAGE_LENGTH} are allowed.",
+            remedy="Send a shorter message.",
         )
-    if "\0" in message or not _is_text(message):
+    if "\0" in message or not _is_unicode(message):
         raise MessageRefused(
-            "The message holds characters that are no text (NUL, or half of a surrogate pair).",
+            "The message contains a NUL or half of a surrogate pair, which are not text.",
             remedy="Send it as UTF-8 text.",
         )
 
 
 def has_text(message: str) -> bool:
-    """Whether there is anything in it but spaces and control characters."""
-    return _SOMETHING.search(message) is not None
+    """Return whether the message has a character that is neither space nor control."""
+    return _VISIBLE.search(message) is not None
 
 
-def _is_text(message: str) -> bool:
+def _is_unicode(message: str) -> bool:
     try:
         message.encode()
     except UnicodeEncodeError:

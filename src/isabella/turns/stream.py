@@ -1,35 +1,124 @@
-"""Letta's stream, line by line, as pieces of a turn.
+"""Parse Letta's answer stream, and judge the errors in it.
 
-Its lines are server-sent events, one JSON object each. Only what a turn is made of is read; the rest is passed over,
-so that a later release may send more.
+The stream consists of server-sent events, one JSON object each. Only the types below are read; others are ignored, so
+that a later release may send more.
+
+Letta wraps every failure of a vendor into an event of its own (measured on 0.16.8, docs/turns.md): a type, which is
+exact for 401 and 429 only, and a sentence that quotes the vendor's status and body. The status decides; the wording
+counts only if there is no status.
 """
 
 from __future__ import annotations
 
+import ast
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from isabella.system.redaction import redact
-from isabella.turns.events import Condensed, Reason, Returned, Said, Thought, Usage
-from isabella.turns.vendor_errors import VendorRefusal, classify_refusal
+from isabella.turns.events import (
+    AnswerText,
+    EndReason,
+    ErrorCode,
+    HistorySummarized,
+    ReasoningText,
+    ToolReturned,
+    Usage,
+)
+from isabella.vendors.status import VendorState
 
-_REASONS = {
-    "end_turn": Reason.COMPLETED,
-    "tool_rule": Reason.COMPLETED,
-    "no_tool_call": Reason.COMPLETED,
-    "max_steps": Reason.MAX_STEPS,
-    "requires_approval": Reason.NEEDS_APPROVAL,
-    "cancelled": Reason.STOPPED,
+_STATUS = re.compile(r"Error code: (\d{3})\b|<title>\s*(\d{3})\b")
+#: How vendors ask for a pause: "try again in 2s", "in 1m3.5s", "in 250ms", "retry after 30 seconds".
+_RETRY_IN = re.compile(
+    r"(?:again in|retry(?:[ _-]after)?|wait)\W{0,4}(?:for )?"
+    r"(?:(?P<minutes>\d+)\s*m(?:in(?:utes?)?)?(?!s)\s*)?(?:(?P<seconds>\d+(?:\.\d+)?)\s*(?P<unit>ms|s\b|sec|seconds))?",
+    re.IGNORECASE,
+)
+#: The vendor's status and body, as its client in Letta prints them.
+_QUOTED = re.compile(r"Error code: (\d{3}) - (\{.*\})", re.DOTALL)
+_TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL | re.IGNORECASE)
+#: How Mistral refuses tool call ids, or the order of messages.
+_CONTEXT_REFUSED = re.compile(r"tool call id was|unexpected role '?\w+'? after role '?tool", re.IGNORECASE)
+_CONTEXT_OVERFLOW = "context_window_overflow_in_system_prompt"
+_MAX_MESSAGE = 300
+
+_STOP_REASONS = {
+    "end_turn": EndReason.COMPLETED,
+    "tool_rule": EndReason.COMPLETED,
+    "no_tool_call": EndReason.COMPLETED,
+    "max_steps": EndReason.MAX_STEPS,
+    "requires_approval": EndReason.NEEDS_APPROVAL,
+    "cancelled": EndReason.STOPPED,
 }
+_VENDOR_STATES = {
+    ErrorCode.KEY_REFUSED: VendorState.REFUSES_KEY,
+    ErrorCode.OUT_OF_FUNDS: VendorState.REFUSES,
+    ErrorCode.FORBIDDEN: VendorState.REFUSES,
+    ErrorCode.RATE_LIMITED: VendorState.REFUSES,
+    ErrorCode.VENDOR_FAILING: VendorState.FAILS,
+    ErrorCode.VENDOR_GARBLED: VendorState.FAILS,
+    ErrorCode.EMPTY_ANSWER: VendorState.FAILS,
+    ErrorCode.VENDOR_SILENT: VendorState.UNREACHABLE,
+    ErrorCode.VENDOR_UNREACHABLE: VendorState.UNREACHABLE,
+}
+_CODE_OF_STATUS = {
+    401: ErrorCode.KEY_REFUSED,
+    402: ErrorCode.OUT_OF_FUNDS,
+    403: ErrorCode.FORBIDDEN,
+    404: ErrorCode.MODEL_UNKNOWN,
+    408: ErrorCode.VENDOR_SILENT,
+    429: ErrorCode.RATE_LIMITED,
+}
+_CODE_OF_TYPE = {
+    "llm_authentication": ErrorCode.KEY_REFUSED,
+    "llm_rate_limit": ErrorCode.RATE_LIMITED,
+    "llm_timeout": ErrorCode.VENDOR_SILENT,
+    "llm_empty_response": ErrorCode.VENDOR_GARBLED,
+}
+#: Errors of one request: they say nothing about the vendor as a whole.
+_NOT_THE_VENDOR = frozenset(
+    {
+        ErrorCode.REQUEST_REFUSED,
+        ErrorCode.CONTEXT_REFUSED,
+        ErrorCode.MODEL_UNKNOWN,
+        ErrorCode.LETTA_FAILING,
+    }
+)
+
+
+@dataclass(frozen=True)
+class VendorRefusal:
+    """Why a vendor did not answer.
+
+    Attributes:
+        message: for people, with secrets removed.
+        status: the vendor's HTTP status, if it sent one.
+        retry_after: seconds of pause that the vendor asked for.
+        counts: whether this is a failure of the vendor, which opens its circuit if it is repeated.
+        elsewhere: whether another vendor may answer the same message.
+    """
+
+    code: ErrorCode
+    message: str
+    status: int | None = None
+    retry_after: float | None = None
+    counts: bool = True
+    elsewhere: bool = True
+
+    @property
+    def vendor(self) -> VendorState | None:
+        """The state of the vendor that this shows; None if it is about the request, the agent, or Letta."""
+        return _VENDOR_STATES.get(self.code)
 
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Letta has taken the message on.
+    """Letta has accepted the message.
 
     Attributes:
-        run_id: by which it can be stopped, and what it stored can be found.
+        run_id: identifies the run, to cancel it and to find what it stored.
     """
 
     run_id: str
@@ -37,13 +126,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class ToolCallDelta:
-    """A part of a tool call.
-
-    Attributes:
-        id: the call's.
-        name: the tool's name, or a part of it.
-        arguments: a part of its arguments.
-    """
+    """A part of a tool call: parts of its name and of its arguments, to be joined by `id`."""
 
     id: str
     name: str
@@ -55,19 +138,29 @@ class StopNotice:
     """Letta says why it stops.
 
     Attributes:
-        reason: the turn's; `BROKEN` for every reason that is a failure.
-        word: Letta's own.
+        reason: `BROKEN` for every reason that is a failure.
+        word: Letta's own word.
     """
 
-    reason: Reason
+    reason: EndReason
     word: str
 
 
-Piece = RunStarted | Said | Thought | ToolCallDelta | Returned | Condensed | StopNotice | Usage | VendorRefusal
+Piece = (
+    RunStarted
+    | AnswerText
+    | ReasoningText
+    | ToolCallDelta
+    | ToolReturned
+    | HistorySummarized
+    | StopNotice
+    | Usage
+    | VendorRefusal
+)
 
 
 def parse_line(line: str) -> Piece | None:
-    """The piece that a line holds; None for one that is none."""
+    """Parse a line of the stream; None for a line without a known type."""
     if not line.startswith("data:"):
         return None
     text = line[5:].strip()
@@ -83,15 +176,18 @@ def parse_line(line: str) -> Piece | None:
 def _piece(document: dict[str, Any]) -> Piece | None:
     match document.get("message_type"):
         case "assistant_message":
-            said = _text(document.get("content"))
-            return Said(said, _word(document, "id")) if said else None
+            answer = _text(document.get("content"))
+            return AnswerText(answer, _word(document, "id")) if answer else None
         case "reasoning_message":
-            thought = _text(document.get("reasoning"))
-            return Thought(thought, _word(document, "id")) if thought else None
+            reasoning = _text(document.get("reasoning"))
+            return ReasoningText(reasoning, _word(document, "id")) if reasoning else None
         case "tool_call_message" | "approval_request_message":
-            return _call(document.get("tool_call"))
+            call = document.get("tool_call")
+            if not isinstance(call, dict):
+                return None
+            return ToolCallDelta(_word(call, "tool_call_id"), _word(call, "name"), _word(call, "arguments"))
         case "tool_return_message":
-            return Returned(
+            return ToolReturned(
                 id=_word(document, "tool_call_id"),
                 name=_word(document, "name"),
                 ok=document.get("status") == "success",
@@ -102,38 +198,28 @@ def _piece(document: dict[str, Any]) -> Piece | None:
             return RunStarted(run_id) if run_id else None
         case "stop_reason":
             word = _word(document, "stop_reason")
-            return StopNotice(_REASONS.get(word, Reason.BROKEN), word)
+            return StopNotice(_STOP_REASONS.get(word, EndReason.BROKEN), word)
         case "usage_statistics":
-            return _usage(document)
+            return Usage(
+                prompt_tokens=_number(document, "prompt_tokens") or 0,
+                completion_tokens=_number(document, "completion_tokens") or 0,
+                total_tokens=_number(document, "total_tokens") or 0,
+                steps=_number(document, "step_count") or 0,
+                cached_tokens=_number(document, "cached_input_tokens"),
+                reasoning_tokens=_number(document, "reasoning_tokens"),
+            )
         case "error_message":
             return classify_refusal(
                 _word(document, "error_type"), _word(document, "detail") or _word(document, "message")
             )
         case "summary_message" | "user_message" | "event_message":
-            # In the middle of a turn these tell that older messages were summed up.
-            return Condensed()
+            # In the middle of a turn these mean that older messages were summarised.
+            return HistorySummarized()
         case None if "error" in document:
-            # How the server itself ends a stream that it cannot go on with.
+            # The server ends a stream like this if it cannot go on.
             return classify_refusal("internal_error", str(document["error"]))
         case _:
             return None
-
-
-def _call(call: Any) -> ToolCallDelta | None:
-    if not isinstance(call, dict):
-        return None
-    return ToolCallDelta(_word(call, "tool_call_id"), _word(call, "name"), _word(call, "arguments"))
-
-
-def _usage(document: dict[str, Any]) -> Usage:
-    return Usage(
-        prompt_tokens=_number(document, "prompt_tokens") or 0,
-        completion_tokens=_number(document, "completion_tokens") or 0,
-        total_tokens=_number(document, "total_tokens") or 0,
-        steps=_number(document, "step_count") or 0,
-        cached_tokens=_number(document, "cached_input_tokens"),
-        reasoning_tokens=_number(document, "reasoning_tokens"),
-    )
 
 
 def _text(value: Any) -> str:
@@ -153,3 +239,74 @@ def _word(document: dict[str, Any], name: str) -> str:
 def _number(document: dict[str, Any], name: str) -> int | None:
     value = document.get(name)
     return value if isinstance(value, int) else None
+
+
+# --- errors -----------------------------------------------------------------------------------------------------
+
+
+def classify_refusal(type: str, detail: str) -> VendorRefusal:
+    """Judge an error event by its `error_type` and its sentence."""
+    message = redact(_vendor_message(detail))[:_MAX_MESSAGE]
+    match = _STATUS.search(detail)
+    status = int(match[1] or match[2]) if match else None
+    if type == _CONTEXT_OVERFLOW:
+        return VendorRefusal(ErrorCode.CONTEXT_FULL, message, status, counts=False, elsewhere=False)
+    code = _code_of_status(status) if status is not None else _code_of_wording(type, detail)
+    if code is ErrorCode.REQUEST_REFUSED and _CONTEXT_REFUSED.search(detail):
+        code = ErrorCode.CONTEXT_REFUSED
+    retry_after = retry_delay(detail) if code is ErrorCode.RATE_LIMITED else None
+    return VendorRefusal(code, message, status, retry_after, counts=code not in _NOT_THE_VENDOR)
+
+
+def retry_delay(text: str) -> float | None:
+    """Return the seconds of pause that a vendor's refusal asks for, if it does."""
+    for match in _RETRY_IN.finditer(text):
+        minutes, seconds = match["minutes"], match["seconds"]
+        if minutes is None and seconds is None:
+            continue
+        wait = float(seconds or 0) / (1000 if (match["unit"] or "").lower() == "ms" else 1)
+        return wait + 60 * int(minutes or 0)
+    return None
+
+
+def _vendor_message(detail: str) -> str:
+    """Return the vendor's own words. Letta puts "OpenAI" before them, for every vendor (fact M7)."""
+    match = _QUOTED.search(detail)
+    if match is None:
+        page = _TITLE.search(detail)
+        return page[1].strip() if page else detail.removesuffix(" [BYOK]")
+    words: Any = ""
+    try:
+        body = ast.literal_eval(match[2])
+    except (ValueError, SyntaxError):
+        body = None
+    if isinstance(body, Mapping):
+        inner = body.get("error")
+        error = inner if isinstance(inner, Mapping) else body
+        words = error.get("message") or error.get("detail") or (inner if isinstance(inner, str) else "")
+        if isinstance(words, Mapping):
+            # Mistral's 422 has a list of errors in place of a sentence.
+            errors = words.get("detail")
+            items = errors if isinstance(errors, list) else ()
+            words = "; ".join(str(item.get("msg")) for item in items if isinstance(item, Mapping))
+    return f"{match[1]}: {words}" if isinstance(words, str) and words else f"status {match[1]}"
+
+
+def _code_of_status(status: int) -> ErrorCode:
+    if status >= 500:
+        return ErrorCode.VENDOR_FAILING
+    return _CODE_OF_STATUS.get(status, ErrorCode.REQUEST_REFUSED if status >= 400 else ErrorCode.VENDOR_GARBLED)
+
+
+def _code_of_wording(type: str, detail: str) -> ErrorCode:
+    if type in _CODE_OF_TYPE:
+        return _CODE_OF_TYPE[type]
+    if detail.startswith("PAYMENT_REQUIRED"):
+        return ErrorCode.OUT_OF_FUNDS
+    if any(words in detail for words in ("Failed to connect", "Connection error", "Network error")):
+        return ErrorCode.VENDOR_UNREACHABLE
+    if "LLM error" in detail:
+        return ErrorCode.VENDOR_GARBLED
+    if type == "llm_error" or detail.startswith("INTERNAL_SERVER_ERROR"):
+        return ErrorCode.VENDOR_FAILING
+    return ErrorCode.LETTA_FAILING

@@ -1,1 +1,1 @@
-"""Watching: configuration and Letta are kept in line for as long as somebody looks, not at the start alone."""
+"""The watcher: keeps the providers in sync with the configuration while a process runs."""

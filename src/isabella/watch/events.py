@@ -1,4 +1,4 @@
-"""What the keeper tells whoever listens."""
+"""The events of the watcher, and the log sentences for them."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from isabella.watch.model_refresh import ModelRefresh, ProviderModels
 class SyncCause(StrEnum):
     """Why something was done."""
 
-    CHANGE = "the configuration was changed"
-    RESYNC = "a look for drift"
+    CHANGE = "a change of the configuration"
+    RESYNC = "a check for drift"
     RETRY = "another try"
     REFRESH = "the nightly refresh"
 
 
 @dataclass(frozen=True)
 class Synced:
-    """Providers were brought in line, or looked at and found so.
+    """Providers were brought in sync, or found to be.
 
     Attributes:
-        report: how all of them stand now.
-        part: what this run has found and done.
+        report: the state of all providers.
+        part: the result of this run.
         cause: why it ran.
         seconds: its duration.
     """
@@ -39,12 +39,7 @@ class Synced:
 
 @dataclass(frozen=True)
 class ConfigRefused:
-    """The changed configuration cannot be used: the former stays in force.
-
-    Attributes:
-        what: what is wrong with it.
-        remedy: what to do about that.
-    """
+    """The changed configuration cannot be used; the former one stays in force."""
 
     what: str
     remedy: str | None = None
@@ -57,35 +52,21 @@ class ConfigAccepted:
 
 @dataclass(frozen=True)
 class RestartNeeded:
-    """Settings were changed that take effect when the process is started again.
-
-    Attributes:
-        variables: which ones.
-    """
+    """Variables were changed that take effect after a restart."""
 
     variables: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class ProvidersDropped:
-    """The configuration does not want these any more; they stay in Letta as they are.
-
-    Attributes:
-        names: of the providers.
-    """
+    """Providers are not configured any more; they stay in Letta unchanged."""
 
     names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class WatchFailed:
-    """Something could not be done; it is tried again.
-
-    Attributes:
-        what: what happened.
-        cause: why it was tried.
-        remedy: what to do about it.
-    """
+    """Something failed; it is tried again."""
 
     what: str
     cause: SyncCause
@@ -94,57 +75,47 @@ class WatchFailed:
 
 @dataclass(frozen=True)
 class ModelsRefreshed:
-    """The model lists were read anew.
+    """The model lists were read again."""
 
-    Attributes:
-        census: what came of it.
-    """
-
-    census: ModelRefresh
+    refresh: ModelRefresh
 
 
 WatchEvent = (
     Synced | ConfigRefused | ConfigAccepted | RestartNeeded | ProvidersDropped | WatchFailed | ModelsRefreshed
 )
-Tell = Callable[[WatchEvent], None]
+WatchListener = Callable[[WatchEvent], None]
 
 _DONE = {Action.CREATE: "created", Action.UPDATE: "updated in place", Action.RECREATE: "recreated"}
-_SAID_MODELS = 8
+_MAX_MODELS = 8
 
 
 @dataclass(frozen=True)
 class LogSentence:
-    """One sentence.
-
-    Attributes:
-        text: what is said; never holds a key.
-        warning: whether somebody should do something about it, or at least know.
-    """
+    """One sentence for people, without any key; `warning` if the operator should know of it."""
 
     text: str
     warning: bool = False
 
 
-def sentences(event: WatchEvent) -> list[LogSentence]:
-    """What is to be said about an event; nothing where all is as it was."""
+def log_sentences(event: WatchEvent) -> list[LogSentence]:
+    """Return the sentences for an event; none if nothing has changed."""
     match event:
         case Synced(part=part, cause=cause):
-            return [said for entry in part.ours if (said := _of_provider(entry, cause.value)) is not None]
+            return [line for entry in part.configured if (line := _of_provider(entry, cause.value)) is not None]
         case ConfigRefused(what=what, remedy=remedy):
-            text = _joined(f"The changed configuration is not used: {what}", remedy, "The former one stays in force.")
-            return [LogSentence(text, warning=True)]
+            text = f"The changed configuration cannot be used: {what}"
+            return [LogSentence(_joined(text, remedy, "The former one stays in force."), warning=True)]
         case ConfigAccepted():
             return [LogSentence("The configuration can be read again.")]
         case RestartNeeded(variables=variables):
             return [LogSentence(_restart(variables), warning=True)]
         case ProvidersDropped(names=names):
-            return [LogSentence(f"Not configured any more, and left in Letta as they are: {', '.join(names)}.")]
+            return [LogSentence(f"Not configured any more, left in Letta unchanged: {', '.join(names)}.")]
         case WatchFailed(what=what, cause=cause, remedy=remedy):
-            return [
-                LogSentence(_joined(f"Not done ({cause.value}): {what}", remedy, "It is tried again."), warning=True)
-            ]
-        case ModelsRefreshed(census=census):
-            return [sentence for count in census.counts for sentence in _of_count(count)]
+            text = f"Failed ({cause.value}): {what}"
+            return [LogSentence(_joined(text, remedy, "It is tried again."), warning=True)]
+        case ModelsRefreshed(refresh=refresh):
+            return [line for models in refresh.providers for line in _of_models(models)]
 
 
 def _of_provider(entry: ProviderReport, cause: str) -> LogSentence | None:
@@ -155,32 +126,33 @@ def _of_provider(entry: ProviderReport, cause: str) -> LogSentence | None:
 
 
 def _restart(variables: tuple[str, ...]) -> str:
-    text = f"Changed, and in force from the next start on: {', '.join(variables)}."
+    text = f"Changed, effective after a restart: {', '.join(variables)}."
     if "LETTA_ENCRYPTION_KEY" in variables:
         text += (
-            " What Letta holds is sealed under the former master key: `isabella letta rekey --from-env` changes it."
+            " Letta's secrets are encrypted under the former master key: "
+            "`isabella letta rekey --from-env` encrypts them again."
         )
     return text
 
 
-def _of_count(count: ProviderModels) -> Iterator[LogSentence]:
-    if count.problem is not None:
-        yield LogSentence(f"{count.provider}: its models are not known: {count.problem}.", warning=True)
-    if count.appeared:
-        yield LogSentence(f"{count.provider} has new models: {_some(count.appeared)}.")
-    if count.vanished:
-        yield LogSentence(f"{count.provider} does not list any more: {_some(count.vanished)}.")
-    for agent_ref in count.lost:
+def _of_models(models: ProviderModels) -> Iterator[LogSentence]:
+    if models.problem is not None:
+        yield LogSentence(f"{models.provider}: its models are not known: {models.problem}.", warning=True)
+    if models.appeared:
+        yield LogSentence(f"{models.provider} has new models: {_some(models.appeared)}.")
+    if models.vanished:
+        yield LogSentence(f"{models.provider} does not list any more: {_some(models.vanished)}.")
+    for agent in models.lost:
         yield LogSentence(
-            f"{agent_ref.name} has lost its model: {count.provider} has no {agent_ref.model} any more. "
+            f"{agent.name} has lost its model: {models.provider} has no {agent.model} any more. "
             "`isabella agents repair` binds it to another.",
             warning=True,
         )
 
 
 def _some(models: tuple[str, ...]) -> str:
-    more = len(models) - _SAID_MODELS
-    return ", ".join(models[:_SAID_MODELS]) + (f" and {more} more" if more > 0 else "")
+    more = len(models) - _MAX_MODELS
+    return ", ".join(models[:_MAX_MODELS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _joined(*parts: str | None) -> str:

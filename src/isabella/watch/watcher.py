@@ -1,19 +1,22 @@
-"""The keeper: providers stay in line for as long as it runs.
+"""The watcher: keeps the providers in sync while a process runs.
 
-A changed file, a time that has come, a provider to be tried again: each leads to a sync of what is concerned and of
-nothing else. One thing is done at a time. No error ends it; what is wrong is said once, and again when it changes.
+A changed file, a time of the schedule or a provider to try again each lead to a sync of the providers concerned. One
+thing is done at a time. No error ends the watcher; each problem is reported once, and again when it changes.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Sequence
+import random
+import time as clocks
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, time, timedelta
 from typing import Protocol
 
 import anyio
 
 from isabella.api import ensure_providers
-from isabella.config.settings import Settings, Watch
+from isabella.config.settings import Settings, WatchMode
 from isabella.config.strategy import Strategy
 from isabella.connect import connect
 from isabella.errors import ConfigurationError, IsabellaError
@@ -23,8 +26,8 @@ from isabella.providers.desired import Desired
 from isabella.providers.health import HealthState, health_state
 from isabella.providers.report import Report
 from isabella.system.redaction import unforeseen
-from isabella.watch import file_watcher
-from isabella.watch.config_diff import ConfigSnapshot, diff_config, keep_in_force
+from isabella.watch import config_changes
+from isabella.watch.config_changes import ConfigSnapshot, apply_live_settings, diff_config
 from isabella.watch.events import (
     ConfigAccepted,
     ConfigRefused,
@@ -33,35 +36,183 @@ from isabella.watch.events import (
     RestartNeeded,
     SyncCause,
     Synced,
-    Tell,
     WatchFailed,
+    WatchListener,
 )
 from isabella.watch.model_refresh import ModelRefresh, refresh_models
-from isabella.watch.schedule import Schedule
 
-#: Time may mend these; what is wrong with the others, somebody has to mend.
+#: Spreads the resyncs of several backends.
+_JITTER = 0.1
+_FIRST_PAUSE = 5.0
+_MAX_PAUSE = 1800.0
+#: The schedule is checked at least this often, because the wall clock may be set and a machine may sleep.
+_MAX_WAIT = 30.0
+_MORE_THAN_A_DAY = timedelta(hours=26)
+#: These conditions may pass by themselves; the others need the operator.
 _TRIED_AGAIN = (HealthState.REFUSED, HealthState.FAILED)
 
 
+# --- schedule -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Clock:
+    """The time: monotonic seconds, the local time, and a random number from 0 to 1."""
+
+    monotonic: Callable[[], float] = clocks.monotonic
+    now: Callable[[], datetime] = field(default=lambda: datetime.now().astimezone())
+    chance: Callable[[], float] = random.random
+
+
+@dataclass(frozen=True)
+class Due:
+    """The actions that are due: check for drift, refresh the model lists, try these providers again."""
+
+    resync: bool = False
+    refresh: bool = False
+    retry: tuple[str, ...] = ()
+
+
+@dataclass
+class _Pause:
+    until: float
+    seconds: float
+
+
+class Schedule:
+    """The times of the next actions. It neither sleeps nor reads a clock of its own.
+
+    Args:
+        resync: seconds between checks for drift; 0 for never.
+        refresh_at: the local time of the nightly refresh; None for never.
+        clock: the time.
+    """
+
+    def __init__(self, resync: float, refresh_at: time | None, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+        self._pauses: dict[str, _Pause] = {}
+        self.change(resync, refresh_at)
+
+    def change(self, resync: float, refresh_at: time | None) -> None:
+        """Use other times from now on. Providers that wait for another try keep waiting."""
+        self._resync, self._refresh_at = resync, refresh_at
+        self._next_resync, self._next_refresh = self._after_resync(), self._after_refresh()
+
+    @property
+    def waiting(self) -> frozenset[str]:
+        """The providers that wait for another try."""
+        return frozenset(self._pauses)
+
+    def pause_of(self, name: str) -> float | None:
+        """Return the seconds until a provider is tried again; None if it does not wait."""
+        pause = self._pauses.get(name)
+        return None if pause is None else max(0.0, pause.until - self._clock.monotonic())
+
+    def failed(self, names: Iterable[str]) -> None:
+        """Try these again: first after 5 seconds, then after twice as long each time, at most half an hour."""
+        for name in names:
+            before = self._pauses.get(name)
+            seconds = _FIRST_PAUSE if before is None else min(before.seconds * 2, _MAX_PAUSE)
+            self._pauses[name] = _Pause(self._clock.monotonic() + self._spread(seconds), seconds)
+
+    def succeeded(self, names: Iterable[str]) -> None:
+        """Do not try these again."""
+        for name in names:
+            self._pauses.pop(name, None)
+
+    def due(self) -> Due:
+        """Return what is due now, and count it as done."""
+        now = self._clock.monotonic()
+        resync = self._next_resync is not None and now >= self._next_resync
+        if resync:
+            self._next_resync = self._after_resync()
+        if self._next_refresh is not None and self._next_refresh - self._clock.now() > _MORE_THAN_A_DAY:
+            # The wall clock was set back.
+            self._next_refresh = self._after_refresh()
+        refresh = self._next_refresh is not None and self._clock.now() >= self._next_refresh
+        if refresh:
+            self._next_refresh = self._after_refresh()
+        return Due(resync, refresh, tuple(name for name, pause in self._pauses.items() if now >= pause.until))
+
+    def seconds(self) -> float:
+        """Return how long to wait until something is due, at most half a minute."""
+        now = self._clock.monotonic()
+        times = [pause.until - now for pause in self._pauses.values()]
+        if self._next_resync is not None:
+            times.append(self._next_resync - now)
+        if self._next_refresh is not None:
+            times.append((self._next_refresh - self._clock.now()).total_seconds())
+        return max(0.0, min([*times, _MAX_WAIT]))
+
+    def _spread(self, seconds: float) -> float:
+        return seconds * (1 + _JITTER * (2 * self._clock.chance() - 1))
+
+    def _after_resync(self) -> float | None:
+        return self._clock.monotonic() + self._spread(self._resync) if self._resync > 0 else None
+
+    def _after_refresh(self) -> datetime | None:
+        at = self._refresh_at
+        if at is None:
+            return None
+        now = self._clock.now()
+        today = now.replace(hour=at.hour, minute=at.minute, second=0, microsecond=0, fold=0)
+        return today if today > now else today + timedelta(days=1)
+
+
+# --- watcher --------------------------------------------------------------------------------------------------------
+
+
 class WatchActions(Protocol):
-    """What the keeper has done when it is due."""
+    """The actions of the watcher."""
 
     async def ensure(self, settings: Settings, only: Sequence[str]) -> Report:
-        """Bring providers in line; all of them where none is named."""
+        """Sync these providers; all of them if `only` is empty."""
 
-    async def count(self, settings: Settings) -> ModelRefresh:
-        """Read the model lists anew."""
+    async def refresh_models(self, settings: Settings) -> ModelRefresh:
+        """Read the model lists again."""
+
+
+class LettaActions:
+    """The actions on a real Letta.
+
+    Args:
+        gate: the lock that turns of this process pass.
+        find: finds the Letta, each time again: the embedded one may run under another master key by now.
+    """
+
+    def __init__(
+        self, gate: ProviderLock | None = None, *, find: Callable[[Settings], Awaitable[Connection]] = connect
+    ) -> None:
+        self._gate = gate
+        self._find = find
+
+    async def ensure(self, settings: Settings, only: Sequence[str]) -> Report:
+        """Sync these providers; all of them if `only` is empty. Raises as `ensure_providers` does."""
+        # To recreate everything is meant for the start. Repeated at every check, it would open a gap every time.
+        strategy = Strategy.AUTO if settings.strategy is Strategy.RECREATE else settings.strategy
+        return await ensure_providers(
+            settings,
+            connection=await self._find(settings),
+            only=only,
+            strategy=strategy,
+            count_models=True,
+            gate=self._gate,
+        )
+
+    async def refresh_models(self, settings: Settings) -> ModelRefresh:
+        """Read the model lists again. Raises as `model_refresh.refresh_models` does."""
+        return await refresh_models(settings, await self._find(settings))
 
 
 class Watcher:
-    """Keeps the providers of one Letta in line.
+    """Keeps the providers of one Letta in sync.
 
     Args:
-        settings: what is in force.
-        work: what is done.
-        tell: hears of all that happens. It must not raise.
-        report: what the sync before this has found; None where there was none.
-        schedule: when things are due; by default as the settings say.
+        settings: the settings in force.
+        actions: the actions.
+        listener: is called with every event. It must not raise.
+        report: the result of the sync before; None if there was none.
+        schedule: the times; by default those of the settings.
 
     Raises:
         ConfigurationError: `isabella.toml` is malformed.
@@ -70,92 +221,91 @@ class Watcher:
     def __init__(
         self,
         settings: Settings,
-        work: WatchActions,
-        tell: Tell,
+        actions: WatchActions,
+        listener: WatchListener,
         *,
         report: Report | None = None,
         schedule: Schedule | None = None,
     ) -> None:
-        self._began_with = settings
+        self._started_with = settings
         self._settings = settings
-        self._reading = ConfigSnapshot.of(settings)
-        self._work = work
-        self._tell = tell
+        self._snapshot = ConfigSnapshot.of(settings)
+        self._actions = actions
+        self._notify = listener
         self._report = report
         self._schedule = schedule or Schedule(settings.resync, settings.refresh_at)
         self._busy = anyio.Lock()
         self._woken = anyio.Event()
         self._refused: str | None = None
-        self._trouble: dict[SyncCause, str] = {}
+        self._errors: dict[SyncCause, str] = {}
         if report is not None:
             self._schedule.failed(_to_try_again(report))
 
     @property
     def settings(self) -> Settings:
-        """What is in force now."""
+        """The settings in force now."""
         return self._settings
 
     @property
     def desired(self) -> tuple[Desired, ...]:
-        """The providers that are asked for, as the configuration was read last."""
-        return self._reading.desired
+        """The desired providers, as the configuration was last read."""
+        return self._snapshot.desired
 
     @property
     def report(self) -> Report | None:
-        """How the providers stood when they were looked at last."""
+        """The last known state of all providers."""
         return self._report
 
     async def run(self) -> None:
-        """Keep watch until cancelled."""
+        """Watch until cancelled."""
         async with anyio.create_task_group() as tasks:
-            if self._began_with.watch is not Watch.OFF:
+            if self._started_with.watch is not WatchMode.OFF:
                 tasks.start_soon(self._watch_files)
-            tasks.start_soon(self._keep_time)
+            tasks.start_soon(self._keep_schedule)
 
     def wake(self) -> None:
-        """Look at the schedule now, as when the clock was set."""
+        """Check the schedule now."""
         self._woken.set()
 
     async def reread(self) -> None:
-        """Read the configuration anew, and sync what is different in it."""
+        """Read the configuration again, and sync what has changed in it."""
         async with self._busy:
             await self._reread()
 
     async def resync(self) -> None:
-        """Look for drift, and mend it. What is waiting to be tried again is left alone until then."""
+        """Check for drift, and repair it. Providers that wait for another try are skipped."""
         async with self._busy:
             waiting = self._schedule.waiting
-            names = [one.name for one in self._reading.desired if one.wanted and one.name not in waiting]
+            names = [one.name for one in self._snapshot.desired if one.configured and one.name not in waiting]
             if names or not waiting:
                 await self._sync(names if waiting else (), SyncCause.RESYNC)
 
     async def retry(self, names: Sequence[str]) -> None:
         """Try these providers again."""
         async with self._busy:
-            known = {one.name for one in self._reading.desired}
-            self._schedule.succeeded(name for name in names if name not in known)
-            if left := [name for name in names if name in known]:
+            declared = {one.name for one in self._snapshot.desired}
+            self._schedule.succeeded(name for name in names if name not in declared)
+            if left := [name for name in names if name in declared]:
                 await self._sync(left, SyncCause.RETRY)
 
     async def refresh(self) -> None:
-        """Read the model lists anew, and tell what came and went."""
+        """Read the model lists again, and report what has changed."""
         async with self._busy:
-            census: list[ModelRefresh] = []
 
-            async def count() -> None:
-                census.append(await self._work.count(self._settings))
+            async def refresh() -> None:
+                self._notify(ModelsRefreshed(await self._actions.refresh_models(self._settings)))
 
-            if await self._tried(count, SyncCause.REFRESH):
-                self._tell(ModelsRefreshed(census[0]))
+            await self._try(refresh, SyncCause.REFRESH)
 
     async def _watch_files(self) -> None:
-        # What was changed while everything came up has not been noticed yet.
-        # Looked at before they are read: what is written in between is then a change, too.
-        looked = file_watcher.file_marks(self._reading.files)
+        # The stamps are taken before the files are read: a write in between then counts as a change. The first
+        # reading finds what was changed while the process started.
+        stamps = config_changes.file_stamps(self._snapshot.files)
         await self.reread()
-        await file_watcher.watch_files(lambda: self._reading.files, self.reread, self._began_with.watch, since=looked)
+        mode = self._started_with.watch
+        await config_changes.watch_files(lambda: self._snapshot.files, self.reread, mode, since=stamps)
 
-    async def _keep_time(self) -> None:
+    async def _keep_schedule(self) -> None:
         while True:
             with anyio.move_on_after(self._schedule.seconds()):
                 await self._woken.wait()
@@ -170,48 +320,48 @@ class Watcher:
 
     async def _reread(self) -> None:
         try:
-            # In a thread: there may be a thousand key files, on a slow disk.
-            fresh = await anyio.to_thread.run_sync(self._reading.again)
+            # In a thread, because key files may be on a slow disk.
+            fresh = await anyio.to_thread.run_sync(self._snapshot.again)
         except ConfigurationError as error:
             self._refuse(error.what, error.remedy)
             return
-        except Exception as error:  # noqa: BLE001 - no error ends the watch
+        except Exception as error:  # noqa: BLE001 - no error ends the watcher
             self._refuse(unforeseen(error), None)
             return
         if self._refused is not None:
             self._refused = None
-            self._tell(ConfigAccepted())
-        different = diff_config(self._reading, fresh, self._began_with)
-        self._reading = fresh
-        self._settings = keep_in_force(fresh.settings, self._began_with)
-        if different.restart:
-            self._tell(RestartNeeded(different.restart))
-        if different.timing:
+            self._notify(ConfigAccepted())
+        diff = diff_config(self._snapshot, fresh, self._started_with)
+        self._snapshot = fresh
+        self._settings = apply_live_settings(fresh.settings, self._started_with)
+        if diff.restart:
+            self._notify(RestartNeeded(diff.restart))
+        if diff.timing:
             self._schedule.change(self._settings.resync, self._settings.refresh_at)
             self.wake()
-        if different.gone:
-            self._tell(ProvidersDropped(different.gone))
-            self._schedule.succeeded(different.gone)
-        if different.providers or different.undeclared:
-            # A changed key deserves a fresh try, however long the one before has been refused.
-            self._schedule.succeeded(different.providers)
-            await self._sync(() if different.undeclared else different.providers, SyncCause.CHANGE)
+        if diff.gone:
+            self._notify(ProvidersDropped(diff.gone))
+            self._schedule.succeeded(diff.gone)
+        if diff.providers or diff.undeclared:
+            # A changed key is tried at once, however long the former one has been refused.
+            self._schedule.succeeded(diff.providers)
+            await self._sync(() if diff.undeclared else diff.providers, SyncCause.CHANGE)
 
     def _refuse(self, what: str, remedy: str | None) -> None:
-        """Go on with the former settings, and say so once."""
+        """Keep the former settings, and report this once."""
         if self._refused != what:
             self._refused = what
-            self._tell(ConfigRefused(what, remedy))
+            self._notify(ConfigRefused(what, remedy))
 
     async def _sync(self, names: Sequence[str], cause: SyncCause) -> None:
         parts: list[Report] = []
 
         async def ensure() -> None:
-            parts.append(await self._work.ensure(self._settings, names))
+            parts.append(await self._actions.ensure(self._settings, names))
 
-        began = time.monotonic()
-        if not await self._tried(ensure, cause):
-            self._schedule.failed(names or [one.name for one in self._reading.desired if one.wanted])
+        began = clocks.monotonic()
+        if not await self._try(ensure, cause):
+            self._schedule.failed(names or [one.name for one in self._snapshot.desired if one.configured])
             self.wake()
             return
         part = parts[0]
@@ -221,62 +371,24 @@ class Watcher:
         self._schedule.failed(again)
         # A pause that has just begun may end before anything else is due.
         self.wake()
-        self._tell(Synced(self._report, part, cause, time.monotonic() - began))
+        self._notify(Synced(self._report, part, cause, clocks.monotonic() - began))
 
-    async def _tried(self, call: Callable[[], Awaitable[None]], cause: SyncCause) -> bool:
-        """Whether it went well. What went wrong is told once for each cause, until something else happens."""
+    async def _try(self, action: Callable[[], Awaitable[None]], cause: SyncCause) -> bool:
+        """Return whether the action succeeded. An error is reported once for each cause, until it changes."""
         try:
-            await call()
+            await action()
         except IsabellaError as error:
             what, remedy = error.what, error.remedy
-        except Exception as error:  # noqa: BLE001 - no error ends the watch
+        except Exception as error:  # noqa: BLE001 - no error ends the watcher
             what, remedy = unforeseen(error), None
         else:
-            self._trouble.pop(cause, None)
+            self._errors.pop(cause, None)
             return True
-        if self._trouble.get(cause) != what:
-            self._trouble[cause] = what
-            self._tell(WatchFailed(what, cause, remedy))
+        if self._errors.get(cause) != what:
+            self._errors[cause] = what
+            self._notify(WatchFailed(what, cause, remedy))
         return False
 
 
 def _to_try_again(report: Report) -> list[str]:
-    return [entry.name for entry in report.ours if health_state(entry) in _TRIED_AGAIN]
-
-
-class LettaActions:
-    """Work on a real Letta.
-
-    Args:
-        gate: the one that turns of this process pass.
-        find: finds the Letta, anew each time: the embedded one may run under another master key by now.
-    """
-
-    def __init__(
-        self, gate: ProviderLock | None = None, *, find: Callable[[Settings], Awaitable[Connection]] = connect
-    ) -> None:
-        self._gate = gate
-        self._find = find
-
-    async def ensure(self, settings: Settings, only: Sequence[str]) -> Report:
-        """Bring providers in line; all of them where none is named.
-
-        Raises as `ensure_providers` does.
-        """
-        # To recreate everything is meant for the start. Every five minutes it would be a gap every five minutes.
-        strategy = Strategy.AUTO if settings.strategy is Strategy.RECREATE else settings.strategy
-        return await ensure_providers(
-            settings,
-            connection=await self._find(settings),
-            only=only,
-            strategy=strategy,
-            count_models=True,
-            gate=self._gate,
-        )
-
-    async def count(self, settings: Settings) -> ModelRefresh:
-        """Read the model lists anew.
-
-        Raises as `take_census` does.
-        """
-        return await refresh_models(settings, await self._find(settings))
+    return [entry.name for entry in report.configured if health_state(entry) in _TRIED_AGAIN]

@@ -76,7 +76,7 @@ def _faults(agent: AgentEvidence, evidence: Evidence, available: AvailableBindin
             faults = [] if other is None else [(_CODES[other.fault], llm.provider, f"{name}: {other.why}")]
         yield from faults
     # A configured provider that is absent has its own finding, which is the cause.
-    elif desired is None or not desired.wanted:
+    elif desired is None or not desired.configured:
         yield "agent-provider-gone", None, f"{name}: provider {llm.provider or '-'}, {llm.endpoint}"
 
 
@@ -109,7 +109,7 @@ def _finding(code: str, provider: str | None, group: list[tuple[AgentEvidence, s
     if sends_environment_key and process is not None and "OPENAI_API_KEY" in process.base_keys:
         lines.append("OPENAI_API_KEY is in Letta's environment: Letta sends that key")
     bindable = any(new_binding(agent, evidence) for agent, _ in group[:_EXAMINED])
-    names = ", ".join(desired.name for desired in configuration.desired if desired.wanted)
+    names = ", ".join(desired.name for desired in configuration.desired if desired.configured)
     return finding(
         code,
         *([] if bindable else ["no-binding"]),
@@ -126,7 +126,7 @@ def _finding(code: str, provider: str | None, group: list[tuple[AgentEvidence, s
 def _example_handle(evidence: Evidence) -> str:
     """Return a handle that an agent could be bound to now."""
     for desired in evidence.configuration.desired:
-        if desired.wanted and desired.vendor.default_model is not None:
+        if desired.configured and desired.vendor.default_model is not None:
             return f"{desired.name}/{desired.vendor.default_model}"
     return "PROVIDER/MODEL"
 
@@ -161,7 +161,7 @@ def new_binding(agent: AgentEvidence, evidence: Evidence) -> Binding | None:
     if diagnosis is not None and diagnosis.binding is not None:
         return diagnosis.binding
     desired = evidence.configuration.provider(llm.provider)
-    if desired is None or not desired.wanted or desired.obstacle is not None:
+    if desired is None or not desired.configured or desired.obstacle is not None:
         # Its own provider is gone; another one may have the same base URL.
         desired = _at_base_url(llm.endpoint, evidence)
     if desired is None or llm.model not in available.listed.get(desired.name, {llm.model}):

@@ -160,7 +160,7 @@ def _master_key(configuration: ConfigurationEvidence, letta: LettaEvidence) -> I
 
 def _any_key(configuration: ConfigurationEvidence, letta: LettaEvidence) -> Iterator[Outcome]:
     desired = configuration.desired
-    if not desired or any(one.wanted or letta.row(one.name) is not None for one in desired):
+    if not desired or any(one.configured or letta.row(one.name) is not None for one in desired):
         return
     reachable = letta.rows is not None or bool(letta.agents)
     yield finding(

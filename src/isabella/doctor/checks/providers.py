@@ -30,7 +30,7 @@ def check_providers(evidence: Evidence) -> Iterator[Outcome]:
         if desired.obstacle is not None and row is not None:
             because = "no usable key is configured to compare it with"
             yield Unknown(Layer.STORED, "whether Letta holds the right key", because, desired.name)
-        elif desired.wanted and desired.obstacle is None:
+        elif desired.configured and desired.obstacle is None:
             if not releases.supports_type(abilities.release, desired.type):
                 yield _type_unknown(desired, abilities)
             elif row is None:
@@ -191,7 +191,7 @@ def _duplicates(evidence: Evidence) -> Iterator[Finding]:
     for desired in configuration.desired:
         for row in evidence.letta.rows or ():
             same = row.stored.base_url == desired.base_url
-            if desired.wanted and same and configuration.provider(row.stored.name) is None:
+            if desired.configured and same and configuration.provider(row.stored.name) is None:
                 yield _duplicate(desired, row.stored, evidence)
 
 

@@ -18,7 +18,7 @@ from isabella.doctor.evidence import AgentEvidence, ConfigurationEvidence, Evide
 from isabella.errors import AgentUnknown, IsabellaError, LettaUnreachable
 from isabella.letta.connection import Connection
 from isabella.letta.llm_config import Binding
-from isabella.providers.desired import Desired, select
+from isabella.providers.desired import Desired, select_providers
 from isabella.system.tasks import gather
 from isabella.system.urls import same_address
 
@@ -58,7 +58,7 @@ async def collect(
     """
     read = collect_configuration.read_configuration(env_file, settings=settings, environment=environment)
     configuration, usable = await anyio.to_thread.run_sync(collect_configuration.use_practice_vendors, *read)
-    configuration = replace(configuration, desired=select(configuration.desired, options.providers))
+    configuration = replace(configuration, desired=select_providers(configuration.desired, options.providers))
     vendors: dict[str, VendorEvidence] = {}
     letta = LettaEvidence()
 

@@ -81,9 +81,9 @@ class LettaCollector:
         try:
             with anyio.fail_after(TOTAL_TIMEOUT):
                 async with self._open() as client:
-                    snapshot = await read_store(client.providers)
-                    reached = replace(letta, abilities=snapshot.abilities)
-                    return await self._contents(client, reached, snapshot.stored, desired)
+                    abilities, stored = await read_store(client.providers)
+                    reached = replace(letta, abilities=abilities)
+                    return await self._contents(client, reached, stored, desired)
         except IsabellaError as error:
             return replace(letta, error=error)
         except TimeoutError:

@@ -15,7 +15,7 @@ from isabella.errors import MemoryChanged
 from isabella.server.api.agents import Name
 from isabella.server.errors import ERRORS, ErrorBody, Problem, answer, answer_to
 from isabella.server.runtime import Agents
-from isabella.turns.service import SAYABLE
+from isabella.turns.service import MESSAGE_PATTERN
 
 router = APIRouter(prefix="/api/agents/{name}", tags=["memory"], responses=ERRORS)
 
@@ -77,8 +77,10 @@ class Passages(BaseModel):
 class NewPassage(BaseModel):
     """A passage to add."""
 
-    text: str = Field(max_length=_LONGEST_PASSAGE, pattern=SAYABLE)
-    tags: list[Annotated[str, Field(max_length=200, pattern=SAYABLE)]] = Field(default_factory=list, max_length=50)
+    text: str = Field(max_length=_LONGEST_PASSAGE, pattern=MESSAGE_PATTERN)
+    tags: list[Annotated[str, Field(max_length=200, pattern=MESSAGE_PATTERN)]] = Field(
+        default_factory=list, max_length=50
+    )
 
 
 class HistoryItem(BaseModel):
@@ -204,7 +206,7 @@ async def messages(
 async def search(
     name: Name,
     agent_service: Agents,
-    q: Annotated[str, Query(max_length=1000, pattern=SAYABLE, description="The search text.")],
+    q: Annotated[str, Query(max_length=1000, pattern=MESSAGE_PATTERN, description="The search text.")],
     where: Annotated[Literal["archive", "messages", "all"], Query(alias="in")] = "all",
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ) -> SearchResults:

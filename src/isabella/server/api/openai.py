@@ -24,26 +24,26 @@ from isabella.server.api.turns import TurnResponse
 from isabella.server.errors import ERRORS, status_of
 from isabella.server.idempotency import RequestRegistry, Subscription, TurnRequest
 from isabella.server.runtime import Agents, Requests
-from isabella.turns.events import Code, Ended, Event, Reason, Said, TurnFailed, Usage, VendorAsked
-from isabella.turns.service import LONGEST_MESSAGE, SAYABLE, has_text
+from isabella.turns.events import AnswerText, Ended, EndReason, ErrorCode, Event, TurnFailed, Usage, VendorAsked
+from isabella.turns.service import MAX_MESSAGE_LENGTH, MESSAGE_PATTERN, has_text
 from isabella.turns.turn import Turn
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
 #: The status of a turn that failed before the answer began.
 _STATUSES = {
-    Code.AGENT_UNKNOWN: 404,
-    Code.BUSY: 429,
-    Code.RATE_LIMITED: 429,
-    Code.CONTEXT_FULL: 400,
-    Code.INTERNAL: 500,
+    ErrorCode.AGENT_UNKNOWN: 404,
+    ErrorCode.BUSY: 429,
+    ErrorCode.RATE_LIMITED: 429,
+    ErrorCode.CONTEXT_FULL: 400,
+    ErrorCode.INTERNAL: 500,
 }
 #: The status that nginx logs in this case.
 _CLIENT_CLOSED_REQUEST = 499
-_FINISH_REASONS: dict[Reason, Literal["stop", "length", "tool_calls"]] = {
-    Reason.COMPLETED: "stop",
-    Reason.MAX_STEPS: "length",
-    Reason.NEEDS_APPROVAL: "tool_calls",
+_FINISH_REASONS: dict[EndReason, Literal["stop", "length", "tool_calls"]] = {
+    EndReason.COMPLETED: "stop",
+    EndReason.MAX_STEPS: "length",
+    EndReason.NEEDS_APPROVAL: "tool_calls",
 }
 
 
@@ -118,7 +118,7 @@ class ChatRequest(BaseModel):
                 "type": "object",
                 "properties": {
                     "role": {"const": "user"},
-                    "content": {"type": "string", "pattern": SAYABLE, "maxLength": LONGEST_MESSAGE},
+                    "content": {"type": "string", "pattern": MESSAGE_PATTERN, "maxLength": MAX_MESSAGE_LENGTH},
                 },
                 "required": ["role", "content"],
             }
@@ -261,7 +261,7 @@ class _Answer:
 
     def add(self, event: Event) -> None:
         match event:
-            case Said():
+            case AnswerText():
                 self.text += event.text
             case VendorAsked():
                 self.handle = event.handle
@@ -305,8 +305,8 @@ async def _stream(subscription: Subscription, body: ChatRequest) -> Response:
     events, answer, begun = subscription.events(), _Answer(), False
     async for event in events:
         answer.add(event)
-        if isinstance(event, Said | Ended):
-            begun = isinstance(event, Said)
+        if isinstance(event, AnswerText | Ended):
+            begun = isinstance(event, AnswerText)
             break
     if begun or (answer.failed is None and answer.finish_reason is not None):
         return TurnResponse(_chunks(events, subscription.turn, body, answer), at_end=subscription.leave)
@@ -333,7 +333,7 @@ async def _chunks(
         yield chunk({"role": "assistant", "content": answer.text})
         async for event in events:
             answer.add(event)
-            if isinstance(event, Said):
+            if isinstance(event, AnswerText):
                 yield chunk({"content": event.text})
     if answer.finish_reason is None:
         yield ServerSentEvent(json.dumps(_error(answer), ensure_ascii=False))
@@ -398,7 +398,7 @@ def _failure(answer: _Answer) -> Response:
     if end is not None and end.stored:
         # The message is in the history already.
         status = 502
-    if end is not None and (end.stored or end.reason is Reason.STOPPED):
+    if end is not None and (end.stored or end.reason is EndReason.STOPPED):
         # Without this header, clients retry after a 5xx by themselves.
         headers["X-Should-Retry"] = "false"
     return JSONResponse(_error(answer), status_code=status, headers=headers)
@@ -408,7 +408,7 @@ def _error(answer: _Answer) -> dict[str, Any]:
     failed = answer.failed
     if failed is not None:
         message, code = f"{failed.message} {failed.remedy or ''}".strip(), failed.code.value
-    elif answer.end is not None and answer.end.reason is Reason.STOPPED:
+    elif answer.end is not None and answer.end.reason is EndReason.STOPPED:
         message, code = "The turn was stopped.", "stopped"
     else:
         message, code = "The turn failed.", "failed"

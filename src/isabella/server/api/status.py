@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from isabella.doctor.run import DoctorOptions, run_doctor
 from isabella.errors import ConfigurationError
-from isabella.providers.headline import document
+from isabella.providers.health import report_document
 from isabella.server.errors import ERRORS
 from isabella.server.runtime import CurrentReadiness, CurrentRuntime, Turns
 
@@ -174,7 +174,7 @@ async def providers(readiness: CurrentReadiness) -> Providers:
     refresh = readiness.model_refresh
     return Providers.model_validate(
         {
-            **document(readiness.with_vendors(report)),
+            **report_document(readiness.with_vendors(report)),
             "as_of": readiness.as_of,
             "census": None if refresh is None else refresh.as_json(),
         }

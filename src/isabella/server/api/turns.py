@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from isabella.server.errors import ERRORS, ErrorBody
 from isabella.server.runtime import Turns
 from isabella.turns.events import as_json
-from isabella.turns.service import LONGEST_MESSAGE, SAYABLE, TurnService
+from isabella.turns.service import MAX_MESSAGE_LENGTH, MESSAGE_PATTERN
 from isabella.turns.turn import Turn
 
 router = APIRouter(prefix="/api/agents/{name}/turns", tags=["turns"], responses=ERRORS)
@@ -34,7 +34,9 @@ class TurnMessage(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    message: str = Field(max_length=LONGEST_MESSAGE, pattern=SAYABLE, description="The text of the message.")
+    message: str = Field(
+        max_length=MAX_MESSAGE_LENGTH, pattern=MESSAGE_PATTERN, description="The text of the message."
+    )
 
 
 class TurnResponse(EventSourceResponse):
@@ -75,7 +77,7 @@ async def send_message(name: Name, body: TurnMessage, turn_service: Turns) -> Tu
     `failover`, `reasoning`, `text`, `tool_call`, `tool_result`, `condensed`, `usage`, `error`, `end`.
     """
     turn = await turn_service.open(name, body.message)
-    return TurnResponse(_events(turn_service, turn), at_end=turn.leave)
+    return TurnResponse(_events(turn), at_end=turn.leave)
 
 
 @router.delete("/{id}", summary="Stop a turn", status_code=204, response_class=Response)
@@ -89,7 +91,7 @@ async def stop(
     return Response(status_code=204)
 
 
-async def _events(turn_service: TurnService, turn: Turn) -> AsyncGenerator[ServerSentEvent, None]:
-    async with aclosing(turn_service.events(turn)) as events:
+async def _events(turn: Turn) -> AsyncGenerator[ServerSentEvent, None]:
+    async with aclosing(turn.events()) as events:
         async for event in events:
             yield ServerSentEvent(json.dumps(as_json(event), ensure_ascii=False), event=event.kind)

@@ -13,18 +13,18 @@ from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
 from isabella.system.redaction import redact
 from isabella.turns.events import (
-    Called,
-    Code,
-    Condensed,
+    AnswerText,
     Ended,
+    EndReason,
+    ErrorCode,
     Event,
     Failover,
     Held,
+    HistorySummarized,
     Queued,
-    Reason,
-    Returned,
-    Said,
-    Thought,
+    ReasoningText,
+    ToolCalled,
+    ToolReturned,
     TurnFailed,
     VendorAsked,
 )
@@ -114,17 +114,17 @@ class Exchange:
                 self.handle = handle
             case Failover():
                 self._add_part("failover", failover=event, text=redact(event.message))
-            case Thought(text=text, message_id=id):
+            case ReasoningText(text=text, message_id=id):
                 self._add_text("reasoning", text, id)
-            case Said(text=text, message_id=id):
+            case AnswerText(text=text, message_id=id):
                 self._add_text("text", text, id)
-            case Called():
+            case ToolCalled():
                 self._add_part("tool", tool=event.name, call=event.id, text=event.arguments)
-            case Returned():
+            case ToolReturned():
                 call = (part for part in reversed(self.parts) if part.kind == "tool" and part.call == event.id)
                 if (part := next(call, None)) is not None:
                     part.result, part.ok = event.text, event.ok
-            case Condensed():
+            case HistorySummarized():
                 self._add_part("note", text="Older messages were summarised to make room in the context window.")
             case TurnFailed():
                 self.failed = event
@@ -134,12 +134,12 @@ class Exchange:
 
     def fail(self, error: IsabellaError) -> None:
         """End it with an error."""
-        self.failed = TurnFailed(Code.INTERNAL, error.what, error.remedy)
-        self._end(Ended(Reason.FAILED, None, False, 0.0))
+        self.failed = TurnFailed(ErrorCode.INTERNAL, error.what, error.remedy)
+        self._end(Ended(EndReason.FAILED, None, False, 0.0))
 
     def cancel(self) -> None:
         """End it before it was sent."""
-        self._end(Ended(Reason.STOPPED, None, False, 0.0))
+        self._end(Ended(EndReason.STOPPED, None, False, 0.0))
 
     def _end(self, ended: Ended) -> None:
         self.ended, self.phase = ended, ExchangePhase.ENDED
@@ -249,7 +249,7 @@ class Conversation:
             turn = exchange.turn = await turn_service.open(self._agent_id, exchange.message)
             if exchange.phase is ExchangePhase.ENDED:
                 turn.stop()
-            async with aclosing(turn_service.events(turn)) as events:
+            async with aclosing(turn.events()) as events:
                 async for event in events:
                     exchange.apply(event)
                     self.notifier.notify()

@@ -209,7 +209,7 @@ class Job:
     @property
     def recreated(self) -> list[str]:
         """The names of the providers that it would recreate."""
-        entries = self.report.ours if self.report is not None else []
+        entries = self.report.configured if self.report is not None else []
         return [entry.name for entry in entries if entry.action is Action.RECREATE]
 
 

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from isabella.agents.history import HistoryEntry, HistoryPage
 from isabella.agents.registry import AgentRecord
 from isabella.errors import AgentUnknown
-from isabella.providers.health import HealthState, stands
+from isabella.providers.health import HealthState, current_health
 from isabella.server import ROOT
 from isabella.server.auth import read_form
 from isabella.server.event_log import MessageModel
@@ -196,7 +196,11 @@ class _Page:
         """Return the menu of models: those of providers in sync whose vendor accepts the key."""
         agent = await self._runtime.agents.registry.get(agent_id_of(request))
         report = self._runtime.readiness.report
-        in_sync = {entry.name for entry in (report.ours if report else []) if stands(entry) is HealthState.IN_SYNC}
+        in_sync = {
+            entry.name
+            for entry in (report.configured if report else [])
+            if current_health(entry) is HealthState.IN_SYNC
+        }
         handles = await self._runtime.agents.models.handles()
         by_provider = {
             provider: list(group)

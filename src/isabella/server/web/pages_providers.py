@@ -12,8 +12,16 @@ from starlette.routing import Route
 
 from isabella.errors import ConfigurationError
 from isabella.practice.overlay import ORIGIN
-from isabella.providers.headline import Level, headline, level_of, stored_level, vendor_level, vendor_words
-from isabella.providers.health import HealthState, stands
+from isabella.providers.health import (
+    HealthState,
+    Level,
+    current_health,
+    headline,
+    level_of,
+    stored_level,
+    vendor_level,
+    vendor_words,
+)
 from isabella.providers.report import ProviderReport
 from isabella.server.auth import read_form
 from isabella.server.event_log import Notifier
@@ -151,7 +159,7 @@ class ProvidersPage:
             letta=report,
             summary=summary,
             tone="" if summary is None else TONES[summary.level],
-            configured=report is not None and bool(report.ours),
+            configured=report is not None and bool(report.configured),
             practice=practice,
             added_keys=added_keys,
             env_file=settings.sources.file.name if settings is not None else ".env",
@@ -192,7 +200,7 @@ async def _wait_for_any(counts: dict[Notifier, int], seconds: float) -> None:
 
 
 def _row(entry: ProviderReport) -> dict[str, Any]:
-    state = stands(entry)
+    state = current_health(entry)
     word, tone = _state_of(entry)
     return {
         "name": entry.name,
@@ -210,4 +218,4 @@ def _row(entry: ProviderReport) -> dict[str, Any]:
 
 
 def _state_of(entry: ProviderReport) -> tuple[str, str]:
-    return STATES[stands(entry)], TONES[stored_level(entry)]
+    return STATES[current_health(entry)], TONES[stored_level(entry)]

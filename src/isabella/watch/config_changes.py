@@ -1,0 +1,269 @@
+"""Changes of the configuration: notice that a file was changed, read it again, and compare.
+
+The file system reports changes if it can. Mounts and network folders often report nothing, so the files are also
+checked every two seconds, which costs a few microseconds. A file that is being written is waited for.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from stat import S_ISFIFO
+
+import anyio
+import structlog
+from anyio.streams.memory import MemoryObjectSendStream
+
+from isabella.config.settings import Settings, WatchMode, load_settings, variable
+from isabella.practice.overlay import renewed
+from isabella.providers.desired import Desired, desired_providers
+
+log = structlog.get_logger()
+
+#: The settings that take effect with the next sync. Every other one is used when the process starts.
+_LIVE = frozenset({"strategy", "provider_types", "config_file", "resync", "refresh_at", "sources"})
+
+CHECK_SECONDS = 2.0
+#: A file counts as written if it did not change for this long.
+_QUIET = 0.25
+#: A file that changes without pause is read after this time as it is.
+_LONGEST = 5.0
+
+
+# --- snapshots and their differences ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ConfigSnapshot:
+    """One reading of the whole configuration."""
+
+    settings: Settings
+    desired: tuple[Desired, ...]
+
+    @classmethod
+    def of(cls, settings: Settings) -> ConfigSnapshot:
+        """Return the snapshot for these settings.
+
+        Raises:
+            ConfigurationError: `isabella.toml` is malformed.
+        """
+        return cls(settings, desired_providers(settings))
+
+    def again(self) -> ConfigSnapshot:
+        """Read the same files again, for the same environment and command line.
+
+        Raises:
+            ConfigurationError: a file is malformed, or was deleted.
+        """
+        former = self.settings
+        file = former.sources.file
+        # `.env` may stay missing if it never existed. If it has vanished, it is being replaced, or that is a mistake.
+        existed = bool(former.sources.dotenv) or file != Path(".env") or os.path.lexists(file)
+        arguments = {
+            field: getattr(former, field)
+            for field in former.model_fields_set
+            if field != "sources" and former.origin(field) == "argument"
+        }
+        fresh = load_settings(file if existed else None, former.sources.environment, **arguments)
+        sources = replace(fresh.sources, overlay=former.sources.overlay, overlaid_from=former.sources.overlaid_from)
+        return ConfigSnapshot.of(renewed(fresh.model_copy(update={"sources": sources})))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that were read, and those that would be read if they existed."""
+        return tuple(dict.fromkeys(_expanded(path).absolute() for path in self._files()))
+
+    def _files(self) -> Iterator[Path]:
+        sources = self.settings.sources
+        yield sources.file
+        yield self.settings.config_file
+        if sources.overlaid_from is not None:
+            yield sources.overlaid_from
+        for provider in self.desired:
+            vendor = provider.vendor
+            key_file = sources.get(vendor.api_key_file_env)
+            if key_file is not None and key_file.text.strip() and sources.get(vendor.api_key_env) is None:
+                yield Path(key_file.text.strip())
+
+
+@dataclass(frozen=True)
+class ConfigDiff:
+    """The difference between two snapshots.
+
+    Attributes:
+        providers: those to sync, because type, base URL, key or the problem with them has changed.
+        gone: those that are not configured any more. They stay in Letta.
+        undeclared: those of `gone` that are not even declared any more.
+        restart: changed variables that take effect after a restart.
+        timing: whether the times of checks and refreshes have changed.
+    """
+
+    providers: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
+    undeclared: tuple[str, ...] = ()
+    restart: tuple[str, ...] = ()
+    timing: bool = False
+
+
+def diff_config(before: ConfigSnapshot, now: ConfigSnapshot, in_force: Settings) -> ConfigDiff:
+    """Compare two snapshots; `in_force` are the settings that the process started with."""
+    former = {provider.name: provider for provider in before.desired}
+    fresh = {provider.name: provider for provider in now.desired}
+    still_configured = {provider.name for provider in now.desired if provider.configured}
+    gone = tuple(name for name, one in former.items() if one.configured and name not in still_configured)
+    return ConfigDiff(
+        providers=tuple(name for name, one in fresh.items() if _changed(former.get(name), one)),
+        gone=gone,
+        undeclared=tuple(name for name in gone if name not in fresh),
+        restart=(*_restart(before.settings, now.settings, in_force), *_overlaid(before.settings, now.settings)),
+        timing=any(getattr(before.settings, f) != getattr(now.settings, f) for f in ("resync", "refresh_at")),
+    )
+
+
+def apply_live_settings(now: Settings, in_force: Settings) -> Settings:
+    """Return the new settings, except for those that take a restart."""
+    kept = [field for field in type(now).model_fields if field not in _LIVE]
+    return now.model_copy(update={field: getattr(in_force, field) for field in kept})
+
+
+def _changed(former: Desired | None, fresh: Desired) -> bool:
+    if former is None:
+        return fresh.configured
+    return (former.configured or fresh.configured) and _values(former) != _values(fresh)
+
+
+def _values(provider: Desired) -> tuple[str, str, str | None, str | None]:
+    key = None if provider.key is None else provider.key.get_secret_value()
+    return provider.type, provider.base_url, key, provider.problem
+
+
+def _restart(before: Settings, now: Settings, in_force: Settings) -> Iterator[str]:
+    for field in type(now).model_fields:
+        value = None if field in _LIVE else getattr(now, field)
+        # Reported once, not again with every further change of the file.
+        if field not in _LIVE and value != getattr(in_force, field) and value != getattr(before, field):
+            yield variable(field)
+
+
+def _overlaid(before: Settings, now: Settings) -> Iterator[str]:
+    """Yield the vendors' variables that were changed while practice vendors replace the vendors."""
+    for name in now.sources.overlay:
+        if before.sources.dotenv.get(name) != now.sources.dotenv.get(name):
+            yield name
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        # The home folder is not known; the error is reported when the file is read.
+        return path
+
+
+# --- files ----------------------------------------------------------------------------------------------------------
+
+_Stamp = tuple[int, int, int, int] | None
+FileStamps = Mapping[Path, _Stamp]
+
+
+def file_stamps(files: Iterable[Path]) -> FileStamps:
+    """Return, for each file, the numbers that change when it does; None if it cannot be read."""
+    return {path: _stamp(path) for path in files}
+
+
+def _stamp(path: Path) -> _Stamp:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        # ValueError: there is a NUL in the path.
+        return None
+    if S_ISFIFO(status.st_mode):
+        # A pipe is read once; later writes do not count.
+        return status.st_ino, 0, 0, 0
+    # The inode changes if the file is replaced, even behind a symbolic link; ctime changes with owner and mode.
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+async def watch_files(
+    files: Callable[[], Sequence[Path]],
+    changed: Callable[[], Awaitable[None]],
+    mode: WatchMode = WatchMode.AUTO,
+    *,
+    every: float = CHECK_SECONDS,
+    since: FileStamps | None = None,
+) -> None:
+    """Call `changed` whenever one of the files has changed, until cancelled.
+
+    Args:
+        files: returns the files; called again after every change, which may have named others.
+        changed: the callback. It must not raise.
+        mode: whether the file system is asked to report changes.
+        every: seconds between checks.
+        since: the stamps when the files were last read; by default those of now.
+    """
+    seen = {**file_stamps(files()), **(since or {})}
+    while True:
+        folders = sorted({path.parent for path in seen})
+        async with anyio.create_task_group() as tasks:
+            reporter, reports = anyio.create_memory_object_stream[None](1)
+            with reporter, reports:
+                if mode is WatchMode.AUTO:
+                    tasks.start_soon(_listen, folders, reporter)
+                while folders == sorted({path.parent for path in seen}):
+                    with anyio.move_on_after(every):
+                        await reports.receive()
+                    if file_stamps(seen) != seen:
+                        await _settle(seen)
+                        # A write after this is another change.
+                        before = file_stamps(seen)
+                        await changed()
+                        seen = {path: before[path] if path in before else _stamp(path) for path in files()}
+                tasks.cancel_scope.cancel()
+
+
+async def _settle(seen: FileStamps) -> None:
+    """Wait until the files stop changing, so that no half-written file is read."""
+    with anyio.move_on_after(_LONGEST):
+        last = file_stamps(seen)
+        while True:
+            await anyio.sleep(_QUIET)
+            if (now := file_stamps(seen)) == last:
+                return
+            last = now
+
+
+async def _listen(folders: Sequence[Path], reporter: MemoryObjectSendStream[None]) -> None:
+    """Report every change in these folders. The files themselves are replaced too often to be watched."""
+    from watchfiles import awatch
+
+    stop = anyio.Event()
+    existing = [folder for folder in folders if folder.is_dir()]
+    if not existing:
+        return
+    try:
+        async with anyio.create_task_group() as tasks:
+            # Cancelling does not interrupt the watching thread; this event does, within 50 ms.
+            tasks.start_soon(_set_when_cancelled, stop)
+            async for _changes in awatch(
+                *existing,
+                watch_filter=None,
+                stop_event=stop,
+                recursive=False,
+                debounce=200,
+                ignore_permission_denied=True,
+            ):
+                try:
+                    reporter.send_nowait(None)
+                except anyio.WouldBlock:
+                    continue
+    except Exception as error:  # noqa: BLE001 - without reports, the regular checks go on
+        log.info("the file system reports no changes; checking regularly instead", reason=type(error).__name__)
+
+
+async def _set_when_cancelled(stop: anyio.Event) -> None:
+    try:
+        await anyio.sleep_forever()
+    finally:
+        stop.set()

@@ -21,8 +21,7 @@ from isabella.agents.memory import ArchivalPassage
 from isabella.errors import AgentFileRefused
 from isabella.system.redaction import redact
 
-#: The largest agent file that is read, in bytes.
-LARGEST_FILE = 64 * 1024 * 1024
+LARGEST_FILE = 64 * 1024 * 1024  # the largest agent file that is read, in bytes
 #: The tools that are always imported: they reach the agent's own memory and conversation, and nothing else.
 MEMORY_TOOLS = frozenset(
     {
@@ -40,8 +39,7 @@ MEMORY_TOOLS = frozenset(
         "memory_rethink",
     }
 )
-#: The key of archival memory in a file, which Letta's own export leaves out (fact M19).
-OURS = "isabella"
+OURS = "isabella"  # the key of archival memory in a file, which Letta's own export leaves out (fact M19)
 REMEDY = "Export one with `isabella agents export`, or from Letta in its format with `agents`."
 
 #: Letta hides agents with the first tag, and keeps the memory of those with the second in another service (fact A2).
@@ -74,35 +72,20 @@ Parsed = TypeVar("Parsed", bound=BaseModel)
 
 @dataclass(frozen=True)
 class AgentFile:
-    """An agent in a file, reduced to what is imported.
+    """An agent in a file, reduced to what is imported."""
 
-    Attributes:
-        agent: the agent's fields for Letta, without tools and their rules.
-        blocks: its memory blocks for Letta.
-        handle: the model that it was bound to; None if the file has none.
-        settings: the settings of its `llm_config`, such as the temperature.
-        name: its name.
-        tools: the names of its tools, in order.
-        programs: the definitions of its tools that are programs, by name.
-        rules: the rules for its tools.
-        tags: its tags.
-        metadata: its metadata.
-        passages: its archival memory.
-        left_out: what else the file has, for people.
-    """
-
-    agent: Mapping[str, Any]
-    blocks: Sequence[Mapping[str, Any]]
-    handle: str | None
-    settings: Mapping[str, Any]
+    agent: Mapping[str, Any]  # the agent's fields for Letta, without tools and their rules
+    blocks: Sequence[Mapping[str, Any]]  # its memory blocks for Letta
+    handle: str | None  # the model that it was bound to; None if the file has none
+    settings: Mapping[str, Any]  # the settings of its `llm_config`, such as the temperature
     name: str
-    tools: Sequence[str]
-    programs: Mapping[str, Mapping[str, Any]]
+    tools: Sequence[str]  # the names of its tools, in order
+    programs: Mapping[str, Mapping[str, Any]]  # the definitions of its tools that are programs, by name
     rules: Sequence[Rule]
     tags: Sequence[str]
     metadata: Mapping[str, Any]
     passages: Sequence[ArchivalPassage]
-    left_out: Sequence[str]
+    left_out: Sequence[str]  # what else the file has, for people
 
 
 def read(text: str | bytes) -> AgentFile:

@@ -19,31 +19,22 @@ from isabella.letta.client import LettaClient
 from isabella.letta.http import PAGE_SIZE
 from isabella.letta.llm_config import Binding, is_older
 
-#: The strictest known form of ids; every vendor accepts it.
-STRICTEST = re.compile(r"[a-zA-Z0-9]{9}")
-#: The answer that is added after an unanswered tool result.
-UNANSWERED = "[broken off]"
+STRICTEST = re.compile(r"[a-zA-Z0-9]{9}")  # the strictest known form of ids; every vendor accepts it
+UNANSWERED = "[broken off]"  # the answer that is added after an unanswered tool result
 
 _LATEST = 4
-#: How many pages back the messages of a context are searched for.
-_PAGES = 20
+_PAGES = 20  # how many pages back the messages of a context are searched for
 _OF_THE_USER = ("user_message", "summary_message", "event_message")
 _OF_A_CALL = ("tool_call_message", "approval_request_message")
 
 
 @dataclass(frozen=True)
 class FittedContext:
-    """A context that was changed for a vendor.
+    """A context that was changed for a vendor."""
 
-    Attributes:
-        whole: the ids of all messages, added ones included.
-        now: the ids of the messages that are in the context now.
-        calls: the number of messages with tool calls that left it.
-    """
-
-    whole: tuple[str, ...]
-    now: tuple[str, ...]
-    calls: int
+    whole: tuple[str, ...]  # the ids of all messages, added ones included
+    now: tuple[str, ...]  # the ids of the messages that are in the context now
+    calls: int  # the number of messages with tool calls that left it
 
     @property
     def note(self) -> str:
@@ -61,19 +52,12 @@ class FittedContext:
 
 @dataclass(frozen=True)
 class ContextMessage:
-    """A message in an agent's context.
-
-    Attributes:
-        id: Letta's id of it.
-        calls: the ids of its tool calls.
-        results: the ids of the tool calls whose results it holds.
-        by_user: whether a vendor receives it as a user message.
-    """
+    """A message in an agent's context."""
 
     id: str
-    calls: frozenset[str] = frozenset()
-    results: frozenset[str] = frozenset()
-    by_user: bool = False
+    calls: frozenset[str] = frozenset()  # the ids of its tool calls
+    results: frozenset[str] = frozenset()  # the ids of the tool calls whose results it holds
+    by_user: bool = False  # whether a vendor receives it as a user message
 
 
 def required_id_form(binding: Binding) -> re.Pattern[str] | None:

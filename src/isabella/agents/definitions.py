@@ -39,54 +39,36 @@ _CONFIG = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 @dataclass(frozen=True)
 class BlockDefinition:
-    """A memory block: one `[[agents.blocks]]`.
-
-    Attributes:
-        label: its name.
-        description: its purpose, for the agent.
-        value: its text when it is created.
-        limit: the number of characters that it may hold.
-        shared: whether the agent that reflects on this one has the same block.
-        read_only: whether the agent may not change it.
-    """
+    """A memory block: one `[[agents.blocks]]`."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
 
     label: Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,49}$")]
-    description: Annotated[str, Field(min_length=1, max_length=2000)]
-    value: Annotated[str, AfterValidator(lambda value: value.strip("\n"))] = ""
-    limit: Annotated[int, Field(gt=0, le=100_000, strict=True)] = 5000
-    shared: StrictBool = False
-    read_only: StrictBool = False
+    description: Annotated[str, Field(min_length=1, max_length=2000)]  # its purpose, for the agent
+    value: Annotated[str, AfterValidator(lambda value: value.strip("\n"))] = ""  # its text when it is created
+    limit: Annotated[int, Field(gt=0, le=100_000, strict=True)] = 5000  # the number of characters that it may hold
+    shared: StrictBool = False  # whether the agent that reflects on this one has the same block
+    read_only: StrictBool = False  # whether the agent may not change it
 
 
 @dataclass(frozen=True)
 class AgentDefinition:
-    """An agent: one `[[agents]]`.
-
-    Attributes:
-        id: identifies its agent in Letta, whatever its name is.
-        name: its name.
-        description: its purpose, for people; optional in the file.
-        persona: its system prompt. Letta renders the memory blocks below it.
-        blocks: its memory blocks.
-        tools: the names of its tools in Letta.
-        handles: the models that it prefers, in order.
-        window: the largest context window in tokens; None for the model's own.
-        reflects_on: the id of the agent whose shared blocks it has too, and tidies.
-    """
+    """An agent: one `[[agents]]`."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _CONFIG
 
+    #: identifies its agent in Letta, whatever its name is
     id: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,49}$")]
     name: Annotated[str, AfterValidator(_name)]
-    description: Annotated[str, Field(max_length=2000)]
+    description: Annotated[str, Field(max_length=2000)]  # its purpose, for people; optional in the file
+    #: its system prompt. Letta renders the memory blocks below it.
     persona: Annotated[str, Field(min_length=1, max_length=100_000), AfterValidator(str.strip)]
     blocks: tuple[BlockDefinition, ...] = ()
-    tools: tuple[Annotated[str, Field(min_length=1)], ...] = ()
-    handles: tuple[Annotated[str, AfterValidator(_handle)], ...] = ()
+    tools: tuple[Annotated[str, Field(min_length=1)], ...] = ()  # the names of its tools in Letta
+    handles: tuple[Annotated[str, AfterValidator(_handle)], ...] = ()  # the models that it prefers, in order
+    #: the largest context window in tokens; None for the model's own
     window: Annotated[int, Field(ge=4096, strict=True)] | None = None
-    reflects_on: str | None = None
+    reflects_on: str | None = None  # the id of the agent whose shared blocks it has too, and tidies
 
     @property
     def shared_labels(self) -> tuple[str, ...]:

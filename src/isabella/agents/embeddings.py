@@ -23,15 +23,11 @@ from isabella.providers.desired import Desired
 from isabella.system import redaction
 from isabella.system.files import write_private
 
-#: The path below which the backend serves embeddings.
-PREFIX = "/embeddings"
-#: The provider whose key pays for embeddings.
-VENDOR = "mistral"
-#: The local model, and the length of its vectors.
-MODEL, DIMENSIONS = "wordllama-l2-supercat-256", 256
+PREFIX = "/embeddings"  # the path below which the backend serves embeddings
+VENDOR = "mistral"  # the provider whose key pays for embeddings
+MODEL, DIMENSIONS = "wordllama-l2-supercat-256", 256  # the local model, and the length of its vectors
 
-#: The text that Letta embeds at once; it calls this a chunk.
-_CHUNK = 300
+_CHUNK = 300  # the text that Letta embeds at once; it calls this a chunk
 
 
 class VectorSource(StrEnum):
@@ -39,23 +35,16 @@ class VectorSource(StrEnum):
 
     MISTRAL = "mistral"
     LOCAL = "local"
-    #: No vectors: Letta's text search.
-    TEXT = "text"
+    TEXT = "text"  # no vectors: Letta's text search
 
 
 @dataclass(frozen=True)
 class SearchMethod:
-    """How an agent's archival memory is searched. It never changes: vectors of two models must not be mixed.
+    """How an agent's archival memory is searched. It never changes: vectors of two models must not be mixed."""
 
-    Attributes:
-        source: the source of its vectors.
-        model: the embedding model.
-        dimensions: the length of its vectors.
-    """
-
-    source: VectorSource
+    source: VectorSource  # the source of its vectors
     model: str | None = None
-    dimensions: int = 0
+    dimensions: int = 0  # the length of its vectors
 
     def as_mark(self) -> dict[str, Any]:
         """Return the form in the agent's metadata."""
@@ -86,15 +75,10 @@ class SearchMethod:
 
 @dataclass(frozen=True)
 class EmbeddingSetup:
-    """The search method of new agents, and where Letta requests embeddings.
-
-    Attributes:
-        choice: the search method of a new agent.
-        address: the URL for Letta; None if no backend serves it.
-    """
+    """The search method of new agents, and where Letta requests embeddings."""
 
     choice: SearchMethod
-    address: SecretStr | None = None
+    address: SecretStr | None = None  # the URL for Letta; None if no backend serves it
 
 
 TEXT = SearchMethod(VectorSource.TEXT)

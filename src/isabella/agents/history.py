@@ -12,8 +12,7 @@ from isabella.errors import LettaRefused
 from isabella.letta.client import LettaClient
 from isabella.letta.http import PAGE_SIZE
 
-#: How many pages back a search reads.
-_PAGES_SEARCHED = 100
+_PAGES_SEARCHED = 100  # how many pages back a search reads
 
 _KINDS = {
     "user_message": "user",
@@ -30,36 +29,22 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """An entry of the history.
+    """An entry of the history."""
 
-    Attributes:
-        id: Letta's id of the message, which several entries may share.
-        at: its time; ISO 8601.
-        kind: `user`, `assistant`, `reasoning`, `tool_call`, `tool_return`, `summary` or `event`.
-        text: the text, the arguments of a call, or the result of a tool.
-        tool: the tool's name, for calls and results.
-        failed: whether a tool failed.
-    """
-
-    id: str
-    at: str
-    kind: str
-    text: str
-    tool: str | None = None
+    id: str  # Letta's id of the message, which several entries may share
+    at: str  # its time; ISO 8601
+    kind: str  # `user`, `assistant`, `reasoning`, `tool_call`, `tool_return`, `summary` or `event`
+    text: str  # the text, the arguments of a call, or the result of a tool
+    tool: str | None = None  # the tool's name, for calls and results
     failed: bool = False
 
 
 @dataclass(frozen=True)
 class HistoryPage:
-    """A page of the history.
+    """A page of the history."""
 
-    Attributes:
-        entries: its entries, oldest first.
-        before: the argument for the page before this one; None if this is the first page.
-    """
-
-    entries: tuple[HistoryEntry, ...]
-    before: str | None
+    entries: tuple[HistoryEntry, ...]  # its entries, oldest first
+    before: str | None  # the argument for the page before this one; None if this is the first page
 
 
 class History:

@@ -46,8 +46,7 @@ class ImportedAgent:
     handle: str
     passages: int
     notes: tuple[str, ...] = ()
-    #: What the file has and was not imported, for people.
-    left_out: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()  # what the file has and was not imported, for people
 
 
 async def export_agent(registry: AgentRegistry, record: AgentRecord, secrets: Iterable[str] = ()) -> str:
@@ -181,17 +180,11 @@ async def _remove_half(registry: AgentRegistry, name: str) -> None:
 
 @dataclass(frozen=True)
 class _Tools:
-    """The tools of an imported agent.
+    """The tools of an imported agent."""
 
-    Attributes:
-        there: the names of tools that Letta has; they are used as they are.
-        programs: the definitions of tools that come from the file.
-        left_out: what was left out, for people.
-    """
-
-    there: list[str]
-    programs: list[dict[str, Any]]
-    left_out: list[str]
+    there: list[str]  # the names of tools that Letta has; they are used as they are
+    programs: list[dict[str, Any]]  # the definitions of tools that come from the file
+    left_out: list[str]  # what was left out, for people
 
     @property
     def names(self) -> list[str]:

@@ -21,12 +21,10 @@ from isabella.letta.client import LettaClient
 #: A context manager that delays an agent's turns while its memory is written.
 Hold = Callable[[str], AbstractAsyncContextManager[None]]
 
-#: The version that an editor states to overwrite a block in any case.
-ANY_VERSION = "*"
+ANY_VERSION = "*"  # the version that an editor states to overwrite a block in any case
 
 _DIGITS = 16
-#: Passages that are requested at once. Each row has its whole vector, about 40 kB.
-_PAGE_SIZE = 50
+_PAGE_SIZE = 50  # Passages that are requested at once. Each row has its whole vector, about 40 kB.
 _TOO_LONG = "exceeds token limit"
 
 Result = TypeVar("Result")
@@ -36,8 +34,7 @@ Result = TypeVar("Result")
 class MemoryBlock:
     """A memory block."""
 
-    #: Agents that share a block have the same one.
-    id: str
+    id: str  # agents that share a block have the same one
     label: str
     value: str
     limit: int
@@ -57,8 +54,7 @@ class ArchivalPassage:
     id: str
     text: str
     tags: tuple[str, ...] = ()
-    #: ISO 8601.
-    created_at: str | None = None
+    created_at: str | None = None  # ISO 8601
 
 
 class CoreMemory:

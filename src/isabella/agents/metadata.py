@@ -11,36 +11,25 @@ from typing import Any
 from isabella.agents.definitions import AgentDefinition
 from isabella.letta.llm_config import LoweredLimit
 
-#: The tag of every agent that Isabella created or imported.
-MANAGED_TAG = "isabella"
-#: The prefix of the tag that names an agent's definition.
-DEFINITION = "isabella:agent:"
-#: The tag of imported agents.
-IMPORTED = "isabella:imported"
+MANAGED_TAG = "isabella"  # the tag of every agent that Isabella created or imported
+DEFINITION = "isabella:agent:"  # the prefix of the tag that names an agent's definition
+IMPORTED = "isabella:imported"  # the tag of imported agents
 #: The tag of the temporary agents of `turns.probe`, so that abandoned ones are found and deleted.
 PROBE_TAG = "isabella:receipt"
-#: The key of Isabella's part of an agent's metadata.
-KEY = "isabella"
+KEY = "isabella"  # the key of Isabella's part of an agent's metadata
 
 
 @dataclass(frozen=True)
 class AgentMetadata:
-    """Isabella's part of an agent's metadata.
+    """Isabella's part of an agent's metadata."""
 
-    Attributes:
-        written: digests of what the definition last wrote, by field. Only fields that changed in the file are written
-            again, so that changes made in Letta stay.
-        tools: the tools that the definition last gave the agent.
-        embedding: how its archival memory is searched, once that is decided.
-        reflected: the id of the last message that was reflected on.
-        lowered: what a smaller window has made of `max_tokens`.
-    """
-
+    #: digests of what the definition last wrote, by field. Only fields that changed in the file are written again, so
+    #: that changes made in Letta stay.
     written: Mapping[str, str] = field(default_factory=dict)
-    tools: tuple[str, ...] = ()
-    embedding: Mapping[str, Any] | None = None
-    reflected: str | None = None
-    lowered: LoweredLimit | None = None
+    tools: tuple[str, ...] = ()  # the tools that the definition last gave the agent
+    embedding: Mapping[str, Any] | None = None  # how its archival memory is searched, once that is decided
+    reflected: str | None = None  # the id of the last message that was reflected on
+    lowered: LoweredLimit | None = None  # what a smaller window has made of `max_tokens`
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any] | None) -> AgentMetadata:

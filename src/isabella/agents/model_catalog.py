@@ -29,11 +29,9 @@ Ask = Callable[[str, SecretStr], Awaitable[VendorAnswer]]
 LETTA_GUESS = 8192
 
 _KEPT_SECONDS = 300.0
-#: A vendor that failed is asked again sooner.
-_FAILURE_KEPT_SECONDS = 20.0
+_FAILURE_KEPT_SECONDS = 20.0  # A vendor that failed is asked again sooner
 _AT_ONCE = 8
-#: A model with a smaller window is none for agents: a speech model, or a classifier.
-_SMALLEST_WINDOW = 4096
+_SMALLEST_WINDOW = 4096  # A model with a smaller window is none for agents: a speech model, or a classifier
 _HANDLES_SHOWN = 6
 
 

@@ -28,8 +28,7 @@ class EnsureOutcome(StrEnum):
     KEPT = "kept"
     CREATED = "created"
     CHANGED = "changed"
-    #: It could not be created or changed; the others were.
-    FAILED = "failed"
+    FAILED = "failed"  # it could not be created or changed; the others were
 
 
 @dataclass(frozen=True)
@@ -61,27 +60,16 @@ class EnsureResult:
 
 @dataclass(frozen=True)
 class DefinitionDiff:
-    """The differences between a definition and its agent.
+    """The differences between a definition and its agent."""
 
-    Attributes:
-        fields: fields of the agent to write, without the model.
-        tools: names of tools to attach.
-        tools_off: names of tools to detach.
-        blocks: blocks to create and attach.
-        block_fields: changes of blocks, by label.
-        attach: labels of shared blocks to attach.
-        models: whether the preferred models changed.
-        said: one clause for each difference, for people.
-    """
-
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    tools: tuple[str, ...] = ()
-    tools_off: tuple[str, ...] = ()
-    blocks: tuple[BlockDefinition, ...] = ()
-    block_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    attach: tuple[str, ...] = ()
-    models: bool = False
-    said: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict)  # fields of the agent to write, without the model
+    tools: tuple[str, ...] = ()  # names of tools to attach
+    tools_off: tuple[str, ...] = ()  # names of tools to detach
+    blocks: tuple[BlockDefinition, ...] = ()  # blocks to create and attach
+    block_fields: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # changes of blocks, by label
+    attach: tuple[str, ...] = ()  # labels of shared blocks to attach
+    models: bool = False  # whether the preferred models changed
+    said: tuple[str, ...] = ()  # one clause for each difference, for people
 
 
 def diff_definition(definition: AgentDefinition, record: AgentRecord, shared: Sequence[str] = ()) -> DefinitionDiff:

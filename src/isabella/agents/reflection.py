@@ -28,19 +28,14 @@ log = structlog.get_logger()
 #: A function that sends a message to an agent, by its id, and returns after a successful turn; raises otherwise.
 Say = Callable[[str, str], Awaitable[None]]
 
-#: The label of a snapshot, which is a block that is attached to no agent.
-LABEL = "isabella-before-reflection"
-#: The tag of passages with lines that a reflection removed from the blocks.
-TAG = "reflection"
+LABEL = "isabella-before-reflection"  # the label of a snapshot, which is a block that is attached to no agent
+TAG = "reflection"  # the tag of passages with lines that a reflection removed from the blocks
 
-#: The most characters that one reflection reads; the next one reads the rest.
-_MOST_READ = 24_000
+_MOST_READ = 24_000  # the most characters that one reflection reads; the next one reads the rest
 _LONGEST_ENTRY = 4_000
 _SECONDS = 90.0
-#: A block of which less than this share is left was emptied, not tidied.
-_EMPTIED = 0.35
-#: Fewer lines, or less text, may have been wrong as a whole.
-_FEW_LINES = 3
+_EMPTIED = 0.35  # A block of which less than this share is left was emptied, not tidied
+_FEW_LINES = 3  # fewer lines, or less text, may have been wrong as a whole
 _LONG = 120
 _SNAPSHOT_LIMIT = 1_000_000
 
@@ -48,10 +43,8 @@ _SNAPSHOT_LIMIT = 1_000_000
 class ReflectionOutcome(StrEnum):
     """The outcome of a reflection."""
 
-    #: There were no new messages.
-    NOTHING = "nothing"
-    #: The conversation is still going on.
-    WAITING = "waiting"
+    NOTHING = "nothing"  # there were no new messages
+    WAITING = "waiting"  # the conversation is still going on
     DONE = "done"
 
 
@@ -61,8 +54,7 @@ class Reflection:
 
     outcome: ReflectionOutcome
     read: int = 0
-    #: Lines that went from the blocks to archival memory.
-    archived: int = 0
+    archived: int = 0  # lines that went from the blocks to archival memory
     restored: tuple[str, ...] = ()
 
 

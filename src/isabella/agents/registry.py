@@ -20,37 +20,23 @@ from isabella.system.tasks import gather
 from isabella.system.urls import is_placeholder_url
 
 _NAMES_SHOWN = 12
-#: How often an agent is bound at most if its provider moves each time.
-_BIND_ATTEMPTS = 3
+_BIND_ATTEMPTS = 3  # how often an agent is bound at most if its provider moves each time
 
 
 @dataclass(frozen=True)
 class AgentRecord:
-    """An agent in Letta.
-
-    Attributes:
-        id: Letta's id of it.
-        name: its name.
-        description: its purpose.
-        definition: its definition in the agents file; None if it has none.
-        llm: its `llm_config`; None if Letta has none.
-        tags: Letta's tags.
-        blocks: the ids of its memory blocks, by label.
-        tools: the ids of its tools, by name.
-        metadata: Letta's metadata.
-        embedding: its `embedding_config`; None for text search.
-    """
+    """An agent in Letta."""
 
     id: str
     name: str
     description: str = ""
-    definition: AgentDefinition | None = None
-    llm: LlmConfig | None = None
+    definition: AgentDefinition | None = None  # its definition in the agents file; None if it has none
+    llm: LlmConfig | None = None  # its `llm_config`; None if Letta has none
     tags: tuple[str, ...] = ()
-    blocks: Mapping[str, str] = field(default_factory=dict)
-    tools: Mapping[str, str] = field(default_factory=dict)
+    blocks: Mapping[str, str] = field(default_factory=dict)  # the ids of its memory blocks, by label
+    tools: Mapping[str, str] = field(default_factory=dict)  # the ids of its tools, by name
     metadata: Mapping[str, Any] = field(default_factory=dict)
-    embedding: Mapping[str, Any] | None = None
+    embedding: Mapping[str, Any] | None = None  # its `embedding_config`; None for text search
 
     @property
     def ours(self) -> bool:
@@ -82,19 +68,12 @@ class AgentRecord:
 
 @dataclass(frozen=True)
 class BindingResult:
-    """The result of binding an agent.
+    """The result of binding an agent."""
 
-    Attributes:
-        binding: the binding, with the client that its type of agent needs.
-        lowered: the `max_tokens` that did not fit into the model's window; None if it fits.
-        agent_type: Letta's type of the agent.
-        fitted: what was changed about its context; None if nothing was.
-    """
-
-    binding: Binding
-    lowered: LoweredLimit | None = None
-    agent_type: str | None = None
-    fitted: FittedContext | None = None
+    binding: Binding  # the binding, with the client that its type of agent needs
+    lowered: LoweredLimit | None = None  # the `max_tokens` that did not fit into the model's window; None if it fits
+    agent_type: str | None = None  # Letta's type of the agent
+    fitted: FittedContext | None = None  # what was changed about its context; None if nothing was
 
     @property
     def notes(self) -> tuple[str, ...]:

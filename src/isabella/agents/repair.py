@@ -17,71 +17,47 @@ from isabella.letta.llm_config import Binding, LlmConfig, streams
 from isabella.letta.releases import GENERIC, OPENAI
 from isabella.system.urls import is_placeholder_url, same_address
 
-#: Endpoint types whose clients never use the stored key (facts M3, O11).
-_KEYLESS = ("groq", "deepseek", "xai")
-#: The prefix under which Letta lists the models of every OpenAI-type provider (fact M4).
-_PROXY = "openai-proxy/"
-#: The windows that Letta assumes if it does not know a model's (facts M1, M4).
-_GUESSES = (8192, 30_000)
+_KEYLESS = ("groq", "deepseek", "xai")  # endpoint types whose clients never use the stored key (facts M3, O11)
+_PROXY = "openai-proxy/"  # the prefix under which Letta lists the models of every OpenAI-type provider (fact M4)
+_GUESSES = (8192, 30_000)  # the windows that Letta assumes if it does not know a model's (facts M1, M4)
 
 
 class BindingFault(StrEnum):
     """What is wrong with an agent's binding."""
 
-    #: Its client never uses the stored key (fact M3).
-    KEY_IGNORED = "key_ignored"
-    #: Its client cannot stream for its type of agent (fact M26).
-    CANNOT_STREAM = "cannot_stream"
-    #: Its client sends fields that the vendor refuses (fact M13).
-    WRONG_CLIENT = "wrong_client"
-    #: Several providers share its handle (fact M4).
-    PROXY_HANDLE = "proxy_handle"
-    #: Its provider is not in Letta.
-    PROVIDER_GONE = "provider_gone"
-    #: Its provider has another base URL by now.
-    BASE_URL_MOVED = "base_url_moved"
-    #: Its vendor no longer has its model.
-    MODEL_GONE = "model_gone"
-    #: Its context window is Letta's guess, and far below the model's (facts M1, M4).
-    SMALL_WINDOW = "small_window"
-    #: Its summaries of long conversations use a handle that does not work (facts M1, M3, M4).
-    SUMMARIES = "summaries"
+    KEY_IGNORED = "key_ignored"  # its client never uses the stored key (fact M3)
+    CANNOT_STREAM = "cannot_stream"  # its client cannot stream for its type of agent (fact M26)
+    WRONG_CLIENT = "wrong_client"  # its client sends fields that the vendor refuses (fact M13)
+    PROXY_HANDLE = "proxy_handle"  # several providers share its handle (fact M4)
+    PROVIDER_GONE = "provider_gone"  # its provider is not in Letta
+    BASE_URL_MOVED = "base_url_moved"  # its provider has another base URL by now
+    MODEL_GONE = "model_gone"  # its vendor no longer has its model
+    SMALL_WINDOW = "small_window"  # its context window is Letta's guess, and far below the model's (facts M1, M4)
+    SUMMARIES = "summaries"  # its summaries of long conversations use a handle that does not work (facts M1, M3, M4)
 
 
 @dataclass(frozen=True)
 class AvailableBindings:
-    """What agents can be bound to.
+    """What agents can be bound to."""
 
-    Attributes:
-        live: base URLs of the providers in Letta, by name; None if Letta derives it from the type.
-        windows: true context windows in tokens, by handle, as far as they are known.
-        listed: the models that a vendor lists, by provider, if it was asked and answered.
-        client: Letta's client that agents are bound with, by its release.
-        vendors: names of the providers that are bound with this client.
-    """
-
+    #: base URLs of the providers in Letta, by name; None if Letta derives it from the type
     live: Mapping[str, str | None]
+    #: true context windows in tokens, by handle, as far as they are known
     windows: Mapping[str, int] = field(default_factory=dict)
+    #: the models that a vendor lists, by provider, if it was asked and answered
     listed: Mapping[str, frozenset[str]] = field(default_factory=dict)
-    client: str = GENERIC
-    vendors: frozenset[str] = frozenset()
+    client: str = GENERIC  # Letta's client that agents are bound with, by its release
+    vendors: frozenset[str] = frozenset()  # names of the providers that are bound with this client
 
 
 @dataclass(frozen=True)
 class BindingDiagnosis:
-    """What is wrong with one agent.
-
-    Attributes:
-        fault: the kind.
-        why: one clause, for people.
-        binding: an explicit binding to the same model, if that repairs the agent.
-        instead: handles to try if it does not, in order.
-    """
+    """What is wrong with one agent."""
 
     fault: BindingFault
-    why: str
-    binding: Binding | None = None
-    instead: tuple[str, ...] = ()
+    why: str  # one clause, for people
+    binding: Binding | None = None  # an explicit binding to the same model, if that repairs the agent
+    instead: tuple[str, ...] = ()  # handles to try if it does not, in order
 
 
 def diagnose(
@@ -167,11 +143,9 @@ class AgentRepair:
     fault: BindingFault
     why: str
     before: str
-    #: None if nothing works.
-    binding: Binding | None = None
+    binding: Binding | None = None  # None if nothing works
     done: bool = False
-    #: Why it cannot be repaired, or was not.
-    problem: str | None = None
+    problem: str | None = None  # why it cannot be repaired, or was not
     notes: tuple[str, ...] = ()
 
     @property

@@ -34,10 +34,8 @@ class AgentService:
     memory: CoreMemory
     archive: ArchivalMemory
     history: History
-    #: None if no backend serves embeddings.
-    vectors: EmbeddingSetup | None = None
-    #: The results of the last `ensure`.
-    ensured: Sequence[EnsureResult] = field(default_factory=tuple)
+    vectors: EmbeddingSetup | None = None  # None if no backend serves embeddings
+    ensured: Sequence[EnsureResult] = field(default_factory=tuple)  # the results of the last `ensure`
 
     @property
     def letta(self) -> LettaClient:

@@ -23,24 +23,16 @@ class RootCause:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The result of a run.
+    """The result of a run."""
 
-    Attributes:
-        base_url: the Letta that was examined; None if there was none.
-        causes: the root causes, in the order in which a key travels.
-        notes: information that is no fault.
-        practice: whether practice vendors replace the real ones.
-        fixed: what `--fix` did, one line each.
-    """
-
-    base_url: str | None
+    base_url: str | None  # the Letta that was examined; None if there was none
     release: str | None
-    causes: tuple[RootCause, ...] = ()
+    causes: tuple[RootCause, ...] = ()  # the root causes, in the order in which a key travels
     unknowns: tuple[Unknown, ...] = ()
     passed: tuple[PassedCheck, ...] = ()
-    notes: tuple[Finding, ...] = ()
-    practice: bool = False
-    fixed: tuple[str, ...] = ()
+    notes: tuple[Finding, ...] = ()  # information that is no fault
+    practice: bool = False  # whether practice vendors replace the real ones
+    fixed: tuple[str, ...] = ()  # what `--fix` did, one line each
 
     @property
     def healthy(self) -> bool:

@@ -22,20 +22,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConfigurationProblem:
-    """A setting, or a file of settings, that cannot be used.
+    """A setting, or a file of settings, that cannot be used."""
 
-    Attributes:
-        code: the code of its finding.
-        subject: the variable or the file.
-        what: one sentence.
-        origin: where a variable is set; None for a file.
-    """
-
-    code: str
-    subject: str
-    what: str
+    code: str  # the code of its finding
+    subject: str  # the variable or the file
+    what: str  # one sentence
     remedy: str | None = None
-    origin: str | None = None
+    origin: str | None = None  # where a variable is set; None for a file
 
 
 @dataclass(frozen=True)
@@ -50,31 +43,19 @@ class ConflictingVariable:
 
 @dataclass(frozen=True)
 class ConfigurationEvidence:
-    """The configuration.
-
-    Attributes:
-        desired: the providers it asks for.
-        problems: the settings and files that cannot be used.
-        conflicts: the variables with different values in the environment and in `.env`.
-        env_file: the `.env` file; None if it does not exist.
-        env_mode: its permissions.
-        secrets_in_file: whether it contains secrets.
-        env_file_option: the path given with `--env-file`.
-        has_master_key: whether a master key is known, from the configuration or from the embedded Letta.
-        sets_master_key: whether the configuration itself sets it.
-        practice: whether practice vendors replace the real ones.
-    """
+    """The configuration."""
 
     desired: tuple[Desired, ...] = ()
-    problems: tuple[ConfigurationProblem, ...] = ()
+    problems: tuple[ConfigurationProblem, ...] = ()  # the settings and files that cannot be used
+    #: the variables with different values in the environment and in `.env`
     conflicts: tuple[ConflictingVariable, ...] = ()
-    env_file: Path | None = None
+    env_file: Path | None = None  # the `.env` file; None if it does not exist
     env_mode: int | None = None
-    secrets_in_file: bool = False
-    env_file_option: str | None = None
-    has_master_key: bool = False
-    sets_master_key: bool = False
-    practice: bool = False
+    secrets_in_file: bool = False  # whether it contains secrets
+    env_file_option: str | None = None  # the path given with `--env-file`
+    has_master_key: bool = False  # whether a master key is known, from the configuration or from the embedded Letta
+    sets_master_key: bool = False  # whether the configuration itself sets it
+    practice: bool = False  # whether practice vendors replace the real ones
 
     @property
     def unreadable_file(self) -> str | None:
@@ -106,33 +87,22 @@ class ConfigurationEvidence:
 
 @dataclass(frozen=True)
 class VendorEvidence:
-    """The answers of a vendor.
+    """The answers of a vendor."""
 
-    Attributes:
-        answer: to the configured key at the configured base URL.
-        working_url: another base URL on the same host that works, if the configured one is wrong.
-        stored_answer: to the key that Letta holds, if that is a different one.
-    """
-
-    answer: VendorAnswer
-    working_url: str | None = None
-    stored_answer: VendorAnswer | None = None
+    answer: VendorAnswer  # to the configured key at the configured base URL
+    working_url: str | None = None  # another base URL on the same host that works, if the configured one is wrong
+    stored_answer: VendorAnswer | None = None  # to the key that Letta holds, if that is a different one
 
 
 @dataclass(frozen=True)
 class ProviderEvidence:
-    """A live provider in Letta.
-
-    Attributes:
-        reading: the stored key, compared with the configured one; None if the provider is not configured.
-        opens: whether Letta can decrypt the key; None if not known.
-        accepted: whether the vendor accepted the key from Letta; None if not known.
-    """
+    """A live provider in Letta."""
 
     stored: StoredProvider
+    #: the stored key, compared with the configured one; None if the provider is not configured
     reading: KeyReading | None = None
-    opens: bool | None = None
-    accepted: bool | None = None
+    opens: bool | None = None  # whether Letta can decrypt the key; None if not known
+    accepted: bool | None = None  # whether the vendor accepted the key from Letta; None if not known
 
 
 @dataclass(frozen=True)
@@ -146,55 +116,33 @@ class AgentEvidence:
 
 @dataclass(frozen=True)
 class LettaProcess:
-    """The Letta process on this machine, as far as this user may inspect it.
-
-    Attributes:
-        listens: the addresses it listens on.
-        has_master_key: whether `LETTA_ENCRYPTION_KEY` is in its environment.
-        same_master_key: whether that is the configured one; None if one of them is missing.
-        base_keys: variables in its environment from which Letta makes base providers.
-    """
+    """The Letta process on this machine, as far as this user may inspect it."""
 
     pid: int
-    listens: tuple[str, ...] = ()
-    has_master_key: bool = True
-    same_master_key: bool | None = None
-    base_keys: tuple[str, ...] = ()
+    listens: tuple[str, ...] = ()  # the addresses it listens on
+    has_master_key: bool = True  # whether `LETTA_ENCRYPTION_KEY` is in its environment
+    same_master_key: bool | None = None  # whether that is the configured one; None if one of them is missing
+    base_keys: tuple[str, ...] = ()  # variables in its environment from which Letta makes base providers
 
 
 @dataclass(frozen=True)
 class LettaEvidence:
-    """The Letta server and its contents.
+    """The Letta server and its contents."""
 
-    Attributes:
-        base_url: its address; None if none is configured and none runs here.
-        embedded: whether Isabella runs it.
-        password_sent: whether requests to it carry a password.
-        error: why it could not be examined.
-        abilities: its release, and what that can do.
-        rows: its live providers.
-        agents: its agents; None if they could not be listed.
-        agents_error: why not.
-        deleted: names of soft-deleted providers; None if its database is not known.
-        bare: names of providers whose key is only in the old plaintext column (O4); needs the database.
-        base: names of base providers.
-        open: whether it lists providers without a password; None if not known.
-        process: its process, if it runs on this machine and this user may inspect it.
-    """
-
-    base_url: str | None = None
-    embedded: bool = False
-    password_sent: bool = False
-    error: IsabellaError | None = None
-    abilities: Capabilities | None = None
+    base_url: str | None = None  # its address; None if none is configured and none runs here
+    embedded: bool = False  # whether Isabella runs it
+    password_sent: bool = False  # whether requests to it carry a password
+    error: IsabellaError | None = None  # why it could not be examined
+    abilities: Capabilities | None = None  # its release, and what that can do
     rows: tuple[ProviderEvidence, ...] | None = None
-    agents: tuple[AgentEvidence, ...] | None = None
+    agents: tuple[AgentEvidence, ...] | None = None  # its agents; None if they could not be listed
     agents_error: str | None = None
-    deleted: frozenset[str] | None = None
+    deleted: frozenset[str] | None = None  # names of soft-deleted providers; None if its database is not known
+    #: names of providers whose key is only in the old plaintext column (O4); needs the database
     bare: frozenset[str] = frozenset()
     base: frozenset[str] = frozenset()
-    open: bool | None = None
-    process: LettaProcess | None = None
+    open: bool | None = None  # whether it lists providers without a password; None if not known
+    process: LettaProcess | None = None  # its process, if it runs on this machine and this user may inspect it
 
     def row(self, name: str | None) -> ProviderEvidence | None:
         """Return the live provider of this name."""
@@ -212,16 +160,12 @@ class LettaEvidence:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All evidence of one run.
-
-    Attributes:
-        vendors: by provider.
-        probes: results of completions through Letta, by provider; None if none were requested.
-    """
+    """All evidence of one run."""
 
     configuration: ConfigurationEvidence
-    vendors: Mapping[str, VendorEvidence]
+    vendors: Mapping[str, VendorEvidence]  # by provider
     letta: LettaEvidence
+    #: results of completions through Letta, by provider; None if none were requested
     probes: Mapping[str, ProbeResult] | None = None
 
     def vendor_accepts(self, provider: str) -> bool:

@@ -41,43 +41,30 @@ _HEADINGS = {
 class Severity(StrEnum):
     """How much a finding matters."""
 
-    #: Agents fail now, or will at the next start.
-    ERROR = "error"
-    #: It works, but not as intended, or it will fail later.
-    WARNING = "warning"
-    #: Information only: it does not count as a finding, nor for the exit code.
-    NOTE = "note"
+    ERROR = "error"  # agents fail now, or will at the next start
+    WARNING = "warning"  # it works, but not as intended, or it will fail later
+    NOTE = "note"  # information only: it does not count as a finding, nor for the exit code
 
 
 class Fix(StrEnum):
     """What `--fix` does about a finding."""
 
-    #: Make a file readable for its owner only.
-    CHMOD = "chmod"
-    #: Bring a provider in sync, as `isabella providers sync --only NAME` does.
-    SYNC = "sync"
-    #: Bind agents to a provider explicitly (fact M6).
-    REBIND = "rebind"
+    CHMOD = "chmod"  # make a file readable for its owner only
+    SYNC = "sync"  # bring a provider in sync, as `isabella providers sync --only NAME` does
+    REBIND = "rebind"  # bind agents to a provider explicitly (fact M6)
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """What to do about a finding.
+    """What to do about a finding."""
 
-    Attributes:
-        text: one or two sentences; they include the command, if there is one.
-        command: a literal command; to run after the setting is corrected, if there is one.
-        setting: the variable of `.env` to correct first, and its new value: None if only the reader knows it (a key),
-            empty if the line is to be removed.
-        fix: what `--fix` does; None if only a person can do it.
-        path: the file that `--fix` changes.
-    """
-
-    text: str
-    command: str | None = None
+    text: str  # one or two sentences; they include the command, if there is one
+    command: str | None = None  # a literal command; to run after the setting is corrected, if there is one
+    #: the variable of `.env` to correct first, and its new value: None if only the reader knows it (a key), empty if
+    #: the line is to be removed
     setting: tuple[str, str | None] | None = None
-    fix: Fix | None = None
-    path: Path | None = None
+    fix: Fix | None = None  # what `--fix` does; None if only a person can do it
+    path: Path | None = None  # the file that `--fix` changes
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` shows."""
@@ -91,29 +78,20 @@ class Remedy:
 
 @dataclass(frozen=True)
 class Finding:
-    """A fault, or a consequence of one.
-
-    Attributes:
-        summary: one short sentence, without the provider's name.
-        provider: None if it is about all of them or none.
-        agents: names of the agents it is about.
-        agent_ids: their ids, for `--fix`.
-        evidence: the observations it rests on, one per line.
-        facts: numbers of the facts about Letta that it rests on.
-        explained_by: codes of findings that explain this one if they are reported for the same provider.
-    """
+    """A fault, or a consequence of one."""
 
     code: str
     layer: Layer
     severity: Severity
-    summary: str
+    summary: str  # one short sentence, without the provider's name
     cause: str
     remedy: Remedy
-    provider: str | None = None
-    agents: tuple[str, ...] = ()
-    agent_ids: tuple[str, ...] = field(default=(), repr=False)
-    evidence: tuple[str, ...] = ()
-    facts: tuple[str, ...] = ()
+    provider: str | None = None  # None if it is about all of them or none
+    agents: tuple[str, ...] = ()  # names of the agents it is about
+    agent_ids: tuple[str, ...] = field(default=(), repr=False)  # their ids, for `--fix`
+    evidence: tuple[str, ...] = ()  # the observations it rests on, one per line
+    facts: tuple[str, ...] = ()  # numbers of the facts about Letta that it rests on
+    #: codes of findings that explain this one if they are reported for the same provider
     explained_by: frozenset[str] = frozenset()
 
     @property
@@ -146,18 +124,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Unknown:
-    """A question that could not be answered.
-
-    Attributes:
-        what: the question, as "whether …" or "which …".
-        because: the reason, as the rest of a sentence.
-        provider: None if it is about all of them.
-    """
+    """A question that could not be answered."""
 
     layer: Layer
-    what: str
-    because: str
-    provider: str | None = None
+    what: str  # the question, as "whether …" or "which …"
+    because: str  # the reason, as the rest of a sentence
+    provider: str | None = None  # None if it is about all of them
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` shows."""
@@ -177,8 +149,7 @@ class PassedCheck:
     text: str
 
 
-#: What a check yields.
-Outcome = Finding | Unknown | PassedCheck
+Outcome = Finding | Unknown | PassedCheck  # what a check yields
 
 
 @cache

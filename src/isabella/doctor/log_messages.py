@@ -20,8 +20,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 _PLAIN = str.maketrans(
     {"–": "-", "—": "-", "−": "-", "‐": "-", "‑": "-", "“": '"', "”": '"', "‘": "'", "’": "'", "`": "'"}
 )
-#: A pasted message may be broken over this many lines; in a log each message is on one line.
-_LINES_OF_PASTE = 3
+_LINES_OF_PASTE = 3  # A pasted message may be broken over this many lines; in a log each message is on one line
 _PLACEHOLDER = re.compile(r"\{(\w+)(?:\|([^}]*))?\}")
 
 _PREFIXES = "|".join(re.escape(prefix) for prefix in KNOWN_PREFIXES)
@@ -36,28 +35,20 @@ _PASSWORD_IN_URL = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]+@")
 
 @dataclass(frozen=True)
 class KnownMessage:
-    """An entry of the table.
-
-    Attributes:
-        patterns: recognise it; a named group fills the placeholder of the same name in meaning and remedy.
-        releases: which releases of Letta print it.
-        examples: the message as printed, for tests and documentation.
-        seed: whether the requirements of this project quote it.
-        correction: what is true if a statement there is not.
-        unless: ids of messages that make this one redundant on the same line.
-    """
+    """An entry of the table."""
 
     id: str
     title: str
+    #: recognise it; a named group fills the placeholder of the same name in meaning and remedy
     patterns: tuple[re.Pattern[str], ...]
     meaning: str
-    releases: str
+    releases: str  # which releases of Letta print it
     remedy: str
     facts: tuple[str, ...] = ()
-    examples: tuple[str, ...] = ()
-    seed: bool = False
-    correction: str | None = None
-    unless: frozenset[str] = frozenset()
+    examples: tuple[str, ...] = ()  # the message as printed, for tests and documentation
+    seed: bool = False  # whether the requirements of this project quote it
+    correction: str | None = None  # what is true if a statement there is not
+    unless: frozenset[str] = frozenset()  # ids of messages that make this one redundant on the same line
 
     def search(self, text: str) -> re.Match[str] | None:
         """Return the first match in a text."""
@@ -66,16 +57,11 @@ class KnownMessage:
 
 @dataclass(frozen=True)
 class RecognisedMessage:
-    """A known message in a text.
-
-    Attributes:
-        line: the line of its first occurrence, without secrets.
-        values: what the message named: a provider, a type, a model.
-    """
+    """A known message in a text."""
 
     message: KnownMessage
-    line: str
-    values: Mapping[str, str] = field(default_factory=dict)
+    line: str  # the line of its first occurrence, without secrets
+    values: Mapping[str, str] = field(default_factory=dict)  # what the message named: a provider, a type, a model
     count: int = 1
 
     @property

@@ -22,17 +22,12 @@ __all__ = ["DoctorOptions", "DoctorRun", "apply_fixes", "run_doctor"]
 
 @dataclass(frozen=True)
 class DoctorRun:
-    """A finished run: its diagnosis, and what it rests on.
-
-    Attributes:
-        settings: as far as they can be used.
-        connection: None if the address of Letta is not known.
-    """
+    """A finished run: its diagnosis, and what it rests on."""
 
     diagnosis: Diagnosis
     evidence: Evidence
-    settings: Settings
-    connection: Connection | None
+    settings: Settings  # as far as they can be used
+    connection: Connection | None  # None if the address of Letta is not known
 
 
 async def run_doctor(

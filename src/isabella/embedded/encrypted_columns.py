@@ -41,29 +41,19 @@ _NAME_COLUMNS = ("name", "server_name", "key")
 class ValueState(StrEnum):
     """State of a value in an encrypted column."""
 
-    #: Encrypted with a known master key.
-    ENCRYPTED = "encrypted"
+    ENCRYPTED = "encrypted"  # encrypted with a known master key
     PLAINTEXT = "plaintext"
-    #: Encrypted with an unknown master key, or damaged: Letta cannot decrypt it either.
-    UNREADABLE = "unreadable"
+    UNREADABLE = "unreadable"  # encrypted with an unknown master key, or damaged: Letta cannot decrypt it either
 
 
 @dataclass(frozen=True)
 class StoredValue:
-    """One value in one row, as it is stored.
-
-    Attributes:
-        table: the table.
-        column: the column.
-        id: the id of the row.
-        name: the name of the row for people.
-        text: the stored text.
-    """
+    """One value in one row, as it is stored."""
 
     table: str
     column: str
     id: str
-    name: str
+    name: str  # the name of the row for people
     text: str = field(repr=False)
 
     @property
@@ -74,18 +64,12 @@ class StoredValue:
 
 @dataclass(frozen=True)
 class DecryptedValue:
-    """A value, and the result of decrypting it.
-
-    Attributes:
-        stored: the value as it is stored.
-        state: its state.
-        key: the master key that decrypts it; None if no key does, or none is needed.
-        plaintext: the decrypted text; None if the value is unreadable.
-    """
+    """A value, and the result of decrypting it."""
 
     stored: StoredValue
     state: ValueState
-    key: SecretStr | None = None
+    key: SecretStr | None = None  # the master key that decrypts it; None if no key does, or none is needed
+    #: the decrypted text; None if the value is unreadable
     plaintext: SecretStr | None = field(default=None, repr=False)
 
 

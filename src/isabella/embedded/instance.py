@@ -65,15 +65,13 @@ class InstancePaths:
         self.release = release
         self.instance = instance
         self.releases = home / "releases"
-        #: The unpacked release with its environment.
-        self.program = self.releases / release
+        self.program = self.releases / release  # the unpacked release with its environment
         self.python = self.program / ".venv" / "bin" / "python"
         self.install_log = self.releases / f"{release}.log"
 
         #: The data of this instance.
         self.folder = home / "letta" / (release if instance == DEFAULT_INSTANCE else f"{release}-{instance}")
-        #: The master key, if Isabella generated it.
-        self.master_key_file = self.folder / "master-key"
+        self.master_key_file = self.folder / "master-key"  # the master key, if Isabella generated it
         #: The journal of a change of the master key: the new key and the previous ones.
         self.rekey_file = self.folder / "rekey.json"
         #: The password that Letta requires of its clients (fact R6).
@@ -81,10 +79,8 @@ class InstancePaths:
         #: The password of the role that owns Letta's database.
         self.database_password_file = self.folder / "database-password"
         self.superuser_password_file = self.folder / "postgres-password"
-        #: The last ports of this instance.
-        self.ports_file = self.folder / "ports.json"
-        #: The record of the running Letta process.
-        self.run_file = self.folder / "letta.json"
+        self.ports_file = self.folder / "ports.json"  # the last ports of this instance
+        self.run_file = self.folder / "letta.json"  # the record of the running Letta process
         #: HOME and working directory of the server: without the .env and conf.yaml that it would read there.
         self.server_home = self.folder / "home"
         self.logs = self.folder / "logs"

@@ -25,17 +25,11 @@ from isabella.system.files import write_private
 
 @dataclass(frozen=True)
 class RotationJournal:
-    """The journal of a change of the master key.
+    """The journal of a change of the master key."""
 
-    Attributes:
-        key: the new key.
-        former: the keys that may have encrypted a value before.
-        kept: whether Isabella stores the new key; otherwise it is configured.
-    """
-
-    key: SecretStr = field(repr=False)
-    former: tuple[SecretStr, ...] = field(repr=False)
-    kept: bool = True
+    key: SecretStr = field(repr=False)  # the new key
+    former: tuple[SecretStr, ...] = field(repr=False)  # the keys that may have encrypted a value before
+    kept: bool = True  # whether Isabella stores the new key; otherwise it is configured
 
     def save(self, paths: InstancePaths) -> None:
         """Write the journal durably."""

@@ -45,32 +45,20 @@ _AUTH_METHOD = "scram-sha-256"
 
 @dataclass(frozen=True)
 class Postmaster:
-    """A running Postgres.
-
-    Attributes:
-        process: its main process.
-        port: its port on loopback.
-        ready: whether it accepts connections.
-    """
+    """A running Postgres."""
 
     process: ChildProcess
-    port: int
-    ready: bool
+    port: int  # its port on loopback
+    ready: bool  # whether it accepts connections
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """The database cluster of one instance.
-
-    Attributes:
-        data: its data folder.
-        log: its log.
-        user: the user that it runs as; None for the current one.
-    """
+    """The database cluster of one instance."""
 
     data: Path
     log: Path
-    user: OsUser | None
+    user: OsUser | None  # the user that it runs as; None for the current one
 
     def exists(self) -> bool:
         """Return whether the cluster was created completely."""

@@ -25,24 +25,17 @@ from isabella.system.processes import ChildProcess
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
 _INSTANCE_OPTION = "--instance"
-#: The imports alone take ten seconds, and far longer on a small machine with a cold disk.
-SECONDS_TO_START = 300.0
+SECONDS_TO_START = 300.0  # the imports alone take ten seconds, and far longer on a small machine with a cold disk
 _SECONDS_TO_STOP = 15.0
 
 
 @dataclass(frozen=True)
 class ServerRun:
-    """The record of a start of the server.
+    """The record of a start of the server."""
 
-    Attributes:
-        process: the server's process, which may have ended since.
-        port: its port on loopback.
-        key: the fingerprint of the master key that it was started with.
-    """
-
-    process: ChildProcess
-    port: int
-    key: str
+    process: ChildProcess  # the server's process, which may have ended since
+    port: int  # its port on loopback
+    key: str  # the fingerprint of the master key that it was started with
 
     def save(self, path: Path) -> None:
         """Write the record to a file."""

@@ -13,19 +13,12 @@ State = Literal["started", "done", "skipped", "note"]
 
 @dataclass(frozen=True)
 class Step:
-    """An event of one step.
+    """An event of one step."""
 
-    Attributes:
-        name: check, wait, fetch, install, postgres, migrate, reencrypt, letta or stop.
-        state: whether the step started, is done, was not needed, or has a note for the operator.
-        detail: text for the operator; contains no secret.
-        seconds: how long the step took, if it is done.
-    """
-
-    name: str
-    state: State
-    detail: str = ""
-    seconds: float | None = None
+    name: str  # check, wait, fetch, install, postgres, migrate, reencrypt, letta or stop
+    state: State  # whether the step started, is done, was not needed, or has a note for the operator
+    detail: str = ""  # text for the operator; contains no secret
+    seconds: float | None = None  # how long the step took, if it is done
 
 
 class Progress(Protocol):

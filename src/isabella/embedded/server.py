@@ -39,25 +39,15 @@ Started = TypeVar("Started")
 
 @dataclass(frozen=True)
 class Letta:
-    """A running embedded server.
+    """A running embedded server."""
 
-    Attributes:
-        base_url: its base URL on loopback.
-        version: its release.
-        password: the bearer token that it requires of its clients (fact R6).
-        master_key: the `LETTA_ENCRYPTION_KEY` that it uses; None only in tests.
-        database_url: the URL of its database for psycopg.
-        started: whether this call started it; False if it was already running.
-        peer: identifies its process before anything is sent to it.
-    """
-
-    base_url: str
+    base_url: str  # its base URL on loopback
     version: str
-    password: SecretStr
-    master_key: SecretStr | None
-    database_url: SecretStr
-    started: bool
-    peer: Peer = field(repr=False, compare=False)
+    password: SecretStr  # the bearer token that it requires of its clients (fact R6)
+    master_key: SecretStr | None  # the `LETTA_ENCRYPTION_KEY` that it uses; None only in tests
+    database_url: SecretStr  # the URL of its database for psycopg
+    started: bool  # whether this call started it; False if it was already running
+    peer: Peer = field(repr=False, compare=False)  # identifies its process before anything is sent to it
 
 
 @dataclass(frozen=True)
@@ -97,22 +87,16 @@ class InstanceStatus:
 
 @dataclass(frozen=True)
 class Server:
-    """An instance of Letta on this machine, with a Postgres of its own.
-
-    Attributes:
-        home: Isabella's home.
-        release: the release of Letta.
-        instance: one of several servers of the release, which share the program, but not the data.
-        master_key: the `LETTA_ENCRYPTION_KEY` to use; if not given, one that is generated and stored once.
-        encrypt: False starts Letta without a master key, so that it stores keys in plaintext. For tests.
-        extra_env: further variables for Letta's environment. For tests.
-    """
+    """An instance of Letta on this machine, with a Postgres of its own."""
 
     home: Path
     release: str = DEFAULT_RELEASE
+    #: one of several servers of the release, which share the program, but not the data
     instance: str = DEFAULT_INSTANCE
+    #: the `LETTA_ENCRYPTION_KEY` to use; if not given, one that is generated and stored once
     master_key: SecretStr | None = None
-    encrypt: bool = True
+    encrypt: bool = True  # False starts Letta without a master key, so that it stores keys in plaintext. For tests.
+    #: further variables for Letta's environment. For tests.
     extra_env: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -13,26 +13,16 @@ from isabella.system.peers import Peer
 
 @dataclass(frozen=True)
 class Connection:
-    """How to reach a Letta server.
+    """How to reach a Letta server."""
 
-    Attributes:
-        base_url: its base URL, without a trailing slash.
-        password: its server password or cloud token.
-        master_key: the key with which it encrypts stored keys, if it is known.
-        database_url: its Postgres, for locks.
-        home: the folder of Isabella's locks and proofs.
-        timeout: seconds to wait for a response.
-        embedded: whether Isabella runs this Letta.
-        peer: verifies the process of an embedded Letta before anything is sent to it.
-    """
-
-    base_url: str
-    password: SecretStr | None = field(repr=False)
-    master_key: SecretStr | None = field(repr=False)
-    database_url: SecretStr | None = field(repr=False)
-    home: Path
-    timeout: float
-    embedded: bool
+    base_url: str  # its base URL, without a trailing slash
+    password: SecretStr | None = field(repr=False)  # its server password or cloud token
+    master_key: SecretStr | None = field(repr=False)  # the key with which it encrypts stored keys, if it is known
+    database_url: SecretStr | None = field(repr=False)  # its Postgres, for locks
+    home: Path  # the folder of Isabella's locks and proofs
+    timeout: float  # seconds to wait for a response
+    embedded: bool  # whether Isabella runs this Letta
+    #: verifies the process of an embedded Letta before anything is sent to it
     peer: Peer | None = field(default=None, repr=False, compare=False)
 
 

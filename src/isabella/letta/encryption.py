@@ -31,8 +31,7 @@ _SALT, _IV, _TAG = 16, 12, 16
 _ROUNDS = 100_000
 # Letta encrypts an empty key like any other.
 _SHORTEST = _SALT + _IV + _TAG
-#: A memo of another version was made in another way.
-_MEMO_VERSION = 3
+_MEMO_VERSION = 3  # A memo of another version was made in another way
 _MEMO_LIMIT = 10_000
 _KEY_PREFIXES = ("sk-", "pk-", "api-", "key-", "token-")
 
@@ -42,27 +41,18 @@ class KeyMatch(StrEnum):
 
     EQUAL = "equal"
     DIFFERENT = "different"
-    #: The row has no key, or an empty one.
-    NOTHING = "nothing"
-    #: The key is encrypted under another master key than ours.
-    UNREADABLE = "unreadable"
-    #: The key is encrypted and there is no master key, or the server does not show it.
-    HIDDEN = "hidden"
+    NOTHING = "nothing"  # the row has no key, or an empty one
+    UNREADABLE = "unreadable"  # the key is encrypted under another master key
+    HIDDEN = "hidden"  # the key is encrypted and there is no master key, or the server does not show it
 
 
 @dataclass(frozen=True)
 class KeyReading:
-    """The result of reading a stored key back.
+    """The result of reading a stored key back."""
 
-    Attributes:
-        match: how it compares with the desired key.
-        sealed: whether it is stored encrypted; in plaintext otherwise.
-        key: the stored key, if it was read.
-    """
-
-    match: KeyMatch
-    sealed: bool = False
-    key: SecretStr | None = field(default=None, repr=False)
+    match: KeyMatch  # how it compares with the desired key
+    sealed: bool = False  # whether it is stored encrypted; in plaintext otherwise
+    key: SecretStr | None = field(default=None, repr=False)  # the stored key, if it was read
 
 
 def looks_encrypted(text: str) -> bool:
@@ -131,8 +121,7 @@ class ProofMemo:
         secret = hashlib.sha256(b"isabella proof memo\0" + master_key.get_secret_value().encode()).digest()
         # Keyed BLAKE2b is as good a MAC as HMAC-SHA256 in a third of the time.
         self._mac = hashlib.blake2b(key=secret, digest_size=16)
-        #: By the tag of an encrypted value, the tag of that value with its key.
-        self._tags = self._load()
+        self._tags = self._load()  # by the tag of an encrypted value, the tag of that value with its key
         self._proofs = set(self._tags.values())
         self._changed = False
 

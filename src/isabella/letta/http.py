@@ -24,14 +24,12 @@ from isabella.system.urls import client_options
 #: Rows of a list that are requested at once. Letta's own default of 50 would hide all later ones (fact P1).
 PAGE_SIZE = 100
 
-#: No Letta has so many pages; a server that goes on after them makes them up.
-_MOST_PAGES = 200
+_MOST_PAGES = 200  # no Letta has so many pages; a server that goes on after them makes them up
 _READ_ATTEMPTS = 3
 _CONNECT_SECONDS = 5.0
 _STREAM_CONNECT_SECONDS = 10.0
 _DETAIL_LIMIT = 300
-#: The statuses of a server that is overloaded, or that works on the same thing.
-_BUSY = (409, 429)
+_BUSY = (409, 429)  # the statuses of a server that is overloaded, or that works on the same thing
 _GATEWAY_FAILED = (502, 503)
 _CORRECT_BASE_URL = "Correct LETTA_BASE_URL; it has no path, for instance http://127.0.0.1:8283."
 #: Letta streams, and leaves relations out by default, only for clients of the API since 1.0, known by this header.

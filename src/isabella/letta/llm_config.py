@@ -40,21 +40,13 @@ def streams(client: str, agent_type: str | None) -> bool:
 
 @dataclass(frozen=True)
 class Binding:
-    """What binds an agent to a provider and a model.
+    """What binds an agent to a provider and a model."""
 
-    Attributes:
-        provider: the provider's name in Letta.
-        model: the vendor's id of the model.
-        base_url: the vendor's base URL.
-        window: the model's context window in tokens.
-        client: the name of Letta's client.
-    """
-
-    provider: str
-    model: str
-    base_url: str
-    window: int
-    client: str = GENERIC
+    provider: str  # the provider's name in Letta
+    model: str  # the vendor's id of the model
+    base_url: str  # the vendor's base URL
+    window: int  # the model's context window in tokens
+    client: str = GENERIC  # the name of Letta's client
 
     @property
     def handle(self) -> str:
@@ -80,29 +72,17 @@ class Binding:
 
 @dataclass(frozen=True)
 class LlmConfig:
-    """An agent's `llm_config`.
+    """An agent's `llm_config`."""
 
-    Attributes:
-        model: the vendor's id of the model.
-        endpoint_type: the name of Letta's client.
-        endpoint: the base URL that the agent calls.
-        provider: the provider's name.
-        category: `base` for providers from Letta's own environment, `byok` for registered ones.
-        window: the context window in tokens.
-        handle: the handle, as Letta or somebody else wrote it.
-        compaction: the handle of the model for summaries; None for the agent's own.
-        agent_type: Letta's type of the agent, which decides about its client.
-    """
-
-    model: str
-    endpoint_type: str
-    endpoint: str | None = None
+    model: str  # the vendor's id of the model
+    endpoint_type: str  # the name of Letta's client
+    endpoint: str | None = None  # the base URL that the agent calls
     provider: str | None = None
-    category: str | None = None
-    window: int = 0
-    handle: str | None = None
-    compaction: str | None = None
-    agent_type: str | None = None
+    category: str | None = None  # `base` for providers from Letta's own environment, `byok` for registered ones
+    window: int = 0  # the context window in tokens
+    handle: str | None = None  # the handle, as Letta or somebody else wrote it
+    compaction: str | None = None  # the handle of the model for summaries; None for the agent's own
+    agent_type: str | None = None  # Letta's type of the agent, which decides about its client
 
     @classmethod
     def of(
@@ -124,7 +104,7 @@ class LlmConfig:
 
     def calls_elsewhere(self, provider: str, base_url: str | None) -> bool:
         """Return whether it is bound to this provider, but calls another base URL."""
-        # A provider from Letta's own environment is not ours, whatever its name is.
+        # A provider from Letta's own environment is not one that Isabella manages, whatever its name is.
         return self.provider == provider and self.category != "base" and not same_address(self.endpoint, base_url)
 
     @property
@@ -139,15 +119,10 @@ class LlmConfig:
 
 @dataclass(frozen=True)
 class LoweredLimit:
-    """A `max_tokens` that does not fit into the model's window.
+    """A `max_tokens` that does not fit into the model's window."""
 
-    Attributes:
-        wanted: the `max_tokens` that the agent's owner has set.
-        to: the `max_tokens` that the agent has instead.
-    """
-
-    wanted: int
-    to: int
+    wanted: int  # the `max_tokens` that the agent's owner has set
+    to: int  # the `max_tokens` that the agent has instead
 
 
 def creation_fields(binding: Binding) -> dict[str, Any]:

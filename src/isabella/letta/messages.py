@@ -8,8 +8,7 @@ from typing import Any
 from isabella.letta import paths
 from isabella.letta.http import LettaHttp
 
-#: More messages than one run stores.
-_OF_A_RUN = 200
+_OF_A_RUN = 200  # more messages than one run stores
 
 
 class Messages:

@@ -14,8 +14,7 @@ from isabella.letta.http import LettaHttp
 from isabella.letta.releases import Capabilities, capabilities_of, release_in
 from isabella.letta.store import StoredProvider
 
-#: Rows that are requested at once: one request for most installations.
-PAGE_SIZE = 1000
+PAGE_SIZE = 1000  # rows that are requested at once: one request for most installations
 
 #: The least time limit, in seconds, of a request in which Letta reads a vendor's model list (fact P13).
 _VENDOR_SECONDS = 60.0
@@ -40,15 +39,10 @@ _ROWS = TypeAdapter(list[_Row])
 
 @dataclass(frozen=True)
 class KeyCheck:
-    """The result of `POST …/check`: Letta decrypts a stored key and reads the vendor's model list with it (fact P11).
+    """The result of `POST …/check`: Letta decrypts a key and reads the vendor's model list with it (fact P11)."""
 
-    Attributes:
-        decrypted: whether Letta can decrypt the key; None if that is not known.
-        accepted: whether the vendor accepts it; None if that is not known.
-    """
-
-    decrypted: bool | None = None
-    accepted: bool | None = None
+    decrypted: bool | None = None  # whether Letta can decrypt the key; None if that is not known
+    accepted: bool | None = None  # whether the vendor accepts it; None if that is not known
 
 
 class LettaProviders:

@@ -10,31 +10,21 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-#: Letta's client for OpenAI-compatible vendors that sends nothing but what they all accept (fact M13).
-GENERIC = "zai"
-#: The only client that uses a stored key in releases without that one.
-OPENAI = "openai"
+GENERIC = "zai"  # Letta's client for OpenAI-compatible vendors that sends nothing but what they all accept (fact M13)
+OPENAI = "openai"  # the only client that uses a stored key in releases without that one
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a release can do.
+    """What a release can do."""
 
-    Attributes:
-        release: its version, as its health check states it.
-        known: whether its behaviour was measured.
-        recreates: whether a deleted provider can be created again under its name (fact O1).
-        refreshes: whether it can read a vendor's model list again (facts P11, O10).
-        mistakes_long_keys: whether, without a master key, it takes a long key for an encrypted one (fact O7).
-        remarks: what the operator of this release should know, one sentence each.
-    """
-
-    release: str
-    known: bool = True
-    recreates: bool = True
-    refreshes: bool = True
+    release: str  # its version, as its health check states it
+    known: bool = True  # whether its behaviour was measured
+    recreates: bool = True  # whether a deleted provider can be created again under its name (fact O1)
+    refreshes: bool = True  # whether it can read a vendor's model list again (facts P11, O10)
+    #: whether, without a master key, it takes a long key for an encrypted one (fact O7)
     mistakes_long_keys: bool = False
-    remarks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()  # what the operator of this release should know, one sentence each
 
 
 def capabilities_of(release: str) -> Capabilities:

@@ -13,25 +13,16 @@ from isabella.system.tasks import gather
 
 @dataclass(frozen=True)
 class StoredProvider:
-    """A provider as a store holds it.
+    """A provider as a store holds it."""
 
-    Attributes:
-        id: the store's id of the record.
-        name: the provider's name, the first part of model handles.
-        type: the provider type.
-        base_url: the vendor's base URL; None if the store derives it from the type.
-        key_text: the value of the key field: encrypted, plaintext, or nothing.
-        key_shown: whether the store shows the key field at all.
-        synced: whether the model list was read from the vendor with this key (fact P9).
-    """
-
-    id: str
-    name: str
+    id: str  # the store's id of the record
+    name: str  # the provider's name, the first part of model handles
     type: str
-    base_url: str | None
+    base_url: str | None  # the vendor's base URL; None if the store derives it from the type
+    #: the value of the key field: encrypted, plaintext, or nothing
     key_text: str | None = field(default=None, repr=False)
-    key_shown: bool = True
-    synced: bool = False
+    key_shown: bool = True  # whether the store shows the key field at all
+    synced: bool = False  # whether the model list was read from the vendor with this key (fact P9)
 
 
 class Store(Protocol):

@@ -20,12 +20,10 @@ from pydantic import SecretStr
 from isabella.errors import GateTimeout, LockTimeout
 from isabella.locks.postgres import AdvisoryLocks, lock_key
 
-#: Seconds that turns have to end when they are asked to.
-_TO_END = 10.0
+_TO_END = 10.0  # seconds that turns have to end when they are asked to
 _LOOK_EVERY = 1.0
 
-#: Keeps turns off a provider while it is changed.
-CloseProvider = Callable[[str], AbstractAsyncContextManager[None]]
+CloseProvider = Callable[[str], AbstractAsyncContextManager[None]]  # keeps turns off a provider while it is changed
 
 
 @asynccontextmanager
@@ -178,15 +176,10 @@ class ProviderLock:
 
 @dataclass(frozen=True)
 class TurnLocks:
-    """The locks that keep turns and changes of providers apart.
-
-    Attributes:
-        gate: the provider lock.
-        advisory: locks that hold across processes; None if no database is known.
-    """
+    """The locks that keep turns and changes of providers apart."""
 
     gate: ProviderLock
-    advisory: AdvisoryLocks | None = None
+    advisory: AdvisoryLocks | None = None  # locks that hold across processes; None if no database is known
 
 
 @asynccontextmanager

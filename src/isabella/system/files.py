@@ -16,10 +16,8 @@ from pathlib import Path
 
 from isabella.errors import FileAbsent, FileUnreadable
 
-#: The size of the largest configuration file, in bytes.
-LARGEST = 1024 * 1024
-#: Seconds within which a pipe has to deliver its content.
-PIPE_SECONDS = 2.0
+LARGEST = 1024 * 1024  # the size of the largest configuration file, in bytes
+PIPE_SECONDS = 2.0  # seconds within which a pipe has to deliver its content
 
 _NAME_A_FILE = "Name a regular file, or a pipe."
 _LONGEST_LINE = 64 * 1024

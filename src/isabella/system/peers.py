@@ -25,24 +25,17 @@ from isabella.system import processes
 from isabella.system.processes import ChildProcess
 
 _STARTED, _COMPLETE = "connection.connect_tcp.started", "connection.connect_tcp.complete"
-#: The state of a listening socket in `/proc/net/tcp`.
-_LISTEN = "0A"
+_LISTEN = "0A"  # the state of a listening socket in `/proc/net/tcp`
 
 
 @dataclass
 class Peer:
-    """One of Isabella's servers on this machine.
+    """One of Isabella's servers on this machine."""
 
-    Attributes:
-        name: its name in messages.
-        record: the file in Isabella's home that records its process.
-        remedy: the remedy if another process listens in its place.
-        verified: the process that was verified last; it is not verified before a connection again.
-    """
-
-    name: str
-    record: Path
-    remedy: str
+    name: str  # its name in messages
+    record: Path  # the file in Isabella's home that records its process
+    remedy: str  # the remedy if another process listens in its place
+    #: the process that was verified last; it is not verified before a connection again
     verified: ChildProcess | None = None
 
     def before(self, host: str, port: int) -> ChildProcess | None:

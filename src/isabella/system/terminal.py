@@ -37,8 +37,7 @@ _json_messages = False
 class LogFormat(StrEnum):
     """Format of the lines on standard error."""
 
-    #: Text on a terminal, otherwise JSON.
-    AUTO = "auto"
+    AUTO = "auto"  # text on a terminal, otherwise JSON
     TEXT = "text"
     JSON = "json"
 

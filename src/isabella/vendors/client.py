@@ -28,18 +28,12 @@ class KeyVerdict(StrEnum):
     """A vendor's verdict on a key."""
 
     ACCEPTED = "accepted"
-    #: The key itself is refused.
-    REFUSED = "refused"
-    #: The key is known, but its account has nothing left.
-    OUT_OF_FUNDS = "out_of_funds"
-    #: The key is known, but has sent too many requests.
-    RATE_LIMITED = "rate_limited"
-    #: The base URL is wrong.
-    WRONG_ADDRESS = "wrong_address"
-    #: The vendor fails.
-    FAILING = "failing"
-    #: No answer: nothing is known about the key. This never means that it is wrong.
-    UNREACHABLE = "unreachable"
+    REFUSED = "refused"  # the key itself is refused
+    OUT_OF_FUNDS = "out_of_funds"  # the key is known, but its account has nothing left
+    RATE_LIMITED = "rate_limited"  # the key is known, but has sent too many requests
+    WRONG_ADDRESS = "wrong_address"  # the base URL is wrong
+    FAILING = "failing"  # the vendor fails
+    UNREACHABLE = "unreachable"  # no answer: nothing is known about the key, and it may be right
 
 
 _STATES = {
@@ -56,38 +50,26 @@ _STATES = {
 class Trouble(StrEnum):
     """What prevented an answer of the vendor."""
 
-    #: The host name is not known.
-    DNS = "dns"
-    #: No trustworthy connection.
-    TLS = "tls"
+    DNS = "dns"  # the host name is not known
+    TLS = "tls"  # no trustworthy connection
     TIMEOUT = "timeout"
-    #: Refused, reset, or broken off.
-    CONNECTION = "connection"
-    #: A web page instead of JSON: a proxy, or a portal.
-    HTML = "html"
+    CONNECTION = "connection"  # refused, reset, or broken off
+    HTML = "html"  # a web page instead of JSON: a proxy, or a portal
 
 
 @dataclass(frozen=True)
 class VendorAnswer:
-    """A vendor's answer.
+    """A vendor's answer."""
 
-    Attributes:
-        verdict: its verdict on the key.
-        said: its own words or what went wrong, redacted, for people.
-        status: the HTTP status, if there was an answer.
-        models: context windows in tokens by model id; None if the vendor does not state the window.
-        unfit: ids of models that are inactive or cannot hold a conversation with tools, as the vendor states.
-        retry_after: seconds after which the vendor asks to be called again.
-        trouble: what prevented an answer of the vendor itself.
-    """
-
-    verdict: KeyVerdict
-    said: str
-    status: int | None = None
+    verdict: KeyVerdict  # its verdict on the key
+    said: str  # its own words or what went wrong, redacted, for people
+    status: int | None = None  # the HTTP status, if there was an answer
+    #: context windows in tokens by model id; None if the vendor does not state the window
     models: Mapping[str, int | None] = field(default_factory=dict)
+    #: ids of models that are inactive or cannot hold a conversation with tools, as the vendor states
     unfit: frozenset[str] = frozenset()
-    retry_after: float | None = None
-    trouble: Trouble | None = None
+    retry_after: float | None = None  # seconds after which the vendor asks to be called again
+    trouble: Trouble | None = None  # what prevented an answer of the vendor itself
 
     @property
     def takes_key(self) -> bool | None:

@@ -14,10 +14,8 @@ class VendorState(StrEnum):
 
     ANSWERS = "answers"
     REFUSES_KEY = "refuses_key"
-    #: It knows the key, but refuses: no funds, too many requests, no permission.
-    REFUSES = "refuses"
-    #: It answers with an error of its own, or with something that cannot be understood.
-    FAILS = "fails"
+    REFUSES = "refuses"  # it knows the key, but refuses: no funds, too many requests, no permission
+    FAILS = "fails"  # it answers with an error of its own, or with something that cannot be understood
     UNREACHABLE = "unreachable"
     NOT_ASKED = "not_asked"
 
@@ -27,17 +25,11 @@ _TROUBLE = (VendorState.REFUSES_KEY, VendorState.REFUSES, VendorState.FAILS, Ven
 
 @dataclass(frozen=True)
 class VendorObservation:
-    """An observation of a vendor.
-
-    Attributes:
-        state: what it did.
-        reason: its own words or what went wrong, redacted, for people.
-        at: the time; for a vendor that was not asked, the time since when.
-    """
+    """An observation of a vendor."""
 
     state: VendorState
-    reason: str
-    at: datetime
+    reason: str  # its own words or what went wrong, redacted, for people
+    at: datetime  # the time; for a vendor that was not asked, the time since when
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` and the HTTP API show."""
@@ -68,8 +60,7 @@ class VendorStatusBoard:
         self._now = now
         self._began = now()
         self._seen: dict[str, VendorObservation] = {}
-        #: Providers whose observation comes from a model list.
-        self._listed: set[str] = set()
+        self._listed: set[str] = set()  # providers whose observation comes from a model list
         self.changed: Callable[[], None] = lambda: None
 
     def observe(

@@ -14,8 +14,7 @@ from isabella.system.urls import same_address
 
 #: Letta's clients that never use a stored key (facts M3, O11), and the variable they read instead.
 _VARIABLES_OF_CLIENTS = {"groq": "GROQ_API_KEY", "deepseek": "DEEPSEEK_API_KEY", "xai": "XAI_API_KEY"}
-#: The windows that Letta assumes for models it does not know (facts M1, M4).
-_ASSUMED_WINDOWS = (8192, 30_000)
+_ASSUMED_WINDOWS = (8192, 30_000)  # the windows that Letta assumes for models it does not know (facts M1, M4)
 #: How many of many agents with the same fault decide whether `--fix` can help, and how many are listed.
 _EXAMINED, _LISTED = 20, 10
 
@@ -32,8 +31,7 @@ _CODES = {
     BindingFault.SUMMARIES: "agent-summaries-elsewhere",
 }
 
-#: A fault of one agent: code, provider, and one line of evidence.
-_Fault = tuple[str, str | None, str]
+_Fault = tuple[str, str | None, str]  # A fault of one agent: code, provider, and one line of evidence
 
 
 def check_agents(evidence: Evidence) -> Iterator[Outcome]:

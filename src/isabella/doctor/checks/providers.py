@@ -16,8 +16,7 @@ from isabella.providers.plan import Action, plan
 from isabella.system.redaction import mask
 from isabella.system.urls import is_placeholder_url
 
-#: Every release makes a base provider of this name.
-_ALWAYS_BASE = frozenset({"letta"})
+_ALWAYS_BASE = frozenset({"letta"})  # every release makes a base provider of this name
 
 
 def check_providers(evidence: Evidence) -> Iterator[Outcome]:

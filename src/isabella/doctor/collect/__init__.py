@@ -31,17 +31,11 @@ _CONNECT_TIMEOUT, _PROBES_TIMEOUT = 4.0, 60.0
 
 @dataclass(frozen=True)
 class DoctorOptions:
-    """What to examine.
+    """What to examine."""
 
-    Attributes:
-        providers: names of providers; all if empty.
-        agent: name or id of one agent; all if None.
-        probe: whether to run a completion through Letta for each provider.
-    """
-
-    providers: tuple[str, ...] = ()
-    agent: str | None = None
-    probe: bool = False
+    providers: tuple[str, ...] = ()  # names of providers; all if empty
+    agent: str | None = None  # name or id of one agent; all if None
+    probe: bool = False  # whether to run a completion through Letta for each provider
 
 
 async def collect(

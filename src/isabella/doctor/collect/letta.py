@@ -28,10 +28,8 @@ from isabella.vendors.client import KeyVerdict
 
 #: Time limits in seconds: for one request, for all of them together, and for the database.
 REQUEST_TIMEOUT, TOTAL_TIMEOUT, DATABASE_TIMEOUT = 3.0, 5.0, 2
-#: The names of temporary agents begin like this.
-_PROBE_AGENT = "isabella-receipt-"
-#: The most keys that Letta is asked to decrypt.
-_MOST_CHECKS = 8
+_PROBE_AGENT = "isabella-receipt-"  # the names of temporary agents begin like this
+_MOST_CHECKS = 8  # the most keys that Letta is asked to decrypt
 _MASTER_KEY = "LETTA_ENCRYPTION_KEY"
 #: Variables in Letta's environment that end in `_API_KEY` and are no vendor's key.
 _NO_VENDOR_KEYS = ("LETTA_API_KEY",)

@@ -50,7 +50,7 @@ def test_an_agent_goes_out_and_comes_in_again_with_all_it_knows(new: Callable[[]
             agent_service.registry, agent_service.models, await export(agent_service, here.id), name=name
         )
         twin = await agent_service.registry.find(name)
-        assert (twin.id, twin.ours, twin.definition) == (brought.id, True, None)
+        assert (twin.id, twin.managed, twin.definition) == (brought.id, True, None)
         assert twin.binding == first.binding
         assert twin.llm is not None
         assert twin.llm.compaction is None

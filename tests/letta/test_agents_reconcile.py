@@ -168,7 +168,7 @@ def test_an_agent_is_found_by_its_tag_not_by_its_name(new: Callable[[], AgentEnv
         before = await agent_service.letta.http.get(f"/v1/agents/{foreign['id']}")
         assert [done for done, _ in await ensure(agent_service)] == ["created"]
         ours = await agent_service.registry.find(here.name)
-        assert ours.ours
+        assert ours.managed
         assert ours.id != foreign["id"]
         after = await agent_service.letta.http.get(f"/v1/agents/{foreign['id']}")
         assert after == before

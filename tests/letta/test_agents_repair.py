@@ -70,7 +70,7 @@ def test_a_native_groq_agent_is_found_and_speaks_afterwards(new: Callable[[], Ag
         with pytest.raises(IsabellaError):
             await say(agent_service, id, "Hello.")
         done = await mended(agent_service, id)
-        assert (done.fault.value, done.ours) == ("key_ignored", False)
+        assert (done.fault.value, done.managed) == ("key_ignored", False)
         assert done.after == "byok-groq/openai/gpt-oss-120b (128000)"
         assert "Rex" in await say(agent_service, id, "What is my dog called?")
 

@@ -119,7 +119,7 @@ class Machine(RuleBasedStateMachine):
     def begin(self, release: str, theirs: str | None, same: bool, other: str | None) -> None:
         """A Letta without providers; most often Isabella has its master key."""
         self.world.begin(release, theirs)
-        self.ours = theirs if same else other
+        self.managed = theirs if same else other
         self.desired: dict[str, Desired] = {}
         self.refused: set[str] = set()
         self.vendors_answer = True
@@ -152,12 +152,12 @@ class Machine(RuleBasedStateMachine):
     @rule(key=master_keys)
     def take_master_key(self, key: str | None) -> None:
         """Isabella is given another master key."""
-        self.ours = key
+        self.managed = key
 
     @rule()
     def take_letta_master_key(self) -> None:
         """Isabella is given the master key that Letta has."""
-        self.ours = self.world.master_key
+        self.managed = self.world.master_key
 
     @rule(strategy=st.sampled_from(Strategy))
     def choose(self, strategy: Strategy) -> None:
@@ -273,7 +273,7 @@ class Machine(RuleBasedStateMachine):
             assert entry.name in after or entry.name not in before, f"{entry.name} is lost: {entry.reason}"
             assert entry.proof is Proof.PROVEN or (entry.reason and entry.remedy), entry
             assert entry.proof is Proof.PROVEN or not self._can_be_proven(wanted), entry
-            if entry.proof is Proof.PROVEN and self.ours == self.world.master_key:
+            if entry.proof is Proof.PROVEN and self.managed == self.world.master_key:
                 # What Letta could not open or use, no reading back would show; with the same master key it can.
                 assert self.world.bearer(entry.name) == _plain(wanted)
             if entry.proof is Proof.PROVEN and before.get(entry.name, {}).get("base_url") != wanted.base_url:
@@ -289,10 +289,10 @@ class Machine(RuleBasedStateMachine):
         return (
             self.strategy is not Strategy.IN_PLACE
             and capabilities_of(self.world.release).recreates
-            and self.ours == self.world.master_key
+            and self.managed == self.world.master_key
             and _plain(wanted) not in self.refused
             and not any(one.stubborn and one.address != wanted.base_url for one in self._agents_of(wanted.name))
-            and not (self.ours is None and _plain(wanted) == _long(wanted.name) and self._mistakes_long_keys)
+            and not (self.managed is None and _plain(wanted) == _long(wanted.name) and self._mistakes_long_keys)
         )
 
     @property
@@ -303,7 +303,7 @@ class Machine(RuleBasedStateMachine):
         """Run one; None where it was killed, or said why it could not go on. Checked is what always holds."""
         before = self.world.rows()
         former = {
-            (name, row["base_url"], self.world.opened(row["api_key_enc"], self.ours)) for name, row in before.items()
+            (name, row["base_url"], self.world.opened(row["api_key_enc"], self.managed)) for name, row in before.items()
         }
         self.carried = {pair for name in before for pair in self._carried(name)}
         transport = FaultTransport(self.world.transport(), faults, self._watch)
@@ -338,7 +338,7 @@ class Machine(RuleBasedStateMachine):
                 [one for name, one in self.desired.items() if name in named or not named],
                 Options(
                     strategy=self.strategy,
-                    master_key=None if self.ours is None else SecretStr(self.ours),
+                    master_key=None if self.managed is None else SecretStr(self.managed),
                     ask=self._ask,
                     memo=self._memo(),
                     foreign=not named,
@@ -349,9 +349,9 @@ class Machine(RuleBasedStateMachine):
 
     def _memo(self) -> ProofMemo | None:
         """What every sync under this master key has found, whatever has happened since."""
-        if self.ours is None:
+        if self.managed is None:
             return None
-        return self.memos.setdefault(self.ours, ProofMemo(None, SecretStr(self.ours)))
+        return self.memos.setdefault(self.managed, ProofMemo(None, SecretStr(self.managed)))
 
     async def _ask(self, base_url: str, key: SecretStr) -> VendorAnswer:
         self.asked.append((base_url, key.get_secret_value()))
@@ -427,7 +427,7 @@ class Machine(RuleBasedStateMachine):
             if entry.proof is Proof.PROVEN:
                 assert row is not None
                 assert (row["provider_type"], row["base_url"]) == (wanted.type, wanted.base_url)
-                assert self.world.opened(row["api_key_enc"], self.ours) == _plain(wanted)
+                assert self.world.opened(row["api_key_enc"], self.managed) == _plain(wanted)
         told = repr(report.as_json())
         assert not [key for name in NAMES for key in map(_key_of, [name] * 3, range(3)) if key in told]
 

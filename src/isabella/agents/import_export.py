@@ -21,7 +21,7 @@ from isabella.agents.reconcile import set_embedding
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.errors import AgentExists, AgentFileRefused, IsabellaError, LettaBroken, LettaRefused
 from isabella.letta.connection import Connection
-from isabella.letta.llm_config import import_fields
+from isabella.letta.llm_config import creation_fields
 from isabella.system.redaction import redact
 
 #: Fields of an exported agent that may hold secrets, or that mean nothing elsewhere, with what replaces them.
@@ -122,7 +122,7 @@ async def import_agent(
         **file.agent,
         "id": "agent-0",
         "name": name,
-        **import_fields(file.settings, binding),
+        **creation_fields(binding, file.settings),
         "tags": [*_without_definition(file.tags), agent_metadata.MANAGED_TAG, agent_metadata.IMPORTED],
         "metadata": _without_marks(file.metadata),
         "tools": tools.there,

@@ -132,7 +132,7 @@ async def ensure(
     """
     records = await registry.all()
     for record in records:
-        if record.ours and record.definition is None:
+        if record.managed and record.definition is None:
             await set_embedding(registry, record, vectors)
     if not definitions:
         return []

@@ -26,7 +26,7 @@ from isabella.errors import IsabellaError, LettaError
 log = structlog.get_logger()
 
 #: A function that sends a message to an agent, by its id, and returns after a successful turn; raises otherwise.
-Say = Callable[[str, str], Awaitable[None]]
+SendMessage = Callable[[str, str], Awaitable[None]]
 
 LABEL = "isabella-before-reflection"  # the label of a snapshot, which is a block that is attached to no agent
 TAG = "reflection"  # the tag of passages with lines that a reflection removed from the blocks
@@ -61,7 +61,7 @@ class Reflection:
 async def reflect(
     agent_service: AgentService,
     reflector: AgentRecord,
-    say: Say,
+    say: SendMessage,
     *,
     quiet_for: float = 0.0,
     now: datetime | None = None,

@@ -39,7 +39,7 @@ class AgentRecord:
     embedding: Mapping[str, Any] | None = None  # its `embedding_config`; None for text search
 
     @property
-    def ours(self) -> bool:
+    def managed(self) -> bool:
         """Whether Isabella created or imported it."""
         return metadata.MANAGED_TAG in self.tags
 
@@ -271,10 +271,10 @@ def select_agent(name: str, records: Sequence[AgentRecord]) -> AgentRecord:
     """
     rules: tuple[Callable[[AgentRecord], bool], ...] = (
         lambda record: record.id == name,
-        lambda record: record.ours and record.name == name,
+        lambda record: record.managed and record.name == name,
         lambda record: record.definition is not None and record.definition.id == name,
         lambda record: record.name == name,
-        lambda record: record.ours and record.name.casefold() == name.casefold(),
+        lambda record: record.managed and record.name.casefold() == name.casefold(),
         lambda record: record.name.casefold() == name.casefold(),
     )
     for rule in rules:
@@ -284,7 +284,7 @@ def select_agent(name: str, records: Sequence[AgentRecord]) -> AgentRecord:
         if matches:
             ids = ", ".join(record.id for record in matches[:_NAMES_SHOWN])
             raise AgentUnknown(f"{len(matches)} agents are called {name!r}.", remedy=f"Name one by its id: {ids}.")
-    names = [record.name for record in sorted(records, key=lambda record: not record.ours)]
+    names = [record.name for record in sorted(records, key=lambda record: not record.managed)]
     shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
     raise AgentUnknown(
         f"There is no agent {name[:100]!r}.",

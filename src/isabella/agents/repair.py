@@ -139,7 +139,7 @@ class AgentRepair:
 
     agent_id: str
     name: str
-    ours: bool
+    managed: bool
     fault: BindingFault
     why: str
     before: str
@@ -158,7 +158,7 @@ class AgentRepair:
         return {
             "id": self.agent_id,
             "name": self.name,
-            "ours": self.ours,
+            "ours": self.managed,
             "fault": self.fault.value,
             "why": self.why,
             "before": self.before,
@@ -220,7 +220,7 @@ async def _repair(record: AgentRecord, diagnosis: BindingDiagnosis, models: Mode
     repair = AgentRepair(
         agent_id=record.id,
         name=record.name,
-        ours=record.ours,
+        managed=record.managed,
         fault=diagnosis.fault,
         why=diagnosis.why,
         before=f"{record.handle} ({record.llm.window if record.llm else 0})",

@@ -37,7 +37,7 @@ def list_command(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     """
 
     async def read(agent_service: AgentService) -> list[dict[str, Any]]:
-        records = sorted(await agent_service.registry.all(), key=lambda record: not record.ours)
+        records = sorted(await agent_service.registry.all(), key=lambda record: not record.managed)
         return await _described(agent_service, records)
 
     agents = _run(read, env_file, as_json)
@@ -295,7 +295,7 @@ async def _described(agent_service: AgentService, records: Iterable[AgentRecord]
             {
                 "id": record.id,
                 "name": record.name,
-                "ours": record.ours,
+                "ours": record.managed,
                 "definition": definition.id if definition else None,
                 "description": record.description,
                 "handle": record.handle,

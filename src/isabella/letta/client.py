@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from isabella.errors import LettaRefused
+from isabella.letta import paths
 from isabella.letta.agents import Agents
 from isabella.letta.connection import Connection
 from isabella.letta.http import LettaHttp
-from isabella.letta.memory import Blocks, Passages
-from isabella.letta.messages import Messages
 from isabella.letta.providers import LettaProviders
+
+_MESSAGES_OF_RUN = 200  # more than one run stores
 
 
 class LettaClient:
-    """The REST API of one Letta server. It is an asynchronous context manager that closes its connections.
-
-    Attributes:
-        http: the HTTP client of all resources.
-        agents: agents, and the tools that they use.
-        blocks: memory blocks.
-        messages: messages and turns.
-        passages: archival memory.
-        providers: vendors' keys and base URLs.
-    """
+    """The REST API of one Letta server. It is an asynchronous context manager that closes its connections."""
 
     def __init__(self, http: LettaHttp) -> None:
         self.http = http
@@ -46,14 +40,136 @@ class LettaClient:
             )
         )
 
-    async def close(self) -> None:
-        """Close its connections."""
-        await self.http.close()
-
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.close()
+        await self.http.close()
+
+
+class Messages:
+    """The messages of agents. Every method raises `LettaError`."""
+
+    def __init__(self, http: LettaHttp) -> None:
+        self._http = http
+
+    async def page(self, agent_id: str, *, limit: int, order: str, **options: Any) -> list[dict[str, Any]]:
+        """Return messages of an agent, oldest first. One message may be several rows with the same id.
+
+        `order` is `asc` for the beginning of the history, `desc` for its end; `options` are Letta's `before`, `after`
+        and `use_assistant_message`.
+        """
+        return await self._http.rows(paths.agent(agent_id, "messages"), limit=limit, order=order, **options)
+
+    async def of_run(self, run_id: str) -> list[dict[str, Any]]:
+        """Return what Letta has stored of a run."""
+        return await self._http.rows(paths.run_messages(run_id), limit=_MESSAGES_OF_RUN)
+
+    async def send(self, agent_id: str, text: str, **options: Any) -> dict[str, Any]:
+        """Send a message of the user and return the whole turn."""
+        answer: dict[str, Any] = await self._http.post(
+            paths.agent(agent_id, "messages"), {"messages": [_by_user(text)], "streaming": False, **options}
+        )
+        return answer
+
+    def stream(self, agent_id: str, text: str) -> AsyncGenerator[str, None]:
+        """Send a message of the user and yield the lines of Letta's event stream. It sends a ping every 30 s."""
+        body = {"messages": [_by_user(text)], "streaming": True, "stream_tokens": True, "include_pings": True}
+        return self._http.stream(paths.agent(agent_id, "messages"), body)
+
+    async def cancel(self, agent_id: str, run_id: str | None) -> None:
+        """Cancel a run, or without its id every run of the agent. Letta answers 409 if none is active."""
+        body = {} if run_id is None else {"run_ids": [run_id]}
+        await self._http.post(paths.agent(agent_id, "messages", "cancel"), body)
+
+    async def capture(self, agent_id: str, user_text: str, answer: str, *, model: str) -> None:
+        """Add a message of the user, unless it is empty, and its answer to the history, and not to the context."""
+        body = {
+            "provider": "isabella",
+            "model": model,
+            "request_messages": [_by_user(user_text)] if user_text else [],
+            "response_dict": {"content": answer},
+        }
+        await self._http.post(paths.agent(agent_id, "messages", "capture"), body)
+
+
+def _by_user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+class Blocks:
+    """The memory blocks of one Letta. Every method raises `LettaError`."""
+
+    def __init__(self, http: LettaHttp) -> None:
+        self._http = http
+
+    async def of_agent(self, agent_id: str) -> list[dict[str, Any]]:
+        """Return the blocks that are attached to an agent."""
+        return await self._http.list_all(paths.agent(agent_id, "core-memory", "blocks"))
+
+    async def labelled(self, label: str) -> list[dict[str, Any]]:
+        """Return up to a hundred blocks of one label, attached or not."""
+        return await self._http.rows(paths.BLOCKS, label=label, limit=100)
+
+    async def create(self, fields: Mapping[str, Any]) -> str:
+        """Create a block that is attached to no agent, and return its id."""
+        return str((await self._http.post(paths.BLOCKS, fields))["id"])
+
+    async def update(self, block_id: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Change fields of a block and return it. A label may hold a slash, which Letta's route by label refuses."""
+        row: dict[str, Any] = await self._http.patch(paths.block(block_id), fields)
+        return row
+
+    async def attach(self, agent_id: str, block_id: str) -> None:
+        """Attach a block to an agent."""
+        await self._http.patch(paths.agent(agent_id, "core-memory", "blocks", "attach", block_id), {})
+
+    async def delete(self, block_id: str) -> None:
+        """Delete a block."""
+        await self._http.delete(paths.block(block_id))
+
+
+class Passages:
+    """The archival memory of agents. Every method raises `LettaError`."""
+
+    def __init__(self, http: LettaHttp) -> None:
+        self._http = http
+
+    async def page(self, agent_id: str, *, limit: int, after: str | None = None) -> list[dict[str, Any]]:
+        """Return passages of an agent, oldest first. Each row has its whole vector, about 40 kB."""
+        path = paths.agent(agent_id, "archival-memory")
+        return await self._http.rows(path, limit=limit, after=after, ascending=True)
+
+    async def search(self, agent_id: str, query: str, *, limit: int) -> list[dict[str, Any]]:
+        """Return the passages nearest to a query, best first."""
+        found = await self._http.get(paths.agent(agent_id, "archival-memory", "search"), query=query, top_k=limit)
+        rows: list[dict[str, Any]] = found["results"]
+        return rows
+
+    async def add(
+        self, agent_id: str, text: str, *, tags: Sequence[str] = (), created_at: str | None = None
+    ) -> dict[str, Any]:
+        """Add a passage and return it."""
+        body: dict[str, Any] = {"text": text}
+        if tags:
+            body["tags"] = list(tags)
+        if created_at is not None:
+            body["created_at"] = created_at
+        rows = await self._http.post(paths.agent(agent_id, "archival-memory"), body)
+        row: dict[str, Any] = rows[0]
+        return row
+
+    async def delete(self, agent_id: str, passage_id: str) -> bool:
+        """Delete a passage of an agent, and return whether it had it. Letta's route by agent deletes any agent's."""
+        for archive in await self._http.get(paths.ARCHIVES, agent_id=agent_id):
+            try:
+                await self._http.delete(paths.archived_passage(archive["id"], passage_id))
+            except LettaRefused as refused:
+                # 400: it belongs to another archive.
+                if refused.status not in (400, 404, 422):
+                    raise
+            else:
+                return True
+        return False

@@ -9,14 +9,7 @@ import httpx2 as httpx
 import stamina
 from pydantic import SecretStr
 
-from isabella.errors import (
-    LettaBroken,
-    LettaRefused,
-    LettaUnauthorized,
-    LettaUnreachable,
-    NotLetta,
-    UnverifiedPeer,
-)
+from isabella.errors import LettaBroken, LettaRefused, LettaUnauthorized, LettaUnreachable, NotLetta, UnverifiedPeer
 from isabella.system.peers import Peer, async_hooks
 from isabella.system.redaction import redact
 from isabella.system.urls import client_options
@@ -41,19 +34,14 @@ _NO_KEEP_ALIVE = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
 
 class LettaHttp:
-    """An HTTP client for one Letta server.
+    """An HTTP client for one Letta server. Every method raises `LettaError`.
 
     A read is sent up to three times if the connection breaks, a gateway fails or Letta is busy. A write is sent once,
     because a repeated write may take effect twice: after `LettaUnreachable` with `sent`, read before you write again.
-    Every method raises `LettaError`.
 
-    Args:
-        base_url: Letta's base URL, without a trailing slash.
-        password: its server password or cloud token (fact R6).
-        timeout: seconds to wait for a response.
-        transport: a transport in place of the network.
-        peer: verifies Letta's process before anything is sent to it.
-        keep_alive: whether connections are used again. Letta breaks a connection after it has answered 500.
+    `password` is Letta's server password or the cloud token (fact R6), `timeout` is in seconds, `transport` replaces
+    the network, and `peer` verifies Letta's process before anything is sent to it. Without `keep_alive`, each request
+    gets a connection of its own: Letta breaks a connection after it has answered 500.
     """
 
     def __init__(
@@ -99,21 +87,26 @@ class LettaHttp:
         except ValueError:
             raise self.not_letta(f"GET {path} answers {_content(response)} instead of JSON") from None
 
+    async def rows(self, path: str, **query: Any) -> list[dict[str, Any]]:
+        """Return the JSON list at a path. Each row has an `id`."""
+        page = await self.get(path, **query)
+        if not isinstance(page, list):
+            raise self.not_letta(f"GET {path} does not give a list")
+        if not all(isinstance(row, dict) and isinstance(row.get("id"), str) for row in page):
+            raise self.not_letta(f"the list GET {path} has another shape")
+        return page
+
     async def list_all(self, path: str, *, page_size: int = PAGE_SIZE, **query: Any) -> list[dict[str, Any]]:
-        """Return every row of a list, oldest first, to the last page (fact P1). Each row has an `id`.
+        """Return every row of a list, oldest first, to the last page (fact P1).
 
         A list that cannot be read as a whole is an error, never a shorter list.
         """
         rows: dict[str, dict[str, Any]] = {}
         after: str | None = None
         for _ in range(_MOST_PAGES):
-            page = await self.get(path, limit=page_size, order="asc", after=after, **query)
-            if not isinstance(page, list):
-                raise self.not_letta(f"GET {path} does not give a list")
+            page = await self.rows(path, limit=page_size, order="asc", after=after, **query)
             known = len(rows)
             for row in page:
-                if not (isinstance(row, dict) and isinstance(row.get("id"), str)):
-                    raise self.not_letta(f"the list GET {path} has another shape")
                 rows.setdefault(row["id"], row)
             if len(page) < page_size:
                 return [*rows.values()]
@@ -167,11 +160,7 @@ class LettaHttp:
             raise self._unreachable(error, "POST", path, _STREAM_CONNECT_SECONDS) from None
 
     async def send(self, method: str, path: str, *, timeout: float | None = None, **content: Any) -> httpx.Response:
-        """Send a request once and return the response, whatever its status.
-
-        Raises:
-            LettaUnreachable: there is no response.
-        """
+        """Send a request once and return the response, whatever its status; no response is `LettaUnreachable`."""
         try:
             return await self._client.request(method, path, timeout=timeout or httpx.USE_CLIENT_DEFAULT, **content)
         except (httpx.RequestError, UnverifiedPeer) as error:

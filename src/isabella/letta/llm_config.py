@@ -125,14 +125,9 @@ class LoweredLimit:
     to: int  # the `max_tokens` that the agent has instead
 
 
-def creation_fields(binding: Binding) -> dict[str, Any]:
-    """Return the fields of a new agent that bind it."""
-    return {"llm_config": binding.as_llm_config()}
-
-
-def import_fields(settings: Mapping[str, Any], binding: Binding) -> dict[str, Any]:
-    """Return the fields of an agent in an agent file that bind it; the settings of its `llm_config` stay."""
-    return {"llm_config": _merged(settings, binding, None)[0]}
+def creation_fields(binding: Binding, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the fields of a new agent that bind it, with these settings of an `llm_config`."""
+    return {"llm_config": _merged(settings or {}, binding, None)[0]}
 
 
 def binding_fields(
@@ -140,10 +135,7 @@ def binding_fields(
 ) -> tuple[dict[str, Any], LoweredLimit | None]:
     """Return the fields of an agent that bind it, and what the window makes of its `max_tokens`.
 
-    Args:
-        current: its `llm_config`, whose other settings stay.
-        binding: the binding.
-        lowered: what the window of the former binding made of `max_tokens`.
+    The other settings of `current`, its `llm_config`, stay. `lowered` is the effect of the former window.
     """
     config, lowered = _merged(current, binding, lowered)
     # Without a model for summaries Letta uses the agent's own; it would look up a handle (facts M1, M3 and M4).

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import SecretStr
 
@@ -61,27 +62,19 @@ class Store(Protocol):
 
 
 async def read_store(store: Store, name: str | None = None) -> tuple[Capabilities, list[StoredProvider]]:
-    """Read a store's release and its live providers, at the same time.
-
-    Args:
-        store: the store.
-        name: reads only the provider of this name, without the list.
+    """Read a store's release and, at the same time, its live providers, or the one of this name only.
 
     Raises:
         LettaError: it cannot be read. This never means that it has no providers.
     """
-    abilities: list[Capabilities] = []
-    stored: list[StoredProvider] = []
 
-    async def read_abilities() -> None:
-        abilities.append(await store.abilities())
-
-    async def read_stored() -> None:
+    async def read_stored() -> list[StoredProvider]:
         if name is None:
-            stored.extend(await store.all())
-        elif (provider := await store.find(name)) is not None:
-            stored.append(provider)
+            return await store.all()
+        provider = await store.find(name)
+        return [] if provider is None else [provider]
 
     # The longer request first: Letta handles one at a time.
-    await gather([read_stored, read_abilities])
-    return abilities[0], stored
+    reads: list[Callable[[], Awaitable[Any]]] = [read_stored, store.abilities]
+    stored, abilities = await gather(reads)
+    return abilities, stored

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from isabella.agents.memory import Hold
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import EnsureOutcome
-from isabella.agents.reflection import ReflectionOutcome, Say, reflect
+from isabella.agents.reflection import ReflectionOutcome, SendMessage, reflect
 from isabella.agents.service import AgentService, open_agent_service
 from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError, IsabellaError, NotReady, TurnError
@@ -303,7 +303,7 @@ def hold_queue(turn_service: TurnService) -> Hold:
     return hold
 
 
-def send_as_turn(turn_service: TurnService) -> Say:
+def send_as_turn(turn_service: TurnService) -> SendMessage:
     """Return a function that sends a message to an agent in a turn of its own, with queue, locks and failover."""
 
     async def send(agent_id: str, text: str) -> None:
@@ -321,7 +321,7 @@ def send_as_turn(turn_service: TurnService) -> Say:
     return send
 
 
-async def _reflect_forever(agent_service: AgentService, send: Say, idle_seconds: float) -> None:
+async def _reflect_forever(agent_service: AgentService, send: SendMessage, idle_seconds: float) -> None:
     if idle_seconds <= 0:
         return
     usual = min(_REFLECTION_INTERVAL, max(1.0, idle_seconds / 4))
@@ -338,7 +338,7 @@ async def _reflect_forever(agent_service: AgentService, send: Say, idle_seconds:
             log.warning("reflection failed", error=error.what, again_in=pause)
 
 
-async def _reflect_once(agent_service: AgentService, send: Say, idle_seconds: float) -> None:
+async def _reflect_once(agent_service: AgentService, send: SendMessage, idle_seconds: float) -> None:
     for agent in await agent_service.registry.all():
         if agent.definition is None or agent.definition.reflects_on is None:
             continue

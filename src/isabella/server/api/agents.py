@@ -119,7 +119,7 @@ class BrokenAgents(BaseModel):
 @router.get("/agents", summary="List agents")
 async def agents(agent_service: Agents) -> AgentList:
     """List every agent, with its model and its problem, if any."""
-    found = sorted(await agent_service.registry.all(), key=lambda agent: not agent.ours)
+    found = sorted(await agent_service.registry.all(), key=lambda agent: not agent.managed)
     problems = await _problems(agent_service, found)
     return AgentList(
         agents=[_agent(agent, problems.get(agent.id)) for agent in found],
@@ -246,7 +246,7 @@ def _agent(agent: AgentRecord, problem: str | None) -> Agent:
             "id": agent.id,
             "name": agent.name,
             "description": agent.description,
-            "ours": agent.ours,
+            "ours": agent.managed,
             "definition": definition.id if definition else None,
             "reflects_on": definition.reflects_on if definition else None,
             "model": {

@@ -177,8 +177,8 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 @router.get("/models", summary="List agents as models", responses=_REFUSALS)
 async def models(agent_service: Agents) -> ModelList:
     """List the agents in the OpenAI format, those that Isabella manages first."""
-    agents = sorted(await agent_service.registry.all(), key=lambda agent: not agent.ours)
-    return ModelList(data=[_model_card(agent.name, agent.ours) for agent in agents])
+    agents = sorted(await agent_service.registry.all(), key=lambda agent: not agent.managed)
+    return ModelList(data=[_model_card(agent.name, agent.managed) for agent in agents])
 
 
 @router.get(
@@ -190,7 +190,7 @@ async def model(agent_service: Agents, model: Annotated[str, Path(max_length=200
         agent = await agent_service.registry.find(model)
     except AgentUnknown as error:
         return _refusal(error)
-    return JSONResponse(_model_card(agent.name, agent.ours).model_dump())
+    return JSONResponse(_model_card(agent.name, agent.managed).model_dump())
 
 
 @router.post(

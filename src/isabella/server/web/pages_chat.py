@@ -92,7 +92,7 @@ def sort_agents(agents: Sequence[AgentRecord]) -> list[AgentRecord]:
     """Sort agents for display: managed ones first, those that only reflect after the others."""
     return sorted(
         agents,
-        key=lambda agent: (not agent.ours, bool(agent.definition and agent.definition.reflects_on), agent.name),
+        key=lambda agent: (not agent.managed, bool(agent.definition and agent.definition.reflects_on), agent.name),
     )
 
 

@@ -57,11 +57,7 @@ class LettaProviders:
         return self._http.base_url
 
     async def abilities(self) -> Capabilities:
-        """Read the release, which needs no password (facts R6, R7), and return what it can do.
-
-        Raises:
-            NotLetta: another program answers.
-        """
+        """Read the release, which needs no password (facts R6, R7), and return what it can do."""
         release = release_in(await self._read(paths.HEALTH))
         if release is None:
             raise self._http.not_letta("it does not answer as Letta's health check does")
@@ -87,11 +83,7 @@ class LettaProviders:
         await self._http.post(paths.PROVIDERS, body, timeout=self._vendor_timeout)
 
     async def update(self, id: str, *, key: SecretStr, base_url: str) -> None:
-        """PATCH key and base URL; the body must hold nothing else (fact P3).
-
-        Raises:
-            LettaRefused: with status 400, Letta cannot decrypt the key that it holds (fact P4).
-        """
+        """PATCH key and base URL, and nothing else (fact P3). Letta answers 400 if it cannot decrypt the key."""
         await self._http.patch(paths.provider(id), {"api_key": key.get_secret_value(), "base_url": base_url})
 
     async def delete(self, id: str) -> None:
@@ -123,26 +115,24 @@ class LettaProviders:
 
     async def models(self, name: str) -> int:
         """Return the number of models of a provider. If it was never synced, Letta asks the vendor."""
-        return len(await self._models(provider_name=name, provider_category="byok"))
+        return len(await self._models(name))
 
     async def model_names(self, name: str) -> frozenset[str]:
         """Return the vendor's ids of a provider's models. If it was never synced, Letta asks the vendor."""
-        rows = await self._models(provider_name=name, provider_category="byok")
-        handles = [row.get("handle") if isinstance(row, dict) else None for row in rows]
+        handles = [row.get("handle") for row in await self._models(name)]
         # The first part is Letta's name for the provider, which is not always the provider's own (fact M4).
         return frozenset(handle.partition("/")[2] for handle in handles if isinstance(handle, str))
 
     async def base_providers(self) -> frozenset[str]:
         """Return the names of the base providers with models. The list of providers does not have them (fact P10)."""
-        rows = await self._models(provider_category="base")
-        names = (row.get("provider_name") for row in rows if isinstance(row, dict))
+        names = [row.get("provider_name") for row in await self._models(None, category="base")]
         return frozenset(name for name in names if isinstance(name, str))
 
-    async def _models(self, **query: str) -> list[Any]:
-        rows = await self._read(paths.MODELS, **query)
+    async def _models(self, name: str | None, *, category: str = "byok") -> list[dict[str, Any]]:
+        rows = await self._read(paths.MODELS, provider_name=name, provider_category=category)
         if not isinstance(rows, list):
             raise self._http.not_letta("its list of models is no list")
-        return rows
+        return [row for row in rows if isinstance(row, dict)]
 
     async def _read(self, path: str, **query: Any) -> Any:
         try:

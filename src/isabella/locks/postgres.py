@@ -50,13 +50,9 @@ class AdvisoryLocks:
     async def held(
         self, key: int, *, shared: bool = False, alone: bool = False, timeout: float
     ) -> AsyncIterator[None]:
-        """Hold a lock.
+        """Hold a lock, alone or `shared` with others; wait up to `timeout` seconds for it.
 
-        Args:
-            key: the lock.
-            shared: allow others to share it. Within this process any number of holders is allowed.
-            alone: use a session of its own, so that it excludes holders in this process too.
-            timeout: seconds to wait for it.
+        Within this process any number of holders is allowed, unless `alone` uses a session of its own.
 
         Raises:
             LockTimeout: other holders kept it all that time.
@@ -87,11 +83,10 @@ class AdvisoryLocks:
 
         try:
             session = await self._shared_session()
-            row = await (await session.execute(_WAITED_FOR, (key,))).fetchone()
+            return await (await session.execute(_WAITED_FOR, (key,))).fetchone() is not None
         except (psycopg.Error, ConfigurationError):
             # If the database fails, the waiting session is gone too.
             return False
-        return row is not None
 
     async def close(self) -> None:
         """Release all locks."""

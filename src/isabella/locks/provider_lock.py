@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -60,9 +61,8 @@ class _Gate:
 class ProviderLock:
     """The gates of all providers.
 
-    Args:
-        advisory: locks that hold across processes; None if no database is known.
-        patience: seconds that a turn waits at a closed gate, and a change for running turns.
+    `advisory` holds across processes, if a database is known. `patience` is how many seconds a turn waits at a closed
+    gate, and a change for running turns.
     """
 
     def __init__(self, advisory: AdvisoryLocks | None = None, *, patience: float = 30.0) -> None:
@@ -82,11 +82,7 @@ class ProviderLock:
 
     @asynccontextmanager
     async def passing(self, provider: str, *, leave: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
-        """Run a turn on this provider.
-
-        Args:
-            provider: its name in Letta.
-            leave: is called when a change has waited for long enough; the turn has to end then.
+        """Run a turn on this provider. It has to end when `leave` is called: a change has waited for long enough.
 
         Raises:
             GateTimeout: a change has kept the gate closed for too long.
@@ -100,14 +96,9 @@ class ProviderLock:
         gate.passing += 1
         gate.leave.append(leave)
         try:
-            async with AsyncExitStack() as held:
-                if self._advisory is not None:
-                    try:
-                        await held.enter_async_context(
-                            self._advisory.held(_key(provider), shared=True, timeout=self._patience)
-                        )
-                    except LockTimeout:
-                        raise self._closed_too_long(provider) from None
+            async with self._held_everywhere(
+                provider, self._closed_too_long(provider), shared=True, timeout=self._patience
+            ):
                 yield
         finally:
             gate.passing -= 1
@@ -125,14 +116,8 @@ class ProviderLock:
         gate.changes += 1
         try:
             await self._drain(provider, gate)
-            async with AsyncExitStack() as held:
-                if self._advisory is not None:
-                    try:
-                        await held.enter_async_context(
-                            self._advisory.held(_key(provider), alone=True, timeout=self._patience + _TO_END)
-                        )
-                    except LockTimeout:
-                        raise _not_drained(f"Turns of another process on {provider}") from None
+            too_long = _not_drained(f"Turns of another process on {provider}")
+            async with self._held_everywhere(provider, too_long, alone=True, timeout=self._patience + _TO_END):
                 yield
         finally:
             gate.changes -= 1
@@ -156,14 +141,24 @@ class ProviderLock:
                 if waited[name] >= self._patience:
                     gate.ask_to_leave()
 
+    @asynccontextmanager
+    async def _held_everywhere(self, provider: str, too_long: GateTimeout, **how: Any) -> AsyncIterator[None]:
+        """Hold the advisory lock of a provider if a database is known; a timeout is the error `too_long`."""
+        async with AsyncExitStack() as held:
+            if self._advisory is not None:
+                try:
+                    await held.enter_async_context(self._advisory.held(_key(provider), **how))
+                except LockTimeout:
+                    raise too_long from None
+            yield
+
     async def _drain(self, provider: str, gate: _Gate) -> None:
         with anyio.move_on_after(self._patience):
             await gate.wait_until_empty()
-        if not gate.passing:
-            return
-        gate.ask_to_leave()
-        with anyio.move_on_after(_TO_END):
-            await gate.wait_until_empty()
+        if gate.passing:
+            gate.ask_to_leave()
+            with anyio.move_on_after(_TO_END):
+                await gate.wait_until_empty()
         if gate.passing:
             raise _not_drained(f"Turns on {provider}")
 

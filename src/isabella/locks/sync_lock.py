@@ -26,13 +26,9 @@ _LOOK_EVERY = 0.1
 async def sync_lock(
     base_url: str, *, home: Path, database_url: SecretStr | None, timeout: float = 120.0
 ) -> AsyncIterator[None]:
-    """Hold the lock of one Letta. It is released when its holder ends, in whatever way.
+    """Hold the lock of one Letta; wait up to `timeout` seconds for it. It is released when its holder ends.
 
-    Args:
-        base_url: the Letta to write to.
-        home: the folder for the lock file if no database is known; it holds on this machine only.
-        database_url: Letta's Postgres; a lock there holds for every machine.
-        timeout: seconds to wait for the lock.
+    A lock in Letta's Postgres holds for every machine. Without one, a file in `home` holds on this machine only.
 
     Raises:
         LockTimeout: another process held it all that time.

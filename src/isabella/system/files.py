@@ -22,9 +22,8 @@ PIPE_SECONDS = 2.0  # seconds within which a pipe has to deliver its content
 _NAME_A_FILE = "Name a regular file, or a pipe."
 _LONGEST_LINE = 64 * 1024
 
-_PipeId = tuple[str, int, int]
-#: The content of each pipe, or the error of reading it: a pipe can be read only once.
-_pipe_contents: dict[_PipeId, bytes | FileUnreadable] = {}
+#: The content of each pipe, or the error of reading it, by path, device and inode: a pipe can be read only once.
+_pipe_contents: dict[tuple[str, int, int], bytes | FileUnreadable] = {}
 _pipe_lock = threading.Lock()
 
 
@@ -54,21 +53,15 @@ class Content:
 def read(path: Path, *, largest: int = LARGEST) -> Content:
     """Read a regular file, or a pipe that delivers within `PIPE_SECONDS`. A pipe is read once and its content kept.
 
-    Args:
-        path: the file.
-        largest: the largest allowed size in bytes.
-
     Raises:
         FileAbsent: the file does not exist.
-        FileUnreadable: it is neither file nor pipe, too large, or cannot be read.
+        FileUnreadable: it is neither file nor pipe, has more than `largest` bytes, or cannot be read.
     """
     descriptor = _open(path)
     try:
         status = os.fstat(descriptor)
         if stat.S_ISFIFO(status.st_mode):
             data = _read_pipe(path, descriptor, status, largest)
-        elif status.st_size > largest:
-            raise _too_large(path, largest)
         else:
             data = os.fdopen(descriptor, "rb", closefd=False).read(largest + 1)
     except OSError as error:
@@ -196,11 +189,9 @@ def _too_large(path: Path, largest: int) -> FileUnreadable:
 
 
 def _failed(path: Path, error: OSError) -> FileUnreadable:
-    # The error of opening a socket.
-    if error.errno == errno.ENXIO:
-        return FileUnreadable.of(path, "it is a socket or a device, not a file", remedy=_NAME_A_FILE)
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return FileUnreadable.of(
-            path, str(error.strerror), remedy="Give the user that runs Isabella the right to read it."
-        )
-    return FileUnreadable.of(path, str(error.strerror or error), remedy="Check the path.")
+    reason, remedy = str(error.strerror or error), "Check the path."
+    if error.errno == errno.ENXIO:  # The error of opening a socket.
+        reason, remedy = "it is a socket or a device, not a file", _NAME_A_FILE
+    elif error.errno in (errno.EACCES, errno.EPERM):
+        remedy = "Give the user that runs Isabella the right to read it."
+    return FileUnreadable.of(path, reason, remedy=remedy)

@@ -12,6 +12,7 @@ import structlog
 from isabella.system.redaction import redact, redact_event
 from isabella.system.terminal import LogFormat, clean, set_message_format, unguarded
 
+#: Libraries whose log lines below a warning are left out.
 _LIBRARIES = (
     "asyncio",
     "filelock",
@@ -30,10 +31,7 @@ def configure_logs(
 ) -> None:
     """Send all log lines, those of libraries included, to standard error, and set the format of messages there.
 
-    Args:
-        log_format: the configured format.
-        auto: the format that `LogFormat.AUTO` means if standard error is not a terminal.
-        quiet: log only warnings and errors.
+    If standard error is not a terminal, `LogFormat.AUTO` means `auto`. With `quiet`, only warnings and errors appear.
     """
     terminal = sys.stderr.isatty()
     if log_format is LogFormat.AUTO:
@@ -47,9 +45,10 @@ def configure_logs(
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         redact_event,
     ]
-    rendering: list[structlog.typing.Processor] = (
-        [structlog.processors.JSONRenderer(), _clean_line] if as_json else [_clean_event, _text_renderer(terminal)]
-    )
+    rendering: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer(), _clean_line]
+    if not as_json:
+        traceback = structlog.dev.plain_traceback
+        rendering = [_clean_event, structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=traceback)]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -72,10 +71,6 @@ def configure_logs(
     root.setLevel(logging.WARNING if quiet else logging.INFO)
     for name in _LIBRARIES:
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _text_renderer(colors: bool) -> structlog.typing.Processor:
-    return structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
 
 
 def _drop_retries(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

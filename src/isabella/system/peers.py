@@ -9,10 +9,7 @@ and a connection that is kept open stays with it.
 from __future__ import annotations
 
 import ipaddress
-import os
-import sys
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,6 @@ from isabella.system import processes
 from isabella.system.processes import ChildProcess
 
 _STARTED, _COMPLETE = "connection.connect_tcp.started", "connection.connect_tcp.complete"
-_LISTEN = "0A"  # the state of a listening socket in `/proc/net/tcp`
 
 
 @dataclass
@@ -46,12 +42,7 @@ class Peer:
         return None
 
     def check(self, before: ChildProcess | None, host: str, port: int) -> None:
-        """Verify a new connection, on which nothing has been sent yet.
-
-        Args:
-            before: the return value of the method `before`.
-            host: the remote address of the connection.
-            port: its remote port.
+        """Verify a new connection, on which nothing was sent yet. `before` is what the method `before` returned.
 
         Raises:
             UnverifiedPeer: another process may have accepted it.
@@ -81,9 +72,6 @@ def listens(process: ChildProcess, host: str, port: int) -> bool:
     if not process.is_running():
         return False
     try:
-        table = Path("/proc/net", "tcp6" if ":" in host else "tcp")
-        if sys.platform == "linux" and table.exists():
-            return _holds(process.pid, _listening_inodes(table, host, port))
         connections = psutil.Process(process.pid).net_connections(kind="tcp6" if ":" in host else "tcp4")
     except (OSError, psutil.Error):
         return False
@@ -93,48 +81,6 @@ def listens(process: ChildProcess, host: str, port: int) -> bool:
         and _covers(connection.laddr.ip, host)
         for connection in connections
     )
-
-
-def _listening_inodes(table: Path, host: str, port: int) -> set[str]:
-    """Return the inodes of the sockets that listen there.
-
-    The kernel lists listening sockets first; the others, often thousands, are not read.
-    """
-    inodes: set[str] = set()
-    rest = b""
-    descriptor = os.open(table, os.O_RDONLY)
-    try:
-        while chunk := os.read(descriptor, 4096):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                _, local, _, state, *fields = line.decode().split()
-                if state == "st":
-                    continue
-                if state != _LISTEN:
-                    return inodes
-                address, _, number = local.partition(":")
-                if int(number, 16) == port and _covers(_address(address), host):
-                    inodes.add(fields[5])
-    finally:
-        os.close(descriptor)
-    return inodes
-
-
-def _address(text: str) -> str:
-    """Parse an address in the kernel's form: words of 32 bits in the byte order of the machine."""
-    words = (bytes.fromhex(text[at : at + 8]) for at in range(0, len(text), 8))
-    return str(ipaddress.ip_address(b"".join(word[::-1] if sys.byteorder == "little" else word for word in words)))
-
-
-def _holds(pid: int, inodes: set[str]) -> bool:
-    """Return whether a process has one of these sockets open."""
-    links = {f"socket:[{inode}]" for inode in inodes}
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir() if links else ():
-        # It may have been closed since.
-        with suppress(FileNotFoundError):
-            if str(descriptor.readlink()) in links:
-                return True
-    return False
 
 
 def hooks(peer: Peer | None) -> dict[str, list[Callable[[Any], Any]]]:

@@ -32,11 +32,7 @@ class ChildProcess:
 
     @classmethod
     def of(cls, pid: int) -> ChildProcess:
-        """Return the process that has this pid now.
-
-        Raises:
-            psutil.NoSuchProcess: no process has it.
-        """
+        """Return the process that has this pid now; raises `psutil.NoSuchProcess` if there is none."""
         return cls(pid, psutil.Process(pid).create_time())
 
     def is_running(self) -> bool:
@@ -46,8 +42,7 @@ class ChildProcess:
     def stop(self, *, grace: float = 10.0) -> bool:
         """End the process and its descendants: with SIGTERM, then SIGKILL after `grace` seconds.
 
-        Returns:
-            Whether it was running.
+        Return whether it was running.
         """
         process = self._live()
         if process is None:
@@ -102,10 +97,7 @@ def has_ended(process: psutil.Process) -> bool:
 def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path | None = None) -> ChildProcess:
     """Start a process in a session of its own, with its output appended to a log that only its owner can read.
 
-    Secrets belong in `env`, not in `argv`, which every user of the machine can see.
-
-    Raises:
-        OSError: the program or the log cannot be opened.
+    Secrets belong in `env`, not in `argv`, which every user of the machine can see. Raises `OSError`.
     """
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:

@@ -24,9 +24,7 @@ _lock = threading.Lock()
 
 def known_prefix(key: str) -> str:
     """Return the vendor's prefix of a key, or an empty string if it has none of the known ones."""
-    if not key.startswith(KNOWN_PREFIXES):
-        return ""
-    return next(prefix for prefix in KNOWN_PREFIXES if key.startswith(prefix))
+    return next((prefix for prefix in KNOWN_PREFIXES if key.startswith(prefix)), "")
 
 
 def mask(key: str) -> str:

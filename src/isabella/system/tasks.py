@@ -11,14 +11,9 @@ Result = TypeVar("Result")
 
 
 async def gather(calls: Iterable[Callable[[], Awaitable[Result]]], *, at_once: int | None = None) -> list[Result]:
-    """Run calls concurrently and return their results in the order of the calls.
+    """Run calls concurrently, `at_once` at the same time, and return their results in the order of the calls.
 
-    Args:
-        calls: functions without arguments.
-        at_once: how many may run at the same time; None for all of them.
-
-    Raises:
-        Exception: the first exception of a call; the other calls are cancelled.
+    If a call raises an exception, the others are cancelled, and the first exception is raised.
     """
     pending = list(calls)
     results: dict[int, Result] = {}

@@ -4,9 +4,8 @@ Answers, memory, names, logs and errors come from models, vendors, agent files a
 an escape sequence in one of them: it can write the clipboard (OSC 52), move the cursor, or hide text.
 
 `guard_output` replaces `sys.stdout` and `sys.stderr` by streams that write no control character but newline and tab.
-Coloured text goes through `console`, which cleans the text and adds its own sequences; `console` and the handler of
-the logs are the only users of `unguarded`. `print_message` writes the messages of commands on standard error, in the
-format of the log lines, so that the stream never mixes text and JSON.
+Coloured text goes through `console`, which cleans the text and adds its own sequences. `print_message` writes the
+messages of commands on standard error, in the format of the log lines, so that text and JSON are never mixed.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cache
-from typing import IO, TYPE_CHECKING, Any, TextIO, cast
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from isabella.system.redaction import redact_event
 
@@ -49,10 +48,10 @@ def clean(text: str) -> str:
 
 def guard_output() -> None:
     """Make standard output and standard error print clean text only."""
-    if sys.stdout is not None:
-        sys.stdout = _guarded(sys.stdout)
-    if sys.stderr is not None:
-        sys.stderr = _guarded(sys.stderr)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _CleanStream):
+            setattr(sys, name, _CleanStream(stream))
 
 
 def unguarded(stream: Any) -> Any:
@@ -63,11 +62,8 @@ def unguarded(stream: Any) -> Any:
 def console(*, stderr: bool = False, **options: Any) -> Console:
     """Return a rich console that prints every text as it is: without control characters, and not read as markup.
 
-    It colours only terminals, and does not wrap the lines of tables if its output is piped.
-
-    Args:
-        stderr: print on standard error.
-        **options: further options of `rich.console.Console`.
+    It colours only terminals, and does not wrap the lines of tables if its output is piped. `options` are further
+    options of `rich.console.Console`.
     """
     guarded: Console = _console_class()(stderr=stderr, highlight=False, markup=False, emoji=False, **options)
     if not guarded.is_terminal:
@@ -89,10 +85,7 @@ def messages_are_json() -> bool:
 def print_message(text: str, *, level: str = "info", **fields: Any) -> None:
     """Print a message of a command on standard error: a line of text, or a JSON object like those of the logs.
 
-    Args:
-        text: the message.
-        level: the log level; the text of a warning begins with "warning: ".
-        **fields: further fields of the JSON object.
+    `fields` are further fields of the JSON object. The text of a warning begins with "warning: ".
     """
     if _json_messages:
         event = {"event": text, **fields, "level": level, "timestamp": datetime.now(UTC).isoformat()}
@@ -133,10 +126,6 @@ def _cleaned(segment: Segment) -> Segment:
 def _escaped(match: re.Match[str]) -> str:
     text = match.group()
     return "\n" if text == "\r\n" else f"\\u{ord(text):04x}"
-
-
-def _guarded(stream: TextIO) -> TextIO:
-    return stream if isinstance(stream, _CleanStream) else cast(TextIO, _CleanStream(stream))
 
 
 class _CleanStream:

@@ -303,7 +303,8 @@ class Machine(RuleBasedStateMachine):
         """Run one; None where it was killed, or said why it could not go on. Checked is what always holds."""
         before = self.world.rows()
         former = {
-            (name, row["base_url"], self.world.opened(row["api_key_enc"], self.managed)) for name, row in before.items()
+            (name, row["base_url"], self.world.opened(row["api_key_enc"], self.managed))
+            for name, row in before.items()
         }
         self.carried = {pair for name in before for pair in self._carried(name)}
         transport = FaultTransport(self.world.transport(), faults, self._watch)

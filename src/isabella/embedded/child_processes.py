@@ -78,9 +78,7 @@ def tail_log(path: Path, lines: int) -> list[str]:
 def follow_log(path: Path, *, every: float = 0.3) -> Iterator[str]:
     """Iterate for ever over the lines that are appended to a log after this call, redacted.
 
-    Args:
-        path: the log, which need not exist yet and may be replaced.
-        every: seconds between two reads.
+    The log need not exist yet and may be replaced. It is read every few tenths of a second.
     """
     return _lines_after(path, path.stat().st_size if path.exists() else 0, every)
 

@@ -14,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from isabella.embedded import child_processes, sdist
@@ -25,31 +24,22 @@ from isabella.system.files import write_private
 
 _EXTRAS = ("postgres", "server")
 # The lock has psycopg2 twice: as a wheel, and as sources that need a compiler and libpq. The wheel is enough.
-_NOT_INSTALLED = ("psycopg2",)
+_NOT_INSTALLED = "psycopg2"
 _MARKER = "isabella-complete.json"
 
 
-@dataclass(frozen=True)
-class Installed:
-    """A complete installation: the release of Letta, and the last of its database migrations."""
-
-    release: str
-    migration_head: str
-
-
-def installed(paths: InstancePaths) -> Installed | None:
-    """Return the installation of a release; None if it is incomplete or its interpreter is missing."""
+def installed(paths: InstancePaths) -> str | None:
+    """Return the last migration of an installed release; None if the installation is incomplete or damaged."""
     try:
-        record = json.loads((paths.program / _MARKER).read_text())
-        complete = Installed(release=record["release"], migration_head=record["migration_head"])
+        head = str(json.loads((paths.program / _MARKER).read_text())["migration_head"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     # The environment's interpreter is a link to one that may have been removed since.
-    return complete if os.access(paths.python, os.X_OK) else None
+    return head if os.access(paths.python, os.X_OK) else None
 
 
-def install(paths: InstancePaths, progress: Progress) -> Installed:
-    """Fetch and install a release. The caller holds the release's lock.
+def install(paths: InstancePaths, progress: Progress) -> str:
+    """Fetch and install a release, and return its last migration. The caller holds the release's lock.
 
     Raises:
         InstallFailed: the release could not be fetched or installed.
@@ -63,7 +53,7 @@ def install(paths: InstancePaths, progress: Progress) -> Installed:
         ) from error
 
 
-def _install(paths: InstancePaths, progress: Progress) -> Installed:
+def _install(paths: InstancePaths, progress: Progress) -> str:
     child_processes.stop_orphans("--project", paths.program)
     _clear(paths)
     with (
@@ -74,9 +64,9 @@ def _install(paths: InstancePaths, progress: Progress) -> Installed:
         sdist.unpack(archive, Path(scratch), paths.release).rename(paths.program)
     with step(progress, "install", f"Letta {paths.release} in an environment of its own, about 800 MB"):
         _create_environment(paths)
-        result = Installed(paths.release, migration_head(paths.program / "alembic" / "versions"))
-        write_private(paths.program / _MARKER, json.dumps(asdict(result)))
-    return result
+        head = migration_head(paths.program / "alembic" / "versions")
+        write_private(paths.program / _MARKER, json.dumps({"release": paths.release, "migration_head": head}))
+    return head
 
 
 def _clear(paths: InstancePaths) -> None:
@@ -96,29 +86,20 @@ def _create_environment(paths: InstancePaths) -> None:
 
     project = tomllib.loads((paths.program / "pyproject.toml").read_text())
     offered = project.get("project", {}).get("optional-dependencies", {})
-    extras = [word for extra in _EXTRAS if extra in offered for word in ("--extra", extra)]
-    skipped = [word for package in _NOT_INSTALLED for word in ("--no-install-package", package)]
+    extras = [f"--extra={extra}" for extra in _EXTRAS if extra in offered]
     # The interpreter is given by path: the .python-version in the tree may name one that is missing (fact R3).
     interpreter = getattr(sys, "_base_executable", sys.executable)
     command = [
         *(uv.find_uv_bin(), "sync", "--project", str(paths.program), "--python", interpreter),
-        *("--frozen", "--no-dev", "--no-progress", *extras, *skipped),
+        *("--frozen", "--no-dev", "--no-progress", *extras, f"--no-install-package={_NOT_INSTALLED}"),
     ]
-    paths.install_log.unlink(missing_ok=True)
-    descriptor = os.open(paths.install_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
+    # The variable overrides one of the operator's that would put the environment elsewhere.
+    environ = child_processes.install_environment() | {"UV_PROJECT_ENVIRONMENT": ".venv"}
+    write_private(paths.install_log, "")
+    with paths.install_log.open("a") as log:
         finished = subprocess.run(
-            command,
-            cwd=paths.program,
-            # The variable overrides one of the operator's that would put the environment elsewhere.
-            env=child_processes.install_environment() | {"UV_PROJECT_ENVIRONMENT": ".venv"},
-            stdin=subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
-            check=False,
+            command, cwd=paths.program, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False
         )
-    finally:
-        os.close(descriptor)
     if finished.returncode != 0:
         raise InstallFailed(
             f"uv could not install Letta {paths.release}. {child_processes.quote_log(paths.install_log)}",
@@ -140,29 +121,24 @@ def migration_head(versions: Path) -> str:
     Raises:
         InstallFailed: no migration is the last one, or several are.
     """
-    revisions: set[str] = set()
-    followed: set[str] = set()
+    revisions: set[object] = set()
+    followed: set[object] = set()
     for path in versions.glob("*.py"):
         values = _assigned(ast.parse(path.read_text()), ("revision", "down_revision"))
-        if isinstance(values.get("revision"), str):
-            revisions.add(str(values["revision"]))
+        revisions.add(values.get("revision"))
         before = values.get("down_revision")
-        followed.update(before if isinstance(before, tuple | list) else [before] if isinstance(before, str) else [])
-    heads = revisions - followed
+        followed.update(before if isinstance(before, tuple | list) else [before])
+    heads = revisions - followed - {None}
     if len(heads) != 1:
         raise InstallFailed(f"The migrations in {versions} should have one head, but have {len(heads)}.")
-    return heads.pop()
+    return str(heads.pop())
 
 
 def _assigned(module: ast.Module, names: tuple[str, ...]) -> dict[str, object]:
     """Return the literals that a module assigns to these names."""
     values: dict[str, object] = {}
     for statement in module.body:
-        targets = statement.targets if isinstance(statement, ast.Assign) else []
-        if isinstance(statement, ast.AnnAssign):
-            targets = [statement.target]
-        for target in targets:
-            if isinstance(target, ast.Name) and target.id in names:
-                value = statement.value if isinstance(statement, ast.Assign | ast.AnnAssign) else None
-                values[target.id] = ast.literal_eval(value) if value is not None else None
+        match statement:
+            case ast.Assign([ast.Name(name)], value) | ast.AnnAssign(ast.Name(name), _, value) if name in names:
+                values[name] = None if value is None else ast.literal_eval(value)
     return values

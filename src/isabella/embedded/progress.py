@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, Protocol
-
-State = Literal["started", "done", "skipped", "note"]
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -16,16 +14,12 @@ class Step:
     """An event of one step."""
 
     name: str  # check, wait, fetch, install, postgres, migrate, reencrypt, letta or stop
-    state: State  # whether the step started, is done, was not needed, or has a note for the operator
+    state: Literal["started", "done", "skipped", "note"]  # "skipped": not needed; "note": for the operator
     detail: str = ""  # text for the operator; contains no secret
     seconds: float | None = None  # how long the step took, if it is done
 
 
-class Progress(Protocol):
-    """A callback that receives the events of steps."""
-
-    def __call__(self, event: Step, /) -> None:
-        """Receive an event."""
+Progress = Callable[[Step], None]
 
 
 def no_progress(event: Step) -> None:

@@ -253,7 +253,7 @@ class Server:
             running = self._running_letta()
         if running is not None:
             return running
-        installation = self._install(progress)
+        head = self._install(progress)
         for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home):
             make_private(folder)
         postmaster = self._start_postgres(postgres.prepare_cluster(paths), progress)
@@ -265,7 +265,6 @@ class Server:
         )
         if program.stop(paths, program.running(paths)):
             progress(Step("check", "note", "stopped a Letta that an interrupted start had left running"))
-        head = installation.migration_head
         if postgres.current_revision(postmaster.port, password) == head:
             progress(Step("migrate", "skipped", f"the database is at {head}"))
         else:
@@ -293,18 +292,19 @@ class Server:
             return None
         return self._letta(run, postmaster.port, key, started=False)
 
-    def _install(self, progress: Progress) -> install.Installed:
+    def _install(self, progress: Progress) -> str:
+        """Return the last migration of the release, which is installed if necessary."""
         paths = self.paths
-        complete = install.installed(paths)
-        if complete is None:
+        head = install.installed(paths)
+        if head is None:
             make_private(paths.releases)
             with self._locked(paths.release_lock, progress):
                 # Another process may have installed it while this one waited for the lock.
-                complete = install.installed(paths)
-                if complete is None:
+                head = install.installed(paths)
+                if head is None:
                     return install.install(paths, progress)
         progress(Step("install", "skipped", f"Letta {paths.release} is installed"))
-        return complete
+        return head
 
     def _start_postgres(self, cluster: Cluster, progress: Progress) -> Postmaster:
         running = cluster.wait()

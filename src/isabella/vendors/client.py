@@ -97,15 +97,11 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
 
     `base_url` is that of its OpenAI-compatible API, `timeout` is in seconds.
     """
-    client = httpx.AsyncClient(
-        timeout=httpx.Timeout(timeout, connect=min(timeout, 5.0)),
-        **client_options(base_url),
-    )
+    limit = httpx.Timeout(timeout, connect=min(timeout, 5.0))
+    headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
     try:
-        async with client:
-            response = await client.get(
-                f"{base_url}/models", headers={"Authorization": f"Bearer {key.get_secret_value()}"}
-            )
+        async with httpx.AsyncClient(timeout=limit, headers=headers, **client_options(base_url)) as client:
+            response = await client.get(f"{base_url}/models")
     except httpx.TimeoutException:
         return VendorAnswer(KeyVerdict.UNREACHABLE, f"no answer within {timeout:g} s", trouble=Trouble.TIMEOUT)
     except httpx.RequestError as error:
@@ -125,8 +121,10 @@ def classify_answer(status: int, document: Any, *, retry_after: str | None = Non
     said = _message(document) or f"status {status}"
     wait = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdecimal() else None
     match status:
-        case 200 if (models := _models(document)) is not None:
-            return VendorAnswer(KeyVerdict.ACCEPTED, f"{len(models)} models", status, models, _unfit(document))
+        case 200 if (items := _listed_models(document)) is not None:
+            models = {item["id"]: _window(item) for item in items}
+            unfit = frozenset(item["id"] for item in items if item.get("active") is False or not _converses(item))
+            return VendorAnswer(KeyVerdict.ACCEPTED, f"{len(models)} models", status, models, unfit)
         case 200:
             return VendorAnswer(KeyVerdict.WRONG_ADDRESS, "what answers there is not a list of models", status)
         case 402:
@@ -163,31 +161,24 @@ def _json(response: httpx.Response) -> Any:
         return None
 
 
-def _models(document: Any) -> dict[str, int | None] | None:
+def _listed_models(document: Any) -> list[dict[str, Any]] | None:
     items = document.get("data") if isinstance(document, dict) else document
-    if not isinstance(items, list):
-        return None
-    models: dict[str, int | None] = {}
-    for item in items:
-        if not isinstance(item, dict) or not isinstance(item.get("id"), str):
-            return None
-        windows = (item.get(name) for name in _WINDOW_FIELDS)
-        models[item["id"]] = next((w for w in windows if isinstance(w, int) and w > 0), None)
-    return models
+    if isinstance(items, list) and all(isinstance(one, dict) and isinstance(one.get("id"), str) for one in items):
+        return items
+    return None
 
 
-def _unfit(document: Any) -> frozenset[str]:
-    items = document.get("data") if isinstance(document, dict) else document
-    listed = items if isinstance(items, list) else []
-    return frozenset(item["id"] for item in listed if item.get("active") is False or not _converses(item))
+def _window(item: dict[str, Any]) -> int | None:
+    windows = (item.get(name) for name in _WINDOW_FIELDS)
+    return next((window for window in windows if isinstance(window, int) and window > 0), None)
 
 
 def _converses(item: dict[str, Any]) -> bool:
     """Return whether a model can hold conversations and call tools, if its vendor states that (Mistral does)."""
-    capabilities = item.get("capabilities")
-    if not isinstance(capabilities, dict):
-        return True
-    return all(capabilities.get(name) is not False for name in ("completion_chat", "function_calling"))
+    stated = item.get("capabilities")
+    return not isinstance(stated, dict) or not {stated.get("completion_chat"), stated.get("function_calling")} & {
+        False
+    }
 
 
 def _error_object(document: Any) -> dict[str, Any]:

@@ -37,44 +37,28 @@ class VendorObservation:
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> VendorObservation:
-        """Return the observation in the form of `as_json`.
-
-        Raises:
-            ValueError, KeyError, TypeError: it has another form.
-        """
+        """Return the observation in the form of `as_json`; another form raises ValueError, KeyError or TypeError."""
         state, at = VendorState(document["state"]), datetime.fromisoformat(document["at"])
         return cls(state, str(document["reason"]), at)
 
 
 class VendorStatusBoard:
-    """The last observations of all vendors, by the provider's name in Letta.
-
-    Args:
-        now: returns the time.
-
-    Attributes:
-        changed: a callback that runs after an observation has changed.
-    """
+    """The last observations of all vendors, by the provider's name in Letta. `now` returns the time."""
 
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._now = now
         self._began = now()
         self._seen: dict[str, VendorObservation] = {}
         self._listed: set[str] = set()  # providers whose observation comes from a model list
-        self.changed: Callable[[], None] = lambda: None
+        self.changed: Callable[[], None] = lambda: None  # runs after an observation has changed
 
     def observe(
         self, provider: str, state: VendorState, reason: str, at: datetime | None = None, *, listing: bool = False
     ) -> None:
-        """Store an observation, unless it is older than the last one.
+        """Store an observation of the vendor with the key that Letta holds, unless it is older than the last one.
 
-        Args:
-            provider: the provider's name in Letta.
-            state: what the vendor did with the key that Letta holds.
-            reason: why, for people.
-            at: the time; by default now.
-            listing: whether it only listed its models. It does so for a key without funds, too, so a list changes
-                nothing while the vendor refuses messages.
+        `listing` means that the vendor only listed its models. It does so for a key without funds, too, so a list
+        changes nothing while the vendor refuses messages.
         """
         status = VendorObservation(state, reason, at or self._now())
         former = self._seen.get(provider)

@@ -54,7 +54,7 @@ class House:
         assert key is not None
         opened = encrypted_columns.read_values(self.address(), [key])
         return {
-            one.stored.place: (one.state, None if one.plaintext is None else one.plaintext.get_secret_value())
+            one.place: (one.state, None if one.plaintext is None else one.plaintext.get_secret_value())
             for one in opened
         }
 
@@ -183,7 +183,7 @@ def test_wherever_it_is_cut_off_no_key_is_lost_and_the_next_start_heals(deps: Ho
         assert deps.server.paths.rekey_file.stat().st_mode & 0o777 == 0o600
         # What somebody would read who had all keys that are written down.
         with_all_keys = {
-            one.stored.place: None if one.plaintext is None else one.plaintext.get_secret_value()
+            one.place: None if one.plaintext is None else one.plaintext.get_secret_value()
             for one in deps.server.encrypted_values()
         }
         assert with_all_keys == before, function

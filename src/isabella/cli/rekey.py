@@ -19,7 +19,7 @@ from isabella.config.api_keys import is_master_key
 from isabella.config.settings import Settings
 from isabella.connect import embedded_connection
 from isabella.embedded import Server
-from isabella.embedded.encrypted_columns import DecryptedValue, ValueState
+from isabella.embedded.encrypted_columns import StoredValue, ValueState
 from isabella.errors import ConfigurationError
 from isabella.letta.connection import Connection
 from isabella.providers.report import Report
@@ -97,12 +97,12 @@ def _read_key(path: Path) -> SecretStr:
     return SecretStr(text)
 
 
-def _show(values: Sequence[DecryptedValue], key: SecretStr | None) -> None:
+def _show(values: Sequence[StoredValue], key: SecretStr | None) -> None:
     if not values:
         typer.echo("Letta holds no encrypted values.")
         return
     typer.echo(f"Letta holds {len(values)} secrets:")
-    for (table, column), count in Counter((value.stored.table, value.stored.column) for value in values).items():
+    for (table, column), count in Counter((value.table, value.column) for value in values).items():
         typer.echo(f"  {count:>5}  {table}.{column}")
     if plaintext := sum(value.state is ValueState.PLAINTEXT for value in values):
         typer.echo(f"{plaintext} of them are stored in plaintext, and will be encrypted.")
@@ -111,7 +111,7 @@ def _show(values: Sequence[DecryptedValue], key: SecretStr | None) -> None:
     if lost := [value for value in values if value.state is ValueState.UNREADABLE]:
         typer.echo("No known master key decrypts these, so they are left as they are:")
         for value in lost:
-            typer.echo(f"         {value.stored.place}")
+            typer.echo(f"         {value.place}")
         typer.echo("Name the key they are encrypted with by --former-key-file, or enter them again afterwards.")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +48,22 @@ class ValueState(StrEnum):
 
 @dataclass(frozen=True)
 class StoredValue:
-    """One value in one row, as it is stored."""
+    """One value in one row, and, once it is decrypted, the result."""
 
     table: str
     column: str
     id: str
     name: str  # the name of the row for people
     text: str = field(repr=False)
+    key: SecretStr | None = None  # the master key that decrypts it; None if no key does, or none is needed
+    plaintext: SecretStr | None = field(default=None, repr=False)  # None if the value is unreadable
+
+    @property
+    def state(self) -> ValueState:
+        """Whether it is encrypted, and can be decrypted."""
+        if self.plaintext is None:
+            return ValueState.UNREADABLE
+        return ValueState.PLAINTEXT if self.key is None else ValueState.ENCRYPTED
 
     @property
     def place(self) -> str:
@@ -62,18 +71,7 @@ class StoredValue:
         return f"{self.table}.{self.column} of {self.name}"
 
 
-@dataclass(frozen=True)
-class DecryptedValue:
-    """A value, and the result of decrypting it."""
-
-    stored: StoredValue
-    state: ValueState
-    key: SecretStr | None = None  # the master key that decrypts it; None if no key does, or none is needed
-    #: the decrypted text; None if the value is unreadable
-    plaintext: SecretStr | None = field(default=None, repr=False)
-
-
-def read_values(address: SecretStr, keys: Sequence[SecretStr]) -> list[DecryptedValue]:
+def read_values(address: SecretStr, keys: Sequence[SecretStr]) -> list[StoredValue]:
     """Read and decrypt all encrypted values with the given master keys. Changes nothing.
 
     Raises:
@@ -88,19 +86,11 @@ def read_values(address: SecretStr, keys: Sequence[SecretStr]) -> list[Decrypted
         raise _database_error(error) from error
 
 
-def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -> list[DecryptedValue]:
-    """Encrypt all values with one master key, in one transaction.
+def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -> None:
+    """Encrypt all values with one master key, in one transaction. `former` are the keys that may have been used.
 
     Plaintext is encrypted as well. Values that have the key already, or that no key decrypts, are left as they are,
     so the function can be called again. Letta must not be running: it would write with the key it was started with.
-
-    Args:
-        address: the URL of the database.
-        former: the master keys that may have been used before.
-        key: the new master key.
-
-    Returns:
-        The values as they were before.
 
     Raises:
         EmbeddedError: the database cannot be written, or the written values could not be verified.
@@ -112,11 +102,10 @@ def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -
             _lock_tables(connection)
             values = _decrypt_all(_read(connection), [key, *former])
             changed = [value for value in values if value.plaintext is not None and value.key != key]
-            encrypted = _encrypt_all(changed, key)
-            for stored, text in encrypted:
-                _write(connection, stored, text)
+            encrypted = list(zip(changed, _encrypt_all(changed, key), strict=True))
+            for value, text in encrypted:
+                _write(connection, value, text)
             _verify_written(_read(connection), encrypted)
-            return values
     except psycopg.Error as error:
         raise _database_error(error) from error
 
@@ -146,30 +135,30 @@ def hold_sync_lock(address: SecretStr) -> Iterator[None]:
         yield
 
 
-def _decrypt_all(values: Iterable[StoredValue], keys: Sequence[SecretStr]) -> list[DecryptedValue]:
-    def decrypted(value: StoredValue) -> DecryptedValue:
+def _decrypt_all(values: Iterable[StoredValue], keys: Sequence[SecretStr]) -> list[StoredValue]:
+    def decrypted(value: StoredValue) -> StoredValue:
         if not looks_encrypted(value.text):
-            return DecryptedValue(value, ValueState.PLAINTEXT, plaintext=SecretStr(value.text))
+            return replace(value, plaintext=SecretStr(value.text))
         for key in keys:
             plaintext = decrypt(value.text, key.get_secret_value())
             if plaintext is not None:
-                return DecryptedValue(value, ValueState.ENCRYPTED, key, SecretStr(plaintext))
-        return DecryptedValue(value, ValueState.UNREADABLE)
+                return replace(value, key=key, plaintext=SecretStr(plaintext))
+        return value
 
     # Deriving a key takes 35 ms and releases the GIL.
     with ThreadPoolExecutor() as threads:
         return list(threads.map(decrypted, values))
 
 
-def _encrypt_all(values: Sequence[DecryptedValue], key: SecretStr) -> list[tuple[StoredValue, str]]:
-    """Return each value with its new text, which is decrypted once to verify it."""
+def _encrypt_all(values: Sequence[StoredValue], key: SecretStr) -> list[str]:
+    """Return the new text of each value, which is decrypted once to verify it."""
 
-    def encrypted(value: DecryptedValue) -> tuple[StoredValue, str]:
+    def encrypted(value: StoredValue) -> str:
         plaintext = value.plaintext.get_secret_value() if value.plaintext is not None else ""
         text = encrypt(plaintext, key.get_secret_value())
         if decrypt(text, key.get_secret_value()) != plaintext:
-            raise EmbeddedError(f"{value.stored.place} could not be encrypted; nothing was changed.")
-        return value.stored, text
+            raise EmbeddedError(f"{value.place} could not be encrypted; nothing was changed.")
+        return text
 
     with ThreadPoolExecutor() as threads:
         return list(threads.map(encrypted, values))

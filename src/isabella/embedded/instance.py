@@ -42,12 +42,7 @@ _NO_KEY = "none"
 
 
 class InstancePaths:
-    """The paths of one instance of one release.
-
-    Args:
-        home: Isabella's home, absolute.
-        release: the release of Letta.
-        instance: one of several servers of the release, which share the program, but not the data.
+    """The paths of one instance of one release, in Isabella's home (absolute).
 
     Raises:
         EmbeddedError: release or instance cannot be part of a path.
@@ -101,12 +96,7 @@ class InstancePaths:
 
 
 def make_private(folder: Path, *, group: int | None = None) -> None:
-    """Create a folder, and missing folders above it, for its owner only.
-
-    Args:
-        folder: the folder.
-        group: a group that may pass through the folder, but not list it.
-    """
+    """Create a folder, and missing ones above it, for its owner only. A group may pass through, but not list it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if group is not None and status.st_gid != group:
@@ -157,8 +147,7 @@ def matches_fingerprint(key: SecretStr | None, stored: str) -> bool:
     """Return whether a stored fingerprint is that of this key, or of no key."""
     if key is None:
         return stored == _NO_KEY
-    salt = stored.partition(":")[0]
-    return hmac.compare_digest(_salted_hash(key, salt), stored)
+    return hmac.compare_digest(_salted_hash(key, stored.partition(":")[0]), stored)
 
 
 def _salted_hash(key: SecretStr, salt: str) -> str:
@@ -195,12 +184,7 @@ def is_port_free(port: int) -> bool:
 
 
 def choose_port(preferred: int, *, avoid: Collection[int] = ()) -> int:
-    """Return the preferred port if it is free, otherwise one that the system picks.
-
-    Args:
-        preferred: the preferred port.
-        avoid: ports of other instances, which need not be in use now.
-    """
+    """Return the preferred port if it is free, otherwise one that the system picks; none of those to avoid."""
     if preferred not in avoid and is_port_free(preferred):
         return preferred
     while True:

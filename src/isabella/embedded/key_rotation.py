@@ -65,13 +65,9 @@ class RotationJournal:
 
 
 def begin(paths: InstancePaths, key: SecretStr, former: Sequence[SecretStr], *, kept: bool) -> None:
-    """Write the journal of a change. Letta must not be stopped for the change before this.
+    """Write the journal of a change to a new key, before Letta is stopped for it.
 
-    Args:
-        paths: the instance.
-        key: the new key.
-        former: every key that may have encrypted a value.
-        kept: whether Isabella stores the new key.
+    `former` has every key that may have encrypted a value; `kept` is whether Isabella stores the new key.
     """
     redaction.remember(key.get_secret_value())
     RotationJournal(key, tuple(other for other in former if other != key), kept).save(paths)
@@ -86,19 +82,9 @@ def store_new_key(paths: InstancePaths) -> None:
 
 
 def resume(paths: InstancePaths, address: SecretStr, key: SecretStr, progress: Progress) -> bool:
-    """Re-encrypt all values with the key that Letta is about to use, if a change is in progress.
+    """Re-encrypt all values with the key that Letta is about to use, if a change is in progress; return whether.
 
-    Args:
-        paths: the instance, whose Letta must not be running.
-        address: the URL of its database.
-        key: the key that Letta is about to use.
-        progress: receives the steps.
-
-    Returns:
-        Whether a change was in progress.
-
-    Raises:
-        EmbeddedError: the database cannot be written. The journal stays, and with it every key.
+    Letta must not be running. If the database at `address` cannot be written, the journal stays with every key.
     """
     journal = RotationJournal.load(paths)
     if journal is None:
@@ -111,13 +97,8 @@ def resume(paths: InstancePaths, address: SecretStr, key: SecretStr, progress: P
 def finish(paths: InstancePaths, key: SecretStr | None, progress: Progress, *, started: bool) -> None:
     """Delete the journal: Letta runs, and all values have its key, or the change was interrupted before it began.
 
-    Letta is stopped before values are re-encrypted, and is not started again before all of them are.
-
-    Args:
-        paths: the instance.
-        key: the key that Letta uses.
-        progress: receives the steps.
-        started: whether Letta was started just now; otherwise it was already running.
+    Letta is stopped before values are re-encrypted, and is not started again before all of them are. `started` is
+    whether Letta was started just now; otherwise it was already running.
     """
     journal = RotationJournal.load(paths)
     if journal is None or key is None:

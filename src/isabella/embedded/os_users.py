@@ -40,10 +40,7 @@ class OsUser:
         return {"user": self.uid, "group": self.gid, "extra_groups": []}
 
     def can_enter(self, folder: Path) -> bool:
-        """Return whether this user can reach files in a folder whose names it knows.
-
-        A command is run as the user: modes are not enough, because access lists and mounts count as well.
-        """
+        """Return whether this user can reach files in a folder whose names it knows."""
         return self._succeeds("cd", folder)
 
     def can_run(self, program: Path) -> bool:
@@ -51,10 +48,9 @@ class OsUser:
         return self._succeeds("test -x", program)
 
     def _succeeds(self, command: str, path: Path) -> bool:
-        finished = subprocess.run(
-            ["/bin/sh", "-c", f'{command} "$1"', "sh", str(path)], cwd="/", capture_output=True, **self.run_as()
-        )
-        return finished.returncode == 0
+        # The command is run as the user: modes are not enough, because access lists and mounts count as well.
+        shell = ["/bin/sh", "-c", f'{command} "$1"', "sh", str(path)]
+        return subprocess.run(shell, cwd="/", capture_output=True, **self.run_as()).returncode == 0
 
 
 def existing_user() -> OsUser | None:

@@ -54,7 +54,7 @@ class ServerRun:
 
 
 def health(port: int, *, timeout: float = 5.0) -> str | None:
-    """The version that a Letta on this port of loopback gives; None where none answers (fact R7)."""
+    """Return the release of the Letta on this port of loopback; None if none answers (fact R7)."""
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=timeout)
     try:
         connection.request("GET", HEALTH)

@@ -66,11 +66,8 @@ def choose(page: Mapping[str, Any], release: str, page_url: str) -> Sdist | None
 def fetch(release: str, folder: Path, progress: Progress, *, index: str | None = None) -> Path:
     """Download the sdist of a release into a folder, and verify its hash. Returns the file.
 
-    Args:
-        release: the release of Letta.
-        folder: the folder for the file.
-        progress: receives notes if pip is used, or the hash of the release is not pinned.
-        index: the URL of the package index; by default the one that the machine is configured for.
+    `progress` receives notes if pip is used, or the hash of the release is not pinned. `index` is the URL of the
+    package index, by default the one that the machine is configured for.
 
     Raises:
         InstallFailed: the release does not exist, could not be downloaded, or has another hash.

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from isabella.embedded import child_processes, encrypted_columns, install, instance, key_rotation, postgres, program
-from isabella.embedded.encrypted_columns import DecryptedValue
+from isabella.embedded.encrypted_columns import StoredValue
 from isabella.embedded.instance import (
     DEFAULT_INSTANCE,
     DEFAULT_RELEASE,
@@ -154,7 +154,7 @@ class Server:
 
     def encrypted_values(
         self, former: Sequence[SecretStr] = (), progress: Progress = no_progress
-    ) -> list[DecryptedValue]:
+    ) -> list[StoredValue]:
         """Return the encrypted values of Letta's database. If Postgres is not running, it is started for this.
 
         Args:

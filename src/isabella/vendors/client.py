@@ -176,9 +176,8 @@ def _window(item: dict[str, Any]) -> int | None:
 def _converses(item: dict[str, Any]) -> bool:
     """Return whether a model can hold conversations and call tools, if its vendor states that (Mistral does)."""
     stated = item.get("capabilities")
-    return not isinstance(stated, dict) or not {stated.get("completion_chat"), stated.get("function_calling")} & {
-        False
-    }
+    needed = ("completion_chat", "function_calling")
+    return not isinstance(stated, dict) or all(stated.get(name) is not False for name in needed)
 
 
 def _error_object(document: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ The diagnosis compares what Letta has of an agent with the providers in Letta an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
@@ -17,7 +17,8 @@ from isabella.letta.llm_config import Binding, LlmConfig, streams
 from isabella.letta.releases import GENERIC, OPENAI
 from isabella.system.urls import is_placeholder_url, same_address
 
-_KEYLESS = ("groq", "deepseek", "xai")  # endpoint types whose clients never use the stored key (facts M3, O11)
+#: Letta's clients that never use a stored key (facts M3, O11), and the variable of its environment that they read.
+_KEYLESS = {"groq": "GROQ_API_KEY", "deepseek": "DEEPSEEK_API_KEY", "xai": "XAI_API_KEY"}
 _PROXY = "openai-proxy/"  # the prefix under which Letta lists the models of every OpenAI-type provider (fact M4)
 _GUESSES = (8192, 30_000)  # the windows that Letta assumes if it does not know a model's (facts M1, M4)
 
@@ -65,10 +66,7 @@ def diagnose(
 ) -> BindingDiagnosis | None:
     """Return what is wrong with an agent; None if nothing is, or if it cannot be told.
 
-    Args:
-        llm: its `llm_config`.
-        available: what it could be bound to.
-        preferred: the handles that its definition prefers.
+    `preferred` are the handles that its definition prefers.
     """
     if llm is None or not llm.provider:
         return None
@@ -82,15 +80,15 @@ def diagnose(
         gone = BindingFault.MODEL_GONE, f"{llm.provider} has no model {llm.model} any more"
     if gone is not None:
         return BindingDiagnosis(*gone, instead=_instead(llm, available, preferred))
-    explicit = _explicit(llm, available)
-    fault = None if explicit is None else _fault(llm, explicit)
+    explicit = explicit_binding(llm, available)
+    fault = None if explicit is None else next(binding_faults(llm, explicit), None)
     return None if fault is None else BindingDiagnosis(*fault, binding=explicit, instead=tuple(preferred))
 
 
-def _explicit(llm: LlmConfig, available: AvailableBindings) -> Binding | None:
-    """Return the explicit binding to the same provider and model."""
+def explicit_binding(llm: LlmConfig, available: AvailableBindings) -> Binding | None:
+    """Return the explicit binding to the same provider and model; None if no base URL is known."""
     provider = llm.provider or ""
-    base_url = available.live[provider] or llm.endpoint
+    base_url = available.live.get(provider) or llm.endpoint
     if base_url is None:
         return None
     known = available.windows.get(f"{provider}/{llm.model}", 0)
@@ -103,26 +101,25 @@ def _explicit(llm: LlmConfig, available: AvailableBindings) -> Binding | None:
     return Binding(provider, llm.model, base_url.rstrip("/"), window, client=client).suited(llm.agent_type)
 
 
-def _fault(llm: LlmConfig, explicit: Binding) -> tuple[BindingFault, str] | None:
+def binding_faults(llm: LlmConfig, explicit: Binding) -> Iterator[tuple[BindingFault, str]]:
+    """Yield what is wrong with a binding, compared with the explicit one, the worst first."""
     client = llm.endpoint_type
     if client in _KEYLESS:
-        return BindingFault.KEY_IGNORED, f"as type {client}, Letta never uses the key stored for it"
+        why = f"Letta's {client} client uses {_KEYLESS[client]} of Letta's environment, never the stored key"
+        yield BindingFault.KEY_IGNORED, why
     if (llm.handle or "").startswith(_PROXY):
-        return BindingFault.PROXY_HANDLE, f"its handle {llm.handle} is one that every provider of type openai shares"
+        yield BindingFault.PROXY_HANDLE, f"its handle {llm.handle} is one that every provider of type openai shares"
     if not streams(client, llm.agent_type):
-        return (
-            BindingFault.CANNOT_STREAM,
-            f"Letta's {client} client cannot stream for agents of type {llm.agent_type}",
-        )
+        why = f"Letta's {client} client cannot stream for agents of type {llm.agent_type}"
+        yield BindingFault.CANNOT_STREAM, why
     if client != explicit.client:
-        return BindingFault.WRONG_CLIENT, f"Letta's {client} client sends it fields that the vendor may refuse"
+        yield BindingFault.WRONG_CLIENT, f"Letta's {client} client sends it fields that the vendor may refuse"
     if not same_address(llm.endpoint, explicit.base_url):
-        return BindingFault.BASE_URL_MOVED, f"it calls {llm.endpoint}, but {llm.provider} is at {explicit.base_url}"
+        yield BindingFault.BASE_URL_MOVED, f"it calls {llm.endpoint}, but {llm.provider} is at {explicit.base_url}"
     if llm.window < explicit.window:
-        return BindingFault.SMALL_WINDOW, f"its window is {llm.window} tokens, the model's is {explicit.window}"
+        yield BindingFault.SMALL_WINDOW, f"its window is {llm.window} tokens, the model's is {explicit.window}"
     if llm.binding is not None and llm.compaction == llm.handle:
-        return BindingFault.SUMMARIES, f"its summaries look {llm.handle} up in Letta, instead of using its binding"
-    return None
+        yield BindingFault.SUMMARIES, f"its summaries look {llm.handle} up in Letta, instead of using its binding"
 
 
 def _instead(llm: LlmConfig, available: AvailableBindings, preferred: Sequence[str]) -> tuple[str, ...]:

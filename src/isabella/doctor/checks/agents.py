@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
-from isabella.agents.repair import AvailableBindings, BindingFault, diagnose
+from isabella.agents.repair import AvailableBindings, BindingFault, binding_faults, diagnose, explicit_binding
 from isabella.doctor.evidence import AgentEvidence, Evidence
 from isabella.doctor.findings import Finding, Layer, Outcome, PassedCheck, Unknown, finding
 from isabella.letta.llm_config import Binding, streams
@@ -12,9 +13,6 @@ from isabella.providers.desired import Desired
 from isabella.providers.report import Receipt
 from isabella.system.urls import same_address
 
-#: Letta's clients that never use a stored key (facts M3, O11), and the variable they read instead.
-_VARIABLES_OF_CLIENTS = {"groq": "GROQ_API_KEY", "deepseek": "DEEPSEEK_API_KEY", "xai": "XAI_API_KEY"}
-_ASSUMED_WINDOWS = (8192, 30_000)  # the windows that Letta assumes for models it does not know (facts M1, M4)
 #: How many of many agents with the same fault decide whether `--fix` can help, and how many are listed.
 _EXAMINED, _LISTED = 20, 10
 
@@ -57,8 +55,8 @@ def check_agents(evidence: Evidence) -> Iterator[Outcome]:
 
 
 def _faults(agent: AgentEvidence, evidence: Evidence, available: AvailableBindings) -> Iterator[_Fault]:
-    llm, name = agent.llm, agent.name
-    desired = evidence.configuration.provider(llm.provider)
+    llm, name, provider = agent.llm, agent.name, agent.llm.provider
+    desired = evidence.configuration.provider(provider)
     if llm.category != "byok":
         same_url = _at_base_url(llm.endpoint, evidence)
         if not streams(llm.endpoint_type, llm.agent_type):
@@ -66,36 +64,21 @@ def _faults(agent: AgentEvidence, evidence: Evidence, available: AvailableBindin
         elif same_url is not None:
             line = f"{name}: provider_category {llm.category or 'not set'}, base URL of {same_url.name}"
             yield "agent-sends-lettas-key", same_url.name, line
-    elif llm.provider and evidence.letta.row(llm.provider) is not None:
-        faults = [*_independent_faults(agent, llm.provider, available)]
-        if not faults:
-            # `isabella agents repair` reports one fault at a time.
-            other = diagnose(llm, available)
-            faults = [] if other is None else [(_CODES[other.fault], llm.provider, f"{name}: {other.why}")]
-        yield from faults
+    elif provider and evidence.letta.row(provider) is not None:
+        explicit = explicit_binding(llm, available)
+        faults = {} if explicit is None else dict(binding_faults(llm, explicit))
+        # These follow from another fault, or are repaired with it.
+        for follows in (BindingFault.WRONG_CLIENT, BindingFault.SUMMARIES):
+            faults.pop(follows, None)
+        if BindingFault.PROXY_HANDLE in faults:
+            faults.pop(BindingFault.SMALL_WINDOW, None)
+        if not faults and (other := diagnose(llm, available)) is not None:
+            faults = {other.fault: other.why}
+        for fault, why in faults.items():
+            yield _CODES[fault], provider, f"{name}: {why}"
     # A configured provider that is absent has its own finding, which is the cause.
     elif desired is None or not desired.configured:
-        yield "agent-provider-gone", None, f"{name}: provider {llm.provider or '-'}, {llm.endpoint}"
-
-
-def _independent_faults(agent: AgentEvidence, provider: str, available: AvailableBindings) -> Iterator[_Fault]:
-    """Yield the faults of which one agent may have several."""
-    llm, name = agent.llm, agent.name
-    has_proxy_handle = (llm.handle or "").startswith("openai-proxy/")
-    variable = _VARIABLES_OF_CLIENTS.get(llm.endpoint_type)
-    if variable is not None:
-        line = f"{name}: type {llm.endpoint_type}, reads {variable} of Letta's environment"
-        yield "agent-ignores-key", provider, line
-    if not streams(llm.endpoint_type, llm.agent_type):
-        yield "agent-cannot-stream", provider, f"{name}: type {llm.agent_type}, client {llm.endpoint_type}"
-    if has_proxy_handle:
-        yield "agent-proxy-handle", provider, f"{name}: {llm.handle}, window {llm.window}"
-    window = available.windows.get(f"{provider}/{llm.model}", 0)
-    if not has_proxy_handle and llm.window in _ASSUMED_WINDOWS and window > llm.window:
-        yield "agent-window-small", provider, f"{name}: window {llm.window}, {llm.model} has {window}"
-    base_url = available.live[provider]
-    if base_url is not None and llm.endpoint is not None and not same_address(llm.endpoint, base_url):
-        yield "agent-address-old", provider, f"{name}: {llm.endpoint}, the provider has {base_url}"
+        yield "agent-provider-gone", None, f"{name}: provider {provider or '-'}, {llm.endpoint}"
 
 
 def _finding(code: str, provider: str | None, group: list[tuple[AgentEvidence, str]], evidence: Evidence) -> Finding:
@@ -164,10 +147,9 @@ def new_binding(agent: AgentEvidence, evidence: Evidence) -> Binding | None:
         desired = _at_base_url(llm.endpoint, evidence)
     if desired is None or llm.model not in available.listed.get(desired.name, {llm.model}):
         return None
-    known = available.windows.get(f"{desired.name}/{llm.model}", 0)
-    assumed = llm.window in (0, *_ASSUMED_WINDOWS)
-    window = known if assumed and known else llm.window or desired.vendor.default_window
-    return Binding(desired.name, llm.model, desired.base_url, window, available.client).suited(llm.agent_type)
+    window = llm.window or desired.vendor.default_window
+    moved = replace(llm, provider=desired.name, endpoint=desired.base_url, window=window)
+    return explicit_binding(moved, available)
 
 
 def _at_base_url(endpoint: str | None, evidence: Evidence) -> Desired | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from isabella.doctor.evidence import Evidence
@@ -56,8 +56,8 @@ class Diagnosis:
                 {**cause.finding.as_json(), "consequences": [one.as_json() for one in cause.consequences]}
                 for cause in self.causes
             ],
-            "unknown": [unknown.as_json() for unknown in self.unknowns],
-            "fine": [{"layer": passed.layer.value, "text": passed.text} for passed in self.passed],
+            "unknown": [asdict(unknown) for unknown in self.unknowns],
+            "fine": [asdict(passed) for passed in self.passed],
             "notes": [note.as_json() for note in self.notes],
             "practice": self.practice,
             "log": [],

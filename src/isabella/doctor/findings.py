@@ -25,17 +25,7 @@ class Layer(StrEnum):
     @property
     def heading(self) -> str:
         """The name of the layer in reports."""
-        return _HEADINGS[self]
-
-
-_HEADINGS = {
-    Layer.CONFIGURATION: "Configuration",
-    Layer.VENDOR: "Vendor",
-    Layer.STORED: "Letta",
-    Layer.USE: "Agents",
-    Layer.RECEIPT: "Receipt",
-    Layer.EXPOSURE: "Exposure",
-}
+        return {Layer.STORED: "Letta", Layer.USE: "Agents"}.get(self, self.value.capitalize())
 
 
 class Severity(StrEnum):
@@ -108,18 +98,8 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` shows."""
-        return {
-            "code": self.code,
-            "layer": self.layer.value,
-            "severity": self.severity.value,
-            "provider": self.provider,
-            "agents": list(self.agents),
-            "summary": self.summary,
-            "evidence": list(self.evidence),
-            "cause": self.cause,
-            "remedy": self.remedy.as_json(),
-            "facts": list(self.facts),
-        }
+        names = ("code", "layer", "severity", "provider", "agents", "summary", "evidence", "cause", "facts")
+        return {name: getattr(self, name) for name in names} | {"remedy": self.remedy.as_json()}
 
 
 @dataclass(frozen=True)
@@ -130,15 +110,6 @@ class Unknown:
     what: str  # the question, as "whether …" or "which …"
     because: str  # the reason, as the rest of a sentence
     provider: str | None = None  # None if it is about all of them
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the form that `--json` shows."""
-        return {
-            "layer": self.layer.value,
-            "provider": self.provider,
-            "what": self.what,
-            "because": self.because,
-        }
 
 
 @dataclass(frozen=True)
@@ -177,18 +148,8 @@ def finding(
 ) -> Finding:
     """Return the finding of this code, with its texts from the table.
 
-    Args:
-        code: a code of the table.
-        cases: special cases of that entry that apply, in ascending order of precedence.
-        provider: see `Finding`, as for the next three.
-        agents: names.
-        agent_ids: their ids.
-        evidence: one observation per line.
-        path: the file that `--fix` changes.
-        values: for the placeholders in the texts.
-
-    Raises:
-        KeyError: the table has no such code or case, or a text needs a value that is not given.
+    `cases` are the special cases of the entry that apply, in ascending order of precedence; `values` fill the
+    placeholders in the texts. An unknown code, case or placeholder raises KeyError.
     """
     table = finding_table()[code]
     entry = dict(table)

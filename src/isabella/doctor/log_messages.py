@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, TypeAdapter
 
 from isabella.system.redaction import KNOWN_PREFIXES, mask, redact
 
@@ -40,7 +42,7 @@ class KnownMessage:
     id: str
     title: str
     #: recognise it; a named group fills the placeholder of the same name in meaning and remedy
-    patterns: tuple[re.Pattern[str], ...]
+    patterns: tuple[Annotated[re.Pattern[str], BeforeValidator(lambda text: re.compile(text, re.IGNORECASE))], ...]
     meaning: str
     releases: str  # which releases of Letta print it
     remedy: str
@@ -76,24 +78,17 @@ class RecognisedMessage:
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` shows."""
-        return {
-            "id": self.message.id,
-            "title": self.message.title,
-            "line": self.line,
-            "count": self.count,
-            "meaning": self.meaning,
-            "releases": self.message.releases,
-            "remedy": self.remedy,
-            "correction": self.message.correction,
-            "facts": list(self.message.facts),
+        of_message = {
+            name: getattr(self.message, name) for name in ("id", "title", "releases", "correction", "facts")
         }
+        return of_message | {name: getattr(self, name) for name in ("line", "count", "meaning", "remedy")}
 
 
 @cache
 def known_messages() -> tuple[KnownMessage, ...]:
     """Return the table, more specific messages first."""
     document = tomllib.loads(resources.files(__package__).joinpath("log_messages.toml").read_text("utf-8"))
-    return tuple(_known_message(**entry) for entry in document["messages"])
+    return TypeAdapter(tuple[KnownMessage, ...]).validate_python(document["messages"])
 
 
 def recognise(text: str) -> list[RecognisedMessage]:
@@ -105,11 +100,9 @@ def recognise(text: str) -> list[RecognisedMessage]:
 
 
 def recognise_in(lines: Iterable[str], *, lines_per_message: int = 1) -> list[RecognisedMessage]:
-    """Return the known messages in a log, in the order of the table.
+    """Return the known messages in a log of any length, which is read once, in the order of the table.
 
-    Args:
-        lines: the log, of any length; it is read once.
-        lines_per_message: over how many lines a message may be broken.
+    A message may be broken over several lines of a paste.
     """
     recognised: dict[str, RecognisedMessage] = {}
     for text, newest in _windows(lines, lines_per_message):
@@ -153,23 +146,6 @@ def _excerpt(text: str, match: re.Match[str]) -> str:
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
     return _PLACEHOLDER.sub(lambda placeholder: values.get(placeholder[1]) or placeholder[2] or "…", text)
-
-
-def _known_message(
-    *,
-    patterns: list[str],
-    facts: Iterable[str] = (),
-    examples: Iterable[str] = (),
-    unless: Iterable[str] = (),
-    **entry: Any,
-) -> KnownMessage:
-    return KnownMessage(
-        patterns=tuple(re.compile(pattern, re.IGNORECASE) for pattern in patterns),
-        facts=tuple(facts),
-        examples=tuple(examples),
-        unless=frozenset(unless),
-        **entry,
-    )
 
 
 def scrub(text: str) -> str:

@@ -15,7 +15,6 @@ from isabella.doctor.evidence import AgentEvidence, Evidence
 from isabella.doctor.findings import Finding, Fix
 from isabella.errors import IsabellaError, LettaError
 from isabella.letta.connection import Connection
-from isabella.letta.llm_config import Binding
 
 __all__ = ["DoctorOptions", "DoctorRun", "apply_fixes", "run_doctor"]
 
@@ -40,23 +39,16 @@ async def run_doctor(
 ) -> DoctorRun:
     """Collect evidence, check it, and explain the findings. Changes nothing; see `apply_fixes`.
 
-    Args:
-        env_file: another file in place of `.env`.
-        settings: settings of a running backend; none are read then.
-        connection: the Letta to examine, in place of the configured one.
-        options: what to examine; by default everything, without probes.
-        environment: variables in place of the process environment.
+    `env_file` and `environment` replace `.env` and the variables of this process. With the `settings` of a running
+    backend, neither is read. `connection` replaces the configured Letta.
 
     Raises:
         ConfigurationError: `env_file` does not exist, or a provider in the options is not configured.
         AgentUnknown: Letta has no agent as in the options.
     """
-    evidence, settings, connection = await collect(
-        options or DoctorOptions(), env_file, settings, connection, environment
-    )
-    outcomes = check(evidence)
-    diagnosis = explain(evidence, outcomes)
-    return DoctorRun(diagnosis, evidence, settings, connection)
+    options = options or DoctorOptions()
+    evidence, settings, connection = await collect(options, env_file, settings, connection, environment)
+    return DoctorRun(explain(evidence, check(evidence)), evidence, settings, connection)
 
 
 async def apply_fixes(doctor_run: DoctorRun) -> AsyncIterator[str]:
@@ -112,22 +104,17 @@ async def _sync(name: str, doctor_run: DoctorRun) -> str:
 
 
 async def _rebind(agent: AgentEvidence, doctor_run: DoctorRun) -> str:
-    binding = new_binding(agent, doctor_run.evidence)
-    if binding is None or doctor_run.connection is None:
-        return f"{agent.name}: no provider is available for it"
-    return await _bind(agent, binding, doctor_run.connection)
-
-
-async def _bind(agent: AgentEvidence, binding: Binding, connection: Connection) -> str:
     """Change the agent's binding; all its other settings stay."""
     from isabella.agents.registry import AgentRegistry
     from isabella.letta.client import LettaClient
 
-    async with LettaClient.open(connection) as letta:
-        registry = AgentRegistry(letta)
+    binding = new_binding(agent, doctor_run.evidence)
+    if binding is None or doctor_run.connection is None:
+        return f"{agent.name}: no provider is available for it"
+    async with LettaClient.open(doctor_run.connection) as letta:
         try:
             # After a failed sync the provider still has its former base URL; its key must be sent nowhere else.
-            bound = await registry.bind(agent.id, binding)
+            bound = await AgentRegistry(letta).bind(agent.id, binding)
         except LettaError as error:
             return f"{agent.name}: cannot be bound: {error.what}"
     binding = bound.binding

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from isabella.config.settings import MAKE_MASTER_KEY
@@ -21,20 +21,8 @@ from isabella.providers.desired import Desired, Remark, RemarkKind
 from isabella.vendors.client import KeyVerdict, Trouble
 
 _WORLD_READABLE = 0o004
-#: Findings after which nothing is known about the key itself.
-_KEY_NOT_CHECKED = frozenset(
-    {
-        "vendor-dns",
-        "vendor-tls",
-        "vendor-timeout",
-        "vendor-unreachable",
-        "vendor-html",
-        "vendor-failing",
-        "base-url-wrong",
-        "vendor-not-a-model-list",
-    }
-)
-_TROUBLES = {
+_VERDICTS = {KeyVerdict.OUT_OF_FUNDS: "vendor-out-of-funds", KeyVerdict.RATE_LIMITED: "vendor-rate-limited"}
+_TROUBLES: Mapping[Trouble | None, str] = {
     Trouble.DNS: "vendor-dns",
     Trouble.TLS: "vendor-tls",
     Trouble.TIMEOUT: "vendor-timeout",
@@ -60,9 +48,10 @@ def check_configuration(evidence: Evidence) -> Iterator[Outcome]:
 
 def _problem(problem: ConfigurationProblem) -> Finding:
     origin = "" if problem.origin is None else f" ({problem.origin})"
+    has_default = problem.code == "setting-malformed" and problem.subject.startswith("ISABELLA_")
     return finding(
         problem.code,
-        *(["has-default"] if problem.code == "setting-malformed" and problem.subject.startswith("ISABELLA_") else []),
+        *(["has-default"] if has_default else []),
         evidence=(f"{problem.subject}{origin}: {problem.what}",),
         subject=problem.subject,
         problem=problem.what,
@@ -208,30 +197,22 @@ def _vendor(desired: Desired, vendor: VendorEvidence, evidence: Evidence) -> Ite
     }
     reported = finding(code, *cases, provider=desired.name, evidence=tuple(observations), **values)
     yield reported
-    if code in _KEY_NOT_CHECKED:
+    if answer.takes_key is None:
         yield Unknown(Layer.VENDOR, f"whether {title} accepts the key", reported.reason, desired.name)
 
 
 def _vendor_code(vendor: VendorEvidence) -> tuple[str, list[str]]:
     """Return the code and the cases for an answer other than acceptance."""
     answer = vendor.answer
-    match answer.verdict, answer.trouble:
-        case KeyVerdict.REFUSED, _:
-            stored_key_works = vendor.stored_answer is not None and bool(vendor.stored_answer.takes_key)
-            return "key-refused", ["stored-key-works"] if stored_key_works else []
-        case KeyVerdict.OUT_OF_FUNDS, _:
-            return "vendor-out-of-funds", []
-        case KeyVerdict.RATE_LIMITED, _:
-            return "vendor-rate-limited", []
-        case _, (Trouble.DNS | Trouble.TLS | Trouble.TIMEOUT | Trouble.CONNECTION) as trouble:
-            return _TROUBLES[trouble], []
-        case KeyVerdict.UNREACHABLE, _:
-            return "vendor-unreachable", []
-        case _ if vendor.working_url is not None:
-            return "base-url-wrong", ["another-works"]
-        case _, Trouble.HTML:
-            return "vendor-html", []
-        case KeyVerdict.WRONG_ADDRESS, _:
-            return ("vendor-not-a-model-list" if answer.status == 200 else "base-url-wrong"), []
-        case _:
-            return "vendor-failing", []
+    if answer.verdict is KeyVerdict.REFUSED:
+        stored_key_works = vendor.stored_answer is not None and bool(vendor.stored_answer.takes_key)
+        return "key-refused", ["stored-key-works"] if stored_key_works else []
+    if code := _VERDICTS.get(answer.verdict) or _TROUBLES.get(answer.trouble):
+        return code, []
+    if vendor.working_url is not None:
+        return "base-url-wrong", ["another-works"]
+    if answer.trouble is Trouble.HTML:
+        return "vendor-html", []
+    if answer.verdict is KeyVerdict.WRONG_ADDRESS:
+        return ("vendor-not-a-model-list" if answer.status == 200 else "base-url-wrong"), []
+    return "vendor-failing", []

@@ -105,13 +105,8 @@ def _match(row: ProviderEvidence) -> KeyMatch | None:
 
 def _refused_only_from_letta(row: ProviderEvidence, evidence: Evidence) -> bool:
     """Whether the vendor accepts the key from Isabella, and refuses the same key from Letta."""
-    return (
-        row.accepted is False
-        and row.reading is not None
-        and row.reading.match is KeyMatch.EQUAL
-        and row.reading.sealed
-        and evidence.vendor_accepts(row.stored.name)
-    )
+    sealed = row.reading is not None and row.reading.match is KeyMatch.EQUAL and row.reading.sealed
+    return row.accepted is False and sealed and evidence.vendor_accepts(row.stored.name)
 
 
 def _without_master_key(letta: LettaEvidence, refused: tuple[str, ...]) -> Finding:

@@ -30,7 +30,7 @@ from isabella.letta.encryption import KeyMatch
 from isabella.providers.desired import Desired, desired_providers
 from isabella.system.tasks import gather
 from isabella.system.urls import is_placeholder_url
-from isabella.vendors.client import KeyVerdict, VendorAnswer, ask_vendor
+from isabella.vendors.client import KeyVerdict, ask_vendor
 
 #: Time limits in seconds: for a vendor's first answer, and for each further request.
 VENDOR_TIMEOUT, FURTHER_TIMEOUT = 3.5, 2.0
@@ -44,12 +44,7 @@ def read_configuration(
     settings: Settings | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[ConfigurationEvidence, Settings]:
-    """Read the configuration. A setting or a file that cannot be used is noted and left out.
-
-    Args:
-        env_file: another file in place of `.env`; it has to exist.
-        settings: settings of a running backend; nothing is read then.
-        environment: variables in place of the process environment.
+    """Read the configuration, see `run_doctor`. A setting or a file that cannot be used is noted and left out.
 
     Raises:
         ConfigurationError: `env_file` does not exist.
@@ -115,19 +110,18 @@ def _usable_settings(sources: Sources, problems: list[ConfigurationProblem]) -> 
         try:
             return Settings(**given)
         except ValidationError as error:
-            names = []
-            for invalid in error.errors(include_input=False, include_url=False):
-                name = variable(str(invalid["loc"][0]))
-                names.append(name)
-                code = "master-key-malformed" if name == "LETTA_ENCRYPTION_KEY" else "setting-malformed"
-                what = invalid["msg"].removeprefix("Value error, ")
-                problems.append(ConfigurationProblem(code, name, what, None, _origin(sources, name)))
-            sources = sources.without(names)
+            found = [_setting_problem(dict(invalid), sources) for invalid in error.errors(include_input=False)]
+            problems += found
+            sources = sources.without([problem.subject for problem in found])
 
 
-def _origin(sources: Sources, name: str) -> str:
+def _setting_problem(invalid: Mapping[str, Any], sources: Sources) -> ConfigurationProblem:
+    name = variable(str(invalid["loc"][0]))
+    code = "master-key-malformed" if name == "LETTA_ENCRYPTION_KEY" else "setting-malformed"
     origin = sources.origin(name)
-    return origin if origin in (ENVIRONMENT, DEFAULT) else f"{origin}, line {sources.lines[name]}"
+    if origin not in (ENVIRONMENT, DEFAULT):
+        origin = f"{origin}, line {sources.lines[name]}"
+    return ConfigurationProblem(code, name, invalid["msg"].removeprefix("Value error, "), None, origin)
 
 
 def _vendors(settings: Settings, problems: list[ConfigurationProblem]) -> tuple[Vendor, ...]:
@@ -197,17 +191,11 @@ async def _ask(desired: Desired, key: SecretStr) -> VendorEvidence:
     return VendorEvidence(answer)
 
 
-async def _ask_again(base_url: str, key: SecretStr) -> VendorAnswer:
-    return await ask_vendor(base_url, key, timeout=FURTHER_TIMEOUT)
+_ask_again = partial(ask_vendor, timeout=FURTHER_TIMEOUT)
 
 
 def nearby_base_urls(base_url: str, default: str) -> list[str]:
-    """Return base URLs on the same host that may have been meant.
-
-    Args:
-        base_url: the configured one.
-        default: the vendor's own.
-    """
+    """Return base URLs on the host of the configured one that may have been meant; `default` is the vendor's own."""
     trimmed = base_url
     for ending in ("/chat/completions", "/completions", "/models"):
         trimmed = trimmed.removesuffix(ending)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,6 +25,7 @@ from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back
 from isabella.letta.store import StoredProvider, read_store
 from isabella.providers.desired import Desired
 from isabella.system.tasks import gather
+from isabella.system.urls import is_loopback
 from isabella.vendors.client import KeyVerdict
 
 #: Time limits in seconds: for one request, for all of them together, and for the database.
@@ -31,17 +33,18 @@ REQUEST_TIMEOUT, TOTAL_TIMEOUT, DATABASE_TIMEOUT = 3.0, 5.0, 2
 _PROBE_AGENT = "isabella-receipt-"  # the names of temporary agents begin like this
 _MOST_CHECKS = 8  # the most keys that Letta is asked to decrypt
 _MASTER_KEY = "LETTA_ENCRYPTION_KEY"
+#: Letta in a command line (`letta`, `letta.main` after `-m`, `letta/main.py`), and Isabella's launcher of it.
+_LETTA, _LAUNCHER = re.compile(r"(.*/)?letta(\.main|/main\.py)?"), re.compile(r"isabella/embedded/launch\.py$")
 #: Variables in Letta's environment that end in `_API_KEY` and are no vendor's key.
 _NO_VENDOR_KEYS = ("LETTA_API_KEY",)
 
 
-async def read_database(database_url: SecretStr) -> dict[str, frozenset[str]]:
-    """Return what only Letta's database shows, by field of `LettaEvidence`; empty if it cannot be read.
-
-    A database that cannot be read is no finding.
-    """
+async def read_database(database_url: SecretStr | None) -> dict[str, Any]:
+    """Return what only Letta's database shows. A database that cannot be read is no finding."""
     import psycopg
 
+    if database_url is None:
+        return {}
     try:
         async with await psycopg.AsyncConnection.connect(
             database_url.get_secret_value(), connect_timeout=DATABASE_TIMEOUT, autocommit=True
@@ -103,43 +106,25 @@ class LettaCollector:
     ) -> LettaEvidence:
         """Add the evidence that is collected once Letta answers."""
         connection = self._connection
-        changes: dict[str, Any] = {}
 
-        async def rows() -> None:
-            changes["rows"] = await self._rows(stored, desired)
+        async def process() -> dict[str, Any]:
+            find = partial(find_process, connection.base_url, connection.master_key)
+            return {"process": await anyio.to_thread.run_sync(find, abandon_on_cancel=True)}
 
-        async def agents() -> None:
-            try:
-                changes["agents"] = await _agents(client)
-            except LettaError as error:
-                changes["agents_error"] = f"Letta did not list them ({type(error).__name__})"
+        # Each of them returns the fields of the evidence that it knows.
+        reads: list[Callable[[], Awaitable[dict[str, Any]]]] = [
+            partial(self._rows, stored, desired),
+            partial(_agents, client),
+            partial(_base_providers, client),
+            self._openness,
+            process,
+            partial(read_database, connection.database_url),
+        ]
+        parts = await gather(reads)
+        base = frozenset().union(*(part.get("base", ()) for part in parts))
+        return replace(letta, **{name: value for part in parts for name, value in part.items()} | {"base": base})
 
-        async def base() -> None:
-            try:
-                changes["base"] = await client.providers.base_providers()
-            except LettaError:
-                changes["base"] = frozenset()
-
-        async def open_() -> None:
-            changes["open"] = True if connection.password is None else await self._is_open()
-
-        async def process() -> None:
-            changes["process"] = await anyio.to_thread.run_sync(
-                find_process, connection.base_url, connection.master_key, abandon_on_cancel=True
-            )
-
-        async def database() -> None:
-            if connection.database_url is not None:
-                changes["database"] = await read_database(connection.database_url)
-
-        await gather([rows, agents, base, open_, process, database])
-        from_database = changes.pop("database", {})
-        base_providers = changes["base"] | from_database.get("base", frozenset())
-        return replace(letta, **{**changes, **from_database, "base": base_providers})
-
-    async def _rows(
-        self, stored: Sequence[StoredProvider], desired: Sequence[Desired]
-    ) -> tuple[ProviderEvidence, ...]:
+    async def _rows(self, stored: Sequence[StoredProvider], desired: Sequence[Desired]) -> dict[str, Any]:
         connection = self._connection
         memo = None
         if connection.master_key is not None:
@@ -157,28 +142,38 @@ class LettaCollector:
             reading: KeyReading = await anyio.to_thread.run_sync(read, abandon_on_cancel=True)
             return ProviderEvidence(provider, reading)
 
-        return tuple(await gather([partial(row, provider) for provider in stored], at_once=64))
+        return {"rows": tuple(await gather([partial(row, provider) for provider in stored], at_once=64))}
 
-    async def _is_open(self) -> bool | None:
-        """Whether Letta lists its providers without a password."""
+    async def _openness(self) -> dict[str, Any]:
+        """Return whether Letta lists its providers without a password."""
+        if self._connection.password is None:
+            return {"open": True}
         try:
             async with self._open(replace(self._connection, password=None)) as client:
-                return await client.providers.is_listed()
+                return {"open": await client.providers.is_listed()}
         except LettaError:
-            return None
+            return {}
 
     def _open(self, connection: Connection | None = None) -> LettaClient:
         # Letta breaks a connection after it has answered 500; each request gets one of its own.
         return LettaClient.open(connection or self._connection, timeout=REQUEST_TIMEOUT, keep_alive=False)
 
 
-async def _agents(client: LettaClient) -> tuple[AgentEvidence, ...]:
+async def _agents(client: LettaClient) -> dict[str, Any]:
     """Return every agent with its `llm_config`, except temporary ones."""
-    return tuple(
-        AgentEvidence(row.id, row.name or row.id, row.llm)
-        for row in await client.agents.all()
-        if row.llm is not None and not (row.name or "").startswith(_PROBE_AGENT)
-    )
+    try:
+        rows = await client.agents.all()
+    except LettaError as error:
+        return {"agents_error": f"Letta did not list them ({type(error).__name__})"}
+    agents = [AgentEvidence(row.id, row.name or row.id, row.llm) for row in rows if row.llm is not None]
+    return {"agents": tuple(agent for agent in agents if not agent.name.startswith(_PROBE_AGENT))}
+
+
+async def _base_providers(client: LettaClient) -> dict[str, Any]:
+    try:
+        return {"base": await client.providers.base_providers()}
+    except LettaError:
+        return {}
 
 
 def _doubtful(row: ProviderEvidence, letta: LettaEvidence, vendors: Mapping[str, VendorEvidence]) -> bool:
@@ -214,7 +209,7 @@ def find_process(base_url: str, master_key: SecretStr | None) -> LettaProcess | 
     """Return the Letta process that listens at this address; None if it is on another machine or another user's."""
     parts = urlsplit(base_url)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    if not _is_here(host):
+    if not is_loopback(host) and host not in ("0.0.0.0", "::"):  # noqa: S104 - addresses of this machine
         return None
     try:
         listening = [
@@ -226,7 +221,7 @@ def find_process(base_url: str, master_key: SecretStr | None) -> LettaProcess | 
         if pid is None:
             return None
         process = psutil.Process(pid)
-        if not any("letta" in argument for argument in process.cmdline()):
+        if not is_letta_server(process.cmdline()):
             return None
         environ = process.environ()
     except (psutil.Error, OSError):
@@ -245,9 +240,12 @@ def find_process(base_url: str, master_key: SecretStr | None) -> LettaProcess | 
     )
 
 
-def _is_here(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return host == "localhost"
-    return address.is_loopback or address.is_unspecified
+def is_letta_server(arguments: Sequence[str]) -> bool:
+    """Return whether a command line is that of a Letta server, however it was started.
+
+    That is by `letta server` or `python -m letta.main server`, by Isabella's launcher, or with Letta's application in
+    another web server.
+    """
+    runs_command = any(_LETTA.fullmatch(program) and command == "server" for program, command in pairwise(arguments))
+    runs_launcher = any(_LAUNCHER.search(program) and "server" in arguments for program in arguments)
+    return runs_command or runs_launcher or any(argument.startswith("letta.server.") for argument in arguments)

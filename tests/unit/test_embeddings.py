@@ -96,9 +96,9 @@ def test_a_wish_that_cannot_be_had_is_refused(tmp_path: Path, monkeypatch: pytes
 def test_the_choice_survives_in_the_agents_metadata() -> None:
     """What was noted is read back; what is not understood counts as undecided."""
     for choice in (MISTRAL, TEXT, SearchMethod(VectorSource.LOCAL, embeddings.MODEL, embeddings.DIMENSIONS)):
-        assert SearchMethod.of_mark(choice.as_mark()) == choice
-    assert SearchMethod.of_mark(None) is None
-    assert SearchMethod.of_mark({"source": "crystal ball"}) is None
+        assert SearchMethod.from_metadata(choice.as_metadata()) == choice
+    assert SearchMethod.from_metadata(None) is None
+    assert SearchMethod.from_metadata({"source": "crystal ball"}) is None
 
 
 def test_letta_gets_an_address_with_a_secret_and_no_key(tmp_path: Path) -> None:

@@ -56,6 +56,9 @@ _NEVER: Mapping[str, str] = {
     "sources": "folders",
     "skills": "skills",
 }
+#: Fields of an agent that are imported as they are, if Letta knows the time zone.
+_TAKEN = {"agent_type", "system", "description", "timezone", "message_buffer_autoclear"}
+_TAKEN |= {"include_base_tools", "include_base_tool_rules"}
 #: Fields of an agent that are left out, with their titles; reported if they are not empty.
 _UNTAKEN: Mapping[str, str] = {
     "hidden": "`hidden`",
@@ -89,11 +92,7 @@ class AgentFile:
 
 
 def read(text: str | bytes) -> AgentFile:
-    """Return what is imported from an agent file.
-
-    Raises:
-        AgentFileRefused: it is malformed; the message has the path to the field.
-    """
+    """Return what is imported from an agent file. `AgentFileRefused` has the path to a malformed field."""
     try:
         return _read(_document(text))
     except RecursionError:
@@ -103,8 +102,8 @@ def read(text: str | bytes) -> AgentFile:
 def allowed_rules(rules: Iterable[Rule], tools: Iterable[str]) -> tuple[list[dict[str, Any]], list[str]]:
     """Return the rules for an agent with these tools, and what was removed from them, for people.
 
-    Rules that restrain the agent's model stay. Rules that make a call themselves, prefilled arguments (the transcript
-    would show others), and rules about missing tools are removed.
+    Removed are rules that make a call themselves, prefilled arguments (the transcript would show others), and rules
+    about missing tools. Rules that restrain the agent's model stay.
     """
     there = set(tools)
     kept, out = [], []
@@ -235,7 +234,7 @@ class _Message(_Model):
         return {id for id in ids if id is not None}
 
     def for_letta(self, id: str) -> dict[str, Any]:
-        # A request for an approval is a call that cannot be approved here.
+        # a request for an approval is a call that cannot be approved here.
         found: dict[str, Any] = {
             "id": id,
             "role": "assistant" if self.role == "approval" else self.role,
@@ -256,6 +255,15 @@ class _Message(_Model):
                 for one in self.tool_returns
             ]
         return found
+
+
+#: The fields that rules of some types have, besides those that all have.
+_RULE_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "constrain_child_tools": ("children",),
+    "parent_last_tool": ("children",),
+    "conditional": ("child_output_mapping", "default_child", "require_output_mapping"),
+    "max_count_per_step": ("max_count_limit",),
+}
 
 
 class _ChildArguments(_Model):
@@ -293,17 +301,7 @@ class Rule(_Model):
 
     def for_letta(self) -> dict[str, Any]:
         """Return the rule without prefilled arguments."""
-        found: dict[str, Any] = {"type": self.type, "tool_name": self.tool_name}
-        match self.type:
-            case "constrain_child_tools" | "parent_last_tool":
-                found["children"] = self.children
-            case "conditional":
-                found["child_output_mapping"] = self.child_output_mapping
-                found["default_child"] = self.default_child
-                found["require_output_mapping"] = self.require_output_mapping
-            case "max_count_per_step":
-                found["max_count_limit"] = self.max_count_limit
-        return found
+        return self.model_dump(include={"type", "tool_name", *_RULE_FIELDS.get(self.type, ())})
 
 
 class _Requirement(_Model):
@@ -357,9 +355,6 @@ class _LlmConfig(_Model):
     verbosity: Literal["low", "medium", "high"] | None = None
     strict: bool | None = None
 
-    def settings(self) -> dict[str, Any]:
-        return self.model_dump(exclude={"handle"}, exclude_none=True)
-
 
 class _Agent(_Model):
     id: str
@@ -399,7 +394,7 @@ class _Passage(_Model):
     created_at: str | None = None
 
 
-class _Ours(_Model):
+class _Archive(_Model):
     passages: list[_Passage]
 
 
@@ -418,7 +413,7 @@ class _File(_Model):
     files: Annotated[list[_Named], _EMPTY_LIST] = []
     sources: Annotated[list[_Named], _EMPTY_LIST] = []
     skills: Annotated[list[_Named], _EMPTY_LIST] = []
-    isabella: _Ours | None = None
+    isabella: _Archive | None = None
 
 
 def _read(document: Any) -> AgentFile:
@@ -431,38 +426,25 @@ def _read(document: Any) -> AgentFile:
     if superfluous:
         names.remove("send_message")
     messages, context, about_messages = _messages(agent, index)
-    fields = agent.model_dump(
-        include={
-            "agent_type",
-            "system",
-            "description",
-            "timezone",
-            "message_buffer_autoclear",
-            "include_base_tools",
-            "include_base_tool_rules",
-        }
-    )
+    fields = agent.model_dump(include=_TAKEN)
     if not _known_zone(agent.timezone):
         fields["timezone"] = None
     config = agent.llm_config or _LlmConfig()
-    tags = [tag for tag in dict.fromkeys(agent.tags) if tag not in _SPECIAL_TAGS]
     special = ["the tool send_message: agents of this type answer without it"] if superfluous else []
     special += [f"the tag {tag}" for tag in _SPECIAL_TAGS if tag in agent.tags]
+    passages = file.isabella.passages if file.isabella else []
     return AgentFile(
         agent={**fields, "messages": messages, "in_context_message_ids": context},
         blocks=_blocks(file, agent, index),
         handle=config.handle,
-        settings=config.settings(),
+        settings=config.model_dump(exclude={"handle"}, exclude_none=True),
         name=agent.name or "",
         tools=names,
         programs=programs,
         rules=agent.tool_rules,
-        tags=tags,
+        tags=[tag for tag in dict.fromkeys(agent.tags) if tag not in _SPECIAL_TAGS],
         metadata=agent.metadata,
-        passages=[
-            ArchivalPassage("", one.text, tuple(one.tags), one.created_at)
-            for one in (file.isabella.passages if file.isabella else ())
-        ],
+        passages=[ArchivalPassage("", one.text, tuple(one.tags), one.created_at) for one in passages],
         left_out=[*_untaken(file, agent, index), *special, *about_messages],
     )
 

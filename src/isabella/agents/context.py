@@ -117,7 +117,7 @@ async def fit(letta: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTE
         added = await add(letta, agent_id, "", UNANSWERED, known=[*ids, *answers.values()])
         answers |= dict.fromkeys([result], added[-1]) if added else {}
     if ((await letta.agents.get(agent_id)).message_ids or []) != ids:
-        # A turn runs after all: what Letta has just stored would be lost from the context.
+        # a turn runs after all: what Letta has just stored would be lost from the context.
         return None
     whole = tuple(each for id in ids for each in (id, answers.get(id)) if each is not None)
     now = tuple(id for id in whole if id not in out)

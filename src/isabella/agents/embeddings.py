@@ -46,12 +46,12 @@ class SearchMethod:
     model: str | None = None
     dimensions: int = 0  # the length of its vectors
 
-    def as_mark(self) -> dict[str, Any]:
+    def as_metadata(self) -> dict[str, Any]:
         """Return the form in the agent's metadata."""
         return {"source": self.source.value, "model": self.model, "dimensions": self.dimensions}
 
     @classmethod
-    def of_mark(cls, mark: Mapping[str, Any] | None) -> SearchMethod | None:
+    def from_metadata(cls, mark: Mapping[str, Any] | None) -> SearchMethod | None:
         """Return the method in an agent's metadata; None if there is none, or it cannot be read."""
         if mark is None:
             return None
@@ -153,7 +153,7 @@ def embed_locally(texts: Sequence[str]) -> list[list[float]]:
     Raises:
         ImportError: the extra is not installed.
     """
-    # A text without a known word needs a direction, too: cosine distance to nothing is not defined.
+    # a text without a known word needs a direction, too: cosine distance to nothing is not defined.
     vectors = _model().embed([text if text.strip() else "." for text in texts], norm=True)
     return [[float(value) for value in vector] for vector in vectors]
 

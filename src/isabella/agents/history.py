@@ -14,16 +14,17 @@ from isabella.letta.http import PAGE_SIZE
 
 _PAGES_SEARCHED = 100  # how many pages back a search reads
 
+#: The kind of an entry, and the field of the message with its text, by Letta's type of the message.
 _KINDS = {
-    "user_message": "user",
-    "assistant_message": "assistant",
-    "reasoning_message": "reasoning",
-    "hidden_reasoning_message": "reasoning",
-    "tool_call_message": "tool_call",
-    "approval_request_message": "tool_call",
-    "tool_return_message": "tool_return",
-    "summary_message": "summary",
-    "event_message": "event",
+    "user_message": ("user", "content"),
+    "assistant_message": ("assistant", "content"),
+    "reasoning_message": ("reasoning", "reasoning"),
+    "hidden_reasoning_message": ("reasoning", "reasoning"),
+    "tool_call_message": ("tool_call", "tool_call"),
+    "approval_request_message": ("tool_call", "tool_call"),
+    "tool_return_message": ("tool_return", "tool_return"),
+    "summary_message": ("summary", "summary"),
+    "event_message": ("event", "event_data"),
 }
 
 
@@ -54,11 +55,7 @@ class History:
         self._letta = letta
 
     async def page(self, agent_id: str, *, limit: int = 50, before: str | None = None) -> HistoryPage:
-        """Return the newest messages, at most `limit`, or those before the message `before`.
-
-        Raises:
-            MemoryUnknown: there is no message `before`.
-        """
+        """Return the newest messages, or those before the message `before`, which is `MemoryUnknown` if absent."""
         rows = await unless_unknown(
             self._letta.messages.page(agent_id, limit=limit, order="desc", before=before),
             f"There is no message {before!r} in this agent's history.",
@@ -88,11 +85,7 @@ class History:
         return _entries(rows), rows[-1]["id"] if rows else message_id
 
     async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[HistoryEntry]:
-        """Return the messages and summaries that have all words of a query, newest first.
-
-        Raises:
-            MemoryRefused: the query is no text that can be stored.
-        """
+        """Return the messages and summaries that have all words of a query, newest first. See `check_text`."""
         check_text(query)
         words = query.casefold().split()
         if not words:
@@ -119,33 +112,25 @@ def _entries(rows: Sequence[Mapping[str, Any]]) -> tuple[HistoryEntry, ...]:
 
 def _entry(row: Mapping[str, Any]) -> HistoryEntry | None:
     """Return the entry of a message; None for messages that are not shown, such as the system prompt."""
-    kind = _KINDS.get(row.get("message_type", ""))
+    kind, field = _KINDS.get(row.get("message_type", ""), (None, ""))
     if kind is None:
         return None
-    entry = HistoryEntry(row["id"], row.get("date") or "", kind, "")
+    entry = HistoryEntry(row["id"], row.get("date") or "", kind, _text(row.get(field)))
     match kind:
-        case "reasoning":
-            return replace(entry, text=row.get("reasoning") or "")
         case "tool_call":
             call = row.get("tool_call") or {}
             return replace(entry, text=call.get("arguments") or "", tool=call.get("name"))
         case "tool_return":
-            failed = row.get("status") == "error"
-            return replace(entry, text=_text(row.get("tool_return")), tool=row.get("name"), failed=failed)
-        case "summary":
-            return replace(entry, text=_text(row.get("summary")))
-        case "event":
-            return replace(entry, text=_text(row.get("event_data")))
+            return replace(entry, tool=row.get("name"), failed=row.get("status") == "error")
         case "user":
-            return _user_entry(entry, _text(row.get("content")))
-        case _:
-            return replace(entry, text=_text(row.get("content")))
+            return _user_entry(entry)
+    return entry
 
 
-def _user_entry(entry: HistoryEntry, text: str) -> HistoryEntry | None:
+def _user_entry(entry: HistoryEntry) -> HistoryEntry | None:
     """Return the entry of a user message. Letta wraps some in JSON, and adds summaries and heartbeats of its own."""
     try:
-        wrapped = json.loads(text) if text.startswith("{") else None
+        wrapped = json.loads(entry.text) if entry.text.startswith("{") else None
     except ValueError:
         wrapped = None
     match wrapped:
@@ -155,8 +140,7 @@ def _user_entry(entry: HistoryEntry, text: str) -> HistoryEntry | None:
             return replace(entry, kind="summary", text=message)
         case {"type": "heartbeat" | "login"}:
             return None
-        case _:
-            return replace(entry, text=text)
+    return entry
 
 
 def _text(content: Any) -> str:

@@ -65,7 +65,7 @@ async def export_agent(registry: AgentRegistry, record: AgentRecord, secrets: It
     passages = await ArchivalMemory(registry.letta).every(record.id)
     for agent in document.get("agents", []):
         agent.update({name: value for name, value in _LEFT_OUT.items() if name in agent})
-        agent["metadata"] = _without_marks(agent.get("metadata"))
+        agent["metadata"] = _without_own_metadata(agent.get("metadata"))
         agent["tags"] = _without_definition(agent.get("tags"))
     # The tokens, headers and environments of MCP servers stay here; their tools have to be attached again.
     document["mcp_servers"] = []
@@ -76,7 +76,7 @@ async def export_agent(registry: AgentRegistry, record: AgentRecord, secrets: It
             for passage in passages
         ],
     }
-    # A user may have told the agent a key, so known secrets are masked everywhere.
+    # a user may have told the agent a key, so known secrets are masked everywhere.
     text = redact(json.dumps(document, ensure_ascii=False, indent=2))
     if any(secret in text for secret in secrets):
         raise AgentFileRefused("The file would have held a key, and was not written.")
@@ -124,7 +124,7 @@ async def import_agent(
         "name": name,
         **creation_fields(binding, file.settings),
         "tags": [*_without_definition(file.tags), agent_metadata.MANAGED_TAG, agent_metadata.IMPORTED],
-        "metadata": _without_marks(file.metadata),
+        "metadata": _without_own_metadata(file.metadata),
         "tools": tools.there,
         "tool_ids": [tool["id"] for tool in tools.programs],
         "tool_rules": rules,
@@ -234,7 +234,7 @@ def _name(file: AgentFile, given: str | None) -> str:
     return name
 
 
-def _without_marks(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+def _without_own_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     return {key: value for key, value in (metadata or {}).items() if key != agent_metadata.KEY}
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
 from functools import partial
 
 import anyio
@@ -25,31 +25,15 @@ from isabella.vendors.client import KeyVerdict, VendorAnswer, ask_vendor
 #: A function that asks a vendor for its models: base URL and key.
 Ask = Callable[[str, SecretStr], Awaitable[VendorAnswer]]
 
-#: The window that Letta assumes if it does not know a model's (fact M1). Agents never get it by accident.
-LETTA_GUESS = 8192
-
 _KEPT_SECONDS = 300.0
-_FAILURE_KEPT_SECONDS = 20.0  # A vendor that failed is asked again sooner
+_FAILURE_KEPT_SECONDS = 20.0  # a vendor that failed is asked again sooner
 _AT_ONCE = 8
-_SMALLEST_WINDOW = 4096  # A model with a smaller window is none for agents: a speech model, or a classifier
+_SMALLEST_WINDOW = 4096  # a model with a smaller window is none for agents: a speech model, or a classifier
 _HANDLES_SHOWN = 6
 
 
-@dataclass(frozen=True)
-class _Kept:
-    answer: VendorAnswer
-    until: float
-
-
 class ModelCatalog:
-    """The models of all configured vendors.
-
-    Args:
-        providers: the configured providers.
-        ask: asks a vendor; by default over the network.
-        clock: returns the time, in seconds.
-        client: Letta's client that agents are bound with.
-    """
+    """The models of all configured vendors. `client` is Letta's client that agents are bound with."""
 
     def __init__(
         self,
@@ -65,16 +49,12 @@ class ModelCatalog:
         self.client = client
         #: A callback that receives each new answer of a vendor, with its provider's name.
         self.on_event: Callable[[str, VendorAnswer], None] = lambda _provider, _answer: None
-        self._kept: dict[str, _Kept] = {}
+        self._kept: dict[str, tuple[VendorAnswer, float]] = {}  # each with the time until which it is kept
         self._locks: dict[str, anyio.Lock] = {}
 
     @classmethod
     def of(cls, settings: Settings) -> ModelCatalog:
-        """Return the catalog of the settings' vendors.
-
-        Raises:
-            ConfigurationError: `isabella.toml` is malformed.
-        """
+        """Return the catalog of the settings' vendors; a malformed `isabella.toml` is a `ConfigurationError`."""
         return cls(desired_providers(settings), partial(ask_vendor, timeout=min(settings.timeout, 10.0)))
 
     @property
@@ -93,21 +73,20 @@ class ModelCatalog:
         self._providers = fresh
 
     async def binding(self, handle: str, *, window: int | None = None, unasked: bool = False) -> Binding:
-        """Return the binding to the model of a handle.
+        """Return the binding to the model of a handle: `PROVIDER/MODEL`, or `PROVIDER` for its default model.
 
-        Args:
-            handle: `PROVIDER/MODEL`, or `PROVIDER` for its default model.
-            window: the largest window in tokens.
-            unasked: whether the catalog is enough if the vendor does not answer, as at a start without a network.
+        `window` is the largest window in tokens. With `unasked`, the catalog is enough if the vendor does not answer,
+        as at a start without a network.
 
         Raises:
             ModelUnknown: it does not work now; the error names the handles that do.
         """
-        binding, why, remedy = await self._bind(handle, unasked)
-        if binding is not None:
-            return binding if window is None or window >= binding.window else replace(binding, window=window)
-        handles = tuple(await self.handles())
-        raise ModelUnknown(why, handles=handles, remedy=f"{remedy} {_offer(handles)}".strip())
+        try:
+            return await self._bind(handle, window, unasked=unasked)
+        except ModelUnknown as error:
+            handles = tuple(await self.handles())
+            remedy = f"{error.remedy or ''} {_offer(handles)}".strip()
+            raise ModelUnknown(error.what, handles=handles, remedy=remedy) from None
 
     async def handles(self) -> list[str]:
         """Return the handles that work now, in the configuration's order, each vendor's default model first."""
@@ -144,46 +123,46 @@ class ModelCatalog:
         """
         preferred = list(handles)
         for handle in preferred:
-            if (await self._bind(handle, unasked=False))[0] is not None:
-                return await self.binding(handle, window=window)
+            with suppress(ModelUnknown):
+                return await self._bind(handle, window)
         for handle in await self.handles():
-            return await self.binding(handle, window=window)
+            return await self._bind(handle, window)
         # No vendor answers now. An agent is created all the same: it works as soon as one does.
         for handle in [*preferred, *self._providers]:
-            if (await self._bind(handle, unasked=True))[0] is not None:
-                return await self.binding(handle, window=window, unasked=True)
+            with suppress(ModelUnknown):
+                return await self._bind(handle, window, unasked=True)
         raise ModelUnknown(
-            "No vendor has a key that could be used, so no agent can speak.",
+            "No vendor has a key that could be used, so no agent can answer.",
             remedy="Put one into .env, for instance CEREBRAS_API_KEY; `isabella settings` shows what is set.",
         )
 
-    async def _bind(self, handle: str, unasked: bool) -> tuple[Binding | None, str, str]:
-        """Return the binding to a handle, or why there is none, and a remedy."""
+    async def _bind(self, handle: str, largest: int | None, *, unasked: bool = False) -> Binding:
+        """Return the binding to a handle, with a window up to the largest. The error names no other handles."""
         name, _, model = handle.partition("/")
         provider = self._providers.get(name)
         if provider is None:
-            return None, f"There is no provider {name!r}.", ""
+            raise ModelUnknown(f"There is no provider {name!r}.")
         if provider.problem is not None:
-            return None, f"{name} cannot be used: {provider.problem}.", provider.remedy or ""
+            raise ModelUnknown(f"{name} cannot be used: {provider.problem}.", remedy=provider.remedy)
         if provider.key is None:
-            return None, f"{name} has no key: {provider.key_source}.", ""
+            raise ModelUnknown(f"{name} has no key: {provider.key_source}.")
         answer = await self._answer(provider)
         if answer.verdict is KeyVerdict.REFUSED:
             page = provider.vendor.keys_page
-            remedy = f"Make a new one at {page}, put it into .env, and start again." if page else ""
-            return None, f"{provider.vendor.title} refuses the key ({answer.said}).", remedy
+            remedy = f"Make a new one at {page}, put it into .env, and start again." if page else None
+            raise ModelUnknown(f"{provider.vendor.title} refuses the key ({answer.said}).", remedy=remedy)
         silent = answer.verdict is not KeyVerdict.ACCEPTED
         if silent and not (unasked or answer.verdict is KeyVerdict.RATE_LIMITED):
-            return None, f"{provider.vendor.title} cannot answer now ({answer.said}).", ""
+            raise ModelUnknown(f"{provider.vendor.title} cannot answer now ({answer.said}).")
         windows = _fit(provider, answer)
         model = model or next(iter(_ordered(provider, windows)), "")
         if not model:
-            return None, f"{name} lists no model.", ""
+            raise ModelUnknown(f"{name} lists no model.")
         if not silent and windows and model not in windows:
             unfit = " for conversations" if model in answer.models else ""
-            return None, f"{name} has no model {model!r}{unfit}.", ""
+            raise ModelUnknown(f"{name} has no model {model!r}{unfit}.")
         window = _window(provider, model, windows.get(model))
-        return Binding(name, model, provider.base_url, window, client=self.client), "", ""
+        return Binding(name, model, provider.base_url, min(window, largest or window), client=self.client)
 
     async def _answers(self) -> list[tuple[Desired, VendorAnswer]]:
         """Return the answer of every vendor with a usable key."""
@@ -194,14 +173,14 @@ class ModelCatalog:
     async def _answer(self, provider: Desired) -> VendorAnswer:
         async with self._locks.setdefault(provider.name, anyio.Lock()):
             kept = self._kept.get(provider.name)
-            if kept is None or kept.until <= self._clock():
-                answer = await self._ask(provider.base_url, provider.key or SecretStr(""))
-                seconds = _KEPT_SECONDS if answer.verdict is KeyVerdict.ACCEPTED else _FAILURE_KEPT_SECONDS
-                kept = _Kept(answer, self._clock() + seconds)
-                if self._providers.get(provider.name) == provider:
-                    self._kept[provider.name] = kept
-                    self.on_event(provider.name, answer)
-            return kept.answer
+            if kept is not None and self._clock() < kept[1]:
+                return kept[0]
+            answer = await self._ask(provider.base_url, provider.key or SecretStr(""))
+            seconds = _KEPT_SECONDS if answer.verdict is KeyVerdict.ACCEPTED else _FAILURE_KEPT_SECONDS
+            if self._providers.get(provider.name) == provider:
+                self._kept[provider.name] = answer, self._clock() + seconds
+                self.on_event(provider.name, answer)
+            return answer
 
 
 def _window(provider: Desired, model: str, stated: int | None) -> int:

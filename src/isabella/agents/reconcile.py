@@ -99,7 +99,7 @@ def diff_definition(definition: AgentDefinition, record: AgentRecord, shared: Se
     block_fields: dict[str, Mapping[str, Any]] = {}
     for block in definition.blocks:
         if block.label not in record.blocks:
-            # A block that it had once was detached on purpose.
+            # a block that it had once was detached on purpose.
             if f"{block.label}.description" not in written:
                 added.append(block)
                 said.append(f"block {block.label} added")
@@ -165,13 +165,13 @@ async def set_embedding(registry: AgentRegistry, record: AgentRecord, vectors: E
     """
     if vectors is None:
         return None
-    method = SearchMethod.of_mark(record.own_metadata.embedding)
+    method = SearchMethod.from_metadata(record.own_metadata.embedding)
     change: dict[str, Any] = {}
     if method is None:
         # Passages without such vectors would not be found, so an agent that has some keeps its text search.
         has_passages = record.embedding is not None or await registry.letta.passages.page(record.id, limit=1)
         method = TEXT if has_passages else vectors.choice
-        change["metadata"] = replace(record.own_metadata, embedding=method.as_mark()).into(record.metadata)
+        change["metadata"] = replace(record.own_metadata, embedding=method.as_metadata()).into(record.metadata)
     config = method.as_config(vectors.address)
     if config is not None and any((record.embedding or {}).get(key) != value for key, value in config.items()):
         change["embedding_config"] = config
@@ -221,7 +221,7 @@ class _Ensure:
         own = AgentMetadata(
             written=metadata.fingerprints(definition),
             tools=definition.tools,
-            embedding=None if vectors is None else vectors.choice.as_mark(),
+            embedding=None if vectors is None else vectors.choice.as_metadata(),
         )
         agent_id = await self.registry.letta.agents.create(
             {

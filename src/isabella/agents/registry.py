@@ -162,7 +162,7 @@ class AgentRegistry:
         for _ in range(_BIND_ATTEMPTS):
             placed = await self.placed(binding) or binding
             result = await self._bind_once(agent_id, placed, changes, settings)
-            # A sync that moves a provider lists its agents once more at the end. An agent that is bound before that
+            # a sync that moves a provider lists its agents once more at the end. An agent that is bound before that
             # is in the list; one that is bound later finds the new base URL here.
             if (await self.placed(binding) or binding) == placed:
                 break
@@ -205,7 +205,7 @@ class AgentRegistry:
                 f"The provider {binding.provider} is between two addresses, and its key is not in Letta.",
                 remedy=f"Run `isabella providers sync --only {binding.provider}`, then switch again.",
             )
-        # A failover may have bound it to another model since the record was read.
+        # a failover may have bound it to another model since the record was read.
         now = await self.get(record.id)
         result = BindingResult(placed.suited(now.agent_type), now.own_metadata.lowered, now.agent_type)
         if now.binding != result.binding or now.llm is None or now.llm.compaction is not None:

@@ -31,7 +31,7 @@ _SALT, _IV, _TAG = 16, 12, 16
 _ROUNDS = 100_000
 # Letta encrypts an empty key like any other.
 _SHORTEST = _SALT + _IV + _TAG
-_MEMO_VERSION = 3  # A memo of another version was made in another way
+_MEMO_VERSION = 3  # a memo of another version was made in another way
 _MEMO_LIMIT = 10_000
 _KEY_PREFIXES = ("sk-", "pk-", "api-", "key-", "token-")
 

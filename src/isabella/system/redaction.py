@@ -16,7 +16,7 @@ from urllib.parse import quote
 KNOWN_PREFIXES = ("sk-proj-", "sk-ant-", "csk-", "gsk_", "xai-", "sk-", "ak_")
 
 _SHORTEST_WITH_ENDING = 16
-_SHORTEST_SECRET = 6  # A shorter secret would also replace harmless words
+_SHORTEST_SECRET = 6  # a shorter secret would also replace harmless words
 
 _masked_forms: dict[str, str] = {}
 _lock = threading.Lock()

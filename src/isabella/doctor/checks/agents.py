@@ -29,7 +29,7 @@ _CODES = {
     BindingFault.SUMMARIES: "agent-summaries-elsewhere",
 }
 
-_Fault = tuple[str, str | None, str]  # A fault of one agent: code, provider, and one line of evidence
+_Fault = tuple[str, str | None, str]  # a fault of one agent: code, provider, and one line of evidence
 
 
 def check_agents(evidence: Evidence) -> Iterator[Outcome]:
@@ -76,7 +76,7 @@ def _faults(agent: AgentEvidence, evidence: Evidence, available: AvailableBindin
             faults = {other.fault: other.why}
         for fault, why in faults.items():
             yield _CODES[fault], provider, f"{name}: {why}"
-    # A configured provider that is absent has its own finding, which is the cause.
+    # a configured provider that is absent has its own finding, which is the cause.
     elif desired is None or not desired.configured:
         yield "agent-provider-gone", None, f"{name}: provider {provider or '-'}, {llm.endpoint}"
 

@@ -240,7 +240,7 @@ async def _problems(agent_service: AgentService, agents: list[AgentRecord]) -> d
 
 def _agent(agent: AgentRecord, problem: str | None) -> Agent:
     llm, definition = agent.llm, agent.definition
-    search_method = SearchMethod.of_mark(agent.own_metadata.embedding)
+    search_method = SearchMethod.from_metadata(agent.own_metadata.embedding)
     return Agent.model_validate(
         {
             "id": agent.id,

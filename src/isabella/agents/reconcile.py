@@ -75,10 +75,7 @@ class DefinitionDiff:
 def diff_definition(definition: AgentDefinition, record: AgentRecord, shared: Sequence[str] = ()) -> DefinitionDiff:
     """Return what the file asks for and this agent was not given yet. Pure.
 
-    Args:
-        definition: the definition.
-        record: the agent.
-        shared: the labels that the agent it reflects on shares.
+    `shared` are the labels that the agent it reflects on shares.
     """
     written, current = record.own_metadata.written, metadata.fingerprints(definition)
     news = {name for name, digest in current.items() if written.get(name) != digest}
@@ -99,14 +96,13 @@ def diff_definition(definition: AgentDefinition, record: AgentRecord, shared: Se
     block_fields: dict[str, Mapping[str, Any]] = {}
     for block in definition.blocks:
         if block.label not in record.blocks:
-            # a block that it had once was detached on purpose.
+            # A block that it had once was detached on purpose.
             if f"{block.label}.description" not in written:
                 added.append(block)
                 said.append(f"block {block.label} added")
         elif f"{block.label}.description" in news or f"{block.label}.limit" in news:
-            block_fields[block.label] = {
-                name: value for name, value in _block_fields(block).items() if name not in ("label", "value")
-            }
+            names = ("description", "limit", "read_only")
+            block_fields[block.label] = {name: getattr(block, name) for name in names}
             said.append(f"block {block.label} described anew")
     attach = tuple(label for label in shared if label not in record.blocks)
     said += [f"block {label} shared" for label in attach]
@@ -119,13 +115,7 @@ async def ensure(
     models: ModelCatalog,
     vectors: EmbeddingSetup | None = None,
 ) -> list[EnsureResult]:
-    """Make every definition's agent match it.
-
-    Args:
-        registry: the agents in Letta.
-        definitions: the definitions.
-        models: the models that they can be bound to.
-        vectors: how archival memory is searched; None leaves that as it is.
+    """Make every definition's agent match it. Without `vectors`, the search of archival memory stays as it is.
 
     Raises:
         LettaError: Letta cannot be read, or cannot be reached any more. The failure of an agent is in its result.
@@ -157,11 +147,7 @@ async def ensure(
 async def set_embedding(registry: AgentRegistry, record: AgentRecord, vectors: EmbeddingSetup | None) -> str | None:
     """Decide how an agent's archival memory is searched, unless that is decided, and give Letta the URL for it.
 
-    Returns:
-        What was changed, for people; None if nothing was.
-
-    Raises:
-        LettaError: Letta refuses or fails.
+    Return what was changed, for people; None if nothing was.
     """
     if vectors is None:
         return None
@@ -218,11 +204,8 @@ class _Ensure:
         await self._tool_ids(definition.tools)
         binding = await self.models.choose(definition.handles, window=definition.window)
         vectors = self.vectors
-        own = AgentMetadata(
-            written=metadata.fingerprints(definition),
-            tools=definition.tools,
-            embedding=None if vectors is None else vectors.choice.as_metadata(),
-        )
+        embedding = None if vectors is None else vectors.choice.as_metadata()
+        own = AgentMetadata(metadata.fingerprints(definition), definition.tools, embedding)
         agent_id = await self.registry.letta.agents.create(
             {
                 "name": definition.name,
@@ -311,10 +294,5 @@ class _Ensure:
 
 
 def _block_fields(block: BlockDefinition) -> dict[str, Any]:
-    return {
-        "label": block.label,
-        "description": block.description,
-        "value": block.value,
-        "limit": block.limit,
-        "read_only": block.read_only,
-    }
+    names = ("label", "description", "value", "limit", "read_only")
+    return {name: getattr(block, name) for name in names}

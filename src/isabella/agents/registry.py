@@ -95,12 +95,7 @@ class BindingResult:
 
 
 class AgentRegistry:
-    """The agents of one Letta. Methods that send requests raise `LettaError`.
-
-    Args:
-        letta: an open client.
-        definitions: the definitions of the agents file.
-    """
+    """The agents of one Letta. Methods that send requests raise `LettaError`."""
 
     def __init__(self, letta: LettaClient, definitions: Sequence[AgentDefinition] = ()) -> None:
         self.letta = letta
@@ -128,11 +123,7 @@ class AgentRegistry:
         return select_agent(name, await self.all())
 
     async def get(self, agent_id: str) -> AgentRecord:
-        """Return the agent with this id.
-
-        Raises:
-            AgentUnknown: it was deleted.
-        """
+        """Return the agent with this id; `AgentUnknown` if it was deleted."""
         try:
             return self._record(await self.letta.agents.get(agent_id, relations=RELATIONS))
         except LettaRefused as refused:
@@ -150,19 +141,14 @@ class AgentRegistry:
     ) -> BindingResult:
         """Bind an agent to a provider and a model, effective with its next message.
 
-        Memory, history and the other settings of its `llm_config` stay. The agent calls the base URL that the
-        provider has in Letta, whatever the binding says, because the key in Letta belongs there (fact M6).
-
-        Args:
-            agent_id: Letta's id of the agent.
-            binding: the binding.
-            changes: other fields of the agent to change in the same request.
-            settings: settings of an `llm_config` that replace those of the agent.
+        Memory, history and the other settings of its `llm_config` stay, unless `settings` replace them; `changes` are
+        other fields of the agent to write. The agent calls the base URL that the provider has in Letta, whatever the
+        binding says, because the key in Letta belongs there (fact M6).
         """
         for _ in range(_BIND_ATTEMPTS):
             placed = await self.placed(binding) or binding
             result = await self._bind_once(agent_id, placed, changes, settings)
-            # a sync that moves a provider lists its agents once more at the end. An agent that is bound before that
+            # A sync that moves a provider lists its agents once more at the end. An agent that is bound before that
             # is in the list; one that is bound later finds the new base URL here.
             if (await self.placed(binding) or binding) == placed:
                 break
@@ -205,7 +191,7 @@ class AgentRegistry:
                 f"The provider {binding.provider} is between two addresses, and its key is not in Letta.",
                 remedy=f"Run `isabella providers sync --only {binding.provider}`, then switch again.",
             )
-        # a failover may have bound it to another model since the record was read.
+        # A failover may have bound it to another model since the record was read.
         now = await self.get(record.id)
         result = BindingResult(placed.suited(now.agent_type), now.own_metadata.lowered, now.agent_type)
         if now.binding != result.binding or now.llm is None or now.llm.compaction is not None:

@@ -73,13 +73,13 @@ def diagnose(
     if llm.category == "base" and not (llm.handle or "").startswith(_PROXY):
         # Only Letta knows whether a provider from its own environment works.
         return None
-    gone: tuple[BindingFault, str] | None = None
+    instead = _instead(llm, available, preferred)
     if llm.provider not in available.live:
-        gone = BindingFault.PROVIDER_GONE, f"its provider {llm.provider} is not in Letta"
-    elif llm.model not in available.listed.get(llm.provider, {llm.model}):
-        gone = BindingFault.MODEL_GONE, f"{llm.provider} has no model {llm.model} any more"
-    if gone is not None:
-        return BindingDiagnosis(*gone, instead=_instead(llm, available, preferred))
+        why = f"its provider {llm.provider} is not in Letta"
+        return BindingDiagnosis(BindingFault.PROVIDER_GONE, why, instead=instead)
+    if llm.model not in available.listed.get(llm.provider, {llm.model}):
+        why = f"{llm.provider} has no model {llm.model} any more"
+        return BindingDiagnosis(BindingFault.MODEL_GONE, why, instead=instead)
     explicit = explicit_binding(llm, available)
     fault = None if explicit is None else next(binding_faults(llm, explicit), None)
     return None if fault is None else BindingDiagnosis(*fault, binding=explicit, instead=tuple(preferred))
@@ -92,12 +92,11 @@ def explicit_binding(llm: LlmConfig, available: AvailableBindings) -> Binding | 
     if base_url is None:
         return None
     known = available.windows.get(f"{provider}/{llm.model}", 0)
-    # a window that somebody has chosen stays; a guess of Letta's does not.
+    # A window that somebody has chosen stays; a guess of Letta's does not.
     window = known if llm.window in (0, *_GUESSES) and known > llm.window else llm.window
     # OpenAI's own client is right for OpenAI; an agent of a provider that is not configured keeps its client.
-    client = llm.endpoint_type if llm.endpoint_type in (GENERIC, OPENAI) else available.client
-    if provider in available.vendors:
-        client = available.client
+    keeps = llm.endpoint_type in (GENERIC, OPENAI) and provider not in available.vendors
+    client = llm.endpoint_type if keeps else available.client
     return Binding(provider, llm.model, base_url.rstrip("/"), window, client=client).suited(llm.agent_type)
 
 
@@ -167,11 +166,7 @@ class AgentRepair:
 
 
 async def available_bindings(registry: AgentRegistry, models: ModelCatalog, *, ask: bool) -> AvailableBindings:
-    """Return what agents can be bound to. With `ask`, every vendor is asked for its models.
-
-    Raises:
-        LettaError: the providers cannot be listed.
-    """
+    """Return what agents can be bound to. With `ask`, every vendor is asked for its models."""
     # The base URL of a provider that is between two is a placeholder: an agent's own is as good as any.
     live = {
         stored.name: None if is_placeholder_url(stored.base_url) else stored.base_url
@@ -183,11 +178,7 @@ async def available_bindings(registry: AgentRegistry, models: ModelCatalog, *, a
 
 
 async def find_broken(registry: AgentRegistry, models: ModelCatalog) -> list[AgentRepair]:
-    """Return every agent that cannot work, with its repair. Nothing is changed.
-
-    Raises:
-        LettaError: Letta cannot be read.
-    """
+    """Return every agent that cannot work, with its repair. Nothing is changed."""
     available = await available_bindings(registry, models, ask=True)
     repairs = []
     for record in await registry.all():

@@ -94,7 +94,7 @@ def known_messages() -> tuple[KnownMessage, ...]:
 def recognise(text: str) -> list[RecognisedMessage]:
     """Return the known messages in a pasted text, in the order of the table."""
     recognised = recognise_in(text.splitlines(), lines_per_message=_LINES_OF_PASTE)
-    # a message can be recognised before the line that makes it redundant is read.
+    # A message can be recognised before the line that makes it redundant is read.
     ids = {one.message.id for one in recognised}
     return [one for one in recognised if not one.message.unless & ids]
 
@@ -109,7 +109,7 @@ def recognise_in(lines: Iterable[str], *, lines_per_message: int = 1) -> list[Re
         ids: set[str] = set()
         for message in known_messages():
             match = None if ids & message.unless else message.search(text)
-            # a match that ends before the newest line was counted already.
+            # A match that ends before the newest line was counted already.
             if match is None or match.end() <= len(text) - newest:
                 continue
             ids.add(message.id)

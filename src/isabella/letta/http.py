@@ -139,7 +139,7 @@ class LettaHttp:
         try:
             return response.json()
         except ValueError:
-            # a gateway's page with status 200: it is not known whether Letta has the request.
+            # A gateway's page with status 200: it is not known whether Letta has the request.
             raise LettaBroken(
                 f"{self.base_url} answered {method} {path} with {_content(response)} instead of JSON.",
                 status=response.status_code,

@@ -104,7 +104,7 @@ class LlmConfig:
 
     def calls_elsewhere(self, provider: str, base_url: str | None) -> bool:
         """Return whether it is bound to this provider, but calls another base URL."""
-        # a provider from Letta's own environment is not one that Isabella manages, whatever its name is.
+        # A provider from Letta's own environment is not one that Isabella manages, whatever its name is.
         return self.provider == provider and self.category != "base" and not same_address(self.endpoint, base_url)
 
     @property

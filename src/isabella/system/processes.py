@@ -112,7 +112,7 @@ def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path |
         )
     finally:
         os.close(descriptor)
-    # a child that has ended already is a zombie until it is reaped, so its start time can be read.
+    # A child that has ended already is a zombie until it is reaped, so its start time can be read.
     return ChildProcess.of(child.pid)
 
 

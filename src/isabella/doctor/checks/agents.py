@@ -76,7 +76,7 @@ def _faults(agent: AgentEvidence, evidence: Evidence, available: AvailableBindin
             faults = {other.fault: other.why}
         for fault, why in faults.items():
             yield _CODES[fault], provider, f"{name}: {why}"
-    # a configured provider that is absent has its own finding, which is the cause.
+    # A configured provider that is absent has its own finding, which is the cause.
     elif desired is None or not desired.configured:
         yield "agent-provider-gone", None, f"{name}: provider {provider or '-'}, {llm.endpoint}"
 

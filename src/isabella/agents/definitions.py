@@ -80,11 +80,7 @@ _DEFINITION = TypeAdapter(AgentDefinition)
 
 
 def load_definitions(settings: Settings) -> tuple[AgentDefinition, ...]:
-    """Return the definitions of the operator's file if the settings name one, otherwise those of the package.
-
-    Raises:
-        ConfigurationError: the file cannot be read, or is malformed; the message names the line.
-    """
+    """Return the definitions of the operator's file if the settings name one, otherwise those of the package."""
     path = settings.agents_file
     if path is None:
         return parse(resources.files("isabella").joinpath("agents.toml").read_text("utf-8"), "agents.toml")
@@ -96,11 +92,7 @@ def load_definitions(settings: Settings) -> tuple[AgentDefinition, ...]:
 
 
 def parse(text: str, source: str) -> tuple[AgentDefinition, ...]:
-    """Return the definitions in a TOML document; messages name it as `source`.
-
-    Raises:
-        ConfigurationError: it is malformed; the message names source and line.
-    """
+    """Return the definitions in a TOML document. A `ConfigurationError` names the source and the line."""
     try:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

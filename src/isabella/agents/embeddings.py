@@ -86,11 +86,7 @@ MISTRAL = SearchMethod(VectorSource.MISTRAL, "mistral-embed", 1024)
 
 
 def choose_search_method(settings: Settings, providers: tuple[Desired, ...]) -> SearchMethod:
-    """Return the search method of new agents.
-
-    Raises:
-        ConfigurationError: the configured one is not available.
-    """
+    """Return the search method of new agents; `ConfigurationError` if the configured one is not available."""
     configured = settings.embeddings
     if configured in (Embeddings.MISTRAL, Embeddings.AUTO) and mistral_source(providers) is not None:
         return MISTRAL
@@ -116,11 +112,7 @@ def mistral_source(providers: tuple[Desired, ...]) -> Desired | None:
 
 
 def address_secret(home: Path) -> SecretStr:
-    """Return the secret of the URL. It is created once, in a file that only its owner may read.
-
-    Raises:
-        ConfigurationError: the file cannot be read or written.
-    """
+    """Return the secret of the URL. It is created once, in a file that only its owner may read."""
     path = home / "embeddings-secret"
     try:
         secret = path.read_text("utf-8").strip() if path.exists() else ""

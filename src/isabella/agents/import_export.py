@@ -52,9 +52,7 @@ class ImportedAgent:
 async def export_agent(registry: AgentRegistry, record: AgentRecord, secrets: Iterable[str] = ()) -> str:
     """Return an agent file: its prompt, tools, blocks, the messages in its context, and its archival memory.
 
-    Raises:
-        AgentFileRefused: one of the secrets would have been in the file.
-        LettaError: Letta cannot export it.
+    A file that would hold one of the secrets is an `AgentFileRefused`.
     """
     document = await registry.letta.agents.export_file(record.id)
     passages = await ArchivalMemory(registry.letta).every(record.id)

@@ -84,13 +84,9 @@ class CoreMemory:
         )
 
     async def write(self, agent_id: str, label: str, value: str, *, seen: str) -> MemoryBlock:
-        """Replace a block's text if its version is still the one that the editor has seen; `ANY_VERSION` always is.
+        """Replace a block's text if the editor has `seen` its current version, or any version for `ANY_VERSION`.
 
-        Raises:
-            MemoryUnknown: the agent has no such block.
-            MemoryTooLong: the text is longer than the block's limit.
-            MemoryChanged: the block has another version; nothing was written.
-            MemoryRefused: see `check_text`.
+        Raises `MemoryChanged` or `MemoryTooLong`, and see `block` and `check_text`. Nothing is written then.
         """
         async with self.hold(agent_id):
             block = await self.block(agent_id, label)

@@ -73,13 +73,10 @@ class ModelCatalog:
         self._providers = fresh
 
     async def binding(self, handle: str, *, window: int | None = None, unasked: bool = False) -> Binding:
-        """Return the binding to the model of a handle: `PROVIDER/MODEL`, or `PROVIDER` for its default model.
+        """Return the binding to the model of a handle; `ModelUnknown` if it does not work now, with handles that do.
 
-        `window` is the largest window in tokens. With `unasked`, the catalog is enough if the vendor does not answer,
-        as at a start without a network.
-
-        Raises:
-            ModelUnknown: it does not work now; the error names the handles that do.
+        The handle is `PROVIDER/MODEL`, or `PROVIDER` for its default model. `window` is the largest window in tokens.
+        With `unasked`, the catalog is enough if the vendor does not answer, as at a start without a network.
         """
         try:
             return await self._bind(handle, window, unasked=unasked)
@@ -116,11 +113,7 @@ class ModelCatalog:
         return windows, listed
 
     async def choose(self, handles: Iterable[str], *, window: int | None = None) -> Binding:
-        """Return the first of these that works, else the first that works at all, else the first with a key.
-
-        Raises:
-            ModelUnknown: no vendor has a key.
-        """
+        """Return the first of these that works, else the first that works at all, else the first with a key."""
         preferred = list(handles)
         for handle in preferred:
             with suppress(ModelUnknown):

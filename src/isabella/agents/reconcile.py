@@ -117,8 +117,7 @@ async def ensure(
 ) -> list[EnsureResult]:
     """Make every definition's agent match it. Without `vectors`, the search of archival memory stays as it is.
 
-    Raises:
-        LettaError: Letta cannot be read, or cannot be reached any more. The failure of an agent is in its result.
+    The failure of one agent is in its result. A Letta that cannot be read is a `LettaError`.
     """
     records = await registry.all()
     for record in records:

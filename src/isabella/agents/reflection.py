@@ -66,17 +66,10 @@ async def reflect(
     quiet_for: float = 0.0,
     now: datetime | None = None,
 ) -> Reflection:
-    """Have an agent reflect on the messages since its last reflection.
+    """Have an agent reflect on the messages since its last reflection, if the last one is `quiet_for` seconds old.
 
-    Args:
-        agent_service: the agents. `memory.hold` delays the other agent's turns meanwhile.
-        reflector: the agent that reflects.
-        say: sends a message to an agent.
-        quiet_for: seconds since the last message.
-        now: the time, for tests.
-
-    Raises:
-        IsabellaError: the turn or Letta failed. Nothing is lost; the next reflection reads the messages again.
+    `agent_service.memory.hold` delays the other agent's turns meanwhile. If the turn or Letta fails, nothing is lost:
+    the next reflection reads the messages again. `now` is for tests.
     """
     target = await _target(agent_service, reflector)
     if target is None:
@@ -110,11 +103,7 @@ async def reflect(
 
 
 async def recover(agent_service: AgentService, target: AgentRecord) -> None:
-    """Complete reflections of this agent that were killed.
-
-    Raises:
-        LettaError: Letta cannot be read or written.
-    """
+    """Complete reflections of this agent that were killed."""
     for row in await agent_service.letta.blocks.labelled(LABEL):
         try:
             kept = json.loads(row.get("value") or "")

@@ -108,11 +108,7 @@ class AgentRegistry:
         return await self._list()
 
     async def find(self, name: str) -> AgentRecord:
-        """Return the agent with this name, definition id, or Letta id. Isabella's agents come first.
-
-        Raises:
-            AgentUnknown: there is none, or several.
-        """
+        """Return the agent with this name, definition id, or Letta id; see `select_agent`."""
         # Most names are exact, and a Letta may have thousands of agents: two filtered lists are enough as a rule.
         if NAME.fullmatch(name):
             lists = await gather(
@@ -173,11 +169,7 @@ class AgentRegistry:
         return None if stored is None else replace(binding, base_url=stored.base_url or binding.base_url)
 
     async def switch(self, record: AgentRecord, handle: str, models: ModelCatalog) -> BindingResult:
-        """Bind an agent to a handle if that works now, and fit its context. No turn of it may run.
-
-        Raises:
-            ModelUnknown: the handle does not work; the error names those that do.
-        """
+        """Bind an agent to a handle if that works now, and fit its context. No turn of it may run."""
         window = record.definition.window if record.definition else None
         binding = await models.binding(handle, window=window)
         placed = await self.placed(binding)
@@ -250,11 +242,7 @@ class AgentRegistry:
 
 
 def select_agent(name: str, records: Sequence[AgentRecord]) -> AgentRecord:
-    """Return the agent that a name, a definition id or a Letta id means.
-
-    Raises:
-        AgentUnknown: there is none, or several.
-    """
+    """Return the agent that a name, a definition id or a Letta id means; `AgentUnknown` if it is none, or several."""
     rules: tuple[Callable[[AgentRecord], bool], ...] = (
         lambda record: record.id == name,
         lambda record: record.managed and record.name == name,

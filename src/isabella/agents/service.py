@@ -43,12 +43,7 @@ class AgentService:
         return self.registry.letta
 
     async def ensure(self) -> Sequence[EnsureResult]:
-        """Make the agents match their definitions; one process at a time does so.
-
-        Raises:
-            LettaError: Letta cannot be read.
-            LockTimeout: another process has held the lock for too long.
-        """
+        """Make the agents match their definitions; one process at a time does so."""
         connection = self.connection
         async with sync_lock(connection.base_url, home=connection.home, database_url=connection.database_url):
             self.ensured = await reconcile.ensure(self.registry, self.definitions, self.models, self.vectors)
@@ -59,16 +54,9 @@ class AgentService:
 async def open_agent_service(
     settings: Settings, connection: Connection | None = None, *, backend: str | None = None
 ) -> AsyncIterator[AgentService]:
-    """Open the agents of a Letta.
+    """Open the agents of a Letta, by default the one of the settings.
 
-    Args:
-        settings: the settings.
-        connection: the connection to Letta; by default the one of the settings.
-        backend: the base URL of the backend that serves embeddings, as Letta reaches it.
-
-    Raises:
-        ConfigurationError: the agents file or `isabella.toml` is malformed, or there is no Letta to connect to.
-        LettaError: it cannot be reached.
+    `backend` is the base URL of the backend that serves embeddings, as Letta reaches it.
     """
     definitions = load_definitions(settings)
     models = ModelCatalog.of(settings)

@@ -40,11 +40,8 @@ async def run_doctor(
     """Collect evidence, check it, and explain the findings. Changes nothing; see `apply_fixes`.
 
     `env_file` and `environment` replace `.env` and the variables of this process. With the `settings` of a running
-    backend, neither is read. `connection` replaces the configured Letta.
-
-    Raises:
-        ConfigurationError: `env_file` does not exist, or a provider in the options is not configured.
-        AgentUnknown: Letta has no agent as in the options.
+    backend, neither is read. `connection` replaces the configured Letta. A file, provider or agent that is named and
+    does not exist is a `ConfigurationError` or `AgentUnknown`.
     """
     options = options or DoctorOptions()
     evidence, settings, connection = await collect(options, env_file, settings, connection, environment)

@@ -72,11 +72,7 @@ class StoredValue:
 
 
 def read_values(address: SecretStr, keys: Sequence[SecretStr]) -> list[StoredValue]:
-    """Read and decrypt all encrypted values with the given master keys. Changes nothing.
-
-    Raises:
-        EmbeddedError: the database cannot be read.
-    """
+    """Read and decrypt all encrypted values with the given master keys. Changes nothing."""
     import psycopg
 
     try:
@@ -91,9 +87,6 @@ def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -
 
     Plaintext is encrypted as well. Values that have the key already, or that no key decrypts, are left as they are,
     so the function can be called again. Letta must not be running: it would write with the key it was started with.
-
-    Raises:
-        EmbeddedError: the database cannot be written, or the written values could not be verified.
     """
     import psycopg
 
@@ -112,12 +105,7 @@ def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -
 
 @contextmanager
 def hold_sync_lock(address: SecretStr) -> Iterator[None]:
-    """Hold the lock under which providers are written, so that no sync is running.
-
-    Raises:
-        EmbeddedError: the database cannot be used.
-        LockTimeout: another process holds the lock for too long.
-    """
+    """Hold the lock under which providers are written, so that no sync is running; see `sync_lock`."""
     import psycopg
 
     try:

@@ -39,11 +39,7 @@ def installed(paths: InstancePaths) -> str | None:
 
 
 def install(paths: InstancePaths, progress: Progress) -> str:
-    """Fetch and install a release, and return its last migration. The caller holds the release's lock.
-
-    Raises:
-        InstallFailed: the release could not be fetched or installed.
-    """
+    """Fetch and install a release, and return its last migration. The caller holds the release's lock."""
     try:
         return _install(paths, progress)
     except OSError as error:
@@ -116,11 +112,7 @@ def _remedy(output: str) -> str:
 
 
 def migration_head(versions: Path) -> str:
-    """Return the last migration: the one that no other migration follows. The files are parsed, not run.
-
-    Raises:
-        InstallFailed: no migration is the last one, or several are.
-    """
+    """Return the last migration: the one that no other migration follows. The files are parsed, not run."""
     revisions: set[object] = set()
     followed: set[object] = set()
     for path in versions.glob("*.py"):

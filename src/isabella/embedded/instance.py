@@ -42,11 +42,7 @@ _NO_KEY = "none"
 
 
 class InstancePaths:
-    """The paths of one instance of one release, in Isabella's home (absolute).
-
-    Raises:
-        EmbeddedError: release or instance cannot be part of a path.
-    """
+    """The paths of one instance of one release, in Isabella's home (absolute)."""
 
     def __init__(self, home: Path, release: str = DEFAULT_RELEASE, instance: str = DEFAULT_INSTANCE) -> None:
         if not re.fullmatch(r"\d+\.\d+\.\d+", release):

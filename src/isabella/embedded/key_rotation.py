@@ -43,11 +43,7 @@ class RotationJournal:
 
     @classmethod
     def load(cls, paths: InstancePaths) -> RotationJournal | None:
-        """Return the journal; None if no change is in progress.
-
-        Raises:
-            EmbeddedError: the journal is damaged.
-        """
+        """Return the journal; None if no change is in progress, and an `EmbeddedError` if it is damaged."""
         try:
             document = json.loads(paths.rekey_file.read_text())
             former = tuple(SecretStr(str(key)) for key in document["former"])

@@ -65,11 +65,7 @@ def existing_user() -> OsUser | None:
 
 
 def postgres_user() -> OsUser | None:
-    """Return the system user that Postgres must run as, created if necessary; None if that is the current user.
-
-    Raises:
-        StartFailed: Isabella runs as root, and the user neither exists nor can be created.
-    """
+    """Return the system user that Postgres must run as, created if necessary; None if that is the current user."""
     if os.geteuid() != 0:
         return None
     user = existing_user()

@@ -82,11 +82,7 @@ class Cluster:
             return None
 
     def make(self, password: SecretStr) -> None:
-        """Create the cluster atomically, with a password for its superuser.
-
-        Raises:
-            StartFailed: initdb failed.
-        """
+        """Create the cluster atomically, with a password for its superuser."""
         new = self.data.with_name(f".{self.data.name}.new")
         # An initdb whose parent was killed continues.
         child_processes.stop_orphans("--pgdata", new)
@@ -116,11 +112,7 @@ class Cluster:
         new.rename(self.data)
 
     def start(self, port: int) -> Postmaster:
-        """Start the server and wait until it accepts connections.
-
-        Raises:
-            StartFailed: it did not start; the message quotes its log.
-        """
+        """Start the server and wait until it accepts connections. A `StartFailed` quotes its log."""
         self._remove_stale_pid_file()
         child_processes.rotate_log(self.log)
         self.log.touch(mode=0o600)
@@ -285,11 +277,7 @@ def psycopg_url(url: SecretStr) -> SecretStr:
 
 
 def prepare_database(port: int, *, superuser_password: SecretStr, password: SecretStr) -> None:
-    """Create role, database and extension if they are missing, and set the password of the role.
-
-    Raises:
-        StartFailed: Postgres refused a statement.
-    """
+    """Create role, database and extension if they are missing, and set the password of the role."""
     import psycopg
     from psycopg import sql
 
@@ -316,11 +304,7 @@ def prepare_database(port: int, *, superuser_password: SecretStr, password: Secr
 
 
 def current_revision(port: int, password: SecretStr) -> str | None:
-    """Return the last migration that was applied to Letta's database; None if none was.
-
-    Raises:
-        StartFailed: Postgres refused a statement.
-    """
+    """Return the last migration that was applied to Letta's database; None if none was."""
     import psycopg
 
     try:

@@ -114,11 +114,7 @@ def migrate(paths: InstancePaths, database: SecretStr) -> None:
 
 
 def start(paths: InstancePaths, port: int, environ: Mapping[str, str], master_key: SecretStr | None) -> ServerRun:
-    """Start the server and wait until it is healthy.
-
-    Raises:
-        StartFailed: it ended, or was not healthy in time; the message quotes its log.
-    """
+    """Start the server and wait until it is healthy. A `StartFailed` quotes its log."""
     child_processes.rotate_log(paths.letta_log)
     process = processes.spawn(
         [*_launch(paths), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],

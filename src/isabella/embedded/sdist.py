@@ -64,13 +64,10 @@ def choose(page: Mapping[str, Any], release: str, page_url: str) -> Sdist | None
 
 
 def fetch(release: str, folder: Path, progress: Progress, *, index: str | None = None) -> Path:
-    """Download the sdist of a release into a folder, and verify its hash. Returns the file.
+    """Download the sdist of a release into a folder, verify its hash, and return the file.
 
     `progress` receives notes if pip is used, or the hash of the release is not pinned. `index` is the URL of the
     package index, by default the one that the machine is configured for.
-
-    Raises:
-        InstallFailed: the release does not exist, could not be downloaded, or has another hash.
     """
     pinned = pinned_hashes().get(release)
     index = index or index_url()
@@ -97,11 +94,7 @@ def fetch(release: str, folder: Path, progress: Progress, *, index: str | None =
 
 
 def unpack(archive: Path, folder: Path, release: str) -> Path:
-    """Unpack an sdist below a folder, and return the tree. Members outside the folder are refused.
-
-    Raises:
-        InstallFailed: the archive is damaged, or lacks a file that the installation needs.
-    """
+    """Unpack an sdist below a folder, and return the tree. Members outside the folder are refused."""
     try:
         with tarfile.open(archive) as tar:
             _extract(tar, folder)

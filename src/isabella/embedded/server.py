@@ -137,14 +137,7 @@ class Server:
         encrypt: bool = True,
         extra_env: Mapping[str, str] | None = None,
     ) -> Letta:
-        """Restart Letta on the same data with another master key or environment.
-
-        Args:
-            progress: receives the steps.
-            master_key: the new master key; the stored one if not given.
-            encrypt: False starts Letta without a master key.
-            extra_env: replaces the `extra_env` of this object, if given.
-        """
+        """Restart Letta on the same data with another master key (by default the stored one) or environment."""
         changed = replace(
             self, master_key=master_key, encrypt=encrypt, extra_env=self.extra_env if extra_env is None else extra_env
         )
@@ -157,12 +150,7 @@ class Server:
     ) -> list[StoredValue]:
         """Return the encrypted values of Letta's database. If Postgres is not running, it is started for this.
 
-        Args:
-            former: master keys that may have been used, in addition to the known ones.
-            progress: receives the steps.
-
-        Raises:
-            EmbeddedError: the instance does not exist, or its database cannot be read.
+        `former` are master keys that may have been used, in addition to the known ones.
         """
         with self._locked(self.paths.lock, progress):
             cluster = self._cluster()
@@ -179,15 +167,7 @@ class Server:
 
         The new key is the `master_key` of this object, or one that is generated and stored now. If the change is
         interrupted, the next `up` completes it. That call also deletes the previous key, once it is no longer needed.
-
-        Args:
-            former: master keys that may have been used, in addition to the known ones.
-            progress: receives the steps.
-
-        Raises:
-            EmbeddedError: the instance does not exist, or its database cannot be written.
-            StartFailed: Letta did not start.
-            LockTimeout: a sync has been running for too long.
+        `former` are master keys that may have been used, in addition to the known ones.
         """
         paths = self.paths
         with self._locked(paths.lock, progress):

@@ -83,12 +83,9 @@ class Agents:
         self._http = http
 
     async def all(self, *, relations: Sequence[str] = (), hidden: bool = False, **filters: Any) -> list[AgentRow]:
-        """Return every agent, oldest first.
+        """Return every agent, oldest first, with these members of `RELATIONS`. `hidden` adds those that Letta hides.
 
-        Args:
-            relations: members of `RELATIONS` that the rows have.
-            hidden: whether the agents that Letta hides are among them.
-            filters: Letta's filters, such as `name` and `tags`.
+        `filters` are Letta's, such as `name` and `tags`.
         """
         query: dict[str, Any] = {"order_by": "created_at", **filters, **_relations(relations)}
         if hidden:
@@ -146,9 +143,9 @@ class Agents:
         base_url: str | None,
         before: Callable[[AgentRow], None] = lambda _row: None,
     ) -> bool:
-        """Set the base URL that an agent calls, if it is bound to this provider and calls another one.
+        """Set the base URL that an agent calls if it is bound to this provider and calls another one; return whether.
 
-        `before` is called with the agent before it is changed. Return whether it was changed.
+        `before` is called with the agent before it is changed.
         """
         row = await self.get(agent_id)
         if row.llm is None or not row.llm.calls_elsewhere(provider, base_url):

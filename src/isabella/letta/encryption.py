@@ -109,11 +109,8 @@ class ProofMemo:
     """A cache of which key each encrypted value holds, so that no value is decrypted twice.
 
     It holds MACs under the master key: of an encrypted value, and of the value together with its key. Without the
-    master key they are random numbers, and the file, which has a MAC of its own, cannot be changed or forged.
-
-    Args:
-        path: the file; None keeps the memo in memory only.
-        master_key: the master key of the values.
+    master key they are random numbers, and the file, which has a MAC of its own, cannot be changed or forged. Without
+    a path, the memo is kept in memory only.
     """
 
     def __init__(self, path: Path | None, master_key: SecretStr) -> None:

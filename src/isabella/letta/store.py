@@ -62,11 +62,7 @@ class Store(Protocol):
 
 
 async def read_store(store: Store, name: str | None = None) -> tuple[Capabilities, list[StoredProvider]]:
-    """Read a store's release and, at the same time, its live providers, or the one of this name only.
-
-    Raises:
-        LettaError: it cannot be read. This never means that it has no providers.
-    """
+    """Read a store's release and, at the same time, its live providers, or the one of this name only."""
 
     async def read_stored() -> list[StoredProvider]:
         if name is None:

@@ -50,13 +50,9 @@ class AdvisoryLocks:
     async def held(
         self, key: int, *, shared: bool = False, alone: bool = False, timeout: float
     ) -> AsyncIterator[None]:
-        """Hold a lock, alone or `shared` with others; wait up to `timeout` seconds for it.
+        """Hold a lock, alone or `shared` with others; `LockTimeout` if it cannot be had within `timeout` seconds.
 
         Within this process any number of holders is allowed, unless `alone` uses a session of its own.
-
-        Raises:
-            LockTimeout: other holders kept it all that time.
-            ConfigurationError: the database cannot be used.
         """
         taken = False
         try:
@@ -152,11 +148,7 @@ class AdvisoryLocks:
 
 
 async def open_connection(database_url: SecretStr) -> AsyncConnection:
-    """Open a session with autocommit.
-
-    Raises:
-        ConfigurationError: the URL is malformed, or the database cannot be reached.
-    """
+    """Open a session with autocommit. A database that cannot be used is a `ConfigurationError`."""
     import psycopg
     from psycopg.conninfo import conninfo_to_dict
 

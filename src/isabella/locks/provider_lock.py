@@ -82,10 +82,9 @@ class ProviderLock:
 
     @asynccontextmanager
     async def passing(self, provider: str, *, leave: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
-        """Run a turn on this provider. It has to end when `leave` is called: a change has waited for long enough.
+        """Run a turn on this provider; `GateTimeout` if a change has kept the gate closed for too long.
 
-        Raises:
-            GateTimeout: a change has kept the gate closed for too long.
+        The turn has to end when `leave` is called: a change has waited for long enough.
         """
         gate = self._gates.setdefault(provider, _Gate())
         with anyio.move_on_after(self._patience) as waiting:
@@ -107,11 +106,7 @@ class ProviderLock:
 
     @asynccontextmanager
     async def closed(self, provider: str) -> AsyncIterator[None]:
-        """Change this provider; no turn runs on it meanwhile.
-
-        Raises:
-            GateTimeout: turns did not end in time, so nothing may be changed.
-        """
+        """Change this provider; no turn runs on it meanwhile. `GateTimeout` if turns do not end in time."""
         gate = self._gates.setdefault(provider, _Gate())
         gate.changes += 1
         try:

@@ -26,13 +26,10 @@ _LOOK_EVERY = 0.1
 async def sync_lock(
     base_url: str, *, home: Path, database_url: SecretStr | None, timeout: float = 120.0
 ) -> AsyncIterator[None]:
-    """Hold the lock of one Letta; wait up to `timeout` seconds for it. It is released when its holder ends.
+    """Hold the lock of one Letta; `LockTimeout` if it cannot be had within `timeout` seconds.
 
-    A lock in Letta's Postgres holds for every machine. Without one, a file in `home` holds on this machine only.
-
-    Raises:
-        LockTimeout: another process held it all that time.
-        ConfigurationError: the database, or the folder for the lock file, cannot be used.
+    A lock in Letta's Postgres holds for every machine. Without one, a file in `home` holds on this machine only. The
+    lock is released when its holder ends.
     """
     holder = _file_lock(base_url, home, timeout) if database_url is None else _database_lock(database_url, timeout)
     async with holder:

@@ -53,9 +53,7 @@ class Content:
 def read(path: Path, *, largest: int = LARGEST) -> Content:
     """Read a regular file, or a pipe that delivers within `PIPE_SECONDS`. A pipe is read once and its content kept.
 
-    Raises:
-        FileAbsent: the file does not exist.
-        FileUnreadable: it is neither file nor pipe, has more than `largest` bytes, or cannot be read.
+    Raises `FileAbsent`, or `FileUnreadable` for anything else, or for more than `largest` bytes.
     """
     descriptor = _open(path)
     try:
@@ -85,11 +83,7 @@ def read_or_stdin(path: Path, *, largest: int = LARGEST) -> Content:
 
 @contextmanager
 def lines(path: Path) -> Iterator[Iterator[str]]:
-    """Iterate over the lines of a log of any size: a regular file or a pipe. Very long lines come in pieces.
-
-    Raises:
-        FileUnreadable: it is neither file nor pipe, or cannot be read.
-    """
+    """Iterate over the lines of a log of any size: a regular file or a pipe. Very long lines come in pieces."""
     descriptor = _open(path)
     with os.fdopen(descriptor, encoding="utf-8", errors="replace") as file:
         if stat.S_ISFIFO(os.fstat(descriptor).st_mode):

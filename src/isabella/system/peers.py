@@ -42,11 +42,7 @@ class Peer:
         return None
 
     def check(self, before: ChildProcess | None, host: str, port: int) -> None:
-        """Verify a new connection, on which nothing was sent yet. `before` is what the method `before` returned.
-
-        Raises:
-            UnverifiedPeer: another process may have accepted it.
-        """
+        """Verify a new connection, on which nothing was sent yet. `before` is what the method `before` returned."""
         if before is None or not listens(before, host, port):
             self.verified = None
             raise self._unverified(host, port)

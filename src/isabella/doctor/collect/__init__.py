@@ -47,8 +47,7 @@ async def collect(
 ) -> tuple[Evidence, Settings, Connection | None]:
     """Collect the evidence, with the arguments of `run_doctor`. Changes nothing but the temporary agents of probes.
 
-    Returns:
-        The evidence, the settings as far as they can be used, and the Letta; None if its address is not known.
+    Return it with the settings as far as they can be used, and the Letta; None if its address is not known.
     """
     read = collect_configuration.read_configuration(env_file, settings=settings, environment=environment)
     configuration, usable = await anyio.to_thread.run_sync(collect_configuration.use_practice_vendors, *read)

@@ -44,11 +44,7 @@ def read_configuration(
     settings: Settings | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[ConfigurationEvidence, Settings]:
-    """Read the configuration, see `run_doctor`. A setting or a file that cannot be used is noted and left out.
-
-    Raises:
-        ConfigurationError: `env_file` does not exist.
-    """
+    """Read the configuration, see `run_doctor`. A setting or a file that cannot be used is noted and left out."""
     problems: list[ConfigurationProblem] = []
     if settings is None:
         settings = _usable_settings(_sources(env_file, environment, problems), problems)

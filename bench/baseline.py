@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import httpx2
 
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.letta.providers import PAGE_SIZE
 from isabella.providers.desired import Desired
 

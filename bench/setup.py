@@ -14,7 +14,7 @@ from isabella.config.settings import Settings
 from isabella.config.sources import Sources
 from isabella.connect import embedded_connection
 from isabella.embedded import Letta, Server, Step
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.providers.report import Report

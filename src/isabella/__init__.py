@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from isabella.config.settings import Settings, load_settings
     from isabella.config.strategy import Strategy
     from isabella.errors import IsabellaError
-    from isabella.letta.connection import Connection
+    from isabella.letta.client import Connection
     from isabella.providers.report import Proof, ProviderReport, Receipt, Report
     from isabella.server.app import lifespan
 
@@ -40,7 +40,7 @@ __all__ = [
 
 # Imported when first used: the command line must not load a web framework to print its help.
 _HOMES = {
-    "Connection": "isabella.letta.connection",
+    "Connection": "isabella.letta.client",
     "IsabellaError": "isabella.errors",
     "Proof": "isabella.providers.report",
     "ProviderReport": "isabella.providers.report",

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
 from isabella.connect import connect
-from isabella.letta.client import LettaClient
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection, LettaClient
 from isabella.letta.encryption import ProofMemo
 from isabella.letta.llm_config import Binding
 from isabella.letta.store import Store
@@ -27,8 +26,7 @@ from isabella.providers.health import HealthByProvider, HealthFile, ProviderHeal
 from isabella.providers.report import ProviderReport, Receipt, Report
 from isabella.providers.sync import compare, sync_providers
 from isabella.system.urls import same_address
-from isabella.vendors.client import ask_vendor
-from isabella.vendors.status import VendorObservation
+from isabella.vendors.client import VendorObservation, ask_vendor
 
 if TYPE_CHECKING:
     from isabella.turns.probe import ProbeResult

@@ -8,7 +8,7 @@ import anyio.to_thread
 
 from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError
-from isabella.letta.connection import Connection, configured_connection
+from isabella.letta.client import Connection, configured_connection
 
 if TYPE_CHECKING:
     from isabella.embedded import Letta

@@ -12,7 +12,7 @@ import pytest
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.turns.events import Ended, EndReason, Event, Failover, VendorAsked
-from isabella.vendors.status import VendorState
+from isabella.vendors.client import VendorState
 from tests.support.backend_server import Backend, TurnRecord, backend, recreate, recreated
 
 CEREBRAS, GROQ = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b"

@@ -28,7 +28,7 @@ from isabella.api import compare_providers, ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.connect import connect
 from isabella.embedded import Letta
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.letta.encryption import decrypt
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
@@ -41,7 +41,7 @@ from isabella.server.runtime import Runtime
 from isabella.server.web.jobs import JobRunner, ProviderMonitor
 from isabella.server.web.pages_providers import ProvidersPage
 from isabella.server.web.rendering import Renderer
-from isabella.vendors.status import VendorState
+from isabella.vendors.client import VendorState
 from isabella.watch import events
 from isabella.watch.events import SyncCause, WatchEvent
 from isabella.watch.model_refresh import ModelRefresh

@@ -24,8 +24,7 @@ from isabella.embedded import postgres
 from isabella.embedded.instance import InstancePaths, make_private
 from isabella.embedded.program import ServerRun
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable, UnverifiedPeer
-from isabella.letta.client import LettaClient
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection, LettaClient
 from isabella.locks.postgres import open_connection
 from isabella.practice import daemon
 from isabella.server.token import address_published, published_backend

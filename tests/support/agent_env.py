@@ -17,7 +17,7 @@ from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.config.vendors import known_vendors
 from isabella.embedded import Letta
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.practice import NAMES, PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 

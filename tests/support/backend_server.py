@@ -20,7 +20,7 @@ from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
 from isabella.embedded import Letta
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.locks.provider_lock import TurnLocks, open_locks
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors

@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 
 from isabella.config.settings import load_settings
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.server.app import create_app
 from isabella.server.runtime import Runtime
 

@@ -13,8 +13,7 @@ from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.server.readiness import Phase, Readiness
 from isabella.turns.events import ErrorCode
 from isabella.turns.stream import VendorRefusal
-from isabella.vendors.client import KeyVerdict, VendorAnswer
-from isabella.vendors.status import VendorObservation, VendorState, VendorStatusBoard
+from isabella.vendors.client import KeyVerdict, VendorAnswer, VendorObservation, VendorState, VendorStatusBoard
 from isabella.watch.model_refresh import ModelRefresh, ProviderModels
 from tests.support.sample_reports import DRIFTED, FOREIGN, IN_SYNC, MENDED, REFUSED
 

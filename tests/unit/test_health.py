@@ -18,7 +18,7 @@ from isabella.providers.health import (
 )
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Report
-from isabella.vendors.status import VendorObservation, VendorState
+from isabella.vendors.client import VendorObservation, VendorState
 from tests.support.sample_reports import DRIFTED, FOREIGN, IN_SYNC, MENDED, REFUSED
 
 BAD = VendorState.REFUSES_KEY

@@ -9,7 +9,7 @@ import pytest
 
 from isabella.agents.service import AgentService
 from isabella.config.settings import load_settings
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.providers.report import Report
 from isabella.server.runtime import Runtime
 from isabella.server.web import jobs

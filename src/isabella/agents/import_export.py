@@ -20,7 +20,7 @@ from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import set_embedding
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.errors import AgentExists, AgentFileRefused, IsabellaError, LettaBroken, LettaRefused
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.letta.llm_config import creation_fields
 from isabella.system.redaction import redact
 

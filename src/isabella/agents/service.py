@@ -16,8 +16,7 @@ from isabella.agents.reconcile import EnsureResult
 from isabella.agents.registry import AgentRegistry
 from isabella.config.settings import Settings
 from isabella.connect import connect
-from isabella.letta.client import LettaClient
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection, LettaClient
 from isabella.letta.releases import client_for
 from isabella.locks.sync_lock import sync_lock
 

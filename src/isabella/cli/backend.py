@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from isabella.chat.client import BackendClient
     from isabella.config.settings import Settings
     from isabella.server.token import RunningBackend
-    from isabella.vendors.status import VendorObservation
+    from isabella.vendors.client import VendorObservation
 
 _DEFAULT_AGENT = "Isabella"
 _SECONDS = 5.0
@@ -115,7 +115,7 @@ def vendor_observations(settings: Settings, letta: str) -> dict[str, VendorObser
     """
     from isabella.chat.client import BackendClient
     from isabella.errors import IsabellaError, UnverifiedPeer
-    from isabella.vendors.status import VendorObservation
+    from isabella.vendors.client import VendorObservation
 
     try:
         backend = running_backend(settings)

@@ -21,7 +21,7 @@ from isabella.connect import embedded_connection
 from isabella.embedded import Server
 from isabella.embedded.encrypted_columns import StoredValue, ValueState
 from isabella.errors import ConfigurationError
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.providers.report import Report
 from isabella.system import files
 

@@ -15,8 +15,7 @@ from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta, Progress, Server, Step
 from isabella.embedded.instance import make_private
 from isabella.errors import LettaBroken, LettaError, LettaRefused, LockTimeout
-from isabella.letta.client import LettaClient
-from isabella.letta.connection import Connection, configured_connection
+from isabella.letta.client import Connection, LettaClient, configured_connection
 from isabella.letta.encryption import KeyReading, read_back
 from isabella.letta.llm_config import Binding, creation_fields
 from isabella.letta.store import StoredProvider

@@ -14,7 +14,7 @@ from isabella.doctor.diagnosis import Diagnosis, explain
 from isabella.doctor.evidence import AgentEvidence, Evidence
 from isabella.doctor.findings import Finding, Fix
 from isabella.errors import IsabellaError, LettaError
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 
 __all__ = ["DoctorOptions", "DoctorRun", "apply_fixes", "run_doctor"]
 

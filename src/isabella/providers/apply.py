@@ -32,8 +32,7 @@ from isabella.providers.report import (
 )
 from isabella.providers.safe_writes import EncryptionProbe, EncryptionState, SafeWriter
 from isabella.system.urls import PLACEHOLDER_URL
-from isabella.vendors.client import VendorAnswer
-from isabella.vendors.status import VendorObservation
+from isabella.vendors.client import VendorAnswer, VendorObservation
 
 #: Asks the vendor at a base URL about a key.
 Ask = Callable[[str, SecretStr], Awaitable[VendorAnswer]]

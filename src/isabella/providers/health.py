@@ -18,7 +18,7 @@ from typing import Any
 from isabella.providers.plan import WRITE_ACTIONS, Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.files import write_private
-from isabella.vendors.status import VendorObservation, VendorState
+from isabella.vendors.client import VendorObservation, VendorState
 
 
 class HealthState(StrEnum):

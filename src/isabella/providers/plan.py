@@ -11,8 +11,7 @@ from isabella.letta.releases import Capabilities
 from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
 from isabella.system.urls import is_placeholder_url
-from isabella.vendors.client import VendorAnswer
-from isabella.vendors.status import VendorObservation
+from isabella.vendors.client import VendorAnswer, VendorObservation
 
 
 class ProviderState(StrEnum):

@@ -11,8 +11,7 @@ from typing import Any
 from isabella.errors import LettaError, LettaRefused
 from isabella.providers.bound_agents import AgentMoves
 from isabella.providers.plan import Action, PlannedChange, ProviderState, describe_refusal
-from isabella.vendors.client import KeyVerdict, VendorAnswer
-from isabella.vendors.status import VendorObservation
+from isabella.vendors.client import KeyVerdict, VendorAnswer, VendorObservation
 
 
 class Proof(StrEnum):

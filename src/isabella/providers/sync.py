@@ -29,7 +29,7 @@ from isabella.providers.plan import (
 )
 from isabella.providers.report import ApplyOutcome, Proof, ProviderReport, Report
 from isabella.system.tasks import gather
-from isabella.vendors.status import VendorObservation
+from isabella.vendors.client import VendorObservation
 
 _CONCURRENCY = 8
 _THREADS = os.cpu_count() or 1

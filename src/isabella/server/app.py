@@ -15,7 +15,7 @@ from isabella.agents.embeddings import PREFIX
 from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.errors import IsabellaError
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.server import ROOT, auth
 from isabella.server.api import agents, embeddings, memory, openai, status, turns
 from isabella.server.errors import handle_errors

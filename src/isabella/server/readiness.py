@@ -15,8 +15,7 @@ from isabella.providers.health import Level, headline, vendor_level, vendor_word
 from isabella.providers.plan import WRITE_ACTIONS
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.redaction import unforeseen
-from isabella.vendors.client import KeyVerdict, VendorAnswer
-from isabella.vendors.status import VendorState, VendorStatusBoard
+from isabella.vendors.client import KeyVerdict, VendorAnswer, VendorState, VendorStatusBoard
 from isabella.watch.model_refresh import ModelRefresh
 
 log = structlog.get_logger()

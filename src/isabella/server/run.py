@@ -22,8 +22,7 @@ from isabella.config.settings import Settings
 from isabella.connect import embedded_connection
 from isabella.embedded import Progress, Server
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
-from isabella.letta.client import LettaClient
-from isabella.letta.connection import Connection, configured_connection
+from isabella.letta.client import Connection, LettaClient, configured_connection
 from isabella.locks.provider_lock import ProviderLock, open_locks
 from isabella.practice import daemon
 from isabella.practice.overlay import left_out, with_practice_vendors

@@ -23,7 +23,7 @@ from isabella.agents.reflection import ReflectionOutcome, SendMessage, reflect
 from isabella.agents.service import AgentService, open_agent_service
 from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError, IsabellaError, NotReady, TurnError
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.locks.provider_lock import TurnLocks
 from isabella.providers.desired import desired_providers
 from isabella.providers.plan import WRITE_ACTIONS

@@ -16,13 +16,12 @@ import stamina
 
 from isabella.agents.metadata import PROBE_TAG
 from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnreachable
-from isabella.letta.client import LettaClient
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection, LettaClient
 from isabella.letta.llm_config import Binding, creation_fields
 from isabella.providers.report import Receipt
 from isabella.system.tasks import gather
 from isabella.turns.stream import classify_refusal
-from isabella.vendors.status import VendorState
+from isabella.vendors.client import VendorState
 
 _AT_ONCE = 4
 _ABANDONED_AFTER = timedelta(minutes=10)

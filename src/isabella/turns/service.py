@@ -16,7 +16,7 @@ from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Event
 from isabella.turns.queue import TurnQueue
 from isabella.turns.turn import Turn, TurnDependencies, TurnLimits
-from isabella.vendors.status import VendorStatusBoard
+from isabella.vendors.client import VendorStatusBoard
 
 #: In characters.
 MAX_MESSAGE_LENGTH = 200_000

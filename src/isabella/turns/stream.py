@@ -27,7 +27,7 @@ from isabella.turns.events import (
     ToolReturned,
     Usage,
 )
-from isabella.vendors.status import VendorState
+from isabella.vendors.client import VendorState
 
 _STATUS = re.compile(r"Error code: (\d{3})\b|<title>\s*(\d{3})\b")
 #: How vendors ask for a pause: "try again in 2s", "in 1m3.5s", "in 250ms", "retry after 30 seconds".

@@ -32,7 +32,7 @@ from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, Held, Opened, Queued, TurnFailed
 from isabella.turns.queue import Ticket, TicketAbandoned
 from isabella.turns.stream import VendorRefusal
-from isabella.vendors.status import VendorState, VendorStatusBoard
+from isabella.vendors.client import VendorState, VendorStatusBoard
 
 log = structlog.get_logger()
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from isabella.config.settings import Settings
 from isabella.errors import LettaError
-from isabella.letta.client import LettaClient
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection, LettaClient
 from isabella.letta.releases import Capabilities
 from isabella.letta.store import Store, StoredProvider
 from isabella.providers.apply import Ask

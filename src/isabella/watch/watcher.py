@@ -20,7 +20,7 @@ from isabella.config.settings import Settings, WatchMode
 from isabella.config.strategy import Strategy
 from isabella.connect import connect
 from isabella.errors import ConfigurationError, IsabellaError
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.locks.provider_lock import ProviderLock
 from isabella.providers.desired import Desired
 from isabella.providers.health import HealthState, health_state

@@ -16,7 +16,7 @@ from isabella.doctor.collect import configuration as collect_configuration
 from isabella.doctor.collect.letta import LettaCollector
 from isabella.doctor.evidence import AgentEvidence, ConfigurationEvidence, Evidence, LettaEvidence, VendorEvidence
 from isabella.errors import AgentUnknown, IsabellaError, LettaUnreachable
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection
 from isabella.letta.llm_config import Binding
 from isabella.providers.desired import Desired, select_providers
 from isabella.system.tasks import gather

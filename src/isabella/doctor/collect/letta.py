@@ -19,8 +19,7 @@ from pydantic import SecretStr
 from isabella.doctor.evidence import AgentEvidence, LettaEvidence, LettaProcess, ProviderEvidence, VendorEvidence
 from isabella.errors import IsabellaError, LettaError, LettaUnreachable
 from isabella.letta import releases
-from isabella.letta.client import LettaClient
-from isabella.letta.connection import Connection
+from isabella.letta.client import Connection, LettaClient
 from isabella.letta.encryption import KeyMatch, KeyReading, ProofMemo, read_back
 from isabella.letta.store import StoredProvider, read_store
 from isabella.providers.desired import Desired

@@ -128,23 +128,19 @@ def _definition(source: str, places: _Places, index: int, entry: dict[str, Any])
 
 def _check_together(source: str, places: _Places, definitions: tuple[AgentDefinition, ...]) -> None:
     """Check what concerns several agents: ids and names, shared blocks, and reflection."""
-    by_id: dict[str, AgentDefinition] = {}
-    names: set[str] = set()
     for index, agent in enumerate(definitions):
-        problem = _problem(agent, by_id, names, {other.id: other for other in definitions})
+        problem = _problem(agent, definitions[:index], {other.id: other for other in definitions})
         if problem is not None:
             raise ConfigurationError(f"{source}, line {places.of(index, ())}: {problem}.")
-        by_id[agent.id] = agent
-        names.add(agent.name.casefold())
 
 
 def _problem(
-    agent: AgentDefinition, before: dict[str, AgentDefinition], names: set[str], all_by_id: dict[str, AgentDefinition]
+    agent: AgentDefinition, before: tuple[AgentDefinition, ...], by_id: dict[str, AgentDefinition]
 ) -> str | None:
     labels = [block.label for block in agent.blocks]
-    if agent.id in before:
+    if any(other.id == agent.id for other in before):
         return f"two agents have the id {agent.id!r}"
-    if agent.name.casefold() in names:
+    if any(other.name.casefold() == agent.name.casefold() for other in before):
         return f"two agents have the name {agent.name!r}"
     if len(labels) != len(set(labels)):
         return f"{agent.name!r} has two blocks of the same label"
@@ -153,7 +149,7 @@ def _problem(
             return f"the block {block.label!r} of {agent.name!r} begins with more characters than its limit allows"
     if agent.reflects_on is None:
         return None
-    other = all_by_id.get(agent.reflects_on)
+    other = by_id.get(agent.reflects_on)
     if other is None or other is agent:
         return f"{agent.name!r} reflects on {agent.reflects_on!r}, which is no other agent of this file"
     if other.reflects_on is not None:

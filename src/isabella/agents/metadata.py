@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from isabella.agents.definitions import AgentDefinition
@@ -53,18 +53,14 @@ class AgentMetadata:
 
     def into(self, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return an agent's metadata with this as Isabella's part; all else stays."""
-        own: dict[str, Any] = {}
-        if self.written:
-            own["written"] = dict(self.written)
-        if self.tools:
-            own["tools"] = list(self.tools)
-        if self.embedding is not None:
-            own["embedding"] = dict(self.embedding)
-        if self.reflected is not None:
-            own["reflected"] = self.reflected
-        if self.lowered is not None:
-            own["max_tokens"] = {"wanted": self.lowered.wanted, "to": self.lowered.to}
-        return {**(metadata or {}), KEY: own}
+        own = {
+            "written": self.written,
+            "tools": list(self.tools),
+            "embedding": self.embedding,
+            "reflected": self.reflected,
+            "max_tokens": self.lowered and asdict(self.lowered),
+        }
+        return {**(metadata or {}), KEY: {name: value for name, value in own.items() if value}}
 
 
 def definition_tag(id: str) -> str:

@@ -7,7 +7,7 @@ the same field. What agents have written into their memory is never changed.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
@@ -46,16 +46,8 @@ class EnsureResult:
 
     def as_json(self) -> dict[str, Any]:
         """Return the form in which `--json` prints it."""
-        return {
-            "definition": self.definition,
-            "name": self.name,
-            "done": self.done.value,
-            "id": self.agent_id,
-            "changes": list(self.changes),
-            "handle": self.handle,
-            "reason": self.reason,
-            "remedy": self.remedy,
-        }
+        document = asdict(self)
+        return {"id": document.pop("agent_id"), **document}
 
 
 @dataclass(frozen=True)

@@ -151,18 +151,8 @@ class AgentRepair:
 
     def as_json(self) -> dict[str, Any]:
         """Return the form in which `--json` prints it."""
-        return {
-            "id": self.agent_id,
-            "name": self.name,
-            "ours": self.managed,
-            "fault": self.fault.value,
-            "why": self.why,
-            "before": self.before,
-            "after": self.after,
-            "done": self.done,
-            "problem": self.problem,
-            "notes": list(self.notes),
-        }
+        names = ("name", "fault", "why", "before", "after", "done", "problem", "notes")
+        return {"id": self.agent_id, "ours": self.managed} | {name: getattr(self, name) for name in names}
 
 
 async def available_bindings(registry: AgentRegistry, models: ModelCatalog, *, ask: bool) -> AvailableBindings:

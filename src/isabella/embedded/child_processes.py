@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import ssl
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +31,6 @@ _INSTALLATION_PREFIXES = ("UV_", "PIP_", "XDG_")
 _CERTIFICATE_STORES = ("/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem")
 _LOOPBACK_HOSTS = "127.0.0.1,localhost,::1"
 
-_BLOCK = 64 * 1024
 _TOO_LARGE = 20 * 1024 * 1024
 
 
@@ -62,17 +62,10 @@ def install_environment(environ: Mapping[str, str] = os.environ) -> dict[str, st
 def tail_log(path: Path, lines: int) -> list[str]:
     """Return the last lines of a log, redacted; empty if the log does not exist."""
     try:
-        with path.open("rb") as file:
-            position = file.seek(0, os.SEEK_END)
-            data = b""
-            while position > 0 and data.count(b"\n") <= lines:
-                size = min(_BLOCK, position)
-                position = file.seek(position - size)
-                data = file.read(size) + data
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return [redact(line.rstrip("\n")) for line in deque(file, maxlen=max(lines, 0))]
     except FileNotFoundError:
         return []
-    text = data.decode(errors="replace").splitlines()
-    return [redact(line) for line in text[-lines:]] if lines > 0 else []
 
 
 def follow_log(path: Path, *, every: float = 0.3) -> Iterator[str]:

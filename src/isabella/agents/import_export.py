@@ -142,7 +142,7 @@ async def import_agent(
         await registry.letta.agents.recompile(id)
     except IsabellaError:
         # An incomplete agent would look like one that has forgotten.
-        await registry.delete(id)
+        await registry.letta.agents.delete(id)
         raise
     left_out = [redact(one) for one in (*file.left_out, *tools.left_out, *about_rules)]
     return ImportedAgent(id, name, binding.handle, len(file.passages), bound.notes, tuple(left_out))
@@ -159,7 +159,7 @@ async def _remove_half(registry: AgentRegistry, name: str) -> None:
     """Delete what a failed import may have created; there was no agent with this name before."""
     for record in await registry.all():
         if record.name == name and agent_metadata.IMPORTED in record.tags:
-            await registry.delete(record.id)
+            await registry.letta.agents.delete(record.id)
 
 
 @dataclass(frozen=True)

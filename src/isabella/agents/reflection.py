@@ -61,7 +61,7 @@ class Reflection:
 async def reflect(
     agent_service: AgentService,
     reflector: AgentRecord,
-    say: SendMessage,
+    send: SendMessage,
     *,
     quiet_for: float = 0.0,
     now: datetime | None = None,
@@ -75,21 +75,21 @@ async def reflect(
     if target is None:
         return Reflection(ReflectionOutcome.NOTHING)
     await recover(agent_service, target)
-    said, _ = await _said(agent_service, target, reflector)
-    if not said:
+    messages, _ = await _new_messages(agent_service, target, reflector)
+    if not messages:
         return Reflection(ReflectionOutcome.NOTHING)
-    if _age(said[-1], now or datetime.now(UTC)) < quiet_for:
+    if _age(messages[-1], now or datetime.now(UTC)) < quiet_for:
         return Reflection(ReflectionOutcome.WAITING)
     async with agent_service.memory.hold(target.id):
         # There may be new messages since the hold was requested.
-        said, last = await _said(agent_service, target, reflector)
-        if not said:
+        messages, last = await _new_messages(agent_service, target, reflector)
+        if not messages:
             return Reflection(ReflectionOutcome.NOTHING)
         before = await _shared(agent_service, target)
         snapshot = await _store_snapshot(agent_service, target, before)
         try:
             with anyio.fail_after(_SECONDS):
-                await say(reflector.id, _request(said))
+                await send(reflector.id, _request(messages))
         except TimeoutError:
             raise LettaError(f"{reflector.name} did not end its reflection within {_SECONDS:g} s.") from None
         finally:
@@ -99,7 +99,7 @@ async def reflect(
         noted = await agent_service.registry.get(reflector.id)
         metadata = replace(noted.own_metadata, reflected=last).into(noted.metadata)
         await agent_service.letta.agents.update(reflector.id, {"metadata": metadata})
-    return Reflection(ReflectionOutcome.DONE, len(said), archived, restored)
+    return Reflection(ReflectionOutcome.DONE, len(messages), archived, restored)
 
 
 async def recover(agent_service: AgentService, target: AgentRecord) -> None:
@@ -124,22 +124,22 @@ async def _target(agent_service: AgentService, reflector: AgentRecord) -> AgentR
     return next((record for record in await agent_service.registry.all() if tag in record.tags), None)
 
 
-async def _said(
+async def _new_messages(
     agent_service: AgentService, target: AgentRecord, reflector: AgentRecord
 ) -> tuple[list[HistoryEntry], str | None]:
     """Return the new messages, as many as one reflection reads, and the id of the last one."""
     entries, last = await agent_service.history.since(target.id, reflector.own_metadata.reflected)
-    said: list[HistoryEntry] = []
+    messages: list[HistoryEntry] = []
     size = 0
     for entry in entries:
         if entry.kind in ("user", "assistant") and entry.text.strip():
             size += min(len(entry.text), _LONGEST_ENTRY)
-            if size > _MOST_READ and said:
-                last = said[-1].id
+            if size > _MOST_READ and messages:
+                last = messages[-1].id
                 break
-            said.append(entry)
+            messages.append(entry)
     # Messages of the agent alone are nothing new.
-    return (said if any(entry.kind == "user" for entry in said) else []), last
+    return (messages if any(entry.kind == "user" for entry in messages) else []), last
 
 
 def _age(entry: HistoryEntry, now: datetime) -> float:
@@ -149,12 +149,10 @@ def _age(entry: HistoryEntry, now: datetime) -> float:
         return float("inf")
 
 
-def _request(said: Sequence[HistoryEntry]) -> str:
-    lines = "\n".join(f"{entry.kind}: {_one_line(entry.text)}" for entry in said)
-    return (
-        "This was said since you last looked, oldest first. Tidy the memory blocks accordingly, and finish.\n\n"
-        + lines
-    )
+def _request(messages: Sequence[HistoryEntry]) -> str:
+    lines = "\n".join(f"{entry.kind}: {_one_line(entry.text)}" for entry in messages)
+    start = "This was said since you last looked, oldest first. Tidy the memory blocks accordingly, and finish."
+    return f"{start}\n\n{lines}"
 
 
 def _one_line(text: str) -> str:
@@ -198,7 +196,7 @@ async def _keep_removed(
         await agent_service.letta.blocks.update(block.id, {"value": text})
         after[block.label] = replace(block, value=text)
         restored.append(block.label)
-        log.warning("a reflection had emptied a memory block; it was put back", agent=target.name, block=block.label)
+        log.warning("a reflection emptied a memory block; it was restored", agent=target.name, block=block.label)
     gone = lost(before, {label: block.value for label, block in after.items()})
     for label, lines in gone.items():
         try:

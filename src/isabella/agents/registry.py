@@ -103,16 +103,17 @@ class AgentRegistry:
         #: Callbacks that run after an agent is bound, so that caches can be updated.
         self.on_bound: list[Callable[[str, Binding], None]] = []
 
-    async def all(self) -> list[AgentRecord]:
+    async def all(self, **filters: Any) -> list[AgentRecord]:
         """Return every agent, oldest first, without the temporary ones of `turns.probe`."""
-        return await self._list()
+        rows = await self.letta.agents.all(relations=RELATIONS, **filters)
+        return [self._record(row) for row in rows if metadata.PROBE_TAG not in row.tags]
 
     async def find(self, name: str) -> AgentRecord:
         """Return the agent with this name, definition id, or Letta id; see `select_agent`."""
         # Most names are exact, and a Letta may have thousands of agents: two filtered lists are enough as a rule.
         if NAME.fullmatch(name):
             lists = await gather(
-                [partial(self._list, name=name), partial(self._list, tags=[metadata.definition_tag(name)])]
+                [partial(self.all, name=name), partial(self.all, tags=[metadata.definition_tag(name)])]
             )
             if records := {record.id: record for records in lists for record in records}:
                 return select_agent(name, [*records.values()])
@@ -190,10 +191,6 @@ class AgentRegistry:
             result = await self.bind(record.id, placed)
         return await self.fit(record.id, result)
 
-    async def delete(self, agent_id: str) -> None:
-        """Delete an agent with its memory."""
-        await self.letta.agents.delete(agent_id)
-
     async def _bind_once(
         self,
         agent_id: str,
@@ -220,10 +217,6 @@ class AgentRegistry:
             del update["compaction_settings"]
             await self.letta.agents.update(agent_id, update)
         return BindingResult(binding, lowered, row.agent_type)
-
-    async def _list(self, **filters: Any) -> list[AgentRecord]:
-        rows = await self.letta.agents.all(relations=RELATIONS, **filters)
-        return [self._record(row) for row in rows if metadata.PROBE_TAG not in row.tags]
 
     def _record(self, row: AgentRow) -> AgentRecord:
         id = metadata.definition_id(row.tags)

@@ -253,7 +253,7 @@ def delete(
     async def delete_agent(agent_service: AgentService) -> dict[str, Any]:
         record = await agent_service.registry.find(name)
         if yes:
-            await agent_service.registry.delete(record.id)
+            await agent_service.registry.letta.agents.delete(record.id)
         return {"id": record.id, "name": record.name, "deleted": yes, "defined": record.definition is not None}
 
     agent = _run(delete_agent, env_file, as_json)

@@ -73,13 +73,8 @@ class StoredValue:
 
 def read_values(address: SecretStr, keys: Sequence[SecretStr]) -> list[StoredValue]:
     """Read and decrypt all encrypted values with the given master keys. Changes nothing."""
-    import psycopg
-
-    try:
-        with postgres.connect(address) as connection:
-            return _decrypt_all(_read(connection), keys)
-    except psycopg.Error as error:
-        raise _database_error(error) from error
+    with _connected(address) as connection:
+        return _decrypt_all(_read(connection), keys)
 
 
 def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -> None:
@@ -88,19 +83,14 @@ def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -
     Plaintext is encrypted as well. Values that have the key already, or that no key decrypts, are left as they are,
     so the function can be called again. Letta must not be running: it would write with the key it was started with.
     """
-    import psycopg
-
-    try:
-        with postgres.connect(address) as connection, connection.transaction():
-            _lock_tables(connection)
-            values = _decrypt_all(_read(connection), [key, *former])
-            changed = [value for value in values if value.plaintext is not None and value.key != key]
-            encrypted = list(zip(changed, _encrypt_all(changed, key), strict=True))
-            for value, text in encrypted:
-                _write(connection, value, text)
-            _verify_written(_read(connection), encrypted)
-    except psycopg.Error as error:
-        raise _database_error(error) from error
+    with _connected(address) as connection, connection.transaction():
+        _lock_tables(connection)
+        values = _decrypt_all(_read(connection), [key, *former])
+        changed = [value for value in values if value.plaintext is not None and value.key != key]
+        encrypted = list(zip(changed, _encrypt_all(changed, key), strict=True))
+        for value, text in encrypted:
+            _write(connection, value, text)
+        _verify_written(_read(connection), encrypted)
 
 
 @contextmanager
@@ -108,19 +98,28 @@ def hold_sync_lock(address: SecretStr) -> Iterator[None]:
     """Hold the lock under which providers are written, so that no sync is running; see `sync_lock`."""
     import psycopg
 
-    try:
-        connection = postgres.connect(address)
+    with _connected(address) as connection:
         connection.execute("SELECT set_config('lock_timeout', %s, false)", (f"{_SECONDS_FOR_LOCK}s",))
-        connection.execute("SELECT pg_advisory_lock(%s)", (ADVISORY_KEY,))
-    except psycopg.errors.LockNotAvailable:
-        raise LockTimeout(
-            f"Another process has been syncing this Letta for {_SECONDS_FOR_LOCK} s.",
-            remedy="Wait until it is done, or end it if it hangs.",
-        ) from None
-    except psycopg.Error as error:
-        raise _database_error(error) from error
-    with connection:
+        try:
+            connection.execute("SELECT pg_advisory_lock(%s)", (ADVISORY_KEY,))
+        except psycopg.errors.LockNotAvailable:
+            raise LockTimeout(
+                f"Another process has been syncing this Letta for {_SECONDS_FOR_LOCK} s.",
+                remedy="Wait until it is done, or end it if it hangs.",
+            ) from None
         yield
+
+
+@contextmanager
+def _connected(address: SecretStr) -> Iterator[Connection[Any]]:
+    import psycopg
+
+    try:
+        with postgres.connect(address) as connection:
+            yield connection
+    except psycopg.Error as error:
+        lines = str(error).strip().splitlines()
+        raise EmbeddedError(f"Letta's database: {lines[0] if lines else type(error).__name__}") from error
 
 
 def _decrypt_all(values: Iterable[StoredValue], keys: Sequence[SecretStr]) -> list[StoredValue]:
@@ -198,8 +197,3 @@ def _verify_written(now: Iterable[StoredValue], written: Iterable[tuple[StoredVa
     for value, text in written:
         if texts.get((value.table, value.column, value.id)) != text:
             raise EmbeddedError(f"{value.place} does not hold the value that was written; nothing was changed.")
-
-
-def _database_error(error: Exception) -> EmbeddedError:
-    lines = str(error).strip().splitlines()
-    return EmbeddedError(f"Letta's database: {lines[0] if lines else type(error).__name__}")

@@ -40,28 +40,23 @@ def installed(paths: InstancePaths) -> str | None:
 
 def install(paths: InstancePaths, progress: Progress) -> str:
     """Fetch and install a release, and return its last migration. The caller holds the release's lock."""
+    release, program = paths.release, paths.program
     try:
-        return _install(paths, progress)
+        child_processes.stop_orphans("--project", program)
+        _clear(paths)
+        fetching = step(progress, "fetch", f"Letta {release}")
+        with fetching, tempfile.TemporaryDirectory(prefix=".fetch-", dir=paths.releases) as scratch:
+            archive = sdist.fetch(release, Path(scratch), progress)
+            sdist.unpack(archive, Path(scratch), release).rename(program)
+        with step(progress, "install", f"Letta {release} in an environment of its own, about 800 MB"):
+            _create_environment(paths)
+            head = migration_head(program / "alembic" / "versions")
+            write_private(program / _MARKER, json.dumps({"release": release, "migration_head": head}))
     except OSError as error:
         raise InstallFailed(
-            f"Letta {paths.release} could not be installed in {paths.program}: {error.strerror or error}.",
+            f"Letta {release} could not be installed in {program}: {error.strerror or error}.",
             remedy="It needs about 1.5 GB there. Set ISABELLA_HOME to a folder on another disk if necessary.",
         ) from error
-
-
-def _install(paths: InstancePaths, progress: Progress) -> str:
-    child_processes.stop_orphans("--project", paths.program)
-    _clear(paths)
-    with (
-        step(progress, "fetch", f"Letta {paths.release}"),
-        tempfile.TemporaryDirectory(prefix=".fetch-", dir=paths.releases) as scratch,
-    ):
-        archive = sdist.fetch(paths.release, Path(scratch), progress)
-        sdist.unpack(archive, Path(scratch), paths.release).rename(paths.program)
-    with step(progress, "install", f"Letta {paths.release} in an environment of its own, about 800 MB"):
-        _create_environment(paths)
-        head = migration_head(paths.program / "alembic" / "versions")
-        write_private(paths.program / _MARKER, json.dumps({"release": paths.release, "migration_head": head}))
     return head
 
 

@@ -30,30 +30,14 @@ class Capabilities:
 def capabilities_of(release: str) -> Capabilities:
     """Return what a release can do. On a release that was not measured, nothing is deleted."""
     known = release in _table()["releases"]
-    recreates, refreshes = known and has(release, "recreate"), known and has(release, "refresh")
-    remarks = []
-    if not known:
-        remarks.append(
-            f"Letta {release} is not a release that was measured: nothing is deleted there, and nothing counts "
-            "but what was read back."
-        )
-    elif not recreates:
-        remarks.append(
-            f"Letta {release} cannot bring back a provider that was deleted (fact O1), so nothing is deleted "
-            "there. Upgrade it to 0.16.2 or later."
-        )
-    if known and not refreshes:
-        remarks.append(
-            f"Letta {release} does not read a vendor's models with the provider's key when it makes a provider "
-            "(fact O10): whether models appear tells nothing about the key. Agents that are bound explicitly work."
-        )
+    lacks = [ability for ability in ("recreate", "refresh") if not has(release, ability)] if known else ["measured"]
     return Capabilities(
         release,
         known=known,
-        recreates=recreates,
-        refreshes=refreshes,
+        recreates=known and "recreate" not in lacks,
+        refreshes=known and "refresh" not in lacks,
         mistakes_long_keys=_numbers(release) is not None and not has(release, "long_keys"),
-        remarks=tuple(remarks),
+        remarks=tuple(_table()["remarks"][ability].format(release=release) for ability in lacks),
     )
 
 

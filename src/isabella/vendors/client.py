@@ -106,13 +106,9 @@ class VendorAnswer:
     @property
     def takes_key(self) -> bool | None:
         """Whether the key is valid; None if that is not known."""
-        match self.verdict:
-            case KeyVerdict.ACCEPTED | KeyVerdict.OUT_OF_FUNDS | KeyVerdict.RATE_LIMITED:
-                return True
-            case KeyVerdict.REFUSED:
-                return False
-            case _:
-                return None
+        if self.verdict in (KeyVerdict.ACCEPTED, KeyVerdict.OUT_OF_FUNDS, KeyVerdict.RATE_LIMITED):
+            return True
+        return False if self.verdict is KeyVerdict.REFUSED else None
 
     @property
     def vendor_status(self) -> VendorObservation:

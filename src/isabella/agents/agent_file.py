@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import tomllib
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from importlib import resources
 from typing import Annotated, Any, Literal, TypeVar
 from zoneinfo import available_timezones
 
@@ -22,53 +24,13 @@ from isabella.errors import AgentFileRefused
 from isabella.system.redaction import redact
 
 LARGEST_FILE = 64 * 1024 * 1024  # the largest agent file that is read, in bytes
-#: The tools that are always imported: they reach the agent's own memory and conversation, and nothing else.
-MEMORY_TOOLS = frozenset(
-    {
-        "send_message",
-        "conversation_search",
-        "archival_memory_insert",
-        "archival_memory_search",
-        "core_memory_append",
-        "core_memory_replace",
-        "memory",
-        "memory_apply_patch",
-        "memory_finish_edits",
-        "memory_insert",
-        "memory_replace",
-        "memory_rethink",
-    }
-)
+_TABLE: Mapping[str, Any] = tomllib.loads(resources.files(__package__).joinpath("agent_file.toml").read_text("utf-8"))
+MEMORY_TOOLS = frozenset(_TABLE["memory_tools"])  # always imported: they reach nothing but the agent's own memory
 ARCHIVE_KEY = "isabella"  # the key of archival memory in a file, which Letta's own export leaves out (fact M19)
 REMEDY = "Export one with `isabella agents export`, or from Letta in its format with `agents`."
 
-#: Letta hides agents with the first tag, and keeps the memory of those with the second in another service (fact A2).
-_SPECIAL_TAGS = ("role:subagent", "git-memory-enabled")
-_COMPANIONS = ("sleeptime_agent", "voice_sleeptime_agent")
-#: Agents of these types answer with what they write; with a tool for it they answer again and again (fact A5).
-_ANSWERING = ("letta_v1_agent", "sleeptime_agent")
 #: These rules have an agent call a tool that neither its model nor its user asked for.
 _CALLING = ("run_first", "required_before_exit")
-#: Lists in the file that are left out, with their titles; the names of their items are reported.
-_NEVER: Mapping[str, str] = {
-    "mcp_servers": "MCP servers",
-    "files": "files",
-    "sources": "folders",
-    "skills": "skills",
-}
-#: Fields of an agent that are imported as they are, if Letta knows the time zone.
-_TAKEN = {"agent_type", "system", "description", "timezone", "message_buffer_autoclear"}
-_TAKEN |= {"include_base_tools", "include_base_tool_rules"}
-#: Fields of an agent that are left out, with their titles; reported if they are not empty.
-_UNTAKEN: Mapping[str, str] = {
-    "hidden": "`hidden`",
-    "folder_ids": "folders of this Letta",
-    "identity_ids": "identities",
-    "include_multi_agent_tools": "tools that reach other agents",
-    "initial_message_sequence": "the initial messages",
-    "response_format": "the response format",
-    "compaction_settings": "the compaction settings",
-}
 
 Parsed = TypeVar("Parsed", bound=BaseModel)
 
@@ -151,6 +113,15 @@ def _storable_document(value: dict[str, Any]) -> dict[str, Any]:
 def _known_zone(value: str | None) -> bool:
     # Letta refuses a file with an unknown time zone.
     return value in (None, "UTC") or value in available_timezones()
+
+
+def _one_of(known: Collection[str]) -> AfterValidator:
+    def check(value: str) -> str:
+        if value not in known:
+            raise ValueError(f"it is none of {', '.join(known)}")
+        return value
+
+    return AfterValidator(check)
 
 
 Text = Annotated[str, AfterValidator(_storable)]
@@ -257,15 +228,6 @@ class _Message(_Model):
         return found
 
 
-#: The fields that rules of some types have, besides those that all have.
-_RULE_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "constrain_child_tools": ("children",),
-    "parent_last_tool": ("children",),
-    "conditional": ("child_output_mapping", "default_child", "require_output_mapping"),
-    "max_count_per_step": ("max_count_limit",),
-}
-
-
 class _ChildArguments(_Model):
     name: Text
     args: dict[str, Any] | None = None
@@ -274,17 +236,7 @@ class _ChildArguments(_Model):
 class Rule(_Model):
     """A rule for a tool."""
 
-    type: Literal[
-        "run_first",
-        "exit_loop",
-        "continue_loop",
-        "conditional",
-        "constrain_child_tools",
-        "max_count_per_step",
-        "parent_last_tool",
-        "required_before_exit",
-        "requires_approval",
-    ]
+    type: Annotated[str, _one_of(_TABLE["rules"])]
     tool_name: Text
     args: dict[str, Any] | None = None
     children: Texts = []
@@ -301,7 +253,7 @@ class Rule(_Model):
 
     def for_letta(self) -> dict[str, Any]:
         """Return the rule without prefilled arguments."""
-        return self.model_dump(include={"type", "tool_name", *_RULE_FIELDS.get(self.type, ())})
+        return self.model_dump(include={"type", "tool_name", *_TABLE["rules"][self.type]})
 
 
 class _Requirement(_Model):
@@ -359,15 +311,7 @@ class _LlmConfig(_Model):
 class _Agent(_Model):
     id: str
     name: str | None = None
-    agent_type: Literal[
-        "memgpt_agent",
-        "memgpt_v2_agent",
-        "letta_v1_agent",
-        "react_agent",
-        "workflow_agent",
-        "split_thread_agent",
-        "sleeptime_agent",
-    ] = "letta_v1_agent"
+    agent_type: Annotated[str, _one_of(_TABLE["agent_types"])] = "letta_v1_agent"
     system: Text | None = None
     description: Text | None = None
     tags: Texts = []
@@ -422,16 +366,16 @@ def _read(document: Any) -> AgentFile:
     raw = file.agents[index]
     agent = _parse(_Agent, raw, "agents", index)
     names, programs = _tools(file, agent, index)
-    superfluous = "send_message" in names and agent.agent_type in _ANSWERING
+    superfluous = "send_message" in names and agent.agent_type in _TABLE["types_without_send_message"]
     if superfluous:
         names.remove("send_message")
     messages, context, about_messages = _messages(agent, index)
-    fields = agent.model_dump(include=_TAKEN)
+    fields = agent.model_dump(include=set(_TABLE["imported_fields"]))
     if not _known_zone(agent.timezone):
         fields["timezone"] = None
     config = agent.llm_config or _LlmConfig()
     special = ["the tool send_message: agents of this type answer without it"] if superfluous else []
-    special += [f"the tag {tag}" for tag in _SPECIAL_TAGS if tag in agent.tags]
+    special += [f"the tag {tag}" for tag in _TABLE["special_tags"] if tag in agent.tags]
     passages = file.isabella.passages if file.isabella else []
     return AgentFile(
         agent={**fields, "messages": messages, "in_context_message_ids": context},
@@ -442,7 +386,7 @@ def _read(document: Any) -> AgentFile:
         tools=names,
         programs=programs,
         rules=agent.tool_rules,
-        tags=[tag for tag in dict.fromkeys(agent.tags) if tag not in _SPECIAL_TAGS],
+        tags=[tag for tag in dict.fromkeys(agent.tags) if tag not in _TABLE["special_tags"]],
         metadata=agent.metadata,
         passages=[ArchivalPassage("", one.text, tuple(one.tags), one.created_at) for one in passages],
         left_out=[*_untaken(file, agent, index), *special, *about_messages],
@@ -482,7 +426,9 @@ def _malformed(why: str, *where: str | int) -> AgentFileRefused:
 def _main_agent(file: _File) -> int:
     """Return the index of the agent to import: not a sleep-time agent of another one."""
     agents = range(len(file.agents))
-    main = [index for index in agents if file.agents[index].get("agent_type") not in _COMPANIONS] or [*agents]
+    main = [index for index in agents if file.agents[index].get("agent_type") not in _TABLE["companion_types"]] or [
+        *agents
+    ]
     if len(main) > 1:
         raise AgentFileRefused(
             f"The file holds {len(main)} agents; one can be imported at a time.",
@@ -585,7 +531,7 @@ def _untaken(file: _File, agent: _Agent, index: int) -> list[str]:
         for number, other in enumerate(file.agents)
         if number != index
     ]
-    for key, title in _NEVER.items():
+    for key, title in _TABLE["omitted_lists"].items():
         named = [one.server_name or one.file_name or one.name or "without a name" for one in getattr(file, key)]
         if named:
             found.append(f"{title}: {', '.join(named)}")
@@ -594,7 +540,7 @@ def _untaken(file: _File, agent: _Agent, index: int) -> list[str]:
     if not _known_zone(agent.timezone):
         found.append(f"the time zone {agent.timezone}, which is not known here")
     raw = file.agents[index]
-    return [*found, *(title for field, title in _UNTAKEN.items() if raw.get(field))]
+    return [*found, *(title for field, title in _TABLE["omitted_fields"].items() if raw.get(field))]
 
 
 def _parts(parts: Iterable[_Part]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from isabella.doctor.checks.agents import new_binding
 from isabella.doctor.collect import DoctorOptions, collect
 from isabella.doctor.diagnosis import Diagnosis, explain
 from isabella.doctor.evidence import AgentEvidence, Evidence
-from isabella.doctor.findings import Finding, Fix
+from isabella.doctor.findings import Fix
 from isabella.errors import IsabellaError, LettaError
 from isabella.letta.client import Connection
 
@@ -53,30 +53,21 @@ async def apply_fixes(doctor_run: DoctorRun) -> AsyncIterator[str]:
 
     Providers come before agents, so that an agent is bound to a provider that is in sync.
     """
-    findings = [cause.finding for cause in doctor_run.diagnosis.causes]
-    synced: set[str] = set()
-    bound: set[str] = set()
-    for finding in _with_fix(findings, Fix.CHMOD):
-        yield _make_private(finding)
-    for finding in _with_fix(findings, Fix.SYNC):
-        if finding.provider is not None and finding.provider not in synced:
-            synced.add(finding.provider)
-            yield await _sync(finding.provider, doctor_run)
-    for finding in _with_fix(findings, Fix.REBIND):
-        for agent in doctor_run.evidence.letta.agents or ():
-            if agent.id in finding.agent_ids and agent.id not in bound:
-                bound.add(agent.id)
-                yield await _rebind(agent, doctor_run)
+    causes = [cause.finding for cause in doctor_run.diagnosis.causes]
+    findings = {fix: [finding for finding in causes if finding.remedy.fix is fix] for fix in Fix}
+    for finding in findings[Fix.CHMOD]:
+        if finding.remedy.path is not None:
+            yield _make_private(finding.remedy.path)
+    for provider in dict.fromkeys(finding.provider for finding in findings[Fix.SYNC]):
+        if provider is not None:
+            yield await _sync(provider, doctor_run)
+    to_bind = {id for finding in findings[Fix.REBIND] for id in finding.agent_ids}
+    for agent in doctor_run.evidence.letta.agents or ():
+        if agent.id in to_bind:
+            yield await _rebind(agent, doctor_run)
 
 
-def _with_fix(findings: list[Finding], fix: Fix) -> list[Finding]:
-    return [finding for finding in findings if finding.remedy.fix is fix]
-
-
-def _make_private(finding: Finding) -> str:
-    path = finding.remedy.path
-    if path is None:
-        raise AssertionError("chmod needs a path")
+def _make_private(path: Path) -> str:
     try:
         path.chmod(0o600)
     except OSError as error:

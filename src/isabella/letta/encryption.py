@@ -119,7 +119,6 @@ class ProofMemo:
         # Keyed BLAKE2b is as good a MAC as HMAC-SHA256 in a third of the time.
         self._mac = hashlib.blake2b(key=secret, digest_size=16)
         self._tags = self._load()  # by the tag of an encrypted value, the tag of that value with its key
-        self._proofs = set(self._tags.values())
         self._changed = False
 
     @classmethod
@@ -130,16 +129,13 @@ class ProofMemo:
 
     def holds(self, sealed: str, key: str) -> bool | None:
         """Return whether an encrypted value holds this key; None if it was never decrypted."""
-        if self._proof(sealed, key) in self._proofs:
-            return True
-        return False if self._tag(sealed) in self._tags else None
+        known = self._tags.get(self._tag(sealed))
+        return None if known is None else known == self._proof(sealed, key)
 
     def add(self, sealed: str, key: str) -> None:
         """Note that an encrypted value was decrypted and holds this key."""
-        proof = self._proof(sealed, key)
-        if proof not in self._proofs:
-            self._tags[self._tag(sealed)] = proof
-            self._proofs.add(proof)
+        if self.holds(sealed, key) is not True:
+            self._tags[self._tag(sealed)] = self._proof(sealed, key)
             self._changed = True
 
     def save(self) -> None:

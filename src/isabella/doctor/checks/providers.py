@@ -36,7 +36,10 @@ def check_providers(evidence: Evidence) -> Iterator[Outcome]:
                 yield _absent(desired, evidence, abilities)
             else:
                 yield from _present(desired, row, evidence, abilities)
-    yield from _duplicates(evidence)
+    for desired in evidence.configuration.desired:
+        for stored in (row.stored for row in letta.rows if evidence.configuration.provider(row.stored.name) is None):
+            if desired.configured and stored.base_url == desired.base_url:
+                yield _duplicate(desired, stored, evidence)
 
 
 def _type_unknown(desired: Desired, abilities: Capabilities) -> Finding:
@@ -182,16 +185,6 @@ def _stale(desired: Desired, reading: KeyReading, evidence: Evidence) -> tuple[l
     outcome = "accepts it" if answer.takes_key else f"answers: {answer.said}"
     lines.append(f"asked with the key that Letta holds, {desired.vendor.title} {outcome}")
     return ([] if answer.takes_key is False else ["stored-key-may-work"]), lines
-
-
-def _duplicates(evidence: Evidence) -> Iterator[Finding]:
-    """Yield providers that are not configured but have the base URL of a configured one."""
-    configuration = evidence.configuration
-    for desired in configuration.desired:
-        for row in evidence.letta.rows or ():
-            same = row.stored.base_url == desired.base_url
-            if desired.configured and same and configuration.provider(row.stored.name) is None:
-                yield _duplicate(desired, row.stored, evidence)
 
 
 def _duplicate(desired: Desired, stored: StoredProvider, evidence: Evidence) -> Finding:

@@ -218,7 +218,7 @@ async def _open_session(
             foreign=not only,
             count_models=count_models,
             closed=gate.closed,
-            held_everywhere=gate.holds_everywhere,
+            held_everywhere=gate.advisory is not None,
             bound_agents=LettaBoundAgents(client),
         )
         yield _Session(

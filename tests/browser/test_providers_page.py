@@ -121,7 +121,7 @@ def test_a_key_arrives_in_the_env_file(user: BrowserUser, tmp_path: Path) -> Non
         async def find(_settings: Any) -> Any:
             return served.connection
 
-        work = LettaActions(served.locks.gate, find=find)
+        work = LettaActions(served.locks, find=find)
         async with run_watcher(
             runtime.readiness, settings, work, runtime.agents.models, on_event=runtime.event_log.on_watch_event
         ) as runtime.watcher:

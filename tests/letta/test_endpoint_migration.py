@@ -71,7 +71,7 @@ def move(served: Backend, settings: Settings, strategy: Strategy | None = None) 
             connection=served.connection,
             only=("cerebras",),
             strategy=strategy,
-            gate=served.locks.gate,
+            gate=served.locks,
         )
         return report.providers[0]
 

@@ -206,7 +206,7 @@ def gate_closed(served: Backend, provider: str) -> Iterator[None]:
     opened, closed = threading.Event(), threading.Event()
 
     async def hold() -> None:
-        async with served.locks.gate.closed(provider):
+        async with served.locks.closed(provider):
             closed.set()
             await anyio.to_thread.run_sync(opened.wait)
 

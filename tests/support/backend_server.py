@@ -21,7 +21,7 @@ from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
 from isabella.embedded import Letta
 from isabella.letta.client import Connection
-from isabella.locks.provider_lock import TurnLocks, open_locks
+from isabella.locks.provider_lock import ProviderLock, open_locks
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.practice.server import listen
@@ -107,7 +107,7 @@ class Backend:
     client: httpx.Client
     app: Any
     runtime: Runtime
-    locks: TurnLocks
+    locks: ProviderLock
     portal: BlockingPortal
     letta: httpx.Client
     _made: list[str] = field(default_factory=list)
@@ -220,7 +220,7 @@ def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) 
                 open_locks(connection.database_url, patience=settings.gate_timeout)
             )
             await runtime.readiness.run_start_sync(
-                lambda: ensure_providers(settings, connection=connection, gate=locks.gate)
+                lambda: ensure_providers(settings, connection=connection, gate=locks)
             )
             agent_service = await stack.enter_async_context(open_agents(runtime, settings, connection, url))
             await stack.enter_async_context(open_turns(runtime, agent_service, locks))
@@ -262,7 +262,7 @@ async def recreated(served: Backend, *only: str) -> Report:
         connection=served.connection,
         strategy=Strategy.RECREATE,
         only=only,
-        gate=served.locks.gate,
+        gate=served.locks,
     )
 
 

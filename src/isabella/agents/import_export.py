@@ -103,9 +103,9 @@ async def import_agent(
         )
     if any(other.name.casefold() == name.casefold() for other in await registry.all()):
         raise AgentExists(f"There is an agent {name!r} already.", remedy="Give the new one another name.")
-    tools = await _take_tools(registry, file, with_tools=with_tools)
+    there, programs, omitted_tools = await _take_tools(registry, file, with_tools=with_tools)
     base = MEMORY_TOOLS if file.agent["include_base_tools"] else ()
-    rules, about_rules = allowed_rules(file.rules, [*tools.names, *base])
+    rules, about_rules = allowed_rules(file.rules, [*there, *(tool["name"] for tool in programs), *base])
     binding = await models.choose([file.handle] if file.handle is not None else [])
     binding = binding.suited(file.agent["agent_type"])
     agent = {
@@ -115,13 +115,13 @@ async def import_agent(
         **creation_fields(binding, file.settings),
         "tags": [*_without_definition(file.tags), agent_metadata.MANAGED_TAG, agent_metadata.IMPORTED],
         "metadata": _without_own_metadata(file.metadata),
-        "tools": tools.there,
-        "tool_ids": [tool["id"] for tool in tools.programs],
+        "tools": there,
+        "tool_ids": [tool["id"] for tool in programs],
         "tool_rules": rules,
         "block_ids": [block["id"] for block in file.blocks],
     }
     document: dict[str, Any] = {key: [] for key in ("groups", "files", "sources", "mcp_servers")}
-    document |= {"agents": [agent], "blocks": file.blocks, "tools": tools.programs}
+    document |= {"agents": [agent], "blocks": file.blocks, "tools": programs}
     try:
         id = await registry.letta.agents.import_file(json.dumps(document).encode(), name)
     except (LettaBroken, LettaRefused) as error:
@@ -144,7 +144,7 @@ async def import_agent(
         # An incomplete agent would look like one that has forgotten.
         await registry.letta.agents.delete(id)
         raise
-    left_out = [redact(one) for one in (*file.left_out, *tools.left_out, *about_rules)]
+    left_out = [redact(one) for one in (*file.left_out, *omitted_tools, *about_rules)]
     return ImportedAgent(id, name, binding.handle, len(file.passages), bound.notes, tuple(left_out))
 
 
@@ -162,22 +162,13 @@ async def _remove_half(registry: AgentRegistry, name: str) -> None:
             await registry.letta.agents.delete(record.id)
 
 
-@dataclass(frozen=True)
-class _Tools:
-    """The tools of an imported agent."""
+async def _take_tools(
+    registry: AgentRegistry, file: AgentFile, *, with_tools: bool | None
+) -> tuple[list[str], list[dict[str, Any]], list[str]]:
+    """Decide about each tool. A tool in a file never replaces one of Letta's own.
 
-    there: list[str]  # the names of tools that Letta has; they are used as they are
-    programs: list[dict[str, Any]]  # the definitions of tools that come from the file
-    left_out: list[str]  # what was left out, for people
-
-    @property
-    def names(self) -> list[str]:
-        """The names of all of them."""
-        return [*self.there, *(str(tool["name"]) for tool in self.programs)]
-
-
-async def _take_tools(registry: AgentRegistry, file: AgentFile, *, with_tools: bool | None) -> _Tools:
-    """Decide about each tool. A tool in a file never replaces one of Letta's own."""
+    Return the names of tools that Letta has, the definitions of those that come from the file, and what is left out.
+    """
     others = [name for name in file.tools if name not in MEMORY_TOOLS]
     if others and with_tools is None:
         raise AgentFileRefused(
@@ -205,7 +196,7 @@ async def _take_tools(registry: AgentRegistry, file: AgentFile, *, with_tools: b
             lacking.append(name)
     left_out = [f"tools: {', '.join(out)}"] if out else []
     left_out += [f"tools that Letta does not have: {', '.join(lacking)}"] if lacking else []
-    return _Tools(there, programs, left_out)
+    return there, programs, left_out
 
 
 def _without_own_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:

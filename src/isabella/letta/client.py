@@ -100,7 +100,7 @@ class Messages:
 
     async def of_run(self, run_id: str) -> list[dict[str, Any]]:
         """Return what Letta has stored of a run."""
-        return await self._http.rows(paths.run_messages(run_id), limit=_MESSAGES_OF_RUN)
+        return await self._http.rows(f"{paths.RUNS}{run_id}/messages", limit=_MESSAGES_OF_RUN)
 
     async def send(self, agent_id: str, text: str, **options: Any) -> dict[str, Any]:
         """Send a message of the user and return the whole turn."""
@@ -154,7 +154,7 @@ class Blocks:
 
     async def update(self, block_id: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Change fields of a block and return it. A label may hold a slash, which Letta's route by label refuses."""
-        row: dict[str, Any] = await self._http.patch(paths.block(block_id), fields)
+        row: dict[str, Any] = await self._http.patch(f"{paths.BLOCKS}{block_id}", fields)
         return row
 
     async def attach(self, agent_id: str, block_id: str) -> None:
@@ -163,7 +163,7 @@ class Blocks:
 
     async def delete(self, block_id: str) -> None:
         """Delete a block."""
-        await self._http.delete(paths.block(block_id))
+        await self._http.delete(f"{paths.BLOCKS}{block_id}")
 
 
 class Passages:
@@ -200,7 +200,7 @@ class Passages:
         """Delete a passage of an agent, and return whether it had it. Letta's route by agent deletes any agent's."""
         for archive in await self._http.get(paths.ARCHIVES, agent_id=agent_id):
             try:
-                await self._http.delete(paths.archived_passage(archive["id"], passage_id))
+                await self._http.delete(f"{paths.ARCHIVES}{archive['id']}/passages/{passage_id}")
             except LettaRefused as refused:
                 # 400: it belongs to another archive.
                 if refused.status not in (400, 404, 422):

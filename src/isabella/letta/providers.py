@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NotRequired
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
@@ -35,14 +34,6 @@ class _Row(TypedDict):
 
 
 _ROWS = TypeAdapter(list[_Row])
-
-
-@dataclass(frozen=True)
-class KeyCheck:
-    """The result of `POST …/check`: Letta decrypts a key and reads the vendor's model list with it (fact P11)."""
-
-    decrypted: bool | None = None  # whether Letta can decrypt the key; None if that is not known
-    accepted: bool | None = None  # whether the vendor accepts it; None if that is not known
 
 
 class LettaProviders:
@@ -94,19 +85,22 @@ class LettaProviders:
         """Have Letta read the vendor's model list. It answers 200 even if the vendor refused (fact P11)."""
         await self._http.patch(f"{paths.provider(id)}/refresh", timeout=self._vendor_timeout)
 
-    async def check(self, id: str) -> KeyCheck:
-        """Have Letta decrypt a stored key and try it. Nothing is written."""
+    async def check(self, id: str) -> tuple[bool | None, bool | None]:
+        """Have Letta decrypt a stored key and read the vendor's models with it (fact P11). Nothing is written.
+
+        Return whether it can decrypt the key, and whether the vendor accepts it; None if that is not known.
+        """
         response = await self._http.send("POST", f"{paths.provider(id)}/check")
         text = response.text.lower()
         match response.status_code:
             case 400 if "decrypt" in text:
-                return KeyCheck(decrypted=False)
+                return False, None
             case 401 if "llm_authentication" in text:
-                return KeyCheck(decrypted=True, accepted=False)
+                return True, False
             case 500:
                 # Types that cannot be checked answer 500, but only after the key was decrypted.
-                return KeyCheck(decrypted=True)
-        return KeyCheck(decrypted=True, accepted=True) if response.is_success else KeyCheck()
+                return True, None
+        return (True, True) if response.is_success else (None, None)
 
     async def is_listed(self) -> bool | None:
         """Return whether Letta lists providers to this client, with its password or without; None if not known."""

@@ -66,14 +66,9 @@ class ProviderLock:
     """
 
     def __init__(self, advisory: AdvisoryLocks | None = None, *, patience: float = 30.0) -> None:
-        self._advisory = advisory
+        self.advisory = advisory
         self._patience = patience
         self._gates: dict[str, _Gate] = {}
-
-    @property
-    def holds_everywhere(self) -> bool:
-        """Whether turns of other processes are held too."""
-        return self._advisory is not None
 
     def is_closed(self, provider: str) -> bool:
         """Return whether a turn would have to wait in this process."""
@@ -121,7 +116,7 @@ class ProviderLock:
     async def watch(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Ask turns of this process to end if another one has waited long enough to change their provider."""
         task_status.started()
-        if self._advisory is None:
+        if self.advisory is None:
             return
         waited: dict[str, float] = {}
         while True:
@@ -129,7 +124,7 @@ class ProviderLock:
             in_use = {name: gate for name, gate in self._gates.items() if gate.passing and not gate.changes}
             waited = {name: seconds for name, seconds in waited.items() if name in in_use}
             for name, gate in in_use.items():
-                if not await self._advisory.is_waited_for(_key(name)):
+                if not await self.advisory.is_waited_for(_key(name)):
                     waited.pop(name, None)
                     continue
                 waited[name] = waited.get(name, 0.0) + _LOOK_EVERY
@@ -140,9 +135,9 @@ class ProviderLock:
     async def _held_everywhere(self, provider: str, too_long: GateTimeout, **how: Any) -> AsyncIterator[None]:
         """Hold the advisory lock of a provider if a database is known; a timeout is the error `too_long`."""
         async with AsyncExitStack() as held:
-            if self._advisory is not None:
+            if self.advisory is not None:
                 try:
-                    await held.enter_async_context(self._advisory.held(_key(provider), **how))
+                    await held.enter_async_context(self.advisory.held(_key(provider), **how))
                 except LockTimeout:
                     raise too_long from None
             yield
@@ -164,20 +159,12 @@ class ProviderLock:
         )
 
 
-@dataclass(frozen=True)
-class TurnLocks:
-    """The locks that keep turns and changes of providers apart."""
-
-    gate: ProviderLock
-    advisory: AdvisoryLocks | None = None  # locks that hold across processes; None if no database is known
-
-
 @asynccontextmanager
-async def open_locks(database_url: SecretStr | None, *, patience: float) -> AsyncIterator[TurnLocks]:
+async def open_locks(database_url: SecretStr | None, *, patience: float) -> AsyncIterator[ProviderLock]:
     """Open the locks of one Letta; they hold across processes if its Postgres is known."""
     advisory = None if database_url is None else AdvisoryLocks(database_url)
     try:
-        yield TurnLocks(ProviderLock(advisory, patience=patience), advisory)
+        yield ProviderLock(advisory, patience=patience)
     finally:
         if advisory is not None:
             with anyio.CancelScope(shield=True):

@@ -154,7 +154,7 @@ def _serve_http(
     async def run_services() -> None:
         async with open_locks(connection.database_url, patience=settings.gate_timeout) as locks:
             await _wait_for_letta(connection, options.say)
-            await readiness.run_start_sync(lambda: _sync(settings, options, connection, locks.gate))
+            await readiness.run_start_sync(lambda: _sync(settings, options, connection, locks))
             if readiness.phase is Phase.FAILED or (settings.strict and readiness.phase is not Phase.READY):
                 options.say(f"Not started: {' '.join(readiness.reasons)}")
                 readiness.phase = Phase.FAILED
@@ -169,7 +169,7 @@ def _serve_http(
                 run_watcher(
                     readiness,
                     settings,
-                    LettaActions(locks.gate),
+                    LettaActions(locks),
                     agent_service.models,
                     on_event=runtime.event_log.on_watch_event,
                 ) as runtime.watcher,

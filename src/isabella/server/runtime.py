@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 from fastapi import Depends, Request
 from pydantic import SecretStr
 
@@ -24,7 +24,7 @@ from isabella.agents.service import AgentService, open_agent_service
 from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError, IsabellaError, NotReady, TurnError
 from isabella.letta.client import Connection
-from isabella.locks.provider_lock import TurnLocks
+from isabella.locks.provider_lock import ProviderLock
 from isabella.providers.desired import desired_providers
 from isabella.providers.plan import WRITE_ACTIONS
 from isabella.providers.report import Proof, Report
@@ -196,7 +196,9 @@ async def open_agents(
 
 
 @asynccontextmanager
-async def open_turns(runtime: Runtime, agent_service: AgentService, locks: TurnLocks) -> AsyncIterator[TurnService]:
+async def open_turns(
+    runtime: Runtime, agent_service: AgentService, locks: ProviderLock
+) -> AsyncIterator[TurnService]:
     """Open the turn service, feed its events to metrics and event log, and publish it in the runtime."""
 
     def on_event(turn: Turn, event: Event) -> None:
@@ -217,7 +219,7 @@ async def open_turns(runtime: Runtime, agent_service: AgentService, locks: TurnL
                     turn_service.deps.breaker.forgive(provider.name)
 
         runtime.readiness.on_sync.append(reset_breaker)
-        await tasks.start(_watch_gate, locks)
+        await tasks.start(locks.watch)
         runtime.turn_service, runtime.request_registry = turn_service, RequestRegistry(turn_service, tasks)
         try:
             yield turn_service
@@ -225,10 +227,6 @@ async def open_turns(runtime: Runtime, agent_service: AgentService, locks: TurnL
             runtime.turn_service = runtime.request_registry = None
             runtime.readiness.on_sync.remove(reset_breaker)
             tasks.cancel_scope.cancel()
-
-
-async def _watch_gate(locks: TurnLocks, *, task_status: TaskStatus[None]) -> None:
-    await locks.gate.watch(task_status=task_status)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import anyio
 
 from isabella.agents.service import AgentService
 from isabella.errors import MessageRefused, TurnUnknown
-from isabella.locks.provider_lock import TurnLocks, open_locks
+from isabella.locks.provider_lock import ProviderLock, open_locks
 from isabella.turns.agent_cache import AgentCache
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Event
@@ -101,7 +101,7 @@ class TurnService:
 async def open_turn_service(
     agent_service: AgentService,
     *,
-    locks: TurnLocks | None = None,
+    locks: ProviderLock | None = None,
     on_event: EventListener = lambda _turn, _event: None,
     vendors: VendorStatusBoard | None = None,
 ) -> AsyncIterator[TurnService]:
@@ -121,7 +121,7 @@ async def open_turn_service(
         deps = TurnDependencies(
             letta=agent_service.letta,
             agent_cache=AgentCache(agent_service.registry, agent_service.models),
-            gate=locks.gate,
+            gate=locks,
             breaker=CircuitBreaker(),
             vendors=vendors or VendorStatusBoard(),
             limits=TurnLimits(first_token=settings.first_token_timeout, silence=settings.silence_timeout),

@@ -198,10 +198,10 @@ def _doubtful(row: ProviderEvidence, letta: LettaEvidence, vendors: Mapping[str,
 async def _check(client: LettaClient, row: ProviderEvidence) -> ProviderEvidence:
     """Have Letta itself decrypt a key and try it (fact P11)."""
     try:
-        check = await client.providers.check(row.stored.id)
+        opens, accepted = await client.providers.check(row.stored.id)
     except LettaError:
         return row
-    return replace(row, opens=check.decrypted, accepted=check.accepted)
+    return replace(row, opens=opens, accepted=accepted)
 
 
 def find_process(base_url: str, master_key: SecretStr | None) -> LettaProcess | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any, ClassVar
@@ -166,7 +165,6 @@ class _Places:
 
     def __init__(self, text: str) -> None:
         self._lines = text.splitlines()
-        self._agents = [n for n, line in self._tables("agents")]
 
     def key(self, name: str, first: int = 1, last: int | None = None) -> int:
         """Return the line, from `first` to `last`, where a key or table begins; `first` if there is none."""
@@ -176,17 +174,16 @@ class _Places:
 
     def of(self, agent: int, loc: tuple[int | str, ...]) -> int:
         """Return the line of a field of an agent, or of one of its blocks."""
-        if agent >= len(self._agents):
-            return self.key("agents")
-        first = self._agents[agent]
-        last = self._agents[agent + 1] - 1 if agent + 1 < len(self._agents) else len(self._lines)
-        if loc and loc[0] == "blocks" and len(loc) > 1 and isinstance(loc[1], int):
-            blocks = [n for n, _ in self._tables("agents.blocks") if first <= n <= last]
-            if loc[1] < len(blocks):
-                end = blocks[loc[1] + 1] - 1 if loc[1] + 1 < len(blocks) else last
-                return self.key(str(loc[2]), blocks[loc[1]], end) if len(loc) > 2 else blocks[loc[1]]
+        first, last = self._table("agents", agent, 1, len(self._lines))
+        if len(loc) > 1 and loc[0] == "blocks" and isinstance(loc[1], int):
+            first, last = self._table("blocks", loc[1], first, last)
+            loc = loc[2:]
         return self.key(str(loc[0]), first, last) if loc else first
 
-    def _tables(self, name: str) -> Iterator[tuple[int, str]]:
-        header = re.compile(rf"\s*\[\[\s*{re.escape(name)}\s*\]\]")
-        return ((n, line) for n, line in enumerate(self._lines, 1) if header.match(line))
+    def _table(self, name: str, index: int, first: int, last: int) -> tuple[int, int]:
+        """Return the first and last line of a table in a list of tables; of the list itself if it is inline."""
+        header = re.compile(rf"\s*\[\[\s*(agents\.)?{name}\s*\]\]")
+        begins = [n for n in range(first, last + 1) if header.match(self._lines[n - 1])]
+        if index >= len(begins):
+            return self.key(name, first, last), last
+        return begins[index], [*begins, last + 1][index + 1] - 1

@@ -88,11 +88,7 @@ async def import_agent(
     programs on Letta's machine: `with_tools` imports them if True and leaves them out if False; if it is None, a file
     with such tools is refused. Without `vectors`, the backend decides at its next start how the memory is searched.
 
-    Raises:
-        AgentFileRefused: it is no agent file, or has tools that were not asked for.
-        AgentExists: there is an agent with that name.
-        ModelUnknown: no vendor has a key.
-        LettaError: Letta refuses or fails; the agent was deleted again.
+    Raises `AgentFileRefused`, `AgentExists` or `ModelUnknown`. After a `LettaError`, the agent was deleted again.
     """
     file = read(text)
     name = file.name if name is None else name

@@ -13,9 +13,7 @@ import subprocess
 import tarfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import httpx2
@@ -36,14 +34,6 @@ class IndexUnusable(Exception):
     """The package index cannot be used by PEP 691: it does not answer, answers with an error, or only with HTML."""
 
 
-@dataclass(frozen=True)
-class Sdist:
-    """A source distribution on a package index."""
-
-    url: str
-    sha256: str | None
-
-
 def index_url(environ: Mapping[str, str] = os.environ) -> str:
     """Return the package index that uv's or pip's variables configure, otherwise PyPI."""
     for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL"):
@@ -53,14 +43,6 @@ def index_url(environ: Mapping[str, str] = os.environ) -> str:
             before, _, after = value.partition("=")
             return after if "://" not in before and "://" in after else value
     return _PYPI
-
-
-def choose(page: Mapping[str, Any], release: str, page_url: str) -> Sdist | None:
-    """Return the source distribution of a release on a page of an index; None if it is missing."""
-    for file in page.get("files", ()):
-        if file.get("filename") == f"letta-{release}.tar.gz":
-            return Sdist(urljoin(page_url, file["url"]), file.get("hashes", {}).get("sha256"))
-    return None
 
 
 def fetch(release: str, folder: Path, progress: Progress, *, index: str | None = None) -> Path:
@@ -131,22 +113,23 @@ def _from_index(release: str, folder: Path, index: str) -> tuple[Path, str | Non
             answer.raise_for_status()
             if not answer.headers.get("content-type", "").startswith(_JSON):
                 raise IndexUnusable(f"{shown} does not offer the JSON API")
-            sdist = choose(answer.json(), release, str(answer.url))
-            if sdist is None:
+            name = f"letta-{release}.tar.gz"
+            file = next((file for file in answer.json().get("files", ()) if file.get("filename") == name), None)
+            if file is None:
                 if release in pinned_hashes():
                     raise IndexUnusable(f"{shown} does not have letta {release}")
                 raise InstallFailed(
                     f"There is no Letta {release} on {shown}.",
                     remedy=f"Releases known to work: {', '.join(pinned_hashes())}.",
                 )
-            path = folder / f"letta-{release}.tar.gz"
-            with client.stream("GET", sdist.url) as stream, path.open("wb") as file:
+            path = folder / name
+            with client.stream("GET", urljoin(str(answer.url), file["url"])) as stream, path.open("wb") as target:
                 stream.raise_for_status()
                 for block in stream.iter_bytes():
-                    file.write(block)
-                    if file.tell() > _MOST_BYTES:
+                    target.write(block)
+                    if target.tell() > _MOST_BYTES:
                         raise InstallFailed(f"The source distribution of Letta {release} is larger than 100 MiB.")
-            return path, sdist.sha256
+            return path, file.get("hashes", {}).get("sha256")
     except httpx2.HTTPStatusError as error:
         raise IndexUnusable(f"{shown} answered {error.response.status_code}") from error
     except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -81,30 +81,32 @@ def listens(process: ChildProcess, host: str, port: int) -> bool:
 
 def hooks(peer: Peer | None) -> dict[str, list[Callable[[Any], Any]]]:
     """Return the event hooks of an HTTP client for this server; empty if there is no peer to verify."""
+    if peer is None:
+        return {}
 
     def on_request(request: Any) -> None:
-        if peer is not None:
-            request.extensions["trace"] = _Verification(peer).on_event
+        request.extensions["trace"] = _Verification(peer).on_event
 
-    return {} if peer is None else {"request": [on_request]}
+    return {"request": [on_request]}
 
 
 def async_hooks(peer: Peer | None) -> dict[str, list[Callable[[Any], Awaitable[None]]]]:
     """Return the same event hooks for an asynchronous client."""
+    if peer is None:
+        return {}
 
     async def on_request(request: Any) -> None:
-        if peer is not None:
-            request.extensions["trace"] = _Verification(peer).on_event_async
+        request.extensions["trace"] = _Verification(peer).on_event_async
 
-    return {} if peer is None else {"request": [on_request]}
+    return {"request": [on_request]}
 
 
+@dataclass
 class _Verification:
     """Verifies the connection of one request, if a new connection is made for it."""
 
-    def __init__(self, peer: Peer) -> None:
-        self._peer = peer
-        self._before: ChildProcess | None = None
+    _peer: Peer
+    _before: ChildProcess | None = None
 
     def on_event(self, event: str, info: dict[str, Any]) -> None:
         """Handle a trace event of the connection pool; raises `UnverifiedPeer`."""

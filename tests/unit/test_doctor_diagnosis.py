@@ -17,7 +17,6 @@ from isabella.config.settings import load_settings
 from isabella.config.vendors import known_vendors
 from isabella.doctor.checks import check
 from isabella.doctor.collect.configuration import nearby_base_urls, read_configuration
-from isabella.doctor.diagnosis import Diagnosis, explain, root_causes
 from isabella.doctor.evidence import (
     AgentEvidence,
     ConfigurationEvidence,
@@ -29,7 +28,7 @@ from isabella.doctor.evidence import (
     ProviderEvidence,
     VendorEvidence,
 )
-from isabella.doctor.findings import Finding, Layer, Remedy, Severity, finding_table
+from isabella.doctor.findings import Diagnosis, Finding, Layer, Remedy, Severity, explain, finding_table, root_causes
 from isabella.doctor.log_messages import scrub
 from isabella.errors import (
     ConfigurationError,

@@ -71,16 +71,8 @@ def diff_definition(definition: AgentDefinition, record: AgentRecord, shared: Se
     """
     written, current = record.own_metadata.written, metadata.fingerprints(definition)
     news = {name for name, digest in current.items() if written.get(name) != digest}
-    fields: dict[str, Any] = {}
-    said: list[str] = []
-    for name, key, value in (
-        ("name", "name", definition.name),
-        ("description", "description", definition.description),
-        ("persona", "system", definition.persona),
-    ):
-        if name in news:
-            fields[key] = value
-            said.append(name)
+    said: list[str] = [name for name in ("name", "description", "persona") if name in news]
+    fields = {"system" if name == "persona" else name: getattr(definition, name) for name in said}
     on = tuple(tool for tool in definition.tools if tool not in record.tools) if "tools" in news else ()
     off = tuple(tool for tool in record.own_metadata.tools if tool not in definition.tools and tool in record.tools)
     said += [f"tool {tool} added" for tool in on] + [f"tool {tool} taken off" for tool in off]

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from isabella.doctor.diagnosis import Diagnosis, RootCause
-from isabella.doctor.findings import Finding, Layer, Severity
+from isabella.doctor.findings import Diagnosis, Finding, Layer, RootCause, Severity
 from isabella.doctor.log_messages import RecognisedMessage, scrub
 from isabella.system.terminal import console
 

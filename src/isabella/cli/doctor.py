@@ -14,7 +14,7 @@ from isabella.cli.commands import ERROR, PENDING, AsJson, EnvFile, commands, con
 from isabella.errors import IsabellaError
 
 if TYPE_CHECKING:
-    from isabella.doctor.diagnosis import Diagnosis
+    from isabella.doctor.findings import Diagnosis
     from isabella.doctor.log_messages import RecognisedMessage
     from isabella.doctor.run import DoctorOptions
 

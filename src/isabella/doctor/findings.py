@@ -1,15 +1,21 @@
-"""Findings of the doctor: their form, and the table of all of them in `findings.toml`."""
+"""Findings of the doctor: their form, their table in `findings.toml`, and their explanation.
+
+The explanation tells root causes from consequences. All of this is pure.
+"""
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from isabella.doctor.evidence import Evidence
+from isabella.doctor.log_messages import scrub_document
 
 
 class Layer(StrEnum):
@@ -185,3 +191,100 @@ def name_some(names: tuple[str, ...], most: int = 3) -> str:
     if len(names) <= most:
         return ", ".join(names)
     return f"{', '.join(names[:most])} and {len(names) - most} more"
+
+
+@dataclass(frozen=True)
+class RootCause:
+    """A finding that no other explains, and the findings that it explains."""
+
+    finding: Finding
+    consequences: tuple[Finding, ...] = ()
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The result of a run."""
+
+    base_url: str | None  # the Letta that was examined; None if there was none
+    release: str | None
+    causes: tuple[RootCause, ...] = ()  # the root causes, in the order in which a key travels
+    unknowns: tuple[Unknown, ...] = ()
+    passed: tuple[PassedCheck, ...] = ()
+    notes: tuple[Finding, ...] = ()  # information that is no fault
+    practice: bool = False  # whether practice vendors replace the real ones
+    fixed: tuple[str, ...] = ()  # what `--fix` did, one line each
+
+    @property
+    def healthy(self) -> bool:
+        """Whether there is no finding."""
+        return not self.causes
+
+    @property
+    def sentences(self) -> list[str]:
+        """One line for each cause, with what to do next."""
+        if self.healthy:
+            return ["Healthy: nothing was found."]
+        return [f"{cause.finding.sentence} {cause.finding.remedy.text}" for cause in self.causes]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the form that `--json` and the HTTP API show, with secrets masked."""
+        document: dict[str, Any] = {
+            "healthy": self.healthy,
+            "letta": {"base_url": self.base_url, "version": self.release},
+            "verdict": self.sentences,
+            "findings": [
+                {**cause.finding.as_json(), "consequences": [one.as_json() for one in cause.consequences]}
+                for cause in self.causes
+            ],
+            "unknown": [asdict(unknown) for unknown in self.unknowns],
+            "fine": [asdict(passed) for passed in self.passed],
+            "notes": [note.as_json() for note in self.notes],
+            "practice": self.practice,
+            "log": [],
+            "fixed": list(self.fixed),
+        }
+        return {name: scrub_document(value) for name, value in document.items()}
+
+
+def explain(evidence: Evidence, outcomes: Iterable[Outcome]) -> Diagnosis:
+    """Return the diagnosis for the outcomes of all checks."""
+    every = list(outcomes)
+    letta = evidence.letta
+    findings = [outcome for outcome in every if isinstance(outcome, Finding)]
+    return Diagnosis(
+        base_url=letta.base_url,
+        release=letta.abilities.release if letta.abilities is not None else None,
+        causes=root_causes(findings),
+        unknowns=tuple(outcome for outcome in every if isinstance(outcome, Unknown)),
+        passed=tuple(outcome for outcome in every if isinstance(outcome, PassedCheck)),
+        notes=tuple(finding for finding in findings if finding.severity is Severity.NOTE),
+        practice=evidence.configuration.practice,
+    )
+
+
+def root_causes(findings: Sequence[Finding]) -> tuple[RootCause, ...]:
+    """Return the findings that no other explains, each with its direct and indirect consequences."""
+    counted = [finding for finding in findings if finding.severity is not Severity.NOTE]
+
+    def root_of(one: Finding) -> Finding:
+        cause = next((other for other in counted if explains(other, one)), None)
+        return one if cause is None else root_of(cause)
+
+    roots = {id(one): root_of(one) for one in counted}
+    causes = [
+        RootCause(root, tuple(one for one in counted if one is not root and roots[id(one)] is root))
+        for root in counted
+        if roots[id(root)] is root
+    ]
+    return tuple(sorted(causes, key=lambda cause: list(Layer).index(cause.finding.layer)))
+
+
+def explains(cause: Finding, consequence: Finding) -> bool:
+    """Whether one finding explains another: by its code, for the same provider or for all of them."""
+    return (
+        cause is not consequence
+        and cause.code in consequence.explained_by
+        # Two findings must never explain each other away.
+        and consequence.code not in cause.explained_by
+        and (cause.provider is None or cause.provider == consequence.provider)
+    )

@@ -10,9 +10,8 @@ from isabella.config.settings import Settings
 from isabella.doctor.checks import check
 from isabella.doctor.checks.agents import new_binding
 from isabella.doctor.collect import DoctorOptions, collect
-from isabella.doctor.diagnosis import Diagnosis, explain
 from isabella.doctor.evidence import AgentEvidence, Evidence
-from isabella.doctor.findings import Fix
+from isabella.doctor.findings import Diagnosis, Fix, explain
 from isabella.errors import IsabellaError, LettaError
 from isabella.letta.client import Connection
 

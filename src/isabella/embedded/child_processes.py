@@ -105,11 +105,11 @@ def quote_log(path: Path, lines: int = 15) -> str:
     return f"Its log is {path}{':' if last else ' (empty).'}{last}"
 
 
-def find_orphans(option: str, path: Path) -> list[ChildProcess]:
-    """Return the processes that have `option` followed by `path` among their arguments.
+def stop_orphans(option: str, path: Path) -> int:
+    """Stop the processes that have `option` followed by `path` among their arguments, and return their number.
 
     Every child process that must not be lost has such a pair in its arguments, so that it is found even if its parent
-    was killed before it recorded the child. Only processes of this user are returned; for root, those of all users.
+    was killed before it recorded the child. Only processes of this user are stopped; for root, those of all users.
     """
     orphans: list[ChildProcess] = []
     user = os.geteuid()
@@ -119,9 +119,4 @@ def find_orphans(option: str, path: Path) -> list[ChildProcess]:
                 orphans.append(ChildProcess(process.pid, process.create_time()))
         except psutil.Error:
             continue
-    return orphans
-
-
-def stop_orphans(option: str, path: Path) -> int:
-    """Stop the processes that `find_orphans` returns. Returns their number."""
-    return sum(process.stop() for process in find_orphans(option, path))
+    return sum(process.stop() for process in orphans)

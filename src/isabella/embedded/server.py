@@ -107,10 +107,7 @@ class Server:
     def up(self, progress: Progress = no_progress) -> Letta:
         """Install, migrate and start the instance, as far as that is necessary.
 
-        Raises:
-            InstallFailed: the release could not be downloaded or installed.
-            StartFailed: Postgres or Letta did not start, or Letta runs with another master key.
-            LockTimeout: another process has held the lock of the instance for too long.
+        Raises `InstallFailed`, `StartFailed` (also if Letta runs with another master key) or `LockTimeout`.
         """
         with self._locked(self.paths.lock, progress):
             letta = self._up(progress)

@@ -27,22 +27,15 @@ class ConfigValue:
 
 @dataclass(frozen=True)
 class Sources:
-    """One consistent reading of the environment and of `.env`.
-
-    Attributes:
-        file: the path of the `.env` file, which need not exist.
-        dotenv: the variables in the `.env` file.
-        lines: the last line of the file on which a variable is set.
-        overlay: values that win over both, such as those of the practice vendors.
-        overlaid_from: the file with the keys of the overlay, if there is one.
-    """
+    """One consistent reading of the environment and of `.env`."""
 
     environment: Mapping[str, str] = field(repr=False)
-    file: Path = Path(".env")
-    dotenv: Mapping[str, str] = field(default_factory=dict, repr=False)
-    lines: Mapping[str, int] = field(default_factory=dict)
+    file: Path = Path(".env")  #: the path of the `.env` file, which need not exist
+    dotenv: Mapping[str, str] = field(default_factory=dict, repr=False)  #: the variables in the `.env` file
+    lines: Mapping[str, int] = field(default_factory=dict)  #: the last line of the file on which a variable is set
+    #: values that win over both, such as those of the practice vendors
     overlay: Mapping[str, ConfigValue] = field(default_factory=dict, repr=False)
-    overlaid_from: Path | None = None
+    overlaid_from: Path | None = None  #: the file with the keys of the overlay, if there is one
 
     @classmethod
     def read(cls, env_file: Path | None = None, environment: Mapping[str, str] | None = None) -> Sources:

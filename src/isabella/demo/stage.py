@@ -49,19 +49,12 @@ class DemoAnswer:
 
 @dataclass
 class DemoStage:
-    """The environment of the demo.
-
-    Attributes:
-        server: the Letta and Postgres of the demo.
-        letta: that Letta as it runs now; a restart replaces it.
-        vendors: the practice vendors.
-        folder: a temporary folder with the `.env` file.
-    """
+    """The environment of the demo."""
 
     server: Server
-    letta: Letta
+    letta: Letta  #: that Letta as it runs now; a restart replaces it
     vendors: PracticeVendors
-    folder: Path
+    folder: Path  #: a temporary folder with the `.env` file
     _client: LettaClient | None = field(default=None, repr=False)
     _agent: str = ""
 

@@ -61,32 +61,19 @@ async def unlocked() -> AsyncIterator[None]:
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a run.
-
-    Attributes:
-        master_key: encrypts stored keys, if there is one.
-        ask: asks a vendor about a new key; None asks no vendor.
-        memo: what earlier runs have proven.
-        lock: held while anything is written.
-        patience: seconds to go on trying to recreate a deleted provider.
-        foreign: whether providers that are not declared are listed too.
-        count_models: whether Letta is asked how many models each provider has.
-        closed: keeps turns off a provider while it is changed with a gap.
-        held_everywhere: whether that includes turns of other processes.
-        bound_agents: the agents to move when a provider moves; None without any.
-    """
+    """The options of a run."""
 
     strategy: Strategy = Strategy.AUTO
-    master_key: SecretStr | None = field(default=None, repr=False)
-    ask: Ask | None = None
-    memo: ProofMemo | None = None
-    lock: Lock = unlocked
-    patience: float = 30.0
-    foreign: bool = True
-    count_models: bool = False
-    closed: CloseProvider = unguarded
-    held_everywhere: bool = True
-    bound_agents: BoundAgents | None = None
+    master_key: SecretStr | None = field(default=None, repr=False)  #: encrypts stored keys, if there is one
+    ask: Ask | None = None  #: asks a vendor about a new key; None asks no vendor
+    memo: ProofMemo | None = None  #: what earlier runs have proven
+    lock: Lock = unlocked  #: held while anything is written
+    patience: float = 30.0  #: seconds to go on trying to recreate a deleted provider
+    foreign: bool = True  #: whether providers that are not declared are listed too
+    count_models: bool = False  #: whether Letta is asked how many models each provider has
+    closed: CloseProvider = unguarded  #: keeps turns off a provider while it is changed with a gap
+    held_everywhere: bool = True  #: whether that includes turns of other processes
+    bound_agents: BoundAgents | None = None  #: the agents to move when a provider moves; None without any
 
 
 class Applier:

@@ -65,15 +65,10 @@ class BoundAgents(Protocol):
 
 @dataclass(frozen=True)
 class AgentMoves:
-    """The agents that were moved with a provider.
+    """The agents that were moved with a provider."""
 
-    Attributes:
-        moved: the agents with the new base URL; if `error` is set, those that may have it.
-        error: why some agents may still have the former one.
-    """
-
-    moved: tuple[MovedAgent, ...] = ()
-    error: LettaError | None = None
+    moved: tuple[MovedAgent, ...] = ()  #: the agents with the new base URL; if `error` is set, those that may have it
+    error: LettaError | None = None  #: why some agents may still have the former one
 
 
 class AgentMover:

@@ -36,46 +36,28 @@ class RemarkKind(StrEnum):
 
 @dataclass(frozen=True)
 class Remark:
-    """A remark about a vendor's configuration.
-
-    Attributes:
-        variable: the variable that it is about.
-        text: one sentence; never holds a key.
-        path: the file that it is about, if any.
-    """
+    """A remark about a vendor's configuration."""
 
     kind: RemarkKind
     variable: str
-    text: str
+    text: str  #: one sentence; never holds a key
     path: Path | None = None
 
 
 @dataclass(frozen=True)
 class Desired:
-    """A provider as the configuration asks for it.
-
-    Attributes:
-        name: its name in Letta.
-        type: Letta's provider type.
-        base_url: the vendor's base URL.
-        key: the key; None if no usable one is configured.
-        key_source: variable and origin of the key.
-        problem: why it cannot be registered; None if it can.
-        remedy: what to do about the problem.
-        obstacle: the problem as a remark.
-        remarks: remarks that do not prevent the registration.
-    """
+    """A provider as the configuration asks for it."""
 
     vendor: Vendor
     name: str
     type: str
     base_url: str
-    key: SecretStr | None
-    key_source: str
-    problem: str | None = None
+    key: SecretStr | None  #: the key; None if no usable one is configured
+    key_source: str  #: variable and origin of the key
+    problem: str | None = None  #: why it cannot be registered; None if it can
     remedy: str | None = None
-    obstacle: Remark | None = None
-    remarks: tuple[Remark, ...] = ()
+    obstacle: Remark | None = None  #: the problem as a remark
+    remarks: tuple[Remark, ...] = ()  #: remarks that do not prevent the registration
 
     @property
     def notes(self) -> tuple[str, ...]:

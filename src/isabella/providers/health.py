@@ -44,23 +44,16 @@ class HealthState(StrEnum):
 
 @dataclass(frozen=True)
 class ProviderHealth:
-    """The health of one provider.
-
-    Attributes:
-        reason: the reason at the last change of the condition.
-        since: the start of the condition; a report that confirms it changes nothing.
-        remedy: what the operator can do, if a sync has said so.
-        basis: a hash of the configured and the stored values after a failed sync: while both are the same, its result
-            still holds. None if only a comparison has found the condition.
-        asked: when the vendor last refused the configured key.
-    """
+    """The health of one provider."""
 
     kind: HealthState
-    reason: str
-    since: datetime
-    remedy: str | None = None
+    reason: str  #: the reason at the last change of the condition
+    since: datetime  #: the start of the condition; a report that confirms it changes nothing
+    remedy: str | None = None  #: what the operator can do, if a sync has said so
+    #: a hash of the configured and the stored values after a failed sync: while both are the same, its result still
+    #: holds. None if only a comparison has found the condition.
     basis: str | None = None
-    asked: datetime | None = None
+    asked: datetime | None = None  #: when the vendor last refused the configured key
 
 
 HealthByProvider = Mapping[str, ProviderHealth]
@@ -240,17 +233,11 @@ _VENDOR = {
 
 @dataclass(frozen=True)
 class StatusHeadline:
-    """The state of all providers in one sentence.
+    """The state of all providers in one sentence."""
 
-    Attributes:
-        level: the worst level of all.
-        title: the sentence.
-        text: which providers it is about, and why.
-    """
-
-    level: Level
+    level: Level  #: the worst level of all
     title: str
-    text: str
+    text: str  #: which providers it is about, and why
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` and the HTTP API show."""

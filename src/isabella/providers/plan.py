@@ -54,26 +54,17 @@ WRITE_ACTIONS = frozenset((Action.CREATE, Action.UPDATE, Action.RECREATE))
 
 @dataclass(frozen=True)
 class PlannedChange:
-    """What to do about one provider, and why.
-
-    Attributes:
-        stored: the record in Letta; None if there is none.
-        reading: the result of reading its key back.
-        remedy: what the operator has to do, if Isabella can do nothing.
-        ask_vendor: whether to ask the vendor about the key first, because Letta does not hold it yet.
-        refused_by_vendor: whether the vendor was asked and refuses the key.
-        vendor_status: the vendor's answer, if it was asked.
-    """
+    """What to do about one provider, and why."""
 
     desired: Desired
-    stored: StoredProvider | None
-    reading: KeyReading | None
+    stored: StoredProvider | None  #: the record in Letta; None if there is none
+    reading: KeyReading | None  #: the result of reading its key back
     state: ProviderState
     action: Action
     reason: str
-    remedy: str | None = None
-    ask_vendor: bool = False
-    refused_by_vendor: bool = False
+    remedy: str | None = None  #: what the operator has to do, if Isabella can do nothing
+    ask_vendor: bool = False  #: whether to ask the vendor about the key first, because Letta does not hold it yet
+    refused_by_vendor: bool = False  #: whether the vendor was asked and refuses the key
     vendor_status: VendorObservation | None = None
 
     @property

@@ -46,40 +46,25 @@ class Notifier:
 
 @dataclass(frozen=True)
 class LoggedEvent:
-    """An event as the activity page shows it.
-
-    Attributes:
-        kind: `sync`, `failover`, `refusal` or `notice`.
-        subject: the provider, handle or agent it is about.
-        cause: why a sync ran.
-        proof: the proof of the provider after a sync.
-        seconds: the duration of a sync.
-        warning: whether it needs attention.
-    """
+    """An event as the activity page shows it."""
 
     at: datetime
-    kind: str
-    subject: str
+    kind: str  #: `sync`, `failover`, `refusal` or `notice`
+    subject: str  #: the provider, handle or agent it is about
     text: str
-    cause: str = ""
-    proof: str = ""
+    cause: str = ""  #: why a sync ran
+    proof: str = ""  #: the proof of the provider after a sync
     seconds: float | None = None
     warning: bool = False
 
 
 @dataclass(frozen=True)
 class TurnSample:
-    """The result of one vendor in one turn.
+    """The result of one vendor in one turn."""
 
-    Attributes:
-        at: seconds since the epoch.
-        provider: the provider's name in Letta.
-        first_token: seconds until the answer began; None if the vendor did not answer.
-    """
-
-    at: float
+    at: float  #: seconds since the epoch
     provider: str
-    first_token: float | None
+    first_token: float | None  #: seconds until the answer began; None if the vendor did not answer
 
 
 @dataclass
@@ -91,18 +76,12 @@ class MessageModel:
 
 
 class EventLog:
-    """A bounded log of recent events.
-
-    Attributes:
-        notifier: is notified of every change.
-        entries: the events, newest first.
-        last_turn_at: by agent id: when its last turn ended, in seconds since the epoch.
-    """
+    """A bounded log of recent events."""
 
     def __init__(self) -> None:
-        self.notifier = Notifier()
-        self.entries: deque[LoggedEvent] = deque(maxlen=_EVENTS_KEPT)
-        self.last_turn_at: dict[str, float] = {}
+        self.notifier = Notifier()  #: is notified of every change
+        self.entries: deque[LoggedEvent] = deque(maxlen=_EVENTS_KEPT)  #: the events, newest first
+        self.last_turn_at: dict[str, float] = {}  #: by agent id: when its last turn ended, in seconds since the epoch
         self._samples: deque[TurnSample] = deque(maxlen=_SAMPLES_KEPT)
         self._by_message: OrderedDict[str, MessageModel] = OrderedDict()
         self._by_turn: dict[str, MessageModel] = {}

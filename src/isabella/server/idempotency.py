@@ -34,17 +34,11 @@ _RETRY_COUNT, _IDEMPOTENCY_KEY = "x-stainless-retry-count", "idempotency-key"
 
 @dataclass(frozen=True)
 class TurnRequest:
-    """The parts of a request that tell whether it repeats another one.
+    """The parts of a request that tell whether it repeats another one."""
 
-    Attributes:
-        body: a hash of the body, which includes the agent's name.
-        retry: the retry count; None if the client does not count retries.
-        key: the `Idempotency-Key`, if any.
-    """
-
-    body: bytes
-    retry: int | None = None
-    key: str | None = None
+    body: bytes  #: a hash of the body, which includes the agent's name
+    retry: int | None = None  #: the retry count; None if the client does not count retries
+    key: str | None = None  #: the `Idempotency-Key`, if any
 
     @classmethod
     def of(cls, headers: Mapping[str, str], body: bytes) -> TurnRequest:
@@ -72,21 +66,13 @@ class TurnRequest:
 
 
 class SharedTurn:
-    """A turn that runs in the background, with its events for any number of subscribers.
-
-    Attributes:
-        request: the request that began it, or the latest repeat.
-        turn: None until the turn is open.
-        answered: whether a response to one of its requests has begun.
-        subscribers: the number of clients that read its events.
-        finished: set at its end.
-    """
+    """A turn that runs in the background, with its events for any number of subscribers."""
 
     def __init__(self, request: TurnRequest) -> None:
-        self.request = request
-        self.turn: Turn | None = None
-        self.answered = False
-        self.subscribers = 0
+        self.request = request  #: the request that began it, or the latest repeat
+        self.turn: Turn | None = None  #: None until the turn is open
+        self.answered = False  #: whether a response to one of its requests has begun
+        self.subscribers = 0  #: the number of clients that read its events
         self.finished = anyio.Event()
         self.stopping = False
         self.timer: asyncio.TimerHandle | None = None

@@ -48,19 +48,11 @@ _STOP_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """The options of `isabella up`.
+    """The options of `isabella up`."""
 
-    Attributes:
-        practice: use practice vendors; None: only if no vendor has a key and Letta is the embedded one.
-        verify: also send one message through each provider.
-        progress: opens the display of what the embedded servers do.
-        show: prints the report on the providers.
-        say: prints one line.
-    """
-
-    practice: bool | None
-    verify: bool
-    progress: Callable[[], AbstractContextManager[Progress]]
+    practice: bool | None  #: use practice vendors; None: only if no vendor has a key and Letta is the embedded one
+    verify: bool  #: also send one message through each provider
+    progress: Callable[[], AbstractContextManager[Progress]]  #: opens the display of what the embedded servers do
     show: Callable[[Report], None]
     say: Callable[[str], None]
 

@@ -51,34 +51,22 @@ class Runtime:
     """The services that the routes and pages of one backend share.
 
     A field is None until its service is open. The properties of the same services raise `NotReady` instead.
-
-    Attributes:
-        token: required of clients; None disables authentication, for applications that authenticate by themselves.
-        start_settings: the settings at the start, including practice vendors.
-        start_connection: the Letta server that `start_settings` name.
-        readiness: the phase of the backend, and the last report on its providers.
-        event_log: recent events, for the console.
-        metrics: counters for Prometheus.
-        agent_service: set by `open_agents`.
-        turn_service: set by `open_turns`.
-        request_registry: set by `open_turns`.
-        watcher: set while `run_watcher` runs; None in a backend that does not watch its configuration.
-        tasks: runs work that outlives a request; set while the application serves.
-        csrf: the secret that every form of the console contains.
     """
 
+    #: required of clients; None disables authentication, for applications that authenticate by themselves
     token: SecretStr | None = None
-    start_settings: Settings | None = None
-    start_connection: Connection | None = None
+    start_settings: Settings | None = None  #: the settings at the start, including practice vendors
+    start_connection: Connection | None = None  #: the Letta server that `start_settings` name
     readiness: Readiness = field(default_factory=Readiness)
     event_log: EventLog = field(default_factory=EventLog)
     metrics: Metrics = field(default_factory=Metrics)
-    agent_service: AgentService | None = None
-    turn_service: TurnService | None = None
-    request_registry: RequestRegistry | None = None
+    agent_service: AgentService | None = None  #: set by `open_agents`
+    turn_service: TurnService | None = None  #: set by `open_turns`
+    request_registry: RequestRegistry | None = None  #: set by `open_turns`
+    #: set while `run_watcher` runs; None in a backend that does not watch its configuration
     watcher: Watcher | None = None
-    tasks: TaskGroup | None = None
-    csrf: str = field(init=False, repr=False)
+    tasks: TaskGroup | None = None  #: runs work that outlives a request; set while the application serves
+    csrf: str = field(init=False, repr=False)  #: the secret that every form of the console contains
 
     def __post_init__(self) -> None:
         # Derived from the token, so that forms of open pages stay valid across a restart.

@@ -35,15 +35,11 @@ class Token:
 
 @dataclass(frozen=True)
 class RunningBackend:
-    """A backend of this home, which may have ended since.
-
-    Attributes:
-        peer: identifies its process before anything is sent to it.
-    """
+    """A backend of this home, which may have ended since."""
 
     address: str
     token: SecretStr
-    peer: Peer
+    peer: Peer  #: identifies its process before anything is sent to it
 
 
 def ensure_token(settings: Settings) -> Token:

@@ -27,44 +27,28 @@ _BIND_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class AgentRef:
-    """An agent, its binding and the models that it may fail over to.
-
-    Attributes:
-        handle: the current model as `provider/model`.
-        provider: the name of that model's provider in Letta; `-` if Letta does not say.
-        model: the vendor's id of the model.
-        binding: the current model as a binding; None if it is not an explicit one, and is left as it is.
-        handles: the preferred models, in order; empty for an agent without a definition.
-        window: the most tokens of context to use on any model.
-        type: Letta's type of agent.
-    """
+    """An agent, its binding and the models that it may fail over to."""
 
     id: str
     name: str
-    handle: str
-    provider: str
+    handle: str  #: the current model as `provider/model`
+    provider: str  #: the name of that model's provider in Letta; `-` if Letta does not say
     model: str
+    #: the current model as a binding; None if it is not an explicit one, and is left as it is
     binding: Binding | None = None
-    handles: tuple[str, ...] = ()
-    window: int | None = None
-    type: str | None = None
+    handles: tuple[str, ...] = ()  #: the preferred models, in order; empty for an agent without a definition
+    window: int | None = None  #: the most tokens of context to use on any model
+    type: str | None = None  #: Letta's type of agent
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that may answer a turn.
+    """A model that may answer a turn."""
 
-    Attributes:
-        handle: `provider/model`.
-        provider: the provider's name in Letta.
-        model: the vendor's id of the model.
-        binding: what to bind the agent to; None for the model that it is bound to already.
-    """
-
-    handle: str
+    handle: str  #: `provider/model`
     provider: str
     model: str
-    binding: Binding | None = None
+    binding: Binding | None = None  #: what to bind the agent to; None for the model that it is bound to already
 
     @classmethod
     def of(cls, agent_ref: AgentRef) -> Candidate:

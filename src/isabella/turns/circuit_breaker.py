@@ -39,17 +39,11 @@ class _Circuit:
 
 @dataclass(frozen=True)
 class OpenCircuit:
-    """Why a vendor is skipped.
+    """Why a vendor is skipped."""
 
-    Attributes:
-        seconds: for how much longer.
-        because: its last error.
-        requested: whether the vendor asked for the pause. Then it is not asked even as the last one left.
-    """
-
-    seconds: float
+    seconds: float  #: for how much longer
     because: str
-    requested: bool
+    requested: bool  #: whether the vendor asked for the pause. Then it is not asked even as the last one left.
 
 
 class CircuitBreaker:

@@ -31,17 +31,11 @@ _DETAIL_LIMIT = 200
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The result of a completion.
-
-    Attributes:
-        receipt: whether the vendor accepted it.
-        said: what went wrong, for people; empty if nothing did.
-        vendor: what it shows of the vendor; None if the vendor was not reached.
-    """
+    """The result of a completion."""
 
     receipt: Receipt
-    said: str = ""
-    vendor: VendorState | None = None
+    said: str = ""  #: what went wrong, for people; empty if nothing did
+    vendor: VendorState | None = None  #: what it shows of the vendor; None if the vendor was not reached
 
 
 async def probe_bindings(connection: Connection, bindings: Sequence[Binding]) -> list[ProbeResult]:

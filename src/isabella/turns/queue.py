@@ -118,18 +118,13 @@ class TurnQueue:
 
 
 class Ticket:
-    """A place in an agent's queue: `async with ticket.reached():`, or `ticket.leave()`.
-
-    Attributes:
-        ahead: how many turns of this process were in the queue before.
-        at_head: set when the ticket is the first in the queue, or was given up.
-    """
+    """A place in an agent's queue: `async with ticket.reached():`, or `ticket.leave()`."""
 
     def __init__(self, queue: TurnQueue, agent_id: str, *, ahead: int) -> None:
         self._queue = queue
         self.agent_id = agent_id
-        self.ahead = ahead
-        self.at_head = anyio.Event()
+        self.ahead = ahead  #: how many turns of this process were in the queue before
+        self.at_head = anyio.Event()  #: set when the ticket is the first in the queue, or was given up
         self.given_up = False
 
     @asynccontextmanager

@@ -90,22 +90,14 @@ _NOT_THE_VENDOR = frozenset(
 
 @dataclass(frozen=True)
 class VendorRefusal:
-    """Why a vendor did not answer.
-
-    Attributes:
-        message: for people, with secrets removed.
-        status: the vendor's HTTP status, if it sent one.
-        retry_after: seconds of pause that the vendor asked for.
-        counts: whether this is a failure of the vendor, which opens its circuit if it is repeated.
-        elsewhere: whether another vendor may answer the same message.
-    """
+    """Why a vendor did not answer."""
 
     code: ErrorCode
-    message: str
-    status: int | None = None
-    retry_after: float | None = None
-    counts: bool = True
-    elsewhere: bool = True
+    message: str  #: for people, with secrets removed
+    status: int | None = None  #: the vendor's HTTP status, if it sent one
+    retry_after: float | None = None  #: seconds of pause that the vendor asked for
+    counts: bool = True  #: whether this is a failure of the vendor, which opens its circuit if it is repeated
+    elsewhere: bool = True  #: whether another vendor may answer the same message
 
     @property
     def vendor(self) -> VendorState | None:
@@ -115,13 +107,9 @@ class VendorRefusal:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Letta has accepted the message.
+    """Letta has accepted the message."""
 
-    Attributes:
-        run_id: identifies the run, to cancel it and to find what it stored.
-    """
-
-    run_id: str
+    run_id: str  #: identifies the run, to cancel it and to find what it stored
 
 
 @dataclass(frozen=True)
@@ -135,14 +123,9 @@ class ToolCallDelta:
 
 @dataclass(frozen=True)
 class StopNotice:
-    """Letta says why it stops.
+    """Letta says why it stops."""
 
-    Attributes:
-        reason: `BROKEN` for every reason that is a failure.
-        word: Letta's own word.
-    """
-
-    reason: EndReason
+    reason: EndReason  #: `BROKEN` for every reason that is a failure
     word: str
 
 

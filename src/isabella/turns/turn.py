@@ -56,24 +56,15 @@ _CODES = (
 
 @dataclass(frozen=True)
 class TurnLimits:
-    """Timeouts of a turn.
+    """Timeouts of a turn."""
 
-    Attributes:
-        first_token: seconds that a vendor may take to begin its answer.
-        silence: seconds of silence after which an answer that has begun counts as broken.
-    """
-
-    first_token: float = 20.0
-    silence: float = 60.0
+    first_token: float = 20.0  #: seconds that a vendor may take to begin its answer
+    silence: float = 60.0  #: seconds of silence after which an answer that has begun counts as broken
 
 
 @dataclass(frozen=True)
 class TurnDependencies:
-    """The services that all turns share.
-
-    Attributes:
-        letta: the client of their Letta.
-    """
+    """The services that all turns share."""
 
     letta: LettaClient
     agent_cache: AgentCache

@@ -90,21 +90,14 @@ class ConfigSnapshot:
 
 @dataclass(frozen=True)
 class ConfigDiff:
-    """The difference between two snapshots.
+    """The difference between two snapshots."""
 
-    Attributes:
-        providers: those to sync, because type, base URL, key or the problem with them has changed.
-        gone: those that are not configured any more. They stay in Letta.
-        undeclared: those of `gone` that are not even declared any more.
-        restart: changed variables that take effect after a restart.
-        timing: whether the times of checks and refreshes have changed.
-    """
-
+    #: those to sync, because type, base URL, key or the problem with them has changed
     providers: tuple[str, ...] = ()
-    gone: tuple[str, ...] = ()
-    undeclared: tuple[str, ...] = ()
-    restart: tuple[str, ...] = ()
-    timing: bool = False
+    gone: tuple[str, ...] = ()  #: those that are not configured any more. They stay in Letta.
+    undeclared: tuple[str, ...] = ()  #: those of `gone` that are not even declared any more
+    restart: tuple[str, ...] = ()  #: changed variables that take effect after a restart
+    timing: bool = False  #: whether the times of checks and refreshes have changed
 
 
 def diff_config(before: ConfigSnapshot, now: ConfigSnapshot, in_force: Settings) -> ConfigDiff:

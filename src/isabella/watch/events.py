@@ -22,14 +22,7 @@ class SyncCause(StrEnum):
 
 @dataclass(frozen=True)
 class Synced:
-    """Providers were brought in sync, or found to be.
-
-    Attributes:
-        report: the state of all providers.
-        part: the result of this run.
-        cause: why it ran.
-        seconds: its duration.
-    """
+    """Providers were brought in sync, or found to be."""
 
     report: Report
     part: Report

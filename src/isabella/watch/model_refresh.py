@@ -33,22 +33,14 @@ class BoundAgent:
 
 @dataclass(frozen=True)
 class ProviderModels:
-    """The models of one provider, compared with the former list.
-
-    Attributes:
-        appeared: models that Letta did not list before.
-        vanished: models that Letta does not list any more.
-        lost: agents whose model the vendor does not have any more.
-        problem: why the list could not be read; nothing is known of its models then.
-        answer: the vendor's own answer to the configured key; None if it was not asked.
-    """
+    """The models of one provider, compared with the former list."""
 
     provider: str
-    appeared: tuple[str, ...] = ()
-    vanished: tuple[str, ...] = ()
-    lost: tuple[BoundAgent, ...] = ()
-    problem: str | None = None
-    answer: VendorAnswer | None = None
+    appeared: tuple[str, ...] = ()  #: models that Letta did not list before
+    vanished: tuple[str, ...] = ()  #: models that Letta does not list any more
+    lost: tuple[BoundAgent, ...] = ()  #: agents whose model the vendor does not have any more
+    problem: str | None = None  #: why the list could not be read; nothing is known of its models then
+    answer: VendorAnswer | None = None  #: the vendor's own answer to the configured key; None if it was not asked
 
     @property
     def changed(self) -> bool:

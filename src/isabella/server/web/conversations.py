@@ -45,54 +45,32 @@ class ExchangePhase(StrEnum):
 
 @dataclass
 class AnswerPart:
-    """A part of an answer.
+    """A part of an answer."""
 
-    Attributes:
-        index: its position in the exchange.
-        kind: `text`, `reasoning`, `tool`, `failover` or `note`.
-        text: the text, or the arguments of a tool call.
-        message_id: the id of its message in Letta.
-        tool: the name of the tool.
-        call: the id of the tool call.
-        result: the result of the tool; None while it runs.
-        ok: whether the tool succeeded.
-        failover: the vendor that did not answer.
-    """
-
-    index: int
-    kind: str
-    text: str = ""
-    message_id: str = ""
+    index: int  #: its position in the exchange
+    kind: str  #: `text`, `reasoning`, `tool`, `failover` or `note`
+    text: str = ""  #: the text, or the arguments of a tool call
+    message_id: str = ""  #: the id of its message in Letta
     tool: str = ""
     call: str = ""
-    result: str | None = None
+    result: str | None = None  #: the result of the tool; None while it runs
     ok: bool = True
-    failover: Failover | None = None
+    failover: Failover | None = None  #: the vendor that did not answer
 
 
 @dataclass
 class Exchange:
-    """A message and its answer.
+    """A message and its answer."""
 
-    Attributes:
-        seq: the number of the exchange in its conversation.
-        message: the message to the agent.
-        at: when it was sent.
-        after: the id in Letta of the last message before it; None if there is none, or it is not known yet.
-        handle: the model that was asked or has answered.
-        wait_reason: why there is no answer yet.
-        failed: the error of its turn.
-        ended: the end of its turn.
-    """
-
-    seq: int
+    seq: int  #: the number of the exchange in its conversation
     message: str
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     phase: ExchangePhase = ExchangePhase.WAITING
     parts: list[AnswerPart] = field(default_factory=list)
+    #: the id in Letta of the last message before it; None if there is none, or it is not known yet
     after: str | None = None
-    handle: str = ""
-    wait_reason: str = ""
+    handle: str = ""  #: the model that was asked or has answered
+    wait_reason: str = ""  #: why there is no answer yet
     failed: TurnFailed | None = None
     ended: Ended | None = None
     turn: Turn | None = field(default=None, repr=False)

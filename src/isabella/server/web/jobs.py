@@ -34,21 +34,13 @@ _LONGEST_PAUSE = 60.0
 
 @dataclass(frozen=True)
 class ProviderStates:
-    """The polled state of the providers.
-
-    Attributes:
-        report: None before the first report.
-        as_of: when it was made.
-        error: why the last poll failed, if it did.
-        since: since when polls fail.
-        version: grows with every change.
-    """
+    """The polled state of the providers."""
 
     report: Report | None = None
     as_of: datetime | None = None
-    error: IsabellaError | None = None
-    since: datetime | None = None
-    version: int = 0
+    error: IsabellaError | None = None  #: why the last poll failed, if it did
+    since: datetime | None = None  #: since when polls fail
+    version: int = 0  #: grows with every change
 
 
 class ProviderMonitor:
@@ -179,26 +171,17 @@ class JobState(StrEnum):
 
 @dataclass
 class Job:
-    """A job and its result.
-
-    Attributes:
-        only: the providers that it is about; all if empty.
-        step: a description of the current step.
-        report: the result of plan, sync and verify.
-        verdict: the result of the doctor, as JSON.
-        model_refresh: the result of a refresh.
-        seconds: its duration, once it has ended.
-    """
+    """A job and its result."""
 
     kind: JobKind
-    only: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()  #: the providers that it is about; all if empty
     state: JobState = JobState.RUNNING
     step: str = ""
-    report: Report | None = None
-    verdict: dict[str, Any] | None = None
+    report: Report | None = None  #: the result of plan, sync and verify
+    verdict: dict[str, Any] | None = None  #: the result of the doctor, as JSON
     model_refresh: ModelRefresh | None = None
     error: IsabellaError | None = None
-    seconds: float | None = None
+    seconds: float | None = None  #: its duration, once it has ended
     began: float = field(default_factory=time.monotonic)
 
     @property

@@ -48,18 +48,13 @@ class ErrorBar:
 
 @dataclass(frozen=True)
 class VendorChart:
-    """A chart of a vendor's results: a point per answer, and bars of errors.
-
-    Attributes:
-        ceiling: the top of the scale, in seconds.
-        median: the median time to the first token, in seconds.
-    """
+    """A chart of a vendor's results: a point per answer, and bars of errors."""
 
     provider: str
     points: tuple[TurnPoint, ...]
     bars: tuple[ErrorBar, ...]
-    ceiling: float
-    median: float | None
+    ceiling: float  #: the top of the scale, in seconds
+    median: float | None  #: the median time to the first token, in seconds
     answered: int
     errors: int
 

@@ -32,31 +32,20 @@ _MESSAGE_ID = re.compile(r"message-[0-9a-f-]{36}")
 
 @dataclass(frozen=True)
 class ChatLine:
-    """An entry of the history as the page shows it.
-
-    Attributes:
-        next: the id of the message after it, from which the whole text can be fetched.
-        message_model: the model that wrote it, if known.
-        result: the result of a tool call.
-    """
+    """An entry of the history as the page shows it."""
 
     entry: HistoryEntry
-    next: str
-    message_model: MessageModel | None = None
+    next: str  #: the id of the message after it, from which the whole text can be fetched
+    message_model: MessageModel | None = None  #: the model that wrote it, if known
     result: HistoryEntry | None = None
 
 
 @dataclass(frozen=True)
 class SentExchange:
-    """The state of an exchange when an open page was last updated.
+    """The state of an exchange when an open page was last updated."""
 
-    Attributes:
-        progress: everything that its progress line shows.
-        parts: the length of the text and the tool result of each part.
-    """
-
-    progress: tuple[object, ...]
-    parts: tuple[tuple[int, str | None], ...]
+    progress: tuple[object, ...]  #: everything that its progress line shows
+    parts: tuple[tuple[int, str | None], ...]  #: the length of the text and the tool result of each part
     ended: bool
 
     @classmethod

@@ -34,12 +34,7 @@ class TurnEvent:
 class BackendClient:
     """A client of the backend, for one agent. Its methods raise `IsabellaError` if the backend refuses or is lost.
 
-    Args:
-        address: the base URL of the backend.
-        token: the token of the backend.
-        agent: the name of the agent.
-        peer: identifies the backend's process before anything is sent to it; None if it runs in this process.
-        timeout: seconds that a response may take.
+    `peer` identifies the backend's process before anything is sent to it; it is None for a backend in this process.
     """
 
     def __init__(
@@ -131,11 +126,7 @@ class TurnStream:
         threading.Thread(target=self._receive, name="turn", daemon=True).start()
 
     def __iter__(self) -> Iterator[TurnEvent]:
-        """Iterate over the events as they arrive.
-
-        Raises:
-            IsabellaError: the backend refuses the turn, or the connection is lost.
-        """
+        """Iterate over the events as they arrive; raise `IsabellaError` if the backend refuses or is lost."""
         while (event := self._events.get()) is not None:
             if isinstance(event, IsabellaError):
                 raise event

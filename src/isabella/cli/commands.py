@@ -73,15 +73,10 @@ def as_usage() -> Iterator[None]:
 def configured_settings(
     env_file: Path | None, *, served: bool = False, service: bool = False, quiet: bool = False, **overrides: Any
 ) -> Settings:
-    """Load the settings, and configure the logs by them.
+    """Load the settings, with `overrides` from options, and configure the logs by them.
 
-    Args:
-        env_file: read in place of `.env`.
-        served: with practice vendors, if the running backend uses them.
-        service: the command runs until it is interrupted; its lines are for machines unless they go to a terminal.
-            The messages of other commands are for people, also through a pipe.
-        quiet: log only warnings and errors.
-        **overrides: settings that are given as options.
+    With `served`, practice vendors are included if the running backend uses them. The lines of a `service`, which
+    runs until it is interrupted, are for machines unless they go to a terminal. `quiet` logs only warnings.
     """
     from isabella.config.settings import load_settings
     from isabella.practice.overlay import load_served_settings

@@ -39,12 +39,7 @@ class RekeyOptions:
 
 
 def rekey(settings: Settings, options: RekeyOptions) -> bool:
-    """Change the master key of the embedded Letta. Returns whether all of its providers are proven.
-
-    Raises:
-        ConfigurationError: the settings and the options contradict each other.
-        EmbeddedError: the server or its database cannot be used.
-    """
+    """Change the master key of the embedded Letta. Return whether all of its providers are proven."""
     key = _configured_key(settings, options)
     server = Server(settings.home, release=options.release, instance=options.instance, master_key=key)
     former = [] if options.former_key_file is None else [_read_key(options.former_key_file)]

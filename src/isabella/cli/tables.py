@@ -36,12 +36,7 @@ _OUTCOME_STYLES = {"kept": "dim", "created": "green", "changed": "yellow", "fail
 
 
 def show_report(report: Report, *, conditions: bool = False) -> None:
-    """Print a report: warnings, the table, and remedies.
-
-    Args:
-        report: the report.
-        conditions: also show the headline, and the condition of each provider with the last answer of its vendor.
-    """
+    """Print a report; with `conditions`, also the headline, the conditions, and the vendors' last answers."""
     show_notices(report.notices)
     out = console()
     if conditions:

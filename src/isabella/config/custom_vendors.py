@@ -57,12 +57,7 @@ class _Declaration(BaseModel):
 
 
 def declared_vendors(path: Path) -> tuple[Vendor, ...]:
-    """Return the vendors that the file declares; none if the file does not exist.
-
-    Raises:
-        FileUnreadable: the file cannot be read.
-        ConfigurationError: it is malformed; the message names the line.
-    """
+    """Return the vendors that the file declares, if it exists; a malformed one raises `ConfigurationError`."""
     try:
         text = files.read(path).text
     except FileAbsent:

@@ -311,8 +311,7 @@ def load_settings(
         overrides: fields of `Settings` that win over both, such as command line options; None means not given.
 
     Raises:
-        ConfigurationError: a value is malformed; the message names the variable, its origin and the expected form,
-            without the value.
+        ConfigurationError: a value is malformed; the message names variable, origin and form, without the value.
     """
     given = {variable(field): value for field, value in overrides.items() if value is not None}
     sources = Sources.read(env_file, environment).without(given)
@@ -333,11 +332,7 @@ def variable(field: str) -> str:
 
 
 def duration(value: str) -> float:
-    """Return the seconds of a duration: a number, or a text such as `90s`, `5m`, `1h30m`.
-
-    Raises:
-        ValueError: it is malformed.
-    """
+    """Return the seconds of a duration: a number, or a text such as `90s`, `5m`, `1h30m`."""
     text = value.strip().lower()
     with suppress(ValueError):
         return float(text)
@@ -349,11 +344,7 @@ def duration(value: str) -> float:
 
 
 def http_address(value: str) -> str:
-    """Return an `http` or `https` URL without a trailing slash.
-
-    Raises:
-        ValueError: it is not such a URL.
-    """
+    """Return an `http` or `https` URL without a trailing slash; raise `ValueError` for anything else."""
     address = value.strip().rstrip("/")
     try:
         parsed = _ADDRESS.validate_python(address)

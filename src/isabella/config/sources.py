@@ -39,11 +39,7 @@ class Sources:
 
     @classmethod
     def read(cls, env_file: Path | None = None, environment: Mapping[str, str] | None = None) -> Sources:
-        """Read `.env` (or another file) and the environment.
-
-        Args:
-            env_file: the file; by default `.env` in the working directory, which need not exist.
-            environment: replaces the process environment.
+        """Read the environment and `.env`, or another file, which then has to exist.
 
         Raises:
             FileUnreadable: the given file does not exist, or one cannot be read.

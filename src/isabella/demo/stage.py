@@ -143,11 +143,7 @@ async def stored_provider(settings: Settings) -> tuple[StoredProvider | None, Ke
 
 
 async def patch(settings: Settings) -> None:
-    """Update the provider in place, without a plan.
-
-    Raises:
-        LettaRefused: Letta refuses the update.
-    """
+    """Update the provider in place, without a plan."""
     async with LettaClient.open(_connection(settings)) as letta:
         found, desired = await letta.providers.find(PROVIDER), desired_provider(settings)
         if found is None or desired.key is None:
@@ -162,12 +158,7 @@ def shown(key: SecretStr | None) -> str:
 
 @contextmanager
 def open_stage(home: Path, progress: Progress) -> Iterator[DemoStage]:
-    """Start the environment of the demo; at the end, stop and erase it.
-
-    Raises:
-        LockTimeout: the demo runs in this home already.
-        EmbeddedError: Letta or Postgres did not start.
-    """
+    """Start the environment of the demo; at the end, stop and erase it. Raise `LockTimeout` if one runs already."""
     server = Server(home, instance=INSTANCE)
     make_private(home / "locks")
     lock = FileLock(home / "locks" / "demo.lock", mode=0o600)

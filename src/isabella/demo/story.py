@@ -81,19 +81,7 @@ class DemoOutput:
 def run_demo(
     home: Path, console: rich.console.Console, progress: Callable[[], AbstractContextManager[Progress]]
 ) -> bool:
-    """Run the demo on a Letta instance of its own, which is erased at the end.
-
-    Args:
-        home: Isabella's home; the demo changes nothing in it but an instance named demo.
-        console: the console to print to.
-        progress: shows the steps of the servers.
-
-    Returns:
-        Whether every event was as expected.
-
-    Raises:
-        IsabellaError: the demo could not be run.
-    """
+    """Run the demo on a Letta instance of its own, and erase it. Return whether every event was as expected."""
     output = DemoOutput(console)
     with interrupt_on_sigterm(), progress() as report:
         began = time.monotonic()

@@ -77,13 +77,7 @@ class Options:
 
 
 class Applier:
-    """Carries out changes on one store.
-
-    Args:
-        store: the providers.
-        abilities: what its release can do.
-        options: the options of the run.
-    """
+    """Carries out changes on one store."""
 
     def __init__(self, store: Store, abilities: Capabilities, options: Options) -> None:
         self._store = store
@@ -245,10 +239,7 @@ class Applier:
         return with_agent_moves(ApplyOutcome(Action.UPDATE, reason), moves)
 
     async def _put_placeholder(self, change: PlannedChange) -> None:
-        """Have Letta hold a key that may be sent to the former base URL as well as to the new one.
-
-        This is the key itself if it stays the same. A provider that moves gets the placeholder base URL.
-        """
+        """Have Letta hold a key that may be sent to the former base URL too: the key itself if it stays the same."""
         if change.stored is None:
             raise AssertionError("a placeholder needs a record")
         harmless = change.keeps_key and change.state is not ProviderState.PLAINTEXT

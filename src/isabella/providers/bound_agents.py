@@ -42,25 +42,13 @@ class BoundAgents(Protocol):
     """The agents of one Letta."""
 
     async def any_elsewhere(self, provider: str, base_url: str) -> bool:
-        """Return whether any agent of this provider had another base URL when this was first asked.
-
-        Raises:
-            LettaError: the agents cannot be listed.
-        """
+        """Return whether any agent of this provider had another base URL when this was first asked."""
 
     async def move_to(self, provider: str, base_url: str, note: Note) -> None:
-        """Change the base URL of every agent of this provider, and nothing else.
-
-        Raises:
-            LettaError: some agents may still have another base URL; all that could be changed have been.
-        """
+        """Change the base URL of every agent of this provider; raise `LettaError` if some could not be changed."""
 
     async def move_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
-        """Restore the former base URL of these agents.
-
-        Raises:
-            LettaError: some agents may still have the other base URL; all that could be changed have been.
-        """
+        """Restore the former base URL of these agents; raise `LettaError` if any failed."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +60,7 @@ class AgentMoves:
 
 
 class AgentMover:
-    """Moves the agents of providers, patiently, and remembers which ones it moved in this run.
-
-    Args:
-        agents: the agents; None if there are none.
-        writer: decides how long to go on trying.
-    """
+    """Moves the agents of providers, as patiently as `writer`, and remembers which ones it moved in this run."""
 
     def __init__(self, agents: BoundAgents | None, writer: SafeWriter) -> None:
         self._agents = agents
@@ -86,15 +69,11 @@ class AgentMover:
         self._moved: dict[str, dict[str, MovedAgent]] = {}
 
     async def any_elsewhere(self, provider: str, base_url: str) -> bool:
-        """Return whether any agent of the provider has another base URL.
-
-        Raises:
-            LettaError: the agents cannot be listed.
-        """
+        """Return whether any agent of the provider has another base URL."""
         return self._agents is not None and await self._agents.any_elsewhere(provider, base_url)
 
     async def move(self, provider: str, base_url: str) -> AgentMoves:
-        """Change the base URL of the provider's agents. Returns all agents that were moved in this run.
+        """Change the base URL of the provider's agents. Return all agents that were moved in this run.
 
         Called while Letta holds no key that an agent could send elsewhere, and again after the key was written: an
         agent that is bound in between gets the placeholder base URL.
@@ -115,22 +94,14 @@ class AgentMover:
         return AgentMoves(tuple(moved.values()), error)
 
     async def move_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
-        """Restore the former base URL of agents.
-
-        Raises:
-            LettaError: some agents may still have the other one.
-        """
+        """Restore the former base URL of agents; raise `LettaError` if some may still have the other one."""
         if moved and self._agents is not None:
             agents = self._agents
             await self._writer.patiently(lambda: agents.move_back(provider, moved))
 
 
 class LettaBoundAgents:
-    """The agents of a Letta server.
-
-    Args:
-        letta: an open client of that server.
-    """
+    """The agents of a Letta server."""
 
     def __init__(self, letta: LettaClient) -> None:
         self._letta = letta

@@ -78,14 +78,7 @@ class Desired:
 def desired_providers(settings: Settings, vendors: tuple[Vendor, ...] | None = None) -> tuple[Desired, ...]:
     """Return every vendor of the catalog and of `isabella.toml`, with the key configured for it.
 
-    An unusable key is a problem of its provider alone.
-
-    Args:
-        settings: the configuration.
-        vendors: replaces the catalog and `isabella.toml`.
-
-    Raises:
-        ConfigurationError: `isabella.toml` is malformed.
+    An unusable key is a problem of its provider alone. A malformed `isabella.toml` raises `ConfigurationError`.
     """
     if vendors is None:
         vendors = known_vendors() + declared_vendors(settings.config_file)
@@ -216,11 +209,7 @@ def _provider_type(vendor: Vendor, settings: Settings) -> str:
 
 
 def select_providers(desired: tuple[Desired, ...], only: tuple[str, ...]) -> tuple[Desired, ...]:
-    """Return the providers with these names; all of them if no name is given.
-
-    Raises:
-        ConfigurationError: no provider of that name is declared.
-    """
+    """Return the providers with these names, which must be declared; all of them if no name is given."""
     known = {provider.name for provider in desired}
     unknown = [name for name in only if name not in known]
     if unknown:

@@ -88,12 +88,8 @@ def update_health(
 ) -> dict[str, ProviderHealth]:
     """Return the health of the providers after a report.
 
-    Args:
-        before: the health before it.
-        report: the report.
-        now: when it was made.
-        whole: whether the report covers all providers; otherwise the others keep their health.
-        read_only: whether it is a comparison. Then the result of the last sync still holds if nothing has changed.
+    A report that is not about the `whole` leaves the other providers' health as it is. If it is a comparison
+    (`read_only`), the result of the last sync still holds for providers that have not changed.
     """
     health = {} if whole else dict(before)
     for entry in report.providers:
@@ -126,12 +122,9 @@ def _update(before: ProviderHealth | None, entry: ProviderReport, now: datetime,
 
 
 def with_health(report: Report, health: HealthByProvider, *, unless: datetime | None = None) -> Report:
-    """Return the report with the health of each provider.
+    """Return the report with the health of each provider, without the start `unless`.
 
-    Args:
-        report: the report.
-        health: the health by provider.
-        unless: a start that is not shown. A comparison knows that something has changed, but not when.
+    A comparison knows that something has changed, but not when: it passes its own time.
     """
 
     def entry_with_health(entry: ProviderReport) -> ProviderReport:
@@ -300,12 +293,7 @@ def report_document(report: Report) -> dict[str, Any]:
 
 
 def with_vendor_status(report: Report, status_of: Callable[[str], VendorObservation | None]) -> Report:
-    """Return the report with the last status of each vendor.
-
-    Args:
-        report: the report.
-        status_of: returns what else is known of a provider's vendor.
-    """
+    """Return the report with the last status of each vendor, from it or from `status_of` a provider's name."""
 
     def entry_with_status(entry: ProviderReport) -> ProviderReport:
         known, own = status_of(entry.name), entry.vendor_status

@@ -93,11 +93,7 @@ def state_of(
 ) -> ProviderState:
     """Compare a stored provider with the desired one. Of several differences the hardest to fix counts.
 
-    Args:
-        desired: the configured provider.
-        stored: the record in Letta; None if there is none.
-        reading: the result of reading its key back; None without a record, or without a configured key.
-        sealing: whether a master key is configured, so that keys have to be encrypted.
+    `sealing` is whether a master key is configured, so that keys have to be encrypted.
     """
     if stored is None:
         return ProviderState.ABSENT
@@ -242,16 +238,11 @@ def describe_refusal(change: PlannedChange, answer: VendorAnswer) -> tuple[str, 
 
 
 def predict_change(change: PlannedChange, new: VendorAnswer, old: VendorAnswer | None) -> PlannedChange:
-    """Return the change as a sync would carry it out after asking the vendor.
+    """Return the change as a sync would carry it out after asking the vendor about the `new` and the `old` key.
 
     A sync writes a key that the vendor accepts at once, in place, whether or not the old one still works. It does not
     write a key that the vendor refuses: the key may be so new that not every machine of the vendor knows it, and as
     long as the old one works, agents can go on.
-
-    Args:
-        change: the planned change.
-        new: the vendor's answer to the configured key.
-        old: its answer to the stored key; None if it was not asked.
     """
     change = replace(change, vendor_status=new.vendor_status)
     if new.takes_key is False:

@@ -1,8 +1,4 @@
-"""Single writes to a store, each safe against a lost answer, and the probe that tests how Letta encrypts.
-
-A write is never repeated blindly. If its answer is lost, or is a conflict, the store is read first: the write may
-have happened.
-"""
+"""Single writes to a store, each safe against a lost answer, and the probe that tests how Letta encrypts."""
 
 from __future__ import annotations
 
@@ -29,14 +25,7 @@ _BUSY = (409, 429)
 
 
 class SafeWriter:
-    """Writes to one store. The writing methods raise `LettaError` if the write failed, or its result is not known.
-
-    Args:
-        store: the providers.
-        abilities: what its release can do.
-        master_key: decrypts what is read back, if there is one.
-        patience: seconds for which `patiently` goes on trying.
-    """
+    """Writes to one store. The writing methods raise `LettaError` if the write failed, or its result is not known."""
 
     def __init__(
         self, store: Store, abilities: Capabilities, *, master_key: SecretStr | None, patience: float
@@ -87,11 +76,7 @@ class SafeWriter:
         await _safely(write, happened)
 
     async def delete_surely(self, id: str, name: str) -> None:
-        """Delete a provider. After a failure, return only if the provider is seen to be gone.
-
-        Raises:
-            LettaError: it still exists, or could not be looked for.
-        """
+        """Delete a provider. After a failure, return only if the provider is seen to be gone."""
         try:
             await self.delete(id, name)
         except LettaError:
@@ -99,11 +84,7 @@ class SafeWriter:
                 raise
 
     async def patiently(self, call: Callable[[], Awaitable[Result]]) -> Result:
-        """Repeat a call while Letta is unreachable, failing or busy. Used while something is missing in the store.
-
-        Raises:
-            LettaError: it did not succeed in time, or was refused.
-        """
+        """Repeat a call while Letta is unreachable, failing or busy. Used while something is missing in the store."""
         with anyio.move_on_after(self._patience):
             pause = _FIRST_PAUSE
             while True:
@@ -181,11 +162,7 @@ class EncryptionProbe:
         self._state: EncryptionState | None = None
 
     async def state(self) -> EncryptionState:
-        """Return how Letta encrypts.
-
-        Raises:
-            LettaError: the test failed.
-        """
+        """Return how Letta encrypts."""
         async with self._lock:
             if self._state is None:
                 self._state = await self._test()

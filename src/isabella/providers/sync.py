@@ -45,10 +45,8 @@ _NOT_HELD = (
 async def compare(store: Store, desired: Sequence[Desired], options: Options) -> Report:
     """Compare the stored providers with the desired ones, and predict a sync. Writes nothing.
 
-    With `options.ask` the vendors are asked about keys that Letta does not hold yet, as a sync would.
-
-    Raises:
-        LettaError: Letta cannot be read; this never means that it has no providers.
+    With `options.ask` the vendors are asked about keys that Letta does not hold yet, as a sync would. Raises
+    `LettaError` if Letta cannot be read; this never means that it has no providers.
     """
     run = _Run(store, options)
     await run.read(desired)
@@ -60,10 +58,6 @@ async def sync_providers(store: Store, desired: Sequence[Desired], options: Opti
 
     Providers that need a write are read once more under the lock, because another process may have written them while
     this one waited.
-
-    Raises:
-        LettaError: Letta cannot be read.
-        LockTimeout: another process held the lock for too long.
     """
     run = _Run(store, options)
     await run.read(desired)
@@ -80,12 +74,7 @@ async def sync_providers(store: Store, desired: Sequence[Desired], options: Opti
 
 
 async def predict_sync(changes: Sequence[PlannedChange], ask: Ask | None) -> list[PlannedChange]:
-    """Ask the vendors what a sync would ask them, and return the changes that would come of it. Writes nothing.
-
-    Args:
-        changes: the plan.
-        ask: asks a vendor about a key; None asks no vendor.
-    """
+    """Ask the vendors what a sync would ask them, and return the changes that would come of it. Writes nothing."""
     if ask is None:
         return list(changes)
     return await gather([partial(_predict, change, ask) for change in changes], at_once=_CONCURRENCY)
@@ -266,10 +255,7 @@ class _Run:
         )
 
     def _basis(self, desired: Desired) -> str:
-        """Return a hash of the configured and the stored values, which changes when one of them does.
-
-        It is keyed with the master key, if there is one, so that keys cannot be guessed from it.
-        """
+        """Return a hash of the configured and the stored values, keyed with the master key against guessing."""
         stored, master_key = self._stored.get(desired.name), self._options.master_key
         record = None if stored is None else (stored.id, stored.type, stored.base_url, stored.key_text)
         key = None if desired.key is None else desired.key.get_secret_value()

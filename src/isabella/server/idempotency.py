@@ -112,11 +112,7 @@ class SharedTurn:
             self.turn.stop()
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Yield all events of the turn from the first one on.
-
-        Raises:
-            IsabellaError: the turn could not be opened.
-        """
+        """Yield all events of the turn from the first one on; raise `IsabellaError` if it could not be opened."""
         index = 0
         while True:
             changed = self._changed
@@ -169,10 +165,9 @@ class RequestRegistry:
         self._turns: list[SharedTurn] = []
 
     async def join(self, request: TurnRequest, agent: str, message: str) -> Subscription:
-        """Subscribe to the turn of a request: the turn that the request repeats, or a new one.
+        """Subscribe to the turn that the request repeats, or to a new one.
 
-        If that turn is being stopped, this waits for its end, because only then it is known whether the message was
-        stored.
+        If that turn is being stopped, wait for its end: only then is it known whether the message was stored.
         """
         while (shared := self._find(request)) is not None and shared.stopping and not shared.finished.is_set():
             await shared.finished.wait()

@@ -88,13 +88,7 @@ class Readiness:
         self.on_start_sync(report, "the start", time.monotonic() - began)
 
     def record(self, report: Report, part: Report | None = None, *, quiet: bool = False) -> None:
-        """Record the result of a sync.
-
-        Args:
-            report: the state of all providers.
-            part: the report of this sync, if it was not about all providers.
-            quiet: do not log the report; the caller does.
-        """
+        """Record a sync: the state of all providers, and the report on some of them. With `quiet`, log nothing."""
         self.report, self.error, self.as_of = report, None, datetime.now(UTC)
         self.phase = Phase.READY if report.all_proven else Phase.DEGRADED
         self.record_vendors(part or report)

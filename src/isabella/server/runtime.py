@@ -158,10 +158,6 @@ async def open_agents(
     """Open the agent service, create or update the agents of the agents file, and publish it in the runtime.
 
     `base_url` is the backend's own URL as Letta reaches it; None if Letta cannot reach it.
-
-    Raises:
-        ConfigurationError: the agents file is malformed, or the configured embeddings are not available.
-        LettaError: Letta cannot be read.
     """
     async with open_agent_service(settings, connection, backend=base_url) as agent_service:
         agent_service.models.on_event = runtime.readiness.record_answer
@@ -229,11 +225,7 @@ async def run_watcher(
     schedule: Schedule | None = None,
     on_event: WatchListener = lambda _event: None,
 ) -> AsyncIterator[Watcher]:
-    """Run the configuration watcher in the background.
-
-    Its events are logged and passed to `on_event`, its reports to `readiness`, and its provider keys to `models`.
-    `schedule` is by default the one of the settings.
-    """
+    """Run the watcher in the background; pass its reports to `readiness`, and its provider keys to `models`."""
 
     def handle(event: WatchEvent) -> None:
         for sentence in log_sentences(event):

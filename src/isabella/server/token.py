@@ -43,11 +43,7 @@ class RunningBackend:
 
 
 def ensure_token(settings: Settings) -> Token:
-    """Return the configured token, or else the one stored in `ISABELLA_HOME`, which the first call generates.
-
-    Raises:
-        ConfigurationError: the file cannot be read or written, or is empty.
-    """
+    """Return the configured token, or else the one stored in `ISABELLA_HOME`, which the first call generates."""
     if settings.token is not None:
         return Token(settings.token)
     path = _token_file(settings.home)
@@ -75,11 +71,7 @@ def stored_token(settings: Settings) -> SecretStr | None:
 
 
 def check_address(settings: Settings) -> None:
-    """Check that the backend may listen at the configured host.
-
-    Raises:
-        ConfigurationError: other machines could reach it, and no token of sufficient length is configured.
-    """
+    """Raise `ConfigurationError` if other machines could reach the backend and its token is missing or too short."""
     if settings.host in LOOPBACK:
         return
     if settings.token is None:

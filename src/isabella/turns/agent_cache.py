@@ -62,13 +62,7 @@ class Candidate:
 
 
 class AgentCache:
-    """A cache of one Letta's agents. The methods raise `LettaError` if Letta fails or refuses.
-
-    Args:
-        registry: finds the agents.
-        models: resolves handles.
-        clock: returns monotonic seconds.
-    """
+    """A cache of one Letta's agents. The methods raise `LettaError` if Letta fails or refuses."""
 
     def __init__(
         self, registry: AgentRegistry, models: ModelCatalog, *, clock: Callable[[], float] = time.monotonic
@@ -81,11 +75,7 @@ class AgentCache:
         registry.on_bound.append(self._bound)
 
     async def find(self, name: str) -> AgentRef:
-        """Return the agent with this name, definition id or Letta id. Its binding may be up to 30 s old.
-
-        Raises:
-            AgentUnknown: no agent or several agents match.
-        """
+        """Return the agent with this name, definition id or Letta id. Its binding may be up to 30 s old."""
         cached = self._cached.get(name)
         if cached is not None and cached[0] > self._clock():
             return cached[1]
@@ -94,11 +84,7 @@ class AgentCache:
         return agent_ref
 
     async def reload(self, agent_ref: AgentRef) -> AgentRef:
-        """Return the agent as Letta has it now.
-
-        Raises:
-            AgentUnknown: it was deleted.
-        """
+        """Return the agent as Letta has it now; raise `AgentUnknown` if it was deleted."""
         try:
             row = await self.registry.letta.agents.get(agent_ref.id)
         except LettaRefused as error:
@@ -120,10 +106,7 @@ class AgentCache:
         self._cached = {name: entry for name, entry in self._cached.items() if entry[1].id != agent_id}
 
     async def bind(self, agent_id: str, binding: Binding) -> BindingResult:
-        """Bind an agent, using its provider's stored base URL, and make its context acceptable to the vendor.
-
-        Effective with the agent's next message.
-        """
+        """Bind an agent, at its provider's stored base URL, from its next message on; make its context fit."""
         return await self.registry.fit(agent_id, await self.registry.bind(agent_id, binding))
 
     async def restore_context(self, agent_id: str, fitted: FittedContext) -> None:
@@ -131,17 +114,11 @@ class AgentCache:
         await context.restore(self.registry.letta, agent_id, fitted)
 
     async def placed(self, binding: Binding) -> Binding:
-        """Return the binding with its provider's stored base URL. It holds while the provider's gate is passed.
-
-        Without such a provider the binding is unchanged; Letta reports the missing provider itself.
-        """
+        """Return the binding with its provider's stored base URL, if any. It holds while the gate is passed."""
         return await self.registry.placed(binding) or binding
 
     async def follow_provider(self, agent_ref: AgentRef) -> None:
-        """Update the base URL of an agent that was left behind when its provider moved.
-
-        This costs a request only if the agent's base URL differs from the configured one.
-        """
+        """Update the base URL of an agent that was left behind when its provider moved; otherwise send no request."""
         binding = agent_ref.binding
         provider = None if binding is None else self._models.provider(binding.provider)
         if binding is None or provider is None or not provider.configured:
@@ -153,11 +130,7 @@ class AgentCache:
             self._bound(agent_ref.id, stored)
 
     async def resolve(self, agent_ref: AgentRef, handle: str) -> Binding:
-        """Return the binding that one of an agent's handles stands for.
-
-        Raises:
-            ModelUnknown: no model would work.
-        """
+        """Return the binding that one of an agent's handles stands for; raise `ModelUnknown` if none would work."""
         return (await self._models.binding(handle, window=agent_ref.window)).suited(agent_ref.type)
 
     def _bound(self, agent_id: str, binding: Binding) -> None:

@@ -93,11 +93,7 @@ async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
 
 
 def _judge(error: LettaRefused | LettaBroken) -> ProbeResult:
-    """Return whether the vendor refused the key, or something else failed. Letta words every refusal alike (fact M7).
-
-    Raises:
-        _LettaFailed: it was Letta.
-    """
+    """Return whether the vendor refused the key; Letta words every refusal alike (fact M7). Raise if Letta failed."""
     detail = (error.detail or error.what)[:_DETAIL_LIMIT]
     if isinstance(error, LettaBroken) and not error.kind.startswith("llm_"):
         raise _LettaFailed(detail)

@@ -1,7 +1,7 @@
 """Queues that give each agent one turn at a time, in order of arrival (fact M10).
 
-Turns of this process wait in a queue for each agent. The first of a queue then takes the agent's lock in Letta's
-Postgres, if that is known, so that backends take turns too.
+The first turn in an agent's queue also takes the agent's lock in Letta's Postgres, if that is known, so that
+backends take turns too.
 """
 
 from __future__ import annotations
@@ -27,14 +27,7 @@ class TicketAbandoned(Exception):
 
 
 class TurnQueue:
-    """The queues of all agents.
-
-    Args:
-        advisory: locks that hold across processes; None if no database is known.
-        limit: how many turns may wait for one agent, not counting the running one.
-        patience: the most seconds that a turn waits.
-        clock: returns monotonic seconds.
-    """
+    """The queues of all agents: `limit` turns may wait for one agent, `patience` seconds at most."""
 
     def __init__(
         self,
@@ -52,11 +45,7 @@ class TurnQueue:
         self._turn_seconds = _FIRST_ESTIMATE
 
     def take(self, agent_id: str) -> Ticket:
-        """Return a ticket at the end of an agent's queue. It has to be waited for, or left.
-
-        Raises:
-            QueueFull: too many turns wait already.
-        """
+        """Return a ticket at the end of an agent's queue, or raise `QueueFull`. It has to be waited for, or left."""
         queue = self._queues.setdefault(agent_id, deque())
         if len(queue) > self._limit:
             wait = min(self._turn_seconds * len(queue), _MAX_RETRY_AFTER)
@@ -134,7 +123,6 @@ class Ticket:
         Raises:
             TicketAbandoned: it was given up while it waited.
             TurnTimeout: the turns before it took too long.
-            ConfigurationError: the database for locks cannot be used.
         """
         try:
             async with self._queue.hold(self):

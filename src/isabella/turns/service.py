@@ -30,13 +30,7 @@ EventListener = Callable[[Turn, Event], None]
 
 
 class TurnService:
-    """Accepts turns.
-
-    Args:
-        deps: the services that all turns share.
-        queue: gives each agent one turn at a time.
-        on_event: is called with every event.
-    """
+    """Accepts turns, and finds the running ones."""
 
     def __init__(
         self, deps: TurnDependencies, queue: TurnQueue, on_event: EventListener = lambda _turn, _event: None
@@ -49,15 +43,10 @@ class TurnService:
     async def open(self, agent: str, message: str) -> Turn:
         """Accept a turn. Its `events` have to be read, or it has to `leave`.
 
-        Args:
-            agent: the agent's name, definition id, or Letta id.
-            message: the user's message.
-
         Raises:
             MessageRefused: the message is empty, too long or not text.
-            AgentUnknown: no such agent exists.
+            AgentUnknown: no agent has this name, definition id, or Letta id.
             QueueFull: too many turns wait for it already.
-            LettaError: Letta cannot be read.
         """
         check_message(message)
         agent_ref = await self.deps.agent_cache.find(agent)
@@ -67,16 +56,7 @@ class TurnService:
         return turn
 
     async def stop(self, agent: str, id: str) -> None:
-        """End a turn, and wait until it has ended.
-
-        Args:
-            agent: the agent's name, definition id, or Letta id.
-            id: the turn's id.
-
-        Raises:
-            AgentUnknown: no such agent exists.
-            TurnUnknown: no such turn runs in this backend.
-        """
+        """End a turn, and wait until it has ended; raise `TurnUnknown` if this backend does not run it."""
         agent_ref = await self.deps.agent_cache.find(agent)
         turn = self._running.get(id)
         if turn is None or turn.agent_ref.id != agent_ref.id:
@@ -105,14 +85,7 @@ async def open_turn_service(
     on_event: EventListener = lambda _turn, _event: None,
     vendors: VendorStatusBoard | None = None,
 ) -> AsyncIterator[TurnService]:
-    """Open a turn service for the agents of one Letta.
-
-    Args:
-        agent_service: the agents.
-        locks: the locks that keep turns and changes of providers apart; by default its own.
-        on_event: is called with every event.
-        vendors: records the last status of each vendor.
-    """
+    """Open a turn service for the agents of one Letta, by default with locks of its own."""
     settings = agent_service.settings
     async with AsyncExitStack() as stack:
         if locks is None:
@@ -131,11 +104,7 @@ async def open_turn_service(
 
 
 def check_message(message: str) -> None:
-    """Check that a message can be sent.
-
-    Raises:
-        MessageRefused: it is empty, too long, or no text that can be stored.
-    """
+    """Raise `MessageRefused` unless the message can be sent."""
     if not has_text(message):
         raise MessageRefused("The message is empty.", remedy="Write at least one visible character.")
     if len(message) > MAX_MESSAGE_LENGTH:

@@ -1,7 +1,4 @@
-"""Parse Letta's answer stream, and judge the errors in it.
-
-The stream consists of server-sent events, one JSON object each. Only the types below are read; others are ignored, so
-that a later release may send more.
+"""Parse Letta's answer stream, and judge the errors in it. Events of other types than those below are ignored.
 
 Letta wraps every failure of a vendor into an event of its own (measured on 0.16.8, docs/turns.md): a type, which is
 exact for 401 and 429 only, and a sentence that quotes the vendor's status and body. The status decides; the wording

@@ -75,16 +75,7 @@ class TurnDependencies:
 
 
 class Turn:
-    """One turn. `events()` runs it, once; `stop()` ends it.
-
-    Args:
-        deps: the services that all turns share.
-        agent_ref: the agent.
-        message: the user's message.
-        ticket: the turn's place in the agent's queue.
-        on_event: is called with every event before the reader gets it.
-        on_end: is called when the turn is over, or was abandoned.
-    """
+    """One turn. `events()` runs it, once; `stop()` ends it. `on_event` is called before the reader gets the event."""
 
     def __init__(
         self,
@@ -141,9 +132,9 @@ class Turn:
     async def events(self) -> AsyncGenerator[Event, None]:
         """Run the turn and yield its events: first `Opened`, last exactly one `Ended`.
 
-        The turn runs in a task of its own, which waits while the reader handles an event. Closing this generator, or
-        cancelling its reader, cancels that task and waits for its cleanup: it cancels Letta's run, stores the partial
-        answer and binds the agent back.
+        The turn runs in a task of its own, which waits while the reader handles an event. Closing this generator
+        cancels that task and waits for its cleanup: it cancels Letta's run, stores the partial answer and binds the
+        agent back.
         """
         task = asyncio.create_task(self._run())
         try:
@@ -280,11 +271,7 @@ class Turn:
             self._deps.breaker.gave_up(candidate.provider)
 
     async def _attempt(self, candidate: Candidate) -> VendorRefusal | None:
-        """Ask a vendor once.
-
-        Returns:
-            Why it did not answer, if another vendor may be asked; None if the turn is over.
-        """
+        """Ask a vendor once. Return why it did not answer, if another may be asked; None if the turn is over."""
         deps = self._deps
         self._asked = None
         attempt = Attempt(
@@ -372,10 +359,7 @@ class Turn:
                 await self._conclude(attempt)
 
     async def _was_switched(self, expected: Candidate, lookup: asyncio.Task[AgentRef] | None) -> bool:
-        """Look the agent up, and return whether it is bound to another model than expected.
-
-        Another process may have switched it after it was cached. If Letta does not answer, it counts as not switched.
-        """
+        """Return whether another process has bound the agent to another model; False if Letta does not answer."""
         try:
             with anyio.fail_after(_LOOKUP_SECONDS):
                 self.agent_ref = await (lookup or self._deps.agent_cache.reload(self.agent_ref))

@@ -44,19 +44,11 @@ class ConfigSnapshot:
 
     @classmethod
     def of(cls, settings: Settings) -> ConfigSnapshot:
-        """Return the snapshot for these settings.
-
-        Raises:
-            ConfigurationError: `isabella.toml` is malformed.
-        """
+        """Return the snapshot for these settings; raise `ConfigurationError` if `isabella.toml` is malformed."""
         return cls(settings, desired_providers(settings))
 
     def again(self) -> ConfigSnapshot:
-        """Read the same files again, for the same environment and command line.
-
-        Raises:
-            ConfigurationError: a file is malformed, or was deleted.
-        """
+        """Read the same files again, for the same environment and command line; raise `ConfigurationError`."""
         former = self.settings
         file = former.sources.file
         # `.env` may stay missing if it never existed. If it has vanished, it is being replaced, or that is a mistake.
@@ -187,14 +179,10 @@ async def watch_files(
     every: float = CHECK_SECONDS,
     since: FileStamps | None = None,
 ) -> None:
-    """Call `changed` whenever one of the files has changed, until cancelled.
+    """Call `changed`, which must not raise, whenever one of the files has changed, until cancelled.
 
-    Args:
-        files: returns the files; called again after every change, which may have named others.
-        changed: the callback. It must not raise.
-        mode: whether the file system is asked to report changes.
-        every: seconds between checks.
-        since: the stamps when the files were last read; by default those of now.
+    `files` is called again after every change, which may have named others. `since` are the stamps when the files
+    were last read; by default those of now.
     """
     seen = {**file_stamps(files()), **(since or {})}
     while True:

@@ -74,14 +74,9 @@ class ModelRefresh:
 def compare_models(
     provider: str, before: frozenset[str], after: frozenset[str], answer: VendorAnswer, agents: Sequence[BoundAgent]
 ) -> ProviderModels:
-    """Compare two lists of models, and find the agents that lost their model.
+    """Compare two lists of models in Letta, and find the agents of the provider that lost their model.
 
-    Args:
-        provider: the provider's name in Letta.
-        before: the models that Letta listed.
-        after: the models that Letta lists now.
-        answer: the vendor's own list. It may have models that Letta leaves out, and that agents are bound to.
-        agents: the agents of all providers.
+    The vendor's own list, in `answer`, may have models that Letta leaves out, and that agents are bound to.
     """
     offered = frozenset(answer.models)
     gone = before - after - offered
@@ -95,12 +90,7 @@ def compare_models(
 
 
 async def refresh_models(settings: Settings, connection: Connection) -> ModelRefresh:
-    """Have Letta read the model list of every configured provider again.
-
-    Raises:
-        LettaError: Letta cannot be read.
-        ConfigurationError: `isabella.toml` is malformed.
-    """
+    """Have Letta read the model list of every configured provider again."""
     ask = partial(ask_vendor, timeout=min(connection.timeout, 10.0))
     async with LettaClient.open(connection) as letta:
         store = letta.providers

@@ -80,13 +80,7 @@ class _Pause:
 
 
 class Schedule:
-    """The times of the next actions. It neither sleeps nor reads a clock of its own.
-
-    Args:
-        resync: seconds between checks for drift; 0 for never.
-        refresh_at: the local time of the nightly refresh; None for never.
-        clock: the time.
-    """
+    """The times of the next actions: `resync` in seconds (0: never), `refresh_at` in local time (None: never)."""
 
     def __init__(self, resync: float, refresh_at: time | None, clock: Clock | None = None) -> None:
         self._clock = clock or Clock()
@@ -173,12 +167,7 @@ class WatchActions(Protocol):
 
 
 class LettaActions:
-    """The actions on a real Letta.
-
-    Args:
-        gate: the lock that turns of this process pass.
-        find: finds the Letta, each time again: the embedded one may run under another master key by now.
-    """
+    """The actions on a real Letta. `find` is called each time: an embedded one may have a new master key."""
 
     def __init__(
         self, gate: ProviderLock | None = None, *, find: Callable[[Settings], Awaitable[Connection]] = connect
@@ -205,17 +194,9 @@ class LettaActions:
 
 
 class Watcher:
-    """Keeps the providers of one Letta in sync.
+    """Keeps the providers of one Letta in sync, and calls the listener, which must not raise, with every event.
 
-    Args:
-        settings: the settings in force.
-        actions: the actions.
-        listener: is called with every event. It must not raise.
-        report: the result of the sync before; None if there was none.
-        schedule: the times; by default those of the settings.
-
-    Raises:
-        ConfigurationError: `isabella.toml` is malformed.
+    `report` is the result of the sync before, if there was one.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
-"""The route of embeddings, which Letta calls for archival memory, in the OpenAI format.
+"""The route of embeddings in the OpenAI format, which Letta calls for archival memory.
 
-Letta cannot be given a token for it, so a secret in the path authenticates the request. The vendor's key is added
-here.
+Letta cannot be given a token for it, so a secret in the path authenticates the request.
 """
 
 from __future__ import annotations

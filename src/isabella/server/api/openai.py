@@ -1,7 +1,6 @@
 """The OpenAI format, for other programs: each agent is a model.
 
-An agent has its own memory and history. Only the last user message of a request is sent to it; the messages before
-are the client's copy of the same history.
+Only the last user message of a request is sent: the messages before it are the client's copy of the agent's history.
 """
 
 from __future__ import annotations

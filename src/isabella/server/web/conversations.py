@@ -167,13 +167,7 @@ class Conversation:
         return (exchange for exchange in self.exchanges if exchange.seq > since or not exchange.stored)
 
     def send(self, message: str) -> None:
-        """Send a message as soon as all earlier ones are answered.
-
-        Raises:
-            MessageRefused: the message is empty or too long.
-            QueueFull: too many messages wait already.
-            NotReady: the backend has not started.
-        """
+        """Send a message once all earlier ones are answered; raise `MessageRefused`, `QueueFull` or `NotReady`."""
         message = message.strip("\n")
         check_message(message)
         if len(self.waiting) >= _LONGEST_QUEUE:

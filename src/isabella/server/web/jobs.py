@@ -211,11 +211,7 @@ class JobRunner:
         return self.current is not None and self.current.state is JobState.RUNNING
 
     def start(self, kind: JobKind, only: Sequence[str] = (), *, confirmed: bool = False) -> None:
-        """Start a job, unless one is running. `confirmed` allows it to recreate providers.
-
-        Raises:
-            NotReady: the backend has not started.
-        """
+        """Start a job, unless one is running. `confirmed` allows it to recreate providers."""
         if self.running:
             return
         job = Job(kind, tuple(only))

@@ -86,11 +86,7 @@ def sort_agents(agents: Sequence[AgentRecord]) -> list[AgentRecord]:
 
 
 async def redirect_to_first(runtime: Runtime, page: str) -> Response:
-    """Redirect to the first agent's page.
-
-    Raises:
-        AgentUnknown: there is no agent.
-    """
+    """Redirect to the first agent's page."""
     agents = sort_agents(await runtime.agents.registry.all())
     if not agents:
         raise AgentUnknown(
@@ -100,11 +96,7 @@ async def redirect_to_first(runtime: Runtime, page: str) -> Response:
 
 
 def agent_id_of(request: Request) -> str:
-    """Return the id of the agent in a request's path.
-
-    Raises:
-        AgentUnknown: it is not a valid id.
-    """
+    """Return the id of the agent in a request's path."""
     id = str(request.path_params["agent"])
     if not _AGENT_ID.fullmatch(id):
         raise AgentUnknown("There is no such agent.")
@@ -112,11 +104,7 @@ def agent_id_of(request: Request) -> str:
 
 
 def find_agent(agents: Sequence[AgentRecord], id: str) -> AgentRecord:
-    """Return the agent of an id.
-
-    Raises:
-        AgentUnknown: the agent does not exist any more.
-    """
+    """Return the agent of an id."""
     agent = next((agent for agent in agents if agent.id == id), None)
     if agent is None:
         raise AgentUnknown("This agent does not exist any more.", remedy="Choose another one.")

@@ -47,11 +47,7 @@ class MemoryLine:
 
 
 async def list_provenance(history: History, agent_id: str) -> list[Provenance]:
-    """Return what an agent has written into its memory recently, newest first.
-
-    Raises:
-        LettaError: the history cannot be read.
-    """
+    """Return what an agent has written into its memory recently, newest first."""
     entries: list[HistoryEntry] = []
     before: str | None = None
     while len(entries) < _HISTORY_SEARCHED:

@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from isabella.errors import IsabellaError, NotReady
+from isabella.providers.health import Level, current_health, level_of, stored_level, vendor_level, vendor_words
 from isabella.server import ROOT
 from isabella.server.auth import FormRefused
 from isabella.server.errors import status_of
@@ -38,6 +39,8 @@ _HTMX = "hx-request"
 
 THEME = "isabella_theme"
 THEMES = ("auto", "light", "dark")
+
+_TONES = {Level.OK: "good", Level.UNKNOWN: "idle", Level.WARNING: "warn", Level.PROBLEM: "bad"}
 
 
 class _MarkdownRenderer(RendererHTML):
@@ -159,6 +162,12 @@ def template_environment() -> Environment:
         "segment": lambda value: quote(value, safe=""),
         "capitalize_first": lambda value: value[:1].upper() + value[1:],
         "thousands": lambda value: f"{value:,}",
+        "condition": lambda entry: current_health(entry).value,
+        "level": level_of,
+        "stored_level": stored_level,
+        "vendor_level": vendor_level,
+        "vendor_words": vendor_words,
+        "tone": _TONES.__getitem__,
     }
     environment.globals |= {"root": ROOT, "static": _static_url, "SHOWN": SHOWN}
     return environment

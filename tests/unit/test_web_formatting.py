@@ -57,8 +57,8 @@ def test_a_chart_has_a_place_for_every_mark() -> None:
     now = 10_000.0
     samples = [TurnSample(now - 3600, "a", 0.4), TurnSample(now - 60, "a", None), TurnSample(now, "a", 1.6)]
     drawn = pages_activity.chart("a", samples, now)
-    assert [dot.x for dot in drawn.points] == [34.0, pages_activity.WIDTH - 6]
-    assert all(0 <= dot.y <= pages_activity.HEIGHT for dot in drawn.points)
+    assert [dot["x"] for dot in drawn.points] == [34.0, pages_activity.WIDTH - 6]
+    assert all(0 <= dot["y"] <= pages_activity.HEIGHT for dot in drawn.points)
     assert len(drawn.bars) == 1
     assert drawn.ceiling == 2
     assert drawn.summary == "a: 2 answers, half of them within 1.6 s, 1 error in the last hour"

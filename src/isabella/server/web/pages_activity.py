@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,7 +14,7 @@ from starlette.routing import Route
 
 from isabella.server.event_log import TurnSample
 from isabella.server.runtime import Runtime
-from isabella.server.web.rendering import Renderer, stream
+from isabella.server.web.rendering import Page, Renderer, stream
 
 _HOUR = 3600.0
 _EVENTS_SHOWN, _CHARTS_SHOWN = 100, 12
@@ -28,31 +29,12 @@ _SCALES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 
 
 @dataclass(frozen=True)
-class TurnPoint:
-    """A turn in a chart, and its label."""
-
-    x: float
-    y: float
-    text: str
-
-
-@dataclass(frozen=True)
-class ErrorBar:
-    """The number of errors in an interval."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-
-
-@dataclass(frozen=True)
 class VendorChart:
-    """A chart of a vendor's results: a point per answer, and bars of errors."""
+    """A chart of a vendor's results: a point per answer, and bars of errors; places and sizes in pixels."""
 
     provider: str
-    points: tuple[TurnPoint, ...]
-    bars: tuple[ErrorBar, ...]
+    points: Sequence[Mapping[str, Any]]
+    bars: Sequence[Mapping[str, Any]]
     ceiling: float  #: the top of the scale, in seconds
     median: float | None  #: the median time to the first token, in seconds
     answered: int
@@ -73,35 +55,35 @@ def chart(provider: str, samples: Sequence[TurnSample], now: float, span: float 
     errors = [sample for sample in samples if sample.first_token is None]
     longest = times[-1] if times else 1.0
     ceiling = next((scale for scale in _SCALES if longest <= scale), longest)
-    points = tuple(
-        TurnPoint(
-            round(_LEFT + (WIDTH - _LEFT - _RIGHT) * (1 - (now - sample.at) / span), 1),
-            round(_TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - sample.first_token / ceiling), 1),
-            f"{sample.first_token:.2f} s",
-        )
+    points = [
+        {
+            "x": round(_LEFT + (WIDTH - _LEFT - _RIGHT) * (1 - (now - sample.at) / span), 1),
+            "y": round(_TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - sample.first_token / ceiling), 1),
+            "text": f"{sample.first_token:.2f} s",
+        }
         for sample in samples
         if sample.first_token is not None
-    )
+    ]
     median = times[len(times) // 2] if times else None
     return VendorChart(provider, points, _bars(errors, now, span), ceiling, median, len(times), len(errors))
 
 
-def _bars(errors: Sequence[TurnSample], now: float, span: float) -> tuple[ErrorBar, ...]:
+def _bars(errors: Sequence[TurnSample], now: float, span: float) -> list[dict[str, float]]:
     counts = [0] * _BAR_COUNT
     for sample in errors:
         counts[min(_BAR_COUNT - 1, max(0, int(_BAR_COUNT * (1 - (now - sample.at) / span))))] += 1
     width = (WIDTH - _LEFT - _RIGHT) / _BAR_COUNT
     unit = (HEIGHT - _TOP - _BOTTOM) * 0.6 / max([*counts, 1])
-    return tuple(
-        ErrorBar(
-            round(_LEFT + index * width, 1),
-            round(HEIGHT - _BOTTOM - unit * count, 1),
-            round(width - 1, 1),
-            round(unit * count, 1),
-        )
+    return [
+        {
+            "x": round(_LEFT + index * width, 1),
+            "y": round(HEIGHT - _BOTTOM - unit * count, 1),
+            "width": round(width - 1, 1),
+            "height": round(unit * count, 1),
+        }
         for index, count in enumerate(counts)
         if count
-    )
+    ]
 
 
 def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
@@ -110,10 +92,12 @@ def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
     return [Route("/activity", page.show), Route("/activity/live", page.live)]
 
 
-class _Page:
+class _Page(Page):
+    parts_template = "activity_parts.html"
+
     def __init__(self, runtime: Runtime, renderer: Renderer) -> None:
+        super().__init__(runtime, renderer)
         self._log = runtime.event_log
-        self._renderer = renderer
 
     async def show(self, request: Request) -> Response:
         version = self._log.notifier.count
@@ -141,8 +125,7 @@ class _Page:
         busiest = sorted(samples, key=lambda name: (-len(samples[name]), name))[:_CHARTS_SHOWN]
         charts = [chart(name, samples[name], now) for name in sorted(busiest)]
         size = {"width": WIDTH, "height": HEIGHT}
-        part = self._renderer.part
         return {
-            "charts": part("activity_parts.html", "charts", charts=charts, more=len(samples) - len(charts), **size),
-            "events": part("activity_parts.html", "events", events=list(self._log.entries)[:_EVENTS_SHOWN]),
+            "charts": self._part("charts", charts=charts, more=len(samples) - len(charts), **size),
+            "events": self._part("events", events=list(self._log.entries)[:_EVENTS_SHOWN]),
         }

@@ -16,11 +16,10 @@ from isabella.agents.registry import AgentRecord
 from isabella.errors import AgentUnknown
 from isabella.providers.health import HealthState, current_health
 from isabella.server import ROOT
-from isabella.server.auth import read_form
 from isabella.server.event_log import MessageModel
 from isabella.server.runtime import Runtime
 from isabella.server.web.conversations import Conversation, Exchange, ExchangePhase
-from isabella.server.web.rendering import Renderer, stream
+from isabella.server.web.rendering import Page, Renderer, stream
 from isabella.system.redaction import redact
 
 _PAGE = 40
@@ -111,10 +110,11 @@ def find_agent(agents: Sequence[AgentRecord], id: str) -> AgentRecord:
     return agent
 
 
-class _Page:
+class _Page(Page):
+    parts_template = "chat_parts.html"
+
     def __init__(self, runtime: Runtime, renderer: Renderer) -> None:
-        self._runtime = runtime
-        self._renderer = renderer
+        super().__init__(runtime, renderer)
         self._conversations: dict[str, Conversation] = {}
 
     async def first(self, _request: Request) -> Response:
@@ -187,7 +187,7 @@ class _Page:
         return self._fragment("switch", agent=agent, handles=by_provider)
 
     async def switch(self, request: Request) -> Response:
-        fields = await read_form(request, self._runtime.csrf)
+        fields = await self._form(request)
         agents, id = self._runtime.agents, agent_id_of(request)
         agent = await agents.registry.get(id)
         async with agents.memory.hold(id):
@@ -212,7 +212,7 @@ class _Page:
         return Response(status_code=204)
 
     async def _posted(self, request: Request) -> tuple[Conversation, dict[str, str]]:
-        fields = await read_form(request, self._runtime.csrf)
+        fields = await self._form(request)
         return self._conversation(agent_id_of(request)), fields
 
     async def export(self, request: Request) -> Response:
@@ -276,12 +276,6 @@ class _Page:
             texts = (part for part in exchange.parts if part.kind == "text")
             html += [self._part("text_finished", seq=seq, part=part) for part in texts]
         return html
-
-    def _part(self, macro: str, /, **values: object) -> str:
-        return self._renderer.part("chat_parts.html", macro, **values)
-
-    def _fragment(self, macro: str, /, **values: object) -> Response:
-        return self._renderer.fragment("chat_parts.html", macro, **values)
 
     def _conversation(self, agent_id: str) -> Conversation:
         if agent_id not in self._conversations:

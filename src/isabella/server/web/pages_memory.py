@@ -14,10 +14,9 @@ from isabella.agents.history import History, HistoryEntry
 from isabella.agents.memory import ArchivalPassage, MemoryBlock
 from isabella.agents.registry import AgentRecord
 from isabella.errors import IsabellaError, MemoryChanged, MemoryRefused, MemoryTooLong
-from isabella.server.auth import read_form
 from isabella.server.runtime import Runtime
 from isabella.server.web.pages_chat import agent_id_of, find_agent, redirect_to_first, sort_agents
-from isabella.server.web.rendering import Renderer, stream
+from isabella.server.web.rendering import Page, Renderer, stream
 from isabella.system.tasks import gather
 
 #: How many messages of the history are searched for provenance.
@@ -112,10 +111,8 @@ def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
     ]
 
 
-class _Page:
-    def __init__(self, runtime: Runtime, renderer: Renderer) -> None:
-        self._runtime = runtime
-        self._renderer = renderer
+class _Page(Page):
+    parts_template = "memory_parts.html"
 
     async def first(self, _request: Request) -> Response:
         return await redirect_to_first(self._runtime, "memory")
@@ -206,7 +203,7 @@ class _Page:
 
     async def save(self, request: Request) -> Response:
         """Write a block. If it has changed since it was edited, overwrite nothing and show both texts."""
-        fields = await read_form(request, self._runtime.csrf)
+        fields = await self._form(request)
         id, memory = agent_id_of(request), self._runtime.agents.memory
         label, value, version = fields.get("label", ""), fields.get("value", ""), fields.get("version", "")
         before = await memory.block(id, label)
@@ -247,7 +244,7 @@ class _Page:
         return self._fragment(macro, passages=found, agent_id=id, after=_next_page(found))
 
     async def add(self, request: Request) -> Response:
-        fields = await read_form(request, self._runtime.csrf)
+        fields = await self._form(request)
         id = agent_id_of(request)
         tags = [tag.strip()[:200] for tag in fields.get("tags", "").split(",") if tag.strip()][:50]
         added = await self._runtime.agents.archive.add(id, fields.get("text", ""), tags)
@@ -261,15 +258,9 @@ class _Page:
         return self._fragment("actions", passage=passage, agent_id=agent_id_of(request), asking=asking, focus=True)
 
     async def delete(self, request: Request) -> Response:
-        fields = await read_form(request, self._runtime.csrf)
+        fields = await self._form(request)
         await self._runtime.agents.archive.delete(agent_id_of(request), fields.get("id", ""))
         return self._fragment("deleted")
-
-    def _part(self, macro: str, /, **values: object) -> str:
-        return self._renderer.part("memory_parts.html", macro, **values)
-
-    def _fragment(self, macro: str, /, **values: object) -> Response:
-        return self._renderer.fragment("memory_parts.html", macro, **values)
 
 
 def _next_page(passages: Sequence[ArchivalPassage]) -> str | None:

@@ -13,11 +13,10 @@ from isabella.errors import ConfigurationError
 from isabella.practice.overlay import ORIGIN
 from isabella.providers.health import headline
 from isabella.providers.report import ProviderReport
-from isabella.server.auth import read_form
 from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
 from isabella.server.web.jobs import JobKind, JobRunner, ProviderMonitor
-from isabella.server.web.rendering import Renderer, stream
+from isabella.server.web.rendering import Page, Renderer, stream
 
 _NOTICES_SHOWN_FOR = 3600.0
 _TICK_SECONDS, _REFRESH_SECONDS = 1.0, 20.0
@@ -35,12 +34,13 @@ def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
     ]
 
 
-class ProvidersPage:
+class ProvidersPage(Page):
     """The page of one backend."""
 
+    parts_template = "providers_parts.html"
+
     def __init__(self, runtime: Runtime, renderer: Renderer, monitor: ProviderMonitor, jobs: JobRunner) -> None:
-        self._runtime = runtime
-        self._renderer = renderer
+        super().__init__(runtime, renderer)
         self._monitor = monitor
         self._jobs = jobs
 
@@ -56,20 +56,20 @@ class ProvidersPage:
 
     async def start(self, request: Request) -> Response:
         """Start a job."""
-        fields = await read_form(request, self._runtime.csrf)
+        fields = await self._form(request)
         try:
             kind = JobKind(request.path_params["kind"])
         except ValueError:
             raise ConfigurationError("There is no such job.") from None
         only = [fields["only"]] if fields.get("only") else []
         self._jobs.start(kind, only, confirmed=fields.get("confirmed") == "yes")
-        return self._renderer.fragment("providers_parts.html", "job_panel", job=self._jobs.current)
+        return self._fragment("job_panel", job=self._jobs.current)
 
     async def dismiss(self, request: Request) -> Response:
         """Remove the result of the last job."""
-        await read_form(request, self._runtime.csrf)
+        await self._form(request)
         self._jobs.dismiss()
-        return self._renderer.fragment("providers_parts.html", "job_panel", job=self._jobs.current)
+        return self._fragment("job_panel", job=self._jobs.current)
 
     def _version(self) -> str:
         return f"{self._monitor.states.version}.{self._jobs.notifier.count}.{self._runtime.readiness.phase.value}"
@@ -129,9 +129,6 @@ class ProvidersPage:
     def _entries(self) -> Sequence[ProviderReport]:
         report = self._monitor.states.report
         return () if report is None else self._runtime.readiness.with_vendors(report).providers
-
-    def _part(self, macro: str, /, **values: object) -> str:
-        return self._renderer.part("providers_parts.html", macro, **values)
 
 
 async def _wait_for_any(counts: dict[Notifier, int], seconds: float) -> None:

@@ -49,7 +49,6 @@ _OTHER_SECRETS = (
     "(agents' environment variables, tokens of MCP servers): enter those again, or run Letta with the former key."
 )
 
-
 Lock = Callable[[], AbstractAsyncContextManager[None]]
 
 
@@ -156,41 +155,17 @@ class Applier:
         return with_agent_moves(outcome, moves)
 
     async def _make(self, change: PlannedChange) -> ApplyOutcome:
-        if self._ask is None or not self._may_delete:
-            # A created provider could not be deleted again, so the vendor is asked before.
-            answer = await self._inquire(change)
-            if answer is not None and answer.takes_key is False:
-                return refused_by_vendor(change, answer)
-            reason = with_vendor_answer(change.reason, answer)
-            return await self._try_post(change) or ApplyOutcome(Action.CREATE, reason)
-        # Nothing can be lost yet, so vendor and Letta are asked concurrently.
-        answers: list[VendorAnswer | None] = []
-        async with anyio.create_task_group() as tasks:
-
-            async def inquire() -> None:
-                answers.append(await self._inquire(change))
-
-            tasks.start_soon(inquire)
-            failure = await self._try_post(change)
-        answer = answers[0]
-        if failure is not None:
-            return failure
+        answer = await self._inquire(change)
         if answer is not None and answer.takes_key is False:
-            created = await self._store.find(change.desired.name)
-            if created is not None:
-                await self._writer.delete(created.id, change.desired.name)
             return refused_by_vendor(change, answer)
-        return ApplyOutcome(Action.CREATE, with_vendor_answer(change.reason, answer))
-
-    async def _try_post(self, change: PlannedChange) -> ApplyOutcome | None:
-        """POST; return the outcome if it failed, instead of raising, so that the vendor's answer is awaited too."""
+        reason = with_vendor_answer(change.reason, answer)
         try:
             await self._post(change)
         except LettaRefused as error:
             return self._explain_refusal(change, error)
         except LettaError as error:
             return ApplyOutcome(Action.CREATE, f"{change.reason}; {error.what}", error.remedy, failed=True)
-        return None
+        return ApplyOutcome(Action.CREATE, reason)
 
     # --- update in place ----------------------------------------------------------------------------------------
 

@@ -6,8 +6,7 @@ written while an agent of its provider has another base URL than the key is for.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -123,10 +122,6 @@ class LettaBoundAgents:
         def before(row: AgentRow) -> None:
             note(MovedAgent(row.id, row.name or row.id, None if row.llm is None else row.llm.endpoint))
 
-        async def move(agent_id: str) -> None:
-            async with _collected(failed, agent_id):
-                await self._letta.agents.point_to(agent_id, provider, base_url, before)
-
         async def left_behind() -> list[str]:
             return [
                 row.id
@@ -137,7 +132,7 @@ class LettaBoundAgents:
         for _ in range(_PASSES):
             if not (behind := await left_behind()):
                 break
-            await gather([partial(move, agent_id) for agent_id in behind], at_once=_CONCURRENCY)
+            failed |= await self._point(provider, dict.fromkeys(behind, base_url), before)
         else:
             # The response to a change is no proof of it; only the list is.
             if behind := await left_behind():
@@ -147,27 +142,29 @@ class LettaBoundAgents:
 
     async def move_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
         """Restore the former base URL of these agents. One that fails does not stop the others."""
-        failed: dict[str, LettaError] = {}
-
-        async def move(agent: MovedAgent) -> None:
-            async with _collected(failed, agent.id):
-                await self._letta.agents.point_to(agent.id, provider, agent.former)
-
-        calls: list[Callable[[], Awaitable[None]]] = [partial(move, agent) for agent in moved]
-        await gather(calls, at_once=_CONCURRENCY)
+        failed = await self._point(provider, {agent.id: agent.former for agent in moved})
         for error in failed.values():
             raise error
+
+    async def _point(
+        self,
+        provider: str,
+        base_urls: Mapping[str, str | None],
+        before: Callable[[AgentRow], None] = lambda _row: None,
+    ) -> dict[str, LettaError]:
+        """Set the base URL of each agent by id, and return the errors. An agent that was deleted is no error."""
+        failed: dict[str, LettaError] = {}
+
+        async def point(agent_id: str, base_url: str | None) -> None:
+            try:
+                await self._letta.agents.point_to(agent_id, provider, base_url, before)
+            except LettaError as error:
+                if not (isinstance(error, LettaRefused) and error.status == 404):
+                    failed[agent_id] = error
+
+        await gather([partial(point, *target) for target in base_urls.items()], at_once=_CONCURRENCY)
+        return failed
 
     async def _all(self) -> list[AgentRow]:
         """Return all agents, hidden ones included: those use their provider as well."""
         return await self._letta.agents.all(hidden=True)
-
-
-@asynccontextmanager
-async def _collected(failed: dict[str, LettaError], agent_id: str) -> AsyncIterator[None]:
-    """Keep the error of one agent for later. An agent that was deleted is no error."""
-    try:
-        yield
-    except LettaError as error:
-        if not (isinstance(error, LettaRefused) and error.status == 404):
-            failed[agent_id] = error

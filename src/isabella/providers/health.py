@@ -15,6 +15,8 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from isabella.providers.plan import WRITE_ACTIONS, Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.files import write_private
@@ -46,7 +48,7 @@ class HealthState(StrEnum):
 class ProviderHealth:
     """The health of one provider."""
 
-    kind: HealthState
+    condition: HealthState
     reason: str  #: the reason at the last change of the condition
     since: datetime  #: the start of the condition; a report that confirms it changes nothing
     remedy: str | None = None  #: what the operator can do, if a sync has said so
@@ -57,6 +59,7 @@ class ProviderHealth:
 
 
 HealthByProvider = Mapping[str, ProviderHealth]
+_HEALTH = TypeAdapter(dict[str, ProviderHealth])
 
 #: The conditions that only a sync can find, not a comparison.
 _SYNC_FAILURES = (HealthState.REFUSED, HealthState.MISCONFIGURED, HealthState.UNPROVEN, HealthState.FAILED)
@@ -110,7 +113,7 @@ def _update(before: ProviderHealth | None, entry: ProviderReport, now: datetime,
     kind = health_state(entry)
     # A provider that had to be written was out of sync until now, even if no report has said so in between.
     repaired = kind is HealthState.IN_SYNC and entry.action in WRITE_ACTIONS
-    changed = before is None or before.kind is not kind or repaired
+    changed = before is None or before.condition is not kind or repaired
     if before is not None and not changed and kind is HealthState.IN_SYNC:
         # It keeps the reason of the last change. The reason of a failure may be another one now.
         return before
@@ -131,13 +134,13 @@ def with_health(report: Report, health: HealthByProvider, *, unless: datetime | 
         own = health.get(entry.name)
         if own is None:
             return entry
-        entry = replace(entry, condition=own.kind.value, since=None if own.since == unless else own.since)
+        entry = replace(entry, condition=own.condition.value, since=None if own.since == unless else own.since)
         if own.basis is None:
             return entry
         # The result of the last sync.
-        proof = Proof.UNPROVEN if own.kind is HealthState.UNPROVEN else Proof.FAILED
+        proof = Proof.UNPROVEN if own.condition is HealthState.UNPROVEN else Proof.FAILED
         entry = replace(entry, proof=proof, reason=own.reason, remedy=own.remedy)
-        if own.kind is not HealthState.REFUSED:
+        if own.condition is not HealthState.REFUSED:
             return entry
         refused = VendorObservation(VendorState.REFUSES_KEY, own.reason, own.asked or own.since)
         return replace(entry, refused_by_vendor=True, vendor_status=refused)
@@ -154,39 +157,16 @@ class HealthFile:
     def read(self) -> dict[str, ProviderHealth]:
         """Return what was saved last; nothing if the file is missing or damaged."""
         try:
-            document = json.loads(self._path.read_text())
-            return {
-                str(name): ProviderHealth(
-                    HealthState(entry["condition"]),
-                    str(entry["reason"]),
-                    datetime.fromisoformat(entry["since"]),
-                    remedy=entry.get("remedy"),
-                    basis=entry.get("basis"),
-                    asked=datetime.fromisoformat(entry["asked"]) if entry.get("asked") else None,
-                )
-                for name, entry in document["providers"].items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return _HEALTH.validate_python(json.loads(self._path.read_text())["providers"])
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
 
     def write(self, health: HealthByProvider) -> None:
         """Save the health. If this fails, only times and the results of the last sync are lost."""
-        document = {name: _as_document(own) for name, own in health.items()}
+        document = _HEALTH.dump_python(dict(health), mode="json", exclude_none=True)
         with suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(self._path, json.dumps({"version": 1, "providers": document}))
-
-
-def _as_document(health: ProviderHealth) -> dict[str, str]:
-    document = {
-        "condition": health.kind.value,
-        "reason": health.reason,
-        "since": health.since.isoformat(),
-        "remedy": health.remedy,
-        "basis": health.basis,
-        "asked": None if health.asked is None else health.asked.isoformat(),
-    }
-    return {name: value for name, value in document.items() if value is not None}
 
 
 # --- headline -----------------------------------------------------------------------------------------------------

@@ -184,45 +184,39 @@ def explain_no_delete(abilities: Capabilities) -> str:
     return f"Letta {abilities.release} cannot recreate a deleted provider, so nothing is deleted there"
 
 
+_DIFFERENCES = {
+    ProviderState.IN_SYNC: "read back and equal",
+    ProviderState.STALE: "Letta holds another key",
+    ProviderState.UNREADABLE: "Letta's key is encrypted under another master key",
+    ProviderState.PLAINTEXT: "the key is right, but in plaintext although a master key is set",
+    ProviderState.HIDDEN: "Letta's key cannot be read back",
+}
+
+
 def _difference(
     desired: Desired, stored: StoredProvider | None, reading: KeyReading | None, state: ProviderState
 ) -> str:
-    if state is ProviderState.IN_SYNC:
-        return "read back and equal"
-    if stored is None:
-        return state.value
-    difference = _first_difference(desired, stored, reading, state)
-    if state is ProviderState.MOVED or stored.base_url == desired.base_url or is_placeholder_url(stored.base_url):
-        return difference
-    return f"{difference}, and base URL {stored.base_url} instead of {desired.base_url}"
-
-
-def _first_difference(
-    desired: Desired, stored: StoredProvider, reading: KeyReading | None, state: ProviderState
-) -> str:
+    text = _DIFFERENCES.get(state, state.value)
+    if stored is None or state is ProviderState.IN_SYNC:
+        return text
+    unfinished, base_url = (
+        is_placeholder_url(stored.base_url),
+        f"base URL {stored.base_url} instead of {desired.base_url}",
+    )
     match state:
-        case ProviderState.STALE if is_placeholder_url(stored.base_url):
-            return "a move was interrupted: Letta holds a placeholder, not a key"
-        case ProviderState.MOVED if is_placeholder_url(stored.base_url):
-            return "a move is unfinished: some agents may still use the former base URL"
+        case ProviderState.STALE if unfinished:
+            text = "a move was interrupted: Letta holds a placeholder, not a key"
         case ProviderState.STALE if reading is not None and reading.match is KeyMatch.NOTHING:
-            return "Letta holds no key (an upgrade without a master key loses it, fact O4)"
-        case ProviderState.STALE:
-            return "Letta holds another key"
-        case ProviderState.UNREADABLE:
-            return "Letta's key is encrypted under another master key"
-        case ProviderState.PLAINTEXT:
-            return "the key is right, but in plaintext although a master key is set"
-        case ProviderState.MISTYPED:
-            return f"type {stored.type} instead of {desired.type}"
-        case ProviderState.MOVED:
-            return f"base URL {stored.base_url} instead of {desired.base_url}"
+            text = "Letta holds no key (an upgrade without a master key loses it, fact O4)"
         case ProviderState.HIDDEN if reading is not None and reading.sealed:
-            return "Letta's key cannot be read back: it is encrypted, and no master key is configured"
-        case ProviderState.HIDDEN:
-            return "Letta's key cannot be read back"
-        case _:
-            return state.value
+            text += ": it is encrypted, and no master key is configured"
+        case ProviderState.MISTYPED:
+            text = f"type {stored.type} instead of {desired.type}"
+        case ProviderState.MOVED if unfinished:
+            text = "a move is unfinished: some agents may still use the former base URL"
+        case ProviderState.MOVED:
+            return base_url
+    return text if unfinished or stored.base_url == desired.base_url else f"{text}, and {base_url}"
 
 
 def describe_refusal(change: PlannedChange, answer: VendorAnswer) -> tuple[str, str]:

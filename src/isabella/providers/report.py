@@ -36,6 +36,13 @@ class Receipt(StrEnum):
     FAILED = "failed"
 
 
+#: The fields of a provider that `--json` and the HTTP API show, in order.
+_SHOWN = (
+    *("name", "vendor", "type", "base_url", "key", "key_source", "stored", "action", "proof", "condition", "since"),
+    *("vendor_status", "models", "reason", "remedy", "notes"),
+)
+
+
 @dataclass(frozen=True)
 class ProviderReport:
     """One provider in a report."""
@@ -67,27 +74,13 @@ class ProviderReport:
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` and the HTTP API show."""
-        document: dict[str, Any] = {
-            "name": self.name,
-            "vendor": self.vendor,
-            "type": self.type,
-            "base_url": self.base_url,
-            "key": self.key,
-            "key_source": self.key_source,
-            "stored": self.stored.value,
-            "action": self.action.value,
-            "proof": self.proof.value,
-            "condition": self.condition,
-            "since": None if self.since is None else self.since.isoformat(timespec="seconds"),
-            "vendor_status": None if self.vendor_status is None else self.vendor_status.as_json(),
-            "models": self.models,
-            "reason": self.reason,
-            "remedy": self.remedy,
-            "notes": list(self.notes),
-        }
+        document: dict[str, Any] = {name: getattr(self, name) for name in _SHOWN}
+        document["since"] = None if self.since is None else self.since.isoformat(timespec="seconds")
+        document["vendor_status"] = None if self.vendor_status is None else self.vendor_status.as_json()
+        document["notes"] = list(self.notes)
         if self.receipt is not None:
-            document["receipt"] = self.receipt.value
-        return document
+            document["receipt"] = self.receipt
+        return {name: value.value if isinstance(value, StrEnum) else value for name, value in document.items()}
 
 
 @dataclass(frozen=True)

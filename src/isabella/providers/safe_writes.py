@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -37,9 +38,7 @@ class SafeWriter:
 
     async def create(self, *, name: str, type: str, base_url: str | None, key: SecretStr) -> None:
         """Create a provider."""
-
-        async def write() -> None:
-            await self._store.create(name=name, type=type, base_url=base_url, key=key)
+        write = partial(self._store.create, name=name, type=type, base_url=base_url, key=key)
 
         async def happened() -> bool:
             stored = await self._store.find(name)
@@ -50,9 +49,7 @@ class SafeWriter:
 
     async def update(self, stored: StoredProvider, *, key: SecretStr, base_url: str) -> None:
         """Change key and base URL in place."""
-
-        async def write() -> None:
-            await self._store.update(stored.id, key=key, base_url=base_url)
+        write = partial(self._store.update, stored.id, key=key, base_url=base_url)
 
         async def happened() -> bool:
             now = await self._store.find(stored.name)
@@ -164,8 +161,7 @@ class EncryptionProbe:
     async def state(self) -> EncryptionState:
         """Return how Letta encrypts."""
         async with self._lock:
-            if self._state is None:
-                self._state = await self._test()
+            self._state = self._state or await self._test()
             return self._state
 
     async def _test(self) -> EncryptionState:

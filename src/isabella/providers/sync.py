@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -32,7 +31,6 @@ from isabella.system.tasks import gather
 from isabella.vendors.status import VendorObservation
 
 _CONCURRENCY = 8
-_THREADS = os.cpu_count() or 1
 
 _SAME_MASTER_KEY = "Put the LETTA_ENCRYPTION_KEY that Letta itself runs with into .env, then sync again."
 _SET_MASTER_KEY = "Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again."
@@ -120,38 +118,33 @@ class _Run:
         await self._read_keys(desired)
 
     async def read_again(self, desired: Sequence[Desired]) -> None:
-        """Read these providers once more."""
+        """Read these providers once more; a single one by its name."""
         if len(desired) == 1:
-            name = desired[0].name
-            self._stored.pop(name, None)
-            if (stored := await self._store.find(name)) is not None:
-                self._stored[name] = stored
+            self._stored.pop(desired[0].name, None)
+            found = await self._store.find(desired[0].name)
+            self._stored |= {} if found is None else {found.name: found}
         else:
             self._stored = {stored.name: stored for stored in await self._store.all()}
         await self._read_keys(desired)
 
     async def _read_keys(self, desired: Sequence[Desired]) -> None:
-        """Compare the stored keys with the configured ones; in threads, because decrypting one takes 15 ms."""
-        to_read: list[tuple[str, StoredProvider, SecretStr]] = []
-        for provider in desired:
-            stored = self._stored.get(provider.name)
-            self._readings.pop(provider.name, None)
-            if stored is not None and provider.key is not None:
-                to_read.append((provider.name, stored, provider.key))
-        shares = [share for start in range(_THREADS) if (share := to_read[start::_THREADS])]
-        await gather([partial(anyio.to_thread.run_sync, self._read_share, share) for share in shares])
+        """Compare the stored keys with the configured ones; in a thread, because decrypting one takes 15 ms."""
+        await anyio.to_thread.run_sync(self._compare_keys, desired)
         if self._memo is not None:
             self._memo.save()
 
-    def _read_share(self, share: Sequence[tuple[str, StoredProvider, SecretStr]]) -> None:
-        for name, stored, key in share:
-            self._readings[name] = read_back(
-                stored.key_text,
-                key.get_secret_value(),
-                self._options.master_key,
-                self._memo,
-                shown=stored.key_shown,
-            )
+    def _compare_keys(self, desired: Sequence[Desired]) -> None:
+        for provider in desired:
+            stored, key = self._stored.get(provider.name), provider.key
+            self._readings.pop(provider.name, None)
+            if stored is not None and key is not None:
+                self._readings[provider.name] = read_back(
+                    stored.key_text,
+                    key.get_secret_value(),
+                    self._options.master_key,
+                    self._memo,
+                    shown=stored.key_shown,
+                )
 
     def changes(self, desired: Sequence[Desired]) -> list[PlannedChange]:
         """Return the plan."""

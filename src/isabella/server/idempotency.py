@@ -66,11 +66,12 @@ class TurnRequest:
 
 
 class SharedTurn:
-    """A turn that runs in the background, with its events for any number of subscribers."""
+    """A turn that runs in the background, with its events for any number of subscribers; each has to `leave` once."""
 
-    def __init__(self, request: TurnRequest) -> None:
+    def __init__(self, request: TurnRequest, left: Callable[[SharedTurn], None]) -> None:
+        self._left = left
         self.request = request  #: the request that began it, or the latest repeat
-        self.turn: Turn | None = None  #: None until the turn is open
+        self._turn: Turn | None = None
         self.answered = False  #: whether a response to one of its requests has begun
         self.subscribers = 0  #: the number of clients that read its events
         self.finished = anyio.Event()
@@ -81,6 +82,13 @@ class SharedTurn:
         self._changed = anyio.Event()
 
     @property
+    def turn(self) -> Turn:
+        """The turn; available as soon as it has events."""
+        if self._turn is None:
+            raise RuntimeError("the turn has not begun")
+        return self._turn
+
+    @property
     def stored_nothing(self) -> bool:
         """Whether it has ended without a trace in the agent's history, so that the message may be sent again."""
         last = self._events[-1] if self._events else None
@@ -89,10 +97,10 @@ class SharedTurn:
     async def run(self, turn_service: TurnService, agent: str, message: str) -> None:
         """Run the turn to its end."""
         try:
-            self.turn = await turn_service.open(agent, message)
+            turn = self._turn = await turn_service.open(agent, message)
             if self.stopping:
-                self.turn.stop()
-            async with aclosing(self.turn.events()) as events:
+                turn.stop()
+            async with aclosing(turn.events()) as events:
                 async for event in events:
                     self._events.append(event)
                     self._notify()
@@ -105,11 +113,15 @@ class SharedTurn:
             self.finished.set()
             self._notify()
 
+    def leave(self) -> None:
+        """End a subscription: the response is complete, or the client has disconnected."""
+        self._left(self)
+
     def stop(self) -> None:
         """Stop the turn; the answer so far is kept."""
         self.stopping = True
-        if self.turn is not None:
-            self.turn.stop()
+        if self._turn is not None:
+            self._turn.stop()
 
     async def events(self) -> AsyncGenerator[Event, None]:
         """Yield all events of the turn from the first one on; raise `IsabellaError` if it could not be opened."""
@@ -131,31 +143,6 @@ class SharedTurn:
         self._changed = anyio.Event()
 
 
-class Subscription:
-    """One client's subscription to a shared turn. The owner must call `leave`."""
-
-    def __init__(self, registry: RequestRegistry, shared: SharedTurn) -> None:
-        self._registry: RequestRegistry | None = registry
-        self.shared = shared
-
-    @property
-    def turn(self) -> Turn:
-        """The turn; available as soon as it has events."""
-        if self.shared.turn is None:
-            raise RuntimeError("the turn has not begun")
-        return self.shared.turn
-
-    def events(self) -> AsyncGenerator[Event, None]:
-        """Yield all events of the turn from the first one on; raise `IsabellaError` if it could not be opened."""
-        return self.shared.events()
-
-    def leave(self) -> None:
-        """End the subscription: the response is complete, or the client has disconnected."""
-        registry, self._registry = self._registry, None
-        if registry is not None:
-            registry.unsubscribe(self.shared)
-
-
 class RequestRegistry:
     """The turns whose requests may be repeated, each running in `tasks`."""
 
@@ -164,7 +151,7 @@ class RequestRegistry:
         self._tasks = tasks
         self._turns: list[SharedTurn] = []
 
-    async def join(self, request: TurnRequest, agent: str, message: str) -> Subscription:
+    async def join(self, request: TurnRequest, agent: str, message: str) -> SharedTurn:
         """Subscribe to the turn that the request repeats, or to a new one.
 
         If that turn is being stopped, wait for its end: only then is it known whether the message was stored.
@@ -174,15 +161,15 @@ class RequestRegistry:
         if shared is None or shared.stored_nothing:
             if shared is not None:
                 self._forget(shared)
-            shared = SharedTurn(request)
+            shared = SharedTurn(request, self._unsubscribe)
             self._turns.append(shared)
             self._tasks.start_soon(shared.run, self._turn_service, agent, message)
         shared.request = request
         shared.subscribers += 1
         self._set_timer(shared)
-        return Subscription(self, shared)
+        return shared
 
-    def unsubscribe(self, shared: SharedTurn) -> None:
+    def _unsubscribe(self, shared: SharedTurn) -> None:
         """Count a subscriber less. Without subscribers, stop the turn, or wait a while for a repeat."""
         shared.subscribers -= 1
         if shared.subscribers > 0:

@@ -95,7 +95,7 @@ def explain(
         document = {"symptoms": [message.as_json() for message in messages]}
         print(json.dumps(document, indent=2, ensure_ascii=False))
     else:
-        from isabella.cli.diagnosis import show_messages
+        from isabella.cli.tables import show_messages
 
         show_messages(messages)
     raise typer.Exit(0 if messages else ERROR)
@@ -134,7 +134,7 @@ def _show(diagnosis: Diagnosis, messages: list[RecognisedMessage], as_json: bool
         document = diagnosis.as_json() | {"log": [message.as_json() for message in messages]}
         print(json.dumps(document, indent=2, ensure_ascii=False))
         return
-    from isabella.cli.diagnosis import show_diagnosis, show_messages
+    from isabella.cli.tables import show_diagnosis, show_messages
 
     show_diagnosis(diagnosis)
     if messages:

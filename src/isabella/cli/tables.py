@@ -1,4 +1,4 @@
-"""Tables of providers, agents and settings for people. Warnings go to standard error."""
+"""Providers, agents, settings and diagnoses for people. Warnings go to standard error."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from isabella.doctor.diagnosis import Diagnosis, RootCause
+from isabella.doctor.findings import Finding, Layer, Severity
+from isabella.doctor.log_messages import RecognisedMessage, scrub
 from isabella.providers.health import Level, headline, report_document, vendor_level, vendor_words
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
@@ -32,6 +35,7 @@ _STYLES: dict[str, str] = {
     Receipt.REFUSED: "red",
 }
 _LEVEL_STYLES = {Level.OK: "green", Level.UNKNOWN: "", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
+_SEVERITY_STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
 _OUTCOME_STYLES = {"kept": "dim", "created": "green", "changed": "yellow", "failed": "red"}
 
 
@@ -203,3 +207,84 @@ def _plain_table(*headings: str) -> Table:
 
 def _local_time(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d %H:%M}"
+
+
+# --- diagnosis ------------------------------------------------------------------------------------------------------
+
+
+def show_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print a diagnosis. It contains no secrets and can be pasted into a public issue."""
+    _print_scrubbed(_diagnosis_headline(diagnosis), "bold green" if diagnosis.healthy else "bold")
+    for cause in diagnosis.causes:
+        finding = cause.finding
+        mark = "✗" if finding.severity is Severity.ERROR else "!"
+        _print_scrubbed(f"{mark} {finding.sentence} {finding.remedy.text}", _SEVERITY_STYLES[finding.severity])
+    if diagnosis.practice:
+        _print_scrubbed("(These are practice vendors.)", "dim")
+    if diagnosis.causes:
+        _print_scrubbed("\nEvidence", "bold")
+    for cause in diagnosis.causes:
+        _print_cause(cause)
+    if diagnosis.unknowns:
+        _print_scrubbed("\nNot checked", "bold")
+    for unknown in diagnosis.unknowns:
+        subject = "" if unknown.provider is None else f"{unknown.provider}: "
+        _print_scrubbed(f"  ? {subject}{unknown.what}, because {unknown.because}", "magenta")
+    if diagnosis.notes:
+        _print_scrubbed("\nNotes", "bold")
+    for note in diagnosis.notes:
+        _print_scrubbed(f"  - {note.sentence} {note.remedy.text}{_facts(note)}", "cyan")
+    if diagnosis.passed:
+        _print_scrubbed("\nPassed checks", "bold")
+    for layer in Layer:
+        for fine in diagnosis.passed:
+            if fine.layer is layer:
+                _print_scrubbed(f"  {layer.heading}: {fine.text}", "green")
+
+
+def show_messages(messages: Sequence[RecognisedMessage], heading: str | None = None) -> None:
+    """Print the explanations of log messages."""
+    if heading is not None:
+        _print_scrubbed(f"\n{heading}", "bold")
+    for message in messages:
+        known = message.message
+        times = "" if message.count == 1 else f" ({message.count} times)"
+        _print_scrubbed(f"{known.title}{times}", "bold")
+        _print_scrubbed(f"  seen:     {message.line}", "dim")
+        _print_scrubbed(f"  means:    {message.meaning}")
+        _print_scrubbed(f"  releases: {known.releases}")
+        _print_scrubbed(f"  do:       {message.remedy}")
+        if known.correction is not None:
+            _print_scrubbed(f"  note:     {known.correction}")
+        if known.facts:
+            _print_scrubbed(f"  facts:    {', '.join(known.facts)}", "dim")
+    if not messages:
+        _print_scrubbed("No known message was recognised. `isabella doctor` checks the system itself.")
+
+
+def _diagnosis_headline(diagnosis: Diagnosis) -> str:
+    letta = ""
+    if diagnosis.base_url is not None:
+        letta = f"  (Letta {diagnosis.release or '?'} at {diagnosis.base_url})"
+    if diagnosis.healthy:
+        return f"Healthy: nothing was found.{letta}"
+    count = len(diagnosis.causes)
+    return f"{count} finding{'' if count == 1 else 's'}{letta}"
+
+
+def _print_cause(cause: RootCause) -> None:
+    finding = cause.finding
+    _print_scrubbed(f"  [{finding.code}] {finding.layer.heading}{_facts(finding)}")
+    _print_scrubbed(f"    why:  {finding.cause}")
+    for line in finding.evidence:
+        _print_scrubbed(f"    seen: {line}", "dim")
+    for consequence in cause.consequences:
+        _print_scrubbed(f"    so:   {consequence.sentence}", "dim")
+
+
+def _facts(finding: Finding) -> str:
+    return f" ({', '.join(finding.facts)})" if finding.facts else ""
+
+
+def _print_scrubbed(text: str, style: str = "") -> None:
+    console().print(Text(scrub(text), style=style), soft_wrap=True)

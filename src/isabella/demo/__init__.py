@@ -1,1 +1,0 @@
-"""The demo: the stale-key bug and its fix, shown on a real Letta with practice vendors."""

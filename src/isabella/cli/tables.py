@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
-from isabella.doctor.diagnosis import Diagnosis, RootCause
-from isabella.doctor.findings import Finding, Layer, Severity
-from isabella.doctor.log_messages import RecognisedMessage, scrub
 from isabella.providers.health import Level, headline, report_document, vendor_level, vendor_words
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
 from isabella.system.terminal import console, print_message
+
+if TYPE_CHECKING:
+    from isabella.doctor.diagnosis import Diagnosis, RootCause
+    from isabella.doctor.findings import Finding
+    from isabella.doctor.log_messages import RecognisedMessage
 
 _STYLES: dict[str, str] = {
     ProviderState.IN_SYNC: "green",
@@ -35,7 +37,7 @@ _STYLES: dict[str, str] = {
     Receipt.REFUSED: "red",
 }
 _LEVEL_STYLES = {Level.OK: "green", Level.UNKNOWN: "", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
-_SEVERITY_STYLES = {Severity.ERROR: "red", Severity.WARNING: "yellow", Severity.NOTE: "cyan"}
+_SEVERITY_STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
 _OUTCOME_STYLES = {"kept": "dim", "created": "green", "changed": "yellow", "failed": "red"}
 
 
@@ -214,10 +216,12 @@ def _local_time(at: datetime) -> str:
 
 def show_diagnosis(diagnosis: Diagnosis) -> None:
     """Print a diagnosis. It contains no secrets and can be pasted into a public issue."""
+    from isabella.doctor.findings import Layer
+
     _print_scrubbed(_diagnosis_headline(diagnosis), "bold green" if diagnosis.healthy else "bold")
     for cause in diagnosis.causes:
         finding = cause.finding
-        mark = "✗" if finding.severity is Severity.ERROR else "!"
+        mark = "✗" if finding.severity == "error" else "!"
         _print_scrubbed(f"{mark} {finding.sentence} {finding.remedy.text}", _SEVERITY_STYLES[finding.severity])
     if diagnosis.practice:
         _print_scrubbed("(These are practice vendors.)", "dim")
@@ -287,4 +291,6 @@ def _facts(finding: Finding) -> str:
 
 
 def _print_scrubbed(text: str, style: str = "") -> None:
+    from isabella.doctor.log_messages import scrub
+
     console().print(Text(scrub(text), style=style), soft_wrap=True)

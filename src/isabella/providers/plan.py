@@ -48,8 +48,9 @@ class Action(StrEnum):
     NONE = "none"
 
 
-#: The actions that write to Letta.
-WRITE_ACTIONS = frozenset((Action.CREATE, Action.UPDATE, Action.RECREATE))
+#: The actions that write to Letta, and what they have done in words.
+DONE = {Action.CREATE: "created", Action.UPDATE: "updated in place", Action.RECREATE: "recreated"}
+WRITE_ACTIONS = frozenset(DONE)
 
 
 @dataclass(frozen=True)

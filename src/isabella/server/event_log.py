@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import anyio
 
-from isabella.providers.plan import Action
+from isabella.providers.plan import DONE, Action
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.redaction import redact
 from isabella.turns.events import AnswerText, Ended, Event, Failover, TurnFailed
@@ -20,8 +20,6 @@ from isabella.watch.events import Synced, WatchEvent, log_sentences
 _EVENTS_KEPT = 400
 _SAMPLES_KEPT = 5000
 _MESSAGES_KEPT = 2000
-
-_DONE = {Action.CREATE: "created", Action.UPDATE: "updated in place", Action.RECREATE: "recreated"}
 
 
 class Notifier:
@@ -48,7 +46,6 @@ class Notifier:
 class LoggedEvent:
     """An event as the activity page shows it."""
 
-    at: datetime
     kind: str  #: `sync`, `failover`, `refusal` or `notice`
     subject: str  #: the provider, handle or agent it is about
     text: str
@@ -56,6 +53,7 @@ class LoggedEvent:
     proof: str = ""  #: the proof of the provider after a sync
     seconds: float | None = None
     warning: bool = False
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 @dataclass(frozen=True)
@@ -101,9 +99,9 @@ class EventLog:
                 model.failovers = (*model.failovers, event)
                 self._add_sample(handle, None)
                 text = f"did not answer {agent.name} ({event.code.value.replace('_', ' ')}): {redact(event.message)}"
-                self._add("failover", handle, text, warning=True)
+                self.entries.appendleft(LoggedEvent("failover", handle, text, warning=True))
             case TurnFailed():
-                self._add("refusal", agent.name, redact(event.message), warning=True)
+                self.entries.appendleft(LoggedEvent("refusal", agent.name, redact(event.message), warning=True))
             case Ended(handle=handle):
                 self.last_turn_at[agent.id] = time.time()
                 model = self._by_turn.pop(turn.id, MessageModel())
@@ -127,21 +125,15 @@ class EventLog:
         """Record a sync: one event per provider that it changed or could not prove."""
         entries = [entry for entry in report.configured if _is_notable(entry)]
         for entry in entries:
-            refused = entry.action is Action.REFUSE
-            done = _DONE.get(entry.action, "refused" if refused else "out of sync")
-            self._add(
-                "refusal" if refused else "sync",
-                entry.name,
-                f"{done}: {redact(entry.reason)}",
-                cause,
-                entry.proof.value,
-                seconds,
-                warning=entry.proof is not Proof.PROVEN,
-            )
+            refused, proven = entry.action is Action.REFUSE, entry.proof is Proof.PROVEN
+            text = f"{DONE.get(entry.action, 'refused' if refused else 'out of sync')}: {redact(entry.reason)}"
+            kind, proof = "refusal" if refused else "sync", entry.proof.value
+            event = LoggedEvent(kind, entry.name, text, cause, proof, seconds, warning=not proven)
+            self.entries.appendleft(event)
         if not entries:
             count = len(report.configured)
             text = f"{count} provider{'s' if count != 1 else ''} as configured; nothing to do"
-            self._add("sync", "all", text, cause, "proven", seconds)
+            self.entries.appendleft(LoggedEvent("sync", "all", text, cause, "proven", seconds))
         self.notifier.notify()
 
     def on_watch_event(self, event: WatchEvent) -> None:
@@ -152,7 +144,7 @@ class EventLog:
                 self.add_sync(event.part, event.cause.value, event.seconds)
         else:
             for sentence in log_sentences(event):
-                self._add("notice", "", redact(sentence.text), warning=sentence.warning)
+                self.entries.appendleft(LoggedEvent("notice", "", redact(sentence.text), warning=sentence.warning))
         self.notifier.notify()
 
     def notices(self, seconds: float) -> Sequence[LoggedEvent]:
@@ -163,20 +155,6 @@ class EventLog:
     def _add_sample(self, handle: str, first_token: float | None) -> None:
         self._samples.append(TurnSample(time.time(), handle.partition("/")[0], first_token))
 
-    def _add(
-        self,
-        kind: str,
-        subject: str,
-        text: str,
-        cause: str = "",
-        proof: str = "",
-        seconds: float | None = None,
-        *,
-        warning: bool = False,
-    ) -> None:
-        event = LoggedEvent(datetime.now(UTC), kind, subject, text, cause, proof, seconds, warning)
-        self.entries.appendleft(event)
-
 
 def _is_notable(entry: ProviderReport) -> bool:
-    return entry.action in _DONE or entry.proof is not Proof.PROVEN
+    return entry.action in DONE or entry.proof is not Proof.PROVEN

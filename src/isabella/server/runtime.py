@@ -33,7 +33,7 @@ from isabella.server.idempotency import RequestRegistry
 from isabella.server.metrics import Metrics
 from isabella.server.readiness import Readiness
 from isabella.turns.events import Ended, EndReason, Event, TurnFailed
-from isabella.turns.service import TurnService, open_turn_service
+from isabella.turns.service import TurnService, new_turn_service
 from isabella.turns.turn import Turn
 from isabella.watch.events import ModelsRefreshed, Synced, WatchEvent, WatchListener, log_sentences
 from isabella.watch.watcher import Schedule, WatchActions, Watcher
@@ -187,12 +187,8 @@ async def open_turns(runtime: Runtime, agent_service: AgentService, locks: TurnL
         runtime.metrics.record(event)
         runtime.event_log.on_turn_event(turn, event)
 
-    async with (
-        open_turn_service(
-            agent_service, locks=locks, on_event=on_event, vendors=runtime.readiness.vendors
-        ) as turn_service,
-        anyio.create_task_group() as tasks,
-    ):
+    turn_service = new_turn_service(agent_service, locks, on_event, runtime.readiness.vendors)
+    async with anyio.create_task_group() as tasks:
 
         def reset_breaker(report: Report) -> None:
             # Failures with the former key say nothing about the new one.

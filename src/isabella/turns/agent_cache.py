@@ -14,8 +14,7 @@ from isabella.agents.context import FittedContext, required_id_form
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord, AgentRegistry, BindingResult
 from isabella.errors import AgentUnknown, IsabellaError, LettaRefused
-from isabella.letta.agents import AgentRow
-from isabella.letta.llm_config import Binding
+from isabella.letta.llm_config import Binding, LlmConfig
 from isabella.system.urls import same_address
 from isabella.turns.events import VendorAsked
 
@@ -92,7 +91,7 @@ class AgentCache:
             if error.status in (404, 422):
                 raise AgentUnknown(f"There is no agent {agent_ref.name} any more.") from None
             raise
-        now = _of_row(agent_ref, row)
+        now = _with_model(replace(agent_ref, name=row.name or agent_ref.name), row.llm)
         for name, (until, cached) in [*self._cached.items()]:
             if cached.id == now.id and cached != now:
                 if cached.name == now.name:
@@ -188,28 +187,24 @@ class TemporaryBinding:
 
 
 def _of_record(record: AgentRecord) -> AgentRef:
-    definition, llm = record.definition, record.llm
-    return AgentRef(
+    definition = record.definition
+    agent_ref = AgentRef(
         id=record.id,
         name=record.name,
         handle=record.handle,
-        provider=(llm.provider if llm is not None else None) or "-",
-        model=llm.model if llm is not None else "-",
-        binding=record.binding,
+        provider="-",
+        model="-",
         handles=definition.handles if definition is not None else (),
         window=definition.window if definition is not None else None,
-        type=llm.agent_type if llm is not None else None,
     )
+    return _with_model(agent_ref, record.llm)
 
 
-def _of_row(agent_ref: AgentRef, row: AgentRow) -> AgentRef:
-    """Return the agent with the name and the model of an agent row."""
-    llm = row.llm
+def _with_model(agent_ref: AgentRef, llm: LlmConfig | None) -> AgentRef:
     if llm is None:
         return agent_ref
     return replace(
         agent_ref,
-        name=row.name or agent_ref.name,
         handle=llm.handle or f"{llm.provider or llm.endpoint_type}/{llm.model}",
         provider=llm.provider or "-",
         model=llm.model,

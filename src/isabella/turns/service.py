@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
 
 import anyio
 
 from isabella.agents.service import AgentService
 from isabella.errors import MessageRefused, TurnUnknown
-from isabella.locks.provider_lock import TurnLocks, open_locks
+from isabella.locks.provider_lock import TurnLocks
 from isabella.turns.agent_cache import AgentCache
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Event
@@ -77,30 +76,21 @@ class TurnService:
         self._running.pop(turn.id, None)
 
 
-@asynccontextmanager
-async def open_turn_service(
-    agent_service: AgentService,
-    *,
-    locks: TurnLocks | None = None,
-    on_event: EventListener = lambda _turn, _event: None,
-    vendors: VendorStatusBoard | None = None,
-) -> AsyncIterator[TurnService]:
-    """Open a turn service for the agents of one Letta, by default with locks of its own."""
+def new_turn_service(
+    agent_service: AgentService, locks: TurnLocks, on_event: EventListener, vendors: VendorStatusBoard
+) -> TurnService:
+    """Return a turn service for the agents of one Letta; it records what each vendor did in `vendors`."""
     settings = agent_service.settings
-    async with AsyncExitStack() as stack:
-        if locks is None:
-            database_url = agent_service.connection.database_url
-            locks = await stack.enter_async_context(open_locks(database_url, patience=settings.gate_timeout))
-        deps = TurnDependencies(
-            letta=agent_service.letta,
-            agent_cache=AgentCache(agent_service.registry, agent_service.models),
-            gate=locks.gate,
-            breaker=CircuitBreaker(),
-            vendors=vendors or VendorStatusBoard(),
-            limits=TurnLimits(first_token=settings.first_token_timeout, silence=settings.silence_timeout),
-        )
-        queue = TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait)
-        yield TurnService(deps, queue, on_event)
+    deps = TurnDependencies(
+        letta=agent_service.letta,
+        agent_cache=AgentCache(agent_service.registry, agent_service.models),
+        gate=locks.gate,
+        breaker=CircuitBreaker(),
+        vendors=vendors,
+        limits=TurnLimits(first_token=settings.first_token_timeout, silence=settings.silence_timeout),
+    )
+    queue = TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait)
+    return TurnService(deps, queue, on_event)
 
 
 def check_message(message: str) -> None:
@@ -112,7 +102,13 @@ def check_message(message: str) -> None:
             f"The message has {len(message)} characters; at most {MAX_MESSAGE_LENGTH} are allowed.",
             remedy="Send a shorter message.",
         )
-    if "\0" in message or not _is_unicode(message):
+    try:
+        message.encode()
+    except UnicodeEncodeError:
+        is_text = False
+    else:
+        is_text = "\0" not in message
+    if not is_text:
         raise MessageRefused(
             "The message contains a NUL or half of a surrogate pair, which are not text.",
             remedy="Send it as UTF-8 text.",
@@ -122,11 +118,3 @@ def check_message(message: str) -> None:
 def has_text(message: str) -> bool:
     """Return whether the message has a character that is neither space nor control."""
     return _VISIBLE.search(message) is not None
-
-
-def _is_unicode(message: str) -> bool:
-    try:
-        message.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

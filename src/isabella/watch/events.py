@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from isabella.providers.plan import Action
+from isabella.providers.plan import DONE
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.watch.model_refresh import ModelRefresh, ProviderModels
 
@@ -78,7 +78,6 @@ WatchEvent = (
 )
 WatchListener = Callable[[WatchEvent], None]
 
-_DONE = {Action.CREATE: "created", Action.UPDATE: "updated in place", Action.RECREATE: "recreated"}
 _MAX_MODELS = 8
 
 
@@ -114,7 +113,7 @@ def log_sentences(event: WatchEvent) -> list[LogSentence]:
 def _of_provider(entry: ProviderReport, cause: str) -> LogSentence | None:
     if entry.proof is not Proof.PROVEN:
         return LogSentence(_joined(f"{entry.name} is not proven: {entry.reason}.", entry.remedy), warning=True)
-    done = _DONE.get(entry.action)
+    done = DONE.get(entry.action)
     return None if done is None else LogSentence(f"{entry.name}: {done} and proven ({entry.reason}), after {cause}.")
 
 

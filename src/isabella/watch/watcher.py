@@ -26,19 +26,9 @@ from isabella.providers.desired import Desired
 from isabella.providers.health import HealthState, health_state
 from isabella.providers.report import Report
 from isabella.system.redaction import unforeseen
-from isabella.watch import config_changes
+from isabella.watch import config_changes, events
 from isabella.watch.config_changes import ConfigSnapshot, apply_live_settings, diff_config
-from isabella.watch.events import (
-    ConfigAccepted,
-    ConfigRefused,
-    ModelsRefreshed,
-    ProvidersDropped,
-    RestartNeeded,
-    SyncCause,
-    Synced,
-    WatchFailed,
-    WatchListener,
-)
+from isabella.watch.events import SyncCause, WatchListener
 from isabella.watch.model_refresh import ModelRefresh, refresh_models
 
 #: Spreads the resyncs of several backends.
@@ -73,18 +63,12 @@ class Due:
     retry: tuple[str, ...] = ()
 
 
-@dataclass
-class _Pause:
-    until: float
-    seconds: float
-
-
 class Schedule:
     """The times of the next actions: `resync` in seconds (0: never), `refresh_at` in local time (None: never)."""
 
     def __init__(self, resync: float, refresh_at: time | None, clock: Clock | None = None) -> None:
         self._clock = clock or Clock()
-        self._pauses: dict[str, _Pause] = {}
+        self._pauses: dict[str, tuple[float, float]] = {}  #: until when, and for how many seconds
         self.change(resync, refresh_at)
 
     def change(self, resync: float, refresh_at: time | None) -> None:
@@ -100,14 +84,14 @@ class Schedule:
     def pause_of(self, name: str) -> float | None:
         """Return the seconds until a provider is tried again; None if it does not wait."""
         pause = self._pauses.get(name)
-        return None if pause is None else max(0.0, pause.until - self._clock.monotonic())
+        return None if pause is None else max(0.0, pause[0] - self._clock.monotonic())
 
     def failed(self, names: Iterable[str]) -> None:
         """Try these again: first after 5 seconds, then after twice as long each time, at most half an hour."""
         for name in names:
             before = self._pauses.get(name)
-            seconds = _FIRST_PAUSE if before is None else min(before.seconds * 2, _MAX_PAUSE)
-            self._pauses[name] = _Pause(self._clock.monotonic() + self._spread(seconds), seconds)
+            seconds = _FIRST_PAUSE if before is None else min(before[1] * 2, _MAX_PAUSE)
+            self._pauses[name] = (self._clock.monotonic() + self._spread(seconds), seconds)
 
     def succeeded(self, names: Iterable[str]) -> None:
         """Do not try these again."""
@@ -126,12 +110,12 @@ class Schedule:
         refresh = self._next_refresh is not None and self._clock.now() >= self._next_refresh
         if refresh:
             self._next_refresh = self._after_refresh()
-        return Due(resync, refresh, tuple(name for name, pause in self._pauses.items() if now >= pause.until))
+        return Due(resync, refresh, tuple(name for name, (until, _) in self._pauses.items() if now >= until))
 
     def seconds(self) -> float:
         """Return how long to wait until something is due, at most half a minute."""
         now = self._clock.monotonic()
-        times = [pause.until - now for pause in self._pauses.values()]
+        times = [until - now for until, _ in self._pauses.values()]
         if self._next_resync is not None:
             times.append(self._next_resync - now)
         if self._next_refresh is not None:
@@ -209,11 +193,11 @@ class Watcher:
         schedule: Schedule | None = None,
     ) -> None:
         self._started_with = settings
-        self._settings = settings
+        self.settings = settings  #: the settings in force now
         self._snapshot = ConfigSnapshot.of(settings)
         self._actions = actions
         self._notify = listener
-        self._report = report
+        self.report = report  #: the last known state of all providers
         self._schedule = schedule or Schedule(settings.resync, settings.refresh_at)
         self._busy = anyio.Lock()
         self._woken = anyio.Event()
@@ -223,19 +207,9 @@ class Watcher:
             self._schedule.failed(_to_try_again(report))
 
     @property
-    def settings(self) -> Settings:
-        """The settings in force now."""
-        return self._settings
-
-    @property
     def desired(self) -> tuple[Desired, ...]:
         """The desired providers, as the configuration was last read."""
         return self._snapshot.desired
-
-    @property
-    def report(self) -> Report | None:
-        """The last known state of all providers."""
-        return self._report
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -274,7 +248,7 @@ class Watcher:
         async with self._busy:
 
             async def refresh() -> None:
-                self._notify(ModelsRefreshed(await self._actions.refresh_models(self._settings)))
+                self._notify(events.ModelsRefreshed(await self._actions.refresh_models(self.settings)))
 
             await self._try(refresh, SyncCause.REFRESH)
 
@@ -311,17 +285,17 @@ class Watcher:
             return
         if self._refused is not None:
             self._refused = None
-            self._notify(ConfigAccepted())
+            self._notify(events.ConfigAccepted())
         diff = diff_config(self._snapshot, fresh, self._started_with)
         self._snapshot = fresh
-        self._settings = apply_live_settings(fresh.settings, self._started_with)
+        self.settings = apply_live_settings(fresh.settings, self._started_with)
         if diff.restart:
-            self._notify(RestartNeeded(diff.restart))
+            self._notify(events.RestartNeeded(diff.restart))
         if diff.timing:
-            self._schedule.change(self._settings.resync, self._settings.refresh_at)
+            self._schedule.change(self.settings.resync, self.settings.refresh_at)
             self.wake()
         if diff.gone:
-            self._notify(ProvidersDropped(diff.gone))
+            self._notify(events.ProvidersDropped(diff.gone))
             self._schedule.succeeded(diff.gone)
         if diff.providers or diff.undeclared:
             # A changed key is tried at once, however long the former one has been refused.
@@ -332,13 +306,13 @@ class Watcher:
         """Keep the former settings, and report this once."""
         if self._refused != what:
             self._refused = what
-            self._notify(ConfigRefused(what, remedy))
+            self._notify(events.ConfigRefused(what, remedy))
 
     async def _sync(self, names: Sequence[str], cause: SyncCause) -> None:
         parts: list[Report] = []
 
         async def ensure() -> None:
-            parts.append(await self._actions.ensure(self._settings, names))
+            parts.append(await self._actions.ensure(self.settings, names))
 
         began = clocks.monotonic()
         if not await self._try(ensure, cause):
@@ -346,13 +320,13 @@ class Watcher:
             self.wake()
             return
         part = parts[0]
-        self._report = self._report.merged_with(part) if names and self._report is not None else part
+        self.report = self.report.merged_with(part) if names and self.report is not None else part
         again = _to_try_again(part)
         self._schedule.succeeded({entry.name for entry in part.providers} - {*again})
         self._schedule.failed(again)
         # A pause that has just begun may end before anything else is due.
         self.wake()
-        self._notify(Synced(self._report, part, cause, clocks.monotonic() - began))
+        self._notify(events.Synced(self.report, part, cause, clocks.monotonic() - began))
 
     async def _try(self, action: Callable[[], Awaitable[None]], cause: SyncCause) -> bool:
         """Return whether the action succeeded. An error is reported once for each cause, until it changes."""
@@ -367,7 +341,7 @@ class Watcher:
             return True
         if self._errors.get(cause) != what:
             self._errors[cause] = what
-            self._notify(WatchFailed(what, cause, remedy))
+            self._notify(events.WatchFailed(what, cause, remedy))
         return False
 
 

@@ -12,22 +12,8 @@ from isabella.errors import IsabellaError, MessageRefused, QueueFull
 from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
 from isabella.system.redaction import redact
-from isabella.turns.events import (
-    AnswerText,
-    Ended,
-    EndReason,
-    ErrorCode,
-    Event,
-    Failover,
-    Held,
-    HistorySummarized,
-    Queued,
-    ReasoningText,
-    ToolCalled,
-    ToolReturned,
-    TurnFailed,
-    VendorAsked,
-)
+from isabella.turns import events
+from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, TurnFailed
 from isabella.turns.service import check_message
 from isabella.turns.turn import Turn
 
@@ -84,25 +70,25 @@ class Exchange:
         """Apply an event of its turn."""
         self.wait_reason = ""
         match event:
-            case Queued(ahead=ahead):
+            case events.Queued(ahead=ahead):
                 self.wait_reason = f"Waiting for {ahead} other turn{'s' if ahead != 1 else ''} of this agent"
-            case Held(provider=provider):
+            case events.Held(provider=provider):
                 self.wait_reason = f"Waiting for a change of {provider} to finish"
-            case VendorAsked(handle=handle):
+            case events.VendorAsked(handle=handle):
                 self.handle = handle
             case Failover():
                 self._add_part("failover", failover=event, text=redact(event.message))
-            case ReasoningText(text=text, message_id=id):
+            case events.ReasoningText(text=text, message_id=id):
                 self._add_text("reasoning", text, id)
-            case AnswerText(text=text, message_id=id):
+            case events.AnswerText(text=text, message_id=id):
                 self._add_text("text", text, id)
-            case ToolCalled():
+            case events.ToolCalled():
                 self._add_part("tool", tool=event.name, call=event.id, text=event.arguments)
-            case ToolReturned():
+            case events.ToolReturned():
                 call = (part for part in reversed(self.parts) if part.kind == "tool" and part.call == event.id)
                 if (part := next(call, None)) is not None:
                     part.result, part.ok = event.text, event.ok
-            case HistorySummarized():
+            case events.HistorySummarized():
                 self._add_part("note", text="Older messages were summarised to make room in the context window.")
             case TurnFailed():
                 self.failed = event
@@ -221,8 +207,8 @@ class Conversation:
             turn = exchange.turn = await turn_service.open(self._agent_id, exchange.message)
             if exchange.phase is ExchangePhase.ENDED:
                 turn.stop()
-            async with aclosing(turn.events()) as events:
-                async for event in events:
+            async with aclosing(turn.events()) as answer:
+                async for event in answer:
                     exchange.apply(event)
                     self.notifier.notify()
         except IsabellaError as error:

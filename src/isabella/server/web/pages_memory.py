@@ -12,12 +12,10 @@ from starlette.routing import Route
 
 from isabella.agents.history import History, HistoryEntry
 from isabella.agents.memory import ArchivalPassage, MemoryBlock
-from isabella.agents.registry import AgentRecord
 from isabella.errors import IsabellaError, MemoryChanged, MemoryRefused, MemoryTooLong
 from isabella.server.runtime import Runtime
 from isabella.server.web.pages_chat import agent_id_of, find_agent, redirect_to_first, sort_agents
 from isabella.server.web.rendering import Page, Renderer, stream
-from isabella.system.tasks import gather
 
 #: How many messages of the history are searched for provenance.
 _HISTORY_SEARCHED = 1000
@@ -35,14 +33,6 @@ class Provenance:
 
     message: HistoryEntry
     written: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class MemoryLine:
-    """A line of a block, or a passage, with its provenance."""
-
-    text: str
-    provenance: Provenance
 
 
 async def list_provenance(history: History, agent_id: str) -> list[Provenance]:
@@ -121,7 +111,10 @@ class _Page(Page):
         id = agent_id_of(request)
         # Read before the blocks, so that the live updates include what is written meanwhile.
         version = self._runtime.event_log.last_turn_at.get(id, 0.0)
-        agents, blocks, passages = await self._read(id)
+        service = self._runtime.agents
+        agents = sort_agents(await service.registry.all())
+        blocks = await service.memory.blocks(id)
+        passages = await service.archive.passages(id, limit=_PASSAGES_SHOWN)
         return self._renderer.page(
             request,
             "memory.html",
@@ -133,25 +126,6 @@ class _Page(Page):
             after=_next_page(passages),
             version=version,
         )
-
-    async def _read(self, id: str) -> tuple[list[AgentRecord], list[MemoryBlock], list[ArchivalPassage]]:
-        """Read all agents, and one agent's blocks and passages, concurrently."""
-        service = self._runtime.agents
-        agents: list[AgentRecord] = []
-        blocks: list[MemoryBlock] = []
-        passages: list[ArchivalPassage] = []
-
-        async def read_agents() -> None:
-            agents.extend(sort_agents(await service.registry.all()))
-
-        async def read_blocks() -> None:
-            blocks.extend(await service.memory.blocks(id))
-
-        async def read_passages() -> None:
-            passages.extend(await service.archive.passages(id, limit=_PASSAGES_SHOWN))
-
-        await gather([read_agents, read_blocks, read_passages])
-        return agents, blocks, passages
 
     async def live(self, request: Request) -> Response:
         return stream(self._changes(agent_id_of(request), request.query_params.get("v", "")))
@@ -186,7 +160,8 @@ class _Page(Page):
             texts = [line for line in block.value.splitlines() if line.strip()]
         else:
             texts = [passage.text for passage in await service.archive.passages(id, limit=_PASSAGES_SHOWN)]
-        lines = [MemoryLine(text, found) for text in texts if (found := provenance_of(text, known)) is not None]
+        found = [(text, provenance_of(text, known)) for text in texts]
+        lines = [(text, provenance) for text, provenance in found if provenance is not None]
         return self._fragment("provenance", lines=lines, agent_id=id)
 
     async def block(self, request: Request) -> Response:

@@ -119,12 +119,13 @@ def rekey(
     Letta is stopped for about half a minute. If the change is interrupted, the next `isabella letta up` completes it.
     Exit code: 0 all providers proven under the new key, otherwise 1; a dry run changes nothing and exits with 0.
     """
-    from isabella.cli.rekey import RekeyOptions
-    from isabella.cli.rekey import rekey as change_key
+    from isabella.cli import rekey as command
 
     settings = configured_settings(env_file, served=True, home=home)
-    options = RekeyOptions(release, instance, from_env, former_key_file, dry_run, yes)
-    raise typer.Exit(0 if change_key(settings, options) else 1)
+    proven = command.rekey(
+        settings, release, instance, from_env=from_env, former_key_file=former_key_file, dry_run=dry_run, yes=yes
+    )
+    raise typer.Exit(0 if proven else 1)
 
 
 @app.command()

@@ -12,17 +12,9 @@ from dataclasses import dataclass, field
 import anyio
 import structlog
 
+from isabella import errors
 from isabella.agents import context
-from isabella.errors import (
-    AgentUnknown,
-    GateTimeout,
-    IsabellaError,
-    LettaBroken,
-    LettaRefused,
-    LettaUnreachable,
-    ModelUnknown,
-    TurnTimeout,
-)
+from isabella.errors import GateTimeout, IsabellaError, ModelUnknown
 from isabella.letta.client import LettaClient
 from isabella.locks.provider_lock import ProviderLock
 from isabella.turns import partial_history
@@ -46,11 +38,11 @@ _MARKS = {
     EndReason.MAX_STEPS: "[step limit reached]",
 }
 _CODES = (
-    (TurnTimeout, ErrorCode.BUSY),
-    (AgentUnknown, ErrorCode.AGENT_UNKNOWN),
-    (LettaUnreachable, ErrorCode.LETTA_UNREACHABLE),
-    (LettaRefused, ErrorCode.LETTA_REFUSED),
-    (LettaBroken, ErrorCode.LETTA_FAILING),
+    (errors.TurnTimeout, ErrorCode.BUSY),
+    (errors.AgentUnknown, ErrorCode.AGENT_UNKNOWN),
+    (errors.LettaUnreachable, ErrorCode.LETTA_UNREACHABLE),
+    (errors.LettaRefused, ErrorCode.LETTA_REFUSED),
+    (errors.LettaBroken, ErrorCode.LETTA_FAILING),
 )
 
 

@@ -237,7 +237,9 @@ def load_settings(
         problems = []
         for problem in error.errors(include_input=False, include_url=False):
             name = variable(str(problem["loc"][0])) if problem["loc"] else "settings"
-            problems.append(f"{name} ({_place(sources, name)}): {problem['msg'].removeprefix('Value error, ')}")
+            origin = sources.origin(name)
+            place = origin if origin in (ENVIRONMENT, DEFAULT) else f"{origin}, line {sources.lines[name]}"
+            problems.append(f"{name} ({place}): {problem['msg'].removeprefix('Value error, ')}")
         raise ConfigurationError("; ".join(problems)) from None
 
 
@@ -271,10 +273,3 @@ def http_address(value: str) -> str:
     if parsed.query or parsed.fragment:
         raise ValueError("it must not have a '?' or a '#'")
     return address
-
-
-def _place(sources: Sources, name: str) -> str:
-    origin = sources.origin(name)
-    if origin in (ENVIRONMENT, DEFAULT):
-        return origin
-    return f"{origin}, line {sources.lines[name]}"

@@ -7,8 +7,8 @@ happened. Between DELETE and POST nothing may interrupt (fact P7): neither a can
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import anyio
@@ -52,12 +52,6 @@ _OTHER_SECRETS = (
 Lock = Callable[[], AbstractAsyncContextManager[None]]
 
 
-@asynccontextmanager
-async def unlocked() -> AsyncIterator[None]:
-    """Lock nothing: for a store that no other process writes to."""
-    yield
-
-
 @dataclass(frozen=True)
 class Options:
     """The options of a run."""
@@ -66,7 +60,7 @@ class Options:
     master_key: SecretStr | None = field(default=None, repr=False)  #: encrypts stored keys, if there is one
     ask: Ask | None = None  #: asks a vendor about a new key; None asks no vendor
     memo: ProofMemo | None = None  #: what earlier runs have proven
-    lock: Lock = unlocked  #: held while anything is written
+    lock: Lock = nullcontext  #: held while anything is written
     patience: float = 30.0  #: seconds to go on trying to recreate a deleted provider
     foreign: bool = True  #: whether providers that are not declared are listed too
     count_models: bool = False  #: whether Letta is asked how many models each provider has

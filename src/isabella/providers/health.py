@@ -97,16 +97,13 @@ def update_health(
     health = {} if whole else dict(before)
     for entry in report.providers:
         former = before.get(entry.name)
-        if read_only and former is not None and _still_holds(former, entry):
+        unchanged = former is not None and former.basis is not None and former.basis == entry.basis
+        if former is not None and read_only and unchanged and entry.vendor_status is None:
+            # Configuration, Letta and vendor have said nothing new since the last sync.
             health[entry.name] = former
         else:
             health[entry.name] = _update(former, entry, now, read_only)
     return health
-
-
-def _still_holds(former: ProviderHealth, entry: ProviderReport) -> bool:
-    """Whether configuration, Letta and vendor have said nothing new since the last sync."""
-    return former.basis is not None and former.basis == entry.basis and entry.vendor_status is None
 
 
 def _update(before: ProviderHealth | None, entry: ProviderReport, now: datetime, read_only: bool) -> ProviderHealth:

@@ -74,11 +74,6 @@ class PlannedChange:
         return self.stored is not None and self.stored.base_url != self.desired.base_url
 
     @property
-    def mid_move(self) -> bool:
-        """Whether the provider has the placeholder base URL of an unfinished move."""
-        return self.stored is not None and is_placeholder_url(self.stored.base_url)
-
-    @property
     def keeps_key(self) -> bool:
         """Whether the stored key is the configured one."""
         return self.reading is not None and self.reading.match is KeyMatch.EQUAL
@@ -135,7 +130,8 @@ def plan(
         return change(Action.NONE, f"no key: {desired.key_source}{left}")
     if desired.problem is not None:
         return change(Action.REFUSE, desired.problem, desired.remedy)
-    if abilities.mistakes_long_keys and not sealing and _looks_encrypted(desired):
+    key = "" if desired.key is None else desired.key.get_secret_value()
+    if abilities.mistakes_long_keys and not sealing and mistaken_for_encrypted(key):
         return change(
             Action.REFUSE,
             f"without a master key, Letta {abilities.release} mistakes this key for an encrypted one and ignores it",
@@ -172,10 +168,6 @@ def plan(
                 f"{difference}; {explain_no_delete(abilities)}",
                 "Upgrade Letta to 0.16.2 or later, then sync again.",
             )
-
-
-def _looks_encrypted(desired: Desired) -> bool:
-    return desired.key is not None and mistaken_for_encrypted(desired.key.get_secret_value())
 
 
 def explain_no_delete(abilities: Capabilities) -> str:
@@ -223,7 +215,7 @@ def _difference(
 def describe_refusal(change: PlannedChange, answer: VendorAnswer) -> tuple[str, str]:
     """Return why a key that the vendor refuses is not written, and what the operator can do."""
     kept = "nothing is registered" if change.stored is None else "the stored key stays"
-    if change.mid_move and not change.keeps_key:
+    if change.stored is not None and is_placeholder_url(change.stored.base_url) and not change.keeps_key:
         kept = "Letta holds a placeholder, not a key, because a move was interrupted"
     return (
         f"{change.desired.vendor.title} refuses the configured key ({answer.status}: {answer.said}); {kept}",

@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 
 import anyio.to_thread
-from pydantic import SecretStr
 
 from isabella.config.strategy import Strategy
 from isabella.errors import LettaError
@@ -82,17 +81,12 @@ async def _predict(change: PlannedChange, ask: Ask) -> PlannedChange:
     key = change.desired.key
     if not change.ask_vendor or key is None:
         return change
-    new = await ask(change.desired.base_url, key)
-    stored = _key_of_vendor(change)
-    return predict_change(change, new, None if stored is None else await ask(change.desired.base_url, stored))
-
-
-def _key_of_vendor(change: PlannedChange) -> SecretStr | None:
-    """Return the stored key if the vendor may see it: Letta sends it there anyway, and it has the vendor's prefix."""
-    prefix, key = change.desired.vendor.key_prefix, None if change.reading is None else change.reading.key
-    if key is None or prefix is None or change.moves or not key.get_secret_value().startswith(prefix):
-        return None
-    return key
+    new, old = await ask(change.desired.base_url, key), None
+    stored, prefix = None if change.reading is None else change.reading.key, change.desired.vendor.key_prefix
+    # The vendor may see a stored key that Letta sends there anyway, and that has the vendor's prefix.
+    if stored is not None and prefix and not change.moves and stored.get_secret_value().startswith(prefix):
+        old = await ask(change.desired.base_url, stored)
+    return predict_change(change, new, old)
 
 
 class _Run:

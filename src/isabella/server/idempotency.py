@@ -50,11 +50,6 @@ class TurnRequest:
             headers.get(_IDEMPOTENCY_KEY) or None,
         )
 
-    @property
-    def may_be_repeated(self) -> bool:
-        """Whether its client repeats requests by itself."""
-        return self.retry is not None or self.key is not None
-
     def resembles(self, other: TurnRequest) -> bool:
         """Return whether it has the body and key of an earlier request."""
         return (self.body, self.key) == (other.body, other.key)
@@ -174,7 +169,8 @@ class RequestRegistry:
         shared.subscribers -= 1
         if shared.subscribers > 0:
             return
-        wait = shared.request.key is not None or (shared.request.may_be_repeated and not shared.answered)
+        request = shared.request
+        wait = request.key is not None or (request.retry is not None and not shared.answered)
         if shared.answered or not wait:
             shared.stop()
         if wait:

@@ -12,11 +12,10 @@ from typing import Annotated, Any, TypeVar
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 from fastapi import Depends, Request
 from pydantic import SecretStr
 
-from isabella.agents.memory import Hold
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import EnsureOutcome
 from isabella.agents.reflection import ReflectionOutcome, Say, reflect
@@ -128,27 +127,18 @@ async def get_runtime(request: Request) -> Runtime:
 CurrentRuntime = Annotated[Runtime, Depends(get_runtime)]
 
 
-async def _readiness(runtime: CurrentRuntime) -> Readiness:
-    return runtime.readiness
+def _service(name: str) -> Any:
+    async def get(runtime: CurrentRuntime) -> Any:
+        return getattr(runtime, name)
 
-
-async def _agents(runtime: CurrentRuntime) -> AgentService:
-    return runtime.agents
-
-
-async def _turns(runtime: CurrentRuntime) -> TurnService:
-    return runtime.turns
-
-
-async def _requests(runtime: CurrentRuntime) -> RequestRegistry:
-    return runtime.requests
+    return Depends(get)
 
 
 #: Parameters of routes; FastAPI fills them in, or answers 503 before the service is open.
-CurrentReadiness = Annotated[Readiness, Depends(_readiness)]
-Agents = Annotated[AgentService, Depends(_agents)]
-Turns = Annotated[TurnService, Depends(_turns)]
-Requests = Annotated[RequestRegistry, Depends(_requests)]
+CurrentReadiness = Annotated[Readiness, _service("readiness")]
+Agents = Annotated[AgentService, _service("agents")]
+Turns = Annotated[TurnService, _service("turns")]
+Requests = Annotated[RequestRegistry, _service("requests")]
 
 
 @asynccontextmanager
@@ -197,7 +187,7 @@ async def open_turns(runtime: Runtime, agent_service: AgentService, locks: TurnL
                     turn_service.deps.breaker.forgive(provider.name)
 
         runtime.readiness.on_sync.append(reset_breaker)
-        await tasks.start(_watch_gate, locks)
+        await tasks.start(locks.gate.watch)
         runtime.turn_service, runtime.request_registry = turn_service, RequestRegistry(turn_service, tasks)
         try:
             yield turn_service
@@ -205,10 +195,6 @@ async def open_turns(runtime: Runtime, agent_service: AgentService, locks: TurnL
             runtime.turn_service = runtime.request_registry = None
             runtime.readiness.on_sync.remove(reset_breaker)
             tasks.cancel_scope.cancel()
-
-
-async def _watch_gate(locks: TurnLocks, *, task_status: TaskStatus[None]) -> None:
-    await locks.gate.watch(task_status=task_status)
 
 
 @asynccontextmanager
@@ -260,23 +246,12 @@ def _update_keys(models: ModelCatalog, watcher: Watcher, report: Report) -> None
 @asynccontextmanager
 async def run_reflection(agent_service: AgentService, turn_service: TurnService) -> AsyncIterator[None]:
     """Run reflections in the background, as turns; edits of memory wait for the turns in progress."""
-    agent_service.memory.hold = hold_queue(turn_service)
+    agent_service.memory.hold = lambda agent_id: turn_service.queue.take(agent_id).reached()
     send = send_as_turn(turn_service)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_reflect_forever, agent_service, send, agent_service.settings.reflect_after)
         yield
         tasks.cancel_scope.cancel()
-
-
-def hold_queue(turn_service: TurnService) -> Hold:
-    """Return a context manager that takes a place in an agent's queue, so that the agent has no turn meanwhile."""
-
-    @asynccontextmanager
-    async def hold(agent_id: str) -> AsyncIterator[None]:
-        async with turn_service.queue.take(agent_id).reached():
-            yield
-
-    return hold
 
 
 def send_as_turn(turn_service: TurnService) -> Say:

@@ -108,10 +108,6 @@ class AgentCache:
         """Bind an agent, at its provider's stored base URL, from its next message on; make its context fit."""
         return await self.registry.fit(agent_id, await self.registry.bind(agent_id, binding))
 
-    async def restore_context(self, agent_id: str, fitted: FittedContext) -> None:
-        """Put back into an agent's context what was taken out of it for one vendor."""
-        await context.restore(self.registry.letta, agent_id, fitted)
-
     async def placed(self, binding: Binding) -> Binding:
         """Return the binding with its provider's stored base URL, if any. It holds while the gate is passed."""
         return await self.registry.placed(binding) or binding
@@ -181,7 +177,7 @@ class TemporaryBinding:
                 if original != self._current and (await agent_cache.reload(agent)).binding == self._current:
                     bound = await agent_cache.bind(agent.id, original)
                     if self._fitted is not None and required_id_form(bound.binding) is None:
-                        await agent_cache.restore_context(agent.id, self._fitted)
+                        await context.restore(agent_cache.registry.letta, agent.id, self._fitted)
             except IsabellaError as error:
                 log.warning("agent not bound back", agent=agent.name, to=self._original.handle, error=error.what)
 

@@ -17,12 +17,6 @@ from isabella.letta.client import LettaClient
 log = structlog.get_logger()
 
 
-async def stored_ids(letta: LettaClient, run_id: str) -> Mapping[str, str]:
-    """Return the messages that Letta has stored of a run: message types by id."""
-    rows = await letta.messages.of_run(run_id)
-    return {str(row.get("id")): str(row.get("message_type")) for row in rows}
-
-
 async def store_partial(
     letta: LettaClient, agent_id: str, *, run_id: str, asked: str, said: Mapping[str, str], mark: str, model: str
 ) -> bool:
@@ -33,7 +27,8 @@ async def store_partial(
     """
     asked_is_stored = False
     try:
-        stored = await stored_ids(letta, run_id)
+        rows = await letta.messages.of_run(run_id)
+        stored = {str(row.get("id")): str(row.get("message_type")) for row in rows}
         asked_is_stored = "user_message" in stored.values()
         came = "".join(text for id, text in said.items() if id not in stored).strip()
         in_context = (await letta.agents.get(agent_id)).message_ids or []

@@ -231,7 +231,12 @@ def classify_refusal(type: str, detail: str) -> VendorRefusal:
     status = int(match[1] or match[2]) if match else None
     if type == _CONTEXT_OVERFLOW:
         return VendorRefusal(ErrorCode.CONTEXT_FULL, message, status, counts=False, elsewhere=False)
-    code = _code_of_status(status) if status is not None else _code_of_wording(type, detail)
+    if status is None:
+        code = _code_of_wording(type, detail)
+    elif status >= 400:
+        code = _CODE_OF_STATUS.get(status, ErrorCode.VENDOR_FAILING if status >= 500 else ErrorCode.REQUEST_REFUSED)
+    else:
+        code = ErrorCode.VENDOR_GARBLED
     if code is ErrorCode.REQUEST_REFUSED and _CONTEXT_REFUSED.search(detail):
         code = ErrorCode.CONTEXT_REFUSED
     retry_after = retry_delay(detail) if code is ErrorCode.RATE_LIMITED else None
@@ -270,12 +275,6 @@ def _vendor_message(detail: str) -> str:
             items = errors if isinstance(errors, list) else ()
             words = "; ".join(str(item.get("msg")) for item in items if isinstance(item, Mapping))
     return f"{match[1]}: {words}" if isinstance(words, str) and words else f"status {match[1]}"
-
-
-def _code_of_status(status: int) -> ErrorCode:
-    if status >= 500:
-        return ErrorCode.VENDOR_FAILING
-    return _CODE_OF_STATUS.get(status, ErrorCode.REQUEST_REFUSED if status >= 400 else ErrorCode.VENDOR_GARBLED)
 
 
 def _code_of_wording(type: str, detail: str) -> ErrorCode:

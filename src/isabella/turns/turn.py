@@ -105,11 +105,6 @@ class Turn:
         #: Cancels that task, but not the parts of its cleanup that are shielded.
         self._scope = anyio.CancelScope()
 
-    @property
-    def waited_for_token(self) -> float | None:
-        """Seconds until the answer began, time in the queue included."""
-        return None if self._began is None else self._began - self._opened
-
     def stop(self) -> None:
         """End the turn; the part of the answer that has arrived is stored."""
         self._cancel_request.stop()
@@ -159,7 +154,8 @@ class Turn:
                 except TicketAbandoned:
                     self._reason = EndReason.STOPPED
                 except IsabellaError as error:
-                    self._failed = refused_turn(error)
+                    code = next((code for kind, code in _CODES if isinstance(error, kind)), ErrorCode.INTERNAL)
+                    self._failed = TurnFailed(code, error.what, error.remedy)
                 if self._failed is not None:
                     await self._emit(self._failed)
                 await self._emit(self._end())
@@ -167,7 +163,7 @@ class Turn:
             self._events.put_nowait(None)
 
     def _end(self) -> Ended:
-        first_token = self.waited_for_token
+        first_token = None if self._began is None else self._began - self._opened
         return Ended(
             reason=self._reason,
             handle=self.answered_by,
@@ -465,9 +461,3 @@ def unanswered_turn(refusals: list[VendorRefusal]) -> TurnFailed:
         "The failover events give the reasons; `isabella providers status` shows the state of the providers.",
         retry_after=retry_after,
     )
-
-
-def refused_turn(error: IsabellaError) -> TurnFailed:
-    """Return the error of a turn that could not be run."""
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), ErrorCode.INTERNAL)
-    return TurnFailed(code, error.what, error.remedy)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+from isabella.agents.registry import AgentRegistry
 from isabella.config.settings import Settings
 from isabella.errors import LettaError
 from isabella.letta.client import LettaClient
@@ -96,7 +97,12 @@ async def refresh_models(settings: Settings, connection: Connection) -> ModelRef
         store = letta.providers
         abilities = await store.abilities()
         stored = {record.name: record for record in await store.all()}
-        agents = await _bound_agents(letta)
+        records = await AgentRegistry(letta).all()
+        agents = [
+            BoundAgent(record.name, record.llm.provider, record.llm.model)
+            for record in records
+            if record.llm is not None and record.llm.provider is not None
+        ]
         usable = [one for one in desired_providers(settings) if one.key is not None and one.problem is None]
         calls = [partial(_refresh, store, abilities, one, stored, ask, agents) for one in usable]
         return ModelRefresh(datetime.now(UTC), tuple(await gather(calls, at_once=_CONCURRENCY)))
@@ -126,13 +132,3 @@ async def _refresh(
         return replace(models, answer=answer)
     except LettaError as error:
         return ProviderModels(desired.name, problem=error.what, answer=answer)
-
-
-async def _bound_agents(letta: LettaClient) -> list[BoundAgent]:
-    from isabella.agents.registry import AgentRegistry
-
-    return [
-        BoundAgent(record.name, record.llm.provider, record.llm.model)
-        for record in await AgentRegistry(letta).all()
-        if record.llm is not None and record.llm.provider is not None
-    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,8 @@ _HISTORY_PAGE = 200
 #: Shorter lines are too ambiguous for a provenance.
 _SHORTEST_LINE = 4
 
+#: The names of tools that write memory.
+_MEMORY_TOOL = re.compile(r"^(?!.*search).*memory")
 _PASSAGES_SHOWN = 20
 _REFRESH_SECONDS = 20.0
 
@@ -55,7 +58,7 @@ def provenance_in(entries: Sequence[HistoryEntry]) -> list[Provenance]:
     for entry in entries:
         if entry.kind == "user":
             message = entry
-        elif entry.kind == "tool_call" and message is not None and _writes_memory(entry.tool or ""):
+        elif message is not None and entry.kind == "tool_call" and _MEMORY_TOOL.search(entry.tool or ""):
             found.append(Provenance(message, tuple(_written_texts(entry.text))))
     return found[::-1]
 
@@ -66,10 +69,6 @@ def provenance_of(text: str, known: Sequence[Provenance]) -> Provenance | None:
     if len(line) < _SHORTEST_LINE:
         return None
     return next((entry for entry in known if any(line in written for written in entry.written)), None)
-
-
-def _writes_memory(tool: str) -> bool:
-    return "memory" in tool and "search" not in tool
 
 
 def _written_texts(arguments: str) -> list[str]:

@@ -119,10 +119,7 @@ def show_notices(notices: Iterable[str]) -> None:
 
 def show_settings(rows: Iterable[tuple[str, str, str]]) -> None:
     """Print settings: name, value, origin."""
-    table = _plain_table("setting", "value", "from")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console().print(table)
+    _print_table(("setting", "value", "from"), rows)
 
 
 def show_agents(agents: Sequence[dict[str, Any]]) -> None:
@@ -131,35 +128,36 @@ def show_agents(agents: Sequence[dict[str, Any]]) -> None:
     if not agents:
         out.print("There are no agents yet. Create them with `isabella agents ensure`.")
         return
-    table = _plain_table("agent", "managed by", "model", "window", "problem")
-    for agent in agents:
-        table.add_row(
-            Text(agent["name"]),
-            Text("Isabella" if agent["ours"] else "others", style="" if agent["ours"] else "dim"),
-            Text(agent["handle"]),
-            Text(str(agent["window"])),
-            Text(agent["problem"] or "-", style="red" if agent["problem"] else "dim"),
+    rows = [
+        (
+            agent["name"],
+            ("Isabella", "") if agent["ours"] else ("others", "dim"),
+            agent["handle"],
+            str(agent["window"]),
+            (agent["problem"], "red") if agent["problem"] else ("-", "dim"),
         )
-    out.print(table)
+        for agent in agents
+    ]
+    _print_table(("agent", "managed by", "model", "window", "problem"), rows)
     if any(agent["problem"] for agent in agents):
         out.print("`isabella agents repair` shows how these problems would be repaired.")
 
 
 def show_ensured(outcomes: Sequence[dict[str, Any]]) -> None:
     """Print the outcome of `isabella agents ensure`, one row for each agent."""
-    out = console()
-    table = _plain_table("agent", "outcome", "model", "details")
-    for outcome in outcomes:
-        table.add_row(
-            Text(outcome["name"]),
-            Text(outcome["done"], style=_OUTCOME_STYLES.get(outcome["done"], "")),
-            Text(outcome["handle"] or "-"),
-            Text("; ".join(outcome["changes"]) or outcome["reason"] or "-"),
+    rows = [
+        (
+            outcome["name"],
+            (outcome["done"], _OUTCOME_STYLES.get(outcome["done"], "")),
+            outcome["handle"] or "-",
+            "; ".join(outcome["changes"]) or outcome["reason"] or "-",
         )
-    out.print(table)
+        for outcome in outcomes
+    ]
+    _print_table(("agent", "outcome", "model", "details"), rows)
     for outcome in outcomes:
         if outcome["remedy"]:
-            out.print(Text(f"{outcome['name']}: {outcome['remedy']}"))
+            console().print(Text(f"{outcome['name']}: {outcome['remedy']}"))
 
 
 def show_agent(agent: dict[str, Any]) -> None:
@@ -184,27 +182,28 @@ def show_repairs(repairs: Sequence[dict[str, Any]], *, done: bool) -> None:
     if not repairs:
         out.print("No agent is broken.")
         return
-    table = _plain_table("agent", "model", "repaired to" if done else "would become", "reason")
-    for repair in repairs:
-        table.add_row(
-            Text(repair["name"]),
-            Text(repair["before"]),
-            Text(repair["after"] or "-", style="green" if repair["done"] else "yellow"),
-            Text(
-                repair["problem"] or ". ".join([repair["why"], *repair["notes"]]),
-                style="red" if repair["problem"] else "",
-            ),
+    rows = [
+        (
+            repair["name"],
+            repair["before"],
+            (repair["after"] or "-", "green" if repair["done"] else "yellow"),
+            (repair["problem"], "red") if repair["problem"] else ". ".join([repair["why"], *repair["notes"]]),
         )
-    out.print(table)
+        for repair in repairs
+    ]
+    _print_table(("agent", "model", "repaired to" if done else "would become", "reason"), rows)
     if not done:
         out.print("Nothing was changed. `isabella agents repair --yes` re-binds them; memory and history stay.")
 
 
-def _plain_table(*headings: str) -> Table:
+def _print_table(headings: Iterable[str], rows: Iterable[Sequence[str | tuple[str, str]]]) -> None:
+    """Print a table whose cells are texts, or texts with their styles."""
     table = Table(box=None, pad_edge=False)
     for heading in headings:
         table.add_column(heading, overflow="fold")
-    return table
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else Text(*cell) for cell in row))
+    console().print(table)
 
 
 def _local_time(at: datetime) -> str:

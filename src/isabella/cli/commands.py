@@ -41,17 +41,14 @@ class _Group(TyperGroup):
     """Commands that print no control characters from elsewhere, and exit with `USAGE` on a wrong command line."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run a command."""
         guard_output()
         return super().main(*args, **options)
 
     def make_context(self, *args: Any, **options: Any) -> Any:
-        """Parse the options before the command."""
         with _usage_code():
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        """Parse the command with its arguments, and run it."""
         with _usage_code():
             return super().invoke(ctx)
 

@@ -141,7 +141,6 @@ class _Run:
                 )
 
     def changes(self, desired: Sequence[Desired]) -> list[PlannedChange]:
-        """Return the plan."""
         return [
             plan(
                 provider,
@@ -251,7 +250,6 @@ class _Run:
         return hashlib.blake2b(facts.encode(), key=secret, digest_size=16, person=b"isabella basis").hexdigest()
 
     def _state(self, desired: Desired) -> ProviderState:
-        """Return the state that was read last."""
         return state_of(
             desired,
             self._stored.get(desired.name),

@@ -226,7 +226,6 @@ class Attempt:
             )
 
     def _lost(self, error: Exception | None) -> None:
-        """Record the error with which the stream ended, if any."""
         if error is None:
             return
         match error:

@@ -270,7 +270,6 @@ class _Answer:
 
 
 async def _complete(shared: SharedTurn, body: ChatRequest) -> Response:
-    """Answer at the end of the turn."""
     answer = _Answer()
     async with aclosing(shared.events()) as events:
         async for event in events:
@@ -375,7 +374,6 @@ def _refusal(error: IsabellaError) -> Response:
 
 
 def _failure(answer: _Answer) -> Response:
-    """Return the response for a turn that failed."""
     headers = {}
     status = 503
     failed, end = answer.failed, answer.end

@@ -162,7 +162,6 @@ class _Page(Page):
         return self._fragment("history", lines=lines, earlier=page.before, agent_id=id)
 
     async def whole(self, request: Request) -> Response:
-        """Return the whole text of a message, however long."""
         id, message_id = agent_id_of(request), request.query_params.get("message", "")
         before = request.query_params.get("before") or None
         page = await self._runtime.agents.history.page(id, limit=2, before=before)
@@ -224,7 +223,6 @@ class _Page(Page):
         )
 
     async def _markdown(self, agent: AgentRecord) -> AsyncIterator[str]:
-        """Yield the whole conversation as Markdown."""
         yield f"# A conversation with {agent.name}\n"
         entries, _ = await self._runtime.agents.history.since(agent.id, None)
         for entry in entries:

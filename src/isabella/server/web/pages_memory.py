@@ -207,7 +207,6 @@ class _Page(Page):
         )
 
     async def passages(self, request: Request) -> Response:
-        """Return a page of archival memory, or the results of a search in it."""
         id, archive = agent_id_of(request), self._runtime.agents.archive
         query = request.query_params.get("q", "").strip()
         if query:

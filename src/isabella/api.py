@@ -106,9 +106,6 @@ async def verify_providers(
         return await add_receipts(report, session.connection, session.desired)
 
 
-# --- receipts -------------------------------------------------------------------------------------------------------
-
-
 async def add_receipts(report: Report, connection: Connection, desired: Sequence[Desired]) -> Report:
     """Return the report with the result of a completion through each provider.
 
@@ -152,9 +149,6 @@ async def _binding(desired: Desired, timeout: float) -> Binding:
         model = next(iter(answer.models), None)
         window = (answer.models.get(model) if model else None) or window
     return Binding(desired.name, model or "default", desired.base_url, vendor.models.get(model or "", window))
-
-
-# --- session --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

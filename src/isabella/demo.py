@@ -109,9 +109,6 @@ def run_demo(
     return output.end()
 
 
-# --- the two acts ---------------------------------------------------------------------------------------------------
-
-
 async def _stale_key(stage: DemoStage, output: DemoOutput) -> None:
     output.heading("1  An old key is stored in Letta")
     old = stage.vendors.key(VENDOR)
@@ -271,9 +268,6 @@ def _desired(settings: Settings) -> Desired:
 
 def _shown(key: SecretStr | None) -> str:
     return "no key" if key is None else mask(key.get_secret_value())
-
-
-# --- the stage ------------------------------------------------------------------------------------------------------
 
 
 @dataclass

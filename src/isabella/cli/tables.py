@@ -210,9 +210,6 @@ def _local_time(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d %H:%M}"
 
 
-# --- diagnosis ------------------------------------------------------------------------------------------------------
-
-
 def show_diagnosis(diagnosis: Diagnosis) -> None:
     """Print a diagnosis. It contains no secrets and can be pasted into a public issue."""
     from isabella.doctor.findings import Layer

@@ -123,8 +123,6 @@ class Applier:
         """Whether a DELETE can be sent at all, even of a provider that was created a moment ago."""
         return self._abilities.recreates and self._strategy is not Strategy.IN_PLACE
 
-    # --- create -------------------------------------------------------------------------------------------------
-
     async def _create(self, change: PlannedChange) -> ApplyOutcome:
         """POST. Before, agents that are already bound to the name get the right base URL (fact M6)."""
         name, base_url = change.desired.name, change.desired.base_url
@@ -160,8 +158,6 @@ class Applier:
         except LettaError as error:
             return ApplyOutcome(Action.CREATE, f"{change.reason}; {error.what}", error.remedy, failed=True)
         return ApplyOutcome(Action.CREATE, reason)
-
-    # --- update in place ----------------------------------------------------------------------------------------
 
     async def _update(self, change: PlannedChange) -> ApplyOutcome:
         answer = await self._inquire(change)
@@ -249,8 +245,6 @@ class Applier:
             )
         return await self._update(change)
 
-    # --- recreate -----------------------------------------------------------------------------------------------
-
     async def _recreate(self, change: PlannedChange, reason: str) -> ApplyOutcome:
         answer = await self._inquire(change)
         if answer is not None and answer.takes_key is False:
@@ -324,8 +318,6 @@ class Applier:
         except LettaError as second:
             return failed(f"Restoring the former record failed too: {second.what} It is not in Letta now.")
         return failed("The former record is back in Letta.")
-
-    # --- steps --------------------------------------------------------------------------------------------------
 
     async def _move_agents(self, change: PlannedChange) -> AgentMoves:
         if not change.moves:

@@ -166,8 +166,6 @@ class HealthFile:
             write_private(self._path, json.dumps({"version": 1, "providers": document}))
 
 
-# --- headline -----------------------------------------------------------------------------------------------------
-
 _MAX_NAMES = 3
 
 

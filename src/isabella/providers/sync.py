@@ -199,8 +199,6 @@ class _Run:
         except LettaError as error:
             self._read_error = error.what
 
-    # --- report -------------------------------------------------------------------------------------------------
-
     async def report(
         self, changes: Sequence[PlannedChange], outcomes: Mapping[str, ApplyOutcome] | None = None
     ) -> Report:

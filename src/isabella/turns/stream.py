@@ -221,9 +221,6 @@ def _number(document: dict[str, Any], name: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-# --- errors -----------------------------------------------------------------------------------------------------
-
-
 def classify_refusal(type: str, detail: str) -> VendorRefusal:
     """Judge an error event by its `error_type` and its sentence."""
     message = redact(_vendor_message(detail))[:_MAX_MESSAGE]

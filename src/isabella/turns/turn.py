@@ -172,8 +172,6 @@ class Turn:
             first_token=None if first_token is None else round(first_token, 3),
         )
 
-    # --- one vendor after the other -------------------------------------------------------------------------------
-
     async def _answer(self) -> None:
         """Ask one vendor after the other until an answer begins. The agent's other turns wait meanwhile."""
         async with (
@@ -244,8 +242,6 @@ class Turn:
             return Candidate.of(self.agent_ref)
         binding = await self._deps.agent_cache.resolve(self.agent_ref, handle)
         return Candidate(binding.handle, binding.provider, binding.model, binding)
-
-    # --- one vendor -----------------------------------------------------------------------------------------------
 
     async def _ask(self, candidate: Candidate) -> None:
         """Ask a vendor; once more if it refused only the form of the context, and that could be changed."""

@@ -32,9 +32,6 @@ _QUIET = 0.25
 _LONGEST = 5.0
 
 
-# --- snapshots and their differences ------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ConfigSnapshot:
     """One reading of the whole configuration."""
@@ -146,8 +143,6 @@ def _expanded(path: Path) -> Path:
         # The home folder is not known; the error is reported when the file is read.
         return path
 
-
-# --- files ----------------------------------------------------------------------------------------------------------
 
 _Stamp = tuple[int, int, int, int] | None
 FileStamps = Mapping[Path, _Stamp]

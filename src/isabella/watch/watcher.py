@@ -42,9 +42,6 @@ _MORE_THAN_A_DAY = timedelta(hours=26)
 _TRIED_AGAIN = (HealthState.REFUSED, HealthState.FAILED)
 
 
-# --- schedule -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Clock:
     """The time: monotonic seconds, the local time, and a random number from 0 to 1."""
@@ -135,9 +132,6 @@ class Schedule:
         now = self._clock.now()
         today = now.replace(hour=at.hour, minute=at.minute, second=0, microsecond=0, fold=0)
         return today if today > now else today + timedelta(days=1)
-
-
-# --- watcher --------------------------------------------------------------------------------------------------------
 
 
 class WatchActions(Protocol):

@@ -81,16 +81,12 @@ class ModelList(BaseModel):
 class ContentPart(BaseModel):
     """A part of a message."""
 
-    model_config = ConfigDict(extra="ignore")
-
     type: str
     text: str | None = None
 
 
 class ChatMessage(BaseModel):
     """A message of the client's conversation."""
-
-    model_config = ConfigDict(extra="ignore")
 
     role: str
     content: str | list[ContentPart] | None = None
@@ -99,15 +95,13 @@ class ChatMessage(BaseModel):
 class StreamOptions(BaseModel):
     """The options of a stream."""
 
-    model_config = ConfigDict(extra="ignore")
-
     include_usage: bool = False
 
 
 class ChatRequest(BaseModel):
     """A request for a chat completion. Other fields of OpenAI's API are accepted and have no effect."""
 
-    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     model: str = Field(min_length=1, max_length=200, description="The agent's name.")
     messages: list[ChatMessage] = Field(

@@ -230,8 +230,6 @@ class _Page(Page):
             if author is not None:
                 yield f"\n**{author}** ({entry.at[:16].replace('T', ' ')})\n\n{redact(entry.text)}\n"
 
-    # --- live updates ---------------------------------------------------------------------------------------------
-
     async def live(self, request: Request) -> Response:
         since = _number(request.query_params.get("since"))
         return stream(self._changes(agent_id_of(request), since))

@@ -95,8 +95,6 @@ class ProvidersPage(Page):
                     dict(zip(notifiers, counts, strict=True)), _TICK_SECONDS if ticking else _REFRESH_SECONDS
                 )
 
-    # --- parts ----------------------------------------------------------------------------------------------------
-
     def parts(self) -> dict[str, str]:
         """Return the HTML of all parts that change, by id; providers by name."""
         parts = {"overview": self._overview(), "job": self._part("job_panel", job=self._jobs.current)}

@@ -111,15 +111,10 @@ def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
     models = declared.models
     windows = dict.fromkeys(models, declared.default_window) if isinstance(models, list) else models
     return Vendor(
-        name=declared.name,
-        title=declared.title or declared.name,
         provider=declared.name,
-        type=declared.type,
-        base_url=declared.base_url,
-        api_key_env=declared.api_key_env,
-        key_prefix=declared.key_prefix,
+        **declared.model_dump(exclude={"title", "default_model", "models"}),
+        title=declared.title or declared.name,
         default_model=declared.default_model or next(iter(windows), None),
-        default_window=declared.default_window,
         models=windows,
     )
 

@@ -13,8 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from platformdirs import user_data_path
 from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from isabella.config.api_keys import is_master_key
 from isabella.config.sources import DEFAULT, ENVIRONMENT, Sources
@@ -111,7 +110,11 @@ class Settings(BaseSettings):
         """Read environment and file together, so that the origin of each value is known."""
         given = init_settings()
         sources = given.get("sources") or Sources.read()
-        return init_settings, _Layers(settings_cls, sources)
+        values: dict[str, Any] = {"sources": sources}
+        for name in (variable(field) for field in settings_cls.model_fields if field != "sources"):
+            if (found := sources.get(name)) is not None:
+                values[name] = found.text.strip()
+        return init_settings, InitSettingsSource(settings_cls, values)
 
     @field_validator("letta_base_url")
     @classmethod
@@ -194,26 +197,6 @@ class Settings(BaseSettings):
             f"If the file is right, run `unset {name}`."
             for name in self.sources.contradictions(dict.fromkeys(names))
         ]
-
-
-class _Layers(PydanticBaseSettingsSource):
-    """Adapter of `Sources` for pydantic-settings."""
-
-    def __init__(self, settings_cls: type[BaseSettings], sources: Sources) -> None:
-        super().__init__(settings_cls)
-        self._sources = sources
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        found = self._sources.get(field.alias or field_name)
-        return (None if found is None else found.text.strip()), field.alias or field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        values: dict[str, Any] = {"sources": self._sources}
-        for name, field in self.settings_cls.model_fields.items():
-            value, key, _ = self.get_field_value(field, name)
-            if value is not None and name != "sources":
-                values[key] = value
-        return values
 
 
 def load_settings(

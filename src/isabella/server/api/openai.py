@@ -348,6 +348,10 @@ def _id(turn: Turn) -> str:
     return f"chatcmpl-{turn.id.removeprefix('turn-')}"
 
 
+def _problem(message: str, code: str, kind: str = "server_error", param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
 def _refusal(error: IsabellaError) -> Response:
     """Return the response for an error before the turn began."""
     status = status_of(error)
@@ -363,18 +367,14 @@ def _refusal(error: IsabellaError) -> Response:
             headers["Retry-After"] = str(max(1, round(seconds)))
         case _ if status >= 500:
             code, kind = "service_unavailable", "server_error"
-    body = {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
-    return JSONResponse(body, status_code=status, headers=headers)
+    return JSONResponse(_problem(str(error), code, kind, param), status_code=status, headers=headers)
 
 
 def _failure(answer: _Answer) -> Response:
-    headers = {}
-    status = 503
-    failed, end = answer.failed, answer.end
-    if failed is not None:
-        status = _STATUSES.get(failed.code, 503)
-        if failed.retry_after is not None:
-            headers["Retry-After"] = str(max(1, round(failed.retry_after)))
+    failed, end, headers = answer.failed, answer.end, {}
+    status = 503 if failed is None else _STATUSES.get(failed.code, 503)
+    if failed is not None and failed.retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(failed.retry_after)))
     if end is not None and end.stored:
         # The message is in the history already.
         status = 502
@@ -385,11 +385,8 @@ def _failure(answer: _Answer) -> Response:
 
 
 def _error(answer: _Answer) -> dict[str, Any]:
-    failed = answer.failed
-    if failed is not None:
-        message, code = f"{failed.message} {failed.remedy or ''}".strip(), failed.code.value
-    elif answer.end is not None and answer.end.reason is EndReason.STOPPED:
-        message, code = "The turn was stopped.", "stopped"
-    else:
-        message, code = "The turn failed.", "failed"
-    return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
+    if answer.failed is not None:
+        return _problem(f"{answer.failed.message} {answer.failed.remedy or ''}".strip(), answer.failed.code.value)
+    if answer.end is not None and answer.end.reason is EndReason.STOPPED:
+        return _problem("The turn was stopped.", "stopped")
+    return _problem("The turn failed.", "failed")

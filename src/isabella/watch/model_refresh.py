@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from isabella.agents.registry import AgentRegistry
 from isabella.config.settings import Settings
@@ -48,16 +47,6 @@ class ProviderModels:
         """Whether there is anything to report."""
         return bool(self.appeared or self.vanished or self.lost or self.problem)
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the form that the HTTP API shows."""
-        return {
-            "provider": self.provider,
-            "appeared": list(self.appeared),
-            "vanished": list(self.vanished),
-            "lost": [{"agent": agent.name, "model": agent.model} for agent in self.lost],
-            "problem": self.problem,
-        }
-
 
 @dataclass(frozen=True)
 class ModelRefresh:
@@ -65,11 +54,6 @@ class ModelRefresh:
 
     at: datetime
     providers: tuple[ProviderModels, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the form that the HTTP API shows."""
-        providers = [provider.as_json() for provider in self.providers]
-        return {"at": self.at.isoformat(timespec="seconds"), "providers": providers}
 
 
 def compare_models(
@@ -105,7 +89,9 @@ async def refresh_models(settings: Settings, connection: Connection) -> ModelRef
         ]
         usable = [one for one in desired_providers(settings) if one.key is not None and one.problem is None]
         calls = [partial(_refresh, store, abilities, one, stored, ask, agents) for one in usable]
-        return ModelRefresh(datetime.now(UTC), tuple(await gather(calls, at_once=_CONCURRENCY)))
+        return ModelRefresh(
+            datetime.now(UTC).replace(microsecond=0), tuple(await gather(calls, at_once=_CONCURRENCY))
+        )
 
 
 async def _refresh(

@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from isabella.providers.plan import WRITE_ACTIONS, Action, ProviderState
-from isabella.providers.report import Proof, ProviderReport, Report
+from isabella.providers.report import Proof, ProviderReport, Report, join_some
 from isabella.system.files import write_private
 from isabella.vendors.status import VendorObservation, VendorState
 
@@ -252,14 +252,14 @@ def headline(report: Report) -> StatusHeadline:
     problems = [f"{entry.name}: {text}" for entry in configured if (text := describe_problem(entry)) is not None]
     if problems:
         title = f"{len(problems)} of {total} providers {'is' if len(problems) == 1 else 'are'} not in order."
-        return StatusHeadline(level, title, f"{_some(problems, '; ')}.")
+        return StatusHeadline(level, title, f"{join_some(problems, _MAX_NAMES, '; ')}.")
     proven = "The stored key is proven" if total == 1 else f"All {total} stored keys are proven"
     if level is Level.OK:
         answered = "the vendor answered" if total == 1 else "every vendor answered"
         return StatusHeadline(level, "Everything is in order.", f"{proven}, and {answered} the last request.")
     unknown = [entry.name for entry in configured if level_of(entry) is Level.UNKNOWN]
     which = "this vendor answers" if len(unknown) == 1 else "these vendors answer"
-    return StatusHeadline(level, f"{proven}.", f"Whether {which} is not known: {_some(unknown, ', ')}.")
+    return StatusHeadline(level, f"{proven}.", f"Whether {which} is not known: {join_some(unknown, _MAX_NAMES)}.")
 
 
 def report_document(report: Report) -> dict[str, Any]:
@@ -278,8 +278,3 @@ def with_vendor_status(report: Report, status_of: Callable[[str], VendorObservat
         return replace(entry, vendor_status=known)
 
     return replace(report, providers=[entry_with_status(entry) for entry in report.providers])
-
-
-def _some(items: list[str], between: str) -> str:
-    more = len(items) - _MAX_NAMES
-    return between.join(items[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

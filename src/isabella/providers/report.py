@@ -149,6 +149,12 @@ class ApplyOutcome:
     refused_by_vendor: bool = False  #: whether it failed because the vendor refuses the configured key
 
 
+def join_some(items: Sequence[str], most: int, between: str = ", ") -> str:
+    """Join the first items, and say how many more there are."""
+    more = len(items) - most
+    return between.join(items[:most]) + (f" and {more} more" if more > 0 else "")
+
+
 def with_agent_moves(outcome: ApplyOutcome, moves: AgentMoves) -> ApplyOutcome:
     """Return the outcome of a move, with the agents that were moved."""
     if moves.error is not None:
@@ -160,9 +166,7 @@ def with_agent_moves(outcome: ApplyOutcome, moves: AgentMoves) -> ApplyOutcome:
         )
     if not moves.moved:
         return outcome
-    names = [agent.name for agent in moves.moved]
-    more = len(names) - _MAX_NAMES
-    listed = ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+    listed = join_some([agent.name for agent in moves.moved], _MAX_NAMES)
     return replace(outcome, reason=f"{outcome.reason}; agents moved to the new base URL: {listed}")
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from isabella.providers.plan import DONE
-from isabella.providers.report import Proof, ProviderReport, Report
+from isabella.providers.report import Proof, ProviderReport, Report, join_some
 from isabella.watch.model_refresh import ModelRefresh, ProviderModels
 
 
@@ -131,20 +131,15 @@ def _of_models(models: ProviderModels) -> Iterator[LogSentence]:
     if models.problem is not None:
         yield LogSentence(f"{models.provider}: its models are not known: {models.problem}.", warning=True)
     if models.appeared:
-        yield LogSentence(f"{models.provider} has new models: {_some(models.appeared)}.")
+        yield LogSentence(f"{models.provider} has new models: {join_some(models.appeared, _MAX_MODELS)}.")
     if models.vanished:
-        yield LogSentence(f"{models.provider} does not list any more: {_some(models.vanished)}.")
+        yield LogSentence(f"{models.provider} does not list any more: {join_some(models.vanished, _MAX_MODELS)}.")
     for agent in models.lost:
         yield LogSentence(
             f"{agent.name} has lost its model: {models.provider} has no {agent.model} any more. "
             "`isabella agents repair` binds it to another.",
             warning=True,
         )
-
-
-def _some(models: tuple[str, ...]) -> str:
-    more = len(models) - _MAX_MODELS
-    return ", ".join(models[:_MAX_MODELS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _joined(*parts: str | None) -> str:

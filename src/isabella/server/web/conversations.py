@@ -132,21 +132,14 @@ class Conversation:
         self.notifier = Notifier()
         self.exchanges: list[Exchange] = []
 
-    @property
-    def waiting(self) -> list[Exchange]:
-        """The exchanges whose turn has not begun."""
-        return [exchange for exchange in self.exchanges if exchange.phase is ExchangePhase.WAITING]
+    def in_phase(self, phase: ExchangePhase) -> list[Exchange]:
+        """Return the exchanges in a phase, in order."""
+        return [exchange for exchange in self.exchanges if exchange.phase is phase]
 
     @property
     def running(self) -> Exchange | None:
         """The exchange that is being answered."""
-        return next((exchange for exchange in self.exchanges if exchange.phase is ExchangePhase.RUNNING), None)
-
-    @property
-    def last_ended(self) -> int:
-        """The number of the last exchange that has ended; 0 if none has."""
-        ended = [exchange.seq for exchange in self.exchanges if exchange.phase is ExchangePhase.ENDED]
-        return max(ended, default=0)
+        return next(iter(self.in_phase(ExchangePhase.RUNNING)), None)
 
     def visible(self, since: int) -> Iterator[Exchange]:
         """Yield the exchanges that a page shows whose history reaches to exchange `since`."""
@@ -156,7 +149,7 @@ class Conversation:
         """Send a message once all earlier ones are answered; raise `MessageRefused`, `QueueFull` or `NotReady`."""
         message = message.strip("\n")
         check_message(message)
-        if len(self.waiting) >= _LONGEST_QUEUE:
+        if len(self.in_phase(ExchangePhase.WAITING)) >= _LONGEST_QUEUE:
             raise QueueFull(
                 f"{_LONGEST_QUEUE} messages wait already.", retry_after=5.0, remedy="Wait for an answer, or stop one."
             )
@@ -165,8 +158,7 @@ class Conversation:
             self._running = True
         self._last_seq += 1
         self.exchanges.append(Exchange(self._last_seq, message))
-        ended = [exchange for exchange in self.exchanges if exchange.phase is ExchangePhase.ENDED]
-        for exchange in ended[:-_EXCHANGES_KEPT]:
+        for exchange in self.in_phase(ExchangePhase.ENDED)[:-_EXCHANGES_KEPT]:
             self.exchanges.remove(exchange)
         self.notifier.notify()
 
@@ -183,16 +175,13 @@ class Conversation:
 
     def dismiss(self, seq: int) -> None:
         """Remove an exchange that has ended."""
-        self.exchanges = [
-            exchange
-            for exchange in self.exchanges
-            if exchange.seq != seq or exchange.phase is not ExchangePhase.ENDED
-        ]
+        ended = self.in_phase(ExchangePhase.ENDED)
+        self.exchanges = [exchange for exchange in self.exchanges if exchange.seq != seq or exchange not in ended]
         self.notifier.notify()
 
     async def _answer_all(self) -> None:
         try:
-            while waiting := self.waiting:
+            while waiting := self.in_phase(ExchangePhase.WAITING):
                 await self._answer(waiting[0])
         finally:
             self._running = False

@@ -126,7 +126,8 @@ class _Page(Page):
         agent = find_agent(agents, id)
         conversation = self._conversation(id)
         # Read before the history, so that an exchange that ends meanwhile is shown as one in progress.
-        since, running = conversation.last_ended, conversation.running
+        ended = conversation.in_phase(ExchangePhase.ENDED)
+        since, running = max((exchange.seq for exchange in ended), default=0), conversation.running
         anchor = request.query_params.get("at", "")
         if not _MESSAGE_ID.fullmatch(anchor):
             anchor = ""

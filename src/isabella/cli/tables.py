@@ -11,7 +11,7 @@ from rich.text import Text
 
 from isabella.providers.health import Level, headline, report_document, vendor_level, vendor_words
 from isabella.providers.plan import Action, ProviderState
-from isabella.providers.report import Proof, ProviderReport, Receipt, Report
+from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.terminal import console, print_message
 
 if TYPE_CHECKING:
@@ -19,23 +19,14 @@ if TYPE_CHECKING:
     from isabella.doctor.findings import Finding
     from isabella.doctor.log_messages import RecognisedMessage
 
-_STYLES: dict[str, str] = {
-    ProviderState.IN_SYNC: "green",
-    ProviderState.STALE: "yellow",
-    ProviderState.ABSENT: "yellow",
-    ProviderState.MOVED: "yellow",
-    ProviderState.MISTYPED: "yellow",
-    ProviderState.PLAINTEXT: "yellow",
-    ProviderState.UNREADABLE: "red",
-    ProviderState.HIDDEN: "magenta",
-    ProviderState.FOREIGN: "dim",
-    Action.REFUSE: "red",
-    Proof.PROVEN: "green",
-    Proof.FAILED: "red",
-    Proof.UNPROVEN: "magenta",
-    Receipt.ACCEPTED: "green",
-    Receipt.REFUSED: "red",
+_WORDS = {
+    "green": ("in_sync", "proven", "accepted"),
+    "yellow": ("stale", "absent", "moved", "mistyped", "plaintext"),
+    "red": ("unreadable", "refuse", "failed", "refused"),
+    "magenta": ("hidden", "unproven"),
+    "dim": ("foreign",),
 }
+_STYLES = {word: style for style, words in _WORDS.items() for word in words}
 _LEVEL_STYLES = {Level.OK: "green", Level.UNKNOWN: "", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
 _SEVERITY_STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
 _OUTCOME_STYLES = {"kept": "dim", "created": "green", "changed": "yellow", "failed": "red"}

@@ -10,8 +10,10 @@ from __future__ import annotations
 import ast
 import json
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from isabella.system.redaction import redact
@@ -41,48 +43,12 @@ _CONTEXT_REFUSED = re.compile(r"tool call id was|unexpected role '?\w+'? after r
 _CONTEXT_OVERFLOW = "context_window_overflow_in_system_prompt"
 _MAX_MESSAGE = 300
 
-_STOP_REASONS = {
-    "end_turn": EndReason.COMPLETED,
-    "tool_rule": EndReason.COMPLETED,
-    "no_tool_call": EndReason.COMPLETED,
-    "max_steps": EndReason.MAX_STEPS,
-    "requires_approval": EndReason.NEEDS_APPROVAL,
-    "cancelled": EndReason.STOPPED,
-}
-_VENDOR_STATES = {
-    ErrorCode.KEY_REFUSED: VendorState.REFUSES_KEY,
-    ErrorCode.OUT_OF_FUNDS: VendorState.REFUSES,
-    ErrorCode.FORBIDDEN: VendorState.REFUSES,
-    ErrorCode.RATE_LIMITED: VendorState.REFUSES,
-    ErrorCode.VENDOR_FAILING: VendorState.FAILS,
-    ErrorCode.VENDOR_GARBLED: VendorState.FAILS,
-    ErrorCode.EMPTY_ANSWER: VendorState.FAILS,
-    ErrorCode.VENDOR_SILENT: VendorState.UNREACHABLE,
-    ErrorCode.VENDOR_UNREACHABLE: VendorState.UNREACHABLE,
-}
-_CODE_OF_STATUS = {
-    401: ErrorCode.KEY_REFUSED,
-    402: ErrorCode.OUT_OF_FUNDS,
-    403: ErrorCode.FORBIDDEN,
-    404: ErrorCode.MODEL_UNKNOWN,
-    408: ErrorCode.VENDOR_SILENT,
-    429: ErrorCode.RATE_LIMITED,
-}
-_CODE_OF_TYPE = {
-    "llm_authentication": ErrorCode.KEY_REFUSED,
-    "llm_rate_limit": ErrorCode.RATE_LIMITED,
-    "llm_timeout": ErrorCode.VENDOR_SILENT,
-    "llm_empty_response": ErrorCode.VENDOR_GARBLED,
-}
-#: Errors of one request: they say nothing about the vendor as a whole.
-_NOT_THE_VENDOR = frozenset(
-    {
-        ErrorCode.REQUEST_REFUSED,
-        ErrorCode.CONTEXT_REFUSED,
-        ErrorCode.MODEL_UNKNOWN,
-        ErrorCode.LETTA_FAILING,
-    }
-)
+_TABLE = tomllib.loads(resources.files("isabella.turns").joinpath("refusals.toml").read_text("utf-8"))
+_STOP_REASONS = {word: EndReason(reason) for word, reason in _TABLE["stop_reasons"].items()}
+_CODES = {ErrorCode(code): row for code, row in _TABLE["codes"].items()}
+_VENDOR_STATES = {code: VendorState(row["vendor"]) for code, row in _CODES.items() if "vendor" in row}
+_CODE_OF_STATUS = {status: code for code, row in _CODES.items() for status in row.get("statuses", ())}
+_CODE_OF_TYPE = {type: code for code, row in _CODES.items() for type in row.get("types", ())}
 
 
 @dataclass(frozen=True)
@@ -237,7 +203,7 @@ def classify_refusal(type: str, detail: str) -> VendorRefusal:
     if code is ErrorCode.REQUEST_REFUSED and _CONTEXT_REFUSED.search(detail):
         code = ErrorCode.CONTEXT_REFUSED
     retry_after = retry_delay(detail) if code is ErrorCode.RATE_LIMITED else None
-    return VendorRefusal(code, message, status, retry_after, counts=code not in _NOT_THE_VENDOR)
+    return VendorRefusal(code, message, status, retry_after, counts=_CODES[code].get("counts", True))
 
 
 def retry_delay(text: str) -> float | None:

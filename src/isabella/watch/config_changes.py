@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISFIFO
+from typing import Any
 
 import anyio
 import structlog
@@ -214,32 +216,24 @@ async def _listen(folders: Sequence[Path], reporter: MemoryObjectSendStream[None
     """Report every change in these folders. The files themselves are replaced too often to be watched."""
     from watchfiles import awatch
 
-    stop = anyio.Event()
     existing = [folder for folder in folders if folder.is_dir()]
     if not existing:
         return
+    stop = anyio.Event()
+
+    async def report() -> None:
+        options: dict[str, Any] = {"recursive": False, "debounce": 200, "ignore_permission_denied": True}
+        async for _changes in awatch(*existing, watch_filter=None, stop_event=stop, **options):
+            with suppress(anyio.WouldBlock):
+                reporter.send_nowait(None)
+
     try:
         async with anyio.create_task_group() as tasks:
-            # Cancelling does not interrupt the watching thread; this event does, within 50 ms.
-            tasks.start_soon(_set_when_cancelled, stop)
-            async for _changes in awatch(
-                *existing,
-                watch_filter=None,
-                stop_event=stop,
-                recursive=False,
-                debounce=200,
-                ignore_permission_denied=True,
-            ):
-                try:
-                    reporter.send_nowait(None)
-                except anyio.WouldBlock:
-                    continue
+            tasks.start_soon(report)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                # Cancelling does not interrupt the watching thread; this event does, within 50 ms.
+                stop.set()
     except Exception as error:  # noqa: BLE001 - without reports, the regular checks go on
         log.info("the file system reports no changes; checking regularly instead", reason=type(error).__name__)
-
-
-async def _set_when_cancelled(stop: anyio.Event) -> None:
-    try:
-        await anyio.sleep_forever()
-    finally:
-        stop.set()

@@ -202,15 +202,10 @@ class Settings(BaseSettings):
 def load_settings(
     env_file: Path | None = None, environment: Mapping[str, str] | None = None, **overrides: Any
 ) -> Settings:
-    """Read the settings from the environment and `.env`.
+    """Read the settings from the environment and `.env`, or from replacements of the two.
 
-    Args:
-        env_file: replaces `.env`; it has to exist.
-        environment: replaces the process environment.
-        overrides: fields of `Settings` that win over both, such as command line options; None means not given.
-
-    Raises:
-        ConfigurationError: a value is malformed; the message names variable, origin and form, without the value.
+    `overrides` are fields of `Settings` that win over both, such as command line options; None means not given.
+    Raises `ConfigurationError` with the variable and the origin of a malformed value, but without the value.
     """
     given = {variable(field): value for field, value in overrides.items() if value is not None}
     sources = Sources.read(env_file, environment).without(given)

@@ -7,7 +7,6 @@ has the same body, and either a higher retry count or the same `Idempotency-Key`
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
@@ -71,7 +70,7 @@ class SharedTurn:
         self.subscribers = 0  #: the number of clients that read its events
         self.finished = anyio.Event()
         self.stopping = False
-        self.timer: asyncio.TimerHandle | None = None
+        self.waiting = anyio.CancelScope()  #: the wait for a repeat, without subscribers
         self._events: list[Event] = []
         self._error: Exception | None = None
         self._changed = anyio.Event()
@@ -161,7 +160,7 @@ class RequestRegistry:
             self._tasks.start_soon(shared.run, self._turn_service, agent, message)
         shared.request = request
         shared.subscribers += 1
-        self._set_timer(shared)
+        shared.waiting.cancel()
         return shared
 
     def _unsubscribe(self, shared: SharedTurn) -> None:
@@ -174,7 +173,8 @@ class RequestRegistry:
         if shared.answered or not wait:
             shared.stop()
         if wait:
-            self._set_timer(shared, SECONDS_FOR_REPEAT, self._expire)
+            shared.waiting = anyio.CancelScope()
+            self._tasks.start_soon(self._await_repeat, shared, shared.waiting)
         else:
             self._forget(shared)
 
@@ -189,28 +189,17 @@ class RequestRegistry:
                 self._forget(shared)
         return None
 
-    def _set_timer(
-        self, shared: SharedTurn, seconds: float = 0.0, then: Callable[[SharedTurn], None] | None = None
-    ) -> None:
-        if shared.timer is not None:
-            shared.timer.cancel()
-        shared.timer = None
-        if then is not None:
-            shared.timer = asyncio.get_running_loop().call_later(seconds, then, shared)
-
-    def _expire(self, shared: SharedTurn) -> None:
-        if not shared.finished.is_set():
-            shared.stop()
-        self._set_timer(shared, _SECONDS_REMEMBERED, self._drop)
-
-    def _drop(self, shared: SharedTurn) -> None:
-        if shared.finished.is_set():
-            self._forget(shared)
-        else:
+    async def _await_repeat(self, shared: SharedTurn, scope: anyio.CancelScope) -> None:
+        with scope:
+            await anyio.sleep(SECONDS_FOR_REPEAT)
+            if not shared.finished.is_set():
+                shared.stop()
+            await anyio.sleep(_SECONDS_REMEMBERED)
             # Before its end, it is unknown whether a late repeat may send the message again.
-            self._set_timer(shared, _SECONDS_REMEMBERED, self._drop)
+            await shared.finished.wait()
+            self._forget(shared)
 
     def _forget(self, shared: SharedTurn) -> None:
-        self._set_timer(shared)
+        shared.waiting.cancel()
         if shared in self._turns:
             self._turns.remove(shared)

@@ -118,12 +118,7 @@ class Ticket:
 
     @asynccontextmanager
     async def reached(self) -> AsyncIterator[None]:
-        """Wait until the ticket is the first, and keep other turns of the agent waiting meanwhile.
-
-        Raises:
-            TicketAbandoned: it was given up while it waited.
-            TurnTimeout: the turns before it took too long.
-        """
+        """Wait until the ticket is the first; then keep others waiting. Raise `TicketAbandoned` or `TurnTimeout`."""
         try:
             async with self._queue.hold(self):
                 yield

@@ -40,12 +40,9 @@ class TurnService:
         self._running: dict[str, Turn] = {}
 
     async def open(self, agent: str, message: str) -> Turn:
-        """Accept a turn. Its `events` have to be read, or it has to `leave`.
+        """Accept a turn, whose `events` have to be read unless it is told to `leave`.
 
-        Raises:
-            MessageRefused: the message is empty, too long or not text.
-            AgentUnknown: no agent has this name, definition id, or Letta id.
-            QueueFull: too many turns wait for it already.
+        Raises `MessageRefused`, `QueueFull`, or `AgentUnknown` for a name, definition id or Letta id.
         """
         check_message(message)
         agent_ref = await self.deps.agent_cache.find(agent)

@@ -21,7 +21,6 @@ from isabella.system.terminal import print_message
 
 if TYPE_CHECKING:
     from isabella.practice.daemon import Running
-    from isabella.practice.vendor import Request
 
 app = commands(
     no_args_is_help=True,
@@ -169,13 +168,18 @@ def log(
 ) -> None:
     """Show the last requests to a vendor: status, key (masked), method and path."""
     from dataclasses import asdict
+    from datetime import datetime
 
     entries = _running(home, env_file).control.requests(vendor)[-lines:]
     if as_json:
         print_json({"requests": [asdict(entry) for entry in entries]})
         return
     for entry in entries:
-        typer.echo(_line(entry))
+        when = datetime.fromtimestamp(entry.at).strftime("%H:%M:%S.%f")[:-3]
+        outcome, key = "accepted" if entry.accepted else "REFUSED", entry.key_masked or "no key"
+        notes = " ".join(note for note in (entry.model, "stream" if entry.stream else None, entry.fault) if note)
+        request = f"{entry.status:>3}  {outcome:<8}  {key:<12}  {entry.method} {entry.path}"
+        typer.echo(f"{when}  {request}  {notes}".rstrip())
 
 
 @app.command()
@@ -254,15 +258,3 @@ def _fault_lines(faults: list[dict[str, Any]]) -> list[str]:
         return ", ".join(f"{name} {value}" for name, value in shown)
 
     return [described(fault) for fault in faults]
-
-
-def _line(entry: Request) -> str:
-    from datetime import datetime
-
-    when = datetime.fromtimestamp(entry.at).strftime("%H:%M:%S.%f")[:-3]
-    key = entry.key_masked or "no key"
-    notes = [note for note in (entry.model, "stream" if entry.stream else None, entry.fault) if note]
-    outcome = "accepted" if entry.accepted else "REFUSED"
-    return (
-        f"{when}  {entry.status:>3}  {outcome:<8}  {key:<12}  {entry.method} {entry.path}  {' '.join(notes)}".rstrip()
-    )

@@ -81,7 +81,8 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
         )
     taken = {vendor.provider: "the catalog" for vendor in known_vendors()}
     vendors = []
-    lines = _lines_of_tables(text)
+    header = re.compile(r"\s*\[\[\s*providers\s*\]\]")
+    lines = [n for n, line in enumerate(text.splitlines(), 1) if header.match(line)]
     for index, entry in enumerate(entries):
         line = lines[index] if index < len(lines) else _line_of(text, "providers")
         vendor = _vendor(path, line, entry)
@@ -122,8 +123,3 @@ def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
 def _line_of(text: str, name: str) -> int:
     pattern = re.compile(rf"^\s*\[*\s*[\"']?{re.escape(name)}\b")
     return next((n for n, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
-
-
-def _lines_of_tables(text: str) -> list[int]:
-    header = re.compile(r"\s*\[\[\s*providers\s*\]\]")
-    return [n for n, line in enumerate(text.splitlines(), 1) if header.match(line)]

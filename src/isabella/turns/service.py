@@ -14,7 +14,7 @@ from isabella.turns.agent_cache import AgentCache
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Event
 from isabella.turns.queue import TurnQueue
-from isabella.turns.turn import Turn, TurnDependencies, TurnLimits
+from isabella.turns.turn import Turn, TurnDependencies
 from isabella.vendors.status import VendorStatusBoard
 
 #: In characters.
@@ -84,7 +84,8 @@ def new_turn_service(
         gate=locks.gate,
         breaker=CircuitBreaker(),
         vendors=vendors,
-        limits=TurnLimits(first_token=settings.first_token_timeout, silence=settings.silence_timeout),
+        first_token=settings.first_token_timeout,
+        silence=settings.silence_timeout,
     )
     queue = TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait)
     return TurnService(deps, queue, on_event)

@@ -47,14 +47,6 @@ _CODES = (
 
 
 @dataclass(frozen=True)
-class TurnLimits:
-    """Timeouts of a turn."""
-
-    first_token: float = 20.0  #: seconds that a vendor may take to begin its answer
-    silence: float = 60.0  #: seconds of silence after which an answer that has begun counts as broken
-
-
-@dataclass(frozen=True)
 class TurnDependencies:
     """The services that all turns share."""
 
@@ -62,7 +54,8 @@ class TurnDependencies:
     agent_cache: AgentCache
     gate: ProviderLock
     breaker: CircuitBreaker
-    limits: TurnLimits
+    first_token: float = 20.0  #: seconds that a vendor may take to begin its answer
+    silence: float = 60.0  #: seconds of silence after which an answer that has begun counts as broken
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
 
 
@@ -261,8 +254,8 @@ class Turn:
         attempt = Attempt(
             self.agent_ref.id,
             self._message,
-            first_token=deps.limits.first_token,
-            silence=deps.limits.silence,
+            first_token=deps.first_token,
+            silence=deps.silence,
             cancel_request=self._cancel_request,
         )
         if deps.gate.is_closed(candidate.provider):

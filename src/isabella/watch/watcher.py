@@ -219,7 +219,33 @@ class Watcher:
     async def reread(self) -> None:
         """Read the configuration again, and sync what has changed in it."""
         async with self._busy:
-            await self._reread()
+            try:
+                # In a thread, because key files may be on a slow disk.
+                fresh = await anyio.to_thread.run_sync(self._snapshot.again)
+            except ConfigurationError as error:
+                self._refuse(error.what, error.remedy)
+                return
+            except Exception as error:  # noqa: BLE001 - no error ends the watcher
+                self._refuse(unforeseen(error), None)
+                return
+            if self._refused is not None:
+                self._refused = None
+                self._notify(events.ConfigAccepted())
+            diff = diff_config(self._snapshot, fresh, self._started_with)
+            self._snapshot = fresh
+            self.settings = apply_live_settings(fresh.settings, self._started_with)
+            if diff.restart:
+                self._notify(events.RestartNeeded(diff.restart))
+            if diff.timing:
+                self._schedule.change(self.settings.resync, self.settings.refresh_at)
+                self.wake()
+            if diff.gone:
+                self._notify(events.ProvidersDropped(diff.gone))
+                self._schedule.succeeded(diff.gone)
+            if diff.providers or diff.undeclared:
+                # A changed key is tried at once, however long the former one has been refused.
+                self._schedule.succeeded(diff.providers)
+                await self._sync(() if diff.undeclared else diff.providers, SyncCause.CHANGE)
 
     async def resync(self) -> None:
         """Check for drift, and repair it. Providers that wait for another try are skipped."""
@@ -266,35 +292,6 @@ class Watcher:
                 await self.resync()
             if due.refresh:
                 await self.refresh()
-
-    async def _reread(self) -> None:
-        try:
-            # In a thread, because key files may be on a slow disk.
-            fresh = await anyio.to_thread.run_sync(self._snapshot.again)
-        except ConfigurationError as error:
-            self._refuse(error.what, error.remedy)
-            return
-        except Exception as error:  # noqa: BLE001 - no error ends the watcher
-            self._refuse(unforeseen(error), None)
-            return
-        if self._refused is not None:
-            self._refused = None
-            self._notify(events.ConfigAccepted())
-        diff = diff_config(self._snapshot, fresh, self._started_with)
-        self._snapshot = fresh
-        self.settings = apply_live_settings(fresh.settings, self._started_with)
-        if diff.restart:
-            self._notify(events.RestartNeeded(diff.restart))
-        if diff.timing:
-            self._schedule.change(self.settings.resync, self.settings.refresh_at)
-            self.wake()
-        if diff.gone:
-            self._notify(events.ProvidersDropped(diff.gone))
-            self._schedule.succeeded(diff.gone)
-        if diff.providers or diff.undeclared:
-            # A changed key is tried at once, however long the former one has been refused.
-            self._schedule.succeeded(diff.providers)
-            await self._sync(() if diff.undeclared else diff.providers, SyncCause.CHANGE)
 
     def _refuse(self, what: str, remedy: str | None) -> None:
         """Keep the former settings, and report this once."""

@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import anyio
 from pydantic import SecretStr
@@ -31,6 +32,7 @@ from isabella.providers.report import (
     with_vendor_answer,
 )
 from isabella.providers.safe_writes import EncryptionProbe, EncryptionState, SafeWriter
+from isabella.system.tasks import gather
 from isabella.system.urls import PLACEHOLDER_URL
 from isabella.vendors.client import VendorAnswer
 from isabella.vendors.status import VendorObservation
@@ -86,17 +88,8 @@ class Applier:
 
     async def apply(self, changes: Sequence[PlannedChange]) -> dict[str, ApplyOutcome]:
         """Carry out the changes concurrently and return the outcomes by name. A failure does not stop the others."""
-        outcomes: dict[str, ApplyOutcome] = {}
-        limiter = anyio.CapacityLimiter(_CONCURRENCY)
-
-        async def apply_one(change: PlannedChange) -> None:
-            async with limiter:
-                outcomes[change.desired.name] = await self._apply(change)
-
-        async with anyio.create_task_group() as tasks:
-            for change in changes:
-                tasks.start_soon(apply_one, change)
-        return outcomes
+        outcomes = await gather([partial(self._apply, change) for change in changes], at_once=_CONCURRENCY)
+        return {change.desired.name: outcome for change, outcome in zip(changes, outcomes, strict=True)}
 
     async def _apply(self, change: PlannedChange) -> ApplyOutcome:
         try:
@@ -118,11 +111,6 @@ class Applier:
             # An error of Letta, of the gate, or of the database for locks concerns this provider only.
             return ApplyOutcome(change.action, f"{change.reason}; {error.what}", error.remedy, failed=True)
 
-    @property
-    def _may_delete(self) -> bool:
-        """Whether a DELETE can be sent at all, even of a provider that was created a moment ago."""
-        return self._abilities.recreates and self._strategy is not Strategy.IN_PLACE
-
     async def _create(self, change: PlannedChange) -> ApplyOutcome:
         """POST. Before, agents that are already bound to the name get the right base URL (fact M6)."""
         name, base_url = change.desired.name, change.desired.base_url
@@ -130,12 +118,12 @@ class Applier:
             elsewhere = await self._mover.any_elsewhere(name, base_url)
         except LettaError as error:
             return key_withheld(change, error, consequence="not created")
-        if not elsewhere:
-            return await self._make(change)
         answer = await self._inquire(change)
         if answer is not None and answer.takes_key is False:
             return refused_by_vendor(change, answer)
-        change = replace(change, reason=with_vendor_answer(change.reason, answer), ask_vendor=False)
+        change = replace(change, reason=with_vendor_answer(change.reason, answer))
+        if not elsewhere:
+            return await self._make(change)
         async with self._closed(name):
             with anyio.CancelScope(shield=True):
                 moves = await self._mover.move(name, base_url)
@@ -147,17 +135,13 @@ class Applier:
         return with_agent_moves(outcome, moves)
 
     async def _make(self, change: PlannedChange) -> ApplyOutcome:
-        answer = await self._inquire(change)
-        if answer is not None and answer.takes_key is False:
-            return refused_by_vendor(change, answer)
-        reason = with_vendor_answer(change.reason, answer)
         try:
             await self._post(change)
         except LettaRefused as error:
             return self._explain_refusal(change, error)
         except LettaError as error:
             return ApplyOutcome(Action.CREATE, f"{change.reason}; {error.what}", error.remedy, failed=True)
-        return ApplyOutcome(Action.CREATE, reason)
+        return ApplyOutcome(Action.CREATE, change.reason)
 
     async def _update(self, change: PlannedChange) -> ApplyOutcome:
         answer = await self._inquire(change)
@@ -235,7 +219,9 @@ class Applier:
 
     async def _encrypt(self, change: PlannedChange) -> ApplyOutcome:
         """Have a key in plaintext encrypted, if Letta encrypts under this master key at all."""
-        if self._may_delete and (state := await self._encryption.state()) is not EncryptionState.OURS:
+        deletes = self._abilities.recreates and self._strategy is not Strategy.IN_PLACE
+        # The probe is a provider that has to be deleted again.
+        if deletes and (state := await self._encryption.state()) is not EncryptionState.OURS:
             how = "without a master key" if state is EncryptionState.NOT_AT_ALL else "under another master key"
             return ApplyOutcome(
                 Action.KEEP,

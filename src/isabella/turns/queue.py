@@ -60,20 +60,15 @@ class TurnQueue:
             ticket.at_head.set()
         return ticket
 
-    def counted(self) -> int:
-        """Return how many turns run or wait, over all agents."""
-        return sum(map(len, self._queues.values()))
-
     def remove(self, ticket: Ticket) -> None:
         """Take a ticket out of its queue, if it is there."""
-        queue = self._queues.get(ticket.agent_id)
-        if queue is None or ticket not in queue:
-            return
-        queue.remove(ticket)
-        if queue:
-            queue[0].at_head.set()
-        else:
-            del self._queues[ticket.agent_id]
+        queue = self._queues.get(ticket.agent_id, deque())
+        if ticket in queue:
+            queue.remove(ticket)
+            if queue:
+                queue[0].at_head.set()
+            else:
+                del self._queues[ticket.agent_id]
 
     @asynccontextmanager
     async def hold(self, ticket: Ticket) -> AsyncIterator[None]:

@@ -93,7 +93,7 @@ def log_sentences(event: WatchEvent) -> list[LogSentence]:
     """Return the sentences for an event; none if nothing has changed."""
     match event:
         case Synced(part=part, cause=cause):
-            return [line for entry in part.configured if (line := _of_provider(entry, cause.value)) is not None]
+            return [line for entry in part.configured for line in _of_provider(entry, cause.value)]
         case ConfigRefused(what=what, remedy=remedy):
             text = f"The changed configuration cannot be used: {what}"
             return [LogSentence(_joined(text, remedy, "The former one stays in force."), warning=True)]
@@ -110,11 +110,11 @@ def log_sentences(event: WatchEvent) -> list[LogSentence]:
             return [line for models in refresh.providers for line in _of_models(models)]
 
 
-def _of_provider(entry: ProviderReport, cause: str) -> LogSentence | None:
+def _of_provider(entry: ProviderReport, cause: str) -> Iterator[LogSentence]:
     if entry.proof is not Proof.PROVEN:
-        return LogSentence(_joined(f"{entry.name} is not proven: {entry.reason}.", entry.remedy), warning=True)
-    done = DONE.get(entry.action)
-    return None if done is None else LogSentence(f"{entry.name}: {done} and proven ({entry.reason}), after {cause}.")
+        yield LogSentence(_joined(f"{entry.name} is not proven: {entry.reason}.", entry.remedy), warning=True)
+    elif entry.action in DONE:
+        yield LogSentence(f"{entry.name}: {DONE[entry.action]} and proven ({entry.reason}), after {cause}.")
 
 
 def _restart(variables: tuple[str, ...]) -> str:

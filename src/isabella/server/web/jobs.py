@@ -208,13 +208,12 @@ class JobRunner:
     async def _run(self, job: Job, confirmed: bool) -> None:
         try:
             await self._work(job, confirmed)
-            if job.state is JobState.RUNNING:
-                job.state = JobState.DONE
         except IsabellaError as error:
-            job.error, job.state = error, JobState.FAILED
+            job.error = error
         except Exception as error:  # noqa: BLE001 - shown on the page; must not end the backend's task group
             job.error = IsabellaError(f"Internal error: {type(error).__name__}: {redact(str(error))[:200]}")
-            job.state = JobState.FAILED
+        if job.state is JobState.RUNNING:
+            job.state = JobState.DONE if job.error is None else JobState.FAILED
         job.seconds = time.monotonic() - job.began
         self._monitor.wake()
         self.notifier.notify()

@@ -142,7 +142,7 @@ async def refuse(attempt: Attempt) -> AsyncGenerator[Event | None]:
 
 def told(events: list[Event]) -> list[str]:
     """Who is asked, and what is said, in order."""
-    return [event.handle if isinstance(event, VendorAsked) else event.text for event in events if _tells(event)]  # type: ignore[union-attr]
+    return [event.handle if isinstance(event, VendorAsked) else event.text for event in events if _tells(event)]  # type: ignore[attr-defined]
 
 
 def _tells(event: Event) -> bool:

@@ -67,7 +67,14 @@ class ErrorCode(StrEnum):
 
 
 @dataclass(frozen=True)
-class Opened:
+class Event:
+    """An event of a turn."""
+
+    kind: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Opened(Event):
     """The turn is accepted. Always the first event."""
 
     kind: ClassVar[str] = "turn"
@@ -77,7 +84,7 @@ class Opened:
 
 
 @dataclass(frozen=True)
-class Queued:
+class Queued(Event):
     """Other turns of the agent come first: `ahead` of them in this backend."""
 
     kind: ClassVar[str] = "queued"
@@ -85,7 +92,7 @@ class Queued:
 
 
 @dataclass(frozen=True)
-class Held:
+class Held(Event):
     """The turn waits because its provider is being changed."""
 
     kind: ClassVar[str] = "held"
@@ -93,7 +100,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class VendorAsked:
+class VendorAsked(Event):
     """The message was sent to a vendor."""
 
     kind: ClassVar[str] = "vendor"
@@ -103,7 +110,7 @@ class VendorAsked:
 
 
 @dataclass(frozen=True)
-class Failover:
+class Failover(Event):
     """A vendor did not answer; the next one is asked, if there is one."""
 
     kind: ClassVar[str] = "failover"
@@ -115,7 +122,7 @@ class Failover:
 
 
 @dataclass(frozen=True)
-class ReasoningText:
+class ReasoningText(Event):
     """A part of the agent's reasoning."""
 
     kind: ClassVar[str] = "reasoning"
@@ -124,7 +131,7 @@ class ReasoningText:
 
 
 @dataclass(frozen=True)
-class AnswerText:
+class AnswerText(Event):
     """A part of the answer."""
 
     kind: ClassVar[str] = "text"
@@ -133,7 +140,7 @@ class AnswerText:
 
 
 @dataclass(frozen=True)
-class ToolCalled:
+class ToolCalled(Event):
     """The agent calls a tool."""
 
     kind: ClassVar[str] = "tool_call"
@@ -143,7 +150,7 @@ class ToolCalled:
 
 
 @dataclass(frozen=True)
-class ToolReturned:
+class ToolReturned(Event):
     """A tool returned its result."""
 
     kind: ClassVar[str] = "tool_result"
@@ -154,14 +161,14 @@ class ToolReturned:
 
 
 @dataclass(frozen=True)
-class HistorySummarized:
+class HistorySummarized(Event):
     """Older messages were summarised, so that the conversation fits into the window again."""
 
     kind: ClassVar[str] = "condensed"
 
 
 @dataclass(frozen=True)
-class Usage:
+class Usage(Event):
     """The tokens that the turn used, over all its steps."""
 
     kind: ClassVar[str] = "usage"
@@ -174,7 +181,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class TurnFailed:
+class TurnFailed(Event):
     """An error. The `end` event follows."""
 
     kind: ClassVar[str] = "error"
@@ -186,7 +193,7 @@ class TurnFailed:
 
 
 @dataclass(frozen=True)
-class Ended:
+class Ended(Event):
     """The turn is over. Always the last event."""
 
     kind: ClassVar[str] = "end"
@@ -196,23 +203,6 @@ class Ended:
     seconds: float
     #: seconds until the answer began, time in the queue included; None if none began
     first_token: float | None = None
-
-
-Event = (
-    Opened
-    | Queued
-    | Held
-    | VendorAsked
-    | Failover
-    | ReasoningText
-    | AnswerText
-    | ToolCalled
-    | ToolReturned
-    | HistorySummarized
-    | Usage
-    | TurnFailed
-    | Ended
-)
 
 
 def as_json(event: Event) -> dict[str, Any]:

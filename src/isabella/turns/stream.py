@@ -21,6 +21,7 @@ from isabella.turns.events import (
     AnswerText,
     EndReason,
     ErrorCode,
+    Event,
     HistorySummarized,
     ReasoningText,
     ToolReturned,
@@ -92,17 +93,7 @@ class StopNotice:
     word: str
 
 
-Piece = (
-    RunStarted
-    | AnswerText
-    | ReasoningText
-    | ToolCallDelta
-    | ToolReturned
-    | HistorySummarized
-    | StopNotice
-    | Usage
-    | VendorRefusal
-)
+Piece = Event | RunStarted | ToolCallDelta | StopNotice | VendorRefusal
 
 
 def parse_line(line: str) -> Piece | None:

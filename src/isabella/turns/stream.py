@@ -50,6 +50,7 @@ _CODES = {ErrorCode(code): row for code, row in _TABLE["codes"].items()}
 _VENDOR_STATES = {code: VendorState(row["vendor"]) for code, row in _CODES.items() if "vendor" in row}
 _CODE_OF_STATUS = {status: code for code, row in _CODES.items() for status in row.get("statuses", ())}
 _CODE_OF_TYPE = {type: code for code, row in _CODES.items() for type in row.get("types", ())}
+_WORDING = {code: re.compile(row["wording"]) for code, row in _CODES.items() if "wording" in row}
 
 
 @dataclass(frozen=True)
@@ -234,12 +235,7 @@ def _vendor_message(detail: str) -> str:
 def _code_of_wording(type: str, detail: str) -> ErrorCode:
     if type in _CODE_OF_TYPE:
         return _CODE_OF_TYPE[type]
-    if detail.startswith("PAYMENT_REQUIRED"):
-        return ErrorCode.OUT_OF_FUNDS
-    if any(words in detail for words in ("Failed to connect", "Connection error", "Network error")):
-        return ErrorCode.VENDOR_UNREACHABLE
-    if "LLM error" in detail:
-        return ErrorCode.VENDOR_GARBLED
-    if type == "llm_error" or detail.startswith("INTERNAL_SERVER_ERROR"):
-        return ErrorCode.VENDOR_FAILING
-    return ErrorCode.LETTA_FAILING
+    for code, pattern in _WORDING.items():
+        if pattern.search(detail):
+            return code
+    return ErrorCode.VENDOR_FAILING if type == "llm_error" else ErrorCode.LETTA_FAILING

@@ -40,25 +40,20 @@ __all__ = [
 
 # Imported when first used: the command line must not load a web framework to print its help.
 _HOMES = {
-    "Connection": "isabella.letta.client",
-    "IsabellaError": "isabella.errors",
-    "Proof": "isabella.providers.report",
-    "ProviderReport": "isabella.providers.report",
-    "Receipt": "isabella.providers.report",
-    "Report": "isabella.providers.report",
-    "Settings": "isabella.config.settings",
-    "Strategy": "isabella.config.strategy",
-    "compare_providers": "isabella.api",
-    "ensure_providers": "isabella.api",
-    "lifespan": "isabella.server.app",
-    "load_settings": "isabella.config.settings",
-    "verify_providers": "isabella.api",
+    "isabella.api": ("compare_providers", "ensure_providers", "verify_providers"),
+    "isabella.config.settings": ("Settings", "load_settings"),
+    "isabella.config.strategy": ("Strategy",),
+    "isabella.errors": ("IsabellaError",),
+    "isabella.letta.client": ("Connection",),
+    "isabella.providers.report": ("Proof", "ProviderReport", "Receipt", "Report"),
+    "isabella.server.app": ("lifespan",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(import_module(_HOMES[name]), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(module), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ from isabella.locks.sync_lock import sync_lock
 from isabella.providers.apply import Options
 from isabella.providers.bound_agents import LettaBoundAgents
 from isabella.providers.desired import Desired, desired_providers, select_providers
-from isabella.providers.health import HealthByProvider, HealthFile, ProviderHealth, update_health, with_health
+from isabella.providers.health import HealthFile, update_health, with_health
 from isabella.providers.report import ProviderReport, Receipt, Report
 from isabella.providers.sync import compare, sync_providers
 from isabella.system.urls import same_address
@@ -55,21 +55,17 @@ async def ensure_providers(
         strategy: overrides the strategy in the settings.
         probe: ask the vendor whether it accepts a key that Letta does not hold yet.
         count_models: count the models that Letta has of each provider, which costs a request for each.
-        gate: the lock that turns of this process pass; by default turns of other processes are held if Letta's
-            database is known.
-
-    Returns:
-        What was found and done. `report.all_proven` is true if every provider is proven.
+        gate: the lock that turns of this process pass; without it, only turns of other processes can be held.
 
     Raises:
         ConfigurationError: a setting is malformed, or no Letta is configured and no embedded one is running.
         LettaError: Letta cannot be reached or read; nothing was changed.
         LockTimeout: another process has held the lock for too long.
     """
-    async with _open_session(settings, connection, only, strategy, probe, count_models, gate=gate) as session:
-        report = session.finish(await sync_providers(session.store, session.desired, session.options), synced=True)
-        session.save_health()
-        return report
+    async with _open_session(
+        settings, connection, only, strategy=strategy, probe=probe, count_models=count_models, gate=gate
+    ) as session:
+        return session.finish(await sync_providers(session.store, session.desired, session.options), synced=True)
 
 
 async def compare_providers(
@@ -86,7 +82,9 @@ async def compare_providers(
     With `probe`, vendors are asked about keys that Letta does not hold yet, as `ensure_providers` would ask them.
     Arguments and errors are those of `ensure_providers`.
     """
-    async with _open_session(settings, connection, only, strategy, probe, count_models) as session:
+    async with _open_session(
+        settings, connection, only, strategy=strategy, probe=probe, count_models=count_models
+    ) as session:
         return session.finish(await compare(session.store, session.desired, session.options))
 
 
@@ -101,12 +99,9 @@ async def verify_providers(
 
     Arguments and errors are those of `ensure_providers`.
     """
-    async with _open_session(settings, connection, only, None, False, count_models) as session:
+    async with _open_session(settings, connection, only, count_models=count_models) as session:
         report = session.finish(await compare(session.store, session.desired, session.options))
         return await add_receipts(report, session.connection, session.desired)
-
-
-# --- receipts -------------------------------------------------------------------------------------------------------
 
 
 async def add_receipts(report: Report, connection: Connection, desired: Sequence[Desired]) -> Report:
@@ -154,35 +149,27 @@ async def _binding(desired: Desired, timeout: float) -> Binding:
     return Binding(desired.name, model or "default", desired.base_url, vendor.models.get(model or "", window))
 
 
-# --- session --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Session:
-    """An open Letta, the desired providers, and the health of the stored ones."""
+    """An open Letta, the desired providers, and their health before."""
 
     connection: Connection
     store: Store
     desired: tuple[Desired, ...]
     options: Options
     health_file: HealthFile
-    former_health: HealthByProvider
-    notices: tuple[str, ...]
-    health: dict[str, ProviderHealth] = field(default_factory=dict)
+    notices: Sequence[str]
 
     def finish(self, report: Report, *, synced: bool = False) -> Report:
         """Return the report with the health of each provider, and with notices about the configuration."""
-        now = datetime.now(UTC)
-        whole = self.options.foreign
-        self.health.update(update_health(self.former_health, report, now, whole=whole, read_only=not synced))
+        former, now = self.health_file.read(), datetime.now(UTC)
+        health = update_health(former, report, now, whole=self.options.foreign, read_only=not synced)
+        # Not saved after a comparison: that would hide when a drift really began.
+        if synced and health != former:
+            self.health_file.write(health)
         # A comparison that finds a change does not know when it happened.
-        report = with_health(report, self.health, unless=None if synced else now)
+        report = with_health(report, health, unless=None if synced else now)
         return replace(report, notices=(*self.notices, *report.notices))
-
-    def save_health(self) -> None:
-        """Save the health. Not after a comparison: that would hide when a drift really began."""
-        if self.health != self.former_health:
-            self.health_file.write(self.health)
 
 
 @asynccontextmanager
@@ -190,10 +177,10 @@ async def _open_session(
     settings: Settings | None,
     connection: Connection | None,
     only: Sequence[str],
-    strategy: Strategy | None,
-    probe: bool,
-    count_models: bool,
     *,
+    strategy: Strategy | None = None,
+    probe: bool = False,
+    count_models: bool = False,
     gate: ProviderLock | None = None,
 ) -> AsyncIterator[_Session]:
     """Read the configuration and open the Letta. Arguments and errors are those of `ensure_providers`."""
@@ -202,8 +189,6 @@ async def _open_session(
     desired = select_providers(desired_providers(settings), tuple(only))
     notices = settings.contradictions(tuple(provider.vendor for provider in desired))
     letta = connection or await connect(settings)
-    health_file = HealthFile(letta.home, letta.base_url)
-    memo = None if letta.master_key is None else ProofMemo.of(letta.home, letta.base_url, letta.master_key)
     if gate is None:
         advisory = None if letta.database_url is None else AdvisoryLocks(letta.database_url)
         gate = ProviderLock(advisory, patience=settings.gate_timeout)
@@ -212,7 +197,7 @@ async def _open_session(
             strategy=strategy or settings.strategy,
             master_key=letta.master_key,
             ask=partial(ask_vendor, timeout=min(letta.timeout, _VENDOR_SECONDS)) if probe else None,
-            memo=memo,
+            memo=None if letta.master_key is None else ProofMemo.of(letta.home, letta.base_url, letta.master_key),
             lock=partial(sync_lock, letta.base_url, home=letta.home, database_url=letta.database_url),
             patience=letta.timeout,
             foreign=not only,
@@ -221,12 +206,4 @@ async def _open_session(
             held_everywhere=gate.advisory is not None,
             bound_agents=LettaBoundAgents(client),
         )
-        yield _Session(
-            connection=letta,
-            store=client.providers,
-            desired=desired,
-            options=options,
-            health_file=health_file,
-            former_health=health_file.read(),
-            notices=tuple(notices),
-        )
+        yield _Session(letta, client.providers, desired, options, HealthFile(letta.home, letta.base_url), notices)

@@ -31,9 +31,7 @@ def embedded_connection(settings: Settings, letta: Letta) -> Connection:
 async def connect(settings: Settings) -> Connection:
     """Return the connection to the Letta at `LETTA_BASE_URL`, or else to the embedded one. It starts nothing.
 
-    Raises:
-        ConfigurationError: `LETTA_BASE_URL` is not set, and no embedded Letta runs.
-        EmbeddedError: the embedded Letta runs with another master key than the configured one.
+    Raises `ConfigurationError` if neither is there, and `EmbeddedError` if the embedded one has another master key.
     """
     configured = configured_connection(settings)
     if configured is not None:

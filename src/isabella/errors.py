@@ -1,38 +1,4 @@
-"""The exception tree. Every error says what happened, where, and what to do next.
-
-IsabellaError
-├── ConfigurationError        .env, isabella.toml, an environment variable, a key file
-│   └── FileUnreadable        a file is not text, too large, a device, or not permitted
-│       └── FileAbsent        a file does not exist
-├── LettaError                the Letta server
-│   ├── LettaUnreachable      no server answers, or not in time
-│   ├── NotLetta              a server answers that is not Letta
-│   ├── LettaUnauthorized     the server password is missing or wrong
-│   ├── LettaRefused          Letta refused the request (4xx)
-│   └── LettaBroken           Letta failed (5xx), or its response is malformed
-├── AgentError                agents, their models and their memory
-│   ├── AgentUnknown          no agent has this name
-│   ├── AgentExists           an agent has this name already
-│   ├── AgentFileRefused      an agent file cannot be imported or exported
-│   ├── ModelUnknown          the handle is not that of a model that works now
-│   └── MemoryRefused         memory cannot be read or written as requested
-│       ├── MemoryUnknown     no block has this label, or no passage this id
-│       ├── MemoryTooLong     the text is longer than the limit of its block
-│       └── MemoryChanged     the block was changed by another writer
-├── TurnError                 a turn of an agent cannot start, or does not exist
-│   ├── QueueFull             too many turns of the agent are waiting
-│   ├── TurnUnknown           no running turn has this id
-│   └── MessageRefused        a message is empty, too long, or not text
-├── EmbeddedError             the embedded Letta and Postgres
-│   ├── InstallFailed         a release could not be downloaded or installed
-│   └── StartFailed           a process did not start
-├── UnverifiedPeer            another process listens on a port of Isabella's
-├── NotReady                  the backend is not ready
-├── PracticeError             the practice vendors
-└── LockTimeout               another process holds a lock
-    ├── TurnTimeout           the previous turns of the agent took too long
-    └── GateTimeout           the turns of a provider, or a change of it, took too long
-"""
+"""The exception tree. Every error says what happened, where, and what to do next."""
 
 from __future__ import annotations
 
@@ -40,12 +6,7 @@ from typing import Self
 
 
 class IsabellaError(Exception):
-    """The base of all errors.
-
-    Args:
-        what: one sentence: what happened and where. Never contains a key.
-        remedy: what the reader can do about it, if that is known.
-    """
+    """The base of all errors: `what` happened and where, in one sentence without a key, and the `remedy` if known."""
 
     def __init__(self, what: str, *, remedy: str | None = None) -> None:
         super().__init__(what)
@@ -84,11 +45,7 @@ class LettaError(IsabellaError):
 class LettaUnreachable(LettaError):
     """No server answers at Letta's base URL, or not in time. This never means "no providers".
 
-    Args:
-        what: one sentence: what happened and where.
-        remedy: what the reader can do about it.
-        sent: whether the request may have reached Letta, so that a write may have been carried out.
-        timed_out: whether the connection was there, and no answer came in time.
+    `sent`: the request may have reached Letta, and a write may have been carried out. `timed_out`: it was connected.
     """
 
     def __init__(self, what: str, *, remedy: str | None = None, sent: bool = False, timed_out: bool = False) -> None:
@@ -105,48 +62,29 @@ class LettaUnauthorized(LettaError):
     """Letta requires a server password, or another one (fact R6)."""
 
 
-class LettaRefused(LettaError):
-    """Letta understood the request and refused it.
+class LettaAnswered(LettaError):
+    """Letta answered with an error: its HTTP status, its own words and the type that it gives the error.
 
-    Args:
-        what: one sentence: what was refused.
-        status: the HTTP status, 400 to 499.
-        detail: Letta's own words, scrubbed of keys.
-        kind: the type that Letta gives the error, such as `llm_authentication`; empty if it gives none.
-        remedy: what the reader can do about it.
-    """
-
-    def __init__(self, what: str, *, status: int, detail: str, kind: str = "", remedy: str | None = None) -> None:
-        super().__init__(what, remedy=remedy)
-        self.status = status
-        self.detail = detail
-        self.kind = kind
-
-
-class LettaBroken(LettaError):
-    """Letta answered with a server error, or with something that is not what its API promises.
-
-    Args:
-        what: one sentence: what came back.
-        status: the HTTP status, if there was one.
-        detail: Letta's own words, scrubbed of keys; empty if there are none.
-        kind: the type that Letta gives the error, such as `llm_error`; empty if it gives none.
-        remedy: what the reader can do about it.
+    `detail` is scrubbed of keys. `kind` is a word such as `llm_authentication`. Both are empty if Letta gives none.
     """
 
     def __init__(
-        self,
-        what: str,
-        *,
-        status: int | None = None,
-        detail: str = "",
-        kind: str = "",
-        remedy: str | None = None,
+        self, what: str, *, status: int | None = None, detail: str = "", kind: str = "", remedy: str | None = None
     ) -> None:
         super().__init__(what, remedy=remedy)
         self.status = status
         self.detail = detail
         self.kind = kind
+
+
+class LettaRefused(LettaAnswered):
+    """Letta understood the request and refused it, with a status from 400 to 499."""
+
+    status: int
+
+
+class LettaBroken(LettaAnswered):
+    """Letta answered with a server error, or with something that is not what its API promises."""
 
 
 class AgentError(IsabellaError):

@@ -93,7 +93,7 @@ def when_joined(served: Backend, patch: pytest.MonkeyPatch, then: Callable[[], N
     found: idempotency.RequestRegistry = served.runtime.requests
     join = found.join
 
-    async def joined(request: idempotency.TurnRequest, agent: str, message: str) -> idempotency.Subscription:
+    async def joined(request: idempotency.TurnRequest, agent: str, message: str) -> idempotency.SharedTurn:
         hearing = await join(request, agent, message)
         if request.retry:
             then()

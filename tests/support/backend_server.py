@@ -28,7 +28,6 @@ from isabella.practice.server import listen
 from isabella.providers.report import Report
 from isabella.server.app import create_app
 from isabella.server.runtime import Runtime, open_agents, open_turns
-from isabella.turns.turn import TurnLimits
 
 TOKEN = "a-token-for-the-tests"
 _UP_SECONDS = 60.0
@@ -166,7 +165,7 @@ class Backend:
         """Wait for vendors for other times than the settings say, meanwhile."""
         turn_service = self.runtime.turns
         before = turn_service.deps
-        turn_service.deps = replace(before, limits=TurnLimits(first_token=first_token, silence=silence))
+        turn_service.deps = replace(before, first_token=first_token, silence=silence)
         try:
             yield
         finally:

@@ -14,6 +14,7 @@ from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action, PlannedChange, ProviderState
 from isabella.providers.sync import predict_sync
+from isabella.server.api.status import LostModel
 from isabella.vendors.client import KeyVerdict, VendorAnswer
 from isabella.watch.model_refresh import BoundAgent, ProviderModels, compare_models
 
@@ -100,7 +101,7 @@ def test_the_census_compares_what_letta_listed_with_what_it_lists() -> None:
     ]
     found = compare_models("cerebras", frozenset({"a", "gone"}), frozenset({"a", "new"}), answer, agent_refs)
     assert found == ProviderModels("cerebras", ("new",), ("gone",), (agent_refs[0],))
-    assert found.as_json()["lost"] == [{"agent": "Anna", "model": "gone"}]
+    assert LostModel.model_validate(found.lost[0], from_attributes=True).agent == "Anna"
     quiet = compare_models("cerebras", frozenset({"a"}), frozenset({"a"}), answer, agent_refs[1:])
     assert not quiet.changed
 

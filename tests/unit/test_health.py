@@ -139,7 +139,7 @@ def test_how_a_sync_went_is_past_when_something_changes(entry: ProviderReport) -
     again = update_health(first, report(entry), at(5), read_only=True)
     assert again == {"cerebras": ProviderHealth(HealthState.DRIFTED, entry.reason, at(5))}
     mended = update_health(first, report(IN_SYNC), at(5), read_only=True)["cerebras"]
-    assert (mended.kind, mended.basis) == (HealthState.IN_SYNC, None)
+    assert (mended.condition, mended.basis) == (HealthState.IN_SYNC, None)
 
 
 def test_the_ledger_keeps_them_and_is_never_in_the_way(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from isabella.errors import AgentUnknown
 from isabella.server import idempotency as module
-from isabella.server.idempotency import RequestRegistry, Subscription, TurnRequest
+from isabella.server.idempotency import RequestRegistry, SharedTurn, TurnRequest
 from isabella.turns.events import AnswerText, Ended, EndReason, Event, Opened
 
 pytestmark = pytest.mark.anyio
@@ -73,12 +73,12 @@ async def opened() -> AsyncIterator[tuple[RequestRegistry, FakeDesk]]:
         tasks.cancel_scope.cancel()
 
 
-async def heard(hearing: Subscription) -> list[str]:
+async def heard(hearing: SharedTurn) -> list[str]:
     """What a client hears, to the end."""
     return [event.kind for event in [event async for event in hearing.events()]]
 
 
-async def begun(hearing: Subscription) -> None:
+async def begun(hearing: SharedTurn) -> None:
     """Wait for the first event."""
     async for _ in hearing.events():
         return
@@ -141,7 +141,7 @@ async def test_a_repeat_after_the_end_gets_the_answer() -> None:
         await begun(first)
         first.leave()
         let_go(turn_service.turns[0])
-        await first.shared.finished.wait()
+        await first.finished.wait()
         assert await heard(await repeats.join(SECOND, "Isabella", "Hello")) == ["turn", "text", "end"]
         assert len(turn_service.turns) == 1
 
@@ -163,7 +163,7 @@ async def test_a_client_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch)
         await begun(first)
         first.leave()
         await turn_service.turns[0].stopped.wait()
-        late: list[Subscription] = []
+        late: list[SharedTurn] = []
 
         async def repeat() -> None:
             late.append(await repeats.join(SECOND, "Isabella", "Hello"))
@@ -173,7 +173,7 @@ async def test_a_client_that_does_not_come_back(monkeypatch: pytest.MonkeyPatch)
         # What is stored of the first one is not known before it is over.
         assert late == []
         let_go(turn_service.turns[0])
-        await first.shared.finished.wait()
+        await first.finished.wait()
         await anyio.wait_all_tasks_blocked()
         let_go(turn_service.turns[1])
         assert await heard(late[0]) == ["turn", "text", "end"]
@@ -186,7 +186,7 @@ async def test_an_answer_belongs_to_its_question() -> None:
         await begun(first)
         let_go(turn_service.turns[0])
         assert await heard(first) == ["turn", "text", "end"]
-        first.shared.answered = True
+        first.answered = True
         first.leave()
         again = await repeats.join(SECOND, "Isabella", "Yes")
         await begun(again)
@@ -206,7 +206,7 @@ async def test_a_key_tells_a_repeat_of_what_was_answered() -> None:
         await begun(first)
         let_go(turn_service.turns[0])
         assert await heard(first) == ["turn", "text", "end"]
-        first.shared.answered = True
+        first.answered = True
         first.leave()
         assert await heard(await repeats.join(keyed, "Isabella", "Hello")) == ["turn", "text", "end"]
         assert len(turn_service.turns) == 1
@@ -217,7 +217,7 @@ async def test_a_client_that_goes_in_the_middle_of_a_stream() -> None:
     async with opened() as (repeats, turn_service):
         first = await repeats.join(FIRST, "Isabella", "Hello")
         await begun(first)
-        first.shared.answered = True
+        first.answered = True
         first.leave()
         assert turn_service.turns[0].stopped.is_set()
 

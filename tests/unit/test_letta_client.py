@@ -381,7 +381,7 @@ def test_a_refused_write_keeps_its_status(
     httpserver.expect_request("/v1/providers/provider-1").respond_with_response(response)
     with pytest.raises(kind) as error:
         ask(address(httpserver), CALLS[call])
-    assert error.value.status == status  # type: ignore[attr-defined]
+    assert error.value.status == status
     assert len(httpserver.log) == 1
 
 

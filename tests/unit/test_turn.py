@@ -24,7 +24,7 @@ from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import AnswerText, Ended, EndReason, ErrorCode, Event, Failover, TurnFailed, VendorAsked
 from isabella.turns.queue import TurnQueue
 from isabella.turns.stream import VendorRefusal
-from isabella.turns.turn import TurnDependencies, TurnLimits
+from isabella.turns.turn import TurnDependencies
 
 pytestmark = pytest.mark.anyio
 
@@ -103,7 +103,7 @@ class Stage:
                 return left.pop(0)(self)
 
         self.patch.setattr(turns, "Attempt", Played)
-        deps = TurnDependencies(None, self.agents, self.gate, self.breaker, TurnLimits())  # type: ignore[arg-type]
+        deps = TurnDependencies(None, self.agents, self.gate, self.breaker)  # type: ignore[arg-type]
         return turns.Turn(deps, _speaker(THOUGHT, handles), "Say good morning", TurnQueue().take("agent-1"))
 
 
@@ -142,7 +142,7 @@ async def refuse(attempt: Attempt) -> AsyncGenerator[Event | None]:
 
 def told(events: list[Event]) -> list[str]:
     """Who is asked, and what is said, in order."""
-    return [event.handle if isinstance(event, VendorAsked) else event.text for event in events if _tells(event)]  # type: ignore[union-attr]
+    return [event.handle if isinstance(event, VendorAsked) else event.text for event in events if _tells(event)]  # type: ignore[attr-defined]
 
 
 def _tells(event: Event) -> bool:

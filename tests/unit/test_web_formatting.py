@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from starlette.datastructures import Headers
 
@@ -56,12 +58,14 @@ def test_a_chart_has_a_place_for_every_mark() -> None:
     """Answers become dots within the frame, errors become bars, and the words say the same."""
     now = 10_000.0
     samples = [TurnSample(now - 3600, "a", 0.4), TurnSample(now - 60, "a", None), TurnSample(now, "a", 1.6)]
-    drawn = pages_activity.chart("a", samples, now)
-    assert [dot.x for dot in drawn.points] == [34.0, pages_activity.WIDTH - 6]
-    assert all(0 <= dot.y <= pages_activity.HEIGHT for dot in drawn.points)
-    assert len(drawn.bars) == 1
-    assert drawn.ceiling == 2
-    assert drawn.summary == "a: 2 answers, half of them within 1.6 s, 1 error in the last hour"
+    chart = pages_activity.chart("a", samples, now)
+    html = rendering.Renderer("secret").part("activity_parts.html", "charts", charts=[chart], more=0)
+    drawn = html[html.index("<figure>") :]
+    assert re.findall(r'cx="([\d.]+)"', drawn) == ["34.0", "594.0"]
+    assert all(0 <= float(y) <= 96 for y in re.findall(r'cy="([\d.]+)"', drawn))
+    assert drawn.count("<rect") == 1
+    assert "2 s</text>" in drawn
+    assert "a: 2 answers, half of them within 1.6 s, 1 error in the last hour" in drawn
 
 
 def test_what_is_remembered_leads_to_what_was_said() -> None:

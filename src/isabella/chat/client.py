@@ -7,7 +7,6 @@ import queue
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
 
@@ -34,12 +33,7 @@ class TurnEvent:
 class BackendClient:
     """A client of the backend, for one agent. Its methods raise `IsabellaError` if the backend refuses or is lost.
 
-    Args:
-        address: the base URL of the backend.
-        token: the token of the backend.
-        agent: the name of the agent.
-        peer: identifies the backend's process before anything is sent to it; None if it runs in this process.
-        timeout: seconds that a response may take.
+    `peer` identifies the backend's process before anything is sent to it; it is None for a backend in this process.
     """
 
     def __init__(
@@ -60,35 +54,30 @@ class BackendClient:
         """Return the client."""
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Close the connections."""
         self._client.close()
 
     def providers(self) -> dict[str, Any]:
         """Return the providers as the backend's API describes them."""
-        document: dict[str, Any] = self._request("GET", "/api/providers").json()
-        return document
+        return self._json("GET", "/api/providers")
 
     def about(self) -> dict[str, Any]:
         """Return the agent as the backend's API describes it."""
-        agent: dict[str, Any] = self._request("GET", self._path).json()
-        return agent
+        return self._json("GET", self._path)
 
     def handles(self) -> list[str]:
         """Return the handles of the models that would work now."""
-        return [str(handle) for handle in self._request("GET", "/api/models").json()["handles"]]
+        return [str(handle) for handle in self._json("GET", "/api/models")["handles"]]
 
     def switch(self, handle: str) -> tuple[str, list[str]]:
         """Switch the agent to another model. Returns the new handle, and notes for the user."""
-        switched = self._request("POST", f"{self._path}/switch", json={"handle": handle}).json()
+        switched = self._json("POST", f"{self._path}/switch", json={"handle": handle})
         return str(switched["model"]["handle"]), [str(note) for note in switched["notes"]]
 
     def blocks(self) -> list[tuple[str, str]]:
         """Return the label and the text of each block of the agent's core memory."""
-        document = self._request("GET", f"{self._path}/blocks").json()
-        return [(block["label"], block["value"]) for block in document["blocks"]]
+        return [(block["label"], block["value"]) for block in self._json("GET", f"{self._path}/blocks")["blocks"]]
 
     def remember(self, text: str) -> None:
         """Add a passage to the agent's archival memory."""
@@ -96,7 +85,7 @@ class BackendClient:
 
     def search(self, query: str) -> list[str]:
         """Search the agent's archival memory and history. Returns the matches as lines."""
-        document = self._request("GET", f"{self._path}/search", params={"q": query}).json()
+        document = self._json("GET", f"{self._path}/search", params={"q": query})
         passages = [f"archive: {passage['text']}" for passage in document["passages"]]
         return passages + [f"{entry['kind']}: {entry['text']}" for entry in document["messages"] if entry.get("text")]
 
@@ -107,6 +96,10 @@ class BackendClient:
     def send(self, message: str) -> TurnStream:
         """Send a message to the agent. Returns the stream of the turn's events."""
         return TurnStream(self._client, f"{self._path}/turns", message)
+
+    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        document: dict[str, Any] = self._request(method, path, **options).json()
+        return document
 
     def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:
@@ -131,11 +124,7 @@ class TurnStream:
         threading.Thread(target=self._receive, name="turn", daemon=True).start()
 
     def __iter__(self) -> Iterator[TurnEvent]:
-        """Iterate over the events as they arrive.
-
-        Raises:
-            IsabellaError: the backend refuses the turn, or the connection is lost.
-        """
+        """Iterate over the events as they arrive; raise `IsabellaError` if the backend refuses or is lost."""
         while (event := self._events.get()) is not None:
             if isinstance(event, IsabellaError):
                 raise event
@@ -150,10 +139,8 @@ class TurnStream:
     def _delete(self, path: str) -> None:
         try:
             self._client.delete(path)
-        except httpx.TransportError as error:
-            self._events.put(_unreachable(str(self._client.base_url), error))
-        except IsabellaError as error:
-            self._events.put(error)
+        except Exception as error:  # noqa: BLE001 - the reader of the queue raises it
+            self._events.put(self._explain(error))
 
     def _receive(self) -> None:
         timeout = httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS)
@@ -168,14 +155,17 @@ class TurnStream:
                     if event.kind == "turn":
                         self._id = event.data["id"]
                     self._events.put(event)
-        except httpx.TransportError as error:
-            self._events.put(_unreachable(str(self._client.base_url), error))
-        except IsabellaError as error:
-            self._events.put(error)
-        except Exception as error:  # noqa: BLE001 - the reader of the queue must not wait for ever
-            self._events.put(IsabellaError(f"The response of the backend is malformed ({type(error).__name__})."))
+        except Exception as error:  # noqa: BLE001 - the reader of the queue raises it, and must not wait for ever
+            self._events.put(self._explain(error))
         finally:
             self._events.put(None)
+
+    def _explain(self, error: Exception) -> IsabellaError:
+        if isinstance(error, httpx.TransportError):
+            return _unreachable(str(self._client.base_url), error)
+        if isinstance(error, IsabellaError):
+            return error
+        return IsabellaError(f"The response of the backend is malformed ({type(error).__name__}).")
 
 
 def _parse_events(lines: Iterator[str]) -> Iterator[TurnEvent]:

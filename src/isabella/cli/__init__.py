@@ -107,7 +107,7 @@ def demo(
     Exit code: 0 if every answer was as expected, otherwise 1.
     """
     from isabella.cli.progress import show_progress
-    from isabella.demo.story import run_demo
+    from isabella.demo import run_demo
     from isabella.system.terminal import console
 
     current = configured_settings(env_file, home=home)

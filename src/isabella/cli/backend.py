@@ -85,11 +85,7 @@ def login(env_file: EnvFile = None) -> None:
 
 
 def running_backend(settings: Settings) -> RunningBackend | None:
-    """Return the running backend of this home; None if no backend answers.
-
-    Raises:
-        UnverifiedPeer: another process listens in its place.
-    """
+    """Return the running backend of this home; None if none answers. Raise `UnverifiedPeer` for another process."""
     import httpx2 as httpx
 
     from isabella.server.token import published_backend
@@ -107,12 +103,7 @@ def running_backend(settings: Settings) -> RunningBackend | None:
 
 
 def vendor_observations(settings: Settings, letta: str) -> dict[str, VendorObservation]:
-    """Return the running backend's last observation of each vendor, by provider; empty if no backend answers.
-
-    Args:
-        settings: the settings, with the home of the backend.
-        letta: the base URL of Letta; a backend of another Letta knows nothing about this one's providers.
-    """
+    """Return the running backend's last observation of each vendor; empty without a backend of this Letta."""
     from isabella.chat.client import BackendClient
     from isabella.errors import IsabellaError, UnverifiedPeer
     from isabella.vendors.client import VendorObservation

@@ -41,17 +41,14 @@ class _Group(TyperGroup):
     """Commands that print no control characters from elsewhere, and exit with `USAGE` on a wrong command line."""
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run a command."""
         guard_output()
         return super().main(*args, **options)
 
     def make_context(self, *args: Any, **options: Any) -> Any:
-        """Parse the options before the command."""
         with _usage_code():
             return super().make_context(*args, **options)
 
     def invoke(self, ctx: Any) -> Any:
-        """Parse the command with its arguments, and run it."""
         with _usage_code():
             return super().invoke(ctx)
 
@@ -73,15 +70,10 @@ def as_usage() -> Iterator[None]:
 def configured_settings(
     env_file: Path | None, *, served: bool = False, service: bool = False, quiet: bool = False, **overrides: Any
 ) -> Settings:
-    """Load the settings, and configure the logs by them.
+    """Load the settings, with `overrides` from options, and configure the logs by them.
 
-    Args:
-        env_file: read in place of `.env`.
-        served: with practice vendors, if the running backend uses them.
-        service: the command runs until it is interrupted; its lines are for machines unless they go to a terminal.
-            The messages of other commands are for people, also through a pipe.
-        quiet: log only warnings and errors.
-        **overrides: settings that are given as options.
+    With `served`, practice vendors are included if the running backend uses them. The lines of a `service`, which
+    runs until it is interrupted, are for machines unless they go to a terminal. `quiet` logs only warnings.
     """
     from isabella.config.settings import load_settings
     from isabella.practice.overlay import load_served_settings

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,7 +66,14 @@ def doctor(
         return await _diagnose(env_file, options, fix, as_json), messages
 
     diagnosis, messages = run(diagnosed, as_json)
-    _show(diagnosis, messages, as_json)
+    if as_json:
+        _print_json(diagnosis.as_json() | {"log": [message.as_json() for message in messages]})
+    else:
+        from isabella.cli.tables import show_diagnosis, show_messages
+
+        show_diagnosis(diagnosis)
+        if messages:
+            show_messages(messages, heading="In the log")
     raise typer.Exit(0 if diagnosis.healthy else PENDING)
 
 
@@ -92,25 +100,21 @@ def explain(
     else:
         raise typer.BadParameter("give a text, a log with --log, or a text on standard input")
     if as_json:
-        document = {"symptoms": [message.as_json() for message in messages]}
-        print(json.dumps(document, indent=2, ensure_ascii=False))
+        _print_json({"symptoms": [message.as_json() for message in messages]})
     else:
-        from isabella.cli.diagnosis import show_messages
+        from isabella.cli.tables import show_messages
 
         show_messages(messages)
     raise typer.Exit(0 if messages else ERROR)
 
 
 async def _diagnose(env_file: Path | None, options: DoctorOptions, fix: bool, as_json: bool) -> Diagnosis:
-    from dataclasses import replace
-
-    from isabella.doctor.run import run_doctor
+    from isabella.doctor.run import apply_fixes, run_doctor
 
     doctor_run = await run_doctor(env_file, options=options)
     if not fix or doctor_run.diagnosis.healthy:
         return doctor_run.diagnosis
     from isabella.doctor.log_messages import scrub
-    from isabella.doctor.run import apply_fixes
 
     fixes = []
     async for line in apply_fixes(doctor_run):
@@ -129,13 +133,5 @@ def _messages_in(path: Path) -> list[RecognisedMessage]:
         return recognise_in(lines)
 
 
-def _show(diagnosis: Diagnosis, messages: list[RecognisedMessage], as_json: bool) -> None:
-    if as_json:
-        document = diagnosis.as_json() | {"log": [message.as_json() for message in messages]}
-        print(json.dumps(document, indent=2, ensure_ascii=False))
-        return
-    from isabella.cli.diagnosis import show_diagnosis, show_messages
-
-    show_diagnosis(diagnosis)
-    if messages:
-        show_messages(messages, heading="In the log")
+def _print_json(document: dict[str, Any]) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))

@@ -91,7 +91,7 @@ def status(
     if as_json:
         print_json(_as_json(current))
     else:
-        typer.echo(_as_text(current))
+        _show(current)
     raise typer.Exit(0 if current.running else NOT_RUNNING)
 
 
@@ -119,12 +119,13 @@ def rekey(
     Letta is stopped for about half a minute. If the change is interrupted, the next `isabella letta up` completes it.
     Exit code: 0 all providers proven under the new key, otherwise 1; a dry run changes nothing and exits with 0.
     """
-    from isabella.cli.rekey import RekeyOptions
-    from isabella.cli.rekey import rekey as change_key
+    from isabella.cli import rekey as command
 
     settings = configured_settings(env_file, served=True, home=home)
-    options = RekeyOptions(release, instance, from_env, former_key_file, dry_run, yes)
-    raise typer.Exit(0 if change_key(settings, options) else 1)
+    proven = command.rekey(
+        settings, release, instance, from_env=from_env, former_key_file=former_key_file, dry_run=dry_run, yes=yes
+    )
+    raise typer.Exit(0 if proven else 1)
 
 
 @app.command()
@@ -167,17 +168,18 @@ def _server(release: str, instance: str, home: Path | None, env_file: Path | Non
 
 
 def _as_json(current: InstanceStatus) -> dict[str, Any]:
-    def service(status: ServiceStatus) -> dict[str, Any]:
-        return {"running": status.pid is not None, "pid": status.pid, "port": status.port, "healthy": status.healthy}
-
+    letta, postgres = (
+        {"running": status.pid is not None, "pid": status.pid, "port": status.port, "healthy": status.healthy}
+        for status in (current.letta, current.postgres)
+    )
     return {
         "version": current.release,
         "instance": current.instance,
         "installed": current.installed,
         "running": current.running,
         "base_url": current.base_url,
-        "letta": service(current.letta),
-        "postgres": service(current.postgres),
+        "letta": letta,
+        "postgres": postgres,
         "folder": str(current.folder),
         "data": str(current.data) if current.data else None,
         "password_file": str(current.password_file),
@@ -186,7 +188,7 @@ def _as_json(current: InstanceStatus) -> dict[str, Any]:
     }
 
 
-def _as_text(current: InstanceStatus) -> str:
+def _show(current: InstanceStatus) -> None:
     def service(status: ServiceStatus) -> str:
         if status.pid is None:
             return "not running"
@@ -200,4 +202,5 @@ def _as_text(current: InstanceStatus) -> str:
         "Data": str(current.data or current.folder),
         "Log": str(current.letta_log),
     }
-    return "\n".join(f"{name:<13} {value}" for name, value in rows.items())
+    for name, value in rows.items():
+        typer.echo(f"{name:<13} {value}")

@@ -21,7 +21,6 @@ from isabella.system.terminal import print_message
 
 if TYPE_CHECKING:
     from isabella.practice.daemon import Running
-    from isabella.practice.vendor import Request
 
 app = commands(
     no_args_is_help=True,
@@ -98,7 +97,10 @@ def keys(
 
     folder = _home(home, env_file)
     if accept is not None:
-        daemon.accept(folder, vendor, _keys_in(accept))
+        from isabella.system import files
+
+        lines = files.read_or_stdin(Path(accept)).text.splitlines()
+        daemon.accept(folder, vendor, [line.strip() for line in lines if line.strip()])
     for key in daemon.accepted_keys(folder)[vendor]:
         typer.echo(mask(key))
 
@@ -141,16 +143,8 @@ def fault(
     """Make the requests of a vendor fail, or remove its faults with --clear. Shows the active faults."""
     from isabella.practice.vendor import VendorFault
 
-    kinds: dict[str, Any] = {
-        "latency": latency,
-        "between": between,
-        "status": http_status,
-        "hang": hang,
-        "reset": reset,
-        "truncated": truncated,
-        "html": html,
-        "malformed": malformed,
-    }
+    kinds: dict[str, Any] = {"latency": latency, "between": between, "status": http_status, "hang": hang}
+    kinds |= {"reset": reset, "truncated": truncated, "html": html, "malformed": malformed}
     new = None
     if any(kinds.values()) or on is not None or times is not None or retry_after is not None or share != 1.0:
         with as_usage():
@@ -174,13 +168,18 @@ def log(
 ) -> None:
     """Show the last requests to a vendor: status, key (masked), method and path."""
     from dataclasses import asdict
+    from datetime import datetime
 
     entries = _running(home, env_file).control.requests(vendor)[-lines:]
     if as_json:
         print_json({"requests": [asdict(entry) for entry in entries]})
         return
     for entry in entries:
-        typer.echo(_line(entry))
+        when = datetime.fromtimestamp(entry.at).strftime("%H:%M:%S.%f")[:-3]
+        outcome, key = "accepted" if entry.accepted else "REFUSED", entry.key_masked or "no key"
+        notes = " ".join(note for note in (entry.model, "stream" if entry.stream else None, entry.fault) if note)
+        request = f"{entry.status:>3}  {outcome:<8}  {key:<12}  {entry.method} {entry.path}"
+        typer.echo(f"{when}  {request}  {notes}".rstrip())
 
 
 @app.command()
@@ -225,13 +224,6 @@ def _running(home: Path | None, env_file: Path | None) -> Running:
     return running
 
 
-def _keys_in(source: str) -> list[str]:
-    from isabella.system import files
-
-    text = files.read_or_stdin(Path(source)).text
-    return [line.strip() for line in text.splitlines() if line.strip()]
-
-
 def _show(running: Running) -> None:
     from isabella.practice.wire import NAMES
     from isabella.system.redaction import mask
@@ -261,21 +253,8 @@ def _as_json(running: Running | None) -> dict[str, Any]:
 
 
 def _fault_lines(faults: list[dict[str, Any]]) -> list[str]:
-    def is_shown(name: str, value: Any) -> bool:
-        return name != "times" and bool(value) and (name, value) != ("share", 1.0)
+    def described(fault: dict[str, Any]) -> str:
+        shown = (item for item in fault.items() if item[1] and item[0] != "times" and item != ("share", 1.0))
+        return ", ".join(f"{name} {value}" for name, value in shown)
 
-    return [
-        ", ".join(f"{name} {value}" for name, value in fault.items() if is_shown(name, value)) for fault in faults
-    ]
-
-
-def _line(entry: Request) -> str:
-    from datetime import datetime
-
-    when = datetime.fromtimestamp(entry.at).strftime("%H:%M:%S.%f")[:-3]
-    key = entry.key_masked or "no key"
-    notes = [note for note in (entry.model, "stream" if entry.stream else None, entry.fault) if note]
-    outcome = "accepted" if entry.accepted else "REFUSED"
-    return (
-        f"{when}  {entry.status:>3}  {outcome:<8}  {key:<12}  {entry.method} {entry.path}  {' '.join(notes)}".rstrip()
-    )
+    return [described(fault) for fault in faults]

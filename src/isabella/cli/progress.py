@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 from isabella.system.terminal import console, messages_are_json, print_message
 
 if TYPE_CHECKING:
-    import rich.console
-    from rich.live import Live
-
     from isabella.embedded import Progress, Step
 
 _MARKS = {"done": ("✓ ", "green"), "skipped": ("· ", "dim"), "note": ("! ", "yellow")}
@@ -27,11 +24,20 @@ def show_progress() -> Iterator[Progress]:
         yield _print_step
         return
     from rich.live import Live
+    from rich.spinner import Spinner
+    from rich.text import Text
 
     out = console(stderr=True)
     # With redirection, text of other parts would bypass the guard of the output, and its colours would be obeyed.
     with Live(console=out, transient=True, redirect_stdout=False, redirect_stderr=False) as live:
-        yield _LiveSteps(out, live)
+
+        def show(step: Step) -> None:
+            if step.state == "started":
+                live.update(Spinner("dots", Text(f"{step.name.capitalize()} {step.detail}")))
+            elif (text := _detail(step)) is not None:
+                out.print(Text.assemble(_MARKS[step.state], _line(step, text)))
+
+        yield show
 
 
 def _print_step(step: Step) -> None:
@@ -59,22 +65,3 @@ def _detail(step: Step) -> str | None:
 def _line(step: Step, text: str) -> str:
     seconds = "" if step.seconds is None else f"  {step.seconds:.1f} s"
     return f"{step.name.capitalize():<9} {text}{seconds}"
-
-
-class _LiveSteps:
-    """Lines of finished steps above a spinner for the step that is running."""
-
-    def __init__(self, out: rich.console.Console, live: Live) -> None:
-        self._out = out
-        self._live = live
-
-    def __call__(self, step: Step) -> None:
-        from rich.spinner import Spinner
-        from rich.text import Text
-
-        if step.state == "started":
-            self._live.update(Spinner("dots", Text(f"{step.name.capitalize()} {step.detail}")))
-            return
-        text = _detail(step)
-        if text is not None:
-            self._out.print(Text.assemble(_MARKS[step.state], _line(step, text)))

@@ -6,7 +6,6 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import typer
@@ -26,35 +25,28 @@ from isabella.providers.report import Report
 from isabella.system import files
 
 
-@dataclass(frozen=True)
-class RekeyOptions:
-    """The options of `isabella letta rekey`."""
-
-    release: str
-    instance: str
-    from_env: bool
-    former_key_file: Path | None
-    dry_run: bool
-    yes: bool
-
-
-def rekey(settings: Settings, options: RekeyOptions) -> bool:
-    """Change the master key of the embedded Letta. Returns whether all of its providers are proven.
-
-    Raises:
-        ConfigurationError: the settings and the options contradict each other.
-        EmbeddedError: the server or its database cannot be used.
-    """
-    key = _configured_key(settings, options)
-    server = Server(settings.home, release=options.release, instance=options.instance, master_key=key)
-    former = [] if options.former_key_file is None else [_read_key(options.former_key_file)]
+def rekey(
+    settings: Settings,
+    release: str,
+    instance: str,
+    *,
+    from_env: bool = False,
+    former_key_file: Path | None = None,
+    dry_run: bool = False,
+    yes: bool = False,
+) -> bool:
+    """Change the master key of the embedded Letta. Return whether all of its providers are proven."""
+    key = _configured_key(settings, from_env)
+    server = Server(settings.home, release=release, instance=instance, master_key=key)
+    former = [] if former_key_file is None else [_read_key(former_key_file)]
     with show_progress() as progress:
         values = server.encrypted_values(former, progress)
     _show(values, key)
-    if options.dry_run:
+    if dry_run:
         typer.echo("Nothing was changed.")
         return True
-    _confirm(options)
+    if not yes:
+        _confirm()
     was_running = server.status().running
     with show_progress() as progress:
         letta = server.rekey(former, progress)
@@ -70,15 +62,15 @@ def rekey(settings: Settings, options: RekeyOptions) -> bool:
     return report is None or report.all_proven
 
 
-def _configured_key(settings: Settings, options: RekeyOptions) -> SecretStr | None:
+def _configured_key(settings: Settings, from_env: bool) -> SecretStr | None:
     """Return the new key from the configuration; None if one is to be generated."""
     configured = settings.letta_encryption_key
-    if options.from_env and configured is None:
+    if from_env and configured is None:
         raise ConfigurationError(
             "--from-env requires the new master key in LETTA_ENCRYPTION_KEY, which is not set.",
             remedy="Set it, or omit --from-env: then a key is generated and stored where only you can read it.",
         )
-    if configured is not None and not options.from_env:
+    if configured is not None and not from_env:
         raise ConfigurationError(
             f"LETTA_ENCRYPTION_KEY is set ({settings.origin('letta_encryption_key')}), "
             "so a generated master key would not be used.",
@@ -115,9 +107,7 @@ def _show(values: Sequence[StoredValue], key: SecretStr | None) -> None:
         typer.echo("Name the key they are encrypted with by --former-key-file, or enter them again afterwards.")
 
 
-def _confirm(options: RekeyOptions) -> None:
-    if options.yes:
-        return
+def _confirm() -> None:
     if not sys.stdin.isatty():
         raise ConfigurationError(
             "The change needs confirmation, and standard input is not a terminal.",

@@ -1,47 +1,38 @@
-"""Tables of providers, agents and settings for people. Warnings go to standard error."""
+"""Providers, agents, settings and diagnoses for people. Warnings go to standard error."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
 
 from isabella.providers.health import Level, headline, report_document, vendor_level, vendor_words
 from isabella.providers.plan import Action, ProviderState
-from isabella.providers.report import Proof, ProviderReport, Receipt, Report
+from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.terminal import console, print_message
 
-_STYLES: dict[str, str] = {
-    ProviderState.IN_SYNC: "green",
-    ProviderState.STALE: "yellow",
-    ProviderState.ABSENT: "yellow",
-    ProviderState.MOVED: "yellow",
-    ProviderState.MISTYPED: "yellow",
-    ProviderState.PLAINTEXT: "yellow",
-    ProviderState.UNREADABLE: "red",
-    ProviderState.HIDDEN: "magenta",
-    ProviderState.FOREIGN: "dim",
-    Action.REFUSE: "red",
-    Proof.PROVEN: "green",
-    Proof.FAILED: "red",
-    Proof.UNPROVEN: "magenta",
-    Receipt.ACCEPTED: "green",
-    Receipt.REFUSED: "red",
+if TYPE_CHECKING:
+    from isabella.doctor.findings import Diagnosis, Finding, RootCause
+    from isabella.doctor.log_messages import RecognisedMessage
+
+_WORDS = {
+    "green": ("in_sync", "proven", "accepted"),
+    "yellow": ("stale", "absent", "moved", "mistyped", "plaintext"),
+    "red": ("unreadable", "refuse", "failed", "refused"),
+    "magenta": ("hidden", "unproven"),
+    "dim": ("foreign",),
 }
+_STYLES = {word: style for style, words in _WORDS.items() for word in words}
 _LEVEL_STYLES = {Level.OK: "green", Level.UNKNOWN: "", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
+_SEVERITY_STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
 _OUTCOME_STYLES = {"kept": "dim", "created": "green", "changed": "yellow", "failed": "red"}
 
 
 def show_report(report: Report, *, conditions: bool = False) -> None:
-    """Print a report: warnings, the table, and remedies.
-
-    Args:
-        report: the report.
-        conditions: also show the headline, and the condition of each provider with the last answer of its vendor.
-    """
+    """Print a report; with `conditions`, also the headline, the conditions, and the vendors' last answers."""
     show_notices(report.notices)
     out = console()
     if conditions:
@@ -118,10 +109,7 @@ def show_notices(notices: Iterable[str]) -> None:
 
 def show_settings(rows: Iterable[tuple[str, str, str]]) -> None:
     """Print settings: name, value, origin."""
-    table = _plain_table("setting", "value", "from")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console().print(table)
+    _print_table(("setting", "value", "from"), rows)
 
 
 def show_agents(agents: Sequence[dict[str, Any]]) -> None:
@@ -130,35 +118,36 @@ def show_agents(agents: Sequence[dict[str, Any]]) -> None:
     if not agents:
         out.print("There are no agents yet. Create them with `isabella agents ensure`.")
         return
-    table = _plain_table("agent", "managed by", "model", "window", "problem")
-    for agent in agents:
-        table.add_row(
-            Text(agent["name"]),
-            Text("Isabella" if agent["ours"] else "others", style="" if agent["ours"] else "dim"),
-            Text(agent["handle"]),
-            Text(str(agent["window"])),
-            Text(agent["problem"] or "-", style="red" if agent["problem"] else "dim"),
+    rows = [
+        (
+            agent["name"],
+            ("Isabella", "") if agent["ours"] else ("others", "dim"),
+            agent["handle"],
+            str(agent["window"]),
+            (agent["problem"], "red") if agent["problem"] else ("-", "dim"),
         )
-    out.print(table)
+        for agent in agents
+    ]
+    _print_table(("agent", "managed by", "model", "window", "problem"), rows)
     if any(agent["problem"] for agent in agents):
         out.print("`isabella agents repair` shows how these problems would be repaired.")
 
 
 def show_ensured(outcomes: Sequence[dict[str, Any]]) -> None:
     """Print the outcome of `isabella agents ensure`, one row for each agent."""
-    out = console()
-    table = _plain_table("agent", "outcome", "model", "details")
-    for outcome in outcomes:
-        table.add_row(
-            Text(outcome["name"]),
-            Text(outcome["done"], style=_OUTCOME_STYLES.get(outcome["done"], "")),
-            Text(outcome["handle"] or "-"),
-            Text("; ".join(outcome["changes"]) or outcome["reason"] or "-"),
+    rows = [
+        (
+            outcome["name"],
+            (outcome["done"], _OUTCOME_STYLES.get(outcome["done"], "")),
+            outcome["handle"] or "-",
+            "; ".join(outcome["changes"]) or outcome["reason"] or "-",
         )
-    out.print(table)
+        for outcome in outcomes
+    ]
+    _print_table(("agent", "outcome", "model", "details"), rows)
     for outcome in outcomes:
         if outcome["remedy"]:
-            out.print(Text(f"{outcome['name']}: {outcome['remedy']}"))
+            console().print(Text(f"{outcome['name']}: {outcome['remedy']}"))
 
 
 def show_agent(agent: dict[str, Any]) -> None:
@@ -183,28 +172,111 @@ def show_repairs(repairs: Sequence[dict[str, Any]], *, done: bool) -> None:
     if not repairs:
         out.print("No agent is broken.")
         return
-    table = _plain_table("agent", "model", "repaired to" if done else "would become", "reason")
-    for repair in repairs:
-        table.add_row(
-            Text(repair["name"]),
-            Text(repair["before"]),
-            Text(repair["after"] or "-", style="green" if repair["done"] else "yellow"),
-            Text(
-                repair["problem"] or ". ".join([repair["why"], *repair["notes"]]),
-                style="red" if repair["problem"] else "",
-            ),
+    rows = [
+        (
+            repair["name"],
+            repair["before"],
+            (repair["after"] or "-", "green" if repair["done"] else "yellow"),
+            (repair["problem"], "red") if repair["problem"] else ". ".join([repair["why"], *repair["notes"]]),
         )
-    out.print(table)
+        for repair in repairs
+    ]
+    _print_table(("agent", "model", "repaired to" if done else "would become", "reason"), rows)
     if not done:
         out.print("Nothing was changed. `isabella agents repair --yes` re-binds them; memory and history stay.")
 
 
-def _plain_table(*headings: str) -> Table:
+def _print_table(headings: Iterable[str], rows: Iterable[Sequence[str | tuple[str, str]]]) -> None:
+    """Print a table whose cells are texts, or texts with their styles."""
     table = Table(box=None, pad_edge=False)
     for heading in headings:
         table.add_column(heading, overflow="fold")
-    return table
+    for row in rows:
+        table.add_row(*(Text(cell) if isinstance(cell, str) else Text(*cell) for cell in row))
+    console().print(table)
 
 
 def _local_time(at: datetime) -> str:
     return f"{at.astimezone():%Y-%m-%d %H:%M}"
+
+
+def show_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print a diagnosis. It contains no secrets and can be pasted into a public issue."""
+    from isabella.doctor.findings import Layer
+
+    _print_scrubbed(_diagnosis_headline(diagnosis), "bold green" if diagnosis.healthy else "bold")
+    for cause in diagnosis.causes:
+        finding = cause.finding
+        mark = "✗" if finding.severity == "error" else "!"
+        _print_scrubbed(f"{mark} {finding.sentence} {finding.remedy.text}", _SEVERITY_STYLES[finding.severity])
+    if diagnosis.practice:
+        _print_scrubbed("(These are practice vendors.)", "dim")
+    if diagnosis.causes:
+        _print_scrubbed("\nEvidence", "bold")
+    for cause in diagnosis.causes:
+        _print_cause(cause)
+    if diagnosis.unknowns:
+        _print_scrubbed("\nNot checked", "bold")
+    for unknown in diagnosis.unknowns:
+        subject = "" if unknown.provider is None else f"{unknown.provider}: "
+        _print_scrubbed(f"  ? {subject}{unknown.what}, because {unknown.because}", "magenta")
+    if diagnosis.notes:
+        _print_scrubbed("\nNotes", "bold")
+    for note in diagnosis.notes:
+        _print_scrubbed(f"  - {note.sentence} {note.remedy.text}{_facts(note)}", "cyan")
+    if diagnosis.passed:
+        _print_scrubbed("\nPassed checks", "bold")
+    for layer in Layer:
+        for fine in diagnosis.passed:
+            if fine.layer is layer:
+                _print_scrubbed(f"  {layer.heading}: {fine.text}", "green")
+
+
+def show_messages(messages: Sequence[RecognisedMessage], heading: str | None = None) -> None:
+    """Print the explanations of log messages."""
+    if heading is not None:
+        _print_scrubbed(f"\n{heading}", "bold")
+    for message in messages:
+        known = message.message
+        times = "" if message.count == 1 else f" ({message.count} times)"
+        _print_scrubbed(f"{known.title}{times}", "bold")
+        _print_scrubbed(f"  seen:     {message.line}", "dim")
+        _print_scrubbed(f"  means:    {message.meaning}")
+        _print_scrubbed(f"  releases: {known.releases}")
+        _print_scrubbed(f"  do:       {message.remedy}")
+        if known.correction is not None:
+            _print_scrubbed(f"  note:     {known.correction}")
+        if known.facts:
+            _print_scrubbed(f"  facts:    {', '.join(known.facts)}", "dim")
+    if not messages:
+        _print_scrubbed("No known message was recognised. `isabella doctor` checks the system itself.")
+
+
+def _diagnosis_headline(diagnosis: Diagnosis) -> str:
+    letta = ""
+    if diagnosis.base_url is not None:
+        letta = f"  (Letta {diagnosis.release or '?'} at {diagnosis.base_url})"
+    if diagnosis.healthy:
+        return f"Healthy: nothing was found.{letta}"
+    count = len(diagnosis.causes)
+    return f"{count} finding{'' if count == 1 else 's'}{letta}"
+
+
+def _print_cause(cause: RootCause) -> None:
+    finding = cause.finding
+    _print_scrubbed(f"  [{finding.code}] {finding.layer.heading}{_facts(finding)}")
+    _print_scrubbed(f"    why:  {finding.cause}")
+    for line in finding.evidence:
+        _print_scrubbed(f"    seen: {line}", "dim")
+    for consequence in cause.consequences:
+        _print_scrubbed(f"    so:   {consequence.sentence}", "dim")
+
+
+def _facts(finding: Finding) -> str:
+    return f" ({', '.join(finding.facts)})" if finding.facts else ""
+
+
+def _print_scrubbed(text: str, style: str = "") -> None:
+    from isabella.doctor.log_messages import scrub
+
+    console().print(Text(scrub(text), style=style), soft_wrap=True)

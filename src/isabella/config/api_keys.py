@@ -45,11 +45,7 @@ class CleanKey:
 
 
 def clean_key(raw: str) -> CleanKey:
-    """Remove what copying leaves around a key, and refuse what cannot be one.
-
-    Raises:
-        KeyRefused: the value is empty, a placeholder, or has characters that no key has.
-    """
+    """Remove what copying leaves around a key, and refuse what cannot be one with `KeyRefused`."""
     notes: list[str] = []
     value = raw.strip()
     if value != raw:

@@ -57,12 +57,7 @@ class _Declaration(BaseModel):
 
 
 def declared_vendors(path: Path) -> tuple[Vendor, ...]:
-    """Return the vendors that the file declares; none if the file does not exist.
-
-    Raises:
-        FileUnreadable: the file cannot be read.
-        ConfigurationError: it is malformed; the message names the line.
-    """
+    """Return the vendors that the file declares, if it exists; a malformed one raises `ConfigurationError`."""
     try:
         text = files.read(path).text
     except FileAbsent:
@@ -86,7 +81,8 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
         )
     taken = {vendor.provider: "the catalog" for vendor in known_vendors()}
     vendors = []
-    lines = _lines_of_tables(text)
+    header = re.compile(r"\s*\[\[\s*providers\s*\]\]")
+    lines = [n for n, line in enumerate(text.splitlines(), 1) if header.match(line)]
     for index, entry in enumerate(entries):
         line = lines[index] if index < len(lines) else _line_of(text, "providers")
         vendor = _vendor(path, line, entry)
@@ -116,15 +112,10 @@ def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
     models = declared.models
     windows = dict.fromkeys(models, declared.default_window) if isinstance(models, list) else models
     return Vendor(
-        name=declared.name,
-        title=declared.title or declared.name,
         provider=declared.name,
-        type=declared.type,
-        base_url=declared.base_url,
-        api_key_env=declared.api_key_env,
-        key_prefix=declared.key_prefix,
+        **declared.model_dump(exclude={"title", "default_model", "models"}),
+        title=declared.title or declared.name,
         default_model=declared.default_model or next(iter(windows), None),
-        default_window=declared.default_window,
         models=windows,
     )
 
@@ -132,8 +123,3 @@ def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
 def _line_of(text: str, name: str) -> int:
     pattern = re.compile(rf"^\s*\[*\s*[\"']?{re.escape(name)}\b")
     return next((n for n, line in enumerate(text.splitlines(), 1) if pattern.match(line)), 1)
-
-
-def _lines_of_tables(text: str) -> list[int]:
-    header = re.compile(r"\s*\[\[\s*providers\s*\]\]")
-    return [n for n, line in enumerate(text.splitlines(), 1) if header.match(line)]

@@ -13,8 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from platformdirs import user_data_path
 from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from isabella.config.api_keys import is_master_key
 from isabella.config.sources import DEFAULT, ENVIRONMENT, Sources
@@ -60,128 +59,44 @@ class Settings(BaseSettings):
 
     `Settings()` reads the process environment and `.env` in the working directory; `load_settings` can read another
     file, and raises a `ConfigurationError` for invalid values. The vendors' variables (`GROQ_API_KEY`, …) depend on
-    the declared vendors; `isabella.providers.desired` reads them from `sources`.
+    the declared vendors; `isabella.providers.desired` reads them from `sources`. docs/configuration.md explains each.
     """
 
     model_config = SettingsConfigDict(
         # No `env_file`: pydantic-settings would read it without limits of type and size.
+        alias_generator=lambda field: field.upper() if field.startswith("letta_") else f"ISABELLA_{field.upper()}",
         extra="ignore",
         hide_input_in_errors=True,
         populate_by_name=True,
         frozen=True,
     )
 
-    letta_base_url: str | None = Field(
-        None, alias="LETTA_BASE_URL", description="Address of a Letta server; unset: the embedded one."
-    )
-    letta_api_key: SecretStr | None = Field(
-        None, alias="LETTA_API_KEY", description="Password of that server, or its cloud token."
-    )
-    letta_encryption_key: SecretStr | None = Field(
-        None,
-        alias="LETTA_ENCRYPTION_KEY",
-        description="The master key, 64 hexadecimal characters: the same as in Letta's own environment.",
-    )
-    host: str = Field("127.0.0.1", alias="ISABELLA_HOST", description="Address the backend listens on.")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(
-        8000, alias="ISABELLA_PORT", description="Port the backend listens on; 0 for any that is free."
-    )
-    token: SecretStr | None = Field(
-        None,
-        alias="ISABELLA_TOKEN",
-        description="What the backend asks of its clients; unset: one that is made at the first start.",
-    )
-    home: Path = Field(
-        default_factory=lambda: user_data_path("isabella"),
-        alias="ISABELLA_HOME",
-        description="Folder for the embedded Letta, its data, locks and logs.",
-    )
-    strategy: Strategy = Field(
-        Strategy.AUTO,
-        alias="ISABELLA_STRATEGY",
-        description="How providers are brought in line: auto, recreate or in-place.",
-    )
-    strict: bool = Field(False, alias="ISABELLA_STRICT", description="Fail the start when a provider is not proven.")
-    provider_types: ProviderTypes = Field(
-        ProviderTypes.NATIVE,
-        alias="ISABELLA_PROVIDER_TYPES",
-        description="native: each vendor's own type; openai: every vendor as type openai with its base URL.",
-    )
-    database_url: SecretStr | None = Field(
-        None,
-        alias="ISABELLA_DATABASE_URL",
-        description="Letta's Postgres, for a lock that holds across machines; unset: a file lock.",
-    )
-    config_file: Path = Field(
-        Path("isabella.toml"),
-        alias="ISABELLA_CONFIG_FILE",
-        description="File that declares further OpenAI-compatible vendors.",
-    )
-    agents_file: Path | None = Field(
-        None,
-        alias="ISABELLA_AGENTS_FILE",
-        description="File that defines the agents; unset: the ones that come with the package.",
-    )
-    embeddings: Embeddings = Field(
-        Embeddings.AUTO,
-        alias="ISABELLA_EMBEDDINGS",
-        description="How archival memory is searched by meaning: auto, mistral, local, or off for text search. "
-        "An agent keeps what it was made with.",
-    )
-    reflect_after: Annotated[float, Field(ge=0, le=86_400)] = Field(
-        300.0,
-        alias="ISABELLA_REFLECT_AFTER",
-        description="Seconds of silence after which what was said is reflected on; 0 for never.",
-    )
-    timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
-        30.0, alias="ISABELLA_TIMEOUT", description="Seconds that Letta or a vendor may take to answer."
-    )
-    first_token_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
-        20.0,
-        alias="ISABELLA_FIRST_TOKEN_TIMEOUT",
-        description="Seconds that a vendor may take to begin its answer before the next one is asked.",
-    )
-    silence_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
-        60.0,
-        alias="ISABELLA_SILENCE_TIMEOUT",
-        description="Seconds of silence in the middle of an answer, a tool at work included, until it is broken.",
-    )
-    turn_queue: Annotated[int, Field(ge=0, le=10_000)] = Field(
-        8, alias="ISABELLA_TURN_QUEUE", description="How many turns may wait for one agent before others get 429."
-    )
-    turn_wait: Annotated[float, Field(gt=0, le=3600)] = Field(
-        120.0, alias="ISABELLA_TURN_WAIT", description="Seconds that a turn waits for those before it."
-    )
-    gate_timeout: Annotated[float, Field(gt=0, le=3600)] = Field(
-        30.0,
-        alias="ISABELLA_GATE_TIMEOUT",
-        description="Seconds that turns wait while their provider is recreated, and that it waits for them first.",
-    )
-    watch: WatchMode = Field(
-        WatchMode.AUTO,
-        alias="ISABELLA_WATCH",
-        description="How a changed configuration is noticed while the backend runs: auto, poll (where the file "
-        "system gives no notice), or off.",
-    )
-    resync: Annotated[float, Field(ge=0, le=86_400)] = Field(
-        300.0,
-        alias="ISABELLA_RESYNC",
-        description="How often drift is looked for and mended while the backend runs: seconds, or such as 5m; "
-        "0 for never.",
-    )
-    refresh_at: time | None = Field(
-        time(3, 30),
-        alias="ISABELLA_REFRESH_AT",
-        description="When every provider's model list is refreshed, once a night: local time such as 03:30; empty "
-        "for never.",
-    )
-    log_format: LogFormat = Field(
-        LogFormat.AUTO,
-        alias="ISABELLA_LOG_FORMAT",
-        description="Format of the lines on standard error: text, json, or auto (JSON from up and sync --watch if "
-        "standard error is not a terminal, otherwise text).",
-    )
-    sources: Sources = Field(default_factory=lambda: Sources({}), exclude=True, repr=False)
+    letta_base_url: str | None = None  #: Letta's base URL; None: the embedded one
+    letta_api_key: SecretStr | None = None  #: Letta's password, or its cloud token
+    letta_encryption_key: SecretStr | None = None  #: the master key, as in Letta's own environment
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000  #: 0: any free port
+    token: SecretStr | None = None  #: what clients of the backend send; None: generated at the first start
+    home: Path = Field(default_factory=lambda: user_data_path("isabella"))
+    strategy: Strategy = Strategy.AUTO
+    strict: bool = False  #: whether the start fails if a provider is not proven
+    provider_types: ProviderTypes = ProviderTypes.NATIVE
+    database_url: SecretStr | None = None  #: Letta's Postgres, for locks that hold across processes
+    config_file: Path = Path("isabella.toml")  #: declares further vendors
+    agents_file: Path | None = None  #: defines the agents; None: those of the package
+    embeddings: Embeddings = Embeddings.AUTO
+    reflect_after: Annotated[float, Field(ge=0, le=86_400)] = 300.0  #: seconds without a message; 0: never
+    timeout: Annotated[float, Field(gt=0, le=3600)] = 30.0  #: seconds that Letta or a vendor may take to answer
+    first_token_timeout: Annotated[float, Field(gt=0, le=3600)] = 20.0  #: seconds, before the next vendor is asked
+    silence_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0  #: seconds in the middle of an answer
+    turn_queue: Annotated[int, Field(ge=0, le=10_000)] = 8  #: how many turns may wait for one agent
+    turn_wait: Annotated[float, Field(gt=0, le=3600)] = 120.0  #: seconds that a turn may wait for those before it
+    gate_timeout: Annotated[float, Field(gt=0, le=3600)] = 30.0  #: seconds that turns and changes wait for each other
+    watch: WatchMode = WatchMode.AUTO
+    resync: Annotated[float, Field(ge=0, le=86_400)] = 300.0  #: seconds between checks for drift; 0: never
+    refresh_at: time | None = time(3, 30)  #: local time of the refresh of the model lists; None: never
+    log_format: LogFormat = LogFormat.AUTO
+    sources: Sources = Field(default_factory=lambda: Sources({}), alias="sources", exclude=True, repr=False)
 
     @classmethod
     def settings_customise_sources(
@@ -195,7 +110,11 @@ class Settings(BaseSettings):
         """Read environment and file together, so that the origin of each value is known."""
         given = init_settings()
         sources = given.get("sources") or Sources.read()
-        return init_settings, _Layers(settings_cls, sources)
+        values: dict[str, Any] = {"sources": sources}
+        for name in (variable(field) for field in settings_cls.model_fields if field != "sources"):
+            if (found := sources.get(name)) is not None:
+                values[name] = found.text.strip()
+        return init_settings, InitSettingsSource(settings_cls, values)
 
     @field_validator("letta_base_url")
     @classmethod
@@ -280,39 +199,13 @@ class Settings(BaseSettings):
         ]
 
 
-class _Layers(PydanticBaseSettingsSource):
-    """Adapter of `Sources` for pydantic-settings."""
-
-    def __init__(self, settings_cls: type[BaseSettings], sources: Sources) -> None:
-        super().__init__(settings_cls)
-        self._sources = sources
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        found = self._sources.get(field.alias or field_name)
-        return (None if found is None else found.text.strip()), field.alias or field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        values: dict[str, Any] = {"sources": self._sources}
-        for name, field in self.settings_cls.model_fields.items():
-            value, key, _ = self.get_field_value(field, name)
-            if value is not None and name != "sources":
-                values[key] = value
-        return values
-
-
 def load_settings(
     env_file: Path | None = None, environment: Mapping[str, str] | None = None, **overrides: Any
 ) -> Settings:
-    """Read the settings from the environment and `.env`.
+    """Read the settings from the environment and `.env`, or from replacements of the two.
 
-    Args:
-        env_file: replaces `.env`; it has to exist.
-        environment: replaces the process environment.
-        overrides: fields of `Settings` that win over both, such as command line options; None means not given.
-
-    Raises:
-        ConfigurationError: a value is malformed; the message names the variable, its origin and the expected form,
-            without the value.
+    `overrides` are fields of `Settings` that win over both, such as command line options; None means not given.
+    Raises `ConfigurationError` with the variable and the origin of a malformed value, but without the value.
     """
     given = {variable(field): value for field, value in overrides.items() if value is not None}
     sources = Sources.read(env_file, environment).without(given)
@@ -322,7 +215,9 @@ def load_settings(
         problems = []
         for problem in error.errors(include_input=False, include_url=False):
             name = variable(str(problem["loc"][0])) if problem["loc"] else "settings"
-            problems.append(f"{name} ({_place(sources, name)}): {_reason(problem['msg'])}")
+            origin = sources.origin(name)
+            place = origin if origin in (ENVIRONMENT, DEFAULT) else f"{origin}, line {sources.lines[name]}"
+            problems.append(f"{name} ({place}): {problem['msg'].removeprefix('Value error, ')}")
         raise ConfigurationError("; ".join(problems)) from None
 
 
@@ -333,11 +228,7 @@ def variable(field: str) -> str:
 
 
 def duration(value: str) -> float:
-    """Return the seconds of a duration: a number, or a text such as `90s`, `5m`, `1h30m`.
-
-    Raises:
-        ValueError: it is malformed.
-    """
+    """Return the seconds of a duration: a number, or a text such as `90s`, `5m`, `1h30m`."""
     text = value.strip().lower()
     with suppress(ValueError):
         return float(text)
@@ -349,11 +240,7 @@ def duration(value: str) -> float:
 
 
 def http_address(value: str) -> str:
-    """Return an `http` or `https` URL without a trailing slash.
-
-    Raises:
-        ValueError: it is not such a URL.
-    """
+    """Return an `http` or `https` URL without a trailing slash; raise `ValueError` for anything else."""
     address = value.strip().rstrip("/")
     try:
         parsed = _ADDRESS.validate_python(address)
@@ -364,14 +251,3 @@ def http_address(value: str) -> str:
     if parsed.query or parsed.fragment:
         raise ValueError("it must not have a '?' or a '#'")
     return address
-
-
-def _place(sources: Sources, name: str) -> str:
-    origin = sources.origin(name)
-    if origin in (ENVIRONMENT, DEFAULT):
-        return origin
-    return f"{origin}, line {sources.lines[name]}"
-
-
-def _reason(message: str) -> str:
-    return message.removeprefix("Value error, ")

@@ -27,35 +27,19 @@ class ConfigValue:
 
 @dataclass(frozen=True)
 class Sources:
-    """One consistent reading of the environment and of `.env`.
-
-    Attributes:
-        file: the path of the `.env` file, which need not exist.
-        dotenv: the variables in the `.env` file.
-        lines: the last line of the file on which a variable is set.
-        overlay: values that win over both, such as those of the practice vendors.
-        overlaid_from: the file with the keys of the overlay, if there is one.
-    """
+    """One consistent reading of the environment and of `.env`."""
 
     environment: Mapping[str, str] = field(repr=False)
-    file: Path = Path(".env")
-    dotenv: Mapping[str, str] = field(default_factory=dict, repr=False)
-    lines: Mapping[str, int] = field(default_factory=dict)
+    file: Path = Path(".env")  #: the path of the `.env` file, which need not exist
+    dotenv: Mapping[str, str] = field(default_factory=dict, repr=False)  #: the variables in the `.env` file
+    lines: Mapping[str, int] = field(default_factory=dict)  #: the last line of the file on which a variable is set
+    #: values that win over both, such as those of the practice vendors
     overlay: Mapping[str, ConfigValue] = field(default_factory=dict, repr=False)
-    overlaid_from: Path | None = None
+    overlaid_from: Path | None = None  #: the file with the keys of the overlay, if there is one
 
     @classmethod
     def read(cls, env_file: Path | None = None, environment: Mapping[str, str] | None = None) -> Sources:
-        """Read `.env` (or another file) and the environment.
-
-        Args:
-            env_file: the file; by default `.env` in the working directory, which need not exist.
-            environment: replaces the process environment.
-
-        Raises:
-            FileUnreadable: the given file does not exist, or one cannot be read.
-            ConfigurationError: it has a malformed line.
-        """
+        """Read the environment and `.env`, or another file, which then has to exist; raise `ConfigurationError`."""
         environment = dict(os.environ if environment is None else environment)
         path = Path(".env") if env_file is None else env_file
         try:

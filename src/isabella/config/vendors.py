@@ -12,38 +12,23 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Vendor:
-    """A company that serves models.
+    """A company that serves models."""
 
-    Attributes:
-        name: its name in Isabella, for instance `groq`.
-        title: its name for people.
-        provider: the name of its provider in Letta, with which handles begin.
-        type: Letta's provider type for it.
-        base_url: the base URL of its OpenAI-compatible API.
-        api_key_env: the variable with its key.
-        base_url_env: the variable that overrides its base URL; None for a vendor declared in isabella.toml.
-        type_env: the variable that overrides its provider type; None for a vendor declared in isabella.toml.
-        key_prefix: the prefix of its keys, if they all have one.
-        keys_page: the page where keys are created.
-        default_model: the model to start with; None for the first that the vendor lists.
-        default_window: context window in tokens of an unknown model.
-        models: context windows in tokens by model id.
-        call_id: the required form of tool call ids, as a regular expression; None if any is accepted.
-    """
-
-    name: str
+    name: str  #: its name in Isabella, for instance `groq`
     title: str
-    provider: str
+    provider: str  #: the name of its provider in Letta, with which handles begin
     type: str
-    base_url: str
+    base_url: str  #: the base URL of its OpenAI-compatible API
     api_key_env: str
+    #: overrides the base URL; None for a vendor declared in isabella.toml, as is `type_env`
     base_url_env: str | None = None
     type_env: str | None = None
-    key_prefix: str | None = None
-    keys_page: str | None = None
-    default_model: str | None = None
-    default_window: int = 32_768
-    models: Mapping[str, int] = field(default_factory=dict)
+    key_prefix: str | None = None  #: the prefix of its keys, if they all have one
+    keys_page: str | None = None  #: the page where keys are created
+    default_model: str | None = None  #: the model to start with; None for the first that the vendor lists
+    default_window: int = 32_768  #: context window in tokens of an unknown model
+    models: Mapping[str, int] = field(default_factory=dict)  #: context windows in tokens by model id
+    #: the required form of tool call ids, as a regular expression; None if any is accepted
     call_id: str | None = None
 
     @property

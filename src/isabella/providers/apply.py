@@ -7,9 +7,10 @@ happened. Between DELETE and POST nothing may interrupt (fact P7): neither a can
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import anyio
 from pydantic import SecretStr
@@ -31,6 +32,7 @@ from isabella.providers.report import (
     with_vendor_answer,
 )
 from isabella.providers.safe_writes import EncryptionProbe, EncryptionState, SafeWriter
+from isabella.system.tasks import gather
 from isabella.system.urls import PLACEHOLDER_URL
 from isabella.vendors.client import VendorAnswer, VendorObservation
 
@@ -48,54 +50,28 @@ _OTHER_SECRETS = (
     "(agents' environment variables, tokens of MCP servers): enter those again, or run Letta with the former key."
 )
 
-
 Lock = Callable[[], AbstractAsyncContextManager[None]]
-
-
-@asynccontextmanager
-async def unlocked() -> AsyncIterator[None]:
-    """Lock nothing: for a store that no other process writes to."""
-    yield
 
 
 @dataclass(frozen=True)
 class Options:
-    """The options of a run.
-
-    Attributes:
-        master_key: encrypts stored keys, if there is one.
-        ask: asks a vendor about a new key; None asks no vendor.
-        memo: what earlier runs have proven.
-        lock: held while anything is written.
-        patience: seconds to go on trying to recreate a deleted provider.
-        foreign: whether providers that are not declared are listed too.
-        count_models: whether Letta is asked how many models each provider has.
-        closed: keeps turns off a provider while it is changed with a gap.
-        held_everywhere: whether that includes turns of other processes.
-        bound_agents: the agents to move when a provider moves; None without any.
-    """
+    """The options of a run."""
 
     strategy: Strategy = Strategy.AUTO
-    master_key: SecretStr | None = field(default=None, repr=False)
-    ask: Ask | None = None
-    memo: ProofMemo | None = None
-    lock: Lock = unlocked
-    patience: float = 30.0
-    foreign: bool = True
-    count_models: bool = False
-    closed: CloseProvider = unguarded
-    held_everywhere: bool = True
-    bound_agents: BoundAgents | None = None
+    master_key: SecretStr | None = field(default=None, repr=False)  #: encrypts stored keys, if there is one
+    ask: Ask | None = None  #: asks a vendor about a new key; None asks no vendor
+    memo: ProofMemo | None = None  #: what earlier runs have proven
+    lock: Lock = nullcontext  #: held while anything is written
+    patience: float = 30.0  #: seconds to go on trying to recreate a deleted provider
+    foreign: bool = True  #: whether providers that are not declared are listed too
+    count_models: bool = False  #: whether Letta is asked how many models each provider has
+    closed: CloseProvider = unguarded  #: keeps turns off a provider while it is changed with a gap
+    held_everywhere: bool = True  #: whether that includes turns of other processes
+    bound_agents: BoundAgents | None = None  #: the agents to move when a provider moves; None without any
 
 
 class Applier:
-    """Carries out changes on one store.
-
-    Args:
-        store: the providers.
-        abilities: what its release can do.
-        options: the options of the run.
-    """
+    """Carries out changes on one store."""
 
     def __init__(self, store: Store, abilities: Capabilities, options: Options) -> None:
         self._store = store
@@ -111,17 +87,8 @@ class Applier:
 
     async def apply(self, changes: Sequence[PlannedChange]) -> dict[str, ApplyOutcome]:
         """Carry out the changes concurrently and return the outcomes by name. A failure does not stop the others."""
-        outcomes: dict[str, ApplyOutcome] = {}
-        limiter = anyio.CapacityLimiter(_CONCURRENCY)
-
-        async def apply_one(change: PlannedChange) -> None:
-            async with limiter:
-                outcomes[change.desired.name] = await self._apply(change)
-
-        async with anyio.create_task_group() as tasks:
-            for change in changes:
-                tasks.start_soon(apply_one, change)
-        return outcomes
+        outcomes = await gather([partial(self._apply, change) for change in changes], at_once=_CONCURRENCY)
+        return {change.desired.name: outcome for change, outcome in zip(changes, outcomes, strict=True)}
 
     async def _apply(self, change: PlannedChange) -> ApplyOutcome:
         try:
@@ -143,13 +110,6 @@ class Applier:
             # An error of Letta, of the gate, or of the database for locks concerns this provider only.
             return ApplyOutcome(change.action, f"{change.reason}; {error.what}", error.remedy, failed=True)
 
-    @property
-    def _may_delete(self) -> bool:
-        """Whether a DELETE can be sent at all, even of a provider that was created a moment ago."""
-        return self._abilities.recreates and self._strategy is not Strategy.IN_PLACE
-
-    # --- create -------------------------------------------------------------------------------------------------
-
     async def _create(self, change: PlannedChange) -> ApplyOutcome:
         """POST. Before, agents that are already bound to the name get the right base URL (fact M6)."""
         name, base_url = change.desired.name, change.desired.base_url
@@ -157,12 +117,12 @@ class Applier:
             elsewhere = await self._mover.any_elsewhere(name, base_url)
         except LettaError as error:
             return key_withheld(change, error, consequence="not created")
-        if not elsewhere:
-            return await self._make(change)
         answer = await self._inquire(change)
         if answer is not None and answer.takes_key is False:
             return refused_by_vendor(change, answer)
-        change = replace(change, reason=with_vendor_answer(change.reason, answer), ask_vendor=False)
+        change = replace(change, reason=with_vendor_answer(change.reason, answer))
+        if not elsewhere:
+            return await self._make(change)
         async with self._closed(name):
             with anyio.CancelScope(shield=True):
                 moves = await self._mover.move(name, base_url)
@@ -174,43 +134,13 @@ class Applier:
         return with_agent_moves(outcome, moves)
 
     async def _make(self, change: PlannedChange) -> ApplyOutcome:
-        if self._ask is None or not self._may_delete:
-            # A created provider could not be deleted again, so the vendor is asked before.
-            answer = await self._inquire(change)
-            if answer is not None and answer.takes_key is False:
-                return refused_by_vendor(change, answer)
-            reason = with_vendor_answer(change.reason, answer)
-            return await self._try_post(change) or ApplyOutcome(Action.CREATE, reason)
-        # Nothing can be lost yet, so vendor and Letta are asked concurrently.
-        answers: list[VendorAnswer | None] = []
-        async with anyio.create_task_group() as tasks:
-
-            async def inquire() -> None:
-                answers.append(await self._inquire(change))
-
-            tasks.start_soon(inquire)
-            failure = await self._try_post(change)
-        answer = answers[0]
-        if failure is not None:
-            return failure
-        if answer is not None and answer.takes_key is False:
-            created = await self._store.find(change.desired.name)
-            if created is not None:
-                await self._writer.delete(created.id, change.desired.name)
-            return refused_by_vendor(change, answer)
-        return ApplyOutcome(Action.CREATE, with_vendor_answer(change.reason, answer))
-
-    async def _try_post(self, change: PlannedChange) -> ApplyOutcome | None:
-        """POST; return the outcome if it failed, instead of raising, so that the vendor's answer is awaited too."""
         try:
             await self._post(change)
         except LettaRefused as error:
             return self._explain_refusal(change, error)
         except LettaError as error:
             return ApplyOutcome(Action.CREATE, f"{change.reason}; {error.what}", error.remedy, failed=True)
-        return None
-
-    # --- update in place ----------------------------------------------------------------------------------------
+        return ApplyOutcome(Action.CREATE, change.reason)
 
     async def _update(self, change: PlannedChange) -> ApplyOutcome:
         answer = await self._inquire(change)
@@ -257,10 +187,7 @@ class Applier:
         return with_agent_moves(ApplyOutcome(Action.UPDATE, reason), moves)
 
     async def _put_placeholder(self, change: PlannedChange) -> None:
-        """Have Letta hold a key that may be sent to the former base URL as well as to the new one.
-
-        This is the key itself if it stays the same. A provider that moves gets the placeholder base URL.
-        """
+        """Have Letta hold a key that may be sent to the former base URL too: the key itself if it stays the same."""
         if change.stored is None:
             raise AssertionError("a placeholder needs a record")
         harmless = change.keeps_key and change.state is not ProviderState.PLAINTEXT
@@ -291,7 +218,9 @@ class Applier:
 
     async def _encrypt(self, change: PlannedChange) -> ApplyOutcome:
         """Have a key in plaintext encrypted, if Letta encrypts under this master key at all."""
-        if self._may_delete and (state := await self._encryption.state()) is not EncryptionState.OURS:
+        deletes = self._abilities.recreates and self._strategy is not Strategy.IN_PLACE
+        # The probe is a provider that has to be deleted again.
+        if deletes and (state := await self._encryption.state()) is not EncryptionState.OURS:
             how = "without a master key" if state is EncryptionState.NOT_AT_ALL else "under another master key"
             return ApplyOutcome(
                 Action.KEEP,
@@ -300,8 +229,6 @@ class Applier:
                 failed=True,
             )
         return await self._update(change)
-
-    # --- recreate -----------------------------------------------------------------------------------------------
 
     async def _recreate(self, change: PlannedChange, reason: str) -> ApplyOutcome:
         answer = await self._inquire(change)
@@ -376,8 +303,6 @@ class Applier:
         except LettaError as second:
             return failed(f"Restoring the former record failed too: {second.what} It is not in Letta now.")
         return failed("The former record is back in Letta.")
-
-    # --- steps --------------------------------------------------------------------------------------------------
 
     async def _move_agents(self, change: PlannedChange) -> AgentMoves:
         if not change.moves:

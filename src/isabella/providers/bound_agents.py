@@ -6,8 +6,7 @@ written while an agent of its provider has another base URL than the key is for.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -42,47 +41,25 @@ class BoundAgents(Protocol):
     """The agents of one Letta."""
 
     async def any_elsewhere(self, provider: str, base_url: str) -> bool:
-        """Return whether any agent of this provider had another base URL when this was first asked.
-
-        Raises:
-            LettaError: the agents cannot be listed.
-        """
+        """Return whether any agent of this provider had another base URL when this was first asked."""
 
     async def move_to(self, provider: str, base_url: str, note: Note) -> None:
-        """Change the base URL of every agent of this provider, and nothing else.
-
-        Raises:
-            LettaError: some agents may still have another base URL; all that could be changed have been.
-        """
+        """Change the base URL of every agent of this provider; raise `LettaError` if some could not be changed."""
 
     async def move_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
-        """Restore the former base URL of these agents.
-
-        Raises:
-            LettaError: some agents may still have the other base URL; all that could be changed have been.
-        """
+        """Restore the former base URL of these agents; raise `LettaError` if any failed."""
 
 
 @dataclass(frozen=True)
 class AgentMoves:
-    """The agents that were moved with a provider.
+    """The agents that were moved with a provider."""
 
-    Attributes:
-        moved: the agents with the new base URL; if `error` is set, those that may have it.
-        error: why some agents may still have the former one.
-    """
-
-    moved: tuple[MovedAgent, ...] = ()
-    error: LettaError | None = None
+    moved: tuple[MovedAgent, ...] = ()  #: the agents with the new base URL; if `error` is set, those that may have it
+    error: LettaError | None = None  #: why some agents may still have the former one
 
 
 class AgentMover:
-    """Moves the agents of providers, patiently, and remembers which ones it moved in this run.
-
-    Args:
-        agents: the agents; None if there are none.
-        writer: decides how long to go on trying.
-    """
+    """Moves the agents of providers, as patiently as `writer`, and remembers which ones it moved in this run."""
 
     def __init__(self, agents: BoundAgents | None, writer: SafeWriter) -> None:
         self._agents = agents
@@ -91,15 +68,11 @@ class AgentMover:
         self._moved: dict[str, dict[str, MovedAgent]] = {}
 
     async def any_elsewhere(self, provider: str, base_url: str) -> bool:
-        """Return whether any agent of the provider has another base URL.
-
-        Raises:
-            LettaError: the agents cannot be listed.
-        """
+        """Return whether any agent of the provider has another base URL."""
         return self._agents is not None and await self._agents.any_elsewhere(provider, base_url)
 
     async def move(self, provider: str, base_url: str) -> AgentMoves:
-        """Change the base URL of the provider's agents. Returns all agents that were moved in this run.
+        """Change the base URL of the provider's agents. Return all agents that were moved in this run.
 
         Called while Letta holds no key that an agent could send elsewhere, and again after the key was written: an
         agent that is bound in between gets the placeholder base URL.
@@ -120,22 +93,14 @@ class AgentMover:
         return AgentMoves(tuple(moved.values()), error)
 
     async def move_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
-        """Restore the former base URL of agents.
-
-        Raises:
-            LettaError: some agents may still have the other one.
-        """
+        """Restore the former base URL of agents; raise `LettaError` if some may still have the other one."""
         if moved and self._agents is not None:
             agents = self._agents
             await self._writer.patiently(lambda: agents.move_back(provider, moved))
 
 
 class LettaBoundAgents:
-    """The agents of a Letta server.
-
-    Args:
-        letta: an open client of that server.
-    """
+    """The agents of a Letta server."""
 
     def __init__(self, letta: LettaClient) -> None:
         self._letta = letta
@@ -157,10 +122,6 @@ class LettaBoundAgents:
         def before(row: AgentRow) -> None:
             note(MovedAgent(row.id, row.name or row.id, None if row.llm is None else row.llm.endpoint))
 
-        async def move(agent_id: str) -> None:
-            async with _collected(failed, agent_id):
-                await self._letta.agents.point_to(agent_id, provider, base_url, before)
-
         async def left_behind() -> list[str]:
             return [
                 row.id
@@ -171,7 +132,7 @@ class LettaBoundAgents:
         for _ in range(_PASSES):
             if not (behind := await left_behind()):
                 break
-            await gather([partial(move, agent_id) for agent_id in behind], at_once=_CONCURRENCY)
+            failed |= await self._point(provider, dict.fromkeys(behind, base_url), before)
         else:
             # The response to a change is no proof of it; only the list is.
             if behind := await left_behind():
@@ -181,27 +142,29 @@ class LettaBoundAgents:
 
     async def move_back(self, provider: str, moved: Sequence[MovedAgent]) -> None:
         """Restore the former base URL of these agents. One that fails does not stop the others."""
-        failed: dict[str, LettaError] = {}
-
-        async def move(agent: MovedAgent) -> None:
-            async with _collected(failed, agent.id):
-                await self._letta.agents.point_to(agent.id, provider, agent.former)
-
-        calls: list[Callable[[], Awaitable[None]]] = [partial(move, agent) for agent in moved]
-        await gather(calls, at_once=_CONCURRENCY)
+        failed = await self._point(provider, {agent.id: agent.former for agent in moved})
         for error in failed.values():
             raise error
+
+    async def _point(
+        self,
+        provider: str,
+        base_urls: Mapping[str, str | None],
+        before: Callable[[AgentRow], None] = lambda _row: None,
+    ) -> dict[str, LettaError]:
+        """Set the base URL of each agent by id, and return the errors. An agent that was deleted is no error."""
+        failed: dict[str, LettaError] = {}
+
+        async def point(agent_id: str, base_url: str | None) -> None:
+            try:
+                await self._letta.agents.point_to(agent_id, provider, base_url, before)
+            except LettaError as error:
+                if not (isinstance(error, LettaRefused) and error.status == 404):
+                    failed[agent_id] = error
+
+        await gather([partial(point, *target) for target in base_urls.items()], at_once=_CONCURRENCY)
+        return failed
 
     async def _all(self) -> list[AgentRow]:
         """Return all agents, hidden ones included: those use their provider as well."""
         return await self._letta.agents.all(hidden=True)
-
-
-@asynccontextmanager
-async def _collected(failed: dict[str, LettaError], agent_id: str) -> AsyncIterator[None]:
-    """Keep the error of one agent for later. An agent that was deleted is no error."""
-    try:
-        yield
-    except LettaError as error:
-        if not (isinstance(error, LettaRefused) and error.status == 404):
-            failed[agent_id] = error

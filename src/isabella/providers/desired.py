@@ -36,46 +36,28 @@ class RemarkKind(StrEnum):
 
 @dataclass(frozen=True)
 class Remark:
-    """A remark about a vendor's configuration.
-
-    Attributes:
-        variable: the variable that it is about.
-        text: one sentence; never holds a key.
-        path: the file that it is about, if any.
-    """
+    """A remark about a vendor's configuration."""
 
     kind: RemarkKind
     variable: str
-    text: str
+    text: str  #: one sentence; never holds a key
     path: Path | None = None
 
 
 @dataclass(frozen=True)
 class Desired:
-    """A provider as the configuration asks for it.
-
-    Attributes:
-        name: its name in Letta.
-        type: Letta's provider type.
-        base_url: the vendor's base URL.
-        key: the key; None if no usable one is configured.
-        key_source: variable and origin of the key.
-        problem: why it cannot be registered; None if it can.
-        remedy: what to do about the problem.
-        obstacle: the problem as a remark.
-        remarks: remarks that do not prevent the registration.
-    """
+    """A provider as the configuration asks for it."""
 
     vendor: Vendor
     name: str
     type: str
     base_url: str
-    key: SecretStr | None
-    key_source: str
-    problem: str | None = None
+    key: SecretStr | None  #: the key; None if no usable one is configured
+    key_source: str  #: variable and origin of the key
+    problem: str | None = None  #: why it cannot be registered; None if it can
     remedy: str | None = None
-    obstacle: Remark | None = None
-    remarks: tuple[Remark, ...] = ()
+    obstacle: Remark | None = None  #: the problem as a remark
+    remarks: tuple[Remark, ...] = ()  #: remarks that do not prevent the registration
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -96,14 +78,7 @@ class Desired:
 def desired_providers(settings: Settings, vendors: tuple[Vendor, ...] | None = None) -> tuple[Desired, ...]:
     """Return every vendor of the catalog and of `isabella.toml`, with the key configured for it.
 
-    An unusable key is a problem of its provider alone.
-
-    Args:
-        settings: the configuration.
-        vendors: replaces the catalog and `isabella.toml`.
-
-    Raises:
-        ConfigurationError: `isabella.toml` is malformed.
+    An unusable key is a problem of its provider alone. A malformed `isabella.toml` raises `ConfigurationError`.
     """
     if vendors is None:
         vendors = known_vendors() + declared_vendors(settings.config_file)
@@ -234,11 +209,7 @@ def _provider_type(vendor: Vendor, settings: Settings) -> str:
 
 
 def select_providers(desired: tuple[Desired, ...], only: tuple[str, ...]) -> tuple[Desired, ...]:
-    """Return the providers with these names; all of them if no name is given.
-
-    Raises:
-        ConfigurationError: no provider of that name is declared.
-    """
+    """Return the providers with these names, which must be declared; all of them if no name is given."""
     known = {provider.name for provider in desired}
     unknown = [name for name in only if name not in known]
     if unknown:

@@ -15,8 +15,10 @@ from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from isabella.providers.plan import WRITE_ACTIONS, Action, ProviderState
-from isabella.providers.report import Proof, ProviderReport, Report
+from isabella.providers.report import Proof, ProviderReport, Report, join_some
 from isabella.system.files import write_private
 from isabella.vendors.client import VendorObservation, VendorState
 
@@ -44,26 +46,20 @@ class HealthState(StrEnum):
 
 @dataclass(frozen=True)
 class ProviderHealth:
-    """The health of one provider.
+    """The health of one provider."""
 
-    Attributes:
-        reason: the reason at the last change of the condition.
-        since: the start of the condition; a report that confirms it changes nothing.
-        remedy: what the operator can do, if a sync has said so.
-        basis: a hash of the configured and the stored values after a failed sync: while both are the same, its result
-            still holds. None if only a comparison has found the condition.
-        asked: when the vendor last refused the configured key.
-    """
-
-    kind: HealthState
-    reason: str
-    since: datetime
-    remedy: str | None = None
+    condition: HealthState
+    reason: str  #: the reason at the last change of the condition
+    since: datetime  #: the start of the condition; a report that confirms it changes nothing
+    remedy: str | None = None  #: what the operator can do, if a sync has said so
+    #: a hash of the configured and the stored values after a failed sync: while both are the same, its result still
+    #: holds. None if only a comparison has found the condition.
     basis: str | None = None
-    asked: datetime | None = None
+    asked: datetime | None = None  #: when the vendor last refused the configured key
 
 
 HealthByProvider = Mapping[str, ProviderHealth]
+_HEALTH = TypeAdapter(dict[str, ProviderHealth])
 
 #: The conditions that only a sync can find, not a comparison.
 _SYNC_FAILURES = (HealthState.REFUSED, HealthState.MISCONFIGURED, HealthState.UNPROVEN, HealthState.FAILED)
@@ -95,33 +91,26 @@ def update_health(
 ) -> dict[str, ProviderHealth]:
     """Return the health of the providers after a report.
 
-    Args:
-        before: the health before it.
-        report: the report.
-        now: when it was made.
-        whole: whether the report covers all providers; otherwise the others keep their health.
-        read_only: whether it is a comparison. Then the result of the last sync still holds if nothing has changed.
+    A report that is not about the `whole` leaves the other providers' health as it is. If it is a comparison
+    (`read_only`), the result of the last sync still holds for providers that have not changed.
     """
     health = {} if whole else dict(before)
     for entry in report.providers:
         former = before.get(entry.name)
-        if read_only and former is not None and _still_holds(former, entry):
+        unchanged = former is not None and former.basis is not None and former.basis == entry.basis
+        if former is not None and read_only and unchanged and entry.vendor_status is None:
+            # Configuration, Letta and vendor have said nothing new since the last sync.
             health[entry.name] = former
         else:
             health[entry.name] = _update(former, entry, now, read_only)
     return health
 
 
-def _still_holds(former: ProviderHealth, entry: ProviderReport) -> bool:
-    """Whether configuration, Letta and vendor have said nothing new since the last sync."""
-    return former.basis is not None and former.basis == entry.basis and entry.vendor_status is None
-
-
 def _update(before: ProviderHealth | None, entry: ProviderReport, now: datetime, read_only: bool) -> ProviderHealth:
     kind = health_state(entry)
     # A provider that had to be written was out of sync until now, even if no report has said so in between.
     repaired = kind is HealthState.IN_SYNC and entry.action in WRITE_ACTIONS
-    changed = before is None or before.kind is not kind or repaired
+    changed = before is None or before.condition is not kind or repaired
     if before is not None and not changed and kind is HealthState.IN_SYNC:
         # It keeps the reason of the last change. The reason of a failure may be another one now.
         return before
@@ -133,25 +122,22 @@ def _update(before: ProviderHealth | None, entry: ProviderReport, now: datetime,
 
 
 def with_health(report: Report, health: HealthByProvider, *, unless: datetime | None = None) -> Report:
-    """Return the report with the health of each provider.
+    """Return the report with the health of each provider, without the start `unless`.
 
-    Args:
-        report: the report.
-        health: the health by provider.
-        unless: a start that is not shown. A comparison knows that something has changed, but not when.
+    A comparison knows that something has changed, but not when: it passes its own time.
     """
 
     def entry_with_health(entry: ProviderReport) -> ProviderReport:
         own = health.get(entry.name)
         if own is None:
             return entry
-        entry = replace(entry, condition=own.kind.value, since=None if own.since == unless else own.since)
+        entry = replace(entry, condition=own.condition.value, since=None if own.since == unless else own.since)
         if own.basis is None:
             return entry
         # The result of the last sync.
-        proof = Proof.UNPROVEN if own.kind is HealthState.UNPROVEN else Proof.FAILED
+        proof = Proof.UNPROVEN if own.condition is HealthState.UNPROVEN else Proof.FAILED
         entry = replace(entry, proof=proof, reason=own.reason, remedy=own.remedy)
-        if own.kind is not HealthState.REFUSED:
+        if own.condition is not HealthState.REFUSED:
             return entry
         refused = VendorObservation(VendorState.REFUSES_KEY, own.reason, own.asked or own.since)
         return replace(entry, refused_by_vendor=True, vendor_status=refused)
@@ -168,42 +154,17 @@ class HealthFile:
     def read(self) -> dict[str, ProviderHealth]:
         """Return what was saved last; nothing if the file is missing or damaged."""
         try:
-            document = json.loads(self._path.read_text())
-            return {
-                str(name): ProviderHealth(
-                    HealthState(entry["condition"]),
-                    str(entry["reason"]),
-                    datetime.fromisoformat(entry["since"]),
-                    remedy=entry.get("remedy"),
-                    basis=entry.get("basis"),
-                    asked=datetime.fromisoformat(entry["asked"]) if entry.get("asked") else None,
-                )
-                for name, entry in document["providers"].items()
-            }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return _HEALTH.validate_python(json.loads(self._path.read_text())["providers"])
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
 
     def write(self, health: HealthByProvider) -> None:
         """Save the health. If this fails, only times and the results of the last sync are lost."""
-        document = {name: _as_document(own) for name, own in health.items()}
+        document = _HEALTH.dump_python(dict(health), mode="json", exclude_none=True)
         with suppress(OSError):
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(self._path, json.dumps({"version": 1, "providers": document}))
 
-
-def _as_document(health: ProviderHealth) -> dict[str, str]:
-    document = {
-        "condition": health.kind.value,
-        "reason": health.reason,
-        "since": health.since.isoformat(),
-        "remedy": health.remedy,
-        "basis": health.basis,
-        "asked": None if health.asked is None else health.asked.isoformat(),
-    }
-    return {name: value for name, value in document.items() if value is not None}
-
-
-# --- headline -----------------------------------------------------------------------------------------------------
 
 _MAX_NAMES = 3
 
@@ -240,17 +201,11 @@ _VENDOR = {
 
 @dataclass(frozen=True)
 class StatusHeadline:
-    """The state of all providers in one sentence.
+    """The state of all providers in one sentence."""
 
-    Attributes:
-        level: the worst level of all.
-        title: the sentence.
-        text: which providers it is about, and why.
-    """
-
-    level: Level
+    level: Level  #: the worst level of all
     title: str
-    text: str
+    text: str  #: which providers it is about, and why
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` and the HTTP API show."""
@@ -297,14 +252,14 @@ def headline(report: Report) -> StatusHeadline:
     problems = [f"{entry.name}: {text}" for entry in configured if (text := describe_problem(entry)) is not None]
     if problems:
         title = f"{len(problems)} of {total} providers {'is' if len(problems) == 1 else 'are'} not in order."
-        return StatusHeadline(level, title, f"{_some(problems, '; ')}.")
+        return StatusHeadline(level, title, f"{join_some(problems, _MAX_NAMES, '; ')}.")
     proven = "The stored key is proven" if total == 1 else f"All {total} stored keys are proven"
     if level is Level.OK:
         answered = "the vendor answered" if total == 1 else "every vendor answered"
         return StatusHeadline(level, "Everything is in order.", f"{proven}, and {answered} the last request.")
     unknown = [entry.name for entry in configured if level_of(entry) is Level.UNKNOWN]
     which = "this vendor answers" if len(unknown) == 1 else "these vendors answer"
-    return StatusHeadline(level, f"{proven}.", f"Whether {which} is not known: {_some(unknown, ', ')}.")
+    return StatusHeadline(level, f"{proven}.", f"Whether {which} is not known: {join_some(unknown, _MAX_NAMES)}.")
 
 
 def report_document(report: Report) -> dict[str, Any]:
@@ -313,12 +268,7 @@ def report_document(report: Report) -> dict[str, Any]:
 
 
 def with_vendor_status(report: Report, status_of: Callable[[str], VendorObservation | None]) -> Report:
-    """Return the report with the last status of each vendor.
-
-    Args:
-        report: the report.
-        status_of: returns what else is known of a provider's vendor.
-    """
+    """Return the report with the last status of each vendor, from it or from `status_of` a provider's name."""
 
     def entry_with_status(entry: ProviderReport) -> ProviderReport:
         known, own = status_of(entry.name), entry.vendor_status
@@ -328,8 +278,3 @@ def with_vendor_status(report: Report, status_of: Callable[[str], VendorObservat
         return replace(entry, vendor_status=known)
 
     return replace(report, providers=[entry_with_status(entry) for entry in report.providers])
-
-
-def _some(items: list[str], between: str) -> str:
-    more = len(items) - _MAX_NAMES
-    return between.join(items[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")

@@ -47,43 +47,30 @@ class Action(StrEnum):
     NONE = "none"
 
 
-#: The actions that write to Letta.
-WRITE_ACTIONS = frozenset((Action.CREATE, Action.UPDATE, Action.RECREATE))
+#: The actions that write to Letta, and what they have done in words.
+DONE = {Action.CREATE: "created", Action.UPDATE: "updated in place", Action.RECREATE: "recreated"}
+WRITE_ACTIONS = frozenset(DONE)
 
 
 @dataclass(frozen=True)
 class PlannedChange:
-    """What to do about one provider, and why.
-
-    Attributes:
-        stored: the record in Letta; None if there is none.
-        reading: the result of reading its key back.
-        remedy: what the operator has to do, if Isabella can do nothing.
-        ask_vendor: whether to ask the vendor about the key first, because Letta does not hold it yet.
-        refused_by_vendor: whether the vendor was asked and refuses the key.
-        vendor_status: the vendor's answer, if it was asked.
-    """
+    """What to do about one provider, and why."""
 
     desired: Desired
-    stored: StoredProvider | None
-    reading: KeyReading | None
+    stored: StoredProvider | None  #: the record in Letta; None if there is none
+    reading: KeyReading | None  #: the result of reading its key back
     state: ProviderState
     action: Action
     reason: str
-    remedy: str | None = None
-    ask_vendor: bool = False
-    refused_by_vendor: bool = False
+    remedy: str | None = None  #: what the operator has to do, if Isabella can do nothing
+    ask_vendor: bool = False  #: whether to ask the vendor about the key first, because Letta does not hold it yet
+    refused_by_vendor: bool = False  #: whether the vendor was asked and refuses the key
     vendor_status: VendorObservation | None = None
 
     @property
     def moves(self) -> bool:
         """Whether the provider exists, and its base URL changes."""
         return self.stored is not None and self.stored.base_url != self.desired.base_url
-
-    @property
-    def mid_move(self) -> bool:
-        """Whether the provider has the placeholder base URL of an unfinished move."""
-        return self.stored is not None and is_placeholder_url(self.stored.base_url)
 
     @property
     def keeps_key(self) -> bool:
@@ -101,11 +88,7 @@ def state_of(
 ) -> ProviderState:
     """Compare a stored provider with the desired one. Of several differences the hardest to fix counts.
 
-    Args:
-        desired: the configured provider.
-        stored: the record in Letta; None if there is none.
-        reading: the result of reading its key back; None without a record, or without a configured key.
-        sealing: whether a master key is configured, so that keys have to be encrypted.
+    `sealing` is whether a master key is configured, so that keys have to be encrypted.
     """
     if stored is None:
         return ProviderState.ABSENT
@@ -146,7 +129,8 @@ def plan(
         return change(Action.NONE, f"no key: {desired.key_source}{left}")
     if desired.problem is not None:
         return change(Action.REFUSE, desired.problem, desired.remedy)
-    if abilities.mistakes_long_keys and not sealing and _looks_encrypted(desired):
+    key = "" if desired.key is None else desired.key.get_secret_value()
+    if abilities.mistakes_long_keys and not sealing and mistaken_for_encrypted(key):
         return change(
             Action.REFUSE,
             f"without a master key, Letta {abilities.release} mistakes this key for an encrypted one and ignores it",
@@ -185,10 +169,6 @@ def plan(
             )
 
 
-def _looks_encrypted(desired: Desired) -> bool:
-    return desired.key is not None and mistaken_for_encrypted(desired.key.get_secret_value())
-
-
 def explain_no_delete(abilities: Capabilities) -> str:
     """Explain why nothing is deleted on this release."""
     if not abilities.known:
@@ -196,51 +176,45 @@ def explain_no_delete(abilities: Capabilities) -> str:
     return f"Letta {abilities.release} cannot recreate a deleted provider, so nothing is deleted there"
 
 
+_DIFFERENCES = {
+    ProviderState.IN_SYNC: "read back and equal",
+    ProviderState.STALE: "Letta holds another key",
+    ProviderState.UNREADABLE: "Letta's key is encrypted under another master key",
+    ProviderState.PLAINTEXT: "the key is right, but in plaintext although a master key is set",
+    ProviderState.HIDDEN: "Letta's key cannot be read back",
+}
+
+
 def _difference(
     desired: Desired, stored: StoredProvider | None, reading: KeyReading | None, state: ProviderState
 ) -> str:
-    if state is ProviderState.IN_SYNC:
-        return "read back and equal"
-    if stored is None:
-        return state.value
-    difference = _first_difference(desired, stored, reading, state)
-    if state is ProviderState.MOVED or stored.base_url == desired.base_url or is_placeholder_url(stored.base_url):
-        return difference
-    return f"{difference}, and base URL {stored.base_url} instead of {desired.base_url}"
-
-
-def _first_difference(
-    desired: Desired, stored: StoredProvider, reading: KeyReading | None, state: ProviderState
-) -> str:
+    text = _DIFFERENCES.get(state, state.value)
+    if stored is None or state is ProviderState.IN_SYNC:
+        return text
+    unfinished, base_url = (
+        is_placeholder_url(stored.base_url),
+        f"base URL {stored.base_url} instead of {desired.base_url}",
+    )
     match state:
-        case ProviderState.STALE if is_placeholder_url(stored.base_url):
-            return "a move was interrupted: Letta holds a placeholder, not a key"
-        case ProviderState.MOVED if is_placeholder_url(stored.base_url):
-            return "a move is unfinished: some agents may still use the former base URL"
+        case ProviderState.STALE if unfinished:
+            text = "a move was interrupted: Letta holds a placeholder, not a key"
         case ProviderState.STALE if reading is not None and reading.match is KeyMatch.NOTHING:
-            return "Letta holds no key (an upgrade without a master key loses it, fact O4)"
-        case ProviderState.STALE:
-            return "Letta holds another key"
-        case ProviderState.UNREADABLE:
-            return "Letta's key is encrypted under another master key"
-        case ProviderState.PLAINTEXT:
-            return "the key is right, but in plaintext although a master key is set"
-        case ProviderState.MISTYPED:
-            return f"type {stored.type} instead of {desired.type}"
-        case ProviderState.MOVED:
-            return f"base URL {stored.base_url} instead of {desired.base_url}"
+            text = "Letta holds no key (an upgrade without a master key loses it, fact O4)"
         case ProviderState.HIDDEN if reading is not None and reading.sealed:
-            return "Letta's key cannot be read back: it is encrypted, and no master key is configured"
-        case ProviderState.HIDDEN:
-            return "Letta's key cannot be read back"
-        case _:
-            return state.value
+            text += ": it is encrypted, and no master key is configured"
+        case ProviderState.MISTYPED:
+            text = f"type {stored.type} instead of {desired.type}"
+        case ProviderState.MOVED if unfinished:
+            text = "a move is unfinished: some agents may still use the former base URL"
+        case ProviderState.MOVED:
+            return base_url
+    return text if unfinished or stored.base_url == desired.base_url else f"{text}, and {base_url}"
 
 
 def describe_refusal(change: PlannedChange, answer: VendorAnswer) -> tuple[str, str]:
     """Return why a key that the vendor refuses is not written, and what the operator can do."""
     kept = "nothing is registered" if change.stored is None else "the stored key stays"
-    if change.mid_move and not change.keeps_key:
+    if change.stored is not None and is_placeholder_url(change.stored.base_url) and not change.keeps_key:
         kept = "Letta holds a placeholder, not a key, because a move was interrupted"
     return (
         f"{change.desired.vendor.title} refuses the configured key ({answer.status}: {answer.said}); {kept}",
@@ -250,16 +224,11 @@ def describe_refusal(change: PlannedChange, answer: VendorAnswer) -> tuple[str, 
 
 
 def predict_change(change: PlannedChange, new: VendorAnswer, old: VendorAnswer | None) -> PlannedChange:
-    """Return the change as a sync would carry it out after asking the vendor.
+    """Return the change as a sync would carry it out after asking the vendor about the `new` and the `old` key.
 
     A sync writes a key that the vendor accepts at once, in place, whether or not the old one still works. It does not
     write a key that the vendor refuses: the key may be so new that not every machine of the vendor knows it, and as
     long as the old one works, agents can go on.
-
-    Args:
-        change: the planned change.
-        new: the vendor's answer to the configured key.
-        old: its answer to the stored key; None if it was not asked.
     """
     change = replace(change, vendor_status=new.vendor_status)
     if new.takes_key is False:

@@ -35,94 +35,61 @@ class Receipt(StrEnum):
     FAILED = "failed"
 
 
+#: The fields of a provider that `--json` and the HTTP API show, in order.
+_SHOWN = (
+    *("name", "vendor", "type", "base_url", "key", "key_source", "stored", "action", "proof", "condition", "since"),
+    *("vendor_status", "models", "reason", "remedy", "notes"),
+)
+
+
 @dataclass(frozen=True)
 class ProviderReport:
-    """One provider in a report.
-
-    Attributes:
-        name: its name in Letta.
-        vendor: the vendor's name; for a provider that is not declared, its type.
-        key: the configured key, masked; None if there is none.
-        key_source: variable and origin of that key.
-        stored: its state before the run changed anything.
-        action: what was done, or would be.
-        proof: whether the stored key is the configured one now.
-        models: how many models Letta lists for it.
-        notes: remarks about its configuration.
-        receipt: the result of a completion through Letta; None if none was requested.
-        in_letta: whether Letta has a provider of this name now.
-        stored_base_url: the base URL in Letta now; None if there is none.
-        configured: whether the configuration has a key for it; otherwise it is left unchanged and not proven.
-        refused_by_vendor: whether the vendor refuses the configured key, so that the stored one stays.
-        basis: a hash of the configured and the stored values, if it is not proven; holds no key.
-        vendor_status: the last known status of the vendor.
-        condition: its health in one word; None if no health is kept.
-        since: the start of that condition.
-    """
+    """One provider in a report."""
 
     name: str
-    vendor: str
+    vendor: str  #: the vendor's name; for a provider that is not declared, its type
     type: str
     base_url: str | None
-    key: str | None
-    key_source: str | None
-    stored: ProviderState
+    key: str | None  #: the configured key, masked; None if there is none
+    key_source: str | None  #: variable and origin of that key
+    stored: ProviderState  #: its state before the run changed anything
     action: Action
-    proof: Proof
+    proof: Proof  #: whether the stored key is the configured one now
     reason: str
-    models: int = 0
+    models: int = 0  #: how many models Letta lists for it
     remedy: str | None = None
     notes: tuple[str, ...] = ()
-    receipt: Receipt | None = None
-    in_letta: bool = True
-    stored_base_url: str | None = None
+    receipt: Receipt | None = None  #: the result of a completion through Letta; None if none was requested
+    in_letta: bool = True  #: whether Letta has a provider of this name now
+    stored_base_url: str | None = None  #: the base URL in Letta now; None if there is none
+    #: whether the configuration has a key for it; otherwise it is left unchanged and not proven
     configured: bool = True
-    refused_by_vendor: bool = False
+    refused_by_vendor: bool = False  #: whether the vendor refuses the configured key, so that the stored one stays
+    #: a hash of the configured and the stored values, if it is not proven; holds no key
     basis: str | None = field(default=None, repr=False)
     vendor_status: VendorObservation | None = None
-    condition: str | None = None
+    condition: str | None = None  #: its health in one word; None if no health is kept
     since: datetime | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` and the HTTP API show."""
-        document: dict[str, Any] = {
-            "name": self.name,
-            "vendor": self.vendor,
-            "type": self.type,
-            "base_url": self.base_url,
-            "key": self.key,
-            "key_source": self.key_source,
-            "stored": self.stored.value,
-            "action": self.action.value,
-            "proof": self.proof.value,
-            "condition": self.condition,
-            "since": None if self.since is None else self.since.isoformat(timespec="seconds"),
-            "vendor_status": None if self.vendor_status is None else self.vendor_status.as_json(),
-            "models": self.models,
-            "reason": self.reason,
-            "remedy": self.remedy,
-            "notes": list(self.notes),
-        }
+        document: dict[str, Any] = {name: getattr(self, name) for name in _SHOWN}
+        document["since"] = None if self.since is None else self.since.isoformat(timespec="seconds")
+        document["vendor_status"] = None if self.vendor_status is None else self.vendor_status.as_json()
+        document["notes"] = list(self.notes)
         if self.receipt is not None:
-            document["receipt"] = self.receipt.value
-        return document
+            document["receipt"] = self.receipt
+        return {name: value.value if isinstance(value, StrEnum) else value for name, value in document.items()}
 
 
 @dataclass(frozen=True)
 class Report:
-    """The result of a run.
-
-    Attributes:
-        base_url: the Letta that was used.
-        version: its release.
-        providers: one entry for each provider, declared ones first.
-        notices: remarks about the configuration as a whole.
-    """
+    """The result of a run."""
 
     base_url: str
     version: str
-    providers: Sequence[ProviderReport]
-    notices: tuple[str, ...] = field(default=())
+    providers: Sequence[ProviderReport]  #: one entry for each provider, declared ones first
+    notices: tuple[str, ...] = field(default=())  #: remarks about the configuration as a whole
 
     @property
     def configured(self) -> list[ProviderReport]:
@@ -167,27 +134,24 @@ class Report:
         }
 
 
-# --- outcomes of single changes -----------------------------------------------------------------------------------
-
 _MAX_NAMES = 5
 
 
 @dataclass(frozen=True)
 class ApplyOutcome:
-    """What was done about one provider.
+    """What was done about one provider."""
 
-    Attributes:
-        action: what was done in the end, which may be more than was planned.
-        remedy: what the operator can do now.
-        failed: whether the change failed.
-        refused_by_vendor: whether it failed because the vendor refuses the configured key.
-    """
-
-    action: Action
+    action: Action  #: what was done in the end, which may be more than was planned
     reason: str
     remedy: str | None = None
     failed: bool = False
-    refused_by_vendor: bool = False
+    refused_by_vendor: bool = False  #: whether it failed because the vendor refuses the configured key
+
+
+def join_some(items: Sequence[str], most: int, between: str = ", ") -> str:
+    """Join the first items, and say how many more there are."""
+    more = len(items) - most
+    return between.join(items[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def with_agent_moves(outcome: ApplyOutcome, moves: AgentMoves) -> ApplyOutcome:
@@ -201,9 +165,7 @@ def with_agent_moves(outcome: ApplyOutcome, moves: AgentMoves) -> ApplyOutcome:
         )
     if not moves.moved:
         return outcome
-    names = [agent.name for agent in moves.moved]
-    more = len(names) - _MAX_NAMES
-    listed = ", ".join(names[:_MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+    listed = join_some([agent.name for agent in moves.moved], _MAX_NAMES)
     return replace(outcome, reason=f"{outcome.reason}; agents moved to the new base URL: {listed}")
 
 

@@ -1,14 +1,11 @@
-"""Single writes to a store, each safe against a lost answer, and the probe that tests how Letta encrypts.
-
-A write is never repeated blindly. If its answer is lost, or is a conflict, the store is read first: the write may
-have happened.
-"""
+"""Single writes to a store, each safe against a lost answer, and the probe that tests how Letta encrypts."""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -29,14 +26,7 @@ _BUSY = (409, 429)
 
 
 class SafeWriter:
-    """Writes to one store. The writing methods raise `LettaError` if the write failed, or its result is not known.
-
-    Args:
-        store: the providers.
-        abilities: what its release can do.
-        master_key: decrypts what is read back, if there is one.
-        patience: seconds for which `patiently` goes on trying.
-    """
+    """Writes to one store. The writing methods raise `LettaError` if the write failed, or its result is not known."""
 
     def __init__(
         self, store: Store, abilities: Capabilities, *, master_key: SecretStr | None, patience: float
@@ -48,9 +38,7 @@ class SafeWriter:
 
     async def create(self, *, name: str, type: str, base_url: str | None, key: SecretStr) -> None:
         """Create a provider."""
-
-        async def write() -> None:
-            await self._store.create(name=name, type=type, base_url=base_url, key=key)
+        write = partial(self._store.create, name=name, type=type, base_url=base_url, key=key)
 
         async def happened() -> bool:
             stored = await self._store.find(name)
@@ -61,9 +49,7 @@ class SafeWriter:
 
     async def update(self, stored: StoredProvider, *, key: SecretStr, base_url: str) -> None:
         """Change key and base URL in place."""
-
-        async def write() -> None:
-            await self._store.update(stored.id, key=key, base_url=base_url)
+        write = partial(self._store.update, stored.id, key=key, base_url=base_url)
 
         async def happened() -> bool:
             now = await self._store.find(stored.name)
@@ -87,11 +73,7 @@ class SafeWriter:
         await _safely(write, happened)
 
     async def delete_surely(self, id: str, name: str) -> None:
-        """Delete a provider. After a failure, return only if the provider is seen to be gone.
-
-        Raises:
-            LettaError: it still exists, or could not be looked for.
-        """
+        """Delete a provider. After a failure, return only if the provider is seen to be gone."""
         try:
             await self.delete(id, name)
         except LettaError:
@@ -99,11 +81,7 @@ class SafeWriter:
                 raise
 
     async def patiently(self, call: Callable[[], Awaitable[Result]]) -> Result:
-        """Repeat a call while Letta is unreachable, failing or busy. Used while something is missing in the store.
-
-        Raises:
-            LettaError: it did not succeed in time, or was refused.
-        """
+        """Repeat a call while Letta is unreachable, failing or busy. Used while something is missing in the store."""
         with anyio.move_on_after(self._patience):
             pause = _FIRST_PAUSE
             while True:
@@ -181,14 +159,9 @@ class EncryptionProbe:
         self._state: EncryptionState | None = None
 
     async def state(self) -> EncryptionState:
-        """Return how Letta encrypts.
-
-        Raises:
-            LettaError: the test failed.
-        """
+        """Return how Letta encrypts."""
         async with self._lock:
-            if self._state is None:
-                self._state = await self._test()
+            self._state = self._state or await self._test()
             return self._state
 
     async def _test(self) -> EncryptionState:

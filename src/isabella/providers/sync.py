@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 import anyio.to_thread
-from pydantic import SecretStr
 
 from isabella.config.strategy import Strategy
 from isabella.errors import LettaError
@@ -32,7 +30,6 @@ from isabella.system.tasks import gather
 from isabella.vendors.client import VendorObservation
 
 _CONCURRENCY = 8
-_THREADS = os.cpu_count() or 1
 
 _SAME_MASTER_KEY = "Put the LETTA_ENCRYPTION_KEY that Letta itself runs with into .env, then sync again."
 _SET_MASTER_KEY = "Start Letta with the same LETTA_ENCRYPTION_KEY as Isabella, then sync again."
@@ -45,10 +42,8 @@ _NOT_HELD = (
 async def compare(store: Store, desired: Sequence[Desired], options: Options) -> Report:
     """Compare the stored providers with the desired ones, and predict a sync. Writes nothing.
 
-    With `options.ask` the vendors are asked about keys that Letta does not hold yet, as a sync would.
-
-    Raises:
-        LettaError: Letta cannot be read; this never means that it has no providers.
+    With `options.ask` the vendors are asked about keys that Letta does not hold yet, as a sync would. Raises
+    `LettaError` if Letta cannot be read; this never means that it has no providers.
     """
     run = _Run(store, options)
     await run.read(desired)
@@ -60,10 +55,6 @@ async def sync_providers(store: Store, desired: Sequence[Desired], options: Opti
 
     Providers that need a write are read once more under the lock, because another process may have written them while
     this one waited.
-
-    Raises:
-        LettaError: Letta cannot be read.
-        LockTimeout: another process held the lock for too long.
     """
     run = _Run(store, options)
     await run.read(desired)
@@ -80,12 +71,7 @@ async def sync_providers(store: Store, desired: Sequence[Desired], options: Opti
 
 
 async def predict_sync(changes: Sequence[PlannedChange], ask: Ask | None) -> list[PlannedChange]:
-    """Ask the vendors what a sync would ask them, and return the changes that would come of it. Writes nothing.
-
-    Args:
-        changes: the plan.
-        ask: asks a vendor about a key; None asks no vendor.
-    """
+    """Ask the vendors what a sync would ask them, and return the changes that would come of it. Writes nothing."""
     if ask is None:
         return list(changes)
     return await gather([partial(_predict, change, ask) for change in changes], at_once=_CONCURRENCY)
@@ -95,17 +81,12 @@ async def _predict(change: PlannedChange, ask: Ask) -> PlannedChange:
     key = change.desired.key
     if not change.ask_vendor or key is None:
         return change
-    new = await ask(change.desired.base_url, key)
-    stored = _key_of_vendor(change)
-    return predict_change(change, new, None if stored is None else await ask(change.desired.base_url, stored))
-
-
-def _key_of_vendor(change: PlannedChange) -> SecretStr | None:
-    """Return the stored key if the vendor may see it: Letta sends it there anyway, and it has the vendor's prefix."""
-    prefix, key = change.desired.vendor.key_prefix, None if change.reading is None else change.reading.key
-    if key is None or prefix is None or change.moves or not key.get_secret_value().startswith(prefix):
-        return None
-    return key
+    new, old = await ask(change.desired.base_url, key), None
+    stored, prefix = None if change.reading is None else change.reading.key, change.desired.vendor.key_prefix
+    # The vendor may see a stored key that Letta sends there anyway, and that has the vendor's prefix.
+    if stored is not None and prefix and not change.moves and stored.get_secret_value().startswith(prefix):
+        old = await ask(change.desired.base_url, stored)
+    return predict_change(change, new, old)
 
 
 class _Run:
@@ -131,41 +112,35 @@ class _Run:
         await self._read_keys(desired)
 
     async def read_again(self, desired: Sequence[Desired]) -> None:
-        """Read these providers once more."""
+        """Read these providers once more; a single one by its name."""
         if len(desired) == 1:
-            name = desired[0].name
-            self._stored.pop(name, None)
-            if (stored := await self._store.find(name)) is not None:
-                self._stored[name] = stored
+            self._stored.pop(desired[0].name, None)
+            found = await self._store.find(desired[0].name)
+            self._stored |= {} if found is None else {found.name: found}
         else:
             self._stored = {stored.name: stored for stored in await self._store.all()}
         await self._read_keys(desired)
 
     async def _read_keys(self, desired: Sequence[Desired]) -> None:
-        """Compare the stored keys with the configured ones; in threads, because decrypting one takes 15 ms."""
-        to_read: list[tuple[str, StoredProvider, SecretStr]] = []
-        for provider in desired:
-            stored = self._stored.get(provider.name)
-            self._readings.pop(provider.name, None)
-            if stored is not None and provider.key is not None:
-                to_read.append((provider.name, stored, provider.key))
-        shares = [share for start in range(_THREADS) if (share := to_read[start::_THREADS])]
-        await gather([partial(anyio.to_thread.run_sync, self._read_share, share) for share in shares])
+        """Compare the stored keys with the configured ones; in a thread, because decrypting one takes 15 ms."""
+        await anyio.to_thread.run_sync(self._compare_keys, desired)
         if self._memo is not None:
             self._memo.save()
 
-    def _read_share(self, share: Sequence[tuple[str, StoredProvider, SecretStr]]) -> None:
-        for name, stored, key in share:
-            self._readings[name] = read_back(
-                stored.key_text,
-                key.get_secret_value(),
-                self._options.master_key,
-                self._memo,
-                shown=stored.key_shown,
-            )
+    def _compare_keys(self, desired: Sequence[Desired]) -> None:
+        for provider in desired:
+            stored, key = self._stored.get(provider.name), provider.key
+            self._readings.pop(provider.name, None)
+            if stored is not None and key is not None:
+                self._readings[provider.name] = read_back(
+                    stored.key_text,
+                    key.get_secret_value(),
+                    self._options.master_key,
+                    self._memo,
+                    shown=stored.key_shown,
+                )
 
     def changes(self, desired: Sequence[Desired]) -> list[PlannedChange]:
-        """Return the plan."""
         return [
             plan(
                 provider,
@@ -224,8 +199,6 @@ class _Run:
         except LettaError as error:
             self._read_error = error.what
 
-    # --- report -------------------------------------------------------------------------------------------------
-
     async def report(
         self, changes: Sequence[PlannedChange], outcomes: Mapping[str, ApplyOutcome] | None = None
     ) -> Report:
@@ -266,10 +239,7 @@ class _Run:
         )
 
     def _basis(self, desired: Desired) -> str:
-        """Return a hash of the configured and the stored values, which changes when one of them does.
-
-        It is keyed with the master key, if there is one, so that keys cannot be guessed from it.
-        """
+        """Return a hash of the configured and the stored values, keyed with the master key against guessing."""
         stored, master_key = self._stored.get(desired.name), self._options.master_key
         record = None if stored is None else (stored.id, stored.type, stored.base_url, stored.key_text)
         key = None if desired.key is None else desired.key.get_secret_value()
@@ -278,7 +248,6 @@ class _Run:
         return hashlib.blake2b(facts.encode(), key=secret, digest_size=16, person=b"isabella basis").hexdigest()
 
     def _state(self, desired: Desired) -> ProviderState:
-        """Return the state that was read last."""
         return state_of(
             desired,
             self._stored.get(desired.name),

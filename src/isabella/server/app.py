@@ -24,12 +24,7 @@ from isabella.server.web import app as web
 
 
 def create_app(runtime: Runtime, start: Callable[[], Coroutine[Any, Any, None]]) -> FastAPI:
-    """Return the backend's application.
-
-    Args:
-        runtime: what routes and pages use.
-        start: opens the services of the runtime; runs in the background while the application answers requests.
-    """
+    """Return the backend's application; `start` opens the services of the runtime, in the background."""
 
     @asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
@@ -70,11 +65,8 @@ def lifespan(
     """Return a lifespan that syncs the providers before the application takes requests.
 
     Usage: `app = FastAPI(lifespan=isabella.lifespan())`. The report is then in `app.state.isabella_report`. With
-    `ISABELLA_STRICT`, the application does not start unless every provider is proven.
-
-    Args:
-        settings: by default the environment and `.env`, read at the start.
-        connection: the Letta server, if it is not the one that the settings name.
+    `ISABELLA_STRICT`, the application does not start unless every provider is proven. The settings are by default the
+    environment and `.env`, and the Letta server is the one that they name.
     """
 
     @asynccontextmanager

@@ -1,7 +1,6 @@
 """Access control: the token of API clients, the cookie and forms of browsers, and the headers of the console's pages.
 
-Authentication is a middleware, before routing, so that no route can be left open by mistake. The paths that need no
-token are listed here.
+Authentication is a middleware, before routing, so that no route can be left open by mistake.
 """
 
 from __future__ import annotations
@@ -38,17 +37,9 @@ _OPEN = ("/health", "/ready", "/login")
 _COOKIE_SECONDS = 90 * 24 * 3600
 
 #: Pages load only what this backend serves, and nothing inline.
-POLICY = "; ".join(
-    (
-        "default-src 'none'",
-        "script-src 'self'",
-        "style-src 'self'",
-        "img-src 'self'",
-        "connect-src 'self'",
-        "form-action 'self'",
-        "base-uri 'none'",
-        "frame-ancestors 'none'",
-    )
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 
 _PAGE_HEADERS = {
@@ -68,12 +59,9 @@ router = APIRouter(tags=["access"], responses=ERRORS)
 class AuthMiddleware:
     """An ASGI middleware that requires the token, as a bearer token or as a cookie. It buffers nothing.
 
-    Args:
-        app: the application that it protects.
-        token: the token; None admits every request, for applications that authenticate by themselves.
-        open_prefixes: paths below which no token is required.
-        sign_in_pages: by path: the application that answers requests without a token there, in place of the JSON
-            error.
+    Without a token it admits every request, for applications that authenticate by themselves. Paths below
+    `open_prefixes` need no token. Below the paths of `sign_in_pages`, those applications answer in place of the JSON
+    error.
     """
 
     def __init__(
@@ -192,11 +180,7 @@ class FormRefused(IsabellaError):
 
 
 async def read_form(request: Request, csrf: str) -> dict[str, str]:
-    """Return the fields of a form that a page of this backend has sent.
-
-    Raises:
-        FormRefused: another site has sent it, it lacks the secret `csrf`, or it cannot be read.
-    """
+    """Return the fields of a form; raise `FormRefused` unless a page of this backend, with its `csrf`, sent it."""
     if not is_same_origin(request.headers):
         raise FormRefused("This form was sent by another site, so nothing was done.")
     body = b""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import anyio
 
-from isabella.providers.plan import Action
+from isabella.providers.plan import DONE, Action
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.redaction import redact
 from isabella.turns.events import AnswerText, Ended, Event, Failover, TurnFailed
@@ -20,8 +20,6 @@ from isabella.watch.events import Synced, WatchEvent, log_sentences
 _EVENTS_KEPT = 400
 _SAMPLES_KEPT = 5000
 _MESSAGES_KEPT = 2000
-
-_DONE = {Action.CREATE: "created", Action.UPDATE: "updated in place", Action.RECREATE: "recreated"}
 
 
 class Notifier:
@@ -46,40 +44,25 @@ class Notifier:
 
 @dataclass(frozen=True)
 class LoggedEvent:
-    """An event as the activity page shows it.
+    """An event as the activity page shows it."""
 
-    Attributes:
-        kind: `sync`, `failover`, `refusal` or `notice`.
-        subject: the provider, handle or agent it is about.
-        cause: why a sync ran.
-        proof: the proof of the provider after a sync.
-        seconds: the duration of a sync.
-        warning: whether it needs attention.
-    """
-
-    at: datetime
-    kind: str
-    subject: str
+    kind: str  #: `sync`, `failover`, `refusal` or `notice`
+    subject: str  #: the provider, handle or agent it is about
     text: str
-    cause: str = ""
-    proof: str = ""
+    cause: str = ""  #: why a sync ran
+    proof: str = ""  #: the proof of the provider after a sync
     seconds: float | None = None
     warning: bool = False
+    at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
 @dataclass(frozen=True)
 class TurnSample:
-    """The result of one vendor in one turn.
+    """The result of one vendor in one turn."""
 
-    Attributes:
-        at: seconds since the epoch.
-        provider: the provider's name in Letta.
-        first_token: seconds until the answer began; None if the vendor did not answer.
-    """
-
-    at: float
+    at: float  #: seconds since the epoch
     provider: str
-    first_token: float | None
+    first_token: float | None  #: seconds until the answer began; None if the vendor did not answer
 
 
 @dataclass
@@ -91,18 +74,12 @@ class MessageModel:
 
 
 class EventLog:
-    """A bounded log of recent events.
-
-    Attributes:
-        notifier: is notified of every change.
-        entries: the events, newest first.
-        last_turn_at: by agent id: when its last turn ended, in seconds since the epoch.
-    """
+    """A bounded log of recent events."""
 
     def __init__(self) -> None:
-        self.notifier = Notifier()
-        self.entries: deque[LoggedEvent] = deque(maxlen=_EVENTS_KEPT)
-        self.last_turn_at: dict[str, float] = {}
+        self.notifier = Notifier()  #: is notified of every change
+        self.entries: deque[LoggedEvent] = deque(maxlen=_EVENTS_KEPT)  #: the events, newest first
+        self.last_turn_at: dict[str, float] = {}  #: by agent id: when its last turn ended, in seconds since the epoch
         self._samples: deque[TurnSample] = deque(maxlen=_SAMPLES_KEPT)
         self._by_message: OrderedDict[str, MessageModel] = OrderedDict()
         self._by_turn: dict[str, MessageModel] = {}
@@ -122,9 +99,9 @@ class EventLog:
                 model.failovers = (*model.failovers, event)
                 self._add_sample(handle, None)
                 text = f"did not answer {agent.name} ({event.code.value.replace('_', ' ')}): {redact(event.message)}"
-                self._add("failover", handle, text, warning=True)
+                self.entries.appendleft(LoggedEvent("failover", handle, text, warning=True))
             case TurnFailed():
-                self._add("refusal", agent.name, redact(event.message), warning=True)
+                self.entries.appendleft(LoggedEvent("refusal", agent.name, redact(event.message), warning=True))
             case Ended(handle=handle):
                 self.last_turn_at[agent.id] = time.time()
                 model = self._by_turn.pop(turn.id, MessageModel())
@@ -148,21 +125,15 @@ class EventLog:
         """Record a sync: one event per provider that it changed or could not prove."""
         entries = [entry for entry in report.configured if _is_notable(entry)]
         for entry in entries:
-            refused = entry.action is Action.REFUSE
-            done = _DONE.get(entry.action, "refused" if refused else "out of sync")
-            self._add(
-                "refusal" if refused else "sync",
-                entry.name,
-                f"{done}: {redact(entry.reason)}",
-                cause,
-                entry.proof.value,
-                seconds,
-                warning=entry.proof is not Proof.PROVEN,
-            )
+            refused, proven = entry.action is Action.REFUSE, entry.proof is Proof.PROVEN
+            text = f"{DONE.get(entry.action, 'refused' if refused else 'out of sync')}: {redact(entry.reason)}"
+            kind, proof = "refusal" if refused else "sync", entry.proof.value
+            event = LoggedEvent(kind, entry.name, text, cause, proof, seconds, warning=not proven)
+            self.entries.appendleft(event)
         if not entries:
             count = len(report.configured)
             text = f"{count} provider{'s' if count != 1 else ''} as configured; nothing to do"
-            self._add("sync", "all", text, cause, "proven", seconds)
+            self.entries.appendleft(LoggedEvent("sync", "all", text, cause, "proven", seconds))
         self.notifier.notify()
 
     def on_watch_event(self, event: WatchEvent) -> None:
@@ -173,7 +144,7 @@ class EventLog:
                 self.add_sync(event.part, event.cause.value, event.seconds)
         else:
             for sentence in log_sentences(event):
-                self._add("notice", "", redact(sentence.text), warning=sentence.warning)
+                self.entries.appendleft(LoggedEvent("notice", "", redact(sentence.text), warning=sentence.warning))
         self.notifier.notify()
 
     def notices(self, seconds: float) -> Sequence[LoggedEvent]:
@@ -184,20 +155,6 @@ class EventLog:
     def _add_sample(self, handle: str, first_token: float | None) -> None:
         self._samples.append(TurnSample(time.time(), handle.partition("/")[0], first_token))
 
-    def _add(
-        self,
-        kind: str,
-        subject: str,
-        text: str,
-        cause: str = "",
-        proof: str = "",
-        seconds: float | None = None,
-        *,
-        warning: bool = False,
-    ) -> None:
-        event = LoggedEvent(datetime.now(UTC), kind, subject, text, cause, proof, seconds, warning)
-        self.entries.appendleft(event)
-
 
 def _is_notable(entry: ProviderReport) -> bool:
-    return entry.action in _DONE or entry.proof is not Proof.PROVEN
+    return entry.action in DONE or entry.proof is not Proof.PROVEN

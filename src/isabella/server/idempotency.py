@@ -7,7 +7,6 @@ has the same body, and either a higher retry count or the same `Idempotency-Key`
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
@@ -34,17 +33,11 @@ _RETRY_COUNT, _IDEMPOTENCY_KEY = "x-stainless-retry-count", "idempotency-key"
 
 @dataclass(frozen=True)
 class TurnRequest:
-    """The parts of a request that tell whether it repeats another one.
+    """The parts of a request that tell whether it repeats another one."""
 
-    Attributes:
-        body: a hash of the body, which includes the agent's name.
-        retry: the retry count; None if the client does not count retries.
-        key: the `Idempotency-Key`, if any.
-    """
-
-    body: bytes
-    retry: int | None = None
-    key: str | None = None
+    body: bytes  #: a hash of the body, which includes the agent's name
+    retry: int | None = None  #: the retry count; None if the client does not count retries
+    key: str | None = None  #: the `Idempotency-Key`, if any
 
     @classmethod
     def of(cls, headers: Mapping[str, str], body: bytes) -> TurnRequest:
@@ -55,11 +48,6 @@ class TurnRequest:
             int(count) if count.isascii() and count.isdigit() and len(count) < 10 else None,
             headers.get(_IDEMPOTENCY_KEY) or None,
         )
-
-    @property
-    def may_be_repeated(self) -> bool:
-        """Whether its client repeats requests by itself."""
-        return self.retry is not None or self.key is not None
 
     def resembles(self, other: TurnRequest) -> bool:
         """Return whether it has the body and key of an earlier request."""
@@ -72,27 +60,27 @@ class TurnRequest:
 
 
 class SharedTurn:
-    """A turn that runs in the background, with its events for any number of subscribers.
+    """A turn that runs in the background, with its events for any number of subscribers; each has to `leave` once."""
 
-    Attributes:
-        request: the request that began it, or the latest repeat.
-        turn: None until the turn is open.
-        answered: whether a response to one of its requests has begun.
-        subscribers: the number of clients that read its events.
-        finished: set at its end.
-    """
-
-    def __init__(self, request: TurnRequest) -> None:
-        self.request = request
-        self.turn: Turn | None = None
-        self.answered = False
-        self.subscribers = 0
+    def __init__(self, request: TurnRequest, left: Callable[[SharedTurn], None]) -> None:
+        self._left = left
+        self.request = request  #: the request that began it, or the latest repeat
+        self._turn: Turn | None = None
+        self.answered = False  #: whether a response to one of its requests has begun
+        self.subscribers = 0  #: the number of clients that read its events
         self.finished = anyio.Event()
         self.stopping = False
-        self.timer: asyncio.TimerHandle | None = None
+        self.waiting = anyio.CancelScope()  #: the wait for a repeat, without subscribers
         self._events: list[Event] = []
         self._error: Exception | None = None
         self._changed = anyio.Event()
+
+    @property
+    def turn(self) -> Turn:
+        """The turn; available as soon as it has events."""
+        if self._turn is None:
+            raise RuntimeError("the turn has not begun")
+        return self._turn
 
     @property
     def stored_nothing(self) -> bool:
@@ -103,10 +91,10 @@ class SharedTurn:
     async def run(self, turn_service: TurnService, agent: str, message: str) -> None:
         """Run the turn to its end."""
         try:
-            self.turn = await turn_service.open(agent, message)
+            turn = self._turn = await turn_service.open(agent, message)
             if self.stopping:
-                self.turn.stop()
-            async with aclosing(self.turn.events()) as events:
+                turn.stop()
+            async with aclosing(turn.events()) as events:
                 async for event in events:
                     self._events.append(event)
                     self._notify()
@@ -119,18 +107,18 @@ class SharedTurn:
             self.finished.set()
             self._notify()
 
+    def leave(self) -> None:
+        """End a subscription: the response is complete, or the client has disconnected."""
+        self._left(self)
+
     def stop(self) -> None:
         """Stop the turn; the answer so far is kept."""
         self.stopping = True
-        if self.turn is not None:
-            self.turn.stop()
+        if self._turn is not None:
+            self._turn.stop()
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Yield all events of the turn from the first one on.
-
-        Raises:
-            IsabellaError: the turn could not be opened.
-        """
+        """Yield all events of the turn from the first one on; raise `IsabellaError` if it could not be opened."""
         index = 0
         while True:
             changed = self._changed
@@ -149,31 +137,6 @@ class SharedTurn:
         self._changed = anyio.Event()
 
 
-class Subscription:
-    """One client's subscription to a shared turn. The owner must call `leave`."""
-
-    def __init__(self, registry: RequestRegistry, shared: SharedTurn) -> None:
-        self._registry: RequestRegistry | None = registry
-        self.shared = shared
-
-    @property
-    def turn(self) -> Turn:
-        """The turn; available as soon as it has events."""
-        if self.shared.turn is None:
-            raise RuntimeError("the turn has not begun")
-        return self.shared.turn
-
-    def events(self) -> AsyncGenerator[Event, None]:
-        """Yield all events of the turn from the first one on; raise `IsabellaError` if it could not be opened."""
-        return self.shared.events()
-
-    def leave(self) -> None:
-        """End the subscription: the response is complete, or the client has disconnected."""
-        registry, self._registry = self._registry, None
-        if registry is not None:
-            registry.unsubscribe(self.shared)
-
-
 class RequestRegistry:
     """The turns whose requests may be repeated, each running in `tasks`."""
 
@@ -182,35 +145,36 @@ class RequestRegistry:
         self._tasks = tasks
         self._turns: list[SharedTurn] = []
 
-    async def join(self, request: TurnRequest, agent: str, message: str) -> Subscription:
-        """Subscribe to the turn of a request: the turn that the request repeats, or a new one.
+    async def join(self, request: TurnRequest, agent: str, message: str) -> SharedTurn:
+        """Subscribe to the turn that the request repeats, or to a new one.
 
-        If that turn is being stopped, this waits for its end, because only then it is known whether the message was
-        stored.
+        If that turn is being stopped, wait for its end: only then is it known whether the message was stored.
         """
         while (shared := self._find(request)) is not None and shared.stopping and not shared.finished.is_set():
             await shared.finished.wait()
         if shared is None or shared.stored_nothing:
             if shared is not None:
                 self._forget(shared)
-            shared = SharedTurn(request)
+            shared = SharedTurn(request, self._unsubscribe)
             self._turns.append(shared)
             self._tasks.start_soon(shared.run, self._turn_service, agent, message)
         shared.request = request
         shared.subscribers += 1
-        self._set_timer(shared)
-        return Subscription(self, shared)
+        shared.waiting.cancel()
+        return shared
 
-    def unsubscribe(self, shared: SharedTurn) -> None:
+    def _unsubscribe(self, shared: SharedTurn) -> None:
         """Count a subscriber less. Without subscribers, stop the turn, or wait a while for a repeat."""
         shared.subscribers -= 1
         if shared.subscribers > 0:
             return
-        wait = shared.request.key is not None or (shared.request.may_be_repeated and not shared.answered)
+        request = shared.request
+        wait = request.key is not None or (request.retry is not None and not shared.answered)
         if shared.answered or not wait:
             shared.stop()
         if wait:
-            self._set_timer(shared, SECONDS_FOR_REPEAT, self._expire)
+            shared.waiting = anyio.CancelScope()
+            self._tasks.start_soon(self._await_repeat, shared, shared.waiting)
         else:
             self._forget(shared)
 
@@ -225,28 +189,17 @@ class RequestRegistry:
                 self._forget(shared)
         return None
 
-    def _set_timer(
-        self, shared: SharedTurn, seconds: float = 0.0, then: Callable[[SharedTurn], None] | None = None
-    ) -> None:
-        if shared.timer is not None:
-            shared.timer.cancel()
-        shared.timer = None
-        if then is not None:
-            shared.timer = asyncio.get_running_loop().call_later(seconds, then, shared)
-
-    def _expire(self, shared: SharedTurn) -> None:
-        if not shared.finished.is_set():
-            shared.stop()
-        self._set_timer(shared, _SECONDS_REMEMBERED, self._drop)
-
-    def _drop(self, shared: SharedTurn) -> None:
-        if shared.finished.is_set():
-            self._forget(shared)
-        else:
+    async def _await_repeat(self, shared: SharedTurn, scope: anyio.CancelScope) -> None:
+        with scope:
+            await anyio.sleep(SECONDS_FOR_REPEAT)
+            if not shared.finished.is_set():
+                shared.stop()
+            await anyio.sleep(_SECONDS_REMEMBERED)
             # Before its end, it is unknown whether a late repeat may send the message again.
-            self._set_timer(shared, _SECONDS_REMEMBERED, self._drop)
+            await shared.finished.wait()
+            self._forget(shared)
 
     def _forget(self, shared: SharedTurn) -> None:
-        self._set_timer(shared)
+        shared.waiting.cancel()
         if shared in self._turns:
             self._turns.remove(shared)

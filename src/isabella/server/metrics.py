@@ -19,48 +19,30 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self._turns = Counter("isabella_turns", "Turns that ended.", ("reason", "handle"), registry=registry)
-        self._first_token = Histogram(
-            "isabella_first_token_seconds",
-            "Seconds until the answer began, including the wait in the queue.",
-            ("handle",),
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._seconds = Histogram(
-            "isabella_turn_seconds", "Duration of a turn in seconds.", buckets=_SECONDS, registry=registry
-        )
-        self._failovers = Counter(
-            "isabella_failovers", "Vendors that did not answer.", ("handle", "code"), registry=registry
-        )
-        self._tokens = Counter("isabella_tokens", "Tokens used.", ("kind",), registry=registry)
-        self._under_way = Gauge(
-            "isabella_turns_under_way", "Turns in progress, or waiting in a queue.", registry=registry
-        )
-        self._circuit = Gauge(
-            "isabella_vendor_left_out",
-            "State of a vendor's circuit breaker: 0 closed, 1 half open, 2 open.",
-            ("provider",),
-            registry=registry,
-        )
-        self._level = Gauge(
-            "isabella_provider_level",
-            "The worse of stored key and vendor status: 0 ok, 1 unknown, 2 warning, 3 problem.",
-            ("provider",),
-            registry=registry,
-        )
-        self._stored = Gauge(
-            "isabella_stored_key",
-            "The stored key compared with the configured one: 1 for the condition of a provider.",
-            ("provider", "condition"),
-            registry=registry,
-        )
-        self._vendor = Gauge(
-            "isabella_vendor_status",
-            "The last answer of a vendor: 1 for its state.",
-            ("provider", "state"),
-            registry=registry,
-        )
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"isabella_{name}", text, labels, registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"isabella_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, *labels: str) -> Histogram:
+            return Histogram(f"isabella_{name}_seconds", text, labels, buckets=_SECONDS, registry=registry)
+
+        began = "Seconds until the answer began, including the wait in the queue."
+        circuit = "State of a vendor's circuit breaker: 0 closed, 1 half open, 2 open."
+        level = "The worse of stored key and vendor status: 0 ok, 1 unknown, 2 warning, 3 problem."
+        stored = "The stored key compared with the configured one: 1 for the condition of a provider."
+        self._turns = counter("turns", "Turns that ended.", "reason", "handle")
+        self._first_token = histogram("first_token", began, "handle")
+        self._seconds = histogram("turn", "Duration of a turn in seconds.")
+        self._failovers = counter("failovers", "Vendors that did not answer.", "handle", "code")
+        self._tokens = counter("tokens", "Tokens used.", "kind")
+        self._under_way = gauge("turns_under_way", "Turns in progress, or waiting in a queue.")
+        self._circuit = gauge("vendor_left_out", circuit, "provider")
+        self._level = gauge("provider_level", level, "provider")
+        self._stored = gauge("stored_key", stored, "provider", "condition")
+        self._vendor = gauge("vendor_status", "The last answer of a vendor: 1 for its state.", "provider", "state")
 
     def record(self, event: Event) -> None:
         """Count an event of a turn."""

@@ -34,23 +34,17 @@ class Phase(StrEnum):
 
 @dataclass
 class Readiness:
-    """The phase of a backend, the last report on its providers, and the last answers of their vendors.
-
-    Attributes:
-        as_of: when `report` was made.
-        error: why the backend failed, or has no report.
-        model_refresh: the result of the last nightly refresh of the model lists.
-        on_start_sync: is called after the sync at the start, with its report, its cause and its duration in seconds.
-        on_sync: are called after every sync, with the report on the providers it was about.
-    """
+    """The phase of a backend, the last report on its providers, and the last answers of their vendors."""
 
     phase: Phase = Phase.STARTING
     report: Report | None = None
     as_of: datetime | None = None
-    error: IsabellaError | None = None
-    model_refresh: ModelRefresh | None = None
+    error: IsabellaError | None = None  #: why the backend failed, or has no report
+    model_refresh: ModelRefresh | None = None  #: the result of the last nightly refresh of the model lists
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard, repr=False)
+    #: is called after the sync at the start, with its report, its cause and its duration in seconds
     on_start_sync: Callable[[Report, str, float], None] = field(default=lambda *_: None, repr=False)
+    #: are called after every sync, with the report on the providers it was about
     on_sync: list[Callable[[Report], None]] = field(default_factory=list, repr=False)
 
     @property
@@ -93,13 +87,7 @@ class Readiness:
         self.on_start_sync(report, "the start", time.monotonic() - began)
 
     def record(self, report: Report, part: Report | None = None, *, quiet: bool = False) -> None:
-        """Record the result of a sync.
-
-        Args:
-            report: the state of all providers.
-            part: the report of this sync, if it was not about all providers.
-            quiet: do not log the report; the caller does.
-        """
+        """Record a sync: the state of all providers, and the report on some of them. With `quiet`, log nothing."""
         self.report, self.error, self.as_of = report, None, datetime.now(UTC)
         self.phase = Phase.READY if report.all_proven else Phase.DEGRADED
         self.record_vendors(part or report)

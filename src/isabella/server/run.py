@@ -47,32 +47,17 @@ _STOP_SECONDS = 15.0
 
 @dataclass(frozen=True)
 class ServeOptions:
-    """The options of `isabella up`.
+    """The options of `isabella up`."""
 
-    Attributes:
-        practice: use practice vendors; None: only if no vendor has a key and Letta is the embedded one.
-        verify: also send one message through each provider.
-        progress: opens the display of what the embedded servers do.
-        show: prints the report on the providers.
-        say: prints one line.
-    """
-
-    practice: bool | None
-    verify: bool
-    progress: Callable[[], AbstractContextManager[Progress]]
+    practice: bool | None  #: use practice vendors; None: only if no vendor has a key and Letta is the embedded one
+    verify: bool  #: also send one message through each provider
+    progress: Callable[[], AbstractContextManager[Progress]]  #: opens the display of what the embedded servers do
     show: Callable[[Report], None]
     say: Callable[[str], None]
 
 
 def serve(settings: Settings, options: ServeOptions) -> int:
-    """Start everything, serve until a signal, and stop what was started, in reverse order.
-
-    Returns:
-        The exit code: 0 after a clean stop, 1 if the start failed.
-
-    Raises:
-        IsabellaError: something could not be started; what had been started is stopped.
-    """
+    """Start everything, serve until a signal, and stop everything in reverse order. Return the exit code."""
     with closing(_bind(settings)) as listener, interrupt_on_sigterm(), ExitStack() as stack:
         settings = _with_practice(settings, options, stack)
         connection = configured_connection(settings) or _start_embedded(settings, options, stack)
@@ -256,13 +241,7 @@ class InProcessBackend:
 
 @contextmanager
 def in_process_backend(settings: Settings, connection: Connection) -> Iterator[InProcessBackend]:
-    """Serve agents and turns on a loopback port, in a thread, with a token made for this process.
-
-    Providers are not synced.
-
-    Raises:
-        IsabellaError: Letta cannot be reached, or the agents file is malformed.
-    """
+    """Serve agents and turns on a loopback port, in a thread, with a token of its own. Providers are not synced."""
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     backend = InProcessBackend(_url("127.0.0.1", listener.getsockname()[1]), SecretStr(secrets.token_urlsafe(24)))

@@ -16,7 +16,6 @@ from anyio.abc import TaskGroup
 from fastapi import Depends, Request
 from pydantic import SecretStr
 
-from isabella.agents.memory import Hold
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import EnsureOutcome
 from isabella.agents.reflection import ReflectionOutcome, SendMessage, reflect
@@ -33,7 +32,7 @@ from isabella.server.idempotency import RequestRegistry
 from isabella.server.metrics import Metrics
 from isabella.server.readiness import Readiness
 from isabella.turns.events import Ended, EndReason, Event, TurnFailed
-from isabella.turns.service import TurnService, open_turn_service
+from isabella.turns.service import TurnService, new_turn_service
 from isabella.turns.turn import Turn
 from isabella.watch.events import ModelsRefreshed, Synced, WatchEvent, WatchListener, log_sentences
 from isabella.watch.watcher import Schedule, WatchActions, Watcher
@@ -51,34 +50,22 @@ class Runtime:
     """The services that the routes and pages of one backend share.
 
     A field is None until its service is open. The properties of the same services raise `NotReady` instead.
-
-    Attributes:
-        token: required of clients; None disables authentication, for applications that authenticate by themselves.
-        start_settings: the settings at the start, including practice vendors.
-        start_connection: the Letta server that `start_settings` name.
-        readiness: the phase of the backend, and the last report on its providers.
-        event_log: recent events, for the console.
-        metrics: counters for Prometheus.
-        agent_service: set by `open_agents`.
-        turn_service: set by `open_turns`.
-        request_registry: set by `open_turns`.
-        watcher: set while `run_watcher` runs; None in a backend that does not watch its configuration.
-        tasks: runs work that outlives a request; set while the application serves.
-        csrf: the secret that every form of the console contains.
     """
 
+    #: required of clients; None disables authentication, for applications that authenticate by themselves
     token: SecretStr | None = None
-    start_settings: Settings | None = None
-    start_connection: Connection | None = None
+    start_settings: Settings | None = None  #: the settings at the start, including practice vendors
+    start_connection: Connection | None = None  #: the Letta server that `start_settings` name
     readiness: Readiness = field(default_factory=Readiness)
     event_log: EventLog = field(default_factory=EventLog)
     metrics: Metrics = field(default_factory=Metrics)
-    agent_service: AgentService | None = None
-    turn_service: TurnService | None = None
-    request_registry: RequestRegistry | None = None
+    agent_service: AgentService | None = None  #: set by `open_agents`
+    turn_service: TurnService | None = None  #: set by `open_turns`
+    request_registry: RequestRegistry | None = None  #: set by `open_turns`
+    #: set while `run_watcher` runs; None in a backend that does not watch its configuration
     watcher: Watcher | None = None
-    tasks: TaskGroup | None = None
-    csrf: str = field(init=False, repr=False)
+    tasks: TaskGroup | None = None  #: runs work that outlives a request; set while the application serves
+    csrf: str = field(init=False, repr=False)  #: the secret that every form of the console contains
 
     def __post_init__(self) -> None:
         # Derived from the token, so that forms of open pages stay valid across a restart.
@@ -140,27 +127,18 @@ async def get_runtime(request: Request) -> Runtime:
 CurrentRuntime = Annotated[Runtime, Depends(get_runtime)]
 
 
-async def _readiness(runtime: CurrentRuntime) -> Readiness:
-    return runtime.readiness
+def _service(name: str) -> Any:
+    async def get(runtime: CurrentRuntime) -> Any:
+        return getattr(runtime, name)
 
-
-async def _agents(runtime: CurrentRuntime) -> AgentService:
-    return runtime.agents
-
-
-async def _turns(runtime: CurrentRuntime) -> TurnService:
-    return runtime.turns
-
-
-async def _requests(runtime: CurrentRuntime) -> RequestRegistry:
-    return runtime.requests
+    return Depends(get)
 
 
 #: Parameters of routes; FastAPI fills them in, or answers 503 before the service is open.
-CurrentReadiness = Annotated[Readiness, Depends(_readiness)]
-Agents = Annotated[AgentService, Depends(_agents)]
-Turns = Annotated[TurnService, Depends(_turns)]
-Requests = Annotated[RequestRegistry, Depends(_requests)]
+CurrentReadiness = Annotated[Readiness, _service("readiness")]
+Agents = Annotated[AgentService, _service("agents")]
+Turns = Annotated[TurnService, _service("turns")]
+Requests = Annotated[RequestRegistry, _service("requests")]
 
 
 @asynccontextmanager
@@ -170,10 +148,6 @@ async def open_agents(
     """Open the agent service, create or update the agents of the agents file, and publish it in the runtime.
 
     `base_url` is the backend's own URL as Letta reaches it; None if Letta cannot reach it.
-
-    Raises:
-        ConfigurationError: the agents file is malformed, or the configured embeddings are not available.
-        LettaError: Letta cannot be read.
     """
     async with open_agent_service(settings, connection, backend=base_url) as agent_service:
         agent_service.models.on_event = runtime.readiness.record_answer
@@ -205,12 +179,8 @@ async def open_turns(
         runtime.metrics.record(event)
         runtime.event_log.on_turn_event(turn, event)
 
-    async with (
-        open_turn_service(
-            agent_service, locks=locks, on_event=on_event, vendors=runtime.readiness.vendors
-        ) as turn_service,
-        anyio.create_task_group() as tasks,
-    ):
+    turn_service = new_turn_service(agent_service, locks, on_event, runtime.readiness.vendors)
+    async with anyio.create_task_group() as tasks:
 
         def reset_breaker(report: Report) -> None:
             # Failures with the former key say nothing about the new one.
@@ -239,11 +209,7 @@ async def run_watcher(
     schedule: Schedule | None = None,
     on_event: WatchListener = lambda _event: None,
 ) -> AsyncIterator[Watcher]:
-    """Run the configuration watcher in the background.
-
-    Its events are logged and passed to `on_event`, its reports to `readiness`, and its provider keys to `models`.
-    `schedule` is by default the one of the settings.
-    """
+    """Run the watcher in the background; pass its reports to `readiness`, and its provider keys to `models`."""
 
     def handle(event: WatchEvent) -> None:
         for sentence in log_sentences(event):
@@ -282,23 +248,12 @@ def _update_keys(models: ModelCatalog, watcher: Watcher, report: Report) -> None
 @asynccontextmanager
 async def run_reflection(agent_service: AgentService, turn_service: TurnService) -> AsyncIterator[None]:
     """Run reflections in the background, as turns; edits of memory wait for the turns in progress."""
-    agent_service.memory.hold = hold_queue(turn_service)
+    agent_service.memory.hold = lambda agent_id: turn_service.queue.take(agent_id).reached()
     send = send_as_turn(turn_service)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_reflect_forever, agent_service, send, agent_service.settings.reflect_after)
         yield
         tasks.cancel_scope.cancel()
-
-
-def hold_queue(turn_service: TurnService) -> Hold:
-    """Return a context manager that takes a place in an agent's queue, so that the agent has no turn meanwhile."""
-
-    @asynccontextmanager
-    async def hold(agent_id: str) -> AsyncIterator[None]:
-        async with turn_service.queue.take(agent_id).reached():
-            yield
-
-    return hold
 
 
 def send_as_turn(turn_service: TurnService) -> SendMessage:

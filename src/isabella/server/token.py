@@ -22,6 +22,8 @@ from isabella.system.processes import ChildProcess
 #: The minimum length of a token if other machines can reach the backend.
 SHORTEST_TOKEN = 16
 
+_ADDRESS_FILE = "backend.json"
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -35,26 +37,18 @@ class Token:
 
 @dataclass(frozen=True)
 class RunningBackend:
-    """A backend of this home, which may have ended since.
-
-    Attributes:
-        peer: identifies its process before anything is sent to it.
-    """
+    """A backend of this home, which may have ended since."""
 
     address: str
     token: SecretStr
-    peer: Peer
+    peer: Peer  #: identifies its process before anything is sent to it
 
 
 def ensure_token(settings: Settings) -> Token:
-    """Return the configured token, or else the one stored in `ISABELLA_HOME`, which the first call generates.
-
-    Raises:
-        ConfigurationError: the file cannot be read or written, or is empty.
-    """
+    """Return the configured token, or else the one stored in `ISABELLA_HOME`, which the first call generates."""
     if settings.token is not None:
         return Token(settings.token)
-    path = _token_file(settings.home)
+    path = settings.home / "token"
     try:
         stored = _read(path)
         if stored is not None:
@@ -73,17 +67,13 @@ def ensure_token(settings: Settings) -> Token:
 def stored_token(settings: Settings) -> SecretStr | None:
     """Return the token that a backend of this home requires; None if none was generated yet."""
     try:
-        return settings.token or _read(_token_file(settings.home))
+        return settings.token or _read(settings.home / "token")
     except OSError:
         return None
 
 
 def check_address(settings: Settings) -> None:
-    """Check that the backend may listen at the configured host.
-
-    Raises:
-        ConfigurationError: other machines could reach it, and no token of sufficient length is configured.
-    """
+    """Raise `ConfigurationError` if other machines could reach the backend and its token is missing or too short."""
     if settings.host in LOOPBACK:
         return
     if settings.token is None:
@@ -103,7 +93,7 @@ def check_address(settings: Settings) -> None:
 @contextmanager
 def address_published(home: Path, address: str) -> Iterator[None]:
     """Publish the backend's address in `ISABELLA_HOME` while the block runs."""
-    path = _address_file(home)
+    path = home / _ADDRESS_FILE
     text = json.dumps({"address": address, **asdict(ChildProcess.of(os.getpid()))})
     home.mkdir(parents=True, exist_ok=True)
     write_private(path, text + "\n")
@@ -118,7 +108,7 @@ def address_published(home: Path, address: str) -> Iterator[None]:
 def published_address(home: Path) -> str | None:
     """Return the address that the last backend of this home published; the backend may have ended since."""
     try:
-        address = json.loads(_address_file(home).read_text())["address"]
+        address = json.loads((home / _ADDRESS_FILE).read_text())["address"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return address if isinstance(address, str) else None
@@ -130,15 +120,7 @@ def published_backend(settings: Settings) -> RunningBackend | None:
     if token is None or address is None:
         return None
     remedy = "Start it again with `isabella up`; if its port is in use, set another ISABELLA_PORT."
-    return RunningBackend(address, token, Peer("the backend", _address_file(settings.home), remedy))
-
-
-def _token_file(home: Path) -> Path:
-    return home / "token"
-
-
-def _address_file(home: Path) -> Path:
-    return home / "backend.json"
+    return RunningBackend(address, token, Peer("the backend", settings.home / _ADDRESS_FILE, remedy))
 
 
 def _read(path: Path) -> SecretStr | None:

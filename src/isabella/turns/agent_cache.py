@@ -14,8 +14,7 @@ from isabella.agents.context import FittedContext, required_id_form
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord, AgentRegistry, BindingResult
 from isabella.errors import AgentUnknown, IsabellaError, LettaRefused
-from isabella.letta.agents import AgentRow
-from isabella.letta.llm_config import Binding
+from isabella.letta.llm_config import Binding, LlmConfig
 from isabella.system.urls import same_address
 from isabella.turns.events import VendorAsked
 
@@ -27,44 +26,28 @@ _BIND_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class AgentRef:
-    """An agent, its binding and the models that it may fail over to.
-
-    Attributes:
-        handle: the current model as `provider/model`.
-        provider: the name of that model's provider in Letta; `-` if Letta does not say.
-        model: the vendor's id of the model.
-        binding: the current model as a binding; None if it is not an explicit one, and is left as it is.
-        handles: the preferred models, in order; empty for an agent without a definition.
-        window: the most tokens of context to use on any model.
-        type: Letta's type of agent.
-    """
+    """An agent, its binding and the models that it may fail over to."""
 
     id: str
     name: str
-    handle: str
-    provider: str
+    handle: str  #: the current model as `provider/model`
+    provider: str  #: the name of that model's provider in Letta; `-` if Letta does not say
     model: str
+    #: the current model as a binding; None if it is not an explicit one, and is left as it is
     binding: Binding | None = None
-    handles: tuple[str, ...] = ()
-    window: int | None = None
-    type: str | None = None
+    handles: tuple[str, ...] = ()  #: the preferred models, in order; empty for an agent without a definition
+    window: int | None = None  #: the most tokens of context to use on any model
+    type: str | None = None  #: Letta's type of agent
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that may answer a turn.
+    """A model that may answer a turn."""
 
-    Attributes:
-        handle: `provider/model`.
-        provider: the provider's name in Letta.
-        model: the vendor's id of the model.
-        binding: what to bind the agent to; None for the model that it is bound to already.
-    """
-
-    handle: str
+    handle: str  #: `provider/model`
     provider: str
     model: str
-    binding: Binding | None = None
+    binding: Binding | None = None  #: what to bind the agent to; None for the model that it is bound to already
 
     @classmethod
     def of(cls, agent_ref: AgentRef) -> Candidate:
@@ -78,13 +61,7 @@ class Candidate:
 
 
 class AgentCache:
-    """A cache of one Letta's agents. The methods raise `LettaError` if Letta fails or refuses.
-
-    Args:
-        registry: finds the agents.
-        models: resolves handles.
-        clock: returns monotonic seconds.
-    """
+    """A cache of one Letta's agents. The methods raise `LettaError` if Letta fails or refuses."""
 
     def __init__(
         self, registry: AgentRegistry, models: ModelCatalog, *, clock: Callable[[], float] = time.monotonic
@@ -97,11 +74,7 @@ class AgentCache:
         registry.on_bound.append(self._bound)
 
     async def find(self, name: str) -> AgentRef:
-        """Return the agent with this name, definition id or Letta id. Its binding may be up to 30 s old.
-
-        Raises:
-            AgentUnknown: no agent or several agents match.
-        """
+        """Return the agent with this name, definition id or Letta id. Its binding may be up to 30 s old."""
         cached = self._cached.get(name)
         if cached is not None and cached[0] > self._clock():
             return cached[1]
@@ -110,11 +83,7 @@ class AgentCache:
         return agent_ref
 
     async def reload(self, agent_ref: AgentRef) -> AgentRef:
-        """Return the agent as Letta has it now.
-
-        Raises:
-            AgentUnknown: it was deleted.
-        """
+        """Return the agent as Letta has it now; raise `AgentUnknown` if it was deleted."""
         try:
             row = await self.registry.letta.agents.get(agent_ref.id)
         except LettaRefused as error:
@@ -122,7 +91,7 @@ class AgentCache:
             if error.status in (404, 422):
                 raise AgentUnknown(f"There is no agent {agent_ref.name} any more.") from None
             raise
-        now = _of_row(agent_ref, row)
+        now = _with_model(replace(agent_ref, name=row.name or agent_ref.name), row.llm)
         for name, (until, cached) in [*self._cached.items()]:
             if cached.id == now.id and cached != now:
                 if cached.name == now.name:
@@ -136,28 +105,15 @@ class AgentCache:
         self._cached = {name: entry for name, entry in self._cached.items() if entry[1].id != agent_id}
 
     async def bind(self, agent_id: str, binding: Binding) -> BindingResult:
-        """Bind an agent, using its provider's stored base URL, and make its context acceptable to the vendor.
-
-        Effective with the agent's next message.
-        """
+        """Bind an agent, at its provider's stored base URL, from its next message on; make its context fit."""
         return await self.registry.fit(agent_id, await self.registry.bind(agent_id, binding))
 
-    async def restore_context(self, agent_id: str, fitted: FittedContext) -> None:
-        """Put back into an agent's context what was taken out of it for one vendor."""
-        await context.restore(self.registry.letta, agent_id, fitted)
-
     async def placed(self, binding: Binding) -> Binding:
-        """Return the binding with its provider's stored base URL. It holds while the provider's gate is passed.
-
-        Without such a provider the binding is unchanged; Letta reports the missing provider itself.
-        """
+        """Return the binding with its provider's stored base URL, if any. It holds while the gate is passed."""
         return await self.registry.placed(binding) or binding
 
     async def follow_provider(self, agent_ref: AgentRef) -> None:
-        """Update the base URL of an agent that was left behind when its provider moved.
-
-        This costs a request only if the agent's base URL differs from the configured one.
-        """
+        """Update the base URL of an agent that was left behind when its provider moved; otherwise send no request."""
         binding = agent_ref.binding
         provider = None if binding is None else self._models.provider(binding.provider)
         if binding is None or provider is None or not provider.configured:
@@ -169,11 +125,7 @@ class AgentCache:
             self._bound(agent_ref.id, stored)
 
     async def resolve(self, agent_ref: AgentRef, handle: str) -> Binding:
-        """Return the binding that one of an agent's handles stands for.
-
-        Raises:
-            ModelUnknown: no model would work.
-        """
+        """Return the binding that one of an agent's handles stands for; raise `ModelUnknown` if none would work."""
         return (await self._models.binding(handle, window=agent_ref.window)).suited(agent_ref.type)
 
     def _bound(self, agent_id: str, binding: Binding) -> None:
@@ -225,34 +177,30 @@ class TemporaryBinding:
                 if original != self._current and (await agent_cache.reload(agent)).binding == self._current:
                     bound = await agent_cache.bind(agent.id, original)
                     if self._fitted is not None and required_id_form(bound.binding) is None:
-                        await agent_cache.restore_context(agent.id, self._fitted)
+                        await context.restore(agent_cache.registry.letta, agent.id, self._fitted)
             except IsabellaError as error:
                 log.warning("agent not bound back", agent=agent.name, to=self._original.handle, error=error.what)
 
 
 def _of_record(record: AgentRecord) -> AgentRef:
-    definition, llm = record.definition, record.llm
-    return AgentRef(
+    definition = record.definition
+    agent_ref = AgentRef(
         id=record.id,
         name=record.name,
         handle=record.handle,
-        provider=(llm.provider if llm is not None else None) or "-",
-        model=llm.model if llm is not None else "-",
-        binding=record.binding,
+        provider="-",
+        model="-",
         handles=definition.handles if definition is not None else (),
         window=definition.window if definition is not None else None,
-        type=llm.agent_type if llm is not None else None,
     )
+    return _with_model(agent_ref, record.llm)
 
 
-def _of_row(agent_ref: AgentRef, row: AgentRow) -> AgentRef:
-    """Return the agent with the name and the model of an agent row."""
-    llm = row.llm
+def _with_model(agent_ref: AgentRef, llm: LlmConfig | None) -> AgentRef:
     if llm is None:
         return agent_ref
     return replace(
         agent_ref,
-        name=row.name or agent_ref.name,
         handle=llm.handle or f"{llm.provider or llm.endpoint_type}/{llm.model}",
         provider=llm.provider or "-",
         model=llm.model,

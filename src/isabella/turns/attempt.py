@@ -43,16 +43,11 @@ _FINAL = (EndReason.COMPLETED, EndReason.MAX_STEPS, EndReason.NEEDS_APPROVAL)
 
 
 class CancelRequest:
-    """A request to end a turn early; wakes the attempt that waits for the next line.
-
-    Attributes:
-        evicted: set if the turn's provider has to be changed now.
-        stopped: set if the turn was stopped.
-    """
+    """A request to end a turn early; wakes the attempt that waits for the next line."""
 
     def __init__(self) -> None:
-        self.evicted = False
-        self.stopped = False
+        self.evicted = False  #: set if the turn's provider has to be changed now
+        self.stopped = False  #: set if the turn was stopped
         self._inbox: asyncio.Queue[_Item] | None = None
 
     @property
@@ -98,28 +93,18 @@ _Item = str | _Interrupted | _Closed
 
 @dataclass
 class Attempt:
-    """One attempt. `events()` runs it; afterwards the fields hold the result.
-
-    Attributes:
-        first_token: seconds that the vendor may take to begin.
-        silence: seconds of silence after which an answer that has begun is broken.
-        run_id: Letta's run; None if Letta has not accepted the message.
-        began: when the first token came, in monotonic seconds.
-        said: the answer so far, by message id.
-        reason: how it ended; None if no answer began, so that another vendor may be asked.
-        refusal: why no answer began, or why it broke off.
-    """
+    """One attempt. `events()` runs it; afterwards the fields hold the result."""
 
     agent_id: str
     message: str
-    first_token: float
-    silence: float
+    first_token: float  #: seconds that the vendor may take to begin
+    silence: float  #: seconds of silence after which an answer that has begun is broken
     cancel_request: CancelRequest
-    run_id: str | None = None
-    began: float | None = None
-    said: dict[str, str] = field(default_factory=dict)
-    reason: EndReason | None = None
-    refusal: VendorRefusal | None = None
+    run_id: str | None = None  #: Letta's run; None if Letta has not accepted the message
+    began: float | None = None  #: when the first token came, in monotonic seconds
+    said: dict[str, str] = field(default_factory=dict)  #: the answer so far, by message id
+    reason: EndReason | None = None  #: how it ended; None if no answer began, so that another vendor may be asked
+    refusal: VendorRefusal | None = None  #: why no answer began, or why it broke off
     _calls: dict[str, list[ToolCallDelta]] = field(default_factory=dict)
     _stop: StopNotice | None = None
     _until: float = 0.0
@@ -241,7 +226,6 @@ class Attempt:
             )
 
     def _lost(self, error: Exception | None) -> None:
-        """Record the error with which the stream ended, if any."""
         if error is None:
             return
         match error:

@@ -39,25 +39,15 @@ class _Circuit:
 
 @dataclass(frozen=True)
 class OpenCircuit:
-    """Why a vendor is skipped.
+    """Why a vendor is skipped."""
 
-    Attributes:
-        seconds: for how much longer.
-        because: its last error.
-        requested: whether the vendor asked for the pause. Then it is not asked even as the last one left.
-    """
-
-    seconds: float
+    seconds: float  #: for how much longer
     because: str
-    requested: bool
+    requested: bool  #: whether the vendor asked for the pause. Then it is not asked even as the last one left.
 
 
 class CircuitBreaker:
-    """The circuits of all providers.
-
-    Args:
-        clock: returns monotonic seconds.
-    """
+    """The circuits of all providers."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -68,11 +58,7 @@ class CircuitBreaker:
         """Return None if a turn may ask this provider now, otherwise why not.
 
         Reserves the probe of an open circuit. So call it only immediately before sending, and report the result with
-        `succeeded`, `failed` or `gave_up`.
-
-        Args:
-            provider: its name in Letta.
-            anyway: admit despite an open circuit, because no other vendor is left; a requested pause still holds.
+        `succeeded`, `failed` or `gave_up`. `anyway` admits despite an open circuit, except during a requested pause.
         """
         circuit = self._circuits.get(provider)
         if circuit is None or not circuit.until:
@@ -90,16 +76,7 @@ class CircuitBreaker:
         self._circuits.pop(provider, None)
 
     def failed(self, provider: str, because: str, *, retry_after: float | None = None) -> float | None:
-        """Record a failure.
-
-        Args:
-            provider: its name in Letta.
-            because: the reason, for people.
-            retry_after: seconds of pause that the vendor asked for.
-
-        Returns:
-            Seconds for which the provider is skipped now; None if it is not.
-        """
+        """Record a failure; return the seconds for which the provider is skipped now, or None if it is not."""
         circuit = self._circuits.setdefault(provider, _Circuit())
         circuit.failures += 1
         circuit.because = because

@@ -67,23 +67,24 @@ class ErrorCode(StrEnum):
 
 
 @dataclass(frozen=True)
-class Opened:
-    """The turn is accepted. Always the first event.
+class Event:
+    """An event of a turn."""
 
-    Attributes:
-        id: the turn's id, by which it can be stopped.
-        agent: the agent's name.
-        agent_id: Letta's id of the agent.
-    """
+    kind: ClassVar[str]
+
+
+@dataclass(frozen=True)
+class Opened(Event):
+    """The turn is accepted. Always the first event."""
 
     kind: ClassVar[str] = "turn"
-    id: str
+    id: str  #: the turn's id, by which it can be stopped
     agent: str
     agent_id: str
 
 
 @dataclass(frozen=True)
-class Queued:
+class Queued(Event):
     """Other turns of the agent come first: `ahead` of them in this backend."""
 
     kind: ClassVar[str] = "queued"
@@ -91,7 +92,7 @@ class Queued:
 
 
 @dataclass(frozen=True)
-class Held:
+class Held(Event):
     """The turn waits because its provider is being changed."""
 
     kind: ClassVar[str] = "held"
@@ -99,41 +100,29 @@ class Held:
 
 
 @dataclass(frozen=True)
-class VendorAsked:
-    """The message was sent to a vendor.
-
-    Attributes:
-        handle: `provider/model`.
-        provider: the provider's name in Letta.
-        model: the vendor's id of the model.
-    """
+class VendorAsked(Event):
+    """The message was sent to a vendor."""
 
     kind: ClassVar[str] = "vendor"
-    handle: str
+    handle: str  #: `provider/model`
     provider: str
     model: str
 
 
 @dataclass(frozen=True)
-class Failover:
-    """A vendor did not answer; the next one is asked, if there is one.
-
-    Attributes:
-        handle: the model that did not answer.
-        status: the vendor's HTTP status, if it sent one.
-        retry_after: seconds until the vendor is asked again, by its own or by Isabella's choice.
-    """
+class Failover(Event):
+    """A vendor did not answer; the next one is asked, if there is one."""
 
     kind: ClassVar[str] = "failover"
-    handle: str
+    handle: str  #: the model that did not answer
     code: ErrorCode
     message: str
-    status: int | None = None
-    retry_after: float | None = None
+    status: int | None = None  #: the vendor's HTTP status, if it sent one
+    retry_after: float | None = None  #: seconds until the vendor is asked again, by its own or by Isabella's choice
 
 
 @dataclass(frozen=True)
-class ReasoningText:
+class ReasoningText(Event):
     """A part of the agent's reasoning."""
 
     kind: ClassVar[str] = "reasoning"
@@ -142,7 +131,7 @@ class ReasoningText:
 
 
 @dataclass(frozen=True)
-class AnswerText:
+class AnswerText(Event):
     """A part of the answer."""
 
     kind: ClassVar[str] = "text"
@@ -151,47 +140,35 @@ class AnswerText:
 
 
 @dataclass(frozen=True)
-class ToolCalled:
-    """The agent calls a tool.
-
-    Attributes:
-        id: links the call to its result.
-        arguments: as the model wrote them, usually JSON.
-    """
+class ToolCalled(Event):
+    """The agent calls a tool."""
 
     kind: ClassVar[str] = "tool_call"
-    id: str
+    id: str  #: links the call to its result
     name: str
-    arguments: str
+    arguments: str  #: as the model wrote them, usually JSON
 
 
 @dataclass(frozen=True)
-class ToolReturned:
-    """A tool returned its result.
-
-    Attributes:
-        id: the id of the call.
-        name: the tool.
-        ok: whether the tool succeeded.
-        text: the result.
-    """
+class ToolReturned(Event):
+    """A tool returned its result."""
 
     kind: ClassVar[str] = "tool_result"
-    id: str
+    id: str  #: the id of the call
     name: str
     ok: bool
     text: str
 
 
 @dataclass(frozen=True)
-class HistorySummarized:
+class HistorySummarized(Event):
     """Older messages were summarised, so that the conversation fits into the window again."""
 
     kind: ClassVar[str] = "condensed"
 
 
 @dataclass(frozen=True)
-class Usage:
+class Usage(Event):
     """The tokens that the turn used, over all its steps."""
 
     kind: ClassVar[str] = "usage"
@@ -204,58 +181,28 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class TurnFailed:
-    """An error. The `end` event follows.
-
-    Attributes:
-        remedy: what to do about it.
-        retry_after: seconds after which another try is worthwhile.
-        status: the vendor's HTTP status, if it sent one.
-    """
+class TurnFailed(Event):
+    """An error. The `end` event follows."""
 
     kind: ClassVar[str] = "error"
     code: ErrorCode
     message: str
     remedy: str | None = None
-    retry_after: float | None = None
-    status: int | None = None
+    retry_after: float | None = None  #: seconds after which another try is worthwhile
+    status: int | None = None  #: the vendor's HTTP status, if it sent one
 
 
 @dataclass(frozen=True)
-class Ended:
-    """The turn is over. Always the last event.
-
-    Attributes:
-        reason: how it ended.
-        handle: the model that answered; None if none did.
-        stored: whether the message is in the agent's history. If not, it may be sent again.
-        seconds: how long the turn took.
-        first_token: seconds until the answer began, time in the queue included; None if none began.
-    """
+class Ended(Event):
+    """The turn is over. Always the last event."""
 
     kind: ClassVar[str] = "end"
     reason: EndReason
-    handle: str | None
-    stored: bool
+    handle: str | None  #: the model that answered; None if none did
+    stored: bool  #: whether the message is in the agent's history. If not, it may be sent again.
     seconds: float
+    #: seconds until the answer began, time in the queue included; None if none began
     first_token: float | None = None
-
-
-Event = (
-    Opened
-    | Queued
-    | Held
-    | VendorAsked
-    | Failover
-    | ReasoningText
-    | AnswerText
-    | ToolCalled
-    | ToolReturned
-    | HistorySummarized
-    | Usage
-    | TurnFailed
-    | Ended
-)
 
 
 def as_json(event: Event) -> dict[str, Any]:

@@ -1,8 +1,7 @@
 """Store the partial answer of a turn that broke off.
 
-Letta stores a step when it is complete (measured on 0.16.8). Of a turn that breaks or is stopped in its first step,
-neither the message nor the partial answer is in the history. Both are added, marked, so that the agent knows them
-when the conversation goes on.
+Letta stores a step when it is complete (measured on 0.16.8). Of a turn that ends in its first step, neither the
+message nor the partial answer is in the history. Both are added, marked, so that the agent knows them.
 """
 
 from __future__ import annotations
@@ -18,36 +17,18 @@ from isabella.letta.client import LettaClient
 log = structlog.get_logger()
 
 
-async def stored_ids(letta: LettaClient, run_id: str) -> Mapping[str, str]:
-    """Return the messages that Letta has stored of a run: message types by id.
-
-    Raises:
-        LettaError: it cannot be read.
-    """
-    rows = await letta.messages.of_run(run_id)
-    return {str(row.get("id")): str(row.get("message_type")) for row in rows}
-
-
 async def store_partial(
     letta: LettaClient, agent_id: str, *, run_id: str, asked: str, said: Mapping[str, str], mark: str, model: str
 ) -> bool:
-    """Add to the history what Letta has not stored of a turn that is over.
+    """Add to the history what Letta has not stored of a turn that is over; no other turn of the agent may run.
 
-    Args:
-        letta: the client.
-        agent_id: the agent; no other turn of it may run.
-        run_id: the turn's run.
-        asked: the user's message.
-        said: the partial answer, by message id.
-        mark: says how the turn ended; is put after the partial answer.
-        model: the model that answered.
-
-    Returns:
-        Whether the user's message is in the history now.
+    The partial answer, `said` by message id, is followed by `mark`, which says how the turn ended. Return whether the
+    user's message is in the history now.
     """
     asked_is_stored = False
     try:
-        stored = await stored_ids(letta, run_id)
+        rows = await letta.messages.of_run(run_id)
+        stored = {str(row.get("id")): str(row.get("message_type")) for row in rows}
         asked_is_stored = "user_message" in stored.values()
         came = "".join(text for id, text in said.items() if id not in stored).strip()
         in_context = (await letta.agents.get(agent_id)).message_ids or []

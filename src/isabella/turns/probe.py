@@ -30,17 +30,11 @@ _DETAIL_LIMIT = 200
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """The result of a completion.
-
-    Attributes:
-        receipt: whether the vendor accepted it.
-        said: what went wrong, for people; empty if nothing did.
-        vendor: what it shows of the vendor; None if the vendor was not reached.
-    """
+    """The result of a completion."""
 
     receipt: Receipt
-    said: str = ""
-    vendor: VendorState | None = None
+    said: str = ""  #: what went wrong, for people; empty if nothing did
+    vendor: VendorState | None = None  #: what it shows of the vendor; None if the vendor was not reached
 
 
 async def probe_bindings(connection: Connection, bindings: Sequence[Binding]) -> list[ProbeResult]:
@@ -98,11 +92,7 @@ async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
 
 
 def _judge(error: LettaRefused | LettaBroken) -> ProbeResult:
-    """Return whether the vendor refused the key, or something else failed. Letta words every refusal alike (fact M7).
-
-    Raises:
-        _LettaFailed: it was Letta.
-    """
+    """Return whether the vendor refused the key; Letta words every refusal alike (fact M7). Raise if Letta failed."""
     detail = (error.detail or error.what)[:_DETAIL_LIMIT]
     if isinstance(error, LettaBroken) and not error.kind.startswith("llm_"):
         raise _LettaFailed(detail)

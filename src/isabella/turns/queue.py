@@ -1,7 +1,7 @@
 """Queues that give each agent one turn at a time, in order of arrival (fact M10).
 
-Turns of this process wait in a queue for each agent. The first of a queue then takes the agent's lock in Letta's
-Postgres, if that is known, so that backends take turns too.
+The first turn in an agent's queue also takes the agent's lock in Letta's Postgres, if that is known, so that
+backends take turns too.
 """
 
 from __future__ import annotations
@@ -27,14 +27,7 @@ class TicketAbandoned(Exception):
 
 
 class TurnQueue:
-    """The queues of all agents.
-
-    Args:
-        advisory: locks that hold across processes; None if no database is known.
-        limit: how many turns may wait for one agent, not counting the running one.
-        patience: the most seconds that a turn waits.
-        clock: returns monotonic seconds.
-    """
+    """The queues of all agents: `limit` turns may wait for one agent, `patience` seconds at most."""
 
     def __init__(
         self,
@@ -52,11 +45,7 @@ class TurnQueue:
         self._turn_seconds = _FIRST_ESTIMATE
 
     def take(self, agent_id: str) -> Ticket:
-        """Return a ticket at the end of an agent's queue. It has to be waited for, or left.
-
-        Raises:
-            QueueFull: too many turns wait already.
-        """
+        """Return a ticket at the end of an agent's queue, or raise `QueueFull`. It has to be waited for, or left."""
         queue = self._queues.setdefault(agent_id, deque())
         if len(queue) > self._limit:
             wait = min(self._turn_seconds * len(queue), _MAX_RETRY_AFTER)
@@ -71,20 +60,15 @@ class TurnQueue:
             ticket.at_head.set()
         return ticket
 
-    def counted(self) -> int:
-        """Return how many turns run or wait, over all agents."""
-        return sum(map(len, self._queues.values()))
-
     def remove(self, ticket: Ticket) -> None:
         """Take a ticket out of its queue, if it is there."""
-        queue = self._queues.get(ticket.agent_id)
-        if queue is None or ticket not in queue:
-            return
-        queue.remove(ticket)
-        if queue:
-            queue[0].at_head.set()
-        else:
-            del self._queues[ticket.agent_id]
+        queue = self._queues.get(ticket.agent_id, deque())
+        if ticket in queue:
+            queue.remove(ticket)
+            if queue:
+                queue[0].at_head.set()
+            else:
+                del self._queues[ticket.agent_id]
 
     @asynccontextmanager
     async def hold(self, ticket: Ticket) -> AsyncIterator[None]:
@@ -118,29 +102,18 @@ class TurnQueue:
 
 
 class Ticket:
-    """A place in an agent's queue: `async with ticket.reached():`, or `ticket.leave()`.
-
-    Attributes:
-        ahead: how many turns of this process were in the queue before.
-        at_head: set when the ticket is the first in the queue, or was given up.
-    """
+    """A place in an agent's queue: `async with ticket.reached():`, or `ticket.leave()`."""
 
     def __init__(self, queue: TurnQueue, agent_id: str, *, ahead: int) -> None:
         self._queue = queue
         self.agent_id = agent_id
-        self.ahead = ahead
-        self.at_head = anyio.Event()
+        self.ahead = ahead  #: how many turns of this process were in the queue before
+        self.at_head = anyio.Event()  #: set when the ticket is the first in the queue, or was given up
         self.given_up = False
 
     @asynccontextmanager
     async def reached(self) -> AsyncIterator[None]:
-        """Wait until the ticket is the first, and keep other turns of the agent waiting meanwhile.
-
-        Raises:
-            TicketAbandoned: it was given up while it waited.
-            TurnTimeout: the turns before it took too long.
-            ConfigurationError: the database for locks cannot be used.
-        """
+        """Wait until the ticket is the first; then keep others waiting. Raise `TicketAbandoned` or `TurnTimeout`."""
         try:
             async with self._queue.hold(self):
                 yield

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Callable
 
 import anyio
 
 from isabella.agents.service import AgentService
 from isabella.errors import MessageRefused, TurnUnknown
-from isabella.locks.provider_lock import ProviderLock, open_locks
+from isabella.locks.provider_lock import ProviderLock
 from isabella.turns.agent_cache import AgentCache
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Event
 from isabella.turns.queue import TurnQueue
-from isabella.turns.turn import Turn, TurnDependencies, TurnLimits
+from isabella.turns.turn import Turn, TurnDependencies
 from isabella.vendors.client import VendorStatusBoard
 
 #: In characters.
@@ -30,13 +29,7 @@ EventListener = Callable[[Turn, Event], None]
 
 
 class TurnService:
-    """Accepts turns.
-
-    Args:
-        deps: the services that all turns share.
-        queue: gives each agent one turn at a time.
-        on_event: is called with every event.
-    """
+    """Accepts turns, and finds the running ones."""
 
     def __init__(
         self, deps: TurnDependencies, queue: TurnQueue, on_event: EventListener = lambda _turn, _event: None
@@ -47,17 +40,9 @@ class TurnService:
         self._running: dict[str, Turn] = {}
 
     async def open(self, agent: str, message: str) -> Turn:
-        """Accept a turn. Its `events` have to be read, or it has to `leave`.
+        """Accept a turn, whose `events` have to be read unless it is told to `leave`.
 
-        Args:
-            agent: the agent's name, definition id, or Letta id.
-            message: the user's message.
-
-        Raises:
-            MessageRefused: the message is empty, too long or not text.
-            AgentUnknown: no such agent exists.
-            QueueFull: too many turns wait for it already.
-            LettaError: Letta cannot be read.
+        Raises `MessageRefused`, `QueueFull`, or `AgentUnknown` for a name, definition id or Letta id.
         """
         check_message(message)
         agent_ref = await self.deps.agent_cache.find(agent)
@@ -67,16 +52,7 @@ class TurnService:
         return turn
 
     async def stop(self, agent: str, id: str) -> None:
-        """End a turn, and wait until it has ended.
-
-        Args:
-            agent: the agent's name, definition id, or Letta id.
-            id: the turn's id.
-
-        Raises:
-            AgentUnknown: no such agent exists.
-            TurnUnknown: no such turn runs in this backend.
-        """
+        """End a turn, and wait until it has ended; raise `TurnUnknown` if this backend does not run it."""
         agent_ref = await self.deps.agent_cache.find(agent)
         turn = self._running.get(id)
         if turn is None or turn.agent_ref.id != agent_ref.id:
@@ -97,45 +73,26 @@ class TurnService:
         self._running.pop(turn.id, None)
 
 
-@asynccontextmanager
-async def open_turn_service(
-    agent_service: AgentService,
-    *,
-    locks: ProviderLock | None = None,
-    on_event: EventListener = lambda _turn, _event: None,
-    vendors: VendorStatusBoard | None = None,
-) -> AsyncIterator[TurnService]:
-    """Open a turn service for the agents of one Letta.
-
-    Args:
-        agent_service: the agents.
-        locks: the locks that keep turns and changes of providers apart; by default its own.
-        on_event: is called with every event.
-        vendors: records the last status of each vendor.
-    """
+def new_turn_service(
+    agent_service: AgentService, locks: ProviderLock, on_event: EventListener, vendors: VendorStatusBoard
+) -> TurnService:
+    """Return a turn service for the agents of one Letta; it records what each vendor did in `vendors`."""
     settings = agent_service.settings
-    async with AsyncExitStack() as stack:
-        if locks is None:
-            database_url = agent_service.connection.database_url
-            locks = await stack.enter_async_context(open_locks(database_url, patience=settings.gate_timeout))
-        deps = TurnDependencies(
-            letta=agent_service.letta,
-            agent_cache=AgentCache(agent_service.registry, agent_service.models),
-            gate=locks,
-            breaker=CircuitBreaker(),
-            vendors=vendors or VendorStatusBoard(),
-            limits=TurnLimits(first_token=settings.first_token_timeout, silence=settings.silence_timeout),
-        )
-        queue = TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait)
-        yield TurnService(deps, queue, on_event)
+    deps = TurnDependencies(
+        letta=agent_service.letta,
+        agent_cache=AgentCache(agent_service.registry, agent_service.models),
+        gate=locks,
+        breaker=CircuitBreaker(),
+        vendors=vendors,
+        first_token=settings.first_token_timeout,
+        silence=settings.silence_timeout,
+    )
+    queue = TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait)
+    return TurnService(deps, queue, on_event)
 
 
 def check_message(message: str) -> None:
-    """Check that a message can be sent.
-
-    Raises:
-        MessageRefused: it is empty, too long, or no text that can be stored.
-    """
+    """Raise `MessageRefused` unless the message can be sent."""
     if not has_text(message):
         raise MessageRefused("The message is empty.", remedy="Write at least one visible character.")
     if len(message) > MAX_MESSAGE_LENGTH:
@@ -143,7 +100,13 @@ def check_message(message: str) -> None:
             f"The message has {len(message)} characters; at most {MAX_MESSAGE_LENGTH} are allowed.",
             remedy="Send a shorter message.",
         )
-    if "\0" in message or not _is_unicode(message):
+    try:
+        message.encode()
+    except UnicodeEncodeError:
+        is_text = False
+    else:
+        is_text = "\0" not in message
+    if not is_text:
         raise MessageRefused(
             "The message contains a NUL or half of a surrogate pair, which are not text.",
             remedy="Send it as UTF-8 text.",
@@ -153,11 +116,3 @@ def check_message(message: str) -> None:
 def has_text(message: str) -> bool:
     """Return whether the message has a character that is neither space nor control."""
     return _VISIBLE.search(message) is not None
-
-
-def _is_unicode(message: str) -> bool:
-    try:
-        message.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -1,7 +1,4 @@
-"""Parse Letta's answer stream, and judge the errors in it.
-
-The stream consists of server-sent events, one JSON object each. Only the types below are read; others are ignored, so
-that a later release may send more.
+"""Parse Letta's answer stream, and judge the errors in it. Events of other types than those below are ignored.
 
 Letta wraps every failure of a vendor into an event of its own (measured on 0.16.8, docs/turns.md): a type, which is
 exact for 401 and 429 only, and a sentence that quotes the vendor's status and body. The status decides; the wording
@@ -13,8 +10,10 @@ from __future__ import annotations
 import ast
 import json
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from isabella.system.redaction import redact
@@ -22,6 +21,7 @@ from isabella.turns.events import (
     AnswerText,
     EndReason,
     ErrorCode,
+    Event,
     HistorySummarized,
     ReasoningText,
     ToolReturned,
@@ -44,68 +44,25 @@ _CONTEXT_REFUSED = re.compile(r"tool call id was|unexpected role '?\w+'? after r
 _CONTEXT_OVERFLOW = "context_window_overflow_in_system_prompt"
 _MAX_MESSAGE = 300
 
-_STOP_REASONS = {
-    "end_turn": EndReason.COMPLETED,
-    "tool_rule": EndReason.COMPLETED,
-    "no_tool_call": EndReason.COMPLETED,
-    "max_steps": EndReason.MAX_STEPS,
-    "requires_approval": EndReason.NEEDS_APPROVAL,
-    "cancelled": EndReason.STOPPED,
-}
-_VENDOR_STATES = {
-    ErrorCode.KEY_REFUSED: VendorState.REFUSES_KEY,
-    ErrorCode.OUT_OF_FUNDS: VendorState.REFUSES,
-    ErrorCode.FORBIDDEN: VendorState.REFUSES,
-    ErrorCode.RATE_LIMITED: VendorState.REFUSES,
-    ErrorCode.VENDOR_FAILING: VendorState.FAILS,
-    ErrorCode.VENDOR_GARBLED: VendorState.FAILS,
-    ErrorCode.EMPTY_ANSWER: VendorState.FAILS,
-    ErrorCode.VENDOR_SILENT: VendorState.UNREACHABLE,
-    ErrorCode.VENDOR_UNREACHABLE: VendorState.UNREACHABLE,
-}
-_CODE_OF_STATUS = {
-    401: ErrorCode.KEY_REFUSED,
-    402: ErrorCode.OUT_OF_FUNDS,
-    403: ErrorCode.FORBIDDEN,
-    404: ErrorCode.MODEL_UNKNOWN,
-    408: ErrorCode.VENDOR_SILENT,
-    429: ErrorCode.RATE_LIMITED,
-}
-_CODE_OF_TYPE = {
-    "llm_authentication": ErrorCode.KEY_REFUSED,
-    "llm_rate_limit": ErrorCode.RATE_LIMITED,
-    "llm_timeout": ErrorCode.VENDOR_SILENT,
-    "llm_empty_response": ErrorCode.VENDOR_GARBLED,
-}
-#: Errors of one request: they say nothing about the vendor as a whole.
-_NOT_THE_VENDOR = frozenset(
-    {
-        ErrorCode.REQUEST_REFUSED,
-        ErrorCode.CONTEXT_REFUSED,
-        ErrorCode.MODEL_UNKNOWN,
-        ErrorCode.LETTA_FAILING,
-    }
-)
+_TABLE = tomllib.loads(resources.files("isabella.turns").joinpath("refusals.toml").read_text("utf-8"))
+_STOP_REASONS = {word: EndReason(reason) for word, reason in _TABLE["stop_reasons"].items()}
+_CODES = {ErrorCode(code): row for code, row in _TABLE["codes"].items()}
+_VENDOR_STATES = {code: VendorState(row["vendor"]) for code, row in _CODES.items() if "vendor" in row}
+_CODE_OF_STATUS = {status: code for code, row in _CODES.items() for status in row.get("statuses", ())}
+_CODE_OF_TYPE = {type: code for code, row in _CODES.items() for type in row.get("types", ())}
+_WORDING = {code: re.compile(row["wording"]) for code, row in _CODES.items() if "wording" in row}
 
 
 @dataclass(frozen=True)
 class VendorRefusal:
-    """Why a vendor did not answer.
-
-    Attributes:
-        message: for people, with secrets removed.
-        status: the vendor's HTTP status, if it sent one.
-        retry_after: seconds of pause that the vendor asked for.
-        counts: whether this is a failure of the vendor, which opens its circuit if it is repeated.
-        elsewhere: whether another vendor may answer the same message.
-    """
+    """Why a vendor did not answer."""
 
     code: ErrorCode
-    message: str
-    status: int | None = None
-    retry_after: float | None = None
-    counts: bool = True
-    elsewhere: bool = True
+    message: str  #: for people, with secrets removed
+    status: int | None = None  #: the vendor's HTTP status, if it sent one
+    retry_after: float | None = None  #: seconds of pause that the vendor asked for
+    counts: bool = True  #: whether this is a failure of the vendor, which opens its circuit if it is repeated
+    elsewhere: bool = True  #: whether another vendor may answer the same message
 
     @property
     def vendor(self) -> VendorState | None:
@@ -115,13 +72,9 @@ class VendorRefusal:
 
 @dataclass(frozen=True)
 class RunStarted:
-    """Letta has accepted the message.
+    """Letta has accepted the message."""
 
-    Attributes:
-        run_id: identifies the run, to cancel it and to find what it stored.
-    """
-
-    run_id: str
+    run_id: str  #: identifies the run, to cancel it and to find what it stored
 
 
 @dataclass(frozen=True)
@@ -135,28 +88,13 @@ class ToolCallDelta:
 
 @dataclass(frozen=True)
 class StopNotice:
-    """Letta says why it stops.
+    """Letta says why it stops."""
 
-    Attributes:
-        reason: `BROKEN` for every reason that is a failure.
-        word: Letta's own word.
-    """
-
-    reason: EndReason
+    reason: EndReason  #: `BROKEN` for every reason that is a failure
     word: str
 
 
-Piece = (
-    RunStarted
-    | AnswerText
-    | ReasoningText
-    | ToolCallDelta
-    | ToolReturned
-    | HistorySummarized
-    | StopNotice
-    | Usage
-    | VendorRefusal
-)
+Piece = Event | RunStarted | ToolCallDelta | StopNotice | VendorRefusal
 
 
 def parse_line(line: str) -> Piece | None:
@@ -241,9 +179,6 @@ def _number(document: dict[str, Any], name: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-# --- errors -----------------------------------------------------------------------------------------------------
-
-
 def classify_refusal(type: str, detail: str) -> VendorRefusal:
     """Judge an error event by its `error_type` and its sentence."""
     message = redact(_vendor_message(detail))[:_MAX_MESSAGE]
@@ -251,11 +186,16 @@ def classify_refusal(type: str, detail: str) -> VendorRefusal:
     status = int(match[1] or match[2]) if match else None
     if type == _CONTEXT_OVERFLOW:
         return VendorRefusal(ErrorCode.CONTEXT_FULL, message, status, counts=False, elsewhere=False)
-    code = _code_of_status(status) if status is not None else _code_of_wording(type, detail)
+    if status is None:
+        code = _code_of_wording(type, detail)
+    elif status >= 400:
+        code = _CODE_OF_STATUS.get(status, ErrorCode.VENDOR_FAILING if status >= 500 else ErrorCode.REQUEST_REFUSED)
+    else:
+        code = ErrorCode.VENDOR_GARBLED
     if code is ErrorCode.REQUEST_REFUSED and _CONTEXT_REFUSED.search(detail):
         code = ErrorCode.CONTEXT_REFUSED
     retry_after = retry_delay(detail) if code is ErrorCode.RATE_LIMITED else None
-    return VendorRefusal(code, message, status, retry_after, counts=code not in _NOT_THE_VENDOR)
+    return VendorRefusal(code, message, status, retry_after, counts=_CODES[code].get("counts", True))
 
 
 def retry_delay(text: str) -> float | None:
@@ -292,21 +232,10 @@ def _vendor_message(detail: str) -> str:
     return f"{match[1]}: {words}" if isinstance(words, str) and words else f"status {match[1]}"
 
 
-def _code_of_status(status: int) -> ErrorCode:
-    if status >= 500:
-        return ErrorCode.VENDOR_FAILING
-    return _CODE_OF_STATUS.get(status, ErrorCode.REQUEST_REFUSED if status >= 400 else ErrorCode.VENDOR_GARBLED)
-
-
 def _code_of_wording(type: str, detail: str) -> ErrorCode:
     if type in _CODE_OF_TYPE:
         return _CODE_OF_TYPE[type]
-    if detail.startswith("PAYMENT_REQUIRED"):
-        return ErrorCode.OUT_OF_FUNDS
-    if any(words in detail for words in ("Failed to connect", "Connection error", "Network error")):
-        return ErrorCode.VENDOR_UNREACHABLE
-    if "LLM error" in detail:
-        return ErrorCode.VENDOR_GARBLED
-    if type == "llm_error" or detail.startswith("INTERNAL_SERVER_ERROR"):
-        return ErrorCode.VENDOR_FAILING
-    return ErrorCode.LETTA_FAILING
+    for code, pattern in _WORDING.items():
+        if pattern.search(detail):
+            return code
+    return ErrorCode.VENDOR_FAILING if type == "llm_error" else ErrorCode.LETTA_FAILING

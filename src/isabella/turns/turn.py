@@ -12,17 +12,9 @@ from dataclasses import dataclass, field
 import anyio
 import structlog
 
+from isabella import errors
 from isabella.agents import context
-from isabella.errors import (
-    AgentUnknown,
-    GateTimeout,
-    IsabellaError,
-    LettaBroken,
-    LettaRefused,
-    LettaUnreachable,
-    ModelUnknown,
-    TurnTimeout,
-)
+from isabella.errors import GateTimeout, IsabellaError, ModelUnknown
 from isabella.letta.client import LettaClient
 from isabella.locks.provider_lock import ProviderLock
 from isabella.turns import partial_history
@@ -46,54 +38,29 @@ _MARKS = {
     EndReason.MAX_STEPS: "[step limit reached]",
 }
 _CODES = (
-    (TurnTimeout, ErrorCode.BUSY),
-    (AgentUnknown, ErrorCode.AGENT_UNKNOWN),
-    (LettaUnreachable, ErrorCode.LETTA_UNREACHABLE),
-    (LettaRefused, ErrorCode.LETTA_REFUSED),
-    (LettaBroken, ErrorCode.LETTA_FAILING),
+    (errors.TurnTimeout, ErrorCode.BUSY),
+    (errors.AgentUnknown, ErrorCode.AGENT_UNKNOWN),
+    (errors.LettaUnreachable, ErrorCode.LETTA_UNREACHABLE),
+    (errors.LettaRefused, ErrorCode.LETTA_REFUSED),
+    (errors.LettaBroken, ErrorCode.LETTA_FAILING),
 )
 
 
 @dataclass(frozen=True)
-class TurnLimits:
-    """Timeouts of a turn.
-
-    Attributes:
-        first_token: seconds that a vendor may take to begin its answer.
-        silence: seconds of silence after which an answer that has begun counts as broken.
-    """
-
-    first_token: float = 20.0
-    silence: float = 60.0
-
-
-@dataclass(frozen=True)
 class TurnDependencies:
-    """The services that all turns share.
-
-    Attributes:
-        letta: the client of their Letta.
-    """
+    """The services that all turns share."""
 
     letta: LettaClient
     agent_cache: AgentCache
     gate: ProviderLock
     breaker: CircuitBreaker
-    limits: TurnLimits
+    first_token: float = 20.0  #: seconds that a vendor may take to begin its answer
+    silence: float = 60.0  #: seconds of silence after which an answer that has begun counts as broken
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
 
 
 class Turn:
-    """One turn. `events()` runs it, once; `stop()` ends it.
-
-    Args:
-        deps: the services that all turns share.
-        agent_ref: the agent.
-        message: the user's message.
-        ticket: the turn's place in the agent's queue.
-        on_event: is called with every event before the reader gets it.
-        on_end: is called when the turn is over, or was abandoned.
-    """
+    """One turn. `events()` runs it, once; `stop()` ends it. `on_event` is called before the reader gets the event."""
 
     def __init__(
         self,
@@ -131,11 +98,6 @@ class Turn:
         #: Cancels that task, but not the parts of its cleanup that are shielded.
         self._scope = anyio.CancelScope()
 
-    @property
-    def waited_for_token(self) -> float | None:
-        """Seconds until the answer began, time in the queue included."""
-        return None if self._began is None else self._began - self._opened
-
     def stop(self) -> None:
         """End the turn; the part of the answer that has arrived is stored."""
         self._cancel_request.stop()
@@ -150,9 +112,9 @@ class Turn:
     async def events(self) -> AsyncGenerator[Event, None]:
         """Run the turn and yield its events: first `Opened`, last exactly one `Ended`.
 
-        The turn runs in a task of its own, which waits while the reader handles an event. Closing this generator, or
-        cancelling its reader, cancels that task and waits for its cleanup: it cancels Letta's run, stores the partial
-        answer and binds the agent back.
+        The turn runs in a task of its own, which waits while the reader handles an event. Closing this generator
+        cancels that task and waits for its cleanup: it cancels Letta's run, stores the partial answer and binds the
+        agent back.
         """
         task = asyncio.create_task(self._run())
         try:
@@ -185,7 +147,8 @@ class Turn:
                 except TicketAbandoned:
                     self._reason = EndReason.STOPPED
                 except IsabellaError as error:
-                    self._failed = refused_turn(error)
+                    code = next((code for kind, code in _CODES if isinstance(error, kind)), ErrorCode.INTERNAL)
+                    self._failed = TurnFailed(code, error.what, error.remedy)
                 if self._failed is not None:
                     await self._emit(self._failed)
                 await self._emit(self._end())
@@ -193,7 +156,7 @@ class Turn:
             self._events.put_nowait(None)
 
     def _end(self) -> Ended:
-        first_token = self.waited_for_token
+        first_token = None if self._began is None else self._began - self._opened
         return Ended(
             reason=self._reason,
             handle=self.answered_by,
@@ -201,8 +164,6 @@ class Turn:
             seconds=round(time.monotonic() - self._opened, 3),
             first_token=None if first_token is None else round(first_token, 3),
         )
-
-    # --- one vendor after the other -------------------------------------------------------------------------------
 
     async def _answer(self) -> None:
         """Ask one vendor after the other until an answer begins. The agent's other turns wait meanwhile."""
@@ -275,8 +236,6 @@ class Turn:
         binding = await self._deps.agent_cache.resolve(self.agent_ref, handle)
         return Candidate(binding.handle, binding.provider, binding.model, binding)
 
-    # --- one vendor -----------------------------------------------------------------------------------------------
-
     async def _ask(self, candidate: Candidate) -> None:
         """Ask a vendor; once more if it refused only the form of the context, and that could be changed."""
         try:
@@ -289,18 +248,14 @@ class Turn:
             self._deps.breaker.gave_up(candidate.provider)
 
     async def _attempt(self, candidate: Candidate) -> VendorRefusal | None:
-        """Ask a vendor once.
-
-        Returns:
-            Why it did not answer, if another vendor may be asked; None if the turn is over.
-        """
+        """Ask a vendor once. Return why it did not answer, if another may be asked; None if the turn is over."""
         deps = self._deps
         self._asked = None
         attempt = Attempt(
             self.agent_ref.id,
             self._message,
-            first_token=deps.limits.first_token,
-            silence=deps.limits.silence,
+            first_token=deps.first_token,
+            silence=deps.silence,
             cancel_request=self._cancel_request,
         )
         if deps.gate.is_closed(candidate.provider):
@@ -381,10 +336,7 @@ class Turn:
                 await self._conclude(attempt)
 
     async def _was_switched(self, expected: Candidate, lookup: asyncio.Task[AgentRef] | None) -> bool:
-        """Look the agent up, and return whether it is bound to another model than expected.
-
-        Another process may have switched it after it was cached. If Letta does not answer, it counts as not switched.
-        """
+        """Return whether another process has bound the agent to another model; False if Letta does not answer."""
         try:
             with anyio.fail_after(_LOOKUP_SECONDS):
                 self.agent_ref = await (lookup or self._deps.agent_cache.reload(self.agent_ref))
@@ -498,9 +450,3 @@ def unanswered_turn(refusals: list[VendorRefusal]) -> TurnFailed:
         "The failover events give the reasons; `isabella providers status` shows the state of the providers.",
         retry_after=retry_after,
     )
-
-
-def refused_turn(error: IsabellaError) -> TurnFailed:
-    """Return the error of a turn that could not be run."""
-    code = next((code for kind, code in _CODES if isinstance(error, kind)), ErrorCode.INTERNAL)
-    return TurnFailed(code, error.what, error.remedy)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from stat import S_ISFIFO
+from typing import Any
 
 import anyio
 import structlog
@@ -32,9 +34,6 @@ _QUIET = 0.25
 _LONGEST = 5.0
 
 
-# --- snapshots and their differences ------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class ConfigSnapshot:
     """One reading of the whole configuration."""
@@ -44,19 +43,11 @@ class ConfigSnapshot:
 
     @classmethod
     def of(cls, settings: Settings) -> ConfigSnapshot:
-        """Return the snapshot for these settings.
-
-        Raises:
-            ConfigurationError: `isabella.toml` is malformed.
-        """
+        """Return the snapshot for these settings; raise `ConfigurationError` if `isabella.toml` is malformed."""
         return cls(settings, desired_providers(settings))
 
     def again(self) -> ConfigSnapshot:
-        """Read the same files again, for the same environment and command line.
-
-        Raises:
-            ConfigurationError: a file is malformed, or was deleted.
-        """
+        """Read the same files again, for the same environment and command line; raise `ConfigurationError`."""
         former = self.settings
         file = former.sources.file
         # `.env` may stay missing if it never existed. If it has vanished, it is being replaced, or that is a mistake.
@@ -90,21 +81,14 @@ class ConfigSnapshot:
 
 @dataclass(frozen=True)
 class ConfigDiff:
-    """The difference between two snapshots.
+    """The difference between two snapshots."""
 
-    Attributes:
-        providers: those to sync, because type, base URL, key or the problem with them has changed.
-        gone: those that are not configured any more. They stay in Letta.
-        undeclared: those of `gone` that are not even declared any more.
-        restart: changed variables that take effect after a restart.
-        timing: whether the times of checks and refreshes have changed.
-    """
-
+    #: those to sync, because type, base URL, key or the problem with them has changed
     providers: tuple[str, ...] = ()
-    gone: tuple[str, ...] = ()
-    undeclared: tuple[str, ...] = ()
-    restart: tuple[str, ...] = ()
-    timing: bool = False
+    gone: tuple[str, ...] = ()  #: those that are not configured any more. They stay in Letta.
+    undeclared: tuple[str, ...] = ()  #: those of `gone` that are not even declared any more
+    restart: tuple[str, ...] = ()  #: changed variables that take effect after a restart
+    timing: bool = False  #: whether the times of checks and refreshes have changed
 
 
 def diff_config(before: ConfigSnapshot, now: ConfigSnapshot, in_force: Settings) -> ConfigDiff:
@@ -162,8 +146,6 @@ def _expanded(path: Path) -> Path:
         return path
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
-
 _Stamp = tuple[int, int, int, int] | None
 FileStamps = Mapping[Path, _Stamp]
 
@@ -194,14 +176,10 @@ async def watch_files(
     every: float = CHECK_SECONDS,
     since: FileStamps | None = None,
 ) -> None:
-    """Call `changed` whenever one of the files has changed, until cancelled.
+    """Call `changed`, which must not raise, whenever one of the files has changed, until cancelled.
 
-    Args:
-        files: returns the files; called again after every change, which may have named others.
-        changed: the callback. It must not raise.
-        mode: whether the file system is asked to report changes.
-        every: seconds between checks.
-        since: the stamps when the files were last read; by default those of now.
+    `files` is called again after every change, which may have named others. `since` are the stamps when the files
+    were last read; by default those of now.
     """
     seen = {**file_stamps(files()), **(since or {})}
     while True:
@@ -238,32 +216,24 @@ async def _listen(folders: Sequence[Path], reporter: MemoryObjectSendStream[None
     """Report every change in these folders. The files themselves are replaced too often to be watched."""
     from watchfiles import awatch
 
-    stop = anyio.Event()
     existing = [folder for folder in folders if folder.is_dir()]
     if not existing:
         return
+    stop = anyio.Event()
+
+    async def report() -> None:
+        options: dict[str, Any] = {"recursive": False, "debounce": 200, "ignore_permission_denied": True}
+        async for _changes in awatch(*existing, watch_filter=None, stop_event=stop, **options):
+            with suppress(anyio.WouldBlock):
+                reporter.send_nowait(None)
+
     try:
         async with anyio.create_task_group() as tasks:
-            # Cancelling does not interrupt the watching thread; this event does, within 50 ms.
-            tasks.start_soon(_set_when_cancelled, stop)
-            async for _changes in awatch(
-                *existing,
-                watch_filter=None,
-                stop_event=stop,
-                recursive=False,
-                debounce=200,
-                ignore_permission_denied=True,
-            ):
-                try:
-                    reporter.send_nowait(None)
-                except anyio.WouldBlock:
-                    continue
+            tasks.start_soon(report)
+            try:
+                await anyio.sleep_forever()
+            finally:
+                # Cancelling does not interrupt the watching thread; this event does, within 50 ms.
+                stop.set()
     except Exception as error:  # noqa: BLE001 - without reports, the regular checks go on
         log.info("the file system reports no changes; checking regularly instead", reason=type(error).__name__)
-
-
-async def _set_when_cancelled(stop: anyio.Event) -> None:
-    try:
-        await anyio.sleep_forever()
-    finally:
-        stop.set()

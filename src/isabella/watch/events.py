@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from isabella.providers.plan import Action
-from isabella.providers.report import Proof, ProviderReport, Report
+from isabella.providers.plan import DONE
+from isabella.providers.report import Proof, ProviderReport, Report, join_some
 from isabella.watch.model_refresh import ModelRefresh, ProviderModels
 
 
@@ -22,14 +22,7 @@ class SyncCause(StrEnum):
 
 @dataclass(frozen=True)
 class Synced:
-    """Providers were brought in sync, or found to be.
-
-    Attributes:
-        report: the state of all providers.
-        part: the result of this run.
-        cause: why it ran.
-        seconds: its duration.
-    """
+    """Providers were brought in sync, or found to be."""
 
     report: Report
     part: Report
@@ -85,7 +78,6 @@ WatchEvent = (
 )
 WatchListener = Callable[[WatchEvent], None]
 
-_DONE = {Action.CREATE: "created", Action.UPDATE: "updated in place", Action.RECREATE: "recreated"}
 _MAX_MODELS = 8
 
 
@@ -101,7 +93,7 @@ def log_sentences(event: WatchEvent) -> list[LogSentence]:
     """Return the sentences for an event; none if nothing has changed."""
     match event:
         case Synced(part=part, cause=cause):
-            return [line for entry in part.configured if (line := _of_provider(entry, cause.value)) is not None]
+            return [line for entry in part.configured for line in _of_provider(entry, cause.value)]
         case ConfigRefused(what=what, remedy=remedy):
             text = f"The changed configuration cannot be used: {what}"
             return [LogSentence(_joined(text, remedy, "The former one stays in force."), warning=True)]
@@ -118,11 +110,11 @@ def log_sentences(event: WatchEvent) -> list[LogSentence]:
             return [line for models in refresh.providers for line in _of_models(models)]
 
 
-def _of_provider(entry: ProviderReport, cause: str) -> LogSentence | None:
+def _of_provider(entry: ProviderReport, cause: str) -> Iterator[LogSentence]:
     if entry.proof is not Proof.PROVEN:
-        return LogSentence(_joined(f"{entry.name} is not proven: {entry.reason}.", entry.remedy), warning=True)
-    done = _DONE.get(entry.action)
-    return None if done is None else LogSentence(f"{entry.name}: {done} and proven ({entry.reason}), after {cause}.")
+        yield LogSentence(_joined(f"{entry.name} is not proven: {entry.reason}.", entry.remedy), warning=True)
+    elif entry.action in DONE:
+        yield LogSentence(f"{entry.name}: {DONE[entry.action]} and proven ({entry.reason}), after {cause}.")
 
 
 def _restart(variables: tuple[str, ...]) -> str:
@@ -139,20 +131,15 @@ def _of_models(models: ProviderModels) -> Iterator[LogSentence]:
     if models.problem is not None:
         yield LogSentence(f"{models.provider}: its models are not known: {models.problem}.", warning=True)
     if models.appeared:
-        yield LogSentence(f"{models.provider} has new models: {_some(models.appeared)}.")
+        yield LogSentence(f"{models.provider} has new models: {join_some(models.appeared, _MAX_MODELS)}.")
     if models.vanished:
-        yield LogSentence(f"{models.provider} does not list any more: {_some(models.vanished)}.")
+        yield LogSentence(f"{models.provider} does not list any more: {join_some(models.vanished, _MAX_MODELS)}.")
     for agent in models.lost:
         yield LogSentence(
             f"{agent.name} has lost its model: {models.provider} has no {agent.model} any more. "
             "`isabella agents repair` binds it to another.",
             warning=True,
         )
-
-
-def _some(models: tuple[str, ...]) -> str:
-    more = len(models) - _MAX_MODELS
-    return ", ".join(models[:_MAX_MODELS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _joined(*parts: str | None) -> str:

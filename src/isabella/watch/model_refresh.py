@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
+from isabella.agents.registry import AgentRegistry
 from isabella.config.settings import Settings
 from isabella.errors import LettaError
 from isabella.letta.client import Connection, LettaClient
@@ -32,37 +32,19 @@ class BoundAgent:
 
 @dataclass(frozen=True)
 class ProviderModels:
-    """The models of one provider, compared with the former list.
-
-    Attributes:
-        appeared: models that Letta did not list before.
-        vanished: models that Letta does not list any more.
-        lost: agents whose model the vendor does not have any more.
-        problem: why the list could not be read; nothing is known of its models then.
-        answer: the vendor's own answer to the configured key; None if it was not asked.
-    """
+    """The models of one provider, compared with the former list."""
 
     provider: str
-    appeared: tuple[str, ...] = ()
-    vanished: tuple[str, ...] = ()
-    lost: tuple[BoundAgent, ...] = ()
-    problem: str | None = None
-    answer: VendorAnswer | None = None
+    appeared: tuple[str, ...] = ()  #: models that Letta did not list before
+    vanished: tuple[str, ...] = ()  #: models that Letta does not list any more
+    lost: tuple[BoundAgent, ...] = ()  #: agents whose model the vendor does not have any more
+    problem: str | None = None  #: why the list could not be read; nothing is known of its models then
+    answer: VendorAnswer | None = None  #: the vendor's own answer to the configured key; None if it was not asked
 
     @property
     def changed(self) -> bool:
         """Whether there is anything to report."""
         return bool(self.appeared or self.vanished or self.lost or self.problem)
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the form that the HTTP API shows."""
-        return {
-            "provider": self.provider,
-            "appeared": list(self.appeared),
-            "vanished": list(self.vanished),
-            "lost": [{"agent": agent.name, "model": agent.model} for agent in self.lost],
-            "problem": self.problem,
-        }
 
 
 @dataclass(frozen=True)
@@ -72,23 +54,13 @@ class ModelRefresh:
     at: datetime
     providers: tuple[ProviderModels, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """Return the form that the HTTP API shows."""
-        providers = [provider.as_json() for provider in self.providers]
-        return {"at": self.at.isoformat(timespec="seconds"), "providers": providers}
-
 
 def compare_models(
     provider: str, before: frozenset[str], after: frozenset[str], answer: VendorAnswer, agents: Sequence[BoundAgent]
 ) -> ProviderModels:
-    """Compare two lists of models, and find the agents that lost their model.
+    """Compare two lists of models in Letta, and find the agents of the provider that lost their model.
 
-    Args:
-        provider: the provider's name in Letta.
-        before: the models that Letta listed.
-        after: the models that Letta lists now.
-        answer: the vendor's own list. It may have models that Letta leaves out, and that agents are bound to.
-        agents: the agents of all providers.
+    The vendor's own list, in `answer`, may have models that Letta leaves out, and that agents are bound to.
     """
     offered = frozenset(answer.models)
     gone = before - after - offered
@@ -102,21 +74,23 @@ def compare_models(
 
 
 async def refresh_models(settings: Settings, connection: Connection) -> ModelRefresh:
-    """Have Letta read the model list of every configured provider again.
-
-    Raises:
-        LettaError: Letta cannot be read.
-        ConfigurationError: `isabella.toml` is malformed.
-    """
+    """Have Letta read the model list of every configured provider again."""
     ask = partial(ask_vendor, timeout=min(connection.timeout, 10.0))
     async with LettaClient.open(connection) as letta:
         store = letta.providers
         abilities = await store.abilities()
         stored = {record.name: record for record in await store.all()}
-        agents = await _bound_agents(letta)
+        records = await AgentRegistry(letta).all()
+        agents = [
+            BoundAgent(record.name, record.llm.provider, record.llm.model)
+            for record in records
+            if record.llm is not None and record.llm.provider is not None
+        ]
         usable = [one for one in desired_providers(settings) if one.key is not None and one.problem is None]
         calls = [partial(_refresh, store, abilities, one, stored, ask, agents) for one in usable]
-        return ModelRefresh(datetime.now(UTC), tuple(await gather(calls, at_once=_CONCURRENCY)))
+        return ModelRefresh(
+            datetime.now(UTC).replace(microsecond=0), tuple(await gather(calls, at_once=_CONCURRENCY))
+        )
 
 
 async def _refresh(
@@ -143,13 +117,3 @@ async def _refresh(
         return replace(models, answer=answer)
     except LettaError as error:
         return ProviderModels(desired.name, problem=error.what, answer=answer)
-
-
-async def _bound_agents(letta: LettaClient) -> list[BoundAgent]:
-    from isabella.agents.registry import AgentRegistry
-
-    return [
-        BoundAgent(record.name, record.llm.provider, record.llm.model)
-        for record in await AgentRegistry(letta).all()
-        if record.llm is not None and record.llm.provider is not None
-    ]

@@ -26,19 +26,9 @@ from isabella.providers.desired import Desired
 from isabella.providers.health import HealthState, health_state
 from isabella.providers.report import Report
 from isabella.system.redaction import unforeseen
-from isabella.watch import config_changes
+from isabella.watch import config_changes, events
 from isabella.watch.config_changes import ConfigSnapshot, apply_live_settings, diff_config
-from isabella.watch.events import (
-    ConfigAccepted,
-    ConfigRefused,
-    ModelsRefreshed,
-    ProvidersDropped,
-    RestartNeeded,
-    SyncCause,
-    Synced,
-    WatchFailed,
-    WatchListener,
-)
+from isabella.watch.events import SyncCause, WatchListener
 from isabella.watch.model_refresh import ModelRefresh, refresh_models
 
 #: Spreads the resyncs of several backends.
@@ -50,9 +40,6 @@ _MAX_WAIT = 30.0
 _MORE_THAN_A_DAY = timedelta(hours=26)
 #: These conditions may pass by themselves; the others need the operator.
 _TRIED_AGAIN = (HealthState.REFUSED, HealthState.FAILED)
-
-
-# --- schedule -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -73,24 +60,12 @@ class Due:
     retry: tuple[str, ...] = ()
 
 
-@dataclass
-class _Pause:
-    until: float
-    seconds: float
-
-
 class Schedule:
-    """The times of the next actions. It neither sleeps nor reads a clock of its own.
-
-    Args:
-        resync: seconds between checks for drift; 0 for never.
-        refresh_at: the local time of the nightly refresh; None for never.
-        clock: the time.
-    """
+    """The times of the next actions: `resync` in seconds (0: never), `refresh_at` in local time (None: never)."""
 
     def __init__(self, resync: float, refresh_at: time | None, clock: Clock | None = None) -> None:
         self._clock = clock or Clock()
-        self._pauses: dict[str, _Pause] = {}
+        self._pauses: dict[str, tuple[float, float]] = {}  #: until when, and for how many seconds
         self.change(resync, refresh_at)
 
     def change(self, resync: float, refresh_at: time | None) -> None:
@@ -106,14 +81,14 @@ class Schedule:
     def pause_of(self, name: str) -> float | None:
         """Return the seconds until a provider is tried again; None if it does not wait."""
         pause = self._pauses.get(name)
-        return None if pause is None else max(0.0, pause.until - self._clock.monotonic())
+        return None if pause is None else max(0.0, pause[0] - self._clock.monotonic())
 
     def failed(self, names: Iterable[str]) -> None:
         """Try these again: first after 5 seconds, then after twice as long each time, at most half an hour."""
         for name in names:
             before = self._pauses.get(name)
-            seconds = _FIRST_PAUSE if before is None else min(before.seconds * 2, _MAX_PAUSE)
-            self._pauses[name] = _Pause(self._clock.monotonic() + self._spread(seconds), seconds)
+            seconds = _FIRST_PAUSE if before is None else min(before[1] * 2, _MAX_PAUSE)
+            self._pauses[name] = (self._clock.monotonic() + self._spread(seconds), seconds)
 
     def succeeded(self, names: Iterable[str]) -> None:
         """Do not try these again."""
@@ -132,12 +107,12 @@ class Schedule:
         refresh = self._next_refresh is not None and self._clock.now() >= self._next_refresh
         if refresh:
             self._next_refresh = self._after_refresh()
-        return Due(resync, refresh, tuple(name for name, pause in self._pauses.items() if now >= pause.until))
+        return Due(resync, refresh, tuple(name for name, (until, _) in self._pauses.items() if now >= until))
 
     def seconds(self) -> float:
         """Return how long to wait until something is due, at most half a minute."""
         now = self._clock.monotonic()
-        times = [pause.until - now for pause in self._pauses.values()]
+        times = [until - now for until, _ in self._pauses.values()]
         if self._next_resync is not None:
             times.append(self._next_resync - now)
         if self._next_refresh is not None:
@@ -159,9 +134,6 @@ class Schedule:
         return today if today > now else today + timedelta(days=1)
 
 
-# --- watcher --------------------------------------------------------------------------------------------------------
-
-
 class WatchActions(Protocol):
     """The actions of the watcher."""
 
@@ -173,12 +145,7 @@ class WatchActions(Protocol):
 
 
 class LettaActions:
-    """The actions on a real Letta.
-
-    Args:
-        gate: the lock that turns of this process pass.
-        find: finds the Letta, each time again: the embedded one may run under another master key by now.
-    """
+    """The actions on a real Letta. `find` is called each time: an embedded one may have a new master key."""
 
     def __init__(
         self, gate: ProviderLock | None = None, *, find: Callable[[Settings], Awaitable[Connection]] = connect
@@ -205,17 +172,9 @@ class LettaActions:
 
 
 class Watcher:
-    """Keeps the providers of one Letta in sync.
+    """Keeps the providers of one Letta in sync, and calls the listener, which must not raise, with every event.
 
-    Args:
-        settings: the settings in force.
-        actions: the actions.
-        listener: is called with every event. It must not raise.
-        report: the result of the sync before; None if there was none.
-        schedule: the times; by default those of the settings.
-
-    Raises:
-        ConfigurationError: `isabella.toml` is malformed.
+    `report` is the result of the sync before, if there was one.
     """
 
     def __init__(
@@ -228,11 +187,11 @@ class Watcher:
         schedule: Schedule | None = None,
     ) -> None:
         self._started_with = settings
-        self._settings = settings
+        self.settings = settings  #: the settings in force now
         self._snapshot = ConfigSnapshot.of(settings)
         self._actions = actions
         self._notify = listener
-        self._report = report
+        self.report = report  #: the last known state of all providers
         self._schedule = schedule or Schedule(settings.resync, settings.refresh_at)
         self._busy = anyio.Lock()
         self._woken = anyio.Event()
@@ -242,19 +201,9 @@ class Watcher:
             self._schedule.failed(_to_try_again(report))
 
     @property
-    def settings(self) -> Settings:
-        """The settings in force now."""
-        return self._settings
-
-    @property
     def desired(self) -> tuple[Desired, ...]:
         """The desired providers, as the configuration was last read."""
         return self._snapshot.desired
-
-    @property
-    def report(self) -> Report | None:
-        """The last known state of all providers."""
-        return self._report
 
     async def run(self) -> None:
         """Watch until cancelled."""
@@ -270,7 +219,33 @@ class Watcher:
     async def reread(self) -> None:
         """Read the configuration again, and sync what has changed in it."""
         async with self._busy:
-            await self._reread()
+            try:
+                # In a thread, because key files may be on a slow disk.
+                fresh = await anyio.to_thread.run_sync(self._snapshot.again)
+            except ConfigurationError as error:
+                self._refuse(error.what, error.remedy)
+                return
+            except Exception as error:  # noqa: BLE001 - no error ends the watcher
+                self._refuse(unforeseen(error), None)
+                return
+            if self._refused is not None:
+                self._refused = None
+                self._notify(events.ConfigAccepted())
+            diff = diff_config(self._snapshot, fresh, self._started_with)
+            self._snapshot = fresh
+            self.settings = apply_live_settings(fresh.settings, self._started_with)
+            if diff.restart:
+                self._notify(events.RestartNeeded(diff.restart))
+            if diff.timing:
+                self._schedule.change(self.settings.resync, self.settings.refresh_at)
+                self.wake()
+            if diff.gone:
+                self._notify(events.ProvidersDropped(diff.gone))
+                self._schedule.succeeded(diff.gone)
+            if diff.providers or diff.undeclared:
+                # A changed key is tried at once, however long the former one has been refused.
+                self._schedule.succeeded(diff.providers)
+                await self._sync(() if diff.undeclared else diff.providers, SyncCause.CHANGE)
 
     async def resync(self) -> None:
         """Check for drift, and repair it. Providers that wait for another try are skipped."""
@@ -293,7 +268,7 @@ class Watcher:
         async with self._busy:
 
             async def refresh() -> None:
-                self._notify(ModelsRefreshed(await self._actions.refresh_models(self._settings)))
+                self._notify(events.ModelsRefreshed(await self._actions.refresh_models(self.settings)))
 
             await self._try(refresh, SyncCause.REFRESH)
 
@@ -318,46 +293,17 @@ class Watcher:
             if due.refresh:
                 await self.refresh()
 
-    async def _reread(self) -> None:
-        try:
-            # In a thread, because key files may be on a slow disk.
-            fresh = await anyio.to_thread.run_sync(self._snapshot.again)
-        except ConfigurationError as error:
-            self._refuse(error.what, error.remedy)
-            return
-        except Exception as error:  # noqa: BLE001 - no error ends the watcher
-            self._refuse(unforeseen(error), None)
-            return
-        if self._refused is not None:
-            self._refused = None
-            self._notify(ConfigAccepted())
-        diff = diff_config(self._snapshot, fresh, self._started_with)
-        self._snapshot = fresh
-        self._settings = apply_live_settings(fresh.settings, self._started_with)
-        if diff.restart:
-            self._notify(RestartNeeded(diff.restart))
-        if diff.timing:
-            self._schedule.change(self._settings.resync, self._settings.refresh_at)
-            self.wake()
-        if diff.gone:
-            self._notify(ProvidersDropped(diff.gone))
-            self._schedule.succeeded(diff.gone)
-        if diff.providers or diff.undeclared:
-            # A changed key is tried at once, however long the former one has been refused.
-            self._schedule.succeeded(diff.providers)
-            await self._sync(() if diff.undeclared else diff.providers, SyncCause.CHANGE)
-
     def _refuse(self, what: str, remedy: str | None) -> None:
         """Keep the former settings, and report this once."""
         if self._refused != what:
             self._refused = what
-            self._notify(ConfigRefused(what, remedy))
+            self._notify(events.ConfigRefused(what, remedy))
 
     async def _sync(self, names: Sequence[str], cause: SyncCause) -> None:
         parts: list[Report] = []
 
         async def ensure() -> None:
-            parts.append(await self._actions.ensure(self._settings, names))
+            parts.append(await self._actions.ensure(self.settings, names))
 
         began = clocks.monotonic()
         if not await self._try(ensure, cause):
@@ -365,13 +311,13 @@ class Watcher:
             self.wake()
             return
         part = parts[0]
-        self._report = self._report.merged_with(part) if names and self._report is not None else part
+        self.report = self.report.merged_with(part) if names and self.report is not None else part
         again = _to_try_again(part)
         self._schedule.succeeded({entry.name for entry in part.providers} - {*again})
         self._schedule.failed(again)
         # A pause that has just begun may end before anything else is due.
         self.wake()
-        self._notify(Synced(self._report, part, cause, clocks.monotonic() - began))
+        self._notify(events.Synced(self.report, part, cause, clocks.monotonic() - began))
 
     async def _try(self, action: Callable[[], Awaitable[None]], cause: SyncCause) -> bool:
         """Return whether the action succeeded. An error is reported once for each cause, until it changes."""
@@ -386,7 +332,7 @@ class Watcher:
             return True
         if self._errors.get(cause) != what:
             self._errors[cause] = what
-            self._notify(WatchFailed(what, cause, remedy))
+            self._notify(events.WatchFailed(what, cause, remedy))
         return False
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from isabella.agents.agent_file import LARGEST_FILE
@@ -20,6 +20,13 @@ from isabella.server.runtime import Agents
 router = APIRouter(prefix="/api", tags=["agents"], responses=ERRORS)
 
 Name = Annotated[str, Path(description="The agent's name, the id of its definition, or its id in Letta.")]
+
+
+async def _requested_agent(name: Name, agent_service: Agents) -> AgentRecord:
+    return await agent_service.registry.find(name)
+
+
+RequestedAgent = Annotated[AgentRecord, Depends(_requested_agent)]
 
 
 class AgentModel(BaseModel):
@@ -141,28 +148,26 @@ async def models(agent_service: Agents) -> Handles:
 async def repairs(agent_service: Agents) -> BrokenAgents:
     """Find agents, managed by Isabella or not, that cannot answer. Changes nothing."""
     found = await find_broken(agent_service.registry, agent_service.models)
-    return BrokenAgents(agents=[BrokenAgent.model_validate(repair.as_json()) for repair in found])
+    return BrokenAgents.model_validate({"agents": [repair.as_json() for repair in found]})
 
 
 @router.get("/agents/{name}", summary="Show an agent")
-async def agent(name: Name, agent_service: Agents) -> Agent:
+async def agent(agent: RequestedAgent, agent_service: Agents) -> Agent:
     """Show an agent, with its model and its problem, if any."""
-    found = await agent_service.registry.find(name)
-    return _agent(found, (await _problems(agent_service, [found])).get(found.id))
+    return _agent(agent, (await _problems(agent_service, [agent])).get(agent.id))
 
 
 @router.post("/agents/{name}/switch", summary="Switch an agent to another model")
-async def switch(name: Name, body: SwitchRequest, agent_service: Agents) -> SwitchResult:
+async def switch(agent: RequestedAgent, body: SwitchRequest, agent_service: Agents) -> SwitchResult:
     """Bind an agent to a handle, from its next message on. Memory and history are kept.
 
     `notes` say what the vendor does not accept: a limit above its context window, or tool calls of other vendors.
 
     A handle that is not available is refused with 409 `model_unknown`; `details.handles` lists the available ones.
     """
-    found = await agent_service.registry.find(name)
-    async with agent_service.memory.hold(found.id):
-        binding = await agent_service.registry.switch(found, body.handle, agent_service.models)
-    switched = _agent(await agent_service.registry.get(found.id), None)
+    async with agent_service.memory.hold(agent.id):
+        binding = await agent_service.registry.switch(agent, body.handle, agent_service.models)
+    switched = _agent(await agent_service.registry.get(agent.id), None)
     return SwitchResult(**switched.model_dump(), notes=list(binding.notes))
 
 
@@ -172,13 +177,11 @@ async def switch(name: Name, body: SwitchRequest, agent_service: Agents) -> Swit
     response_class=Response,
     responses={200: {"content": {"application/json": {}}, "description": "An `.af` file, without keys."}},
 )
-async def export(name: Name, agent_service: Agents) -> Response:
+async def export(agent: RequestedAgent, agent_service: Agents) -> Response:
     """Export an agent: prompt, tools, memory blocks, the messages in its context, and archival memory."""
-    found = await agent_service.registry.find(name)
-    text = await export_agent(
-        agent_service.registry, found, configured_secrets(agent_service.models, agent_service.connection)
-    )
-    ascii_name = found.name.encode("ascii", "ignore").decode().replace('"', "").strip() or "agent"
+    secrets = configured_secrets(agent_service.models, agent_service.connection)
+    text = await export_agent(agent_service.registry, agent, secrets)
+    ascii_name = agent.name.encode("ascii", "ignore").decode().replace('"', "").strip() or "agent"
     return Response(
         text,
         media_type="application/json",

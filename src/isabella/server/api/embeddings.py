@@ -1,7 +1,6 @@
-"""The route of embeddings, which Letta calls for archival memory, in the OpenAI format.
+"""The route of embeddings in the OpenAI format, which Letta calls for archival memory.
 
-Letta cannot be given a token for it, so a secret in the path authenticates the request. The vendor's key is added
-here.
+Letta cannot be given a token for it, so a secret in the path authenticates the request.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import anyio.to_thread
 import httpx2 as httpx
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from isabella.agents import embeddings
@@ -35,8 +34,6 @@ _LONGEST_DETAIL = 200
 
 class EmbeddingsRequest(BaseModel):
     """A request for embeddings."""
-
-    model_config = ConfigDict(extra="ignore")
 
     model: str
     input: Annotated[list[str], Field(min_length=1, max_length=2048)] | str

@@ -9,10 +9,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
-from isabella.agents.history import HistoryEntry
-from isabella.agents.memory import ArchivalPassage, MemoryBlock
 from isabella.errors import MemoryChanged
-from isabella.server.api.agents import Name
+from isabella.server.api.agents import RequestedAgent
 from isabella.server.errors import ERRORS, ErrorBody, Problem, answer, answer_to
 from isabella.server.runtime import Agents
 from isabella.turns.service import MESSAGE_PATTERN
@@ -31,6 +29,8 @@ PassageId = Annotated[str, Path(pattern=_PASSAGE_ID)]
 
 class Block(BaseModel):
     """A memory block."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     label: str
     value: str
@@ -61,6 +61,8 @@ class BlockEdit(BaseModel):
 class Passage(BaseModel):
     """A passage of archival memory."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     id: str
     text: str
     tags: list[str]
@@ -86,6 +88,8 @@ class NewPassage(BaseModel):
 class HistoryItem(BaseModel):
     """A message, or a part of one, in the history."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     id: str = Field(description="The message's id in Letta; all parts of a message have the same id.")
     at: str = Field(description="ISO 8601.")
     kind: Literal["user", "assistant", "reasoning", "tool_call", "tool_return", "summary", "event"]
@@ -109,19 +113,17 @@ class SearchResults(BaseModel):
 
 
 @router.get("/blocks", summary="List memory blocks")
-async def blocks(name: Name, agent_service: Agents) -> Blocks:
+async def blocks(agent: RequestedAgent, agent_service: Agents) -> Blocks:
     """List an agent's memory blocks, which are always in its context."""
-    agent = await agent_service.registry.find(name)
-    return Blocks(blocks=[_block(block) for block in await agent_service.memory.blocks(agent.id)])
+    return Blocks.model_validate({"blocks": await agent_service.memory.blocks(agent.id)})
 
 
 @router.get("/blocks/{label}", summary="Show a memory block")
-async def block(name: Name, label: Label, agent_service: Agents, response: Response) -> Block:
+async def block(agent: RequestedAgent, label: Label, agent_service: Agents, response: Response) -> Block:
     """Show a block. Its ETag is the version that an edit refers to."""
-    agent = await agent_service.registry.find(name)
     found = await agent_service.memory.block(agent.id, label)
     response.headers["ETag"] = f'"{found.version}"'
-    return _block(found)
+    return Block.model_validate(found)
 
 
 @router.put(
@@ -135,7 +137,7 @@ async def block(name: Name, label: Label, agent_service: Agents, response: Respo
     },
 )
 async def edit(
-    name: Name,
+    agent: RequestedAgent,
     label: Label,
     body: BlockEdit,
     agent_service: Agents,
@@ -154,78 +156,59 @@ async def edit(
             remedy="Send the block's ETag as If-Match, or its version as `version`.",
         )
         return answer(428, problem)
-    agent = await agent_service.registry.find(name)
     try:
         written = await agent_service.memory.write(agent.id, label, body.value, seen=version)
     except MemoryChanged as changed:
         return answer_to(changed, status=409 if if_match is None else 412)
     response.headers["ETag"] = f'"{written.version}"'
-    return _block(written)
+    return Block.model_validate(written)
 
 
 @router.get("/passages", summary="List passages")
 async def passages(
-    name: Name,
+    agent: RequestedAgent,
     agent_service: Agents,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: Annotated[str | None, Query(pattern=_PASSAGE_ID)] = None,
 ) -> Passages:
     """List passages of archival memory, oldest first."""
-    agent = await agent_service.registry.find(name)
     found = await agent_service.archive.passages(agent.id, limit=limit, after=after)
-    return Passages(
-        passages=[_passage(passage) for passage in found], after=found[-1].id if len(found) >= limit else None
-    )
+    return Passages.model_validate({"passages": found, "after": found[-1].id if len(found) >= limit else None})
 
 
 @router.post("/passages", summary="Add a passage", status_code=201)
-async def add(name: Name, body: NewPassage, agent_service: Agents) -> Passage:
+async def add(agent: RequestedAgent, body: NewPassage, agent_service: Agents) -> Passage:
     """Add a passage to archival memory."""
-    agent = await agent_service.registry.find(name)
-    return _passage(await agent_service.archive.add(agent.id, body.text, body.tags))
+    return Passage.model_validate(await agent_service.archive.add(agent.id, body.text, body.tags))
 
 
 @router.delete("/passages/{passage_id}", summary="Delete a passage", status_code=204)
-async def delete(name: Name, passage_id: PassageId, agent_service: Agents) -> None:
+async def delete(agent: RequestedAgent, passage_id: PassageId, agent_service: Agents) -> None:
     """Delete a passage of this agent."""
-    agent = await agent_service.registry.find(name)
     await agent_service.archive.delete(agent.id, passage_id)
 
 
 @router.get("/messages", summary="List messages, newest last")
 async def messages(
-    name: Name, agent_service: Agents, limit: Annotated[int, Query(ge=1, le=200)] = 50, before: MessageId = None
+    agent: RequestedAgent,
+    agent_service: Agents,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: MessageId = None,
 ) -> Messages:
     """List the newest messages of the history, or those before a message."""
-    agent = await agent_service.registry.find(name)
     page = await agent_service.history.page(agent.id, limit=limit, before=before)
-    return Messages(messages=[_item(entry) for entry in page.entries], before=page.before)
+    return Messages.model_validate({"messages": page.entries, "before": page.before})
 
 
 @router.get("/search", summary="Search an agent's memory")
 async def search(
-    name: Name,
+    agent: RequestedAgent,
     agent_service: Agents,
     q: Annotated[str, Query(max_length=1000, pattern=MESSAGE_PATTERN, description="The search text.")],
     where: Annotated[Literal["archive", "messages", "all"], Query(alias="in")] = "all",
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
 ) -> SearchResults:
     """Search archival memory, by meaning if the agent has embeddings, and the conversation, by words."""
-    agent = await agent_service.registry.find(name)
     passages = await agent_service.archive.search(agent.id, q, limit=limit) if where != "messages" else []
     messages = await agent_service.history.search(agent.id, q, limit=limit) if where != "archive" else []
-    return SearchResults(
-        passages=[_passage(passage) for passage in passages], messages=[_item(entry) for entry in messages]
-    )
-
-
-def _block(block: MemoryBlock) -> Block:
-    return Block.model_validate(block, from_attributes=True)
-
-
-def _passage(passage: ArchivalPassage) -> Passage:
-    return Passage.model_validate(passage, from_attributes=True)
-
-
-def _item(entry: HistoryEntry) -> HistoryItem:
-    return HistoryItem.model_validate(entry, from_attributes=True)
+    return SearchResults.model_validate({"passages": passages, "messages": messages})

@@ -1,14 +1,13 @@
 """The OpenAI format, for other programs: each agent is a model.
 
-An agent has its own memory and history. Only the last user message of a request is sent to it; the messages before
-are the client's copy of the same history.
+Only the last user message of a request is sent: the messages before it are the client's copy of the agent's history.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -19,10 +18,11 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import ServerSentEvent
 
+from isabella.agents.registry import AgentRecord
 from isabella.errors import AgentUnknown, IsabellaError, MessageRefused, QueueFull
 from isabella.server.api.turns import TurnResponse
 from isabella.server.errors import ERRORS, status_of
-from isabella.server.idempotency import RequestRegistry, Subscription, TurnRequest
+from isabella.server.idempotency import RequestRegistry, SharedTurn, TurnRequest
 from isabella.server.runtime import Agents, Requests
 from isabella.turns.events import AnswerText, Ended, EndReason, ErrorCode, Event, TurnFailed, Usage, VendorAsked
 from isabella.turns.service import MAX_MESSAGE_LENGTH, MESSAGE_PATTERN, has_text
@@ -81,16 +81,12 @@ class ModelList(BaseModel):
 class ContentPart(BaseModel):
     """A part of a message."""
 
-    model_config = ConfigDict(extra="ignore")
-
     type: str
     text: str | None = None
 
 
 class ChatMessage(BaseModel):
     """A message of the client's conversation."""
-
-    model_config = ConfigDict(extra="ignore")
 
     role: str
     content: str | list[ContentPart] | None = None
@@ -99,15 +95,13 @@ class ChatMessage(BaseModel):
 class StreamOptions(BaseModel):
     """The options of a stream."""
 
-    model_config = ConfigDict(extra="ignore")
-
     include_usage: bool = False
 
 
 class ChatRequest(BaseModel):
     """A request for a chat completion. Other fields of OpenAI's API are accepted and have no effect."""
 
-    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     model: str = Field(min_length=1, max_length=200, description="The agent's name.")
     messages: list[ChatMessage] = Field(
@@ -178,7 +172,7 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 async def models(agent_service: Agents) -> ModelList:
     """List the agents in the OpenAI format, those that Isabella manages first."""
     agents = sorted(await agent_service.registry.all(), key=lambda agent: not agent.managed)
-    return ModelList(data=[_model_card(agent.name, agent.managed) for agent in agents])
+    return ModelList(data=[_model_card(agent) for agent in agents])
 
 
 @router.get(
@@ -190,17 +184,14 @@ async def model(agent_service: Agents, model: Annotated[str, Path(max_length=200
         agent = await agent_service.registry.find(model)
     except AgentUnknown as error:
         return _refusal(error)
-    return JSONResponse(_model_card(agent.name, agent.managed).model_dump())
+    return JSONResponse(_model_card(agent).model_dump())
 
 
 @router.post(
     "/chat/completions",
     summary="Send a message to an agent in the OpenAI format",
     response_model=ChatCompletion,
-    responses={
-        **_REFUSALS,
-        200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
-    },
+    responses=_REFUSALS | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
 )
 async def chat(body: ChatRequest, http: Request, requests: Requests) -> Response:
     """Send the last user message to the agent, and answer with its reply; with `stream`, as it is generated.
@@ -208,44 +199,35 @@ async def chat(body: ChatRequest, http: Request, requests: Requests) -> Response
     The turn ends if the client closes the connection. If the client repeats the request, as the official client does
     by itself, the repeat gets the answer of the first request, and the agent gets the message once.
     """
-    request = TurnRequest.of(http.headers, await http.body())
-    responses: list[Response] = []
-
-    async def respond() -> None:
-        responses.append(await _respond(requests, request, body))
-
-    await _while_connected(http, respond)
-    return responses[0] if responses else Response(status_code=_CLIENT_CLOSED_REQUEST)
-
-
-async def _while_connected(http: Request, work: Callable[[], Awaitable[None]]) -> None:
-    """Run `work`, and cancel it if the client disconnects."""
+    response: Response = Response(status_code=_CLIENT_CLOSED_REQUEST)
     async with anyio.create_task_group() as tasks:
 
-        async def watch() -> None:
+        async def cancel_at_disconnect() -> None:
             while (await http.receive())["type"] != "http.disconnect":
                 pass
             tasks.cancel_scope.cancel()
 
-        tasks.start_soon(watch)
-        await work()
+        request = TurnRequest.of(http.headers, await http.body())
+        tasks.start_soon(cancel_at_disconnect)
+        response = await _respond(requests, request, body)
         tasks.cancel_scope.cancel()
+    return response
 
 
 async def _respond(requests: RequestRegistry, request: TurnRequest, body: ChatRequest) -> Response:
-    subscription: Subscription | None = None
+    shared: SharedTurn | None = None
     response: Response | None = None
     try:
-        subscription = await requests.join(request, body.model, _last_user_message(body.messages))
+        shared = await requests.join(request, body.model, _last_user_message(body.messages))
         respond = _stream if body.stream else _complete
-        response = await respond(subscription, body)
+        response = await respond(shared, body)
     except IsabellaError as error:
         response = _refusal(error)
     finally:
-        if subscription is not None:
-            subscription.shared.answered |= response is not None
+        if shared is not None:
+            shared.answered |= response is not None
             if not isinstance(response, TurnResponse):
-                subscription.leave()
+                shared.leave()
     return response
 
 
@@ -281,16 +263,15 @@ class _Answer:
         return CompletionUsage.model_validate(self.usage, from_attributes=True)
 
 
-async def _complete(subscription: Subscription, body: ChatRequest) -> Response:
-    """Answer at the end of the turn."""
+async def _complete(shared: SharedTurn, body: ChatRequest) -> Response:
     answer = _Answer()
-    async with aclosing(subscription.events()) as events:
+    async with aclosing(shared.events()) as events:
         async for event in events:
             answer.add(event)
     if answer.failed is not None or answer.end is None or answer.finish_reason is None:
         return _failure(answer)
     completion = ChatCompletion(
-        id=_id(subscription.turn),
+        id=_id(shared.turn),
         created=int(time.time()),
         model=body.model,
         system_fingerprint=answer.end.handle or answer.handle,
@@ -300,16 +281,16 @@ async def _complete(subscription: Subscription, body: ChatRequest) -> Response:
     return JSONResponse(completion.model_dump())
 
 
-async def _stream(subscription: Subscription, body: ChatRequest) -> Response:
+async def _stream(shared: SharedTurn, body: ChatRequest) -> Response:
     """Stream the answer once it has begun. A failure before that is answered with its own status."""
-    events, answer, begun = subscription.events(), _Answer(), False
+    events, answer, begun = shared.events(), _Answer(), False
     async for event in events:
         answer.add(event)
         if isinstance(event, AnswerText | Ended):
             begun = isinstance(event, AnswerText)
             break
     if begun or (answer.failed is None and answer.finish_reason is not None):
-        return TurnResponse(_chunks(events, subscription.turn, body, answer), at_end=subscription.leave)
+        return TurnResponse(_chunks(events, shared.turn, body, answer), at_end=shared.leave)
     return _failure(answer)
 
 
@@ -359,12 +340,16 @@ def _text(message: ChatMessage) -> str:
     return message.content or ""
 
 
-def _model_card(name: str, ours: bool) -> AgentModelCard:
-    return AgentModelCard(id=name, owned_by="isabella" if ours else "letta")
+def _model_card(agent: AgentRecord) -> AgentModelCard:
+    return AgentModelCard(id=agent.name, owned_by="isabella" if agent.managed else "letta")
 
 
 def _id(turn: Turn) -> str:
     return f"chatcmpl-{turn.id.removeprefix('turn-')}"
+
+
+def _problem(message: str, code: str, kind: str = "server_error", param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
 def _refusal(error: IsabellaError) -> Response:
@@ -382,19 +367,14 @@ def _refusal(error: IsabellaError) -> Response:
             headers["Retry-After"] = str(max(1, round(seconds)))
         case _ if status >= 500:
             code, kind = "service_unavailable", "server_error"
-    body = {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
-    return JSONResponse(body, status_code=status, headers=headers)
+    return JSONResponse(_problem(str(error), code, kind, param), status_code=status, headers=headers)
 
 
 def _failure(answer: _Answer) -> Response:
-    """Return the response for a turn that failed."""
-    headers = {}
-    status = 503
-    failed, end = answer.failed, answer.end
-    if failed is not None:
-        status = _STATUSES.get(failed.code, 503)
-        if failed.retry_after is not None:
-            headers["Retry-After"] = str(max(1, round(failed.retry_after)))
+    failed, end, headers = answer.failed, answer.end, {}
+    status = 503 if failed is None else _STATUSES.get(failed.code, 503)
+    if failed is not None and failed.retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(failed.retry_after)))
     if end is not None and end.stored:
         # The message is in the history already.
         status = 502
@@ -405,11 +385,8 @@ def _failure(answer: _Answer) -> Response:
 
 
 def _error(answer: _Answer) -> dict[str, Any]:
-    failed = answer.failed
-    if failed is not None:
-        message, code = f"{failed.message} {failed.remedy or ''}".strip(), failed.code.value
-    elif answer.end is not None and answer.end.reason is EndReason.STOPPED:
-        message, code = "The turn was stopped.", "stopped"
-    else:
-        message, code = "The turn failed.", "failed"
-    return {"error": {"message": message, "type": "server_error", "param": None, "code": code}}
+    if answer.failed is not None:
+        return _problem(f"{answer.failed.message} {answer.failed.remedy or ''}".strip(), answer.failed.code.value)
+    if answer.end is not None and answer.end.reason is EndReason.STOPPED:
+        return _problem("The turn was stopped.", "stopped")
+    return _problem("The turn failed.", "failed")

@@ -88,7 +88,7 @@ class Provider(BaseModel):
 class LostModel(BaseModel):
     """An agent whose model the vendor no longer has."""
 
-    agent: str
+    agent: str = Field(validation_alias="name")
     model: str
 
 
@@ -171,14 +171,9 @@ async def providers(readiness: CurrentReadiness) -> Providers:
     report = readiness.report
     if report is None:
         return Providers(headline=None, letta=None, as_of=None, providers=[], notices=readiness.reasons, census=None)
-    refresh = readiness.model_refresh
-    return Providers.model_validate(
-        {
-            **report_document(readiness.with_vendors(report)),
-            "as_of": readiness.as_of,
-            "census": None if refresh is None else refresh.as_json(),
-        }
-    )
+    document = report_document(readiness.with_vendors(report))
+    document |= {"as_of": readiness.as_of, "census": readiness.model_refresh}
+    return Providers.model_validate(document, from_attributes=True)
 
 
 @router.get(

@@ -1,5 +1,4 @@
 """The console: providers, agents and their memory in a browser.
 
-The pages are rendered on the server (`templates`). htmx replaces fragments of them; changes arrive as server-sent
-events. The pages use the services of the backend directly, not its HTTP API.
+htmx replaces fragments of pages that are rendered on the server; changes arrive as server-sent events.
 """

@@ -62,11 +62,7 @@ class Console:
         return Starlette(
             routes=routes,
             middleware=middleware,
-            exception_handlers={
-                IsabellaError: self._expected,
-                HTTPException: self._refused,
-                Exception: self._unexpected,
-            },
+            exception_handlers=dict.fromkeys((IsabellaError, HTTPException, Exception), self._failed),
         )
 
     async def sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -91,16 +87,13 @@ class Console:
         )
         return response
 
-    async def _expected(self, request: Request, error: Exception) -> Response:
-        assert isinstance(error, IsabellaError)  # noqa: S101 - registered for these
-        return self._renderer.error(request, error)
-
-    async def _refused(self, request: Request, error: Exception) -> Response:
-        status = error.status_code if isinstance(error, HTTPException) else 500
-        what = "There is no such page." if status == 404 else "This request is not allowed."
-        return self._renderer.error_message(request, status, what)
-
-    async def _unexpected(self, request: Request, error: Exception) -> Response:
+    async def _failed(self, request: Request, error: Exception) -> Response:
+        match error:
+            case IsabellaError():
+                return self._renderer.error(request, error)
+            case HTTPException():
+                what = "There is no such page." if error.status_code == 404 else "This request is not allowed."
+                return self._renderer.error_message(request, error.status_code, what)
         log.error("internal error", path=request.url.path, exc_info=error)
         return self._renderer.error(request, IsabellaError("Internal error; the log has the details."))
 

@@ -12,22 +12,8 @@ from isabella.errors import IsabellaError, MessageRefused, QueueFull
 from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
 from isabella.system.redaction import redact
-from isabella.turns.events import (
-    AnswerText,
-    Ended,
-    EndReason,
-    ErrorCode,
-    Event,
-    Failover,
-    Held,
-    HistorySummarized,
-    Queued,
-    ReasoningText,
-    ToolCalled,
-    ToolReturned,
-    TurnFailed,
-    VendorAsked,
-)
+from isabella.turns import events
+from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, TurnFailed
 from isabella.turns.service import check_message
 from isabella.turns.turn import Turn
 
@@ -45,54 +31,32 @@ class ExchangePhase(StrEnum):
 
 @dataclass
 class AnswerPart:
-    """A part of an answer.
+    """A part of an answer."""
 
-    Attributes:
-        index: its position in the exchange.
-        kind: `text`, `reasoning`, `tool`, `failover` or `note`.
-        text: the text, or the arguments of a tool call.
-        message_id: the id of its message in Letta.
-        tool: the name of the tool.
-        call: the id of the tool call.
-        result: the result of the tool; None while it runs.
-        ok: whether the tool succeeded.
-        failover: the vendor that did not answer.
-    """
-
-    index: int
-    kind: str
-    text: str = ""
-    message_id: str = ""
+    index: int  #: its position in the exchange
+    kind: str  #: `text`, `reasoning`, `tool`, `failover` or `note`
+    text: str = ""  #: the text, or the arguments of a tool call
+    message_id: str = ""  #: the id of its message in Letta
     tool: str = ""
     call: str = ""
-    result: str | None = None
+    result: str | None = None  #: the result of the tool; None while it runs
     ok: bool = True
-    failover: Failover | None = None
+    failover: Failover | None = None  #: the vendor that did not answer
 
 
 @dataclass
 class Exchange:
-    """A message and its answer.
+    """A message and its answer."""
 
-    Attributes:
-        seq: the number of the exchange in its conversation.
-        message: the message to the agent.
-        at: when it was sent.
-        after: the id in Letta of the last message before it; None if there is none, or it is not known yet.
-        handle: the model that was asked or has answered.
-        wait_reason: why there is no answer yet.
-        failed: the error of its turn.
-        ended: the end of its turn.
-    """
-
-    seq: int
+    seq: int  #: the number of the exchange in its conversation
     message: str
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     phase: ExchangePhase = ExchangePhase.WAITING
     parts: list[AnswerPart] = field(default_factory=list)
+    #: the id in Letta of the last message before it; None if there is none, or it is not known yet
     after: str | None = None
-    handle: str = ""
-    wait_reason: str = ""
+    handle: str = ""  #: the model that was asked or has answered
+    wait_reason: str = ""  #: why there is no answer yet
     failed: TurnFailed | None = None
     ended: Ended | None = None
     turn: Turn | None = field(default=None, repr=False)
@@ -106,25 +70,25 @@ class Exchange:
         """Apply an event of its turn."""
         self.wait_reason = ""
         match event:
-            case Queued(ahead=ahead):
+            case events.Queued(ahead=ahead):
                 self.wait_reason = f"Waiting for {ahead} other turn{'s' if ahead != 1 else ''} of this agent"
-            case Held(provider=provider):
+            case events.Held(provider=provider):
                 self.wait_reason = f"Waiting for a change of {provider} to finish"
-            case VendorAsked(handle=handle):
+            case events.VendorAsked(handle=handle):
                 self.handle = handle
             case Failover():
                 self._add_part("failover", failover=event, text=redact(event.message))
-            case ReasoningText(text=text, message_id=id):
+            case events.ReasoningText(text=text, message_id=id):
                 self._add_text("reasoning", text, id)
-            case AnswerText(text=text, message_id=id):
+            case events.AnswerText(text=text, message_id=id):
                 self._add_text("text", text, id)
-            case ToolCalled():
+            case events.ToolCalled():
                 self._add_part("tool", tool=event.name, call=event.id, text=event.arguments)
-            case ToolReturned():
+            case events.ToolReturned():
                 call = (part for part in reversed(self.parts) if part.kind == "tool" and part.call == event.id)
                 if (part := next(call, None)) is not None:
                     part.result, part.ok = event.text, event.ok
-            case HistorySummarized():
+            case events.HistorySummarized():
                 self._add_part("note", text="Older messages were summarised to make room in the context window.")
             case TurnFailed():
                 self.failed = event
@@ -168,37 +132,24 @@ class Conversation:
         self.notifier = Notifier()
         self.exchanges: list[Exchange] = []
 
-    @property
-    def waiting(self) -> list[Exchange]:
-        """The exchanges whose turn has not begun."""
-        return [exchange for exchange in self.exchanges if exchange.phase is ExchangePhase.WAITING]
+    def in_phase(self, phase: ExchangePhase) -> list[Exchange]:
+        """Return the exchanges in a phase, in order."""
+        return [exchange for exchange in self.exchanges if exchange.phase is phase]
 
     @property
     def running(self) -> Exchange | None:
         """The exchange that is being answered."""
-        return next((exchange for exchange in self.exchanges if exchange.phase is ExchangePhase.RUNNING), None)
-
-    @property
-    def last_ended(self) -> int:
-        """The number of the last exchange that has ended; 0 if none has."""
-        ended = [exchange.seq for exchange in self.exchanges if exchange.phase is ExchangePhase.ENDED]
-        return max(ended, default=0)
+        return next(iter(self.in_phase(ExchangePhase.RUNNING)), None)
 
     def visible(self, since: int) -> Iterator[Exchange]:
         """Yield the exchanges that a page shows whose history reaches to exchange `since`."""
         return (exchange for exchange in self.exchanges if exchange.seq > since or not exchange.stored)
 
     def send(self, message: str) -> None:
-        """Send a message as soon as all earlier ones are answered.
-
-        Raises:
-            MessageRefused: the message is empty or too long.
-            QueueFull: too many messages wait already.
-            NotReady: the backend has not started.
-        """
+        """Send a message once all earlier ones are answered; raise `MessageRefused`, `QueueFull` or `NotReady`."""
         message = message.strip("\n")
         check_message(message)
-        if len(self.waiting) >= _LONGEST_QUEUE:
+        if len(self.in_phase(ExchangePhase.WAITING)) >= _LONGEST_QUEUE:
             raise QueueFull(
                 f"{_LONGEST_QUEUE} messages wait already.", retry_after=5.0, remedy="Wait for an answer, or stop one."
             )
@@ -207,8 +158,7 @@ class Conversation:
             self._running = True
         self._last_seq += 1
         self.exchanges.append(Exchange(self._last_seq, message))
-        ended = [exchange for exchange in self.exchanges if exchange.phase is ExchangePhase.ENDED]
-        for exchange in ended[:-_EXCHANGES_KEPT]:
+        for exchange in self.in_phase(ExchangePhase.ENDED)[:-_EXCHANGES_KEPT]:
             self.exchanges.remove(exchange)
         self.notifier.notify()
 
@@ -225,16 +175,13 @@ class Conversation:
 
     def dismiss(self, seq: int) -> None:
         """Remove an exchange that has ended."""
-        self.exchanges = [
-            exchange
-            for exchange in self.exchanges
-            if exchange.seq != seq or exchange.phase is not ExchangePhase.ENDED
-        ]
+        ended = self.in_phase(ExchangePhase.ENDED)
+        self.exchanges = [exchange for exchange in self.exchanges if exchange.seq != seq or exchange not in ended]
         self.notifier.notify()
 
     async def _answer_all(self) -> None:
         try:
-            while waiting := self.waiting:
+            while waiting := self.in_phase(ExchangePhase.WAITING):
                 await self._answer(waiting[0])
         finally:
             self._running = False
@@ -249,8 +196,8 @@ class Conversation:
             turn = exchange.turn = await turn_service.open(self._agent_id, exchange.message)
             if exchange.phase is ExchangePhase.ENDED:
                 turn.stop()
-            async with aclosing(turn.events()) as events:
-                async for event in events:
+            async with aclosing(turn.events()) as answer:
+                async for event in answer:
                     exchange.apply(event)
                     self.notifier.notify()
         except IsabellaError as error:

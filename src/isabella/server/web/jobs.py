@@ -17,7 +17,7 @@ from isabella.api import compare_providers, ensure_providers, verify_providers
 from isabella.doctor.run import DoctorOptions, run_doctor
 from isabella.errors import IsabellaError
 from isabella.providers.plan import Action
-from isabella.providers.report import ProviderReport, Report
+from isabella.providers.report import Report
 from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
 from isabella.system.redaction import redact
@@ -27,28 +27,17 @@ from isabella.watch.model_refresh import ModelRefresh, refresh_models
 log = structlog.get_logger()
 
 _POLL_SECONDS = 4.0
-#: A slow poll is followed by a longer pause, so that polling takes at most a twentieth of the time.
-_PAUSE_PER_POLL = 20.0
-_LONGEST_PAUSE = 60.0
 
 
 @dataclass(frozen=True)
 class ProviderStates:
-    """The polled state of the providers.
-
-    Attributes:
-        report: None before the first report.
-        as_of: when it was made.
-        error: why the last poll failed, if it did.
-        since: since when polls fail.
-        version: grows with every change.
-    """
+    """The polled state of the providers."""
 
     report: Report | None = None
     as_of: datetime | None = None
-    error: IsabellaError | None = None
-    since: datetime | None = None
-    version: int = 0
+    error: IsabellaError | None = None  #: why the last poll failed, if it did
+    since: datetime | None = None  #: since when polls fail
+    version: int = 0  #: grows with every change
 
 
 class ProviderMonitor:
@@ -61,7 +50,6 @@ class ProviderMonitor:
         self._viewers = 0
         self._wake = anyio.Event()
         self._running = False
-        self._models: dict[str, int] = {}
 
     @property
     def states(self) -> ProviderStates:
@@ -94,50 +82,38 @@ class ProviderMonitor:
     async def _run(self) -> None:
         try:
             while self._viewers:
-                pause = _POLL_SECONDS if self._runtime.up else 0.5
-                began = time.monotonic()
-                if self._runtime.up and await self._poll():
-                    pause = min(max(_POLL_SECONDS, _PAUSE_PER_POLL * (time.monotonic() - began)), _LONGEST_PAUSE)
-                with anyio.move_on_after(pause):
+                if self._runtime.up:
+                    await self._poll()
+                with anyio.move_on_after(_POLL_SECONDS if self._runtime.up else 0.5):
                     await self._wake.wait()
                 self._wake = anyio.Event()
         finally:
             self._running = False
 
-    async def _poll(self) -> bool:
-        """Poll once. Return whether its duration is typical, so that the pause can be derived from it."""
+    async def _poll(self) -> None:
         runtime, before, synced_at = self._runtime, self.states, self._runtime.readiness.as_of
-        # Counting models costs a request per provider, so it is done once, unless a sync has done it.
-        if runtime.readiness.report is not None:
-            self._remember_models(runtime.readiness.report)
-        count_models = not self._models
         try:
-            report = await compare_providers(
-                runtime.settings, connection=runtime.connection, count_models=count_models
-            )
+            report = await compare_providers(runtime.settings, connection=runtime.connection)
         except IsabellaError as error:
             if before.error is None or before.error.what != error.what:
                 since = before.since if before.error is not None else datetime.now(UTC)
                 self._update(replace(before, error=error, since=since, version=before.version + 1))
-            return False
+            return
         except Exception:
             # A bug here must not end the backend's task group.
             log.exception("polling the providers failed")
-            return False
+            return
         if runtime.readiness.as_of != synced_at:
             # A sync ended during the poll, so its report is newer.
             self.wake()
-            return False
-        self._remember_models(report)
-        report = replace(
-            report,
-            providers=[
-                replace(entry, models=entry.models or self._models.get(entry.name, 0)) for entry in report.providers
-            ],
-        )
+            return
+        # Counting models costs a request per provider, so a poll takes the numbers of the last sync.
+        synced = runtime.readiness.report
+        models = {} if synced is None else {entry.name: entry.models for entry in synced.providers}
+        entries = [replace(entry, models=models.get(entry.name, 0)) for entry in report.providers]
+        report = replace(report, providers=entries)
         changed = before.report is None or before.error is not None or _shown(report) != _shown(before.report)
         self._update(ProviderStates(report, datetime.now(UTC), version=before.version + changed))
-        return not count_models
 
     def _update(self, states: ProviderStates) -> None:
         changed = states.version != self._states.version
@@ -145,16 +121,12 @@ class ProviderMonitor:
         if changed:
             self.notifier.notify()
 
-    def _remember_models(self, report: Report) -> None:
-        self._models |= {entry.name: entry.models for entry in report.providers if entry.models}
-
 
 def _shown(report: Report) -> list[object]:
-    def fields(entry: ProviderReport) -> tuple[object, ...]:
-        state = (entry.name, entry.condition, entry.stored, entry.proof)
-        return (*state, entry.reason, entry.key, entry.models, entry.notes)
-
-    return [fields(entry) for entry in report.providers]
+    return [
+        (entry.name, entry.condition, entry.stored, entry.proof, entry.reason, entry.key, entry.models, entry.notes)
+        for entry in report.providers
+    ]
 
 
 class JobKind(StrEnum):
@@ -179,26 +151,17 @@ class JobState(StrEnum):
 
 @dataclass
 class Job:
-    """A job and its result.
-
-    Attributes:
-        only: the providers that it is about; all if empty.
-        step: a description of the current step.
-        report: the result of plan, sync and verify.
-        verdict: the result of the doctor, as JSON.
-        model_refresh: the result of a refresh.
-        seconds: its duration, once it has ended.
-    """
+    """A job and its result."""
 
     kind: JobKind
-    only: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()  #: the providers that it is about; all if empty
     state: JobState = JobState.RUNNING
     step: str = ""
-    report: Report | None = None
-    verdict: dict[str, Any] | None = None
+    report: Report | None = None  #: the result of plan, sync and verify
+    verdict: dict[str, Any] | None = None  #: the result of the doctor, as JSON
     model_refresh: ModelRefresh | None = None
     error: IsabellaError | None = None
-    seconds: float | None = None
+    seconds: float | None = None  #: its duration, once it has ended
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -228,11 +191,7 @@ class JobRunner:
         return self.current is not None and self.current.state is JobState.RUNNING
 
     def start(self, kind: JobKind, only: Sequence[str] = (), *, confirmed: bool = False) -> None:
-        """Start a job, unless one is running. `confirmed` allows it to recreate providers.
-
-        Raises:
-            NotReady: the backend has not started.
-        """
+        """Start a job, unless one is running. `confirmed` allows it to recreate providers."""
         if self.running:
             return
         job = Job(kind, tuple(only))
@@ -249,13 +208,12 @@ class JobRunner:
     async def _run(self, job: Job, confirmed: bool) -> None:
         try:
             await self._work(job, confirmed)
-            if job.state is JobState.RUNNING:
-                job.state = JobState.DONE
         except IsabellaError as error:
-            job.error, job.state = error, JobState.FAILED
+            job.error = error
         except Exception as error:  # noqa: BLE001 - shown on the page; must not end the backend's task group
             job.error = IsabellaError(f"Internal error: {type(error).__name__}: {redact(str(error))[:200]}")
-            job.state = JobState.FAILED
+        if job.state is JobState.RUNNING:
+            job.state = JobState.DONE if job.error is None else JobState.FAILED
         job.seconds = time.monotonic() - job.began
         self._monitor.wake()
         self.notifier.notify()

@@ -1,11 +1,11 @@
-"""The activity page: recent events, and a chart of each vendor's last hour, drawn as SVG on the server."""
+"""The activity page: recent events, and a chart of each vendor's last hour, drawn as SVG by the template."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,100 +13,36 @@ from starlette.routing import Route
 
 from isabella.server.event_log import TurnSample
 from isabella.server.runtime import Runtime
-from isabella.server.web.rendering import Renderer, stream
+from isabella.server.web.rendering import Page, Renderer, stream
 
 _HOUR = 3600.0
 _EVENTS_SHOWN, _CHARTS_SHOWN = 100, 12
 _REFRESH_SECONDS = 20.0
-
-#: The size of a chart in pixels.
-WIDTH, HEIGHT = 600, 96
-_LEFT, _RIGHT, _BOTTOM, _TOP = 34, 6, 16, 8
 _BAR_COUNT = 60
 #: Seconds at the top of the scale.
 _SCALES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 
 
-@dataclass(frozen=True)
-class TurnPoint:
-    """A turn in a chart, and its label."""
+def chart(provider: str, samples: Sequence[TurnSample], now: float, span: float = _HOUR) -> dict[str, Any]:
+    """Return the chart of a provider's samples in the `span` seconds before `now`, for the template to draw.
 
-    x: float
-    y: float
-    text: str
-
-
-@dataclass(frozen=True)
-class ErrorBar:
-    """The number of errors in an interval."""
-
-    x: float
-    y: float
-    width: float
-    height: float
-
-
-@dataclass(frozen=True)
-class VendorChart:
-    """A chart of a vendor's results: a point per answer, and bars of errors.
-
-    Attributes:
-        ceiling: the top of the scale, in seconds.
-        median: the median time to the first token, in seconds.
+    `answers` are pairs of a position from 0 to 1 on the time axis and the seconds to the first token; `bars` are the
+    numbers of errors in equal intervals.
     """
-
-    provider: str
-    points: tuple[TurnPoint, ...]
-    bars: tuple[ErrorBar, ...]
-    ceiling: float
-    median: float | None
-    answered: int
-    errors: int
-
-    @property
-    def summary(self) -> str:
-        """The chart in words."""
-        median = "" if self.median is None else f", half of them within {self.median:.2g} s"
-        errors = "no error" if not self.errors else f"{self.errors} error{'s' if self.errors > 1 else ''}"
-        answers = f"{self.answered} answer{'s' if self.answered != 1 else ''}"
-        return f"{self.provider}: {answers}{median}, {errors} in the last hour"
-
-
-def chart(provider: str, samples: Sequence[TurnSample], now: float, span: float = _HOUR) -> VendorChart:
-    """Return the chart of a provider's samples in the `span` seconds before `now`."""
+    position = {sample: 1 - (now - sample.at) / span for sample in samples}
+    bars = [0] * _BAR_COUNT
+    for sample in samples:
+        if sample.first_token is None:
+            bars[min(_BAR_COUNT - 1, max(0, int(_BAR_COUNT * position[sample])))] += 1
     times = sorted(sample.first_token for sample in samples if sample.first_token is not None)
-    errors = [sample for sample in samples if sample.first_token is None]
     longest = times[-1] if times else 1.0
-    ceiling = next((scale for scale in _SCALES if longest <= scale), longest)
-    points = tuple(
-        TurnPoint(
-            round(_LEFT + (WIDTH - _LEFT - _RIGHT) * (1 - (now - sample.at) / span), 1),
-            round(_TOP + (HEIGHT - _TOP - _BOTTOM) * (1 - sample.first_token / ceiling), 1),
-            f"{sample.first_token:.2f} s",
-        )
-        for sample in samples
-        if sample.first_token is not None
-    )
-    median = times[len(times) // 2] if times else None
-    return VendorChart(provider, points, _bars(errors, now, span), ceiling, median, len(times), len(errors))
-
-
-def _bars(errors: Sequence[TurnSample], now: float, span: float) -> tuple[ErrorBar, ...]:
-    counts = [0] * _BAR_COUNT
-    for sample in errors:
-        counts[min(_BAR_COUNT - 1, max(0, int(_BAR_COUNT * (1 - (now - sample.at) / span))))] += 1
-    width = (WIDTH - _LEFT - _RIGHT) / _BAR_COUNT
-    unit = (HEIGHT - _TOP - _BOTTOM) * 0.6 / max([*counts, 1])
-    return tuple(
-        ErrorBar(
-            round(_LEFT + index * width, 1),
-            round(HEIGHT - _BOTTOM - unit * count, 1),
-            round(width - 1, 1),
-            round(unit * count, 1),
-        )
-        for index, count in enumerate(counts)
-        if count
-    )
+    return {
+        "provider": provider,
+        "answers": [(position[sample], sample.first_token) for sample in samples if sample.first_token is not None],
+        "bars": bars,
+        "ceiling": next((scale for scale in _SCALES if longest <= scale), longest),
+        "median": times[len(times) // 2] if times else None,
+    }
 
 
 def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
@@ -115,10 +51,12 @@ def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
     return [Route("/activity", page.show), Route("/activity/live", page.live)]
 
 
-class _Page:
+class _Page(Page):
+    parts_template = "activity_parts.html"
+
     def __init__(self, runtime: Runtime, renderer: Renderer) -> None:
+        super().__init__(runtime, renderer)
         self._log = runtime.event_log
-        self._renderer = renderer
 
     async def show(self, request: Request) -> Response:
         version = self._log.notifier.count
@@ -145,9 +83,7 @@ class _Page:
         now = time.time()
         busiest = sorted(samples, key=lambda name: (-len(samples[name]), name))[:_CHARTS_SHOWN]
         charts = [chart(name, samples[name], now) for name in sorted(busiest)]
-        size = {"width": WIDTH, "height": HEIGHT}
-        part = self._renderer.part
         return {
-            "charts": part("activity_parts.html", "charts", charts=charts, more=len(samples) - len(charts), **size),
-            "events": part("activity_parts.html", "events", events=list(self._log.entries)[:_EVENTS_SHOWN]),
+            "charts": self._part("charts", charts=charts, more=len(samples) - len(charts)),
+            "events": self._part("events", events=list(self._log.entries)[:_EVENTS_SHOWN]),
         }

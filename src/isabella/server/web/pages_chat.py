@@ -16,11 +16,10 @@ from isabella.agents.registry import AgentRecord
 from isabella.errors import AgentUnknown
 from isabella.providers.health import HealthState, current_health
 from isabella.server import ROOT
-from isabella.server.auth import read_form
 from isabella.server.event_log import MessageModel
 from isabella.server.runtime import Runtime
 from isabella.server.web.conversations import Conversation, Exchange, ExchangePhase
-from isabella.server.web.rendering import Renderer, stream
+from isabella.server.web.rendering import Page, Renderer, stream
 from isabella.system.redaction import redact
 
 _PAGE = 40
@@ -32,31 +31,20 @@ _MESSAGE_ID = re.compile(r"message-[0-9a-f-]{36}")
 
 @dataclass(frozen=True)
 class ChatLine:
-    """An entry of the history as the page shows it.
-
-    Attributes:
-        next: the id of the message after it, from which the whole text can be fetched.
-        message_model: the model that wrote it, if known.
-        result: the result of a tool call.
-    """
+    """An entry of the history as the page shows it."""
 
     entry: HistoryEntry
-    next: str
-    message_model: MessageModel | None = None
+    next: str  #: the id of the message after it, from which the whole text can be fetched
+    message_model: MessageModel | None = None  #: the model that wrote it, if known
     result: HistoryEntry | None = None
 
 
 @dataclass(frozen=True)
 class SentExchange:
-    """The state of an exchange when an open page was last updated.
+    """The state of an exchange when an open page was last updated."""
 
-    Attributes:
-        progress: everything that its progress line shows.
-        parts: the length of the text and the tool result of each part.
-    """
-
-    progress: tuple[object, ...]
-    parts: tuple[tuple[int, str | None], ...]
+    progress: tuple[object, ...]  #: everything that its progress line shows
+    parts: tuple[tuple[int, str | None], ...]  #: the length of the text and the tool result of each part
     ended: bool
 
     @classmethod
@@ -97,11 +85,7 @@ def sort_agents(agents: Sequence[AgentRecord]) -> list[AgentRecord]:
 
 
 async def redirect_to_first(runtime: Runtime, page: str) -> Response:
-    """Redirect to the first agent's page.
-
-    Raises:
-        AgentUnknown: there is no agent.
-    """
+    """Redirect to the first agent's page."""
     agents = sort_agents(await runtime.agents.registry.all())
     if not agents:
         raise AgentUnknown(
@@ -111,11 +95,7 @@ async def redirect_to_first(runtime: Runtime, page: str) -> Response:
 
 
 def agent_id_of(request: Request) -> str:
-    """Return the id of the agent in a request's path.
-
-    Raises:
-        AgentUnknown: it is not a valid id.
-    """
+    """Return the id of the agent in a request's path."""
     id = str(request.path_params["agent"])
     if not _AGENT_ID.fullmatch(id):
         raise AgentUnknown("There is no such agent.")
@@ -123,21 +103,18 @@ def agent_id_of(request: Request) -> str:
 
 
 def find_agent(agents: Sequence[AgentRecord], id: str) -> AgentRecord:
-    """Return the agent of an id.
-
-    Raises:
-        AgentUnknown: the agent does not exist any more.
-    """
+    """Return the agent of an id."""
     agent = next((agent for agent in agents if agent.id == id), None)
     if agent is None:
         raise AgentUnknown("This agent does not exist any more.", remedy="Choose another one.")
     return agent
 
 
-class _Page:
+class _Page(Page):
+    parts_template = "chat_parts.html"
+
     def __init__(self, runtime: Runtime, renderer: Renderer) -> None:
-        self._runtime = runtime
-        self._renderer = renderer
+        super().__init__(runtime, renderer)
         self._conversations: dict[str, Conversation] = {}
 
     async def first(self, _request: Request) -> Response:
@@ -149,7 +126,8 @@ class _Page:
         agent = find_agent(agents, id)
         conversation = self._conversation(id)
         # Read before the history, so that an exchange that ends meanwhile is shown as one in progress.
-        since, running = conversation.last_ended, conversation.running
+        ended = conversation.in_phase(ExchangePhase.ENDED)
+        since, running = max((exchange.seq for exchange in ended), default=0), conversation.running
         anchor = request.query_params.get("at", "")
         if not _MESSAGE_ID.fullmatch(anchor):
             anchor = ""
@@ -185,7 +163,6 @@ class _Page:
         return self._fragment("history", lines=lines, earlier=page.before, agent_id=id)
 
     async def whole(self, request: Request) -> Response:
-        """Return the whole text of a message, however long."""
         id, message_id = agent_id_of(request), request.query_params.get("message", "")
         before = request.query_params.get("before") or None
         page = await self._runtime.agents.history.page(id, limit=2, before=before)
@@ -210,7 +187,7 @@ class _Page:
         return self._fragment("switch", agent=agent, handles=by_provider)
 
     async def switch(self, request: Request) -> Response:
-        fields = await read_form(request, self._runtime.csrf)
+        fields = await self._form(request)
         agents, id = self._runtime.agents, agent_id_of(request)
         agent = await agents.registry.get(id)
         async with agents.memory.hold(id):
@@ -235,7 +212,7 @@ class _Page:
         return Response(status_code=204)
 
     async def _posted(self, request: Request) -> tuple[Conversation, dict[str, str]]:
-        fields = await read_form(request, self._runtime.csrf)
+        fields = await self._form(request)
         return self._conversation(agent_id_of(request)), fields
 
     async def export(self, request: Request) -> Response:
@@ -247,15 +224,12 @@ class _Page:
         )
 
     async def _markdown(self, agent: AgentRecord) -> AsyncIterator[str]:
-        """Yield the whole conversation as Markdown."""
         yield f"# A conversation with {agent.name}\n"
         entries, _ = await self._runtime.agents.history.since(agent.id, None)
         for entry in entries:
             author = {"user": "You", "assistant": agent.name}.get(entry.kind)
             if author is not None:
                 yield f"\n**{author}** ({entry.at[:16].replace('T', ' ')})\n\n{redact(entry.text)}\n"
-
-    # --- live updates ---------------------------------------------------------------------------------------------
 
     async def live(self, request: Request) -> Response:
         since = _number(request.query_params.get("since"))
@@ -299,12 +273,6 @@ class _Page:
             texts = (part for part in exchange.parts if part.kind == "text")
             html += [self._part("text_finished", seq=seq, part=part) for part in texts]
         return html
-
-    def _part(self, macro: str, /, **values: object) -> str:
-        return self._renderer.part("chat_parts.html", macro, **values)
-
-    def _fragment(self, macro: str, /, **values: object) -> Response:
-        return self._renderer.fragment("chat_parts.html", macro, **values)
 
     def _conversation(self, agent_id: str) -> Conversation:
         if agent_id not in self._conversations:

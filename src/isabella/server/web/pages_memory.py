@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
@@ -12,13 +13,10 @@ from starlette.routing import Route
 
 from isabella.agents.history import History, HistoryEntry
 from isabella.agents.memory import ArchivalPassage, MemoryBlock
-from isabella.agents.registry import AgentRecord
 from isabella.errors import IsabellaError, MemoryChanged, MemoryRefused, MemoryTooLong
-from isabella.server.auth import read_form
 from isabella.server.runtime import Runtime
 from isabella.server.web.pages_chat import agent_id_of, find_agent, redirect_to_first, sort_agents
-from isabella.server.web.rendering import Renderer, stream
-from isabella.system.tasks import gather
+from isabella.server.web.rendering import Page, Renderer, stream
 
 #: How many messages of the history are searched for provenance.
 _HISTORY_SEARCHED = 1000
@@ -26,6 +24,8 @@ _HISTORY_PAGE = 200
 #: Shorter lines are too ambiguous for a provenance.
 _SHORTEST_LINE = 4
 
+#: The names of tools that write memory.
+_MEMORY_TOOL = re.compile(r"^(?!.*search).*memory")
 _PASSAGES_SHOWN = 20
 _REFRESH_SECONDS = 20.0
 
@@ -38,20 +38,8 @@ class Provenance:
     written: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class MemoryLine:
-    """A line of a block, or a passage, with its provenance."""
-
-    text: str
-    provenance: Provenance
-
-
 async def list_provenance(history: History, agent_id: str) -> list[Provenance]:
-    """Return what an agent has written into its memory recently, newest first.
-
-    Raises:
-        LettaError: the history cannot be read.
-    """
+    """Return what an agent has written into its memory recently, newest first."""
     entries: list[HistoryEntry] = []
     before: str | None = None
     while len(entries) < _HISTORY_SEARCHED:
@@ -70,7 +58,7 @@ def provenance_in(entries: Sequence[HistoryEntry]) -> list[Provenance]:
     for entry in entries:
         if entry.kind == "user":
             message = entry
-        elif entry.kind == "tool_call" and message is not None and _writes_memory(entry.tool or ""):
+        elif message is not None and entry.kind == "tool_call" and _MEMORY_TOOL.search(entry.tool or ""):
             found.append(Provenance(message, tuple(_written_texts(entry.text))))
     return found[::-1]
 
@@ -81,10 +69,6 @@ def provenance_of(text: str, known: Sequence[Provenance]) -> Provenance | None:
     if len(line) < _SHORTEST_LINE:
         return None
     return next((entry for entry in known if any(line in written for written in entry.written)), None)
-
-
-def _writes_memory(tool: str) -> bool:
-    return "memory" in tool and "search" not in tool
 
 
 def _written_texts(arguments: str) -> list[str]:
@@ -116,10 +100,8 @@ def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
     ]
 
 
-class _Page:
-    def __init__(self, runtime: Runtime, renderer: Renderer) -> None:
-        self._runtime = runtime
-        self._renderer = renderer
+class _Page(Page):
+    parts_template = "memory_parts.html"
 
     async def first(self, _request: Request) -> Response:
         return await redirect_to_first(self._runtime, "memory")
@@ -128,7 +110,10 @@ class _Page:
         id = agent_id_of(request)
         # Read before the blocks, so that the live updates include what is written meanwhile.
         version = self._runtime.event_log.last_turn_at.get(id, 0.0)
-        agents, blocks, passages = await self._read(id)
+        service = self._runtime.agents
+        agents = sort_agents(await service.registry.all())
+        blocks = await service.memory.blocks(id)
+        passages = await service.archive.passages(id, limit=_PASSAGES_SHOWN)
         return self._renderer.page(
             request,
             "memory.html",
@@ -140,25 +125,6 @@ class _Page:
             after=_next_page(passages),
             version=version,
         )
-
-    async def _read(self, id: str) -> tuple[list[AgentRecord], list[MemoryBlock], list[ArchivalPassage]]:
-        """Read all agents, and one agent's blocks and passages, concurrently."""
-        service = self._runtime.agents
-        agents: list[AgentRecord] = []
-        blocks: list[MemoryBlock] = []
-        passages: list[ArchivalPassage] = []
-
-        async def read_agents() -> None:
-            agents.extend(sort_agents(await service.registry.all()))
-
-        async def read_blocks() -> None:
-            blocks.extend(await service.memory.blocks(id))
-
-        async def read_passages() -> None:
-            passages.extend(await service.archive.passages(id, limit=_PASSAGES_SHOWN))
-
-        await gather([read_agents, read_blocks, read_passages])
-        return agents, blocks, passages
 
     async def live(self, request: Request) -> Response:
         return stream(self._changes(agent_id_of(request), request.query_params.get("v", "")))
@@ -193,7 +159,8 @@ class _Page:
             texts = [line for line in block.value.splitlines() if line.strip()]
         else:
             texts = [passage.text for passage in await service.archive.passages(id, limit=_PASSAGES_SHOWN)]
-        lines = [MemoryLine(text, found) for text in texts if (found := provenance_of(text, known)) is not None]
+        found = [(text, provenance_of(text, known)) for text in texts]
+        lines = [(text, provenance) for text, provenance in found if provenance is not None]
         return self._fragment("provenance", lines=lines, agent_id=id)
 
     async def block(self, request: Request) -> Response:
@@ -210,7 +177,7 @@ class _Page:
 
     async def save(self, request: Request) -> Response:
         """Write a block. If it has changed since it was edited, overwrite nothing and show both texts."""
-        fields = await read_form(request, self._runtime.csrf)
+        fields = await self._form(request)
         id, memory = agent_id_of(request), self._runtime.agents.memory
         label, value, version = fields.get("label", ""), fields.get("value", ""), fields.get("version", "")
         before = await memory.block(id, label)
@@ -240,7 +207,6 @@ class _Page:
         )
 
     async def passages(self, request: Request) -> Response:
-        """Return a page of archival memory, or the results of a search in it."""
         id, archive = agent_id_of(request), self._runtime.agents.archive
         query = request.query_params.get("q", "").strip()
         if query:
@@ -251,7 +217,7 @@ class _Page:
         return self._fragment(macro, passages=found, agent_id=id, after=_next_page(found))
 
     async def add(self, request: Request) -> Response:
-        fields = await read_form(request, self._runtime.csrf)
+        fields = await self._form(request)
         id = agent_id_of(request)
         tags = [tag.strip()[:200] for tag in fields.get("tags", "").split(",") if tag.strip()][:50]
         added = await self._runtime.agents.archive.add(id, fields.get("text", ""), tags)
@@ -265,15 +231,9 @@ class _Page:
         return self._fragment("actions", passage=passage, agent_id=agent_id_of(request), asking=asking, focus=True)
 
     async def delete(self, request: Request) -> Response:
-        fields = await read_form(request, self._runtime.csrf)
+        fields = await self._form(request)
         await self._runtime.agents.archive.delete(agent_id_of(request), fields.get("id", ""))
         return self._fragment("deleted")
-
-    def _part(self, macro: str, /, **values: object) -> str:
-        return self._renderer.part("memory_parts.html", macro, **values)
-
-    def _fragment(self, macro: str, /, **values: object) -> Response:
-        return self._renderer.fragment("memory_parts.html", macro, **values)
 
 
 def _next_page(passages: Sequence[ArchivalPassage]) -> str | None:

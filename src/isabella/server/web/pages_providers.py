@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
 
 import anyio
 from starlette.requests import Request
@@ -12,49 +11,15 @@ from starlette.routing import Route
 
 from isabella.errors import ConfigurationError
 from isabella.practice.overlay import ORIGIN
-from isabella.providers.health import (
-    HealthState,
-    Level,
-    current_health,
-    headline,
-    level_of,
-    stored_level,
-    vendor_level,
-    vendor_words,
-)
+from isabella.providers.health import headline
 from isabella.providers.report import ProviderReport
-from isabella.server.auth import read_form
 from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
 from isabella.server.web.jobs import JobKind, JobRunner, ProviderMonitor
-from isabella.server.web.rendering import Renderer, stream
+from isabella.server.web.rendering import Page, Renderer, stream
 
 _NOTICES_SHOWN_FOR = 3600.0
 _TICK_SECONDS, _REFRESH_SECONDS = 1.0, 20.0
-
-#: The state of a provider in words that need no manual.
-STATES = {
-    HealthState.IN_SYNC: "proven",
-    HealthState.DRIFTED: "differs",
-    HealthState.REFUSED: "refused",
-    HealthState.MISCONFIGURED: "misconfigured",
-    HealthState.UNPROVEN: "unproven",
-    HealthState.FAILED: "failed",
-    HealthState.NO_KEY: "no key",
-    HealthState.FOREIGN: "not ours",
-}
-TONES = {Level.OK: "good", Level.UNKNOWN: "idle", Level.WARNING: "warn", Level.PROBLEM: "bad"}
-STORED = {
-    "in_sync": "the configured key",
-    "stale": "another key",
-    "absent": "nothing",
-    "unreadable": "a key encrypted with another master key",
-    "plaintext": "the key, in plaintext",
-    "mistyped": "another provider type",
-    "moved": "another base URL",
-    "foreign": "a provider that is not configured here",
-    "hidden": "a key that cannot be read back",
-}
 
 
 def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
@@ -69,12 +34,13 @@ def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
     ]
 
 
-class ProvidersPage:
+class ProvidersPage(Page):
     """The page of one backend."""
 
+    parts_template = "providers_parts.html"
+
     def __init__(self, runtime: Runtime, renderer: Renderer, monitor: ProviderMonitor, jobs: JobRunner) -> None:
-        self._runtime = runtime
-        self._renderer = renderer
+        super().__init__(runtime, renderer)
         self._monitor = monitor
         self._jobs = jobs
 
@@ -90,20 +56,20 @@ class ProvidersPage:
 
     async def start(self, request: Request) -> Response:
         """Start a job."""
-        fields = await read_form(request, self._runtime.csrf)
+        fields = await self._form(request)
         try:
             kind = JobKind(request.path_params["kind"])
         except ValueError:
             raise ConfigurationError("There is no such job.") from None
         only = [fields["only"]] if fields.get("only") else []
         self._jobs.start(kind, only, confirmed=fields.get("confirmed") == "yes")
-        return self._job_response()
+        return self._fragment("job_panel", job=self._jobs.current)
 
     async def dismiss(self, request: Request) -> Response:
         """Remove the result of the last job."""
-        await read_form(request, self._runtime.csrf)
+        await self._form(request)
         self._jobs.dismiss()
-        return self._job_response()
+        return self._fragment("job_panel", job=self._jobs.current)
 
     def _version(self) -> str:
         return f"{self._monitor.states.version}.{self._jobs.notifier.count}.{self._runtime.readiness.phase.value}"
@@ -119,7 +85,7 @@ class ProvidersPage:
                 changed = [html for id, html in parts.items() if sent.get(id) != html]
                 if parts.keys() != sent.keys() and sent:
                     # Providers were added or removed: replace the whole list.
-                    changed = [self._part("rows", rows=self._rows(), oob=True), *changed]
+                    changed = [self._part("rows", entries=self._entries(), oob=True), *changed]
                 if changed:
                     yield "\n".join(changed)
                 sent = parts
@@ -129,62 +95,38 @@ class ProvidersPage:
                     dict(zip(notifiers, counts, strict=True)), _TICK_SECONDS if ticking else _REFRESH_SECONDS
                 )
 
-    # --- parts ----------------------------------------------------------------------------------------------------
-
     def parts(self) -> dict[str, str]:
         """Return the HTML of all parts that change, by id; providers by name."""
-        parts = {"overview": self._overview(), "job": self._job()}
-        for row in self._rows():
-            parts[row["name"]] = self._part("row", row=row, oob=True)
-        return parts
+        parts = {"overview": self._overview(), "job": self._part("job_panel", job=self._jobs.current)}
+        return parts | {entry.name: self._part("row", entry=entry, oob=True) for entry in self._entries()}
 
     def _overview(self) -> str:
         states, readiness = self._monitor.states, self._runtime.readiness
         report = None if states.report is None else readiness.with_vendors(states.report)
-        summary = None if report is None else headline(report)
-        settings = self._runtime.settings if self._runtime.up else None
-        practice = settings is not None and any(value.origin == ORIGIN for value in settings.sources.overlay.values())
-        added_keys = (
-            [name for name in settings.sources.dotenv if name in settings.sources.overlay and name.endswith("_KEY")]
-            if settings is not None and practice
-            else []
+        sources = self._runtime.settings.sources if self._runtime.up else None
+        practice = sources is not None and any(value.origin == ORIGIN for value in sources.overlay.values())
+        added = (
+            [name for name in sources.dotenv if name in sources.overlay] if sources is not None and practice else []
         )
         return self._part(
             "overview",
             phase=readiness.phase.value,
             up=self._runtime.up,
-            reasons=readiness.reasons if states.report is None else [],
+            reasons=readiness.reasons if report is None else [],
             error=states.error,
             since=states.since,
             letta=report,
-            summary=summary,
-            tone="" if summary is None else TONES[summary.level],
-            configured=report is not None and bool(report.configured),
+            summary=None if report is None else headline(report),
             practice=practice,
-            added_keys=added_keys,
-            env_file=settings.sources.file.name if settings is not None else ".env",
+            added_keys=[name for name in added if name.endswith("_KEY")],
+            env_file=".env" if sources is None else sources.file.name,
             notices=self._runtime.event_log.notices(_NOTICES_SHOWN_FOR)[:3],
-            warnings=states.report.notices if states.report is not None else (),
+            warnings=() if report is None else report.notices,
         )
 
-    def _job(self) -> str:
-        return self._part("job_panel", job=self._jobs.current, stored=STORED, state_of=_state_of)
-
-    def _job_response(self) -> Response:
-        return self._renderer.fragment(
-            "providers_parts.html", "job_panel", job=self._jobs.current, stored=STORED, state_of=_state_of
-        )
-
-    def _rows(self) -> list[dict[str, Any]]:
+    def _entries(self) -> Sequence[ProviderReport]:
         report = self._monitor.states.report
-        return (
-            []
-            if report is None
-            else [_row(entry) for entry in self._runtime.readiness.with_vendors(report).providers]
-        )
-
-    def _part(self, macro: str, /, **values: Any) -> str:
-        return self._renderer.part("providers_parts.html", macro, **values)
+        return () if report is None else self._runtime.readiness.with_vendors(report).providers
 
 
 async def _wait_for_any(counts: dict[Notifier, int], seconds: float) -> None:
@@ -197,25 +139,3 @@ async def _wait_for_any(counts: dict[Notifier, int], seconds: float) -> None:
 
         for notifier, count in counts.items():
             tasks.start_soon(wait, notifier, count)
-
-
-def _row(entry: ProviderReport) -> dict[str, Any]:
-    state = current_health(entry)
-    word, tone = _state_of(entry)
-    return {
-        "name": entry.name,
-        "entry": entry,
-        "word": word,
-        "tone": tone,
-        "worst_tone": TONES[level_of(entry)],
-        # A report of a sync says what was stored before; after a repair the configured key is stored.
-        "stored": STORED["in_sync" if state is HealthState.IN_SYNC else entry.stored.value],
-        "wrong": state not in (HealthState.IN_SYNC, HealthState.FOREIGN, HealthState.NO_KEY),
-        "repairable": state in (HealthState.DRIFTED, HealthState.FAILED),
-        "vendor": vendor_words(entry.vendor_status),
-        "vendor_tone": TONES[vendor_level(entry.vendor_status)],
-    }
-
-
-def _state_of(entry: ProviderReport) -> tuple[str, str]:
-    return STATES[current_health(entry)], TONES[stored_level(entry)]

@@ -9,7 +9,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -23,9 +23,11 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from isabella.errors import IsabellaError, NotReady
+from isabella.providers.health import Level, current_health, level_of, stored_level, vendor_level, vendor_words
 from isabella.server import ROOT
-from isabella.server.auth import FormRefused
+from isabella.server.auth import FormRefused, read_form
 from isabella.server.errors import status_of
+from isabella.server.runtime import Runtime
 from isabella.system.redaction import redact
 
 #: Longer texts are cut to this many characters; a link leads to the whole text.
@@ -38,6 +40,8 @@ _HTMX = "hx-request"
 
 THEME = "isabella_theme"
 THEMES = ("auto", "light", "dark")
+
+_TONES = {Level.OK: "good", Level.UNKNOWN: "idle", Level.WARNING: "warn", Level.PROBLEM: "bad"}
 
 
 class _MarkdownRenderer(RendererHTML):
@@ -159,6 +163,12 @@ def template_environment() -> Environment:
         "segment": lambda value: quote(value, safe=""),
         "capitalize_first": lambda value: value[:1].upper() + value[1:],
         "thousands": lambda value: f"{value:,}",
+        "condition": lambda entry: current_health(entry).value,
+        "level": level_of,
+        "stored_level": stored_level,
+        "vendor_level": vendor_level,
+        "vendor_words": vendor_words,
+        "tone": _TONES.__getitem__,
     }
     environment.globals |= {"root": ROOT, "static": _static_url, "SHOWN": SHOWN}
     return environment
@@ -174,10 +184,6 @@ class Renderer:
     def part(self, template: str, macro: str, /, **values: Any) -> str:
         """Return the HTML of one macro of a template."""
         return str(getattr(self._environment.get_template(template).module, macro)(**values))
-
-    def fragment(self, template: str, macro: str, /, **values: Any) -> Response:
-        """Return one macro of a template as a response."""
-        return HTMLResponse(self.part(template, macro, **values))
 
     def page(self, request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
         """Return a page."""
@@ -206,6 +212,25 @@ class Renderer:
             html = self._environment.get_template("notice.html").render(values)
             return HTMLResponse(html, status, {"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"})
         return self.page(request, "error.html", status=status, here="", **values)
+
+
+class Page:
+    """A page of the console, whose fragments are macros of `parts_template`."""
+
+    parts_template: ClassVar[str]
+
+    def __init__(self, runtime: Runtime, renderer: Renderer) -> None:
+        self._runtime = runtime
+        self._renderer = renderer
+
+    def _part(self, macro: str, /, **values: Any) -> str:
+        return self._renderer.part(self.parts_template, macro, **values)
+
+    def _fragment(self, macro: str, /, **values: Any) -> Response:
+        return HTMLResponse(self._part(macro, **values))
+
+    async def _form(self, request: Request) -> dict[str, str]:
+        return await read_form(request, self._runtime.csrf)
 
 
 def stream(fragments: AsyncGenerator[str, None]) -> Response:

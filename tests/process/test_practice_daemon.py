@@ -26,11 +26,11 @@ from isabella.config import vendors
 from isabella.config.settings import load_settings
 from isabella.errors import PracticeError
 from isabella.practice import NAMES, VendorFault, daemon
-from isabella.practice.overlay import as_served, with_practice_vendors
+from isabella.practice.overlay import ConfigSnapshot, as_served, with_practice_vendors
 from isabella.practice.server import TOKEN_HEADER, listen
 from isabella.providers.desired import desired_providers
 from isabella.server import run
-from isabella.watch.config_changes import ConfigDiff, ConfigSnapshot, diff_config
+from isabella.watch.config_changes import ConfigDiff, diff_config
 
 
 @pytest.fixture

@@ -6,9 +6,8 @@ checked every two seconds, which costs a few microseconds. A file that is being 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISFIFO
 
@@ -16,9 +15,9 @@ import anyio
 import structlog
 from anyio.streams.memory import MemoryObjectSendStream
 
-from isabella.config.settings import Settings, WatchMode, load_settings, variable
-from isabella.practice.overlay import renewed
-from isabella.providers.desired import Desired, desired_providers
+from isabella.config.settings import Settings, WatchMode, variable
+from isabella.practice.overlay import ConfigSnapshot
+from isabella.providers.desired import Desired
 
 log = structlog.get_logger()
 
@@ -33,59 +32,6 @@ _LONGEST = 5.0
 
 
 # --- snapshots and their differences ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ConfigSnapshot:
-    """One reading of the whole configuration."""
-
-    settings: Settings
-    desired: tuple[Desired, ...]
-
-    @classmethod
-    def of(cls, settings: Settings) -> ConfigSnapshot:
-        """Return the snapshot for these settings.
-
-        Raises:
-            ConfigurationError: `isabella.toml` is malformed.
-        """
-        return cls(settings, desired_providers(settings))
-
-    def again(self) -> ConfigSnapshot:
-        """Read the same files again, for the same environment and command line.
-
-        Raises:
-            ConfigurationError: a file is malformed, or was deleted.
-        """
-        former = self.settings
-        file = former.sources.file
-        # `.env` may stay missing if it never existed. If it has vanished, it is being replaced, or that is a mistake.
-        existed = bool(former.sources.dotenv) or file != Path(".env") or os.path.lexists(file)
-        arguments = {
-            field: getattr(former, field)
-            for field in former.model_fields_set
-            if field != "sources" and former.origin(field) == "argument"
-        }
-        fresh = load_settings(file if existed else None, former.sources.environment, **arguments)
-        sources = replace(fresh.sources, overlay=former.sources.overlay, overlaid_from=former.sources.overlaid_from)
-        return ConfigSnapshot.of(renewed(fresh.model_copy(update={"sources": sources})))
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that were read, and those that would be read if they existed."""
-        return tuple(dict.fromkeys(_expanded(path).absolute() for path in self._files()))
-
-    def _files(self) -> Iterator[Path]:
-        sources = self.settings.sources
-        yield sources.file
-        yield self.settings.config_file
-        if sources.overlaid_from is not None:
-            yield sources.overlaid_from
-        for provider in self.desired:
-            vendor = provider.vendor
-            key_file = sources.get(vendor.api_key_file_env)
-            if key_file is not None and key_file.text.strip() and sources.get(vendor.api_key_env) is None:
-                yield Path(key_file.text.strip())
 
 
 @dataclass(frozen=True)
@@ -152,14 +98,6 @@ def _overlaid(before: Settings, now: Settings) -> Iterator[str]:
     for name in now.sources.overlay:
         if before.sources.dotenv.get(name) != now.sources.dotenv.get(name):
             yield name
-
-
-def _expanded(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        # The home folder is not known; the error is reported when the file is read.
-        return path
 
 
 # --- files ----------------------------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ class ModelCatalog:
         async with self._locks.setdefault(provider.name, anyio.Lock()):
             kept = self._kept.get(provider.name)
             if kept is None or kept.until <= self._clock():
-                answer = await self._ask(provider.base_url, provider.key or SecretStr(""))
+                answer = await self._ask(provider.upstream, provider.key or SecretStr(""))
                 seconds = _KEPT_SECONDS if answer.verdict is KeyVerdict.ACCEPTED else _FAILURE_KEPT_SECONDS
                 kept = _Kept(answer, self._clock() + seconds)
                 if self._providers.get(provider.name) == provider:

@@ -26,6 +26,7 @@ from isabella.system.terminal import LogFormat
 
 # Building the adapter takes a hundred times as long as using it.
 _ADDRESS = TypeAdapter(AnyHttpUrl)
+_GATEWAY_MODES = ("auto", "on", "off")
 MAKE_MASTER_KEY = "python3 -c 'import secrets; print(secrets.token_hex(32))'"
 
 
@@ -157,6 +158,12 @@ class Settings(BaseSettings):
         alias="ISABELLA_GATE_TIMEOUT",
         description="Seconds that turns wait while their provider is recreated, and that it waits for them first.",
     )
+    gateway: str = Field(
+        "auto",
+        alias="ISABELLA_GATEWAY",
+        description="Whether Letta reaches the vendors through Isabella's gateway: auto (with the embedded Letta), "
+        "on, off, or the gateway's URL as Letta reaches it.",
+    )
     watch: WatchMode = Field(
         WatchMode.AUTO,
         alias="ISABELLA_WATCH",
@@ -201,6 +208,16 @@ class Settings(BaseSettings):
     @classmethod
     def _is_address(cls, value: str | None) -> str | None:
         return None if value is None or not value.strip() else http_address(value)
+
+    @field_validator("gateway")
+    @classmethod
+    def _is_gateway(cls, value: str) -> str:
+        text = value.strip()
+        if text.lower() in ("", *_GATEWAY_MODES):
+            return text.lower() or "auto"
+        if "://" not in text:
+            raise ValueError("it has to be auto, on, off, or a URL like http://127.0.0.1:8284")
+        return http_address(text)
 
     @field_validator("letta_encryption_key")
     @classmethod
@@ -260,6 +277,11 @@ class Settings(BaseSettings):
             with suppress(ValueError):
                 password = urlsplit(self.database_url.get_secret_value()).password or ""
                 redaction.remember(password, unquote(password))
+
+    @property
+    def uses_gateway(self) -> bool:
+        """Whether Letta is to reach the vendors through a gateway."""
+        return self.gateway != "off" and (self.gateway != "auto" or self.letta_base_url is None)
 
     def origin(self, field: str) -> str:
         """Return the origin of a setting: `environment`, the path of `.env`, `argument` or `default`."""

@@ -95,9 +95,9 @@ async def _predict(change: PlannedChange, ask: Ask) -> PlannedChange:
     key = change.desired.key
     if not change.ask_vendor or key is None:
         return change
-    new = await ask(change.desired.base_url, key)
+    new = await ask(change.desired.upstream, key)
     stored = _key_of_vendor(change)
-    return predict_change(change, new, None if stored is None else await ask(change.desired.base_url, stored))
+    return predict_change(change, new, None if stored is None else await ask(change.desired.upstream, stored))
 
 
 def _key_of_vendor(change: PlannedChange) -> SecretStr | None:

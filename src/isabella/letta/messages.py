@@ -10,6 +10,7 @@ from isabella.letta.http import LettaHttp
 
 #: More messages than one run stores.
 _OF_A_RUN = 200
+_ACTIVE_RUNS = 1000
 
 
 class Messages:
@@ -35,6 +36,16 @@ class Messages:
     async def of_run(self, run_id: str) -> list[dict[str, Any]]:
         """Return what Letta has stored of a run."""
         rows = await self._http.get(paths.run_messages(run_id), limit=_OF_A_RUN)
+        return [row for row in rows if isinstance(row, dict)]
+
+    async def active_runs(self) -> list[dict[str, Any]]:
+        """Return the runs that are under way, of all agents."""
+        rows = await self._http.get(paths.RUNS, active=True, limit=_ACTIVE_RUNS)
+        return [row for row in rows if isinstance(row, dict)]
+
+    async def latest_runs(self, agent_id: str, limit: int) -> list[dict[str, Any]]:
+        """Return the latest runs of an agent, the newest first."""
+        rows = await self._http.get(paths.RUNS, agent_id=agent_id, limit=limit, order="desc")
         return [row for row in rows if isinstance(row, dict)]
 
     async def send(self, agent_id: str, text: str, **options: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ AGENT_IMPORT = "/v1/agents/import"
 BLOCKS = "/v1/blocks/"
 TOOLS = "/v1/tools/"
 ARCHIVES = "/v1/archives/"
+RUNS = "/v1/runs/"
 
 
 def provider(provider_id: str) -> str:

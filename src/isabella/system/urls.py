@@ -12,7 +12,7 @@ from urllib.parse import quote, urlsplit
 PLACEHOLDER_URL = "http://127.0.0.1:9/nowhere/v1"
 
 #: The path of the gateway's base URLs; the provider's name and `/v1` follow.
-_GATEWAY_PATH = "/isabella-gateway/"
+GATEWAY_PATH = "/isabella-gateway/"
 
 
 class ClientOptions(TypedDict):
@@ -43,13 +43,13 @@ def is_placeholder_url(base_url: str | None) -> bool:
 
 def gateway_base_url(address: str, provider: str) -> str:
     """Return the base URL of a provider at the gateway that runs at this address."""
-    return f"{address}{_GATEWAY_PATH}{quote(provider, safe='')}/v1"
+    return f"{address}{GATEWAY_PATH}{quote(provider, safe='')}/v1"
 
 
 def is_gateway_url(base_url: str | None) -> bool:
     """Return whether a base URL is one of a gateway."""
     path = urlsplit(base_url or "").path.rstrip("/")
-    return path.startswith(_GATEWAY_PATH) and path.endswith("/v1") and path.count("/") == _GATEWAY_PATH.count("/") + 1
+    return path.startswith(GATEWAY_PATH) and path.endswith("/v1") and path.count("/") == GATEWAY_PATH.count("/") + 1
 
 
 def client_options(base_url: str) -> ClientOptions:

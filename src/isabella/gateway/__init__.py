@@ -1,0 +1,1 @@
+"""The gateway between Letta and the vendors."""

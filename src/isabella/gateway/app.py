@@ -22,9 +22,11 @@ import httpx2 as httpx
 import structlog
 from pydantic import SecretStr
 
-from isabella.gateway.adapting import AnswerReader, ReasoningMemory, adapt_refusal, adapt_request
+from isabella.gateway.adapting import adapt_request
+from isabella.gateway.answers import AnswerReader, ReasoningMemory
 from isabella.gateway.keys import Admission, KeyKind, KeyRing, NotAdmitted
-from isabella.gateway.limits import parse_limits, parse_retry_after
+from isabella.gateway.limits import RateLimits, parse_limits
+from isabella.gateway.refusals import adapt_refusal, words_of
 from isabella.gateway.traffic import Call, Traffic
 from isabella.providers.desired import Desired
 from isabella.system.redaction import mask, redact
@@ -76,6 +78,9 @@ class Gateway:
         keys: decides about the key of a request.
         traffic: receives what the requests show of the vendors.
         token: the control token.
+
+    Attributes:
+        reasoning: the reasoning of earlier answers, for vendors that require it back.
     """
 
     def __init__(self, keys: KeyRing, traffic: Traffic, token: SecretStr) -> None:
@@ -83,7 +88,7 @@ class Gateway:
         self.traffic = traffic
         self._token = token.get_secret_value().encode()
         self._clients: dict[str, httpx.AsyncClient] = {}
-        self._reasoning = ReasoningMemory()
+        self.reasoning = ReasoningMemory()
 
     async def close(self) -> None:
         """Close the connections to the vendors."""
@@ -157,11 +162,6 @@ class Gateway:
             )
         return client
 
-    @property
-    def reasoning(self) -> ReasoningMemory:
-        """The reasoning of earlier answers, for vendors that want it back."""
-        return self._reasoning
-
     def _stopped(self, provider: str, kind: KeyKind, bearer: str, *, answered: bool) -> None:
         masked = mask(bearer) if bearer else "no key"
         self.traffic.add_stopped(provider, kind.value, masked, answered=answered)
@@ -187,7 +187,9 @@ class Gateway:
         elif (path, method) == ("calls", "DELETE") and query.get("agent"):
             await _answer(send, 200, {"ended": self.traffic.end(query["agent"])})
         else:
-            await _refuse(send, 404, "not_found", "There are GET /control/traffic and DELETE /control/calls?agent=ID.")
+            await _refuse(
+                send, 404, "not_found", "There are GET /control/traffic and DELETE /control/calls?agent=ID."
+            )
 
 
 class _Exchange:
@@ -205,6 +207,8 @@ class _Exchange:
         self._started = False
         self._body = body
         self._document = _parse(body)
+        self._adapted: dict[str, Any] | None = None
+        self._quirks = admission.desired.vendor.quirks
         model = None if self._document is None else self._document.get("model")
         self.call = Call(
             self._desired.name,
@@ -243,10 +247,10 @@ class _Exchange:
     def _content(self) -> bytes | None:
         if self._document is None or self._rest != "chat/completions":
             return self._body
-        adapted = adapt_request(
-            self._document, self._desired.vendor.quirks, self._gateway.reasoning.of(self._desired.name)
+        self._adapted = adapt_request(
+            self._document, self._quirks, self._gateway.reasoning, provider=self._desired.name
         )
-        return json.dumps(adapted, ensure_ascii=False, separators=(",", ":")).encode()
+        return json.dumps(self._adapted, ensure_ascii=False, separators=(",", ":")).encode()
 
     def _request_headers(self) -> dict[str, str]:
         headers = {
@@ -261,31 +265,34 @@ class _Exchange:
         return headers
 
     async def _accepted(self, response: httpx.Response, began: float) -> None:
-        reader = AnswerReader(
-            self._desired.vendor.quirks,
-            streamed="text/event-stream" in response.headers.get("content-type", ""),
-        )
+        reader = AnswerReader(keep_reasoning=self._quirks.reasoning_required)
         first = True
         async for chunk in response.aiter_raw():
             if first:
                 first = False
-                self._gateway.traffic.accepted(
-                    self._desired.name, (time.monotonic() - began) * 1000, parse_limits(response.headers)
-                )
+                self._gateway.traffic.accepted(self._desired.name, (time.monotonic() - began) * 1000)
                 await self._start(response.status_code, _forwarded(response))
             reader.feed(chunk)
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         if first:
             await self._start(response.status_code, _forwarded(response))
-        self._finish(reader)
+        self._finish(reader, response)
         await self._send({"type": "http.response.body", "body": b""})
 
-    def _finish(self, reader: AnswerReader) -> None:
-        result = reader.finish()
-        self._gateway.reasoning.of(self._desired.name).add(result)
-        vendor = self._gateway.traffic.vendor(self._desired.name)
-        vendor.prompt_tokens += result.prompt_tokens or 0
-        vendor.completion_tokens += result.completion_tokens or 0
+    def _finish(self, reader: AnswerReader, response: httpx.Response) -> None:
+        reader.close()
+        if self._adapted is not None:
+            self._gateway.reasoning.remember(self._desired.name, self._adapted, reader.spoken)
+        if reader.error is not None:
+            self._gateway.traffic.add_outcome(
+                self.call, "broken", redact(words_of(reader.error)), status=response.status_code
+            )
+        self._gateway.traffic.used(
+            self._desired.name, reader.prompt_tokens or 0, reader.completion_tokens or 0, self._limits(response)
+        )
+
+    def _limits(self, response: httpx.Response) -> RateLimits:
+        return parse_limits(response.headers, now=time.time(), request_period=self._quirks.request_limit_period)
 
     async def _refused(self, response: httpx.Response) -> None:
         body = bytearray()
@@ -293,16 +300,21 @@ class _Exchange:
             body += chunk
             if len(body) > _LARGEST_REFUSAL:
                 break
-        refusal = adapt_refusal(response.status_code, response.headers, bytes(body), self._desired.vendor.quirks)
-        retry_after = parse_retry_after(refusal.headers.get("retry-after"))
+        refusal = adapt_refusal(response.status_code, response.headers, bytes(body), self._quirks, now=time.time())
         self._gateway.traffic.add_outcome(
             self.call,
             "refused",
-            redact(_words(bytes(body))),
+            redact(refusal.words),
             status=response.status_code,
-            retry_after=retry_after,
+            retry_after=refusal.retry_after,
+            window=refusal.window,
+            never_fits=refusal.never_fits,
         )
-        headers = [(name.encode(), value.encode("latin-1")) for name, value in refusal.headers.items()]
+        self._gateway.traffic.used(self._desired.name, 0, 0, self._limits(response))
+        headers = [
+            *((name.encode(), value.encode("latin-1", "replace")) for name, value in refusal.headers.items()),
+            (b"content-length", str(len(refusal.body)).encode()),
+        ]
         await self._start(refusal.status, headers)
         await self._send({"type": "http.response.body", "body": refusal.body})
 
@@ -393,14 +405,6 @@ def _forwarded(response: httpx.Response) -> Headers:
         for name, value in response.headers.raw
         if name.lower() in _FORWARDED or name.lower().startswith(_LIMIT_HEADER)
     ]
-
-
-def _words(body: bytes) -> str:
-    """Return the message in an error, for people."""
-    document = _parse(body)
-    error = document.get("error", document) if document else None
-    message = error.get("message") or error.get("detail") if isinstance(error, dict) else error
-    return str(message) if message else body[:200].decode(errors="replace")
 
 
 async def _answer(send: Send, status: int, document: object, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:

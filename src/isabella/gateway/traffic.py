@@ -57,6 +57,8 @@ class Outcome:
         code: `refused`, `unreachable`, `broken`, `ended` (the turn was over) or `not_admitted`.
         message: the vendor's own words, redacted.
         retry_after: seconds after which the vendor asks to be called again.
+        window: the model's true context window in tokens, if the refusal states it.
+        never_fits: the allowance in tokens that a single request of this size exceeds.
     """
 
     number: int
@@ -64,10 +66,12 @@ class Outcome:
     provider: str
     agent: str | None
     model: str | None
-    status: int | None
     code: str
     message: str
+    status: int | None = None
     retry_after: float | None = None
+    window: int | None = None
+    never_fits: int | None = None
 
 
 @dataclass(frozen=True)
@@ -114,26 +118,32 @@ class Traffic:
         """Return the traffic of a provider."""
         return self.vendors.setdefault(provider, VendorTraffic())
 
-    def accepted(self, provider: str, first_byte_ms: float, limits: RateLimits | None) -> None:
+    def accepted(self, provider: str, first_byte_ms: float) -> None:
         """Note that the vendor accepted a request."""
         vendor = self.vendor(provider)
         vendor.answers += 1
         vendor.accepted_at, vendor.first_byte_ms = time.time(), round(first_byte_ms, 1)
-        vendor.limits = limits or vendor.limits
+
+    def used(self, provider: str, prompt_tokens: int, completion_tokens: int, limits: RateLimits) -> None:
+        """Note the tokens of an answer, and the rate limits that came with it."""
+        vendor = self.vendor(provider)
+        vendor.prompt_tokens += prompt_tokens
+        vendor.completion_tokens += completion_tokens
+        if limits != RateLimits():
+            vendor.limits = limits
 
     def add_outcome(self, call: Call, code: str, message: str, **fields: Any) -> None:
         """Note that a request was not answered in full."""
         message = message[:_LONGEST_MESSAGE]
         outcome = Outcome(
-            self._next(),
-            time.time(),
-            call.provider,
-            call.agent,
-            call.model,
-            fields.get("status"),
-            code,
-            message,
-            fields.get("retry_after"),
+            number=self._next(),
+            at=time.time(),
+            provider=call.provider,
+            agent=call.agent,
+            model=call.model,
+            code=code,
+            message=message,
+            **fields,
         )
         self.outcomes.append(outcome)
         if code == "ended":

@@ -178,9 +178,7 @@ class Daemon:
 
     def _start(self, argv: Sequence[str], env: Mapping[str, str], listener: socket.socket) -> RunningDaemon:
         port, token = int(listener.getsockname()[1]), SecretStr(secrets.token_urlsafe(24))
-        write_private(
-            self.folder / "state.json", json.dumps({"port": port, "token": token.get_secret_value()})
-        )
+        write_private(self.folder / "state.json", json.dumps({"port": port, "token": token.get_secret_value()}))
         descriptor = listener.fileno()
         try:
             process = processes.spawn([*argv, str(descriptor)], env=env, log=self.log, pass_fds=(descriptor,))
@@ -192,7 +190,8 @@ class Daemon:
         try:
             deadline = time.monotonic() + _START_SECONDS
             while process.is_running() and time.monotonic() < deadline and not answered:
-                answered = self.answers(running) or bool(time.sleep(0.05))
+                time.sleep(0.05)
+                answered = self.answers(running)
         finally:
             # An interrupt while waiting must not leave a process behind.
             if not answered:

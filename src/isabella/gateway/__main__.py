@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import socket
 import sys
 from pathlib import Path
@@ -34,6 +35,8 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = load_settings(arguments.env_file)
     configure_logs(settings.log_format)
+    # A client that disconnects is no event worth a line for each chunk that it does not take.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     if arguments.practice:
         settings = _with_practice(settings)
     token = SecretStr(json.loads(state_file(arguments.home).read_text())["token"])

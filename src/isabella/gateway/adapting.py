@@ -1,6 +1,6 @@
 """Chat requests of Letta, changed so that a vendor accepts them.
 
-Letta sends every vendor what OpenAI accepts, with the tool calls and the reasoning of any vendor that answered before.
+Letta sends every vendor what OpenAI accepts, with the tool calls and the reasoning of vendors that answered before.
 Each rule here is for one difference in a vendor's `Quirks`. A request that no rule understands is left as it is, and
 the vendor refuses it.
 """

@@ -134,7 +134,7 @@ class Gateway:
         """Run an exchange until it is complete, the client disconnects, or its turn is over."""
         task = asyncio.create_task(exchange.run())
         gone = asyncio.create_task(_until_disconnected(receive))
-        exchange.call.end = task.cancel
+        exchange.call.task = task
         self.traffic.calls.add(exchange.call)
         try:
             await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
@@ -187,9 +187,7 @@ class Gateway:
         elif (path, method) == ("calls", "DELETE") and query.get("agent"):
             await _answer(send, 200, {"ended": self.traffic.end(query["agent"])})
         else:
-            await _refuse(
-                send, 404, "not_found", "There are GET /control/traffic and DELETE /control/calls?agent=ID."
-            )
+            await _refuse(send, 404, "not_found", "There are GET traffic and DELETE calls?agent=ID.")
 
 
 class _Exchange:
@@ -214,7 +212,6 @@ class _Exchange:
             self._desired.name,
             _agent_of(self._document),
             model if isinstance(model, str) else None,
-            end=lambda: None,
         )
 
     async def run(self) -> None:

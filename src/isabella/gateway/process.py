@@ -1,4 +1,4 @@
-"""The gateway as a process of its own: started with the embedded Letta, found by every command, and stopped with it."""
+"""The gateway as a process of its own, started and stopped with the embedded Letta."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def serve(
     traffic = Traffic(_load(file))
     gateway = Gateway(KeyRing(snapshot, find), traffic, token)
     config = uvicorn.Config(
-        gateway,  # type: ignore[arg-type]
+        gateway,
         http="h11",
         ws="none",
         lifespan="off",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from asyncio import Task
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -91,7 +92,7 @@ class Call:
     """A request to a vendor that is under way.
 
     Attributes:
-        end: ends it within the event loop's next turn.
+        task: runs it.
         began: when it began, in seconds since the epoch.
         over: whether it was ended because its turn is over.
     """
@@ -99,7 +100,7 @@ class Call:
     provider: str
     agent: str | None
     model: str | None
-    end: Callable[[], None] = field(repr=False)
+    task: Task[None] | None = field(default=None, repr=False)
     began: float = field(default_factory=time.time)
     over: bool = False
 
@@ -165,7 +166,8 @@ class Traffic:
         calls = [call for call in self.calls if call.agent == agent]
         for call in calls:
             call.over = True
-            call.end()
+            if call.task is not None:
+                call.task.cancel()
         return len(calls)
 
     def as_json(self, after: int = 0) -> dict[str, Any]:

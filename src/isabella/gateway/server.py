@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import secrets
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,14 +17,19 @@ import anyio
 import uvicorn
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
+from isabella.config.gateway_address import state_file
+from isabella.config.settings import Settings
 from isabella.connect import connect
+from isabella.errors import ConfigurationError
 from isabella.gateway.app import Gateway
 from isabella.gateway.keys import KeyRing
 from isabella.gateway.runs import RunMonitor
 from isabella.gateway.traffic import Traffic, VendorTraffic
 from isabella.letta.connection import Connection
 from isabella.practice.overlay import ConfigSnapshot
+from isabella.system import processes
 from isabella.system.files import write_private
+from isabella.system.urls import is_loopback
 
 _SAVE_SECONDS = 10.0
 _CONNECTION_SECONDS = 5.0
@@ -81,6 +89,44 @@ def serve(
 
     with suppress(KeyboardInterrupt):
         anyio.run(run)
+
+
+def run_in_foreground(
+    settings: Settings, host: str, port: int, tls: Tls | None, *, insecure: bool, say: Callable[[str], None]
+) -> None:
+    """Serve the gateway of this home until a signal, on an address that Letta reaches.
+
+    Raises:
+        ConfigurationError: the address cannot be used, or is one of the network and there is no TLS.
+    """
+    if not (is_loopback(host) or tls or insecure):
+        raise ConfigurationError(
+            f"{host} is an address of the network, and the vendors' keys would pass it in plaintext.",
+            remedy="Give --tls-certificate and --tls-key, or --insecure if the network is private.",
+        )
+    folder = state_file(settings.home).parent
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    listener = socket.socket(
+        socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(512)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(
+            f"The gateway cannot listen on port {port} of {host}: {error.strerror}.", remedy="Choose another --port."
+        ) from None
+    token = SecretStr(secrets.token_urlsafe(24))
+    if is_loopback(host) and tls is None:
+        # So that Isabella's other commands on this machine find it.
+        state = {"port": port, "token": token.get_secret_value()}
+        write_private(folder / "state.json", json.dumps(state))
+        processes.save(folder / "process.json", processes.ChildProcess.of(os.getpid()))
+    scheme = "http" if tls is None else "https"
+    say(f"The gateway listens at {scheme}://{f'[{host}]' if ':' in host else host}:{port}  (stop: Ctrl-C)")
+    serve(ConfigSnapshot.of(settings), listener, token, folder, tls)
 
 
 class _Finder:

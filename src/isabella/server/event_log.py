@@ -176,6 +176,11 @@ class EventLog:
                 self._add("notice", "", redact(sentence.text), warning=sentence.warning)
         self.notifier.notify()
 
+    def add_notice(self, text: str, subject: str = "", *, warning: bool = False) -> None:
+        """Record a notice."""
+        self._add("notice", subject, redact(text), warning=warning)
+        self.notifier.notify()
+
     def notices(self, seconds: float) -> Sequence[LoggedEvent]:
         """Return the notices of the last seconds, newest first."""
         since = time.time() - seconds

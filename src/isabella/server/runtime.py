@@ -23,6 +23,7 @@ from isabella.agents.reflection import ReflectionOutcome, Say, reflect
 from isabella.agents.service import AgentService, open_agent_service
 from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError, IsabellaError, NotReady, TurnError
+from isabella.gateway.client import GatewayTraffic
 from isabella.letta.connection import Connection
 from isabella.locks.provider_lock import TurnLocks
 from isabella.providers.desired import desired_providers
@@ -63,6 +64,7 @@ class Runtime:
         turn_service: set by `open_turns`.
         request_registry: set by `open_turns`.
         watcher: set while `run_watcher` runs; None in a backend that does not watch its configuration.
+        gateway: what the gateway last reported; None without one, or if it does not answer.
         tasks: runs work that outlives a request; set while the application serves.
         csrf: the secret that every form of the console contains.
     """
@@ -77,6 +79,7 @@ class Runtime:
     turn_service: TurnService | None = None
     request_registry: RequestRegistry | None = None
     watcher: Watcher | None = None
+    gateway: GatewayTraffic | None = None
     tasks: TaskGroup | None = None
     csrf: str = field(init=False, repr=False)
 

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2 as httpx
 from filelock import FileLock, Timeout
@@ -39,12 +40,16 @@ _REQUEST_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class RunningDaemon:
-    """A running server: its port, process and control token."""
+    """A running server: its port, process and control token.
+
+    `listener` is its listening socket if this call started it: as long as the caller keeps that open, nobody else can
+    take the port while the server is started again.
+    """
 
     port: int
     process: ChildProcess
     token: SecretStr = field(repr=False)
-    started: bool = False
+    listener: socket.socket | None = field(default=None, repr=False, compare=False)
 
     @property
     def address(self) -> str:
@@ -86,11 +91,15 @@ class Daemon:
 
     def status(self) -> RunningDaemon | None:
         """Return the running server; None if it does not run or does not answer."""
+        running = self.recorded()
+        return running if running is not None and self.answers(running) else None
+
+    def recorded(self) -> RunningDaemon | None:
+        """Return the server whose process is alive, whether it answers or not."""
         process, state = processes.load(self.folder / "process.json"), self._state()
-        if process is None or state is None or not process.is_running():
+        if process is None or not process.is_running() or not isinstance(state.get("port"), int):
             return None
-        running = RunningDaemon(state[0], process, state[1])
-        return running if self.answers(running) else None
+        return RunningDaemon(state["port"], process, SecretStr(str(state.get("token"))))
 
     def answers(self, running: RunningDaemon) -> bool:
         """Return whether it answers its health check."""
@@ -114,30 +123,35 @@ class Daemon:
         )
 
     def start(
-        self, argv: Sequence[str], env: Mapping[str, str], listener: socket.socket | None = None
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        identity: str = "",
+        listener: socket.socket | None = None,
     ) -> RunningDaemon:
-        """Start the server unless it runs.
+        """Start the server, unless it runs with this identity.
 
         Args:
             argv: the command; the file descriptor of the listening socket follows as its last argument.
             env: its environment.
-            listener: the listening socket, if the caller keeps it open while the process is started again.
+            identity: stands for its configuration; a server with another one is replaced.
+            listener: the listening socket of a server that has ended.
 
         Raises:
             LockTimeout: another process has been starting or stopping it for too long.
         """
         with self.locked():
             running = self.status()
-            if running is not None:
+            if running is not None and self._state().get("identity") == identity:
                 return running
             self._stop()
-            own = listener is None
             listening = listener or self.listen()
             try:
-                return self._start(argv, env, listening)
-            finally:
-                if own:
-                    listening.close()
+                return self._start(argv, env, identity, listening)
+            except BaseException:
+                listening.close()
+                raise
 
     def stop(self) -> bool:
         """Stop the server and keep its port. Return whether it ran."""
@@ -148,10 +162,9 @@ class Daemon:
 
     def listen(self) -> socket.socket:
         """Return a listening socket on its port, or on another one if that is not free."""
-        state = self._state()
         try:
-            return _listen(self.default_port if state is None else state[0])
-        except OSError:
+            return _listen(self._state().get("port", self.default_port))
+        except (OSError, OverflowError, TypeError):
             return _listen(0)
 
     @contextmanager
@@ -176,16 +189,19 @@ class Daemon:
         finally:
             lock.release()
 
-    def _start(self, argv: Sequence[str], env: Mapping[str, str], listener: socket.socket) -> RunningDaemon:
+    def _start(
+        self, argv: Sequence[str], env: Mapping[str, str], identity: str, listener: socket.socket
+    ) -> RunningDaemon:
         port, token = int(listener.getsockname()[1]), SecretStr(secrets.token_urlsafe(24))
-        write_private(self.folder / "state.json", json.dumps({"port": port, "token": token.get_secret_value()}))
+        state = {"port": port, "token": token.get_secret_value(), "identity": identity}
+        write_private(self.folder / "state.json", json.dumps(state))
         descriptor = listener.fileno()
         try:
             process = processes.spawn([*argv, str(descriptor)], env=env, log=self.log, pass_fds=(descriptor,))
         except OSError as error:
             raise self.error(f"{self.title} cannot be started: {error.strerror}.") from None
         processes.save(self.folder / "process.json", process)
-        running = RunningDaemon(port, process, token, started=True)
+        running = RunningDaemon(port, process, token, listener)
         answered = False
         try:
             deadline = time.monotonic() + _START_SECONDS
@@ -207,12 +223,12 @@ class Daemon:
         record.unlink(missing_ok=True)
         return stopped
 
-    def _state(self) -> tuple[int, SecretStr] | None:
+    def _state(self) -> dict[str, Any]:
         try:
-            data = json.loads((self.folder / "state.json").read_text())
-            return int(data["port"]), SecretStr(str(data["token"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+            state = json.loads((self.folder / "state.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
 
 
 def _listen(port: int) -> socket.socket:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
@@ -103,6 +103,7 @@ class Attempt:
     Attributes:
         first_token: seconds that the vendor may take to begin.
         silence: seconds of silence after which an answer that has begun is broken.
+        end_calls: ends the agent's requests at the vendor, if a gateway can do that.
         run_id: Letta's run; None if Letta has not accepted the message.
         began: when the first token came, in monotonic seconds.
         said: the answer so far, by message id.
@@ -115,6 +116,7 @@ class Attempt:
     first_token: float
     silence: float
     cancel_request: CancelRequest
+    end_calls: Callable[[str], Awaitable[None]] | None = None
     run_id: str | None = None
     began: float | None = None
     said: dict[str, str] = field(default_factory=dict)
@@ -282,6 +284,9 @@ class Attempt:
                     break
             await cancel(letta, self.agent_id, self.run_id)
             self._cancelled = True
+            if self.end_calls is not None:
+                # Letta would leave the vendor generating (fact G1).
+                await self.end_calls(self.agent_id)
 
     async def _abandon(self, letta: LettaClient, inbox: asyncio.Queue[_Item], pump: asyncio.Task[None]) -> None:
         """Leave nothing behind: neither the reading task, nor a run without a reader."""

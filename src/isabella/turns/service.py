@@ -9,7 +9,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 
 from isabella.agents.service import AgentService
+from isabella.config.gateway_address import gateway_address
 from isabella.errors import MessageRefused, TurnUnknown
+from isabella.gateway.client import GatewayClient
+from isabella.gateway.process import starts_here
 from isabella.locks.provider_lock import TurnLocks, open_locks
 from isabella.turns.agent_cache import AgentCache
 from isabella.turns.circuit_breaker import CircuitBreaker
@@ -118,8 +121,12 @@ async def open_turn_service(
         if locks is None:
             database_url = agent_service.connection.database_url
             locks = await stack.enter_async_context(open_locks(database_url, patience=settings.gate_timeout))
+        gateway = GatewayClient(settings) if starts_here(settings) and gateway_address(settings) else None
+        if gateway is not None:
+            stack.push_async_callback(gateway.close)
         deps = TurnDependencies(
             letta=agent_service.letta,
+            gateway=gateway,
             agent_cache=AgentCache(agent_service.registry, agent_service.models),
             gate=locks.gate,
             breaker=CircuitBreaker(),

@@ -16,6 +16,7 @@ from isabella.agents import context
 from isabella.errors import (
     AgentUnknown,
     GateTimeout,
+    GatewayError,
     IsabellaError,
     LettaBroken,
     LettaRefused,
@@ -23,6 +24,7 @@ from isabella.errors import (
     ModelUnknown,
     TurnTimeout,
 )
+from isabella.gateway.client import GatewayClient
 from isabella.letta.client import LettaClient
 from isabella.locks.provider_lock import ProviderLock
 from isabella.turns import partial_history
@@ -31,7 +33,7 @@ from isabella.turns.attempt import Attempt, CancelRequest
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, Held, Opened, Queued, TurnFailed
 from isabella.turns.queue import Ticket, TicketAbandoned
-from isabella.turns.stream import VendorRefusal
+from isabella.turns.stream import VendorRefusal, refusal_of
 from isabella.vendors.status import VendorState, VendorStatusBoard
 
 log = structlog.get_logger()
@@ -51,6 +53,14 @@ _CODES = (
     (LettaUnreachable, ErrorCode.LETTA_UNREACHABLE),
     (LettaRefused, ErrorCode.LETTA_REFUSED),
     (LettaBroken, ErrorCode.LETTA_FAILING),
+)
+#: Failures that have nothing to do with the request to the vendor.
+_NOT_OF_A_VENDOR = (
+    ErrorCode.PROVIDER_CHANGING,
+    ErrorCode.VENDOR_SILENT,
+    ErrorCode.AGENT_UNKNOWN,
+    ErrorCode.LETTA_REFUSED,
+    ErrorCode.LETTA_UNREACHABLE,
 )
 
 
@@ -73,6 +83,7 @@ class TurnDependencies:
 
     Attributes:
         letta: the client of their Letta.
+        gateway: the gateway that Letta's requests to vendors pass, if there is one.
     """
 
     letta: LettaClient
@@ -80,6 +91,7 @@ class TurnDependencies:
     gate: ProviderLock
     breaker: CircuitBreaker
     limits: TurnLimits
+    gateway: GatewayClient | None = None
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
 
 
@@ -294,7 +306,7 @@ class Turn:
         Returns:
             Why it did not answer, if another vendor may be asked; None if the turn is over.
         """
-        deps = self._deps
+        deps, since = self._deps, time.time()
         self._asked = None
         attempt = Attempt(
             self.agent_ref.id,
@@ -302,6 +314,7 @@ class Turn:
             first_token=deps.limits.first_token,
             silence=deps.limits.silence,
             cancel_request=self._cancel_request,
+            end_calls=None if deps.gateway is None else deps.gateway.end_calls,
         )
         if deps.gate.is_closed(candidate.provider):
             await self._emit(Held(candidate.provider))
@@ -311,9 +324,9 @@ class Turn:
         except GateTimeout as error:
             attempt.refusal = VendorRefusal(ErrorCode.PROVIDER_CHANGING, error.what, counts=False)
         self._cancel_request.evicted = False
-        refusal = attempt.refusal
-        if refusal is None:
+        if attempt.refusal is None:
             return None
+        refusal = await self._true_refusal(attempt.refusal, since)
         asked = self._asked or candidate
         pause = self._record_refusal(asked.provider, refusal)
         if attempt.reason is not None:
@@ -326,6 +339,20 @@ class Turn:
             Failover(asked.handle, refusal.code, refusal.message, refusal.status, refusal.retry_after or pause)
         )
         return refusal
+
+    async def _true_refusal(self, refusal: VendorRefusal, since: float) -> VendorRefusal:
+        """Return a refusal in the vendor's own words, if a gateway has seen it; Letta may have reworded it."""
+        gateway = self._deps.gateway
+        if gateway is None or refusal.code in _NOT_OF_A_VENDOR:
+            return refusal
+        try:
+            outcome = await gateway.last_outcome(self.agent_ref.id, since)
+        except GatewayError as error:
+            log.warning("gateway not asked", error=error.what)
+            if refusal.code is not ErrorCode.VENDOR_UNREACHABLE:
+                return refusal
+            return VendorRefusal(ErrorCode.GATEWAY_UNREACHABLE, error.what, counts=False)
+        return refusal if outcome is None else refusal_of(outcome, refusal)
 
     async def _fit(self) -> bool:
         """Make the context acceptable to every vendor, once in a turn. Return whether anything was changed."""

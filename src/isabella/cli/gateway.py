@@ -69,9 +69,7 @@ def run(
     tls_key: Annotated[Path | None, typer.Option("--tls-key", metavar="FILE", help="Its private key.")] = None,
     insecure: Annotated[
         bool,
-        typer.Option(
-            "--insecure", help="Listen on an address of the network without TLS: keys pass it in plaintext."
-        ),
+        typer.Option("--insecure", help="Listen on the network without TLS: keys pass it in plaintext."),
     ] = False,
     home: Home = None,
     env_file: EnvFile = None,

@@ -134,8 +134,7 @@ def test_mistral_names_all_foreign_fields_at_once(vendors: PracticeVendors) -> N
     vendors.strict("mistral")
     told = chat(vendors, "mistral", user="", stream_options={"include_usage": True}).json()
     problem = {"type": "extra_forbidden", "msg": "Extra inputs are not permitted"}
-    assert told["type"] == "invalid_request_error"
-    assert told["message"]["detail"] == [
+    assert told["detail"] == [
         problem | {"loc": ["body", "user"], "input": ""},
         problem | {"loc": ["body", "stream_options"], "input": {"include_usage": True}},
     ]

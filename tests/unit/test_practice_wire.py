@@ -119,7 +119,7 @@ def test_model_items_have_the_vendors_fields(vendors: PracticeVendors) -> None:
 def test_cerebras_tells_windows_in_the_format_of_openrouter(vendors: PracticeVendors) -> None:
     """With `?format=openrouter` the list, and an entry of it, has the window; other vendors pass over the query."""
     listed = get(vendors, "cerebras", "/models?format=openrouter").json()["data"]
-    assert {item["id"]: item["context_length"] for item in listed}["gpt-oss-120b"] == 131_072
+    assert {item["id"]: item["context_length"] for item in listed}["cerebras/gpt-oss-120b"] == 131_072
     one = get(vendors, "cerebras", "/models/gpt-oss-120b?format=openrouter").json()
     assert one["max_output_length"] == 40_960
     assert get(vendors, "groq", "/models?format=openrouter").json() == get(vendors, "groq", "/models").json()

@@ -1,7 +1,7 @@
 """Chat requests of Letta, changed so that a vendor accepts them.
 
-Letta sends every vendor what OpenAI accepts, with the tool calls and the reasoning of vendors that answered before.
-Each rule here is for one difference in a vendor's `Quirks`. A request that no rule understands is left as it is, and
+Letta sends every vendor what OpenAI accepts, with the tool calls and reasoning of the vendors that answered before.
+Each rule here is for one difference in a vendor's `Quirks`. A request that no rule understands stays as it is, and
 the vendor refuses it.
 """
 

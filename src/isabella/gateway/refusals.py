@@ -56,7 +56,7 @@ class Refusal:
     Attributes:
         status, headers, body: the response. The names of headers are in lower case.
         kind: what the vendor refused it for.
-        words: the vendor's own words, bounded. They may quote a key.
+        words: the vendor's own words, bounded. They may quote a key or a part of the request.
         retry_after: seconds until the next request may succeed; None if the vendor does not say so.
         never_fits: the limit of tokens that this request exceeds by itself; None if it may pass later.
         window: the context window in tokens that the vendor told; None if it told none.

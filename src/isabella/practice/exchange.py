@@ -8,20 +8,36 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import math
 import secrets
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
+from urllib.parse import parse_qs
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from isabella.practice import assistant, strictness
+from isabella.practice.limits import Admission, go_duration
 from isabella.practice.prompt import read_prompt
 from isabella.practice.strictness import Objection
-from isabella.practice.vendor import ActiveFaults, PracticeVendor, Route, VendorFault, fingerprint
-from isabella.practice.wire import ListedModel, ModelCompletion, RefusalShape, embeddings_answer, to_json
+from isabella.practice.vendor import ActiveFaults, Ended, PracticeVendor, Progress, Route, VendorFault, fingerprint
+from isabella.practice.wire import (
+    CHARACTERS_PER_TOKEN,
+    Generation,
+    ListedModel,
+    ModelCompletion,
+    RefusalShape,
+    embeddings_answer,
+    endless_tokens,
+    overflow_wordings,
+    to_json,
+    tokens_of,
+)
 from isabella.system.redaction import mask
 
 Scope = Mapping[str, Any]
@@ -32,6 +48,8 @@ Headers = list[tuple[bytes, bytes]]
 _LARGEST_BODY = 64 * 1024 * 1024
 #: Seconds that a client has to read the first part of an answer before its connection is reset.
 _BEFORE_RESET = 0.5
+#: Seconds between the tokens of an endless answer for which no other time is given; it lets the server do other work.
+_ENDLESS_PACE = 0.001
 _PROXY_PAGE = (
     b"<html>\r\n<head><title>%d %s</title></head>\r\n<body>\r\n<center><h1>%d %s</h1></center>\r\n"
     b"<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
@@ -64,6 +82,11 @@ class Transports:
         if transport is not None:
             transport.close()
 
+    def is_open(self, scope: Scope) -> bool:
+        """Whether the client of a request is still connected."""
+        transport = self._open.get(tuple(scope["client"]))
+        return transport is not None and not transport.is_closing()
+
     def abort_all(self) -> None:
         """Break all connections, so that the server does not wait for their answers."""
         for transport in list(self._open.values()):
@@ -87,6 +110,15 @@ class Transports:
         return RegisteredProtocol
 
 
+@dataclass(frozen=True)
+class Refusal:
+    """A vendor's refusal of a request: its shape, the values for the placeholders, and the wait in seconds."""
+
+    shape: RefusalShape
+    values: Mapping[str, object]
+    retry_after: float | None = None
+
+
 class VendorExchange:
     """A request at a vendor, and its answer; `scope`, `receive` and `send` are those of ASGI."""
 
@@ -100,6 +132,8 @@ class VendorExchange:
         self._receive = receive
         self._send = send
         self._at = time.time()
+        self._progress = Progress()
+        self._ended: Ended = "completed"
         self._request_id = f"req_{secrets.token_hex(13)}"
         self._key = _bearer(scope)
         self._key_sha256 = None if self._key is None else fingerprint(self._key)
@@ -108,6 +142,7 @@ class VendorExchange:
         self._body: Mapping[str, Any] = {}
         self._body_length = 0
         self._objections: tuple[Objection, ...] = ()
+        self._admission: Admission | None = None
 
     async def answer(self) -> None:
         """Read the request, and answer or refuse it, or fail it as the vendor's faults say.
@@ -116,20 +151,32 @@ class VendorExchange:
             ClientDisconnected: the client did not wait for the answer.
         """
         valid = self._parse(await read_body(self._receive))
+        try:
+            await self._answer(valid)
+        except ClientDisconnected:
+            self._ended = "disconnected"
+            raise
+        except BaseException:
+            self._ended = "broken"
+            raise
+        finally:
+            self._progress.end(self._ended)
+
+    async def _answer(self, valid: bool) -> None:
+        model = self._model()
         if self._route == "chat":
-            self._objections = strictness.objections(self._profile.name, self._body)
+            self._objections = strictness.objections(self._profile.name, self._body, model)
         faults = self._vendor.faults.take(self._route, accepted=self._accepted)
         fault = faults.fault
         # A fault of the network or a proxy comes before the vendor looks at the key.
         if fault is not None and fault.before_the_vendor:
             await self._fail_early(fault, faults)
             return
-        refusal, values = self._judge(valid, fault)
-        self._log(200 if refusal is None else refusal.status, fault)
+        refusal = self._judge(valid, fault)
+        self._log(200 if refusal is None else refusal.shape.status, fault)
         await self._pause(faults.latency)
-        model = self._model()
         if refusal is not None:
-            await self._refuse(refusal, fault, values)
+            await self._refuse(refusal, fault)
         elif model is None or self._route == "models":
             await self._deliver(self._models(), fault)
         elif self._route == "chat":
@@ -150,39 +197,85 @@ class VendorExchange:
         embeds = any(model.dimensions for model in self._profile.models.values())
         return ("embeddings" if method == "POST" and path == "embeddings" and embeds else None), None
 
-    def _judge(self, valid: bool, fault: VendorFault | None) -> tuple[RefusalShape | None, dict[str, str]]:
-        """Return the refusal of the request, if the vendor refuses it, and the values for its placeholders."""
-        named = self._listed_model if self._listed_model is not None else self._body.get("model")
-        values = {"model": str(named), "path": self._scope["path"], "detail": "Invalid request."}
+    def _judge(self, valid: bool, fault: VendorFault | None) -> Refusal | None:
+        """Return the refusal of the request, if the vendor refuses it."""
         if self._key is None or not self._accepted:
-            return self._profile.refusals["no_key" if self._key is None else "wrong_key"], values
+            return self._refusal("no_key" if self._key is None else "wrong_key")
         if fault is not None and fault.status is not None:
-            return self._profile.refusal_of(fault.status), values
-        reason, detail = self._objection(valid)
-        if detail is not None:
-            values["detail"] = detail
-        return (None if reason is None else self._profile.refusals[reason]), values
+            return Refusal(self._profile.refusal_of(fault.status), self._values())
+        refusal = self._objection(valid)
+        model = self._model()
+        if refusal is None and self._route == "chat" and model is not None:
+            refusal = self._overflow(model, fault)
+        if refusal is None and self._route != "models":
+            refusal = self._over_the_limit()
+        return refusal
 
-    def _objection(self, valid: bool) -> tuple[str | None, str | None]:
-        """Return the reason to refuse a request whose key is accepted, and the details."""
+    def _objection(self, valid: bool) -> Refusal | None:
+        """Return the refusal of a request whose key is accepted, but which is not as the vendor wants it."""
         if self._route is None:
-            return "no_path", None
+            return self._refusal("no_path")
         if self._route == "models":
             known = self._listed_model is None or self._listed_model in self._profile.models
-            return (None if known else "no_model"), None
+            return None if known else self._refusal("no_model")
         if not valid:
-            return "bad_request", "The body is not a JSON object."
+            return self._refusal("bad_request", detail="The body is not a JSON object.")
         model = self._model()
         if model is None or (self._route == "chat") != model.chat:
-            return "no_model", None
+            return self._refusal("no_model")
         required = "messages" if self._route == "chat" else "input"
         if not self._body.get(required):
-            return "bad_request", f"{required}: field required"
+            return self._refusal("bad_request", detail=f"{required}: field required")
+        limit = self._profile.output_limit(self._body)
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            return self._refusal("bad_request", detail="max_tokens: an integer of at least 1 is needed")
         strict = self._vendor.strict
-        for objection in self._objections:
-            if strict or (strict is None and objection.certain):
-                return objection.refusal, objection.text
-        return None, None
+        refused = [each for each in self._objections if strict or (strict is None and each.certain)]
+        if not refused:
+            return None
+        values: dict[str, object] = {"detail": refused[0].text}
+        problems = [each.problem for each in refused if each.problem is not None]
+        if problems:
+            values["problems"] = problems
+        return self._refusal(refused[0].refusal, **values)
+
+    def _overflow(self, model: ListedModel, fault: VendorFault | None) -> Refusal | None:
+        """Return the refusal of a prompt that is larger than the window."""
+        window, shape = model.window, self._profile.refusals["too_long"]
+        if fault is not None and fault.kind == "overflow":
+            window = self._prompt_tokens - 1 if fault.window is None else fault.window
+            shape = overflow_wordings()[fault.overflow or self._profile.name]
+        excess = self._prompt_tokens - window
+        if excess <= 0:
+            return None
+        figures = {"prompt": self._prompt_tokens, "window": window, "excess": excess, "least": window + 1}
+        return Refusal(shape, self._values() | figures)
+
+    def _over_the_limit(self) -> Refusal | None:
+        """Charge the request to the vendor's limits; return the refusal of one that exceeds them."""
+        limit = self._profile.output_limit(self._body)
+        reserved = min(limit, self._profile.most_reserved) if isinstance(limit, int) else self._profile.reserved
+        self._admission = admission = self._vendor.limits.admit(self._prompt_tokens + reserved)
+        if admission.exceeded is None:
+            return None
+        refusals = self._profile.refusals
+        shape = refusals.get(admission.exceeded) or refusals.get("tokens_used_up") or refusals["too_fast"]
+        figures = {"limit": admission.limit, "used": admission.used, "requested": admission.requested}
+        values = self._values() | figures | {"wait": go_duration(admission.retry_after)}
+        told = shape.status == 429 and self._profile.tells_retry_after
+        return Refusal(shape, values, float(math.ceil(admission.retry_after)) if told else None)
+
+    def _refusal(self, reason: str, **values: object) -> Refusal:
+        return Refusal(self._profile.refusals[reason], self._values() | values)
+
+    def _values(self) -> dict[str, object]:
+        """Return the values that every refusal may need."""
+        named = self._listed_model if self._listed_model is not None else self._body.get("model")
+        return {"model": str(named), "path": self._scope["path"], "detail": "Invalid request."}
+
+    @property
+    def _prompt_tokens(self) -> int:
+        return max(1, self._body_length // CHARACTERS_PER_TOKEN)
 
     def _model(self) -> ListedModel | None:
         name = self._body.get("model")
@@ -201,57 +294,87 @@ class VendorExchange:
             self._transports.end(self._scope)
         else:
             self._transports.reset(self._scope)
-        await self._until_disconnected()
+        await self._broken()
 
-    async def _refuse(self, refusal: RefusalShape, fault: VendorFault | None, values: dict[str, str]) -> None:
-        retry_after = refusal.retry_after
+    async def _refuse(self, refusal: Refusal, fault: VendorFault | None) -> None:
+        shape, values = refusal.shape, dict(refusal.values)
+        retry_after = shape.retry_after if refusal.retry_after is None else refusal.retry_after
         body: bytes | None = None
-        if fault is not None and fault.status == refusal.status:
+        if fault is not None and fault.status == shape.status:
             retry_after = fault.retry_after if fault.retry_after is not None else retry_after
             body = None if fault.body is None else fault.body.encode()
         headers = self._headers()
         if retry_after is not None:
             headers.append((b"retry-after", f"{retry_after:g}".encode()))
         if body is None:
-            body = refusal.filled(**values, request_id=self._request_id, retry_after=f"{retry_after or 0:g}")
-        await respond(self._send, refusal.status, body, headers)
+            problem = {"type": "value_error", "loc": ["body"], "msg": values["detail"], "input": None}
+            values.setdefault("problems", [problem])
+            body = shape.filled(**values, request_id=self._request_id, retry_after=f"{retry_after or 0:g}")
+        await respond(self._send, shape.status, body, headers)
 
     async def _complete(self, model: ListedModel, faults: ActiveFaults) -> None:
         identity = f"{model.id} at {self._profile.title} (a practice vendor)"
         reply = assistant.reply(read_prompt(self._body), identity=identity)
+        reasons = model.reasons and self._profile.wants_reasoning(self._body)
+        given = self._profile.output_limit(self._body)
+        limit = given if isinstance(given, int) else model.max_output
+        tokens = tokens_of(reply, reasons=reasons)
+        if faults.endless:
+            cleared = self._vendor.faults.cleared
+            tokens = endless_tokens(reply, reasons=reasons)
+            tokens = takewhile(lambda _: self._vendor.faults.cleared == cleared, tokens)
+            limit = limit or model.window
+        generation = Generation(tokens, limit)
         completion = ModelCompletion.of(
-            self._profile, model, str(self._body["model"]), reply, prompt_characters=self._body_length
+            self._profile, str(self._body["model"]), prompt_tokens=self._prompt_tokens, calls=len(reply.calls)
         )
-        if not self._body.get("stream"):
-            await self._deliver(completion.whole(), faults.fault)
+        if self._body.get("stream"):
+            options = self._body.get("stream_options")
+            include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+            await self._stream(completion.pieces(generation, include_usage=include_usage), generation, faults)
             return
-        options = self._body.get("stream_options")
-        include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-        await self._stream(list(completion.pieces(include_usage=include_usage)), faults)
+        generated = []
+        for token in generation:
+            if faults.endless:
+                await self._pace(faults)
+            self._progress.generate(generation.tokens)
+            generated.append(token)
+        await self._deliver(completion.whole(generated, generation), faults.fault)
 
-    async def _stream(self, pieces: list[bytes], faults: ActiveFaults) -> None:
+    async def _stream(self, pieces: Iterable[bytes], generation: Generation, faults: ActiveFaults) -> None:
         fault = faults.fault
-        if fault is not None and fault.malformed:
-            pieces = [pieces[0], b'data: {"id":"chatcmpl-broken","choices":[{"delta":{"content":"He\n\n', pieces[-1]]
         breaks = fault is not None and (fault.truncated or fault.reset == "midway")
-        if breaks:
-            pieces = pieces[: max(1, len(pieces) // 2)]
+        if fault is not None and fault.malformed:
+            first, *_, last = pieces
+            pieces = [first, b'data: {"id":"chatcmpl-broken","choices":[{"delta":{"content":"He\n\n', last]
+        elif breaks:
+            complete = list(pieces)
+            pieces = complete[: max(1, len(complete) // 2)]
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers + self._headers()})
         cleared = self._vendor.faults.cleared
         for index, piece in enumerate(pieces):
-            if index and faults.between and self._vendor.faults.cleared == cleared:
-                await self._pause(faults.between)
+            if index and self._vendor.faults.cleared == cleared:
+                await self._pace(faults)
+            if not self._transports.is_open(self._scope):
+                raise ClientDisconnected
+            self._progress.generate(generation.tokens)
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
         if breaks:
             await self._break_midway(fault)
         else:
             await self._send({"type": "http.response.body", "body": b""})
 
+    async def _pace(self, faults: ActiveFaults) -> None:
+        """Wait for as long as the model takes for a token."""
+        await self._pause(faults.between or (_ENDLESS_PACE if faults.endless else 0.0))
+
     async def _deliver(self, answer: object, fault: VendorFault | None) -> None:
         """Send a JSON answer, whole or as the fault says."""
         body = to_json(answer)
         headers = self._headers()
+        if not self._transports.is_open(self._scope):
+            raise ClientDisconnected
         if fault is not None and fault.malformed:
             await respond(self._send, 200, body[: len(body) // 2], headers)
         elif fault is not None and (fault.truncated or fault.reset == "midway"):
@@ -269,12 +392,22 @@ class VendorExchange:
             self._transports.reset(self._scope)
         else:
             self._transports.end(self._scope)
+        await self._broken()
+
+    async def _broken(self) -> None:
+        self._ended = "broken"
         await self._until_disconnected()
 
     def _models(self) -> object:
-        if self._listed_model is not None:
-            return self._profile.models[self._listed_model].item
-        return {"object": "list", "data": self._profile.listed}
+        """Return the model list, or one entry; a vendor that knows the format of OpenRouter is asked for it."""
+        wanted = parse_qs(self._scope["query_string"].decode("latin-1")).get("format", [""])[0]
+        one = None if self._listed_model is None else self._profile.models[self._listed_model]
+        listed = self._profile.listed if one is None else (one,)
+        entries = [model.openrouter for model in listed if model.openrouter is not None]
+        envelope: dict[str, object] = {}
+        if wanted != "openrouter" or not entries:
+            entries, envelope = [model.item for model in listed], {"object": "list"}
+        return envelope | {"data": entries} if one is None else entries[0]
 
     def _parse(self, raw: bytes) -> bool:
         """Take the body; return whether it is a JSON object."""
@@ -307,12 +440,21 @@ class VendorExchange:
         if self._profile.correlation_header:
             headers.append((self._profile.correlation_header.encode(), request_id))
         if self._accepted and self._route in ("chat", "embeddings"):
-            headers += [(name.encode(), value.encode()) for name, value in self._profile.limit_headers.items()]
+            headers += [(name.encode(), value.encode()) for name, value in self._limit_headers().items()]
         return headers
+
+    def _limit_headers(self) -> dict[str, str]:
+        values = self._vendor.limits.told() if self._admission is None else self._admission.told
+        told = {
+            f"%{name}%": self._profile.told_duration(value) if name.endswith("_reset") else str(value)
+            for name, value in values.items()
+        }
+        return {name: told.get(value, value) for name, value in self._profile.limit_headers.items()}
 
     def _log(self, status: int, fault: VendorFault | None) -> None:
         model = self._body.get("model", self._listed_model)
         self._vendor.log.add(
+            self._progress,
             at=self._at,
             method=self._scope["method"],
             path=self._scope["path"],

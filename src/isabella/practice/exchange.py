@@ -25,9 +25,10 @@ from isabella.practice import assistant, strictness
 from isabella.practice.limits import Admission, go_duration
 from isabella.practice.prompt import read_prompt
 from isabella.practice.strictness import Objection
-from isabella.practice.vendor import ActiveFaults, Ended, PracticeVendor, Progress, Route, VendorFault, fingerprint
+from isabella.practice.vendor import ActiveFaults, PracticeVendor, Progress, Route, VendorFault, fingerprint
 from isabella.practice.wire import (
     CHARACTERS_PER_TOKEN,
+    END_OF_STREAM,
     Generation,
     ListedModel,
     ModelCompletion,
@@ -133,7 +134,6 @@ class VendorExchange:
         self._send = send
         self._at = time.time()
         self._progress = Progress()
-        self._ended: Ended = "completed"
         self._request_id = f"req_{secrets.token_hex(13)}"
         self._key = _bearer(scope)
         self._key_sha256 = None if self._key is None else fingerprint(self._key)
@@ -154,13 +154,11 @@ class VendorExchange:
         try:
             await self._answer(valid)
         except ClientDisconnected:
-            self._ended = "disconnected"
+            self._progress.end("disconnected")
             raise
         except BaseException:
-            self._ended = "broken"
+            self._progress.end("broken")
             raise
-        finally:
-            self._progress.end(self._ended)
 
     async def _answer(self, valid: bool) -> None:
         model = self._model()
@@ -287,14 +285,11 @@ class VendorExchange:
         if fault.html is not None:
             phrase = http.client.responses.get(fault.html, "Error").encode()
             page = _PROXY_PAGE % (fault.html, phrase, fault.html, phrase)
-            await respond(self._send, fault.html, page, content_type=b"text/html")
+            await self._respond(fault.html, page, content_type=b"text/html")
             return
         if fault.hang is not None:
             await self._pause(fault.hang)
-            self._transports.end(self._scope)
-        else:
-            self._transports.reset(self._scope)
-        await self._broken()
+        await self._break(reset=fault.reset is not None)
 
     async def _refuse(self, refusal: Refusal, fault: VendorFault | None) -> None:
         shape, values = refusal.shape, dict(refusal.values)
@@ -310,7 +305,7 @@ class VendorExchange:
             problem = {"type": "value_error", "loc": ["body"], "msg": values["detail"], "input": None}
             values.setdefault("problems", [problem])
             body = shape.filled(**values, request_id=self._request_id, retry_after=f"{retry_after or 0:g}")
-        await respond(self._send, shape.status, body, headers)
+        await self._respond(shape.status, body, headers)
 
     async def _complete(self, model: ListedModel, faults: ActiveFaults) -> None:
         identity = f"{model.id} at {self._profile.title} (a practice vendor)"
@@ -359,6 +354,9 @@ class VendorExchange:
             if not self._transports.is_open(self._scope):
                 raise ClientDisconnected
             self._progress.generate(generation.tokens)
+            if piece == END_OF_STREAM:
+                # The client may leave with this piece: what it sees is noted before.
+                self._progress.end("completed")
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
         if breaks:
             await self._break_midway(fault)
@@ -376,27 +374,40 @@ class VendorExchange:
         if not self._transports.is_open(self._scope):
             raise ClientDisconnected
         if fault is not None and fault.malformed:
-            await respond(self._send, 200, body[: len(body) // 2], headers)
+            await self._respond(200, body[: len(body) // 2], headers)
         elif fault is not None and (fault.truncated or fault.reset == "midway"):
             announced = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await self._send({"type": "http.response.start", "status": 200, "headers": announced + headers})
             await self._send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
             await self._break_midway(fault)
         else:
-            await respond(self._send, 200, body, headers)
+            await self._respond(200, body, headers)
 
     async def _break_midway(self, fault: VendorFault | None) -> None:
-        if fault is not None and fault.reset is not None:
+        resets = fault is not None and fault.reset is not None
+        if resets:
             # A reset discards what the client has not read yet; the pause lets it read the first half.
             await self._pause(_BEFORE_RESET)
+        await self._break(reset=resets)
+
+    async def _break(self, *, reset: bool) -> None:
+        """Break the connection, with a reset or by an end without the end mark of the answer."""
+        self._progress.end("broken")
+        if reset:
             self._transports.reset(self._scope)
         else:
             self._transports.end(self._scope)
-        await self._broken()
-
-    async def _broken(self) -> None:
-        self._ended = "broken"
         await self._until_disconnected()
+
+    async def _until_disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def _respond(
+        self, status: int, body: bytes, headers: Headers | None = None, *, content_type: bytes = b"application/json"
+    ) -> None:
+        self._progress.end("completed")
+        await respond(self._send, status, body, headers, content_type=content_type)
 
     def _models(self) -> object:
         """Return the model list, or one entry; a vendor that knows the format of OpenRouter is asked for it."""
@@ -429,10 +440,6 @@ class VendorExchange:
         except TimeoutError:
             return
         raise ClientDisconnected
-
-    async def _until_disconnected(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
 
     def _headers(self) -> Headers:
         request_id = self._request_id.encode()

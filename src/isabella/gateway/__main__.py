@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from isabella.config.gateway_address import state_file
 from isabella.config.settings import Settings, load_settings
 from isabella.errors import GatewayError, IsabellaError
-from isabella.gateway.server import serve
+from isabella.gateway.server import GatewayServer
 from isabella.practice import daemon
 from isabella.practice.overlay import ConfigSnapshot, with_practice_vendors
 from isabella.system.logging import configure_logs
@@ -41,7 +41,7 @@ def main() -> None:
         settings = _with_practice(settings)
     token = SecretStr(json.loads(state_file(arguments.home).read_text())["token"])
     folder = state_file(arguments.home).parent
-    serve(ConfigSnapshot.of(settings), socket.socket(fileno=arguments.fd), token, folder)
+    GatewayServer(ConfigSnapshot.of(settings), socket.socket(fileno=arguments.fd), token, folder).run()
 
 
 def _with_practice(settings: Settings) -> Settings:

@@ -80,10 +80,10 @@ class KeyRing:
 
     Args:
         snapshot: the configuration.
-        find: finds the Letta; None if it is not known now.
+        find: finds the Letta; raises `IsabellaError` if there is none now.
     """
 
-    def __init__(self, snapshot: ConfigSnapshot, find: Callable[[], Awaitable[Connection | None]]) -> None:
+    def __init__(self, snapshot: ConfigSnapshot, find: Callable[[], Awaitable[Connection]]) -> None:
         self._snapshot = snapshot
         self._find = find
         self._read_at = time.monotonic()

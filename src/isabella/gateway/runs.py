@@ -33,10 +33,10 @@ class RunMonitor:
 
     Args:
         traffic: the requests.
-        find: finds the Letta; None if it is not known now.
+        find: finds the Letta; raises `IsabellaError` if there is none now.
     """
 
-    def __init__(self, traffic: Traffic, find: Callable[[], Awaitable[Connection | None]]) -> None:
+    def __init__(self, traffic: Traffic, find: Callable[[], Awaitable[Connection]]) -> None:
         self._traffic = traffic
         self._find = find
 
@@ -47,10 +47,8 @@ class RunMonitor:
             if not self._waiting():
                 continue
             try:
-                connection = await self._find()
-                if connection is not None:
-                    async with LettaClient.open(connection, timeout=_LETTA_SECONDS) as letta:
-                        await self._watch(letta)
+                async with LettaClient.open(await self._find(), timeout=_LETTA_SECONDS) as letta:
+                    await self._watch(letta)
             except IsabellaError as error:
                 # Letta's own end closes its connections.
                 log.info("runs not read", error=error.what)

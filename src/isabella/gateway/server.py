@@ -8,7 +8,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +33,9 @@ from isabella.system.urls import is_loopback
 
 _SAVE_SECONDS = 10.0
 _CONNECTION_SECONDS = 5.0
+#: Finds the Letta; raises `IsabellaError` if there is none now.
+FindLetta = Callable[[], Awaitable[Connection]]
+
 _VENDORS = TypeAdapter(dict[str, VendorTraffic])
 
 
@@ -44,51 +47,70 @@ class Tls:
     key: Path
 
 
-def serve(
-    snapshot: ConfigSnapshot, listener: socket.socket, token: SecretStr, folder: Path, tls: Tls | None = None
-) -> None:
-    """Serve until a signal.
+class GatewayServer:
+    """A gateway and what belongs to it, on a listening socket.
 
     Args:
         snapshot: the configuration.
         listener: the listening socket.
         token: the control token.
         folder: the folder in which the traffic is kept across a restart.
+        find: finds the Letta; by default the one in the settings.
         tls: the certificate; None for plain HTTP.
     """
-    find = _Finder(snapshot)
-    file = folder / "traffic.json"
-    traffic = Traffic(_load(file))
-    gateway = Gateway(KeyRing(snapshot, find), traffic, token)
-    config = uvicorn.Config(
-        gateway,
-        http="h11",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level=logging.CRITICAL,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        # Letta's clients keep their connections for a while; a request on one that is being closed would fail.
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=1,
-        ssl_certfile=None if tls is None else str(tls.certificate),
-        ssl_keyfile=None if tls is None else str(tls.key),
-    )
-    server = uvicorn.Server(config)
 
-    async def run() -> None:
+    def __init__(
+        self,
+        snapshot: ConfigSnapshot,
+        listener: socket.socket,
+        token: SecretStr,
+        folder: Path,
+        *,
+        find: FindLetta | None = None,
+        tls: Tls | None = None,
+    ) -> None:
+        self._file = folder / "traffic.json"
+        self._listener = listener
+        self.traffic = Traffic(_load(self._file))
+        find = find or _Finder(snapshot)
+        self._runs = RunMonitor(self.traffic, find)
+        self._gateway = Gateway(KeyRing(snapshot, find), self.traffic, token)
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self._gateway,
+                http="h11",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level=logging.CRITICAL,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                # Letta's clients keep connections for a while; a request on one that is being closed would fail.
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=1,
+                ssl_certfile=None if tls is None else str(tls.certificate),
+                ssl_keyfile=None if tls is None else str(tls.key),
+            )
+        )
+
+    def run(self) -> None:
+        """Serve until a signal, or until `stop` is called."""
+        with suppress(KeyboardInterrupt):
+            anyio.run(self._serve)
+
+    def stop(self) -> None:
+        """Stop serving. It may be called from another thread."""
+        self._server.should_exit = True
+
+    async def _serve(self) -> None:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(RunMonitor(traffic, find).run)
-            tasks.start_soon(_save_regularly, traffic, file)
-            await server.serve(sockets=[listener])
+            tasks.start_soon(self._runs.run)
+            tasks.start_soon(_save_regularly, self.traffic, self._file)
+            await self._server.serve(sockets=[self._listener])
             tasks.cancel_scope.cancel()
-        await gateway.close()
-        _save(traffic, file)
-
-    with suppress(KeyboardInterrupt):
-        anyio.run(run)
+        await self._gateway.close()
+        _save(self.traffic, self._file)
 
 
 def run_in_foreground(
@@ -105,7 +127,6 @@ def run_in_foreground(
             remedy="Give --tls-certificate and --tls-key, or --insecure if the network is private.",
         )
     folder = state_file(settings.home).parent
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -119,13 +140,17 @@ def run_in_foreground(
         ) from None
     token = SecretStr(secrets.token_urlsafe(24))
     if is_loopback(host) and tls is None:
-        # So that Isabella's other commands on this machine find it.
-        state = {"port": port, "token": token.get_secret_value()}
-        write_private(folder / "state.json", json.dumps(state))
-        processes.save(folder / "process.json", processes.ChildProcess.of(os.getpid()))
+        publish(folder, port, token)
     scheme = "http" if tls is None else "https"
     say(f"The gateway listens at {scheme}://{f'[{host}]' if ':' in host else host}:{port}  (stop: Ctrl-C)")
-    serve(ConfigSnapshot.of(settings), listener, token, folder, tls)
+    GatewayServer(ConfigSnapshot.of(settings), listener, token, folder, tls=tls).run()
+
+
+def publish(folder: Path, port: int, token: SecretStr) -> None:
+    """Record that this process is the gateway, so that Isabella's other processes on this machine find it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_private(folder / "state.json", json.dumps({"port": port, "token": token.get_secret_value()}))
+    processes.save(folder / "process.json", processes.ChildProcess.of(os.getpid()))
 
 
 class _Finder:

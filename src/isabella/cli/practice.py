@@ -134,7 +134,12 @@ def fault(
     truncated: Annotated[bool, typer.Option("--truncated", help="End the response in the middle.")] = False,
     html: Annotated[int | None, typer.Option(help="Respond with a proxy's HTML page and this status.")] = None,
     malformed: Annotated[bool, typer.Option("--malformed", help="Send broken JSON.")] = False,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all faults of the vendor first.")] = False,
+    endless: Annotated[bool, typer.Option("--endless", help="Repeat the answer until the limit of tokens.")] = False,
+    window: Annotated[int | None, typer.Option(min=1, help="Refuse prompts of more tokens than this.")] = None,
+    overflow: Annotated[
+        str | None, typer.Option(help="Refuse them in the words of this server: llama.cpp, vllm, ollama, …")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all faults and limits of the vendor first.")] = False,
     home: Home = None,
     env_file: EnvFile = None,
 ) -> None:
@@ -150,6 +155,9 @@ def fault(
         "truncated": truncated,
         "html": html,
         "malformed": malformed,
+        "endless": endless,
+        "window": window,
+        "overflow": overflow,
     }
     new = None
     if any(kinds.values()) or on is not None or times is not None or retry_after is not None or share != 1.0:
@@ -162,6 +170,29 @@ def fault(
         control.fault(vendor, new)
     for line in _fault_lines(control.faults(vendor)) or ["No fault is active."]:
         typer.echo(line)
+
+
+@app.command()
+def limit(
+    vendor: Vendor,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests per minute. Default: the usual.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per minute. Default: the usual.")] = None,
+    off: Annotated[bool, typer.Option("--off", help="Remove the limits.")] = False,
+    home: Home = None,
+    env_file: EnvFile = None,
+) -> None:
+    """Limit a vendor's requests and tokens per minute. It refuses more with 429 (Groq: 413 if it can never pass)."""
+    control = _running(home, env_file).control
+    if off:
+        control.lift(vendor)
+    elif requests is not None or tokens is not None:
+        control.limit(vendor, requests=requests, tokens=tokens)
+    state = control.limits(vendor)
+    if state is None:
+        typer.echo("No limit is active.")
+        return
+    for name in ("requests", "tokens"):
+        typer.echo(f"{name} per minute: {state[name]}, left: {state[f'{name}_left']}")
 
 
 @app.command()
@@ -274,7 +305,9 @@ def _line(entry: Request) -> str:
 
     when = datetime.fromtimestamp(entry.at).strftime("%H:%M:%S.%f")[:-3]
     key = entry.key_masked or "no key"
-    notes = [note for note in (entry.model, "stream" if entry.stream else None, entry.fault) if note]
+    tokens = f"{entry.generated} tokens" if entry.generated else None
+    ended = None if entry.ended == "completed" else entry.ended or "in progress"
+    notes = [note for note in (entry.model, "stream" if entry.stream else None, entry.fault, tokens, ended) if note]
     outcome = "accepted" if entry.accepted else "REFUSED"
     return (
         f"{when}  {entry.status:>3}  {outcome:<8}  {key:<12}  {entry.method} {entry.path}  {' '.join(notes)}".rstrip()

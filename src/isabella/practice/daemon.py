@@ -84,6 +84,10 @@ class ControlClient:
         """Have the vendor allow so many requests and tokens per minute; what is not given is its usual allowance."""
         self._request("PUT", vendor, "limits", {"requests": requests, "tokens": tokens, "running": running})
 
+    def lift(self, vendor: str) -> None:
+        """Switch the limits off."""
+        self._request("DELETE", vendor, "limits")
+
     def limits(self, vendor: str) -> dict[str, Any] | None:
         """Return the allowances per minute and what is left of them; None if the limits are off."""
         state: dict[str, Any] | None = self._request("GET", vendor, "limits")["limits"]
@@ -93,7 +97,7 @@ class ControlClient:
         """Switch all faults and limits off, at one vendor or at all."""
         for name in NAMES if vendor is None else (vendor,):
             self._request("DELETE", name, "faults")
-            self._request("DELETE", name, "limits")
+            self.lift(name)
 
     def requests(self, vendor: str) -> list[Request]:
         """Return the requests at the vendor, oldest first."""

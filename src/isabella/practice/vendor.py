@@ -255,8 +255,9 @@ class Progress:
             self._generated = tokens, time.monotonic() - self._started
 
     def end(self, how: Ended) -> None:
-        """Note the end of the answer."""
-        self._ended = how, time.monotonic() - self._started
+        """Note the end of the answer; only the first counts."""
+        if self._ended[0] is None:
+            self._ended = how, time.monotonic() - self._started
 
     def fields(self) -> dict[str, Any]:
         """Return the fields that it has for an entry of the log."""

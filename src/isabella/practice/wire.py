@@ -28,6 +28,8 @@ from isabella.practice.prompt import Reply
 NAMES = ("cerebras", "groq", "mistral", "longcat")
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
+#: The last event of a stream.
+END_OF_STREAM = b"data: [DONE]\n\n"
 #: What a token of a prompt is taken to be.
 CHARACTERS_PER_TOKEN = 4
 _ARGUMENT_PIECE = 16
@@ -313,7 +315,7 @@ class ModelCompletion:
             yield self._event([last])
         if include_usage and self.profile.name != "mistral":
             yield self._event([], usage=usage)
-        yield b"data: [DONE]\n\n"
+        yield END_OF_STREAM
 
     def _deltas(self, generation: Generation) -> Iterator[dict[str, Any]]:
         """Yield what each token adds; Mistral sends each tool call in one piece."""

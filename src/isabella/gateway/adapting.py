@@ -82,12 +82,12 @@ def with_output_limit(body: dict[str, Any], quirks: Quirks, output_limit: int | 
 def with_known_fields(body: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
     """Rename fields that the vendor knows by another name, and drop those that it refuses."""
     renamed = {quirks.rename_fields.get(name, name): value for name, value in body.items()}
-    return _selected(renamed, quirks.only_fields, quirks.drop_fields)
+    return _selected([renamed], quirks.only_fields, quirks.drop_fields)[0]
 
 
 def with_known_message_fields(messages: Messages, quirks: Quirks) -> Messages:
     """Drop the fields of messages that the vendor refuses."""
-    return [_selected(message, quirks.only_message_fields, quirks.drop_message_fields) for message in messages]
+    return _selected(messages, quirks.only_message_fields, quirks.drop_message_fields)
 
 
 def with_accepted_order(messages: Messages, quirks: Quirks) -> Messages:
@@ -128,13 +128,13 @@ def with_paired_results(messages: Messages) -> Messages:
             results[callers.pop()].append(message)
     paired: Messages = []
     for index, message in enumerate(messages):
-        if message.get("role") == "tool":
-            continue
-        found = results.get(index, [])
-        missing = Counter(call["id"] for call in _calls(message))
-        missing.subtract(result["tool_call_id"] for result in found)
-        paired += [message, *found]
-        paired += [{"role": "tool", "tool_call_id": id, "content": NO_RESULT} for id in missing.elements()]
+        if message.get("role") != "tool":
+            paired.append(message)
+        if index in results:
+            missing = Counter(call["id"] for call in _calls(message))
+            missing.subtract(result["tool_call_id"] for result in results[index])
+            paired += results[index]
+            paired += [{"role": "tool", "tool_call_id": id, "content": NO_RESULT} for id in missing.elements()]
     return paired
 
 
@@ -228,5 +228,11 @@ def _short_ids(id: str, length: int) -> Iterator[str]:
         attempt += 1
 
 
-def _selected(fields: dict[str, Any], only: Sequence[str], drop: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if (not only or name in only) and name not in drop}
+def _selected(objects: Sequence[dict[str, Any]], only: Sequence[str], drop: Sequence[str]) -> list[dict[str, Any]]:
+    kept, dropped = frozenset(only), frozenset(drop)
+    return [
+        {name: value for name, value in fields.items() if (not kept or name in kept) and name not in dropped}
+        if (kept and not kept.issuperset(fields)) or not dropped.isdisjoint(fields)
+        else fields
+        for fields in objects
+    ]

@@ -8,34 +8,29 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
-import math
 import secrets
 import socket
 import struct
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 from urllib.parse import parse_qs
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from isabella.practice import assistant, strictness
-from isabella.practice.limits import Admission, go_duration
+from isabella.practice import assistant
+from isabella.practice.limits import Admission
 from isabella.practice.prompt import read_prompt
-from isabella.practice.strictness import Objection
+from isabella.practice.refusals import Judgement, ReceivedRequest, Refusal
 from isabella.practice.vendor import ActiveFaults, PracticeVendor, Progress, Route, VendorFault, fingerprint
 from isabella.practice.wire import (
-    CHARACTERS_PER_TOKEN,
     END_OF_STREAM,
     Generation,
     ListedModel,
     ModelCompletion,
-    RefusalShape,
     embeddings_answer,
     endless_tokens,
-    overflow_wordings,
     to_json,
     tokens_of,
 )
@@ -111,15 +106,6 @@ class Transports:
         return RegisteredProtocol
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """A vendor's refusal of a request: its shape, the values for the placeholders, and the wait in seconds."""
-
-    shape: RefusalShape
-    values: Mapping[str, object]
-    retry_after: float | None = None
-
-
 class VendorExchange:
     """A request at a vendor, and its answer; `scope`, `receive` and `send` are those of ASGI."""
 
@@ -139,9 +125,6 @@ class VendorExchange:
         self._key_sha256 = None if self._key is None else fingerprint(self._key)
         self._accepted = vendor.accepts(self._key_sha256)
         self._route, self._listed_model = self._find_route()
-        self._body: Mapping[str, Any] = {}
-        self._body_length = 0
-        self._objections: tuple[Objection, ...] = ()
         self._admission: Admission | None = None
 
     async def answer(self) -> None:
@@ -150,9 +133,9 @@ class VendorExchange:
         Raises:
             ClientDisconnected: the client did not wait for the answer.
         """
-        valid = self._parse(await read_body(self._receive))
+        request = self._understand(await read_body(self._receive))
         try:
-            await self._answer(valid)
+            await self._answer(request)
         except ClientDisconnected:
             self._progress.end("disconnected")
             raise
@@ -160,27 +143,26 @@ class VendorExchange:
             self._progress.end("broken")
             raise
 
-    async def _answer(self, valid: bool) -> None:
-        model = self._model()
-        if self._route == "chat":
-            self._objections = strictness.objections(self._profile.name, self._body, model)
+    async def _answer(self, request: ReceivedRequest) -> None:
         faults = self._vendor.faults.take(self._route, accepted=self._accepted)
         fault = faults.fault
         # A fault of the network or a proxy comes before the vendor looks at the key.
         if fault is not None and fault.before_the_vendor:
-            await self._fail_early(fault, faults)
+            await self._fail_early(request, fault, faults)
             return
-        refusal = self._judge(valid, fault)
-        self._log(200 if refusal is None else refusal.shape.status, fault)
+        accepted = None if self._key is None else self._accepted
+        judgement = Judgement(self._vendor, request, fault, accepted=accepted)
+        refusal, self._admission = judgement.refusal, judgement.admission
+        self._log(request, 200 if refusal is None else refusal.shape.status, fault)
         await self._pause(faults.latency)
         if refusal is not None:
             await self._refuse(refusal, fault)
-        elif model is None or self._route == "models":
+        elif request.model is None or self._route == "models":
             await self._deliver(self._models(), fault)
         elif self._route == "chat":
-            await self._complete(model, faults)
+            await self._complete(request, request.model, faults)
         else:
-            await self._deliver(embeddings_answer(model, self._body, id=self._request_id), fault)
+            await self._deliver(embeddings_answer(request.model, request.body, id=self._request_id), fault)
 
     def _find_route(self) -> tuple[Route | None, str | None]:
         """Return the route of the request, and the model in its path."""
@@ -195,92 +177,8 @@ class VendorExchange:
         embeds = any(model.dimensions for model in self._profile.models.values())
         return ("embeddings" if method == "POST" and path == "embeddings" and embeds else None), None
 
-    def _judge(self, valid: bool, fault: VendorFault | None) -> Refusal | None:
-        """Return the refusal of the request, if the vendor refuses it."""
-        if self._key is None or not self._accepted:
-            return self._refusal("no_key" if self._key is None else "wrong_key")
-        if fault is not None and fault.status is not None:
-            return Refusal(self._profile.refusal_of(fault.status), self._values())
-        refusal = self._objection(valid)
-        model = self._model()
-        if refusal is None and self._route == "chat" and model is not None:
-            refusal = self._overflow(model, fault)
-        if refusal is None and self._route != "models":
-            refusal = self._over_the_limit()
-        return refusal
-
-    def _objection(self, valid: bool) -> Refusal | None:
-        """Return the refusal of a request whose key is accepted, but which is not as the vendor wants it."""
-        if self._route is None:
-            return self._refusal("no_path")
-        if self._route == "models":
-            known = self._listed_model is None or self._listed_model in self._profile.models
-            return None if known else self._refusal("no_model")
-        if not valid:
-            return self._refusal("bad_request", detail="The body is not a JSON object.")
-        model = self._model()
-        if model is None or (self._route == "chat") != model.chat:
-            return self._refusal("no_model")
-        required = "messages" if self._route == "chat" else "input"
-        if not self._body.get(required):
-            return self._refusal("bad_request", detail=f"{required}: field required")
-        limit = self._profile.output_limit(self._body)
-        if limit is not None and (not isinstance(limit, int) or limit < 1):
-            return self._refusal("bad_request", detail="max_tokens: an integer of at least 1 is needed")
-        strict = self._vendor.strict
-        refused = [each for each in self._objections if strict or (strict is None and each.certain)]
-        if not refused:
-            return None
-        values: dict[str, object] = {"detail": refused[0].text}
-        problems = [each.problem for each in refused if each.problem is not None]
-        if problems:
-            values["problems"] = problems
-        return self._refusal(refused[0].refusal, **values)
-
-    def _overflow(self, model: ListedModel, fault: VendorFault | None) -> Refusal | None:
-        """Return the refusal of a prompt that is larger than the window."""
-        window, shape = model.window, self._profile.refusals["too_long"]
-        if fault is not None and fault.kind == "overflow":
-            window = self._prompt_tokens - 1 if fault.window is None else fault.window
-            shape = overflow_wordings()[fault.overflow or self._profile.name]
-        excess = self._prompt_tokens - window
-        if excess <= 0:
-            return None
-        figures = {"prompt": self._prompt_tokens, "window": window, "excess": excess, "least": window + 1}
-        return Refusal(shape, self._values() | figures)
-
-    def _over_the_limit(self) -> Refusal | None:
-        """Charge the request to the vendor's limits; return the refusal of one that exceeds them."""
-        limit = self._profile.output_limit(self._body)
-        reserved = min(limit, self._profile.most_reserved) if isinstance(limit, int) else self._profile.reserved
-        self._admission = admission = self._vendor.limits.admit(self._prompt_tokens + reserved)
-        if admission.exceeded is None:
-            return None
-        refusals = self._profile.refusals
-        shape = refusals.get(admission.exceeded) or refusals.get("tokens_used_up") or refusals["too_fast"]
-        figures = {"limit": admission.limit, "used": admission.used, "requested": admission.requested}
-        values = self._values() | figures | {"wait": go_duration(admission.retry_after)}
-        told = shape.status == 429 and self._profile.tells_retry_after
-        return Refusal(shape, values, float(math.ceil(admission.retry_after)) if told else None)
-
-    def _refusal(self, reason: str, **values: object) -> Refusal:
-        return Refusal(self._profile.refusals[reason], self._values() | values)
-
-    def _values(self) -> dict[str, object]:
-        """Return the values that every refusal may need."""
-        named = self._listed_model if self._listed_model is not None else self._body.get("model")
-        return {"model": str(named), "path": self._scope["path"], "detail": "Invalid request."}
-
-    @property
-    def _prompt_tokens(self) -> int:
-        return max(1, self._body_length // CHARACTERS_PER_TOKEN)
-
-    def _model(self) -> ListedModel | None:
-        name = self._body.get("model")
-        return self._profile.models.get(name) if isinstance(name, str) else None
-
-    async def _fail_early(self, fault: VendorFault, faults: ActiveFaults) -> None:
-        self._log(fault.html or 0, fault)
+    async def _fail_early(self, request: ReceivedRequest, fault: VendorFault, faults: ActiveFaults) -> None:
+        self._log(request, fault.html or 0, fault)
         await self._pause(faults.latency)
         if fault.html is not None:
             phrase = http.client.responses.get(fault.html, "Error").encode()
@@ -307,12 +205,11 @@ class VendorExchange:
             body = shape.filled(**values, request_id=self._request_id, retry_after=f"{retry_after or 0:g}")
         await self._respond(shape.status, body, headers)
 
-    async def _complete(self, model: ListedModel, faults: ActiveFaults) -> None:
+    async def _complete(self, request: ReceivedRequest, model: ListedModel, faults: ActiveFaults) -> None:
         identity = f"{model.id} at {self._profile.title} (a practice vendor)"
-        reply = assistant.reply(read_prompt(self._body), identity=identity)
-        reasons = model.reasons and self._profile.wants_reasoning(self._body)
-        given = self._profile.output_limit(self._body)
-        limit = given if isinstance(given, int) else model.max_output
+        reply = assistant.reply(read_prompt(request.body), identity=identity)
+        reasons = model.reasons and self._profile.wants_reasoning(request.body)
+        limit = model.max_output if request.output_limit is None else request.output_limit
         tokens = tokens_of(reply, reasons=reasons)
         if faults.endless:
             cleared = self._vendor.faults.cleared
@@ -321,10 +218,10 @@ class VendorExchange:
             limit = limit or model.window
         generation = Generation(tokens, limit)
         completion = ModelCompletion.of(
-            self._profile, str(self._body["model"]), prompt_tokens=self._prompt_tokens, calls=len(reply.calls)
+            self._profile, str(request.body["model"]), prompt_tokens=request.prompt_tokens, calls=len(reply.calls)
         )
-        if self._body.get("stream"):
-            options = self._body.get("stream_options")
+        if request.body.get("stream"):
+            options = request.body.get("stream_options")
             include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
             await self._stream(completion.pieces(generation, include_usage=include_usage), generation, faults)
             return
@@ -420,15 +317,20 @@ class VendorExchange:
             entries, envelope = [model.item for model in listed], {"object": "list"}
         return envelope | {"data": entries} if one is None else entries[0]
 
-    def _parse(self, raw: bytes) -> bool:
-        """Take the body; return whether it is a JSON object."""
-        self._body_length = len(raw)
+    def _understand(self, raw: bytes) -> ReceivedRequest:
         try:
             body = json.loads(raw)
         except (ValueError, RecursionError):
-            return False
-        self._body = body if isinstance(body, dict) else {}
-        return isinstance(body, dict)
+            body = None
+        return ReceivedRequest(
+            profile=self._profile,
+            path=self._scope["path"],
+            route=self._route,
+            listed_model=self._listed_model,
+            body=body if isinstance(body, dict) else {},
+            length=len(raw),
+            valid=isinstance(body, dict),
+        )
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless the client disconnects."""
@@ -458,8 +360,8 @@ class VendorExchange:
         }
         return {name: told.get(value, value) for name, value in self._profile.limit_headers.items()}
 
-    def _log(self, status: int, fault: VendorFault | None) -> None:
-        model = self._body.get("model", self._listed_model)
+    def _log(self, request: ReceivedRequest, status: int, fault: VendorFault | None) -> None:
+        model = request.body.get("model", self._listed_model)
         self._vendor.log.add(
             self._progress,
             at=self._at,
@@ -470,9 +372,9 @@ class VendorExchange:
             key_masked=None if self._key is None else mask(self._key),
             key_sha256=self._key_sha256,
             model=model if isinstance(model, str) else None,
-            stream=bool(self._body.get("stream")),
+            stream=bool(request.body.get("stream")),
             fault=None if fault is None else fault.kind,
-            strictness=self._objections[0].text if self._objections else None,
+            strictness=request.objections[0].text if request.objections else None,
         )
 
 

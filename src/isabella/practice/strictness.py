@@ -83,6 +83,26 @@ def _mistral(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Obj
             if not _MISTRAL_CALL_ID.fullmatch(call_id):
                 text = f"Tool call id was {call_id} but must be a-z, A-Z, 0-9, with a length of 9."
                 yield Objection(text, "bad_call_id", certain=True)
+        if role == "assistant" and not message.get("content") and not message.get("tool_calls"):
+            yield Objection("Assistant message must have either content or tool_calls, but not none.", "bad_answer")
+    if previous_role == "assistant" and not message.get("prefix"):
+        text = "Expected last role User or Tool (or Assistant with prefix True) for serving but got assistant"
+        yield Objection(text, "bad_order")
+    if not _all_answered(body):
+        yield Objection("Not the same number of function calls and responses", "bad_order")
+
+
+def _all_answered(body: Mapping[str, Any]) -> bool:
+    """Whether every tool call is followed by its result, and every result follows its call."""
+    expected: list[str] = []
+    for _, message in _messages(body):
+        if message.get("role") == "tool" and message.get("tool_call_id") in expected:
+            expected.remove(str(message["tool_call_id"]))
+        elif expected or message.get("role") == "tool":
+            return False
+        else:
+            expected = list(_call_ids(message))
+    return not expected
 
 
 def _extra(*place: str | int, given: object) -> Objection:

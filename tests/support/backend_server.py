@@ -123,19 +123,22 @@ class Backend:
             assert response.status_code == 200, response.read()
             return TurnRecord(list(events_of(response.iter_lines())))
 
-    def agent(self, name: str, *handles: str, agent_type: str | None = None) -> str:
-        """An agent of its own for a test, bound to the first handle and preferring all of them. Returns its name."""
+    def agent(self, name: str, *handles: str, **fields: Any) -> str:
+        """An agent of its own for a test, bound to the first handle and preferring all of them. Returns its name.
+
+        `fields` are further fields of Letta's agent.
+        """
         from isabella.agents.metadata import MANAGED_TAG, definition_tag
         from isabella.agents.model_catalog import ModelCatalog
 
         models = ModelCatalog.of(self.settings)
-        binding = anyio.run(models.binding, handles[0]).suited(agent_type)
+        binding = anyio.run(models.binding, handles[0]).suited(fields.get("agent_type"))
         definition = f"test-{name}"
         made = self.letta.post(
             "/v1/agents/",
             json={
                 "name": name,
-                **({} if agent_type is None else {"agent_type": agent_type}),
+                **fields,
                 "llm_config": binding.as_llm_config(),
                 "memory_blocks": [{"label": "human", "value": ""}, {"label": "persona", "value": "I am Isabella."}],
                 "tags": [MANAGED_TAG, definition_tag(definition)],

@@ -8,6 +8,7 @@ the vendor refuses it.
 from __future__ import annotations
 
 import hashlib
+import re
 import string
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ RECEIVED = "[The tool's result was received.]"
 #: The user's message after an assistant's message that would be the last one.
 CONTINUE = "[Continue.]"
 
+_HEARTBEAT = re.compile(r'\s*\{\s*"type":\s*"heartbeat"')
 _ALPHANUMERIC = string.ascii_letters + string.digits
 _OUTPUT_LIMITS = ("max_completion_tokens", "max_tokens")
 
@@ -139,10 +141,15 @@ def with_paired_results(messages: Messages) -> Messages:
 
 
 def with_answered_results(messages: Messages) -> Messages:
-    """Put an assistant message between a tool result and a user message."""
+    """Put an assistant message between a tool result and a user message.
+
+    A heartbeat, which Letta puts there for older types of agents (fact M28), is left out: it only says go on.
+    """
     answered: Messages = []
     for message in messages:
         if message.get("role") == "user" and answered and answered[-1].get("role") == "tool":
+            if _HEARTBEAT.match(str(message.get("content"))):
+                continue
             answered.append({"role": "assistant", "content": RECEIVED})
         answered.append(message)
     return answered

@@ -250,6 +250,8 @@ def test_a_limit_that_comes_back_tells_when() -> None:
     used_up = adapt(429, {"message": "no"}, x_ratelimit_remaining_tokens="0", x_ratelimit_reset_tokens="7.66s")
     assert used_up.retry_after == 7.66
     assert adapt(429, {"message": words + "4.77s."}, retry_after="2").headers["retry-after"] == "2"
+    cerebras = {"message": "Tokens per minute limit exceeded - too many tokens processed."}
+    assert adapt(429, cerebras, x_ratelimit_reset_tokens_minute="11.38").headers["retry-after"] == "12"
     unknown = adapt(429, {"message": "Rate limit exceeded", "code": "1300"})
     assert (unknown.retry_after, unknown.headers) == (None, {"x-should-retry": "false"})
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import anyio
 import structlog
 
-from isabella.errors import GatewayError
+from isabella.errors import GatewayError, IsabellaError
 from isabella.gateway.client import GatewayClient, GatewayTraffic
 from isabella.gateway.keys import KeyKind
 from isabella.gateway.process import Supervisor
@@ -22,6 +23,8 @@ from isabella.vendors.status import VendorState
 log = structlog.get_logger()
 
 _INTERVAL = 1.0
+#: The part of an allowance per minute that one request may have, because vendors count the answer, too.
+_OF_AN_ALLOWANCE = 0.9
 
 
 @asynccontextmanager
@@ -60,6 +63,8 @@ class _GatewayMonitor:
                 await self._read()
             except GatewayError:
                 self._runtime.gateway = None
+            except IsabellaError as error:
+                log.info("gateway not followed", error=error.what)
             await anyio.sleep(_INTERVAL)
 
     async def _read(self) -> None:
@@ -71,8 +76,33 @@ class _GatewayMonitor:
         self._runtime.gateway = traffic
         for provider, vendor in traffic.vendors.items():
             self._observe(provider, vendor)
+            allowance = None if vendor.limits is None else vendor.limits.tokens_minute
+            if allowance is not None and allowance.limit:
+                await self._cap(provider, int(allowance.limit * _OF_AN_ALLOWANCE), "tokens per minute")
+        for outcome in traffic.outcomes:
+            if outcome.never_fits:
+                await self._cap(outcome.provider, int(outcome.never_fits * _OF_AN_ALLOWANCE), "tokens per minute")
+            if outcome.window and outcome.model:
+                await self._cap(f"{outcome.provider}/{outcome.model}", outcome.window, "tokens in a context")
         if not first:
             await self._report(traffic)
+
+    async def _cap(self, name: str, tokens: int, unit: str) -> None:
+        """Lower the windows of agents whose requests the vendor would refuse for their size."""
+        agents = self._runtime.agents
+        if not agents.models.cap(name, tokens):
+            return
+        lowered = []
+        for record in await agents.registry.all():
+            binding = record.binding
+            if binding is None or name not in (binding.provider, binding.handle) or binding.window <= tokens:
+                continue
+            await agents.registry.bind(record.id, replace(binding, window=tokens))
+            lowered.append(record.name)
+        if lowered:
+            sentence = f"{name} takes at most {tokens} {unit}: the context of {', '.join(lowered)} is that long now."
+            log.info("window lowered", name=name, tokens=tokens, agents=lowered)
+            self._runtime.event_log.add_notice(sentence, name.partition("/")[0])
 
     def _observe(self, provider: str, vendor: VendorTraffic) -> None:
         """Pass on the last answer or refusal, which may be one to a turn of another program."""

@@ -9,13 +9,16 @@ from datetime import UTC, datetime
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
+from isabella.agents.memory import Hold
+from isabella.agents.registry import AgentRecord
 from isabella.errors import GatewayError, IsabellaError
 from isabella.gateway.client import GatewayClient, GatewayTraffic
 from isabella.gateway.keys import KeyKind
 from isabella.gateway.process import Supervisor
 from isabella.gateway.traffic import StoppedKey, VendorTraffic
-from isabella.server.runtime import Runtime
+from isabella.server.runtime import Runtime, hold_queue
 from isabella.turns.service import TurnService
 from isabella.turns.stream import state_of_status
 from isabella.vendors.status import VendorState
@@ -43,7 +46,7 @@ async def run_gateway_monitor(
             supervisor.on_restart = on_restart
             tasks.start_soon(supervisor.run)
         if client is not None:
-            tasks.start_soon(_GatewayMonitor(runtime, client).run)
+            tasks.start_soon(_GatewayMonitor(runtime, client, hold_queue(turn_service), tasks).run)
         yield
         tasks.cancel_scope.cancel()
 
@@ -51,8 +54,10 @@ async def run_gateway_monitor(
 class _GatewayMonitor:
     """Reads the gateway's traffic every second."""
 
-    def __init__(self, runtime: Runtime, client: GatewayClient) -> None:
+    def __init__(self, runtime: Runtime, client: GatewayClient, hold: Hold, tasks: TaskGroup) -> None:
         self._runtime = runtime
+        self._hold = hold
+        self._tasks = tasks
         self._client = client
         self._number: int | None = None
 
@@ -92,17 +97,25 @@ class _GatewayMonitor:
         agents = self._runtime.agents
         if not agents.models.cap(name, tokens):
             return
-        lowered = []
         for record in await agents.registry.all():
-            binding = record.binding
-            if binding is None or name not in (binding.provider, binding.handle) or binding.window <= tokens:
-                continue
-            await agents.registry.bind(record.id, replace(binding, window=tokens))
-            lowered.append(record.name)
-        if lowered:
-            sentence = f"{name} takes at most {tokens} {unit}: the context of {', '.join(lowered)} is that long now."
-            log.info("window lowered", name=name, tokens=tokens, agents=lowered)
-            self._runtime.event_log.add_notice(sentence, name.partition("/")[0])
+            if _exceeds(record, name, tokens):
+                self._tasks.start_soon(self._lower, record.id, name, tokens, unit)
+
+    async def _lower(self, agent_id: str, name: str, tokens: int, unit: str) -> None:
+        """Lower the window of an agent between two of its turns: a turn binds its agent to other vendors."""
+        agents = self._runtime.agents
+        try:
+            async with self._hold(agent_id):
+                record = await agents.registry.get(agent_id)
+                if record.binding is None or not _exceeds(record, name, tokens):
+                    return
+                await agents.registry.bind(agent_id, replace(record.binding, window=tokens))
+        except IsabellaError as error:
+            log.warning("window not lowered", agent=agent_id, error=error.what)
+            return
+        sentence = f"{name} takes at most {tokens} {unit}, so that is the context window of {record.name} now."
+        log.info("window lowered", name=name, tokens=tokens, agent=record.name)
+        self._runtime.event_log.add_notice(sentence, name.partition("/")[0])
 
     def _observe(self, provider: str, vendor: VendorTraffic) -> None:
         """Pass on the last answer or refusal, which may be one to a turn of another program."""
@@ -126,6 +139,11 @@ class _GatewayMonitor:
         watcher = self._runtime.watcher
         if watcher is not None and drifted:
             await watcher.retry(sorted(drifted))
+
+
+def _exceeds(record: AgentRecord, name: str, tokens: int) -> bool:
+    binding = record.binding
+    return binding is not None and name in (binding.provider, binding.handle) and binding.window > tokens
 
 
 def describe_stopped_key(stopped: StoppedKey) -> str:

@@ -143,7 +143,7 @@ async def _binding(desired: Desired, timeout: float) -> Binding:
     vendor = desired.vendor
     model, window = vendor.default_model, vendor.default_window
     if model is None and desired.key is not None:
-        answer = await ask_vendor(desired.base_url, desired.key, timeout=timeout)
+        answer = await ask_vendor(desired.upstream, desired.key, timeout=timeout)
         model = next(iter(answer.models), None)
         window = (answer.models.get(model) if model else None) or window
     return Binding(desired.name, model or "default", desired.base_url, vendor.models.get(model or "", window))

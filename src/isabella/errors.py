@@ -155,6 +155,10 @@ class PracticeError(IsabellaError):
     """The practice vendors could not be started or reached."""
 
 
+class GatewayError(IsabellaError):
+    """The gateway could not be started or reached."""
+
+
 class LockTimeout(IsabellaError):
     """Another process has held a lock for too long."""
 

@@ -66,7 +66,7 @@ def bench(letta_server: Letta) -> Iterator[Bench]:
         yield Bench(http, vendors)
 
 
-@pytest.mark.parametrize(("vendor", "type", "model"), VENDORS)
+@pytest.mark.parametrize(("vendor", "type", "model"), VENDORS[:2])
 def test_a_conversation_with_tools_and_reasoning_works_at_a_strict_vendor(
     bench: Bench, vendor: str, type: str, model: str
 ) -> None:
@@ -82,6 +82,32 @@ def test_a_conversation_with_tools_and_reasoning_works_at_a_strict_vendor(
     arrived = bench.vendors.requests(vendor)
     assert len(arrived) >= len(CONVERSATION)
     assert all(request.carries(bench.vendors.key(vendor).get_secret_value()) for request in arrived)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "type", "model", "noted"),
+    [
+        ("mistral", "mistral", "mistral-medium-latest", "body.user: Extra inputs are not permitted"),
+        (
+            "longcat",
+            "openai",
+            "LongCat-2.0",
+            "thinking is enabled but reasoning_content is missing in assistant tool call message at index 4",
+        ),
+    ],
+)
+def test_letta_itself_cannot_satisfy_these_strict_vendors(
+    bench: Bench, vendor: str, type: str, model: str, noted: str
+) -> None:
+    """It sends `user` to Mistral, and sends LongCat no reasoning back after a tool call (M30, M31)."""
+    provider = bench.register(vendor, type)
+    agent = bench.agent(Binding(provider["name"], model, provider["base_url"], 65_536))
+    bench.vendors.forget()
+
+    answers = [bench.say(agent, text) for text in CONVERSATION]
+
+    assert not answers[-1].is_success
+    assert noted in [request.strictness for request in bench.vendors.requests(vendor)]
 
 
 def test_the_openai_client_of_letta_is_refused_by_a_strict_vendor(bench: Bench) -> None:

@@ -88,7 +88,7 @@ def test_an_agent_on_a_shared_proxy_handle_gets_a_binding_of_its_own(new: Callab
         )
         id = await plant(agent_service, llm_config=config)
         done = await mended(agent_service, id)
-        assert (done.fault.value, done.after) == ("proxy_handle", "longcat/LongCat-2.0 (1000000)")
+        assert (done.fault.value, done.after) == ("proxy_handle", "longcat/LongCat-2.0 (1048576)")
         assert "Rex" in await say(agent_service, id, "What is my dog called?")
 
     here.run(work)
@@ -103,7 +103,7 @@ def test_an_agent_whose_provider_is_gone_moves_to_one_that_works(new: Callable[[
         id = await plant(agent_service, llm_config=config)
         done = await mended(agent_service, id)
         assert done.fault.value == "provider_gone"
-        assert done.after == "byok-mistral/mistral-small-latest (131072)"
+        assert done.after == "byok-mistral/mistral-small-latest (256000)"
         elsewhere = {**config, "model": "unheard-of", "model_endpoint": "http://127.0.0.1:9/v1"}
         id = await plant(agent_service, llm_config=elsewhere)
         assert (await mended(agent_service, id)).after == "cerebras/gpt-oss-120b (65536)"

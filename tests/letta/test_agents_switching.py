@@ -12,7 +12,7 @@ from isabella.errors import ModelUnknown
 from isabella.practice import NAMES
 from tests.support.agent_env import PROVIDERS, AgentEnv, agent_env, say
 
-WINDOWS = {"cerebras": 65_536, "groq": 131_072, "mistral": 131_072, "longcat": 1_000_000}
+WINDOWS = {"cerebras": 65_536, "groq": 131_072, "mistral": 262_144, "longcat": 1_048_576}
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
-from tests.support.backend_server import Backend, StreamEvent, TurnRecord, backend, events_of, recreate
+from tests.support.backend_server import Backend, Speaking, backend, recreate
 
 GROQ, MISTRAL = "byok-groq/openai/gpt-oss-120b", "byok-mistral/mistral-medium-latest"
 PATIENCE = 2.0
@@ -43,38 +43,6 @@ def served(backends: tuple[Backend, Backend]) -> Iterator[Backend]:
 def other(backends: tuple[Backend, Backend]) -> Backend:
     """The second of them."""
     return backends[1]
-
-
-class Speaking:
-    """A turn under way in a thread, as a client hears it."""
-
-    def __init__(self, served: Backend, agent: str, message: str) -> None:
-        self.happened: list[StreamEvent] = []
-        self._seen: dict[str, threading.Event] = {}
-        self._served, self._agent, self._message = served, agent, message
-        self.leave = threading.Event()
-        self.thread = threading.Thread(target=self._hear, daemon=True)
-        self.thread.start()
-
-    def _hear(self) -> None:
-        path = f"/api/agents/{self._agent}/turns"
-        with self._served.client.stream("POST", path, json={"message": self._message}) as response:
-            for event in events_of(response.iter_lines()):
-                self.happened.append(event)
-                self._seen.setdefault(event.kind, threading.Event()).set()
-                if self.leave.is_set():
-                    return
-
-    def until(self, kind: str) -> dict[str, object]:
-        """Wait for the first event of a kind."""
-        assert self._seen.setdefault(kind, threading.Event()).wait(30), self.happened
-        return next(event.data for event in self.happened if event.kind == kind)
-
-    def whole(self) -> TurnRecord:
-        """The whole turn."""
-        self.thread.join(60)
-        assert not self.thread.is_alive()
-        return TurnRecord(self.happened)
 
 
 @contextmanager

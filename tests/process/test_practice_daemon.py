@@ -26,11 +26,11 @@ from isabella.config import vendors
 from isabella.config.settings import load_settings
 from isabella.errors import PracticeError
 from isabella.practice import NAMES, VendorFault, daemon
-from isabella.practice.overlay import as_served, with_practice_vendors
+from isabella.practice.overlay import ConfigSnapshot, as_served, with_practice_vendors
 from isabella.practice.server import TOKEN_HEADER, listen
 from isabella.providers.desired import desired_providers
 from isabella.server import run
-from isabella.watch.config_changes import ConfigDiff, ConfigSnapshot, diff_config
+from isabella.watch.config_changes import ConfigDiff, diff_config
 
 
 @pytest.fixture
@@ -231,6 +231,37 @@ def test_command_line(home: Path, tmp_path: Path) -> None:
     assert old not in printed
     assert isabella(home, "down")[:2] == (0, "Stopped.\n")
     assert json.loads(isabella(home, "status", "--json")[1]) == {"running": False}
+
+
+def test_limits_and_windows_on_the_command_line(home: Path) -> None:
+    """They take effect, are shown, and are removed with the faults; the log tells the tokens and the end."""
+    running = daemon.up(home)
+
+    def chat(text: str) -> int:
+        body = {"model": "openai/gpt-oss-120b", "messages": [{"role": "user", "content": text}]}
+        headers = {"Authorization": f"Bearer {running.key('groq').get_secret_value()}"}
+        return httpx2.post(f"{running.base_url('groq')}/chat/completions", headers=headers, json=body).status_code
+
+    assert isabella(home, "limit", "groq")[1] == "No limit is active.\n"
+    shown = isabella(home, "limit", "groq", "--tokens", "1000")[1]
+    assert shown == "requests per minute: 30, left: 30\ntokens per minute: 1000, left: 1000\n"
+    assert [chat("Hello"), chat("Hello" * 1_000)] == [200, 413]
+    assert isabella(home, "limit", "groq", "--off")[1] == "No limit is active.\n"
+    assert "window 100, overflow vllm" in isabella(home, "fault", "groq", "--window", "100", "--overflow", "vllm")[1]
+    assert [chat("Hello" * 1_000), chat("Hello")] == [400, 200]
+    assert isabella(home, "fault", "groq", "--overflow", "abacus")[0] == 64
+    isabella(home, "limit", "groq", "--requests", "1")
+    assert isabella(home, "fault", "groq", "--clear")[1] == "No fault is active.\n"
+    assert isabella(home, "limit", "groq")[1] == "No limit is active.\n"
+    requests = running.control.requests("groq")
+    assert [(request.status, request.generated > 0, request.ended) for request in requests] == [
+        (200, True, "completed"),
+        (413, False, "completed"),
+        (400, False, "completed"),
+        (200, True, "completed"),
+    ]
+    log = isabella(home, "log", "groq")[1].splitlines()
+    assert log[0].endswith(f" {requests[0].generated} tokens")
 
 
 def test_keys_from_a_file_and_from_standard_input(home: Path, tmp_path: Path) -> None:

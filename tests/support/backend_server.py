@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,19 @@ from anyio.from_thread import BlockingPortal
 from pydantic import SecretStr
 
 from isabella.api import ensure_providers
+from isabella.config.gateway_address import state_file
 from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
 from isabella.embedded import Letta
+from isabella.gateway.server import GatewayServer, publish
 from isabella.letta.client import Connection
 from isabella.locks.provider_lock import ProviderLock, open_locks
 from isabella.practice import PracticeVendors
-from isabella.practice.overlay import with_practice_vendors
+from isabella.practice.overlay import ConfigSnapshot, with_practice_vendors
 from isabella.practice.server import listen
 from isabella.providers.report import Report
 from isabella.server.app import create_app
+from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.runtime import Runtime, open_agents, open_turns
 
 TOKEN = "a-token-for-the-tests"
@@ -97,6 +100,7 @@ class Backend:
         runtime: the services of the application.
         locks: the locks of its turns.
         portal: calls into its event loop.
+        gateway: the gateway between Letta and the vendors, if the settings have one.
     """
 
     url: str
@@ -109,6 +113,7 @@ class Backend:
     locks: ProviderLock
     portal: BlockingPortal
     letta: httpx.Client
+    gateway: GatewayServer | None = None
     _made: list[str] = field(default_factory=list)
 
     def say(self, agent: str, message: str) -> TurnRecord:
@@ -117,18 +122,22 @@ class Backend:
             assert response.status_code == 200, response.read()
             return TurnRecord(list(events_of(response.iter_lines())))
 
-    def agent(self, name: str, *handles: str) -> str:
-        """An agent of its own for a test, bound to the first handle and preferring all of them. Returns its name."""
+    def agent(self, name: str, *handles: str, **fields: Any) -> str:
+        """An agent of its own for a test, bound to the first handle and preferring all of them. Returns its name.
+
+        `fields` are further fields of Letta's agent.
+        """
         from isabella.agents.metadata import MANAGED_TAG, definition_tag
         from isabella.agents.model_catalog import ModelCatalog
 
         models = ModelCatalog.of(self.settings)
-        binding = anyio.run(models.binding, handles[0])
+        binding = anyio.run(models.binding, handles[0]).suited(fields.get("agent_type"))
         definition = f"test-{name}"
         made = self.letta.post(
             "/v1/agents/",
             json={
                 "name": name,
+                **fields,
                 "llm_config": binding.as_llm_config(),
                 "memory_blocks": [{"label": "human", "value": ""}, {"label": "persona", "value": "I am Isabella."}],
                 "tags": [MANAGED_TAG, definition_tag(definition)],
@@ -200,11 +209,38 @@ def connection_to(letta: Letta, home: Path) -> Connection:
 
 
 @contextmanager
+def gateway(settings: Settings, connection: Connection) -> Iterator[GatewayServer]:
+    """A gateway in a thread; settings with `gateway="on"` and this home use it."""
+    listener, token, folder = listen(0), SecretStr("a-token-for-the-gateway"), state_file(settings.home).parent
+
+    async def find() -> Connection:
+        return connection
+
+    publish(folder, listener.getsockname()[1], token)
+    server = GatewayServer(ConfigSnapshot.of(settings), listener, token, folder, find=find)
+    thread = threading.Thread(target=server.run, name="gateway", daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+        thread.join(20)
+
+
+@contextmanager
 def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) -> Iterator[Backend]:
     """A backend whose providers are the practice vendors; `options` are fields of the settings."""
     base = load_settings(environment={}, home=home, token=SecretStr(TOKEN), **options)
     settings = with_practice_vendors(base, vendors)
     connection = connection_to(letta, home)
+    between = gateway(settings, connection) if settings.gateway == "on" else nullcontext()
+    with between as server, _backend(letta, vendors, settings, connection) as running:
+        running.gateway = server
+        yield running
+
+
+@contextmanager
+def _backend(letta: Letta, vendors: PracticeVendors, settings: Settings, connection: Connection) -> Iterator[Backend]:
     listener = listen(0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     up = threading.Event()
@@ -222,7 +258,8 @@ def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) 
                 lambda: ensure_providers(settings, connection=connection, gate=locks)
             )
             agent_service = await stack.enter_async_context(open_agents(runtime, settings, connection, url))
-            await stack.enter_async_context(open_turns(runtime, agent_service, locks))
+            turn_service = await stack.enter_async_context(open_turns(runtime, agent_service, locks))
+            await stack.enter_async_context(run_gateway_monitor(runtime, turn_service, None))
             opened[:] = [locks, portal]
             up.set()
             await anyio.sleep_forever()
@@ -269,3 +306,35 @@ def _definition(id: str, name: str, handles: tuple[str, ...]) -> Any:
     from isabella.agents.definitions import AgentDefinition
 
     return AgentDefinition(id=id, name=name, description="", persona="", handles=handles)
+
+
+class Speaking:
+    """A turn under way in a thread, as a client hears it."""
+
+    def __init__(self, served: Backend, agent: str, message: str) -> None:
+        self.happened: list[StreamEvent] = []
+        self._seen: dict[str, threading.Event] = {}
+        self._served, self._agent, self._message = served, agent, message
+        self.leave = threading.Event()
+        self.thread = threading.Thread(target=self._hear, daemon=True)
+        self.thread.start()
+
+    def _hear(self) -> None:
+        path = f"/api/agents/{self._agent}/turns"
+        with self._served.client.stream("POST", path, json={"message": self._message}) as response:
+            for event in events_of(response.iter_lines()):
+                self.happened.append(event)
+                self._seen.setdefault(event.kind, threading.Event()).set()
+                if self.leave.is_set():
+                    return
+
+    def until(self, kind: str) -> dict[str, object]:
+        """Wait for the first event of a kind."""
+        assert self._seen.setdefault(kind, threading.Event()).wait(30), self.happened
+        return next(event.data for event in self.happened if event.kind == kind)
+
+    def whole(self) -> TurnRecord:
+        """The whole turn."""
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+        return TurnRecord(self.happened)

@@ -9,7 +9,8 @@ import pytest
 from isabella.config.settings import load_settings
 from isabella.config.sources import ConfigValue
 from isabella.errors import ConfigurationError
-from isabella.watch.config_changes import ConfigDiff, ConfigSnapshot, apply_live_settings, diff_config, file_stamps
+from isabella.practice.overlay import ConfigSnapshot
+from isabella.watch.config_changes import ConfigDiff, apply_live_settings, diff_config, file_stamps
 
 TOML = """
 [[providers]]

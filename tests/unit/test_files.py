@@ -23,9 +23,10 @@ import pytest
 
 from isabella.config.settings import Settings, load_settings
 from isabella.errors import FileAbsent, FileUnreadable
+from isabella.practice.overlay import ConfigSnapshot
 from isabella.providers.report import Report
 from isabella.system import files
-from isabella.watch.config_changes import ConfigSnapshot, file_stamps
+from isabella.watch.config_changes import file_stamps
 from isabella.watch.events import ConfigAccepted, ConfigRefused, WatchEvent
 from isabella.watch.model_refresh import ModelRefresh
 from isabella.watch.watcher import Watcher

@@ -109,7 +109,36 @@ def test_model_items_have_the_vendors_fields(vendors: PracticeVendors) -> None:
     assert by_id["mistral-medium-latest"]["capabilities"]["function_calling"] is True
     assert by_id["mistral-embed"]["capabilities"]["completion_chat"] is False
     assert by_id["mistral-medium-latest"]["deprecation"] is None
+    assert by_id["mistral-medium-latest"]["max_context_length"] == 262_144
+    assert by_id["magistral-medium-latest"]["deprecation"] is not None
+    assert by_id["magistral-medium-latest"]["deprecation_replacement_model"] == "mistral-medium-latest"
+    assert [item["id"] for item in items["longcat"]] == ["LongCat-2.0"]
     assert set(items["longcat"][0]) == {"id", "object", "owned_by"}
+
+
+def test_cerebras_tells_windows_in_the_format_of_openrouter(vendors: PracticeVendors) -> None:
+    """With `?format=openrouter` the list, and an entry of it, has the window; other vendors pass over the query."""
+    listed = get(vendors, "cerebras", "/models?format=openrouter").json()["data"]
+    assert {item["id"]: item["context_length"] for item in listed}["cerebras/gpt-oss-120b"] == 131_072
+    one = get(vendors, "cerebras", "/models/gpt-oss-120b?format=openrouter").json()
+    assert one["max_output_length"] == 40_960
+    assert get(vendors, "groq", "/models?format=openrouter").json() == get(vendors, "groq", "/models").json()
+
+
+def test_longcat_is_particular_about_the_case_of_its_model(vendors: PracticeVendors) -> None:
+    """`longcat-2.0` is another model to it, which it does not have."""
+    assert chat(vendors, "longcat", model="longcat-2.0").status_code == 400
+
+
+def test_longcat_reasons_unless_it_is_switched_off(vendors: PracticeVendors) -> None:
+    """Its answers and its streams have `reasoning_content`; `thinking` switches it off."""
+    message = chat(vendors, "longcat").json()["choices"][0]["message"]
+    assert message["reasoning_content"]
+    deltas = [event["choices"][0]["delta"] for event in events(chat(vendors, "longcat", stream=True))]
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message["reasoning_content"]
+    off = chat(vendors, "longcat", thinking={"type": "disabled"}).json()
+    assert "reasoning_content" not in off["choices"][0]["message"]
+    assert "completion_tokens_details" not in off["usage"]
 
 
 @pytest.mark.parametrize("vendor", NAMES)

@@ -13,11 +13,11 @@ import pytest
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.config.settings import Settings, WatchMode, load_settings
 from isabella.errors import IsabellaError, LettaUnreachable
+from isabella.practice.overlay import ConfigSnapshot
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import ProviderReport, Report
 from isabella.server.readiness import Readiness
 from isabella.server.runtime import run_watcher
-from isabella.watch.config_changes import ConfigSnapshot
 from isabella.watch.events import (
     ConfigAccepted,
     ConfigRefused,

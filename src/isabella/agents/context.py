@@ -20,6 +20,7 @@ from isabella.config.vendors import known_vendors
 from isabella.letta.client import LettaClient
 from isabella.letta.http import PAGE_SIZE
 from isabella.letta.llm_config import Binding, is_older
+from isabella.system.urls import is_gateway_url
 
 STRICTEST = re.compile(r"[a-zA-Z0-9]{9}")  # the strictest known form of ids; every vendor accepts it
 UNANSWERED = "[broken off]"  # the answer that is added after an unanswered tool result
@@ -62,6 +63,9 @@ class ContextMessage:
 
 def required_id_form(binding: Binding) -> re.Pattern[str] | None:
     """Return the form of tool call ids that the vendor of a binding requires; None if it accepts any."""
+    if is_gateway_url(binding.base_url):
+        # The gateway adapts the requests.
+        return None
     for vendor in known_vendors():
         here = binding.provider == vendor.provider or _host(binding.base_url) == _host(vendor.base_url)
         if vendor.call_id is not None and here:

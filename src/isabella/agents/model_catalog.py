@@ -50,6 +50,7 @@ class ModelCatalog:
         #: A callback that receives each new answer of a vendor, with its provider's name.
         self.on_event: Callable[[str, VendorAnswer], None] = lambda _provider, _answer: None
         self._kept: dict[str, tuple[VendorAnswer, float]] = {}  # each with the time until which it is kept
+        self._caps: dict[str, int] = {}
         self._locks: dict[str, anyio.Lock] = {}
 
     @classmethod
@@ -71,6 +72,20 @@ class ModelCatalog:
         fresh = {provider.name: provider for provider in providers}
         self._kept = {name: kept for name, kept in self._kept.items() if fresh.get(name) == self._providers[name]}
         self._providers = fresh
+
+    def cap(self, name: str, tokens: int) -> bool:
+        """Limit the window of a model, named by its handle, or of all models of a provider.
+
+        A vendor may refuse a request that is smaller than the window it states, because of its allowance per minute
+        or of a server's own settings. Return whether the limit is new or another one.
+        """
+        changed = self._caps.get(name) != tokens
+        self._caps[name] = tokens
+        return changed
+
+    def capped(self, provider: str, model: str, window: int) -> int:
+        """Return the window within the known limits."""
+        return min(window, *(self._caps.get(name, window) for name in (provider, f"{provider}/{model}")))
 
     async def binding(self, handle: str, *, window: int | None = None, unasked: bool = False) -> Binding:
         """Return the binding to the model of a handle; `ModelUnknown` if it does not work now, with handles that do.
@@ -154,7 +169,7 @@ class ModelCatalog:
         if not silent and windows and model not in windows:
             unfit = " for conversations" if model in answer.models else ""
             raise ModelUnknown(f"{name} has no model {model!r}{unfit}.")
-        window = _window(provider, model, windows.get(model))
+        window = self.capped(name, model, _window(provider, model, windows.get(model)))
         return Binding(name, model, provider.base_url, min(window, largest or window), client=self.client)
 
     async def _answers(self) -> list[tuple[Desired, VendorAnswer]]:
@@ -168,7 +183,7 @@ class ModelCatalog:
             kept = self._kept.get(provider.name)
             if kept is not None and self._clock() < kept[1]:
                 return kept[0]
-            answer = await self._ask(provider.base_url, provider.key or SecretStr(""))
+            answer = await self._ask(provider.upstream, provider.key or SecretStr(""))
             seconds = _KEPT_SECONDS if answer.verdict is KeyVerdict.ACCEPTED else _FAILURE_KEPT_SECONDS
             if self._providers.get(provider.name) == provider:
                 self._kept[provider.name] = answer, self._clock() + seconds

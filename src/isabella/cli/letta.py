@@ -58,8 +58,11 @@ def up(
     server = _server(release, instance, home, env_file)
     with show_progress() as progress:
         letta = server.up(progress)
+    gateway = _start_gateway(server, home, env_file)
     typer.echo(f"Letta {letta.version} {'is up' if letta.started else 'was up already'} at {letta.base_url}")
     typer.echo(f"Its password is in {server.paths.password_file}")
+    if gateway is not None:
+        typer.echo(f"It reaches the vendors through the gateway at {gateway}")
 
 
 @app.command()
@@ -72,6 +75,10 @@ def down(
     server = _server(release, instance, home, env_file)
     with show_progress() as progress:
         stopped = server.down(progress)
+    if _is_default(server):
+        from isabella.gateway import process
+
+        process.daemon(server.home).stop()
     typer.echo("Stopped." if stopped else "Nothing was running.")
 
 
@@ -158,6 +165,20 @@ def logs(
     for line in new_lines:
         typer.echo(line)
         sys.stdout.flush()
+
+
+def _is_default(server: Server) -> bool:
+    return (server.release, server.instance) == (_RELEASE, _INSTANCE)
+
+
+def _start_gateway(server: Server, home: Path | None, env_file: Path | None) -> str | None:
+    """Start the gateway of the default instance, and return its address; None if it has none."""
+    from isabella.gateway import process
+
+    settings = configured_settings(env_file, served=True, home=home)
+    if not _is_default(server) or settings.letta_base_url is not None or not process.starts_here(settings):
+        return None
+    return process.start(settings).address
 
 
 def _server(release: str, instance: str, home: Path | None, env_file: Path | None) -> Server:

@@ -136,7 +136,12 @@ def fault(
     truncated: Annotated[bool, typer.Option("--truncated", help="End the response in the middle.")] = False,
     html: Annotated[int | None, typer.Option(help="Respond with a proxy's HTML page and this status.")] = None,
     malformed: Annotated[bool, typer.Option("--malformed", help="Send broken JSON.")] = False,
-    clear: Annotated[bool, typer.Option("--clear", help="Remove all faults of the vendor first.")] = False,
+    endless: Annotated[bool, typer.Option("--endless", help="Repeat the answer until the limit of tokens.")] = False,
+    window: Annotated[int | None, typer.Option(min=1, help="Refuse prompts of more tokens than this.")] = None,
+    overflow: Annotated[
+        str | None, typer.Option(help="Refuse them in the words of this server: llama.cpp, vllm, ollama, …")
+    ] = None,
+    clear: Annotated[bool, typer.Option("--clear", help="Remove all faults and limits of the vendor first.")] = False,
     home: Home = None,
     env_file: EnvFile = None,
 ) -> None:
@@ -145,6 +150,7 @@ def fault(
 
     kinds: dict[str, Any] = {"latency": latency, "between": between, "status": http_status, "hang": hang}
     kinds |= {"reset": reset, "truncated": truncated, "html": html, "malformed": malformed}
+    kinds |= {"endless": endless, "window": window, "overflow": overflow}
     new = None
     if any(kinds.values()) or on is not None or times is not None or retry_after is not None or share != 1.0:
         with as_usage():
@@ -156,6 +162,29 @@ def fault(
         control.fault(vendor, new)
     for line in _fault_lines(control.faults(vendor)) or ["No fault is active."]:
         typer.echo(line)
+
+
+@app.command()
+def limit(
+    vendor: Vendor,
+    requests: Annotated[int | None, typer.Option(min=1, help="Requests per minute. Default: the usual.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens per minute. Default: the usual.")] = None,
+    off: Annotated[bool, typer.Option("--off", help="Remove the limits.")] = False,
+    home: Home = None,
+    env_file: EnvFile = None,
+) -> None:
+    """Limit a vendor's requests and tokens per minute. It refuses more with 429 (Groq: 413 if it can never pass)."""
+    control = _running(home, env_file).control
+    if off:
+        control.lift(vendor)
+    elif requests is not None or tokens is not None:
+        control.limit(vendor, requests=requests, tokens=tokens)
+    state = control.limits(vendor)
+    if state is None:
+        typer.echo("No limit is active.")
+        return
+    for name in ("requests", "tokens"):
+        typer.echo(f"{name} per minute: {state[name]}, left: {state[f'{name}_left']}")
 
 
 @app.command()
@@ -177,7 +206,10 @@ def log(
     for entry in entries:
         when = datetime.fromtimestamp(entry.at).strftime("%H:%M:%S.%f")[:-3]
         outcome, key = "accepted" if entry.accepted else "REFUSED", entry.key_masked or "no key"
-        notes = " ".join(note for note in (entry.model, "stream" if entry.stream else None, entry.fault) if note)
+        tokens = f"{entry.generated} tokens" if entry.generated else None
+        ended = None if entry.ended == "completed" else entry.ended or "in progress"
+        told = (entry.model, "stream" if entry.stream else None, entry.fault, tokens, ended)
+        notes = " ".join(note for note in told if note)
         request = f"{entry.status:>3}  {outcome:<8}  {key:<12}  {entry.method} {entry.path}"
         typer.echo(f"{when}  {request}  {notes}".rstrip())
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from isabella.config.quirks import Quirks
 from isabella.config.settings import http_address
 from isabella.config.vendors import Vendor, known_vendors
 from isabella.errors import ConfigurationError, FileAbsent
@@ -32,6 +33,7 @@ class _Declaration(BaseModel):
     default_model: str | None = None
     default_window: Annotated[int, Field(gt=0)] = 32_768
     models: list[str] | dict[str, Annotated[int, Field(gt=0)]] = Field(default_factory=list)
+    quirks: Annotated[Quirks, Field(strict=False)] = Field(default_factory=Quirks)
 
     @field_validator("base_url")
     @classmethod
@@ -106,7 +108,8 @@ def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
         declared = _Declaration.model_validate(entry)
     except ValidationError as error:
         problem = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"][:1])
+        depth = 2 if problem["loc"][0] == "quirks" else 1
+        where = ".".join(str(part) for part in problem["loc"][:depth])
         what = problem["msg"].removeprefix("Value error, ")
         raise ConfigurationError(f"{path}, [[providers]] in line {line}: {where}: {what}.") from None
     models = declared.models
@@ -117,6 +120,7 @@ def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
         title=declared.title or declared.name,
         default_model=declared.default_model or next(iter(windows), None),
         models=windows,
+        quirks=declared.quirks,
     )
 
 

@@ -25,6 +25,7 @@ from isabella.system.terminal import LogFormat
 
 # Building the adapter takes a hundred times as long as using it.
 _ADDRESS = TypeAdapter(AnyHttpUrl)
+_GATEWAY_MODES = ("auto", "on", "off")
 MAKE_MASTER_KEY = "python3 -c 'import secrets; print(secrets.token_hex(32))'"
 
 
@@ -92,6 +93,8 @@ class Settings(BaseSettings):
     turn_queue: Annotated[int, Field(ge=0, le=10_000)] = 8  #: how many turns may wait for one agent
     turn_wait: Annotated[float, Field(gt=0, le=3600)] = 120.0  #: seconds that a turn may wait for those before it
     gate_timeout: Annotated[float, Field(gt=0, le=3600)] = 30.0  #: seconds that turns and changes wait for each other
+    #: whether Letta reaches the vendors through the gateway: `auto`, `on`, `off`, or its URL as Letta reaches it
+    gateway: str = "auto"
     watch: WatchMode = WatchMode.AUTO
     resync: Annotated[float, Field(ge=0, le=86_400)] = 300.0  #: seconds between checks for drift; 0: never
     refresh_at: time | None = time(3, 30)  #: local time of the refresh of the model lists; None: never
@@ -120,6 +123,16 @@ class Settings(BaseSettings):
     @classmethod
     def _is_address(cls, value: str | None) -> str | None:
         return None if value is None or not value.strip() else http_address(value)
+
+    @field_validator("gateway")
+    @classmethod
+    def _is_gateway(cls, value: str) -> str:
+        text = value.strip()
+        if text.lower() in ("", *_GATEWAY_MODES):
+            return text.lower() or "auto"
+        if "://" not in text:
+            raise ValueError("it has to be auto, on, off, or a URL like http://127.0.0.1:8284")
+        return http_address(text)
 
     @field_validator("letta_encryption_key")
     @classmethod
@@ -179,6 +192,11 @@ class Settings(BaseSettings):
             with suppress(ValueError):
                 password = urlsplit(self.database_url.get_secret_value()).password or ""
                 redaction.remember(password, unquote(password))
+
+    @property
+    def uses_gateway(self) -> bool:
+        """Whether Letta is to reach the vendors through a gateway."""
+        return self.gateway != "off" and (self.gateway != "auto" or self.letta_base_url is None)
 
     def origin(self, field: str) -> str:
         """Return the origin of a setting: `environment`, the path of `.env`, `argument` or `default`."""

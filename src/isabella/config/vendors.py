@@ -9,6 +9,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from isabella.config.quirks import Quirks
+
 
 @dataclass(frozen=True)
 class Vendor:
@@ -28,13 +30,19 @@ class Vendor:
     default_model: str | None = None  #: the model to start with; None for the first that the vendor lists
     default_window: int = 32_768  #: context window in tokens of an unknown model
     models: Mapping[str, int] = field(default_factory=dict)  #: context windows in tokens by model id
-    #: the required form of tool call ids, as a regular expression; None if any is accepted
-    call_id: str | None = None
+    #: what its chat API accepts, where it differs from OpenAI's
+    quirks: Quirks = field(default_factory=Quirks)
 
     @property
     def api_key_file_env(self) -> str:
         """The variable with the path of a file that holds the key."""
         return f"{self.api_key_env}_FILE"
+
+    @property
+    def call_id(self) -> str | None:
+        """The required form of tool call ids, as a regular expression; None if any is accepted."""
+        length = self.quirks.tool_call_id_length
+        return None if length is None else f"[a-zA-Z0-9]{{{length}}}"
 
 
 @cache
@@ -44,8 +52,9 @@ def known_vendors() -> tuple[Vendor, ...]:
     return tuple(_vendor(**entry) for entry in document["vendors"])
 
 
-def _vendor(*, variables: str, **entry: Any) -> Vendor:
+def _vendor(*, variables: str, quirks: Mapping[str, Any] | None = None, **entry: Any) -> Vendor:
     return Vendor(
+        quirks=Quirks(**(quirks or {})),
         api_key_env=f"{variables}_API_KEY",
         base_url_env=f"{variables}_BASE_URL",
         type_env=f"{variables}_PROVIDER_TYPE",

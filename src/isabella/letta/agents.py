@@ -11,7 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, Valida
 from isabella.errors import LettaRefused
 from isabella.letta import paths
 from isabella.letta.http import LettaHttp
-from isabella.letta.llm_config import LlmConfig, base_url_fields
+from isabella.letta.llm_config import LlmConfig, base_url_fields, streams
+from isabella.letta.releases import GENERIC, OPENAI, client_for, release_in
+from isabella.system.urls import is_gateway_url, is_placeholder_url
 
 #: What Letta adds to an agent's row on request. It takes Letta twice as long.
 RELATIONS = ("agent.tags", "agent.blocks", "agent.tools")
@@ -151,8 +153,20 @@ class Agents:
         if row.llm is None or not row.llm.calls_elsewhere(provider, base_url):
             return False
         before(row)
-        await self.update(agent_id, base_url_fields(row.llm_config or {}, base_url))
+        client = await self._client_at(row.llm, base_url)
+        await self.update(agent_id, base_url_fields(row.llm_config or {}, base_url, client))
         return True
+
+    async def _client_at(self, llm: LlmConfig, base_url: str | None) -> str | None:
+        """Return the client for an agent that begins or ceases to use the gateway; None to keep the one it has."""
+        if llm.endpoint_type not in (GENERIC, OPENAI) or base_url is None or is_placeholder_url(base_url):
+            return None
+        if is_gateway_url(base_url):
+            return OPENAI
+        if not is_gateway_url(llm.endpoint):
+            return None
+        client = client_for(release_in(await self._http.get(paths.HEALTH)))
+        return client if streams(client, llm.agent_type) else OPENAI
 
     async def export_file(self, agent_id: str) -> dict[str, Any]:
         """Return an agent as an agent file, without its archival memory (fact M19)."""

@@ -19,6 +19,7 @@ from isabella.letta.providers import LettaProviders
 from isabella.system.peers import Peer
 
 _MESSAGES_OF_RUN = 200  # more than one run stores
+_ACTIVE_RUNS = 1000
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,14 @@ class Messages:
     async def of_run(self, run_id: str) -> list[dict[str, Any]]:
         """Return what Letta has stored of a run."""
         return await self._http.rows(f"{paths.RUNS}{run_id}/messages", limit=_MESSAGES_OF_RUN)
+
+    async def active_runs(self) -> list[dict[str, Any]]:
+        """Return the runs that are under way, of all agents."""
+        return await self._http.rows(paths.RUNS, active=True, limit=_ACTIVE_RUNS)
+
+    async def latest_runs(self, agent_id: str, limit: int) -> list[dict[str, Any]]:
+        """Return the latest runs of an agent, the newest first."""
+        return await self._http.rows(paths.RUNS, agent_id=agent_id, limit=limit, order="desc")
 
     async def send(self, agent_id: str, text: str, **options: Any) -> dict[str, Any]:
         """Send a message of the user and return the whole turn."""

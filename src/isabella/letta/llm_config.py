@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from isabella.letta.releases import GENERIC, OPENAI
-from isabella.system.urls import same_address
+from isabella.system.urls import is_gateway_url, same_address
 
 #: The agent types with which the generic client streams. Letta runs all others in an older loop (fact M26).
 _GENERIC_TYPES = frozenset({"letta_v1_agent", "sleeptime_agent"})
@@ -66,8 +66,12 @@ class Binding:
         }
 
     def suited(self, agent_type: str | None) -> Binding:
-        """Return the binding with a client that can stream for this agent type."""
-        return self if streams(self.client, agent_type) else replace(self, client=OPENAI)
+        """Return the binding with a client that can stream for this agent type.
+
+        The gateway adapts requests to each vendor, so every agent behind it has Letta's plain client.
+        """
+        plain = is_gateway_url(self.base_url) or not streams(self.client, agent_type)
+        return replace(self, client=OPENAI) if plain else self
 
 
 @dataclass(frozen=True)
@@ -142,9 +146,10 @@ def binding_fields(
     return {"llm_config": config, "compaction_settings": {"model": None}}, lowered
 
 
-def base_url_fields(current: Mapping[str, Any], base_url: str | None) -> dict[str, Any]:
-    """Return the fields of an agent that have it call another base URL, and change nothing else."""
-    return {"llm_config": {**current, "model_endpoint": base_url}}
+def base_url_fields(current: Mapping[str, Any], base_url: str | None, client: str | None = None) -> dict[str, Any]:
+    """Return the fields of an agent that have it call another base URL, through another client if one is given."""
+    config = {**current, "model_endpoint": base_url}
+    return {"llm_config": config if client is None else {**config, "model_endpoint_type": client}}
 
 
 def _merged(

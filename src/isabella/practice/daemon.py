@@ -78,10 +78,26 @@ class ControlClient:
         """Return the faults that are on, each with the number of times that is left."""
         return list(self._request("GET", vendor, "faults")["faults"])
 
+    def limit(
+        self, vendor: str, *, requests: int | None = None, tokens: int | None = None, running: bool = True
+    ) -> None:
+        """Have the vendor allow so many requests and tokens per minute; what is not given is its usual allowance."""
+        self._request("PUT", vendor, "limits", {"requests": requests, "tokens": tokens, "running": running})
+
+    def lift(self, vendor: str) -> None:
+        """Switch the limits off."""
+        self._request("DELETE", vendor, "limits")
+
+    def limits(self, vendor: str) -> dict[str, Any] | None:
+        """Return the allowances per minute and what is left of them; None if the limits are off."""
+        state: dict[str, Any] | None = self._request("GET", vendor, "limits")["limits"]
+        return state
+
     def clear(self, vendor: str | None = None) -> None:
-        """Switch all faults off, at one vendor or at all."""
+        """Switch all faults and limits off, at one vendor or at all."""
         for name in NAMES if vendor is None else (vendor,):
             self._request("DELETE", name, "faults")
+            self.lift(name)
 
     def requests(self, vendor: str) -> list[Request]:
         """Return the requests at the vendor, oldest first."""

@@ -12,16 +12,28 @@ import secrets
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from itertools import takewhile
 from typing import Any
+from urllib.parse import parse_qs
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from isabella.practice import assistant, strictness
+from isabella.practice import assistant
+from isabella.practice.limits import Admission
 from isabella.practice.prompt import read_prompt
-from isabella.practice.strictness import Objection
-from isabella.practice.vendor import ActiveFaults, PracticeVendor, Route, VendorFault, fingerprint
-from isabella.practice.wire import ListedModel, ModelCompletion, RefusalShape, embeddings_answer, to_json
+from isabella.practice.refusals import Judgement, ReceivedRequest, Refusal
+from isabella.practice.vendor import ActiveFaults, PracticeVendor, Progress, Route, VendorFault, fingerprint
+from isabella.practice.wire import (
+    END_OF_STREAM,
+    Generation,
+    ListedModel,
+    ModelCompletion,
+    embeddings_answer,
+    endless_tokens,
+    to_json,
+    tokens_of,
+)
 from isabella.system.redaction import mask
 
 Scope = Mapping[str, Any]
@@ -32,6 +44,8 @@ Headers = list[tuple[bytes, bytes]]
 _LARGEST_BODY = 64 * 1024 * 1024
 #: Seconds that a client has to read the first part of an answer before its connection is reset.
 _BEFORE_RESET = 0.5
+#: Seconds between the tokens of an endless answer for which no other time is given; it lets the server do other work.
+_ENDLESS_PACE = 0.001
 _PROXY_PAGE = (
     b"<html>\r\n<head><title>%d %s</title></head>\r\n<body>\r\n<center><h1>%d %s</h1></center>\r\n"
     b"<hr><center>nginx</center>\r\n</body>\r\n</html>\r\n"
@@ -63,6 +77,11 @@ class Transports:
         transport = self._open.get(tuple(scope["client"]))
         if transport is not None:
             transport.close()
+
+    def is_open(self, scope: Scope) -> bool:
+        """Whether the client of a request is still connected."""
+        transport = self._open.get(tuple(scope["client"]))
+        return transport is not None and not transport.is_closing()
 
     def abort_all(self) -> None:
         """Break all connections, so that the server does not wait for their answers."""
@@ -100,14 +119,13 @@ class VendorExchange:
         self._receive = receive
         self._send = send
         self._at = time.time()
+        self._progress = Progress()
         self._request_id = f"req_{secrets.token_hex(13)}"
         self._key = _bearer(scope)
         self._key_sha256 = None if self._key is None else fingerprint(self._key)
         self._accepted = vendor.accepts(self._key_sha256)
         self._route, self._listed_model = self._find_route()
-        self._body: Mapping[str, Any] = {}
-        self._body_length = 0
-        self._objections: tuple[Objection, ...] = ()
+        self._admission: Admission | None = None
 
     async def answer(self) -> None:
         """Read the request, and answer or refuse it, or fail it as the vendor's faults say.
@@ -115,27 +133,36 @@ class VendorExchange:
         Raises:
             ClientDisconnected: the client did not wait for the answer.
         """
-        valid = self._parse(await read_body(self._receive))
-        if self._route == "chat":
-            self._objections = strictness.objections(self._profile.name, self._body)
+        request = self._understand(await read_body(self._receive))
+        try:
+            await self._answer(request)
+        except ClientDisconnected:
+            self._progress.end("disconnected")
+            raise
+        except BaseException:
+            self._progress.end("broken")
+            raise
+
+    async def _answer(self, request: ReceivedRequest) -> None:
         faults = self._vendor.faults.take(self._route, accepted=self._accepted)
         fault = faults.fault
         # A fault of the network or a proxy comes before the vendor looks at the key.
         if fault is not None and fault.before_the_vendor:
-            await self._fail_early(fault, faults)
+            await self._fail_early(request, fault, faults)
             return
-        refusal, values = self._judge(valid, fault)
-        self._log(200 if refusal is None else refusal.status, fault)
+        accepted = None if self._key is None else self._accepted
+        judgement = Judgement(self._vendor, request, fault, accepted=accepted)
+        refusal, self._admission = judgement.refusal, judgement.admission
+        self._log(request, 200 if refusal is None else refusal.shape.status, fault)
         await self._pause(faults.latency)
-        model = self._model()
         if refusal is not None:
-            await self._refuse(refusal, fault, values)
-        elif model is None or self._route == "models":
+            await self._refuse(refusal, fault)
+        elif request.model is None or self._route == "models":
             await self._deliver(self._models(), fault)
         elif self._route == "chat":
-            await self._complete(model, faults)
+            await self._complete(request, request.model, faults)
         else:
-            await self._deliver(embeddings_answer(model, self._body, id=self._request_id), fault)
+            await self._deliver(embeddings_answer(request.model, request.body, id=self._request_id), fault)
 
     def _find_route(self) -> tuple[Route | None, str | None]:
         """Return the route of the request, and the model in its path."""
@@ -150,141 +177,160 @@ class VendorExchange:
         embeds = any(model.dimensions for model in self._profile.models.values())
         return ("embeddings" if method == "POST" and path == "embeddings" and embeds else None), None
 
-    def _judge(self, valid: bool, fault: VendorFault | None) -> tuple[RefusalShape | None, dict[str, str]]:
-        """Return the refusal of the request, if the vendor refuses it, and the values for its placeholders."""
-        named = self._listed_model if self._listed_model is not None else self._body.get("model")
-        values = {"model": str(named), "path": self._scope["path"], "detail": "Invalid request."}
-        if self._key is None or not self._accepted:
-            return self._profile.refusals["no_key" if self._key is None else "wrong_key"], values
-        if fault is not None and fault.status is not None:
-            return self._profile.refusal_of(fault.status), values
-        reason, detail = self._objection(valid)
-        if detail is not None:
-            values["detail"] = detail
-        return (None if reason is None else self._profile.refusals[reason]), values
-
-    def _objection(self, valid: bool) -> tuple[str | None, str | None]:
-        """Return the reason to refuse a request whose key is accepted, and the details."""
-        if self._route is None:
-            return "no_path", None
-        if self._route == "models":
-            known = self._listed_model is None or self._listed_model in self._profile.models
-            return (None if known else "no_model"), None
-        if not valid:
-            return "bad_request", "The body is not a JSON object."
-        model = self._model()
-        if model is None or (self._route == "chat") != model.chat:
-            return "no_model", None
-        required = "messages" if self._route == "chat" else "input"
-        if not self._body.get(required):
-            return "bad_request", f"{required}: field required"
-        strict = self._vendor.strict
-        for objection in self._objections:
-            if strict or (strict is None and objection.certain):
-                return objection.refusal, objection.text
-        return None, None
-
-    def _model(self) -> ListedModel | None:
-        name = self._body.get("model")
-        return self._profile.models.get(name) if isinstance(name, str) else None
-
-    async def _fail_early(self, fault: VendorFault, faults: ActiveFaults) -> None:
-        self._log(fault.html or 0, fault)
+    async def _fail_early(self, request: ReceivedRequest, fault: VendorFault, faults: ActiveFaults) -> None:
+        self._log(request, fault.html or 0, fault)
         await self._pause(faults.latency)
         if fault.html is not None:
             phrase = http.client.responses.get(fault.html, "Error").encode()
             page = _PROXY_PAGE % (fault.html, phrase, fault.html, phrase)
-            await respond(self._send, fault.html, page, content_type=b"text/html")
+            await self._respond(fault.html, page, content_type=b"text/html")
             return
         if fault.hang is not None:
             await self._pause(fault.hang)
-            self._transports.end(self._scope)
-        else:
-            self._transports.reset(self._scope)
-        await self._until_disconnected()
+        await self._break(reset=fault.reset is not None)
 
-    async def _refuse(self, refusal: RefusalShape, fault: VendorFault | None, values: dict[str, str]) -> None:
-        retry_after = refusal.retry_after
+    async def _refuse(self, refusal: Refusal, fault: VendorFault | None) -> None:
+        shape, values = refusal.shape, dict(refusal.values)
+        retry_after = shape.retry_after if refusal.retry_after is None else refusal.retry_after
         body: bytes | None = None
-        if fault is not None and fault.status == refusal.status:
+        if fault is not None and fault.status == shape.status:
             retry_after = fault.retry_after if fault.retry_after is not None else retry_after
             body = None if fault.body is None else fault.body.encode()
         headers = self._headers()
         if retry_after is not None:
             headers.append((b"retry-after", f"{retry_after:g}".encode()))
         if body is None:
-            body = refusal.filled(**values, request_id=self._request_id, retry_after=f"{retry_after or 0:g}")
-        await respond(self._send, refusal.status, body, headers)
+            problem = {"type": "value_error", "loc": ["body"], "msg": values["detail"], "input": None}
+            values.setdefault("problems", [problem])
+            body = shape.filled(**values, request_id=self._request_id, retry_after=f"{retry_after or 0:g}")
+        await self._respond(shape.status, body, headers)
 
-    async def _complete(self, model: ListedModel, faults: ActiveFaults) -> None:
+    async def _complete(self, request: ReceivedRequest, model: ListedModel, faults: ActiveFaults) -> None:
         identity = f"{model.id} at {self._profile.title} (a practice vendor)"
-        reply = assistant.reply(read_prompt(self._body), identity=identity)
+        reply = assistant.reply(read_prompt(request.body), identity=identity)
+        reasons = model.reasons and self._profile.wants_reasoning(request.body)
+        limit = model.max_output if request.output_limit is None else request.output_limit
+        tokens = tokens_of(reply, reasons=reasons)
+        if faults.endless:
+            cleared = self._vendor.faults.cleared
+            tokens = endless_tokens(reply, reasons=reasons)
+            tokens = takewhile(lambda _: self._vendor.faults.cleared == cleared, tokens)
+            limit = limit or model.window
+        generation = Generation(tokens, limit)
         completion = ModelCompletion.of(
-            self._profile, model, str(self._body["model"]), reply, prompt_characters=self._body_length
+            self._profile, str(request.body["model"]), prompt_tokens=request.prompt_tokens, calls=len(reply.calls)
         )
-        if not self._body.get("stream"):
-            await self._deliver(completion.whole(), faults.fault)
+        if request.body.get("stream"):
+            options = request.body.get("stream_options")
+            include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
+            await self._stream(completion.pieces(generation, include_usage=include_usage), generation, faults)
             return
-        options = self._body.get("stream_options")
-        include_usage = isinstance(options, dict) and bool(options.get("include_usage"))
-        await self._stream(list(completion.pieces(include_usage=include_usage)), faults)
+        generated = []
+        for token in generation:
+            if faults.endless:
+                await self._pace(faults)
+            self._progress.generate(generation.tokens)
+            generated.append(token)
+        await self._deliver(completion.whole(generated, generation), faults.fault)
 
-    async def _stream(self, pieces: list[bytes], faults: ActiveFaults) -> None:
+    async def _stream(self, pieces: Iterable[bytes], generation: Generation, faults: ActiveFaults) -> None:
         fault = faults.fault
-        if fault is not None and fault.malformed:
-            pieces = [pieces[0], b'data: {"id":"chatcmpl-broken","choices":[{"delta":{"content":"He\n\n', pieces[-1]]
         breaks = fault is not None and (fault.truncated or fault.reset == "midway")
-        if breaks:
-            pieces = pieces[: max(1, len(pieces) // 2)]
+        if fault is not None and fault.malformed:
+            first, *_, last = pieces
+            pieces = [first, b'data: {"id":"chatcmpl-broken","choices":[{"delta":{"content":"He\n\n', last]
+        elif breaks:
+            complete = list(pieces)
+            pieces = complete[: max(1, len(complete) // 2)]
         headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
         await self._send({"type": "http.response.start", "status": 200, "headers": headers + self._headers()})
         cleared = self._vendor.faults.cleared
         for index, piece in enumerate(pieces):
-            if index and faults.between and self._vendor.faults.cleared == cleared:
-                await self._pause(faults.between)
+            if index and self._vendor.faults.cleared == cleared:
+                await self._pace(faults)
+            if not self._transports.is_open(self._scope):
+                raise ClientDisconnected
+            self._progress.generate(generation.tokens)
+            if piece == END_OF_STREAM:
+                # The client may leave with this piece: what it sees is noted before.
+                self._progress.end("completed")
             await self._send({"type": "http.response.body", "body": piece, "more_body": True})
         if breaks:
             await self._break_midway(fault)
         else:
             await self._send({"type": "http.response.body", "body": b""})
 
+    async def _pace(self, faults: ActiveFaults) -> None:
+        """Wait for as long as the model takes for a token."""
+        await self._pause(faults.between or (_ENDLESS_PACE if faults.endless else 0.0))
+
     async def _deliver(self, answer: object, fault: VendorFault | None) -> None:
         """Send a JSON answer, whole or as the fault says."""
         body = to_json(answer)
         headers = self._headers()
+        if not self._transports.is_open(self._scope):
+            raise ClientDisconnected
         if fault is not None and fault.malformed:
-            await respond(self._send, 200, body[: len(body) // 2], headers)
+            await self._respond(200, body[: len(body) // 2], headers)
         elif fault is not None and (fault.truncated or fault.reset == "midway"):
             announced = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await self._send({"type": "http.response.start", "status": 200, "headers": announced + headers})
             await self._send({"type": "http.response.body", "body": body[: len(body) // 2], "more_body": True})
             await self._break_midway(fault)
         else:
-            await respond(self._send, 200, body, headers)
+            await self._respond(200, body, headers)
 
     async def _break_midway(self, fault: VendorFault | None) -> None:
-        if fault is not None and fault.reset is not None:
+        resets = fault is not None and fault.reset is not None
+        if resets:
             # A reset discards what the client has not read yet; the pause lets it read the first half.
             await self._pause(_BEFORE_RESET)
+        await self._break(reset=resets)
+
+    async def _break(self, *, reset: bool) -> None:
+        """Break the connection, with a reset or by an end without the end mark of the answer."""
+        self._progress.end("broken")
+        if reset:
             self._transports.reset(self._scope)
         else:
             self._transports.end(self._scope)
         await self._until_disconnected()
 
-    def _models(self) -> object:
-        if self._listed_model is not None:
-            return self._profile.models[self._listed_model].item
-        return {"object": "list", "data": self._profile.listed}
+    async def _until_disconnected(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
-    def _parse(self, raw: bytes) -> bool:
-        """Take the body; return whether it is a JSON object."""
-        self._body_length = len(raw)
+    async def _respond(
+        self, status: int, body: bytes, headers: Headers | None = None, *, content_type: bytes = b"application/json"
+    ) -> None:
+        self._progress.end("completed")
+        await respond(self._send, status, body, headers, content_type=content_type)
+
+    def _models(self) -> object:
+        """Return the model list, or one entry; a vendor that knows the format of OpenRouter is asked for it."""
+        wanted = parse_qs(self._scope["query_string"].decode("latin-1")).get("format", [""])[0]
+        one = None if self._listed_model is None else self._profile.models[self._listed_model]
+        listed = self._profile.listed if one is None else (one,)
+        entries = [model.openrouter for model in listed if model.openrouter is not None]
+        envelope: dict[str, object] = {}
+        if wanted != "openrouter" or not entries:
+            entries, envelope = [model.item for model in listed], {"object": "list"}
+        return envelope | {"data": entries} if one is None else entries[0]
+
+    def _understand(self, raw: bytes) -> ReceivedRequest:
         try:
             body = json.loads(raw)
         except (ValueError, RecursionError):
-            return False
-        self._body = body if isinstance(body, dict) else {}
-        return isinstance(body, dict)
+            body = None
+        return ReceivedRequest(
+            profile=self._profile,
+            path=self._scope["path"],
+            route=self._route,
+            listed_model=self._listed_model,
+            body=body if isinstance(body, dict) else {},
+            length=len(raw),
+            valid=isinstance(body, dict),
+        )
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless the client disconnects."""
@@ -297,22 +343,27 @@ class VendorExchange:
             return
         raise ClientDisconnected
 
-    async def _until_disconnected(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
-
     def _headers(self) -> Headers:
         request_id = self._request_id.encode()
         headers = [(b"x-request-id", request_id)]
         if self._profile.correlation_header:
             headers.append((self._profile.correlation_header.encode(), request_id))
         if self._accepted and self._route in ("chat", "embeddings"):
-            headers += [(name.encode(), value.encode()) for name, value in self._profile.limit_headers.items()]
+            headers += [(name.encode(), value.encode()) for name, value in self._limit_headers().items()]
         return headers
 
-    def _log(self, status: int, fault: VendorFault | None) -> None:
-        model = self._body.get("model", self._listed_model)
+    def _limit_headers(self) -> dict[str, str]:
+        values = self._vendor.limits.told() if self._admission is None else self._admission.told
+        told = {
+            f"%{name}%": self._profile.told_duration(value) if name.endswith("_reset") else str(value)
+            for name, value in values.items()
+        }
+        return {name: told.get(value, value) for name, value in self._profile.limit_headers.items()}
+
+    def _log(self, request: ReceivedRequest, status: int, fault: VendorFault | None) -> None:
+        model = request.body.get("model", self._listed_model)
         self._vendor.log.add(
+            self._progress,
             at=self._at,
             method=self._scope["method"],
             path=self._scope["path"],
@@ -321,9 +372,9 @@ class VendorExchange:
             key_masked=None if self._key is None else mask(self._key),
             key_sha256=self._key_sha256,
             model=model if isinstance(model, str) else None,
-            stream=bool(self._body.get("stream")),
+            stream=bool(request.body.get("stream")),
             fault=None if fault is None else fault.kind,
-            strictness=self._objections[0].text if self._objections else None,
+            strictness=request.objections[0].text if request.objections else None,
         )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from isabella.practice import daemon
 from isabella.practice.server import PracticeVendors
 from isabella.practice.vendor import load_keys
 from isabella.practice.wire import NAMES
-from isabella.providers.desired import desired_providers
+from isabella.providers.desired import Desired, desired_providers
 
 ORIGIN = "practice vendors"
 
@@ -83,3 +85,64 @@ def load_served_settings(env_file: Path | None = None, **arguments: Any) -> Sett
         ConfigurationError: the settings or `isabella.toml` are malformed.
     """
     return as_served(load_settings(env_file, **arguments))
+
+
+@dataclass(frozen=True)
+class ConfigSnapshot:
+    """One reading of the whole configuration."""
+
+    settings: Settings
+    desired: tuple[Desired, ...]
+
+    @classmethod
+    def of(cls, settings: Settings) -> ConfigSnapshot:
+        """Return the snapshot for these settings.
+
+        Raises:
+            ConfigurationError: `isabella.toml` is malformed.
+        """
+        return cls(settings, desired_providers(settings))
+
+    def again(self) -> ConfigSnapshot:
+        """Read the same files again, for the same environment and command line.
+
+        Raises:
+            ConfigurationError: a file is malformed, or was deleted.
+        """
+        former = self.settings
+        file = former.sources.file
+        # `.env` may stay missing if it never existed. If it has vanished, it is being replaced, or that is a mistake.
+        existed = bool(former.sources.dotenv) or file != Path(".env") or os.path.lexists(file)
+        arguments = {
+            field: getattr(former, field)
+            for field in former.model_fields_set
+            if field != "sources" and former.origin(field) == "argument"
+        }
+        fresh = load_settings(file if existed else None, former.sources.environment, **arguments)
+        sources = replace(fresh.sources, overlay=former.sources.overlay, overlaid_from=former.sources.overlaid_from)
+        return ConfigSnapshot.of(renewed(fresh.model_copy(update={"sources": sources})))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that were read, and those that would be read if they existed."""
+        return tuple(dict.fromkeys(_expanded(path).absolute() for path in self._files()))
+
+    def _files(self) -> Iterator[Path]:
+        sources = self.settings.sources
+        yield sources.file
+        yield self.settings.config_file
+        if sources.overlaid_from is not None:
+            yield sources.overlaid_from
+        for provider in self.desired:
+            vendor = provider.vendor
+            key_file = sources.get(vendor.api_key_file_env)
+            if key_file is not None and key_file.text.strip() and sources.get(vendor.api_key_env) is None:
+                yield Path(key_file.text.strip())
+
+
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        # The home folder is not known; the error is reported when the file is read.
+        return path

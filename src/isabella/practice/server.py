@@ -54,6 +54,24 @@ class KeysBody(BaseModel):
     accepted: list[str]
 
 
+class LimitsBody(BaseModel):
+    """The body of a change of limits: allowances per minute (null: the usual), and whether the clock runs."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    requests: int | None = None
+    tokens: int | None = None
+    running: bool = False
+
+
+class AdvanceBody(BaseModel):
+    """The body of a change of the limits' clock."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    seconds: float
+
+
 class StrictBody(BaseModel):
     """The body of a change of strictness."""
 
@@ -158,8 +176,8 @@ class PracticeApp:
     def _change(
         self, vendor: PracticeVendor, method: str, resource: str, query: str, body: bytes
     ) -> tuple[int, object]:
-        if resource not in ("keys", "strict", "faults", "requests"):
-            return 404, {"error": "There is no such resource; there are keys, strict, faults and requests."}
+        if resource not in ("keys", "strict", "faults", "limits", "requests"):
+            return 404, {"error": "There is no such resource; there are keys, strict, faults, limits and requests."}
         match resource, method:
             case "keys", "PUT":
                 vendor.accept(KeysBody.model_validate_json(body).accepted)
@@ -175,6 +193,13 @@ class PracticeApp:
             case "faults", "DELETE":
                 vendor.faults.clear()
                 return 204, None
+            case "limits", "PUT":
+                vendor.limits.limit(**LimitsBody.model_validate_json(body).model_dump())
+            case "limits", "POST":
+                vendor.limits.advance(AdvanceBody.model_validate_json(body).seconds)
+            case "limits", "DELETE":
+                vendor.limits.lift()
+                return 204, None
             case "requests", "DELETE":
                 vendor.log.clear()
                 return 204, None
@@ -184,6 +209,8 @@ class PracticeApp:
             return 200, {"accepted": [{"masked": mask(key), "sha256": fingerprint(key)} for key in vendor.keys]}
         if resource == "strict":
             return 200, {"strict": vendor.strict}
+        if resource == "limits":
+            return 200, {"limits": vendor.limits.state()}
         if resource == "faults":
             return 200, {"faults": [asdict(fault) | {"left": left} for fault, left in vendor.faults.active()]}
         after = parse_qs(query).get("after", ["0"])[0]
@@ -288,10 +315,24 @@ class PracticeVendors:
         """Have the vendor refuse what the real one is known to refuse (see `strictness`); None: what is certain."""
         self._vendor(vendor).strict = strict
 
+    def limit(
+        self, vendor: str, *, requests: int | None = None, tokens: int | None = None, running: bool = False
+    ) -> None:
+        """Have the vendor allow so many requests and tokens per minute; what is not given is its usual allowance.
+
+        Used allowance comes back with `advance`, and as time passes if `running`.
+        """
+        self._vendor(vendor).limits.limit(requests=requests, tokens=tokens, running=running)
+
+    def advance(self, vendor: str, seconds: float) -> None:
+        """Let the clock of the vendor's limits go on."""
+        self._vendor(vendor).limits.advance(seconds)
+
     def clear(self, vendor: str | None = None) -> None:
-        """Switch all faults off, at one vendor or at all."""
+        """Switch all faults and limits off, at one vendor or at all."""
         for name in NAMES if vendor is None else (vendor,):
             self._vendor(name).faults.clear()
+            self._vendor(name).limits.lift()
 
     def requests(self, vendor: str, *, after: int = 0) -> list[Request]:
         """Return the requests at the vendor, oldest first; only those after the request of that number."""

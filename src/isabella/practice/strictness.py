@@ -1,8 +1,8 @@
 """What the real vendors are publicly known to refuse in a chat request, beyond a wrong key or model.
 
-Collected from public bug reports of 2025 and 2026, not from runs against the vendors. A practice vendor refuses what
-many reports confirm, unless it is told to be lenient. Everything else is only noted in the request log, unless it is
-told to be strict.
+Collected from public bug reports of 2025 and 2026, the vendors' documentation and the types of their SDKs, not from
+runs against the vendors. A practice vendor refuses what many reports confirm, unless it is told to be lenient.
+Everything else is only noted in the request log, unless it is told to be strict.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-# Mistral answers 422 `extra_forbidden` to every field that is not in its schema. `user` and `stream_options` are
-# not in the schema either, but no recent report says that they are refused.
+from isabella.practice.wire import ListedModel, profile
+
+# Mistral answers 422 `extra_forbidden` to every field that is not in its schema, null or not. These are the fields of
+# the request and of the messages in its SDK.
 _MISTRAL_FIELDS_TEXT = """
-model messages temperature top_p max_tokens stream stop random_seed response_format tools tool_choice
-presence_penalty frequency_penalty n prediction parallel_tool_calls prompt_mode safe_prompt metadata
-reasoning_effort prompt_cache_key guardrails user stream_options
+model messages temperature top_p max_tokens stream stop random_seed metadata response_format tools tool_choice
+presence_penalty frequency_penalty min_tokens repetition_penalty top_k logprobs top_logprobs prompt_logprobs
+top_prompt_logprobs n prediction parallel_tool_calls reasoning_effort prompt_mode guardrails prompt_cache_key
+service_tier safe_prompt
 """
 _MISTRAL_FIELDS = frozenset(_MISTRAL_FIELDS_TEXT.split())
 _MISTRAL_MESSAGE_FIELDS = {
@@ -27,8 +30,17 @@ _MISTRAL_MESSAGE_FIELDS = {
 _MISTRAL_CALL_ID = re.compile(r"[a-zA-Z0-9]{9}")
 # Cerebras and Groq answer 400. They send reasoning as `reasoning`, and do not take it back as `reasoning_content`.
 _REFUSED_IN_MESSAGES = ("reasoning_content", "reasoning_content_signature", "redacted_reasoning_content", "metadata")
-_CEREBRAS_REFUSED = ("enable_thinking", "reasoning", "store")
-_GROQ_REFUSED = ("store", "reasoning")
+_CEREBRAS_REFUSED = (
+    "enable_thinking",
+    "reasoning",
+    "store",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+)
+_GROQ_REFUSED = ("store", "reasoning", "logprobs", "top_logprobs", "logit_bias")
+# LongCat knows `thinking` instead of an effort; its clients leave these out.
+_LONGCAT_REFUSED = ("reasoning_effort", "store")
 
 
 @dataclass(frozen=True)
@@ -39,23 +51,25 @@ class Objection:
         text: the vendor's message.
         refusal: the key of its refusal in `vendors.toml`.
         certain: whether it is refused unless the vendor is told to be lenient.
+        problem: the entry for it in a list of problems, if the vendor answers with one.
     """
 
     text: str
     refusal: str = "bad_request"
     certain: bool = False
+    problem: Mapping[str, Any] | None = None
 
 
-def objections(vendor: str, body: Mapping[str, Any]) -> tuple[Objection, ...]:
-    """Return everything in a request that this vendor is known to refuse."""
-    check = {"mistral": _mistral, "cerebras": _cerebras, "groq": _groq}.get(vendor)
-    return () if check is None else tuple(check(body))
+def objections(vendor: str, body: Mapping[str, Any], model: ListedModel | None = None) -> tuple[Objection, ...]:
+    """Return everything in a request to a model that this vendor is known to refuse."""
+    checks = {"mistral": _mistral, "cerebras": _cerebras, "groq": _groq, "longcat": _longcat}
+    return tuple(checks[vendor](body, model))
 
 
-def _mistral(body: Mapping[str, Any]) -> Iterator[Objection]:
+def _mistral(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Objection]:
     for name in body:
         if name not in _MISTRAL_FIELDS:
-            yield Objection(f"body.{name}: Extra inputs are not permitted")
+            yield _extra("body", name, given=body[name])
     previous_role = ""
     for index, message in _messages(body):
         role = str(message.get("role"))
@@ -64,35 +78,87 @@ def _mistral(body: Mapping[str, Any]) -> Iterator[Objection]:
         previous_role = role
         for name in message:
             if name not in _MISTRAL_MESSAGE_FIELDS.get(role, ("role", "content")):
-                yield Objection(f"body.messages.{index}.{role}.{name}: Extra inputs are not permitted")
+                yield _extra("body", "messages", index, role, name, given=message[name])
         for call_id in _call_ids(message):
             if not _MISTRAL_CALL_ID.fullmatch(call_id):
                 text = f"Tool call id was {call_id} but must be a-z, A-Z, 0-9, with a length of 9."
                 yield Objection(text, "bad_call_id", certain=True)
+        if role == "assistant" and not message.get("content") and not message.get("tool_calls"):
+            yield Objection("Assistant message must have either content or tool_calls, but not none.", "bad_answer")
+    if previous_role == "assistant" and not message.get("prefix"):
+        text = "Expected last role User or Tool (or Assistant with prefix True) for serving but got assistant"
+        yield Objection(text, "bad_order")
+    if not _all_answered(body):
+        yield Objection("Not the same number of function calls and responses", "bad_order")
 
 
-def _cerebras(body: Mapping[str, Any]) -> Iterator[Objection]:
-    paths = [name for name in _CEREBRAS_REFUSED if name in body]
+def _all_answered(body: Mapping[str, Any]) -> bool:
+    """Whether every tool call is followed by its result, and every result follows its call."""
+    expected: list[str] = []
+    for _, message in _messages(body):
+        if message.get("role") == "tool" and message.get("tool_call_id") in expected:
+            expected.remove(str(message["tool_call_id"]))
+        elif expected or message.get("role") == "tool":
+            return False
+        else:
+            expected = list(_call_ids(message))
+    return not expected
+
+
+def _extra(*place: str | int, given: object) -> Objection:
+    """Return the objection to a field that is not in Mistral's schema; like the vendor, it repeats what was given."""
+    said = "Extra inputs are not permitted"
+    problem = {"type": "extra_forbidden", "loc": list(place), "msg": said, "input": given}
+    return Objection(f"{'.'.join(map(str, place))}: {said}", problem=problem)
+
+
+def _cerebras(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Objection]:
+    paths = [name for name in _CEREBRAS_REFUSED if body.get(name) is not None]
     paths += [f"messages.{index}.{role}.{name}" for index, role, name in _refused_in_messages(body)]
     for path in paths:
         yield Objection(f"{path}: property '{path}' is unsupported")
 
 
-def _groq(body: Mapping[str, Any]) -> Iterator[Objection]:
+def _groq(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Objection]:
     for name in _GROQ_REFUSED:
-        if name in body:
+        if body.get(name) is not None:
             yield Objection(f"property '{name}' is unsupported")
-    for index, role, name in _refused_in_messages(body):
+    if body.get("n") not in (None, 1):
+        yield Objection("'n' : number must be at most 1")
+    for index, role, name in _refused_in_messages(body, "name"):
         place = f"'messages.{index}' : for 'role:{role}'"
         unmet = f"('messages.{index}' : property '{name}' is unsupported)"
         yield Objection(f"{place} the following must be satisfied[{unmet}]")
+    limit = profile("groq").output_limit(body)
+    if model is not None and model.max_output is not None and isinstance(limit, int) and limit > model.max_output:
+        yield Objection(
+            f"`max_completion_tokens` must be less than or equal to `{model.max_output}`, the maximum value for "
+            "`max_completion_tokens` is less than the `context_window` for this model"
+        )
 
 
-def _refused_in_messages(body: Mapping[str, Any]) -> Iterator[tuple[int, object, str]]:
-    """Yield the fields of messages that Cerebras and Groq refuse: index and role of the message, and field name."""
+def _longcat(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Objection]:
+    for name in _LONGCAT_REFUSED:
+        if body.get(name) is not None:
+            yield Objection(f"Unsupported parameter: {name}")
+    if not profile("longcat").wants_reasoning(body):
+        return
     for index, message in _messages(body):
-        for name in _REFUSED_IN_MESSAGES:
-            if name in message:
+        if message.get("role") == "assistant" and message.get("tool_calls") and _lacks_reasoning(message):
+            said = "thinking is enabled but reasoning_content is missing in assistant tool call message"
+            yield Objection(f"{said} at index {index}")
+
+
+def _lacks_reasoning(message: Mapping[str, Any]) -> bool:
+    # Clients whose history has no reasoning for a call send an empty text, and are answered.
+    return not isinstance(message.get("reasoning_content"), str)
+
+
+def _refused_in_messages(body: Mapping[str, Any], *more: str) -> Iterator[tuple[int, object, str]]:
+    """Yield the fields of messages that are refused: index and role of the message, and field name."""
+    for index, message in _messages(body):
+        for name in (*_REFUSED_IN_MESSAGES, *more):
+            if message.get(name) is not None:
                 yield index, message.get("role"), name
 
 

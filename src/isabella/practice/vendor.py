@@ -7,18 +7,21 @@ import json
 import secrets
 import string
 import threading
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from isabella.errors import PracticeError
-from isabella.practice.wire import NAMES, Profile, profile
+from isabella.practice.limits import Allowance, RateLimits
+from isabella.practice.wire import NAMES, Profile, overflow_wordings, profile
 from isabella.system.files import write_private
 
 Route = Literal["models", "chat", "embeddings"]
 Reset = Literal["at_once", "midway"]
+Ended = Literal["completed", "disconnected", "broken"]
 
 #: How many requests the log of a vendor holds.
 _LOG_CAPACITY = 10_000
@@ -43,6 +46,11 @@ class VendorFault:
         truncated: end the answer in the middle, without its end mark.
         html: answer with the HTML page of a proxy, with this status.
         malformed: answer 200 with JSON that breaks off.
+        endless: repeat the answer until the limit of tokens is reached, the client disconnects, or the faults are
+            switched off.
+        window: refuse prompts of more tokens than this, whatever the model list tells.
+        overflow: the server whose words that refusal has (`llama.cpp`, `vllm`, …; None: the vendor's own). Without a
+            window every prompt is refused.
     """
 
     on: Route | None = None
@@ -58,6 +66,9 @@ class VendorFault:
     truncated: bool = False
     html: int | None = None
     malformed: bool = False
+    endless: bool = False
+    window: int | None = None
+    overflow: str | None = None
 
     def __post_init__(self) -> None:
         if self.on not in (None, *get_args(Route)):
@@ -73,6 +84,12 @@ class VendorFault:
         for status in (self.status, self.html):
             if status is not None and not 200 <= status <= 599:
                 raise PracticeError(f"{status} is not an HTTP status that a vendor answers with.")
+        if self.window is not None and self.window < 1:
+            raise PracticeError(f"A window of {self.window} tokens is too small.")
+        if self.overflow not in (None, *overflow_wordings()):
+            raise PracticeError(
+                f"There is no overflow {self.overflow!r}.", remedy=f"Use {', '.join(overflow_wordings())}."
+            )
         if self.kind == "latency" and not (self.latency or self.between):
             raise PracticeError("This fault does nothing.", remedy="Give it a latency, a status, a hang, …")
 
@@ -89,12 +106,20 @@ class VendorFault:
             return str(self.status)
         if self.truncated:
             return "truncated"
+        if self.endless:
+            return "endless"
+        if self.window is not None or self.overflow is not None:
+            return "overflow"
         return "malformed" if self.malformed else "latency"
 
     @property
     def before_the_vendor(self) -> bool:
         """Whether the network or a proxy causes it, so that it also fails requests whose key is not accepted."""
         return self.kind in ("hang", "reset", "html", "latency")
+
+    def applies_to(self, route: Route | None) -> bool:
+        """Whether it fails requests of this route."""
+        return self.on in (None, route) and (route == "chat" or self.kind not in ("endless", "overflow"))
 
 
 @dataclass(frozen=True)
@@ -104,6 +129,11 @@ class ActiveFaults:
     latency: float = 0.0
     between: float = 0.0
     fault: VendorFault | None = None
+
+    @property
+    def endless(self) -> bool:
+        """Whether the answer has no end."""
+        return self.fault is not None and self.fault.kind == "endless"
 
 
 class Faults:
@@ -141,7 +171,7 @@ class Faults:
         with self._lock:
             for active in self._active:
                 fault = active.fault
-                applies = fault.on in (None, route) and (accepted or fault.before_the_vendor)
+                applies = fault.applies_to(route) and (accepted or fault.before_the_vendor)
                 if not applies or (failure is not None and fault.kind != "latency") or not active.strikes():
                     continue
                 latency += fault.latency
@@ -182,6 +212,11 @@ class Request:
         key_masked, key_sha256: the key, masked and as a fingerprint; None if there was none.
         fault: the fault that failed it, in one word.
         strictness: the first thing in it that the real vendor is known to refuse.
+        generated: the tokens of the answer that have been generated so far, also while it is being answered.
+        last_token: the time of the last of them, in seconds since the request arrived.
+        ended: how it ended: the answer was completed (a refusal, too), the client disconnected before, or a fault or
+            the end of the server broke it. None while it is being answered.
+        ended_after: the time of that, in seconds since the request arrived.
     """
 
     number: int
@@ -196,10 +231,40 @@ class Request:
     stream: bool = False
     fault: str | None = None
     strictness: str | None = None
+    generated: int = 0
+    last_token: float | None = None
+    ended: Ended | None = None
+    ended_after: float | None = None
 
     def carries(self, key: str) -> bool:
         """Whether it came with exactly this key."""
         return self.key_sha256 == fingerprint(key)
+
+
+class Progress:
+    """How far the answer to a request is; the fields are those of `Request`."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+        self._generated: tuple[int, float | None] = (0, None)
+        self._ended: tuple[Ended | None, float | None] = (None, None)
+
+    def generate(self, tokens: int) -> None:
+        """Note that so many tokens have been generated in all."""
+        if tokens != self._generated[0]:
+            self._generated = tokens, time.monotonic() - self._started
+
+    def end(self, how: Ended) -> None:
+        """Note the end of the answer; only the first counts."""
+        if self._ended[0] is None:
+            self._ended = how, time.monotonic() - self._started
+
+    def fields(self) -> dict[str, Any]:
+        """Return the fields that it has for an entry of the log."""
+        # The end is read first: nothing is generated after it.
+        ended, ended_after = self._ended
+        generated, last_token = self._generated
+        return {"generated": generated, "last_token": last_token, "ended": ended, "ended_after": ended_after}
 
 
 class RequestLog:
@@ -207,19 +272,19 @@ class RequestLog:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._entries: deque[Request] = deque(maxlen=_LOG_CAPACITY)
+        self._entries: deque[tuple[Request, Progress]] = deque(maxlen=_LOG_CAPACITY)
         self._count = 0
 
-    def add(self, **fields: Any) -> None:
+    def add(self, progress: Progress, **fields: Any) -> None:
         """Add a request with the next number; if the log is full, the oldest is removed."""
         with self._lock:
             self._count += 1
-            self._entries.append(Request(number=self._count, **fields))
+            self._entries.append((Request(number=self._count, **fields), progress))
 
     def entries(self, *, after: int = 0) -> list[Request]:
         """Return the requests with a number above `after`."""
         with self._lock:
-            return [entry for entry in self._entries if entry.number > after]
+            return [replace(entry, **progress.fields()) for entry, progress in self._entries if entry.number > after]
 
     def clear(self) -> None:
         """Remove all requests; their numbers are not used again."""
@@ -234,6 +299,7 @@ class PracticeVendor:
         self.profile = profile
         self.faults = Faults()
         self.log = RequestLog()
+        self.limits = RateLimits(Allowance(**profile.allowance))
         #: Whether it refuses everything that the real vendor is known to refuse (see `strictness`). None: only what
         #: is certain.
         self.strict: bool | None = None

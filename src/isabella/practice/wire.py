@@ -9,23 +9,29 @@ import re
 import secrets
 import string
 import struct
+import sys
 import time
 import tomllib
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from itertools import chain, cycle
 from typing import Any, Literal
 
 from isabella.errors import PracticeError
+from isabella.practice.limits import go_duration
 from isabella.practice.prompt import Reply
 
 #: The vendors' names, in the order in which they are shown.
 NAMES = ("cerebras", "groq", "mistral", "longcat")
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
-_CHARACTERS_PER_TOKEN = 4
+#: The last event of a stream.
+END_OF_STREAM = b"data: [DONE]\n\n"
+#: What a token of a prompt is taken to be.
+CHARACTERS_PER_TOKEN = 4
 _ARGUMENT_PIECE = 16
 _STREAM_PIECE = re.compile(r"\s*\S+\s*?(?=\s|$)|\s+$")
 
@@ -36,13 +42,18 @@ _COMMON_WORDS = frozenset(_COMMON_WORDS_TEXT.split())
 
 @dataclass(frozen=True)
 class ListedModel:
-    """A model on a vendor's list; `item` is its entry there, `dimensions` the length of its embedding vectors."""
+    """A model on a vendor's list; `item` is its entry there, `dimensions` the length of its embedding vectors.
+
+    `window` and `max_output` are in tokens; `openrouter` is its entry in a list in the format of OpenRouter.
+    """
 
     item: Mapping[str, Any]
     window: int
+    max_output: int | None = None
     chat: bool = True
     reasons: bool = False
     dimensions: int | None = None
+    openrouter: Mapping[str, Any] | None = None
 
     @property
     def id(self) -> str:
@@ -58,12 +69,13 @@ class RefusalShape:
     body: str
     retry_after: float | None = None
 
-    def filled(self, **values: str) -> bytes:
-        """Return the body with its placeholders filled in; values are escaped as JSON strings are."""
+    def filled(self, **values: object) -> bytes:
+        """Return the body with its placeholders filled in: texts are escaped as in JSON strings, the rest is JSON."""
         text = self.body
         for name, value in values.items():
-            text = text.replace(f"%{name}%", json.dumps(value, ensure_ascii=False)[1:-1])
-        return text.encode()
+            filler = json.dumps(value, ensure_ascii=False)
+            text = text.replace(f"%{name}%", filler[1:-1] if isinstance(value, str) else filler)
+        return text.encode("utf-8", "replace")
 
 
 @dataclass(frozen=True)
@@ -72,11 +84,18 @@ class Profile:
 
     Attributes:
         key_form, completion_id, call_id: the forms of its keys and ids; `%` stands for random characters.
-        reasoning: whether a model's reasoning is a field beside the content, a part of it, or not shown.
+        reasoning: where a model's reasoning is: the name of a field beside the content, or parts of the content.
+        thinking_field: the field of a request by which reasoning is switched off: `{"type": "disabled"}`.
+        output_limit_fields: the fields of a request by which it limits the tokens of the answer.
         extra_fields: fields that it adds to each answer, to the usage, and to a whole completion.
-        limit_headers: the rate-limit headers of an answer; their values do not change.
+        limit_headers: the rate-limit headers of an answer; their values are placeholders, or do not change.
+        allowance: what it allows per minute and per day, as the fields of `Allowance`.
+        reserved, most_reserved: the tokens of an answer that it counts at once when a request sets no limit for the
+            answer, and at most.
+        tells_retry_after: whether a request above the limits is told how long to wait.
+        durations: how its headers tell times: as Go writes them, or in seconds.
         models: its models by id and by alias.
-        listed: the entries of its model list.
+        listed: its models as it lists them.
         refusals: its error answers, by reason; `refusal_of_status` has the reasons.
         usage_extension: an extra field that carries the usage at the end of a stream.
         correlation_header: an extra header that carries the request id.
@@ -89,15 +108,36 @@ class Profile:
     completion_id: str
     call_id: str
     call_id_length: int
-    reasoning: Literal["field", "parts", "none"]
+    reasoning: Literal["reasoning", "reasoning_content", "parts"]
     limit_headers: Mapping[str, str]
+    allowance: Mapping[str, int]
+    output_limit_fields: tuple[str, ...]
     models: Mapping[str, ListedModel]
-    listed: tuple[Mapping[str, Any], ...]
+    listed: tuple[ListedModel, ...]
     refusals: Mapping[str, RefusalShape] = field(repr=False)
     refusal_of_status: Mapping[str, str] = field(repr=False)
     extra_fields: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    reserved: int = 0
+    most_reserved: int = sys.maxsize
+    tells_retry_after: bool = False
+    durations: Literal["go", "seconds"] = "seconds"
+    thinking_field: str | None = None
     usage_extension: str | None = None
     correlation_header: str | None = None
+
+    def output_limit(self, body: Mapping[str, Any]) -> object:
+        """Return what a request gives as its limit of tokens for the answer; None if it has none."""
+        given = (body.get(name) for name in self.output_limit_fields)
+        return next((limit for limit in given if limit is not None), None)
+
+    def told_duration(self, seconds: float) -> str:
+        """Return a time as its headers tell it."""
+        return go_duration(seconds) if self.durations == "go" else str(seconds)
+
+    def wants_reasoning(self, body: Mapping[str, Any]) -> bool:
+        """Whether a request leaves reasoning switched on."""
+        thinking = None if self.thinking_field is None else body.get(self.thinking_field)
+        return not (isinstance(thinking, dict) and thinking.get("type") == "disabled")
 
     def refusal_of(self, status: int) -> RefusalShape:
         """Return the refusal with this status; if the vendor has none, the most similar one with this status."""
@@ -109,7 +149,7 @@ class Profile:
 @cache
 def profiles() -> Mapping[str, Profile]:
     """Return all vendors by name."""
-    data = tomllib.loads(resources.files(__package__).joinpath("vendors.toml").read_text(encoding="utf-8"))
+    data = _vendors_toml()
     return {name: _profile(name, data[name], data["refusal_of_status"]) for name in NAMES}
 
 
@@ -124,116 +164,201 @@ def profile(name: str) -> Profile:
     return profiles()[name]
 
 
+@cache
+def overflow_wordings() -> Mapping[str, RefusalShape]:
+    """Return the refusals of prompts that are larger than the window, by model server or vendor."""
+    servers = {name: RefusalShape(**fields) for name, fields in _vendors_toml()["overflow"].items()}
+    return servers | {name: each.refusals["too_long"] for name, each in profiles().items()}
+
+
+def _vendors_toml() -> dict[str, Any]:
+    return tomllib.loads(resources.files(__package__).joinpath("vendors.toml").read_text(encoding="utf-8"))
+
+
 def _profile(name: str, data: dict[str, Any], refusal_of_status: Mapping[str, str]) -> Profile:
-    null_fields = dict.fromkeys(data.pop("null_fields", ()))
-    listed = [ListedModel(**entry | {"item": entry["item"] | null_fields}) for entry in data.pop("models")]
+    common = dict.fromkeys(data.pop("null_fields", ())) | data.pop("common_fields", {})
+    listed = [ListedModel(**entry | {"item": common | entry["item"]}) for entry in data.pop("models")]
     refusals = data.pop("refusals")
     return Profile(
         name=name,
         models={alias: model for model in listed for alias in (model.id, *model.item.get("aliases", ()))},
-        listed=tuple(model.item for model in listed),
+        listed=tuple(listed),
         refusals={reason: RefusalShape(**fields) for reason, fields in refusals.items()},
         refusal_of_status=refusal_of_status,
+        output_limit_fields=tuple(data.pop("output_limit_fields")),
         **data,
     )
 
 
 @dataclass(frozen=True)
+class Token:
+    """A piece of a reply that a model generates in one step; `call` is the number of its tool call, from 0."""
+
+    kind: Literal["reasoning", "text", "name", "arguments"]
+    text: str
+    call: int = 0
+
+
+def tokens_of(reply: Reply, *, reasons: bool) -> Iterator[Token]:
+    """Yield the tokens of a reply: reasoning and text word by word, tool calls in pieces."""
+    for words in _STREAM_PIECE.findall(reply.reasoning) if reasons else ():
+        yield Token("reasoning", words)
+    for words in _STREAM_PIECE.findall(reply.text):
+        yield Token("text", words)
+    for number, call in enumerate(reply.calls):
+        yield Token("name", call.name, number)
+        arguments = json.dumps(call.arguments, ensure_ascii=False)
+        for start in range(0, len(arguments), _ARGUMENT_PIECE):
+            yield Token("arguments", arguments[start : start + _ARGUMENT_PIECE], number)
+
+
+def endless_tokens(reply: Reply, *, reasons: bool) -> Iterator[Token]:
+    """Yield the tokens of a model that repeats itself without end; it calls no tool."""
+    words = (reply.text or reply.reasoning).split() or ["on"]
+    reasoning = tokens_of(Reply(reply.reasoning), reasons=reasons)
+    return chain(reasoning, cycle([Token("text", f"{word} ") for word in words]))
+
+
+class Generation:
+    """The tokens of a reply as they are generated, up to a limit.
+
+    Attributes:
+        tokens, reasoning_tokens: how many have been generated so far.
+        calls: the tool calls so far.
+        cut: whether the limit came before the end.
+    """
+
+    def __init__(self, tokens: Iterable[Token], limit: int | None = None) -> None:
+        self._tokens = tokens
+        self._limit = limit
+        self.tokens = 0
+        self.reasoning_tokens = 0
+        self.calls = 0
+        self.cut = False
+
+    def __iter__(self) -> Iterator[Token]:
+        for token in self._tokens:
+            if self.tokens == self._limit:
+                self.cut = True
+                return
+            self.tokens += 1
+            self.reasoning_tokens += token.kind == "reasoning"
+            self.calls += token.kind == "name"
+            yield token
+
+    @property
+    def finish_reason(self) -> str:
+        """Why it has ended."""
+        if self.cut:
+            return "length"
+        return "tool_calls" if self.calls else "stop"
+
+
+@dataclass(frozen=True)
 class ModelCompletion:
-    """A reply in a vendor's format: `whole` is a chat completion, `pieces` a stream of one.
+    """The format of a vendor's answer to a chat request: `whole` is a chat completion, `pieces` a stream of one.
 
     `requested_model` is the name of the model in the request, which may be an alias.
     """
 
     profile: Profile
-    model: ListedModel
     requested_model: str
-    reply: Reply
     prompt_tokens: int
     id: str
     created: int
     call_ids: tuple[str, ...]
 
     @classmethod
-    def of(
-        cls, profile: Profile, model: ListedModel, requested_model: str, reply: Reply, *, prompt_characters: int
-    ) -> ModelCompletion:
-        """Return the completion of a request with so many characters, with new ids."""
+    def of(cls, profile: Profile, requested_model: str, *, prompt_tokens: int, calls: int) -> ModelCompletion:
+        """Return the answer to a request with so many tokens, with new ids."""
         return cls(
             profile=profile,
-            model=model,
             requested_model=requested_model,
-            reply=reply,
-            prompt_tokens=max(1, prompt_characters // _CHARACTERS_PER_TOKEN),
+            prompt_tokens=prompt_tokens,
             id=profile.completion_id.replace("%", secrets.token_hex(16)),
             created=int(time.time()),
-            call_ids=tuple(profile.call_id.replace("%", _random(profile.call_id_length)) for _ in reply.calls),
+            call_ids=tuple(profile.call_id.replace("%", _random(profile.call_id_length)) for _ in range(calls)),
         )
 
-    @property
-    def usage(self) -> dict[str, Any]:
-        """The token counts, with the extra fields of the vendor."""
-        calls = sum(len(arguments) + 20 for _, _, arguments in self._calls)
-        completion_tokens = max(1, (len(self.reply.text) + calls) // _CHARACTERS_PER_TOKEN) + self._reasoning_tokens
-        usage: dict[str, Any] = {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": self.prompt_tokens + completion_tokens,
-        }
-        usage |= self.profile.extra_fields.get("usage", {})
-        if self._shows_reasoning and self.profile.name != "mistral":
-            usage["completion_tokens_details"] = {"reasoning_tokens": self._reasoning_tokens}
-        return usage
-
-    def whole(self) -> dict[str, Any]:
-        """Return the completion as one JSON object."""
-        message: dict[str, Any] = {"role": "assistant", "content": self.reply.text or None}
-        if self._shows_reasoning and self.profile.reasoning == "field":
-            message["reasoning"] = self.reply.reasoning
-        elif self._shows_reasoning:
-            message["content"] = [_thinking(self.reply.reasoning), {"type": "text", "text": self.reply.text}]
-        if self.reply.calls:
-            message["tool_calls"] = [_tool_call(*call) for call in self._calls]
+    def whole(self, tokens: Iterable[Token], generation: Generation) -> dict[str, Any]:
+        """Return the completion as one JSON object; the tokens are those of the generation."""
+        told = list(tokens)
+        text, reasoning = _joined(told, "text"), _joined(told, "reasoning")
+        message: dict[str, Any] = {"role": "assistant", "content": text or None}
+        if reasoning and self.profile.reasoning == "parts":
+            message["content"] = [_thinking(reasoning), {"type": "text", "text": text}]
+        elif reasoning:
+            message[self.profile.reasoning] = reasoning
+        if generation.calls:
+            message["tool_calls"] = [self._call(told, number) for number in range(generation.calls)]
         elif self.profile.name == "mistral":
             message["tool_calls"] = None
-        choice = {"index": 0, "message": message, "finish_reason": self._finish_reason}
-        body = self._head("chat.completion") | {"choices": [choice], "usage": self.usage}
+        choice = {"index": 0, "message": message, "finish_reason": generation.finish_reason}
+        body = self._head("chat.completion") | {"choices": [choice], "usage": self._usage(generation)}
         body |= self.profile.extra_fields.get("completion", {})
         if self.profile.usage_extension:
             body[self.profile.usage_extension] = {"id": f"req_{self.id[-26:]}"}
         return body
 
-    def pieces(self, *, include_usage: bool) -> Iterator[bytes]:
-        """Yield the completion as server-sent events, `[DONE]` included."""
-        for delta in self._deltas():
+    def pieces(self, generation: Generation, *, include_usage: bool) -> Iterator[bytes]:
+        """Yield the completion as server-sent events, `[DONE]` included, while the tokens are generated."""
+        for delta in chain([{"role": "assistant", "content": ""}], self._deltas(generation)):
             yield self._event([{"index": 0, "delta": delta, "finish_reason": None}])
-        last: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": self._finish_reason}
+        last: dict[str, Any] = {"index": 0, "delta": {}, "finish_reason": generation.finish_reason}
+        usage = self._usage(generation)
         if self.profile.name == "mistral":
             # Mistral sends the usage with the last piece, whether the request asks for it or not.
-            yield self._event([last | {"delta": {"content": ""}}], usage=self.usage)
+            yield self._event([last | {"delta": {"content": ""}}], usage=usage)
         elif self.profile.usage_extension:
-            yield self._event([last], **{self.profile.usage_extension: {"id": self.id, "usage": self.usage}})
+            yield self._event([last], **{self.profile.usage_extension: {"id": self.id, "usage": usage}})
         else:
             yield self._event([last])
         if include_usage and self.profile.name != "mistral":
-            yield self._event([], usage=self.usage)
-        yield b"data: [DONE]\n\n"
+            yield self._event([], usage=usage)
+        yield END_OF_STREAM
 
-    def _deltas(self) -> Iterator[dict[str, Any]]:
-        yield {"role": "assistant", "content": ""}
-        for words in _STREAM_PIECE.findall(self.reply.reasoning) if self._shows_reasoning else ():
-            yield {"reasoning": words} if self.profile.reasoning == "field" else {"content": [_thinking(words)]}
-        for words in _STREAM_PIECE.findall(self.reply.text):
-            yield {"content": words}
-        for index, (call_id, name, arguments) in enumerate(self._calls):
-            if self.profile.name == "mistral":
-                # Mistral sends each call in one piece.
-                yield {"content": "", "tool_calls": [_tool_call(call_id, name, arguments) | {"index": index}]}
-                continue
-            yield {"tool_calls": [_tool_call(call_id, name, "") | {"index": index}]}
-            for start in range(0, len(arguments), _ARGUMENT_PIECE):
-                piece = arguments[start : start + _ARGUMENT_PIECE]
-                yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
+    def _deltas(self, generation: Generation) -> Iterator[dict[str, Any]]:
+        """Yield what each token adds; Mistral sends each tool call in one piece."""
+        held_back: list[Token] = []
+        for token in generation:
+            if token.kind in ("text", "reasoning"):
+                yield self._text_delta(token)
+            elif self.profile.name != "mistral":
+                yield {"tool_calls": [self._call_piece(token)]}
+            else:
+                held_back.append(token)
+        for number in range(generation.calls if held_back else 0):
+            yield {"content": "", "tool_calls": [self._call(held_back, number) | {"index": number}]}
+
+    def _text_delta(self, token: Token) -> dict[str, Any]:
+        if token.kind == "text":
+            return {"content": token.text}
+        if self.profile.reasoning == "parts":
+            return {"content": [_thinking(token.text)]}
+        return {self.profile.reasoning: token.text}
+
+    def _call_piece(self, token: Token) -> dict[str, Any]:
+        if token.kind == "name":
+            return _tool_call(self.call_ids[token.call], token.text, "") | {"index": token.call}
+        extra = self.profile.extra_fields.get("call_piece", {})
+        return {"index": token.call} | extra | {"function": {"arguments": token.text}}
+
+    def _call(self, tokens: Iterable[Token], number: int) -> dict[str, Any]:
+        """Return a tool call as far as it was generated."""
+        own = [token for token in tokens if token.call == number]
+        return _tool_call(self.call_ids[number], _joined(own, "name"), _joined(own, "arguments"))
+
+    def _usage(self, generation: Generation) -> dict[str, Any]:
+        """Return the token counts, with the extra fields of the vendor."""
+        usage: dict[str, Any] = {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": generation.tokens,
+            "total_tokens": self.prompt_tokens + generation.tokens,
+        }
+        usage |= self.profile.extra_fields.get("usage", {})
+        if generation.reasoning_tokens and self.profile.name != "mistral":
+            usage["completion_tokens_details"] = {"reasoning_tokens": generation.reasoning_tokens}
+        return usage
 
     def _event(self, choices: list[Mapping[str, Any]], **extra: Any) -> bytes:
         return b"data: " + to_json(self._head("chat.completion.chunk") | {"choices": choices} | extra) + b"\n\n"
@@ -241,26 +366,6 @@ class ModelCompletion:
     def _head(self, kind: str) -> dict[str, Any]:
         head: dict[str, Any] = {"id": self.id, "object": kind, "created": self.created, "model": self.requested_model}
         return head | self.profile.extra_fields.get("answer", {})
-
-    @property
-    def _calls(self) -> list[tuple[str, str, str]]:
-        """The id, the name and the arguments as JSON of each tool call."""
-        return [
-            (call_id, call.name, json.dumps(call.arguments, ensure_ascii=False))
-            for call_id, call in zip(self.call_ids, self.reply.calls, strict=True)
-        ]
-
-    @property
-    def _shows_reasoning(self) -> bool:
-        return self.model.reasons and self.profile.reasoning != "none" and bool(self.reply.reasoning)
-
-    @property
-    def _reasoning_tokens(self) -> int:
-        return len(self.reply.reasoning) // _CHARACTERS_PER_TOKEN if self._shows_reasoning else 0
-
-    @property
-    def _finish_reason(self) -> str:
-        return "tool_calls" if self.reply.calls else "stop"
 
 
 def embed(text: str, dimensions: int) -> list[float]:
@@ -295,7 +400,7 @@ def embeddings_answer(model: ListedModel, body: Mapping[str, Any], *, id: str) -
         if body.get("encoding_format") == "base64":
             vector = base64.b64encode(struct.pack(f"<{dimensions}f", *vector)).decode("ascii")
         data.append({"object": "embedding", "index": index, "embedding": vector})
-    tokens = sum(max(1, len(text) // _CHARACTERS_PER_TOKEN) for text in texts)
+    tokens = sum(max(1, len(text) // CHARACTERS_PER_TOKEN) for text in texts)
     usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
     return {"id": id, "object": "list", "data": data, "model": body["model"], "usage": usage}
 
@@ -307,6 +412,10 @@ def to_json(value: object) -> bytes:
 
 def _tool_call(call_id: str, name: str, arguments: str) -> dict[str, Any]:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def _joined(tokens: Iterable[Token], kind: str) -> str:
+    return "".join(token.text for token in tokens if token.kind == kind)
 
 
 def _thinking(text: str) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from pydantic import SecretStr
 
 from isabella.config.api_keys import KeyEmpty, KeyPlaceholder, KeyRefused, clean_key
 from isabella.config.custom_vendors import declared_vendors
+from isabella.config.gateway_address import gateway_address
 from isabella.config.settings import ProviderTypes, Settings, http_address
 from isabella.config.sources import ConfigValue
 from isabella.config.vendors import Vendor, known_vendors, vendor_of_prefix
 from isabella.errors import ConfigurationError, FileUnreadable
 from isabella.system import files, redaction
 from isabella.system.redaction import mask
+from isabella.system.urls import gateway_base_url
 
 
 class RemarkKind(StrEnum):
@@ -58,6 +60,12 @@ class Desired:
     remedy: str | None = None
     obstacle: Remark | None = None  #: the problem as a remark
     remarks: tuple[Remark, ...] = ()  #: remarks that do not prevent the registration
+    behind_gateway: str | None = None  #: the vendor's own base URL, if `base_url` is that of the gateway
+
+    @property
+    def upstream(self) -> str:
+        """The vendor's own base URL."""
+        return self.behind_gateway or self.base_url
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -82,10 +90,11 @@ def desired_providers(settings: Settings, vendors: tuple[Vendor, ...] | None = N
     """
     if vendors is None:
         vendors = known_vendors() + declared_vendors(settings.config_file)
-    return tuple(_desired(vendor, settings) for vendor in vendors)
+    gateway = gateway_address(settings)
+    return tuple(_desired(vendor, settings, gateway) for vendor in vendors)
 
 
-def _desired(vendor: Vendor, settings: Settings) -> Desired:
+def _desired(vendor: Vendor, settings: Settings, gateway: str | None) -> Desired:
     remarks: list[Remark] = []
     key: SecretStr | None = None
     source, obstacle, remedy = f"{vendor.api_key_env} is not set", None, None
@@ -98,20 +107,21 @@ def _desired(vendor: Vendor, settings: Settings) -> Desired:
     except _Unusable as unusable:
         obstacle, remedy = unusable.obstacle, unusable.remedy
         source = unusable.source
-    base_url, base_url_obstacle = _base_url(vendor, settings)
+    upstream, base_url_obstacle = _base_url(vendor, settings)
     if obstacle is None and key is not None and base_url_obstacle is not None:
         obstacle, remedy = base_url_obstacle, "Correct it, or remove it to use the vendor's own base URL."
     return Desired(
         vendor=vendor,
         name=vendor.provider,
         type=_provider_type(vendor, settings),
-        base_url=base_url,
+        base_url=upstream if gateway is None else gateway_base_url(gateway, vendor.provider),
         key=key,
         key_source=source,
         problem=None if obstacle is None else obstacle.text,
         remedy=remedy,
         obstacle=obstacle,
         remarks=tuple(remarks),
+        behind_gateway=None if gateway is None else upstream,
     )
 
 

@@ -144,7 +144,12 @@ class EventLog:
                 self.add_sync(event.part, event.cause.value, event.seconds)
         else:
             for sentence in log_sentences(event):
-                self.entries.appendleft(LoggedEvent("notice", "", redact(sentence.text), warning=sentence.warning))
+                self.add_notice(sentence.text, warning=sentence.warning)
+        self.notifier.notify()
+
+    def add_notice(self, text: str, subject: str = "", *, warning: bool = False) -> None:
+        """Record a notice."""
+        self.entries.appendleft(LoggedEvent("notice", subject, redact(text), warning=warning))
         self.notifier.notify()
 
     def notices(self, seconds: float) -> Sequence[LoggedEvent]:

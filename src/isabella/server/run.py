@@ -21,7 +21,9 @@ from isabella.api import add_receipts, ensure_providers
 from isabella.config.settings import Settings
 from isabella.connect import embedded_connection
 from isabella.embedded import Progress, Server
+from isabella.embedded.progress import step
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
+from isabella.gateway.process import Supervisor, starts_here
 from isabella.letta.client import Connection, LettaClient, configured_connection
 from isabella.locks.provider_lock import ProviderLock, open_locks
 from isabella.practice import daemon
@@ -29,6 +31,7 @@ from isabella.practice.overlay import left_out, with_practice_vendors
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import Report
 from isabella.server.app import create_app
+from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.readiness import Phase, Readiness
 from isabella.server.runtime import Runtime, open_agents, open_turns, run_reflection, run_watcher
 from isabella.server.token import LOOPBACK, Token, address_published, check_address, ensure_token
@@ -61,7 +64,8 @@ def serve(settings: Settings, options: ServeOptions) -> int:
     with closing(_bind(settings)) as listener, interrupt_on_sigterm(), ExitStack() as stack:
         settings = _with_practice(settings, options, stack)
         connection = configured_connection(settings) or _start_embedded(settings, options, stack)
-        readiness = _serve_http(settings, options, connection, listener)
+        gateway = _start_gateway(settings, options, stack)
+        readiness = _serve_http(settings, options, connection, listener, gateway)
     return 0 if readiness.serving else 1
 
 
@@ -116,13 +120,29 @@ def _start_embedded(settings: Settings, options: ServeOptions, stack: ExitStack)
         return embedded_connection(settings, server.up(progress))
 
 
+def _start_gateway(settings: Settings, options: ServeOptions, stack: ExitStack) -> Supervisor | None:
+    """Start the gateway, if these settings have one that Isabella runs."""
+    if not starts_here(settings):
+        return None
+    supervisor = Supervisor(settings)
+    # Registered before it is up, so that an interrupted start is cleaned up as well.
+    stack.callback(supervisor.stop)
+    with options.progress() as progress, step(progress, "gateway", "between Letta and the vendors"):
+        supervisor.start()
+    return supervisor
+
+
 def _stop_embedded(server: Server, options: ServeOptions) -> None:
     with options.progress() as progress:
         server.down(progress)
 
 
 def _serve_http(
-    settings: Settings, options: ServeOptions, connection: Connection, listener: socket.socket
+    settings: Settings,
+    options: ServeOptions,
+    connection: Connection,
+    listener: socket.socket,
+    gateway: Supervisor | None,
 ) -> Readiness:
     token = ensure_token(settings)
     runtime = Runtime(token.secret, settings, connection)
@@ -158,6 +178,7 @@ def _serve_http(
                     agent_service.models,
                     on_event=runtime.event_log.on_watch_event,
                 ) as runtime.watcher,
+                run_gateway_monitor(runtime, turn_service, gateway),
             ):
                 with address_published(settings.home, address):
                     phase = readiness.phase.value.capitalize()

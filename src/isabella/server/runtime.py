@@ -22,6 +22,7 @@ from isabella.agents.reflection import ReflectionOutcome, SendMessage, reflect
 from isabella.agents.service import AgentService, open_agent_service
 from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError, IsabellaError, NotReady, TurnError
+from isabella.gateway.client import GatewayTraffic
 from isabella.letta.client import Connection
 from isabella.locks.provider_lock import ProviderLock
 from isabella.providers.desired import desired_providers
@@ -64,6 +65,7 @@ class Runtime:
     request_registry: RequestRegistry | None = None  #: set by `open_turns`
     #: set while `run_watcher` runs; None in a backend that does not watch its configuration
     watcher: Watcher | None = None
+    gateway: GatewayTraffic | None = None  #: what the gateway last reported; None without one
     tasks: TaskGroup | None = None  #: runs work that outlives a request; set while the application serves
     csrf: str = field(init=False, repr=False)  #: the secret that every form of the console contains
 

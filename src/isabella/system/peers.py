@@ -79,6 +79,17 @@ def listens(process: ChildProcess, host: str, port: int) -> bool:
     )
 
 
+def holds_connection(process: ChildProcess, local: tuple[str, int], remote: tuple[str, int]) -> bool:
+    """Return whether this process has a connection between these two addresses of this machine."""
+    if not process.is_running():
+        return False
+    try:
+        connections = psutil.Process(process.pid).net_connections(kind="tcp")
+    except (OSError, psutil.Error):
+        return False
+    return any(tuple(one.laddr) == local and tuple(one.raddr) == remote for one in connections)
+
+
 def hooks(peer: Peer | None) -> dict[str, list[Callable[[Any], Any]]]:
     """Return the event hooks of an HTTP client for this server; empty if there is no peer to verify."""
     if peer is None:

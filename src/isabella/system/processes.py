@@ -94,7 +94,14 @@ def has_ended(process: psutil.Process) -> bool:
         return True
 
 
-def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path | None = None) -> ChildProcess:
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str],
+    log: Path,
+    cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
+) -> ChildProcess:
     """Start a process in a session of its own, with its output appended to a log that only its owner can read.
 
     Secrets belong in `env`, not in `argv`, which every user of the machine can see. Raises `OSError`.
@@ -109,6 +116,7 @@ def spawn(argv: Sequence[str], *, env: Mapping[str, str], log: Path, cwd: Path |
             stdout=descriptor,
             stderr=descriptor,
             start_new_session=True,
+            pass_fds=pass_fds,
         )
     finally:
         os.close(descriptor)

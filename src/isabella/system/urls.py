@@ -6,10 +6,13 @@ import ipaddress
 import ssl
 from functools import cache
 from typing import TypedDict
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 #: Placeholder base URL of a provider whose move is incomplete; nothing listens there.
 PLACEHOLDER_URL = "http://127.0.0.1:9/nowhere/v1"
+
+#: The path of the gateway's base URLs; the provider's name and `/v1` follow.
+GATEWAY_PATH = "/isabella-gateway/"
 
 
 class ClientOptions(TypedDict):
@@ -36,6 +39,17 @@ def same_address(one: str | None, other: str | None) -> bool:
 def is_placeholder_url(base_url: str | None) -> bool:
     """Return whether a base URL is `PLACEHOLDER_URL`."""
     return same_address(base_url, PLACEHOLDER_URL)
+
+
+def gateway_base_url(address: str, provider: str) -> str:
+    """Return the base URL of a provider at the gateway that runs at this address."""
+    return f"{address}{GATEWAY_PATH}{quote(provider, safe='')}/v1"
+
+
+def is_gateway_url(base_url: str | None) -> bool:
+    """Return whether a base URL is one of a gateway."""
+    path = urlsplit(base_url or "").path.rstrip("/")
+    return path.startswith(GATEWAY_PATH) and path.endswith("/v1") and path.count("/") == GATEWAY_PATH.count("/") + 1
 
 
 def client_options(base_url: str) -> ClientOptions:

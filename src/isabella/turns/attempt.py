@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 
@@ -100,6 +100,8 @@ class Attempt:
     first_token: float  #: seconds that the vendor may take to begin
     silence: float  #: seconds of silence after which an answer that has begun is broken
     cancel_request: CancelRequest
+    #: ends the agent's requests at the vendor, if a gateway can do that
+    end_calls: Callable[[str], Awaitable[None]] | None = None
     run_id: str | None = None  #: Letta's run; None if Letta has not accepted the message
     began: float | None = None  #: when the first token came, in monotonic seconds
     said: dict[str, str] = field(default_factory=dict)  #: the answer so far, by message id
@@ -127,6 +129,7 @@ class Attempt:
             if isinstance(item, _Closed):
                 self._lost(item.error)
             else:
+                refusal = self.refusal
                 await self._cancel(letta, inbox)
                 # Lines that arrive now still count: they may be the end of the answer, or its very beginning.
                 silent = not self.cancel_request.made and self.began is None
@@ -137,6 +140,8 @@ class Attempt:
                     if silent and self.began is not None:
                         # The vendor answers after all: read on until Letta notices the cancellation.
                         silent, until = False, time.monotonic() + _END_SECONDS
+                # An error that comes now only shows that the request to the vendor was ended.
+                self.refusal = refusal
                 self._give_up()
             for event in self._finished_calls():
                 yield event
@@ -266,6 +271,9 @@ class Attempt:
                     break
             await cancel(letta, self.agent_id, self.run_id)
             self._cancelled = True
+            if self.end_calls is not None:
+                # Letta would leave the vendor generating (fact G1).
+                await self.end_calls(self.agent_id)
 
     async def _abandon(self, letta: LettaClient, inbox: asyncio.Queue[_Item], pump: asyncio.Task[None]) -> None:
         """Leave nothing behind: neither the reading task, nor a run without a reader."""

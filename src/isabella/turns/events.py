@@ -40,6 +40,8 @@ class ErrorCode(StrEnum):
     CONTEXT_REFUSED = "context_refused"
     VENDOR_FAILING = "vendor_failing"
     VENDOR_UNREACHABLE = "vendor_unreachable"
+    #: Isabella's own gateway, between Letta and the vendors, does not answer.
+    GATEWAY_UNREACHABLE = "gateway_unreachable"
     #: The answer did not begin in time.
     VENDOR_SILENT = "vendor_silent"
     #: The answer cannot be parsed.

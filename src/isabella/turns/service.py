@@ -8,7 +8,10 @@ from collections.abc import Callable
 import anyio
 
 from isabella.agents.service import AgentService
+from isabella.config.gateway_address import gateway_address
 from isabella.errors import MessageRefused, TurnUnknown
+from isabella.gateway.client import GatewayClient
+from isabella.gateway.process import starts_here
 from isabella.locks.provider_lock import ProviderLock
 from isabella.turns.agent_cache import AgentCache
 from isabella.turns.circuit_breaker import CircuitBreaker
@@ -80,6 +83,7 @@ def new_turn_service(
     settings = agent_service.settings
     deps = TurnDependencies(
         letta=agent_service.letta,
+        gateway=GatewayClient(settings) if starts_here(settings) and gateway_address(settings) else None,
         agent_cache=AgentCache(agent_service.registry, agent_service.models),
         gate=locks,
         breaker=CircuitBreaker(),

@@ -12,10 +12,11 @@ import json
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
+from isabella.gateway.traffic import Outcome
 from isabella.system.redaction import redact
 from isabella.turns.events import (
     AnswerText,
@@ -186,16 +187,43 @@ def classify_refusal(type: str, detail: str) -> VendorRefusal:
     status = int(match[1] or match[2]) if match else None
     if type == _CONTEXT_OVERFLOW:
         return VendorRefusal(ErrorCode.CONTEXT_FULL, message, status, counts=False, elsewhere=False)
-    if status is None:
-        code = _code_of_wording(type, detail)
-    elif status >= 400:
-        code = _CODE_OF_STATUS.get(status, ErrorCode.VENDOR_FAILING if status >= 500 else ErrorCode.REQUEST_REFUSED)
-    else:
-        code = ErrorCode.VENDOR_GARBLED
+    code = _code_of_wording(type, detail) if status is None else _code_of_status(status)
     if code is ErrorCode.REQUEST_REFUSED and _CONTEXT_REFUSED.search(detail):
         code = ErrorCode.CONTEXT_REFUSED
     retry_after = retry_delay(detail) if code is ErrorCode.RATE_LIMITED else None
     return VendorRefusal(code, message, status, retry_after, counts=_CODES[code].get("counts", True))
+
+
+def refusal_of(outcome: Outcome, reported: VendorRefusal) -> VendorRefusal:
+    """Return a refusal as the gateway has seen it.
+
+    Args:
+        outcome: the outcome of the request at the gateway.
+        reported: the refusal as Letta reports it.
+    """
+    if outcome.code == "unreachable":
+        return replace(reported, code=ErrorCode.VENDOR_UNREACHABLE, message=outcome.message, status=None, counts=True)
+    if outcome.code != "refused" or outcome.status is None:
+        return reported
+    message = f"{outcome.status}: {outcome.message}"[:_MAX_MESSAGE]
+    if outcome.window is not None or reported.code is ErrorCode.CONTEXT_FULL:
+        return replace(reported, message=message, status=outcome.status)
+    limited = outcome.retry_after is not None and outcome.status in (413, 429)
+    code = ErrorCode.RATE_LIMITED if limited else _code_of_status(outcome.status)
+    if code is ErrorCode.REQUEST_REFUSED and _CONTEXT_REFUSED.search(message):
+        code = ErrorCode.CONTEXT_REFUSED
+    return VendorRefusal(code, message, outcome.status, outcome.retry_after, counts=_CODES[code].get("counts", True))
+
+
+def _code_of_status(status: int) -> ErrorCode:
+    if status < 400:
+        return ErrorCode.VENDOR_GARBLED
+    return _CODE_OF_STATUS.get(status, ErrorCode.VENDOR_FAILING if status >= 500 else ErrorCode.REQUEST_REFUSED)
+
+
+def state_of_status(status: int) -> VendorState | None:
+    """Return the state of a vendor that a status shows; None if it is about the request."""
+    return _VENDOR_STATES.get(_code_of_status(status))
 
 
 def retry_delay(text: str) -> float | None:

@@ -14,7 +14,8 @@ import structlog
 
 from isabella import errors
 from isabella.agents import context
-from isabella.errors import GateTimeout, IsabellaError, ModelUnknown
+from isabella.errors import GateTimeout, GatewayError, IsabellaError, ModelUnknown
+from isabella.gateway.client import GatewayClient
 from isabella.letta.client import LettaClient
 from isabella.locks.provider_lock import ProviderLock
 from isabella.turns import partial_history
@@ -23,7 +24,7 @@ from isabella.turns.attempt import Attempt, CancelRequest
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, Held, Opened, Queued, TurnFailed
 from isabella.turns.queue import Ticket, TicketAbandoned
-from isabella.turns.stream import VendorRefusal
+from isabella.turns.stream import VendorRefusal, refusal_of
 from isabella.vendors.client import VendorState, VendorStatusBoard
 
 log = structlog.get_logger()
@@ -44,6 +45,14 @@ _CODES = (
     (errors.LettaRefused, ErrorCode.LETTA_REFUSED),
     (errors.LettaBroken, ErrorCode.LETTA_FAILING),
 )
+#: Failures that have nothing to do with the request to the vendor.
+_NOT_OF_A_VENDOR = (
+    ErrorCode.PROVIDER_CHANGING,
+    ErrorCode.VENDOR_SILENT,
+    ErrorCode.AGENT_UNKNOWN,
+    ErrorCode.LETTA_REFUSED,
+    ErrorCode.LETTA_UNREACHABLE,
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class TurnDependencies:
     breaker: CircuitBreaker
     first_token: float = 20.0  #: seconds that a vendor may take to begin its answer
     silence: float = 60.0  #: seconds of silence after which an answer that has begun counts as broken
+    gateway: GatewayClient | None = None  #: the gateway between Letta and the vendors, if there is one
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
 
 
@@ -249,7 +259,7 @@ class Turn:
 
     async def _attempt(self, candidate: Candidate) -> VendorRefusal | None:
         """Ask a vendor once. Return why it did not answer, if another may be asked; None if the turn is over."""
-        deps = self._deps
+        deps, since = self._deps, time.time()
         self._asked = None
         attempt = Attempt(
             self.agent_ref.id,
@@ -257,6 +267,7 @@ class Turn:
             first_token=deps.first_token,
             silence=deps.silence,
             cancel_request=self._cancel_request,
+            end_calls=None if deps.gateway is None else deps.gateway.end_calls,
         )
         if deps.gate.is_closed(candidate.provider):
             await self._emit(Held(candidate.provider))
@@ -266,9 +277,9 @@ class Turn:
         except GateTimeout as error:
             attempt.refusal = VendorRefusal(ErrorCode.PROVIDER_CHANGING, error.what, counts=False)
         self._cancel_request.evicted = False
-        refusal = attempt.refusal
-        if refusal is None:
+        if attempt.refusal is None:
             return None
+        refusal = await self._true_refusal(attempt.refusal, since)
         asked = self._asked or candidate
         pause = self._record_refusal(asked.provider, refusal)
         if attempt.reason is not None:
@@ -281,6 +292,20 @@ class Turn:
             Failover(asked.handle, refusal.code, refusal.message, refusal.status, refusal.retry_after or pause)
         )
         return refusal
+
+    async def _true_refusal(self, refusal: VendorRefusal, since: float) -> VendorRefusal:
+        """Return a refusal in the vendor's own words, if a gateway has seen it; Letta may have reworded it."""
+        gateway = self._deps.gateway
+        if gateway is None or refusal.code in _NOT_OF_A_VENDOR:
+            return refusal
+        try:
+            outcome = await gateway.last_outcome(self.agent_ref.id, since)
+        except GatewayError as error:
+            log.warning("gateway not asked", error=error.what)
+            if refusal.code is not ErrorCode.VENDOR_UNREACHABLE:
+                return refusal
+            return VendorRefusal(ErrorCode.GATEWAY_UNREACHABLE, error.what, counts=False)
+        return refusal if outcome is None else refusal_of(outcome, refusal)
 
     async def _fit(self) -> bool:
         """Make the context acceptable to every vendor, once in a turn. Return whether anything was changed."""

@@ -6,10 +6,9 @@ checked every two seconds, which costs a few microseconds. A file that is being 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISFIFO
 from typing import Any
@@ -18,9 +17,9 @@ import anyio
 import structlog
 from anyio.streams.memory import MemoryObjectSendStream
 
-from isabella.config.settings import Settings, WatchMode, load_settings, variable
-from isabella.practice.overlay import renewed
-from isabella.providers.desired import Desired, desired_providers
+from isabella.config.settings import Settings, WatchMode, variable
+from isabella.practice.overlay import ConfigSnapshot
+from isabella.providers.desired import Desired
 
 log = structlog.get_logger()
 
@@ -32,51 +31,6 @@ CHECK_SECONDS = 2.0
 _QUIET = 0.25
 #: A file that changes without pause is read after this time as it is.
 _LONGEST = 5.0
-
-
-@dataclass(frozen=True)
-class ConfigSnapshot:
-    """One reading of the whole configuration."""
-
-    settings: Settings
-    desired: tuple[Desired, ...]
-
-    @classmethod
-    def of(cls, settings: Settings) -> ConfigSnapshot:
-        """Return the snapshot for these settings; raise `ConfigurationError` if `isabella.toml` is malformed."""
-        return cls(settings, desired_providers(settings))
-
-    def again(self) -> ConfigSnapshot:
-        """Read the same files again, for the same environment and command line; raise `ConfigurationError`."""
-        former = self.settings
-        file = former.sources.file
-        # `.env` may stay missing if it never existed. If it has vanished, it is being replaced, or that is a mistake.
-        existed = bool(former.sources.dotenv) or file != Path(".env") or os.path.lexists(file)
-        arguments = {
-            field: getattr(former, field)
-            for field in former.model_fields_set
-            if field != "sources" and former.origin(field) == "argument"
-        }
-        fresh = load_settings(file if existed else None, former.sources.environment, **arguments)
-        sources = replace(fresh.sources, overlay=former.sources.overlay, overlaid_from=former.sources.overlaid_from)
-        return ConfigSnapshot.of(renewed(fresh.model_copy(update={"sources": sources})))
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The files that were read, and those that would be read if they existed."""
-        return tuple(dict.fromkeys(_expanded(path).absolute() for path in self._files()))
-
-    def _files(self) -> Iterator[Path]:
-        sources = self.settings.sources
-        yield sources.file
-        yield self.settings.config_file
-        if sources.overlaid_from is not None:
-            yield sources.overlaid_from
-        for provider in self.desired:
-            vendor = provider.vendor
-            key_file = sources.get(vendor.api_key_file_env)
-            if key_file is not None and key_file.text.strip() and sources.get(vendor.api_key_env) is None:
-                yield Path(key_file.text.strip())
 
 
 @dataclass(frozen=True)
@@ -118,9 +72,9 @@ def _changed(former: Desired | None, fresh: Desired) -> bool:
     return (former.configured or fresh.configured) and _values(former) != _values(fresh)
 
 
-def _values(provider: Desired) -> tuple[str, str, str | None, str | None]:
+def _values(provider: Desired) -> tuple[str, str, str, str | None, str | None]:
     key = None if provider.key is None else provider.key.get_secret_value()
-    return provider.type, provider.base_url, key, provider.problem
+    return provider.type, provider.base_url, provider.upstream, key, provider.problem
 
 
 def _restart(before: Settings, now: Settings, in_force: Settings) -> Iterator[str]:
@@ -138,13 +92,7 @@ def _overlaid(before: Settings, now: Settings) -> Iterator[str]:
             yield name
 
 
-def _expanded(path: Path) -> Path:
-    try:
-        return path.expanduser()
-    except RuntimeError:
-        # The home folder is not known; the error is reported when the file is read.
-        return path
-
+# --- files ----------------------------------------------------------------------------------------------------------
 
 _Stamp = tuple[int, int, int, int] | None
 FileStamps = Mapping[Path, _Stamp]

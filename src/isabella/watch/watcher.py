@@ -22,12 +22,13 @@ from isabella.connect import connect
 from isabella.errors import ConfigurationError, IsabellaError
 from isabella.letta.client import Connection
 from isabella.locks.provider_lock import ProviderLock
+from isabella.practice.overlay import ConfigSnapshot
 from isabella.providers.desired import Desired
 from isabella.providers.health import HealthState, health_state
 from isabella.providers.report import Report
 from isabella.system.redaction import unforeseen
 from isabella.watch import config_changes, events
-from isabella.watch.config_changes import ConfigSnapshot, apply_live_settings, diff_config
+from isabella.watch.config_changes import apply_live_settings, diff_config
 from isabella.watch.events import SyncCause, WatchListener
 from isabella.watch.model_refresh import ModelRefresh, refresh_models
 

@@ -168,7 +168,7 @@ def check_vendors(evidence: Evidence) -> Iterator[Outcome]:
 
 
 def _vendor(desired: Desired, vendor: VendorEvidence, evidence: Evidence) -> Iterator[Outcome]:
-    answer, title, base_url = vendor.answer, desired.vendor.title, desired.base_url
+    answer, title, base_url = vendor.answer, desired.vendor.title, desired.upstream
     if answer.verdict is KeyVerdict.ACCEPTED:
         yield PassedCheck(Layer.VENDOR, f"{desired.name}: {title} accepts the key ({answer.said})")
         return

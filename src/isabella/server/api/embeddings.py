@@ -68,11 +68,11 @@ async def _from_mistral(provider: Desired, texts: list[str], body: EmbeddingsReq
         return _unavailable("mistral", "Mistral has no key.")
     headers = {"Authorization": f"Bearer {provider.key.get_secret_value()}"}
     vectors: list[list[float]] = []
-    async with httpx.AsyncClient(timeout=timeout, **client_options(provider.base_url)) as client:
+    async with httpx.AsyncClient(timeout=timeout, **client_options(provider.upstream)) as client:
         for start in range(0, len(texts), _BATCH):
             batch = {"model": MISTRAL.model, "input": texts[start : start + _BATCH]}
             try:
-                response = await client.post(f"{provider.base_url}/embeddings", json=batch, headers=headers)
+                response = await client.post(f"{provider.upstream}/embeddings", json=batch, headers=headers)
             except httpx.RequestError as error:
                 return _unavailable("mistral", f"Mistral cannot be reached: {redact(str(error)) or 'no answer'}.")
             if response.status_code != 200:

@@ -1,0 +1,59 @@
+"""The process of the gateway: `python -m isabella.gateway HOME [--env-file FILE] [--practice] --fd N`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import socket
+import sys
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from isabella.config.gateway_address import state_file
+from isabella.config.settings import Settings, load_settings
+from isabella.errors import GatewayError, IsabellaError
+from isabella.gateway.server import GatewayServer
+from isabella.practice import daemon
+from isabella.practice.overlay import ConfigSnapshot, with_practice_vendors
+from isabella.system.logging import configure_logs
+from isabella.system.terminal import guard_output
+
+
+def main() -> None:
+    """Serve on the listening socket that was passed on, until a signal.
+
+    Raises:
+        IsabellaError: the configuration cannot be read.
+    """
+    parser = argparse.ArgumentParser(prog="isabella.gateway")
+    parser.add_argument("home", type=Path)
+    parser.add_argument("--env-file", type=Path)
+    parser.add_argument("--practice", action="store_true")
+    parser.add_argument("--fd", type=int, required=True)
+    arguments = parser.parse_args()
+    settings = load_settings(arguments.env_file)
+    configure_logs(settings.log_format)
+    # A client that disconnects is no event worth a line for each chunk that it does not take.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
+    if arguments.practice:
+        settings = _with_practice(settings)
+    token = SecretStr(json.loads(state_file(arguments.home).read_text())["token"])
+    folder = state_file(arguments.home).parent
+    GatewayServer(ConfigSnapshot.of(settings), socket.socket(fileno=arguments.fd), token, folder).run()
+
+
+def _with_practice(settings: Settings) -> Settings:
+    running = daemon.status(settings.home)
+    if running is None:
+        raise GatewayError("The practice vendors do not run.", remedy="Start them: isabella practice up")
+    return with_practice_vendors(settings, running)
+
+
+if __name__ == "__main__":
+    guard_output()
+    try:
+        main()
+    except IsabellaError as error:
+        sys.exit(str(error))

@@ -1,0 +1,129 @@
+"""A client of the control API of this home's gateway, for the backend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import structlog
+from pydantic import BaseModel, ConfigDict
+
+from isabella.config.settings import Settings
+from isabella.errors import GatewayError, UnverifiedPeer
+from isabella.gateway import process
+from isabella.gateway.traffic import Outcome, StoppedKey, VendorTraffic
+from isabella.system.daemon import RunningDaemon
+from isabella.system.peers import async_hooks
+
+log = structlog.get_logger()
+
+_SECONDS = 2.0
+
+
+class GatewayProvider(BaseModel):
+    """A provider of the gateway: the vendor's own base URL, its key in masked form, and why it cannot be used."""
+
+    model_config = ConfigDict(frozen=True)
+
+    upstream: str
+    key: str | None = None
+    problem: str | None = None
+
+
+class GatewayTraffic(BaseModel):
+    """Everything that a gateway knows about its requests."""
+
+    model_config = ConfigDict(frozen=True)
+
+    number: int
+    open: int
+    providers: dict[str, GatewayProvider]
+    vendors: dict[str, VendorTraffic]
+    outcomes: list[Outcome] = field(default_factory=list)
+    stopped_keys: list[StoppedKey] = field(default_factory=list)
+
+
+def read_traffic(home: Path, running: RunningDaemon) -> GatewayTraffic:
+    """Return what a running gateway knows.
+
+    Raises:
+        GatewayError: it does not answer.
+    """
+    daemon = process.daemon(home)
+    try:
+        with daemon.client(running) as client:
+            return GatewayTraffic.model_validate(client.get("/control/traffic").raise_for_status().json())
+    except (httpx.HTTPError, ValueError, UnverifiedPeer) as error:
+        raise GatewayError(
+            f"The gateway at {running.address} does not answer ({type(error).__name__}).",
+            remedy=f"Its log: {daemon.log}",
+        ) from None
+
+
+@dataclass
+class GatewayClient:
+    """The gateway of a home. Its process is found again if it was started again.
+
+    Args:
+        settings: the settings, with the home of the gateway.
+    """
+
+    settings: Settings
+    _running: RunningDaemon | None = field(default=None, init=False)
+    _client: httpx.AsyncClient | None = field(default=None, init=False)
+
+    async def close(self) -> None:
+        """Close its connections."""
+        if self._client is not None:
+            await self._client.aclose()
+
+    async def traffic(self, after: int = 0) -> GatewayTraffic:
+        """Return what the gateway knows; of outcomes and stopped keys only those after this number.
+
+        Raises:
+            GatewayError: it does not answer.
+        """
+        return GatewayTraffic.model_validate(await self._request("GET", "/control/traffic", {"after": str(after)}))
+
+    async def last_outcome(self, agent_id: str, since: float) -> Outcome | None:
+        """Return how the last request of an agent since then (in seconds since the epoch) failed, if one did.
+
+        Raises:
+            GatewayError: the gateway does not answer.
+        """
+        outcomes = (await self.traffic()).outcomes
+        return next((one for one in reversed(outcomes) if one.agent == agent_id and one.at >= since), None)
+
+    async def end_calls(self, agent_id: str) -> None:
+        """End the requests of an agent at the vendor. A gateway that does not answer notices by itself."""
+        try:
+            await self._request("DELETE", "/control/calls", {"agent": agent_id})
+        except GatewayError as error:
+            log.info("requests not ended", agent=agent_id, error=error.what)
+
+    async def _request(self, method: str, path: str, query: dict[str, str]) -> Any:
+        daemon = process.daemon(self.settings.home)
+        recorded = daemon.recorded()
+        if recorded is None:
+            raise GatewayError("The gateway does not run.", remedy=daemon.remedy)
+        if recorded != self._running or self._client is None:
+            await self.close()
+            self._running = recorded
+            self._client = httpx.AsyncClient(
+                base_url=recorded.address,
+                headers={daemon.token_header: recorded.token.get_secret_value()},
+                timeout=_SECONDS,
+                trust_env=False,
+                event_hooks=async_hooks(daemon.peer),
+            )
+        try:
+            response = await self._client.request(method, path, params=query)
+            response.raise_for_status()
+            return response.json()
+        except (httpx.HTTPError, ValueError, UnverifiedPeer) as error:
+            raise GatewayError(
+                f"The gateway at {recorded.address} does not answer ({type(error).__name__}).",
+                remedy=f"Its log: {daemon.log}",
+            ) from None

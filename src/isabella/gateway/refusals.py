@@ -1,0 +1,187 @@
+"""A vendor's refusals, changed so that Letta understands them.
+
+Letta 0.16.8 takes every 413 for a full context, and knows a full context only in the words of a few vendors. Its
+client tries again after a rate limit unless it is told not to.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from isabella.config.quirks import Quirks
+from isabella.gateway.limits import Allowance, RateLimits, parse_duration, parse_limits
+
+#: The statuses with which vendors answer that a request exceeds the context window.
+_OVERFLOW_STATUSES = (400, 413, 422, 500)
+_OVERFLOW_CODE = "context_length_exceeded"
+_OVERFLOW = re.compile(
+    r"(?i)context_length_exceeded|context_window_exceeded|exceed_context_size_error|exceeds the context window"
+    r"|maximum (?:context|model|prompt) length|available context size|context size has been exceeded"
+    # vLLM; Ollama; Mistral
+    r"|context length is only|exceeded (?:max )?context length|input length.{0,40} exceeds .{0,20}context length"
+    r"|too large for model with|longer than the (?:maximum )?model"
+    # LM Studio
+    r"|greater than the context length|when (?:the )?context (?:the )?overflows|n_keep\W.{0,20}>= ?n_ctx"
+    # Groq and Cerebras; OpenAI
+    r"|reduce the length of the messages|input tokens exceed the configured limit|maximum allowed input length"
+)
+_NUMBER = r"(\d[\d,]*)"
+_WINDOW = re.compile(
+    rf"(?i)maximum (?:context|model|prompt) length (?:is|of) (?:only )?{_NUMBER}|context length is only {_NUMBER}"
+    rf"|context length of only {_NUMBER}|too large for model with {_NUMBER}|context size \({_NUMBER} tokens"
+    rf"|maximum context length \({_NUMBER}|while limit is {_NUMBER}|n_ctx\W{{1,4}}{_NUMBER}"
+)
+_PER_PERIOD = re.compile(r"(?i)tokens per (?:min|day)|\bTP[MD]\b")
+_LIMIT = re.compile(rf"\bLimit:? {_NUMBER}")
+_REQUESTED = re.compile(rf"\bRequested:? {_NUMBER}")
+_TRY_AGAIN = re.compile(r"(?i)try again in (\d[\d.]*(?:ms|[dhms])(?:\d[\d.]*(?:ms|[hms]))*)")
+
+#: Seconds to wait if a vendor says that the tokens of a minute are used up, and not for how long.
+_A_MINUTE = 60.0
+_LONGEST_BODY = 64 * 1024
+_LONGEST_WORDS = 2_000
+#: The gateway sends the body decoded and with a length of its own.
+_OWN_HEADERS = frozenset({"content-length", "content-encoding", "transfer-encoding", "connection", "keep-alive"})
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A refusal as Letta gets it.
+
+    Attributes:
+        status, headers, body: the response. The names of headers are in lower case.
+        kind: what the vendor refused it for.
+        words: the vendor's own words, bounded. They may quote a key or a part of the request.
+        retry_after: seconds until the next request may succeed; None if the vendor does not say so.
+        never_fits: the limit of tokens that this request exceeds by itself; None if it may pass later.
+        window: the context window in tokens that the vendor told; None if it told none.
+    """
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    kind: Literal["context_overflow", "rate_limit", "other"] = "other"
+    words: str = ""
+    retry_after: float | None = None
+    never_fits: int | None = None
+    window: int | None = None
+
+
+def adapt_refusal(status: int, headers: Mapping[str, str], body: bytes, quirks: Quirks, *, now: float) -> Refusal:
+    """Return a vendor's refusal in the form that Letta understands.
+
+    Args:
+        status: the vendor's status, 400 or higher.
+        headers: the headers to pass on.
+        body: the decoded body; a client should read no more than a few hundred kilobytes of it.
+        quirks: the differences of the vendor.
+        now: the time, in seconds since 1970.
+    """
+    lowered = {name.lower(): value for name, value in headers.items()}
+    kept = {name: value for name, value in lowered.items() if name not in _OWN_HEADERS} | {"x-should-retry": "false"}
+    error = _parsed(body)
+    words = "" if error is None else words_of(error)
+    told = f"{words} {'' if error is None else error.get('code')} {'' if error is None else error.get('type')}"
+    if status == 429 or (status == 413 and ("rate_limit_exceeded" in told or _PER_PERIOD.search(words))):
+        limits = parse_limits(lowered, now=now, request_period=quirks.request_limit_period)
+        wait = _first(limits.retry_after, _said_to_wait(words), limits.exhausted_for, _named_reset(words, limits))
+        if wait is None and status == 413:
+            wait = _A_MINUTE
+        if wait is not None:
+            kept.setdefault("retry-after", str(math.ceil(wait)))
+        return Refusal(429, kept, body[:_LONGEST_BODY], "rate_limit", words, wait, _never_fits(words))
+    if error is not None and status in _OVERFLOW_STATUSES and _OVERFLOW.search(told):
+        return _overflow(kept, words, _window(words, error))
+    return Refusal(status, kept, body[:_LONGEST_BODY], words=words)
+
+
+def overflow_refusal(
+    error: Mapping[str, Any], headers: Mapping[str, str], quirks: Quirks, *, now: float
+) -> Refusal | None:
+    """Return the refusal for an error that a vendor sent with status 200; None if it is about something else.
+
+    LM Studio answers a request that exceeds the context window with a stream whose first event is an error.
+    """
+    refusal = adapt_refusal(400, headers, json.dumps({"error": error}).encode(), quirks, now=now)
+    return refusal if refusal.kind == "context_overflow" else None
+
+
+def error_of(document: object) -> Mapping[str, Any] | None:
+    """Return the error in a vendor's answer in the form of an OpenAI error; None if it has none."""
+    if isinstance(document, list) and document:
+        document = document[0]
+    if not isinstance(document, dict):
+        return None
+    error = document.get("error")
+    if isinstance(error, dict):
+        return error
+    if isinstance(error, str) and error:
+        return {"message": error}
+    message = document.get("message") or document.get("detail")
+    return None if message is None else {**document, "message": message}
+
+
+def words_of(error: Mapping[str, Any]) -> str:
+    """Return the words of an error, with those of the vendor behind a router."""
+    metadata = error.get("metadata")
+    raw = metadata.get("raw") if isinstance(metadata, dict) else None
+    told = [part if isinstance(part, str) else json.dumps(part) for part in (error.get("message"), raw) if part]
+    return ": ".join(told)[:_LONGEST_WORDS]
+
+
+def _parsed(body: bytes) -> Mapping[str, Any] | None:
+    try:
+        return error_of(json.loads(body))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _overflow(headers: dict[str, str], words: str, window: int | None) -> Refusal:
+    message = f"This request exceeds the context window of the model. The vendor said: {words}"
+    error = {"message": message, "type": "invalid_request_error", "param": "messages", "code": _OVERFLOW_CODE}
+    body = json.dumps({"error": error}, ensure_ascii=False).encode("utf-8", "replace")
+    headers = headers | {"content-type": "application/json"}
+    return Refusal(400, headers, body, "context_overflow", words, window=window)
+
+
+def _window(words: str, error: Mapping[str, Any]) -> int | None:
+    told = error.get("n_ctx")
+    if isinstance(told, int) and not isinstance(told, bool) and told > 0:
+        return told
+    return _number_in(_WINDOW, words)
+
+
+def _never_fits(words: str) -> int | None:
+    limit, requested = _number_in(_LIMIT, words), _number_in(_REQUESTED, words)
+    if limit is None or requested is None or not _PER_PERIOD.search(words):
+        return None
+    return limit if requested > limit else None
+
+
+def _said_to_wait(words: str) -> float | None:
+    match = _TRY_AGAIN.search(words)
+    return None if match is None else parse_duration(match[1])
+
+
+def _named_reset(words: str, limits: RateLimits) -> float | None:
+    """Return the seconds until the limit that the words name comes back: Cerebras tells no more."""
+    kind, period = (re.search(pattern, words, re.IGNORECASE) for pattern in (r"token|request", r"minute|day"))
+    if kind is None or period is None:
+        return None
+    allowance: Allowance | None = getattr(limits, f"{kind[0].lower()}s_{period[0].lower()}")
+    return None if allowance is None else allowance.reset
+
+
+def _number_in(pattern: re.Pattern[str], words: str) -> int | None:
+    match = pattern.search(words)
+    digits = "" if match is None else next(group for group in match.groups() if group).replace(",", "")
+    return int(digits) if 0 < len(digits) <= 18 else None
+
+
+def _first(*values: float | None) -> float | None:
+    return next((value for value in values if value is not None), None)

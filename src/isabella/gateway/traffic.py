@@ -1,0 +1,185 @@
+"""The state of the vendors as the requests through the gateway show it, and the requests that are under way."""
+
+from __future__ import annotations
+
+import time
+from asyncio import Task
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from isabella.gateway.limits import RateLimits
+
+#: Outcomes and stopped keys that are kept for other programs.
+_KEPT = 256
+_LONGEST_MESSAGE = 500
+
+
+@dataclass
+class VendorTraffic:
+    """The requests to one vendor since the gateway was first started. Times are in seconds since the epoch.
+
+    Attributes:
+        answers: requests that the vendor accepted.
+        refusals: requests that it refused.
+        failures: requests to which it did not answer, or whose answer broke off.
+        prompt_tokens, completion_tokens: as the vendor counts them.
+        first_byte_ms: the time to the first byte of the last answer.
+        accepted_at: when it last accepted a request.
+        refused_at, refused_status, refused_message: its last refusal or failure; no status if nothing came.
+        limits: the rate limits in its last answer.
+        stopped_keys: requests that carried another key than the configured one.
+    """
+
+    answers: int = 0
+    refusals: int = 0
+    failures: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    first_byte_ms: float | None = None
+    accepted_at: float | None = None
+    refused_at: float | None = None
+    refused_status: int | None = None
+    refused_message: str | None = None
+    limits: RateLimits | None = None
+    stopped_keys: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A request that was not answered in full.
+
+    Attributes:
+        number: rises with every outcome and stopped key.
+        at: when it ended, in seconds since the epoch.
+        agent: Letta's id of the agent, if the request names it.
+        status: the vendor's own status; None if there was none.
+        code: `refused`, `unreachable`, `broken`, `ended` (the turn was over) or `not_admitted`.
+        message: the vendor's own words, redacted.
+        retry_after: seconds after which the vendor asks to be called again.
+        window: the model's true context window in tokens, if the refusal states it.
+        never_fits: the allowance in tokens that a single request of this size exceeds.
+    """
+
+    number: int
+    at: float
+    provider: str
+    agent: str | None
+    model: str | None
+    code: str
+    message: str
+    status: int | None = None
+    retry_after: float | None = None
+    window: int | None = None
+    never_fits: int | None = None
+
+
+@dataclass(frozen=True)
+class StoppedKey:
+    """A key that did not reach the vendor: the configured key was sent in its place, or nothing."""
+
+    number: int
+    at: float
+    provider: str
+    kind: str
+    masked: str
+    answered: bool
+
+
+@dataclass(eq=False)
+class Call:
+    """A request to a vendor that is under way.
+
+    Attributes:
+        task: runs it.
+        began: when it began, in seconds since the epoch.
+        over: whether it was ended because its turn is over.
+    """
+
+    provider: str
+    agent: str | None
+    model: str | None
+    task: Task[None] | None = field(default=None, repr=False)
+    began: float = field(default_factory=time.time)
+    over: bool = False
+
+
+class Traffic:
+    """Everything that the gateway knows about its requests. Bounded, and without prompts, answers or keys."""
+
+    def __init__(self, vendors: Mapping[str, VendorTraffic] | None = None) -> None:
+        self.vendors: dict[str, VendorTraffic] = dict(vendors or {})
+        self.calls: set[Call] = set()
+        self.outcomes: deque[Outcome] = deque(maxlen=_KEPT)
+        self.stopped: deque[StoppedKey] = deque(maxlen=_KEPT)
+        self._number = 0
+
+    def vendor(self, provider: str) -> VendorTraffic:
+        """Return the traffic of a provider."""
+        return self.vendors.setdefault(provider, VendorTraffic())
+
+    def accepted(self, provider: str, first_byte_ms: float) -> None:
+        """Note that the vendor accepted a request."""
+        vendor = self.vendor(provider)
+        vendor.answers += 1
+        vendor.accepted_at, vendor.first_byte_ms = time.time(), round(first_byte_ms, 1)
+
+    def used(self, provider: str, prompt_tokens: int, completion_tokens: int, limits: RateLimits) -> None:
+        """Note the tokens of an answer, and the rate limits that came with it."""
+        vendor = self.vendor(provider)
+        vendor.prompt_tokens += prompt_tokens
+        vendor.completion_tokens += completion_tokens
+        if limits != RateLimits():
+            vendor.limits = limits
+
+    def add_outcome(self, call: Call, code: str, message: str, **fields: Any) -> None:
+        """Note that a request was not answered in full."""
+        message = message[:_LONGEST_MESSAGE]
+        outcome = Outcome(
+            number=self._next(),
+            at=time.time(),
+            provider=call.provider,
+            agent=call.agent,
+            model=call.model,
+            code=code,
+            message=message,
+            **fields,
+        )
+        self.outcomes.append(outcome)
+        if code == "ended":
+            return
+        vendor = self.vendor(call.provider)
+        if code == "refused":
+            vendor.refusals += 1
+        else:
+            vendor.failures += 1
+        vendor.refused_at, vendor.refused_status, vendor.refused_message = outcome.at, outcome.status, message
+
+    def add_stopped(self, provider: str, kind: str, masked: str, *, answered: bool) -> None:
+        """Note that a key was stopped."""
+        self.vendor(provider).stopped_keys += 1
+        self.stopped.append(StoppedKey(self._next(), time.time(), provider, kind, masked, answered))
+
+    def end(self, agent: str) -> int:
+        """End the requests of an agent, whose turn is over. Return their number."""
+        calls = [call for call in self.calls if call.agent == agent]
+        for call in calls:
+            call.over = True
+            if call.task is not None:
+                call.task.cancel()
+        return len(calls)
+
+    def as_json(self, after: int = 0) -> dict[str, Any]:
+        """Return everything; of outcomes and stopped keys only those after this number."""
+        return {
+            "number": self._number,
+            "vendors": {name: asdict(vendor) for name, vendor in self.vendors.items()},
+            "open": len(self.calls),
+            "outcomes": [asdict(one) for one in self.outcomes if one.number > after],
+            "stopped_keys": [asdict(one) for one in self.stopped if one.number > after],
+        }
+
+    def _next(self) -> int:
+        self._number += 1
+        return self._number

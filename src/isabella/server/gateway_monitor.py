@@ -1,0 +1,157 @@
+"""The backend's view of the gateway: statuses of vendors, keys that were stopped, and restarts."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import anyio
+import structlog
+from anyio.abc import TaskGroup
+
+from isabella.agents.registry import AgentRecord
+from isabella.errors import GatewayError, IsabellaError
+from isabella.gateway.client import GatewayClient, GatewayTraffic
+from isabella.gateway.keys import KeyKind
+from isabella.gateway.process import Supervisor
+from isabella.gateway.traffic import StoppedKey, VendorTraffic
+from isabella.server.runtime import Runtime
+from isabella.turns.queue import TurnQueue
+from isabella.turns.service import TurnService
+from isabella.turns.stream import state_of_status
+from isabella.vendors.client import VendorState
+
+log = structlog.get_logger()
+
+_INTERVAL = 1.0
+#: The part of an allowance per minute that one request may have, because vendors count the answer, too.
+_OF_AN_ALLOWANCE = 0.9
+
+
+@asynccontextmanager
+async def run_gateway_monitor(
+    runtime: Runtime, turn_service: TurnService, supervisor: Supervisor | None
+) -> AsyncIterator[None]:
+    """Watch the gateway in the background. Without one, nothing runs."""
+    client = turn_service.deps.gateway
+    async with anyio.create_task_group() as tasks:
+        if supervisor is not None:
+
+            def on_restart(sentence: str) -> None:
+                log.warning(sentence)
+                runtime.event_log.add_notice(sentence, warning=True)
+
+            supervisor.on_restart = on_restart
+            tasks.start_soon(supervisor.run)
+        if client is not None:
+            tasks.start_soon(_GatewayMonitor(runtime, client, turn_service.queue, tasks).run)
+        yield
+        tasks.cancel_scope.cancel()
+
+
+class _GatewayMonitor:
+    """Reads the gateway's traffic every second."""
+
+    def __init__(self, runtime: Runtime, client: GatewayClient, queue: TurnQueue, tasks: TaskGroup) -> None:
+        self._runtime = runtime
+        self._queue = queue
+        self._tasks = tasks
+        self._client = client
+        self._number: int | None = None
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        while True:
+            try:
+                await self._read()
+            except GatewayError:
+                self._runtime.gateway = None
+            except IsabellaError as error:
+                log.info("gateway not followed", error=error.what)
+            await anyio.sleep(_INTERVAL)
+
+    async def _read(self) -> None:
+        traffic = await self._client.traffic(self._number or 0)
+        if self._number is not None and traffic.number < self._number:
+            # It was started again, and counts from the beginning.
+            traffic = await self._client.traffic(0)
+        first, self._number = self._number is None, traffic.number
+        self._runtime.gateway = traffic
+        for provider, vendor in traffic.vendors.items():
+            self._observe(provider, vendor)
+            allowance = None if vendor.limits is None else vendor.limits.tokens_minute
+            if allowance is not None and allowance.limit:
+                await self._cap(provider, int(allowance.limit * _OF_AN_ALLOWANCE), "tokens per minute")
+        for outcome in traffic.outcomes:
+            if outcome.never_fits:
+                await self._cap(outcome.provider, int(outcome.never_fits * _OF_AN_ALLOWANCE), "tokens per minute")
+            if outcome.window and outcome.model:
+                await self._cap(f"{outcome.provider}/{outcome.model}", outcome.window, "tokens in a context")
+        if not first:
+            await self._report(traffic)
+
+    async def _cap(self, name: str, tokens: int, unit: str) -> None:
+        """Lower the windows of agents whose requests the vendor would refuse for their size."""
+        agents = self._runtime.agents
+        if not agents.models.cap(name, tokens):
+            return
+        for record in await agents.registry.all():
+            if _exceeds(record, name, tokens):
+                self._tasks.start_soon(self._lower, record.id, name, tokens, unit)
+
+    async def _lower(self, agent_id: str, name: str, tokens: int, unit: str) -> None:
+        """Lower the window of an agent between two of its turns: a turn binds its agent to other vendors."""
+        agents = self._runtime.agents
+        try:
+            async with self._queue.take(agent_id).reached():
+                record = await agents.registry.get(agent_id)
+                if record.binding is None or not _exceeds(record, name, tokens):
+                    return
+                await agents.registry.bind(agent_id, replace(record.binding, window=tokens))
+        except IsabellaError as error:
+            log.warning("window not lowered", agent=agent_id, error=error.what)
+            return
+        sentence = f"{name} takes at most {tokens} {unit}, so that is the context window of {record.name} now."
+        log.info("window lowered", name=name, tokens=tokens, agent=record.name)
+        self._runtime.event_log.add_notice(sentence, name.partition("/")[0])
+
+    def _observe(self, provider: str, vendor: VendorTraffic) -> None:
+        """Pass on the last answer or refusal, which may be one to a turn of another program."""
+        vendors = self._runtime.readiness.vendors
+        accepted, refused = vendor.accepted_at or 0.0, vendor.refused_at or 0.0
+        if accepted > refused:
+            vendors.observe(provider, VendorState.ANSWERS, "it answered through the gateway", _time(accepted))
+        elif refused:
+            status, message = vendor.refused_status, vendor.refused_message or "no answer"
+            state = VendorState.UNREACHABLE if status is None else state_of_status(status)
+            if state is not None:
+                reason = message if status is None else f"{status}: {message}"
+                vendors.observe(provider, state, reason, _time(refused))
+
+    async def _report(self, traffic: GatewayTraffic) -> None:
+        for stopped in traffic.stopped_keys:
+            sentence = describe_stopped_key(stopped)
+            log.warning("key stopped", provider=stopped.provider, sentence=sentence)
+            self._runtime.event_log.add_notice(sentence, stopped.provider, warning=True)
+        drifted = {one.provider for one in traffic.stopped_keys}
+        watcher = self._runtime.watcher
+        if watcher is not None and drifted:
+            await watcher.retry(sorted(drifted))
+
+
+def _exceeds(record: AgentRecord, name: str, tokens: int) -> bool:
+    binding = record.binding
+    return binding is not None and name in (binding.provider, binding.handle) and binding.window > tokens
+
+
+def describe_stopped_key(stopped: StoppedKey) -> str:
+    """Return what the gateway did with a key that is not the configured one, in one sentence."""
+    whose = "an outdated key" if stopped.kind == KeyKind.STALE else "a key that is not its own"
+    done = "the configured key was sent in its place" if stopped.answered else "nothing was sent to the vendor"
+    return f"Letta called {stopped.provider} with {whose} ({stopped.masked}); {done}."
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)

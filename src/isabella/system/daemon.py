@@ -1,0 +1,245 @@
+"""A server of Isabella's on loopback, as a process of its own: started, found again, and stopped.
+
+    FOLDER/
+    ├── state.json     port and control token
+    ├── process.json   the process that serves
+    ├── NAME.log       its output
+    └── lock
+
+Only the owner may read these files. The port stays the same as long as it is free.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+from filelock import FileLock, Timeout
+from pydantic import SecretStr
+
+from isabella.errors import IsabellaError, LockTimeout, UnverifiedPeer
+from isabella.system import processes
+from isabella.system.files import write_private
+from isabella.system.peers import Peer, hooks
+from isabella.system.processes import ChildProcess
+
+HOST = "127.0.0.1"
+
+_LOCK_SECONDS = 60.0
+_START_SECONDS = 30.0
+_REQUEST_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class RunningDaemon:
+    """A running server: its port, process and control token.
+
+    `listener` is its listening socket if this call started it: as long as the caller keeps that open, nobody else can
+    take the port while the server is started again.
+    """
+
+    port: int
+    process: ChildProcess
+    token: SecretStr = field(repr=False)
+    listener: socket.socket | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def address(self) -> str:
+        """Its URL, without a path."""
+        return f"http://{HOST}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Daemon:
+    """A server in a process of its own.
+
+    Attributes:
+        title: its name in messages, for instance `the gateway`.
+        folder: the folder with its files; the last part is also the name of its log.
+        default_port: its port if that is free at the first start.
+        token_header: the header of its control token.
+        health: the path of its health route, and the value of `service` in the answer.
+        error: the class of its errors.
+        remedy: how it is started.
+    """
+
+    title: str
+    folder: Path
+    default_port: int
+    token_header: str
+    health: tuple[str, str]
+    error: type[IsabellaError]
+    remedy: str
+
+    @property
+    def log(self) -> Path:
+        """Its log."""
+        return self.folder / f"{self.folder.name}.log"
+
+    @property
+    def peer(self) -> Peer:
+        """Verifies its process before anything is sent to it."""
+        return Peer(self.title, self.folder / "process.json", self.remedy)
+
+    def status(self) -> RunningDaemon | None:
+        """Return the running server; None if it does not run or does not answer."""
+        running = self.recorded()
+        return running if running is not None and self.answers(running) else None
+
+    def recorded(self) -> RunningDaemon | None:
+        """Return the server whose process is alive, whether it answers or not."""
+        process, state = processes.load(self.folder / "process.json"), self._state()
+        if process is None or not process.is_running() or not isinstance(state.get("port"), int):
+            return None
+        return RunningDaemon(state["port"], process, SecretStr(str(state.get("token"))))
+
+    def answers(self, running: RunningDaemon) -> bool:
+        """Return whether it answers its health check."""
+        path, service = self.health
+        try:
+            with self.client(running) as client:
+                document = client.get(path).json()
+        except (httpx.HTTPError, ValueError, UnverifiedPeer):
+            return False
+        return isinstance(document, dict) and document.get("service") == service
+
+    def client(self, running: RunningDaemon) -> httpx.Client:
+        """Return a client of its control API, which verifies the process before each connection."""
+        # trust_env: a proxy in the environment must not come between two processes of one machine.
+        return httpx.Client(
+            base_url=running.address,
+            headers={self.token_header: running.token.get_secret_value()},
+            timeout=_REQUEST_SECONDS,
+            trust_env=False,
+            event_hooks=hooks(self.peer),
+        )
+
+    def start(
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        *,
+        identity: str = "",
+        listener: socket.socket | None = None,
+    ) -> RunningDaemon:
+        """Start the server, unless it runs with this identity.
+
+        Args:
+            argv: the command; the file descriptor of the listening socket follows as its last argument.
+            env: its environment.
+            identity: stands for its configuration; a server with another one is replaced.
+            listener: the listening socket of a server that has ended.
+
+        Raises:
+            LockTimeout: another process has been starting or stopping it for too long.
+        """
+        with self.locked():
+            running = self.status()
+            if running is not None and self._state().get("identity") == identity:
+                return running
+            self._stop()
+            listening = listener or self.listen()
+            try:
+                return self._start(argv, env, identity, listening)
+            except BaseException:
+                listening.close()
+                raise
+
+    def stop(self) -> bool:
+        """Stop the server and keep its port. Return whether it ran."""
+        if not self.folder.is_dir():
+            return False
+        with self.locked():
+            return self._stop()
+
+    def listen(self) -> socket.socket:
+        """Return a listening socket on its port, or on another one if that is not free."""
+        try:
+            return _listen(self._state().get("port", self.default_port))
+        except (OSError, OverflowError, TypeError):
+            return _listen(0)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the lock of the folder, which is created if it does not exist."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise self.error(
+                f"{self.folder} cannot be created: {error.strerror}.", remedy="Correct ISABELLA_HOME."
+            ) from None
+        lock = FileLock(self.folder / "lock", timeout=_LOCK_SECONDS, mode=0o600)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise LockTimeout(
+                f"Another process has been starting or stopping {self.title} for {_LOCK_SECONDS:g} s.",
+                remedy="Wait for it, or look for a process that hangs.",
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _start(
+        self, argv: Sequence[str], env: Mapping[str, str], identity: str, listener: socket.socket
+    ) -> RunningDaemon:
+        port, token = int(listener.getsockname()[1]), SecretStr(secrets.token_urlsafe(24))
+        state = {"port": port, "token": token.get_secret_value(), "identity": identity}
+        write_private(self.folder / "state.json", json.dumps(state))
+        descriptor = listener.fileno()
+        try:
+            process = processes.spawn([*argv, str(descriptor)], env=env, log=self.log, pass_fds=(descriptor,))
+        except OSError as error:
+            raise self.error(f"{self.title} cannot be started: {error.strerror}.") from None
+        processes.save(self.folder / "process.json", process)
+        running = RunningDaemon(port, process, token, listener)
+        answered = False
+        try:
+            deadline = time.monotonic() + _START_SECONDS
+            while process.is_running() and time.monotonic() < deadline and not answered:
+                time.sleep(0.05)
+                answered = self.answers(running)
+        finally:
+            # An interrupt while waiting must not leave a process behind.
+            if not answered:
+                process.stop()
+        if not answered:
+            raise self.error(f"{self.title.capitalize()} did not start.", remedy=f"Its log: {self.log}")
+        return running
+
+    def _stop(self) -> bool:
+        record = self.folder / "process.json"
+        process = processes.load(record)
+        stopped = process is not None and process.stop()
+        record.unlink(missing_ok=True)
+        return stopped
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            state = json.loads((self.folder / "state.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return state if isinstance(state, dict) else {}
+
+
+def _listen(port: int) -> socket.socket:
+    # asyncio turns Nagle's algorithm off only if the protocol is named; with it, each answer waits 40 ms.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((HOST, port))
+        # A port that is only bound is still open to another program that listens first.
+        listener.listen(512)
+    except OSError:
+        listener.close()
+        raise
+    return listener

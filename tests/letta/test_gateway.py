@@ -1,0 +1,268 @@
+"""The gateway between the real Letta and strict practice vendors: keys, adapting, ending, refusals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from isabella.api import ensure_providers
+from isabella.embedded import Letta
+from isabella.practice import PracticeVendors
+from isabella.providers.report import Report
+from isabella.system.urls import gateway_base_url
+from tests.support.backend_server import Backend, Speaking, backend
+
+CEREBRAS, GROQ = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b"
+MISTRAL, LONGCAT = "byok-mistral/mistral-medium-latest", "longcat/LongCat-2.0"
+HANDLES = {"cerebras": CEREBRAS, "groq": GROQ, "mistral": MISTRAL, "longcat": LONGCAT}
+OLDER_TYPES = ("memgpt_v2_agent", "react_agent", "workflow_agent")
+#: The time that a vendor may generate after nobody wants its answer any more, in seconds.
+WANTED = 1.0
+
+
+@pytest.fixture(scope="module")
+def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+    """A backend with a gateway; its vendors refuse all that the real ones are known to refuse."""
+    home: Path = tmp_path_factory.mktemp("home")
+    with (
+        PracticeVendors() as vendors,
+        backend(letta_server, home, vendors, gateway="on", first_token_timeout=60.0, silence_timeout=60.0) as running,
+    ):
+        for vendor in HANDLES:
+            vendors.strict(vendor)
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def without_faults(served: Backend) -> Iterator[None]:
+    """No fault outlives its test, and no circuit stays open."""
+    yield
+    served.vendors.clear()
+    served.vendors.forget()
+    for provider in ("cerebras", "byok-groq", "byok-mistral", "longcat"):
+        served.call(served.runtime.turns.deps.breaker.forgive, provider)
+
+
+def wait_for_end(served: Backend, vendor: str) -> float:
+    """Wait until the vendor's last request has ended; return when, in monotonic seconds."""
+    until = time.monotonic() + 30
+    while (request := served.vendors.requests(vendor)[-1]).ended is None:
+        assert time.monotonic() < until, "the vendor goes on generating"
+        time.sleep(0.02)
+    assert request.ended == "disconnected"
+    return time.monotonic()
+
+
+@pytest.mark.parametrize("vendor", HANDLES)
+def test_each_vendor_remembers(served: Backend, vendor: str) -> None:
+    """An agent on each strict vendor goes through tool calls; only the vendor's own key arrives."""
+    agent = served.agent(f"gateway-{vendor}", HANDLES[vendor])
+    told = served.say(agent, "Please remember that my dog is called Rex.")
+    assert told.one("tool_call")["name"] == "memory_insert"
+    assert told.one("tool_result")["ok"]
+    asked = served.say(agent, "What is my dog called?")
+    assert "Rex" in asked.text
+    assert asked.end["reason"] == "completed"
+    assert {request.status for request in served.vendors.requests(vendor)} == {200}
+    assert served.foreign_keys() == []
+
+
+@pytest.mark.parametrize(
+    ("vendor", "agent_type"),
+    [*((vendor, "memgpt_agent") for vendor in HANDLES), *(("mistral", agent_type) for agent_type in OLDER_TYPES)],
+)
+def test_older_types_of_agents_answer_on_every_vendor(served: Backend, vendor: str, agent_type: str) -> None:
+    """Behind the gateway agents of the older types stream on all vendors, Mistral included (facts M26 and M28)."""
+    agent = served.agent(f"{agent_type}-{vendor}", HANDLES[vendor], agent_type=agent_type, tools=["send_message"])
+    for text in ("Please remember that my dog is called Rex.", "Say goodbye"):
+        turn = served.say(agent, text)
+        assert turn.end["reason"] in ("completed", "max_steps"), turn.all("failover") + turn.all("error")
+        assert turn.end["handle"] == HANDLES[vendor]
+    assert {request.status for request in served.vendors.requests(vendor)} == {200}
+
+
+def test_a_conversation_through_all_vendors(served: Backend) -> None:
+    """A conversation with tool calls and a stopped turn is answered by each strict vendor; nothing is lost."""
+    agent = served.agent("gateway-wanders", CEREBRAS)
+    names = ("Ada", "Bea", "Cleo", "Dora", "Elsa")
+    for handle, name in zip((CEREBRAS, LONGCAT, MISTRAL, GROQ, MISTRAL), names, strict=True):
+        switched = served.client.post(f"/api/agents/{agent}/switch", json={"handle": handle})
+        assert switched.status_code == 200, switched.text
+        assert switched.json().get("notes", []) == []
+        told = served.say(agent, f"Please remember that one of my boats is called {name}.")
+        assert told.handles == [told.end["handle"]] == [handle], told.events
+        assert told.end["reason"] == "completed", told.all("failover") + told.all("error")
+        vendor = next(vendor for vendor, known in HANDLES.items() if known == handle)
+        served.vendors.fault(vendor, between=0.2, on="chat")
+        turn = Speaking(served, agent, f"Count to 60, {name}")
+        turn.until("text")
+        served.client.delete(f"/api/agents/{agent}/turns/{turn.until('turn')['id']}")
+        assert turn.whole().end["reason"] == "stopped"
+        served.vendors.clear()
+    said = served.said_to(agent)
+    assert [text for text in said if "boats" in text] == [
+        f"Please remember that one of my boats is called {name}." for name in names
+    ]
+    assert len([text for text in said if "Count" in text]) == 5
+    assert served.foreign_keys() == []
+    refused = [request for vendor in HANDLES for request in served.vendors.requests(vendor) if request.status >= 400]
+    assert refused == []
+
+
+def test_a_stale_key_in_letta_cannot_fail_a_turn(served: Backend) -> None:
+    """With another key in Letta the turn is answered with the configured one; the drift is told and mended."""
+    agent = served.agent("gateway-stale", GROQ)
+    provider = stored(served, "byok-groq")
+    served.letta.patch(
+        f"/v1/providers/{provider['id']}",
+        json={"api_key": "gsk_stale-key-of-nobody", "base_url": provider["base_url"]},
+    ).raise_for_status()
+    before = served.gateway.traffic.vendor("byok-groq").stopped_keys if served.gateway else 0
+    turn = served.say(agent, "Say hello")
+    assert (turn.text, turn.handles) == ("hello", [GROQ])
+    assert served.foreign_keys() == []
+    assert served.gateway is not None
+    stopped = served.gateway.traffic.stopped[-1]
+    assert served.gateway.traffic.vendor("byok-groq").stopped_keys > before
+    assert (stopped.provider, stopped.kind, stopped.answered) == ("byok-groq", "stale", True)
+    assert "stale-key" not in stopped.masked
+    assert until_noticed(served, "byok-groq")
+    assert in_sync(served)
+
+
+def test_an_agent_whose_provider_was_deleted_is_answered(served: Backend) -> None:
+    """Letta sends a key of its own environment then (fact P7); the vendor gets the configured one."""
+    agent = served.agent("gateway-deleted", CEREBRAS)
+    provider = stored(served, "cerebras")
+    served.letta.delete(f"/v1/providers/{provider['id']}").raise_for_status()
+    direct = served.letta.post(
+        f"/v1/agents/{served.id_of(agent)}/messages", json={"messages": [{"role": "user", "content": "Say hello"}]}
+    )
+    assert [m["content"] for m in direct.json()["messages"] if m["message_type"] == "assistant_message"] == ["hello"]
+    assert served.foreign_keys() == []
+    assert served.gateway is not None
+    stopped = served.gateway.traffic.stopped[-1]
+    assert (stopped.provider, stopped.kind, stopped.answered) == ("cerebras", "foreign", True)
+    assert in_sync(served)
+
+
+def test_another_program_is_refused_without_the_provider_s_key(served: Backend) -> None:
+    """A process that is not Letta needs the provider's own key; with any other, nothing leaves the machine."""
+    served.vendors.forget()
+    url = gateway_base_url(f"http://127.0.0.1:{port_of(served)}", "cerebras")
+    groq_key = served.vendors.key("groq").get_secret_value()
+    for key in (None, "DUMMY_API_KEY", groq_key):
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        refused = httpx.get(f"{url}/models", headers=headers, trust_env=False)
+        assert refused.status_code == 401
+        assert refused.headers["x-should-retry"] == "false"
+        assert refused.json()["error"]["code"] == "invalid_api_key"
+        assert key is None or key not in refused.text
+    assert served.vendors.requests("cerebras") == []
+
+
+@pytest.mark.parametrize("how", ["stopped", "gone", "cancelled at Letta"])
+def test_a_turn_that_is_over_costs_nothing_more(served: Backend, how: str) -> None:
+    """A vendor that would never stop generating ends within a second after the turn is over (fact G1)."""
+    agent = served.agent(f"gateway-ends-{how.replace(' ', '-')}", CEREBRAS)
+    served.vendors.fault("cerebras", endless=True, between=0.02, on="chat")
+    turn = Speaking(served, agent, "Count to 60")
+    turn.until("text")
+    match how:
+        case "stopped":
+            served.client.delete(f"/api/agents/{agent}/turns/{turn.until('turn')['id']}")
+        case "gone":
+            turn.leave.set()
+            turn.thread.join(30)
+        case _:
+            cancelled = served.letta.post(f"/v1/agents/{served.id_of(agent)}/messages/cancel", json={})
+            cancelled.raise_for_status()
+    over = time.monotonic()
+    assert wait_for_end(served, "cerebras") - over < WANTED
+    served.vendors.clear()
+    turn.thread.join(30)
+
+
+@pytest.mark.parametrize("fault", [{"status": 429}, {"status": 500}, {"status": 503}, {"reset": True}])
+def test_failover_begins_at_once(served: Backend, fault: dict[str, object]) -> None:
+    """A refusal is final: Letta does not try the vendor twice more before the next one is asked (fact G2)."""
+    agent = served.agent(f"gateway-failover-{'-'.join(map(str, fault.values()))}", CEREBRAS, GROQ)
+    served.vendors.fault("cerebras", on="chat", **fault)
+    turn = served.say(agent, "Say hello")
+    assert turn.end["handle"] == GROQ
+    assert len([one for one in served.vendors.requests("cerebras") if "chat" in one.path]) == 1
+
+
+def test_the_vendors_own_words_and_its_pause_reach_the_turn(served: Backend) -> None:
+    """A failover says what the vendor said, with its status and the pause in its header."""
+    agent = served.agent("gateway-words", GROQ, CEREBRAS)
+    served.vendors.fault("groq", on="chat", status=429, retry_after=17)
+    turn = served.say(agent, "Say hello")
+    failover = turn.one("failover")
+    assert (failover["code"], failover["status"], failover["retry_after"]) == ("rate_limited", 429, 17)
+
+
+def test_a_context_that_is_too_long_is_summarised(served: Backend) -> None:
+    """An overflow in the words of llama.cpp makes Letta summarise, and the turn is answered (fact G8)."""
+    agent = served.agent("gateway-overflow", CEREBRAS)
+    for number in range(6):
+        served.say(agent, f"Say {number}")
+    served.vendors.fault("cerebras", on="chat", overflow="llama.cpp", times=1)
+    turn = served.say(agent, "Say hello")
+    assert turn.end["reason"] == "completed", turn.events
+    assert turn.all("summarized") or turn.text
+
+
+def test_a_request_larger_than_the_allowance_is_a_rate_limit(served: Backend) -> None:
+    """Groq's 413 hides no part of the conversation (fact G3); it is told, and the window is lowered to what fits."""
+    served.vendors.limit("groq", tokens=100_000)
+    agent = served.agent("gateway-allowance", GROQ, CEREBRAS)
+    for number in range(3):
+        served.say(agent, f"Say {number}")
+    before = served.in_context(agent)
+    served.vendors.limit("groq", tokens=2000)
+    turn = served.say(agent, "Say hello")
+    failover = turn.one("failover")
+    assert (failover["code"], failover["status"]) == ("rate_limited", 413)
+    assert (turn.text, turn.end["handle"]) == ("hello", CEREBRAS)
+    assert served.in_context(agent)[: len(before)] == before
+    until = time.monotonic() + 30
+    while served.runtime.agents.models.capped("byok-groq", "openai/gpt-oss-120b", 131_072) != 1800:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
+def stored(served: Backend, name: str) -> dict[str, str]:
+    """Return Letta's row of a provider."""
+    (row,) = [row for row in served.letta.get("/v1/providers/").json() if row["name"] == name]
+    return dict(row)
+
+
+def in_sync(served: Backend) -> bool:
+    """Sync the providers, and return whether all are proven."""
+
+    async def sync() -> Report:
+        return await ensure_providers(served.settings, connection=served.connection, gate=served.locks)
+
+    report: Report = served.call(sync)
+    return report.all_proven
+
+
+def until_noticed(served: Backend, provider: str) -> bool:
+    """Wait until the backend has recorded that a key of this provider was stopped."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        if any(one.subject == provider and "outdated key" in one.text for one in served.runtime.event_log.entries):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def port_of(served: Backend) -> int:
+    """Return the port of the gateway."""
+    base_url = stored(served, "longcat")["base_url"]
+    return int(base_url.split(":")[2].partition("/")[0])

@@ -65,10 +65,7 @@ class DefinitionDiff:
 
 
 def diff_definition(definition: AgentDefinition, record: AgentRecord, shared: Sequence[str] = ()) -> DefinitionDiff:
-    """Return what the file asks for and this agent was not given yet. Pure.
-
-    `shared` are the labels that the agent it reflects on shares.
-    """
+    """Return what the file asks for, and shared blocks, as far as this agent was not given them yet. Pure."""
     written, current = record.own_metadata.written, metadata.fingerprints(definition)
     news = {name for name, digest in current.items() if written.get(name) != digest}
     said: list[str] = [name for name in ("name", "description", "persona") if name in news]

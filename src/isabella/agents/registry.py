@@ -112,9 +112,8 @@ class AgentRegistry:
         """Return the agent with this name, definition id, or Letta id; see `select_agent`."""
         # Most names are exact, and a Letta may have thousands of agents: two filtered lists are enough as a rule.
         if NAME.fullmatch(name):
-            lists = await gather(
-                [partial(self.all, name=name), partial(self.all, tags=[metadata.definition_tag(name)])]
-            )
+            tags = [metadata.definition_tag(name)]
+            lists = await gather([partial(self.all, name=name), partial(self.all, tags=tags)])
             if records := {record.id: record for records in lists for record in records}:
                 return select_agent(name, [*records.values()])
         return select_agent(name, await self.all())

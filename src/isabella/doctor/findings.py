@@ -1,7 +1,4 @@
-"""Findings of the doctor: their form, their table in `findings.toml`, and their explanation.
-
-The explanation tells root causes from consequences. All of this is pure.
-"""
+"""Findings of the doctor: their form, their table in `findings.toml`, and the root causes among them."""
 
 from __future__ import annotations
 

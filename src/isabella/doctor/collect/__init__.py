@@ -126,10 +126,7 @@ def _agents_named(name: str, agents: Sequence[AgentEvidence]) -> tuple[AgentEvid
 
 
 async def _probe(evidence: Evidence, connection: Connection) -> Mapping[str, ProbeResult]:
-    """Run a completion through Letta for each provider that is at its configured base URL.
-
-    Elsewhere its key must not be sent (fact M6).
-    """
+    """Run a completion through Letta for each provider that is at its configured base URL (fact M6)."""
     from isabella.turns.probe import probe_bindings
 
     present = [

@@ -268,7 +268,7 @@ class _Ensure:
         if missing:
             raise AgentError(
                 f"Letta has no tool {missing[0]!r}.",
-                remedy=f"Take it out of the agents' file. Letta has: {', '.join(sorted(ids))}.",
+                remedy=f"Remove it from the agents' file. Letta has: {', '.join(sorted(ids))}.",
             )
         return {name: ids[name] for name in names}
 

@@ -252,7 +252,5 @@ def select_agent(name: str, records: Sequence[AgentRecord]) -> AgentRecord:
             raise AgentUnknown(f"{len(matches)} agents are called {name!r}.", remedy=f"Name one by its id: {ids}.")
     names = [record.name for record in sorted(records, key=lambda record: not record.managed)]
     shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-    raise AgentUnknown(
-        f"There is no agent {name[:100]!r}.",
-        remedy=f"There are: {shown}." if names else "There are none yet: run `isabella agents ensure`.",
-    )
+    remedy = f"There are: {shown}." if names else "There are none yet: run `isabella agents ensure`."
+    raise AgentUnknown(f"There is no agent {name[:100]!r}.", remedy=remedy)

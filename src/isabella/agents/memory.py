@@ -92,7 +92,7 @@ class CoreMemory:
                 raise MemoryChanged(
                     f"The memory block {label!r} has been changed meanwhile.",
                     version=block.version,
-                    remedy="Read it again, and make your change to what stands there now.",
+                    remedy="Read it again, and make your change to the current text.",
                 )
             check_text(value)
             if len(value) > block.limit:

@@ -72,7 +72,7 @@ def diff_definition(definition: AgentDefinition, record: AgentRecord, shared: Se
     fields = {"system" if name == "persona" else name: getattr(definition, name) for name in said}
     on = tuple(tool for tool in definition.tools if tool not in record.tools) if "tools" in news else ()
     off = tuple(tool for tool in record.own_metadata.tools if tool not in definition.tools and tool in record.tools)
-    said += [f"tool {tool} added" for tool in on] + [f"tool {tool} taken off" for tool in off]
+    said += [f"tool {tool} added" for tool in on] + [f"tool {tool} removed" for tool in off]
     added: list[BlockDefinition] = []
     block_fields: dict[str, Mapping[str, Any]] = {}
     for block in definition.blocks:
@@ -84,7 +84,7 @@ def diff_definition(definition: AgentDefinition, record: AgentRecord, shared: Se
         elif f"{block.label}.description" in news or f"{block.label}.limit" in news:
             names = ("description", "limit", "read_only")
             block_fields[block.label] = {name: getattr(block, name) for name in names}
-            said.append(f"block {block.label} described anew")
+            said.append(f"block {block.label} description changed")
     attach = tuple(label for label in shared if label not in record.blocks)
     said += [f"block {label} shared" for label in attach]
     return DefinitionDiff(fields, on, off, tuple(added), block_fields, attach, "models" in news, tuple(said))

@@ -82,7 +82,7 @@ class BindingResult:
         if self.lowered is not None:
             notes.append(
                 f"max_tokens is {self.lowered.to} for now: {self.lowered.wanted} does not fit into a window of "
-                f"{self.binding.window} tokens. A larger window brings it back."
+                f"{self.binding.window} tokens. A larger window restores it."
             )
         if self.fitted is not None:
             notes.append(self.fitted.note)

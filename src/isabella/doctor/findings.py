@@ -207,7 +207,7 @@ class Diagnosis:
     causes: tuple[RootCause, ...] = ()  # the root causes, in the order in which a key travels
     unknowns: tuple[Unknown, ...] = ()
     passed: tuple[PassedCheck, ...] = ()
-    notes: tuple[Finding, ...] = ()  # information that is no fault
+    notes: tuple[Finding, ...] = ()  # information, not faults
     practice: bool = False  # whether practice vendors replace the real ones
     fixed: tuple[str, ...] = ()  # what `--fix` did, one line each
 

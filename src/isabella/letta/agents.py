@@ -114,7 +114,7 @@ class Agents:
         """Return the number of all agents, hidden ones included."""
         number = await self._http.get(paths.AGENT_COUNT, show_hidden_agents="true")
         if not isinstance(number, int):
-            raise self._http.not_letta("its number of agents is no number")
+            raise self._http.not_letta("its number of agents is not a number")
         return number
 
     async def create(self, fields: Mapping[str, Any]) -> str:

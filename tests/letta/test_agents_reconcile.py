@@ -111,10 +111,10 @@ def test_what_the_file_changes_is_changed_and_memory_is_not(new: Callable[[], Ag
             "name",
             "persona",
             "tool conversation_search added",
-            "tool archival_memory_insert taken off",
-            "tool archival_memory_search taken off",
+            "tool archival_memory_insert removed",
+            "tool archival_memory_search removed",
             "block plans added",
-            "block human described anew",
+            "block human description changed",
         }
         record = await agent_service.registry.find(f"Renamed {here.id}")
         assert record.id == id

@@ -83,11 +83,11 @@ def allowed_rules(rules: Iterable[Rule], tools: Iterable[str]) -> tuple[list[dic
 
 def _storable(value: str) -> str:
     if "\x00" in value:
-        raise ValueError("holds a NUL character, which Postgres does not store")
+        raise ValueError("contains a NUL character, which Postgres does not store")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise ValueError("holds half of a character") from None
+        raise ValueError("contains half of a surrogate pair") from None
     return value
 
 
@@ -97,7 +97,7 @@ def _storable_document(value: dict[str, Any]) -> dict[str, Any]:
             case str():
                 _storable(inner)
             case float() if not math.isfinite(inner):
-                raise ValueError("holds a number that is none")
+                raise ValueError("contains a number that is not finite")
             case dict():
                 for key, item in inner.items():
                     look(key)
@@ -401,7 +401,7 @@ def _document(text: str | bytes) -> Any:
         # Letta also accepts a JSON string that contains the JSON.
         return json.loads(document, parse_constant=_no_constant) if isinstance(document, str) else document
     except ValueError:
-        raise AgentFileRefused("The file is no JSON, so it is no agent file.", remedy=REMEDY) from None
+        raise AgentFileRefused("The file is not JSON, so it is not an agent file.", remedy=REMEDY) from None
 
 
 def _no_constant(name: str) -> Any:
@@ -432,7 +432,7 @@ def _main_agent(file: _File) -> int:
     if len(main) > 1:
         raise AgentFileRefused(
             f"The file holds {len(main)} agents; one can be imported at a time.",
-            remedy="Export them one by one. A sleep-time agent beside its main agent is no hindrance.",
+            remedy="Export them one by one. A sleep-time agent may accompany its main agent.",
         )
     return main[0]
 
@@ -477,7 +477,7 @@ def _messages(agent: _Agent, index: int) -> tuple[list[dict[str, Any]], list[str
         if id not in by_id:
             raise _malformed(f"there is no message {id!r}", "agents", index, "in_context_message_ids", position)
     context = [by_id[id] for id in dict.fromkeys(agent.in_context_message_ids)]
-    # The first message is the system prompt with the memory, which Letta compiles anew. A file without messages in
+    # The first message is the system prompt with the memory, which Letta compiles again. A file without messages in
     # its context has none, and an agent without one cannot answer (facts A3, A4).
     former = context.pop(0) if context and context[0].role == "system" else None
     kept = _complete(context)

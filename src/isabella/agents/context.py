@@ -126,7 +126,7 @@ async def restore(letta: LettaClient, agent_id: str, fitted: FittedContext) -> N
     """Put the messages that `fit` removed into the context again, unless they were summarised meanwhile."""
     ids = (await letta.agents.get(agent_id)).message_ids or []
     length = len(fitted.now)
-    # The first message is the system prompt, which Letta compiles anew.
+    # The first message is the system prompt, which Letta compiles again.
     if fitted.whole != fitted.now and tuple(ids[1:length]) == fitted.now[1:]:
         await letta.agents.update(agent_id, {"message_ids": [*ids[:1], *fitted.whole[1:], *ids[length:]]})
 

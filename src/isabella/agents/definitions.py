@@ -29,7 +29,7 @@ def _name(value: str) -> str:
 
 def _handle(value: str) -> str:
     if not _HANDLE.fullmatch(value):
-        raise ValueError(f"{value!r} is no handle: PROVIDER/MODEL, or PROVIDER for its usual model")
+        raise ValueError(f"{value!r} is not a handle: write PROVIDER/MODEL, or PROVIDER for its default model")
     return value
 
 
@@ -150,7 +150,7 @@ def _problem(
         return None
     other = by_id.get(agent.reflects_on)
     if other is None or other is agent:
-        return f"{agent.name!r} reflects on {agent.reflects_on!r}, which is no other agent of this file"
+        return f"{agent.name!r} reflects on {agent.reflects_on!r}, which is not another agent of this file"
     if other.reflects_on is not None:
         return f"{agent.name!r} reflects on {other.name!r}, which reflects itself"
     if not other.shared_labels:

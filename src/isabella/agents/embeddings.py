@@ -121,9 +121,8 @@ def address_secret(home: Path) -> SecretStr:
             secret = random.token_urlsafe(32)
             write_private(path, secret + "\n")
     except OSError as error:
-        raise ConfigurationError(
-            f"{path}: cannot be used: {error.strerror}.", remedy="Correct ISABELLA_HOME."
-        ) from None
+        what = f"{path}: cannot be used: {error.strerror}."
+        raise ConfigurationError(what, remedy="Correct ISABELLA_HOME.") from None
     redaction.remember(secret)
     return SecretStr(secret)
 

@@ -170,7 +170,7 @@ async def _take_tools(
         raise AgentFileRefused(
             "The file brings tools that can fetch addresses or run programs on Letta's machine: "
             f"{redact(', '.join(others))[:2000]}.",
-            remedy="Read them first. Then import it with `--with-tools` (over HTTP: tools=true) to take them along, "
+            remedy="Read them first. Then import it with `--with-tools` (over HTTP: tools=true) to import them, "
             "or with `--without-tools` (tools=false) to leave them out.",
         )
     types = {tool["name"]: tool.get("tool_type") for tool in await registry.letta.agents.tools()}
@@ -200,5 +200,5 @@ def _without_own_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _without_definition(tags: Iterable[str] | None) -> list[str]:
-    """Return tags without Isabella's own: two agents with the tag of one definition would be mistaken."""
+    """Return tags without Isabella's own: two agents with the tag of one definition could not be told apart."""
     return [tag for tag in tags or () if not tag.startswith("isabella")]

@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, TypeVar
 
 import anyio
@@ -79,9 +78,8 @@ class CoreMemory:
             if block.label == label:
                 return block
         labels = ", ".join(block.label for block in blocks)
-        raise MemoryUnknown(
-            f"There is no memory block {label[:100]!r}.", remedy=f"There are: {labels}." if labels else None
-        )
+        remedy = f"There are: {labels}." if labels else None
+        raise MemoryUnknown(f"There is no memory block {label[:100]!r}.", remedy=remedy)
 
     async def write(self, agent_id: str, label: str, value: str, *, seen: str) -> MemoryBlock:
         """Replace a block's text if the editor has `seen` its current version, or any version for `ANY_VERSION`.
@@ -94,7 +92,7 @@ class CoreMemory:
                 raise MemoryChanged(
                     f"The memory block {label!r} has been changed meanwhile.",
                     version=block.version,
-                    remedy="Read it again, and make your change to what stands there now.",
+                    remedy="Read it again, and make your change to the current text.",
                 )
             check_text(value)
             if len(value) > block.limit:
@@ -132,16 +130,15 @@ class ArchivalMemory:
             after = page[-1].id
 
     async def add(
-        self, agent_id: str, text: str, tags: Sequence[str] = (), *, created_at: str | datetime | None = None
+        self, agent_id: str, text: str, tags: Sequence[str] = (), *, created_at: str | None = None
     ) -> ArchivalPassage:
         """Add a passage: `MemoryRefused` if it is empty (see also `check_text`), `MemoryTooLong` if Letta says so."""
         for part in (text, *tags):
             check_text(part)
         if not text.strip():
             raise MemoryRefused("A passage cannot be empty.")
-        at = created_at.isoformat() if isinstance(created_at, datetime) else created_at
         try:
-            return _passage(await self._letta.passages.add(agent_id, text, tags=tags, created_at=at))
+            return _passage(await self._letta.passages.add(agent_id, text, tags=tags, created_at=created_at))
         except LettaRefused as refused:
             if _TOO_LONG in refused.detail:
                 raise MemoryTooLong(
@@ -170,7 +167,8 @@ def check_text(text: str) -> None:
     """Raise `MemoryRefused` for text that Letta would drop without an error, or fail on."""
     if "\x00" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise MemoryRefused(
-            "The text holds a NUL character or half of a surrogate pair, which is no text.", remedy="Take it out."
+            "The text contains a NUL character or half of a surrogate pair, which cannot be stored.",
+            remedy="Remove it.",
         )
 
 

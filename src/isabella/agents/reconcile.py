@@ -65,17 +65,14 @@ class DefinitionDiff:
 
 
 def diff_definition(definition: AgentDefinition, record: AgentRecord, shared: Sequence[str] = ()) -> DefinitionDiff:
-    """Return what the file asks for and this agent was not given yet. Pure.
-
-    `shared` are the labels that the agent it reflects on shares.
-    """
+    """Return what the file asks for, and shared blocks, as far as this agent was not given them yet. Pure."""
     written, current = record.own_metadata.written, metadata.fingerprints(definition)
     news = {name for name, digest in current.items() if written.get(name) != digest}
     said: list[str] = [name for name in ("name", "description", "persona") if name in news]
     fields = {"system" if name == "persona" else name: getattr(definition, name) for name in said}
     on = tuple(tool for tool in definition.tools if tool not in record.tools) if "tools" in news else ()
     off = tuple(tool for tool in record.own_metadata.tools if tool not in definition.tools and tool in record.tools)
-    said += [f"tool {tool} added" for tool in on] + [f"tool {tool} taken off" for tool in off]
+    said += [f"tool {tool} added" for tool in on] + [f"tool {tool} removed" for tool in off]
     added: list[BlockDefinition] = []
     block_fields: dict[str, Mapping[str, Any]] = {}
     for block in definition.blocks:
@@ -87,7 +84,7 @@ def diff_definition(definition: AgentDefinition, record: AgentRecord, shared: Se
         elif f"{block.label}.description" in news or f"{block.label}.limit" in news:
             names = ("description", "limit", "read_only")
             block_fields[block.label] = {name: getattr(block, name) for name in names}
-            said.append(f"block {block.label} described anew")
+            said.append(f"block {block.label} description changed")
     attach = tuple(label for label in shared if label not in record.blocks)
     said += [f"block {label} shared" for label in attach]
     return DefinitionDiff(fields, on, off, tuple(added), block_fields, attach, "models" in news, tuple(said))
@@ -271,7 +268,7 @@ class _Ensure:
         if missing:
             raise AgentError(
                 f"Letta has no tool {missing[0]!r}.",
-                remedy=f"Take it out of the agents' file. Letta has: {', '.join(sorted(ids))}.",
+                remedy=f"Remove it from the agents' file. Letta has: {', '.join(sorted(ids))}.",
             )
         return {name: ids[name] for name in names}
 

@@ -82,7 +82,7 @@ class BindingResult:
         if self.lowered is not None:
             notes.append(
                 f"max_tokens is {self.lowered.to} for now: {self.lowered.wanted} does not fit into a window of "
-                f"{self.binding.window} tokens. A larger window brings it back."
+                f"{self.binding.window} tokens. A larger window restores it."
             )
         if self.fitted is not None:
             notes.append(self.fitted.note)
@@ -112,9 +112,8 @@ class AgentRegistry:
         """Return the agent with this name, definition id, or Letta id; see `select_agent`."""
         # Most names are exact, and a Letta may have thousands of agents: two filtered lists are enough as a rule.
         if NAME.fullmatch(name):
-            lists = await gather(
-                [partial(self.all, name=name), partial(self.all, tags=[metadata.definition_tag(name)])]
-            )
+            tags = [metadata.definition_tag(name)]
+            lists = await gather([partial(self.all, name=name), partial(self.all, tags=tags)])
             if records := {record.id: record for records in lists for record in records}:
                 return select_agent(name, [*records.values()])
         return select_agent(name, await self.all())
@@ -253,7 +252,5 @@ def select_agent(name: str, records: Sequence[AgentRecord]) -> AgentRecord:
             raise AgentUnknown(f"{len(matches)} agents are called {name!r}.", remedy=f"Name one by its id: {ids}.")
     names = [record.name for record in sorted(records, key=lambda record: not record.managed)]
     shown = ", ".join(names[:_NAMES_SHOWN]) + (", …" if len(names) > _NAMES_SHOWN else "")
-    raise AgentUnknown(
-        f"There is no agent {name[:100]!r}.",
-        remedy=f"There are: {shown}." if names else "There are none yet: run `isabella agents ensure`.",
-    )
+    remedy = f"There are: {shown}." if names else "There are none yet: run `isabella agents ensure`."
+    raise AgentUnknown(f"There is no agent {name[:100]!r}.", remedy=remedy)

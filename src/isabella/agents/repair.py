@@ -64,10 +64,7 @@ class BindingDiagnosis:
 def diagnose(
     llm: LlmConfig | None, available: AvailableBindings, preferred: Sequence[str] = ()
 ) -> BindingDiagnosis | None:
-    """Return what is wrong with an agent; None if nothing is, or if it cannot be told.
-
-    `preferred` are the handles that its definition prefers.
-    """
+    """Return what is wrong with an agent; None if nothing is, or if it cannot be told."""
     if llm is None or not llm.provider:
         return None
     if llm.category == "base" and not (llm.handle or "").startswith(_PROXY):

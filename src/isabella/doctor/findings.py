@@ -1,7 +1,4 @@
-"""Findings of the doctor: their form, their table in `findings.toml`, and their explanation.
-
-The explanation tells root causes from consequences. All of this is pure.
-"""
+"""Findings of the doctor: their form, their table in `findings.toml`, and the root causes among them."""
 
 from __future__ import annotations
 
@@ -210,7 +207,7 @@ class Diagnosis:
     causes: tuple[RootCause, ...] = ()  # the root causes, in the order in which a key travels
     unknowns: tuple[Unknown, ...] = ()
     passed: tuple[PassedCheck, ...] = ()
-    notes: tuple[Finding, ...] = ()  # information that is no fault
+    notes: tuple[Finding, ...] = ()  # information, not faults
     practice: bool = False  # whether practice vendors replace the real ones
     fixed: tuple[str, ...] = ()  # what `--fix` did, one line each
 

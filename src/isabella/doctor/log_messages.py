@@ -100,10 +100,7 @@ def recognise(text: str) -> list[RecognisedMessage]:
 
 
 def recognise_in(lines: Iterable[str], *, lines_per_message: int = 1) -> list[RecognisedMessage]:
-    """Return the known messages in a log of any length, which is read once, in the order of the table.
-
-    A message may be broken over several lines of a paste.
-    """
+    """Return the known messages in a log, which is read once, in the order of the table."""
     recognised: dict[str, RecognisedMessage] = {}
     for text, newest in _windows(lines, lines_per_message):
         ids: set[str] = set()

@@ -48,10 +48,7 @@ async def run_doctor(
 
 
 async def apply_fixes(doctor_run: DoctorRun) -> AsyncIterator[str]:
-    """Fix the root causes that need no person, and yield one line for each fix.
-
-    Providers come before agents, so that an agent is bound to a provider that is in sync.
-    """
+    """Fix the root causes that need no person, providers before agents, and yield one line for each fix."""
     causes = [cause.finding for cause in doctor_run.diagnosis.causes]
     findings = {fix: [finding for finding in causes if finding.remedy.fix is fix] for fix in Fix}
     for finding in findings[Fix.CHMOD]:

@@ -69,10 +69,7 @@ def tail_log(path: Path, lines: int) -> list[str]:
 
 
 def follow_log(path: Path, *, every: float = 0.3) -> Iterator[str]:
-    """Iterate for ever over the lines that are appended to a log after this call, redacted.
-
-    The log need not exist yet and may be replaced. It is read every few tenths of a second.
-    """
+    """Iterate for ever over the lines that are appended to a log after this call, redacted. It need not exist."""
     return _lines_after(path, path.stat().st_size if path.exists() else 0, every)
 
 

@@ -61,20 +61,16 @@ class ServiceStatus:
 
 @dataclass(frozen=True)
 class InstanceStatus:
-    """The status of an instance.
-
-    `base_url` is None if Letta is not running; `data` (of Postgres) and `postgres_log` are None if Postgres was never
-    started.
-    """
+    """The status of an instance."""
 
     release: str
     instance: str
     installed: bool
     letta: ServiceStatus
     postgres: ServiceStatus
-    base_url: str | None
+    base_url: str | None  # None if Letta is not running
     folder: Path
-    data: Path | None
+    data: Path | None  # the folder of Postgres; None if it was never started
     password_file: Path
     letta_log: Path
     postgres_log: Path | None

@@ -38,12 +38,6 @@ class _Related(BaseModel):
     name: str | None = None
 
 
-class _Compaction(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
-    model: str | None = None
-
-
 _NULL_IS_EMPTY = BeforeValidator(lambda value: [] if value is None else value)
 
 
@@ -64,15 +58,14 @@ class AgentRow(BaseModel):
     message_ids: list[str] | None = None
     llm_config: dict[str, Any] | None = None
     embedding_config: dict[str, Any] | None = None
-    compaction_settings: _Compaction | None = None
+    compaction_settings: dict[str, Any] | None = None
 
     @property
     def llm(self) -> LlmConfig | None:
         """The agent's `llm_config`; None if Letta has none."""
         if not self.llm_config:
             return None
-        compaction = self.compaction_settings.model if self.compaction_settings else None
-        return LlmConfig.of(self.llm_config, self.agent_type, compaction)
+        return LlmConfig.of(self.llm_config, self.agent_type, (self.compaction_settings or {}).get("model"))
 
 
 _ROWS = TypeAdapter(list[AgentRow])
@@ -116,7 +109,7 @@ class Agents:
         """Return the number of all agents, hidden ones included."""
         number = await self._http.get(paths.AGENT_COUNT, show_hidden_agents="true")
         if not isinstance(number, int):
-            raise self._http.not_letta("its number of agents is no number")
+            raise self._http.not_letta("its number of agents is not a number")
         return number
 
     async def create(self, fields: Mapping[str, Any]) -> str:

@@ -63,8 +63,7 @@ def looks_encrypted(text: str) -> bool:
 def mistaken_for_encrypted(key: str) -> bool:
     """Return whether Letta takes a key in plaintext for an encrypted one (fact O7).
 
-    Letta ignores characters that are not base64 and looks at the length of the rest, unless the key has one of a few
-    prefixes. This is wider than `looks_encrypted`.
+    Letta looks at the length of the base64 in it, unless the key has one of a few prefixes.
     """
     if key.startswith(_KEY_PREFIXES):
         return False

@@ -246,10 +246,7 @@ def _content(response: httpx.Response) -> str:
 
 
 def _error_in(response: httpx.Response) -> tuple[str, str | None]:
-    """Return the `type` and the text in Letta's JSON error; no text if it is no JSON of Letta's.
-
-    The text is redacted and cut: Letta's 422 quotes whole request bodies.
-    """
+    """Return type and text of Letta's JSON error. The text is redacted and cut: Letta's 422 quotes whole requests."""
     try:
         document = response.json()
     except ValueError:

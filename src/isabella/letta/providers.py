@@ -125,7 +125,7 @@ class LettaProviders:
     async def _models(self, name: str | None, *, category: str = "byok") -> list[dict[str, Any]]:
         rows = await self._read(paths.MODELS, provider_name=name, provider_category=category)
         if not isinstance(rows, list):
-            raise self._http.not_letta("its list of models is no list")
+            raise self._http.not_letta("its list of models is not a list")
         return [row for row in rows if isinstance(row, dict)]
 
     async def _read(self, path: str, **query: Any) -> Any:

@@ -37,11 +37,7 @@ class Content:
 
     @property
     def text(self) -> str:
-        r"""The data as text, without a byte-order mark, and with `\n` at the end of lines.
-
-        Raises:
-            FileUnreadable: the data are not UTF-8.
-        """
+        r"""The data as UTF-8 text, without a byte-order mark, and with `\n` at the end of lines."""
         try:
             text = self.data.decode("utf-8-sig")
         except UnicodeDecodeError as error:

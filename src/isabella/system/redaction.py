@@ -28,10 +28,7 @@ def known_prefix(key: str) -> str:
 
 
 def mask(key: str) -> str:
-    """Return a key in the form in which it may be shown: vendor prefix and last four characters.
-
-    A short key is shown without its last characters: four of them would be too large a part of it.
-    """
+    """Return a key as it may be shown: the vendor's prefix and, unless it is short, the last four characters."""
     prefix = known_prefix(key)
     if len(key) - len(prefix) < _SHORTEST_WITH_ENDING:
         return f"{prefix}…"

@@ -142,10 +142,7 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
 
 
 def classify_answer(status: int, document: Any, *, retry_after: str | None = None) -> VendorAnswer:
-    """Classify an answer by its status and shape, not by its wording, which vendors change.
-
-    `document` is the body; None if that is no JSON. `retry_after` is the header of that name.
-    """
+    """Classify an answer by its status and the shape of its JSON, not by its wording, which vendors change."""
     said = _message(document) or f"status {status}"
     wait = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdecimal() else None
     match status:

@@ -119,17 +119,13 @@ def _agents_named(name: str, agents: Sequence[AgentEvidence]) -> tuple[AgentEvid
     matching = tuple(agent for agent in agents if name in (agent.name, agent.id))
     if not matching:
         names = ", ".join(sorted({agent.name for agent in agents})[:10])
-        raise AgentUnknown(
-            f"Letta has no agent {name!r}.", remedy=f"Its agents: {names}." if names else "It has no agents."
-        )
+        remedy = f"Its agents: {names}." if names else "It has no agents."
+        raise AgentUnknown(f"Letta has no agent {name!r}.", remedy=remedy)
     return matching
 
 
 async def _probe(evidence: Evidence, connection: Connection) -> Mapping[str, ProbeResult]:
-    """Run a completion through Letta for each provider that is at its configured base URL.
-
-    Elsewhere its key must not be sent (fact M6).
-    """
+    """Run a completion through Letta for each provider that is at its configured base URL (fact M6)."""
     from isabella.turns.probe import probe_bindings
 
     present = [

@@ -145,8 +145,6 @@ class Attempt:
             self.cancel_request.deliver_to(None)
             await self._abandon(letta, inbox, pump)
 
-    # --- lines -------------------------------------------------------------------------------------------------
-
     def _take(self, line: str) -> list[Event]:
         piece = parse_line(line)
         if piece is None:
@@ -184,8 +182,6 @@ class Attempt:
             ToolCalled(id, "".join(part.name for part in parts), "".join(part.arguments for part in parts))
             for id, parts in calls.items()
         ]
-
-    # --- how it ended -------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
         """Decide how it ended, from everything that was received."""
@@ -247,8 +243,6 @@ class Attempt:
                 code = ErrorCode.LETTA_UNREACHABLE
                 log.warning("turn lost", agent=self.agent_id, run=self.run_id, error=repr(error))
         self.refusal = VendorRefusal(code, message, counts=False, elsewhere=False)
-
-    # --- ending it at Letta -------------------------------------------------------------------------------------
 
     async def _cancel(self, letta: LettaClient, inbox: asyncio.Queue[_Item]) -> None:
         with anyio.move_on_after(_CANCEL_SECONDS):

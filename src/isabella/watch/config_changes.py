@@ -64,19 +64,16 @@ class ConfigSnapshot:
     @property
     def files(self) -> tuple[Path, ...]:
         """The files that were read, and those that would be read if they existed."""
-        return tuple(dict.fromkeys(_expanded(path).absolute() for path in self._files()))
-
-    def _files(self) -> Iterator[Path]:
         sources = self.settings.sources
-        yield sources.file
-        yield self.settings.config_file
+        paths = [sources.file, self.settings.config_file]
         if sources.overlaid_from is not None:
-            yield sources.overlaid_from
+            paths.append(sources.overlaid_from)
         for provider in self.desired:
             vendor = provider.vendor
             key_file = sources.get(vendor.api_key_file_env)
             if key_file is not None and key_file.text.strip() and sources.get(vendor.api_key_env) is None:
-                yield Path(key_file.text.strip())
+                paths.append(Path(key_file.text.strip()))
+        return tuple(dict.fromkeys(_expanded(path).absolute() for path in paths))
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def diff_config(before: ConfigSnapshot, now: ConfigSnapshot, in_force: Settings)
         providers=tuple(name for name, one in fresh.items() if _changed(former.get(name), one)),
         gone=gone,
         undeclared=tuple(name for name in gone if name not in fresh),
-        restart=(*_restart(before.settings, now.settings, in_force), *_overlaid(before.settings, now.settings)),
+        restart=tuple(_restart(before.settings, now.settings, in_force)),
         timing=any(getattr(before.settings, f) != getattr(now.settings, f) for f in ("resync", "refresh_at")),
     )
 
@@ -129,10 +126,7 @@ def _restart(before: Settings, now: Settings, in_force: Settings) -> Iterator[st
         # Reported once, not again with every further change of the file.
         if field not in _LIVE and value != getattr(in_force, field) and value != getattr(before, field):
             yield variable(field)
-
-
-def _overlaid(before: Settings, now: Settings) -> Iterator[str]:
-    """Yield the vendors' variables that were changed while practice vendors replace the vendors."""
+    # The vendors' variables, while practice vendors replace the vendors.
     for name in now.sources.overlay:
         if before.sources.dotenv.get(name) != now.sources.dotenv.get(name):
             yield name

@@ -224,14 +224,7 @@ class Attempt:
     def _lost(self, error: Exception | None) -> None:
         if error is None:
             return
-        match error:
-            case LettaUnreachable():
-                # With its remedy: the event has no other.
-                message = str(error)
-            case IsabellaError():
-                message = error.what
-            case _:
-                message = "The connection to Letta broke."
+        message = error.what if isinstance(error, IsabellaError) else "The connection to Letta broke."
         match error:
             case LettaRefused(status=404):
                 code = ErrorCode.AGENT_UNKNOWN
@@ -241,6 +234,8 @@ class Attempt:
                 code = ErrorCode.LETTA_FAILING
             case _:
                 code = ErrorCode.LETTA_UNREACHABLE
+                # With its remedy: the event has no other.
+                message = str(error) if isinstance(error, LettaUnreachable) else message
                 log.warning("turn lost", agent=self.agent_id, run=self.run_id, error=repr(error))
         self.refusal = VendorRefusal(code, message, counts=False, elsewhere=False)
 

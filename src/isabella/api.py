@@ -79,8 +79,7 @@ async def compare_providers(
 ) -> Report:
     """Compare Letta with the configuration, and predict what a sync would do. Changes nothing.
 
-    With `probe`, vendors are asked about keys that Letta does not hold yet, as `ensure_providers` would ask them.
-    Arguments and errors are those of `ensure_providers`.
+    With `probe`, vendors are asked about new keys. Arguments and errors are those of `ensure_providers`.
     """
     async with _open_session(
         settings, connection, only, strategy=strategy, probe=probe, count_models=count_models
@@ -95,10 +94,7 @@ async def verify_providers(
     only: Sequence[str] = (),
     count_models: bool = False,
 ) -> Report:
-    """Read every provider back, and have an agent on each get a completion through Letta: the receipt.
-
-    Arguments and errors are those of `ensure_providers`.
-    """
+    """Read every provider back as `compare_providers`, and get a completion through Letta on each: the receipt."""
     async with _open_session(settings, connection, only, count_models=count_models) as session:
         report = session.finish(await compare(session.store, session.desired, session.options))
         return await add_receipts(report, session.connection, session.desired)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import secrets
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -293,14 +293,12 @@ class DemoStage:
         write_private(path, "".join(f"{name}={value}\n" for name, value in lines.items()))
         return load_settings(path, environment={}, home=self.folder, config_file=self.folder / "isabella.toml")
 
-    @asynccontextmanager
-    async def client(self, settings: Settings) -> AsyncIterator[LettaClient]:
-        """Open a client for the Letta that runs now."""
+    def client(self, settings: Settings) -> LettaClient:
+        """Return a client for the Letta that runs now."""
         connection = configured_connection(settings)
         if connection is None:
             raise AssertionError("the demo's .env has the base URL of its Letta")
-        async with LettaClient.open(connection, timeout=connection.timeout * 2) as client:
-            yield client
+        return LettaClient.open(connection, timeout=connection.timeout * 2)
 
     async def make_agent(self, letta: LettaClient, settings: Settings) -> None:
         """Create an agent with a memory, bound to the provider (fact M6)."""

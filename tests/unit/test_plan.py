@@ -99,7 +99,6 @@ def test_each_combination_has_its_action(state: ProviderState, strategy: Strateg
     assert change.state is state
     assert change.reason
     assert (change.remedy is not None) == (change.action is Action.REFUSE)
-    assert change.pending == (change.action is not Action.KEEP)
 
 
 @pytest.mark.parametrize("state", TABLE)
@@ -186,7 +185,7 @@ def test_a_refusal_in_place_names_the_way_out() -> None:
 def test_a_vendor_without_a_key_is_left_alone(stored: StoredProvider | None) -> None:
     """Without a key nothing is done, not even about a record of that name, and the reason says which variable."""
     change = planned(NO_KEY, (stored, None), Strategy.RECREATE)
-    assert (change.action, change.pending) == (Action.NONE, False)
+    assert change.action is Action.NONE
     assert "CEREBRAS_API_KEY is not set" in change.reason
     assert ("left unchanged" in change.reason) == (stored is not None)
 

@@ -151,10 +151,10 @@ def test_a_refused_key_waits_by_itself_while_the_others_are_looked_at(scene: Sce
         assert scene.schedule.waiting == {"byok-groq"}
         await scene.watcher.resync()
         await scene.watcher.retry(["byok-groq"])
-        assert scene.schedule.pause_of("byok-groq") == 10
+        assert scene.schedule.seconds() == 10
         scene.write(**KEYS | {"GROQ_API_KEY": "gsk_second-fake"})
         await scene.watcher.reread()
-        assert scene.schedule.pause_of("byok-groq") == 5
+        assert scene.schedule.seconds() == 5
         scene.refused = set()
         await scene.watcher.retry(["byok-groq"])
         assert scene.schedule.waiting == frozenset()

@@ -99,9 +99,9 @@ def run(work: Callable[[], Coroutine[Any, Any, Result]], as_json: bool) -> Resul
         raise
 
 
-def print_json(document: Any) -> None:
+def print_json(document: Any, *, ensure_ascii: bool = True) -> None:
     """Print a document as indented JSON."""
-    print(json.dumps(document, indent=2))
+    print(json.dumps(document, indent=2, ensure_ascii=ensure_ascii))
 
 
 @contextmanager

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isabella.cli.commands import ERROR, PENDING, AsJson, EnvFile, commands, configured_settings, run
+from isabella.cli.commands import ERROR, PENDING, AsJson, EnvFile, commands, configured_settings, print_json, run
 from isabella.errors import IsabellaError
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def doctor(
 
     diagnosis, messages = run(diagnosed, as_json)
     if as_json:
-        _print_json(diagnosis.as_json() | {"log": [message.as_json() for message in messages]})
+        print_json(diagnosis.as_json() | {"log": [message.as_json() for message in messages]}, ensure_ascii=False)
     else:
         from isabella.cli.tables import show_diagnosis, show_messages
 
@@ -100,7 +99,7 @@ def explain(
     else:
         raise typer.BadParameter("give a text, a log with --log, or a text on standard input")
     if as_json:
-        _print_json({"symptoms": [message.as_json() for message in messages]})
+        print_json({"symptoms": [message.as_json() for message in messages]}, ensure_ascii=False)
     else:
         from isabella.cli.tables import show_messages
 
@@ -131,7 +130,3 @@ def _messages_in(path: Path) -> list[RecognisedMessage]:
 
     with files.lines(path) as lines:
         return recognise_in(lines)
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    print(json.dumps(document, indent=2, ensure_ascii=False))

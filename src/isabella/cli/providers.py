@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -49,13 +50,7 @@ def plan_command(
     """
     from isabella.api import compare_providers
 
-    async def compare() -> Report:
-        settings = configured_settings(env_file, served=True)
-        return await compare_providers(
-            settings, only=only or (), strategy=strategy, probe=not no_probe, count_models=True
-        )
-
-    report = run(compare, as_json)
+    report = _run(compare_providers, env_file, as_json, only=only or (), strategy=strategy, probe=not no_probe)
     _show(report, as_json)
     raise typer.Exit(PENDING if report.pending else 0)
 
@@ -104,13 +99,7 @@ def sync(
         _watch(env_file, strategy, as_json)
         return
 
-    async def ensure() -> Report:
-        settings = configured_settings(env_file, served=True)
-        return await ensure_providers(
-            settings, only=only or (), strategy=strategy, probe=not no_probe, count_models=True
-        )
-
-    report = run(ensure, as_json)
+    report = _run(ensure_providers, env_file, as_json, only=only or (), strategy=strategy, probe=not no_probe)
     _show(report, as_json)
     raise typer.Exit(0 if report.all_proven else ERROR)
 
@@ -123,13 +112,16 @@ def verify(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
     """
     from isabella.api import verify_providers
 
-    async def verified() -> Report:
-        settings = configured_settings(env_file, served=True)
-        return await verify_providers(settings, only=only or (), count_models=True)
-
-    report = run(verified, as_json)
+    report = _run(verify_providers, env_file, as_json, only=only or ())
     _show(report, as_json)
     raise typer.Exit(0 if report.all_proven and report.all_accepted else ERROR)
+
+
+def _run(
+    function: Callable[..., Coroutine[Any, Any, Report]], env_file: Path | None, as_json: bool, **options: Any
+) -> Report:
+    """Run a function of the API with the settings."""
+    return run(lambda: function(configured_settings(env_file, served=True), count_models=True, **options), as_json)
 
 
 def _watch(env_file: Path | None, strategy: Strategy | None, as_json: bool) -> None:

@@ -45,8 +45,13 @@ def rekey(
     if dry_run:
         typer.echo("Nothing was changed.")
         return True
+    if not yes and not sys.stdin.isatty():
+        raise ConfigurationError(
+            "The change needs confirmation, and standard input is not a terminal.",
+            remedy="Run it with --yes, or first with --dry-run.",
+        )
     if not yes:
-        _confirm()
+        typer.confirm("Letta is stopped for about half a minute. Change the master key?", abort=True)
     was_running = server.status().running
     with show_progress() as progress:
         letta = server.rekey(former, progress)
@@ -105,15 +110,6 @@ def _show(values: Sequence[StoredValue], key: SecretStr | None) -> None:
         for value in lost:
             typer.echo(f"         {value.place}")
         typer.echo("Name the key they are encrypted with by --former-key-file, or enter them again afterwards.")
-
-
-def _confirm() -> None:
-    if not sys.stdin.isatty():
-        raise ConfigurationError(
-            "The change needs confirmation, and standard input is not a terminal.",
-            remedy="Run it with --yes, or first with --dry-run.",
-        )
-    typer.confirm("Letta is stopped for about half a minute. Change the master key?", abort=True)
 
 
 async def _proven(settings: Settings, connection: Connection) -> Report | None:

@@ -240,12 +240,11 @@ def show_messages(messages: Sequence[RecognisedMessage], heading: str | None = N
         known = message.message
         times = "" if message.count == 1 else f" ({message.count} times)"
         _print_scrubbed(f"{known.title}{times}", "bold")
+        rows = {"means": message.meaning, "releases": known.releases, "do": message.remedy, "note": known.correction}
         _print_scrubbed(f"  seen:     {message.line}", "dim")
-        _print_scrubbed(f"  means:    {message.meaning}")
-        _print_scrubbed(f"  releases: {known.releases}")
-        _print_scrubbed(f"  do:       {message.remedy}")
-        if known.correction is not None:
-            _print_scrubbed(f"  note:     {known.correction}")
+        for label, text in rows.items():
+            if text is not None:
+                _print_scrubbed(f"  {label + ':':<9} {text}")
         if known.facts:
             _print_scrubbed(f"  facts:    {', '.join(known.facts)}", "dim")
     if not messages:

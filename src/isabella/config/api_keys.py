@@ -19,8 +19,6 @@ _PLACEHOLDERS = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _BEARER = re.compile(r"bearer(\s|$)", re.IGNORECASE)
-_QUOTES_TAKEN_OFF = "surrounding quotes were taken off"
-_BEARER_TAKEN_OFF = "the word Bearer was taken off"
 _HEXADECIMAL_64 = re.compile(r"[0-9a-fA-F]{64}")
 
 
@@ -46,24 +44,20 @@ class CleanKey:
 
 def clean_key(raw: str) -> CleanKey:
     """Remove what copying leaves around a key, and refuse what cannot be one with `KeyRefused`."""
-    notes: list[str] = []
+    notes: dict[str, None] = {}
     value = raw.strip()
     if value != raw:
-        if raw.rstrip("\r\n") != raw and raw.rstrip("\r\n") == value:
-            notes.append("a trailing newline was taken off")
-        else:
-            notes.append("surrounding white space was taken off")
+        what = "a trailing newline" if raw.rstrip("\r\n") == value else "surrounding white space"
+        notes[f"{what} was taken off"] = None
     wrapped = ""
     while value != wrapped:
         wrapped = value
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "'\"`":
             value = value[1:-1].strip()
-            if _QUOTES_TAKEN_OFF not in notes:
-                notes.append(_QUOTES_TAKEN_OFF)
+            notes["surrounding quotes were taken off"] = None
         if _BEARER.match(value):
             value = value[6:].strip()
-            if _BEARER_TAKEN_OFF not in notes:
-                notes.append(_BEARER_TAKEN_OFF)
+            notes["the word Bearer was taken off"] = None
     if not value:
         raise KeyEmpty("it is empty")
     prefix = known_prefix(value)

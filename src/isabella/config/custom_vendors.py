@@ -72,15 +72,11 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
     entries = document.pop("providers", [])
     if document:
         unknown = next(iter(document))
-        raise ConfigurationError(
-            f"{path}, line {_line_of(text, unknown)}: unknown entry {unknown!r}.",
-            remedy="The file holds [[providers]] tables only.",
-        )
+        remedy = "The file holds [[providers]] tables only."
+        raise _malformed(path, _line_of(text, unknown), f"unknown entry {unknown!r}", remedy)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise ConfigurationError(
-            f"{path}, line {_line_of(text, 'providers')}: providers have to be tables.",
-            remedy="Begin each with [[providers]].",
-        )
+        remedy = "Begin each with [[providers]]."
+        raise _malformed(path, _line_of(text, "providers"), "providers have to be tables", remedy)
     taken = {vendor.provider: "the catalog" for vendor in known_vendors()}
     vendors = []
     header = re.compile(r"\s*\[\[\s*providers\s*\]\]")
@@ -89,10 +85,8 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
         line = lines[index] if index < len(lines) else _line_of(text, "providers")
         vendor = _vendor(path, line, entry)
         if vendor.provider in taken:
-            raise ConfigurationError(
-                f"{path}, line {line}: the name {vendor.provider!r} is taken by {taken[vendor.provider]}.",
-                remedy="Give the provider another name.",
-            )
+            what = f"the name {vendor.provider!r} is taken by {taken[vendor.provider]}"
+            raise _malformed(path, line, what, "Give the provider another name.")
         taken[vendor.provider] = f"the table in line {line}"
         vendors.append(vendor)
     return tuple(vendors)
@@ -100,10 +94,8 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
 
 def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
     if "api_key" in entry or "key" in entry:
-        raise ConfigurationError(
-            f"{path}, line {line}: this file must not hold a key.",
-            remedy='Put it into .env, and name its variable here: api_key_env = "NAME_API_KEY".',
-        )
+        remedy = 'Put it into .env, and name its variable here: api_key_env = "NAME_API_KEY".'
+        raise _malformed(path, line, "this file must not hold a key", remedy)
     try:
         declared = _Declaration.model_validate(entry)
     except ValidationError as error:
@@ -122,6 +114,10 @@ def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
         models=windows,
         quirks=declared.quirks,
     )
+
+
+def _malformed(path: Path, line: int, what: str, remedy: str) -> ConfigurationError:
+    return ConfigurationError(f"{path}, line {line}: {what}.", remedy=remedy)
 
 
 def _line_of(text: str, name: str) -> int:

@@ -141,15 +141,11 @@ class Settings(BaseSettings):
             raise ValueError(f"it has to be 64 hexadecimal characters (32 bytes). Make one with: {MAKE_MASTER_KEY}")
         return value
 
-    @field_validator("letta_api_key", "database_url", "token")
+    @field_validator("letta_api_key", "database_url", "token", "agents_file", mode="before")
     @classmethod
-    def _empty_is_unset(cls, value: SecretStr | None) -> SecretStr | None:
-        return value if value is not None and value.get_secret_value().strip() else None
-
-    @field_validator("agents_file", mode="before")
-    @classmethod
-    def _no_path_is_unset(cls, value: Any) -> Any:
-        return None if isinstance(value, str) and not value.strip() else value
+    def _empty_is_unset(cls, value: Any) -> Any:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        return None if isinstance(text, str) and not text.strip() else value
 
     @field_validator("resync", mode="before")
     @classmethod

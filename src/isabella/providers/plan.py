@@ -77,11 +77,6 @@ class PlannedChange:
         """Whether the stored key is the configured one."""
         return self.reading is not None and self.reading.match is KeyMatch.EQUAL
 
-    @property
-    def pending(self) -> bool:
-        """Whether something is to be written, or prevents it."""
-        return self.action not in (Action.KEEP, Action.NONE)
-
 
 def state_of(
     desired: Desired, stored: StoredProvider | None, reading: KeyReading | None, *, sealing: bool

@@ -217,6 +217,9 @@ class _Run:
         proof, why, remedy = self._proof(change, outcome, synced)
         # The fields that a change and an outcome share.
         done = outcome or change
+        # During a gap, turns on the provider have to be held.
+        in_steps = done.action is Action.UPDATE and (change.state is ProviderState.PLAINTEXT or change.moves)
+        gap = outcome is not None and not outcome.failed and (done.action is Action.RECREATE or in_steps)
         return ProviderReport(
             name=desired.name,
             vendor=desired.vendor.name,
@@ -229,7 +232,7 @@ class _Run:
             proof=proof,
             reason=f"{done.reason}; {why}" if why else done.reason,
             remedy=remedy or done.remedy,
-            notes=(*desired.notes, *self._gap_notes(change, outcome)),
+            notes=desired.notes + ((_NOT_HELD,) if gap and not self._options.held_everywhere else ()),
             in_letta=stored is not None,
             stored_base_url=None if stored is None else stored.base_url,
             configured=desired.configured,
@@ -254,15 +257,6 @@ class _Run:
             self._readings.get(desired.name),
             sealing=self._options.master_key is not None,
         )
-
-    def _gap_notes(self, change: PlannedChange, outcome: ApplyOutcome | None) -> tuple[str, ...]:
-        """Return a note if there was a gap during which turns of other processes went on."""
-        if outcome is None or outcome.failed or self._options.held_everywhere:
-            return ()
-        gap = outcome.action is Action.RECREATE or (
-            outcome.action is Action.UPDATE and (change.state is ProviderState.PLAINTEXT or change.moves)
-        )
-        return (_NOT_HELD,) if gap else ()
 
     def _proof(self, change: PlannedChange, outcome: ApplyOutcome | None, synced: bool) -> tuple[Proof, str, str]:
         """Return the proof, and why it is missing and the remedy. Only what was read last counts as proof."""

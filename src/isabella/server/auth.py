@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Collection, Mapping
-from http.cookies import CookieError, SimpleCookie
 from typing import Annotated
 from urllib.parse import parse_qsl, urlsplit
 
@@ -17,6 +16,7 @@ from fastapi.responses import RedirectResponse, Response
 from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isabella.errors import IsabellaError
@@ -103,7 +103,7 @@ class AuthMiddleware:
         kind, _, bearer = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and is_token(self._token, bearer.strip()):
             return True
-        cookie = _cookie(headers)
+        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE)
         if cookie is None or not _equal(cookie, session_cookie(self._token)):
             return False
         # `SameSite` is not enough: to a browser, other ports of this machine are the same site.
@@ -211,14 +211,6 @@ def _has_own_origin(headers: Headers) -> bool:
 
 def _equal(candidate: str, secret: str) -> bool:
     return hmac.compare_digest(candidate.encode("utf-8", "surrogateescape"), secret.encode())
-
-
-def _cookie(headers: Headers) -> str | None:
-    try:
-        cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-    except CookieError:
-        return None
-    return None if cookie is None else cookie.value
 
 
 def _bounded(receive: Receive) -> Receive:

@@ -67,6 +67,10 @@ _STATUSES: Mapping[type[IsabellaError], int] = {
 _LETTA_REFUSED = {400: 422, 404: 404, 409: 409, 413: 413, 422: 422}
 
 
+#: The attributes of errors that programs get as `details`.
+_DETAILS = ("handles", "version", "retry_after")
+
+
 def status_of(error: IsabellaError) -> int:
     """Return the HTTP status of an error."""
     if isinstance(error, errors.LettaRefused):
@@ -81,19 +85,12 @@ def code_of(error: IsabellaError) -> str:
 
 def problem_of(error: IsabellaError) -> Problem:
     """Return an error in its JSON form, with secrets masked."""
-    details: dict[str, Any] | None = None
-    match error:
-        case errors.ModelUnknown(handles=handles) if handles:
-            details = {"handles": list(handles)}
-        case errors.MemoryChanged(version=version):
-            details = {"version": version}
-        case errors.QueueFull(retry_after=seconds):
-            details = {"retry_after": seconds}
+    details = {name: getattr(error, name) for name in _DETAILS if getattr(error, name, None)}
     return Problem(
         code=code_of(error),
         message=redact(error.what),
         remedy=redact(error.remedy) if error.remedy else None,
-        details=details,
+        details=details or None,
     )
 
 

@@ -95,14 +95,9 @@ class Readiness:
             callback(part or report)
         for entry in () if quiet else report.configured:
             # The report is also printed as a table, so the log needs only the exceptions.
-            (log.debug if entry.proof is Proof.PROVEN else log.warning)(
-                "provider",
-                name=entry.name,
-                stored=entry.stored.value,
-                action=entry.action.value,
-                proof=entry.proof.value,
-                reason=entry.reason,
-            )
+            document = entry.as_json()
+            fields = {name: document[name] for name in ("name", "stored", "action", "proof", "reason")}
+            (log.debug if entry.proof is Proof.PROVEN else log.warning)("provider", **fields)
 
     def record_vendors(self, report: Report) -> None:
         """Record the answers of vendors that a report contains."""

@@ -150,8 +150,6 @@ class Attempt:
             self.cancel_request.deliver_to(None)
             await self._abandon(letta, inbox, pump)
 
-    # --- lines -------------------------------------------------------------------------------------------------
-
     def _take(self, line: str) -> list[Event]:
         piece = parse_line(line)
         if piece is None:
@@ -189,8 +187,6 @@ class Attempt:
             ToolCalled(id, "".join(part.name for part in parts), "".join(part.arguments for part in parts))
             for id, parts in calls.items()
         ]
-
-    # --- how it ended -------------------------------------------------------------------------------------------
 
     def _settle(self) -> None:
         """Decide how it ended, from everything that was received."""
@@ -233,14 +229,7 @@ class Attempt:
     def _lost(self, error: Exception | None) -> None:
         if error is None:
             return
-        match error:
-            case LettaUnreachable():
-                # With its remedy: the event has no other.
-                message = str(error)
-            case IsabellaError():
-                message = error.what
-            case _:
-                message = "The connection to Letta broke."
+        message = error.what if isinstance(error, IsabellaError) else "The connection to Letta broke."
         match error:
             case LettaRefused(status=404):
                 code = ErrorCode.AGENT_UNKNOWN
@@ -250,10 +239,10 @@ class Attempt:
                 code = ErrorCode.LETTA_FAILING
             case _:
                 code = ErrorCode.LETTA_UNREACHABLE
+                # With its remedy: the event has no other.
+                message = str(error) if isinstance(error, LettaUnreachable) else message
                 log.warning("turn lost", agent=self.agent_id, run=self.run_id, error=repr(error))
         self.refusal = VendorRefusal(code, message, counts=False, elsewhere=False)
-
-    # --- ending it at Letta -------------------------------------------------------------------------------------
 
     async def _cancel(self, letta: LettaClient, inbox: asyncio.Queue[_Item]) -> None:
         with anyio.move_on_after(_CANCEL_SECONDS):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import anyio
 
@@ -72,15 +72,16 @@ class TurnQueue:
 
     @asynccontextmanager
     async def hold(self, ticket: Ticket) -> AsyncIterator[None]:
-        """Wait for a ticket, and hold the agent's lock."""
+        """Wait for a ticket, and hold the agent's lock; take the ticket out of its queue at the end."""
         deadline = self._clock() + self._patience
-        with anyio.move_on_after(self._patience):
-            await ticket.at_head.wait()
-        if ticket.given_up:
-            raise TicketAbandoned
-        if not ticket.at_head.is_set():
-            raise self._timed_out()
         async with AsyncExitStack() as held:
+            held.callback(self.remove, ticket)
+            with anyio.move_on_after(self._patience):
+                await ticket.at_head.wait()
+            if ticket.given_up:
+                raise TicketAbandoned
+            if not ticket.at_head.is_set():
+                raise self._timed_out()
             if self._advisory is not None:
                 left = max(0.001, deadline - self._clock())
                 try:
@@ -111,14 +112,9 @@ class Ticket:
         self.at_head = anyio.Event()  #: set when the ticket is the first in the queue, or was given up
         self.given_up = False
 
-    @asynccontextmanager
-    async def reached(self) -> AsyncIterator[None]:
+    def reached(self) -> AbstractAsyncContextManager[None]:
         """Wait until the ticket is the first; then keep others waiting. Raise `TicketAbandoned` or `TurnTimeout`."""
-        try:
-            async with self._queue.hold(self):
-                yield
-        finally:
-            self.leave()
+        return self._queue.hold(self)
 
     def give_up(self) -> None:
         """Stop waiting. Has no effect on a ticket that was reached."""

@@ -55,7 +55,7 @@ def diff_config(before: ConfigSnapshot, now: ConfigSnapshot, in_force: Settings)
         providers=tuple(name for name, one in fresh.items() if _changed(former.get(name), one)),
         gone=gone,
         undeclared=tuple(name for name in gone if name not in fresh),
-        restart=(*_restart(before.settings, now.settings, in_force), *_overlaid(before.settings, now.settings)),
+        restart=tuple(_restart(before.settings, now.settings, in_force)),
         timing=any(getattr(before.settings, f) != getattr(now.settings, f) for f in ("resync", "refresh_at")),
     )
 
@@ -83,10 +83,7 @@ def _restart(before: Settings, now: Settings, in_force: Settings) -> Iterator[st
         # Reported once, not again with every further change of the file.
         if field not in _LIVE and value != getattr(in_force, field) and value != getattr(before, field):
             yield variable(field)
-
-
-def _overlaid(before: Settings, now: Settings) -> Iterator[str]:
-    """Yield the vendors' variables that were changed while practice vendors replace the vendors."""
+    # The vendors' variables, while practice vendors replace the vendors.
     for name in now.sources.overlay:
         if before.sources.dotenv.get(name) != now.sources.dotenv.get(name):
             yield name

@@ -79,11 +79,6 @@ class Schedule:
         """The providers that wait for another try."""
         return frozenset(self._pauses)
 
-    def pause_of(self, name: str) -> float | None:
-        """Return the seconds until a provider is tried again; None if it does not wait."""
-        pause = self._pauses.get(name)
-        return None if pause is None else max(0.0, pause[0] - self._clock.monotonic())
-
     def failed(self, names: Iterable[str]) -> None:
         """Try these again: first after 5 seconds, then after twice as long each time, at most half an hour."""
         for name in names:

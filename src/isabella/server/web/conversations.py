@@ -94,18 +94,15 @@ class Exchange:
                 self.failed = event
             case Ended(handle=handle):
                 self.handle = handle or ""
-                self._end(event)
+                self.end(event)
 
     def fail(self, error: IsabellaError) -> None:
         """End it with an error."""
         self.failed = TurnFailed(ErrorCode.INTERNAL, error.what, error.remedy)
-        self._end(Ended(EndReason.FAILED, None, False, 0.0))
+        self.end(Ended(EndReason.FAILED, None, False, 0.0))
 
-    def cancel(self) -> None:
-        """End it before it was sent."""
-        self._end(Ended(EndReason.STOPPED, None, False, 0.0))
-
-    def _end(self, ended: Ended) -> None:
+    def end(self, ended: Ended) -> None:
+        """End it."""
         self.ended, self.phase = ended, ExchangePhase.ENDED
 
     def _add_part(self, kind: str, **fields: object) -> None:
@@ -170,7 +167,7 @@ class Conversation:
             if exchange.turn is not None:
                 exchange.turn.stop()
             else:
-                exchange.cancel()
+                exchange.end(Ended(EndReason.STOPPED, None, False, 0.0))
         self.notifier.notify()
 
     def dismiss(self, seq: int) -> None:

@@ -45,7 +45,6 @@ class SentExchange:
 
     progress: tuple[object, ...]  #: everything that its progress line shows
     parts: tuple[tuple[int, str | None], ...]  #: the length of the text and the tool result of each part
-    ended: bool
 
     @classmethod
     def of(cls, exchange: Exchange) -> SentExchange:
@@ -53,7 +52,6 @@ class SentExchange:
         return cls(
             (exchange.phase, exchange.wait_reason, exchange.handle),
             tuple((len(part.text), part.result) for part in exchange.parts),
-            exchange.phase is ExchangePhase.ENDED,
         )
 
 
@@ -269,7 +267,7 @@ class _Page(Page):
                 html.append(self._part("result", seq=seq, part=part))
         if now.progress != sent.progress:
             html.append(self._part("state", exchange=exchange, agent_id=agent_id, oob=True))
-        if now.ended and not sent.ended:
+        if exchange.phase is ExchangePhase.ENDED and sent.progress[0] is not ExchangePhase.ENDED:
             texts = (part for part in exchange.parts if part.kind == "text")
             html += [self._part("text_finished", seq=seq, part=part) for part in texts]
         return html

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from isabella.agents.history import History, HistoryEntry
 from isabella.agents.memory import ArchivalPassage, MemoryBlock
-from isabella.errors import IsabellaError, MemoryChanged, MemoryRefused, MemoryTooLong
+from isabella.errors import IsabellaError, MemoryChanged, MemoryRefused
 from isabella.server.runtime import Runtime
 from isabella.server.web.pages_chat import agent_id_of, find_agent, redirect_to_first, sort_agents
 from isabella.server.web.rendering import Page, Renderer, stream
@@ -188,7 +188,7 @@ class _Page(Page):
         except MemoryChanged:
             current = await memory.block(id, label)
             return self._fragment("editor", block=current, agent_id=id, value=value, conflict=True, focus=True)
-        except (MemoryTooLong, MemoryRefused) as error:
+        except MemoryRefused as error:
             return self._fragment(
                 "editor",
                 block=replace(before, value=value),

@@ -113,15 +113,13 @@ class ProvidersPage(Page):
             phase=readiness.phase.value,
             up=self._runtime.up,
             reasons=readiness.reasons if report is None else [],
-            error=states.error,
-            since=states.since,
+            states=states,
             letta=report,
             summary=None if report is None else headline(report),
             practice=practice,
             added_keys=[name for name in added if name.endswith("_KEY")],
             env_file=".env" if sources is None else sources.file.name,
             notices=self._runtime.event_log.notices(_NOTICES_SHOWN_FOR)[:3],
-            warnings=() if report is None else report.notices,
         )
 
     def _entries(self) -> Sequence[ProviderReport]:

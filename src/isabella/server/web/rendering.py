@@ -129,11 +129,6 @@ def format_duration(value: float | None) -> str:
     return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
 
 
-def _digest(value: str) -> str:
-    """Return a short hash that is valid in an element id."""
-    return hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:10]
-
-
 @cache
 def _static_url(name: str) -> str:
     """Return the URL of a static file, with a hash of its content."""
@@ -153,7 +148,8 @@ def template_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "digest": _digest,
+        # Short, and valid in an element id.
+        "digest": lambda value: hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:10],
         "redact": redact,
         "markdown": render_markdown,
         "plain": render_text,

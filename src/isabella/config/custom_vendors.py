@@ -108,7 +108,7 @@ def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
     windows = dict.fromkeys(models, declared.default_window) if isinstance(models, list) else models
     return Vendor(
         provider=declared.name,
-        **declared.model_dump(exclude={"title", "default_model", "models"}),
+        **declared.model_dump(exclude={"title", "default_model", "models", "quirks"}),
         title=declared.title or declared.name,
         default_model=declared.default_model or next(iter(windows), None),
         models=windows,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
 import queue
+import random
 import resource
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -830,8 +833,8 @@ class Stack:
         return load_settings(self.env, environment=environment, gateway="on")
 
 
-@pytest.fixture
-def stack(tmp_path: Path) -> Iterator[Stack]:
+@contextmanager
+def stacked(tmp_path: Path) -> Iterator[Stack]:
     """The settings of a gateway that does not run yet; its process is ended in any case."""
     with PracticeVendors() as vendors, RawVendor() as raw:
         env, declared = tmp_path / ".env", tmp_path / "isabella.toml"
@@ -846,6 +849,20 @@ def stack(tmp_path: Path) -> Iterator[Stack]:
         yield Stack(vendors, raw, env, settings)
         for one in gateways_of(settings.home):
             one.kill()
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> Iterator[Stack]:
+    """The settings of a gateway that does not run yet."""
+    with stacked(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stack, RunningDaemon]]:
+    """A gateway that runs in a process of its own."""
+    with stacked(tmp_path_factory.mktemp("started")) as made:
+        yield made, process.start(made.settings)
 
 
 def gateways_of(home: Path) -> list[psutil.Process]:
@@ -1075,3 +1092,157 @@ def test_the_end_of_a_backend_ends_it(stack: Stack) -> None:
     finally:
         backend.kill()
     assert gateways_of(stack.settings.home) == []
+
+
+# --- memory ---------------------------------------------------------------------------------------------------------
+
+
+def rss(running: RunningDaemon) -> int:
+    """The memory of the gateway's process in bytes, without what the system buffers for its connections."""
+    return int(psutil.Process(running.process.pid).memory_info().rss)
+
+
+def stream_of(number: int, size: int) -> bytes:
+    """Bytes that no other stream has."""
+    return random.Random(number).randbytes(size)
+
+
+def request_number(number: int) -> bytes:
+    """A request that the vendor recognises."""
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": f"{number}"}]}).encode()
+
+
+def number_of(request: RawRequest) -> int:
+    """The number of a request."""
+    return int(json.loads(request.body)["messages"][0]["content"])
+
+
+def test_a_slow_reader_does_not_fill_the_memory(started: tuple[Stack, RunningDaemon]) -> None:
+    """Of an answer that nobody reads the gateway holds at most 1 MiB, and lets the vendor wait; it ends whole."""
+    stack, running = started
+    streams, size = 8, 32 * _MIB
+
+    async def script(request: RawRequest) -> None:
+        await request.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+        content = memoryview(stream_of(number_of(request), size))
+        for at in range(0, size, 65536):
+            await request.send(bytes(content[at : at + 65536]))
+
+    stack.raw.answer(sends(plain("200 OK", ANSWER)))
+    assert ask(running.port, RAW_CHAT, RAW_KEY).status == 200
+    before = rss(running)
+    stack.raw.answer(script)
+    with ExitStack() as clients:
+        reading = [clients.enter_context(RawClient(running.port)) for _ in range(streams)]
+        for number, client in enumerate(reading):
+            body = request_number(number)
+            client.send(head(RAW_CHAT, RAW_KEY, length=len(body)) + body)
+        stack.raw.wait_for(
+            lambda: len(stack.raw.requests) == streams and all(one.stalled for one in stack.raw.requests),
+            "the vendor is not held back",
+        )
+        assert rss(running) - before < streams * _MIB
+        with ThreadPoolExecutor(streams) as threads:
+            replies = [*threads.map(RawClient.read, reading)]
+        assert all(reply.whole and reply.body == stream_of(number, size) for number, reply in enumerate(replies))
+        assert rss(running) - before < streams * _MIB
+    stack.raw.wait_until_closed()
+
+
+def test_many_streams_at_once(started: tuple[Stack, RunningDaemon]) -> None:
+    """200 pass whole while all are open, at 64 KiB each at most; a further round takes no more memory."""
+    stack, running = started
+    streams, pieces, size = 200, 64, 512
+
+    async def script(request: RawRequest) -> None:
+        await request.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n")
+        content = stream_of(number_of(request), pieces * size)
+        for at in range(0, len(content), size):
+            await request.send(content[at : at + size])
+            if at == 0 and len(stack.raw.requests) == streams:
+                peaks.append(rss(running))
+                all_here.set()
+            await all_here.wait()
+
+    def read(number: int) -> Reply:
+        return ask(running.port, RAW_CHAT, RAW_KEY, request_number(number))
+
+    before, peaks, after = rss(running), list[int](), list[int]()
+    with ThreadPoolExecutor(streams) as threads:
+        for _ in range(3):
+            all_here = asyncio.Event()
+            stack.raw.answer(script)
+            replies = [*threads.map(read, range(streams))]
+            for number, reply in enumerate(replies):
+                assert reply.whole
+                assert reply.body == stream_of(number, pieces * size)
+            stack.raw.wait_until_closed()
+            after.append(rss(running))
+    assert max(peaks) - before < streams * _MIB / 16
+    assert after[2] - after[0] < 4 * _MIB
+
+
+def test_a_body_that_is_refused_takes_no_memory(started: tuple[Stack, RunningDaemon]) -> None:
+    """Of a stranger's 40 MiB nothing is kept; of the right sender's, not more than is read."""
+    stack, running = started
+    stack.raw.answer(sends())
+    before = rss(running)
+    assert is_refused(ask(running.port, RAW_CHAT, "sk-foreign", bytes(40 * _MIB)), 401, "invalid_api_key")
+    assert rss(running) - before < 4 * _MIB
+    assert is_refused(ask(running.port, RAW_CHAT, RAW_KEY, bytes(40 * _MIB)), 400, "request_too_large")
+    assert rss(running) - before < 64 * _MIB
+    assert stack.raw.requests == []
+
+
+# --- canaries -------------------------------------------------------------------------------------------------------
+
+PROMPT, SECRET = "CANARY-PROMPT the cat sat on the secret mat", "CANARY-ANSWER the mat was red"
+FOREIGN = "sk-foreign-canary-9876543210abcdef"
+
+
+def test_no_key_prompt_or_answer_is_kept(stack: Stack) -> None:
+    """In log, files, traffic, its own errors and process arguments there are at most masked keys."""
+    running = process.start(stack.settings)
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": PROMPT}]}).encode()
+    delta = json.dumps({"choices": [{"index": 0, "delta": {"content": SECRET}, "finish_reason": None}]})
+    quoting = f"The key {RAW_KEY} is wrong: {PROMPT!r} was said, and {PROMPT[7:]!r}."
+    own: list[bytes] = []
+
+    def sent(script: Script, key: str = RAW_KEY, content: bytes = body) -> Reply:
+        stack.raw.answer(script)
+        reply = ask(running.port, RAW_CHAT, key, content)
+        if reply.status >= 400 and b"isabella-gateway" in reply.body:
+            own.append(reply.body)
+        return reply
+
+    told = STREAMED + chunk(f"data: {delta}\n\n".encode())
+    assert SECRET.encode() in sent(sends(told, b"0\r\n\r\n")).body
+    for status in ("400 Bad", "401 No", "413 Large", "429 Slow", "500 Broken"):
+        assert PROMPT.encode() in sent(sends(plain(status, error(quoting)))).body
+    malformed = b'{"messages": "' + PROMPT.encode()
+    sent(sends(plain("400 Bad", error(f"not JSON: {malformed.decode()}"))), content=malformed)
+    sent(sends(told, chunk(b"data: " + error(quoting) + b"\n\n"), b"0\r\n\r\n"))
+    assert not sent(sends(told, SECRET.encode() + b"\r\n")).whole
+    sent(sends(SECRET.encode() + b"\r\n\r\n"))
+    sent(sends(plain("302 Found", b"", f"location: /{RAW_KEY}")))
+    sent(sends(plain("200 OK", f"<html>{SECRET}".encode(), content_type="text/html")))
+    sent(sends(), key=FOREIGN)
+    sent(sends(), key="")
+    assert len(own) == 5
+    traffic = ask_control(stack, running)
+    assert (len(traffic["outcomes"]), len(traffic["stopped_keys"])) == (11, 2)
+    arguments = psutil.Process(running.process.pid).cmdline()
+    assert stack.daemon.stop()
+    kept = {path.name: path.read_text() for path in stack.daemon.folder.iterdir() if path.is_file()}
+    assert kept.keys() >= {"gateway.log", "state.json", "traffic.json"}
+    assert "key stopped" in kept["gateway.log"]
+    told_of = "\n".join([*kept.values(), json.dumps(traffic), *arguments, *(one.decode() for one in own)])
+    for secret in (PROMPT, PROMPT[7:], SECRET, RAW_KEY, FOREIGN, "CANARY", "secret mat"):
+        assert secret not in told_of
+    assert traffic["stopped_keys"][0]["masked"] == "sk-…cdef"
+
+
+def ask_control(stack: Stack, running: RunningDaemon) -> dict[str, Any]:
+    """The traffic of a gateway in a process of its own."""
+    with stack.daemon.client(running) as client:
+        return dict(client.get("/control/traffic").raise_for_status().json())

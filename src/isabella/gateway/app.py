@@ -360,7 +360,8 @@ class _Exchange:
 
     def _scrubbed(self, words: str) -> str:
         """Return the vendor's words without keys, and without the parts of the request that they quote."""
-        return redact(without_quotes(words, self._document))
+        malformed = {"prompt": (self._body or b"").decode("utf-8", "replace")}
+        return redact(without_quotes(words, malformed if self._document is None else self._document))
 
     async def _start(self, status: int, headers: Headers) -> None:
         self._started = True

@@ -52,8 +52,8 @@ _REFUSAL_SECONDS = 5.0
 _SILENCE_SECONDS = 900.0
 _CONNECT_SECONDS = 10.0
 _AGENT = re.compile(r"AGENT_ID: (agent-[0-9a-f-]{36})")
-_FORWARDED = (b"content-type", b"retry-after", b"x-request-id")
-_LIMIT_HEADER = b"x-ratelimit-"
+_FORWARDED = ("content-type", "retry-after", "retry-after-ms", "x-request-id")
+_LIMIT_HEADER = "x-ratelimit-"
 #: The compressed forms of an answer that can be read, although none is asked for.
 _ENCODINGS = ("", "identity", "gzip", "x-gzip", "deflate")
 _LONGEST_NUMBER = 20
@@ -234,6 +234,8 @@ class _Exchange:
         self._document = _parse(body)
         self._adapted: dict[str, Any] | None = None
         self._quirks = admission.desired.vendor.quirks
+        # Servers that count their tool calls use the same ids for every agent.
+        self._conversation = f"{self._desired.name}/{_agent_of(self._document)}"
         model = None if self._document is None else self._document.get("model")
         self.call = Call(
             self._desired.name,
@@ -277,9 +279,10 @@ class _Exchange:
         if self._document is None or self._rest != "chat/completions":
             return self._body
         self._adapted = adapt_request(
-            self._document, self._quirks, self._gateway.reasoning, provider=self._desired.name
+            self._document, self._quirks, self._gateway.reasoning, provider=self._conversation
         )
-        return _to_json(self._adapted)
+        # ASCII, because half a surrogate pair has no other form.
+        return json.dumps(self._adapted, separators=(",", ":")).encode()
 
     def _request_headers(self) -> Headers:
         headers = [
@@ -298,18 +301,20 @@ class _Exchange:
             if first:
                 first = False
                 self._gateway.traffic.accepted(self._desired.name, (time.monotonic() - began) * 1000)
-                await self._start(response.status_code, _forwarded(response))
+                await self._start(response.status_code, _encoded(_kept_headers(response)))
             reader.feed(chunk)
+            if reader.finish_reason is not None:
+                # Before the end is sent: Letta's next step may follow at once.
+                self._remember(reader)
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         if first:
-            await self._start(response.status_code, _forwarded(response))
+            await self._start(response.status_code, _encoded(_kept_headers(response)))
         self._finish(reader, response)
         await self._send({"type": "http.response.body", "body": b""})
 
     def _finish(self, reader: AnswerReader, response: httpx.Response) -> None:
         reader.close()
-        if self._adapted is not None:
-            self._gateway.reasoning.remember(self._desired.name, self._adapted, reader.spoken)
+        self._remember(reader)
         if reader.error is not None:
             self._gateway.traffic.add_outcome(
                 self.call, "broken", self._scrubbed(words_of(reader.error)), status=response.status_code
@@ -318,12 +323,16 @@ class _Exchange:
             self._desired.name, reader.prompt_tokens or 0, reader.completion_tokens or 0, self._limits(response)
         )
 
+    def _remember(self, reader: AnswerReader) -> None:
+        if self._adapted is not None and reader.spoken is not None:
+            self._gateway.reasoning.remember(self._conversation, self._adapted, reader.spoken)
+
     def _limits(self, response: httpx.Response) -> RateLimits:
         return parse_limits(response.headers, now=time.time(), request_period=self._quirks.request_limit_period)
 
     async def _refused(self, response: httpx.Response) -> None:
         body = await _start_of(response)
-        refusal = adapt_refusal(response.status_code, response.headers, body, self._quirks, now=time.time())
+        refusal = adapt_refusal(response.status_code, _kept_headers(response), body, self._quirks, now=time.time())
         self._gateway.traffic.add_outcome(
             self.call,
             "refused",
@@ -335,7 +344,7 @@ class _Exchange:
         )
         self._gateway.traffic.used(self._desired.name, 0, 0, self._limits(response))
         headers = [
-            *((name.encode(), value.encode("latin-1", "replace")) for name, value in refusal.headers.items()),
+            *_encoded(refusal.headers),
             (b"content-length", str(len(refusal.body)).encode()),
         ]
         await self._start(refusal.status, headers)
@@ -430,15 +439,6 @@ def _parse(body: bytes | None) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-def _to_json(document: Mapping[str, Any]) -> bytes:
-    compact = (",", ":")
-    try:
-        return json.dumps(document, ensure_ascii=False, separators=compact).encode()
-    except UnicodeEncodeError:
-        # Half of a surrogate pair is valid in JSON only when escaped.
-        return json.dumps(document, separators=compact).encode()
-
-
 def _agent_of(document: Mapping[str, Any] | None) -> str | None:
     """Return Letta's id of the agent. Letta puts it at the end of every system prompt."""
     messages = (document or {}).get("messages")
@@ -456,12 +456,17 @@ async def _until_disconnected(receive: Receive) -> None:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def _forwarded(response: httpx.Response) -> Headers:
-    return [
-        (name.lower(), value)
-        for name, value in response.headers.raw
-        if name.lower() in _FORWARDED or name.lower().startswith(_LIMIT_HEADER)
-    ]
+def _kept_headers(response: httpx.Response) -> dict[str, str]:
+    """Return the headers of the vendor that Letta gets. Cookies and the like are none of its business."""
+    return {
+        name: value
+        for name, value in response.headers.items()
+        if name in _FORWARDED or name.startswith(_LIMIT_HEADER)
+    }
+
+
+def _encoded(headers: Mapping[str, str]) -> Headers:
+    return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
 
 
 def _kind_of(response: httpx.Response) -> str:

@@ -49,6 +49,7 @@ _SECONDS = {
     "turns": 65,
     "restart": 60,
     "demo": 60,
+    "gateway": 60,
     "embedded_users": 60,
     "outages": 60,
     "practice_vendors": 60,

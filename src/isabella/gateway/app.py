@@ -13,8 +13,11 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
@@ -24,8 +27,10 @@ from pydantic import SecretStr
 
 from isabella.gateway.adapting import adapt_request
 from isabella.gateway.answers import AnswerReader, ReasoningMemory
+from isabella.gateway.errors import SERVICE, Headers, error_body, json_body
 from isabella.gateway.keys import Admission, KeyKind, KeyRing, NotAdmitted
 from isabella.gateway.limits import RateLimits, parse_limits
+from isabella.gateway.quotes import without_quotes
 from isabella.gateway.refusals import adapt_refusal, words_of
 from isabella.gateway.traffic import Call, Traffic
 from isabella.providers.desired import Desired
@@ -35,40 +40,45 @@ from isabella.system.urls import GATEWAY_PATH, client_options
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
-Headers = list[tuple[bytes, bytes]]
 
 log = structlog.get_logger()
 
-#: What the health route answers, so that another program on the port is recognised.
-SERVICE = "isabella-gateway"
 #: The header that carries the control token.
 TOKEN_HEADER = "x-isabella-gateway-token"  # noqa: S105
 
-_LARGEST_REQUEST = 32 * 1024 * 1024
 _LARGEST_REFUSAL = 256 * 1024
-_BODY_SECONDS = 30.0
+_REFUSAL_SECONDS = 5.0
 #: No vendor takes so long between two parts of an answer. Whoever waits for it gives up earlier.
 _SILENCE_SECONDS = 900.0
 _CONNECT_SECONDS = 10.0
 _AGENT = re.compile(r"AGENT_ID: (agent-[0-9a-f-]{36})")
-_FORWARDED = ("content-type", "retry-after", "x-request-id")
+_FORWARDED = ("content-type", "retry-after", "retry-after-ms", "x-request-id")
 _LIMIT_HEADER = "x-ratelimit-"
-_JSON = (b"content-type", b"application/json")
-#: Letta's clients try a refused request twice more unless this header says no, so a failover begins 10 s late.
-_NO_RETRY = (b"x-should-retry", b"false")
+#: The compressed forms of an answer that can be read, although none is asked for.
+_ENCODINGS = ("", "identity", "gzip", "x-gzip", "deflate")
+_LONGEST_NUMBER = 20
+#: Characters that a server may take for the end of a path or of a segment.
+_SPECIAL = frozenset("\\?#")
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class RequestLimits:
+    """The limits of a request to the gateway.
+
+    Attributes:
+        head_seconds: the time for its head, from the connection or the first byte after an answer.
+        body_seconds: the time for its body.
+        largest: the size of its body in bytes.
+    """
+
+    head_seconds: float = 30.0
+    body_seconds: float = 30.0
+    largest: int = 32 * _MIB
 
 
 class _Disconnected(Exception):
-    """The client has closed the connection."""
-
-
-class _Unreadable(Exception):
-    """The request cannot be read: status, code and message."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
+    """The client has closed the connection, or it has to be closed."""
 
 
 class Gateway:
@@ -78,14 +88,18 @@ class Gateway:
         keys: decides about the key of a request.
         traffic: receives what the requests show of the vendors.
         token: the control token.
+        limits: the limits of a request.
 
     Attributes:
         reasoning: the reasoning of earlier answers, for vendors that require it back.
     """
 
-    def __init__(self, keys: KeyRing, traffic: Traffic, token: SecretStr) -> None:
+    def __init__(
+        self, keys: KeyRing, traffic: Traffic, token: SecretStr, limits: RequestLimits | None = None
+    ) -> None:
         self.keys = keys
         self.traffic = traffic
+        self._limits = limits or RequestLimits()
         self._token = token.get_secret_value().encode()
         self._clients: dict[str, httpx.AsyncClient] = {}
         self.reasoning = ReasoningMemory()
@@ -99,33 +113,42 @@ class Gateway:
         """Answer a request."""
         if scope["type"] != "http":
             return
-        path: str = scope["path"]
-        with suppress(_Disconnected):
-            if path.startswith(GATEWAY_PATH):
-                await self._forward(scope, receive, send)
-            elif path.startswith("/control/"):
-                await self._control(scope, send)
-            else:
-                await _refuse(send, 404, "not_found", f"Isabella's gateway has no path {path}.")
+        try:
+            await self._answer(scope, receive, send)
+        except _Disconnected:
+            # uvicorn closes a connection on which an answer is missing or incomplete.
+            return
+        except NotAdmitted as refused:
+            await _refuse(send, refused.status, refused.code, str(refused), close=refused.close)
+        except Exception as error:  # noqa: BLE001 - uvicorn would log the message, which may quote the request
+            log.error("request failed", error=type(error).__name__, at=_where(error))
+            await _refuse(send, 500, "internal_error", f"Isabella's gateway failed ({type(error).__name__}).")
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["raw_path"].decode("latin-1").partition("?")[0]
+        if path.startswith(GATEWAY_PATH):
+            await self._forward(path.removeprefix(GATEWAY_PATH), scope, receive, send)
+        elif path.startswith("/control/"):
+            await self._control(scope, send)
+        else:
+            raise NotAdmitted(404, "not_found", f"Isabella's gateway has no path {path}.")
 
     # --- a request to a vendor ----------------------------------------------------------------------------------
 
-    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        name, _, rest = scope["raw_path"].decode("latin-1").partition("?")[0][len(GATEWAY_PATH) :].partition("/v1/")
+    async def _forward(self, path: str, scope: Scope, receive: Receive, send: Send) -> None:
+        name, _, rest = path.partition("/v1/")
         provider, bearer = unquote(name), _bearer(scope)
         try:
             admission = await self.keys.admit(provider, bearer, scope["client"], scope["server"])
-            if ".." in rest or not rest:
-                raise NotAdmitted(404, "not_found", "Isabella's gateway does not forward this path.")
-            body = await _read_body(scope, receive) if scope["method"] == "POST" else None
         except NotAdmitted as refused:
             if refused.foreign:
                 self._stopped(provider, KeyKind.FOREIGN, bearer, answered=False)
-            await _refuse(send, refused.status, refused.code, str(refused))
-            return
-        except _Unreadable as error:
-            await _refuse(send, error.status, error.code, str(error), close=True)
-            return
+            raise
+        if not _is_plain(rest):
+            raise NotAdmitted(404, "not_found", "Isabella's gateway does not forward this path.")
+        if scope["method"] not in ("GET", "POST"):
+            raise NotAdmitted(405, "method_not_allowed", "Isabella's gateway forwards GET and POST.")
+        body = await _read_body(receive, self._limits) if scope["method"] == "POST" else None
         if admission.kind is not KeyKind.CONFIGURED:
             self._stopped(provider, admission.kind, bearer, answered=True)
         await self._run(_Exchange(self, admission, scope, rest, body, send), receive)
@@ -147,9 +170,11 @@ class Gateway:
         if task.cancelled():
             message = "the client disconnected" if disconnected else "the turn is over"
             self.traffic.add_outcome(exchange.call, "ended", message)
-            await exchange.abort()
-        else:
-            task.result()
+            exchange.break_off()
+            raise NotAdmitted(503, "turn_over", "The turn is over, so Isabella's gateway ended the request.")
+        if task.exception() is not None:
+            exchange.break_off()
+        task.result()
 
     def client(self, desired: Desired) -> httpx.AsyncClient:
         """Return the client of a vendor, whose connections are used again."""
@@ -158,6 +183,8 @@ class Gateway:
             client = self._clients[desired.upstream] = httpx.AsyncClient(
                 timeout=httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS),
                 limits=httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=20.0),
+                # No cookie of one request belongs to another one.
+                cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
                 **client_options(desired.upstream),
             )
         return client
@@ -173,21 +200,21 @@ class Gateway:
         path, method = scope["path"].removeprefix("/control/"), scope["method"]
         query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode("latin-1")).items()}
         if path == "health":
-            await _answer(send, 200, {"status": "ok", "service": SERVICE})
+            await _respond(send, 200, *json_body({"status": "ok", "service": SERVICE}))
         elif not hmac.compare_digest(_header(scope, TOKEN_HEADER), self._token):
-            await _refuse(send, 401, "unauthorized", f"The control token is missing or wrong ({TOKEN_HEADER}).")
+            raise NotAdmitted(401, "unauthorized", f"The control token is missing or wrong ({TOKEN_HEADER}).")
         elif (path, method) == ("traffic", "GET"):
             after = query.get("after", "0")
-            document = self.traffic.as_json(int(after) if after.isdecimal() else 0)
+            document = self.traffic.as_json(int(after) if after.isdecimal() and len(after) < _LONGEST_NUMBER else 0)
             document["providers"] = {
                 one.name: {"upstream": one.upstream, "key": one.masked_key, "problem": one.problem}
                 for one in self.keys.providers
             }
-            await _answer(send, 200, document)
+            await _respond(send, 200, *json_body(document))
         elif (path, method) == ("calls", "DELETE") and query.get("agent"):
-            await _answer(send, 200, {"ended": self.traffic.end(query["agent"])})
+            await _respond(send, 200, *json_body({"ended": self.traffic.end(query["agent"])}))
         else:
-            await _refuse(send, 404, "not_found", "There are GET traffic and DELETE calls?agent=ID.")
+            raise NotAdmitted(404, "not_found", "There are GET traffic and DELETE calls?agent=ID.")
 
 
 class _Exchange:
@@ -228,16 +255,21 @@ class _Exchange:
             ) as response:
                 if response.is_error:
                     await self._refused(response)
+                elif (problem := _problem(response)) is not None:
+                    await self._unusable(response, problem)
                 else:
                     await self._accepted(response, began)
         except httpx.RequestError as error:
             await self._failed(error)
 
-    async def abort(self) -> None:
-        """Answer a request that was given up; an answer that has begun is broken off."""
+    def break_off(self) -> None:
+        """Break off an answer that has begun.
+
+        Raises:
+            _Disconnected: it had begun.
+        """
         if self._started:
             raise _Disconnected
-        await _refuse(self._send, 503, "turn_over", "The turn is over, so Isabella's gateway ended the request.")
 
     def _url(self) -> str:
         query = self._scope["query_string"].decode("latin-1")
@@ -252,22 +284,20 @@ class _Exchange:
         # ASCII, because half a surrogate pair has no other form.
         return json.dumps(self._adapted, separators=(",", ":")).encode()
 
-    def _request_headers(self) -> dict[str, str]:
-        headers = {
-            "authorization": f"Bearer {self._key.get_secret_value()}",
-            "accept": _header(self._scope, "accept").decode("latin-1") or "*/*",
+    def _request_headers(self) -> Headers:
+        headers = [
+            (b"authorization", b"Bearer " + self._key.get_secret_value().encode("latin-1")),
+            (b"accept", _header(self._scope, "accept") or b"*/*"),
             # An answer that is passed on as it comes, and read on the way, must not be compressed.
-            "accept-encoding": "identity",
-            "user-agent": "isabella",
-        }
-        if self._body is not None:
-            headers["content-type"] = "application/json"
-        return headers
+            (b"accept-encoding", b"identity"),
+            (b"user-agent", b"isabella"),
+        ]
+        return headers if self._body is None else [*headers, (b"content-type", b"application/json")]
 
     async def _accepted(self, response: httpx.Response, began: float) -> None:
         reader = AnswerReader(keep_reasoning=self._quirks.reasoning_required)
         first = True
-        async for chunk in response.aiter_raw():
+        async for chunk in _content_of(response):
             if first:
                 first = False
                 self._gateway.traffic.accepted(self._desired.name, (time.monotonic() - began) * 1000)
@@ -287,7 +317,7 @@ class _Exchange:
         self._remember(reader)
         if reader.error is not None:
             self._gateway.traffic.add_outcome(
-                self.call, "broken", redact(words_of(reader.error)), status=response.status_code
+                self.call, "broken", self._scrubbed(words_of(reader.error)), status=response.status_code
             )
         self._gateway.traffic.used(
             self._desired.name, reader.prompt_tokens or 0, reader.completion_tokens or 0, self._limits(response)
@@ -301,18 +331,12 @@ class _Exchange:
         return parse_limits(response.headers, now=time.time(), request_period=self._quirks.request_limit_period)
 
     async def _refused(self, response: httpx.Response) -> None:
-        body = bytearray()
-        async for chunk in response.aiter_raw():
-            body += chunk
-            if len(body) > _LARGEST_REFUSAL:
-                break
-        refusal = adapt_refusal(
-            response.status_code, _kept_headers(response), bytes(body), self._quirks, now=time.time()
-        )
+        body = await _start_of(response)
+        refusal = adapt_refusal(response.status_code, _kept_headers(response), body, self._quirks, now=time.time())
         self._gateway.traffic.add_outcome(
             self.call,
             "refused",
-            redact(refusal.words),
+            self._scrubbed(refusal.words) or f"{_kind_of(response)} without an error message",
             status=response.status_code,
             retry_after=refusal.retry_after,
             window=refusal.window,
@@ -326,18 +350,27 @@ class _Exchange:
         await self._start(refusal.status, headers)
         await self._send({"type": "http.response.body", "body": refusal.body})
 
+    async def _unusable(self, response: httpx.Response, problem: str) -> None:
+        """Answer for a vendor whose answer is neither an answer nor a refusal."""
+        self._gateway.traffic.add_outcome(self.call, "broken", problem, status=response.status_code)
+        at = f"{self._desired.vendor.title} at {self._desired.upstream}"
+        raise NotAdmitted(502, "vendor_answer_unusable", f"{at} answered with {problem}.")
+
     async def _failed(self, error: httpx.RequestError) -> None:
         """Answer for a vendor that did not answer, or whose answer broke off."""
-        title, what = self._desired.vendor.title, redact(str(error)) or type(error).__name__
+        what = _words_of(error)
         if self._started:
             self._gateway.traffic.add_outcome(self.call, "broken", f"the answer broke off: {what}")
             raise _Disconnected from None
         self._gateway.traffic.add_outcome(self.call, "unreachable", what)
-        silent = isinstance(error, httpx.TimeoutException)
-        status = 504 if silent else 502
-        await _refuse(
-            self._send, status, "vendor_unreachable", f"{title} at {self._desired.upstream} does not answer: {what}"
-        )
+        status = 504 if isinstance(error, httpx.TimeoutException) else 502
+        at = f"{self._desired.vendor.title} at {self._desired.upstream}"
+        raise NotAdmitted(status, "vendor_unreachable", f"{at} does not answer: {what}.") from None
+
+    def _scrubbed(self, words: str) -> str:
+        """Return the vendor's words without keys, and without the parts of the request that they quote."""
+        malformed = {"prompt": (self._body or b"").decode("utf-8", "replace")}
+        return redact(without_quotes(words, malformed if self._document is None else self._document))
 
     async def _start(self, status: int, headers: Headers) -> None:
         self._started = True
@@ -357,28 +390,44 @@ def _header(scope: Scope, name: str) -> bytes:
     return next((value for key, value in scope["headers"] if key == wanted), b"")
 
 
-async def _read_body(scope: Scope, receive: Receive) -> bytes:
+def _is_plain(path: str) -> bool:
+    """Return whether this is a path below a vendor's base URL that no server understands as another one."""
+    segments = unquote(path).split("/")
+    return all(
+        segment not in ("", ".", "..")
+        and segment.isascii()
+        and segment.isprintable()
+        and not _SPECIAL.intersection(segment)
+        for segment in segments
+    )
+
+
+async def _read_body(receive: Receive, limits: RequestLimits) -> bytes:
     """Return the body of a request.
 
     Raises:
         _Disconnected: the client has gone.
-        _Unreadable: it is too large, or does not come.
+        NotAdmitted: it is too large, or does not come.
     """
     body = bytearray()
     try:
-        async with asyncio.timeout(_BODY_SECONDS):
+        async with asyncio.timeout(limits.body_seconds):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise _Disconnected
                 body += message.get("body", b"")
-                if len(body) > _LARGEST_REQUEST:
+                if len(body) > limits.largest:
                     # Not 413, which Letta takes for a context that is too long (fact G3).
-                    raise _Unreadable(400, "request_too_large", "The request has more than 32 MiB.")
+                    raise NotAdmitted(
+                        400, "request_too_large", f"The request has more than {limits.largest // _MIB} MiB."
+                    )
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError:
-        raise _Unreadable(408, "request_timeout", f"The request did not come within {_BODY_SECONDS:g} s.") from None
+        raise NotAdmitted(
+            408, "request_timeout", f"The request did not come within {limits.body_seconds:g} s.", close=True
+        ) from None
 
 
 def _parse(body: bytes | None) -> dict[str, Any] | None:
@@ -420,15 +469,65 @@ def _encoded(headers: Mapping[str, str]) -> Headers:
     return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
 
 
-async def _answer(send: Send, status: int, document: object, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-    body = json.dumps(document).encode()
-    own = [_JSON, (b"content-length", str(len(body)).encode()), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": own})
+def _kind_of(response: httpx.Response) -> str:
+    is_page = response.headers.get("content-type", "").lower().startswith("text/html")
+    return "a web page" if is_page else "an answer"
+
+
+def _problem(response: httpx.Response) -> str | None:
+    """Return why a response is not the vendor's answer, as a noun phrase; None if it is."""
+    encoding = response.headers.get("content-encoding", "").lower()
+    if response.has_redirect_location:
+        return f"a redirect ({response.status_code}), which is not followed: correct the base URL"
+    if not response.is_success:
+        return f"the status {response.status_code}"
+    if _kind_of(response) == "a web page":
+        return "a web page, as a proxy or a wrong base URL does"
+    return None if encoding in _ENCODINGS else "a compressed answer, for which it was not asked"
+
+
+def _content_of(response: httpx.Response) -> AsyncIterator[bytes]:
+    """Return the decoded content as it comes."""
+    return response.aiter_bytes() if "content-encoding" in response.headers else response.aiter_raw()
+
+
+async def _start_of(response: httpx.Response) -> bytes:
+    """Return the start of a refusal, as far as it comes in time and can be decoded."""
+    body = bytearray()
+    with suppress(httpx.RequestError, TimeoutError):
+        async with asyncio.timeout(_REFUSAL_SECONDS):
+            async for chunk in _content_of(response):
+                body += chunk
+                if len(body) > _LARGEST_REFUSAL:
+                    break
+    return bytes(body)
+
+
+def _words_of(error: httpx.RequestError) -> str:
+    """Return what went wrong, without the bytes of an answer, which the text of a protocol error may quote."""
+    match error:
+        case httpx.TimeoutException():
+            return "nothing came in time"
+        case httpx.RemoteProtocolError():
+            return "the connection was closed, or what came is not HTTP"
+        case httpx.DecodingError():
+            return "the compressed answer is damaged"
+        case _:
+            return redact(str(error)) or type(error).__name__
+
+
+def _where(error: BaseException) -> str:
+    """Return the place in the source at which an error was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{frame.name}:{frame.lineno}"
+
+
+async def _respond(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 async def _refuse(send: Send, status: int, code: str, message: str, *, close: bool = False) -> None:
     """Answer with an error of the gateway itself, in OpenAI's shape."""
-    error = {"message": message, "type": SERVICE, "param": None, "code": code}
-    headers = [_NO_RETRY, *([(b"connection", b"close")] if close else [])]
-    await _answer(send, status, {"error": error}, headers)
+    body, headers = error_body(code, message)
+    await _respond(send, status, body, [*headers, (b"connection", b"close")] if close else headers)

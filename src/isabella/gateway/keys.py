@@ -33,6 +33,8 @@ _CONFIGURATION_SECONDS = 2.0
 #: The same after a request with an unknown key.
 _UNKNOWN_KEY_SECONDS = 0.2
 _LETTA_SECONDS = 5.0
+#: Seconds for which a vendor's verdict on the configured key holds, as long as Letta calls with a former one.
+_VERDICT_SECONDS = 60.0
 
 
 class KeyKind(StrEnum):
@@ -61,13 +63,15 @@ class NotAdmitted(Exception):
         status: the HTTP status.
         code: the code in the error.
         foreign: whether it carried a key that is not the provider's.
+        close: whether the connection cannot be used again.
     """
 
-    def __init__(self, status: int, code: str, message: str, *, foreign: bool = False) -> None:
+    def __init__(self, status: int, code: str, message: str, *, foreign: bool = False, close: bool = False) -> None:
         super().__init__(message)
         self.status = status
         self.code = code
         self.foreign = foreign
+        self.close = close
 
 
 class KeyRing:
@@ -87,7 +91,8 @@ class KeyRing:
         self._find = find
         self._read_at = time.monotonic()
         self._lock = anyio.Lock()
-        self._accepted: dict[bytes, bool] = {}
+        self._verdicts: dict[bytes, tuple[bool, float]] = {}
+        self._malformed = ""
         self._use(snapshot)
 
     @property
@@ -108,7 +113,6 @@ class KeyRing:
         if desired is not None and desired.key is not None:
             return Admission(desired, desired.key, KeyKind.CONFIGURED)
         desired = self._configured(name)
-        redaction.remember(bearer)
         connection = await self._connection()
         from_letta = connection is not None and await anyio.to_thread.run_sync(_is_letta, connection, client, server)
         stored = await self._stored_key(name, connection) if bearer else None
@@ -125,6 +129,8 @@ class KeyRing:
         key = desired.key
         if key is None:
             raise _not_configured(desired)
+        # Only now: the keys of strangers would fill the memory.
+        redaction.remember(bearer)
         if stale and not await self._accepts(desired, key):
             key = SecretStr(bearer)
         return Admission(desired, key, KeyKind.STALE if stale else KeyKind.FOREIGN)
@@ -149,12 +155,14 @@ class KeyRing:
     async def _accepts(self, desired: Desired, key: SecretStr) -> bool:
         """Return whether the vendor may accept a key. Only a refusal of the key itself counts as a no."""
         digest = _digest(f"{desired.upstream} {key.get_secret_value()}")
-        if digest not in self._accepted:
-            answer = await ask_vendor(desired.upstream, key, timeout=_LETTA_SECONDS)
-            if answer.takes_key is None:
-                return True
-            self._accepted[digest] = answer.takes_key
-        return self._accepted[digest]
+        accepts, until = self._verdicts.get(digest, (True, 0.0))
+        if time.monotonic() < until:
+            return accepts
+        answer = await ask_vendor(desired.upstream, key, timeout=_LETTA_SECONDS)
+        if answer.takes_key is None:
+            return True
+        self._verdicts[digest] = answer.takes_key, time.monotonic() + _VERDICT_SECONDS
+        return answer.takes_key
 
     async def _refresh(self, seconds: float) -> None:
         """Read the configuration again if it is older than this. A malformed one leaves the former in force."""
@@ -166,8 +174,18 @@ class KeyRing:
             try:
                 self._use(await anyio.to_thread.run_sync(self._snapshot.again))
             except ConfigurationError as error:
-                log.warning("configuration not read", error=error.what)
+                self._report(error.what)
+            else:
+                self._report("")
             self._read_at = time.monotonic()
+
+    def _report(self, problem: str) -> None:
+        """Log a problem of the configuration once, and its end."""
+        if problem and problem != self._malformed:
+            log.warning("configuration not read, the former one stays in force", error=problem)
+        elif self._malformed and not problem:
+            log.info("configuration read again")
+        self._malformed = problem
 
     def _use(self, snapshot: ConfigSnapshot) -> None:
         self._snapshot = snapshot

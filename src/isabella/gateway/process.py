@@ -15,8 +15,10 @@ import anyio.to_thread
 from isabella.config.gateway_address import DEFAULT_PORT, state_file
 from isabella.config.settings import Settings
 from isabella.errors import GatewayError, IsabellaError
-from isabella.gateway.app import SERVICE, TOKEN_HEADER
+from isabella.gateway.app import TOKEN_HEADER
+from isabella.gateway.errors import SERVICE
 from isabella.system.daemon import Daemon, RunningDaemon
+from isabella.system.processes import ChildProcess
 
 #: The environment variables that a Python program needs.
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "SYSTEMROOT", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
@@ -43,12 +45,15 @@ def starts_here(settings: Settings) -> bool:
     return settings.uses_gateway and settings.gateway in ("auto", "on")
 
 
-def up(settings: Settings, listener: socket.socket | None = None) -> RunningDaemon:
+def up(settings: Settings, listener: socket.socket | None = None, *, supervised: bool = False) -> RunningDaemon:
     """Start the gateway of this home, unless it runs with these settings. It reads the configuration by itself.
+
+    A gateway that another process supervises stays as it is.
 
     Args:
         settings: the settings, practice vendors included.
         listener: the listening socket of a gateway that has ended.
+        supervised: whether this process keeps the listening socket and starts the gateway again when it ends.
 
     Raises:
         GatewayError: it did not start; the message names its log.
@@ -61,7 +66,9 @@ def up(settings: Settings, listener: socket.socket | None = None) -> RunningDaem
     environment = _environment(settings)
     facts = [*argv, str(Path.cwd()), *(f"{name}={value}" for name, value in sorted(environment.items()))]
     identity = hashlib.sha256("\0".join(facts).encode()).hexdigest()
-    return daemon(settings.home).start([*argv, "--fd"], environment, identity=identity, listener=listener)
+    return daemon(settings.home).start(
+        [*argv, "--fd"], environment, identity=identity, listener=listener, supervised=supervised
+    )
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -93,6 +100,7 @@ class Supervisor:
         self.on_restart = on_restart
         self._daemon = daemon(settings.home)
         self._listener: socket.socket | None = None
+        self._process: ChildProcess | None = None
 
     def start(self) -> None:
         """Start the gateway, unless it runs already.
@@ -100,9 +108,12 @@ class Supervisor:
         Raises:
             GatewayError: it did not start.
         """
-        listener, self._listener = self._listener, None
-        running = up(self.settings, listener)
-        self._listener = running.listener
+        if self._process is not None and self._daemon.recorded() is None:
+            # Its record may have been lost while it runs.
+            self._process.stop()
+        running = up(self.settings, self._listener, supervised=True)
+        if running.listener is not None:
+            self._listener, self._process = running.listener, running.process
 
     async def run(self) -> None:
         """Start the gateway again whenever it has ended, until cancelled."""
@@ -127,3 +138,6 @@ class Supervisor:
             self._daemon.stop()
             self._listener.close()
             self._listener = None
+        if self._process is not None:
+            self._process.stop()
+            self._process = None

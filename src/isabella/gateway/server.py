@@ -21,8 +21,9 @@ from isabella.config.gateway_address import state_file
 from isabella.config.settings import Settings
 from isabella.connect import connect
 from isabella.errors import ConfigurationError
-from isabella.gateway.app import Gateway
+from isabella.gateway.app import Gateway, RequestLimits
 from isabella.gateway.keys import KeyRing
+from isabella.gateway.protocol import http_protocol
 from isabella.gateway.runs import RunMonitor
 from isabella.gateway.traffic import Traffic, VendorTraffic
 from isabella.letta.client import Connection
@@ -57,6 +58,7 @@ class GatewayServer:
         folder: the folder in which the traffic is kept across a restart.
         find: finds the Letta; by default the one in the settings.
         tls: the certificate; None for plain HTTP.
+        limits: the limits of a request.
     """
 
     def __init__(
@@ -68,17 +70,19 @@ class GatewayServer:
         *,
         find: FindLetta | None = None,
         tls: Tls | None = None,
+        limits: RequestLimits | None = None,
     ) -> None:
+        limits = limits or RequestLimits()
         self._file = folder / "traffic.json"
         self._listener = listener
         self.traffic = Traffic(_load(self._file))
         find = find or _Finder(snapshot)
         self._runs = RunMonitor(self.traffic, find)
-        self._gateway = Gateway(KeyRing(snapshot, find), self.traffic, token)
+        self._gateway = Gateway(KeyRing(snapshot, find), self.traffic, token, limits)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._gateway,
-                http="h11",
+                http=http_protocol(limits.head_seconds),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -96,8 +100,11 @@ class GatewayServer:
 
     def run(self) -> None:
         """Serve until a signal, or until `stop` is called."""
-        with suppress(KeyboardInterrupt):
-            anyio.run(self._serve)
+        try:
+            with suppress(KeyboardInterrupt):
+                anyio.run(self._serve)
+        finally:
+            _save(self.traffic, self._file)
 
     def stop(self) -> None:
         """Stop serving. It may be called from another thread."""
@@ -110,7 +117,6 @@ class GatewayServer:
             await self._server.serve(sockets=[self._listener])
             tasks.cancel_scope.cancel()
         await self._gateway.close()
-        _save(self.traffic, self._file)
 
 
 def run_in_foreground(

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from isabella.gateway.limits import RateLimits
+from isabella.gateway.quotes import LONGEST
 
 #: Outcomes and stopped keys that are kept for other programs.
 _KEPT = 256
-_LONGEST_MESSAGE = 500
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Outcome:
         agent: Letta's id of the agent, if the request names it.
         status: the vendor's own status; None if there was none.
         code: `refused`, `unreachable`, `broken`, `ended` (the turn was over) or `not_admitted`.
-        message: the vendor's own words, redacted.
+        message: the vendor's own words, without keys and without quotes of the request.
         retry_after: seconds after which the vendor asks to be called again.
         window: the model's true context window in tokens, if the refusal states it.
         never_fits: the allowance in tokens that a single request of this size exceeds.
@@ -135,7 +135,7 @@ class Traffic:
 
     def add_outcome(self, call: Call, code: str, message: str, **fields: Any) -> None:
         """Note that a request was not answered in full."""
-        message = message[:_LONGEST_MESSAGE]
+        message = message[:LONGEST]
         outcome = Outcome(
             number=self._next(),
             at=time.time(),

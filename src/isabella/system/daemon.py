@@ -1,7 +1,7 @@
 """A server of Isabella's on loopback, as a process of its own: started, found again, and stopped.
 
     FOLDER/
-    ├── state.json     port and control token
+    ├── state.json     port, control token, and the process that starts the server again whenever it ends
     ├── process.json   the process that serves
     ├── NAME.log       its output
     └── lock
@@ -12,12 +12,13 @@ Only the owner may read these files. The port stays the same as long as it is fr
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -129,28 +130,36 @@ class Daemon:
         *,
         identity: str = "",
         listener: socket.socket | None = None,
+        supervised: bool = False,
     ) -> RunningDaemon:
-        """Start the server, unless it runs with this identity.
+        """Start the server, unless it runs with this identity, or another process supervises it.
 
         Args:
             argv: the command; the file descriptor of the listening socket follows as its last argument.
             env: its environment.
             identity: stands for its configuration; a server with another one is replaced.
-            listener: the listening socket of a server that has ended.
+            listener: the listening socket of a server that has ended. It stays open if the start fails.
+            supervised: whether this process keeps the listening socket and starts the server again when it ends.
 
         Raises:
             LockTimeout: another process has been starting or stopping it for too long.
         """
         with self.locked():
-            running = self.status()
-            if running is not None and self._state().get("identity") == identity:
+            running, supervisor = self.status(), self._supervisor()
+            if running is not None and (supervisor is not None or self._state().get("identity") == identity):
                 return running
+            if supervisor is not None:
+                # It holds the port, so that another server would listen where nobody looks for it.
+                raise self.error(
+                    f"Process {supervisor.pid} is about to start {self.title} again.", remedy="Try again in a moment."
+                )
             self._stop()
             listening = listener or self.listen()
             try:
-                return self._start(argv, env, identity, listening)
+                return self._start(argv, env, identity, listening, supervised=supervised)
             except BaseException:
-                listening.close()
+                if listener is None:
+                    listening.close()
                 raise
 
     def stop(self) -> bool:
@@ -169,7 +178,11 @@ class Daemon:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the folder, which is created if it does not exist."""
+        """Hold the lock of the folder, which is created if it does not exist.
+
+        Raises:
+            IsabellaError: the folder or one of its files cannot be used, then of the class `error`; or a LockTimeout.
+        """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -184,22 +197,38 @@ class Daemon:
                 f"Another process has been starting or stopping {self.title} for {_LOCK_SECONDS:g} s.",
                 remedy="Wait for it, or look for a process that hangs.",
             ) from None
+        except OSError as error:
+            raise self._unusable(error) from None
         try:
             yield
+        except OSError as error:
+            raise self._unusable(error) from None
         finally:
             lock.release()
 
+    def _unusable(self, error: OSError) -> IsabellaError:
+        at = error.filename2 or error.filename or self.folder
+        return self.error(
+            f"{self.title.capitalize()} cannot be started or stopped: {at}: {error.strerror}.",
+            remedy=f"Delete {at}, or correct its permissions.",
+        )
+
     def _start(
-        self, argv: Sequence[str], env: Mapping[str, str], identity: str, listener: socket.socket
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        identity: str,
+        listener: socket.socket,
+        *,
+        supervised: bool,
     ) -> RunningDaemon:
         port, token = int(listener.getsockname()[1]), SecretStr(secrets.token_urlsafe(24))
-        state = {"port": port, "token": token.get_secret_value(), "identity": identity}
+        state: dict[str, Any] = {"port": port, "token": token.get_secret_value(), "identity": identity}
+        if supervised:
+            state["supervisor"] = asdict(ChildProcess.of(os.getpid()))
         write_private(self.folder / "state.json", json.dumps(state))
         descriptor = listener.fileno()
-        try:
-            process = processes.spawn([*argv, str(descriptor)], env=env, log=self.log, pass_fds=(descriptor,))
-        except OSError as error:
-            raise self.error(f"{self.title} cannot be started: {error.strerror}.") from None
+        process = processes.spawn([*argv, str(descriptor)], env=env, log=self.log, pass_fds=(descriptor,))
         processes.save(self.folder / "process.json", process)
         running = RunningDaemon(port, process, token, listener)
         answered = False
@@ -222,6 +251,17 @@ class Daemon:
         stopped = process is not None and process.stop()
         record.unlink(missing_ok=True)
         return stopped
+
+    def _supervisor(self) -> ChildProcess | None:
+        """Return the other process that supervises the server, if there is one and it is alive."""
+        recorded = self._state().get("supervisor")
+        try:
+            supervisor = ChildProcess(int(recorded["pid"]), float(recorded["started"])) if recorded else None
+        except (TypeError, ValueError, KeyError):
+            return None
+        if supervisor is None or supervisor.pid == os.getpid() or not supervisor.is_running():
+            return None
+        return supervisor
 
     def _state(self) -> dict[str, Any]:
         try:

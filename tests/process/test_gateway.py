@@ -23,7 +23,6 @@ from typing import Any
 import psutil
 import pytest
 from anyio.from_thread import start_blocking_portal
-from isabella.letta.client import Connection
 from structlog.testing import capture_logs
 
 from isabella.config.gateway_address import saved_port, state_file
@@ -32,6 +31,7 @@ from isabella.errors import GatewayError
 from isabella.gateway import app, keys, process
 from isabella.gateway.app import RequestLimits
 from isabella.gateway.process import Supervisor
+from isabella.letta.client import Connection
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.system.daemon import Daemon, RunningDaemon

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from isabella.letta.client import Connection
 from pydantic import SecretStr
 
 from isabella.config.gateway_address import state_file
@@ -20,6 +19,7 @@ from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError
 from isabella.gateway.app import TOKEN_HEADER, RequestLimits
 from isabella.gateway.server import FindLetta, GatewayServer, publish
+from isabella.letta.client import Connection
 from isabella.practice.overlay import ConfigSnapshot
 from isabella.practice.server import listen
 

@@ -1,46 +1,32 @@
 """The practice vendors as a process of their own: start, find, control and stop it.
 
-    HOME/practice/
-    ├── state.json     port and control token
-    ├── process.json   the process that serves
-    ├── keys.json      the keys that each vendor accepts
-    ├── practice.log   errors of the server; never a request
-    └── lock
-
-Only the owner may read these files.
+Beside the files of a `Daemon`, their folder has `keys.json`, the keys that each vendor accepts.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
-from filelock import FileLock, Timeout
 from pydantic import SecretStr, TypeAdapter
 
-from isabella.errors import LockTimeout, PracticeError, UnverifiedPeer
+from isabella.errors import PracticeError
 from isabella.practice.server import HOST, SERVICE, TOKEN_HEADER, listen
-from isabella.practice.vendor import Request, VendorFault, load_keys, new_key, new_keys, save_keys
+from isabella.practice.vendor import Request, VendorFault, load_keys, new_key, save_keys
 from isabella.practice.wire import NAMES, profile
 from isabella.system import processes
-from isabella.system.files import write_private
+from isabella.system.daemon import Daemon
 from isabella.system.peers import Peer, hooks
 
 DEFAULT_PORT = 8090
 
-_LOCK_SECONDS = 60.0
-_START_SECONDS = 20.0
 _REQUEST_SECONDS = 5.0
-_ATTEMPTS = 3
 # The environment variables that a Python program needs; above all no keys.
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "SYSTEMROOT", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
 _START_REMEDY = "Start them: isabella practice up"
@@ -54,16 +40,6 @@ class ControlClient:
         self._base_url = base_url
         self._token = token
         self._peer = peer
-
-    def answers(self) -> bool:
-        """Whether these vendors answer: their health route, and the control API with this token."""
-        try:
-            with self._client() as client:
-                health = client.get("/practice/health").json()
-                known = isinstance(health, dict) and health.get("service") == SERVICE
-                return known and client.get(f"/practice/{NAMES[0]}/keys").status_code == 200
-        except (httpx2.HTTPError, ValueError, UnverifiedPeer):
-            return False
 
     def accept(self, vendor: str, keys: Sequence[str | SecretStr]) -> None:
         """Replace the keys that the vendor accepts, also after a restart."""
@@ -146,8 +122,7 @@ class Running:
     @property
     def control(self) -> ControlClient:
         """A client of their control API."""
-        record = self.home / "practice" / "process.json"
-        return ControlClient(self.address, self.token, Peer("the practice vendors", record, _START_REMEDY))
+        return ControlClient(self.address, self.token, _daemon(self.home).peer)
 
     @property
     def keys_file(self) -> Path:
@@ -189,28 +164,27 @@ def up(home: Path, port: int | None = None, progress: Callable[[str], None] = la
         PracticeError: the port is taken, or the process did not start; the message names its log.
         LockTimeout: another process has been starting or stopping them for too long.
     """
-    folder = _folder(home)
-    with _locked(folder):
-        running = status(home)
-        if running is not None:
-            if port is not None and port != running.port:
-                raise PracticeError(
-                    f"The practice vendors run on port {running.port} already.",
-                    remedy=f"To move them: isabella practice down, then isabella practice up --port {port}",
-                )
-            progress(f"practice vendors: already running on port {running.port}")
-            return running
-        _stop_recorded(folder)
-        if load_keys(keys_file(home)) is None:
-            save_keys(keys_file(home), new_keys())
-        for _ in range(_ATTEMPTS):
-            chosen = _choose_port(folder, port)
-            progress(f"practice vendors: starting on port {chosen}")
-            running = _start(home, chosen)
-            if running is not None:
-                progress(f"practice vendors: running on port {chosen}")
-                return running
-    raise PracticeError("The practice vendors did not start.", remedy=f"Their log: {folder / 'practice.log'}")
+    present = status(home)
+    if present is not None:
+        if port not in (None, present.port):
+            raise PracticeError(
+                f"The practice vendors run on port {present.port} already.",
+                remedy=f"To move them: isabella practice down, then isabella practice up --port {port}",
+            )
+        progress(f"practice vendors: already running on port {present.port}")
+        return present
+    # A damaged file of keys is reported before anything is started.
+    load_keys(keys_file(home))
+    # -P: a file in the working directory must not replace a module.
+    argv = [sys.executable, "-P", "-m", "isabella.practice", str(home.absolute() / "practice")]
+    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    daemon = _daemon(home)
+    listener = daemon.listen() if port is None else listen(port)
+    progress(f"practice vendors: starting on port {listener.getsockname()[1]}")
+    with closing(listener):
+        running = daemon.start(argv, environment, listener=listener)
+    progress(f"practice vendors: running on port {running.port}")
+    return Running(home, running.port, running.process, running.token, started=running.listener is not None)
 
 
 def down(home: Path) -> bool:
@@ -219,23 +193,25 @@ def down(home: Path) -> bool:
     Raises:
         LockTimeout: another process has been starting or stopping them for too long.
     """
-    folder = home / "practice"
-    if not folder.is_dir():
-        return False
-    with _locked(folder):
-        return _stop_recorded(folder)
+    return _daemon(home).stop()
 
 
 def status(home: Path) -> Running | None:
     """Return the practice vendors of this home, if they run and answer."""
-    folder = home / "practice"
-    process = processes.load(folder / "process.json")
-    state = _state(folder)
-    if process is None or state is None or not process.is_running():
-        return None
-    port, token = state
-    running = Running(home=home, port=port, process=process, token=token)
-    return running if running.control.answers() else None
+    running = _daemon(home).status()
+    return None if running is None else Running(home, running.port, running.process, running.token)
+
+
+def _daemon(home: Path) -> Daemon:
+    return Daemon(
+        title="the practice vendors",
+        folder=home / "practice",
+        default_port=DEFAULT_PORT,
+        token_header=TOKEN_HEADER,
+        health=("/practice/health", SERVICE),
+        error=PracticeError,
+        remedy=_START_REMEDY,
+    )
 
 
 def keys_file(home: Path) -> Path:
@@ -272,86 +248,3 @@ def rotate(home: Path, vendor: str, *, keep_old: bool = False) -> SecretStr:
     key = new_key(vendor)
     accept(home, vendor, [key, *(present if keep_old else ())])
     return SecretStr(key)
-
-
-def _start(home: Path, port: int) -> Running | None:
-    """Start the process and wait until it answers; None if it ended or did not answer in time."""
-    folder = _folder(home)
-    token = SecretStr(secrets.token_urlsafe(24))
-    write_private(folder / "state.json", json.dumps({"port": port, "token": token.get_secret_value()}))
-    environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    # -P: a file in the working directory must not replace a module.
-    argv = [sys.executable, "-P", "-m", "isabella.practice", str(folder)]
-    try:
-        process = processes.spawn(argv, env=environment, log=folder / "practice.log", cwd=folder)
-    except OSError as error:
-        raise PracticeError(f"The practice vendors cannot be started: {error.strerror}.") from None
-    processes.save(folder / "process.json", process)
-    running = Running(home=home, port=port, process=process, token=token, started=True)
-    try:
-        deadline = time.monotonic() + _START_SECONDS
-        while time.monotonic() < deadline:
-            if running.control.answers():
-                return running
-            if not process.is_running():
-                return None
-            time.sleep(0.05)
-    except BaseException:
-        # An interrupt while waiting must not leave a process behind.
-        process.stop()
-        raise
-    process.stop()
-    return None
-
-
-def _choose_port(folder: Path, wanted: int | None) -> int:
-    if wanted is not None:
-        listen(wanted).close()
-        return wanted
-    state = _state(folder)
-    preferred = DEFAULT_PORT if state is None else state[0]
-    with suppress(PracticeError), listen(preferred):
-        return preferred
-    with listen(0) as listener:
-        return int(listener.getsockname()[1])
-
-
-def _state(folder: Path) -> tuple[int, SecretStr] | None:
-    try:
-        data = json.loads((folder / "state.json").read_text())
-        return int(data["port"]), SecretStr(str(data["token"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _stop_recorded(folder: Path) -> bool:
-    record = folder / "process.json"
-    process = processes.load(record)
-    stopped = process is not None and process.stop()
-    record.unlink(missing_ok=True)
-    return stopped
-
-
-def _folder(home: Path) -> Path:
-    folder = home / "practice"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise PracticeError(f"{folder} cannot be made: {error.strerror}.", remedy="Correct ISABELLA_HOME.") from None
-    return folder
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / "lock", timeout=_LOCK_SECONDS, mode=0o600)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise LockTimeout(
-            f"Another process has been starting or stopping the practice vendors for {_LOCK_SECONDS:g} s.",
-            remedy="Wait for it, or look for a process that hangs.",
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -9,6 +9,7 @@ import asyncio
 import re
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from pydantic import SecretStr
 
 from isabella.api import compare_providers, ensure_providers, verify_providers
+from isabella.config.gateway_address import gateway_address
 from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
 from isabella.config.vendors import known_vendors
@@ -27,6 +29,8 @@ from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
+from isabella.system.urls import gateway_base_url
+from tests.support.backend_server import connection_to, gateway
 from tests.support.fault_proxy import Kind, Proxy
 from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import MASTER_KEY, OTHER_MASTER_KEY, seal
@@ -135,15 +139,25 @@ def plant(
     home: Path,
     *,
     master_key: str | None = LETTAS_OWN,
+    behind: ExitStack | None = None,
 ) -> Case:
-    """Bring Letta into this state, for a provider of its own at the practice LongCat."""
+    """Bring Letta into this state, for a provider of its own at the practice LongCat.
+
+    `behind` holds the gateway open that is between; None for the direct way.
+    """
     name, base_url = f"case-{secrets.token_hex(4)}", vendors.base_url("longcat")
     key = vendors.rotate("longcat", keep_old=True)
     (home / "isabella.toml").write_text(
         f'[[providers]]\nname = "{name}"\nbase_url = "{base_url}"\napi_key_env = "CASE_API_KEY"\n'
         'default_model = "LongCat-2.0"\n'
     )
-    settings = settings_for(letta.letta, proxy, home, master_key, CASE_API_KEY=key.get_secret_value())
+    way = "off" if behind is None else "on"
+    settings = settings_for(
+        letta.letta, proxy, home, master_key, CASE_API_KEY=key.get_secret_value(), ISABELLA_GATEWAY=way
+    )
+    if behind is not None:
+        behind.enter_context(gateway(settings, connection_to(letta.letta, home)))
+        base_url = gateway_base_url(str(gateway_address(settings)), name)
     if state == "absent":
         return Case(name, base_url, key, settings)
     stale = state in ("stale", "more than 50 providers before it")
@@ -173,15 +187,28 @@ def plant(
     return Case(name, base_url, key, settings, agent, id)
 
 
+@pytest.fixture(params=["direct", "gateway"])
+def behind(request: pytest.FixtureRequest) -> Iterator[ExitStack | None]:
+    """Both ways to the vendor: None is the direct one."""
+    with ExitStack() as stack:
+        yield stack if request.param == "gateway" else None
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("state", MATRIX)
 def test_the_vendor_gets_the_configured_key_or_the_refusal_is_the_documented_one(
-    state: str, strategy: Strategy, letta: LettaAdmin, vendors: PracticeVendors, proxy: Proxy, tmp_path: Path
+    state: str,
+    strategy: Strategy,
+    behind: ExitStack | None,
+    letta: LettaAdmin,
+    vendors: PracticeVendors,
+    proxy: Proxy,
+    tmp_path: Path,
 ) -> None:
     """After a sync the agent's next message carries the configured key; or nothing was changed, with a remedy."""
     stored, actions = MATRIX[state]
     action = actions[STRATEGIES.index(strategy)]
-    case = plant(state, letta, vendors, proxy, tmp_path)
+    case = plant(state, letta, vendors, proxy, tmp_path, behind=behind)
     before = letta.rows(case.name)
     start = vendors.requests("longcat")[-1].number if vendors.requests("longcat") else 0
 

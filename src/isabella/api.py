@@ -24,7 +24,7 @@ from isabella.providers.apply import Options
 from isabella.providers.bound_agents import LettaBoundAgents
 from isabella.providers.desired import Desired, desired_providers, select_providers
 from isabella.providers.health import HealthByProvider, HealthFile, ProviderHealth, update_health, with_health
-from isabella.providers.report import ProviderReport, Receipt, Report
+from isabella.providers.report import GatewayStatus, ProviderReport, Receipt, Report
 from isabella.providers.sync import compare, sync_providers
 from isabella.system.urls import same_address
 from isabella.vendors.client import ask_vendor
@@ -170,6 +170,7 @@ class _Session:
     health_file: HealthFile
     former_health: HealthByProvider
     notices: tuple[str, ...]
+    gateway: GatewayStatus | None
     health: dict[str, ProviderHealth] = field(default_factory=dict)
 
     def finish(self, report: Report, *, synced: bool = False) -> Report:
@@ -179,7 +180,7 @@ class _Session:
         self.health.update(update_health(self.former_health, report, now, whole=whole, read_only=not synced))
         # A comparison that finds a change does not know when it happened.
         report = with_health(report, self.health, unless=None if synced else now)
-        return replace(report, notices=(*self.notices, *report.notices))
+        return replace(report, notices=(*self.notices, *report.notices), gateway=self.gateway)
 
     def save_health(self) -> None:
         """Save the health. Not after a comparison: that would hide when a drift really began."""
@@ -231,4 +232,14 @@ async def _open_session(
             health_file=health_file,
             former_health=health_file.read(),
             notices=tuple(notices),
+            gateway=await _gateway(settings),
         )
+
+
+async def _gateway(settings: Settings) -> GatewayStatus | None:
+    if not settings.uses_gateway:
+        return None
+    # Imported late: without a gateway, nothing of it is needed.
+    from isabella.gateway.client import gateway_status
+
+    return await gateway_status(settings)

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from isabella.providers.health import Level, headline, report_document, vendor_level, vendor_words
+from isabella.providers.health import Level, gateway_level, headline, report_document, vendor_level, vendor_words
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Receipt, Report
 from isabella.system.terminal import console, print_message
@@ -48,6 +48,10 @@ def show_report(report: Report, *, conditions: bool = False) -> None:
         lead = headline(report)
         out.print(Text(f"{lead.title} {lead.text}".strip(), style=_LEVEL_STYLES[lead.level]))
     out.print(report_table(report, conditions=conditions))
+    if report.gateway is not None and report.configured:
+        out.print(Text(report.gateway.sentence, style=_LEVEL_STYLES[gateway_level(report.gateway)]))
+        if conditions:
+            out.print(base_url_table(report))
     for provider in report.configured if conditions else ():
         seen = provider.vendor_status
         if seen is not None and not provider.refused_by_vendor and vendor_level(seen) > Level.UNKNOWN:
@@ -86,6 +90,14 @@ def report_table(report: Report, *, conditions: bool = False) -> Table:
     table.add_column("reason", overflow="fold")
     for provider in report.providers:
         table.add_row(*_cells(provider, with_receipts, conditions))
+    return table
+
+
+def base_url_table(report: Report) -> Table:
+    """Return the table of base URLs: in Letta, and the vendor's own."""
+    table = _plain_table("provider", "base URL in Letta", "vendor's own")
+    for provider in report.configured:
+        table.add_row(*(Text(cell or "-") for cell in (provider.name, provider.stored_base_url, provider.upstream)))
     return table
 
 

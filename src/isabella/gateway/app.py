@@ -178,6 +178,8 @@ class Gateway:
             await _refuse(send, 401, "unauthorized", f"The control token is missing or wrong ({TOKEN_HEADER}).")
         elif (path, method) == ("traffic", "GET"):
             after = query.get("after", "0")
+            if "refresh" in query:
+                await self.keys.refresh()
             document = self.traffic.as_json(int(after) if after.isdecimal() else 0)
             document["providers"] = {
                 one.name: {"upstream": one.upstream, "key": one.masked_key, "problem": one.problem}

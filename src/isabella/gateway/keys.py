@@ -96,6 +96,10 @@ class KeyRing:
         """The configured providers."""
         return tuple(one for one in self._desired.values() if one.configured)
 
+    async def refresh(self) -> None:
+        """Read the configuration again, unless that was done just now."""
+        await self._refresh(_UNKNOWN_KEY_SECONDS)
+
     async def admit(self, name: str, bearer: str, client: Address, server: Address) -> Admission:
         """Decide about a request to a provider with this key, on a connection between these two addresses.
 

@@ -36,6 +36,47 @@ class Receipt(StrEnum):
     FAILED = "failed"
 
 
+class GatewayState(StrEnum):
+    """Whether the gateway runs."""
+
+    RUNS = "runs"
+    #: Agents get no answer.
+    DOWN = "down"
+    #: It cannot be reached from this machine, which says nothing about Letta's.
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class GatewayStatus:
+    """The gateway between Letta and the vendors.
+
+    Attributes:
+        address: its URL as Letta reaches it.
+        reason: why it does not run, or why that is not known.
+    """
+
+    address: str
+    state: GatewayState
+    reason: str | None = None
+    remedy: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The status for people, with the remedy."""
+        match self.state:
+            case GatewayState.RUNS:
+                return f"The gateway runs at {self.address}."
+            case GatewayState.DOWN:
+                words = f"The gateway at {self.address} does not run, so agents get no answer: {self.reason}."
+            case GatewayState.UNKNOWN:
+                words = f"Whether the gateway at {self.address} runs is not known: {self.reason}."
+        return f"{words} {self.remedy}" if self.remedy else words
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the form that `--json` and the HTTP API show."""
+        return {"address": self.address, "state": self.state.value, "reason": self.reason, "remedy": self.remedy}
+
+
 @dataclass(frozen=True)
 class ProviderReport:
     """One provider in a report.
@@ -43,6 +84,8 @@ class ProviderReport:
     Attributes:
         name: its name in Letta.
         vendor: the vendor's name; for a provider that is not declared, its type.
+        base_url: the configured base URL: the vendor's own, or that of the gateway.
+        upstream: the vendor's own base URL, if `base_url` is that of the gateway.
         key: the configured key, masked; None if there is none.
         key_source: variable and origin of that key.
         stored: its state before the run changed anything.
@@ -83,6 +126,7 @@ class ProviderReport:
     vendor_status: VendorObservation | None = None
     condition: str | None = None
     since: datetime | None = None
+    upstream: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` and the HTTP API show."""
@@ -91,6 +135,8 @@ class ProviderReport:
             "vendor": self.vendor,
             "type": self.type,
             "base_url": self.base_url,
+            "stored_base_url": self.stored_base_url,
+            "upstream": self.upstream,
             "key": self.key,
             "key_source": self.key_source,
             "stored": self.stored.value,
@@ -118,12 +164,14 @@ class Report:
         version: its release.
         providers: one entry for each provider, declared ones first.
         notices: remarks about the configuration as a whole.
+        gateway: the gateway between Letta and the vendors; None if Letta calls the vendors directly.
     """
 
     base_url: str
     version: str
     providers: Sequence[ProviderReport]
     notices: tuple[str, ...] = field(default=())
+    gateway: GatewayStatus | None = None
 
     @property
     def configured(self) -> list[ProviderReport]:
@@ -163,6 +211,7 @@ class Report:
         """Return the form that `--json` and the HTTP API show."""
         return {
             "letta": {"base_url": self.base_url, "version": self.version},
+            "gateway": None if self.gateway is None else self.gateway.as_json(),
             "providers": [provider.as_json() for provider in self.providers],
             "notices": list(self.notices),
         }

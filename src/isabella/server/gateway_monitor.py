@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 import anyio
 import structlog
 
+from isabella.config.gateway_address import gateway_address
 from isabella.errors import GatewayError
-from isabella.gateway.client import GatewayClient, GatewayTraffic
+from isabella.gateway.client import GatewayClient, GatewayTraffic, gateway_status
 from isabella.gateway.keys import KeyKind
 from isabella.gateway.process import Supervisor
 from isabella.gateway.traffic import StoppedKey, VendorTraffic
+from isabella.providers.report import GatewayState, GatewayStatus
 from isabella.server.runtime import Runtime
 from isabella.turns.service import TurnService
 from isabella.turns.stream import state_of_status
@@ -22,6 +24,7 @@ from isabella.vendors.status import VendorState
 log = structlog.get_logger()
 
 _INTERVAL = 1.0
+_ADDRESS_INTERVAL = 5.0
 
 
 @asynccontextmanager
@@ -41,8 +44,17 @@ async def run_gateway_monitor(
             tasks.start_soon(supervisor.run)
         if client is not None:
             tasks.start_soon(_GatewayMonitor(runtime, client).run)
+        elif runtime.settings.uses_gateway:
+            tasks.start_soon(_watch_address, runtime)
         yield
         tasks.cancel_scope.cancel()
+
+
+async def _watch_address(runtime: Runtime) -> None:
+    """Ask a gateway that others run for its health, until cancelled."""
+    while True:
+        runtime.readiness.record_gateway(await gateway_status(runtime.settings))
+        await anyio.sleep(_ADDRESS_INTERVAL)
 
 
 class _GatewayMonitor:
@@ -58,9 +70,16 @@ class _GatewayMonitor:
         while True:
             try:
                 await self._read()
+                status = self._runs()
             except GatewayError:
                 self._runtime.gateway = None
+                status = await gateway_status(self._runtime.settings)
+            self._runtime.readiness.record_gateway(status)
             await anyio.sleep(_INTERVAL)
+
+    def _runs(self) -> GatewayStatus | None:
+        address = gateway_address(self._runtime.settings)
+        return None if address is None else GatewayStatus(address, GatewayState.RUNS)
 
     async def _read(self) -> None:
         traffic = await self._client.traffic(self._number or 0)
@@ -68,7 +87,9 @@ class _GatewayMonitor:
             # It was started again, and counts from the beginning.
             traffic = await self._client.traffic(0)
         first, self._number = self._number is None, traffic.number
-        self._runtime.gateway = traffic
+        former, self._runtime.gateway = self._runtime.gateway, traffic
+        if former is None or former.vendors != traffic.vendors:
+            self._runtime.event_log.notifier.notify()
         for provider, vendor in traffic.vendors.items():
             self._observe(provider, vendor)
         if not first:
@@ -100,9 +121,15 @@ class _GatewayMonitor:
 
 def describe_stopped_key(stopped: StoppedKey) -> str:
     """Return what the gateway did with a key that is not the configured one, in one sentence."""
+    if not stopped.answered:
+        return (
+            f"A request to {stopped.provider} carried a key that is not its own ({stopped.masked}); nothing was sent "
+            "to the vendor."
+        )
     whose = "an outdated key" if stopped.kind == KeyKind.STALE else "a key that is not its own"
-    done = "the configured key was sent in its place" if stopped.answered else "nothing was sent to the vendor"
-    return f"Letta called {stopped.provider} with {whose} ({stopped.masked}); {done}."
+    return (
+        f"Letta called {stopped.provider} with {whose} ({stopped.masked}); the configured key was sent in its place."
+    )
 
 
 def _time(seconds: float) -> datetime:

@@ -28,6 +28,7 @@ from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
 from isabella.server.web.jobs import JobKind, JobRunner, ProviderMonitor
 from isabella.server.web.rendering import Renderer, stream
+from isabella.system.urls import same_address
 
 _NOTICES_SHOWN_FOR = 3600.0
 _TICK_SECONDS, _REFRESH_SECONDS = 1.0, 20.0
@@ -210,11 +211,18 @@ def _row(entry: ProviderReport) -> dict[str, Any]:
         "worst_tone": TONES[level_of(entry)],
         # A report of a sync says what was stored before; after a repair the configured key is stored.
         "stored": STORED["in_sync" if state is HealthState.IN_SYNC else entry.stored.value],
+        "base_url": entry.stored_base_url or entry.base_url,
+        "configured_url": entry.base_url if _moved(entry) else None,
         "wrong": state not in (HealthState.IN_SYNC, HealthState.FOREIGN, HealthState.NO_KEY),
         "repairable": state in (HealthState.DRIFTED, HealthState.FAILED),
         "vendor": vendor_words(entry.vendor_status),
         "vendor_tone": TONES[vendor_level(entry.vendor_status)],
     }
+
+
+def _moved(entry: ProviderReport) -> bool:
+    stored = entry.stored_base_url
+    return stored is not None and not same_address(stored, entry.base_url)
 
 
 def _state_of(entry: ProviderReport) -> tuple[str, str]:

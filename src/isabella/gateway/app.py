@@ -22,6 +22,7 @@ import httpx2 as httpx
 import structlog
 from pydantic import SecretStr
 
+from isabella.config.gateway_address import SERVICE
 from isabella.gateway.adapting import adapt_request
 from isabella.gateway.answers import AnswerReader, ReasoningMemory
 from isabella.gateway.keys import Admission, KeyKind, KeyRing, NotAdmitted
@@ -39,8 +40,6 @@ Headers = list[tuple[bytes, bytes]]
 
 log = structlog.get_logger()
 
-#: What the health route answers, so that another program on the port is recognised.
-SERVICE = "isabella-gateway"
 #: The header that carries the control token.
 TOKEN_HEADER = "x-isabella-gateway-token"  # noqa: S105
 

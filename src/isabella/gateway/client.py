@@ -11,11 +11,10 @@ import httpx2 as httpx
 import structlog
 from pydantic import BaseModel, ConfigDict
 
-from isabella.config.gateway_address import gateway_address
+from isabella.config.gateway_address import SERVICE, gateway_address
 from isabella.config.settings import Settings
 from isabella.errors import GatewayError, UnverifiedPeer
 from isabella.gateway import process
-from isabella.gateway.app import SERVICE
 from isabella.gateway.traffic import Outcome, StoppedKey, VendorTraffic
 from isabella.providers.report import GatewayState, GatewayStatus
 from isabella.system.daemon import RunningDaemon

@@ -19,6 +19,7 @@ class Layer(StrEnum):
     VENDOR = "vendor"
     STORED = "stored"
     USE = "use"
+    GATEWAY = "gateway"
     RECEIPT = "receipt"
     EXPOSURE = "exposure"
 
@@ -33,6 +34,7 @@ _HEADINGS = {
     Layer.VENDOR: "Vendor",
     Layer.STORED: "Letta",
     Layer.USE: "Agents",
+    Layer.GATEWAY: "Gateway",
     Layer.RECEIPT: "Receipt",
     Layer.EXPOSURE: "Exposure",
 }

@@ -20,8 +20,9 @@ from isabella.letta.client import LettaClient
 from isabella.letta.connection import Connection
 from isabella.letta.llm_config import Binding, creation_fields
 from isabella.providers.report import Receipt
+from isabella.system.redaction import redact
 from isabella.system.tasks import gather
-from isabella.turns.stream import classify_refusal
+from isabella.turns.stream import classify_refusal, gateway_error
 from isabella.vendors.status import VendorState
 
 _AT_ONCE = 4
@@ -37,11 +38,13 @@ class ProbeResult:
         receipt: whether the vendor accepted it.
         said: what went wrong, for people; empty if nothing did.
         vendor: what it shows of the vendor; None if the vendor was not reached.
+        gateway_code: the code with which the gateway itself refused it; None if it did not.
     """
 
     receipt: Receipt
     said: str = ""
     vendor: VendorState | None = None
+    gateway_code: str | None = None
 
 
 async def probe_bindings(connection: Connection, bindings: Sequence[Binding]) -> list[ProbeResult]:
@@ -105,6 +108,11 @@ def _judge(error: LettaRefused | LettaBroken) -> ProbeResult:
         _LettaFailed: it was Letta.
     """
     detail = (error.detail or error.what)[:_DETAIL_LIMIT]
+    if (refused := gateway_error(error.detail or error.what)) is not None:
+        # Its words have the vendor's state, if that is the reason.
+        vendor = classify_refusal(error.kind, error.detail or error.what).vendor
+        code, words = refused
+        return ProbeResult(Receipt.FAILED, redact(words)[:_DETAIL_LIMIT], vendor, None if vendor else code)
     if isinstance(error, LettaBroken) and not error.kind.startswith("llm_"):
         raise _LettaFailed(detail)
     if error.status == 401 and error.kind == "llm_authentication":

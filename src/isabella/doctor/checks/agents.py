@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from isabella.agents.repair import AvailableBindings, BindingFault, diagnose
 from isabella.doctor.evidence import AgentEvidence, Evidence
@@ -10,7 +11,10 @@ from isabella.doctor.findings import Finding, Layer, Outcome, PassedCheck, Unkno
 from isabella.letta.llm_config import Binding, streams
 from isabella.providers.desired import Desired
 from isabella.providers.report import Receipt
-from isabella.system.urls import same_address
+from isabella.system.urls import is_gateway_url, same_address
+
+if TYPE_CHECKING:
+    from isabella.turns.probe import ProbeResult
 
 #: Letta's clients that never use a stored key (facts M3, O11), and the variable they read instead.
 _VARIABLES_OF_CLIENTS = {"groq": "GROQ_API_KEY", "deepseek": "DEEPSEEK_API_KEY", "xai": "XAI_API_KEY"}
@@ -69,7 +73,7 @@ def _faults(agent: AgentEvidence, evidence: Evidence, available: AvailableBindin
             line = f"{name}: provider_category {llm.category or 'not set'}, base URL of {same_url.name}"
             yield "agent-sends-lettas-key", same_url.name, line
     elif llm.provider and evidence.letta.row(llm.provider) is not None:
-        faults = [*_independent_faults(agent, llm.provider, available)]
+        faults = [*_independent_faults(agent, llm.provider, desired, available)]
         if not faults:
             # `isabella agents repair` reports one fault at a time.
             other = diagnose(llm, available)
@@ -80,7 +84,16 @@ def _faults(agent: AgentEvidence, evidence: Evidence, available: AvailableBindin
         yield "agent-provider-gone", None, f"{name}: provider {llm.provider or '-'}, {llm.endpoint}"
 
 
-def _independent_faults(agent: AgentEvidence, provider: str, available: AvailableBindings) -> Iterator[_Fault]:
+def _code_of_address(endpoint: str, desired: Desired | None) -> str:
+    """Return the code of an agent with another base URL than the configured one."""
+    if desired is not None and desired.behind_gateway is not None and same_address(endpoint, desired.upstream):
+        return "agent-past-gateway"
+    return "agent-at-other-gateway" if is_gateway_url(endpoint) else "agent-address-old"
+
+
+def _independent_faults(
+    agent: AgentEvidence, provider: str, desired: Desired | None, available: AvailableBindings
+) -> Iterator[_Fault]:
     """Yield the faults of which one agent may have several."""
     llm, name = agent.llm, agent.name
     has_proxy_handle = (llm.handle or "").startswith("openai-proxy/")
@@ -97,7 +110,11 @@ def _independent_faults(agent: AgentEvidence, provider: str, available: Availabl
         yield "agent-window-small", provider, f"{name}: window {llm.window}, {llm.model} has {window}"
     base_url = available.live[provider]
     if base_url is not None and llm.endpoint is not None and not same_address(llm.endpoint, base_url):
-        yield "agent-address-old", provider, f"{name}: {llm.endpoint}, the provider has {base_url}"
+        yield (
+            _code_of_address(llm.endpoint, desired),
+            provider,
+            f"{name}: {llm.endpoint}, the provider has {base_url}",
+        )
 
 
 def _finding(code: str, provider: str | None, group: list[tuple[AgentEvidence, str]], evidence: Evidence) -> Finding:
@@ -173,11 +190,18 @@ def new_binding(agent: AgentEvidence, evidence: Evidence) -> Binding | None:
 
 
 def _at_base_url(endpoint: str | None, evidence: Evidence) -> Desired | None:
-    """Return the configured provider with this base URL."""
+    """Return the configured provider with this base URL, at the gateway or at the vendor."""
     if endpoint is None:
         return None
     usable = evidence.configuration.usable
-    return next((desired for desired in usable if same_address(desired.base_url, endpoint)), None)
+    return next(
+        (
+            desired
+            for desired in usable
+            if same_address(desired.base_url, endpoint) or same_address(desired.upstream, endpoint)
+        ),
+        None,
+    )
 
 
 def check_probes(evidence: Evidence) -> Iterator[Outcome]:
@@ -187,6 +211,9 @@ def check_probes(evidence: Evidence) -> Iterator[Outcome]:
             text = f"{name}: a completion through Letta succeeded, and the vendor accepted the key"
             yield PassedCheck(Layer.RECEIPT, text)
             continue
+        if result.gateway_code is not None:
+            yield _refused_by_gateway(name, result, evidence)
+            continue
         yield finding(
             "receipt-refused" if result.receipt is Receipt.REFUSED else "receipt-failed",
             provider=name,
@@ -194,3 +221,15 @@ def check_probes(evidence: Evidence) -> Iterator[Outcome]:
             answer=result.said,
             quotable=result.said.replace("'", "")[:120],
         )
+
+
+def _refused_by_gateway(provider: str, result: ProbeResult, evidence: Evidence) -> Finding:
+    return finding(
+        "receipt-refused-by-gateway",
+        *(["wrong-key"] if result.gateway_code == "invalid_api_key" else []),
+        provider=provider,
+        evidence=(result.said,),
+        answer=result.said,
+        gateway_code=result.gateway_code,
+        sync=evidence.configuration.sync_command(provider),
+    )

@@ -268,7 +268,9 @@ class _Exchange:
         async for chunk in response.aiter_raw():
             if first:
                 first = False
-                self._gateway.traffic.accepted(self._desired.name, (time.monotonic() - began) * 1000)
+                if self._body is not None:
+                    # A vendor lists its models for a key without funds, too: only a POST shows that it answers.
+                    self._gateway.traffic.accepted(self._desired.name, (time.monotonic() - began) * 1000)
                 await self._start(response.status_code, _forwarded(response))
             reader.feed(chunk)
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})

@@ -205,8 +205,12 @@ async def providers(readiness: CurrentReadiness) -> Providers:
     | {200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(runtime: CurrentRuntime, turns: Turns) -> Response:
-    """Return turns, times to the first token, failovers, tokens, circuit breakers, and the state of providers."""
-    return Response(runtime.metrics.render(turns, runtime.readiness), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    """Return turns, times to the first token, failovers, tokens, circuit breakers, and the state of providers.
+
+    With a gateway also its totals: answers, refusals, tokens, stopped keys, and the rate limits that are left.
+    """
+    text = runtime.metrics.render(turns, runtime.readiness, runtime.gateway)
+    return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @router.get("/api/doctor", summary="Diagnose the installation", tags=["doctor"], responses=ERRORS)

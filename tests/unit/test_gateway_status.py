@@ -140,6 +140,17 @@ def test_a_url_that_cannot_be_reached(tmp_path: Path) -> None:
     assert "from here" in (away.reason or "")
 
 
+def test_loopback_of_another_machine_is_not_asked(tmp_path: Path) -> None:
+    """Beside a Letta elsewhere, its URL is one of that machine, whatever listens on the same port here."""
+    with another_program(200, {"service": "isabella-gateway"}) as url:
+        there = load_settings(environment={}, home=tmp_path, gateway=url, letta_base_url="http://letta.example:8283")
+        here = load_settings(environment={}, home=tmp_path, gateway=url, letta_base_url="http://127.0.0.1:8283")
+        status = ask(there)
+        assert status is not None
+        assert (status.state, status.reason) == (GatewayState.UNKNOWN, "it is on Letta's machine")
+        assert ask(here) == GatewayStatus(url, GatewayState.RUNS)
+
+
 # --- in reports -----------------------------------------------------------------------------------------------------
 
 

@@ -56,6 +56,8 @@ async def gateway_status(settings: Settings) -> GatewayStatus | None:
     if address is None:
         return None
     if not process.starts_here(settings):
+        if is_loopback(address) and not is_loopback(settings.letta_base_url or address):
+            return GatewayStatus(address, GatewayState.UNKNOWN, "it is on Letta's machine")
         return await _status_at(address)
     daemon = process.daemon(settings.home)
     running = daemon.recorded()

@@ -16,16 +16,20 @@ import pytest
 from pydantic import SecretStr, TypeAdapter
 
 from isabella.cli.tables import show_report
-from isabella.config.gateway_address import state_file
+from isabella.config.gateway_address import SERVICE, state_file
 from isabella.config.settings import Settings, load_settings
+from isabella.doctor.collect.gateway import collect_gateway
+from isabella.doctor.evidence import GatewayEvidence
+from isabella.errors import LettaRefused
 from isabella.gateway.client import gateway_status
 from isabella.gateway.server import publish
 from isabella.letta.connection import Connection
 from isabella.providers.desired import desired_providers
 from isabella.providers.health import Level, headline, report_document
-from isabella.providers.report import GatewayState, GatewayStatus, Report
+from isabella.providers.report import GatewayState, GatewayStatus, Receipt, Report
 from isabella.server.api.status import Gateway, Provider
 from isabella.server.readiness import Phase, Readiness
+from isabella.turns.probe import judge_refusal
 from isabella.vendors.status import VendorObservation, VendorState
 from tests.support import backend_server
 from tests.support.sample_reports import DRIFTED, IN_SYNC
@@ -149,6 +153,59 @@ def test_loopback_of_another_machine_is_not_asked(tmp_path: Path) -> None:
         assert status is not None
         assert (status.state, status.reason) == (GatewayState.UNKNOWN, "it is on Letta's machine")
         assert ask(here) == GatewayStatus(url, GatewayState.RUNS)
+
+
+# --- in the evidence of the doctor ---------------------------------------------------------------------------------
+
+
+def collected(configured: Settings) -> GatewayEvidence:
+    """The evidence of the doctor about the gateway of these settings."""
+    evidence = anyio.run(collect_gateway, configured)
+    assert evidence is not None
+    return evidence
+
+
+def test_what_the_gateway_has_is_read_and_up_to_date(tmp_path: Path) -> None:
+    """Its upstreams and masked keys, after it has read its files again: a changed key is not a difference."""
+    env = tmp_path / ".env"
+
+    def configured(key: str) -> Settings:
+        env.write_text(f"CEREBRAS_API_KEY={key}\n")
+        return load_settings(env, {}, home=tmp_path, gateway="on")
+
+    first = configured("csk-canary-of-the-evidence-0001")
+    connection = Connection("http://127.0.0.1:9", None, None, None, tmp_path, timeout=5.0, embedded=False)
+    with backend_server.gateway(first, connection):
+        evidence = collected(first)
+        assert (evidence.status.state, evidence.here) == (GatewayState.RUNS, True)
+        assert evidence.providers is not None
+        assert set(evidence.providers) == {"cerebras"}
+        assert (evidence.providers["cerebras"].upstream, evidence.providers["cerebras"].key) == (OWN, "csk-…0001")
+        assert "canary" not in repr(evidence)
+        for number in range(2, 5):
+            changed = configured(f"csk-canary-of-the-evidence-000{number}")
+            providers = collected(changed).providers
+            assert providers is not None
+            assert providers["cerebras"].key == f"csk-…000{number}"
+        elsewhere = collected(settings(tmp_path, evidence.status.address))
+        assert (elsewhere.here, elsewhere.providers) == (False, None)
+    after = collected(first)
+    assert (after.status.state, after.providers) == (GatewayState.DOWN, None)
+    assert anyio.run(collect_gateway, settings(tmp_path, "off")) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "vendor", "gateway_code"),
+    [("invalid_api_key", None, "invalid_api_key"), ("vendor_unreachable", VendorState.UNREACHABLE, None)],
+)
+def test_a_receipt_tells_who_refused(code: str, vendor: VendorState | None, gateway_code: str | None) -> None:
+    """A 401 of the gateway is no refusal of the key by the vendor, whatever Letta calls it."""
+    body = {"error": {"message": "Isabella's gateway said no.", "type": SERVICE, "param": None, "code": code}}
+    detail = f"UNAUTHENTICATED: Authentication failed with OpenAI: Error code: 401 - {body} [BYOK]"
+    refused = LettaRefused("Letta answered 401.", status=401, kind="llm_authentication", detail=detail)
+    result = judge_refusal(refused)
+    assert (result.receipt, result.said) == (Receipt.FAILED, "Isabella's gateway said no.")
+    assert (result.vendor, result.gateway_code) == (vendor, gateway_code)
 
 
 # --- in reports -----------------------------------------------------------------------------------------------------

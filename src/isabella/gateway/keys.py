@@ -97,8 +97,8 @@ class KeyRing:
         return tuple(one for one in self._desired.values() if one.configured)
 
     async def refresh(self) -> None:
-        """Read the configuration again, unless that was done just now."""
-        await self._refresh(_UNKNOWN_KEY_SECONDS)
+        """Read the configuration again. A malformed one leaves the former in force."""
+        await self._refresh(0.0)
 
     async def admit(self, name: str, bearer: str, client: Address, server: Address) -> Admission:
         """Decide about a request to a provider with this key, on a connection between these two addresses.

@@ -92,7 +92,7 @@ async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
             return ProbeResult(Receipt.FAILED, "Letta gave no answer in time")
         raise _LettaFailed("Letta gave no answer") from None
     except (LettaRefused, LettaBroken) as error:
-        return _judge(error)
+        return judge_refusal(error)
     except LettaError as error:
         return ProbeResult(Receipt.FAILED, error.what[:_DETAIL_LIMIT])
     finally:
@@ -101,7 +101,7 @@ async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
                 await letta.agents.delete(agent_id)
 
 
-def _judge(error: LettaRefused | LettaBroken) -> ProbeResult:
+def judge_refusal(error: LettaRefused | LettaBroken) -> ProbeResult:
     """Return whether the vendor refused the key, or something else failed. Letta words every refusal alike (fact M7).
 
     Raises:

@@ -92,7 +92,7 @@ def test_a_conversation_with_tools_and_reasoning_works_at_a_strict_vendor(
             "longcat",
             "openai",
             "LongCat-2.0",
-            "thinking is enabled but reasoning_content is missing in assistant tool call message at index 2",
+            "thinking is enabled but reasoning_content is missing in assistant tool call message at index 4",
         ),
     ],
 )

@@ -265,6 +265,25 @@ def test_what_passed_is_told(served: Backend) -> None:
         time.sleep(0.1)
 
 
+def test_a_request_larger_than_the_allowance_is_a_rate_limit(served: Backend) -> None:
+    """Groq's 413 hides no part of the conversation (fact G3); it is told, and the window is lowered to what fits."""
+    served.vendors.limit("groq", tokens=100_000)
+    agent = served.agent("gateway-allowance", GROQ, CEREBRAS)
+    for number in range(3):
+        served.say(agent, f"Say {number}")
+    before = served.in_context(agent)
+    served.vendors.limit("groq", tokens=2000)
+    turn = served.say(agent, "Say hello")
+    failover = turn.one("failover")
+    assert (failover["code"], failover["status"]) == ("rate_limited", 413)
+    assert (turn.text, turn.end["handle"]) == ("hello", CEREBRAS)
+    assert served.in_context(agent)[: len(before)] == before
+    until = time.monotonic() + 30
+    while served.runtime.agents.models.capped("byok-groq", "openai/gpt-oss-120b", 131_072) != 1800:
+        assert time.monotonic() < until
+        time.sleep(0.1)
+
+
 def stored(served: Backend, name: str) -> dict[str, str]:
     """Return Letta's row of a provider."""
     (row,) = [row for row in served.letta.get("/v1/providers/").json() if row["name"] == name]

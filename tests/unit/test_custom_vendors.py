@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from isabella.config.custom_vendors import declared_vendors
+from isabella.config.quirks import Quirks
 from isabella.errors import ConfigurationError
 
 GOOD = """\
@@ -49,6 +50,45 @@ def test_vendors_are_read_with_their_defaults(tmp_path: Path) -> None:
     assert (second.title, second.type, second.key_prefix) == ("Other", "mistral", "ot-")
     assert (second.default_model, second.default_window) == ("big", 4096)
     assert second.models == {"small": 1024, "big": 2048}
+
+
+def test_quirks_are_declared_below_their_vendor(tmp_path: Path) -> None:
+    """The same fields as in the catalog; a vendor without them has none."""
+    path = tmp_path / "isabella.toml"
+    quirks = (
+        '[providers.quirks]\ndrop_fields = ["user"]\nrename_fields = { a = "b" }\nmax_output_tokens = 9\n'
+        'no_thinking = { thinking = { type = "disabled" } }\n'
+    )
+    path.write_text(GOOD + quirks)
+    first, second = declared_vendors(path)
+    assert (first.quirks, first.call_id) == (Quirks(), None)
+    assert second.quirks == Quirks(
+        drop_fields=("user",),
+        rename_fields={"a": "b"},
+        max_output_tokens=9,
+        no_thinking={"thinking": {"type": "disabled"}},
+    )
+    path.write_text(GOOD + "quirks = { tool_call_id_length = 9 }")
+    assert declared_vendors(path)[1].call_id == "[a-zA-Z0-9]{9}"
+
+
+@pytest.mark.parametrize(
+    ("quirk", "told"),
+    [
+        ('drop_fields = "user"', "quirks.drop_fields: Input should be a valid tuple"),
+        ('max_output_tokens = "9"', "quirks.max_output_tokens: Input should be a valid integer"),
+        ("default_output_tokens = 0", "quirks.default_output_tokens: Input should be greater than 0"),
+        ("paired_results = 1", "quirks.paired_results: Input should be a valid boolean"),
+        ("tool_call_id_length = 3", "quirks.tool_call_id_length: Input should be greater than or equal to 8"),
+        ('request_limit_period = "year"', "quirks.request_limit_period: Input should be 'minute' or 'day'"),
+        ("unheard_of = true", "quirks.unheard_of: Extra inputs are not permitted"),
+    ],
+)
+def test_a_mistake_in_quirks_is_named(tmp_path: Path, quirk: str, told: str) -> None:
+    """With the line of the vendor's table."""
+    with pytest.raises(ConfigurationError) as error:
+        declared(tmp_path, f"{GOOD}[providers.quirks]\n{quirk}\n")
+    assert "[[providers]] in line 7: " + told in str(error.value)
 
 
 def test_a_plain_list_of_models_gets_the_default_window(tmp_path: Path) -> None:

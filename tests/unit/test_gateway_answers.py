@@ -128,6 +128,20 @@ def test_an_error_instead_of_an_answer_or_inside_it(sent: bytes, message: str) -
     assert late.began
 
 
+def test_only_the_first_choice_is_read() -> None:
+    """Letta asks for one; whoever asks for more is answered in turns."""
+    pieces = [{"index": index, "delta": {"reasoning_content": f"of {index}"}} for index in (1, 0)]
+    ends = [{"index": index, "delta": {}, "finish_reason": reason} for index, reason in enumerate(("stop", "length"))]
+    reader = read([b"data: " + json.dumps({"choices": choices}).encode() + b"\n\n" for choices in (pieces, ends)])
+    assert facts(reader) == (None, None, "stop", None, True, ({}, "", "of 0"))
+
+
+def test_the_first_error_is_kept() -> None:
+    """Some servers say twice that they give up."""
+    error = read([b'data: {"error": "too long"}\n\ndata: {"error": {"message": "aborted"}}\n\n']).error
+    assert error == {"message": "too long"}
+
+
 @pytest.mark.parametrize(
     "chunk",
     [

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from isabella.config.quirks import Quirks
 from isabella.config.vendors import known_vendors
-from isabella.gateway.refusals import Refusal, adapt_refusal, error_of, words_of
+from isabella.gateway.answers import AnswerReader
+from isabella.gateway.refusals import Refusal, adapt_refusal, error_of, overflow_refusal, words_of
 
 GROQ = next(vendor.quirks for vendor in known_vendors() if vendor.name == "groq")
 NOW = 1_800_000_000.0
@@ -198,6 +199,19 @@ def test_an_overflow_is_one_that_letta_recognises(name: str) -> None:
     assert refusal.headers["content-type"] == "application/json"
 
 
+def test_an_overflow_that_came_with_status_200_is_refused() -> None:
+    """LM Studio begins a stream with it."""
+    reader = AnswerReader()
+    reader.feed(b"event: error\ndata: " + json.dumps(OVERFLOWS["LM Studio"][1]).encode() + b"\n\n")
+    assert reader.error is not None
+    assert not reader.began
+    refusal = overflow_refusal(reader.error, {"content-type": "text/event-stream"}, Quirks(), now=NOW)
+    assert refusal is not None
+    assert (refusal.status, refusal.kind, refusal.window) == (400, "context_overflow", 4096)
+    assert refusal.headers["content-type"] == "application/json"
+    assert overflow_refusal({"message": "Model crashed."}, {}, Quirks(), now=NOW) is None
+
+
 @pytest.mark.parametrize(
     ("status", "body"),
     [
@@ -250,6 +264,8 @@ def test_a_limit_that_comes_back_tells_when() -> None:
     used_up = adapt(429, {"message": "no"}, x_ratelimit_remaining_tokens="0", x_ratelimit_reset_tokens="7.66s")
     assert used_up.retry_after == 7.66
     assert adapt(429, {"message": words + "4.77s."}, retry_after="2").headers["retry-after"] == "2"
+    cerebras = {"message": "Tokens per minute limit exceeded - too many tokens processed."}
+    assert adapt(429, cerebras, x_ratelimit_reset_tokens_minute="11.38").headers["retry-after"] == "12"
     unknown = adapt(429, {"message": "Rate limit exceeded", "code": "1300"})
     assert (unknown.retry_after, unknown.headers) == (None, {"x-should-retry": "false"})
 

@@ -68,6 +68,7 @@ class ModelCatalog:
         #: A callback that receives each new answer of a vendor, with its provider's name.
         self.on_event: Callable[[str, VendorAnswer], None] = lambda _provider, _answer: None
         self._kept: dict[str, _Kept] = {}
+        self._caps: dict[str, int] = {}
         self._locks: dict[str, anyio.Lock] = {}
 
     @classmethod
@@ -93,6 +94,20 @@ class ModelCatalog:
         fresh = {provider.name: provider for provider in providers}
         self._kept = {name: kept for name, kept in self._kept.items() if fresh.get(name) == self._providers[name]}
         self._providers = fresh
+
+    def cap(self, name: str, tokens: int) -> bool:
+        """Limit the window of a model, named by its handle, or of all models of a provider.
+
+        A vendor may refuse a request that is smaller than the window it states, because of its allowance per minute
+        or of a server's own settings. Return whether the limit is new or another one.
+        """
+        changed = self._caps.get(name) != tokens
+        self._caps[name] = tokens
+        return changed
+
+    def capped(self, provider: str, model: str, window: int) -> int:
+        """Return the window within the known limits."""
+        return min(window, *(self._caps.get(name, window) for name in (provider, f"{provider}/{model}")))
 
     async def binding(self, handle: str, *, window: int | None = None, unasked: bool = False) -> Binding:
         """Return the binding to the model of a handle.
@@ -184,7 +199,7 @@ class ModelCatalog:
         if not silent and windows and model not in windows:
             unfit = " for conversations" if model in answer.models else ""
             return None, f"{name} has no model {model!r}{unfit}.", ""
-        window = _window(provider, model, windows.get(model))
+        window = self.capped(name, model, _window(provider, model, windows.get(model)))
         return Binding(name, model, provider.base_url, window, client=self.client), "", ""
 
     async def _answers(self) -> list[tuple[Desired, VendorAnswer]]:

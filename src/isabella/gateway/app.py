@@ -50,8 +50,8 @@ _BODY_SECONDS = 30.0
 _SILENCE_SECONDS = 900.0
 _CONNECT_SECONDS = 10.0
 _AGENT = re.compile(r"AGENT_ID: (agent-[0-9a-f-]{36})")
-_FORWARDED = (b"content-type", b"retry-after", b"x-request-id")
-_LIMIT_HEADER = b"x-ratelimit-"
+_FORWARDED = ("content-type", "retry-after", "x-request-id")
+_LIMIT_HEADER = "x-ratelimit-"
 _JSON = (b"content-type", b"application/json")
 #: Letta's clients try a refused request twice more unless this header says no, so a failover begins 10 s late.
 _NO_RETRY = (b"x-should-retry", b"false")
@@ -208,6 +208,8 @@ class _Exchange:
         self._document = _parse(body)
         self._adapted: dict[str, Any] | None = None
         self._quirks = admission.desired.vendor.quirks
+        # Servers that count their tool calls use the same ids for every agent.
+        self._conversation = f"{self._desired.name}/{_agent_of(self._document)}"
         model = None if self._document is None else self._document.get("model")
         self.call = Call(
             self._desired.name,
@@ -246,9 +248,10 @@ class _Exchange:
         if self._document is None or self._rest != "chat/completions":
             return self._body
         self._adapted = adapt_request(
-            self._document, self._quirks, self._gateway.reasoning, provider=self._desired.name
+            self._document, self._quirks, self._gateway.reasoning, provider=self._conversation
         )
-        return json.dumps(self._adapted, ensure_ascii=False, separators=(",", ":")).encode()
+        # ASCII, because half a surrogate pair has no other form.
+        return json.dumps(self._adapted, separators=(",", ":")).encode()
 
     def _request_headers(self) -> dict[str, str]:
         headers = {
@@ -271,18 +274,20 @@ class _Exchange:
                 if self._body is not None:
                     # A vendor lists its models for a key without funds, too: only a POST shows that it answers.
                     self._gateway.traffic.accepted(self._desired.name, (time.monotonic() - began) * 1000)
-                await self._start(response.status_code, _forwarded(response))
+                await self._start(response.status_code, _encoded(_kept_headers(response)))
             reader.feed(chunk)
+            if reader.finish_reason is not None:
+                # Before the end is sent: Letta's next step may follow at once.
+                self._remember(reader)
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         if first:
-            await self._start(response.status_code, _forwarded(response))
+            await self._start(response.status_code, _encoded(_kept_headers(response)))
         self._finish(reader, response)
         await self._send({"type": "http.response.body", "body": b""})
 
     def _finish(self, reader: AnswerReader, response: httpx.Response) -> None:
         reader.close()
-        if self._adapted is not None:
-            self._gateway.reasoning.remember(self._desired.name, self._adapted, reader.spoken)
+        self._remember(reader)
         if reader.error is not None:
             self._gateway.traffic.add_outcome(
                 self.call, "broken", redact(words_of(reader.error)), status=response.status_code
@@ -290,6 +295,10 @@ class _Exchange:
         self._gateway.traffic.used(
             self._desired.name, reader.prompt_tokens or 0, reader.completion_tokens or 0, self._limits(response)
         )
+
+    def _remember(self, reader: AnswerReader) -> None:
+        if self._adapted is not None and reader.spoken is not None:
+            self._gateway.reasoning.remember(self._conversation, self._adapted, reader.spoken)
 
     def _limits(self, response: httpx.Response) -> RateLimits:
         return parse_limits(response.headers, now=time.time(), request_period=self._quirks.request_limit_period)
@@ -300,7 +309,9 @@ class _Exchange:
             body += chunk
             if len(body) > _LARGEST_REFUSAL:
                 break
-        refusal = adapt_refusal(response.status_code, response.headers, bytes(body), self._quirks, now=time.time())
+        refusal = adapt_refusal(
+            response.status_code, _kept_headers(response), bytes(body), self._quirks, now=time.time()
+        )
         self._gateway.traffic.add_outcome(
             self.call,
             "refused",
@@ -312,7 +323,7 @@ class _Exchange:
         )
         self._gateway.traffic.used(self._desired.name, 0, 0, self._limits(response))
         headers = [
-            *((name.encode(), value.encode("latin-1", "replace")) for name, value in refusal.headers.items()),
+            *_encoded(refusal.headers),
             (b"content-length", str(len(refusal.body)).encode()),
         ]
         await self._start(refusal.status, headers)
@@ -399,12 +410,17 @@ async def _until_disconnected(receive: Receive) -> None:
 # --- answers --------------------------------------------------------------------------------------------------------
 
 
-def _forwarded(response: httpx.Response) -> Headers:
-    return [
-        (name.lower(), value)
-        for name, value in response.headers.raw
-        if name.lower() in _FORWARDED or name.lower().startswith(_LIMIT_HEADER)
-    ]
+def _kept_headers(response: httpx.Response) -> dict[str, str]:
+    """Return the headers of the vendor that Letta gets. Cookies and the like are none of its business."""
+    return {
+        name: value
+        for name, value in response.headers.items()
+        if name in _FORWARDED or name.startswith(_LIMIT_HEADER)
+    }
+
+
+def _encoded(headers: Mapping[str, str]) -> Headers:
+    return [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
 
 
 async def _answer(send: Send, status: int, document: object, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from isabella.config.quirks import Quirks
-from isabella.gateway.limits import parse_duration, parse_limits
+from isabella.gateway.limits import Allowance, RateLimits, parse_duration, parse_limits
 
 #: The statuses with which vendors answer that a request exceeds the context window.
 _OVERFLOW_STATUSES = (400, 413, 422, 500)
@@ -89,7 +89,7 @@ def adapt_refusal(status: int, headers: Mapping[str, str], body: bytes, quirks: 
     told = f"{words} {'' if error is None else error.get('code')} {'' if error is None else error.get('type')}"
     if status == 429 or (status == 413 and ("rate_limit_exceeded" in told or _PER_PERIOD.search(words))):
         limits = parse_limits(lowered, now=now, request_period=quirks.request_limit_period)
-        wait = _first(limits.retry_after, _said_to_wait(words), limits.exhausted_for)
+        wait = _first(limits.retry_after, _said_to_wait(words), limits.exhausted_for, _named_reset(words, limits))
         if wait is None and status == 413:
             wait = _A_MINUTE
         if wait is not None:
@@ -98,6 +98,17 @@ def adapt_refusal(status: int, headers: Mapping[str, str], body: bytes, quirks: 
     if error is not None and status in _OVERFLOW_STATUSES and _OVERFLOW.search(told):
         return _overflow(kept, words, _window(words, error))
     return Refusal(status, kept, body[:_LONGEST_BODY], words=words)
+
+
+def overflow_refusal(
+    error: Mapping[str, Any], headers: Mapping[str, str], quirks: Quirks, *, now: float
+) -> Refusal | None:
+    """Return the refusal for an error that a vendor sent with status 200; None if it is about something else.
+
+    LM Studio answers a request that exceeds the context window with a stream whose first event is an error.
+    """
+    refusal = adapt_refusal(400, headers, json.dumps({"error": error}).encode(), quirks, now=now)
+    return refusal if refusal.kind == "context_overflow" else None
 
 
 def error_of(document: object) -> Mapping[str, Any] | None:
@@ -155,6 +166,15 @@ def _never_fits(words: str) -> int | None:
 def _said_to_wait(words: str) -> float | None:
     match = _TRY_AGAIN.search(words)
     return None if match is None else parse_duration(match[1])
+
+
+def _named_reset(words: str, limits: RateLimits) -> float | None:
+    """Return the seconds until the limit that the words name comes back: Cerebras tells no more."""
+    kind, period = (re.search(pattern, words, re.IGNORECASE) for pattern in (r"token|request", r"minute|day"))
+    if kind is None or period is None:
+        return None
+    allowance: Allowance | None = getattr(limits, f"{kind[0].lower()}s_{period[0].lower()}")
+    return None if allowance is None else allowance.reset
 
 
 def _number_in(pattern: re.Pattern[str], words: str) -> int | None:

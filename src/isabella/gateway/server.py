@@ -10,7 +10,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import anyio
@@ -178,9 +178,10 @@ async def _save_regularly(traffic: Traffic, file: Path) -> None:
 
 
 def _save(traffic: Traffic, file: Path) -> None:
-    # A disk that is full costs history, and no request.
+    # A vendor's words may quote a prompt. A disk that is full costs history, and no request.
+    kept = {name: asdict(replace(vendor, refused_message=None)) for name, vendor in traffic.vendors.items()}
     with suppress(OSError):
-        write_private(file, json.dumps({name: asdict(vendor) for name, vendor in traffic.vendors.items()}))
+        write_private(file, json.dumps(kept))
 
 
 def _load(file: Path) -> dict[str, VendorTraffic]:

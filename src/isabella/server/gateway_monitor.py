@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import anyio
 import structlog
+from anyio.abc import TaskGroup
 
+from isabella.agents.memory import Hold
+from isabella.agents.registry import AgentRecord
 from isabella.config.gateway_address import gateway_address
-from isabella.errors import GatewayError
+from isabella.errors import GatewayError, IsabellaError
 from isabella.gateway.client import GatewayClient, GatewayTraffic, gateway_status
 from isabella.gateway.keys import KeyKind
 from isabella.gateway.process import Supervisor
 from isabella.gateway.traffic import StoppedKey, VendorTraffic
 from isabella.providers.report import GatewayState, GatewayStatus
-from isabella.server.runtime import Runtime
+from isabella.server.runtime import Runtime, hold_queue
 from isabella.turns.service import TurnService
 from isabella.turns.stream import state_of_status
 from isabella.vendors.status import VendorState
@@ -25,6 +29,8 @@ log = structlog.get_logger()
 
 _INTERVAL = 1.0
 _ADDRESS_INTERVAL = 5.0
+#: The part of an allowance per minute that one request may have, because vendors count the answer, too.
+_OF_AN_ALLOWANCE = 0.9
 
 
 @asynccontextmanager
@@ -43,7 +49,7 @@ async def run_gateway_monitor(
             supervisor.on_restart = on_restart
             tasks.start_soon(supervisor.run)
         if client is not None:
-            tasks.start_soon(_GatewayMonitor(runtime, client).run)
+            tasks.start_soon(_GatewayMonitor(runtime, client, hold_queue(turn_service), tasks).run)
         elif runtime.settings.uses_gateway:
             tasks.start_soon(_watch_address, runtime)
         yield
@@ -60,8 +66,10 @@ async def _watch_address(runtime: Runtime) -> None:
 class _GatewayMonitor:
     """Reads the gateway's traffic every second."""
 
-    def __init__(self, runtime: Runtime, client: GatewayClient) -> None:
+    def __init__(self, runtime: Runtime, client: GatewayClient, hold: Hold, tasks: TaskGroup) -> None:
         self._runtime = runtime
+        self._hold = hold
+        self._tasks = tasks
         self._client = client
         self._number: int | None = None
 
@@ -70,16 +78,20 @@ class _GatewayMonitor:
         while True:
             try:
                 await self._read()
-                status = self._runs()
             except GatewayError:
                 self._runtime.gateway = None
-                status = await gateway_status(self._runtime.settings)
-            self._runtime.readiness.record_gateway(status)
+            except IsabellaError as error:
+                log.info("gateway not followed", error=error.what)
+            self._runtime.readiness.record_gateway(await self._status())
             await anyio.sleep(_INTERVAL)
 
-    def _runs(self) -> GatewayStatus | None:
-        address = gateway_address(self._runtime.settings)
-        return None if address is None else GatewayStatus(address, GatewayState.RUNS)
+    async def _status(self) -> GatewayStatus | None:
+        """Return whether the gateway runs: it does if it was read just now."""
+        settings = self._runtime.settings
+        address = gateway_address(settings)
+        if self._runtime.gateway is None or address is None:
+            return await gateway_status(settings)
+        return GatewayStatus(address, GatewayState.RUNS)
 
     async def _read(self) -> None:
         traffic = await self._client.traffic(self._number or 0)
@@ -92,8 +104,41 @@ class _GatewayMonitor:
             self._runtime.event_log.notifier.notify()
         for provider, vendor in traffic.vendors.items():
             self._observe(provider, vendor)
+            allowance = None if vendor.limits is None else vendor.limits.tokens_minute
+            if allowance is not None and allowance.limit:
+                await self._cap(provider, int(allowance.limit * _OF_AN_ALLOWANCE), "tokens per minute")
+        for outcome in traffic.outcomes:
+            if outcome.never_fits:
+                await self._cap(outcome.provider, int(outcome.never_fits * _OF_AN_ALLOWANCE), "tokens per minute")
+            if outcome.window and outcome.model:
+                await self._cap(f"{outcome.provider}/{outcome.model}", outcome.window, "tokens in a context")
         if not first:
             await self._report(traffic)
+
+    async def _cap(self, name: str, tokens: int, unit: str) -> None:
+        """Lower the windows of agents whose requests the vendor would refuse for their size."""
+        agents = self._runtime.agents
+        if not agents.models.cap(name, tokens):
+            return
+        for record in await agents.registry.all():
+            if _exceeds(record, name, tokens):
+                self._tasks.start_soon(self._lower, record.id, name, tokens, unit)
+
+    async def _lower(self, agent_id: str, name: str, tokens: int, unit: str) -> None:
+        """Lower the window of an agent between two of its turns: a turn binds its agent to other vendors."""
+        agents = self._runtime.agents
+        try:
+            async with self._hold(agent_id):
+                record = await agents.registry.get(agent_id)
+                if record.binding is None or not _exceeds(record, name, tokens):
+                    return
+                await agents.registry.bind(agent_id, replace(record.binding, window=tokens))
+        except IsabellaError as error:
+            log.warning("window not lowered", agent=agent_id, error=error.what)
+            return
+        sentence = f"{name} takes at most {tokens} {unit}, so that is the context window of {record.name} now."
+        log.info("window lowered", name=name, tokens=tokens, agent=record.name)
+        self._runtime.event_log.add_notice(sentence, name.partition("/")[0])
 
     def _observe(self, provider: str, vendor: VendorTraffic) -> None:
         """Pass on the last answer or refusal, which may be one to a turn of another program."""
@@ -117,6 +162,11 @@ class _GatewayMonitor:
         watcher = self._runtime.watcher
         if watcher is not None and drifted:
             await watcher.retry(sorted(drifted))
+
+
+def _exceeds(record: AgentRecord, name: str, tokens: int) -> bool:
+    binding = record.binding
+    return binding is not None and name in (binding.provider, binding.handle) and binding.window > tokens
 
 
 def describe_stopped_key(stopped: StoppedKey) -> str:

@@ -144,6 +144,7 @@ class Attempt:
             if isinstance(item, _Closed):
                 self._lost(item.error)
             else:
+                refusal = self.refusal
                 await self._cancel(letta, inbox)
                 # Lines that arrive now still count: they may be the end of the answer, or its very beginning.
                 silent = not self.cancel_request.made and self.began is None
@@ -154,6 +155,8 @@ class Attempt:
                     if silent and self.began is not None:
                         # The vendor answers after all: read on until Letta notices the cancellation.
                         silent, until = False, time.monotonic() + _END_SECONDS
+                # An error that comes now only shows that the request to the vendor was ended.
+                self.refusal = refusal
                 self._give_up()
             for event in self._finished_calls():
                 yield event

@@ -6,10 +6,12 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -27,8 +29,11 @@ from isabella.letta.connection import Connection
 from isabella.providers.desired import desired_providers
 from isabella.providers.health import Level, headline, report_document
 from isabella.providers.report import GatewayState, GatewayStatus, Receipt, Report
+from isabella.server import gateway_monitor
 from isabella.server.api.status import Gateway, Provider
+from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.readiness import Phase, Readiness
+from isabella.server.runtime import Runtime
 from isabella.turns.probe import judge_refusal
 from isabella.vendors.status import VendorObservation, VendorState
 from tests.support import backend_server
@@ -297,6 +302,35 @@ def test_readiness_tells_that_the_gateway_does_not_run() -> None:
     assert (readiness.status, readiness.reasons) == (Phase.READY, [])
     readiness.record_gateway(RUNS)
     assert (readiness.status, readiness.reasons) == (Phase.READY, [])
+
+
+def test_a_backend_follows_a_gateway_that_others_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks for its health, without its totals; readiness has it at once, and a change is a notice."""
+    monkeypatch.setattr(gateway_monitor, "_ADDRESS_INTERVAL", 0.05)
+    runtime = Runtime()
+    without: Any = SimpleNamespace(deps=SimpleNamespace(gateway=None))
+
+    async def until(state: GatewayState) -> None:
+        notifier = runtime.event_log.notifier
+        with anyio.fail_after(30):
+            while runtime.readiness.gateway is None or runtime.readiness.gateway.state is not state:
+                await notifier.wait(notifier.count, 0.1)
+
+    async def follow() -> str:
+        async with AsyncExitStack() as stack:
+            with another_program(200, {"service": SERVICE}) as url:
+                runtime.watcher = cast("Any", SimpleNamespace(settings=settings(tmp_path, url)))
+                await stack.enter_async_context(run_gateway_monitor(runtime, without, None))
+                await until(GatewayState.RUNS)
+                assert list(runtime.event_log.entries) == []
+            await until(GatewayState.DOWN)
+        return url
+
+    url = anyio.run(follow)
+    assert runtime.gateway is None
+    (notice,) = runtime.event_log.entries
+    assert notice.warning
+    assert notice.text.startswith(f"The gateway at {url} does not run, so agents get no answer")
 
 
 def test_a_report_keeps_the_gateway_it_was_made_with() -> None:

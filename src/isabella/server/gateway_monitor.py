@@ -58,8 +58,15 @@ async def run_gateway_monitor(
 
 async def _watch_address(runtime: Runtime) -> None:
     """Ask a gateway that others run for its health, until cancelled."""
+    former: GatewayStatus | None = None
     while True:
-        runtime.readiness.record_gateway(await gateway_status(runtime.settings))
+        status = await gateway_status(runtime.settings)
+        runtime.readiness.record_gateway(status)
+        if former is not None and status is not None and former.state is not status.state:
+            runs = status.state is GatewayState.RUNS
+            (log.info if runs else log.warning)(status.sentence)
+            runtime.event_log.add_notice(status.sentence, warning=not runs)
+        former = status
         await anyio.sleep(_ADDRESS_INTERVAL)
 
 

@@ -97,7 +97,7 @@ def test_the_rows_of_the_activity_page() -> None:
     assert vendor_rows(None) == []
     groq, longcat = vendor_rows(traffic(byok_groq=GROQ))
     assert (groq.provider, groq.refusal) == ("byok-groq", "429: Rate limit reached")
-    assert groq.totals == "7 accepted, 3 not, 1 other key stopped"
+    assert groq.totals == "7 accepted, 3 refused or failed, 1 other key stopped"
     assert (groq.first_byte, groq.tokens) == ("250 ms", "3,000 in, 120 out")
     assert groq.limits == ("990 of 1,000 requests a day", "0 of 8,000 tokens a minute")
     assert groq.accepted_at is not None

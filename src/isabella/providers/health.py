@@ -302,7 +302,8 @@ def headline(report: Report) -> StatusHeadline:
     match gateway_level(gateway):
         case Level.PROBLEM if gateway is not None:
             others = "" if of_providers.level <= Level.UNKNOWN else f" {of_providers.title} {of_providers.text}"
-            return StatusHeadline(Level.PROBLEM, "The gateway does not run.", f"{gateway.sentence}{others}")
+            text = f"Until it does, agents get no answer ({gateway.address}): {gateway.details}{others}"
+            return StatusHeadline(Level.PROBLEM, "The gateway does not run.", text)
         case Level.UNKNOWN if gateway is not None:
             level, title = max(of_providers.level, Level.UNKNOWN), of_providers.title
             # Every vendor answered once: that was through the gateway, which may have ended since.

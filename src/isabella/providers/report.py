@@ -67,10 +67,14 @@ class GatewayStatus:
             case GatewayState.RUNS:
                 return f"The gateway runs at {self.address}."
             case GatewayState.DOWN:
-                words = f"The gateway at {self.address} does not run, so agents get no answer: {self.reason}."
+                return f"The gateway at {self.address} does not run, so agents get no answer: {self.details}"
             case GatewayState.UNKNOWN:
-                words = f"Whether the gateway at {self.address} runs is not known: {self.reason}."
-        return f"{words} {self.remedy}" if self.remedy else words
+                return f"Whether the gateway at {self.address} runs is not known: {self.details}"
+
+    @property
+    def details(self) -> str:
+        """The reason and the remedy, as the end of a sentence and another one."""
+        return ". ".join(part.rstrip(".") for part in (self.reason, self.remedy) if part) + "."
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` and the HTTP API show."""

@@ -153,7 +153,8 @@ def _vendor_row(provider: str, vendor: VendorTraffic) -> VendorRow:
         accepted_at=_time(vendor.accepted_at),
         refused_at=_time(vendor.refused_at),
         refusal=f"{status}: {redact(vendor.refused_message or '')}".rstrip(": "),
-        totals=f"{vendor.answers} accepted, {failed} not"
+        totals=f"{vendor.answers:,} accepted"
+        + (f", {failed:,} refused or failed" if failed else "")
         + (f", {stopped} other key{'' if stopped == 1 else 's'} stopped" if stopped else ""),
         first_byte=None if vendor.first_byte_ms is None else f"{vendor.first_byte_ms:,.0f} ms",
         tokens=f"{vendor.prompt_tokens:,} in, {vendor.completion_tokens:,} out",

@@ -42,9 +42,10 @@ def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(autouse=True)
 def without_faults(served: Backend) -> Iterator[None]:
-    """No fault outlives its test, and no circuit stays open."""
+    """No fault outlives its test, no window stays lowered, and no circuit open."""
     yield
     served.vendors.clear()
+    served.runtime.agents.models._caps.clear()
     served.vendors.forget()
     for provider in ("cerebras", "byok-groq", "byok-mistral", "longcat"):
         served.call(served.runtime.turns.deps.breaker.forgive, provider)

@@ -23,7 +23,7 @@ from isabella.providers.apply import Options
 from isabella.providers.bound_agents import LettaBoundAgents
 from isabella.providers.desired import Desired, desired_providers, select_providers
 from isabella.providers.health import HealthFile, update_health, with_health
-from isabella.providers.report import ProviderReport, Receipt, Report
+from isabella.providers.report import GatewayStatus, ProviderReport, Receipt, Report
 from isabella.providers.sync import compare, sync_providers
 from isabella.system.urls import same_address
 from isabella.vendors.client import VendorObservation, ask_vendor
@@ -155,6 +155,7 @@ class _Session:
     options: Options
     health_file: HealthFile
     notices: Sequence[str]
+    gateway: GatewayStatus | None = None
 
     def finish(self, report: Report, *, synced: bool = False) -> Report:
         """Return the report with the health of each provider, and with notices about the configuration."""
@@ -165,7 +166,7 @@ class _Session:
             self.health_file.write(health)
         # A comparison that finds a change does not know when it happened.
         report = with_health(report, health, unless=None if synced else now)
-        return replace(report, notices=(*self.notices, *report.notices))
+        return replace(report, notices=(*self.notices, *report.notices), gateway=self.gateway)
 
 
 @asynccontextmanager
@@ -202,4 +203,14 @@ async def _open_session(
             held_everywhere=gate.advisory is not None,
             bound_agents=LettaBoundAgents(client),
         )
-        yield _Session(letta, client.providers, desired, options, HealthFile(letta.home, letta.base_url), notices)
+        health_file, gateway = HealthFile(letta.home, letta.base_url), await _gateway(settings)
+        yield _Session(letta, client.providers, desired, options, health_file, notices, gateway)
+
+
+async def _gateway(settings: Settings) -> GatewayStatus | None:
+    if not settings.uses_gateway:
+        return None
+    # Imported late: without a gateway, nothing of it is needed.
+    from isabella.gateway.client import gateway_status
+
+    return await gateway_status(settings)

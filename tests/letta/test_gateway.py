@@ -10,10 +10,13 @@ import httpx2 as httpx
 import pytest
 
 from isabella.api import ensure_providers
+from isabella.doctor.log_messages import recognise
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.providers.report import Report
 from isabella.system.urls import gateway_base_url
+from isabella.turns.events import ErrorCode
+from isabella.turns.stream import VendorRefusal, classify_refusal, parse_line
 from tests.support.backend_server import Backend, Speaking, backend
 
 CEREBRAS, GROQ = "cerebras/gpt-oss-120b", "byok-groq/openai/gpt-oss-120b"
@@ -218,6 +221,51 @@ def test_a_context_that_is_too_long_is_summarised(served: Backend) -> None:
     turn = served.say(agent, "Say hello")
     assert turn.end["reason"] == "completed", turn.events
     assert turn.all("summarized") or turn.text
+
+
+def test_letta_quotes_the_gateway_s_own_refusal(served: Backend) -> None:
+    """The error of an agent at a provider that the gateway does not have is the gateway's, and no vendor's."""
+    id = served.id_of(served.agent("gateway-nobody", GROQ))
+    config = served.letta.get(f"/v1/agents/{id}").json()["llm_config"]
+    nobody = gateway_base_url(f"http://127.0.0.1:{port_of(served)}", "nobody")
+    served.letta.patch(
+        f"/v1/agents/{id}", json={"llm_config": {**config, "model_endpoint": nobody}}
+    ).raise_for_status()
+    said = {"messages": [{"role": "user", "content": "Say hello"}]}
+    refused = served.letta.post(f"/v1/agents/{id}/messages", json=said)
+    assert refused.status_code == 500, refused.text
+    error = refused.json()["error"]
+    assert [one.message.id for one in recognise(refused.text)] == ["gateway-no-provider"]
+    lines = served.letta.post(f"/v1/agents/{id}/messages/stream", json={**said, "stream_tokens": True}).text
+    streamed = [piece for line in lines.splitlines() if isinstance(piece := parse_line(line), VendorRefusal)]
+    for refusal in (classify_refusal(error["type"], error["detail"]), *streamed):
+        assert (refusal.code, refusal.vendor, refusal.counts) == (ErrorCode.GATEWAY_REFUSED, None, False)
+        assert refusal.message.startswith("Isabella's gateway has no provider 'nobody'.")
+    assert streamed
+
+
+def test_what_passed_is_told(served: Backend) -> None:
+    """The API has the gateway and both base URLs of a provider; /metrics has the gateway's totals."""
+    agent = served.agent("gateway-counted", LONGCAT)
+    assert served.say(agent, "Say hello").text == "hello"
+    document = served.client.get("/api/providers").json()
+    assert document["gateway"]["state"] == "runs"
+    (longcat,) = [one for one in document["providers"] if one["name"] == "longcat"]
+    assert longcat["stored_base_url"] == longcat["base_url"] == stored(served, "longcat")["base_url"]
+    assert longcat["upstream"] == served.vendors.base_url("longcat")
+    assert served.gateway is not None
+    vendor = served.gateway.traffic.vendor("longcat")
+    wanted = {
+        "isabella_gateway_up 1.0",
+        f'isabella_gateway_answers_total{{provider="longcat"}} {vendor.answers}.0',
+        f'isabella_gateway_tokens_total{{kind="completion",provider="longcat"}} {vendor.completion_tokens}.0',
+    }
+    assert vendor.answers > 0
+    assert vendor.completion_tokens > 0
+    until = time.monotonic() + 30
+    while not wanted <= set(served.client.get("/metrics").text.splitlines()):
+        assert time.monotonic() < until, served.client.get("/metrics").text
+        time.sleep(0.1)
 
 
 def test_a_request_larger_than_the_allowance_is_a_rate_limit(served: Backend) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from isabella.letta.llm_config import Binding
+from isabella.system.urls import gateway_base_url
 from tests.support.doctor_env import DoctorEnv
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
 
@@ -326,6 +327,21 @@ FAULTS: dict[str, Fault] = {
         "byok-mistral",
         person=calm,
         options=("--probe", "--provider", "byok-mistral"),
+    ),
+    # 5: the gateway
+    "gateway not running": fault(
+        lambda w: w.set(ISABELLA_GATEWAY=CLOSED),
+        "gateway-not-running",
+        person=lambda w: w.unset("ISABELLA_GATEWAY"),
+        options=("--probe",),
+    ),
+    "provider at a gateway": fault(
+        lambda w: w.store("longcat", base_url=gateway_base_url(CLOSED, "longcat")), "base-url-moved", "longcat"
+    ),
+    "agent at a gateway": fault(
+        lambda w: w.rebind("byok-groq", model_endpoint=gateway_base_url(CLOSED, "byok-groq")),
+        "agent-at-other-gateway",
+        "byok-groq",
     ),
 }
 

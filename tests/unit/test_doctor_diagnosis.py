@@ -23,6 +23,7 @@ from isabella.doctor.evidence import (
     ConfigurationProblem,
     ConflictingVariable,
     Evidence,
+    GatewayEvidence,
     LettaEvidence,
     LettaProcess,
     ProviderEvidence,
@@ -39,12 +40,14 @@ from isabella.errors import (
     NotLetta,
     StartFailed,
 )
+from isabella.gateway.client import GatewayProvider
 from isabella.letta.encryption import KeyMatch, KeyReading
 from isabella.letta.llm_config import LlmConfig
 from isabella.letta.releases import capabilities_of
 from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Remark, RemarkKind, desired_providers
-from isabella.providers.report import Receipt
+from isabella.providers.report import GatewayState, GatewayStatus, Receipt
+from isabella.system.urls import GATEWAY_PATH, gateway_base_url
 from isabella.turns.probe import ProbeResult
 from isabella.vendors.client import KeyVerdict as Said
 from isabella.vendors.client import Trouble, VendorAnswer
@@ -467,9 +470,93 @@ def no_key(evidence: Evidence) -> Evidence:
     return Evidence(ConfigurationEvidence(desired=desired), {}, LettaEvidence())
 
 
+ADDRESS = "http://127.0.0.1:8284"
+
+
+def gateway(state: GatewayState = GatewayState.RUNS, *, here: bool = True, **changes: Any) -> Change:
+    """Letta is to reach the vendors through a gateway, which has the configuration but for these changes."""
+
+    def change(evidence: Evidence) -> Evidence:
+        known = {
+            one.name: GatewayProvider(**({"upstream": one.upstream, "key": one.masked_key} | changes))
+            for one in evidence.configuration.desired
+        }
+        reason = None if state is GatewayState.RUNS else "it was not started"
+        status = GatewayStatus(ADDRESS, state, reason)
+        readable = here and state is GatewayState.RUNS
+        return replace(evidence, gateway=GatewayEvidence(status, here, known if readable else None))
+
+    return change
+
+
+def behind_gateway(
+    state: GatewayState = GatewayState.RUNS,
+    *,
+    here: bool = True,
+    providers: Mapping[str, GatewayProvider] | None = None,
+    **changes: Any,
+) -> Change:
+    """Everything is behind the gateway: the configuration, the providers in Letta, and the agents."""
+
+    def change(evidence: Evidence) -> Evidence:
+        moved = {one.name: gateway_base_url(ADDRESS, one.name) for one in evidence.configuration.desired}
+        desired = tuple(
+            replace(one, base_url=moved[one.name], behind_gateway=one.base_url)
+            for one in evidence.configuration.desired
+        )
+        rows = tuple(
+            replace(one, stored=replace(one.stored, base_url=moved[one.stored.name]))
+            for one in evidence.letta.rows or ()
+        )
+        agents = tuple(
+            replace(one, llm=replace(one.llm, endpoint=moved[one.llm.provider or ""]))
+            for one in evidence.letta.agents or ()
+        )
+        evidence = gateway(state, here=here, **changes)(seen(configured(desired=desired)(evidence), rows=rows))
+        evidence = seen(evidence, agents=agents)
+        if providers is not None and evidence.gateway is not None:
+            evidence = replace(evidence, gateway=replace(evidence.gateway, providers=providers))
+        return evidence
+
+    return change
+
+
+def past_gateway(*, rows: bool = False, agents: bool = False) -> Change:
+    """The gateway is on, and these have the vendors' own base URLs still."""
+
+    def change(evidence: Evidence) -> Evidence:
+        moved = behind_gateway()(evidence)
+        if rows:
+            moved = seen(moved, rows=evidence.letta.rows)
+        return seen(moved, agents=evidence.letta.agents) if agents else moved
+
+    return change
+
+
+def probed(result: ProbeResult) -> Change:
+    """A completion through Letta on Groq had this result."""
+    return lambda evidence: replace(behind_gateway()(evidence), probes={"byok-groq": result})
+
+
 PLAINTEXT = KeyReading(KeyMatch.EQUAL, sealed=False)
 HIDDEN = KeyReading(KeyMatch.HIDDEN, sealed=True)
 CASES: dict[str, list[Change]] = {
+    "gateway-not-running": [
+        behind_gateway(GatewayState.DOWN),
+        behind_gateway(GatewayState.DOWN, here=False),
+    ],
+    "gateway-otherwise-configured": [
+        behind_gateway(providers={}),
+        behind_gateway(upstream="https://elsewhere.example/v1"),
+        behind_gateway(key="csk-…9999"),
+        behind_gateway(problem="it is empty"),
+    ],
+    "receipt-refused-by-gateway": [
+        probed(ProbeResult(Receipt.FAILED, "no", gateway_code="provider_not_configured")),
+        probed(ProbeResult(Receipt.FAILED, "no", gateway_code="invalid_api_key")),
+    ],
+    "agent-past-gateway": [past_gateway(agents=True)],
+    "agent-at-other-gateway": [agent(endpoint=f"{ADDRESS}{GATEWAY_PATH}cerebras/v1")],
     "env-file-malformed": [problem("env-file-malformed", ".env")],
     "env-file-unreadable": [problem("env-file-unreadable", ".env")],
     "toml-malformed": [problem("toml-malformed", "isabella.toml")],
@@ -587,6 +674,98 @@ CASES: dict[str, list[Change]] = {
 }
 
 
+def everything(evidence: Evidence, change: Change) -> tuple[list[str], dict[str, list[str]]]:
+    """The codes of all root causes, and by root cause those of its consequences."""
+    verdict = diagnose(change(evidence))
+    consequences = {
+        cause.finding.code: [one.code for one in cause.consequences] for cause in verdict.causes if cause.consequences
+    }
+    return [cause.finding.code for cause in verdict.causes], consequences
+
+
+def test_behind_a_gateway_that_runs_all_is_well() -> None:
+    """Base URLs of the gateway are the configured ones; what it has is compared, or said not to be known."""
+    verdict = diagnose(behind_gateway()(healthy()))
+    assert verdict.healthy, verdict.sentences
+    assert verdict.unknowns == ()
+    assert {passed.text for passed in verdict.passed if passed.layer is Layer.GATEWAY} == {
+        f"the gateway answers at {ADDRESS}",
+        "the gateway has the configured keys and base URLs",
+    }
+    away = diagnose(behind_gateway(here=False)(healthy()))
+    assert away.healthy
+    assert [unknown.layer for unknown in away.unknowns] == [Layer.GATEWAY]
+    unknown = diagnose(behind_gateway(GatewayState.UNKNOWN, here=False)(healthy()))
+    assert unknown.healthy
+    assert [unknown.layer for unknown in unknown.unknowns] == [Layer.GATEWAY]
+
+
+def test_a_gateway_that_does_not_run_explains_what_follows_from_it() -> None:
+    """It is the one cause: a completion that fails, and whatever has not moved to it yet, is a consequence."""
+    assert everything(healthy(), behind_gateway(GatewayState.DOWN)) == (["gateway-not-running"], {})
+
+    def probed_while_down(evidence: Evidence) -> Evidence:
+        down = behind_gateway(GatewayState.DOWN)(evidence)
+        return replace(down, probes={"byok-groq": ProbeResult(Receipt.FAILED, "Connection error.")})
+
+    codes_, consequences = everything(healthy(), probed_while_down)
+    assert (codes_, consequences) == (["gateway-not-running"], {"gateway-not-running": ["receipt-failed"]})
+
+    def never_started(evidence: Evidence) -> Evidence:
+        return gateway(GatewayState.DOWN)(past_gateway(rows=True, agents=True)(evidence))
+
+    codes_, consequences = everything(healthy(), never_started)
+    assert codes_ == ["gateway-not-running"]
+    assert set(consequences["gateway-not-running"]) == {"base-url-moved", "agent-past-gateway"}
+
+
+def test_where_the_gateway_was_switched_on_or_off() -> None:
+    """Providers lead, and a sync moves their agents with them; each direction is told in its own words."""
+    codes_, consequences = everything(healthy(), past_gateway(rows=True, agents=True))
+    assert set(codes_) == {"base-url-moved"}
+    assert consequences["base-url-moved"] == ["agent-past-gateway"]
+    (cause, *_) = diagnose(past_gateway(rows=True, agents=True)(healthy())).causes
+    assert cause.finding.severity is Severity.WARNING
+    assert cause.finding.summary == "Letta calls the vendor directly, although the gateway is on."
+    assert everything(healthy(), past_gateway(agents=True))[0] == ["agent-past-gateway"] * 4
+
+    def switched_off(evidence: Evidence) -> Evidence:
+        moved = behind_gateway()(evidence)
+        return replace(moved, configuration=evidence.configuration, gateway=None)
+
+    verdict = diagnose(switched_off(healthy()))
+    assert {cause.finding.code for cause in verdict.causes} == {"base-url-moved"}
+    assert "although the gateway is off" in verdict.causes[0].finding.summary
+    assert [one.code for one in verdict.causes[0].consequences] == ["agent-at-other-gateway"]
+
+
+def test_a_provider_at_a_gateway_on_another_port() -> None:
+    """Another gateway's base URL is said to be that, with what may come of it."""
+
+    def other_port(evidence: Evidence) -> Evidence:
+        there = gateway_base_url("http://127.0.0.1:9999", "byok-groq")
+        return stored(base_url=there)(behind_gateway()(evidence))
+
+    (cause,) = diagnose(other_port(healthy())).causes
+    assert (cause.finding.code, cause.finding.provider) == ("base-url-moved", "byok-groq")
+    assert cause.finding.summary == "Letta calls another gateway than the configured one."
+    assert "http://127.0.0.1:9999" in cause.finding.cause
+
+
+def test_a_duplicate_and_an_agent_past_the_gateway_are_found_by_the_vendor_s_own_base_url() -> None:
+    """A second provider that calls the vendor directly is one for the same vendor all the same."""
+    (cause,) = diagnose(duplicate_at_vendor(healthy())).causes
+    assert (cause.finding.code, cause.finding.provider) == ("provider-duplicate", "byok-groq")
+
+
+def duplicate_at_vendor(evidence: Evidence) -> Evidence:
+    """The four providers are behind the gateway, and a second one for Groq is not."""
+    (record,) = (one.stored for one in evidence.letta.rows or () if one.stored.name == "byok-groq")
+    moved = behind_gateway()(evidence)
+    second = ProviderEvidence(replace(record, id="provider-2", name="groq-2"))
+    return seen(moved, rows=(*(moved.letta.rows or ()), second))
+
+
 def test_every_code_of_the_table_has_a_case() -> None:
     """The table and the cases below have the same codes."""
     assert set(CASES) == set(finding_table())
@@ -620,7 +799,7 @@ def test_codes_in_the_source_are_those_of_the_table() -> None:
 
 def test_entries_refer_to_codes_and_facts_that_exist() -> None:
     """`explained_by` and `facts` name existing codes and facts, in special cases, too."""
-    known = set(re.findall(r"^\| ([RPOMC]\d+) \|", (DOCS / "facts.md").read_text(), re.MULTILINE))
+    known = set(re.findall(r"^\| ([RPOMCAG]\d+) \|", (DOCS / "facts.md").read_text(), re.MULTILINE))
     for entry in finding_table().values():
         for texts in (entry, *entry.get("cases", {}).values()):
             assert set(texts.get("explained_by", ())) <= set(finding_table())

@@ -385,6 +385,19 @@ def test_a_refused_write_keeps_its_status(
     assert len(httpserver.log) == 1
 
 
+def test_an_error_of_a_vendor_is_kept_whole_and_shown_short(httpserver: HTTPServer) -> None:
+    """Letta quotes the body of a vendor's answer, of which the type of the error comes last; others are cut."""
+    words = f"Error code: 401 - {{'error': {{'message': '{'x' * 400}', 'type': 'isabella-gateway'}}}}"
+    for kind, whole in (("llm_authentication", True), ("internal_error", False)):
+        httpserver.clear()
+        body = {"error": {"type": kind, "message": "m", "detail": words}}
+        httpserver.expect_request("/v1/providers/").respond_with_json(body, status=401)
+        with pytest.raises(LettaRefused) as error:
+            ask(address(httpserver), LettaProviders.all)
+        assert (error.value.detail == words) is whole
+        assert len(error.value.what) < 400
+
+
 def test_a_wrong_password_is_told_apart_from_none(httpserver: HTTPServer) -> None:
     """Whether a password was given decides what is said, and the password itself is not."""
     httpserver.expect_request("/v1/providers/").respond_with_json({"detail": "Unauthorized"}, status=401)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import isabella.gateway
 from isabella.system import redaction
 from isabella.turns.events import (
     AnswerText,
@@ -29,6 +32,8 @@ from isabella.turns.stream import (
     parse_line,
     retry_delay,
 )
+from isabella.turns.turn import unanswered_turn
+from isabella.vendors.client import VendorState
 
 
 def line(**fields: Any) -> str:
@@ -148,6 +153,75 @@ def test_errors(kind: str, detail: str, code: ErrorCode, status: int | None, cou
     refusal = classify_refusal(kind, detail)
     assert (refusal.code, refusal.status, refusal.counts) == (code, status, counts)
     assert "OpenAI" not in refusal.message or status is None
+
+
+GATEWAY = (
+    "UNAUTHENTICATED: Authentication failed with OpenAI: Error code: {status} - {{'error': {{'message': \"Isabella's "
+    "gateway said no.\", 'type': 'isabella-gateway', 'param': None, 'code': '{code}'}}}} [BYOK]"
+)
+
+
+@pytest.mark.parametrize(
+    ("status", "refused", "code", "counts", "elsewhere"),
+    [
+        (401, "invalid_api_key", ErrorCode.GATEWAY_REFUSED, False, True),
+        (404, "provider_unknown", ErrorCode.GATEWAY_REFUSED, False, True),
+        (404, "not_found", ErrorCode.GATEWAY_REFUSED, False, True),
+        (503, "provider_not_configured", ErrorCode.GATEWAY_REFUSED, False, True),
+        (400, "request_too_large", ErrorCode.GATEWAY_REFUSED, False, True),
+        (408, "request_timeout", ErrorCode.GATEWAY_REFUSED, False, True),
+        (503, "turn_over", ErrorCode.GATEWAY_REFUSED, False, False),
+        (502, "vendor_unreachable", ErrorCode.VENDOR_UNREACHABLE, True, True),
+        (504, "vendor_unreachable", ErrorCode.VENDOR_UNREACHABLE, True, True),
+    ],
+)
+def test_refusals_of_the_gateway_are_not_the_vendor_s(
+    status: int, refused: str, code: ErrorCode, counts: bool, elsewhere: bool
+) -> None:
+    """Whatever status the gateway itself answers, the vendor has refused nothing; its words are told as they are."""
+    kind = "llm_authentication" if status == 401 else "llm_error"
+    refusal = classify_refusal(kind, GATEWAY.format(status=status, code=refused))
+    assert (refusal.code, refusal.counts, refusal.elsewhere) == (code, counts, elsewhere)
+    assert refusal.message == "Isabella's gateway said no."
+    assert refusal.vendor is (VendorState.UNREACHABLE if counts else None)
+
+
+def test_every_error_of_the_gateway_is_one_of_its_own() -> None:
+    """The codes above are those that the gateway's source has."""
+    folder = Path(isabella.gateway.__file__).parent
+    source = "".join((folder / name).read_text() for name in ("app.py", "keys.py"))
+    codes = set(re.findall(r'(?:40\d|50\d|status), \s*"([a-z_]+)",', source.replace("\n", " ")))
+    assert codes == {
+        "invalid_api_key",
+        "provider_unknown",
+        "provider_not_configured",
+        "not_found",
+        "request_too_large",
+        "request_timeout",
+        "turn_over",
+        "vendor_unreachable",
+        "unauthorized",  # the control routes, which Letta never calls
+    }
+
+
+def test_a_vendor_that_speaks_of_the_gateway_is_still_the_vendor() -> None:
+    """Only the type of the error counts, not a word in the vendor's text."""
+    refusal = classify_refusal(
+        "llm_authentication", "Error code: 401 - {'error': {'message': 'no isabella-gateway here', 'type': 'x'}}"
+    )
+    assert refusal.code is ErrorCode.KEY_REFUSED
+
+
+@pytest.mark.parametrize("code", [ErrorCode.GATEWAY_UNREACHABLE, ErrorCode.GATEWAY_REFUSED])
+def test_a_turn_that_the_gateway_refused_blames_no_vendor(code: ErrorCode) -> None:
+    """If it refused at every vendor, the error is the gateway's, once, and says what to run."""
+    refusal = VendorRefusal(code, "The gateway does not run.", counts=False)
+    for refusals in ([refusal], [refusal, refusal]):
+        failed = unanswered_turn(refusals)
+        assert (failed.code, failed.message) == (code, "The gateway does not run.")
+        assert "isabella doctor" in (failed.remedy or "")
+    vendor = VendorRefusal(ErrorCode.KEY_REFUSED, "401: no")
+    assert unanswered_turn([refusal, vendor]).code is ErrorCode.NO_VENDOR
 
 
 def test_the_vendors_own_words() -> None:

@@ -15,7 +15,7 @@ from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.errors import IsabellaError, ModelUnknown
 from isabella.letta.llm_config import Binding, LlmConfig, streams
 from isabella.letta.releases import GENERIC, OPENAI
-from isabella.system.urls import is_placeholder_url, same_address
+from isabella.system.urls import is_gateway_url, is_placeholder_url, same_address
 
 #: Letta's clients that never use a stored key (facts M3, O11), and the variable of its environment that they read.
 _KEYLESS = {"groq": "GROQ_API_KEY", "deepseek": "DEEPSEEK_API_KEY", "xai": "XAI_API_KEY"}
@@ -108,10 +108,12 @@ def binding_faults(llm: LlmConfig, explicit: Binding) -> Iterator[tuple[BindingF
     if not streams(client, llm.agent_type):
         why = f"Letta's {client} client cannot stream for agents of type {llm.agent_type}"
         yield BindingFault.CANNOT_STREAM, why
-    if client != explicit.client:
-        yield BindingFault.WRONG_CLIENT, f"Letta's {client} client sends it fields that the vendor may refuse"
     if not same_address(llm.endpoint, explicit.base_url):
         yield BindingFault.BASE_URL_MOVED, f"it calls {llm.endpoint}, but {llm.provider} is at {explicit.base_url}"
+    # The gateway adapts the requests of both clients.
+    adapted = is_gateway_url(explicit.base_url) and client in (GENERIC, OPENAI)
+    if client != explicit.client and not adapted:
+        yield BindingFault.WRONG_CLIENT, f"Letta's {client} client sends it fields that the vendor may refuse"
     if llm.window < explicit.window:
         yield BindingFault.SMALL_WINDOW, f"its window is {llm.window} tokens, the model's is {explicit.window}"
     if llm.binding is not None and llm.compaction == llm.handle:

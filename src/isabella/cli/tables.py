@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from isabella.providers.health import Level, headline, report_document, vendor_level, vendor_words
+from isabella.providers.health import Level, gateway_level, headline, report_document, vendor_level, vendor_words
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.terminal import console, print_message
@@ -39,6 +39,11 @@ def show_report(report: Report, *, conditions: bool = False) -> None:
         lead = headline(report)
         out.print(Text(f"{lead.title} {lead.text}".strip(), style=_LEVEL_STYLES[lead.level]))
     out.print(report_table(report, conditions=conditions))
+    if report.gateway is not None and report.configured:
+        out.print(Text(report.gateway.sentence, style=_LEVEL_STYLES[gateway_level(report.gateway)]))
+        if conditions:
+            rows = [(one.name, one.stored_base_url or "-", one.upstream or "-") for one in report.configured]
+            _print_table(("provider", "base URL in Letta", "vendor's own"), rows)
     for provider in report.configured if conditions else ():
         seen = provider.vendor_status
         if seen is not None and not provider.refused_by_vendor and vendor_level(seen) > Level.UNKNOWN:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from isabella.config.settings import Settings
 
+#: What the gateway calls itself: in the answer of its health route, and as the type of its own errors.
+SERVICE = "isabella-gateway"
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8284
 

@@ -14,9 +14,11 @@ from isabella.letta.llm_config import LlmConfig
 from isabella.letta.releases import Capabilities, client_for
 from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
+from isabella.providers.report import GatewayStatus
 from isabella.vendors.client import KeyVerdict, VendorAnswer
 
 if TYPE_CHECKING:
+    from isabella.gateway.client import GatewayProvider
     from isabella.turns.probe import ProbeResult
 
 
@@ -159,6 +161,22 @@ class LettaEvidence:
 
 
 @dataclass(frozen=True)
+class GatewayEvidence:
+    """The gateway through which Letta is to reach the vendors.
+
+    Attributes:
+        here: whether Isabella runs it, as opposed to one at a configured URL.
+        providers: the providers that it has, by name; None if they could not be read.
+        unread: why not.
+    """
+
+    status: GatewayStatus
+    here: bool = True
+    providers: Mapping[str, GatewayProvider] | None = None
+    unread: str | None = None
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All evidence of one run."""
 
@@ -167,6 +185,7 @@ class Evidence:
     letta: LettaEvidence
     #: results of completions through Letta, by provider; None if none were requested
     probes: Mapping[str, ProbeResult] | None = None
+    gateway: GatewayEvidence | None = None
 
     def vendor_accepts(self, provider: str) -> bool:
         """Whether the vendor accepts the configured key of this provider."""

@@ -22,6 +22,7 @@ class Layer(StrEnum):
     VENDOR = "vendor"
     STORED = "stored"
     USE = "use"
+    GATEWAY = "gateway"
     RECEIPT = "receipt"
     EXPOSURE = "exposure"
 

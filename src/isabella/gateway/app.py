@@ -25,9 +25,10 @@ import httpx2 as httpx
 import structlog
 from pydantic import SecretStr
 
+from isabella.config.gateway_address import SERVICE
 from isabella.gateway.adapting import adapt_request
 from isabella.gateway.answers import AnswerReader, ReasoningMemory
-from isabella.gateway.errors import SERVICE, Headers, error_body, json_body
+from isabella.gateway.errors import Headers, error_body, json_body
 from isabella.gateway.keys import Admission, KeyKind, KeyRing, NotAdmitted
 from isabella.gateway.limits import RateLimits, parse_limits
 from isabella.gateway.quotes import without_quotes
@@ -205,6 +206,8 @@ class Gateway:
             raise NotAdmitted(401, "unauthorized", f"The control token is missing or wrong ({TOKEN_HEADER}).")
         elif (path, method) == ("traffic", "GET"):
             after = query.get("after", "0")
+            if "refresh" in query:
+                await self.keys.refresh()
             document = self.traffic.as_json(int(after) if after.isdecimal() and len(after) < _LONGEST_NUMBER else 0)
             document["providers"] = {
                 one.name: {"upstream": one.upstream, "key": one.masked_key, "problem": one.problem}
@@ -300,7 +303,9 @@ class _Exchange:
         async for chunk in _content_of(response):
             if first:
                 first = False
-                self._gateway.traffic.accepted(self._desired.name, (time.monotonic() - began) * 1000)
+                if self._body is not None:
+                    # A vendor lists its models for a key without funds, too: only a POST shows that it answers.
+                    self._gateway.traffic.accepted(self._desired.name, (time.monotonic() - began) * 1000)
                 await self._start(response.status_code, _encoded(_kept_headers(response)))
             reader.feed(chunk)
             if reader.finish_reason is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,16 +11,20 @@ import httpx2 as httpx
 import structlog
 from pydantic import BaseModel, ConfigDict
 
+from isabella.config.gateway_address import SERVICE, gateway_address
 from isabella.config.settings import Settings
 from isabella.errors import GatewayError, UnverifiedPeer
 from isabella.gateway import process
 from isabella.gateway.traffic import Outcome, StoppedKey, VendorTraffic
+from isabella.providers.report import GatewayState, GatewayStatus
 from isabella.system.daemon import RunningDaemon
 from isabella.system.peers import async_hooks
+from isabella.system.urls import client_options, is_loopback
 
 log = structlog.get_logger()
 
 _SECONDS = 2.0
+_HEALTH = "/control/health"
 
 
 class GatewayProvider(BaseModel):
@@ -45,8 +50,60 @@ class GatewayTraffic(BaseModel):
     stopped_keys: list[StoppedKey] = field(default_factory=list)
 
 
+async def gateway_status(settings: Settings) -> GatewayStatus | None:
+    """Return whether the gateway of these settings runs; None if Letta is to call the vendors directly."""
+    address = gateway_address(settings)
+    if address is None:
+        return None
+    if not process.starts_here(settings):
+        if is_loopback(address) and not is_loopback(settings.letta_base_url or address):
+            return GatewayStatus(address, GatewayState.UNKNOWN, "it is on Letta's machine")
+        return await _status_at(address)
+    daemon = process.daemon(settings.home)
+    running = daemon.recorded()
+    if running is None:
+        return GatewayStatus(address, GatewayState.DOWN, "it was not started", daemon.remedy)
+    try:
+        await _ask(running.address, async_hooks(daemon.peer))
+    except (httpx.HTTPError, ValueError, UnverifiedPeer) as error:
+        reason = f"its process does not answer ({type(error).__name__})"
+        return GatewayStatus(address, GatewayState.DOWN, reason, f"Its log: {daemon.log}")
+    return GatewayStatus(address, GatewayState.RUNS)
+
+
+async def _status_at(address: str) -> GatewayStatus:
+    """Return whether a gateway answers at a configured URL, which may be known to Letta's machine only."""
+    try:
+        await _ask(address)
+    except httpx.TransportError as error:
+        state = GatewayState.DOWN if is_loopback(address) else GatewayState.UNKNOWN
+        here = "" if is_loopback(address) else " from here"
+        reason = f"it cannot be reached{here} ({type(error).__name__})"
+        return GatewayStatus(address, state, reason, "Start it beside Letta: isabella gateway run")
+    except (httpx.HTTPError, ValueError):
+        reason = "the server there is not Isabella's gateway"
+        return GatewayStatus(address, GatewayState.DOWN, reason, "Correct ISABELLA_GATEWAY.")
+    return GatewayStatus(address, GatewayState.RUNS)
+
+
+async def _ask(address: str, hooks: Mapping[str, list[Any]] | None = None) -> None:
+    """Ask for the health of a gateway.
+
+    Raises:
+        httpx.HTTPError: it does not answer, or with an error.
+        ValueError: another program answers.
+        UnverifiedPeer: a hook found that another process listens there.
+    """
+    async with httpx.AsyncClient(
+        base_url=address, timeout=_SECONDS, event_hooks=hooks, **client_options(address)
+    ) as client:
+        document = (await client.get(_HEALTH)).raise_for_status().json()
+    if not isinstance(document, dict) or document.get("service") != SERVICE:
+        raise ValueError("not a gateway")
+
+
 def read_traffic(home: Path, running: RunningDaemon) -> GatewayTraffic:
-    """Return what a running gateway knows.
+    """Return what a running gateway knows, after it has read its configuration again.
 
     Raises:
         GatewayError: it does not answer.
@@ -54,7 +111,8 @@ def read_traffic(home: Path, running: RunningDaemon) -> GatewayTraffic:
     daemon = process.daemon(home)
     try:
         with daemon.client(running) as client:
-            return GatewayTraffic.model_validate(client.get("/control/traffic").raise_for_status().json())
+            response = client.get("/control/traffic", params={"refresh": "yes"})
+            return GatewayTraffic.model_validate(response.raise_for_status().json())
     except (httpx.HTTPError, ValueError, UnverifiedPeer) as error:
         raise GatewayError(
             f"The gateway at {running.address} does not answer ({type(error).__name__}).",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
+from isabella.config.gateway_address import SERVICE
+
 Headers = list[tuple[bytes, bytes]]
 
-#: The type of its errors, and what its health route answers, so that another program on the port is recognised.
-SERVICE = "isabella-gateway"
 #: Letta's clients try a refused request twice more unless this header says no, so a failover begins 10 s late.
 _NO_RETRY = (b"x-should-retry", b"false")
 

@@ -100,6 +100,10 @@ class KeyRing:
         """The configured providers."""
         return tuple(one for one in self._desired.values() if one.configured)
 
+    async def refresh(self) -> None:
+        """Read the configuration again. A malformed one leaves the former in force."""
+        await self._refresh(0.0)
+
     async def admit(self, name: str, bearer: str, client: Address, server: Address) -> Admission:
         """Decide about a request to a provider with this key, on a connection between these two addresses.
 

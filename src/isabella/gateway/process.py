@@ -12,11 +12,10 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 
-from isabella.config.gateway_address import DEFAULT_PORT, state_file
+from isabella.config.gateway_address import DEFAULT_PORT, SERVICE, state_file
 from isabella.config.settings import Settings
 from isabella.errors import GatewayError, IsabellaError
 from isabella.gateway.app import TOKEN_HEADER
-from isabella.gateway.errors import SERVICE
 from isabella.system.daemon import Daemon, RunningDaemon
 from isabella.system.processes import ChildProcess
 

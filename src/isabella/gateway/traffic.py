@@ -21,7 +21,7 @@ class VendorTraffic:
     """The requests to one vendor since the gateway was first started. Times are in seconds since the epoch.
 
     Attributes:
-        answers: requests that the vendor accepted.
+        answers: requests that the vendor accepted; its model lists do not count.
         refusals: requests that it refused.
         failures: requests to which it did not answer, or whose answer broke off.
         prompt_tokens, completion_tokens: as the vendor counts them.

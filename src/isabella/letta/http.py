@@ -22,6 +22,7 @@ _READ_ATTEMPTS = 3
 _CONNECT_SECONDS = 5.0
 _STREAM_CONNECT_SECONDS = 10.0
 _DETAIL_LIMIT = 300
+_VENDOR_DETAIL_LIMIT = 2_000  # the same for an error of a vendor, which Letta quotes with its body
 _BUSY = (409, 429)  # the statuses of a server that is overloaded, or that works on the same thing
 _GATEWAY_FAILED = (502, 503)
 _CORRECT_BASE_URL = "Correct LETTA_BASE_URL; it has no path, for instance http://127.0.0.1:8283."
@@ -209,7 +210,7 @@ class LettaHttp:
         if detail is None and (response.is_redirect or status in (403, 404, 405)):
             raise self.not_letta(f"{method} {path} gives {status}")
         if status >= 500 or detail is None:
-            said = f": {detail}" if detail else f", as {_content(response)}"
+            said = f": {detail[:_DETAIL_LIMIT]}" if detail else f", as {_content(response)}"
             raise LettaBroken(
                 f"Letta at {self.base_url} answered {method} {path} with {status}{said}",
                 status=status,
@@ -218,7 +219,7 @@ class LettaHttp:
                 remedy="Look at Letta's log.",
             )
         raise LettaRefused(
-            f"Letta refused {method} {path} ({status}): {detail}",
+            f"Letta refused {method} {path} ({status}): {detail[:_DETAIL_LIMIT]}",
             status=status,
             kind=kind,
             detail=detail,
@@ -258,4 +259,6 @@ def _error_in(response: httpx.Response) -> tuple[str, str | None]:
     text = error.get("detail") or error.get("message") or inner
     if isinstance(text, list):
         text = "; ".join(str(item.get("msg", "")) for item in text if isinstance(item, dict))
-    return str(error.get("type") or ""), None if text is None else redact(str(text))[:_DETAIL_LIMIT]
+    kind = str(error.get("type") or "")
+    limit = _VENDOR_DETAIL_LIMIT if kind.startswith("llm_") else _DETAIL_LIMIT
+    return kind, None if text is None else redact(str(text))[:limit]

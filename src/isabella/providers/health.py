@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from isabella.providers.plan import WRITE_ACTIONS, Action, ProviderState
-from isabella.providers.report import Proof, ProviderReport, Report, join_some
+from isabella.providers.report import GatewayState, GatewayStatus, Proof, ProviderReport, Report, join_some
 from isabella.system.files import write_private
 from isabella.vendors.client import VendorObservation, VendorState
 
@@ -198,6 +198,8 @@ _VENDOR = {
     VendorState.NOT_ASKED: (Level.UNKNOWN, "not asked"),
 }
 
+_GATEWAY = {GatewayState.RUNS: Level.OK, GatewayState.UNKNOWN: Level.UNKNOWN, GatewayState.DOWN: Level.PROBLEM}
+
 
 @dataclass(frozen=True)
 class StatusHeadline:
@@ -242,11 +244,32 @@ def describe_problem(entry: ProviderReport) -> str | None:
     return f"the vendor {vendor_words(entry.vendor_status)} ({entry.vendor_status.reason})"
 
 
+def gateway_level(gateway: GatewayStatus | None) -> Level:
+    """Return how bad the state of the gateway is; it is fine if there is none."""
+    return Level.OK if gateway is None else _GATEWAY[gateway.state]
+
+
 def headline(report: Report) -> StatusHeadline:
-    """Return the headline over the configured providers."""
-    configured = report.configured
-    if not configured:
+    """Return the headline over the configured providers, and over the gateway that their requests pass."""
+    if not report.configured:
         return StatusHeadline(Level.WARNING, "No provider is configured.", "")
+    of_providers, gateway = _headline_of_providers(report), report.gateway
+    match gateway_level(gateway):
+        case Level.PROBLEM if gateway is not None:
+            others = "" if of_providers.level <= Level.UNKNOWN else f" {of_providers.title} {of_providers.text}"
+            text = f"Until it does, agents get no answer ({gateway.address}): {gateway.details}{others}"
+            return StatusHeadline(Level.PROBLEM, "The gateway does not run.", text)
+        case Level.UNKNOWN if gateway is not None:
+            level, title = max(of_providers.level, Level.UNKNOWN), of_providers.title
+            # Every vendor answered once: that was through the gateway, which may have ended since.
+            title = title if of_providers.level is not Level.OK else "The gateway cannot be reached from here."
+            return StatusHeadline(level, title, f"{of_providers.text} {gateway.sentence}")
+        case _:
+            return of_providers
+
+
+def _headline_of_providers(report: Report) -> StatusHeadline:
+    configured = report.configured
     level = max(map(level_of, configured))
     total = len(configured)
     problems = [f"{entry.name}: {text}" for entry in configured if (text := describe_problem(entry)) is not None]

@@ -37,9 +37,68 @@ class Receipt(StrEnum):
 
 #: The fields of a provider that `--json` and the HTTP API show, in order.
 _SHOWN = (
-    *("name", "vendor", "type", "base_url", "key", "key_source", "stored", "action", "proof", "condition", "since"),
+    *(
+        "name",
+        "vendor",
+        "type",
+        "base_url",
+        "stored_base_url",
+        "upstream",
+        "key",
+        "key_source",
+        "stored",
+        "action",
+        "proof",
+        "condition",
+        "since",
+    ),
     *("vendor_status", "models", "reason", "remedy", "notes"),
 )
+
+
+class GatewayState(StrEnum):
+    """Whether the gateway runs."""
+
+    RUNS = "runs"
+    #: Agents get no answer.
+    DOWN = "down"
+    #: It cannot be reached from this machine, which says nothing about Letta's.
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class GatewayStatus:
+    """The gateway between Letta and the vendors.
+
+    Attributes:
+        address: its URL as Letta reaches it.
+        reason: why it does not run, or why that is not known.
+    """
+
+    address: str
+    state: GatewayState
+    reason: str | None = None
+    remedy: str | None = None
+
+    @property
+    def sentence(self) -> str:
+        """The status for people, with the remedy."""
+        match self.state:
+            case GatewayState.RUNS:
+                return f"The gateway runs at {self.address}."
+            case GatewayState.DOWN:
+                return f"The gateway at {self.address} does not run, so agents get no answer: {self.details}"
+            case GatewayState.UNKNOWN:
+                return f"Whether the gateway at {self.address} runs is not known: {self.details}"
+
+    @property
+    def details(self) -> str:
+        """The reason and the remedy, as the end of a sentence and another one."""
+        return ". ".join(part.rstrip(".") for part in (self.reason, self.remedy) if part) + "."
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the form that `--json` and the HTTP API show."""
+        return {"address": self.address, "state": self.state.value, "reason": self.reason, "remedy": self.remedy}
 
 
 @dataclass(frozen=True)
@@ -70,6 +129,7 @@ class ProviderReport:
     vendor_status: VendorObservation | None = None
     condition: str | None = None  #: its health in one word; None if no health is kept
     since: datetime | None = None
+    upstream: str | None = None  #: the vendor's own base URL, if `base_url` is that of the gateway
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` and the HTTP API show."""
@@ -90,6 +150,7 @@ class Report:
     version: str
     providers: Sequence[ProviderReport]  #: one entry for each provider, declared ones first
     notices: tuple[str, ...] = field(default=())  #: remarks about the configuration as a whole
+    gateway: GatewayStatus | None = None  #: None if Letta calls the vendors directly
 
     @property
     def configured(self) -> list[ProviderReport]:
@@ -129,6 +190,7 @@ class Report:
         """Return the form that `--json` and the HTTP API show."""
         return {
             "letta": {"base_url": self.base_url, "version": self.version},
+            "gateway": None if self.gateway is None else self.gateway.as_json(),
             "providers": [provider.as_json() for provider in self.providers],
             "notices": list(self.notices),
         }

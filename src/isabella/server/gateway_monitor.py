@@ -12,11 +12,13 @@ import structlog
 from anyio.abc import TaskGroup
 
 from isabella.agents.registry import AgentRecord
+from isabella.config.gateway_address import gateway_address
 from isabella.errors import GatewayError, IsabellaError
-from isabella.gateway.client import GatewayClient, GatewayTraffic
+from isabella.gateway.client import GatewayClient, GatewayTraffic, gateway_status
 from isabella.gateway.keys import KeyKind
 from isabella.gateway.process import Supervisor
 from isabella.gateway.traffic import StoppedKey, VendorTraffic
+from isabella.providers.report import GatewayState, GatewayStatus
 from isabella.server.runtime import Runtime
 from isabella.turns.queue import TurnQueue
 from isabella.turns.service import TurnService
@@ -26,6 +28,7 @@ from isabella.vendors.client import VendorState
 log = structlog.get_logger()
 
 _INTERVAL = 1.0
+_ADDRESS_INTERVAL = 5.0
 #: The part of an allowance per minute that one request may have, because vendors count the answer, too.
 _OF_AN_ALLOWANCE = 0.9
 
@@ -47,8 +50,24 @@ async def run_gateway_monitor(
             tasks.start_soon(supervisor.run)
         if client is not None:
             tasks.start_soon(_GatewayMonitor(runtime, client, turn_service.queue, tasks).run)
+        elif runtime.settings.uses_gateway:
+            tasks.start_soon(_watch_address, runtime)
         yield
         tasks.cancel_scope.cancel()
+
+
+async def _watch_address(runtime: Runtime) -> None:
+    """Ask a gateway that others run for its health, until cancelled."""
+    former: GatewayStatus | None = None
+    while True:
+        status = await gateway_status(runtime.settings)
+        runtime.readiness.record_gateway(status)
+        if former is not None and status is not None and former.state is not status.state:
+            runs = status.state is GatewayState.RUNS
+            (log.info if runs else log.warning)(status.sentence)
+            runtime.event_log.add_notice(status.sentence, warning=not runs)
+        former = status
+        await anyio.sleep(_ADDRESS_INTERVAL)
 
 
 class _GatewayMonitor:
@@ -70,7 +89,16 @@ class _GatewayMonitor:
                 self._runtime.gateway = None
             except IsabellaError as error:
                 log.info("gateway not followed", error=error.what)
+            self._runtime.readiness.record_gateway(await self._status())
             await anyio.sleep(_INTERVAL)
+
+    async def _status(self) -> GatewayStatus | None:
+        """Return whether the gateway runs: it does if it was read just now."""
+        settings = self._runtime.settings
+        address = gateway_address(settings)
+        if self._runtime.gateway is None or address is None:
+            return await gateway_status(settings)
+        return GatewayStatus(address, GatewayState.RUNS)
 
     async def _read(self) -> None:
         traffic = await self._client.traffic(self._number or 0)
@@ -78,7 +106,9 @@ class _GatewayMonitor:
             # It was started again, and counts from the beginning.
             traffic = await self._client.traffic(0)
         first, self._number = self._number is None, traffic.number
-        self._runtime.gateway = traffic
+        former, self._runtime.gateway = self._runtime.gateway, traffic
+        if former is None or former.vendors != traffic.vendors:
+            self._runtime.event_log.notifier.notify()
         for provider, vendor in traffic.vendors.items():
             self._observe(provider, vendor)
             allowance = None if vendor.limits is None else vendor.limits.tokens_minute
@@ -148,9 +178,15 @@ def _exceeds(record: AgentRecord, name: str, tokens: int) -> bool:
 
 def describe_stopped_key(stopped: StoppedKey) -> str:
     """Return what the gateway did with a key that is not the configured one, in one sentence."""
+    if not stopped.answered:
+        return (
+            f"A request to {stopped.provider} carried a key that is not its own ({stopped.masked}); nothing was sent "
+            "to the vendor."
+        )
     whose = "an outdated key" if stopped.kind == KeyKind.STALE else "a key that is not its own"
-    done = "the configured key was sent in its place" if stopped.answered else "nothing was sent to the vendor"
-    return f"Letta called {stopped.provider} with {whose} ({stopped.masked}); {done}."
+    return (
+        f"Letta called {stopped.provider} with {whose} ({stopped.masked}); the configured key was sent in its place."
+    )
 
 
 def _time(seconds: float) -> datetime:

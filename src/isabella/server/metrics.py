@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from isabella.gateway.client import GatewayTraffic
 from isabella.providers.health import current_health, level_of
+from isabella.server.gateway_metrics import GatewayCollector
 from isabella.server.readiness import Readiness
 from isabella.turns.circuit_breaker import CircuitState
 from isabella.turns.events import Ended, Event, Failover, Usage
@@ -43,6 +45,8 @@ class Metrics:
         self._level = gauge("provider_level", level, "provider")
         self._stored = gauge("stored_key", stored, "provider", "condition")
         self._vendor = gauge("vendor_status", "The last answer of a vendor: 1 for its state.", "provider", "state")
+        self._gateway = GatewayCollector()
+        registry.register(self._gateway)
 
     def record(self, event: Event) -> None:
         """Count an event of a turn."""
@@ -59,8 +63,9 @@ class Metrics:
                 if event.first_token is not None:
                     self._first_token.labels(handle).observe(event.first_token)
 
-    def render(self, turn_service: TurnService, readiness: Readiness) -> bytes:
-        """Return all metrics as Prometheus text, with the present state of circuits and providers."""
+    def render(self, turn_service: TurnService, readiness: Readiness, traffic: GatewayTraffic | None) -> bytes:
+        """Return all metrics as Prometheus text, with the present state of circuits, providers and gateway."""
+        self._gateway.status, self._gateway.traffic = readiness.gateway, traffic
         self._under_way.set(turn_service.under_way)
         for gauge in (self._circuit, self._level, self._stored, self._vendor):
             gauge.clear()

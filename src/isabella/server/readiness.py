@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
 
 import structlog
 
 from isabella.errors import IsabellaError
-from isabella.providers.health import Level, headline, vendor_level, vendor_words, with_vendor_status
+from isabella.providers.health import Level, gateway_level, headline, vendor_level, vendor_words, with_vendor_status
 from isabella.providers.plan import WRITE_ACTIONS
-from isabella.providers.report import Proof, ProviderReport, Report
+from isabella.providers.report import GatewayStatus, Proof, ProviderReport, Report
 from isabella.system.redaction import unforeseen
 from isabella.vendors.client import KeyVerdict, VendorAnswer, VendorState, VendorStatusBoard
 from isabella.watch.model_refresh import ModelRefresh
@@ -41,6 +41,8 @@ class Readiness:
     as_of: datetime | None = None
     error: IsabellaError | None = None  #: why the backend failed, or has no report
     model_refresh: ModelRefresh | None = None  #: the result of the last nightly refresh of the model lists
+    #: the gateway as it was last observed; None before that, or if Letta calls the vendors directly
+    gateway: GatewayStatus | None = None
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard, repr=False)
     #: is called after the sync at the start, with its report, its cause and its duration in seconds
     on_start_sync: Callable[[Report, str, float], None] = field(default=lambda *_: None, repr=False)
@@ -59,19 +61,23 @@ class Readiness:
             return [str(self.error)]
         if self.report is None:
             return ["The providers are being synced."]
-        return [reason for entry in self.with_vendors(self.report).configured for reason in _reasons(entry)]
+        report = self.with_vendors(self.report)
+        down = gateway_level(report.gateway) > Level.UNKNOWN
+        reasons = [report.gateway.sentence] if report.gateway is not None and down else []
+        return [*reasons, *(reason for entry in report.configured for reason in _reasons(entry))]
 
     @property
     def status(self) -> Phase:
-        """The phase; degraded also if a vendor refuses or cannot be reached."""
+        """The phase; degraded also if a vendor refuses or cannot be reached, or if the gateway does not run."""
         if self.phase is Phase.READY and self.report is not None:
             degraded = headline(self.with_vendors(self.report)).level > Level.UNKNOWN
             return Phase.DEGRADED if degraded else self.phase
         return self.phase
 
     def with_vendors(self, report: Report) -> Report:
-        """Return the report with the last answer of each vendor."""
-        return with_vendor_status(report, self.vendors.of)
+        """Return the report with the last answer of each vendor, and the last state of the gateway."""
+        report = with_vendor_status(report, self.vendors.of)
+        return report if self.gateway is None else replace(report, gateway=self.gateway)
 
     async def run_start_sync(self, sync: Callable[[], Awaitable[Report]]) -> None:
         """Run the sync at the start and record its report, or the `IsabellaError` it failed with."""
@@ -116,6 +122,12 @@ class Readiness:
         if proven and answer.verdict is not KeyVerdict.WRONG_ADDRESS:
             status = answer.vendor_status
             self.vendors.observe(provider, status.state, status.reason, status.at, listing=True)
+
+    def record_gateway(self, gateway: GatewayStatus | None) -> None:
+        """Record whether the gateway runs."""
+        if gateway != self.gateway:
+            self.gateway = gateway
+            self.vendors.changed()
 
     def record_model_refresh(self, model_refresh: ModelRefresh) -> None:
         """Record a refresh of the model lists."""

@@ -42,6 +42,8 @@ class ErrorCode(StrEnum):
     VENDOR_UNREACHABLE = "vendor_unreachable"
     #: Isabella's own gateway, between Letta and the vendors, does not answer.
     GATEWAY_UNREACHABLE = "gateway_unreachable"
+    #: The gateway itself refused the request, and the vendor was not asked.
+    GATEWAY_REFUSED = "gateway_refused"
     #: The answer did not begin in time.
     VENDOR_SILENT = "vendor_silent"
     #: The answer cannot be parsed.

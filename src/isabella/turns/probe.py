@@ -19,8 +19,9 @@ from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnreacha
 from isabella.letta.client import Connection, LettaClient
 from isabella.letta.llm_config import Binding, creation_fields
 from isabella.providers.report import Receipt
+from isabella.system.redaction import redact
 from isabella.system.tasks import gather
-from isabella.turns.stream import classify_refusal
+from isabella.turns.stream import classify_refusal, gateway_error
 from isabella.vendors.client import VendorState
 
 _AT_ONCE = 4
@@ -35,6 +36,7 @@ class ProbeResult:
     receipt: Receipt
     said: str = ""  #: what went wrong, for people; empty if nothing did
     vendor: VendorState | None = None  #: what it shows of the vendor; None if the vendor was not reached
+    gateway_code: str | None = None  #: the code with which the gateway itself refused it; None if it did not
 
 
 async def probe_bindings(connection: Connection, bindings: Sequence[Binding]) -> list[ProbeResult]:
@@ -82,7 +84,7 @@ async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
             return ProbeResult(Receipt.FAILED, "Letta gave no answer in time")
         raise _LettaFailed("Letta gave no answer") from None
     except (LettaRefused, LettaBroken) as error:
-        return _judge(error)
+        return judge_refusal(error)
     except LettaError as error:
         return ProbeResult(Receipt.FAILED, error.what[:_DETAIL_LIMIT])
     finally:
@@ -91,9 +93,14 @@ async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
                 await letta.agents.delete(agent_id)
 
 
-def _judge(error: LettaRefused | LettaBroken) -> ProbeResult:
+def judge_refusal(error: LettaRefused | LettaBroken) -> ProbeResult:
     """Return whether the vendor refused the key; Letta words every refusal alike (fact M7). Raise if Letta failed."""
     detail = (error.detail or error.what)[:_DETAIL_LIMIT]
+    if (refused := gateway_error(error.detail or error.what)) is not None:
+        # Its words have the vendor's state, if that is the reason.
+        vendor = classify_refusal(error.kind, error.detail or error.what).vendor
+        code, words = refused
+        return ProbeResult(Receipt.FAILED, redact(words)[:_DETAIL_LIMIT], vendor, None if vendor else code)
     if isinstance(error, LettaBroken) and not error.kind.startswith("llm_"):
         raise _LettaFailed(detail)
     if error.status == 401 and error.kind == "llm_authentication":

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
+from isabella.config.gateway_address import SERVICE
 from isabella.gateway.traffic import Outcome
 from isabella.system.redaction import redact
 from isabella.turns.events import (
@@ -182,6 +183,8 @@ def _number(document: dict[str, Any], name: str) -> int | None:
 
 def classify_refusal(type: str, detail: str) -> VendorRefusal:
     """Judge an error event by its `error_type` and its sentence."""
+    if (refused := gateway_error(detail)) is not None:
+        return _refusal_of_gateway(*refused)
     message = redact(_vendor_message(detail))[:_MAX_MESSAGE]
     match = _STATUS.search(detail)
     status = int(match[1] or match[2]) if match else None
@@ -192,6 +195,22 @@ def classify_refusal(type: str, detail: str) -> VendorRefusal:
         code = ErrorCode.CONTEXT_REFUSED
     retry_after = retry_delay(detail) if code is ErrorCode.RATE_LIMITED else None
     return VendorRefusal(code, message, status, retry_after, counts=_CODES[code].get("counts", True))
+
+
+def gateway_error(detail: str) -> tuple[str, str] | None:
+    """Return code and words of an error of the gateway itself that Letta quotes; None for one of a vendor."""
+    error = (_quoted_body(detail) or {}).get("error")
+    if not isinstance(error, Mapping) or error.get("type") != SERVICE:
+        return None
+    return str(error.get("code")), str(error.get("message"))
+
+
+def _refusal_of_gateway(code: str, words: str) -> VendorRefusal:
+    message = redact(words)[:_MAX_MESSAGE]
+    if code == "vendor_unreachable":
+        return VendorRefusal(ErrorCode.VENDOR_UNREACHABLE, message)
+    # A turn that somebody has ended must not go on elsewhere.
+    return VendorRefusal(ErrorCode.GATEWAY_REFUSED, message, counts=False, elsewhere=code != "turn_over")
 
 
 def refusal_of(outcome: Outcome, reported: VendorRefusal) -> VendorRefusal:
@@ -244,11 +263,8 @@ def _vendor_message(detail: str) -> str:
         page = _TITLE.search(detail)
         return page[1].strip() if page else detail.removesuffix(" [BYOK]")
     words: Any = ""
-    try:
-        body = ast.literal_eval(match[2])
-    except (ValueError, SyntaxError):
-        body = None
-    if isinstance(body, Mapping):
+    body = _quoted_body(detail)
+    if body is not None:
         inner = body.get("error")
         error = inner if isinstance(inner, Mapping) else body
         words = error.get("message") or error.get("detail") or (inner if isinstance(inner, str) else "")
@@ -258,6 +274,16 @@ def _vendor_message(detail: str) -> str:
             items = errors if isinstance(errors, list) else ()
             words = "; ".join(str(item.get("msg")) for item in items if isinstance(item, Mapping))
     return f"{match[1]}: {words}" if isinstance(words, str) and words else f"status {match[1]}"
+
+
+def _quoted_body(detail: str) -> Mapping[str, Any] | None:
+    """Return the body of an answer that Letta quotes, if it is an object."""
+    match = _QUOTED.search(detail)
+    try:
+        body = None if match is None else ast.literal_eval(match[2])
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    return body if isinstance(body, Mapping) else None
 
 
 def _code_of_wording(type: str, detail: str) -> ErrorCode:

@@ -52,7 +52,9 @@ _NOT_OF_A_VENDOR = (
     ErrorCode.AGENT_UNKNOWN,
     ErrorCode.LETTA_REFUSED,
     ErrorCode.LETTA_UNREACHABLE,
+    ErrorCode.GATEWAY_REFUSED,
 )
+_OF_GATEWAY = (ErrorCode.GATEWAY_REFUSED, ErrorCode.GATEWAY_UNREACHABLE)
 
 
 @dataclass(frozen=True)
@@ -460,8 +462,10 @@ def unanswered_turn(refusals: list[VendorRefusal]) -> TurnFailed:
     retry_after = round(min(waits), 1) if waits else None
     if not refusals:
         return TurnFailed(ErrorCode.NO_VENDOR, "The agent has no usable model.", "Switch it to another model.")
+    only = refusals[0]
+    if only.code in _OF_GATEWAY and all(refusal.code is only.code for refusal in refusals):
+        return TurnFailed(only.code, only.message, "Run `isabella doctor`: it names the cause.", status=only.status)
     if len(refusals) == 1:
-        only = refusals[0]
         return TurnFailed(
             only.code,
             f"The vendor does not answer: {only.message}",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from isabella.doctor.checks.agents import check_agents, check_probes
 from isabella.doctor.checks.configuration import check_configuration, check_vendors
+from isabella.doctor.checks.gateway import check_gateway
 from isabella.doctor.checks.providers import check_providers
 from isabella.doctor.checks.server import check_exposure, check_server
 from isabella.doctor.evidence import Evidence
@@ -18,6 +19,7 @@ CHECKS = (
     check_server,
     check_providers,
     check_agents,
+    check_gateway,
     check_probes,
     check_exposure,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from isabella.agents.repair import AvailableBindings, BindingFault, binding_faults, diagnose, explicit_binding
 from isabella.doctor.evidence import AgentEvidence, Evidence
@@ -11,7 +12,10 @@ from isabella.doctor.findings import Finding, Layer, Outcome, PassedCheck, Unkno
 from isabella.letta.llm_config import Binding, streams
 from isabella.providers.desired import Desired
 from isabella.providers.report import Receipt
-from isabella.system.urls import same_address
+from isabella.system.urls import is_gateway_url, same_address
+
+if TYPE_CHECKING:
+    from isabella.turns.probe import ProbeResult
 
 #: How many of many agents with the same fault decide whether `--fix` can help, and how many are listed.
 _EXAMINED, _LISTED = 20, 10
@@ -75,10 +79,18 @@ def _faults(agent: AgentEvidence, evidence: Evidence, available: AvailableBindin
         if not faults and (other := diagnose(llm, available)) is not None:
             faults = {other.fault: other.why}
         for fault, why in faults.items():
-            yield _CODES[fault], provider, f"{name}: {why}"
+            code = _code_of_address(llm.endpoint, desired) if fault is BindingFault.BASE_URL_MOVED else _CODES[fault]
+            yield code, provider, f"{name}: {why}"
     # A configured provider that is absent has its own finding, which is the cause.
     elif desired is None or not desired.configured:
         yield "agent-provider-gone", None, f"{name}: provider {provider or '-'}, {llm.endpoint}"
+
+
+def _code_of_address(endpoint: str | None, desired: Desired | None) -> str:
+    """Return the code of an agent with another base URL than the configured one."""
+    if desired is not None and desired.behind_gateway is not None and same_address(endpoint, desired.upstream):
+        return "agent-past-gateway"
+    return "agent-at-other-gateway" if is_gateway_url(endpoint) else "agent-address-old"
 
 
 def _finding(code: str, provider: str | None, group: list[tuple[AgentEvidence, str]], evidence: Evidence) -> Finding:
@@ -153,11 +165,18 @@ def new_binding(agent: AgentEvidence, evidence: Evidence) -> Binding | None:
 
 
 def _at_base_url(endpoint: str | None, evidence: Evidence) -> Desired | None:
-    """Return the configured provider with this base URL."""
+    """Return the configured provider with this base URL, at the gateway or at the vendor."""
     if endpoint is None:
         return None
     usable = evidence.configuration.usable
-    return next((desired for desired in usable if same_address(desired.base_url, endpoint)), None)
+    return next(
+        (
+            desired
+            for desired in usable
+            if same_address(desired.base_url, endpoint) or same_address(desired.upstream, endpoint)
+        ),
+        None,
+    )
 
 
 def check_probes(evidence: Evidence) -> Iterator[Outcome]:
@@ -167,6 +186,9 @@ def check_probes(evidence: Evidence) -> Iterator[Outcome]:
             text = f"{name}: a completion through Letta succeeded, and the vendor accepted the key"
             yield PassedCheck(Layer.RECEIPT, text)
             continue
+        if result.gateway_code is not None:
+            yield _refused_by_gateway(name, result, evidence)
+            continue
         yield finding(
             "receipt-refused" if result.receipt is Receipt.REFUSED else "receipt-failed",
             provider=name,
@@ -174,3 +196,15 @@ def check_probes(evidence: Evidence) -> Iterator[Outcome]:
             answer=result.said,
             quotable=result.said.replace("'", "")[:120],
         )
+
+
+def _refused_by_gateway(provider: str, result: ProbeResult, evidence: Evidence) -> Finding:
+    return finding(
+        "receipt-refused-by-gateway",
+        *(["wrong-key"] if result.gateway_code == "invalid_api_key" else []),
+        provider=provider,
+        evidence=(result.said,),
+        answer=result.said,
+        gateway_code=result.gateway_code,
+        sync=evidence.configuration.sync_command(provider),
+    )

@@ -14,7 +14,7 @@ from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action, plan
 from isabella.system.redaction import mask
-from isabella.system.urls import is_placeholder_url
+from isabella.system.urls import is_gateway_url, is_placeholder_url, same_address
 
 _ALWAYS_BASE = frozenset({"letta"})  # every release makes a base provider of this name
 
@@ -104,6 +104,7 @@ def _present(
         outcomes.append(
             finding(
                 "base-url-moved",
+                *_gateway_case(stored.base_url, desired),
                 provider=desired.name,
                 evidence=(f"{stored.base_url} in Letta", f"{desired.base_url} configured"),
                 sync=evidence.configuration.sync_command(desired.name),
@@ -115,6 +116,15 @@ def _present(
         form = "encrypted" if reading is not None and reading.sealed else "in plaintext"
         accepted = "; Letta decrypts it, and the vendor accepts it" if row.accepted else ""
         yield PassedCheck(Layer.STORED, f"{desired.name}: the stored key is the configured one, {form}{accepted}")
+
+
+def _gateway_case(base_url: str | None, desired: Desired) -> list[str]:
+    """Return the case of a base URL that another state of `ISABELLA_GATEWAY` has left."""
+    if desired.behind_gateway is not None and same_address(base_url, desired.upstream):
+        return ["past-gateway"]
+    if is_gateway_url(base_url):
+        return ["gateway-off" if desired.behind_gateway is None else "other-gateway"]
+    return []
 
 
 def _mistyped(desired: Desired, row: ProviderEvidence, evidence: Evidence, abilities: Capabilities) -> Finding:
@@ -191,7 +201,7 @@ def _duplicate(desired: Desired, stored: StoredProvider, evidence: Evidence) -> 
     letta = evidence.letta
     bound = letta.bound_to(stored.name)
     names = tuple(agent.name for agent in bound)
-    lines = [f"{stored.name} ({stored.type}) has the base URL of {desired.name}: {stored.base_url}"]
+    lines = [f"{stored.name} ({stored.type}) has a base URL of {desired.name}: {stored.base_url}"]
     url = f"{letta.base_url}{paths.provider(stored.id)}"
     if bound:
         lines.append(f"agents bound to it: {name_some(names)}")

@@ -1,4 +1,4 @@
-"""The collection of evidence: configuration, vendors and Letta at the same time, each with its own time limit."""
+"""The collection of evidence: configuration, vendors, Letta and gateway at once, each with its own time limit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,16 @@ import anyio.to_thread
 from isabella.config.settings import Settings
 from isabella.connect import connect
 from isabella.doctor.collect import configuration as collect_configuration
+from isabella.doctor.collect.gateway import collect_gateway
 from isabella.doctor.collect.letta import LettaCollector
-from isabella.doctor.evidence import AgentEvidence, ConfigurationEvidence, Evidence, LettaEvidence, VendorEvidence
+from isabella.doctor.evidence import (
+    AgentEvidence,
+    ConfigurationEvidence,
+    Evidence,
+    GatewayEvidence,
+    LettaEvidence,
+    VendorEvidence,
+)
 from isabella.errors import AgentUnknown, IsabellaError, LettaUnreachable
 from isabella.letta.client import Connection
 from isabella.letta.llm_config import Binding
@@ -70,12 +78,18 @@ async def collect(
             return
         letta = await LettaCollector(connection).collect(configuration.desired)
 
-    await gather([ask_vendors, ask_letta])
+    gateway: GatewayEvidence | None = None
+
+    async def ask_gateway() -> None:
+        nonlocal gateway
+        gateway = await collect_gateway(usable)
+
+    await gather([ask_vendors, ask_letta, ask_gateway])
     if connection is not None and letta.rows is not None:
         vendors = await collect_configuration.ask_with_stored_keys(configuration.desired, vendors, letta.rows)
         letta = await LettaCollector(connection).check_keys(letta, vendors)
         configuration = replace(configuration, has_master_key=connection.master_key is not None)
-    evidence = _narrow(Evidence(configuration, vendors, letta), options)
+    evidence = _narrow(Evidence(configuration, vendors, letta, gateway=gateway), options)
     if options.probe and connection is not None and letta.rows is not None:
         evidence = replace(evidence, probes=await _probe(evidence, connection))
     return evidence, usable, connection

@@ -60,13 +60,24 @@ class Headline(BaseModel):
     text: str = Field(description="The providers in that state, and the reason.")
 
 
+class Gateway(BaseModel):
+    """The gateway between Letta and the vendors."""
+
+    address: str = Field(description="Its URL as Letta reaches it.")
+    state: Literal["runs", "down", "unknown"]
+    reason: str | None = Field(description="Why it does not run, or why that is not known.")
+    remedy: str | None
+
+
 class Provider(BaseModel):
     """A provider: its state in Letta, what the sync did, and the proof."""
 
     name: str
     vendor: str
     type: str
-    base_url: str | None
+    base_url: str | None = Field(description="The configured base URL: the vendor's own, or that of the gateway.")
+    stored_base_url: str | None = Field(None, description="The base URL in Letta.")
+    upstream: str | None = Field(None, description="The vendor's own base URL, if `base_url` is that of the gateway.")
     key: str | None = Field(description="The configured key, masked.")
     key_source: str | None = Field(description="The variable and file of the key.")
     stored: Literal["in_sync", "stale", "absent", "unreadable", "plaintext", "mistyped", "moved", "foreign", "hidden"]
@@ -114,6 +125,7 @@ class Providers(BaseModel):
 
     headline: Headline | None = Field(None, description="Null until the first report.")
     letta: LettaAddress | None = Field(description="Null until the first report.")
+    gateway: Gateway | None = Field(None, description="Null if Letta calls the vendors directly.")
     as_of: datetime | None = Field(description="When the report was made.")
     providers: list[Provider]
     notices: list[str]
@@ -158,7 +170,8 @@ async def health() -> Health:
 async def ready(readiness: CurrentReadiness, response: Response) -> Ready:
     """Answer 200 if every provider is proven, or a degraded start is allowed; otherwise 503.
 
-    The status is `degraded` also if a vendor refuses or cannot be reached; the other vendors still answer.
+    The status is `degraded` also if a vendor refuses or cannot be reached, while the other vendors still answer, and
+    if the gateway does not run, while none does.
     """
     if not readiness.serving:
         response.status_code = 503
@@ -170,7 +183,9 @@ async def providers(readiness: CurrentReadiness) -> Providers:
     """Return the last report: what Letta held, what the sync did, and what is proven. Keys are masked."""
     report = readiness.report
     if report is None:
-        return Providers(headline=None, letta=None, as_of=None, providers=[], notices=readiness.reasons, census=None)
+        return Providers(
+            headline=None, letta=None, gateway=None, as_of=None, providers=[], notices=readiness.reasons, census=None
+        )
     document = report_document(readiness.with_vendors(report))
     document |= {"as_of": readiness.as_of, "census": readiness.model_refresh}
     return Providers.model_validate(document, from_attributes=True)
@@ -185,8 +200,12 @@ async def providers(readiness: CurrentReadiness) -> Providers:
     | {200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
 async def metrics(runtime: CurrentRuntime, turns: Turns) -> Response:
-    """Return turns, times to the first token, failovers, tokens, circuit breakers, and the state of providers."""
-    return Response(runtime.metrics.render(turns, runtime.readiness), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+    """Return turns, times to the first token, failovers, tokens, circuit breakers, and the state of providers.
+
+    With a gateway also its totals: answers, refusals, tokens, stopped keys, and the rate limits that are left.
+    """
+    text = runtime.metrics.render(turns, runtime.readiness, runtime.gateway)
+    return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 
 @router.get("/api/doctor", summary="Diagnose the installation", tags=["doctor"], responses=ERRORS)

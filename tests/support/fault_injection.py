@@ -55,7 +55,7 @@ class WalkEnv:
     admin: LettaAdmin
     vendors: PracticeVendors
     home: Path
-    _sealed: dict[str, str] = field(default_factory=dict)
+    _sealed: dict[tuple[str, str], str] = field(default_factory=dict)
     _agents: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -158,7 +158,9 @@ class WalkEnv:
 
     def _seal(self, key: str, master_key: str) -> str:
         """One text for each key: nobody looks at the salt, and the walk is long."""
-        return self._sealed.setdefault(key + master_key, seal(key, master_key))
+        if (key, master_key) not in self._sealed:
+            self._sealed[key, master_key] = seal(key, master_key)
+        return self._sealed[key, master_key]
 
     def arm(self, situation: str, proxy: Proxy) -> None:
         """Let go wrong what belongs to the situation itself."""

@@ -14,6 +14,7 @@ from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from threading import Thread
+from types import ModuleType
 from unittest.mock import Mock
 
 import psutil
@@ -377,6 +378,21 @@ def test_a_stray_is_found_by_its_mark_and_nothing_else_is(tmp_path: Path) -> Non
         for process in (stray, *others):
             process.kill()
             process.wait()
+
+
+def test_the_launcher_shortens_imports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decorator of `typeguard` leaves functions as they are, with and without options; nothing is downloaded."""
+    typeguard, nltk = ModuleType("typeguard"), ModuleType("nltk")
+    vars(nltk)["download"] = Mock(side_effect=AssertionError("a download"))
+    monkeypatch.setitem(sys.modules, "typeguard", typeguard)
+    monkeypatch.setitem(sys.modules, "nltk", nltk)
+
+    launch.shorten_imports()
+
+    typechecked = vars(typeguard)["typechecked"]
+    assert typechecked(test_the_launcher_mark_is_in_the_command) is test_the_launcher_mark_is_in_the_command
+    assert typechecked(debug=True)(len) is len
+    assert vars(nltk)["download"]("punkt_tab", quiet=True)
 
 
 def test_the_launcher_mark_is_in_the_command(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from bench.setup import Servers, Setup
 from isabella.config.settings import Settings
 from isabella.config.sources import Sources
 from isabella.embedded import Server
+from isabella.embedded.instance import make_home
 from isabella.gateway import process
 from isabella.practice import NAMES, PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
@@ -45,6 +46,7 @@ from isabella.providers.health import HealthState
 
 _VENDOR, _NEXT = "cerebras", "groq"
 _AGENT = "failover"
+_PATIENCE = 60.0
 #: Letta takes every 413 for a context that is too long. This is how Groq refuses more than its tokens per minute.
 _TOO_LARGE = (
     '{"error":{"message":"Request too large for model `gpt-oss-120b` on tokens per minute (TPM): Limit 100000, '
@@ -155,8 +157,9 @@ def _setup(servers: Servers) -> Iterator[Setup]:
     server = Server(home, extra_env=ENVIRONMENT_WITH_KEY)
     # Remove the leftovers of a killed run.
     _erase(server)
-    home.mkdir(mode=0o700, parents=True)
     releases = server.paths.releases
+    for folder in (servers.home, home):
+        make_home(folder)
     (servers.home / releases.name).mkdir(mode=0o700, exist_ok=True)
     releases.symlink_to(servers.home / releases.name, target_is_directory=True)
     try:
@@ -190,9 +193,7 @@ async def _failover(backend: httpx.AsyncClient, vendors: PracticeVendors, result
 
 
 async def _seconds_to_next(backend: httpx.AsyncClient, vendors: PracticeVendors, fault: Mapping[str, Any]) -> float:
-    # Its answer closes the circuit. It is asked only after the pause that it asked for.
-    while (await _answer(backend))[0] != HANDLES[_VENDOR]:
-        pass
+    await _until_it_answers(backend)
     vendors.forget()
     vendors.fault(_VENDOR, on="chat", **fault)
     handle, first = await _answer(backend)
@@ -201,6 +202,13 @@ async def _seconds_to_next(backend: httpx.AsyncClient, vendors: PracticeVendors,
     refused = next(request for request in vendors.requests(_VENDOR) if request.path.endswith("/chat/completions"))
     assert refused.ended_after is not None
     return first - (refused.at + refused.ended_after)
+
+
+async def _until_it_answers(backend: httpx.AsyncClient) -> None:
+    """Run turns until the vendor is asked again after the pause that it asked for. Its answer closes the circuit."""
+    deadline = time.monotonic() + _PATIENCE
+    while (await _answer(backend))[0] != HANDLES[_VENDOR]:
+        assert time.monotonic() < deadline, f"{HANDLES[_VENDOR]} has not answered for {_PATIENCE:g} s"
 
 
 async def _answer(backend: httpx.AsyncClient) -> tuple[str | None, float]:

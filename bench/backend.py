@@ -24,18 +24,21 @@ _DOWN_SECONDS = 30.0
 
 
 @contextmanager
-def serving(setup: Setup, variables: Mapping[str, str]) -> Iterator[tuple[str, psutil.Process]]:
+def serving(
+    setup: Setup, variables: Mapping[str, str], *, embedded: bool = False
+) -> Iterator[tuple[str, psutil.Process]]:
     """Run a backend in the folder of the setup, with the `.env` there; yield its address and process.
 
     Args:
         setup: the Letta behind it, and the folder.
         variables: what its environment has beside the address of that Letta; it wins over `.env`.
+        embedded: whether that Letta is the embedded one of the folder, which the backend finds by itself.
     """
     said = setup.folder / "backend.log"
     with said.open("w") as log:
         process = subprocess.Popen(
             [Path(sysconfig.get_path("scripts")) / "isabella", "up", "--no-practice"],
-            env=_environment(setup) | dict(variables),
+            env=_environment(setup) | ({} if embedded else _letta(setup)) | dict(variables),
             cwd=setup.folder,
             stdout=log,
             stderr=log,
@@ -66,16 +69,22 @@ def vendor_variables(vendors: PracticeVendors) -> dict[str, str]:
 
 
 def _environment(setup: Setup) -> dict[str, str]:
-    environment = {
+    return {
         "PATH": os.environ["PATH"],
         "HOME": str(setup.folder),
         "ISABELLA_HOME": str(setup.folder),
         "ISABELLA_PORT": "0",
         "ISABELLA_TOKEN": TOKEN,
+    }
+
+
+def _letta(setup: Setup) -> dict[str, str]:
+    """Return the variables that name the Letta, as if it were one of the operator's own."""
+    variables = {
         "LETTA_BASE_URL": setup.letta.base_url,
         "LETTA_API_KEY": setup.letta.password.get_secret_value(),
         "ISABELLA_DATABASE_URL": setup.letta.database_url.get_secret_value(),
     }
     if setup.letta.master_key is not None:
-        environment["LETTA_ENCRYPTION_KEY"] = setup.letta.master_key.get_secret_value()
-    return environment
+        variables["LETTA_ENCRYPTION_KEY"] = setup.letta.master_key.get_secret_value()
+    return variables

@@ -63,6 +63,22 @@ FIGURES = (
     ),
     Figure("loop_failed_turns", "the same turns if list-DELETE-POST rotates the keys"),
     Figure("loop_foreign_keys", "the same requests if list-DELETE-POST rotates the keys"),
+    Figure("gateway_ttft_ms", "time that the gateway adds before the first token of a stream, ms", most=3.0),
+    Figure(
+        "gateway_throughput_ratio", "bytes a second of long streams through the gateway, over direct ones", least=0.98
+    ),
+    Figure("gateway_unpaced_ratio", "the same for one stream of a vendor without a pace of its own"),
+    Figure(
+        "gateway_failed_turns",
+        "failed turns through Isabella and Letta while keys rotate and another program recreates providers",
+        most=0,
+    ),
+    Figure("gateway_foreign_keys", "requests meanwhile with a key that is not the vendor's own", most=0),
+    Figure("direct_failed_turns", "the same turns without the gateway"),
+    Figure("direct_foreign_keys", "the same requests without the gateway"),
+    Figure(
+        "failover_seconds", "from a vendor's refusal to the next vendor's first token, worst kind, seconds", most=1.0
+    ),
     Figure("console_seconds", "until a page is usable, with 10,000 messages and 200 providers, seconds", most=1.0),
     Figure("console_kb", "compressed size of the largest of these pages, kB", most=150),
     Figure("help_seconds", "`isabella --help` in a fresh process, seconds", most=0.3),

@@ -50,6 +50,24 @@ def test_keys_are_rotated_under_load(tmp_path: Path, letta_home: Path) -> None:
     assert {"loop_failed_turns", "loop_foreign_keys"} <= figures.keys()
 
 
+@pytest.mark.timeout(900)
+def test_the_gateway_is_measured(tmp_path: Path, letta_home: Path) -> None:
+    """In the short form: with it no turn fails and no foreign key arrives; every kind of refusal is measured."""
+    kept = tmp_path / "bench.json"
+
+    ran = bench("gateway", letta_home, kept, seconds=880)
+
+    # How fast it is, is not asked here.
+    assert ran.returncode in (0, 1), ran.stdout + ran.stderr
+    figures = json.loads(kept.read_text())
+    assert (figures["gateway_failed_turns"], figures["gateway_foreign_keys"]) == (0, 0), ran.stdout
+    assert {"direct_failed_turns", "direct_foreign_keys", "gateway_unpaced_ratio"} <= figures.keys()
+    assert 0 < figures["failover_seconds"] < 10
+    assert figures["gateway_throughput_ratio"] > 0
+    assert "gateway_ttft_ms" in figures
+    assert not (letta_home / "bench-gateway").exists()
+
+
 def test_the_promised_figures_all_have_a_place() -> None:
     """What is promised is measured, under exactly these names."""
     listed = subprocess.run(
@@ -74,6 +92,13 @@ def test_the_promised_figures_all_have_a_place() -> None:
         "rotation_foreign_keys",
         "loop_failed_turns",
         "loop_foreign_keys",
+        "gateway_ttft_ms",
+        "gateway_throughput_ratio",
+        "gateway_failed_turns",
+        "gateway_foreign_keys",
+        "direct_failed_turns",
+        "direct_foreign_keys",
+        "failover_seconds",
         "help_seconds",
         "doctor_seconds",
         "doctor_down_seconds",

@@ -1,0 +1,222 @@
+"""The gateway: its cost on the way of a token; keys and turns while providers are deleted; failover.
+
+Keys and turns are measured on an embedded Letta whose environment has an OpenAI key of its own, once with the gateway
+and once without.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import httpx2 as httpx
+
+from bench import hop
+from bench.backend import serving
+from bench.baseline import client as client_of_letta
+from bench.baseline import list_delete_post
+from bench.conversation import (
+    ENVIRONMENT_WITH_KEY,
+    HANDLES,
+    Say,
+    client_of,
+    defined,
+    directly,
+    events,
+    first_on,
+    run_turns,
+    through,
+)
+from bench.operator import Operator
+from bench.results import Results
+from bench.setup import Servers, Setup
+from isabella.config.settings import Settings
+from isabella.config.sources import Sources
+from isabella.embedded import Server
+from isabella.embedded.instance import make_home
+from isabella.gateway import process
+from isabella.practice import NAMES, PracticeVendors
+from isabella.practice.overlay import with_practice_vendors
+from isabella.providers.desired import desired_providers
+from isabella.providers.health import HealthState
+
+_VENDOR, _NEXT = "cerebras", "groq"
+_AGENT = "failover"
+_PATIENCE = 60.0
+#: Letta takes every 413 for a context that is too long. This is how Groq refuses more than its tokens per minute.
+_TOO_LARGE = (
+    '{"error":{"message":"Request too large for model `gpt-oss-120b` on tokens per minute (TPM): Limit 100000, '
+    'Requested 120000, please reduce your message size and try again.","type":"tokens","code":"rate_limit_exceeded"}}'
+)
+_REFUSALS: Mapping[str, Mapping[str, Any]] = {
+    **{str(status): {"status": status} for status in (401, 402, 403, 404)},
+    # The vendor asks for the shortest pause, because it has to be asked again.
+    "413": {"status": 413, "body": _TOO_LARGE, "retry_after": 1},
+    "429": {"status": 429},
+    "429 with retry-after": {"status": 429, "retry_after": 1},
+    "500": {"status": 500},
+    "503": {"status": 503},
+    "reset": {"reset": True},
+}
+
+
+async def measure(servers: Servers, *, quick: bool) -> Results:
+    """Measure the cost, then turns with the gateway and without."""
+    results = Results()
+    results.include(await hop.measure(quick=quick))
+    rotations = 2 if quick else 20
+    with _setup(servers) as setup, PracticeVendors() as vendors:
+        async with _conversation(setup, vendors, gateway="on") as backend:
+            await _keys_and_turns(setup, vendors, backend, rotations, results, "gateway")
+            await _failover(backend, vendors, results, rounds=1 if quick else 7)
+        async with _conversation(setup, vendors, gateway="off") as backend:
+            await _keys_and_turns(setup, vendors, backend, rotations, results, "direct")
+    return results
+
+
+# --- keys and turns -------------------------------------------------------------------------------------------------
+
+
+async def _keys_and_turns(
+    setup: Setup, vendors: PracticeVendors, backend: httpx.AsyncClient, rotations: int, results: Results, name: str
+) -> None:
+    """Rotate all keys while another program deletes the providers and makes them again."""
+    operator = Operator(vendors, setup.folder / ".env")
+    vendors.forget()
+    async with client_of_letta(setup.connection) as letta:
+
+        async def rotate(_number: int) -> None:
+            for vendor in NAMES:
+                operator.make(vendor)
+                operator.accept(vendor)
+            operator.write()
+            await _recreate(setup, vendors)
+            await operator.until(HealthState.IN_SYNC, NAMES, backend)
+            for vendor in NAMES:
+                operator.revoke(vendor)
+
+        outcome = await run_turns(await _by_turns(letta, backend), rotate, rotations)
+    results.add(f"{name}_failed_turns", len(outcome.failed), f"{rotations} rotations: {outcome.told}")
+    results.add(f"{name}_foreign_keys", operator.foreign(), f"of {operator.asked()} requests")
+
+
+async def _by_turns(letta: httpx.AsyncClient, backend: httpx.AsyncClient) -> Say:
+    """Return what runs a turn: through Isabella and by a program that speaks to Letta directly, one by one."""
+    ids = {}
+    for vendor in NAMES:
+        (agent,) = (await letta.get("/v1/agents/", params={"name": vendor})).raise_for_status().json()
+        ids[vendor] = agent["id"]
+    turns = dict.fromkeys(NAMES, 0)
+
+    async def say(vendor: str) -> tuple[str | None, bool]:
+        turns[vendor] += 1
+        if turns[vendor] % 2:
+            failed, elsewhere = await through(backend, vendor)
+            return failed and f"through Isabella: {failed}", elsewhere
+        failed = await directly(letta, ids[vendor])
+        return failed and f"through Letta: {failed}", False
+
+    return say
+
+
+async def _recreate(setup: Setup, vendors: PracticeVendors) -> None:
+    """Another program: it knows the vendors' own base URLs and keys, and goes on after an error."""
+    for provider in desired_providers(with_practice_vendors(setup.settings, vendors)):
+        if provider.configured:
+            with suppress(httpx.HTTPStatusError):
+                await list_delete_post(setup.connection, [provider])
+
+
+@asynccontextmanager
+async def _conversation(setup: Setup, vendors: PracticeVendors, *, gateway: str) -> AsyncIterator[httpx.AsyncClient]:
+    """Run a backend with the embedded Letta and an agent on each vendor; yield a client of it."""
+    Operator(vendors, setup.folder / ".env")
+    file = setup.folder / "agents.toml"
+    failover = defined(_AGENT, [HANDLES[_VENDOR], HANDLES[_NEXT]])
+    file.write_text("\n".join([*(defined(name, first_on(name)) for name in NAMES), failover]))
+    variables = {
+        "ISABELLA_GATEWAY": gateway,
+        "ISABELLA_AGENTS_FILE": str(file),
+        "ISABELLA_EMBEDDINGS": "off",
+        # A busy machine may exceed the default; the time limit is not measured here.
+        "ISABELLA_FIRST_TOKEN_TIMEOUT": "60",
+    }
+    with serving(setup, variables, embedded=True) as (address, _process):
+        async with client_of(address) as backend:
+            yield backend
+
+
+@contextmanager
+def _setup(servers: Servers) -> Iterator[Setup]:
+    """Yield a setup on the embedded Letta of a home of its own, whose environment has an OpenAI key."""
+    home = servers.home / "bench-gateway"
+    server = Server(home, extra_env=ENVIRONMENT_WITH_KEY)
+    # Remove the leftovers of a killed run.
+    _erase(server)
+    releases = server.paths.releases
+    for folder in (servers.home, home):
+        make_home(folder)
+    (servers.home / releases.name).mkdir(mode=0o700, exist_ok=True)
+    releases.symlink_to(servers.home / releases.name, target_is_directory=True)
+    try:
+        print("starting a Letta with a key in its environment …", flush=True)
+        letta = server.up()
+        own = {"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(home / "isabella.toml")}
+        yield Setup(letta, Settings(sources=Sources({**own, "ISABELLA_GATEWAY": "off"})), home)
+    finally:
+        _erase(server)
+
+
+def _erase(server: Server) -> None:
+    home = server.paths.home
+    if home.is_dir():
+        process.daemon(home).stop()
+        server.erase()
+        shutil.rmtree(home)
+
+
+# --- failover -------------------------------------------------------------------------------------------------------
+
+
+async def _failover(backend: httpx.AsyncClient, vendors: PracticeVendors, results: Results, *, rounds: int) -> None:
+    """Measure from the refusal of a vendor to the first token of the next one, which answers at once."""
+    medians = {}
+    for kind, fault in _REFUSALS.items():
+        seconds = [await _seconds_to_next(backend, vendors, fault) for _ in range(rounds)]
+        medians[kind] = statistics.median(seconds)
+    told = ", ".join(f"{kind} {value * 1000:.0f} ms" for kind, value in medians.items())
+    results.add("failover_seconds", max(medians.values()), told)
+
+
+async def _seconds_to_next(backend: httpx.AsyncClient, vendors: PracticeVendors, fault: Mapping[str, Any]) -> float:
+    await _until_it_answers(backend)
+    vendors.forget()
+    vendors.fault(_VENDOR, on="chat", **fault)
+    handle, first = await _answer(backend)
+    vendors.clear(_VENDOR)
+    assert handle == HANDLES[_NEXT], f"{handle} has answered despite {fault}"
+    refused = next(request for request in vendors.requests(_VENDOR) if request.path.endswith("/chat/completions"))
+    assert refused.ended_after is not None
+    return first - (refused.at + refused.ended_after)
+
+
+async def _until_it_answers(backend: httpx.AsyncClient) -> None:
+    """Run turns until the vendor is asked again after the pause that it asked for. Its answer closes the circuit."""
+    deadline = time.monotonic() + _PATIENCE
+    while (await _answer(backend))[0] != HANDLES[_VENDOR]:
+        assert time.monotonic() < deadline, f"{HANDLES[_VENDOR]} has not answered for {_PATIENCE:g} s"
+
+
+async def _answer(backend: httpx.AsyncClient) -> tuple[str | None, float]:
+    """Run a turn; return the handle that answered, and the time of its first token in seconds since the epoch."""
+    first, handle = 0.0, None
+    async for kind, said in events(backend, _AGENT):
+        if kind in ("reasoning", "text") and not first:
+            first = time.time()
+        elif kind == "end":
+            handle = said.get("handle")
+    return handle, first

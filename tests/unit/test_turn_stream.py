@@ -200,6 +200,9 @@ def test_every_error_of_the_gateway_is_one_of_its_own() -> None:
         "request_timeout",
         "turn_over",
         "vendor_unreachable",
+        "vendor_answer_unusable",
+        "method_not_allowed",
+        "internal_error",
         "unauthorized",  # the control routes, which Letta never calls
     }
 

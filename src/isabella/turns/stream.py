@@ -209,6 +209,8 @@ def _refusal_of_gateway(code: str, words: str) -> VendorRefusal:
     message = redact(words)[:_MAX_MESSAGE]
     if code == "vendor_unreachable":
         return VendorRefusal(ErrorCode.VENDOR_UNREACHABLE, message)
+    if code == "vendor_answer_unusable":
+        return VendorRefusal(ErrorCode.VENDOR_GARBLED, message)
     # A turn that somebody has ended must not go on elsewhere.
     return VendorRefusal(ErrorCode.GATEWAY_REFUSED, message, counts=False, elsewhere=code != "turn_over")
 

@@ -38,7 +38,7 @@ def check_providers(evidence: Evidence) -> Iterator[Outcome]:
                 yield from _present(desired, row, evidence, abilities)
     for desired in evidence.configuration.desired:
         for stored in (row.stored for row in letta.rows if evidence.configuration.provider(row.stored.name) is None):
-            if desired.configured and stored.base_url == desired.base_url:
+            if desired.configured and stored.base_url in (desired.base_url, desired.upstream):
                 yield _duplicate(desired, stored, evidence)
 
 

@@ -16,6 +16,7 @@ from isabella.config.gateway_address import DEFAULT_PORT, SERVICE, state_file
 from isabella.config.settings import Settings
 from isabella.errors import GatewayError, IsabellaError
 from isabella.gateway.app import TOKEN_HEADER
+from isabella.providers.desired import desired_providers
 from isabella.system.daemon import Daemon, RunningDaemon
 from isabella.system.processes import ChildProcess
 
@@ -63,10 +64,22 @@ def up(settings: Settings, listener: socket.socket | None = None, *, supervised:
     if settings.sources.overlay:
         argv += ["--practice"]
     environment = _environment(settings)
-    facts = [*argv, str(Path.cwd()), *(f"{name}={value}" for name, value in sorted(environment.items()))]
-    identity = hashlib.sha256("\0".join(facts).encode()).hexdigest()
+    identity = hashlib.sha256(repr([argv, str(Path.cwd()), _configured_by(settings)]).encode()).hexdigest()
     return daemon(settings.home).start(
         [*argv, "--fd"], environment, identity=identity, listener=listener, supervised=supervised
+    )
+
+
+def _configured_by(settings: Settings) -> list[tuple[str, str]]:
+    """Return the variables of the environment that configure a gateway. It reads the files again by itself."""
+    vendors = [desired.vendor for desired in desired_providers(settings)]
+    names = {
+        name for vendor in vendors for name in (vendor.api_key_env, vendor.api_key_file_env, vendor.base_url_env)
+    }
+    return sorted(
+        (name, value)
+        for name, value in settings.sources.environment.items()
+        if name in names or name.startswith(("LETTA_", "ISABELLA_"))
     )
 
 

@@ -978,7 +978,7 @@ def test_a_supervised_gateway_is_left_alone(stack: Stack) -> None:
     """A start with another environment, such as one from another shell, must not move it to another port."""
     with stack.supervisor() as supervised:
         before = supervised.running
-        told = stack.command("gateway", "up", KEYLESS_API_KEY="key-of-another-shell").communicate(timeout=60)[0]
+        told = stack.command("gateway", "up", MISTRAL_API_KEY="key-of-another-shell").communicate(timeout=60)[0]
         assert before.address in told
         assert supervised.running == before
         assert process.start(stack.settings) == before
@@ -990,7 +990,7 @@ def test_another_configuration_replaces_it(stack: Stack) -> None:
     assert process.start(stack.settings) == first
     # The environment of another shell is no other configuration.
     assert process.start(stack.with_environment(OTHER="1")) == first
-    second = process.start(stack.with_environment(KEYLESS_API_KEY="key-of-another-shell"))
+    second = process.start(stack.with_environment(MISTRAL_API_KEY="key-of-another-shell"))
     assert (second.port, second.process != first.process) == (first.port, True)
     assert [one.pid for one in gateways_of(stack.settings.home)] == [second.process.pid]
     # Stopped, it has saved what passed.

@@ -107,7 +107,7 @@ def stage(letta_server: Server) -> Iterator[Stage]:
 
 
 @pytest.fixture(autouse=True)
-def _fair_weather(stage: Stage) -> None:
+def _without_faults(stage: Stage) -> None:
     stage.vendors.clear()
     stage.vendors.forget()
 

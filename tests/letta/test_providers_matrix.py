@@ -466,12 +466,12 @@ def test_a_letta_without_a_master_key_is_noticed_before_anything_is_opened(
         before = unsealed.rows(case.name)
         report = ensure(case.settings, case.name)
         assert unsealed.rows(case.name) == before
-        touchstone = [line for line in proxy.writes if case.id is not None and case.id in line]
+        probes = [line for line in proxy.writes if case.id is not None and case.id in line]
     assert (report.stored, report.action, report.proof) == (ProviderState.PLAINTEXT, KEEP, Proof.FAILED)
     assert "without a master key" in report.reason
     assert report.remedy is not None
     assert "LETTA_ENCRYPTION_KEY" in report.remedy
-    assert touchstone == []
+    assert probes == []
     assert unsealed.rows("isabella-touchstone") == []
     assert case.agent is not None
     assert unsealed.say(case.agent).status_code == 200

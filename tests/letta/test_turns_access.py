@@ -34,7 +34,7 @@ def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 @pytest.fixture(autouse=True)
-def fair_weather(served: Backend) -> Iterator[None]:
+def without_faults(served: Backend) -> Iterator[None]:
     """No fault outlives its test."""
     yield
     served.vendors.clear()

@@ -72,7 +72,7 @@ class Time:
 
 @dataclass
 class Watch:
-    """A keeper that runs, as the backend has it, and what it has told."""
+    """A watcher that runs, as the backend has it, and what it has told."""
 
     letta: LettaAdmin
     vendors: PracticeVendors
@@ -103,7 +103,7 @@ class Watch:
             return event
 
     def pass_time(self, seconds: float) -> None:
-        """Let time go by, and let the keeper notice."""
+        """Let time go by, and let the watcher notice."""
         self.time.advance(seconds)
         self.portal.call(self.watcher.wake)
 
@@ -148,7 +148,7 @@ def letta(empty_letta: Letta) -> Iterator[LettaAdmin]:
 
 @pytest.fixture
 def watch(letta: LettaAdmin, tmp_path: Path) -> Iterator[Watch]:
-    """Providers in line, and a keeper that has begun to watch."""
+    """Providers in line, and a watcher that has begun to watch."""
     with PracticeVendors() as vendors, opened(letta, vendors, tmp_path) as watching:
         yield watching
 
@@ -457,8 +457,8 @@ def test_models_that_come_and_go_are_told_at_night_with_the_agents_that_lost_the
     watch.time.date = watch.time.date.replace(hour=3, minute=29) + timedelta(days=1)
     watch.pass_time(61)
 
-    census: ModelRefresh = watch.heard(events.ModelsRefreshed).refresh
-    counts = {count.provider: count for count in census.providers}
+    model_refresh: ModelRefresh = watch.heard(events.ModelsRefreshed).refresh
+    counts = {count.provider: count for count in model_refresh.providers}
     cerebras = counts["cerebras"]
     assert (cerebras.problem, cerebras.appeared) == (None, ("brand-new-1b",))
     assert "gpt-oss-120b" in cerebras.vanished
@@ -473,7 +473,7 @@ def test_models_that_come_and_go_are_told_at_night_with_the_agents_that_lost_the
 def test_the_command_line_keeps_watch_without_a_backend(watch: Watch) -> None:
     """`sync --watch` tells what it does, one JSON line for each report, and ends cleanly when it is interrupted."""
     key = watch.vendors.rotate("mistral", keep_old=True)
-    # The fixture's keeper must not be the one that does it.
+    # The fixture's watcher must not be the one that does it.
     other = watch.env.with_name("other.env")
     other.write_text(watch.env.read_text())
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What becomes of a new key, by what the vendor says of it and of the stored one; and the census of models."""
+"""What becomes of a new key, by what the vendor says of it and of the stored one; and the refresh of the model lists."""
 
 from __future__ import annotations
 

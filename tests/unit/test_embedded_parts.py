@@ -1,4 +1,4 @@
-"""The small parts of the embedded server: paths, ports, secrets, records, environments, logs, strays."""
+"""The small parts of the embedded server: paths, ports, secrets, records, environments, logs, orphan processes."""
 
 from __future__ import annotations
 
@@ -396,7 +396,7 @@ def test_the_launcher_shortens_imports(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_launcher_mark_is_in_the_command(tmp_path: Path) -> None:
-    """What `strays` looks for is what the server is started with."""
+    """What the search for orphan processes looks for is what the server is started with."""
     paths = InstancePaths(tmp_path)
     command = program._launch(paths)
     assert command[-2:] == ["--instance", str(paths.folder)]

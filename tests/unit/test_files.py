@@ -279,7 +279,7 @@ class Nothing:
 
 
 def watched(folder: Path, name: str, make: Callable[[Path], None]) -> list[WatchEvent]:
-    """What a keeper tells while one of its files is replaced, and put back."""
+    """What a watcher tells while one of its files is replaced, and put back."""
     variables = {"ISABELLA_CONFIG_FILE": str(folder / "isabella.toml")}
     (folder / ".env").write_text(f"GROQ_API_KEY={_KEY}\n")
     (folder / "isabella.toml").write_text("")

@@ -182,12 +182,12 @@ def test_a_refused_key_that_is_not_stored_says_nothing_of_the_stored_one() -> No
 )
 def test_a_refresh_of_the_models_tells_of_the_vendor(verdict: KeyVerdict, state: VendorState) -> None:
     """The nightly refresh asks with the configured key, which says something only where Letta holds it."""
-    census = ModelRefresh(at(0), (ProviderModels("cerebras", answer=VendorAnswer(verdict, "said", 200)),))
+    model_refresh = ModelRefresh(at(0), (ProviderModels("cerebras", answer=VendorAnswer(verdict, "said", 200)),))
     readiness = Readiness()
     readiness.record(report(GOOD))
-    readiness.record_model_refresh(census)
+    readiness.record_model_refresh(model_refresh)
     assert readiness.vendors.of("cerebras").state is state
     elsewhere = Readiness()
     elsewhere.record(report(DRIFTED))
-    elsewhere.record_model_refresh(census)
+    elsewhere.record_model_refresh(model_refresh)
     assert elsewhere.vendors.of("cerebras").state is VendorState.NOT_ASKED

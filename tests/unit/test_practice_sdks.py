@@ -53,7 +53,7 @@ def vendors() -> Iterator[PracticeVendors]:
 
 
 @pytest.fixture(autouse=True)
-def _fair_weather(vendors: PracticeVendors) -> None:
+def _without_faults(vendors: PracticeVendors) -> None:
     vendors.clear()
 
 

@@ -1,4 +1,4 @@
-"""The keeper, with work that the tests do in Letta's place and a clock that they move."""
+"""The watcher, with work that the tests do in Letta's place and a clock that they move."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ KEYS = {"GROQ_API_KEY": "gsk_first-fake", "MISTRAL_API_KEY": "fake-mistral-key"}
 
 @dataclass
 class Scene:
-    """A keeper, and all that it does and tells. It is the work itself."""
+    """A watcher, and all that it does and tells. It is the work itself."""
 
     folder: Path
     refused: set[str] = field(default_factory=set)
@@ -100,7 +100,7 @@ def _entry(name: str, refused: bool) -> ProviderReport:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
-    """A keeper that has not begun."""
+    """A watcher that has not begun."""
     return Scene(tmp_path)
 
 
@@ -279,7 +279,7 @@ def test_something_unforeseen_in_a_file_is_said_once_and_does_not_end_the_watch(
     assert scene.asked == [["byok-groq"]]
 
 
-def test_a_malformed_file_saved_as_a_sync_ends_does_not_end_the_keeper(scene: Scene) -> None:
+def test_a_malformed_file_saved_as_a_sync_ends_does_not_end_the_watcher(scene: Scene) -> None:
     """Models stay as they were, with what they know; a later sync, when the file is whole again, renews them."""
     toml = scene.folder / "isabella.toml"
     settings = scene.watcher.settings.model_copy(update={"watch": WatchMode.OFF})

@@ -113,7 +113,7 @@ class ModelCount(BaseModel):
     problem: str | None = Field(description="Why its models are not known.")
 
 
-class Census(BaseModel):
+class ModelRefreshResult(BaseModel):
     """The result of the last refresh of the model lists."""
 
     at: datetime
@@ -129,7 +129,9 @@ class Providers(BaseModel):
     as_of: datetime | None = Field(description="When the report was made.")
     providers: list[Provider]
     notices: list[str]
-    census: Census | None = Field(None, description="The last nightly refresh of the vendors' model lists.")
+    census: ModelRefreshResult | None = Field(
+        None, description="The last nightly refresh of the vendors' model lists."
+    )
 
 
 class ExaminedLetta(BaseModel):

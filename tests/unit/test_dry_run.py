@@ -1,4 +1,4 @@
-"""What becomes of a new key, by what the vendor says of it and of the stored one; and the refresh of the model lists."""
+"""The outcome for a new key, by the answers of the vendor to it and to the stored one; and the model refresh."""
 
 from __future__ import annotations
 

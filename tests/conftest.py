@@ -8,12 +8,18 @@ import re
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
 import psutil
 import pytest
 import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -39,44 +45,49 @@ _HOME = Path(__file__).resolve().parents[1] / ".isabella" / "tests"
 #: Files that take long on two quiet cores, with their seconds; of a split file, the seconds of one case. They come
 #: first, so that short files fill the gaps at the end. A run prints the seconds that it took.
 _SECONDS = {
-    "doctor_faults": 150,
-    "letta_failures": 110,
-    "embedded": 110,
-    "providers_matrix": 90,
-    "rekey": 80,
-    "bench": 80,
-    "canaries": 70,
-    "turns": 65,
+    "turns_under_faults": 200,
+    "doctor_faults": 140,
+    "all_pages": 130,
+    "gateway": 110,
+    "agents_llm_config": 105,
+    "embedded": 105,
+    "fault_walk_fake": 100,
+    "bench": 75,
+    "chat_page": 75,
+    "fault_walk": 75,
+    "rekey": 75,
+    "providers_page": 70,
+    "letta_failures": 70,
+    "impostors": 65,
+    "seed_claims": 65,
     "restart": 60,
-    "demo": 60,
-    "gateway": 60,
-    "embedded_users": 60,
-    "outages": 60,
-    "practice_vendors": 60,
-    "turns_order": 55,
-    "chat_page": 55,
-    "seed_claims": 50,
-    "turns_under_faults": 50,
-    "watch": 45,
-    "impostors": 45,
-    "agents_reflection": 40,
-    "replicas": 40,
-    "agents_import_export": 35,
-    "agents_llm_config": 35,
-    "compat": 35,
-    "fault_walk_fake": 35,
-    "openapi": 35,
-    "fake_letta_contract": 30,
-    "fault_walk": 30,
-    "terminal_output": 30,
-    "endpoint_migration": 30,
-    "agents_reconcile": 25,
-    "chat_command": 25,
-    "crash_walk": 15,
-    "state_machine_fake": 15,
-    "file_limits": 15,
-    "peers": 15,
-    "practice_daemon": 15,
+    "endpoint_migration": 60,
+    "canaries": 60,
+    "agents_switching": 60,
+    "agents_command": 55,
+    "agents_repair": 50,
+    "doctor_log_messages": 50,
+    "agents_embeddings": 45,
+    "memory_page": 40,
+    "fake_letta_contract": 40,
+    "demo": 40,
+    "agents_memory": 35,
+    "turns_order": 35,
+    "embedded_users": 30,
+    "sign_in": 30,
+    "crash_walk": 30,
+    "state_machine_fake": 30,
+    "connection_loss": 25,
+    "replicas": 25,
+    "providers_matrix": 60,
+    "turns": 20,
+    "outages": 20,
+    "openapi": 20,
+    "agents_reflection": 15,
+    "compat": 15,
+    "chat_command": 15,
+    "agents_binding": 15,
+    "agents_import_export": 15,
 }
 #: Files whose cases may run on different workers.
 _SPLIT = frozenset({"crash_walk", "fault_walk"})
@@ -122,9 +133,23 @@ def new_server(letta_home: Path) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture(scope="session")
-def embedded(new_server: Callable[..., Server]) -> Server:
-    """The session's server as an object, to stop and start it under another master key."""
-    return new_server("shared")
+def embedded(new_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
+    """The session's server as an object, to stop and start it under another master key.
+
+    Letta loads the certificates of all authorities for each request to a vendor. The practice vendors have none, so a
+    single authority is enough.
+    """
+    authorities = tmp_path_factory.mktemp("authorities") / "one.pem"
+    authorities.write_text(_an_authority())
+    return new_server("shared", extra_env={"SSL_CERT_FILE": str(authorities)})
+
+
+def _an_authority() -> str:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nobody")])
+    start = datetime(2026, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, start + timedelta(days=10_000))
+    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
 
 
 @pytest.fixture(scope="session")

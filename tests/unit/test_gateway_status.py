@@ -30,7 +30,7 @@ from isabella.providers.desired import desired_providers
 from isabella.providers.health import Level, headline, report_document
 from isabella.providers.report import GatewayState, GatewayStatus, Receipt, Report
 from isabella.server import gateway_monitor
-from isabella.server.api.status import Gateway, Provider
+from isabella.server.api.status import GatewayStatusBody, Provider
 from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.readiness import Phase, Readiness
 from isabella.server.runtime import Runtime
@@ -234,7 +234,7 @@ def test_the_json_of_a_report() -> None:
         "remedy": "Start it: isabella gateway up",
     }
     assert TypeAdapter(Provider).validate_python(entry).upstream == OWN
-    assert TypeAdapter(Gateway).validate_python(document["gateway"]).state == "down"
+    assert TypeAdapter(GatewayStatusBody).validate_python(document["gateway"]).state == "down"
     direct = report_document(report(None, IN_SYNC))
     assert direct["gateway"] is None
     assert direct["providers"][0]["upstream"] is None

@@ -11,7 +11,7 @@ import pytest
 
 from isabella.errors import PracticeError
 from isabella.practice import PracticeVendors, VendorFault
-from isabella.practice.limits import Allowance, RateLimits, go_duration
+from isabella.practice.limits import VendorAllowance, VendorLimits, go_duration
 from isabella.practice.server import TOKEN_HEADER
 
 MODELS = {
@@ -166,7 +166,7 @@ def test_refused_requests_are_not_charged(vendors: PracticeVendors) -> None:
 
 def test_clock_that_runs() -> None:
     """Then allowance comes back as time passes."""
-    limits = RateLimits(Allowance(requests=1, tokens=1))
+    limits = VendorLimits(VendorAllowance(requests=1, tokens=1))
     limits.limit(requests=60_000, tokens=60_000_000, running=True)
     assert limits.admit(60_000_000).exceeded is None
     while limits.admit(1_000).exceeded is not None:

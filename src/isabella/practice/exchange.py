@@ -20,9 +20,9 @@ from urllib.parse import parse_qs
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from isabella.practice import assistant
-from isabella.practice.limits import Admission
+from isabella.practice.limits import LimitDecision
 from isabella.practice.prompt import read_prompt
-from isabella.practice.refusals import Judgement, ReceivedRequest, Refusal
+from isabella.practice.refusals import Judgement, PracticeRefusal, ReceivedRequest
 from isabella.practice.vendor import ActiveFaults, PracticeVendor, Progress, Route, VendorFault, fingerprint
 from isabella.practice.wire import (
     END_OF_STREAM,
@@ -125,7 +125,7 @@ class VendorExchange:
         self._key_sha256 = None if self._key is None else fingerprint(self._key)
         self._accepted = vendor.accepts(self._key_sha256)
         self._route, self._listed_model = self._find_route()
-        self._admission: Admission | None = None
+        self._admission: LimitDecision | None = None
 
     async def answer(self) -> None:
         """Read the request, and answer or refuse it, or fail it as the vendor's faults say.
@@ -189,7 +189,7 @@ class VendorExchange:
             await self._pause(fault.hang)
         await self._break(reset=fault.reset is not None)
 
-    async def _refuse(self, refusal: Refusal, fault: VendorFault | None) -> None:
+    async def _refuse(self, refusal: PracticeRefusal, fault: VendorFault | None) -> None:
         shape, values = refusal.shape, dict(refusal.values)
         retry_after = shape.retry_after if refusal.retry_after is None else refusal.retry_after
         body: bytes | None = None

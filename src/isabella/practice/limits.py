@@ -18,7 +18,7 @@ _DAY = 86_400.0
 
 
 @dataclass(frozen=True)
-class Allowance:
+class VendorAllowance:
     """Requests and tokens per minute, and requests per day. The day's are told, and never used up."""
 
     requests: int
@@ -27,7 +27,7 @@ class Allowance:
 
 
 @dataclass(frozen=True)
-class Admission:
+class LimitDecision:
     """What the limits say to a request; times are in seconds.
 
     Attributes:
@@ -73,13 +73,13 @@ class _Bucket:
         return max(0.0, self.used(now) + amount - self.limit) * _MINUTE / self.limit
 
 
-class RateLimits:
+class VendorLimits:
     """The limits of a vendor: off at first, so that every request finds the whole allowance.
 
     When they are on, their clock stands still until `advance`, unless it is to run.
     """
 
-    def __init__(self, usual: Allowance) -> None:
+    def __init__(self, usual: VendorAllowance) -> None:
         self._usual = usual
         self._lock = threading.Lock()
         self._buckets: tuple[_Bucket, _Bucket] | None = None
@@ -139,7 +139,7 @@ class RateLimits:
             now = self._now()
             return self._told(*(self._buckets or self._whole(now)), cost=0, now=now)
 
-    def admit(self, cost: int) -> Admission:
+    def admit(self, cost: int) -> LimitDecision:
         """Return what the limits say to a request that costs so many tokens; if it is admitted, it is charged."""
         with self._lock:
             now = self._now()
@@ -159,7 +159,7 @@ class RateLimits:
                 requests.take(1)
                 tokens.take(cost)
                 self._admitted += 1
-            return Admission(
+            return LimitDecision(
                 exceeded=exceeded,
                 retry_after=wait,
                 limit=bucket.limit,

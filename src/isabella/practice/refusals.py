@@ -9,14 +9,14 @@ from functools import cached_property
 from typing import Any
 
 from isabella.practice import strictness
-from isabella.practice.limits import Admission, go_duration
+from isabella.practice.limits import LimitDecision, go_duration
 from isabella.practice.strictness import Objection
 from isabella.practice.vendor import PracticeVendor, Route, VendorFault
 from isabella.practice.wire import CHARACTERS_PER_TOKEN, ListedModel, Profile, RefusalShape, overflow_wordings
 
 
 @dataclass(frozen=True)
-class Refusal:
+class PracticeRefusal:
     """A vendor's refusal of a request: its shape, the values for the placeholders, and the wait in seconds."""
 
     shape: RefusalShape
@@ -84,25 +84,25 @@ class Judgement:
         self._vendor = vendor
         self._profile = vendor.profile
         self._request = request
-        self.admission: Admission | None = None
+        self.admission: LimitDecision | None = None
         self.refusal = self._judge(fault, accepted=accepted)
 
-    def _judge(self, fault: VendorFault | None, *, accepted: bool | None) -> Refusal | None:
+    def _judge(self, fault: VendorFault | None, *, accepted: bool | None) -> PracticeRefusal | None:
         if not accepted:
             return self._refusal("no_key" if accepted is None else "wrong_key")
         if fault is not None and fault.status is not None:
-            return Refusal(self._profile.refusal_of(fault.status), self._values())
+            return PracticeRefusal(self._profile.refusal_of(fault.status), self._values())
         if self._request.route in (None, "models"):
             return self._wrong_path()
         return self._malformed() or self._strict() or self._overflow(fault) or self._over_the_limit()
 
-    def _wrong_path(self) -> Refusal | None:
+    def _wrong_path(self) -> PracticeRefusal | None:
         if self._request.route is None:
             return self._refusal("no_path")
         known = self._request.listed_model is None or self._request.listed_model in self._profile.models
         return None if known else self._refusal("no_model")
 
-    def _malformed(self) -> Refusal | None:
+    def _malformed(self) -> PracticeRefusal | None:
         request = self._request
         if not request.valid:
             return self._refusal("bad_request", detail="The body is not a JSON object.")
@@ -116,7 +116,7 @@ class Judgement:
             return self._refusal("bad_request", detail="max_tokens: an integer of at least 1 is needed")
         return None
 
-    def _strict(self) -> Refusal | None:
+    def _strict(self) -> PracticeRefusal | None:
         """Return the refusal for the objections, those that are certain unless the vendor is told otherwise."""
         strict = self._vendor.strict
         refused = [each for each in self._request.objections if strict or (strict is None and each.certain)]
@@ -127,7 +127,7 @@ class Judgement:
             values["problems"] = problems
         return self._refusal(refused[0].refusal, **values)
 
-    def _overflow(self, fault: VendorFault | None) -> Refusal | None:
+    def _overflow(self, fault: VendorFault | None) -> PracticeRefusal | None:
         """Return the refusal of a prompt that is larger than the window."""
         model, prompt = self._request.model, self._request.prompt_tokens
         if self._request.route != "chat" or model is None:
@@ -139,9 +139,9 @@ class Judgement:
         if prompt <= window:
             return None
         figures = {"prompt": prompt, "window": window, "excess": prompt - window, "least": window + 1}
-        return Refusal(shape, self._values() | figures)
+        return PracticeRefusal(shape, self._values() | figures)
 
-    def _over_the_limit(self) -> Refusal | None:
+    def _over_the_limit(self) -> PracticeRefusal | None:
         limit = self._request.output_limit
         reserved = self._profile.reserved if limit is None else min(limit, self._profile.most_reserved)
         self.admission = admission = self._vendor.limits.admit(self._request.prompt_tokens + reserved)
@@ -152,10 +152,10 @@ class Judgement:
         figures = {"limit": admission.limit, "used": admission.used, "requested": admission.requested}
         values = self._values() | figures | {"wait": go_duration(admission.retry_after)}
         told = shape.status == 429 and self._profile.tells_retry_after
-        return Refusal(shape, values, float(math.ceil(admission.retry_after)) if told else None)
+        return PracticeRefusal(shape, values, float(math.ceil(admission.retry_after)) if told else None)
 
-    def _refusal(self, reason: str, **values: object) -> Refusal:
-        return Refusal(self._profile.refusals[reason], self._values() | values)
+    def _refusal(self, reason: str, **values: object) -> PracticeRefusal:
+        return PracticeRefusal(self._profile.refusals[reason], self._values() | values)
 
     def _values(self) -> dict[str, object]:
         """Return the values that every refusal may need."""

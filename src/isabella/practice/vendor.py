@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from isabella.errors import PracticeError
-from isabella.practice.limits import Allowance, RateLimits
+from isabella.practice.limits import VendorAllowance, VendorLimits
 from isabella.practice.wire import NAMES, Profile, overflow_wordings, profile
 from isabella.system.files import write_private
 
@@ -299,7 +299,7 @@ class PracticeVendor:
         self.profile = profile
         self.faults = Faults()
         self.log = RequestLog()
-        self.limits = RateLimits(Allowance(**profile.allowance))
+        self.limits = VendorLimits(VendorAllowance(**profile.allowance))
         #: Whether it refuses everything that the real vendor is known to refuse (see `strictness`). None: only what
         #: is certain.
         self.strict: bool | None = None

@@ -89,7 +89,7 @@ class Profile:
         output_limit_fields: the fields of a request by which it limits the tokens of the answer.
         extra_fields: fields that it adds to each answer, to the usage, and to a whole completion.
         limit_headers: the rate-limit headers of an answer; their values are placeholders, or do not change.
-        allowance: what it allows per minute and per day, as the fields of `Allowance`.
+        allowance: what it allows per minute and per day, as the fields of `VendorAllowance`.
         reserved, most_reserved: the tokens of an answer that it counts at once when a request sets no limit for the
             answer, and at most.
         tells_retry_after: whether a request above the limits is told how long to wait.

@@ -60,7 +60,7 @@ class Headline(BaseModel):
     text: str = Field(description="The providers in that state, and the reason.")
 
 
-class Gateway(BaseModel):
+class GatewayStatusBody(BaseModel):
     """The gateway between Letta and the vendors."""
 
     address: str = Field(description="Its URL as Letta reaches it.")
@@ -125,7 +125,7 @@ class Providers(BaseModel):
 
     headline: Headline | None = Field(None, description="Null until the first report.")
     letta: LettaAddress | None = Field(description="Null until the first report.")
-    gateway: Gateway | None = Field(None, description="Null if Letta calls the vendors directly.")
+    gateway: GatewayStatusBody | None = Field(None, description="Null if Letta calls the vendors directly.")
     as_of: datetime | None = Field(description="When the report was made.")
     providers: list[Provider]
     notices: list[str]

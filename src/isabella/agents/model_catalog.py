@@ -77,8 +77,12 @@ class ModelCatalog:
         """Limit the window of a model, named by its handle, or of all models of a provider.
 
         A vendor may refuse a request that is smaller than the window it states, because of its allowance per minute
-        or of a server's own settings. Return whether the limit is new or another one.
+        or of a server's own settings. A limit with which no agent could work changes nothing.
+
+        Return whether the limit is new or another one.
         """
+        if tokens < _SMALLEST_WINDOW:
+            return False
         changed = self._caps.get(name) != tokens
         self._caps[name] = tokens
         return changed

@@ -127,7 +127,7 @@ def test_export_import_delete(here: AgentEnv, tmp_path: Path) -> None:
     assert answer("import", str(file), "--name", twin)["name"] == twin
     code, said = agents("import", "-", "--name", "Ghost", input=b"no json")
     assert code == 1
-    assert "no agent file" in said
+    assert "not an agent file" in said
     assert agents("import", str(tmp_path / "nowhere.af"))[0] == 1
     assert answer("delete", twin, code=2)["deleted"] is False
     assert answer("delete", twin, "--yes")["deleted"] is True

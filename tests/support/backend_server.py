@@ -272,11 +272,12 @@ def _backend(letta: Letta, vendors: PracticeVendors, settings: Settings, connect
     try:
         assert up.wait(_UP_SECONDS), "the backend did not come up"
         password = connection.password.get_secret_value() if connection.password else ""
+        # Both servers close connections that were idle for 5 s; a request on one that is being closed fails.
+        limits = httpx.Limits(keepalive_expiry=2.0)
+        own, lettas = ({"Authorization": f"Bearer {secret}"} for secret in (TOKEN, password))
         with (
-            httpx.Client(base_url=url, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=120) as client,
-            httpx.Client(
-                base_url=letta.base_url, headers={"Authorization": f"Bearer {password}"}, timeout=60
-            ) as direct,
+            httpx.Client(base_url=url, headers=own, timeout=120, limits=limits) as client,
+            httpx.Client(base_url=letta.base_url, headers=lettas, timeout=60, limits=limits) as direct,
         ):
             locks, portal = opened
             yield Backend(url, vendors, settings, connection, client, app, runtime, locks, portal, direct)

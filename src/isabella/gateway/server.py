@@ -29,6 +29,7 @@ from isabella.gateway.traffic import Traffic, VendorTraffic
 from isabella.letta.client import Connection
 from isabella.practice.overlay import ConfigSnapshot
 from isabella.system import processes
+from isabella.system.daemon import listening_socket
 from isabella.system.files import write_private
 from isabella.system.urls import is_loopback
 
@@ -133,14 +134,9 @@ def run_in_foreground(
             remedy="Give --tls-certificate and --tls-key, or --insecure if the network is private.",
         )
     folder = state_file(settings.home).parent
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
-        listener.listen(512)
+        listener = listening_socket(host, port)
     except OSError as error:
-        listener.close()
         raise ConfigurationError(
             f"The gateway cannot listen on port {port} of {host}: {error.strerror}.", remedy="Choose another --port."
         ) from None

@@ -30,6 +30,7 @@ from isabella.practice.exchange import (
 )
 from isabella.practice.vendor import PracticeVendor, Request, VendorFault, fingerprint, new_key, new_keys
 from isabella.practice.wire import NAMES, profile, to_json
+from isabella.system.daemon import listening_socket
 from isabella.system.redaction import mask
 
 HOST = "127.0.0.1"
@@ -86,19 +87,12 @@ def listen(port: int) -> socket.socket:
     Raises:
         PracticeError: the port is taken.
     """
-    # asyncio turns Nagle's algorithm off only if the protocol is named; with it, each answer waits 40 ms.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((HOST, port))
-        # A port that is only bound is still open to another program that listens first.
-        listener.listen()
+        return listening_socket(HOST, port)
     except OSError as error:
-        listener.close()
         raise PracticeError(
             f"Port {port} is taken ({error.strerror}).", remedy="Choose another port, or none for a free one."
         ) from None
-    return listener
 
 
 class PracticeApp:

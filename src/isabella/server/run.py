@@ -35,6 +35,7 @@ from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.readiness import Phase, Readiness
 from isabella.server.runtime import Runtime, open_agents, open_turns, run_reflection, run_watcher
 from isabella.server.token import LOOPBACK, Token, address_published, check_address, ensure_token
+from isabella.system.daemon import listening_socket
 from isabella.system.processes import interrupt_on_sigterm
 from isabella.system.terminal import messages_are_json
 from isabella.watch.watcher import LettaActions
@@ -72,20 +73,13 @@ def serve(settings: Settings, options: ServeOptions) -> int:
 def _bind(settings: Settings) -> socket.socket:
     """Bind the port before anything is installed or started, so that a port in use is reported at once."""
     check_address(settings)
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((settings.host, settings.port))
-        # Another process could still listen on a port that is only bound, during a start that takes minutes.
-        listener.listen()
+        return listening_socket(settings.host, settings.port)
     except OSError as error:
-        listener.close()
         raise ConfigurationError(
             f"Port {settings.port} of {settings.host} cannot be used: {error.strerror}.",
             remedy="Set ISABELLA_PORT to another port, for instance 8001, or to 0 for any free port.",
         ) from None
-    return listener
 
 
 def _with_practice(settings: Settings, options: ServeOptions, stack: ExitStack) -> Settings:
@@ -263,8 +257,7 @@ class InProcessBackend:
 @contextmanager
 def in_process_backend(settings: Settings, connection: Connection) -> Iterator[InProcessBackend]:
     """Serve agents and turns on a loopback port, in a thread, with a token of its own. Providers are not synced."""
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.bind(("127.0.0.1", 0))
+    listener = listening_socket("127.0.0.1", 0)
     backend = InProcessBackend(_url("127.0.0.1", listener.getsockname()[1]), SecretStr(secrets.token_urlsafe(24)))
     runtime = Runtime(backend.token, settings, connection)
     started = threading.Event()

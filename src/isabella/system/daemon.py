@@ -172,9 +172,9 @@ class Daemon:
     def listen(self) -> socket.socket:
         """Return a listening socket on its port, or on another one if that is not free."""
         try:
-            return _listen(self._state().get("port", self.default_port))
+            return listening_socket(HOST, self._state().get("port", self.default_port))
         except (OSError, OverflowError, TypeError):
-            return _listen(0)
+            return listening_socket(HOST, 0)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -271,12 +271,18 @@ class Daemon:
         return state if isinstance(state, dict) else {}
 
 
-def _listen(port: int) -> socket.socket:
+def listening_socket(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on a port of an address; with port 0 the system chooses the port.
+
+    Raises:
+        OSError: the port or the address cannot be used.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # asyncio turns Nagle's algorithm off only if the protocol is named; with it, each answer waits 40 ms.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((HOST, port))
+        listener.bind((host, port))
         # A port that is only bound is still open to another program that listens first.
         listener.listen(512)
     except OSError:

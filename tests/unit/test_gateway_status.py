@@ -16,7 +16,9 @@ from typing import Any, cast
 import anyio
 import pytest
 from pydantic import SecretStr, TypeAdapter
+from typer.testing import CliRunner
 
+from isabella.cli import app
 from isabella.cli.tables import show_report
 from isabella.config.gateway_address import SERVICE, state_file
 from isabella.config.settings import Settings, load_settings
@@ -25,13 +27,14 @@ from isabella.doctor.evidence import GatewayEvidence
 from isabella.errors import LettaRefused
 from isabella.gateway.client import gateway_status
 from isabella.gateway.server import publish
+from isabella.gateway.traffic import StoppedKey
 from isabella.letta.client import Connection
 from isabella.providers.desired import desired_providers
 from isabella.providers.health import Level, headline, report_document
 from isabella.providers.report import GatewayState, GatewayStatus, Receipt, Report
 from isabella.server import gateway_monitor
 from isabella.server.api.status import GatewayStatusBody, Provider
-from isabella.server.gateway_monitor import run_gateway_monitor
+from isabella.server.gateway_monitor import describe_stopped_key, run_gateway_monitor
 from isabella.server.readiness import Phase, Readiness
 from isabella.server.runtime import Runtime
 from isabella.turns.probe import judge_refusal
@@ -343,3 +346,29 @@ def test_a_report_keeps_the_gateway_it_was_made_with() -> None:
 
 def _answered() -> VendorObservation:
     return VendorObservation(VendorState.ANSWERS, "it answered", seen(VendorState.ANSWERS, 5).at)
+
+
+@pytest.mark.parametrize(
+    ("stopped", "told"),
+    [
+        (("stale", True, True), "an outdated key (gsk_…abcd); the configured key was sent in its place."),
+        (
+            ("stale", True, False),
+            "an outdated key (gsk_…abcd); it was sent to the vendor, which refuses the configured",
+        ),
+        (("foreign", True, True), "a key that is not its own (gsk_…abcd); the configured key was sent in its place."),
+        (("foreign", False, True), "a key that is not its own (gsk_…abcd); nothing was sent to the vendor."),
+    ],
+)
+def test_the_notice_of_a_key_says_what_was_sent(stopped: tuple[str, bool, bool], told: str) -> None:
+    """A former key that went to the vendor, because that refuses the configured one, is not called replaced."""
+    kind, answered, replaced = stopped
+    assert told in describe_stopped_key(StoppedKey(1, 0.0, "byok-groq", kind, "gsk_…abcd", answered, replaced))
+
+
+@pytest.mark.parametrize("option", ["--tls-certificate", "--tls-key"])
+def test_half_of_a_certificate_is_an_error(option: str, tmp_path: Path) -> None:
+    """A certificate without its key must not end in plain HTTP."""
+    came = CliRunner().invoke(app, ["gateway", "run", option, str(tmp_path / "file.pem")], catch_exceptions=True)
+    assert came.exit_code != 0
+    assert "are given together" in came.output

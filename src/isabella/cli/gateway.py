@@ -82,6 +82,8 @@ def run(
 
     settings = configured_settings(env_file, service=True, served=True, home=home)
     tls = None if tls_certificate is None or tls_key is None else Tls(tls_certificate, tls_key)
+    if tls is None and (tls_certificate or tls_key):
+        raise typer.BadParameter("--tls-certificate and --tls-key are given together.")
     run_in_foreground(settings, host, port, tls, insecure=insecure, say=print_message)
 
 

@@ -151,7 +151,8 @@ class Gateway:
             raise NotAdmitted(405, "method_not_allowed", "Isabella's gateway forwards GET and POST.")
         body = await _read_body(receive, self._limits) if scope["method"] == "POST" else None
         if admission.kind is not KeyKind.CONFIGURED:
-            self._stopped(provider, admission.kind, bearer, answered=True)
+            replaced = admission.key.get_secret_value() != bearer
+            self._stopped(provider, admission.kind, bearer, answered=True, replaced=replaced)
         await self._run(_Exchange(self, admission, scope, rest, body, send), receive)
 
     async def _run(self, exchange: _Exchange, receive: Receive) -> None:
@@ -190,10 +191,11 @@ class Gateway:
             )
         return client
 
-    def _stopped(self, provider: str, kind: KeyKind, bearer: str, *, answered: bool) -> None:
+    def _stopped(self, provider: str, kind: KeyKind, bearer: str, *, answered: bool, replaced: bool = True) -> None:
         masked = mask(bearer) if bearer else "no key"
-        self.traffic.add_stopped(provider, kind.value, masked, answered=answered)
-        log.warning("key stopped", provider=provider, kind=kind.value, key=masked, answered=answered)
+        self.traffic.add_stopped(provider, kind.value, masked, answered=answered, replaced=replaced)
+        event = "key stopped" if replaced else "former key sent"
+        log.warning(event, provider=provider, kind=kind.value, key=masked, answered=answered)
 
     # --- control ------------------------------------------------------------------------------------------------
 
@@ -237,14 +239,10 @@ class _Exchange:
         self._document = _parse(body)
         self._adapted: dict[str, Any] | None = None
         self._quirks = admission.desired.vendor.quirks
-        # Servers that count their tool calls use the same ids for every agent.
-        self._conversation = f"{self._desired.name}/{_agent_of(self._document)}"
         model = None if self._document is None else self._document.get("model")
-        self.call = Call(
-            self._desired.name,
-            _agent_of(self._document),
-            model if isinstance(model, str) else None,
-        )
+        self.call = Call(self._desired.name, _agent_of(self._document), model if isinstance(model, str) else None)
+        # Servers that count their tool calls use the same ids for every agent.
+        self._conversation = f"{self.call.provider}/{self.call.agent}"
 
     async def run(self) -> None:
         """Send the request, and pass the answer on as it comes."""

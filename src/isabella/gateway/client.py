@@ -17,7 +17,7 @@ from isabella.errors import GatewayError, UnverifiedPeer
 from isabella.gateway import process
 from isabella.gateway.traffic import Outcome, StoppedKey, VendorTraffic
 from isabella.providers.report import GatewayState, GatewayStatus
-from isabella.system.daemon import RunningDaemon
+from isabella.system.daemon import Daemon, RunningDaemon
 from isabella.system.peers import async_hooks
 from isabella.system.urls import client_options, is_loopback
 
@@ -114,10 +114,14 @@ def read_traffic(home: Path, running: RunningDaemon) -> GatewayTraffic:
             response = client.get("/control/traffic", params={"refresh": "yes"})
             return GatewayTraffic.model_validate(response.raise_for_status().json())
     except (httpx.HTTPError, ValueError, UnverifiedPeer) as error:
-        raise GatewayError(
-            f"The gateway at {running.address} does not answer ({type(error).__name__}).",
-            remedy=f"Its log: {daemon.log}",
-        ) from None
+        raise _no_answer(daemon, running, error) from None
+
+
+def _no_answer(daemon: Daemon, running: RunningDaemon, error: Exception) -> GatewayError:
+    return GatewayError(
+        f"The gateway at {running.address} does not answer ({type(error).__name__}).",
+        remedy=f"Its log: {daemon.log}",
+    )
 
 
 @dataclass
@@ -181,7 +185,4 @@ class GatewayClient:
             response.raise_for_status()
             return response.json()
         except (httpx.HTTPError, ValueError, UnverifiedPeer) as error:
-            raise GatewayError(
-                f"The gateway at {recorded.address} does not answer ({type(error).__name__}).",
-                remedy=f"Its log: {daemon.log}",
-            ) from None
+            raise _no_answer(daemon, recorded, error) from None

@@ -116,7 +116,7 @@ class KeyRing:
             desired = self._matching(name, bearer)
         if desired is not None and desired.key is not None:
             return Admission(desired, desired.key, KeyKind.CONFIGURED)
-        desired = self._configured(name)
+        desired, key = self._configured(name)
         connection = await self._connection()
         from_letta = connection is not None and await anyio.to_thread.run_sync(_is_letta, connection, client, server)
         stored = await self._stored_key(name, connection) if bearer else None
@@ -130,9 +130,6 @@ class KeyRing:
                 f"{desired.vendor.title}.",
                 foreign=True,
             )
-        key = desired.key
-        if key is None:
-            raise _not_configured(desired)
         # Only now: the keys of strangers would fill the memory.
         redaction.remember(bearer)
         if stale and not await self._accepts(desired, key):
@@ -145,16 +142,21 @@ class KeyRing:
         same = digest is not None and hmac.compare_digest(digest, _digest(bearer))
         return self._desired[name] if same else None
 
-    def _configured(self, name: str) -> Desired:
+    def _configured(self, name: str) -> tuple[Desired, SecretStr]:
+        """Return a provider and its key; raise `NotAdmitted` if it is unknown or cannot be used."""
         desired = self._desired.get(name)
         if desired is None:
             declared = ", ".join(one.name for one in self.providers) or "none"
             raise NotAdmitted(
                 404, "provider_unknown", f"Isabella's gateway has no provider {name!r}. It has: {declared}."
             )
-        if desired.key is None:
-            raise _not_configured(desired)
-        return desired
+        if desired.key is None or desired.problem is not None:
+            raise NotAdmitted(
+                503,
+                "provider_not_configured",
+                f"Isabella's gateway has no usable key for {name}: {desired.problem or desired.key_source}.",
+            )
+        return desired, desired.key
 
     async def _accepts(self, desired: Desired, key: SecretStr) -> bool:
         """Return whether the vendor may accept a key. Only a refusal of the key itself counts as a no."""
@@ -220,14 +222,6 @@ class KeyRing:
             return None
         reading = read_back(stored.key_text, "", connection.master_key, None, shown=stored.key_shown)
         return None if reading.key is None else reading.key.get_secret_value()
-
-
-def _not_configured(desired: Desired) -> NotAdmitted:
-    return NotAdmitted(
-        503,
-        "provider_not_configured",
-        f"Isabella's gateway has no usable key for {desired.name}: {desired.problem or desired.key_source}.",
-    )
 
 
 def _is_letta(connection: Connection, client: Address, server: Address) -> bool:

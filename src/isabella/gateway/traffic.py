@@ -55,7 +55,7 @@ class Outcome:
         at: when it ended, in seconds since the epoch.
         agent: Letta's id of the agent, if the request names it.
         status: the vendor's own status; None if there was none.
-        code: `refused`, `unreachable`, `broken`, `ended` (the turn was over) or `not_admitted`.
+        code: `refused`, `unreachable`, `broken` or `ended` (the turn was over).
         message: the vendor's own words, without keys and without quotes of the request.
         retry_after: seconds after which the vendor asks to be called again.
         window: the model's true context window in tokens, if the refusal states it.
@@ -77,7 +77,14 @@ class Outcome:
 
 @dataclass(frozen=True)
 class StoppedKey:
-    """A key that did not reach the vendor: the configured key was sent in its place, or nothing."""
+    """A key that is not the configured one.
+
+    Attributes:
+        kind: a `KeyKind`.
+        answered: whether the request was sent to the vendor.
+        replaced: whether the configured key was sent in its place. A former key is sent itself as long as the vendor
+            refuses the configured one.
+    """
 
     number: int
     at: float
@@ -85,6 +92,7 @@ class StoppedKey:
     kind: str
     masked: str
     answered: bool
+    replaced: bool = True
 
 
 @dataclass(eq=False)
@@ -156,10 +164,10 @@ class Traffic:
             vendor.failures += 1
         vendor.refused_at, vendor.refused_status, vendor.refused_message = outcome.at, outcome.status, message
 
-    def add_stopped(self, provider: str, kind: str, masked: str, *, answered: bool) -> None:
-        """Note that a key was stopped."""
+    def add_stopped(self, provider: str, kind: str, masked: str, *, answered: bool, replaced: bool = True) -> None:
+        """Note a key that is not the configured one."""
         self.vendor(provider).stopped_keys += 1
-        self.stopped.append(StoppedKey(self._next(), time.time(), provider, kind, masked, answered))
+        self.stopped.append(StoppedKey(self._next(), time.time(), provider, kind, masked, answered, replaced))
 
     def end(self, agent: str) -> int:
         """End the requests of an agent, whose turn is over. Return their number."""

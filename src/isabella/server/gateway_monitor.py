@@ -154,10 +154,11 @@ class _GatewayMonitor:
         if accepted > refused:
             vendors.observe(provider, VendorState.ANSWERS, "it answered through the gateway", _time(accepted))
         elif refused:
-            status, message = vendor.refused_status, vendor.refused_message or "no answer"
+            # The words are not kept when the gateway is started again.
+            status, message = vendor.refused_status, vendor.refused_message
             state = VendorState.UNREACHABLE if status is None else state_of_status(status)
             if state is not None:
-                reason = message if status is None else f"{status}: {message}"
+                reason = ": ".join(str(part) for part in (status, message) if part) or "no answer"
                 vendors.observe(provider, state, reason, _time(refused))
 
     async def _report(self, traffic: GatewayTraffic) -> None:
@@ -184,9 +185,10 @@ def describe_stopped_key(stopped: StoppedKey) -> str:
             "to the vendor."
         )
     whose = "an outdated key" if stopped.kind == KeyKind.STALE else "a key that is not its own"
-    return (
-        f"Letta called {stopped.provider} with {whose} ({stopped.masked}); the configured key was sent in its place."
-    )
+    done = "the configured key was sent in its place"
+    if not stopped.replaced:
+        done = "it was sent to the vendor, which refuses the configured one"
+    return f"Letta called {stopped.provider} with {whose} ({stopped.masked}); {done}."
 
 
 def _time(seconds: float) -> datetime:

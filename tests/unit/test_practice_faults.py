@@ -6,7 +6,6 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -16,26 +15,9 @@ import pytest
 from isabella.errors import PracticeError
 from isabella.practice import NAMES, PracticeVendors, VendorFault
 from isabella.practice.vendor import ActiveFaults, Faults
+from tests.support.practice_models import MODELS
 
-MODELS = {
-    "cerebras": "gpt-oss-120b",
-    "groq": "openai/gpt-oss-120b",
-    "mistral": "mistral-medium-latest",
-    "longcat": "LongCat-2.0",
-}
-
-
-@pytest.fixture(scope="module")
-def vendors() -> Iterator[PracticeVendors]:
-    """Practice vendors for all tests of the module."""
-    with PracticeVendors() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _without_faults(vendors: PracticeVendors) -> None:
-    vendors.clear()
-    vendors.forget()
+pytestmark = pytest.mark.usefixtures("without_faults")
 
 
 def chat(vendors: PracticeVendors, vendor: str, *, wait: float = 10, **fields: Any) -> httpx2.Response:

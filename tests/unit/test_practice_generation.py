@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import httpx2
 import pytest
 
 from isabella.practice import NAMES, PracticeVendors, Request
+from tests.support.practice_models import MODELS
 
-MODELS = {
-    "cerebras": "gpt-oss-120b",
-    "groq": "openai/gpt-oss-120b",
-    "mistral": "mistral-medium-latest",
-    "longcat": "LongCat-2.0",
-}
 TOOL = {
     "type": "function",
     "function": {"name": "archival_memory_insert", "parameters": {"properties": {"content": {"type": "string"}}}},
@@ -25,17 +20,7 @@ TOOL = {
 _PATIENCE = 30.0
 
 
-@pytest.fixture(scope="module")
-def vendors() -> Iterator[PracticeVendors]:
-    """Practice vendors for all tests of the module."""
-    with PracticeVendors() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _without_faults(vendors: PracticeVendors) -> None:
-    vendors.clear()
-    vendors.forget()
+pytestmark = pytest.mark.usefixtures("without_faults")
 
 
 class Chat:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -13,26 +12,9 @@ from isabella.errors import PracticeError
 from isabella.practice import PracticeVendors, VendorFault
 from isabella.practice.limits import VendorAllowance, VendorLimits, go_duration
 from isabella.practice.server import TOKEN_HEADER
+from tests.support.practice_models import MODELS
 
-MODELS = {
-    "cerebras": "gpt-oss-120b",
-    "groq": "openai/gpt-oss-120b",
-    "mistral": "mistral-medium-latest",
-    "longcat": "LongCat-2.0",
-}
-
-
-@pytest.fixture(scope="module")
-def vendors() -> Iterator[PracticeVendors]:
-    """Practice vendors for all tests of the module."""
-    with PracticeVendors() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _without_faults(vendors: PracticeVendors) -> None:
-    vendors.clear()
-    vendors.forget()
+pytestmark = pytest.mark.usefixtures("without_faults")
 
 
 def chat(vendors: PracticeVendors, vendor: str, tokens: int = 100, **fields: Any) -> httpx2.Response:

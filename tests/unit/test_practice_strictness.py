@@ -10,13 +10,8 @@ import pytest
 from mistralai.client import models as mistral_models
 
 from isabella.practice import PracticeVendors, strictness
+from tests.support.practice_models import MODELS
 
-MODELS = {
-    "cerebras": "gpt-oss-120b",
-    "groq": "openai/gpt-oss-120b",
-    "mistral": "mistral-medium-latest",
-    "longcat": "LongCat-2.0",
-}
 ANSWER = {"role": "assistant", "content": "I will."}
 
 

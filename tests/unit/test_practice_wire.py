@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
@@ -11,13 +10,8 @@ import pytest
 
 from isabella.errors import PracticeError
 from isabella.practice import NAMES, PracticeVendors
+from tests.support.practice_models import MODELS
 
-MODELS = {
-    "cerebras": "gpt-oss-120b",
-    "groq": "openai/gpt-oss-120b",
-    "mistral": "mistral-medium-latest",
-    "longcat": "LongCat-2.0",
-}
 PATHS = {
     "cerebras": "/cerebras/v1",
     "groq": "/groq/openai/v1",
@@ -47,17 +41,7 @@ WRONG_KEY = {
 }
 
 
-@pytest.fixture(scope="module")
-def vendors() -> Iterator[PracticeVendors]:
-    """Practice vendors for all tests of the module."""
-    with PracticeVendors() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _fresh(vendors: PracticeVendors) -> None:
-    vendors.clear()
-    vendors.forget()
+pytestmark = pytest.mark.usefixtures("without_faults")
 
 
 def bearer(key: str) -> dict[str, str]:

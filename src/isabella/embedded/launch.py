@@ -75,7 +75,7 @@ def unchecked(target: Any = None, **_options: Any) -> Any:
 
 def share_dependencies() -> None:
     """Have FastAPI analyse each dependency of a parameter once for each set of path parameters."""
-    utils = importlib.import_module("fastapi.dependencies.utils")
+    utils: Any = importlib.import_module("fastapi.dependencies.utils")
     build = utils.get_dependant
     shared: dict[Any, Any] = {}
 

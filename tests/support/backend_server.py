@@ -259,7 +259,7 @@ def _backend(letta: Letta, vendors: PracticeVendors, settings: Settings, connect
             )
             agent_service = await stack.enter_async_context(open_agents(runtime, settings, connection, url))
             turn_service = await stack.enter_async_context(open_turns(runtime, agent_service, locks))
-            await stack.enter_async_context(run_gateway_monitor(runtime, turn_service, None))
+            await stack.enter_async_context(run_gateway_monitor(runtime, turn_service))
             opened[:] = [locks, portal]
             up.set()
             await anyio.sleep_forever()

@@ -17,6 +17,15 @@ from isabella.letta.client import LettaClient
 log = structlog.get_logger()
 
 
+async def is_stored(letta: LettaClient, run_id: str | None) -> bool:
+    """Return whether the message of a run that was cut off is in the history. Raises `LettaError`.
+
+    Letta names a run before it asks the vendor, so a run without a name has stored nothing.
+    """
+    rows = [] if run_id is None else await letta.messages.of_run(run_id)
+    return any(row.get("message_type") == "user_message" for row in rows)
+
+
 async def store_partial(
     letta: LettaClient, agent_id: str, *, run_id: str, asked: str, said: Mapping[str, str], mark: str, model: str
 ) -> bool:

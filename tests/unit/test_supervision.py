@@ -5,22 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 
 import anyio
 import psutil
 import pytest
 
-from isabella.errors import IsabellaError
 from isabella.system.processes import ChildProcess, Reaper
-from isabella.system.supervision import PartState, PartStatus, Sight, Supervisor, Timing
+from isabella.system.supervision import PartState, Sight, Timing
+from tests.support.made_parts import MadeParts, until
 
 pytestmark = pytest.mark.anyio
-
-QUICK = Timing(look=0.01, ask=0.01, patience=0.2, settled=0.0, first_pause=0.001, longest_pause=0.002, given_up=0.05)
 
 
 @pytest.fixture
@@ -29,84 +23,13 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@dataclass
-class Made:
-    """A part whose process is a number."""
-
-    name: str
-    starts: list[str]
-    word: str = ""
-    process: ChildProcess | None = field(default_factory=lambda: ChildProcess(1, 0.0))
-    healthy: bool = True
-    wanted: bool = True
-    refuses: int = 0  #: how many starts fail
-    may_start: threading.Event = field(default_factory=threading.Event)
-
-    def __post_init__(self) -> None:
-        self.word = self.name
-        self.may_start.set()
-
-    def look(self) -> Sight:
-        """As it was made."""
-        return Sight(self.process, wanted=self.wanted)
-
-    def answers(self) -> bool:
-        """As it was made."""
-        return self.healthy
-
-    def start(self, silent: ChildProcess | None) -> None:
-        """Start, after it may."""
-        self.may_start.wait(10)
-        self.starts.append(self.name if silent is None else f"{self.name} anew")
-        if self.refuses:
-            self.refuses -= 1
-            raise IsabellaError(f"{self.name} refuses.")
-        pid = 1 if self.process is None else self.process.pid
-        self.process, self.healthy = ChildProcess(pid + 1, 0.0), True
-
-
-@dataclass
-class Stage:
-    """Three parts, and what is told of them."""
-
-    starts: list[str] = field(default_factory=list)
-    told: list[PartStatus] = field(default_factory=list)
-    timing: Timing = QUICK
-
-    def __post_init__(self) -> None:
-        self.parts = [Made(name, self.starts) for name in ("postgres", "letta", "gateway")]
-        self.supervisor = Supervisor(self.parts, self.told.append, self.timing)
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Supervisor]:
-        """The supervisor, which runs meanwhile."""
-        with anyio.fail_after(20):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self.supervisor.run)
-                await until(lambda: self.supervisor._looks > 1)
-                yield self.supervisor
-                tasks.cancel_scope.cancel()
-
-    def end(self, *names: str) -> None:
-        """The processes of these parts end."""
-        for part in self.parts:
-            if part.name in names:
-                part.process = None
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until it holds."""
-    while not condition():  # noqa: ASYNC110 - the condition has no event
-        await anyio.sleep(0.001)
-
-
 @pytest.fixture
-def stage() -> Stage:
+def stage() -> MadeParts:
     """One for each test."""
-    return Stage()
+    return MadeParts()
 
 
-async def test_all_come_back_in_their_order(stage: Stage) -> None:
+async def test_all_come_back_in_their_order(stage: MadeParts) -> None:
     """Each is started when those before it work, however they have ended."""
     async with stage.running() as supervisor:
         stage.end("gateway", "letta", "postgres")
@@ -116,7 +39,7 @@ async def test_all_come_back_in_their_order(stage: Stage) -> None:
         assert [status.restarts for status in supervisor.statuses] == [1, 1, 1]
 
 
-async def test_one_that_ends_while_another_starts_comes_first(stage: Stage) -> None:
+async def test_one_that_ends_while_another_starts_comes_first(stage: MadeParts) -> None:
     """Letta's start fails without Postgres, which is then started before it."""
     letta = stage.parts[1]
     letta.may_start.clear()
@@ -130,7 +53,7 @@ async def test_one_that_ends_while_another_starts_comes_first(stage: Stage) -> N
     assert stage.starts == ["letta", "postgres", "letta"]
 
 
-async def test_one_that_cannot_be_started_is_given_up_and_tried_again_later(stage: Stage) -> None:
+async def test_one_that_cannot_be_started_is_given_up_and_tried_again_later(stage: MadeParts) -> None:
     """The reason is told; whoever waits for it is not kept waiting; and in the end it works."""
     stage.parts[0].refuses = 7
     async with stage.running() as supervisor:
@@ -146,7 +69,7 @@ async def test_one_that_cannot_be_started_is_given_up_and_tried_again_later(stag
 
 async def test_whoever_waits_for_a_part_that_was_given_up_is_told_at_once() -> None:
     """Minutes would pass until it is tried again."""
-    stage = Stage(timing=Timing(look=0.01, first_pause=0.001, longest_pause=0.001))
+    stage = MadeParts(timing=Timing(look=0.01, first_pause=0.001, longest_pause=0.001))
     stage.parts[2].refuses = 100
     async with stage.running() as supervisor:
         stage.end("gateway")
@@ -157,7 +80,7 @@ async def test_whoever_waits_for_a_part_that_was_given_up_is_told_at_once() -> N
 
 async def test_one_that_ends_soon_after_each_start_is_given_up() -> None:
     """Each start succeeds, and none lasts."""
-    stage = Stage(timing=Timing(look=0.01, ask=0.01, settled=60.0, first_pause=0.001, longest_pause=0.001))
+    stage = MadeParts(timing=Timing(look=0.01, ask=0.01, settled=60.0, first_pause=0.001, longest_pause=0.001))
 
     async with stage.running() as supervisor:
         stage.end("letta")
@@ -168,7 +91,7 @@ async def test_one_that_ends_soon_after_each_start_is_given_up() -> None:
     assert len(stage.starts) == 6
 
 
-async def test_one_that_is_silent_is_waited_for_and_then_replaced(stage: Stage) -> None:
+async def test_one_that_is_silent_is_waited_for_and_then_replaced(stage: MadeParts) -> None:
     """Silence is told; after its patience the process is ended, and another one started."""
     async with stage.running() as supervisor:
         stage.parts[1].healthy = False
@@ -181,7 +104,7 @@ async def test_one_that_is_silent_is_waited_for_and_then_replaced(stage: Stage) 
 
 async def test_one_that_answers_again_is_left_alone() -> None:
     """It was only busy, or stopped for a while."""
-    stage = Stage(timing=Timing(look=0.01, ask=0.01))
+    stage = MadeParts(timing=Timing(look=0.01, ask=0.01))
     async with stage.running() as supervisor:
         stage.parts[1].healthy = False
         await until(lambda: bool(supervisor.down))
@@ -191,7 +114,7 @@ async def test_one_that_answers_again_is_left_alone() -> None:
         assert supervisor.outages == 1
 
 
-async def test_one_that_another_program_starts_works_when_it_answers(stage: Stage) -> None:
+async def test_one_that_another_program_starts_works_when_it_answers(stage: MadeParts) -> None:
     """A process alone is not enough: it may take long to start."""
     async with stage.running() as supervisor:
         letta = stage.parts[1]
@@ -203,7 +126,7 @@ async def test_one_that_another_program_starts_works_when_it_answers(stage: Stag
         assert (supervisor.outages, stage.starts) == (1, [])
 
 
-async def test_one_that_was_stopped_on_purpose_is_not_started(stage: Stage) -> None:
+async def test_one_that_was_stopped_on_purpose_is_not_started(stage: MadeParts) -> None:
     """Until another program starts it."""
     async with stage.running() as supervisor:
         stage.parts[1].wanted = False
@@ -217,7 +140,7 @@ async def test_one_that_was_stopped_on_purpose_is_not_started(stage: Stage) -> N
         assert stage.starts == ["gateway"]
 
 
-async def test_errors_of_a_part_end_nothing(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_errors_of_a_part_end_nothing(stage: MadeParts, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a look nor a question nor a start that fails in an unforeseen way."""
 
     def fail(*_arguments: object) -> Sight:
@@ -231,7 +154,7 @@ async def test_errors_of_a_part_end_nothing(stage: Stage, monkeypatch: pytest.Mo
         assert await supervisor.wait(10)
 
 
-async def test_a_supervisor_that_has_ended_keeps_nobody_waiting(stage: Stage) -> None:
+async def test_a_supervisor_that_has_ended_keeps_nobody_waiting(stage: MadeParts) -> None:
     """A turn that waits for Letta while the backend ends."""
     stage.parts[0].may_start.set()
     stage.parts[0].refuses = 1000

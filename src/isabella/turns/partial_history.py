@@ -47,8 +47,9 @@ async def store_partial(
             return True
         answer = f"{came} {mark}".strip()
         added = await add(letta, agent_id, "" if asked_is_stored else asked, answer, known=in_context, model=model)
+        # Read back: what Letta has accepted may be lost if it ends at this moment.
+        asked_is_stored = asked_is_stored or len(added) == 2
         await letta.agents.update(agent_id, {"message_ids": [*in_context, *added]})
     except IsabellaError as error:
         log.warning("partial answer not stored", agent=agent_id, run=run_id, error=error.what)
-        return asked_is_stored
-    return True
+    return asked_is_stored

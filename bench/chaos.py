@@ -100,6 +100,8 @@ class Outcome:
         ready: seconds from each death until `/ready` answered 200 again.
         noticed: seconds from the death of each supervised process until `/ready` answered 503.
         moved: the ports that changed.
+        missing: turns that were called stored, and are not in the history.
+        denied: turns that were not called stored, and are.
     """
 
     deaths: int = 0
@@ -116,42 +118,40 @@ class Outcome:
         return [turn for turn in self.turns if not turn.told]
 
     @property
-    def failover(self) -> int:
-        """How many turns another vendor was asked in, although none had failed."""
-        return sum("failover" in turn.kinds for turn in self.turns)
+    def blamed(self) -> list[Turn]:
+        """The turns in which a vendor was blamed, although none had failed."""
+        return [turn for turn in self.turns if "failover" in turn.kinds]
 
 
 class Chaos:
     """The servers of one home, and who talks to them."""
 
-    def __init__(self, server: Server, setup: Setup, vendors: PracticeVendors, stopped: float) -> None:
+    def __init__(self, server: Server, vendors: PracticeVendors, home: Path, *, stopped: float) -> None:
         self._server = server
-        self._operator = Operator(vendors, setup.folder / ".env")
+        self._operator = Operator(vendors, home / ".env")
         self._vendors = vendors
-        self._folder = setup.folder
+        self._home = home
         self._stopped = stopped
         self._over = anyio.Event()
         self.outcome = Outcome()
 
-    async def run(self, address: str, deaths: list[Death]) -> Outcome:
+    async def run(self, backend: httpx.AsyncClient, deaths: list[Death]) -> Outcome:
         """Let the agents talk until all deaths are over, and check what was stored."""
         for name in NAMES:
             self._vendors.fault(name, on="chat", between=_BETWEEN)
         before = self._ports()
-        async with client_of(address) as backend:
-            async with anyio.create_task_group() as tasks:
-                for name in NAMES:
-                    tasks.start_soon(self._talk, backend, name)
-                for number, death in enumerate(deaths, 1):
-                    await anyio.sleep(random.Random(number).uniform(0.5, 3.0))
-                    await self._die(death, backend)
-                    print(f"  {number:>3} {death}: ready after {self.outcome.ready[-1][0]:.1f} s", flush=True)
-                self._over.set()
-            await self._check(backend)
+        async with anyio.create_task_group() as tasks:
+            for name in NAMES:
+                tasks.start_soon(self._talk, backend, name)
+            for number, death in enumerate(deaths, 1):
+                await anyio.sleep(random.Random(number).uniform(0.5, 3.0))
+                await self._die(death, backend)
+                print(f"  {number:>3} {death}: ready after {self.outcome.ready[-1][0]:.1f} s", flush=True)
+            self._over.set()
+        await self._check()
         after = self._ports()
-        self.outcome.moved = [
-            f"{name}: {before[name]}, then {after[name]}" for name in before if before[name] != after[name]
-        ]
+        moved = (name for name in before if before[name] != after[name])
+        self.outcome.moved = [f"{name}: {before[name]}, then {after[name]}" for name in moved]
         return self.outcome
 
     async def _talk(self, backend: httpx.AsyncClient, agent: str) -> None:
@@ -185,7 +185,7 @@ class Chaos:
                         elif kind == "end":
                             turn.end = said
 
-    async def _check(self, backend: httpx.AsyncClient) -> None:
+    async def _check(self) -> None:
         """Compare what every turn said of itself with Letta's history."""
         letta = self._server.running()
         assert letta is not None
@@ -208,7 +208,7 @@ class Chaos:
         }
         if death.moment == "rekey":
             with self._rekeying():
-                await self._until(lambda: _pid(self._server, "letta") is None, "the change of the key did not begin")
+                await self._until(lambda: self._pid("letta") is None, "the change of the key did not begin")
                 await self._strike(death, backend)
             # What was interrupted is completed by the next start.
             return
@@ -223,17 +223,17 @@ class Chaos:
         self._operator.write()
 
     async def _begin_start(self, _death: Death) -> None:
-        former = _pid(self._server, "letta")
+        former = self._pid("letta")
         assert former is not None
         os.kill(former, signal.SIGKILL)
-        await self._until(lambda: _pid(self._server, "letta") not in (None, former), "Letta was not started again")
+        await self._until(lambda: self._pid("letta") not in (None, former), "Letta was not started again")
 
     @contextmanager
     def _rekeying(self) -> Iterator[None]:
         command = [str(_ISABELLA), "letta", "rekey", "--yes", "--home", str(self._server.home)]
-        environment = {"PATH": os.environ["PATH"], "HOME": str(self._folder), "ISABELLA_HOME": str(self._server.home)}
-        with (self._folder / "rekey.log").open("a") as log:
-            running = subprocess.Popen(command, cwd=self._folder, env=environment, stdout=log, stderr=log)
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self._home), "ISABELLA_HOME": str(self._server.home)}
+        with (self._home / "rekey.log").open("a") as log:
+            running = subprocess.Popen(command, cwd=self._home, env=environment, stdout=log, stderr=log)
             try:
                 yield
             finally:
@@ -254,8 +254,8 @@ class Chaos:
             self.outcome.ready.append((time.monotonic() - began, death))
 
     async def _victim(self, part: str) -> int:
-        await self._until(lambda: _pid(self._server, part) is not None, f"{part} does not run")
-        pid = _pid(self._server, part)
+        await self._until(lambda: self._pid(part) is not None, f"{part} does not run")
+        pid = self._pid(part)
         assert pid is not None
         return pid
 
@@ -273,29 +273,28 @@ class Chaos:
 
     def _ports(self) -> dict[str, int | None]:
         status = self._server.status()
-        gateway = process.daemon(self._server.home).recorded()
+        gateway = process.daemon(self._home).recorded()
         return {
             "letta": status.letta.port,
             "postgres": status.postgres.port,
             "gateway": None if gateway is None else gateway.port,
         }
 
-
-def _pid(server: Server, part: str) -> int | None:
-    if part == "gateway":
-        running = process.daemon(server.home).recorded()
-        return None if running is None else running.process.pid
-    status = server.status()
-    if part == "letta":
-        return status.letta.pid
-    if status.postgres.pid is None or part == "postgres":
-        return status.postgres.pid
-    sessions = [
-        child.pid
-        for child in psutil.Process(status.postgres.pid).children()
-        if " letta 127.0.0.1" in " ".join(child.cmdline())
-    ]
-    return max(sessions, default=None)
+    def _pid(self, part: str) -> int | None:
+        if part == "gateway":
+            running = process.daemon(self._home).recorded()
+            return None if running is None else running.process.pid
+        status = self._server.status()
+        if part == "letta":
+            return status.letta.pid
+        if status.postgres.pid is None or part == "postgres":
+            return status.postgres.pid
+        sessions = [
+            child.pid
+            for child in psutil.Process(status.postgres.pid).children()
+            if " letta 127.0.0.1" in " ".join(child.cmdline())
+        ]
+        return max(sessions, default=None)
 
 
 async def _wake(pid: int, seconds: float) -> None:
@@ -368,7 +367,7 @@ async def run(home: Path, deaths: list[Death], *, stopped: float) -> Outcome:
         letta = server.up()
         own = {"ISABELLA_HOME": str(server.home), "ISABELLA_CONFIG_FILE": str(server.home / "isabella.toml")}
         setup = Setup(letta, Settings(sources=Sources(own)), server.home)
-        chaos = Chaos(server, setup, vendors, stopped)
+        chaos = Chaos(server, vendors, server.home, stopped=stopped)
         file = setup.folder / "agents.toml"
         file.write_text("\n".join(defined(name, first_on(name)) for name in NAMES))
         variables = {
@@ -378,7 +377,8 @@ async def run(home: Path, deaths: list[Death], *, stopped: float) -> Outcome:
             "ISABELLA_TURN_WAIT": "180",
         }
         with serving(setup, variables, embedded=True) as (address, _process):
-            return await chaos.run(address, deaths)
+            async with client_of(address) as backend:
+                return await chaos.run(backend, deaths)
 
 
 def _told(ends: Counter[str]) -> str:

@@ -134,6 +134,7 @@ class Supervisor:
     ) -> None:
         self.on_change = on_change
         self.outages = 0  #: how often a part has stopped to work
+        self.last_outage = ""  #: why, the last time
         self._timing = timing or Timing()
         self._watched = [_Watched(part, PartStatus(part.name, part.word)) for part in parts]
         self._reaper = Reaper()
@@ -176,6 +177,19 @@ class Supervisor:
             self._nudged.set()
             await self._changed.wait()
         return self.outages
+
+    async def doubt(self) -> int:
+        """Look at all parts and ask them now, because one may have failed; return the number of outages so far.
+
+        A part that does not answer at once counts as silent, until it answers.
+        """
+        await self.confirm()
+        if self._running:
+            async with anyio.create_task_group() as tasks:
+                for watched in self._watched:
+                    if watched.status.runs:
+                        tasks.start_soon(self._ask, watched, _IN_VAIN)
+        return await self.confirm()
 
     async def wait(self, seconds: float) -> bool:
         """Wait until every part works, at most this long; return whether all do. One that was given up ends it."""
@@ -235,18 +249,18 @@ class Supervisor:
     async def _ask_regularly(self, watched: _Watched) -> None:
         """Ask a part whether it answers, as long as its process is there."""
         while True:
-            starting = watched.process != watched.answered
-            await anyio.sleep(self._timing.look if starting else self._timing.ask)
+            await anyio.sleep(self._timing.ask if watched.status.runs else self._timing.look)
             await self._ask(watched)
 
-    async def _ask(self, watched: _Watched) -> None:
+    async def _ask(self, watched: _Watched, weight: int = 1) -> None:
+        """Ask a part; `weight` is how much it counts if it does not answer."""
         process = watched.process
         if process is None:
             return
         answers = await anyio.to_thread.run_sync(_answers, watched.part, abandon_on_cancel=True)
         if process != watched.process:
             return
-        watched.asked_in_vain = 0 if answers else watched.asked_in_vain + 1
+        watched.asked_in_vain = 0 if answers else watched.asked_in_vain + weight
         if answers:
             watched.answered = process
         self._nudged.set()
@@ -302,6 +316,7 @@ class Supervisor:
         watched.status = replace(before, state=state, reason=reason, since=since)
         if before.runs:
             self.outages += 1
+            self.last_outage = reason
         self.on_change(watched.status)
         self._wake()
 

@@ -64,9 +64,7 @@ class TurnService:
             if not supervisor.down:
                 return await cache.find(agent)
         except (LettaUnreachable, LettaBroken):
-            await supervisor.confirm()
-            if not supervisor.down:
-                return await cache.find(agent)
+            await supervisor.doubt()
         if (known := cache.known(agent)) is not None:
             return known
         await supervisor.wait(self.deps.hold)

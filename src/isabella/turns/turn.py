@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 import structlog
@@ -43,6 +43,8 @@ _STORE_SECONDS = 10.0
 _LOOKUP_SECONDS = 5.0
 #: How soon a turn that waits for Letta notices that it is to stop.
 _HELD_SECONDS = 0.25
+#: How often a turn tries again what fails although every part works.
+_TRIES = 3
 #: Stored in the history after an incomplete answer.
 _MARKS = {
     EndReason.STOPPED: "[stopped]",
@@ -124,6 +126,7 @@ class Turn:
         self._refusals: list[VendorRefusal] = []
         self._asked: Candidate | None = None
         self._fitted = False
+        self._tries_left = _TRIES
         #: The number of outages that this turn knows of.
         self._outages = 0 if deps.supervisor is None else deps.supervisor.outages
         self._binding = TemporaryBinding(deps.agent_cache, agent_ref)
@@ -177,7 +180,7 @@ class Turn:
                     if self._ticket.ahead:
                         await self._emit(Queued(self._ticket.ahead))
                     if await self._parts_run():
-                        async with self._ticket.reached(self._outlasted):
+                        async with self._ticket.reached(self._may_recover):
                             await self._answer()
                 except TicketAbandoned:
                     self._reason = EndReason.STOPPED
@@ -215,8 +218,22 @@ class Turn:
         supervisor = self._deps.supervisor
         if supervisor is None:
             return False
-        known, self._outages = self._outages, await supervisor.confirm()
+        known, self._outages = self._outages, await supervisor.doubt()
         return (self._outages != known or bool(supervisor.down)) and await self._parts_run()
+
+    async def _may_recover(self) -> bool:
+        """Return whether to try again what failed before the message was sent.
+
+        A part may have been away for so short a time that nobody has seen it, such as Postgres after the end of one
+        of its sessions.
+        """
+        if await self._outlasted():
+            return True
+        if self._failed is not None or self._deps.supervisor is None or self._tries_left == 0:
+            return False
+        self._tries_left -= 1
+        await anyio.sleep(_HELD_SECONDS)
+        return True
 
     def _end(self) -> Ended:
         first_token = None if self._began is None else self._began - self._opened
@@ -322,7 +339,7 @@ class Turn:
                 await self._pass_gate(candidate, attempt)
             except (LettaUnreachable, LettaBroken, DatabaseUnusable):
                 # The message was not sent.
-                if not await self._outlasted():
+                if not await self._may_recover():
                     raise
                 continue
             if attempt.refusal is None:
@@ -368,7 +385,8 @@ class Turn:
             if not self._stored:
                 return True
             self._reason = EndReason.BROKEN
-        self._failed = broken_turn(refusal, stored=self._stored)
+        reason = "" if self._deps.supervisor is None else self._deps.supervisor.last_outage
+        self._failed = broken_turn(replace(refusal, message=reason or refusal.message), stored=self._stored)
         return False
 
     async def _refused(
@@ -511,21 +529,34 @@ class Turn:
         elif attempt.run_id is not None:
             # Letta has stored every step of a turn that reached its limit; only the answer may be missing.
             self._stored = whole = self._reason is EndReason.MAX_STEPS
-            if attempt.reason is EndReason.BROKEN and self._deps.supervisor is not None:
-                # What has arrived can be stored as soon as Letta is there again.
-                await self._deps.supervisor.confirm()
-                await self._deps.supervisor.wait(self._deps.hold)
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_STORE_SECONDS):
+            self._stored = await self._keep(attempt, attempt.run_id) or whole
+
+    async def _keep(self, attempt: Attempt, run_id: str) -> bool:
+        """Store a partial answer. If that fails because a part is away, do it when everything works again.
+
+        Return whether the message is in the history.
+        """
+        known: set[str] = set()
+        broken = attempt.reason is EndReason.BROKEN and self._deps.supervisor is not None
+        while True:
+            if broken:
+                await self._outlasted()
+            kept: bool | None = None
+            # Letta may be frozen, and store it afterwards all the same: its answer is waited for.
+            limit = self._deps.hold if broken else _STORE_SECONDS
+            with anyio.CancelScope(shield=True), anyio.move_on_after(limit):
                 kept = await partial_history.store_partial(
                     self._deps.letta,
                     self.agent_ref.id,
-                    run_id=attempt.run_id,
+                    run_id=run_id,
                     asked=self._message,
                     said=attempt.said,
                     mark=_MARKS[self._reason],
                     model=self.answered_by or "-",
+                    known=known,
                 )
-                self._stored = kept or whole
+            if kept is not None or not broken or not await self._outlasted():
+                return bool(kept)
 
     def _record_refusal(self, provider: str, refusal: VendorRefusal) -> float | None:
         """Tell the circuit breaker. Return the seconds for which the provider is skipped now, if it is."""

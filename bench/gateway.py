@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -157,23 +158,31 @@ def _setup(servers: Servers) -> Iterator[Setup]:
     """Yield a setup on the embedded Letta of a home of its own, whose environment has an OpenAI key."""
     home = servers.home / "bench-gateway"
     server = Server(home, extra_env=ENVIRONMENT_WITH_KEY)
-    # Remove the leftovers of a killed run.
-    _erase(server)
-    releases = server.paths.releases
-    for folder in (servers.home, home):
-        make_home(folder)
-    (servers.home / releases.name).mkdir(mode=0o700, exist_ok=True)
-    releases.symlink_to(servers.home / releases.name, target_is_directory=True)
-    try:
+    with home_with_releases(servers.home, server):
         print("starting a Letta with a key in its environment …", flush=True)
         letta = server.up()
         own = {"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(home / "isabella.toml")}
         yield Setup(letta, Settings(sources=Sources({**own, "ISABELLA_GATEWAY": "off"})), home)
+
+
+@contextmanager
+def home_with_releases(home: Path, server: Server) -> Iterator[None]:
+    """Make the home of a server, which shares the releases of another home; at the end all of it is erased."""
+    # Remove the leftovers of a killed run.
+    erase(server)
+    releases = server.paths.releases
+    for folder in (home, server.home):
+        make_home(folder)
+    (home / releases.name).mkdir(mode=0o700, exist_ok=True)
+    releases.symlink_to((home / releases.name).resolve(), target_is_directory=True)
+    try:
+        yield
     finally:
-        _erase(server)
+        erase(server)
 
 
-def _erase(server: Server) -> None:
+def erase(server: Server) -> None:
+    """Stop a server and its gateway, and delete its home."""
     home = server.paths.home
     if home.is_dir():
         process.daemon(home).stop()

@@ -31,6 +31,7 @@ from isabella.providers.report import Report
 from isabella.server.app import create_app
 from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.runtime import Runtime, open_agents, open_turns
+from isabella.server.supervised import Supervised, run_supervisor
 
 TOKEN = "a-token-for-the-tests"
 _UP_SECONDS = 60.0
@@ -234,22 +235,31 @@ def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) 
     settings = with_practice_vendors(base, vendors)
     connection = connection_to(letta, home)
     between = gateway(settings, connection) if settings.gateway == "on" else nullcontext()
-    with between as server, _backend(letta, vendors, settings, connection) as running:
+    with between as server, serve(letta, vendors, settings, connection) as running:
         running.gateway = server
         yield running
 
 
 @contextmanager
-def _backend(letta: Letta, vendors: PracticeVendors, settings: Settings, connection: Connection) -> Iterator[Backend]:
+def serve(
+    letta: Letta,
+    vendors: PracticeVendors,
+    settings: Settings,
+    connection: Connection,
+    supervised: Supervised | None = None,
+) -> Iterator[Backend]:
+    """A backend with these settings, in front of this Letta; `supervised` is what it starts again."""
     listener = listen(0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     up = threading.Event()
 
-    runtime = Runtime(settings.token)
+    runtime = Runtime(settings.token, settings, connection)
     opened: list[Any] = []
 
     async def start() -> None:
         async with AsyncExitStack() as stack:
+            if supervised is not None:
+                await stack.enter_async_context(run_supervisor(runtime, supervised, settings))
             portal = await stack.enter_async_context(BlockingPortal())
             locks = await stack.enter_async_context(
                 open_locks(connection.database_url, patience=settings.gate_timeout)
@@ -259,7 +269,7 @@ def _backend(letta: Letta, vendors: PracticeVendors, settings: Settings, connect
             )
             agent_service = await stack.enter_async_context(open_agents(runtime, settings, connection, url))
             turn_service = await stack.enter_async_context(open_turns(runtime, agent_service, locks))
-            await stack.enter_async_context(run_gateway_monitor(runtime, turn_service, None))
+            await stack.enter_async_context(run_gateway_monitor(runtime, turn_service))
             opened[:] = [locks, portal]
             up.set()
             await anyio.sleep_forever()

@@ -96,10 +96,11 @@ def running_backend(settings: Settings) -> RunningBackend | None:
         return None
     try:
         with httpx.Client(timeout=_SECONDS, trust_env=False, event_hooks=hooks(backend.peer)) as client:
-            alive = client.get(f"{backend.address}/ready").status_code < 500
-    except httpx.TransportError:
+            ready = client.get(f"{backend.address}/ready")
+            serves = ready.status_code < 500 or ready.json().get("status") == "interrupted"
+    except (httpx.TransportError, ValueError, AttributeError):
         return None
-    return backend if alive else None
+    return backend if serves else None
 
 
 def vendor_observations(settings: Settings, letta: str) -> dict[str, VendorObservation]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,8 +113,17 @@ def migrate(paths: InstancePaths, database: SecretStr) -> None:
         raw.unlink(missing_ok=True)
 
 
-def start(paths: InstancePaths, port: int, environ: Mapping[str, str], master_key: SecretStr | None) -> ServerRun:
-    """Start the server and wait until it is healthy. A `StartFailed` quotes its log."""
+def start(
+    paths: InstancePaths,
+    port: int,
+    environ: Mapping[str, str],
+    master_key: SecretStr | None,
+    has_database: Callable[[], bool],
+) -> ServerRun:
+    """Start the server and wait until it is healthy. A `StartFailed` quotes its log.
+
+    Without its database it would neither start nor end, so that a start is given up if `has_database` is false.
+    """
     child_processes.rotate_log(paths.letta_log)
     process = processes.spawn(
         [*_launch(paths), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
@@ -124,8 +133,11 @@ def start(paths: InstancePaths, port: int, environ: Mapping[str, str], master_ke
     )
     run = ServerRun(process, port, instance.fingerprint(master_key))
     run.save(paths.run_file)
-    if wait_until_healthy(paths, run):
+    if wait_until_healthy(paths, run, has_database):
         return run
+    if not has_database():
+        stop(paths, run)
+        raise StartFailed(f"Postgres ended while Letta {paths.release} was starting.")
     if not process.is_running():
         raise StartFailed(f"Letta {paths.release} ended while starting. {child_processes.quote_log(paths.letta_log)}")
     stop(paths, run)
@@ -135,15 +147,15 @@ def start(paths: InstancePaths, port: int, environ: Mapping[str, str], master_ke
     )
 
 
-def is_healthy(run: ServerRun, release: str) -> bool:
+def is_healthy(run: ServerRun, release: str, *, timeout: float = 5.0) -> bool:
     """Return whether this process, not another one on its port, accepts requests."""
-    return listens(run.process, LOOPBACK, run.port) and health(run.port) == release
+    return listens(run.process, LOOPBACK, run.port) and health(run.port, timeout=timeout) == release
 
 
-def wait_until_healthy(paths: InstancePaths, run: ServerRun) -> bool:
-    """Wait until a server is healthy. Returns False if it ends or takes too long."""
+def wait_until_healthy(paths: InstancePaths, run: ServerRun, has_database: Callable[[], bool]) -> bool:
+    """Wait until a server is healthy. Returns False if it or its database ends, or it takes too long."""
     deadline = time.monotonic() + SECONDS_TO_START
-    while run.process.is_running() and time.monotonic() < deadline:
+    while run.process.is_running() and has_database() and time.monotonic() < deadline:
         if is_healthy(run, paths.release):
             return True
         time.sleep(0.1)

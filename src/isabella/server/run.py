@@ -23,7 +23,7 @@ from isabella.connect import embedded_connection
 from isabella.embedded import Progress, Server
 from isabella.embedded.progress import step
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
-from isabella.gateway.process import Supervisor, starts_here
+from isabella.gateway.process import GatewayPart, starts_here
 from isabella.letta.client import Connection, LettaClient, configured_connection
 from isabella.locks.provider_lock import ProviderLock, open_locks
 from isabella.practice import daemon
@@ -34,6 +34,7 @@ from isabella.server.app import create_app
 from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.readiness import Phase, Readiness
 from isabella.server.runtime import Runtime, open_agents, open_turns, run_reflection, run_watcher
+from isabella.server.supervised import Supervised, repeat_after_outage, run_supervisor
 from isabella.server.token import LOOPBACK, Token, address_published, check_address, ensure_token
 from isabella.system.daemon import listening_socket
 from isabella.system.processes import interrupt_on_sigterm
@@ -64,9 +65,12 @@ def serve(settings: Settings, options: ServeOptions) -> int:
     """Start everything, serve until a signal, and stop everything in reverse order. Return the exit code."""
     with closing(_bind(settings)) as listener, interrupt_on_sigterm(), ExitStack() as stack:
         settings = _with_practice(settings, options, stack)
-        connection = configured_connection(settings) or _start_embedded(settings, options, stack)
+        connection, server = configured_connection(settings), None
+        if connection is None:
+            server = Server(settings.home, master_key=settings.letta_encryption_key)
+            connection = _start_embedded(settings, server, options, stack)
         gateway = _start_gateway(settings, options, stack)
-        readiness = _serve_http(settings, options, connection, listener, gateway)
+        readiness = _serve_http(settings, options, connection, listener, Supervised.of(server, gateway))
     return 0 if readiness.serving else 1
 
 
@@ -105,8 +109,7 @@ def _with_practice(settings: Settings, options: ServeOptions, stack: ExitStack) 
     return with_practice_vendors(settings, running)
 
 
-def _start_embedded(settings: Settings, options: ServeOptions, stack: ExitStack) -> Connection:
-    server = Server(settings.home, master_key=settings.letta_encryption_key)
+def _start_embedded(settings: Settings, server: Server, options: ServeOptions, stack: ExitStack) -> Connection:
     # Registered before the server is up, so that an interrupted start is cleaned up as well.
     if not server.status().running:
         stack.callback(_stop_embedded, server, options)
@@ -114,16 +117,16 @@ def _start_embedded(settings: Settings, options: ServeOptions, stack: ExitStack)
         return embedded_connection(settings, server.up(progress))
 
 
-def _start_gateway(settings: Settings, options: ServeOptions, stack: ExitStack) -> Supervisor | None:
+def _start_gateway(settings: Settings, options: ServeOptions, stack: ExitStack) -> GatewayPart | None:
     """Start the gateway, if these settings have one that Isabella runs."""
     if not starts_here(settings):
         return None
-    supervisor = Supervisor(settings)
+    gateway = GatewayPart(settings)
     # Registered before it is up, so that an interrupted start is cleaned up as well.
-    stack.callback(supervisor.stop)
+    stack.callback(gateway.stop)
     with options.progress() as progress, step(progress, "gateway", "between Letta and the vendors"):
-        supervisor.start()
-    return supervisor
+        gateway.start()
+    return gateway
 
 
 def _stop_embedded(server: Server, options: ServeOptions) -> None:
@@ -134,27 +137,35 @@ def _stop_embedded(server: Server, options: ServeOptions) -> None:
 def _serve_http(
     settings: Settings,
     options: ServeOptions,
-    connection: Connection,
+    started: Connection,
     listener: socket.socket,
-    gateway: Supervisor | None,
+    supervised: Supervised,
 ) -> Readiness:
     token = ensure_token(settings)
-    runtime = Runtime(token.secret, settings, connection)
+    runtime = Runtime(token.secret, settings, started)
     readiness = runtime.readiness
+    served = anyio.Event()
 
     async def start() -> None:
         try:
-            await run_services()
+            async with run_supervisor(runtime, supervised, settings):
+                await repeat_after_outage(
+                    supervised.supervisor, run_services, seconds=settings.turn_wait, until=served.is_set
+                )
         except Exception as error:  # noqa: BLE001 - a backend whose services have ended must not go on answering
             readiness.fail(error)
             options.say(f"{'Stopped' if readiness.report else 'Not started'}: {readiness.error}")
             server.should_exit = True
 
     async def run_services() -> None:
+        connection = runtime.start_connection or started
+        readiness.phase, readiness.error = Phase.STARTING, None
         async with open_locks(connection.database_url, patience=settings.gate_timeout) as locks:
             await _wait_for_letta(connection, options.say)
             await readiness.run_start_sync(lambda: _sync(settings, options, connection, locks))
-            if readiness.phase is Phase.FAILED or (settings.strict and readiness.phase is not Phase.READY):
+            if readiness.error is not None:
+                raise readiness.error
+            if settings.strict and readiness.phase is not Phase.READY:
                 options.say(f"Not started: {' '.join(readiness.reasons)}")
                 readiness.phase = Phase.FAILED
                 server.should_exit = True
@@ -172,8 +183,9 @@ def _serve_http(
                     agent_service.models,
                     on_event=runtime.event_log.on_watch_event,
                 ) as runtime.watcher,
-                run_gateway_monitor(runtime, turn_service, gateway),
+                run_gateway_monitor(runtime, turn_service),
             ):
+                served.set()
                 with address_published(settings.home, address):
                     phase = readiness.phase.value.capitalize()
                     options.say(f"{phase}: {address}  (API: {address}/docs, stop: Ctrl-C)")

@@ -106,6 +106,17 @@ class Runtime:
         """The Letta server in use. Raises `NotReady` before the agents are open."""
         return self.agents.connection
 
+    def move(self, connection: Connection) -> None:
+        """Use another connection to the same Letta: it, or its Postgres, has another port or key."""
+        self.start_connection = connection
+        if self.agent_service is not None:
+            self.agent_service.connection = connection
+            self.agent_service.letta.http.move(connection.base_url)
+        if self.turn_service is not None and connection.database_url is not None:
+            advisory = self.turn_service.deps.gate.advisory
+            if advisory is not None:
+                advisory.move(connection.database_url)
+
     def start_task(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         """Run an async function in the background. Raises `NotReady` if the application is not serving."""
         _opened(self.tasks).start_soon(function, *arguments)
@@ -181,7 +192,11 @@ async def open_turns(
         runtime.metrics.record(event)
         runtime.event_log.on_turn_event(turn, event)
 
-    turn_service = new_turn_service(agent_service, locks, on_event, runtime.readiness.vendors)
+    turn_service = new_turn_service(
+        agent_service, locks, on_event, runtime.readiness.vendors, runtime.readiness.supervisor
+    )
+    if runtime.readiness.supervisor is not None:
+        await turn_service.deps.agent_cache.warm()
     async with anyio.create_task_group() as tasks:
 
         def reset_breaker(report: Report) -> None:

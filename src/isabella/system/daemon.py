@@ -17,7 +17,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from isabella.errors import IsabellaError, LockTimeout, UnverifiedPeer
 from isabella.system import processes
 from isabella.system.files import write_private
 from isabella.system.peers import Peer, hooks
+from isabella.system.ports import stable_ports
 from isabella.system.processes import ChildProcess
 
 HOST = "127.0.0.1"
@@ -171,14 +172,29 @@ class Daemon:
 
     def listen(self) -> socket.socket:
         """Return a listening socket on its port, or on another one if that is not free."""
-        try:
-            return listening_socket(HOST, self._state().get("port", self.default_port))
-        except (OSError, OverflowError, TypeError):
-            return listening_socket(HOST, 0)
+        for port in (self._state().get("port", self.default_port), *stable_ports()):
+            with suppress(OSError, OverflowError, TypeError):
+                return listening_socket(HOST, port)
+        return listening_socket(HOST, 0)
+
+    def hold(self) -> socket.socket | None:
+        """Listen on the port of a server that has ended, so that no other program can, until it is started again.
+
+        Return None if it runs, if another process is starting it or supervises it, or if the port is taken.
+        """
+        with suppress(IsabellaError), self.locked(seconds=0.0):
+            state = self._state()
+            if self.recorded() is None and self._supervisor() is None and isinstance(state.get("port"), int):
+                with suppress(OSError, OverflowError):
+                    listener = listening_socket(HOST, state["port"])
+                    state["supervisor"] = asdict(ChildProcess.of(os.getpid()))
+                    write_private(self.folder / "state.json", json.dumps(state))
+                    return listener
+        return None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock of the folder, which is created if it does not exist.
+    def locked(self, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
+        """Hold the lock of the folder, which is created if it does not exist; wait for it at most this long.
 
         Raises:
             IsabellaError: the folder or one of its files cannot be used, then of the class `error`; or a LockTimeout.
@@ -189,12 +205,12 @@ class Daemon:
             raise self.error(
                 f"{self.folder} cannot be created: {error.strerror}.", remedy="Correct ISABELLA_HOME."
             ) from None
-        lock = FileLock(self.folder / "lock", timeout=_LOCK_SECONDS, mode=0o600)
+        lock = FileLock(self.folder / "lock", timeout=seconds, mode=0o600)
         try:
             lock.acquire()
         except Timeout:
             raise LockTimeout(
-                f"Another process has been starting or stopping {self.title} for {_LOCK_SECONDS:g} s.",
+                f"Another process has been starting or stopping {self.title} for {seconds:g} s.",
                 remedy="Wait for it, or look for a process that hangs.",
             ) from None
         except OSError as error:

@@ -34,6 +34,7 @@ from isabella.server.app import create_app
 from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.readiness import Phase, Readiness
 from isabella.server.runtime import Runtime, open_agents, open_turns, run_reflection, run_watcher
+from isabella.server.sessions import FIRST_LINK_SECONDS, Sessions, login_link
 from isabella.server.token import LOOPBACK, Token, address_published, check_address, ensure_token
 from isabella.system.daemon import listening_socket
 from isabella.system.processes import interrupt_on_sigterm
@@ -139,7 +140,8 @@ def _serve_http(
     gateway: Supervisor | None,
 ) -> Readiness:
     token = ensure_token(settings)
-    runtime = Runtime(token.secret, settings, connection)
+    sessions = Sessions(token.secret, settings.home / "sessions.json")
+    runtime = Runtime(token.secret, settings, connection, sessions)
     readiness = runtime.readiness
 
     async def start() -> None:
@@ -213,9 +215,10 @@ async def _run_server(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 def _show_login(options: ServeOptions, address: str, token: Token) -> None:
-    """Print a new token once, and only on a terminal: other outputs may be stored."""
+    """Print a link with a new token, and only on a terminal: other outputs may be stored."""
     if token.made and sys.stderr.isatty() and not messages_are_json():
-        options.say(f"To use it in a browser: {address}/login?token={token.secret.get_secret_value()}")
+        link = login_link(address, token.secret, FIRST_LINK_SECONDS)
+        options.say(f"To use it in a browser, within an hour: {link}")
     elif token.made:
         options.say("To use it in a browser: `isabella login` prints a link.")
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 import anyio
+import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
@@ -19,10 +21,11 @@ from isabella.errors import IsabellaError
 from isabella.letta.client import Connection
 from isabella.server import ROOT, auth
 from isabella.server.api import agents, embeddings, memory, openai, status, turns
-from isabella.server.errors import handle_errors
+from isabella.server.errors import Problem, answer, handle_errors
 from isabella.server.request_limits import RequestLimits
 from isabella.server.runtime import Runtime
 from isabella.server.web import app as web
+from isabella.system.http_server import ConnectionLimits, Headers, http_protocol
 
 
 def create_app(
@@ -72,6 +75,26 @@ def create_app(
     app.mount(ROOT, console.application())
     app.add_route("/", web.redirect_to_start, include_in_schema=False)
     return app
+
+
+def http_server(app: FastAPI) -> uvicorn.Server:
+    """Return the HTTP server of a backend's application. docs/access.md has its limits."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=http_protocol(ConnectionLimits(), _malformed),
+            ws="none",
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            timeout_graceful_shutdown=10,
+        )
+    )
+
+
+def _malformed(what: str) -> tuple[bytes, Headers]:
+    response = answer(400, Problem(code="malformed_request", message=what))
+    return bytes(response.body), response.raw_headers
 
 
 def _access(runtime: Runtime, delay: auth.GuessDelay) -> auth.Access:

@@ -23,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from isabella.errors import IsabellaError
 from isabella.server.errors import Problem, answer
 from isabella.server.sessions import Session, Sessions, equal
+from isabella.system.http_server import address_group, admit
 
 COOKIE = "isabella"
 CSRF_HEADER = "x-isabella-csrf"
@@ -76,7 +77,7 @@ class GuessDelay:
 
     async def wait(self, address: str) -> None:
         """Count a wrong token, and wait."""
-        seconds = self._count(address)
+        seconds = self._count(address_group(address) or "loopback")
         if self._waiting >= _MOST_DELAYED:
             return
         self._waiting += 1
@@ -130,7 +131,7 @@ class Access:
             return None
         if not _is_host(headers.get("host"), self.hosts):
             return _UNKNOWN_HOST
-        if path in _OPEN or path.startswith(self.open_prefix):
+        if self.is_open(path):
             return None
         kind, _, bearer = headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer":
@@ -145,6 +146,10 @@ class Access:
             return _UNAUTHORIZED
         # `SameSite` is not enough: to a browser, other ports of this machine are the same site.
         return session if is_same_origin(headers) or _is_link(path, scope["method"], headers) else _FOREIGN
+
+    def is_open(self, path: str) -> bool:
+        """Return whether a path needs no credential."""
+        return path in _OPEN or path.startswith(self.open_prefix)
 
     def _is_letta(self, path: str) -> bool:
         start = self.embeddings()
@@ -169,6 +174,8 @@ class AuthMiddleware:
             await self._answer(decision, scope)(scope, receive, send)
             return
         scope[_SESSION] = decision
+        if not self._access.is_open(scope["path"]):
+            admit(scope)
         await self._app(scope, receive, send)
 
     def _answer(self, refusal: Refusal, scope: Scope) -> Response:
@@ -227,13 +234,8 @@ def session_in(scope: Scope) -> Session | None:
 
 
 def address_of(scope: Scope) -> str:
-    """Return the address of a client, or the network of an IPv6 client, which has many addresses."""
-    host = str((scope.get("client") or ("",))[0])
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
-        return host
-    return host if ip.version == 4 or ip.is_loopback else str(ipaddress.ip_network((ip, 64), strict=False))
+    """Return the address of a client; an empty string if it is not known."""
+    return str((scope.get("client") or ("",))[0])
 
 
 def wants_page(headers: Headers) -> bool:

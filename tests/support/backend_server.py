@@ -12,7 +12,6 @@ from typing import Any
 
 import anyio
 import httpx2 as httpx
-import uvicorn
 from anyio.from_thread import BlockingPortal
 from pydantic import SecretStr
 
@@ -28,7 +27,7 @@ from isabella.practice import PracticeVendors
 from isabella.practice.overlay import ConfigSnapshot, with_practice_vendors
 from isabella.practice.server import listen
 from isabella.providers.report import Report
-from isabella.server.app import create_app
+from isabella.server.app import create_app, http_server
 from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.runtime import Runtime, open_agents, open_turns
 from isabella.server.supervised import Supervised, run_supervisor
@@ -275,8 +274,7 @@ def serve(
             await anyio.sleep_forever()
 
     app = create_app(runtime, start)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
+    server = http_server(app)
     thread = threading.Thread(target=server.run, args=([listener],), name="backend", daemon=True)
     thread.start()
     try:

@@ -74,6 +74,8 @@ def settings(env_file: EnvFile = None, as_json: AsJson = False) -> None:
             shown = "(set)"
         elif isinstance(value, SecretStr):
             shown = mask(value.get_secret_value())
+        elif isinstance(value, tuple):
+            shown = ", ".join(value) or "-"
         else:
             shown = "-" if value is None else str(value)
         rows.append((variable(field), shown, current.origin(field)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import socket
 import sys
@@ -30,14 +29,15 @@ from isabella.practice import daemon
 from isabella.practice.overlay import left_out, with_practice_vendors
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import Report
-from isabella.server.app import create_app
+from isabella.server.app import create_app, http_server
 from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.readiness import Phase, Readiness
 from isabella.server.runtime import Runtime, open_agents, open_turns, run_reflection, run_watcher
+from isabella.server.sessions import FIRST_LINK_SECONDS, Sessions, login_link
 from isabella.server.supervised import Supervised, repeat_after_outage, run_supervisor
 from isabella.server.token import LOOPBACK, Token, address_published, check_address, ensure_token
-from isabella.system.daemon import listening_socket
 from isabella.system.processes import interrupt_on_sigterm
+from isabella.system.sockets import listening_socket
 from isabella.system.terminal import messages_are_json
 from isabella.watch.watcher import LettaActions
 
@@ -142,7 +142,8 @@ def _serve_http(
     supervised: Supervised,
 ) -> Readiness:
     token = ensure_token(settings)
-    runtime = Runtime(token.secret, settings, started)
+    sessions = Sessions(token.secret, settings.home / "sessions.json")
+    runtime = Runtime(token.secret, settings, started, sessions)
     readiness = runtime.readiness
     served = anyio.Event()
 
@@ -192,12 +193,7 @@ def _serve_http(
                     _show_login(options, address, token)
                     await anyio.sleep_forever()
 
-    app = create_app(runtime, start)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, log_config=None, log_level=logging.WARNING, access_log=False, timeout_graceful_shutdown=10
-        )
-    )
+    server = http_server(create_app(runtime, start))
     try:
         anyio.run(_run_server, server, listener)
     except KeyboardInterrupt:
@@ -225,9 +221,10 @@ async def _run_server(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 def _show_login(options: ServeOptions, address: str, token: Token) -> None:
-    """Print a new token once, and only on a terminal: other outputs may be stored."""
+    """Print a link with a new token, and only on a terminal: other outputs may be stored."""
     if token.made and sys.stderr.isatty() and not messages_are_json():
-        options.say(f"To use it in a browser: {address}/login?token={token.secret.get_secret_value()}")
+        link = login_link(address, token.secret, FIRST_LINK_SECONDS)
+        options.say(f"To use it in a browser, within an hour: {link}")
     elif token.made:
         options.say("To use it in a browser: `isabella login` prints a link.")
 
@@ -291,10 +288,7 @@ def in_process_backend(settings: Settings, connection: Connection) -> Iterator[I
         finally:
             started.set()
 
-    app = create_app(runtime, start)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, log_level=logging.WARNING, access_log=False, ws="none")
-    )
+    server = http_server(create_app(runtime, start))
     thread = threading.Thread(target=server.run, args=([listener],), name="in-process-backend", daemon=True)
     thread.start()
     try:

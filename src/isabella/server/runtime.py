@@ -32,6 +32,7 @@ from isabella.server.event_log import EventLog
 from isabella.server.idempotency import RequestRegistry
 from isabella.server.metrics import Metrics
 from isabella.server.readiness import Readiness
+from isabella.server.sessions import Sessions
 from isabella.turns.events import Ended, EndReason, Event, TurnFailed
 from isabella.turns.service import TurnService, new_turn_service
 from isabella.turns.turn import Turn
@@ -57,6 +58,7 @@ class Runtime:
     token: SecretStr | None = None
     start_settings: Settings | None = None  #: the settings at the start, including practice vendors
     start_connection: Connection | None = None  #: the Letta server that `start_settings` name
+    sessions: Sessions = field(default=None)  # type: ignore[assignment]  #: by default kept in memory only
     readiness: Readiness = field(default_factory=Readiness)
     event_log: EventLog = field(default_factory=EventLog)
     metrics: Metrics = field(default_factory=Metrics)
@@ -72,6 +74,7 @@ class Runtime:
     def __post_init__(self) -> None:
         # Derived from the token, so that forms of open pages stay valid across a restart.
         secret = self.token.get_secret_value() if self.token else secrets.token_urlsafe(32)
+        self.sessions = self.sessions or Sessions(SecretStr(secret))
         self.csrf = hmac.new(secret.encode(), b"isabella csrf", hashlib.sha256).hexdigest()
         self.readiness.on_start_sync = self.event_log.add_sync
         self.readiness.vendors.changed = self.event_log.notifier.notify

@@ -32,6 +32,7 @@ from isabella.system.files import write_private
 from isabella.system.peers import Peer, hooks
 from isabella.system.ports import stable_ports
 from isabella.system.processes import ChildProcess
+from isabella.system.sockets import listening_socket
 
 HOST = "127.0.0.1"
 
@@ -285,23 +286,3 @@ class Daemon:
         except (OSError, ValueError):
             return {}
         return state if isinstance(state, dict) else {}
-
-
-def listening_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on a port of an address; with port 0 the system chooses the port.
-
-    Raises:
-        OSError: the port or the address cannot be used.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only if the protocol is named; with it, each answer waits 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        # A port that is only bound is still open to another program that listens first.
-        listener.listen(512)
-    except OSError:
-        listener.close()
-        raise
-    return listener

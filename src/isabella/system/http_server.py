@@ -1,8 +1,8 @@
 """Serving HTTP/1.1 within limits: how many connections there are, and how long a request may take to arrive.
 
 A connection *waits* until its request is admitted: while its head comes, while the application decides who sent it,
-and between two requests. If there are too many connections, the one that has waited longest is closed. So clients that
-send nothing cannot keep others out, and no admitted request is ever broken.
+and between two requests. If there are too many connections, the one that has waited longest is closed. So clients
+that send nothing cannot keep others out, and no admitted request is ever broken.
 """
 
 from __future__ import annotations

@@ -150,5 +150,5 @@ async def test_a_part_that_was_given_up_is_a_reason(tmp_path: Path) -> None:
     async with run_supervisor(runtime, Supervised(parts.supervisor), load_settings(environment={}, home=tmp_path)):
         parts.end("postgres")
         await until(lambda: parts.supervisor.statuses[0].state is PartState.GIVEN_UP)
-        assert "postgres refuses. Next attempt" in runtime.readiness.reasons[0]
+        assert "postgres refuses. Wait. Next attempt" in runtime.readiness.reasons[0]
         assert json.dumps([notice.text for notice in runtime.event_log.notices(60)]).count("Next attempt") >= 1

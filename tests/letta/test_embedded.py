@@ -345,8 +345,9 @@ def test_a_postgres_that_dies_or_freezes_moves_nothing(server: Server) -> None:
     letta, before = server.up(), server.status()
     held = providers(letta)
     part = PostgresPart(server)
-    os.kill(before.postgres.pid or 0, signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(before.postgres.pid)], timeout=30)
+    killed = psutil.Process(before.postgres.pid)
+    killed.kill()
+    psutil.wait_procs([killed], timeout=30)
     assert (part.look().process, part.answers()) == (None, False)
     again = server.up()
     assert (again.started, again.base_url) == (False, letta.base_url)
@@ -364,11 +365,11 @@ def test_a_postgres_that_dies_or_freezes_moves_nothing(server: Server) -> None:
     assert (after.letta, after.postgres.port) == (before.letta, before.postgres.port)
     assert after.postgres.pid not in (None, frozen.pid)
     headers = {"Authorization": f"Bearer {letta.password.get_secret_value()}"}
-    listed = httpx2.get(f"{letta.base_url}/v1/providers/", headers=headers, timeout=30)
-    if listed.status_code == 500:
-        # A connection of its pool had ended.
-        listed = httpx2.get(f"{letta.base_url}/v1/providers/", headers=headers, timeout=30)
-    assert listed.status_code == 200
+    # The connections of its pool have ended; each costs one request.
+    statuses = [
+        httpx2.get(f"{letta.base_url}/v1/providers/", headers=headers, timeout=30).status_code for _ in "12345"
+    ]
+    assert 200 in statuses, statuses
     assert providers(letta) == held
 
 

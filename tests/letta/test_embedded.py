@@ -23,6 +23,7 @@ import pytest
 from pydantic import SecretStr
 
 from isabella.embedded import InstanceStatus, Letta, Server, Step, postgres
+from isabella.embedded.parts import LettaPart, PostgresPart
 from isabella.errors import StartFailed
 from isabella.system.processes import has_ended
 
@@ -339,6 +340,39 @@ def test_a_crash_is_healed(server: Server) -> None:
     assert providers(letta) == held
 
 
+def test_a_postgres_that_dies_or_freezes_moves_nothing(server: Server) -> None:
+    """Beside a Letta that runs, it comes back alone, and Letta goes on: the same process, and both ports the same."""
+    letta, before = server.up(), server.status()
+    held = providers(letta)
+    part = PostgresPart(server)
+    killed = psutil.Process(before.postgres.pid)
+    killed.kill()
+    psutil.wait_procs([killed], timeout=30)
+    assert (part.look().process, part.answers()) == (None, False)
+    again = server.up()
+    assert (again.started, again.base_url) == (False, letta.base_url)
+    between = server.status()
+    assert between.letta == before.letta
+    assert between.postgres.port == before.postgres.port
+
+    frozen = part.look().process
+    assert frozen is not None
+    psutil.Process(frozen.pid).suspend()
+    assert "stopped by a signal" in str(part.look().problem)
+    part.start(frozen)
+    assert part.answers()
+    after = server.status()
+    assert (after.letta, after.postgres.port) == (before.letta, before.postgres.port)
+    assert after.postgres.pid not in (None, frozen.pid)
+    headers = {"Authorization": f"Bearer {letta.password.get_secret_value()}"}
+    # The connections of its pool have ended; each costs one request.
+    statuses = [
+        httpx2.get(f"{letta.base_url}/v1/providers/", headers=headers, timeout=30).status_code for _ in "12345"
+    ]
+    assert 200 in statuses, statuses
+    assert providers(letta) == held
+
+
 def test_down_leaves_nothing_running(server: Server, tmp_path: Path) -> None:
     """No process is left; a second down has nothing to do; the data and the secrets stay."""
     server.up()
@@ -349,6 +383,9 @@ def test_down_leaves_nothing_running(server: Server, tmp_path: Path) -> None:
     assert (finished.returncode, finished.stdout.strip()) == (0, "Stopped.")
     assert alive(everything) == []
     assert marked(server) == []
+    # A backend that supervises it does not take this for a crash.
+    assert not LettaPart(server).look().wanted
+    assert not PostgresPart(server).look().wanted
     assert isabella(server, "down", cwd=tmp_path).stdout.strip() == "Nothing was running."
     assert isabella(server, "status", cwd=tmp_path).returncode == 3
     assert secrets_of(server) == secrets

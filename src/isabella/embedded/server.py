@@ -299,7 +299,7 @@ class Server:
         if run is None or postmaster is None:
             return None
         key = self._key_of(run)
-        if not program.wait_until_healthy(self.paths, run, lambda: self._postmaster() is not None):
+        if not program.wait_until_healthy(self.paths, run, lambda: self._keeps_postgres(postmaster.port)):
             return None
         return self._letta(run, postmaster.port, key, started=False)
 
@@ -316,6 +316,16 @@ class Server:
     def _postmaster(self) -> Postmaster | None:
         cluster = postgres.find_cluster(self.paths)
         return None if cluster is None else cluster.running()
+
+    def _keeps_postgres(self, port: int) -> bool:
+        """Start Postgres again if it has ended while Letta is starting, which can go on. Return whether it runs."""
+        if self._postmaster() is not None:
+            return True
+        try:
+            self._cluster().start(port)
+        except StartFailed:
+            return False
+        return True
 
     def _is_healthy(self, run: ServerRun) -> bool:
         return program.is_healthy(run, self.release)
@@ -367,7 +377,7 @@ class Server:
                 master_key=key,
                 extra=self.extra_env,
             )
-            return program.start(paths, port, environ, key, lambda: self._postmaster() is not None)
+            return program.start(paths, port, environ, key, lambda: self._keeps_postgres(postmaster.port))
 
         with step(progress, "letta", f"Letta {paths.release}"):
             run = _retry_other_ports(lambda: self._choose_port("letta", progress, postgres=postmaster.port), start)

@@ -288,7 +288,10 @@ class Supervisor:
         try:
             await anyio.to_thread.run_sync(_start, watched.part, watched.process)
         except IsabellaError as error:
-            self._failed(watched, f"{watched.part.name} could not be started again: {error}")
+            log.warning("not started again", part=watched.part.name, error=str(error))
+            # Reasons are shown without a token, and the further lines quote a log.
+            brief = " ".join(filter(None, (error.what.splitlines()[0], error.remedy)))
+            self._failed(watched, f"{watched.part.name} could not be started again: {brief}")
         else:
             watched.started, watched.silent_since = time.monotonic(), None
             watched.status = replace(watched.status, restarts=watched.status.restarts + 1)

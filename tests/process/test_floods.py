@@ -159,7 +159,7 @@ def test_sixty_four_file_descriptors(tmp_path: Path) -> None:
     """With more half-open requests and streams than descriptors it sheds load, logs little, and recovers."""
     with flooded_backend(tmp_path, files=64) as backend:
         with Prober(backend) as prober, Clients(backend) as clients:
-            for _ in range(300):
+            for _ in range(1500):
                 clients.send(b"GET / HTTP/1.1\r\n")
             assert backend.process.num_fds() <= 64
             assert backend.ask("/api/providers", BEARER)[0] == 200

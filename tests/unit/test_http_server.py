@@ -94,7 +94,7 @@ def test_an_address_makes_room_for_itself() -> None:
 def test_few_descriptors_mean_few_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """A part of the descriptors is kept for everything else."""
     monkeypatch.setattr(http_server, "allow_files", lambda: 64)
-    assert _Connections(ConnectionLimits())._most == 32
+    assert _Connections(ConnectionLimits())._most == 16
 
 
 def test_a_line_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,7 +224,7 @@ def test_a_few_connections_are_accepted_in_a_row() -> None:
                 rows.append(0)
         for one in (*clients, *accepted):
             one.close()
-    assert rows == [8, 8, 4]
+    assert rows == [4, 4, 4, 4, 4]
 
 
 # --- bodies and streams ---------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import h11
 import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from isabella.system.sockets import allow_files
+from isabella.system.sockets import ROW, allow_files
 
 log = structlog.get_logger()
 
@@ -28,8 +28,9 @@ Headers = list[tuple[bytes, bytes]]
 
 #: The key of the connection in the state of a request's scope.
 _CONNECTION = "isabella.connection"
-#: Descriptors that are kept for everything that is no connection of a client.
-_RESERVED_FILES = 32
+#: Descriptors for everything that is no connection of a client, and for connections that are accepted and not counted
+#: yet, or aborted and not closed yet: asyncio takes a few turns for each.
+_RESERVED_FILES = 32 + 4 * ROW
 #: How much is read at once: of a request that is refused, so much may have been read before.
 _READ_BYTES = 64 * 1024
 #: Of a refused body, so much is read if its sender is known. Some clients read no answer before they have sent it.

@@ -12,7 +12,8 @@ from contextlib import suppress
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _MOST_FILES = 10_000
-_ROW = 8
+#: Connections that are accepted in a row.
+ROW = 4
 
 
 class ListeningSocket(socket.socket):
@@ -39,7 +40,7 @@ class ListeningSocket(socket.socket):
         try:
             if self._spare is None:
                 self._spare = os.open(os.devnull, os.O_RDONLY)
-            self._accepted = (self._accepted + 1) % (_ROW + 1)
+            self._accepted = (self._accepted + 1) % (ROW + 1)
             if self._accepted:
                 return super().accept()
         except OSError as error:

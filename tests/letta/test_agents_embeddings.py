@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from isabella.agents import embeddings
-from isabella.embedded import Letta
+from isabella.embedded import Letta, Server
 from isabella.practice import PracticeVendors
 from isabella.practice.wire import embed
 from tests.support.agent_env import PLAIN, AgentEnv
@@ -38,7 +38,7 @@ def of(served: Backend, id: str) -> Any:
 
 
 def test_an_agent_keeps_its_source_while_the_settings_and_the_port_change(
-    letta_server: Letta, tmp_path: Path, local: None
+    letta_server: Letta, embedded: Server, tmp_path: Path, local: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Made with the local model, it stays with it though Mistral is wished for later; its address is followed."""
     with PracticeVendors() as vendors:
@@ -62,6 +62,21 @@ def test_an_agent_keeps_its_source_while_the_settings_and_the_port_change(
             assert moved["embedding_model"] == embeddings.MODEL
             assert found(second, here.id, "walks with Rex") == "Rex likes long walks."
             assert of(second, f"{here.id}-new")["embedding_config"]["embedding_model"] == "mistral-embed"
+
+            # A request with the secret that fails is logged, too, and neither Letta's log nor ours has the secret.
+            secret = embeddings.address_secret(tmp_path / "home").get_secret_value()
+            refused = second.client.post(
+                f"{embeddings.PREFIX}/{secret}/v1/embeddings", json={"model": "x", "input": "x"}
+            )
+            assert refused.status_code == 404
+            vendors.fault("mistral", on="embeddings", status=500)
+            second.client.post(f"/api/agents/{here.id}-new/passages", json={"text": "x"})
+            second.client.get(f"/api/agents/{here.id}-new/search", params={"q": "x"})
+        status = embedded.status()
+        logs = [*status.folder.rglob("*.log"), *status.letta_log.parent.rglob("*.log")]
+        assert status.letta_log in logs
+        assert [log.name for log in logs if secret in log.read_text(errors="replace")] == []
+        assert secret not in caplog.text
 
 
 def test_an_agent_that_has_passages_without_vectors_is_searched_by_text(letta_server: Letta, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import structlog
 from isabella.errors import IsabellaError
 from isabella.system.processes import ChildProcess, Reaper
 from isabella.system.redaction import unforeseen
+from isabella.system.sockets import SHORTAGES
 
 log = structlog.get_logger()
 
@@ -203,7 +204,14 @@ class Supervisor:
         self._changed = anyio.Event()
 
     async def _look(self) -> None:
-        sights = await anyio.to_thread.run_sync(self._sights)
+        try:
+            sights = await anyio.to_thread.run_sync(self._sights)
+        except OSError as error:
+            if error.errno not in SHORTAGES:
+                raise
+            # Nothing is known of the parts, so nothing is done about them.
+            log.warning("parts cannot be watched", error=error.strerror)
+            return
         for watched, sight in zip(self._watched, sights, strict=True):
             self._judge(watched, sight)
         self._looks += 1

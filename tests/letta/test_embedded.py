@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -22,7 +23,9 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from isabella.embedded import InstanceStatus, Letta, Server, Step, postgres
+from compat import letta_lock
+from isabella.config.letta_lock import LettaLock
+from isabella.embedded import InstanceStatus, Letta, Server, Step, install, postgres
 from isabella.errors import StartFailed
 from isabella.system.processes import has_ended
 
@@ -120,6 +123,22 @@ def test_a_second_up_only_looks(server: Server) -> None:
     assert not again.started
     assert [(event.name, event.state) for event in events] == [("check", "started"), ("check", "done")]
     assert server.status() == before
+
+
+def test_the_patched_lock_differs_only_as_its_file_says(server: Server) -> None:
+    """Every other version is that of the release's own lock; what is new is needed by something that was replaced."""
+    server.up()
+    content = letta_lock.source()
+    original = tomllib.loads((server.paths.program / "uv.lock").read_text())["package"]
+    versions = {package["name"]: package["version"] for package in original}
+    locked = letta_lock.locked(letta_lock.LOCK.read_text())
+    for entry in (*content["override"], *content["follow"]):
+        assert versions[entry["package"]] == entry["from"]
+    assert {entry["package"] for entry in content["left_out"]} <= versions.keys()
+    kept = {name: version for name, version in locked.items() if name in versions}
+    assert kept.items() <= (versions | letta_lock.changed()).items()
+    assert locked.keys() - versions.keys() == set(content["new"])
+    assert server.status().lock == install.lock_name(server.release, LettaLock.PATCHED)
 
 
 def test_vendor_keys_do_not_reach_letta(server: Server) -> None:

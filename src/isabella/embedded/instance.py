@@ -59,6 +59,7 @@ class InstancePaths:
         self.releases = home / "releases"
         self.program = self.releases / release  # the unpacked release with its environment
         self.python = self.program / ".venv" / "bin" / "python"
+        self.staging = self.releases / f".new-{release}"  # the release while it is installed
         self.install_log = self.releases / f"{release}.log"
 
         #: The data of this instance.

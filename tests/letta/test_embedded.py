@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from compat import letta_lock
 from isabella.config.letta_lock import LettaLock
-from isabella.embedded import InstanceStatus, Letta, Server, Step, install, postgres
+from isabella.embedded import InstanceStatus, Letta, Server, Step, confine, install, postgres
 from isabella.errors import StartFailed
 from isabella.system.processes import has_ended
 
@@ -160,6 +160,50 @@ def test_vendor_keys_do_not_reach_letta(server: Server) -> None:
         for secret in secrets_of(server).values():
             assert secret not in arguments
     assert providers(letta) == {"letta"}
+
+
+_TOOL = """
+def look(path: str) -> str:
+    \"\"\"Tell what a tool sees.
+
+    Args:
+        path (str): A file.
+    \"\"\"
+    import json, os
+    status = open("/proc/self/status").read()
+    return json.dumps({
+        "environment": dict(os.environ), "folder": os.getcwd(), "temporary": os.environ["TMPDIR"],
+        "file": os.path.exists(path), "privileges": "NoNewPrivs:\\t1" in status,
+    })
+"""
+
+
+def test_a_tool_gets_no_secret(server: Server) -> None:
+    """Letta would give it its whole environment. With bubblewrap, it does not see the files of secrets either."""
+    letta = server.up()
+    paths = server.paths
+    answer = httpx2.post(
+        f"{letta.base_url}/v1/tools/run",
+        headers={"Authorization": f"Bearer {letta.password.get_secret_value()}"},
+        json={
+            "source_code": _TOOL,
+            "args": {"path": str(paths.master_key_file)},
+            "json_schema": {
+                "name": "look",
+                "description": "Tell what a tool sees.",
+                "parameters": {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]},
+            },
+        },
+        timeout=180,
+    ).json()
+    assert answer["status"] == "success", answer
+    seen = json.loads(answer["tool_return"])
+    for name, secret in secrets_of(server).items():
+        assert secret not in "".join(seen["environment"].values()), name
+    assert Path(seen["folder"]).is_relative_to(paths.server_home)
+    assert Path(seen["temporary"]) == paths.server_tmp
+    assert seen["privileges"] == (sys.platform == "linux")
+    assert seen["file"] == (paths.tool_sandbox_file.read_text().strip() != confine.WORKS)
 
 
 def providers(letta: Letta) -> set[str]:

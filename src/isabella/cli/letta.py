@@ -191,6 +191,7 @@ def _server(release: str, instance: str, home: Path | None, env_file: Path | Non
         instance=instance,
         master_key=settings.letta_encryption_key,
         lock=settings.letta_lock,
+        sandbox=settings.tool_sandbox,
     )
 
 

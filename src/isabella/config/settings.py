@@ -85,6 +85,7 @@ class Settings(BaseSettings):
     letta_encryption_key: SecretStr | None = None  #: the master key, as in Letta's own environment
     #: the lock of the embedded Letta's dependencies; `alias_generator` would take away its prefix
     letta_lock: LettaLock = Field(default=LettaLock.PATCHED, alias="ISABELLA_LETTA_LOCK")
+    tool_sandbox: bool = True  #: whether tools that the embedded Letta runs are put into a sandbox, if one works here
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000  #: 0: any free port
     allowed_hosts: Names = ()  #: names of the backend beside its IP addresses, ISABELLA_HOST and `localhost`

@@ -98,6 +98,7 @@ class Server:
     #: the `LETTA_ENCRYPTION_KEY` to use; if not given, one that is generated and stored once
     master_key: SecretStr | None = None
     lock: LettaLock = LettaLock.PATCHED  # the lock that Letta's dependencies are installed from
+    sandbox: bool = True  # whether tools of agents run in a sandbox, if that is possible here
     encrypt: bool = True  # False starts Letta without a master key, so that it stores keys in plaintext. For tests.
     #: further variables for Letta's environment. For tests.
     extra_env: Mapping[str, str] = field(default_factory=dict)
@@ -273,7 +274,7 @@ class Server:
         if running is not None:
             return running
         head = self._install(progress)
-        for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home):
+        for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home, paths.server_tmp):
             make_private(folder)
         postmaster = self._start_postgres(postgres.prepare_cluster(paths), progress)
         # A Letta whose Postgres has ended goes on when that is back, on the same port.
@@ -376,6 +377,7 @@ class Server:
                 password=instance.load_or_create_secret(paths.password_file),
                 master_key=key,
                 extra=self.extra_env,
+                sandbox=self.sandbox,
             )
             return program.start(paths, port, environ, key, lambda: self._postmaster() is not None)
 

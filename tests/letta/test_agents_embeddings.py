@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +94,54 @@ def test_an_agent_that_has_passages_without_vectors_is_searched_by_text(letta_se
             assert of(on, here.id)["embedding_config"] is None
             assert found(on, here.id, "boiler") == "The boiler is old."
             assert on.client.get(f"/api/agents/{here.id}").json()["archive"] == "text"
+
+
+def document(text: str) -> bytes:
+    """A PDF with one line on one page, and no table of its objects."""
+    content = f"BT /F1 12 Tf 50 700 Td ({text}) Tj ET"
+    objects = (
+        "<</Type/Catalog/Pages 2 0 R>>",
+        "<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        "<</Type/Page/Parent 2 0 R/MediaBox[0 0 600 800]/Contents 4 0 R/Resources<</Font<</F1 5 0 R>>>>>>",
+        f"<</Length {len(content)}>>\nstream\n{content}\nendstream",
+        "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+    )
+    numbered = "".join(f"{number} 0 obj\n{body}\nendobj\n" for number, body in enumerate(objects, start=1))
+    return f"%PDF-1.4\n{numbered}trailer<</Root 1 0 R>>\n%%EOF".encode()
+
+
+def test_files_are_read_and_cut(letta_server: Letta, tmp_path: Path, local: None) -> None:
+    """Letta loads what it needs for that at the first file only; the patched lock must not have left it out."""
+    text = "The boiler was repaired in May. " * 40
+    files = {
+        "notes.txt": text.encode(),
+        "page.html": f"<html><body><h1>House</h1><p>{text}</p></body></html>".encode(),
+        "list.json": json.dumps({"boiler": text}).encode(),
+        "house.py": f'"""House."""\n\nBOILER = "{text}"\n'.encode(),
+        "letter.pdf": document("The boiler was repaired in May."),
+    }
+    with PracticeVendors() as vendors:
+        here = AgentEnv(letta_server, vendors, tmp_path)
+        here.define(PLAIN)
+        with backend(letta_server, tmp_path / "home", vendors, embeddings="local", agents_file=here.file) as served:
+            config = of(served, here.id)["embedding_config"]
+            folder = served.letta.post("/v1/folders/", json={"name": here.id, "embedding_config": config}).json()[
+                "id"
+            ]
+            for name, content in files.items():
+                sent = served.letta.post(f"/v1/folders/{folder}/upload", files={"file": (name, content)})
+                assert sent.status_code == 200, (name, sent.text)
+                status = read_by_letta(served, folder, sent.json()["id"])
+                assert (status["processing_status"], status["error_message"]) == ("completed", None), name
+                assert status["total_chunks"] >= 1, name
+            served.letta.delete(f"/v1/folders/{folder}").raise_for_status()
+
+
+def read_by_letta(served: Backend, folder: str, file: str) -> Any:
+    """Wait until Letta has read a file, or has given up, and return what it says of it."""
+    for _ in range(600):
+        status = served.letta.get(f"/v1/folders/{folder}/files/{file}").json()
+        if status["processing_status"] in ("completed", "error"):
+            return status
+        time.sleep(0.1)
+    raise AssertionError(status)

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -22,7 +23,9 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from isabella.embedded import InstanceStatus, Letta, Server, Step, postgres
+from compat import letta_lock
+from isabella.config.letta_lock import LettaLock
+from isabella.embedded import InstanceStatus, Letta, Server, Step, confine, install, postgres
 from isabella.embedded.parts import LettaPart, PostgresPart
 from isabella.errors import StartFailed
 from isabella.system.processes import has_ended
@@ -123,6 +126,23 @@ def test_a_second_up_only_looks(server: Server) -> None:
     assert server.status() == before
 
 
+def test_the_patched_lock_differs_only_as_its_file_says(server: Server) -> None:
+    """Every other version is that of the release's own lock; what is new is needed by something that was replaced."""
+    server.up()
+    content = letta_lock.source()
+    original = tomllib.loads((server.paths.program / "uv.lock").read_text())["package"]
+    versions = {package["name"]: package["version"] for package in original}
+    locked = letta_lock.locked(letta_lock.LOCK.read_text())
+    for entry in (*content["override"], *content["follow"]):
+        assert versions[entry["package"]] == entry["from"]
+    # keyring is of fastmcp-slim, which that lock does not have.
+    assert {entry["package"] for entry in content["left_out"]} - versions.keys() == {"keyring"}
+    kept = {name: version for name, version in locked.items() if name in versions}
+    assert kept.items() <= (versions | letta_lock.changed()).items()
+    assert locked.keys() - versions.keys() == set(content["new"])
+    assert server.status().lock == install.lock_name(server.release, LettaLock.PATCHED)
+
+
 def test_vendor_keys_do_not_reach_letta(server: Server) -> None:
     """Fact P7: what Letta does not have it cannot leak. What it needs is in its environment, not its arguments."""
     letta = server.up()
@@ -141,6 +161,50 @@ def test_vendor_keys_do_not_reach_letta(server: Server) -> None:
         for secret in secrets_of(server).values():
             assert secret not in arguments
     assert providers(letta) == {"letta"}
+
+
+_TOOL = """
+def look(path: str) -> str:
+    \"\"\"Tell what a tool sees.
+
+    Args:
+        path (str): A file.
+    \"\"\"
+    import json, os
+    status = open("/proc/self/status").read()
+    return json.dumps({
+        "environment": dict(os.environ), "folder": os.getcwd(), "temporary": os.environ["TMPDIR"],
+        "file": os.path.exists(path), "privileges": "NoNewPrivs:\\t1" in status,
+    })
+"""
+
+
+def test_a_tool_gets_no_secret(server: Server) -> None:
+    """Letta would give it its whole environment. With bubblewrap, it does not see the files of secrets either."""
+    letta = server.up()
+    paths = server.paths
+    answer = httpx2.post(
+        f"{letta.base_url}/v1/tools/run",
+        headers={"Authorization": f"Bearer {letta.password.get_secret_value()}"},
+        json={
+            "source_code": _TOOL,
+            "args": {"path": str(paths.master_key_file)},
+            "json_schema": {
+                "name": "look",
+                "description": "Tell what a tool sees.",
+                "parameters": {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]},
+            },
+        },
+        timeout=180,
+    ).json()
+    assert answer["status"] == "success", answer
+    seen = json.loads(answer["tool_return"])
+    for name, secret in secrets_of(server).items():
+        assert secret not in "".join(seen["environment"].values()), name
+    assert Path(seen["folder"]).is_relative_to(paths.server_home)
+    assert Path(seen["temporary"]) == paths.server_tmp
+    assert seen["privileges"] == (sys.platform == "linux")
+    assert seen["file"] == (paths.tool_sandbox_file.read_text().strip() != confine.WORKS)
 
 
 def providers(letta: Letta) -> set[str]:

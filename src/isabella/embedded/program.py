@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,8 +14,8 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
-from isabella.embedded import child_processes, instance
-from isabella.embedded.instance import LOOPBACK, InstancePaths
+from isabella.embedded import child_processes, confine, instance
+from isabella.embedded.instance import LOOPBACK, InstancePaths, make_private
 from isabella.errors import StartFailed
 from isabella.letta.paths import HEALTH
 from isabella.letta.releases import release_in
@@ -23,7 +24,7 @@ from isabella.system.files import write_private
 from isabella.system.peers import listens
 from isabella.system.processes import ChildProcess
 
-_LAUNCHER = Path(__file__).with_name("launch.py")
+_CONFINE, _LAUNCHER = (Path(__file__).with_name(name) for name in ("confine.py", "launch.py"))
 _INSTANCE_OPTION = "--instance"
 SECONDS_TO_START = 300.0  # the imports alone take ten seconds, and far longer on a small machine with a cold disk
 _SECONDS_TO_STOP = 15.0
@@ -74,10 +75,15 @@ def environment(
     password: SecretStr,
     master_key: SecretStr | None,
     extra: Mapping[str, str],
+    sandbox: bool = True,
 ) -> dict[str, str]:
-    """Return the whole environment of the server, without any of the operator's keys (fact P7)."""
+    """Return the whole environment of the server, without any of the operator's keys (fact P7).
+
+    `sandbox` says whether the tools of agents run in a sandbox, if that is possible here.
+    """
     environ = {
         "HOME": str(paths.server_home),
+        "TMPDIR": str(paths.server_tmp),
         "LETTA_PG_URI": f"{database.get_secret_value()}?ssl=disable",
         "LETTA_DISABLE_SQLALCHEMY_POOLING": "false",
         "LETTA_SERVER_PASSWORD": password.get_secret_value(),
@@ -87,6 +93,8 @@ def environment(
     }
     if master_key is not None:
         environ["LETTA_ENCRYPTION_KEY"] = master_key.get_secret_value()
+    if sandbox:
+        environ[confine.STATE] = str(paths.tool_sandbox_file)
     return child_processes.network_environment() | environ | dict(extra)
 
 
@@ -102,7 +110,11 @@ def migrate(paths: InstancePaths, database: SecretStr) -> None:
         process = processes.spawn(
             [*_launch(paths), "migrate"],
             env=child_processes.offline_environment()
-            | {"HOME": str(paths.server_home), "LETTA_PG_URI": database.get_secret_value()},
+            | {
+                "HOME": str(paths.server_home),
+                "TMPDIR": str(paths.server_tmp),
+                "LETTA_PG_URI": database.get_secret_value(),
+            },
             log=raw,
             cwd=paths.program,
         )
@@ -125,6 +137,8 @@ def start(
     Without its database it would neither start nor end, so that a start is given up if `has_database` is false.
     """
     child_processes.rotate_log(paths.letta_log)
+    paths.tool_sandbox_file.unlink(missing_ok=True)
+    _empty(paths.server_tmp)
     process = processes.spawn(
         [*_launch(paths), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
         env=environ,
@@ -145,6 +159,11 @@ def start(
         f"Letta {paths.release} did not answer within {SECONDS_TO_START:.0f} s. "
         f"{child_processes.quote_log(paths.letta_log)}"
     )
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    make_private(folder)
 
 
 def is_healthy(run: ServerRun, release: str, *, timeout: float = 5.0) -> bool:
@@ -176,4 +195,4 @@ def running(paths: InstancePaths) -> ServerRun | None:
 
 def _launch(paths: InstancePaths) -> list[str]:
     # -P: the modules beside the launcher are Isabella's, and must not hide Letta's.
-    return [str(paths.python), "-P", str(_LAUNCHER), _INSTANCE_OPTION, str(paths.folder)]
+    return [str(paths.python), "-P", str(_CONFINE), str(_LAUNCHER), _INSTANCE_OPTION, str(paths.folder)]

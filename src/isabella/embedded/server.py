@@ -13,6 +13,7 @@ from typing import Literal, TypeVar
 from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import SecretStr
 
+from isabella.config.letta_lock import LettaLock
 from isabella.embedded import child_processes, encrypted_columns, install, instance, key_rotation, postgres, program
 from isabella.embedded.encrypted_columns import StoredValue
 from isabella.embedded.instance import (
@@ -70,6 +71,7 @@ class InstanceStatus:
     release: str
     instance: str
     installed: bool
+    lock: str | None  # identifies the lock of the installed dependencies; None if the release is not installed
     letta: ServiceStatus
     postgres: ServiceStatus
     base_url: str | None  # None if Letta is not running
@@ -95,6 +97,8 @@ class Server:
     instance: str = DEFAULT_INSTANCE
     #: the `LETTA_ENCRYPTION_KEY` to use; if not given, one that is generated and stored once
     master_key: SecretStr | None = None
+    lock: LettaLock = LettaLock.PATCHED  # the lock that Letta's dependencies are installed from
+    sandbox: bool = True  # whether tools of agents run in a sandbox, if that is possible here
     encrypt: bool = True  # False starts Letta without a master key, so that it stores keys in plaintext. For tests.
     #: further variables for Letta's environment. For tests.
     extra_env: Mapping[str, str] = field(default_factory=dict)
@@ -218,6 +222,7 @@ class Server:
         paths = self.paths
         run = program.running(paths)
         cluster, postmaster = postgres.find_cluster(paths), self._postmaster()
+        installation = install.installed(paths)
         letta, database = ServiceStatus(), ServiceStatus()
         if run is not None:
             letta = ServiceStatus(run.process.pid, run.port, self._is_healthy(run))
@@ -226,7 +231,8 @@ class Server:
         return InstanceStatus(
             release=self.release,
             instance=self.instance,
-            installed=install.installed(paths) is not None,
+            installed=installation is not None,
+            lock=None if installation is None else installation.lock,
             letta=letta,
             postgres=database,
             base_url=base_url(run.port) if run else None,
@@ -268,7 +274,7 @@ class Server:
         if running is not None:
             return running
         head = self._install(progress)
-        for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home):
+        for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home, paths.server_tmp):
             make_private(folder)
         postmaster = self._start_postgres(postgres.prepare_cluster(paths), progress)
         # A Letta whose Postgres has ended goes on when that is back, on the same port.
@@ -333,16 +339,21 @@ class Server:
     def _install(self, progress: Progress) -> str:
         """Return the last migration of the release, which is installed if necessary."""
         paths = self.paths
-        head = install.installed(paths)
-        if head is None:
+        installation = self._installed()
+        if installation is None:
             make_private(paths.releases)
             with self._locked(paths.release_lock, progress):
                 # Another process may have installed it while this one waited for the lock.
-                head = install.installed(paths)
-                if head is None:
-                    return install.install(paths, progress)
+                installation = self._installed()
+                if installation is None:
+                    self._stop_letta(progress)
+                    return install.install(paths, progress, self.lock).migration_head
         progress(Step("install", "skipped", f"Letta {paths.release} is installed"))
-        return head
+        return installation.migration_head
+
+    def _installed(self) -> install.Installation | None:
+        found = install.installed(self.paths)
+        return found if found is not None and found.lock == install.lock_name(self.release, self.lock) else None
 
     def _start_postgres(self, cluster: Cluster, progress: Progress) -> Postmaster:
         running = cluster.wait()
@@ -376,6 +387,7 @@ class Server:
                 password=instance.load_or_create_secret(paths.password_file),
                 master_key=key,
                 extra=self.extra_env,
+                sandbox=self.sandbox,
             )
             return program.start(paths, port, environ, key, lambda: self._keeps_postgres(postmaster.port))
 

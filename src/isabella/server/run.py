@@ -67,7 +67,12 @@ def serve(settings: Settings, options: ServeOptions) -> int:
         settings = _with_practice(settings, options, stack)
         connection, server = configured_connection(settings), None
         if connection is None:
-            server = Server(settings.home, master_key=settings.letta_encryption_key)
+            server = Server(
+                settings.home,
+                master_key=settings.letta_encryption_key,
+                lock=settings.letta_lock,
+                sandbox=settings.tool_sandbox,
+            )
             connection = _start_embedded(settings, server, options, stack)
         gateway = _start_gateway(settings, options, stack)
         readiness = _serve_http(settings, options, connection, listener, Supervised.of(server, gateway))

@@ -99,6 +99,9 @@ def test_the_backend_is_killed(letta: Letta, tmp_path: Path) -> None:
             )
             assert found is not None
             assert command.run("login").out == f"{found[1]}/login?token={TOKEN}\n"
+            second = command.run("up", "--no-practice")
+            assert second.code == 1
+            assert f"at {found[1]} (process {process.pid})" in second.err
             process.kill()
             process.wait()
         with impostor(int(found[2])) as other:

@@ -22,7 +22,7 @@ from isabella.system.processes import ChildProcess
 #: The minimum length of a token if other machines can reach the backend.
 SHORTEST_TOKEN = 16
 
-_ADDRESS_FILE = "backend.json"
+ADDRESS_FILE = "backend.json"
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -93,22 +93,20 @@ def check_address(settings: Settings) -> None:
 @contextmanager
 def address_published(home: Path, address: str) -> Iterator[None]:
     """Publish the backend's address in `ISABELLA_HOME` while the block runs."""
-    path = home / _ADDRESS_FILE
+    path = home / ADDRESS_FILE
     text = json.dumps({"address": address, **asdict(ChildProcess.of(os.getpid()))})
     home.mkdir(parents=True, exist_ok=True)
     write_private(path, text + "\n")
     try:
         yield
     finally:
-        # Another backend of the same home may have overwritten it.
-        if path.exists() and path.read_text().strip() == text:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def published_address(home: Path) -> str | None:
     """Return the address that the last backend of this home published; the backend may have ended since."""
     try:
-        address = json.loads((home / _ADDRESS_FILE).read_text())["address"]
+        address = json.loads((home / ADDRESS_FILE).read_text())["address"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return address if isinstance(address, str) else None
@@ -120,7 +118,7 @@ def published_backend(settings: Settings) -> RunningBackend | None:
     if token is None or address is None:
         return None
     remedy = "Start it again with `isabella up`; if its port is in use, set another ISABELLA_PORT."
-    return RunningBackend(address, token, Peer("the backend", settings.home / _ADDRESS_FILE, remedy))
+    return RunningBackend(address, token, Peer("the backend", settings.home / ADDRESS_FILE, remedy))
 
 
 def _read(path: Path) -> SecretStr | None:

@@ -33,6 +33,7 @@ from isabella.practice import PracticeVendors
 from isabella.providers.desired import Desired, desired_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof
+from isabella.system import state
 from isabella.system.files import write_private
 from isabella.system.processes import interrupt_on_sigterm
 from isabella.system.redaction import mask
@@ -322,6 +323,7 @@ def open_stage(home: Path, progress: Progress) -> Iterator[DemoStage]:
     """Start the environment of the demo; at the end, stop and erase it. Raise `LockTimeout` if one runs already."""
     server = Server(home, instance=INSTANCE)
     make_private(home / "locks")
+    state.make_way(home / "locks" / "demo.lock")
     lock = FileLock(home / "locks" / "demo.lock", mode=0o600)
     try:
         lock.acquire(timeout=0)

@@ -7,7 +7,6 @@ interrupted installation, and is deleted and installed again.
 from __future__ import annotations
 
 import ast
-import json
 import os
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from isabella.embedded import child_processes, sdist
 from isabella.embedded.instance import InstancePaths, make_private
 from isabella.embedded.progress import Progress, step
 from isabella.errors import InstallFailed
-from isabella.system.files import write_private
+from isabella.system import state
 
 _EXTRAS = ("postgres", "server")
 # The lock has psycopg2 twice: as a wheel, and as sources that need a compiler and libpq. The wheel is enough.
@@ -30,12 +29,12 @@ _MARKER = "isabella-complete.json"
 
 def installed(paths: InstancePaths) -> str | None:
     """Return the last migration of an installed release; None if the installation is incomplete or damaged."""
-    try:
-        head = str(json.loads((paths.program / _MARKER).read_text())["migration_head"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    record = state.load(paths.program / _MARKER)
+    head = record.get("migration_head")
+    if record and not isinstance(head, str):
+        state.report_fields(paths.program / _MARKER)
     # The environment's interpreter is a link to one that may have been removed since.
-    return head if os.access(paths.python, os.X_OK) else None
+    return head if isinstance(head, str) and os.access(paths.python, os.X_OK) else None
 
 
 def install(paths: InstancePaths, progress: Progress) -> str:
@@ -51,7 +50,7 @@ def install(paths: InstancePaths, progress: Progress) -> str:
         with step(progress, "install", f"Letta {release} in an environment of its own, about 800 MB"):
             _create_environment(paths)
             head = migration_head(program / "alembic" / "versions")
-            write_private(program / _MARKER, json.dumps({"release": release, "migration_head": head}))
+            state.save(program / _MARKER, {"release": release, "migration_head": head})
     except OSError as error:
         raise InstallFailed(
             f"Letta {release} could not be installed in {program}: {error.strerror or error}.",
@@ -86,7 +85,7 @@ def _create_environment(paths: InstancePaths) -> None:
     ]
     # The variable overrides one of the operator's that would put the environment elsewhere.
     environ = child_processes.install_environment() | {"UV_PROJECT_ENVIRONMENT": ".venv"}
-    write_private(paths.install_log, "")
+    state.write(paths.install_log, "")
     with paths.install_log.open("a") as log:
         finished = subprocess.run(
             command, cwd=paths.program, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=log, check=False

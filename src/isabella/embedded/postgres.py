@@ -25,7 +25,8 @@ from pydantic import SecretStr
 from isabella.embedded import child_processes, os_users
 from isabella.embedded.instance import LOOPBACK, InstancePaths, make_private
 from isabella.embedded.os_users import OsUser
-from isabella.errors import StartFailed
+from isabella.errors import FileUnreadable, StartFailed
+from isabella.system import files, state
 from isabella.system.processes import ChildProcess
 
 if TYPE_CHECKING:
@@ -66,10 +67,10 @@ class Cluster:
 
     def running(self) -> Postmaster | None:
         """Return the running server, read from Postgres's own pid file; None if it is not running."""
+        lines = self._pid_file()
         try:
-            lines = (self.data / "postmaster.pid").read_text().splitlines()
             pid, port = int(lines[0]), int(lines[3])
-        except (OSError, ValueError, IndexError):
+        except (ValueError, IndexError):
             return None
         try:
             process = psutil.Process(pid)
@@ -78,11 +79,20 @@ class Cluster:
                 return None
             ready = len(lines) > 7 and lines[7].strip() == "ready"
             return Postmaster(ChildProcess(pid, process.create_time()), port, ready)
-        except psutil.Error:
+        except (psutil.Error, ValueError, OverflowError):
             return None
 
     def make(self, password: SecretStr) -> None:
-        """Create the cluster atomically, with a password for its superuser."""
+        """Create the cluster atomically, with a password for its superuser.
+
+        Raises:
+            StartFailed: something is in its place already.
+        """
+        if os.path.lexists(self.data):
+            raise StartFailed(
+                f"{self.data} is not a complete database: it has no file PG_VERSION.",
+                remedy="Restore the folder from a backup. To begin with an empty database, move it away.",
+            )
         new = self.data.with_name(f".{self.data.name}.new")
         # An initdb whose parent was killed continues.
         child_processes.stop_orphans("--pgdata", new)
@@ -114,13 +124,19 @@ class Cluster:
     def start(self, port: int) -> Postmaster:
         """Start the server and wait until it accepts connections. A `StartFailed` quotes its log."""
         self._remove_stale_pid_file()
+        state.make_way(self.log, log=True)
         child_processes.rotate_log(self.log)
         self.log.touch(mode=0o600)
         self._give_to_user(self.log)
         options = f"-c listen_addresses={LOOPBACK} -c port={port} -c unix_socket_directories=''"
-        self._run(
-            "pg_ctl", "start", "-w", f"-t{_SECONDS_TO_START}", f"-D{self.data}", f"-l{self.log}", f"-o{options}"
-        )
+        try:
+            self._run(
+                "pg_ctl", "start", "-w", f"-t{_SECONDS_TO_START}", f"-D{self.data}", f"-l{self.log}", f"-o{options}"
+            )
+        except StartFailed:
+            # One that did not start in time goes on.
+            child_processes.stop_orphans("-D", self.data)
+            raise
         postmaster = self.running()
         if postmaster is None:
             raise StartFailed(f"Postgres ended right after its start. {child_processes.quote_log(self.log)}")
@@ -153,11 +169,28 @@ class Cluster:
         postmaster.process.stop(grace=_SECONDS_TO_STOP)
         return True
 
+    def _pid_file(self) -> list[str]:
+        """Return the lines of Postgres's own pid file; none if it is missing or unreadable."""
+        try:
+            return files.read(self.data / "postmaster.pid").text.splitlines()
+        except FileUnreadable:
+            return []
+
     def _remove_stale_pid_file(self) -> None:
-        # Postgres does not start while the pid in this file is alive, even if another program has it now.
         path = self.data / "postmaster.pid"
-        with suppress(OSError, ValueError, IndexError, psutil.Error):
-            if "postgres" not in psutil.Process(int(path.read_text().splitlines()[0])).name():
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o600)
+        try:
+            pid = int(self._pid_file()[0])
+        except (ValueError, IndexError):
+            # A Postgres that runs without its pid file would write to the same data as another one.
+            if os.path.lexists(path):
+                child_processes.stop_orphans("-D", self.data)
+                state.set_aside(path, "it names no process")
+            return
+        # Postgres does not start while the pid in this file is alive, even if another program has it now.
+        with suppress(OSError, ValueError, OverflowError, psutil.Error):
+            if "postgres" not in psutil.Process(pid).name():
                 path.unlink()
 
     def _give_to_user(self, path: Path) -> None:
@@ -184,7 +217,10 @@ class Cluster:
             lines = output.read().strip().splitlines()
         if finished.returncode != 0:
             reason = lines[-1] if lines else f"exit code {finished.returncode}"
-            raise StartFailed(f"{program} failed: {reason} {child_processes.quote_log(self.log)}")
+            raise StartFailed(
+                f"{program} failed: {reason} {child_processes.quote_log(self.log)}",
+                remedy=f"If files of the database are damaged, restore {self.data} from a backup.",
+            )
 
 
 def find_cluster(paths: InstancePaths) -> Cluster | None:

@@ -18,8 +18,7 @@ from isabella.embedded.instance import LOOPBACK, InstancePaths
 from isabella.errors import StartFailed
 from isabella.letta.paths import HEALTH
 from isabella.letta.releases import release_in
-from isabella.system import processes
-from isabella.system.files import write_private
+from isabella.system import processes, state
 from isabella.system.peers import listens
 from isabella.system.processes import ChildProcess
 
@@ -40,17 +39,18 @@ class ServerRun:
     def save(self, path: Path) -> None:
         """Write the record to a file."""
         record = {"pid": self.process.pid, "started": self.process.started, "port": self.port, "key": self.key}
-        write_private(path, json.dumps(record))
+        state.save(path, record)
 
     @classmethod
     def load(cls, path: Path) -> ServerRun | None:
         """Return the record in a file; None if the file is missing or damaged."""
-        try:
-            record = json.loads(path.read_text())
-            process = ChildProcess(pid=int(record["pid"]), started=float(record["started"]))
-            return cls(process, port=int(record["port"]), key=str(record["key"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        record = state.load(path)
+        process, port, key = ChildProcess.in_record(record), state.port_in(record, "port"), record.get("key")
+        if process is None or port is None or not isinstance(key, str):
+            if record:
+                state.report_fields(path)
             return None
+        return cls(process, port, key)
 
 
 def health(port: int, *, timeout: float = 5.0) -> str | None:
@@ -108,7 +108,7 @@ def migrate(paths: InstancePaths, database: SecretStr) -> None:
         )
         with suppress(psutil.NoSuchProcess):
             psutil.Process(process.pid).wait()
-        write_private(paths.migrations_log, "\n".join(child_processes.tail_log(raw, 2000)) + "\n")
+        state.write(paths.migrations_log, "\n".join(child_processes.tail_log(raw, 2000)) + "\n")
     finally:
         raw.unlink(missing_ok=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from isabella.embedded import child_processes, encrypted_columns, install, instance, key_rotation, postgres, program
-from isabella.embedded.encrypted_columns import StoredValue
+from isabella.embedded.encrypted_columns import StoredValue, ValueState
 from isabella.embedded.instance import (
     DEFAULT_INSTANCE,
     DEFAULT_RELEASE,
@@ -29,6 +29,7 @@ from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.program import ServerRun
 from isabella.embedded.progress import Progress, Step, no_progress, step
 from isabella.errors import EmbeddedError, LockTimeout, StartFailed
+from isabella.system import state
 from isabella.system.peers import Peer
 
 _ATTEMPTS = 3
@@ -206,8 +207,10 @@ class Server:
             paths.database_password_file,
             paths.superuser_password_file,
         ):
-            instance.load_secret(path)
-        key_rotation.known_keys(paths)
+            with suppress(EmbeddedError):
+                instance.load_secret(path)
+        with suppress(EmbeddedError):
+            key_rotation.known_keys(paths)
 
     def erase(self, progress: Progress = no_progress) -> None:
         """Stop everything, and delete the data of this instance with its secrets and logs."""
@@ -233,11 +236,11 @@ class Server:
         password = instance.load_or_create_secret(paths.database_password_file)
         postgres.prepare_database(
             postmaster.port,
-            superuser_password=instance.load_or_create_secret(paths.superuser_password_file),
+            superuser_password=self._superuser_password(),
             password=password,
         )
         if program.stop(paths, program.running(paths)):
-            progress(Step("check", "note", "stopped a Letta that an interrupted start had left running"))
+            progress(Step("check", "note", "stopped a Letta that could not be used"))
         if postgres.current_revision(postmaster.port, password) == head:
             progress(Step("migrate", "skipped", f"the database is at {head}"))
         else:
@@ -255,13 +258,13 @@ class Server:
         postmaster = cluster.running() if cluster is not None else None
         if run is None or postmaster is None:
             return None
-        key = self._key(make=False)
+        key = self._key()
         if not instance.matches_fingerprint(key, run.key):
             raise StartFailed(
                 f"Letta is already running at {base_url(run.port)}, with another master key than the one given now.",
                 remedy="Stop it (isabella letta down) and repeat, or give the key that it was started with.",
             )
-        if not program.wait_until_healthy(paths, run):
+        if not program.wait_until_healthy(paths, run) or not self._has_passwords():
             return None
         return self._letta(run, postmaster.port, key, started=False)
 
@@ -286,6 +289,7 @@ class Server:
             return running
         with step(progress, "postgres", "database of this instance, on loopback, with a password"):
             if not cluster.exists():
+                self._refuse_lost_database(cluster)
                 cluster.make(instance.load_or_create_secret(self.paths.superuser_password_file))
             return _retry_other_ports(
                 lambda: self._choose_ports(progress, keep_postgres=None).postgres, lambda port: cluster.start(port)
@@ -295,7 +299,7 @@ class Server:
         paths = self.paths
         if self.encrypt and self.master_key is None:
             key_rotation.store_new_key(paths)
-        key = self._key(make=True)
+        key = self._key() or (self._new_master_key(postmaster) if self.encrypt else None)
         rekeyed = key is not None and key_rotation.resume(paths, self._database(postmaster), key, progress)
         last = program.ServerRun.load(paths.run_file)
         if last is not None and not instance.matches_fingerprint(key, last.key) and not rekeyed:
@@ -370,13 +374,51 @@ class Server:
         password = instance.load_or_create_secret(self.paths.database_password_file)
         return postgres.database_url(postmaster.port, password)
 
-    def _key(self, *, make: bool) -> SecretStr | None:
+    def _key(self) -> SecretStr | None:
         if not self.encrypt:
             return None
-        if self.master_key is not None:
-            return self.master_key
+        return self.master_key or instance.load_secret(self.paths.master_key_file)
+
+    def _new_master_key(self, postmaster: Postmaster) -> SecretStr:
+        """Return a new master key, which is stored first, unless values are encrypted with a lost one."""
         path = self.paths.master_key_file
-        return instance.load_or_create_secret(path) if make else instance.load_secret(path)
+        values = encrypted_columns.read_values(self._database(postmaster), ())
+        lost = [value.place for value in values if value.state is ValueState.UNREADABLE]
+        if lost:
+            raise StartFailed(
+                f"{path} holds no master key, and {len(lost)} values in Letta's database are encrypted with one, "
+                f"for instance {lost[0]}.",
+                remedy="Restore the file from a backup, or set LETTA_ENCRYPTION_KEY again if the key was configured. "
+                f"To give those values up, write a new key to the file: openssl rand -hex 32 > {path}",
+            )
+        return instance.load_or_create_secret(path)
+
+    def _superuser_password(self) -> SecretStr:
+        path = self.paths.superuser_password_file
+        password = instance.load_secret(path)
+        if password is None:
+            raise StartFailed(
+                f"{path} holds no password, and the database of this instance opens with the one that it held.",
+                remedy="Restore the file from a backup.",
+            )
+        return password
+
+    def _has_passwords(self) -> bool:
+        """Return whether the passwords of Letta and of its database can be read. New ones need a restart of Letta."""
+        files = (self.paths.password_file, self.paths.database_password_file)
+        try:
+            return all(instance.load_secret(path) is not None for path in files)
+        except EmbeddedError:
+            return False
+
+    def _refuse_lost_database(self, cluster: Cluster) -> None:
+        """Raise `StartFailed` if there was a database: an empty one in its place would hide the loss."""
+        known = self.paths.database_password_file
+        if known.exists():
+            raise StartFailed(
+                f"{cluster.data} is missing, or not a complete database: it has no file PG_VERSION.",
+                remedy=f"Restore the folder from a backup. For an empty one, move {known.parent} away.",
+            )
 
     def _letta(self, run: ServerRun, postgres_port: int, key: SecretStr | None, *, started: bool) -> Letta:
         paths = self.paths
@@ -394,9 +436,21 @@ class Server:
 
     @contextmanager
     def _locked(self, path: Path, progress: Progress) -> Iterator[None]:
+        try:
+            with self._lock_held(path, progress):
+                yield
+        except OSError as error:
+            raise StartFailed(
+                f"{error.filename2 or error.filename or self.paths.folder}: {state.why(error)}.",
+                remedy="Correct its permissions, or move what is in the way elsewhere.",
+            ) from error
+
+    @contextmanager
+    def _lock_held(self, path: Path, progress: Progress) -> Iterator[None]:
         user = postgres_user()
         make_home(self.paths.home, group=user.gid if user else None)
         make_private(path.parent)
+        state.make_way(path)
         lock = FileLock(path, mode=0o600)
         try:
             lock.acquire(timeout=0)

@@ -47,7 +47,7 @@ from isabella.server.token import (
     ensure_token,
     published_address,
 )
-from isabella.system import processes
+from isabella.system import processes, state
 from isabella.system.daemon import listening_socket
 from isabella.system.processes import interrupt_on_sigterm
 from isabella.system.terminal import messages_are_json
@@ -101,6 +101,7 @@ def only_backend(settings: Settings) -> Iterator[None]:
     try:
         make_home(home, group=user.gid if user else None)
         make_private(home / "locks")
+        state.make_way(home / "locks" / "backend.lock")
         lock = FileLock(home / "locks" / "backend.lock", mode=0o600)
         lock.acquire(timeout=0)
     except Timeout:
@@ -110,7 +111,7 @@ def only_backend(settings: Settings) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise ConfigurationError(
-            f"{error.filename or home}: cannot be used: {error.strerror}.", remedy="Correct ISABELLA_HOME."
+            f"{error.filename or home}: cannot be used: {state.why(error)}.", remedy="Correct ISABELLA_HOME."
         ) from None
     try:
         yield

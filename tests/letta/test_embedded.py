@@ -168,7 +168,12 @@ def test_nobody_comes_in_without_a_password(server: Server) -> None:
         process = psutil.Process(service.pid)
         listening = [found.laddr for found in process.net_connections("all") if found.status == psutil.CONN_LISTEN]
         assert [(address.ip, address.port) for address in listening] == [("127.0.0.1", service.port)]
-    assert not [found.laddr for found in psutil.Process(status.postgres.pid).net_connections("unix") if found.laddr]
+    # The socket is in a folder that nobody else can enter.
+    cluster = postgres.find_cluster(server.paths)
+    assert cluster is not None
+    sockets = psutil.Process(status.postgres.pid).net_connections("unix")
+    assert [str(found.laddr) for found in sockets if found.laddr] == [f"./.s.PGSQL.{status.postgres.port}"]
+    assert cluster.data.stat().st_mode & 0o777 == 0o700
 
 
 def test_files_are_private(server: Server) -> None:

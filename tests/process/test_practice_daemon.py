@@ -342,7 +342,7 @@ def test_a_vendor_without_a_practice_vendor_is_left_out(tmp_path: Path) -> None:
     settings = load_settings(environment={"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(tmp_path / "none")})
     options = run.ServeOptions(None, False, progress=Mock(), show=Mock(), say=said.append)
     with ExitStack() as started:
-        served = run._with_practice(settings, options, started)
+        served = run._with_practice(settings, options, started, [])
         wanted = [one.vendor.name for one in desired_providers(served) if one.configured]
         assert wanted == list(NAMES)
         assert "There is no practice vendor for Fifth: it is used as soon as .env has a key for it." in said

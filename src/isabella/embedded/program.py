@@ -5,8 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from isabella.errors import StartFailed
 from isabella.letta.paths import HEALTH
 from isabella.letta.releases import release_in
 from isabella.system import processes, state
+from isabella.system.daemon import kept_port
 from isabella.system.peers import listens
 from isabella.system.processes import ChildProcess
 
@@ -72,13 +73,19 @@ def environment(
     port: int,
     database: SecretStr,
     password: SecretStr,
+    socket: Path | None,
     master_key: SecretStr | None,
     extra: Mapping[str, str],
 ) -> dict[str, str]:
-    """Return the whole environment of the server, without any of the operator's keys (fact P7)."""
+    """Return the whole environment of the server, without any of the operator's keys (fact P7).
+
+    `socket` is that of Postgres. Letta's driver would send the password in the clear to a program that listens on the
+    port of a killed Postgres; a folder that only the owner can enter has no such program.
+    """
+    at = f"&host={socket.parent}" if socket else ""
     environ = {
         "HOME": str(paths.server_home),
-        "LETTA_PG_URI": f"{database.get_secret_value()}?ssl=disable",
+        "LETTA_PG_URI": f"{database.get_secret_value()}?ssl=disable{at}",
         "LETTA_DISABLE_SQLALCHEMY_POOLING": "false",
         "LETTA_SERVER_PASSWORD": password.get_secret_value(),
         # The URL for tools that call the server; Letta's default is port 8283, whatever port the server has.
@@ -90,7 +97,7 @@ def environment(
     return child_processes.network_environment() | environ | dict(extra)
 
 
-def migrate(paths: InstancePaths, database: SecretStr) -> None:
+def migrate(paths: InstancePaths, database: SecretStr, socket: Path | None = None) -> None:
     """Run the pending database migrations, and write their redacted output to a log.
 
     They run in one transaction, so interrupted migrations change nothing. The caller checks the database's revision.
@@ -98,11 +105,12 @@ def migrate(paths: InstancePaths, database: SecretStr) -> None:
     # The migrations print the URL of the database with its password, so the raw output is deleted.
     raw = paths.logs / ".migrations.raw"
     raw.unlink(missing_ok=True)
+    at = f"?unix_sock={socket}" if socket else ""
     try:
         process = processes.spawn(
             [*_launch(paths), "migrate"],
             env=child_processes.offline_environment()
-            | {"HOME": str(paths.server_home), "LETTA_PG_URI": database.get_secret_value()},
+            | {"HOME": str(paths.server_home), "LETTA_PG_URI": database.get_secret_value() + at},
             log=raw,
             cwd=paths.program,
         )
@@ -113,15 +121,27 @@ def migrate(paths: InstancePaths, database: SecretStr) -> None:
         raw.unlink(missing_ok=True)
 
 
-def start(paths: InstancePaths, port: int, environ: Mapping[str, str], master_key: SecretStr | None) -> ServerRun:
-    """Start the server and wait until it is healthy. A `StartFailed` quotes its log."""
+def start(
+    paths: InstancePaths,
+    port: int,
+    environ: Mapping[str, str],
+    master_key: SecretStr | None,
+    kept: Collection[tuple[str, int]] = (),
+) -> ServerRun:
+    """Start the server and wait until it is healthy. A `StartFailed` quotes its log.
+
+    It keeps the ports `kept`, to which it sends keys and prompts, from other users (see `kept_port`).
+    """
     child_processes.rotate_log(paths.letta_log)
-    process = processes.spawn(
-        [*_launch(paths), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
-        env=environ,
-        log=paths.letta_log,
-        cwd=paths.server_home,
-    )
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(one) for address in kept if (one := kept_port(*address)) is not None]
+        process = processes.spawn(
+            [*_launch(paths), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
+            env=environ,
+            log=paths.letta_log,
+            cwd=paths.server_home,
+            pass_fds=[one.fileno() for one in sockets],
+        )
     run = ServerRun(process, port, instance.fingerprint(master_key))
     run.save(paths.run_file)
     if wait_until_healthy(paths, run):

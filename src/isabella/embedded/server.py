@@ -13,11 +13,14 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
+from isabella.config.gateway_address import DEFAULT_PORT as GATEWAY_PORT
+from isabella.config.gateway_address import saved_port
 from isabella.embedded import child_processes, encrypted_columns, install, instance, key_rotation, postgres, program
 from isabella.embedded.encrypted_columns import StoredValue, ValueState
 from isabella.embedded.instance import (
     DEFAULT_INSTANCE,
     DEFAULT_RELEASE,
+    LOOPBACK,
     InstancePaths,
     Ports,
     base_url,
@@ -95,6 +98,8 @@ class Server:
     encrypt: bool = True  # False starts Letta without a master key, so that it stores keys in plaintext. For tests.
     #: further variables for Letta's environment. For tests.
     extra_env: Mapping[str, str] = field(default_factory=dict)
+    #: addresses and ports that Letta keeps for this user while it runs, beside the gateway's
+    kept_ports: tuple[tuple[str, int], ...] = ()
 
     @property
     def paths(self) -> InstancePaths:
@@ -245,7 +250,7 @@ class Server:
             progress(Step("migrate", "skipped", f"the database is at {head}"))
         else:
             with step(progress, "migrate", f"the database to {head}"):
-                program.migrate(paths, postgres.database_url(postmaster.port, password))
+                program.migrate(paths, postgres.database_url(postmaster.port, password), self._socket(postmaster))
                 if postgres.current_revision(postmaster.port, password) != head:
                     log = child_processes.quote_log(paths.migrations_log)
                     raise StartFailed(f"The database migrations of Letta {self.release} failed. {log}")
@@ -314,11 +319,13 @@ class Server:
                 paths,
                 port=port,
                 database=self._database(postmaster),
+                socket=self._socket(postmaster),
                 password=instance.load_or_create_secret(paths.password_file),
                 master_key=key,
                 extra=self.extra_env,
             )
-            return program.start(paths, port, environ, key)
+            gateway = (LOOPBACK, saved_port(paths.home) or GATEWAY_PORT)
+            return program.start(paths, port, environ, key, {gateway, *self.kept_ports})
 
         with step(progress, "letta", f"Letta {paths.release}"):
             run = _retry_other_ports(lambda: self._choose_ports(progress, keep_postgres=postmaster.port).letta, start)
@@ -373,6 +380,12 @@ class Server:
     def _database(self, postmaster: Postmaster) -> SecretStr:
         password = instance.load_or_create_secret(self.paths.database_password_file)
         return postgres.database_url(postmaster.port, password)
+
+    def _socket(self, postmaster: Postmaster) -> Path | None:
+        """Return the socket of Postgres, if it has one: one that was started by an earlier version has none."""
+        cluster = postgres.find_cluster(self.paths)
+        path = cluster.socket(postmaster.port) if cluster is not None else None
+        return path if path is not None and path.is_socket() else None
 
     def _key(self) -> SecretStr | None:
         if not self.encrypt:

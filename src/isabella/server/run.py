@@ -48,7 +48,7 @@ from isabella.server.token import (
     published_address,
 )
 from isabella.system import processes, state
-from isabella.system.daemon import listening_socket
+from isabella.system.daemon import HOST, kept_port, listening_socket
 from isabella.system.processes import interrupt_on_sigterm
 from isabella.system.terminal import messages_are_json
 from isabella.watch.watcher import LettaActions
@@ -81,8 +81,10 @@ def serve(settings: Settings, options: ServeOptions) -> int:
         interrupt_on_sigterm(),
         ExitStack() as stack,
     ):
-        settings = _with_practice(settings, options, stack)
-        connection = configured_connection(settings) or _start_embedded(settings, options, stack)
+        # Letta sends texts for embeddings to the backend, and everything to the practice vendors.
+        kept: list[tuple[str, int]] = [listener.getsockname()[:2]]
+        settings = _with_practice(settings, options, stack, kept)
+        connection = configured_connection(settings) or _start_embedded(settings, options, tuple(kept), stack)
         gateway = _start_gateway(settings, options, stack)
         readiness = _serve_http(settings, options, connection, listener, gateway)
     return 0 if readiness.serving else 1
@@ -139,7 +141,9 @@ def _bind(settings: Settings) -> socket.socket:
         ) from None
 
 
-def _with_practice(settings: Settings, options: ServeOptions, stack: ExitStack) -> Settings:
+def _with_practice(
+    settings: Settings, options: ServeOptions, stack: ExitStack, kept: list[tuple[str, int]]
+) -> Settings:
     practice = options.practice
     if practice is None:
         # A Letta server of the operator's own never gets practice vendors unless asked for.
@@ -159,11 +163,16 @@ def _with_practice(settings: Settings, options: ServeOptions, stack: ExitStack) 
     running = daemon.up(settings.home, None, options.say)
     if running.started:
         stack.callback(daemon.down, settings.home)
+    kept.append((HOST, running.port))
+    if (port := kept_port(HOST, running.port)) is not None:
+        stack.enter_context(port)
     return with_practice_vendors(settings, running)
 
 
-def _start_embedded(settings: Settings, options: ServeOptions, stack: ExitStack) -> Connection:
-    server = Server(settings.home, master_key=settings.letta_encryption_key)
+def _start_embedded(
+    settings: Settings, options: ServeOptions, kept: tuple[tuple[str, int], ...], stack: ExitStack
+) -> Connection:
+    server = Server(settings.home, master_key=settings.letta_encryption_key, kept_ports=kept)
     # Registered before the server is up, so that an interrupted start is cleaned up as well.
     if not server.status().running:
         stack.callback(_stop_embedded, server, options)

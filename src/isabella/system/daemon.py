@@ -29,12 +29,14 @@ from isabella.errors import IsabellaError, LockTimeout, UnverifiedPeer
 from isabella.system import processes, state
 from isabella.system.peers import Peer, hooks
 from isabella.system.processes import ChildProcess
+from isabella.system.urls import client_options
 
 HOST = "127.0.0.1"
 
 _LOCK_SECONDS = 60.0
 _START_SECONDS = 30.0
 _REQUEST_SECONDS = 5.0
+_ANSWER_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -112,13 +114,12 @@ class Daemon:
 
     def client(self, running: RunningDaemon) -> httpx.Client:
         """Return a client of its control API, which verifies the process before each connection."""
-        # trust_env: a proxy in the environment must not come between two processes of one machine.
         return httpx.Client(
             base_url=running.address,
             headers={self.token_header: running.token.get_secret_value()},
             timeout=_REQUEST_SECONDS,
-            trust_env=False,
             event_hooks=hooks(self.peer),
+            **client_options(running.address),
         )
 
     def start(
@@ -275,6 +276,8 @@ def _is_token(value: object) -> bool:
 def listening_socket(host: str, port: int) -> socket.socket:
     """Return a socket that listens on a port of an address; with port 0 the system chooses the port.
 
+    A port that a process of this user keeps with `kept_port` can be used if nobody listens on it.
+
     Raises:
         OSError: the port or the address cannot be used.
     """
@@ -283,10 +286,46 @@ def listening_socket(host: str, port: int) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        try:
+            listener.bind((host, port))
+        except OSError:
+            if _is_listened_on(family, host, port):
+                raise
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind((host, port))
+        # Set only now, so that two servers never share a port: binding has failed if another one listens.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # A port that is only bound is still open to another program that listens first.
         listener.listen(512)
     except OSError:
         listener.close()
         raise
     return listener
+
+
+def kept_port(host: str, port: int) -> socket.socket | None:
+    """Return a socket that keeps a port for this user's programs, also while none listens; None if it cannot.
+
+    It accepts no connections. A process that sends secrets to a port inherits it: as long as that process lives, no
+    other user can listen there.
+    """
+    kept = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        kept.bind((host, port))
+    except OSError:
+        kept.close()
+        return None
+    return kept
+
+
+def _is_listened_on(family: int, host: str, port: int) -> bool:
+    with socket.socket(family, socket.SOCK_STREAM) as attempt:
+        attempt.settimeout(_ANSWER_SECONDS)
+        try:
+            attempt.connect((host, port))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from bench import cold, console, doctor, figures, gateway, help_command, rotation, thousand, turns, warm
+from bench import chaos, cold, console, doctor, figures, gateway, help_command, rotation, thousand, turns, warm
 from bench.results import Results
 from bench.setup import Servers
 from isabella.config.settings import load_settings
@@ -26,6 +26,7 @@ SUBJECTS: dict[str, Callable[..., Coroutine[Any, Any, Results]]] = {
     "turns": turns.measure,
     "rotation": rotation.measure,
     "gateway": gateway.measure,
+    "chaos": chaos.measure,
     "console": console.measure,
     "doctor": doctor.measure,
 }

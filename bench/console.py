@@ -12,12 +12,14 @@ import anyio.to_thread
 import httpx2 as httpx
 import psycopg
 from playwright.sync_api import Browser, Page, Request, sync_playwright
+from pydantic import SecretStr
 
 from bench.backend import TOKEN, serving, vendor_variables
 from bench.provider_rows import BASE_URL, delete_providers, insert_providers
 from bench.results import Results
 from bench.setup import Servers, Setup
 from isabella.practice import PracticeVendors
+from isabella.server.sessions import login_link
 
 PROVIDERS, MESSAGES = 200, 10_000
 _AT_ONCE = 500
@@ -79,7 +81,7 @@ def _visit(browser: Browser, address: str, page_name: str) -> tuple[float, float
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     # Copy the cookie only, so that the next page starts with an empty cache.
-    context.request.get(f"{address}/login?token={TOKEN}", max_redirects=0)
+    context.request.get(login_link(address, SecretStr(TOKEN)), max_redirects=0)
     requests: list[Request] = []
     page.on("requestfinished", lambda one: requests.append(one))
     page.goto(f"{address}/console/{page_name}", wait_until="load")

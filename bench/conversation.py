@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,7 +77,7 @@ async def client_of(address: str) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-async def events(backend: httpx.AsyncClient, agent: str) -> AsyncIterator[tuple[str, dict[str, Any]]]:
+async def events(backend: httpx.AsyncClient, agent: str) -> AsyncGenerator[tuple[str, dict[str, Any]]]:
     """Run a turn through Isabella; yield its events as they come. A refused request is an event `refused`."""
     kind = ""
     async with backend.stream("POST", f"/api/agents/{agent}/turns", json={"message": _MESSAGE}) as response:

@@ -79,6 +79,16 @@ FIGURES = (
     Figure(
         "failover_seconds", "from a vendor's refusal to the next vendor's first token, worst kind, seconds", most=1.0
     ),
+    Figure(
+        "ending_seconds",
+        "from the end of a turn to the end of its request at a vendor that generates forever, worst kind, seconds",
+        most=1.0,
+    ),
+    Figure("chaos_deaths", "deaths of Postgres, Letta and the gateway while 4 agents talk"),
+    Figure("chaos_lost", "turns of these without an answer or a true event", least=0, most=0),
+    Figure("chaos_ready_seconds_max", "until the backend is ready after a death, seconds", most=60),
+    Figure("chaos_notice_seconds_max", "until `/ready` tells a death, seconds", most=2),
+    Figure("chaos_ports_moved", "ports that changed meanwhile", least=0, most=0),
     Figure("console_seconds", "until a page is usable, with 10,000 messages and 200 providers, seconds", most=1.0),
     Figure("console_kb", "compressed size of the largest of these pages, kB", most=150),
     Figure("help_seconds", "`isabella --help` in a fresh process, seconds", most=0.3),

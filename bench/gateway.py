@@ -1,4 +1,4 @@
-"""The gateway: its cost on the way of a token; keys and turns while providers are deleted; failover.
+"""The gateway: its cost on the way of a token; keys and turns while providers are deleted; failover; ending.
 
 Keys and turns are measured on an embedded Letta whose environment has an OpenAI key of its own, once with the gateway
 and once without.
@@ -9,10 +9,12 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx2 as httpx
 
 from bench import hop
@@ -73,6 +75,7 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
         async with _conversation(setup, vendors, gateway="on") as backend:
             await _keys_and_turns(setup, vendors, backend, rotations, results, "gateway")
             await _failover(backend, vendors, results, rounds=1 if quick else 7)
+            await _ending(setup, vendors, backend, results, rounds=1 if quick else 7)
         async with _conversation(setup, vendors, gateway="off") as backend:
             await _keys_and_turns(setup, vendors, backend, rotations, results, "direct")
     return results
@@ -155,23 +158,31 @@ def _setup(servers: Servers) -> Iterator[Setup]:
     """Yield a setup on the embedded Letta of a home of its own, whose environment has an OpenAI key."""
     home = servers.home / "bench-gateway"
     server = Server(home, extra_env=ENVIRONMENT_WITH_KEY)
-    # Remove the leftovers of a killed run.
-    _erase(server)
-    releases = server.paths.releases
-    for folder in (servers.home, home):
-        make_home(folder)
-    (servers.home / releases.name).mkdir(mode=0o700, exist_ok=True)
-    releases.symlink_to(servers.home / releases.name, target_is_directory=True)
-    try:
+    with home_with_releases(servers.home, server):
         print("starting a Letta with a key in its environment …", flush=True)
         letta = server.up()
         own = {"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(home / "isabella.toml")}
         yield Setup(letta, Settings(sources=Sources({**own, "ISABELLA_GATEWAY": "off"})), home)
+
+
+@contextmanager
+def home_with_releases(home: Path, server: Server) -> Iterator[None]:
+    """Make the home of a server, which shares the releases of another home; at the end all of it is erased."""
+    # Remove the leftovers of a killed run.
+    erase(server)
+    releases = server.paths.releases
+    for folder in (home, server.home):
+        make_home(folder)
+    (home / releases.name).mkdir(mode=0o700, exist_ok=True)
+    releases.symlink_to((home / releases.name).resolve(), target_is_directory=True)
+    try:
+        yield
     finally:
-        _erase(server)
+        erase(server)
 
 
-def _erase(server: Server) -> None:
+def erase(server: Server) -> None:
+    """Stop a server and its gateway, and delete its home."""
     home = server.paths.home
     if home.is_dir():
         process.daemon(home).stop()
@@ -220,3 +231,62 @@ async def _answer(backend: httpx.AsyncClient) -> tuple[str | None, float]:
         elif kind == "end":
             handle = said.get("handle")
     return handle, first
+
+
+# --- ending ---------------------------------------------------------------------------------------------------------
+
+#: Ends a turn, given its id, the id of the agent, and clients of the backend and of Letta.
+_End = Callable[[str, str, httpx.AsyncClient, httpx.AsyncClient], Awaitable[object]]
+
+
+async def _stop(turn: str, _agent_id: str, backend: httpx.AsyncClient, _letta: httpx.AsyncClient) -> None:
+    (await backend.delete(f"/api/agents/{_AGENT}/turns/{turn}")).raise_for_status()
+
+
+async def _leave(_turn: str, _agent_id: str, _backend: httpx.AsyncClient, _letta: httpx.AsyncClient) -> None:
+    """The caller closes the stream next."""
+
+
+async def _cancel(_turn: str, agent_id: str, _backend: httpx.AsyncClient, letta: httpx.AsyncClient) -> None:
+    (await letta.post(f"/v1/agents/{agent_id}/messages/cancel", json={})).raise_for_status()
+
+
+_ENDS: Mapping[str, _End] = {"stopped": _stop, "client gone": _leave, "cancelled at Letta": _cancel}
+
+
+async def _ending(
+    setup: Setup, vendors: PracticeVendors, backend: httpx.AsyncClient, results: Results, *, rounds: int
+) -> None:
+    """Measure from the end of a turn to the end of the request at a vendor that would generate forever."""
+    medians = {}
+    async with client_of_letta(setup.connection) as letta:
+        (agent,) = (await letta.get("/v1/agents/", params={"name": _AGENT})).raise_for_status().json()
+        for kind, end in _ENDS.items():
+            seconds = []
+            for _ in range(rounds):
+                await _until_it_answers(backend)
+                vendors.forget()
+                vendors.fault(_VENDOR, endless=True, between=0.02, on="chat")
+                seconds.append(await _seconds_to_end(agent["id"], end, vendors, backend, letta))
+                vendors.clear(_VENDOR)
+            medians[kind] = statistics.median(seconds)
+    told = ", ".join(f"{kind} {value * 1000:.0f} ms" for kind, value in medians.items())
+    results.add("ending_seconds", max(medians.values()), told)
+
+
+async def _seconds_to_end(
+    agent_id: str, end: _End, vendors: PracticeVendors, backend: httpx.AsyncClient, letta: httpx.AsyncClient
+) -> float:
+    turn = ""
+    async with aclosing(events(backend, _AGENT)) as happened:
+        async for kind, said in happened:
+            turn = said["id"] if kind == "turn" else turn
+            if kind == "text":
+                began = time.time()
+                await end(turn, agent_id, backend, letta)
+                break
+    deadline = time.monotonic() + _PATIENCE
+    while (request := vendors.requests(_VENDOR)[-1]).ended_after is None:
+        assert time.monotonic() < deadline, f"{_VENDOR} has generated for {_PATIENCE:g} s after the end of the turn"
+        await anyio.sleep(0.01)
+    return request.at + request.ended_after - began

@@ -13,8 +13,11 @@ from collections.abc import Callable
 from compat.target import FORMER_KEY, Target
 from isabella.agents.reconcile import EnsureOutcome
 from isabella.agents.service import open_agent_service
+from isabella.api import ensure_providers
 from isabella.config.settings import load_settings
 from isabella.providers.report import Proof, ProviderReport
+from isabella.system.urls import is_gateway_url
+from tests.support.backend_server import connection_to, gateway
 from tests.support.doctor_env import VENDORS, DoctorEnv
 from tests.support.fault_proxy import Proxy
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
@@ -82,6 +85,24 @@ def moved(target: Target) -> str:
         came = _in_place(target, name, target.sync(name))
         assert target.carried(agent) == {"the configured key"}
     return f"{came}, with the agent"
+
+
+def behind_gateway(target: Target) -> str:
+    """An agent moves behind the gateway: another key in Letta fails no turn; and it moves back."""
+    name = target.new_name()
+    id = target.plant(name, key=target.key)
+    settings = target.settings(name, ISABELLA_GATEWAY="on")
+    with target.agent(name, target.base_url) as agent, gateway(settings, connection_to(target.letta, target.home)):
+        (entry,) = asyncio.run(ensure_providers(settings, only=[name])).providers
+        assert entry.proof is Proof.PROVEN, entry.reason
+        assert is_gateway_url(entry.stored_base_url)
+        assert target.carried(agent) == {"the configured key"}
+        stale = {"api_key": FORMER_KEY, "base_url": entry.stored_base_url}
+        target.admin.http.patch(f"/v1/providers/{id}", json=stale).raise_for_status()
+        assert target.carried(agent) == {"the configured key"}
+        assert target.sync(name).proof is Proof.PROVEN
+        assert target.carried(agent) == {"the configured key"}
+    return "answered with the configured key"
 
 
 def absent_and_moved(target: Target) -> str:
@@ -296,6 +317,7 @@ SEALING: dict[str, Case] = {
     "another key": stale,
     "another base URL, and an agent there": moved,
     "nothing, and an agent at another base URL": absent_and_moved,
+    "behind the gateway, and another key in Letta": behind_gateway,
     "another type": another_type,
     "a key sealed under another master key": sealed_elsewhere,
     "the right key in plaintext": plaintext,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from isabella.api import ensure_providers
-from isabella.config.settings import load_settings
+from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta
 from isabella.letta.llm_config import Binding
 from isabella.letta.releases import OPENAI, client_for
@@ -74,11 +74,22 @@ class Target:
 
     def sync(self, name: str, *, key: str | None = None) -> ProviderReport:
         """Sync one provider; return its report."""
+        with Proxy(self.letta.base_url) as proxy:
+            settings = self.settings(name, key=key, LETTA_BASE_URL=proxy.url)
+            report = asyncio.run(ensure_providers(settings, only=[name]))
+            self.writes = proxy.writes
+        self.notices = report.notices
+        (entry,) = report.providers
+        return entry
+
+    def settings(self, name: str, *, key: str | None = None, **variables: str) -> Settings:
+        """Return settings that declare one provider and name this Letta."""
         (self.home / "isabella.toml").write_text(
             f'[[providers]]\nname = "{name}"\nbase_url = "{self.base_url}"\napi_key_env = "COMPAT_API_KEY"\n'
             f'default_model = "{MODEL}"\n'
         )
         environment = {
+            "LETTA_BASE_URL": self.letta.base_url,
             "LETTA_API_KEY": self.letta.password.get_secret_value(),
             "ISABELLA_HOME": str(self.home),
             "ISABELLA_CONFIG_FILE": str(self.home / "isabella.toml"),
@@ -86,13 +97,7 @@ class Target:
         }
         if self.letta.master_key is not None:
             environment["LETTA_ENCRYPTION_KEY"] = self.letta.master_key.get_secret_value()
-        with Proxy(self.letta.base_url) as proxy:
-            settings = load_settings(environment=environment | {"LETTA_BASE_URL": proxy.url})
-            report = asyncio.run(ensure_providers(settings, only=[name]))
-            self.writes = proxy.writes
-        self.notices = report.notices
-        (entry,) = report.providers
-        return entry
+        return load_settings(environment=environment | variables)
 
     @property
     def deleted(self) -> bool:

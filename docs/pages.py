@@ -7,6 +7,9 @@ from pathlib import Path
 
 import httpx2 as httpx
 from playwright.sync_api import Page, expect, sync_playwright
+from pydantic import SecretStr
+
+from isabella.server.sessions import login_link
 
 #: Width, height, and the theme that is shown at it.
 SIZES = {"wide": (1920, 1080), "narrow": (360, 740)}
@@ -53,7 +56,7 @@ def take(url: str, token: str, folder: Path) -> list[Path]:
                     device_scale_factor=1 if size == "wide" else 2,
                 )
                 page = context.new_page()
-                page.goto(f"{url}/login?token={token}")
+                page.goto(login_link(url, SecretStr(token)))
                 for name in ("providers", "chat", "memory", "activity"):
                     _show(page, f"{url}/console/{name}", name)
                     taken.append(folder / f"console-{name}-{size}-{theme}.png")

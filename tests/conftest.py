@@ -91,6 +91,8 @@ _SECONDS = {
 }
 #: Files whose cases may run on different workers.
 _SPLIT = frozenset({"crash_walk", "fault_walk"})
+#: Files that run on the same worker, because they share a server that no other file uses.
+_TOGETHER = dict.fromkeys(("seed_claims", "providers_matrix", "fake_letta_contract"), "unsealed")
 #: How many of the longest files a run prints.
 _LONGEST = 15
 
@@ -158,6 +160,12 @@ def letta_server(embedded: Server) -> Letta:
     return embedded.up()
 
 
+@pytest.fixture(scope="session")
+def unsealed_letta(new_server: Callable[..., Server]) -> Letta:
+    """A Letta without a master key, running."""
+    return new_server("unsealed", encrypt=False).up()
+
+
 @pytest.fixture(scope="module")
 def empty_letta(letta_server: Letta) -> Iterator[Letta]:
     """The session's Letta without agents and providers; for modules that check everything in it."""
@@ -176,7 +184,8 @@ class FileScheduling(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
-        return nodeid if Path(file).stem.removeprefix("test_") in _SPLIT else file
+        name = Path(file).stem.removeprefix("test_")
+        return nodeid if name in _SPLIT else _TOGETHER.get(name, file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileScheduling | None:

@@ -49,5 +49,4 @@ def _running(settings: Settings) -> Letta | None:
     # Imported late: with LETTA_BASE_URL, nothing of the embedded server is needed.
     from isabella.embedded import Server
 
-    server = Server(settings.home, master_key=settings.letta_encryption_key)
-    return server.up() if server.status().running else None
+    return Server(settings.home, master_key=settings.letta_encryption_key).running()

@@ -21,6 +21,10 @@ class ConfigurationError(IsabellaError):
     """A setting is missing, malformed, or contradicts another."""
 
 
+class DatabaseUnusable(ConfigurationError):
+    """Letta's Postgres cannot be used for locks: it cannot be reached, or refuses."""
+
+
 class FileUnreadable(ConfigurationError):
     """A file cannot be read. `reason` is the end of a sentence: "it is not UTF-8 text"."""
 

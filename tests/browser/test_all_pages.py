@@ -54,6 +54,8 @@ def everywhere(user: BrowserUser, agent: str) -> Iterator[str]:
     yield "memory, editing"
     user.open("activity")
     yield "activity"
+    page.goto(f"{user.served.url}/console/sessions")
+    yield "sessions"
     page.goto(f"{user.served.url}/console/nothing")
     yield "no such page"
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import httpx2 as httpx
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 
 from tests.support.backend_server import TOKEN
-from tests.support.browser_user import BrowserUser
+from tests.support.browser_user import BrowserUser, browsing
 
 
 def test_the_first_login(anonymous: BrowserUser) -> None:
@@ -18,11 +18,73 @@ def test_the_first_login(anonymous: BrowserUser) -> None:
     expect(page.get_by_text("isabella login")).to_be_visible()
     anonymous.enter()
     expect(page.get_by_role("heading", name="Providers")).to_be_visible()
-    assert "token" not in page.url
+    assert "code" not in page.url
     (cookie,) = [one for one in anonymous.context.cookies() if one["name"] == "isabella"]
     assert cookie["httpOnly"]
     assert cookie["sameSite"] == "Strict"
     assert TOKEN not in cookie["value"]
+
+
+def test_the_token_is_pasted(anonymous: BrowserUser) -> None:
+    """The page that was asked for follows; a wrong token is told, and a link that was used leads nowhere."""
+    page, link = anonymous.page, anonymous.link()
+    page.goto(f"{anonymous.served.url}/console/activity")
+    page.get_by_label("Token").fill("wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_text("The token is wrong.")).to_be_visible()
+    page.goto(f"{anonymous.served.url}/console/activity")
+    page.get_by_label("Token").fill(TOKEN)
+    page.get_by_label("Token").press("Enter")
+    expect(page.get_by_role("heading", name="Activity")).to_be_visible()
+    assert page.url.endswith("/console/activity")
+    assert TOKEN not in page.content()
+    anonymous.context.clear_cookies()
+    page.goto(link)
+    expect(page.get_by_role("heading", name="Providers")).to_be_visible()
+    anonymous.context.clear_cookies()
+    page.goto(link)
+    expect(page.get_by_text("This link has been used, or has expired.")).to_be_visible()
+
+
+def test_signing_out(user: BrowserUser) -> None:
+    """The session ends, and the cookie with it; going back shows no page from memory."""
+    page = user.page
+    user.open("activity")
+    (cookie,) = [one for one in user.context.cookies() if one["name"] == "isabella"]
+    page.get_by_role("link", name="Sessions").click()
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    assert [one for one in user.context.cookies() if one["name"] == "isabella"] == []
+    page.go_back()
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+    user.context.add_cookies([cookie])  # type: ignore[list-item]
+    page.goto(f"{user.served.url}/console/activity")
+    expect(page.get_by_role("heading", name="Sign in")).to_be_visible()
+
+
+def test_a_session_is_ended_from_another_browser(user: BrowserUser, browser: Browser) -> None:
+    """It is in the list, and ends at once: the open page of the other browser gets nothing more, and says so."""
+    with browsing(user.served, browser, user_agent="Phone 1.0") as other:
+        other.enter()
+        other.open("activity")
+        user.page.goto(f"{user.served.url}/console/sessions")
+        row = user.page.locator(".row", has_text="Phone 1.0")
+        expect(user.page.locator(".row", has_text="This browser")).to_have_count(1)
+        row.get_by_role("button").click()
+        expect(row).to_have_count(0)
+        expect(other.page.locator("#lost")).to_contain_text("Your session has expired")
+        other.page.reload()
+        expect(other.page.get_by_role("heading", name="Sign in")).to_be_visible()
+    user.open("providers")
+
+
+def test_the_page_of_the_api_works(user: BrowserUser) -> None:
+    """The documentation runs under its policy, in no frame, and its requests carry the session."""
+    page = user.page
+    page.goto(f"{user.served.url}/docs")
+    expect(page.get_by_text("/api/providers", exact=True)).to_be_visible()
+    answer = page.evaluate("fetch('/api/providers').then((answer) => answer.status)")
+    assert answer == 200
 
 
 def test_a_session_that_expires(user: BrowserUser, agent: str) -> None:
@@ -33,7 +95,7 @@ def test_a_session_that_expires(user: BrowserUser, agent: str) -> None:
     expect(user.page.get_by_text("Your session has expired")).to_be_visible()
     expect(user.page.locator("#message")).to_have_value("Say hello to me")
     other = user.tab()
-    other.goto(f"{user.served.url}/login?token={TOKEN}")
+    other.goto(user.link())
     other.close()
     expect(user.page.locator("#lost")).to_be_hidden()
     user.page.locator("#message").press("Enter")
@@ -63,7 +125,7 @@ def test_the_notice_goes_from_every_tab(user: BrowserUser, agent: str) -> None:
         tab.locator("#message").fill("Say hello to me")
         tab.locator("#message").press("Enter")
         expect(tab.locator("#lost")).to_contain_text("Your session has expired")
-    user.tab().goto(f"{user.served.url}/login?token={TOKEN}")
+    user.tab().goto(user.link())
     for tab in tabs:
         expect(tab.locator("#lost")).to_be_hidden()
 
@@ -102,10 +164,10 @@ def test_forms_of_other_sites(user: BrowserUser) -> None:
     foreign = {"Origin": "http://127.0.0.1:9"}
     with httpx.Client(base_url=url, cookies=cookies) as client:
         assert client.post("/console/providers/dismiss", headers={"Origin": url}).status_code == 403
-        assert client.post("/console/providers/dismiss", headers=token | foreign).status_code == 401
+        assert client.post("/console/providers/dismiss", headers=token | foreign).status_code == 403
         assert client.post("/console/providers/dismiss", headers=token | {"Origin": url}).status_code == 200
         assert client.post("/console/providers/dismiss", headers=token).status_code == 200
-        assert client.post("/api/agents/nobody/turns", json={"message": "x"}, headers=foreign).status_code == 401
+        assert client.post("/api/agents/nobody/turns", json={"message": "x"}, headers=foreign).status_code == 403
         site = {"Sec-Fetch-Site": "same-site"}
         assert client.post("/console/providers/dismiss", headers=token | site).status_code == 403
 

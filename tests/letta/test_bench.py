@@ -63,6 +63,7 @@ def test_the_gateway_is_measured(tmp_path: Path, letta_home: Path) -> None:
     assert (figures["gateway_failed_turns"], figures["gateway_foreign_keys"]) == (0, 0), ran.stdout
     assert {"direct_failed_turns", "direct_foreign_keys", "gateway_unpaced_ratio"} <= figures.keys()
     assert 0 < figures["failover_seconds"] < 10
+    assert 0 < figures["ending_seconds"] < 10
     assert figures["gateway_throughput_ratio"] > 0
     assert "gateway_ttft_ms" in figures
     assert not (letta_home / "bench-gateway").exists()
@@ -99,6 +100,7 @@ def test_the_promised_figures_all_have_a_place() -> None:
         "direct_failed_turns",
         "direct_foreign_keys",
         "failover_seconds",
+        "ending_seconds",
         "help_seconds",
         "doctor_seconds",
         "doctor_down_seconds",

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import httpx2
 import pytest
 
-from isabella.embedded import Letta, Server
+from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from tests.support.fake_letta import FakeLetta
 from tests.support.letta_admin import LettaAdmin, open_admin
@@ -137,12 +137,7 @@ def open_(request: pytest.FixtureRequest, vendors: PracticeVendors) -> Iterator[
     if request.param == "fake":
         yield subject_double(vendors, None)
         return
-    request.getfixturevalue("letta_server")
-    embedded: Server = request.getfixturevalue("embedded")
-    try:
-        yield from _real(embedded.restart_letta(encrypt=False), vendors, None)
-    finally:
-        embedded.restart_letta()
+    yield from _real(request.getfixturevalue("unsealed_letta"), vendors, None)
 
 
 def _real(letta: Letta, vendors: PracticeVendors, master_key: str | None) -> Iterator[Subject]:

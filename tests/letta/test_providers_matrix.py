@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from isabella.config.gateway_address import gateway_address
 from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
 from isabella.config.vendors import known_vendors
-from isabella.embedded import Letta, Server
+from isabella.embedded import Letta
 from isabella.letta.encryption import decrypt
 from isabella.letta.llm_config import Binding
 from isabella.letta.releases import Capabilities
@@ -450,10 +450,10 @@ def test_a_vendor_whose_key_was_removed_stays_in_letta(
 # --- a Letta that runs under another master key than ours, or under none ------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def unsealed(new_server: Callable[..., Server]) -> Iterator[LettaAdmin]:
+@pytest.fixture
+def unsealed(unsealed_letta: Letta) -> Iterator[LettaAdmin]:
     """A Letta without a master key."""
-    with open_admin(new_server("unsealed", encrypt=False).up()) as opened:
+    with open_admin(unsealed_letta) as opened:
         yield opened
 
 

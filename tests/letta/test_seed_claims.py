@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import httpx2 as httpx
 import psycopg
 import pytest
 
-from isabella.embedded import Letta, Server
+from isabella.embedded import Letta
 from isabella.letta.llm_config import Binding
 from isabella.letta.releases import OPENAI
 from isabella.practice import PracticeVendors
@@ -104,9 +104,9 @@ class Stage:
 
 
 @pytest.fixture(scope="module")
-def letta(new_server: Callable[..., Server]) -> Letta:
-    """A Letta of their own: of two providers of type openai with the same models, only the first is listed (M4)."""
-    return new_server("claims").up()
+def letta(empty_letta: Letta) -> Letta:
+    """A Letta without providers: of two of type openai with the same models, only the first is listed (M4)."""
+    return empty_letta
 
 
 @pytest.fixture
@@ -234,9 +234,9 @@ def test_an_explicit_binding_works_for_every_vendor(stage: Stage, as_type: str) 
         assert all(chat.carries(stage.key(vendor)) for chat in chats), vendor
 
 
-def test_without_a_master_key_the_list_shows_the_keys(new_server: Callable[..., Server]) -> None:
+def test_without_a_master_key_the_list_shows_the_keys(unsealed_letta: Letta) -> None:
     """A Letta without a master key shows every key to whoever may list the providers (P2)."""
-    letta = new_server("open", encrypt=False).up()
+    letta = unsealed_letta
     headers = {"Authorization": f"Bearer {letta.password.get_secret_value()}"}
     body = {"name": "open", "provider_type": "openai", "base_url": NOWHERE, "api_key": "sk-for-everybody-to-see"}
     with httpx.Client(base_url=letta.base_url, headers=headers, timeout=60, trust_env=False) as http:

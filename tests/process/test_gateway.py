@@ -30,12 +30,13 @@ from isabella.config.settings import Settings, load_settings
 from isabella.errors import GatewayError
 from isabella.gateway import app, keys, process
 from isabella.gateway.app import RequestLimits
-from isabella.gateway.process import Supervisor
+from isabella.gateway.process import GatewayPart
 from isabella.letta.client import Connection
 from isabella.practice import PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 from isabella.system.daemon import Daemon, RunningDaemon
 from isabella.system.processes import has_ended
+from isabella.system.supervision import Supervisor
 from tests.support.gateway_client import RawClient, Reply, Served, head, served_gateway, wait_until
 from tests.support.raw_vendor import (
     RawRequest,
@@ -879,13 +880,16 @@ class Supervised:
 
     def __init__(self, settings: Settings) -> None:
         self.said: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self.supervisor = Supervisor(settings, self.said.put)
+        self.part = GatewayPart(settings)
+        self.supervisor = Supervisor(
+            [self.part], lambda status: self.said.put(status.reason or f"{status.name} works again.")
+        )
         self.daemon = process.daemon(settings.home)
         self.stack = ExitStack()
 
     def __enter__(self) -> Supervised:
-        self.supervisor.start()
-        self.stack.callback(self.supervisor.stop)
+        self.part.start()
+        self.stack.callback(self.part.stop)
         portal = self.stack.enter_context(start_blocking_portal())
         self.stack.callback(portal.start_task_soon(self.supervisor.run).cancel)
         return self
@@ -908,8 +912,9 @@ class Supervised:
 
     def until_said(self, part: str) -> str:
         """Wait until it says something."""
-        said = self.said.get(timeout=30)
-        assert part in said
+        said = ""
+        while part not in said:
+            said = self.said.get(timeout=30)
         return said
 
 
@@ -938,7 +943,8 @@ def test_killed_in_the_middle_of_a_request(stack: Stack) -> None:
                 waiting.send(head(RAW_CHAT, RAW_KEY, length=len(BODY)) + BODY)
         with waiting:
             assert waiting.read().body == ANSWER
-        assert "started again" in supervised.until_said("ended")
+        supervised.until_said("has ended")
+        supervised.until_said("works again")
         assert supervised.running.port == port
         assert supervised.running.process != first
     assert gateways_of(stack.settings.home) == []
@@ -968,10 +974,26 @@ def test_files_that_are_lost_under_a_supervisor(stack: Stack) -> None:
         port = supervised.running.port
         for name in ("process.json", "state.json"):
             (stack.daemon.folder / name).write_text("{")
-        supervised.until_said("started again")
+        supervised.until_said("works again")
         assert supervised.running.port == port
         assert ask(port, key=stack.vendors.key("groq").get_secret_value()).status == 200
         assert [one.pid for one in gateways_of(stack.settings.home)] == [supervised.running.process.pid]
+
+
+def test_the_port_of_a_gateway_of_another_program_is_held(stack: Stack) -> None:
+    """`isabella letta up` has started it: from its end on, the supervisor has its port, and it comes back there."""
+    first = process.start(stack.settings)
+    with stack.supervisor() as supervised:
+        assert supervised.running == first
+        with stack.daemon.locked():
+            # While another program may be starting it, nothing is taken from that.
+            supervised.kill()
+            supervised.until_said("has ended")
+        supervised.until_said("works again")
+        assert supervised.running.port == first.port
+        supervised.kill()
+        assert ask(first.port, key=stack.vendors.key("groq").get_secret_value()).status == 200
+    assert gateways_of(stack.settings.home) == []
 
 
 def test_a_supervised_gateway_is_left_alone(stack: Stack) -> None:

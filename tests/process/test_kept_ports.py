@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from isabella.system.daemon import kept_port, listening_socket
+from isabella.system.sockets import kept_port, listening_socket
 
 HOST = "127.0.0.1"
 _TAKE = """

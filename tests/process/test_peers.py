@@ -262,7 +262,8 @@ def test_a_login_link_leads_to_a_backend_that_listens(tmp_path: Path) -> None:
         record = json.loads((tmp_path / "backend.json").read_text())
         (tmp_path / "backend.json").write_text(json.dumps(record | {"address": f"http://127.0.0.1:{port}"}))
         shown = Command(tmp_path, environment).run("login")
-        assert shown.out == f"http://127.0.0.1:{port}/login?token={SECRET}\n"
+        assert shown.out.startswith(f"http://127.0.0.1:{port}/login?code=")
+        assert SECRET not in shown.out
         process.kill()
         process.wait()
         gone = Command(tmp_path, environment).run("login")

@@ -12,7 +12,6 @@ from typing import Any
 
 import anyio
 import httpx2 as httpx
-import uvicorn
 from anyio.from_thread import BlockingPortal
 from pydantic import SecretStr
 
@@ -28,9 +27,10 @@ from isabella.practice import PracticeVendors
 from isabella.practice.overlay import ConfigSnapshot, with_practice_vendors
 from isabella.practice.server import listen
 from isabella.providers.report import Report
-from isabella.server.app import create_app
+from isabella.server.app import create_app, http_server
 from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.runtime import Runtime, open_agents, open_turns
+from isabella.server.supervised import Supervised, run_supervisor
 
 TOKEN = "a-token-for-the-tests"
 _UP_SECONDS = 60.0
@@ -234,22 +234,31 @@ def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) 
     settings = with_practice_vendors(base, vendors)
     connection = connection_to(letta, home)
     between = gateway(settings, connection) if settings.gateway == "on" else nullcontext()
-    with between as server, _backend(letta, vendors, settings, connection) as running:
+    with between as server, serve(letta, vendors, settings, connection) as running:
         running.gateway = server
         yield running
 
 
 @contextmanager
-def _backend(letta: Letta, vendors: PracticeVendors, settings: Settings, connection: Connection) -> Iterator[Backend]:
+def serve(
+    letta: Letta,
+    vendors: PracticeVendors,
+    settings: Settings,
+    connection: Connection,
+    supervised: Supervised | None = None,
+) -> Iterator[Backend]:
+    """A backend with these settings, in front of this Letta; `supervised` is what it starts again."""
     listener = listen(0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     up = threading.Event()
 
-    runtime = Runtime(settings.token)
+    runtime = Runtime(settings.token, settings, connection)
     opened: list[Any] = []
 
     async def start() -> None:
         async with AsyncExitStack() as stack:
+            if supervised is not None:
+                await stack.enter_async_context(run_supervisor(runtime, supervised, settings))
             portal = await stack.enter_async_context(BlockingPortal())
             locks = await stack.enter_async_context(
                 open_locks(connection.database_url, patience=settings.gate_timeout)
@@ -259,14 +268,13 @@ def _backend(letta: Letta, vendors: PracticeVendors, settings: Settings, connect
             )
             agent_service = await stack.enter_async_context(open_agents(runtime, settings, connection, url))
             turn_service = await stack.enter_async_context(open_turns(runtime, agent_service, locks))
-            await stack.enter_async_context(run_gateway_monitor(runtime, turn_service, None))
+            await stack.enter_async_context(run_gateway_monitor(runtime, turn_service))
             opened[:] = [locks, portal]
             up.set()
             await anyio.sleep_forever()
 
     app = create_app(runtime, start)
-    config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
+    server = http_server(app)
     thread = threading.Thread(target=server.run, args=([listener],), name="backend", daemon=True)
     thread.start()
     try:

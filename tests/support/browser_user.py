@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from playwright.sync_api import Browser, BrowserContext, Page, expect
+from pydantic import SecretStr
 
+from isabella.server.sessions import login_link
 from tests.support.backend_server import TOKEN, Backend
 
 _SECONDS = 30.0
@@ -41,9 +43,13 @@ class BrowserUser:
         self._listen(page)
         return page
 
+    def link(self) -> str:
+        """A new link, as `isabella login` prints it."""
+        return login_link(self.served.url, SecretStr(TOKEN))
+
     def enter(self) -> None:
         """Come in by the link that is printed."""
-        self.page.goto(f"{self.served.url}/login?token={TOKEN}")
+        self.page.goto(self.link())
 
     def open(self, path: str, page: Page | None = None) -> None:
         """Open a page, and wait until it hears what happens."""

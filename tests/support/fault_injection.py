@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from isabella.api import ensure_providers
+from isabella.config.gateway_address import gateway_address
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
 from isabella.providers.report import Report
+from isabella.system.urls import gateway_base_url
+from tests.support.backend_server import connection_to, gateway
 from tests.support.fault_proxy import Proxy
 from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal, unseal
@@ -46,22 +49,33 @@ SITUATIONS: dict[str, str] = {
 MOVES = frozenset(name for name in SITUATIONS if "address" in name or "agents" in name)
 #: Those in which what is made after a DELETE is refused.
 _REFUSALS = frozenset(name for name in SITUATIONS if name.endswith("POST is refused"))
+#: The situations that the crash walk goes through behind the gateway; the fault walk does so with the others.
+BEHIND_GATEWAY = frozenset([*SITUATIONS][::2])
 
 
 @dataclass
 class WalkEnv:
-    """A Letta with some providers that are brought into a situation again and again."""
+    """A Letta with some providers that are brought into a situation again and again.
+
+    Attributes:
+        gateway: the address of the gateway between this Letta and the vendors; None if there is none.
+    """
 
     admin: LettaAdmin
     vendors: PracticeVendors
     home: Path
+    gateway: str | None = None
     _sealed: dict[tuple[str, str], str] = field(default_factory=dict)
     _agents: dict[str, str] = field(default_factory=dict)
 
+    def base_url(self, name: str = "walk-one") -> str:
+        """The base URL that a provider of this name is to have in Letta."""
+        return gateway_base_url(self.gateway, name) if self.gateway else self.vendors.base_url("longcat")
+
     @property
-    def base_url(self) -> str:
-        """The vendor's."""
-        return self.vendors.base_url("longcat")
+    def way(self) -> str:
+        """How Letta reaches the vendors, for messages."""
+        return ", behind the gateway" if self.gateway else ""
 
     @property
     def former_base_url(self) -> str:
@@ -90,7 +104,7 @@ class WalkEnv:
         self.home.mkdir(exist_ok=True)
         (self.home / "isabella.toml").write_text(
             "".join(
-                f'[[providers]]\nname = "{name}"\nbase_url = "{self.base_url}"\n'
+                f'[[providers]]\nname = "{name}"\nbase_url = "{self.vendors.base_url("longcat")}"\n'
                 'api_key_env = "WALK_API_KEY"\ndefault_model = "LongCat-2.0"\n'
                 for name in self.names(situation)
             )
@@ -101,6 +115,7 @@ class WalkEnv:
             "LETTA_ENCRYPTION_KEY": self.master_key,
             "ISABELLA_HOME": str(self.home),
             "ISABELLA_CONFIG_FILE": str(self.home / "isabella.toml"),
+            "ISABELLA_GATEWAY": "on" if self.gateway else "off",
             "WALK_API_KEY": self.key,
             **variables,
         }
@@ -115,8 +130,8 @@ class WalkEnv:
         """Bring Letta into a situation. Returned are the ids of the providers that are there, by name."""
         names = self.names(situation)
         if self.row(BYSTANDER) is None:
-            self.admin.provider(BYSTANDER, _TYPE, self.base_url, FORMER_KEY)
-        former = self.former_base_url if situation in MOVES else self.base_url
+            self.admin.provider(BYSTANDER, _TYPE, self.base_url(BYSTANDER), FORMER_KEY)
+        former = self.former_base_url if situation in MOVES else self.base_url()
         for name, address in (("walk-one", former), (BYSTANDER, self.former_base_url)):
             if name not in self._agents:
                 self._agents[name] = self.admin.agent(Binding(name, "LongCat-2.0", address, 32_768))
@@ -133,7 +148,7 @@ class WalkEnv:
             self.admin.clear(name)
             return
         found = self.admin.database.execute("SELECT id FROM providers WHERE name = %s", (name,)).fetchone()
-        id = found["id"] if found else self.admin.provider(name, _TYPE, self.base_url, self.key)
+        id = found["id"] if found else self.admin.provider(name, _TYPE, self.base_url(name), self.key)
         text: str | None = self._seal(FORMER_KEY, self.master_key)
         type = _TYPE
         match situation:
@@ -149,7 +164,7 @@ class WalkEnv:
             "UPDATE providers SET provider_type = %s, base_url = %s, api_key_enc = %s, is_deleted = %s WHERE id = %s",
             (
                 type,
-                self.former_base_url if situation in MOVES else self.base_url,
+                self.former_base_url if situation in MOVES else self.base_url(name),
                 text,
                 situation == "deleted",
                 id,
@@ -184,11 +199,11 @@ class WalkEnv:
 
         That holds for whoever speaks to Letta itself, past every gate.
         """
-        former = self.former_base_url if situation in MOVES else self.base_url
+        former = self.former_base_url if situation in MOVES else self.base_url()
         state = self.state("walk-one")
         if state is not None and state[2] is not None and not state[2].startswith("no-key-yet-"):
             carried = (self.admin.endpoint(self._agents["walk-one"]), state[2])
-            assert carried in ((former, FORMER_KEY), (self.base_url, self.key)), f"{situation}: {carried}"
+            assert carried in ((former, FORMER_KEY), (self.base_url(), self.key)), f"{situation}: {carried}"
 
     def heal(self, situation: str) -> Report:
         """The next start, in fair weather."""
@@ -200,14 +215,23 @@ class WalkEnv:
         report = self.heal(situation)
         assert report.all_proven, [entry.reason for entry in report.configured]
         for name in self.names(situation):
-            assert self.state(name) == (_TYPE, self.base_url, self.key), name
+            assert self.state(name) == (_TYPE, self.base_url(name), self.key), name
             row = self.row(name)
             assert row is not None
             assert row["id"] == ids.get(name, row["id"])
-        assert self.admin.endpoint(self._agents["walk-one"]) == self.base_url
+        assert self.admin.endpoint(self._agents["walk-one"]) == self.base_url()
         assert self.admin.endpoint(self._agents[BYSTANDER]) == self.former_base_url
         assert self.row(BYSTANDER) == bystander
         assert self.row(TOUCHSTONE) is None
+
+    @contextmanager
+    def behind_gateway(self) -> Iterator[None]:
+        """Have a gateway between Letta and the vendors for a while."""
+        settings = self.settings("everything at once", ISABELLA_GATEWAY="on")
+        with gateway(settings, connection_to(self.admin.letta, self.home)):
+            self.gateway = gateway_address(settings)
+            yield
+        self.gateway = None
 
     def clear(self) -> None:
         """Take everything away."""

@@ -42,6 +42,7 @@ from isabella.practice import daemon as practice
 from isabella.practice.vendor import load_or_make_keys
 from isabella.providers.health import HealthFile, HealthState, ProviderHealth
 from isabella.server.run import only_backend
+from isabella.server.sessions import Sessions
 from isabella.server.token import address_published, ensure_token, published_backend
 from isabella.system import processes, state
 from isabella.system.daemon import Daemon
@@ -90,6 +91,14 @@ class Home:
         with address_published(self.path, "http://127.0.0.1:8000"):
             pass
         state.save(self.path / "backend.json", {"address": "http://127.0.0.1:8000", "pid": 1, "started": 1.0})
+
+    def sessions(self) -> None:
+        """Read the sessions of browsers, and begin one."""
+        Sessions(_KEY, self.path / "sessions.json").begin("a browser", "127.0.0.1")
+
+    def stop(self) -> None:
+        """Stop Letta and Postgres."""
+        self.server.down()
 
     def embeddings(self) -> None:
         """Read or make the secret of the embeddings' URL."""
@@ -194,6 +203,7 @@ _D = "letta/0.16.8"
 FILES = [
     HomeFile("token", "the token that clients of the backend send", True, Home.token),
     HomeFile("backend.json", "address and process of the running backend", True, Home.backend),
+    HomeFile("sessions.json", "the sessions of browsers", True, Home.sessions),
     HomeFile("embeddings-secret", "the secret in the URL at which Letta asks for embeddings", True, Home.embeddings),
     HomeFile("conditions/d062d902b4ae81d5.json", "the providers' last results of a sync", True, Home.health),
     HomeFile("proofs/d062d902b4ae81d5.json", "which stored keys were proven", True, Home.proofs),
@@ -214,6 +224,7 @@ FILES = [
     HomeFile(f"{_D}/server-password", "the password that Letta asks of its clients", True, Home.letta),
     HomeFile(f"{_D}/ports.json", "the last ports of Letta and Postgres", True, Home.letta),
     HomeFile(f"{_D}/letta.json", "Letta's process, port, and a fingerprint of its master key", True, Home.letta),
+    HomeFile(f"{_D}/stopped", "exists while Letta is stopped on purpose", True, Home.stop, opaque=True),
     HomeFile(f"{_D}/logs/letta.log", "Letta's log", True, Home.letta, opaque=True),
     HomeFile(f"{_D}/logs/migrations.log", "the log of the last migration", True, Home.migrations, opaque=True),
     HomeFile(f"{_D}/logs/postgres.log", "Postgres' log", True, Home.database, opaque=True),
@@ -237,7 +248,7 @@ def _no_servers() -> Iterator[None]:
         options["cwd"] = None
         return spawn(command, **options)
 
-    def start(paths: Any, port: int, _environ: object, key: SecretStr | None, _kept: object) -> ServerRun:
+    def start(paths: Any, port: int, _environ: object, key: SecretStr | None, *_how: object) -> ServerRun:
         process = spawn(["/bin/sh", "-c", "exit 0"], env={}, log=paths.letta_log)
         run = ServerRun(process, port, instance.fingerprint(key))
         run.save(paths.run_file)

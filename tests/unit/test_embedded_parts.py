@@ -102,6 +102,13 @@ def test_a_taken_port_is_not_chosen(taken: int) -> None:
     assert instance.choose_port(other, avoid={other}) != other
 
 
+@pytest.mark.skipif(not Path("/proc/sys/net/ipv4").is_dir(), reason="the range is read from /proc")
+def test_a_chosen_port_is_given_to_no_outgoing_connection(taken: int) -> None:
+    """Otherwise it may be taken whenever the server is away."""
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    assert all(not first <= instance.choose_port(taken) <= last for _ in range(50))
+
+
 def test_a_port_on_all_addresses_is_taken_too() -> None:
     """A server that listens on every address is on loopback as well."""
     with closing(socket.socket()) as listener:
@@ -121,7 +128,7 @@ def test_a_port_that_is_taken_while_letta_starts(
         # A server that ran on this port a moment ago may have left connections in TIME_WAIT.
         taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
-        def start(_layout: InstancePaths, port: int, _environ: object, _key: object, _kept: object) -> ServerRun:
+        def start(_layout: InstancePaths, port: int, *_how: object) -> ServerRun:
             tried.append(port)
             if len(tried) == 1:
                 taker.bind(("127.0.0.1", port))

@@ -323,7 +323,7 @@ def test_a_backend_follows_a_gateway_that_others_run(tmp_path: Path, monkeypatch
         async with AsyncExitStack() as stack:
             with another_program(200, {"service": SERVICE}) as url:
                 runtime.watcher = cast("Any", SimpleNamespace(settings=settings(tmp_path, url)))
-                await stack.enter_async_context(run_gateway_monitor(runtime, without, None))
+                await stack.enter_async_context(run_gateway_monitor(runtime, without))
                 await until(GatewayState.RUNS)
                 assert list(runtime.event_log.entries) == []
             await until(GatewayState.DOWN)

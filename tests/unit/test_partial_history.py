@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
+from isabella.errors import LettaUnreachable
 from isabella.letta.agents import AgentRow
 from isabella.turns import partial_history
 
@@ -63,7 +64,7 @@ def test_what_is_kept_ends_with_an_answer(
     """A result that nobody answered is answered by the mark; what Letta has stored is not stored again."""
     letta = Letta(*stored)
 
-    async def keep() -> bool:
+    async def keep() -> bool | None:
         return await partial_history.store_partial(
             letta,  # type: ignore[arg-type]
             "a",
@@ -78,3 +79,51 @@ def test_what_is_kept_ends_with_an_answer(
     news = {row["id"]: row["content"] for row in letta.rows[len(stored) :]}
     assert [*news.values()] == added
     assert letta.context == ["system", *(id for id, _ in stored), *news]
+
+
+@pytest.mark.parametrize("fails", ["capture", "page", "update"])
+@pytest.mark.parametrize("carried_out", [True, False])
+def test_a_repeated_call_stores_nothing_twice(fails: str, carried_out: bool) -> None:
+    """Letta ends before or after it has carried out a request; when it is back, all is there, and once."""
+
+    class Mortal(Letta):
+        dead = True
+
+        async def _die(self, name: str, *, before: bool) -> None:
+            if self.dead and name == fails and before is not carried_out:
+                self.dead = False
+                raise LettaUnreachable("Letta is gone.", sent=True)
+
+        async def capture(self, agent_id: str, user_text: str, answer: str, *, model: str) -> None:
+            await self._die("capture", before=True)
+            await super().capture(agent_id, user_text, answer, model=model)
+            await self._die("capture", before=False)
+
+        async def page(self, _agent_id: str, **query: Any) -> list[dict[str, Any]]:
+            await self._die("page", before=True)
+            await self._die("page", before=False)
+            return await super().page(_agent_id, **query)
+
+        async def update(self, agent_id: str, fields: dict[str, Any]) -> None:
+            await self._die("update", before=True)
+            await super().update(agent_id, fields)
+            await self._die("update", before=False)
+
+    letta, known = Mortal(), set[str]()
+
+    async def keep() -> bool | None:
+        return await partial_history.store_partial(
+            letta,  # type: ignore[arg-type]
+            "a",
+            run_id="run-1",
+            asked="Hello?",
+            said={"b": "Hel"},
+            mark="[broken off]",
+            model="m",
+            known=known,
+        )
+
+    assert anyio.run(keep) is None
+    assert anyio.run(keep) is True
+    assert [row["content"] for row in letta.rows] == ["Hello?", "Hel [broken off]"]
+    assert letta.context == ["system", *(row["id"] for row in letta.rows)]

@@ -171,7 +171,7 @@ def test_colours_of_ours_stay_and_those_of_others_go(monkeypatch: pytest.MonkeyP
 EVENTS: dict[str, Any] = {
     "text": {"text": ALL},
     "reasoning": {"text": ALL},
-    "held": {"provider": ALL},
+    "held": {"reason": ALL, "provider": ALL},
     "failover": {"handle": ALL, "message": ALL},
     "tool_call": {"name": ALL, "arguments": ALL},
     "tool_result": {"ok": False, "text": ALL},

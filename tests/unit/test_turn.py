@@ -5,9 +5,10 @@ On the real Letta: `integration/test_turns.py`. Here, when it happens is decided
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -17,14 +18,26 @@ from isabella.agents.registry import BindingResult
 from isabella.errors import LettaUnreachable
 from isabella.letta.llm_config import Binding
 from isabella.locks.provider_lock import ProviderLock
+from isabella.system.supervision import Supervisor
 from isabella.turns import turn as turns
 from isabella.turns.agent_cache import AgentRef
 from isabella.turns.attempt import Attempt
 from isabella.turns.circuit_breaker import CircuitBreaker
-from isabella.turns.events import AnswerText, Ended, EndReason, ErrorCode, Event, Failover, TurnFailed, VendorAsked
+from isabella.turns.events import (
+    AnswerText,
+    Ended,
+    EndReason,
+    ErrorCode,
+    Event,
+    Failover,
+    Held,
+    TurnFailed,
+    VendorAsked,
+)
 from isabella.turns.queue import TurnQueue
 from isabella.turns.stream import VendorRefusal
 from isabella.turns.turn import TurnDependencies
+from tests.support.made_parts import MadeParts
 
 pytestmark = pytest.mark.anyio
 
@@ -87,6 +100,13 @@ class Stage:
     patch: pytest.MonkeyPatch
     gate: ProviderLock = field(default_factory=ProviderLock)
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
+    supervisor: Supervisor | None = None
+    hold: float = 10.0
+    stored: bool = False  #: whether Letta has stored a run
+
+    async def of_run(self, _run_id: str) -> list[dict[str, Any]]:
+        """What Letta has stored of a run."""
+        return [{"id": "m", "message_type": "user_message"}] if self.stored else []
 
     async def turn(self, *answers: Answer, handles: tuple[str, ...] = ()) -> list[Event]:
         """A whole turn of an agent that is thought to be bound as it was."""
@@ -103,7 +123,9 @@ class Stage:
                 return left.pop(0)(self)
 
         self.patch.setattr(turns, "Attempt", Played)
-        deps = TurnDependencies(None, self.agents, self.gate, self.breaker)  # type: ignore[arg-type]
+        letta: Any = SimpleNamespace(messages=self)
+        agents: Any = self.agents
+        deps = TurnDependencies(letta, agents, self.gate, self.breaker, supervisor=self.supervisor, hold=self.hold)
         return turns.Turn(deps, _speaker(THOUGHT, handles), "Say good morning", TurnQueue().take("agent-1"))
 
 
@@ -336,3 +358,145 @@ async def test_a_reader_that_goes_away_ends_the_turn_and_waits_for_its_cleanup(
             tasks.cancel_scope.cancel()
     assert order == ["attempt closed", "[stopped]"]
     assert turn.ended.is_set()
+
+
+# --- while Letta, Postgres or the gateway is away -------------------------------------------------------------------
+
+
+@pytest.fixture
+async def parts(stage: Stage) -> AsyncIterator[MadeParts]:
+    """Three parts with a supervisor, which the turns of the stage know."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    made = MadeParts()
+    async with made.running() as stage.supervisor:
+        yield made
+
+
+def lose(parts: MadeParts, name: str, *, begun: bool = False, run_id: str | None = "run-1") -> Answer:
+    """An answer in which a part ends: Letta's stream breaks off."""
+
+    async def play(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        yield None
+        attempt.run_id = run_id
+        if begun:
+            attempt.began = 1.0
+            yield AnswerText("Good", "message-1")
+            attempt.reason = EndReason.BROKEN
+        parts.end(name)
+        attempt.refusal = VendorRefusal(ErrorCode.VENDOR_UNREACHABLE, "The connection broke.")
+
+    return play
+
+
+async def test_a_turn_waits_for_letta_and_goes_on(stage: Stage, parts: MadeParts) -> None:
+    """One `held` event says why; then it is answered as if nothing had happened."""
+    parts.parts[1].may_start.clear()
+    parts.end("letta")
+    assert stage.supervisor is not None
+    await stage.supervisor.confirm()
+    held: list[Event] = []
+    async for event in stage.open(answer()).events():
+        if isinstance(event, Held):
+            held.append(event)
+            parts.parts[1].may_start.set()
+    assert held == [Held("letta has ended.")]
+    assert end([event]).reason is EndReason.COMPLETED
+
+
+@pytest.mark.parametrize("name", ["postgres", "letta", "gateway"])
+async def test_a_message_that_was_lost_before_its_answer_is_sent_again(
+    stage: Stage, parts: MadeParts, name: str
+) -> None:
+    """To the same vendor, whose circuit stays as it was."""
+    events = await stage.turn(lose(parts, name), lose(parts, name), lose(parts, name), answer())
+    assert told(events) == [*[THOUGHT.handle] * 4, "Good", " morning"]
+    assert end(events).reason is EndReason.COMPLETED
+    assert stage.breaker.states() == {}
+    assert not any(isinstance(event, Failover) for event in events)
+
+
+async def test_a_message_that_is_stored_is_not_sent_again(stage: Stage, parts: MadeParts) -> None:
+    """It would be in the history twice; the end says that it is stored."""
+    stage.stored = True
+    events = await stage.turn(lose(parts, "letta"))
+    assert (end(events).reason, end(events).stored) == (EndReason.BROKEN, True)
+    assert isinstance(events[-2], TurnFailed)
+    assert "is stored" in str(events[-2].remedy)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_an_answer_that_was_cut_off_says_whether_it_is_stored(
+    stage: Stage, parts: MadeParts, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is stored when Letta is there again, and not before."""
+    there: list[tuple[object, ...]] = []
+
+    async def store(*_: Any, **__: Any) -> bool:
+        assert stage.supervisor is not None
+        there.append(stage.supervisor.down)
+        return kept
+
+    monkeypatch.setattr("isabella.turns.partial_history.store_partial", store)
+    events = await stage.turn(lose(parts, "letta", begun=True))
+    assert there == [()]
+    assert (end(events).reason, end(events).stored) == (EndReason.BROKEN, kept)
+    (failed,) = [event for event in events if isinstance(event, TurnFailed)]
+    assert failed.code is ErrorCode.STREAM_BROKEN
+    assert ("What had arrived is stored" if kept else "Nothing of this turn is stored") in str(failed.remedy)
+    assert stage.breaker.states() == {}
+
+
+async def test_a_turn_that_waits_for_too_long_ends_in_one_event(stage: Stage, parts: MadeParts) -> None:
+    """It names the part and the reason, and nothing is stored."""
+    stage.hold = 0.01
+    parts.parts[0].wanted = False
+    parts.end("postgres")
+    assert stage.supervisor is not None
+    await stage.supervisor.confirm()
+    events = await stage.turn()
+    failed = events[-2]
+    assert isinstance(failed, TurnFailed)
+    assert (failed.code, failed.message) == (ErrorCode.LETTA_UNREACHABLE, "postgres has ended.")
+    assert (end(events).reason, end(events).stored) == (EndReason.FAILED, False)
+
+
+async def test_a_turn_that_waits_can_be_stopped(stage: Stage, parts: MadeParts) -> None:
+    """It does not wait to the end."""
+    parts.parts[0].wanted = False
+    parts.end("postgres")
+    assert stage.supervisor is not None
+    await stage.supervisor.confirm()
+    turn = stage.open()
+    events = []
+    async for event in turn.events():
+        events.append(event)
+        if isinstance(event, Held):
+            turn.stop()
+    assert end(events).reason is EndReason.STOPPED
+
+
+async def test_a_refusal_of_the_vendor_stays_one_whatever_ends_meanwhile(stage: Stage, parts: MadeParts) -> None:
+    """Its status is an answer of the vendor's: the next one is asked."""
+
+    async def refuse_meanwhile(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        parts.end("gateway")
+        async for event in refuse(attempt):
+            yield event
+
+    events = await stage.turn(refuse_meanwhile, answer(), handles=(REALLY.handle,))
+    assert [event.code for event in events if isinstance(event, Failover)] == [ErrorCode.KEY_REFUSED]
+    assert end(events).handle == REALLY.handle
+
+
+async def test_a_failure_without_an_outage_is_told_at_once(stage: Stage, parts: MadeParts) -> None:
+    """Everything runs, so nothing is waited for and nothing is sent twice."""
+
+    async def fail(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        yield None
+        attempt.refusal = VendorRefusal(ErrorCode.LETTA_UNREACHABLE, "It broke.", counts=False, elsewhere=False)
+
+    events = await stage.turn(fail)
+    assert isinstance(events[-2], TurnFailed)
+    assert events[-2].code is ErrorCode.LETTA_UNREACHABLE
+    assert parts.starts == []

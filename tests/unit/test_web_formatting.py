@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from starlette.datastructures import Headers
 
 from isabella.agents.history import HistoryEntry
-from isabella.server.auth import is_same_origin
 from isabella.server.event_log import TurnSample
 from isabella.server.web import pages_activity, pages_memory, rendering
 from isabella.system import redaction
@@ -83,20 +81,3 @@ def test_what_is_remembered_leads_to_what_was_said() -> None:
     assert traced is not None
     assert traced.message.id == "m1"
     assert pages_memory.provenance_of("The cat is called Miezi.", found) is None
-
-
-@pytest.mark.parametrize(
-    ("headers", "own"),
-    [
-        ({"host": "127.0.0.1:8000"}, True),
-        ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:8000"}, True),
-        ({"host": "127.0.0.1:8000", "origin": "http://127.0.0.1:9000"}, False),
-        ({"host": "127.0.0.1:8000", "origin": "null"}, False),
-        ({"host": "127.0.0.1:8000", "sec-fetch-site": "same-site"}, False),
-        ({"host": "127.0.0.1:8000", "sec-fetch-site": "cross-site"}, False),
-        ({"host": "127.0.0.1:8000", "sec-fetch-site": "same-origin"}, True),
-    ],
-)
-def test_whose_page_asks(headers: dict[str, str], own: bool) -> None:
-    """Only what the browser says to be this very origin counts as one of our own pages."""
-    assert is_same_origin(Headers(headers)) is own

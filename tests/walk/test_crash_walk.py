@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from tests.support.fault_injection import SITUATIONS, WalkEnv, count_requests
+from tests.support.fault_injection import BEHIND_GATEWAY, SITUATIONS, WalkEnv, count_requests
 from tests.support.fault_proxy import Proxy
 from tests.support.fork_server import Child, ForkServer
 
@@ -63,6 +64,14 @@ def test_a_kill_at_any_request_is_healed_by_the_next_start(
 
     Where several providers are written side by side, to be killed after one request is to be killed before another.
     """
+    with env.behind_gateway() if situation in BEHIND_GATEWAY else nullcontext():
+        walk(env, fork_server, situation, record_property)
+
+
+def walk(
+    env: WalkEnv, fork_server: ForkServer, situation: str, record_property: Callable[[str, object], None]
+) -> None:
+    """Walk through all points of a situation."""
     number = count_requests(env, situation, lambda url: sync(env, fork_server, situation, url).wait())
     walked = 0
     for point in range(1, number + 1):
@@ -82,6 +91,6 @@ def test_a_kill_at_any_request_is_healed_by_the_next_start(
     record_property("points", ("crash walk", walked))
     record_property(
         "walked",
-        f"crash walk: {SITUATIONS[situation]}: {number} requests, {walked} points",
+        f"crash walk: {SITUATIONS[situation]}{env.way}: {number} requests, {walked} points",
     )
     assert walked >= number > 4

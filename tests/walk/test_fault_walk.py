@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 import pytest
 import stamina
@@ -14,7 +15,7 @@ from isabella.errors import IsabellaError
 from isabella.letta import providers as store
 from isabella.providers import safe_writes
 from isabella.providers.report import Proof
-from tests.support.fault_injection import SITUATIONS, WalkEnv
+from tests.support.fault_injection import BEHIND_GATEWAY, SITUATIONS, WalkEnv
 from tests.support.fault_proxy import Kind, Match, Proxy, When
 
 #: What goes wrong, and whether Letta has carried the request out by then.
@@ -52,7 +53,7 @@ def sync(env: WalkEnv, situation: str, proxy: Proxy, kind: Kind | None = None) -
     for entry in report.configured:
         held = env.state(entry.name)
         if entry.proof is Proof.PROVEN:
-            assert held == ("openai", env.base_url, env.key), entry.reason
+            assert held == ("openai", env.base_url(entry.name), env.key), entry.reason
         else:
             assert entry.reason
             assert entry.remedy, entry.reason
@@ -75,6 +76,12 @@ def test_whatever_goes_wrong_at_any_request_is_healed_by_the_next_start(
     env: WalkEnv, situation: str, record_property: Callable[[str, object], None]
 ) -> None:
     """A lost answer, an error, half an answer, silence, at each request: told truly, and healed at the next start."""
+    with nullcontext() if situation in BEHIND_GATEWAY else env.behind_gateway():
+        walk(env, situation, record_property)
+
+
+def walk(env: WalkEnv, situation: str, record_property: Callable[[str, object], None]) -> None:
+    """Walk through all points of a situation."""
     env.plant(situation)
     with Proxy(env.admin.letta.base_url) as proxy:
         env.arm(situation, proxy)
@@ -96,7 +103,7 @@ def test_whatever_goes_wrong_at_any_request_is_healed_by_the_next_start(
     record_property("points", ("fault walk", walked))
     record_property(
         "walked",
-        f"fault walk: {SITUATIONS[situation]}: {number} requests, {walked} points, {proven} of them proven at once",
+        f"fault walk: {SITUATIONS[situation]}{env.way}: {number} requests, {walked} points, {proven} proven at once",
     )
     assert any(request.method != "GET" for request in requests)
     assert walked == len(FAULTS) * number

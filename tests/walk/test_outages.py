@@ -98,7 +98,7 @@ def test_a_restart_between_delete_and_post_is_waited_for(
     assert report.all_proven, [entry.reason for entry in report.configured]
     with open_admin(letta_server) as opened:
         after = WalkEnv(opened, env.vendors, env.home)
-        assert after.state("walk-one") == ("openai", env.base_url, env.key)
+        assert after.state("walk-one") == ("openai", env.base_url(), env.key)
         row = after.row("walk-one")
         assert row is not None
         assert row["id"] == ids["walk-one"]
@@ -115,7 +115,7 @@ def test_a_full_disk_costs_no_proof(env: WalkEnv, fork_server: ForkServer, situa
     for _ in range(2):
         child = fork_server.start(("providers", "sync"), environment, env.home / "output.txt", no_files=True)
         assert child.wait() == 0
-    assert env.state("walk-one") == ("openai", env.base_url, env.key)
+    assert env.state("walk-one") == ("openai", env.base_url(), env.key)
     kept = [path for path in env.home.rglob("*") if path.is_file() and path.name != "isabella.toml"]
     assert [path for path in kept if path.stat().st_size] == []
 
@@ -135,11 +135,11 @@ def test_a_home_that_cannot_be_used_is_said(env: WalkEnv, fork_server: ForkServe
     said = with_file.output.read_text()
     assert str(occupied) in said
     assert "ISABELLA_HOME" in said
-    assert env.state("walk-one") != ("openai", env.base_url, env.key)
+    assert env.state("walk-one") != ("openai", env.base_url(), env.key)
     # With the lock in Postgres, a home is a convenience and nothing more.
     environment["ISABELLA_DATABASE_URL"] = env.admin.letta.database_url.get_secret_value()
     assert fork_server.start(("providers", "sync"), environment, env.home / "output.txt").wait() == 0
-    assert env.state("walk-one") == ("openai", env.base_url, env.key)
+    assert env.state("walk-one") == ("openai", env.base_url(), env.key)
 
 
 @pytest.mark.parametrize("situation", ["stale", "another type", "everything at once"])

@@ -90,7 +90,7 @@ def test_of_eight_that_start_at_once_one_writes(
     reports = [json.loads(replica.output.read_text()) for replica in replicas]
     assert all(entry["proof"] == "proven" for report in reports for entry in report["providers"] if entry["key"])
     for name in env.names(SITUATION):
-        assert env.state(name) == ("openai", env.base_url, env.key)
+        assert env.state(name) == ("openai", env.base_url(), env.key)
     record_property("walked", f"replicas: {EIGHT} at once: {len(of_eight)} writes, as one alone: {len(of_one)}")
 
 
@@ -113,7 +113,7 @@ def test_the_lock_goes_away_with_its_holder(env: WalkEnv, fork_server: ForkServe
         holder.kill()
         assert waiting.wait() == 0
         assert len(proxy.writes) == 2
-    assert env.state("walk-one") == ("openai", env.base_url, env.key)
+    assert env.state("walk-one") == ("openai", env.base_url(), env.key)
 
 
 def test_a_lock_that_is_lost_in_the_middle_costs_no_proof(
@@ -127,7 +127,7 @@ def test_a_lock_that_is_lost_in_the_middle_costs_no_proof(
         holder = start(env, fork_server, proxy.url, 1, {"ISABELLA_DATABASE_URL": url}, "stale")
         holder.go()
         code = holder.wait()
-    assert (code, env.state("walk-one")) == (0, ("openai", env.base_url, env.key)), holder.output.read_text()
+    assert (code, env.state("walk-one")) == (0, ("openai", env.base_url(), env.key)), holder.output.read_text()
 
 
 def test_a_session_that_ends_while_it_waits_is_opened_again(
@@ -148,7 +148,7 @@ def test_a_session_that_ends_while_it_waits_is_opened_again(
         assert proxy.writes == []
         first.execute("SELECT pg_advisory_unlock(%s)", (ADVISORY_KEY,))
         assert waiting.wait() == 0, waiting.output.read_text()
-    assert env.state("walk-one") == ("openai", env.base_url, env.key)
+    assert env.state("walk-one") == ("openai", env.base_url(), env.key)
 
 
 def _end_askers(database: psycopg.Connection[Any]) -> bool:

@@ -139,7 +139,16 @@ async def add(
     `known` are the ids of messages that were there before. Return the ids of the added ones, oldest first.
     """
     await letta.messages.capture(agent_id, asked, answer, model=model)
-    # The response does not have the new ids.
+    return await find_added(letta, agent_id, asked, answer, known=known)
+
+
+async def find_added(
+    letta: LettaClient, agent_id: str, asked: str, answer: str, *, known: Collection[str]
+) -> list[str]:
+    """Return the ids of a captured message, unless it is empty, and of its answer, oldest first.
+
+    Letta does not name them. `known` are the ids of messages that were there before.
+    """
     latest = await letta.messages.page(agent_id, limit=_LATEST, order="desc")
     expected = [("user_message", asked)] if asked else []
     added = []

@@ -71,7 +71,7 @@ class Screen:
             case "queued":
                 self._step("waiting for another turn of this agent …")
             case "held":
-                self._step(f"waiting while {data['provider']} is being changed …")
+                self._step(f"waiting: {data['reason']}")
             case "vendor":
                 self._handle = data["handle"]
             case "failover":

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from isabella.cli import agents, doctor, gateway, letta, practice, providers
+from isabella.cli import agents, doctor, gateway, letta, practice, providers, service
 from isabella.cli.backend import chat, login, up
 from isabella.cli.commands import AsJson, EnvFile, commands, configured_settings, print_json
 from isabella.errors import IsabellaError
@@ -33,6 +33,7 @@ app.add_typer(letta.app, name="letta")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(practice.app, name="practice")
 app.add_typer(doctor.app, name="doctor")
+app.add_typer(service.app, name="service")
 
 
 def _print_version(requested: bool) -> None:
@@ -73,6 +74,8 @@ def settings(env_file: EnvFile = None, as_json: AsJson = False) -> None:
             shown = "(set)"
         elif isinstance(value, SecretStr):
             shown = mask(value.get_secret_value())
+        elif isinstance(value, tuple):
+            shown = ", ".join(value) or "-"
         else:
             shown = "-" if value is None else str(value)
         rows.append((variable(field), shown, current.origin(field)))

@@ -75,13 +75,14 @@ def chat(
 
 
 def login(env_file: EnvFile = None) -> None:
-    """Print a link that signs a browser in to the running backend. It contains the token: do not share it."""
+    """Print a link that signs one browser in to the running backend, once, within ten minutes."""
     from isabella.errors import ConfigurationError
+    from isabella.server.sessions import login_link
 
     backend = running_backend(configured_settings(env_file))
     if backend is None:
         raise ConfigurationError("No backend is running.", remedy="Start one with `isabella up`.")
-    typer.echo(f"{backend.address}/login?token={backend.token.get_secret_value()}")
+    typer.echo(login_link(backend.address, backend.token))
 
 
 def running_backend(settings: Settings) -> RunningBackend | None:
@@ -96,10 +97,11 @@ def running_backend(settings: Settings) -> RunningBackend | None:
         return None
     try:
         with httpx.Client(timeout=_SECONDS, trust_env=False, event_hooks=hooks(backend.peer)) as client:
-            alive = client.get(f"{backend.address}/ready").status_code < 500
-    except httpx.TransportError:
+            ready = client.get(f"{backend.address}/ready")
+            serves = ready.status_code < 500 or ready.json().get("status") == "interrupted"
+    except (httpx.TransportError, ValueError, AttributeError):
         return None
-    return backend if alive else None
+    return backend if serves else None
 
 
 def vendor_observations(settings: Settings, letta: str) -> dict[str, VendorObservation]:

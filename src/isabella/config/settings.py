@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from urllib.parse import unquote, urlsplit
 
 from platformdirs import user_data_path
-from pydantic import AnyHttpUrl, Field, SecretStr, TypeAdapter, ValidationError, field_validator
+from pydantic import AnyHttpUrl, BeforeValidator, Field, SecretStr, TypeAdapter, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from isabella.config.api_keys import is_master_key
@@ -55,6 +55,13 @@ class WatchMode(StrEnum):
     OFF = "off"
 
 
+#: Names, in an environment variable separated by commas.
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: tuple(value.replace(",", " ").split()) if isinstance(value, str) else value),
+]
+
+
 class Settings(BaseSettings):
     """All settings except the vendors' own variables.
 
@@ -77,6 +84,8 @@ class Settings(BaseSettings):
     letta_encryption_key: SecretStr | None = None  #: the master key, as in Letta's own environment
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000  #: 0: any free port
+    allowed_hosts: Names = ()  #: names of the backend beside its IP addresses, ISABELLA_HOST and `localhost`
+    cors_origins: Names = ()  #: origins of other pages that may call the API with the token
     token: SecretStr | None = None  #: what clients of the backend send; None: generated at the first start
     home: Path = Field(default_factory=lambda: user_data_path("isabella"))
     strategy: Strategy = Strategy.AUTO
@@ -133,6 +142,15 @@ class Settings(BaseSettings):
         if "://" not in text:
             raise ValueError("it has to be auto, on, off, or a URL like http://127.0.0.1:8284")
         return http_address(text)
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parsed = urlsplit(http_address(origin))
+            if parsed.path or origin != f"{parsed.scheme}://{parsed.netloc}":
+                raise ValueError("each has to be an origin like https://chat.example, without a path")
+        return value
 
     @field_validator("letta_encryption_key")
     @classmethod

@@ -5,7 +5,7 @@
     ├── releases/0.16.8/           the program: the unpacked sdist and its environment; shared, never changed
     └── letta/0.16.8[-INSTANCE]/   the data of one release and one instance
         ├── master-key, server-password, database-password, postgres-password
-        ├── ports.json, letta.json, rekey.json (only while the master key is changed)
+        ├── ports.json, letta.json, rekey.json (only while the master key is changed), stopped
         ├── home/                  the server's HOME and working directory
         ├── logs/
         └── postgres-18/           the database (in another place in one case: see `os_users`)
@@ -32,6 +32,7 @@ from pydantic import SecretStr
 
 from isabella.errors import EmbeddedError, FileUnreadable
 from isabella.system import state
+from isabella.system.ports import stable_ports
 
 DEFAULT_RELEASE = "0.16.8"
 DEFAULT_INSTANCE = "default"
@@ -71,6 +72,7 @@ class InstancePaths:
         self.superuser_password_file = self.folder / "postgres-password"
         self.ports_file = self.folder / "ports.json"  # the last ports of this instance
         self.run_file = self.folder / "letta.json"  # the record of the running Letta process
+        self.stopped_file = self.folder / "stopped"  # exists while the instance is stopped on purpose
         #: HOME and working directory of the server: without the .env and conf.yaml that it would read there.
         self.server_home = self.folder / "home"
         self.logs = self.folder / "logs"
@@ -176,15 +178,16 @@ def is_port_free(port: int) -> bool:
 
 
 def choose_port(preferred: int, *, avoid: Collection[int] = ()) -> int:
-    """Return the preferred port if it is free, otherwise one that the system picks; none of those to avoid."""
+    """Return the preferred port if it is free, otherwise one that is; none of those to avoid."""
     if preferred not in avoid and is_port_free(preferred):
         return preferred
-    while True:
-        with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as attempt:
-            attempt.bind((LOOPBACK, 0))
-            port: int = attempt.getsockname()[1]
-        if port not in avoid:
+    for port in stable_ports():
+        if port not in avoid and is_port_free(port):
             return port
+    # Every port may be given to outgoing connections here.
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_STREAM)) as attempt:
+        attempt.bind((LOOPBACK, 0))
+        return int(attempt.getsockname()[1])
 
 
 def save_ports(path: Path, ports: Ports) -> None:

@@ -12,6 +12,9 @@ commands `alembic upgrade head` and `letta server`, with these differences:
   that a machine without a network does not wait for it.
 - `inflect`, which Letta imports, has `typeguard` rewrite its methods to check the types of arguments. This takes a
   quarter of the start, so the methods are left unchanged.
+- Letta writes its OpenAPI description to a file at each start. The description is made when somebody asks for it.
+- FastAPI analyses the parameters of a dependency again for each route. Letta's 500 routes have the same one, with a
+  dozen headers; it is analysed once for each set of path parameters.
 - The process ends as soon as the server has shut down: freeing a million objects would take seconds.
 """
 
@@ -70,6 +73,23 @@ def unchecked(target: Any = None, **_options: Any) -> Any:
     return unchecked if target is None else target
 
 
+def share_dependencies() -> None:
+    """Have FastAPI analyse each dependency of a parameter once for each set of path parameters."""
+    utils: Any = importlib.import_module("fastapi.dependencies.utils")
+    build = utils.get_dependant
+    shared: dict[Any, Any] = {}
+
+    def get_dependant(*, path: str, call: Any, name: str | None = None, **options: Any) -> Any:
+        if name is None:  # of a route itself, which changes it later
+            return build(path=path, call=call, **options)
+        key = (call, name, frozenset(utils.get_path_param_names(path)), repr(sorted(options.items())))
+        if key not in shared:
+            shared[key] = build(path=path, call=call, name=name, **options)
+        return shared[key]
+
+    utils.get_dependant = get_dependant
+
+
 def main(arguments: list[str]) -> None:
     """Run the migrations or the server; the arguments are those after the script's name."""
     os.umask(0o077)
@@ -84,9 +104,11 @@ def main(arguments: list[str]) -> None:
         importlib.import_module("alembic.config").main()
         return
     shorten_imports()
+    share_dependencies()
     # Several modules of Letta read sys.argv when they are imported.
-    sys.argv = ["letta", "server", *rest]
+    sys.argv = ["letta", "server", *rest, "--no-generation"]
     importlib.import_module("letta.server.rest_api.app")
+    sys.argv.pop()
     gc.collect()
     gc.freeze()
     gc.enable()

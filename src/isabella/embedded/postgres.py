@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -30,6 +31,7 @@ from isabella.embedded.os_users import OsUser
 from isabella.errors import FileUnreadable, StartFailed
 from isabella.system import files, state
 from isabella.system.processes import ChildProcess
+from isabella.system.redaction import redact
 
 if TYPE_CHECKING:
     from psycopg import Connection
@@ -40,11 +42,39 @@ _PROGRAMS = Path(f"pginstall{_MAJOR}", "bin")
 _FOLDER = f"postgres-{_MAJOR}"
 _SECONDS_TO_START = 90
 _SECONDS_TO_STOP = 60
+_SECONDS_FOR_ORPHANS = 5.0
 _SUPERUSER = "postgres"
 _ROLE = "isabella"
 _DATABASE = "letta"
 _AUTH_METHOD = "scram-sha-256"
 _LONGEST_SOCKET = 103  # bytes of its path; macOS has the smallest limit
+
+
+_FAILURE = re.compile(r"FATAL|PANIC|LOG:  could not|^(postgres|pg_ctl): ")
+#: Faults of a start: what the server's log says, what is the matter, and what to do.
+_FAULTS = (
+    (
+        r"No space left on device|Disk quota exceeded",
+        "the disk of {data} is full",
+        "Make room there; nothing is lost, and the next start goes on.",
+    ),
+    (
+        r"Read-only file system|Permission denied|has wrong ownership|has invalid permissions",
+        "{data} cannot be written",
+        "Correct its file system, owner or permissions; nothing in it was changed.",
+    ),
+    (
+        r"lock file .* already exists|shared memory block .* is still in use",
+        "another Postgres uses {data}",
+        "Stop that one first; two servers would damage the data.",
+    ),
+    (
+        r"checkpoint|checksum|control file|pg_control|not a valid data directory|invalid data|bogus data"
+        r"|database files are incompatible|could not (open|read|access|find) |invalid (page|record|magic)",
+        "{data} is damaged",
+        "Restore it from a backup. To begin anew, move it elsewhere: nothing in it was changed or deleted.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -65,8 +95,8 @@ class Cluster:
     user: OsUser | None  # the user that it runs as; None for the current one
 
     def exists(self) -> bool:
-        """Return whether the cluster was created completely."""
-        return (self.data / "PG_VERSION").is_file()
+        """Return whether the cluster was created; it gets its name when it is complete. It may be damaged since."""
+        return self.data.is_dir() and any(self.data.iterdir())
 
     def running(self) -> Postmaster | None:
         """Return the running server, read from Postgres's own pid file; None if it is not running."""
@@ -122,11 +152,14 @@ class Cluster:
                 "--builtin-locale=C.UTF-8",
                 "--set=max_connections=100",
             )
+        # An empty folder in its place is replaced; any other one is left, and is an error.
         new.rename(self.data)
 
     def start(self, port: int) -> Postmaster:
-        """Start the server and wait until it accepts connections. A `StartFailed` quotes its log."""
-        self._remove_stale_pid_file()
+        """Start the server and wait until it accepts connections. A `StartFailed` names the fault, or quotes it."""
+        if not (self.data / "PG_VERSION").is_file():
+            raise self._damaged("PG_VERSION is missing")
+        self._stop_orphans()
         # A socket has a pid file of its own, whose pid another program may have now.
         for leftover in self.data.glob(".s.PGSQL.*"):
             leftover.unlink()
@@ -136,18 +169,47 @@ class Cluster:
         self._give_to_user(self.log)
         folder = "." if self.socket(port) else "''"
         options = f"-c listen_addresses={LOOPBACK} -c port={port} -c unix_socket_directories={folder}"
+        size = self.log.stat().st_size
         try:
             self._run(
                 "pg_ctl", "start", "-w", f"-t{_SECONDS_TO_START}", f"-D{self.data}", f"-l{self.log}", f"-o{options}"
             )
-        except StartFailed:
+            postmaster = self.running()
+            if postmaster is None:
+                raise StartFailed(f"Postgres ended right after its start. {child_processes.quote_log(self.log)}")
+        except StartFailed as error:
             # One that did not start in time goes on.
             child_processes.stop_orphans("-D", self.data)
-            raise
-        postmaster = self.running()
-        if postmaster is None:
-            raise StartFailed(f"Postgres ended right after its start. {child_processes.quote_log(self.log)}")
+            with self.log.open(errors="replace") as log:
+                log.seek(size)
+                raise self._explained(error, log.read()) from None
         return postmaster
+
+    def _explained(self, error: StartFailed, log: str) -> StartFailed:
+        """Return the error of a start with the fault that the server's log shows, if it is a known one."""
+        lines = [error.what.split("\n", 1)[0], *(line for line in log.splitlines() if _FAILURE.search(line))]
+        for pattern, fault, remedy in _FAULTS:
+            for line in lines:
+                if re.search(pattern, line):
+                    said = redact(line.split("] ", 1)[-1].strip())
+                    return StartFailed(
+                        f"Postgres does not start: {fault.format(data=self.data)}. Its log, {self.log}, says: {said}",
+                        remedy=remedy.format(data=self.data),
+                    )
+        return error
+
+    def _damaged(self, said: str) -> StartFailed:
+        _, fault, remedy = _FAULTS[-1]
+        return StartFailed(
+            f"Postgres does not start: {fault.format(data=self.data)}: {said}.", remedy=remedy.format(data=self.data)
+        )
+
+    def ping(self, postmaster: Postmaster, seconds: int) -> bool:
+        """Return whether the server answers within this time. It is sent no secret."""
+        from psycopg import pq
+
+        where = f"host={LOOPBACK} port={postmaster.port} connect_timeout={seconds} user={_ROLE} dbname={_DATABASE}"
+        return pq.PGconn.ping(where.encode()) == pq.Ping.OK
 
     def socket(self, port: int) -> Path | None:
         """Return its socket in the folder of the data, which nobody else can enter.
@@ -192,22 +254,37 @@ class Cluster:
         except FileUnreadable:
             return []
 
-    def _remove_stale_pid_file(self) -> None:
+    def _stop_orphans(self) -> None:
+        """Stop what a killed server has left, and remove a pid file that names no server of this cluster.
+
+        Postgres itself ignores a pid file whose process has ended, but neither one that is empty, as after a full
+        disk, nor one whose pid belongs to another program by now. As long as any process uses the files, the pid file
+        stays: by it a new server notices that.
+        """
+        in_use = [*self._processes()]
+        for process in in_use if all(map(_is_child, in_use)) else ():
+            with suppress(psutil.Error):
+                ChildProcess(process.pid, process.create_time()).stop(grace=_SECONDS_FOR_ORPHANS)
         path = self.data / "postmaster.pid"
+        if any(self._processes()) or not os.path.lexists(path):
+            return
         if path.is_file() and not path.is_symlink():
             path.chmod(0o600)
         try:
-            pid = int(self._pid_file()[0])
+            named = abs(int(self._pid_file()[0]))
         except (ValueError, IndexError):
-            # A Postgres that runs without its pid file would write to the same data as another one.
-            if os.path.lexists(path):
-                child_processes.stop_orphans("-D", self.data)
-                state.set_aside(path, "it names no process")
+            state.set_aside(path, "it names no process")
             return
-        # Postgres does not start while the pid in this file is alive, even if another program has it now.
-        with suppress(OSError, ValueError, OverflowError, psutil.Error):
-            if "postgres" not in psutil.Process(pid).name():
-                path.unlink()
+        if named < 1 << 31 and psutil.pid_exists(named):
+            path.unlink()
+
+    def _processes(self) -> Iterator[psutil.Process]:
+        """Iterate over the processes that have this cluster open: the server, and the children of one."""
+        for process in psutil.process_iter():
+            # Every process of a server works in its data folder.
+            with suppress(OSError, psutil.Error):
+                if "postgres" in process.name() and Path(process.cwd()) == self.data.resolve():
+                    yield process
 
     def _give_to_user(self, path: Path) -> None:
         if self.user is not None:
@@ -237,6 +314,14 @@ class Cluster:
                 f"{program} failed: {reason} {child_processes.quote_log(self.log)}",
                 remedy=f"If files of the database are damaged, restore {self.data} from a backup.",
             )
+
+
+def _is_child(process: psutil.Process) -> bool:
+    """Return whether this is a child process of a Postgres server. It is named by what it does."""
+    try:
+        return "".join(process.cmdline()[:1]).startswith("postgres: ")
+    except psutil.Error:
+        return True
 
 
 def find_cluster(paths: InstancePaths) -> Cluster | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +19,9 @@ from isabella.errors import StartFailed
 from isabella.letta.paths import HEALTH
 from isabella.letta.releases import release_in
 from isabella.system import processes, state
-from isabella.system.daemon import kept_port
 from isabella.system.peers import listens
 from isabella.system.processes import ChildProcess
+from isabella.system.sockets import kept_port
 
 _LAUNCHER = Path(__file__).with_name("launch.py")
 _INSTANCE_OPTION = "--instance"
@@ -126,11 +126,13 @@ def start(
     port: int,
     environ: Mapping[str, str],
     master_key: SecretStr | None,
+    has_database: Callable[[], bool],
     kept: Collection[tuple[str, int]] = (),
 ) -> ServerRun:
     """Start the server and wait until it is healthy. A `StartFailed` quotes its log.
 
-    It keeps the ports `kept`, to which it sends keys and prompts, from other users (see `kept_port`).
+    Without its database it would neither start nor end, so that a start is given up if `has_database` is false. It
+    keeps the ports `kept`, to which it sends keys and prompts, from other users (see `kept_port`).
     """
     child_processes.rotate_log(paths.letta_log)
     with ExitStack() as stack:
@@ -144,8 +146,11 @@ def start(
         )
     run = ServerRun(process, port, instance.fingerprint(master_key))
     run.save(paths.run_file)
-    if wait_until_healthy(paths, run):
+    if wait_until_healthy(paths, run, has_database):
         return run
+    if not has_database():
+        stop(paths, run)
+        raise StartFailed(f"Postgres ended while Letta {paths.release} was starting.")
     if not process.is_running():
         raise StartFailed(f"Letta {paths.release} ended while starting. {child_processes.quote_log(paths.letta_log)}")
     stop(paths, run)
@@ -155,15 +160,15 @@ def start(
     )
 
 
-def is_healthy(run: ServerRun, release: str) -> bool:
+def is_healthy(run: ServerRun, release: str, *, timeout: float = 5.0) -> bool:
     """Return whether this process, not another one on its port, accepts requests."""
-    return listens(run.process, LOOPBACK, run.port) and health(run.port) == release
+    return listens(run.process, LOOPBACK, run.port) and health(run.port, timeout=timeout) == release
 
 
-def wait_until_healthy(paths: InstancePaths, run: ServerRun) -> bool:
-    """Wait until a server is healthy. Returns False if it ends or takes too long."""
+def wait_until_healthy(paths: InstancePaths, run: ServerRun, has_database: Callable[[], bool]) -> bool:
+    """Wait until a server is healthy. Returns False if it or its database ends, or it takes too long."""
     deadline = time.monotonic() + SECONDS_TO_START
-    while run.process.is_running() and time.monotonic() < deadline:
+    while run.process.is_running() and has_database() and time.monotonic() < deadline:
         if is_healthy(run, paths.release):
             return True
         time.sleep(0.1)

@@ -8,9 +8,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from secrets import token_hex
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import SecretStr
 
 from isabella.config.gateway_address import DEFAULT_PORT as GATEWAY_PORT
@@ -34,11 +34,14 @@ from isabella.embedded.progress import Progress, Step, no_progress, step
 from isabella.errors import EmbeddedError, LockTimeout, StartFailed
 from isabella.system import state
 from isabella.system.peers import Peer
+from isabella.system.processes import ChildProcess
 
 _ATTEMPTS = 3
 _SECONDS_FOR_LOCK = 30 * 60
+_SECONDS_FOR_SILENT = 3
 
 Started = TypeVar("Started")
+Service = Literal["letta", "postgres"]
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,17 @@ class Server:
         """The paths of the instance."""
         return InstancePaths(self.home.expanduser().absolute(), self.release, self.instance)
 
-    def up(self, progress: Progress = no_progress) -> Letta:
+    def up(self, progress: Progress = no_progress, *, silent: ChildProcess | None = None) -> Letta:
         """Install, migrate and start the instance, as far as that is necessary.
+
+        `silent` is a process of Letta that has not answered for long; it is ended, unless it answers now.
 
         Raises `InstallFailed`, `StartFailed` (also if Letta runs with another master key) or `LockTimeout`.
         """
         with self._locked(self.paths.lock, progress):
+            run = program.running(self.paths)
+            if silent is not None and run is not None and run.process == silent and not self._is_healthy(run):
+                silent.stop(grace=_SECONDS_FOR_SILENT)
             letta = self._up(progress)
             key_rotation.finish(self.paths, letta.master_key, progress, started=letta.started)
             return letta
@@ -121,12 +129,44 @@ class Server:
         if not self.paths.folder.exists():
             return False
         with self._locked(self.paths.lock, progress):
+            # First, so that a backend does not take this for a crash.
+            with suppress(OSError):
+                state.write(self.paths.stopped_file, "")
             stopped = self._stop_letta(progress)
             cluster = postgres.find_cluster(self.paths)
             if cluster is not None and cluster.running() is not None:
                 with step(progress, "stop", "Postgres"):
                     stopped = cluster.stop() or stopped
         return stopped
+
+    def start_postgres(self, progress: Progress = no_progress, *, silent: ChildProcess | None = None) -> None:
+        """Start the database of this instance, unless it runs, and leave Letta as it is.
+
+        `silent` is a process of it that has not answered for long; it is ended, unless it answers now.
+
+        Raises `EmbeddedError`, or `StartFailed` with the fault that its log shows.
+        """
+        with self._locked(self.paths.lock, progress):
+            cluster, postmaster = self._cluster(), self._postmaster()
+            if (
+                silent is not None
+                and postmaster is not None
+                and postmaster.process == silent
+                and not cluster.ping(postmaster, _SECONDS_FOR_SILENT)
+            ):
+                silent.stop(grace=_SECONDS_FOR_SILENT)
+            self._start_postgres(cluster, progress)
+
+    def running(self) -> Letta | None:
+        """Return the instance if both servers accept requests. It starts nothing, and waits for nobody.
+
+        Raises `StartFailed` if Letta runs with another master key.
+        """
+        run, postmaster = program.running(self.paths), self._postmaster()
+        if run is None or postmaster is None or not postmaster.ready:
+            return None
+        key = self._key_of(run)
+        return self._letta(run, postmaster.port, key, started=False) if self._is_healthy(run) else None
 
     def restart_letta(
         self,
@@ -182,11 +222,10 @@ class Server:
         """Return the status of the instance, without changing anything."""
         paths = self.paths
         run = program.running(paths)
-        cluster = postgres.find_cluster(paths)
-        postmaster = cluster.running() if cluster is not None else None
+        cluster, postmaster = postgres.find_cluster(paths), self._postmaster()
         letta, database = ServiceStatus(), ServiceStatus()
         if run is not None:
-            letta = ServiceStatus(run.process.pid, run.port, program.is_healthy(run, self.release))
+            letta = ServiceStatus(run.process.pid, run.port, self._is_healthy(run))
         if postmaster is not None:
             database = ServiceStatus(postmaster.process.pid, postmaster.port, postmaster.ready)
         return InstanceStatus(
@@ -230,6 +269,8 @@ class Server:
 
     def _up(self, progress: Progress) -> Letta:
         paths = self.paths
+        state.make_way(paths.stopped_file)
+        paths.stopped_file.unlink(missing_ok=True)
         with step(progress, "check"):
             running = self._running_letta()
         if running is not None:
@@ -238,6 +279,10 @@ class Server:
         for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home):
             make_private(folder)
         postmaster = self._start_postgres(postgres.prepare_cluster(paths), progress)
+        # A Letta whose Postgres has ended goes on when that is back, on the same port.
+        running = self._running_letta()
+        if running is not None:
+            return running
         password = instance.load_or_create_secret(paths.database_password_file)
         postgres.prepare_database(
             postmaster.port,
@@ -257,21 +302,33 @@ class Server:
         return self._start_letta(postmaster, progress)
 
     def _running_letta(self) -> Letta | None:
-        paths = self.paths
-        run = program.running(paths)
-        cluster = postgres.find_cluster(paths) if run is not None else None
-        postmaster = cluster.running() if cluster is not None else None
+        """Return Letta if it runs, waiting for one that is starting; None if it is to be started."""
+        run, postmaster = program.running(self.paths), self._postmaster()
         if run is None or postmaster is None:
             return None
+        key = self._key_of(run)
+        if not program.wait_until_healthy(self.paths, run, lambda: self._postmaster() is not None):
+            return None
+        if not self._has_passwords():
+            return None
+        return self._letta(run, postmaster.port, key, started=False)
+
+    def _key_of(self, run: ServerRun) -> SecretStr | None:
+        """Return the master key of a Letta that runs. Raises `StartFailed` if it is another one than that here."""
         key = self._key()
         if not instance.matches_fingerprint(key, run.key):
             raise StartFailed(
                 f"Letta is already running at {base_url(run.port)}, with another master key than the one given now.",
                 remedy="Stop it (isabella letta down) and repeat, or give the key that it was started with.",
             )
-        if not program.wait_until_healthy(paths, run) or not self._has_passwords():
-            return None
-        return self._letta(run, postmaster.port, key, started=False)
+        return key
+
+    def _postmaster(self) -> Postmaster | None:
+        cluster = postgres.find_cluster(self.paths)
+        return None if cluster is None else cluster.running()
+
+    def _is_healthy(self, run: ServerRun) -> bool:
+        return program.is_healthy(run, self.release)
 
     def _install(self, progress: Progress) -> str:
         """Return the last migration of the release, which is installed if necessary."""
@@ -296,9 +353,7 @@ class Server:
             if not cluster.exists():
                 self._refuse_lost_database(cluster)
                 cluster.make(instance.load_or_create_secret(self.paths.superuser_password_file))
-            return _retry_other_ports(
-                lambda: self._choose_ports(progress, keep_postgres=None).postgres, lambda port: cluster.start(port)
-            )
+            return _retry_other_ports(lambda: self._choose_port("postgres", progress), cluster.start)
 
     def _start_letta(self, postmaster: Postmaster, progress: Progress) -> Letta:
         paths = self.paths
@@ -325,10 +380,12 @@ class Server:
                 extra=self.extra_env,
             )
             gateway = (LOOPBACK, saved_port(paths.home) or GATEWAY_PORT)
-            return program.start(paths, port, environ, key, {gateway, *self.kept_ports})
+            return program.start(
+                paths, port, environ, key, lambda: self._postmaster() is not None, {gateway, *self.kept_ports}
+            )
 
         with step(progress, "letta", f"Letta {paths.release}"):
-            run = _retry_other_ports(lambda: self._choose_ports(progress, keep_postgres=postmaster.port).letta, start)
+            run = _retry_other_ports(lambda: self._choose_port("letta", progress, postgres=postmaster.port), start)
             return self._letta(run, postmaster.port, key, started=True)
 
     def _stop_letta(self, progress: Progress) -> bool:
@@ -338,24 +395,26 @@ class Server:
         with step(progress, "stop", "Letta"):
             return program.stop(self.paths, run)
 
-    def _choose_ports(self, progress: Progress, *, keep_postgres: int | None) -> Ports:
+    def _choose_port(self, service: Service, progress: Progress, **known: int) -> int:
+        """Return the port for a service that is about to start: its last one, as long as that can be had.
+
+        `known` is the port of the other service, if that runs.
+        """
         paths = self.paths
         with self._locked(paths.ports_lock, progress):
             siblings = [ports for path in paths.sibling_ports_files() if (ports := instance.load_ports(path))]
             avoid = {port for ports in siblings for port in (ports.letta, ports.postgres)}
-            preferred = instance.load_ports(paths.ports_file) or Ports()
-            chosen = Ports(
-                letta=instance.choose_port(preferred.letta, avoid=avoid),
-                postgres=keep_postgres or instance.choose_port(preferred.postgres, avoid=avoid),
-            )
-            instance.save_ports(paths.ports_file, chosen)
-        if chosen.letta != preferred.letta:
-            progress(Step("letta", "note", f"port {preferred.letta} is not free: Letta gets {chosen.letta}"))
-        if chosen.postgres != preferred.postgres:
-            progress(
-                Step("postgres", "note", f"port {preferred.postgres} is not free: Postgres gets {chosen.postgres}")
-            )
-        return chosen
+            last = instance.load_ports(paths.ports_file)
+            ports = replace(last or Ports(), **known)
+            preferred: int = getattr(ports, service)
+            port = instance.choose_port(preferred, avoid=avoid)
+            chosen = replace(ports, **{service: port})
+            if chosen != last:
+                instance.save_ports(paths.ports_file, chosen)
+        if port != preferred:
+            name = {"letta": "Letta", "postgres": "Postgres"}[service]
+            progress(Step(service, "note", f"port {preferred} is not free: {name} gets {port}"))
+        return port
 
     def _cluster(self) -> Cluster:
         cluster = postgres.find_cluster(self.paths)
@@ -449,38 +508,39 @@ class Server:
 
     @contextmanager
     def _locked(self, path: Path, progress: Progress) -> Iterator[None]:
+        """Hold a lock. A file of this home that cannot be used meanwhile is an `EmbeddedError`."""
         try:
-            with self._lock_held(path, progress):
+            user = postgres_user()
+            make_home(self.paths.home, group=user.gid if user else None)
+            make_private(path.parent)
+            state.make_way(path)
+            lock = FileLock(path, mode=0o600)
+            _acquire(lock, path, progress)
+            try:
                 yield
+            finally:
+                lock.release()
         except OSError as error:
-            raise StartFailed(
-                f"{error.filename2 or error.filename or self.paths.folder}: {state.why(error)}.",
-                remedy="Correct its permissions, or move what is in the way elsewhere.",
+            at = error.filename2 or error.filename or self.paths.home
+            raise EmbeddedError(
+                f"{at} cannot be used: {state.why(error)}.",
+                remedy="Make room there, correct its permissions, or set ISABELLA_HOME to another folder.",
             ) from error
 
-    @contextmanager
-    def _lock_held(self, path: Path, progress: Progress) -> Iterator[None]:
-        user = postgres_user()
-        make_home(self.paths.home, group=user.gid if user else None)
-        make_private(path.parent)
-        state.make_way(path)
-        lock = FileLock(path, mode=0o600)
+
+def _acquire(lock: BaseFileLock, path: Path, progress: Progress) -> None:
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress(Step("wait", "started", "for another Isabella that uses this instance"))
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=_SECONDS_FOR_LOCK)
         except Timeout:
-            progress(Step("wait", "started", "for another Isabella that uses this instance"))
-            try:
-                lock.acquire(timeout=_SECONDS_FOR_LOCK)
-            except Timeout:
-                raise LockTimeout(
-                    f"Another process has held {path} for half an hour.",
-                    remedy="Read its log (isabella letta logs), or end it, and repeat.",
-                ) from None
-            progress(Step("wait", "done", "the other Isabella is done"))
-        try:
-            yield
-        finally:
-            lock.release()
+            raise LockTimeout(
+                f"Another process has held {path} for half an hour.",
+                remedy="Read its log (isabella letta logs), or end it, and repeat.",
+            ) from None
+        progress(Step("wait", "done", "the other Isabella is done"))
 
 
 def _retry_other_ports(choose: Callable[[], int], start: Callable[[int], Started]) -> Started:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import resource
-import socket
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -21,9 +18,8 @@ from isabella.practice import daemon
 from isabella.practice.overlay import ConfigSnapshot, with_practice_vendors
 from isabella.system.logging import configure_logs
 from isabella.system.processes import interrupt_on_sigterm
+from isabella.system.sockets import ListeningSocket
 from isabella.system.terminal import guard_output
-
-_MOST_FILES = 10_000
 
 
 def main() -> None:
@@ -46,20 +42,10 @@ def main() -> None:
         settings = _with_practice(settings)
     token = SecretStr(json.loads(state_file(arguments.home).read_text())["token"])
     folder = state_file(arguments.home).parent
-    _allow_connections()
     # uvicorn raises a signal again when it has served, and the default action of SIGTERM would end the process before
     # the traffic is saved.
     with interrupt_on_sigterm():
-        GatewayServer(ConfigSnapshot.of(settings), socket.socket(fileno=arguments.fd), token, folder).run()
-
-
-def _allow_connections() -> None:
-    """Raise the limit of open files as far as the system allows: each stream has two connections."""
-    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(most, _MOST_FILES)
-    if allowed != resource.RLIM_INFINITY and allowed < wanted:
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+        GatewayServer(ConfigSnapshot.of(settings), ListeningSocket(fileno=arguments.fd), token, folder).run()
 
 
 def _with_practice(settings: Settings) -> Settings:

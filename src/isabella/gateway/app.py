@@ -35,6 +35,7 @@ from isabella.gateway.quotes import without_quotes
 from isabella.gateway.refusals import adapt_refusal, words_of
 from isabella.gateway.traffic import Call, Traffic
 from isabella.providers.desired import Desired
+from isabella.system.http_server import admit
 from isabella.system.redaction import mask, redact
 from isabella.system.urls import GATEWAY_PATH, client_options
 
@@ -145,6 +146,7 @@ class Gateway:
             if refused.foreign:
                 self._stopped(provider, KeyKind.FOREIGN, bearer, answered=False)
             raise
+        admit(scope)
         if not _is_plain(rest):
             raise NotAdmitted(404, "not_found", "Isabella's gateway does not forward this path.")
         if scope["method"] not in ("GET", "POST"):
@@ -207,6 +209,7 @@ class Gateway:
         elif not hmac.compare_digest(_header(scope, TOKEN_HEADER), self._token):
             raise NotAdmitted(401, "unauthorized", f"The control token is missing or wrong ({TOKEN_HEADER}).")
         elif (path, method) == ("traffic", "GET"):
+            admit(scope)
             after = query.get("after", "0")
             if "refresh" in query:
                 await self.keys.refresh()

@@ -6,24 +6,20 @@ import hashlib
 import os
 import socket
 import sys
-from collections.abc import Callable
+import threading
 from pathlib import Path
-
-import anyio
-import anyio.to_thread
 
 from isabella.config.gateway_address import DEFAULT_PORT, SERVICE, state_file
 from isabella.config.settings import Settings
-from isabella.errors import GatewayError, IsabellaError
+from isabella.errors import GatewayError
 from isabella.gateway.app import TOKEN_HEADER
 from isabella.providers.desired import desired_providers
 from isabella.system.daemon import Daemon, RunningDaemon
 from isabella.system.processes import ChildProcess
+from isabella.system.supervision import Sight
 
 #: The environment variables that a Python program needs.
 _PASSED_ON = ("PATH", "HOME", "TMPDIR", "LANG", "LC_ALL", "SYSTEMROOT", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE")
-_CHECK_SECONDS = 0.25
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
 _REMEDY = "Start it: isabella gateway up"
 
 
@@ -97,52 +93,53 @@ def start(settings: Settings) -> RunningDaemon:
     return running
 
 
-class Supervisor:
-    """Starts the gateway of this home, and starts it again when it has ended.
+class GatewayPart:
+    """The gateway of this home, as a part that a supervisor watches.
 
-    It keeps the port open meanwhile: requests wait, and no other program can take the port and receive a key.
+    It keeps the port open while the gateway is away: requests wait, and no other program can take the port and
+    receive a key.
 
     Args:
         settings: the settings, practice vendors included.
-        on_restart: is called with a sentence after the gateway was started again, or could not be.
     """
 
-    def __init__(self, settings: Settings, on_restart: Callable[[str], None] = lambda _sentence: None) -> None:
+    name = "The gateway"
+    word = "gateway"
+
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.on_restart = on_restart
         self._daemon = daemon(settings.home)
         self._listener: socket.socket | None = None
         self._process: ChildProcess | None = None
+        self._starting = threading.Lock()
 
-    def start(self) -> None:
-        """Start the gateway, unless it runs already.
+    def look(self) -> Sight:
+        """Look at its process; if it has ended, take its port."""
+        running = self._daemon.recorded()
+        if running is None:
+            self._hold_port()
+            return Sight(None)
+        return Sight(
+            running.process, f"{self.name} is stopped by a signal." if running.process.is_stopped() else None
+        )
+
+    def answers(self) -> bool:
+        """Ask for its health."""
+        return self._daemon.status() is not None
+
+    def start(self, silent: ChildProcess | None = None) -> None:
+        """Start the gateway, unless it runs already, and replace one that does not answer.
 
         Raises:
             GatewayError: it did not start.
         """
-        if self._process is not None and self._daemon.recorded() is None:
-            # Its record may have been lost while it runs.
-            self._process.stop()
-        running = up(self.settings, self._listener, supervised=True)
-        if running.listener is not None:
-            self._listener, self._process = running.listener, running.process
-
-    async def run(self) -> None:
-        """Start the gateway again whenever it has ended, until cancelled."""
-        pause = _FIRST_PAUSE
-        while True:
-            await anyio.sleep(_CHECK_SECONDS)
-            if self._daemon.recorded() is not None:
-                continue
-            try:
-                await anyio.to_thread.run_sync(self.start)
-            except IsabellaError as error:
-                self.on_restart(f"{error} Trying again in {pause:g} s.")
-                await anyio.sleep(pause)
-                pause = min(pause * 2, _LONGEST_PAUSE)
-            else:
-                self.on_restart("The gateway had ended and was started again.")
-                pause = _FIRST_PAUSE
+        with self._starting:
+            if self._process is not None and self._daemon.recorded() is None:
+                # Its record may have been lost while it runs.
+                self._process.stop()
+            running = up(self.settings, self._listener, supervised=True)
+            if running.listener is not None:
+                self._listener, self._process = running.listener, running.process
 
     def stop(self) -> None:
         """Stop the gateway if this object started it, and release its port."""
@@ -153,3 +150,11 @@ class Supervisor:
         if self._process is not None:
             self._process.stop()
             self._process = None
+
+    def _hold_port(self) -> None:
+        """Take the port of a gateway that another program had started, as soon as it has ended."""
+        if self._listener is None and self._starting.acquire(blocking=False):
+            try:
+                self._listener = self._daemon.hold()
+            finally:
+                self._starting.release()

@@ -21,14 +21,15 @@ from isabella.config.settings import Settings
 from isabella.connect import connect
 from isabella.errors import ConfigurationError
 from isabella.gateway.app import Gateway, RequestLimits
+from isabella.gateway.errors import error_body
 from isabella.gateway.keys import KeyRing
-from isabella.gateway.protocol import http_protocol
 from isabella.gateway.runs import RunMonitor
 from isabella.gateway.traffic import Traffic, VendorTraffic
 from isabella.letta.client import Connection
 from isabella.practice.overlay import ConfigSnapshot
 from isabella.system import processes, state
-from isabella.system.daemon import listening_socket
+from isabella.system.http_server import ConnectionLimits, Headers, http_protocol
+from isabella.system.sockets import listening_socket
 from isabella.system.urls import is_loopback
 
 _SAVE_SECONDS = 10.0
@@ -81,7 +82,7 @@ class GatewayServer:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 self._gateway,
-                http=http_protocol(limits.head_seconds),
+                http=http_protocol(ConnectionLimits(limits.head_seconds), _malformed),
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -151,6 +152,10 @@ def publish(folder: Path, port: int, token: SecretStr) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     state.save(folder / "state.json", {"port": port, "token": token.get_secret_value()})
     processes.save(folder / "process.json", processes.ChildProcess.of(os.getpid()))
+
+
+def _malformed(what: str) -> tuple[bytes, Headers]:
+    return error_body("malformed_request", f"Isabella's gateway: {what}")
 
 
 class _Finder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
+import anyio
 import httpx2 as httpx
 import stamina
 from pydantic import SecretStr
@@ -20,6 +21,7 @@ PAGE_SIZE = 100
 _MOST_PAGES = 200  # no Letta has so many pages; a server that goes on after them makes them up
 _READ_ATTEMPTS = 3
 _CONNECT_SECONDS = 5.0
+_GRACE_SECONDS = 0.25  # in which a limit of httpx, whose error says more, comes first
 _STREAM_CONNECT_SECONDS = 10.0
 _DETAIL_LIMIT = 300
 _VENDOR_DETAIL_LIMIT = 2_000  # the same for an error of a vendor, which Letta quotes with its body
@@ -70,6 +72,11 @@ class LettaHttp:
             event_hooks=async_hooks(peer),
             **client_options(base_url),
         )
+
+    def move(self, base_url: str) -> None:
+        """Send later requests to another base URL of the same server."""
+        self.base_url = base_url
+        self._client.base_url = httpx.URL(base_url)
 
     async def close(self) -> None:
         """Close its connections."""
@@ -162,10 +169,17 @@ class LettaHttp:
 
     async def send(self, method: str, path: str, *, timeout: float | None = None, **content: Any) -> httpx.Response:
         """Send a request once and return the response, whatever its status; no response is `LettaUnreachable`."""
+        limit = timeout or self.timeout
         try:
-            return await self._client.request(method, path, timeout=timeout or httpx.USE_CLIENT_DEFAULT, **content)
+            # httpx limits each wait for a piece of the response; a server may send pieces for ever.
+            with anyio.fail_after(limit + _GRACE_SECONDS):
+                return await self._client.request(
+                    method, path, timeout=timeout or httpx.USE_CLIENT_DEFAULT, **content
+                )
+        except TimeoutError:
+            raise self._unreachable(httpx.ReadTimeout(""), method, path, limit) from None
         except (httpx.RequestError, UnverifiedPeer) as error:
-            raise self._unreachable(error, method, path, timeout or self.timeout) from None
+            raise self._unreachable(error, method, path, limit) from None
 
     def not_letta(self, why: str) -> NotLetta:
         """Return the error that another program answers at Letta's base URL."""

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import anyio
 from pydantic import SecretStr
 
-from isabella.errors import ConfigurationError, LockTimeout
+from isabella.errors import ConfigurationError, DatabaseUnusable, LockTimeout
 from isabella.system.redaction import redact
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
 
 _CONNECT_SECONDS = 5
+_STATEMENT_SECONDS = 5.0
 _PORTS = re.compile(r"[\d,]*")
 _WAITED_FOR = """
 SELECT true FROM pg_locks
@@ -79,10 +80,15 @@ class AdvisoryLocks:
 
         try:
             session = await self._shared_session()
-            return await (await session.execute(_WAITED_FOR, (key,))).fetchone() is not None
-        except (psycopg.Error, ConfigurationError):
+            with anyio.fail_after(_STATEMENT_SECONDS):
+                return await (await session.execute(_WAITED_FOR, (key,))).fetchone() is not None
+        except (psycopg.Error, ConfigurationError, TimeoutError):
             # If the database fails, the waiting session is gone too.
             return False
+
+    def move(self, database_url: SecretStr) -> None:
+        """Open later sessions at another address of the same database."""
+        self._url = database_url
 
     async def close(self) -> None:
         """Release all locks."""
@@ -97,12 +103,13 @@ class AdvisoryLocks:
         for attempt in (1, 2):
             session = await self._shared_session()
             try:
-                row = await (await session.execute(statement, (key,))).fetchone()
-            except psycopg.OperationalError as error:
-                # The server was restarted, or has closed an idle session.
+                with anyio.fail_after(_STATEMENT_SECONDS):
+                    row = await (await session.execute(statement, (key,))).fetchone()
+            except (psycopg.OperationalError, TimeoutError) as error:
+                # The server was restarted, has closed an idle session, or does not answer.
+                await session.close()
                 if attempt == 2:
                     raise _unusable(error) from None
-                await session.close()
             else:
                 return row is not None and bool(row[0])
         return False
@@ -115,8 +122,9 @@ class AdvisoryLocks:
         if session is None or session.closed:
             return
         try:
-            await session.execute(statement, (key,))
-        except psycopg.Error:
+            with anyio.fail_after(_STATEMENT_SECONDS):
+                await session.execute(statement, (key,))
+        except (psycopg.Error, TimeoutError):
             # The locks of a failed session end with it.
             await session.close()
 
@@ -171,9 +179,9 @@ async def open_connection(database_url: SecretStr) -> AsyncConnection:
         raise _unusable(error) from None
 
 
-def _unusable(error: Exception) -> ConfigurationError:
+def _unusable(error: Exception) -> DatabaseUnusable:
     lines = redact(str(error)).strip().splitlines()
-    return ConfigurationError(
+    return DatabaseUnusable(
         f"Letta's database cannot be used for locks: {lines[0] if lines else type(error).__name__}",
         remedy="Correct ISABELLA_DATABASE_URL, or unset it if there is only one backend.",
     )

@@ -30,8 +30,8 @@ from isabella.practice.exchange import (
 )
 from isabella.practice.vendor import PracticeVendor, Request, VendorFault, fingerprint, new_key, new_keys
 from isabella.practice.wire import NAMES, profile, to_json
-from isabella.system.daemon import listening_socket
 from isabella.system.redaction import mask
+from isabella.system.sockets import listening_socket
 
 HOST = "127.0.0.1"
 

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 import anyio
+import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
-from isabella.agents.embeddings import PREFIX
+from isabella.agents.embeddings import PREFIX, address_secret
 from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
 from isabella.errors import IsabellaError
 from isabella.letta.client import Connection
 from isabella.server import ROOT, auth
 from isabella.server.api import agents, embeddings, memory, openai, status, turns
-from isabella.server.errors import handle_errors
+from isabella.server.errors import Problem, answer, handle_errors
+from isabella.server.request_limits import RequestLimits
 from isabella.server.runtime import Runtime
 from isabella.server.web import app as web
+from isabella.system.http_server import ConnectionLimits, Headers, http_protocol
 
 
-def create_app(runtime: Runtime, start: Callable[[], Coroutine[Any, Any, None]]) -> FastAPI:
-    """Return the backend's application; `start` opens the services of the runtime, in the background."""
+def create_app(
+    runtime: Runtime, start: Callable[[], Coroutine[Any, Any, None]], *, delay: auth.GuessDelay | None = None
+) -> FastAPI:
+    """Return the backend's application.
+
+    `start` opens the services of the runtime, in the background. `delay` delays the answers to wrong tokens.
+    """
 
     @asynccontextmanager
     async def run(_app: FastAPI) -> AsyncIterator[None]:
@@ -43,20 +53,72 @@ def create_app(runtime: Runtime, start: Callable[[], Coroutine[Any, Any, None]])
         lifespan=run,
     )
     app.state.runtime = runtime
-    console = web.Console(runtime)
-    app.add_middleware(
-        auth.AuthMiddleware,
-        token=runtime.token,
-        # Letta sends no token when it requests embeddings; the secret in the path authenticates it.
-        open_prefixes=(PREFIX, web.STATIC),
-        sign_in_pages={ROOT: console.sign_in, "/": console.sign_in},
-    )
+    access = _access(runtime, delay or auth.GuessDelay())
+    console = web.Console(runtime, access)
+    # The last one is the outermost.
+    app.add_middleware(RequestLimits, sessions=runtime.sessions)
+    app.add_middleware(auth.AuthMiddleware, access=access, page=console.sign_in.refuse)
+    if runtime.start_settings is not None and (origins := runtime.start_settings.cors_origins):
+        # Without credentials: pages of these origins send the token, and never use the session of a browser.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["Retry-After"],
+        )
+    app.add_middleware(auth.SecurityHeaders)
     handle_errors(app)
-    for module in (status, auth, turns, openai, agents, memory, embeddings):
+    for module in (status, turns, openai, agents, memory, embeddings):
         app.include_router(module.router)
+    app.router.routes.append(console.sign_in.route())
     app.mount(ROOT, console.application())
     app.add_route("/", web.redirect_to_start, include_in_schema=False)
     return app
+
+
+def http_server(app: FastAPI) -> uvicorn.Server:
+    """Return the HTTP server of a backend's application. docs/access.md has its limits."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=http_protocol(ConnectionLimits(), _malformed),
+            ws="none",
+            log_config=None,
+            log_level=logging.WARNING,
+            access_log=False,
+            timeout_graceful_shutdown=10,
+        )
+    )
+
+
+def _malformed(what: str) -> tuple[bytes, Headers]:
+    response = answer(400, Problem(code="malformed_request", message=what))
+    return bytes(response.body), response.raw_headers
+
+
+def _access(runtime: Runtime, delay: auth.GuessDelay) -> auth.Access:
+    settings = runtime.start_settings
+    hosts = () if settings is None else (settings.host, *settings.allowed_hosts)
+
+    def embeddings_path() -> str | None:
+        # Letta sends no token when it requests embeddings; the secret in the path authenticates it.
+        if runtime.up:
+            home = runtime.agents.connection.home
+        elif settings is not None:
+            home = settings.home
+        else:
+            return None
+        return f"{PREFIX}/{address_secret(home).get_secret_value()}/"
+
+    return auth.Access(
+        runtime.token,
+        runtime.sessions,
+        frozenset(host.lower() for host in hosts),
+        embeddings_path,
+        f"{web.STATIC}/",
+        delay,
+    )
 
 
 def lifespan(

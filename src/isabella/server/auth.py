@@ -1,49 +1,59 @@
-"""Access control: the token of API clients, the cookie and forms of browsers, and the headers of the console's pages.
+"""Access control: who sent a request, from which page, and to which host. docs/access.md has the rules.
 
-Authentication is a middleware, before routing, so that no route can be left open by mistake.
+Access is decided in a middleware, before routing and before the body of a request is read, so that no route can be
+left open by mistake.
 """
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Collection, Mapping
-from typing import Annotated
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
-from fastapi import APIRouter, Query, Request
-from fastapi.responses import RedirectResponse, Response
+import anyio
 from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.exceptions import HTTPException
-from starlette.requests import cookie_parser
+from starlette.requests import Request, cookie_parser
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isabella.errors import IsabellaError
-from isabella.server import START
-from isabella.server.errors import ERRORS, Problem, answer
-from isabella.server.runtime import CurrentRuntime
+from isabella.server.errors import Problem, answer
+from isabella.server.sessions import Session, Sessions, equal
+from isabella.system.http_server import address_group, admit
 
 COOKIE = "isabella"
 CSRF_HEADER = "x-isabella-csrf"
+LOGIN = "/login"
 
-#: The largest request body in bytes. Agent files may be large.
-LARGEST_BODY = 64 * 1024 * 1024
 _LARGEST_FORM = 4 * 1024 * 1024
 
-_TOO_LARGE_MESSAGE = f"The request body is larger than {LARGEST_BODY} bytes."
+#: Answers that wait at once, and addresses whose failures are known. More answers are not delayed.
+_MOST_DELAYED, _MOST_ADDRESSES = 256, 1000
 
-_OPEN = ("/health", "/ready", "/login")
-_COOKIE_SECONDS = 90 * 24 * 3600
+_OPEN = ("/health", "/ready", LOGIN)
+#: The key of a request's session in its scope; without one, the token admitted the request.
+_SESSION = "isabella.session"
 
 #: Pages load only what this backend serves, and nothing inline.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
+#: The pages of the API documentation have an inline script and inline styles.
+_DOCS_POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data:; worker-src blob:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+)
+_DOCS = ("/docs", "/redoc")
 
-_PAGE_HEADERS = {
-    "Content-Security-Policy": POLICY,
+#: Characters that end or split the host of a URL.
+_DELIMITERS = frozenset("@/?#\\")
+
+_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     # With `no-referrer`, browsers would send `Origin: null` with the console's own forms.
@@ -53,107 +63,134 @@ _PAGE_HEADERS = {
     "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
 }
 
-router = APIRouter(tags=["access"], responses=ERRORS)
+
+class GuessDelay:
+    """Delays the answers to wrong tokens, by address: twice as long with each one, until none came for a while.
+
+    A right token is never delayed, so a stranger cannot lock out the owner.
+    """
+
+    def __init__(self, first: float = 0.25, longest: float = 5.0, forget: float = 60.0) -> None:
+        self._first, self._longest, self._forget = first, longest, forget
+        self._failures: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._waiting = 0
+
+    async def wait(self, address: str) -> None:
+        """Count a wrong token, and wait."""
+        seconds = self._count(address_group(address) or "loopback")
+        if self._waiting >= _MOST_DELAYED:
+            return
+        self._waiting += 1
+        try:
+            await anyio.sleep(seconds)
+        finally:
+            self._waiting -= 1
+
+    def _count(self, address: str) -> float:
+        now = time.monotonic()
+        failures, last = self._failures.pop(address, (0, now))
+        failures = 1 if now - last > self._forget else failures + 1
+        self._failures[address] = failures, now
+        while len(self._failures) > _MOST_ADDRESSES:
+            self._failures.popitem(last=False)
+        return min(self._longest, self._first * 2.0 ** min(failures - 1, 30))
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request is not admitted."""
+
+    status: int
+    problem: Problem
+
+
+@dataclass(frozen=True)
+class Access:
+    """What decides about requests.
+
+    Attributes:
+        token: the token; None admits every request, for applications that authenticate by themselves.
+        sessions: the sessions of browsers.
+        hosts: the names of this backend beside IP addresses and `localhost`.
+        embeddings: returns the start of the paths at which Letta requests embeddings, which holds a secret.
+        open_prefix: paths below it need no credential.
+        delay: delays the answers to wrong tokens.
+    """
+
+    token: SecretStr | None
+    sessions: Sessions
+    hosts: Collection[str]
+    embeddings: Callable[[], str | None]
+    open_prefix: str
+    delay: GuessDelay
+
+    async def decide(self, scope: Scope) -> Session | Refusal | None:
+        """Return why a request is refused, or the session that admits it; None if something else admits it."""
+        headers, path = Headers(scope=scope), scope["path"]
+        if self.token is None:
+            return None
+        if not _is_host(headers.get("host"), self.hosts):
+            return _UNKNOWN_HOST
+        if self.is_open(path):
+            return None
+        kind, _, bearer = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer":
+            if is_token(self.token, bearer.strip()):
+                return None
+            await self.delay.wait(address_of(scope))
+            return _UNAUTHORIZED
+        if self._is_letta(path):
+            return None
+        session = session_of(headers, self.sessions)
+        if session is None:
+            return _UNAUTHORIZED
+        # `SameSite` is not enough: to a browser, other ports of this machine are the same site.
+        return session if is_same_origin(headers) or _is_link(path, scope["method"], headers) else _FOREIGN
+
+    def is_open(self, path: str) -> bool:
+        """Return whether a path needs no credential."""
+        return path in _OPEN or path.startswith(self.open_prefix)
+
+    def _is_letta(self, path: str) -> bool:
+        start = self.embeddings()
+        return start is not None and equal(path[: len(start)], start)
 
 
 class AuthMiddleware:
-    """An ASGI middleware that requires the token, as a bearer token or as a cookie. It buffers nothing.
+    """An ASGI middleware that passes on admitted requests only. `page` renders refusals for browsers."""
 
-    Without a token it admits every request, for applications that authenticate by themselves. Paths below
-    `open_prefixes` need no token. Below the paths of `sign_in_pages`, those applications answer in place of the JSON
-    error.
-    """
-
-    def __init__(
-        self,
-        app: ASGIApp,
-        token: SecretStr | None,
-        open_prefixes: Collection[str] = (),
-        sign_in_pages: Mapping[str, ASGIApp] | None = None,
-    ) -> None:
+    def __init__(self, app: ASGIApp, access: Access, page: Callable[[Request, Refusal], Response]) -> None:
         self._app = app
-        self._token = token
-        self._open_prefixes = tuple(prefix.rstrip("/") + "/" for prefix in open_prefixes)
-        self._sign_in_pages = dict(sign_in_pages or {})
+        self._access = access
+        self._page = page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
-        if scope["type"] not in ("http", "websocket"):
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
-        if scope["type"] == "websocket" or not self._admits(scope["path"], scope.get("method", ""), headers):
-            await self._refusal(scope["path"])(scope, receive, send)
+        decision = _UNAUTHORIZED if scope["type"] == "websocket" else await self._access.decide(scope)
+        if isinstance(decision, Refusal):
+            await self._answer(decision, scope)(scope, receive, send)
             return
-        length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > LARGEST_BODY:
-            await _TOO_LARGE(scope, receive, send)
-            return
-        await self._app(scope, _bounded(receive), send)
+        scope[_SESSION] = decision
+        if not self._access.is_open(scope["path"]):
+            admit(scope)
+        await self._app(scope, receive, send)
 
-    def _refusal(self, path: str) -> ASGIApp:
-        for prefix, page in self._sign_in_pages.items():
-            if path == prefix or (prefix != "/" and path.startswith(prefix + "/")):
-                return page
-        return _UNAUTHORIZED
-
-    def _admits(self, path: str, method: str, headers: Headers) -> bool:
-        if self._token is None or path in _OPEN or path.startswith(self._open_prefixes):
-            return True
-        kind, _, bearer = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and is_token(self._token, bearer.strip()):
-            return True
-        cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE)
-        if cookie is None or not _equal(cookie, session_cookie(self._token)):
-            return False
-        # `SameSite` is not enough: to a browser, other ports of this machine are the same site.
-        return method in ("GET", "HEAD") or _has_own_origin(headers)
-
-
-@router.get("/login", summary="Sign in from a browser", status_code=303, response_class=RedirectResponse)
-async def login(
-    request: Request,
-    runtime: CurrentRuntime,
-    token: Annotated[str, Query(max_length=1000, description="The token of the login link.")],
-) -> Response:
-    """Exchange the token for a cookie that scripts and other sites cannot use, and redirect to the start page.
-
-    The redirect removes the token from the address bar.
-    """
-    if runtime.token is not None and not is_token(runtime.token, token):
-        problem = Problem(
-            code="unauthorized",
-            message="The token is wrong.",
-            remedy="`isabella login` prints a link with the right one.",
-        )
-        return answer(401, problem, {"WWW-Authenticate": "Bearer"})
-    response = RedirectResponse(START, status_code=303)
-    response.headers["Referrer-Policy"] = "no-referrer"
-    response.headers["Cache-Control"] = "no-store"
-    if runtime.token is not None:
-        response.set_cookie(
-            COOKIE,
-            session_cookie(runtime.token),
-            max_age=_COOKIE_SECONDS,
-            httponly=True,
-            samesite="strict",
-            secure=request.url.scheme == "https",
-        )
-    return response
-
-
-def is_token(token: SecretStr, candidate: str) -> bool:
-    """Return whether the candidate is the token, in constant time."""
-    return _equal(candidate, token.get_secret_value())
-
-
-def session_cookie(token: SecretStr) -> str:
-    """Return the value of the session cookie: derived from the token, but not revealing it."""
-    return hmac.new(token.get_secret_value().encode(), b"isabella cookie", hashlib.sha256).hexdigest()
+    def _answer(self, refusal: Refusal, scope: Scope) -> Response:
+        request = Request({**scope, "type": "http"})
+        if wants_page(request.headers):
+            response = self._page(request, refusal)
+        else:
+            response = answer(refusal.status, refusal.problem)
+        if refusal.status == 401:
+            response.headers["WWW-Authenticate"] = "Bearer"
+        return response
 
 
 class SecurityHeaders:
-    """An ASGI middleware that adds the security headers of pages and forbids caching them."""
+    """An ASGI middleware that adds security headers to every response, and forbids storing it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -163,16 +200,47 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        policy = _DOCS_POLICY if scope["path"].startswith(_DOCS) else POLICY
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _PAGE_HEADERS.items():
+                for name, value in _HEADERS.items():
                     headers[name] = value
-                headers.setdefault("Cache-Control", "no-store")
+                headers["Content-Security-Policy"] = policy
+                # Event streams of sse-starlette say `no-store`, too; files with a hash in their URL may be kept.
+                if "immutable" not in headers.get("cache-control", ""):
+                    headers["Cache-Control"] = "no-store"
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
+
+
+def is_token(token: SecretStr, candidate: str) -> bool:
+    """Return whether the candidate is the token, in constant time."""
+    return equal(candidate, token.get_secret_value())
+
+
+def session_of(headers: Headers, sessions: Sessions) -> Session | None:
+    """Return the session of the cookie in a request."""
+    cookie = cookie_parser(headers.get("cookie", "")).get(COOKIE)
+    return None if cookie is None else sessions.find(cookie)
+
+
+def session_in(scope: Scope) -> Session | None:
+    """Return the session that admitted a request; None if the token did."""
+    session: Session | None = scope.get(_SESSION)
+    return session
+
+
+def address_of(scope: Scope) -> str:
+    """Return the address of a client; an empty string if it is not known."""
+    return str((scope.get("client") or ("",))[0])
+
+
+def wants_page(headers: Headers) -> bool:
+    """Return whether a browser asks for a page, and not a program or a script of a page for data."""
+    return "text/html" in headers.get("accept", "")
 
 
 class FormRefused(IsabellaError):
@@ -183,58 +251,87 @@ async def read_form(request: Request, csrf: str) -> dict[str, str]:
     """Return the fields of a form; raise `FormRefused` unless a page of this backend, with its `csrf`, sent it."""
     if not is_same_origin(request.headers):
         raise FormRefused("This form was sent by another site, so nothing was done.")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _LARGEST_FORM:
-            raise FormRefused("The form is too large.", remedy="Send less at once.")
-    try:
-        fields = dict(parse_qsl(body.decode(), keep_blank_values=True, encoding="utf-8", errors="strict"))
-    except ValueError:
-        raise FormRefused("The form is not valid UTF-8.", remedy="Send it as UTF-8.") from None
+    fields = parse_form(await read_body(request, _LARGEST_FORM))
     secret = request.headers.get(CSRF_HEADER) or fields.pop("csrf", "")
-    if not hmac.compare_digest(secret.encode(), csrf.encode()):
+    if not equal(secret, csrf):
         raise FormRefused("This page was loaded before a restart with another token.", remedy="Reload it.")
     # Forms end lines with CRLF; memory and messages use LF.
     return {name: value.replace("\r\n", "\n").replace("\r", "\n") for name, value in fields.items()}
 
 
+async def read_body(request: Request, largest: int) -> bytes:
+    """Return the body of a form; raise `FormRefused` if it has more than `largest` bytes."""
+    body = b""
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > largest:
+            raise FormRefused("The form is too large.", remedy="Send less at once.")
+    return body
+
+
+def parse_form(body: bytes) -> dict[str, str]:
+    """Return the fields of a form; raise `FormRefused` if it is not UTF-8."""
+    try:
+        return dict(parse_qsl(body.decode(), keep_blank_values=True, encoding="utf-8", errors="strict"))
+    except ValueError:
+        raise FormRefused("The form is not valid UTF-8.", remedy="Send it as UTF-8.") from None
+
+
 def is_same_origin(headers: Headers) -> bool:
     """Return whether a page of this backend sent the request, as far as the browser says."""
-    return headers.get("sec-fetch-site") in (None, "same-origin", "none") and _has_own_origin(headers)
-
-
-def _has_own_origin(headers: Headers) -> bool:
     origin = headers.get("origin")
-    return origin is None or urlsplit(origin).netloc == headers.get("host")
+    own = origin is None or urlsplit(origin).netloc == headers.get("host")
+    return own and headers.get("sec-fetch-site") in (None, "same-origin", "none")
 
 
-def _equal(candidate: str, secret: str) -> bool:
-    return hmac.compare_digest(candidate.encode("utf-8", "surrogateescape"), secret.encode())
+def _is_link(path: str, method: str, headers: Headers) -> bool:
+    """Return whether somebody followed a link to a page. The routes of the API have effects that a link must not."""
+    return (
+        method in ("GET", "HEAD")
+        and "origin" not in headers
+        and headers.get("sec-fetch-mode") == "navigate"
+        and headers.get("sec-fetch-dest") == "document"
+        and not path.startswith(("/api/", "/v1/", "/metrics"))
+    )
 
 
-def _bounded(receive: Receive) -> Receive:
-    """Limit the size of a request body that announces no length."""
-    received = 0
+def _is_host(header: str | None, hosts: Collection[str]) -> bool:
+    """Return whether a request names this backend. Another name is one of a site that resolves to this address."""
+    if header is None:
+        # Browsers always send it.
+        return True
+    if _DELIMITERS.intersection(header):
+        return False
+    try:
+        name = (urlsplit(f"//{header}").hostname or "").rstrip(".")
+        if name not in ("localhost", *hosts):
+            ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
-    async def bounded() -> Message:
-        nonlocal received
-        message = await receive()
-        received += len(message.get("body", b""))
-        if received > LARGEST_BODY:
-            raise HTTPException(413, _TOO_LARGE_MESSAGE)
-        return message
 
-    return bounded
-
-
-_UNAUTHORIZED = answer(
+_UNAUTHORIZED = Refusal(
     401,
     Problem(
         code="unauthorized",
         message="The token is missing or wrong.",
         remedy="Send it as `Authorization: Bearer …`; in a browser, open the link that `isabella login` prints.",
     ),
-    {"WWW-Authenticate": "Bearer"},
 )
-_TOO_LARGE = answer(413, Problem(code="too_large", message=_TOO_LARGE_MESSAGE))
+_FOREIGN = Refusal(
+    403,
+    Problem(
+        code="foreign_origin",
+        message="A page of another origin sent this request with a browser's session.",
+        remedy="Use the console, or a program that sends the token.",
+    ),
+)
+_UNKNOWN_HOST = Refusal(
+    421,
+    Problem(
+        code="unknown_host",
+        message="The Host header does not name this backend.",
+        remedy="Add its name to ISABELLA_ALLOWED_HOSTS, or use its IP address.",
+    ),
+)

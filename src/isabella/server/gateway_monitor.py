@@ -16,7 +16,6 @@ from isabella.config.gateway_address import gateway_address
 from isabella.errors import GatewayError, IsabellaError
 from isabella.gateway.client import GatewayClient, GatewayTraffic, gateway_status
 from isabella.gateway.keys import KeyKind
-from isabella.gateway.process import Supervisor
 from isabella.gateway.traffic import StoppedKey, VendorTraffic
 from isabella.providers.report import GatewayState, GatewayStatus
 from isabella.server.runtime import Runtime
@@ -34,20 +33,10 @@ _OF_AN_ALLOWANCE = 0.9
 
 
 @asynccontextmanager
-async def run_gateway_monitor(
-    runtime: Runtime, turn_service: TurnService, supervisor: Supervisor | None
-) -> AsyncIterator[None]:
+async def run_gateway_monitor(runtime: Runtime, turn_service: TurnService) -> AsyncIterator[None]:
     """Watch the gateway in the background. Without one, nothing runs."""
     client = turn_service.deps.gateway
     async with anyio.create_task_group() as tasks:
-        if supervisor is not None:
-
-            def on_restart(sentence: str) -> None:
-                log.warning(sentence)
-                runtime.event_log.add_notice(sentence, warning=True)
-
-            supervisor.on_restart = on_restart
-            tasks.start_soon(supervisor.run)
         if client is not None:
             tasks.start_soon(_GatewayMonitor(runtime, client, turn_service.queue, tasks).run)
         elif runtime.settings.uses_gateway:

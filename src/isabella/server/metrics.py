@@ -45,6 +45,8 @@ class Metrics:
         self._level = gauge("provider_level", level, "provider")
         self._stored = gauge("stored_key", stored, "provider", "condition")
         self._vendor = gauge("vendor_status", "The last answer of a vendor: 1 for its state.", "provider", "state")
+        self._part = gauge("part_up", "1 if a supervised process works: postgres, letta, gateway.", "part")
+        self._restarts = gauge("part_restarts", "How often this backend has started it again.", "part")
         self._gateway = GatewayCollector()
         registry.register(self._gateway)
 
@@ -69,6 +71,9 @@ class Metrics:
         self._under_way.set(turn_service.under_way)
         for gauge in (self._circuit, self._level, self._stored, self._vendor):
             gauge.clear()
+        for part in readiness.parts:
+            self._part.labels(part.word).set(part.runs)
+            self._restarts.labels(part.word).set(part.restarts)
         for provider, state in turn_service.deps.breaker.states().items():
             self._circuit.labels(provider).set(_CIRCUIT_STATES[state])
         for entry in readiness.with_vendors(readiness.report).configured if readiness.report is not None else ():

@@ -11,10 +11,19 @@ from enum import StrEnum
 import structlog
 
 from isabella.errors import IsabellaError
-from isabella.providers.health import Level, gateway_level, headline, vendor_level, vendor_words, with_vendor_status
+from isabella.providers.health import (
+    Level,
+    StatusHeadline,
+    gateway_level,
+    headline,
+    vendor_level,
+    vendor_words,
+    with_vendor_status,
+)
 from isabella.providers.plan import WRITE_ACTIONS
 from isabella.providers.report import GatewayStatus, Proof, ProviderReport, Report
 from isabella.system.redaction import unforeseen
+from isabella.system.supervision import PartStatus, Supervisor
 from isabella.vendors.client import KeyVerdict, VendorAnswer, VendorState, VendorStatusBoard
 from isabella.watch.model_refresh import ModelRefresh
 
@@ -30,6 +39,8 @@ class Phase(StrEnum):
     #: It serves, but at least one provider is not proven.
     DEGRADED = "degraded"
     FAILED = "failed"
+    #: Letta, Postgres or the gateway does not work, and is being started again. Only a status, not a phase.
+    INTERRUPTED = "interrupted"
 
 
 @dataclass
@@ -43,6 +54,7 @@ class Readiness:
     model_refresh: ModelRefresh | None = None  #: the result of the last nightly refresh of the model lists
     #: the gateway as it was last observed; None before that, or if Letta calls the vendors directly
     gateway: GatewayStatus | None = None
+    supervisor: Supervisor | None = field(default=None, repr=False)  #: None if nothing is supervised
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard, repr=False)
     #: is called after the sync at the start, with its report, its cause and its duration in seconds
     on_start_sync: Callable[[Report, str, float], None] = field(default=lambda *_: None, repr=False)
@@ -59,20 +71,44 @@ class Readiness:
         """Why the backend is not ready, one sentence each."""
         if self.error is not None:
             return [str(self.error)]
+        reasons = [part.reason for part in self.down]
         if self.report is None:
-            return ["The providers are being synced."]
+            return [*reasons, "The providers are being synced."]
         report = self.with_vendors(self.report)
-        down = gateway_level(report.gateway) > Level.UNKNOWN
-        reasons = [report.gateway.sentence] if report.gateway is not None and down else []
+        if not reasons and report.gateway is not None and gateway_level(report.gateway) > Level.UNKNOWN:
+            reasons = [report.gateway.sentence]
         return [*reasons, *(reason for entry in report.configured for reason in _reasons(entry))]
 
     @property
     def status(self) -> Phase:
-        """The phase; degraded also if a vendor refuses or cannot be reached, or if the gateway does not run."""
+        """The phase; interrupted if a supervised part does not work.
+
+        Degraded also if a vendor refuses or cannot be reached, or if a gateway that is not supervised does not run.
+        """
+        if self.serving and self.down:
+            return Phase.INTERRUPTED
         if self.phase is Phase.READY and self.report is not None:
             degraded = headline(self.with_vendors(self.report)).level > Level.UNKNOWN
             return Phase.DEGRADED if degraded else self.phase
         return self.phase
+
+    @property
+    def parts(self) -> tuple[PartStatus, ...]:
+        """The processes that are supervised: Postgres, Letta and the gateway, as far as Isabella runs them."""
+        return () if self.supervisor is None else self.supervisor.statuses
+
+    @property
+    def down(self) -> tuple[PartStatus, ...]:
+        """Those that do not work."""
+        return () if self.supervisor is None else self.supervisor.down
+
+    def headline(self, report: Report) -> StatusHeadline:
+        """Return the headline over the providers, or over what they need if that does not work."""
+        if not self.down:
+            return headline(report)
+        first = self.down[0]
+        title = f"{first.name} does not work; agents answer when it does again."
+        return StatusHeadline(Level.PROBLEM, title, " ".join(part.reason for part in self.down))
 
     def with_vendors(self, report: Report) -> Report:
         """Return the report with the last answer of each vendor, and the last state of the gateway."""

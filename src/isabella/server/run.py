@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import socket
 import sys
@@ -27,17 +26,19 @@ from isabella.embedded.instance import make_home, make_private
 from isabella.embedded.os_users import postgres_user
 from isabella.embedded.progress import step
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
-from isabella.gateway.process import Supervisor, starts_here
+from isabella.gateway.process import GatewayPart, starts_here
 from isabella.letta.client import Connection, LettaClient, configured_connection
 from isabella.locks.provider_lock import ProviderLock, open_locks
 from isabella.practice import daemon
 from isabella.practice.overlay import left_out, with_practice_vendors
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import Report
-from isabella.server.app import create_app
+from isabella.server.app import create_app, http_server
 from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.readiness import Phase, Readiness
 from isabella.server.runtime import Runtime, open_agents, open_turns, run_reflection, run_watcher
+from isabella.server.sessions import FIRST_LINK_SECONDS, Sessions, login_link
+from isabella.server.supervised import Supervised, repeat_after_outage, run_supervisor
 from isabella.server.token import (
     ADDRESS_FILE,
     LOOPBACK,
@@ -48,8 +49,9 @@ from isabella.server.token import (
     published_address,
 )
 from isabella.system import processes, state
-from isabella.system.daemon import HOST, kept_port, listening_socket
+from isabella.system.daemon import HOST
 from isabella.system.processes import interrupt_on_sigterm
+from isabella.system.sockets import kept_port, listening_socket
 from isabella.system.terminal import messages_are_json
 from isabella.watch.watcher import LettaActions
 
@@ -84,9 +86,12 @@ def serve(settings: Settings, options: ServeOptions) -> int:
         # Letta sends texts for embeddings to the backend, and everything to the practice vendors.
         kept: list[tuple[str, int]] = [listener.getsockname()[:2]]
         settings = _with_practice(settings, options, stack, kept)
-        connection = configured_connection(settings) or _start_embedded(settings, options, tuple(kept), stack)
+        connection, server = configured_connection(settings), None
+        if connection is None:
+            server = Server(settings.home, master_key=settings.letta_encryption_key, kept_ports=tuple(kept))
+            connection = _start_embedded(settings, server, options, stack)
         gateway = _start_gateway(settings, options, stack)
-        readiness = _serve_http(settings, options, connection, listener, gateway)
+        readiness = _serve_http(settings, options, connection, listener, Supervised.of(server, gateway))
     return 0 if readiness.serving else 1
 
 
@@ -169,10 +174,7 @@ def _with_practice(
     return with_practice_vendors(settings, running)
 
 
-def _start_embedded(
-    settings: Settings, options: ServeOptions, kept: tuple[tuple[str, int], ...], stack: ExitStack
-) -> Connection:
-    server = Server(settings.home, master_key=settings.letta_encryption_key, kept_ports=kept)
+def _start_embedded(settings: Settings, server: Server, options: ServeOptions, stack: ExitStack) -> Connection:
     # Registered before the server is up, so that an interrupted start is cleaned up as well.
     if not server.status().running:
         stack.callback(_stop_embedded, server, options)
@@ -180,16 +182,16 @@ def _start_embedded(
         return embedded_connection(settings, server.up(progress))
 
 
-def _start_gateway(settings: Settings, options: ServeOptions, stack: ExitStack) -> Supervisor | None:
+def _start_gateway(settings: Settings, options: ServeOptions, stack: ExitStack) -> GatewayPart | None:
     """Start the gateway, if these settings have one that Isabella runs."""
     if not starts_here(settings):
         return None
-    supervisor = Supervisor(settings)
+    gateway = GatewayPart(settings)
     # Registered before it is up, so that an interrupted start is cleaned up as well.
-    stack.callback(supervisor.stop)
+    stack.callback(gateway.stop)
     with options.progress() as progress, step(progress, "gateway", "between Letta and the vendors"):
-        supervisor.start()
-    return supervisor
+        gateway.start()
+    return gateway
 
 
 def _stop_embedded(server: Server, options: ServeOptions) -> None:
@@ -200,27 +202,36 @@ def _stop_embedded(server: Server, options: ServeOptions) -> None:
 def _serve_http(
     settings: Settings,
     options: ServeOptions,
-    connection: Connection,
+    started: Connection,
     listener: socket.socket,
-    gateway: Supervisor | None,
+    supervised: Supervised,
 ) -> Readiness:
     token = ensure_token(settings)
-    runtime = Runtime(token.secret, settings, connection)
+    sessions = Sessions(token.secret, settings.home / "sessions.json")
+    runtime = Runtime(token.secret, settings, started, sessions)
     readiness = runtime.readiness
+    served = anyio.Event()
 
     async def start() -> None:
         try:
-            await run_services()
+            async with run_supervisor(runtime, supervised, settings):
+                await repeat_after_outage(
+                    supervised.supervisor, run_services, seconds=settings.turn_wait, until=served.is_set
+                )
         except Exception as error:  # noqa: BLE001 - a backend whose services have ended must not go on answering
             readiness.fail(error)
             options.say(f"{'Stopped' if readiness.report else 'Not started'}: {readiness.error}")
             server.should_exit = True
 
     async def run_services() -> None:
+        connection = runtime.start_connection or started
+        readiness.phase, readiness.error = Phase.STARTING, None
         async with open_locks(connection.database_url, patience=settings.gate_timeout) as locks:
             await _wait_for_letta(connection, options.say)
             await readiness.run_start_sync(lambda: _sync(settings, options, connection, locks))
-            if readiness.phase is Phase.FAILED or (settings.strict and readiness.phase is not Phase.READY):
+            if readiness.error is not None:
+                raise readiness.error
+            if settings.strict and readiness.phase is not Phase.READY:
                 options.say(f"Not started: {' '.join(readiness.reasons)}")
                 readiness.phase = Phase.FAILED
                 server.should_exit = True
@@ -238,20 +249,16 @@ def _serve_http(
                     agent_service.models,
                     on_event=runtime.event_log.on_watch_event,
                 ) as runtime.watcher,
-                run_gateway_monitor(runtime, turn_service, gateway),
+                run_gateway_monitor(runtime, turn_service),
             ):
+                served.set()
                 with address_published(settings.home, address):
                     phase = readiness.phase.value.capitalize()
                     options.say(f"{phase}: {address}  (API: {address}/docs, stop: Ctrl-C)")
                     _show_login(options, address, token)
                     await anyio.sleep_forever()
 
-    app = create_app(runtime, start)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app, log_config=None, log_level=logging.WARNING, access_log=False, timeout_graceful_shutdown=10
-        )
-    )
+    server = http_server(create_app(runtime, start))
     try:
         anyio.run(_run_server, server, listener)
     except KeyboardInterrupt:
@@ -279,9 +286,10 @@ async def _run_server(server: uvicorn.Server, listener: socket.socket) -> None:
 
 
 def _show_login(options: ServeOptions, address: str, token: Token) -> None:
-    """Print a new token once, and only on a terminal: other outputs may be stored."""
+    """Print a link with a new token, and only on a terminal: other outputs may be stored."""
     if token.made and sys.stderr.isatty() and not messages_are_json():
-        options.say(f"To use it in a browser: {address}/login?token={token.secret.get_secret_value()}")
+        link = login_link(address, token.secret, FIRST_LINK_SECONDS)
+        options.say(f"To use it in a browser, within an hour: {link}")
     elif token.made:
         options.say("To use it in a browser: `isabella login` prints a link.")
 
@@ -345,10 +353,7 @@ def in_process_backend(settings: Settings, connection: Connection) -> Iterator[I
         finally:
             started.set()
 
-    app = create_app(runtime, start)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, log_level=logging.WARNING, access_log=False, ws="none")
-    )
+    server = http_server(create_app(runtime, start))
     thread = threading.Thread(target=server.run, args=([listener],), name="in-process-backend", daemon=True)
     thread.start()
     try:

@@ -32,6 +32,7 @@ from isabella.server.event_log import EventLog
 from isabella.server.idempotency import RequestRegistry
 from isabella.server.metrics import Metrics
 from isabella.server.readiness import Readiness
+from isabella.server.sessions import Sessions
 from isabella.turns.events import Ended, EndReason, Event, TurnFailed
 from isabella.turns.service import TurnService, new_turn_service
 from isabella.turns.turn import Turn
@@ -57,6 +58,7 @@ class Runtime:
     token: SecretStr | None = None
     start_settings: Settings | None = None  #: the settings at the start, including practice vendors
     start_connection: Connection | None = None  #: the Letta server that `start_settings` name
+    sessions: Sessions = field(default=None)  # type: ignore[assignment]  #: by default kept in memory only
     readiness: Readiness = field(default_factory=Readiness)
     event_log: EventLog = field(default_factory=EventLog)
     metrics: Metrics = field(default_factory=Metrics)
@@ -72,6 +74,7 @@ class Runtime:
     def __post_init__(self) -> None:
         # Derived from the token, so that forms of open pages stay valid across a restart.
         secret = self.token.get_secret_value() if self.token else secrets.token_urlsafe(32)
+        self.sessions = self.sessions or Sessions(SecretStr(secret))
         self.csrf = hmac.new(secret.encode(), b"isabella csrf", hashlib.sha256).hexdigest()
         self.readiness.on_start_sync = self.event_log.add_sync
         self.readiness.vendors.changed = self.event_log.notifier.notify
@@ -105,6 +108,17 @@ class Runtime:
     def connection(self) -> Connection:
         """The Letta server in use. Raises `NotReady` before the agents are open."""
         return self.agents.connection
+
+    def move(self, connection: Connection) -> None:
+        """Use another connection to the same Letta: it, or its Postgres, has another port or key."""
+        self.start_connection = connection
+        if self.agent_service is not None:
+            self.agent_service.connection = connection
+            self.agent_service.letta.http.move(connection.base_url)
+        if self.turn_service is not None and connection.database_url is not None:
+            advisory = self.turn_service.deps.gate.advisory
+            if advisory is not None:
+                advisory.move(connection.database_url)
 
     def start_task(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         """Run an async function in the background. Raises `NotReady` if the application is not serving."""
@@ -181,7 +195,11 @@ async def open_turns(
         runtime.metrics.record(event)
         runtime.event_log.on_turn_event(turn, event)
 
-    turn_service = new_turn_service(agent_service, locks, on_event, runtime.readiness.vendors)
+    turn_service = new_turn_service(
+        agent_service, locks, on_event, runtime.readiness.vendors, runtime.readiness.supervisor
+    )
+    if runtime.readiness.supervisor is not None:
+        await turn_service.deps.agent_cache.warm()
     async with anyio.create_task_group() as tasks:
 
         def reset_breaker(report: Report) -> None:

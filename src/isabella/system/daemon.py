@@ -16,7 +16,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from pydantic import SecretStr
 from isabella.errors import IsabellaError, LockTimeout, UnverifiedPeer
 from isabella.system import processes, state
 from isabella.system.peers import Peer, hooks
+from isabella.system.ports import stable_ports
 from isabella.system.processes import ChildProcess
+from isabella.system.sockets import listening_socket
 from isabella.system.urls import client_options
 
 HOST = "127.0.0.1"
@@ -36,7 +38,6 @@ HOST = "127.0.0.1"
 _LOCK_SECONDS = 60.0
 _START_SECONDS = 30.0
 _REQUEST_SECONDS = 5.0
-_ANSWER_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -170,14 +171,29 @@ class Daemon:
 
     def listen(self) -> socket.socket:
         """Return a listening socket on its port, or on another one if that is not free."""
-        try:
-            return listening_socket(HOST, self._state().get("port", self.default_port))
-        except OSError:
-            return listening_socket(HOST, 0)
+        for port in (self._state().get("port", self.default_port), *stable_ports()):
+            with suppress(OSError):
+                return listening_socket(HOST, port)
+        return listening_socket(HOST, 0)
+
+    def hold(self) -> socket.socket | None:
+        """Listen on the port of a server that has ended, so that no other program can, until it is started again.
+
+        Return None if it runs, if another process is starting it or supervises it, or if the port is taken.
+        """
+        with suppress(IsabellaError), self.locked(seconds=0.0):
+            record = self._state()
+            if self.recorded() is None and self._supervisor() is None and record:
+                with suppress(OSError):
+                    listener = listening_socket(HOST, record["port"])
+                    record["supervisor"] = asdict(ChildProcess.of(os.getpid()))
+                    state.save(self.folder / "state.json", record)
+                    return listener
+        return None
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock of the folder, which is created if it does not exist.
+    def locked(self, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
+        """Hold the lock of the folder, which is created if it does not exist; wait for it at most this long.
 
         Raises:
             IsabellaError: the folder or one of its files cannot be used, then of the class `error`; or a LockTimeout.
@@ -188,13 +204,13 @@ class Daemon:
             raise self.error(
                 f"{self.folder} cannot be created: {state.why(error)}.", remedy="Correct ISABELLA_HOME."
             ) from None
-        lock = FileLock(self.folder / "lock", timeout=_LOCK_SECONDS, mode=0o600)
+        lock = FileLock(self.folder / "lock", timeout=seconds, mode=0o600)
         try:
             state.make_way(self.folder / "lock")
             lock.acquire()
         except Timeout:
             raise LockTimeout(
-                f"Another process has been starting or stopping {self.title} for {_LOCK_SECONDS:g} s.",
+                f"Another process has been starting or stopping {self.title} for {seconds:g} s.",
                 remedy="Wait for it, or look for a process that hangs.",
             ) from None
         except OSError as error:
@@ -271,61 +287,3 @@ class Daemon:
 
 def _is_token(value: object) -> bool:
     return isinstance(value, str) and value.isascii() and value.isprintable() and bool(value)
-
-
-def listening_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on a port of an address; with port 0 the system chooses the port.
-
-    A port that a process of this user keeps with `kept_port` can be used if nobody listens on it.
-
-    Raises:
-        OSError: the port or the address cannot be used.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only if the protocol is named; with it, each answer waits 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listener.bind((host, port))
-        except OSError:
-            if _is_listened_on(family, host, port):
-                raise
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.bind((host, port))
-        # Set only now, so that two servers never share a port: binding has failed if another one listens.
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        # A port that is only bound is still open to another program that listens first.
-        listener.listen(512)
-    except OSError:
-        listener.close()
-        raise
-    return listener
-
-
-def kept_port(host: str, port: int) -> socket.socket | None:
-    """Return a socket that keeps a port for this user's programs, also while none listens; None if it cannot.
-
-    It accepts no connections. A process that sends secrets to a port inherits it: as long as that process lives, no
-    other user can listen there.
-    """
-    kept = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
-    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    try:
-        kept.bind((host, port))
-    except OSError:
-        kept.close()
-        return None
-    return kept
-
-
-def _is_listened_on(family: int, host: str, port: int) -> bool:
-    with socket.socket(family, socket.SOCK_STREAM) as attempt:
-        attempt.settimeout(_ANSWER_SECONDS)
-        try:
-            attempt.connect((host, port))
-        except ConnectionRefusedError:
-            return False
-        except OSError:
-            return True
-    return True

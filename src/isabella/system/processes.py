@@ -50,6 +50,14 @@ class ChildProcess:
         """Return whether this process, not a later one with its pid, is alive and no zombie."""
         return self._live() is not None
 
+    def is_stopped(self) -> bool:
+        """Return whether this process is alive, and was stopped by a signal."""
+        process = self._live()
+        try:
+            return process is not None and process.status() == psutil.STATUS_STOPPED
+        except psutil.NoSuchProcess:
+            return False
+
     def stop(self, *, grace: float = 10.0) -> bool:
         """End the process and its descendants: with SIGTERM, then SIGKILL after `grace` seconds.
 
@@ -95,6 +103,21 @@ def _wait(family: Sequence[psutil.Process], seconds: float) -> list[psutil.Proce
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.02)
+
+
+class Reaper:
+    """Reaps child processes that have ended, and that nobody waits for."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+
+    def reap(self) -> None:
+        """Reap the children that were found ended before, too: whoever waits for one has done so in between."""
+        ended = {child.pid for child in psutil.Process().children() if has_ended(child)}
+        for pid in ended & self._seen:
+            with suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+        self._seen = ended
 
 
 def has_ended(process: psutil.Process) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -81,6 +82,20 @@ class AgentCache:
         agent_ref = _of_record(await self.registry.find(name))
         self._cached[name] = (self._clock() + _CACHE_SECONDS, agent_ref)
         return agent_ref
+
+    def known(self, name: str) -> AgentRef | None:
+        """Return the agent as it was last read, however long ago; None if it never was. It asks nobody."""
+        cached = self._cached.get(name)
+        return None if cached is None else cached[1]
+
+    async def warm(self) -> None:
+        """Read all agents, so that they are known while Letta is away. One name of several agents stays unknown."""
+        records = await self.registry.all()
+        names = Counter(record.name for record in records)
+        for record in records:
+            definition = "" if record.definition is None else record.definition.id
+            for name in {record.id, definition, record.name if names[record.name] == 1 else ""} - {""}:
+                self._cached.setdefault(name, (self._clock() + _CACHE_SECONDS, _of_record(record)))
 
     async def reload(self, agent_ref: AgentRef) -> AgentRef:
         """Return the agent as Letta has it now; raise `AgentUnknown` if it was deleted."""

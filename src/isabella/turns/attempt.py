@@ -102,6 +102,8 @@ class Attempt:
     cancel_request: CancelRequest
     #: ends the agent's requests at the vendor, if a gateway can do that
     end_calls: Callable[[str], Awaitable[None]] | None = None
+    #: waits while Letta is frozen or started again; returns whether it was, so that its silence is none of the vendor
+    outlast: Callable[[], Awaitable[bool]] | None = None
     run_id: str | None = None  #: Letta's run; None if Letta has not accepted the message
     began: float | None = None  #: when the first token came, in monotonic seconds
     said: dict[str, str] = field(default_factory=dict)  #: the answer so far, by message id
@@ -111,6 +113,7 @@ class Attempt:
     _stop: StopNotice | None = None
     _until: float = 0.0
     _cancelled: bool = False
+    _confirmed: bool = False  # whether Letta has answered that
 
     async def events(self, letta: LettaClient) -> AsyncGenerator[Event | None, None]:
         """Send the message and yield the answer. Errors of Letta and of the vendor end up in `refusal`.
@@ -123,7 +126,7 @@ class Attempt:
         self.cancel_request.deliver_to(inbox)
         try:
             yield None
-            while isinstance(item := await _next(inbox, self._until - time.monotonic()), str):
+            while isinstance(item := await self._next_item(inbox), str):
                 for event in self._take(item):
                     yield event
             if isinstance(item, _Closed):
@@ -149,6 +152,14 @@ class Attempt:
         finally:
             self.cancel_request.deliver_to(None)
             await self._abandon(letta, inbox, pump)
+
+    async def _next_item(self, inbox: asyncio.Queue[_Item]) -> _Item | None:
+        """Return what comes next; None if the vendor is silent for too long."""
+        while (item := await _next(inbox, self._until - time.monotonic())) is None:
+            if self.outlast is None or not await self.outlast():
+                return None
+            self._until = time.monotonic() + (self.first_token if self.began is None else self.silence)
+        return item
 
     def _take(self, line: str) -> list[Event]:
         piece = parse_line(line)
@@ -218,6 +229,9 @@ class Attempt:
                 "The provider has to be changed, and this turn did not end in time.",
                 counts=False,
             )
+        elif not self._confirmed:
+            message = f"Letta did not answer within {_CANCEL_SECONDS:g} s, after the answer had stopped."
+            self.refusal = VendorRefusal(ErrorCode.LETTA_UNREACHABLE, message, counts=False, elsewhere=False)
         elif self.began is None:
             message = f"The vendor did not begin to answer within {self.first_token:g} s."
             self.refusal = VendorRefusal(ErrorCode.VENDOR_SILENT, message)
@@ -245,6 +259,7 @@ class Attempt:
         self.refusal = VendorRefusal(code, message, counts=False, elsewhere=False)
 
     async def _cancel(self, letta: LettaClient, inbox: asyncio.Queue[_Item]) -> None:
+        self._cancelled = True
         with anyio.move_on_after(_CANCEL_SECONDS):
             # A run cannot be cancelled before Letta has created it.
             until = time.monotonic() + _RUN_ID_SECONDS
@@ -258,8 +273,7 @@ class Attempt:
                     if item is not None:
                         inbox.put_nowait(item)
                     break
-            await cancel(letta, self.agent_id, self.run_id)
-            self._cancelled = True
+            self._confirmed = await cancel(letta, self.agent_id, self.run_id)
             if self.end_calls is not None:
                 # Letta would leave the vendor generating (fact G1).
                 await self.end_calls(self.agent_id)
@@ -278,13 +292,18 @@ class Attempt:
                 await pump
 
 
-async def cancel(letta: LettaClient, agent_id: str, run_id: str | None) -> None:
-    """Cancel a run at Letta; without its id, all runs of the agent. A run that has ended is not changed."""
+async def cancel(letta: LettaClient, agent_id: str, run_id: str | None) -> bool:
+    """Cancel a run at Letta; without its id, all runs of the agent. A run that has ended is not changed.
+
+    Return whether Letta has answered.
+    """
     try:
         await letta.messages.cancel(agent_id, run_id)
     except LettaError as error:
         # 409: nothing runs.
         log.info("nothing cancelled", agent=agent_id, error=error.what)
+        return not isinstance(error, LettaUnreachable)
+    return True
 
 
 async def _next(inbox: asyncio.Queue[_Item], seconds: float) -> _Item | None:

@@ -97,10 +97,11 @@ class Queued(Event):
 
 @dataclass(frozen=True)
 class Held(Event):
-    """The turn waits because its provider is being changed."""
+    """The turn waits: its provider is being changed, or Letta, Postgres or the gateway is being started again."""
 
     kind: ClassVar[str] = "held"
-    provider: str
+    reason: str  #: one sentence
+    provider: str | None = None  #: the provider that is being changed, if that is the reason
 
 
 @dataclass(frozen=True)

@@ -10,36 +10,59 @@ from collections.abc import Mapping
 
 import structlog
 
-from isabella.agents.context import add
+from isabella.agents.context import add, find_added
 from isabella.errors import IsabellaError
 from isabella.letta.client import LettaClient
 
 log = structlog.get_logger()
 
 
+async def is_stored(letta: LettaClient, run_id: str | None) -> bool:
+    """Return whether the message of a run that was cut off is in the history. Raises `LettaError`.
+
+    Letta names a run before it asks the vendor, so a run without a name has stored nothing.
+    """
+    rows = [] if run_id is None else await letta.messages.of_run(run_id)
+    return any(row.get("message_type") == "user_message" for row in rows)
+
+
 async def store_partial(
-    letta: LettaClient, agent_id: str, *, run_id: str, asked: str, said: Mapping[str, str], mark: str, model: str
-) -> bool:
+    letta: LettaClient,
+    agent_id: str,
+    *,
+    run_id: str,
+    asked: str,
+    said: Mapping[str, str],
+    mark: str,
+    model: str,
+    known: set[str] | None = None,
+) -> bool | None:
     """Add to the history what Letta has not stored of a turn that is over; no other turn of the agent may run.
 
     The partial answer, `said` by message id, is followed by `mark`, which says how the turn ended. Return whether the
-    user's message is in the history now.
+    user's message is in the history now; None if that is not known, because Letta does not answer. Then the call may
+    be repeated with the same `known`, an empty set at first: nothing is stored twice.
     """
-    asked_is_stored = False
+    known = set() if known is None else known
+    repeated = bool(known)
     try:
         rows = await letta.messages.of_run(run_id)
         stored = {str(row.get("id")): str(row.get("message_type")) for row in rows}
         asked_is_stored = "user_message" in stored.values()
         came = "".join(text for id, text in said.items() if id not in stored).strip()
         in_context = (await letta.agents.get(agent_id)).message_ids or []
+        if not repeated:
+            known.update(in_context)
         # Some vendors refuse the next message if the result of a tool was never answered (fact M28).
         unanswered = bool(in_context) and stored.get(in_context[-1]) == "tool_return_message"
         if asked_is_stored and not came and not unanswered:
             return True
-        answer = f"{came} {mark}".strip()
-        added = await add(letta, agent_id, "" if asked_is_stored else asked, answer, known=in_context, model=model)
-        await letta.agents.update(agent_id, {"message_ids": [*in_context, *added]})
+        answer, missing = f"{came} {mark}".strip(), "" if asked_is_stored else asked
+        added = await find_added(letta, agent_id, missing, answer, known=known) if repeated else []
+        if not added:
+            added = await add(letta, agent_id, missing, answer, known=known, model=model)
+        await letta.agents.update(agent_id, {"message_ids": [*(id for id in in_context if id not in added), *added]})
     except IsabellaError as error:
         log.warning("partial answer not stored", agent=agent_id, run=run_id, error=error.what)
-        return asked_is_stored
-    return True
+        return None
+    return asked_is_stored or len(added) == 2

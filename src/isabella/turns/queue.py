@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 import anyio
 
-from isabella.errors import LockTimeout, QueueFull, TurnTimeout
+from isabella.errors import DatabaseUnusable, LockTimeout, QueueFull, TurnTimeout
 from isabella.locks.postgres import AdvisoryLocks, lock_key
 
 #: The estimated length of a turn in seconds, until turns have been measured.
 _FIRST_ESTIMATE = 3.0
 _WEIGHT_OF_LAST = 0.3
 _MAX_RETRY_AFTER = 120.0
+
+
+async def _never() -> bool:
+    return False
 
 
 class TicketAbandoned(Exception):
@@ -71,8 +75,11 @@ class TurnQueue:
                 del self._queues[ticket.agent_id]
 
     @asynccontextmanager
-    async def hold(self, ticket: Ticket) -> AsyncIterator[None]:
-        """Wait for a ticket, and hold the agent's lock; take the ticket out of its queue at the end."""
+    async def hold(self, ticket: Ticket, recovered: Callable[[], Awaitable[bool]]) -> AsyncIterator[None]:
+        """Wait for a ticket, and hold the agent's lock; take the ticket out of its queue at the end.
+
+        If the database cannot be used, `recovered` returns whether it can again.
+        """
         deadline = self._clock() + self._patience
         async with AsyncExitStack() as held:
             held.callback(self.remove, ticket)
@@ -82,13 +89,18 @@ class TurnQueue:
                 raise TicketAbandoned
             if not ticket.at_head.is_set():
                 raise self._timed_out()
-            if self._advisory is not None:
+            key = lock_key("turn", ticket.agent_id)
+            while self._advisory is not None:
                 left = max(0.001, deadline - self._clock())
                 try:
-                    key = lock_key("turn", ticket.agent_id)
                     await held.enter_async_context(self._advisory.held(key, timeout=left))
+                    break
                 except LockTimeout:
                     raise self._timed_out() from None
+                except DatabaseUnusable:
+                    if not await recovered():
+                        raise
+                    deadline = self._clock() + self._patience
             began = self._clock()
             try:
                 yield
@@ -112,9 +124,12 @@ class Ticket:
         self.at_head = anyio.Event()  #: set when the ticket is the first in the queue, or was given up
         self.given_up = False
 
-    def reached(self) -> AbstractAsyncContextManager[None]:
-        """Wait until the ticket is the first; then keep others waiting. Raise `TicketAbandoned` or `TurnTimeout`."""
-        return self._queue.hold(self)
+    def reached(self, recovered: Callable[[], Awaitable[bool]] = _never) -> AbstractAsyncContextManager[None]:
+        """Wait until the ticket is the first; then keep others waiting. Raise `TicketAbandoned` or `TurnTimeout`.
+
+        If the database of the locks cannot be used, `recovered` waits, and returns whether to try again.
+        """
+        return self._queue.hold(self, recovered)
 
     def give_up(self) -> None:
         """Stop waiting. Has no effect on a ticket that was reached."""

@@ -9,11 +9,12 @@ import anyio
 
 from isabella.agents.service import AgentService
 from isabella.config.gateway_address import gateway_address
-from isabella.errors import MessageRefused, TurnUnknown
+from isabella.errors import LettaBroken, LettaUnreachable, MessageRefused, TurnUnknown
 from isabella.gateway.client import GatewayClient
 from isabella.gateway.process import starts_here
 from isabella.locks.provider_lock import ProviderLock
-from isabella.turns.agent_cache import AgentCache
+from isabella.system.supervision import Supervisor
+from isabella.turns.agent_cache import AgentCache, AgentRef
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Event
 from isabella.turns.queue import TurnQueue
@@ -48,15 +49,30 @@ class TurnService:
         Raises `MessageRefused`, `QueueFull`, or `AgentUnknown` for a name, definition id or Letta id.
         """
         check_message(message)
-        agent_ref = await self.deps.agent_cache.find(agent)
+        agent_ref = await self._find(agent)
         ticket = self.queue.take(agent_ref.id)
         turn = Turn(self.deps, agent_ref, message, ticket, on_event=self._on_event, on_end=self._forget)
         self._running[turn.id] = turn
         return turn
 
+    async def _find(self, agent: str) -> AgentRef:
+        """Return an agent. While Letta is away, return it as it was, or wait for Letta."""
+        cache, supervisor = self.deps.agent_cache, self.deps.supervisor
+        if supervisor is None:
+            return await cache.find(agent)
+        try:
+            if not supervisor.down:
+                return await cache.find(agent)
+        except (LettaUnreachable, LettaBroken):
+            await supervisor.doubt()
+        if (known := cache.known(agent)) is not None:
+            return known
+        await supervisor.wait(self.deps.hold)
+        return await cache.find(agent)
+
     async def stop(self, agent: str, id: str) -> None:
         """End a turn, and wait until it has ended; raise `TurnUnknown` if this backend does not run it."""
-        agent_ref = await self.deps.agent_cache.find(agent)
+        agent_ref = await self._find(agent)
         turn = self._running.get(id)
         if turn is None or turn.agent_ref.id != agent_ref.id:
             raise TurnUnknown(
@@ -77,9 +93,16 @@ class TurnService:
 
 
 def new_turn_service(
-    agent_service: AgentService, locks: ProviderLock, on_event: EventListener, vendors: VendorStatusBoard
+    agent_service: AgentService,
+    locks: ProviderLock,
+    on_event: EventListener,
+    vendors: VendorStatusBoard,
+    supervisor: Supervisor | None = None,
 ) -> TurnService:
-    """Return a turn service for the agents of one Letta; it records what each vendor did in `vendors`."""
+    """Return a turn service for the agents of one Letta; it records what each vendor did in `vendors`.
+
+    With a `supervisor`, turns wait while a part that it watches is started again.
+    """
     settings = agent_service.settings
     deps = TurnDependencies(
         letta=agent_service.letta,
@@ -90,6 +113,8 @@ def new_turn_service(
         vendors=vendors,
         first_token=settings.first_token_timeout,
         silence=settings.silence_timeout,
+        supervisor=supervisor,
+        hold=settings.turn_wait,
     )
     queue = TurnQueue(locks.advisory, limit=settings.turn_queue, patience=settings.turn_wait)
     return TurnService(deps, queue, on_event)

@@ -7,17 +7,26 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 import structlog
 
 from isabella import errors
 from isabella.agents import context
-from isabella.errors import GateTimeout, GatewayError, IsabellaError, ModelUnknown
+from isabella.errors import (
+    DatabaseUnusable,
+    GateTimeout,
+    GatewayError,
+    IsabellaError,
+    LettaBroken,
+    LettaUnreachable,
+    ModelUnknown,
+)
 from isabella.gateway.client import GatewayClient
 from isabella.letta.client import LettaClient
 from isabella.locks.provider_lock import ProviderLock
+from isabella.system.supervision import PartState, PartStatus, Supervisor
 from isabella.turns import partial_history
 from isabella.turns.agent_cache import AgentCache, AgentRef, Candidate, TemporaryBinding
 from isabella.turns.attempt import Attempt, CancelRequest
@@ -32,6 +41,10 @@ log = structlog.get_logger()
 _STORE_SECONDS = 10.0
 #: How long the end of an answer waits to learn from Letta which model gave it.
 _LOOKUP_SECONDS = 5.0
+#: How soon a turn that waits for Letta notices that it is to stop.
+_HELD_SECONDS = 0.25
+#: How often a turn tries again what fails although every part works.
+_TRIES = 3
 #: Stored in the history after an incomplete answer.
 _MARKS = {
     EndReason.STOPPED: "[stopped]",
@@ -54,6 +67,13 @@ _NOT_OF_A_VENDOR = (
     ErrorCode.LETTA_UNREACHABLE,
     ErrorCode.GATEWAY_REFUSED,
 )
+_NOT_OF_AN_OUTAGE = (
+    ErrorCode.PROVIDER_CHANGING,
+    ErrorCode.AGENT_UNKNOWN,
+    ErrorCode.LETTA_REFUSED,
+    ErrorCode.EMPTY_ANSWER,
+    ErrorCode.CONTEXT_FULL,
+)
 _OF_GATEWAY = (ErrorCode.GATEWAY_REFUSED, ErrorCode.GATEWAY_UNREACHABLE)
 
 
@@ -69,6 +89,8 @@ class TurnDependencies:
     silence: float = 60.0  #: seconds of silence after which an answer that has begun counts as broken
     gateway: GatewayClient | None = None  #: the gateway between Letta and the vendors, if there is one
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
+    supervisor: Supervisor | None = None  #: starts Letta, Postgres and the gateway again; None if nobody does
+    hold: float = 120.0  #: seconds that a turn waits for them
 
 
 class Turn:
@@ -104,6 +126,9 @@ class Turn:
         self._refusals: list[VendorRefusal] = []
         self._asked: Candidate | None = None
         self._fitted = False
+        self._tries_left = _TRIES
+        #: The number of outages that this turn knows of.
+        self._outages = 0 if deps.supervisor is None else deps.supervisor.outages
         self._binding = TemporaryBinding(deps.agent_cache, agent_ref)
         #: From the task that runs the turn to the reader of `events()`; None is the end.
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
@@ -154,8 +179,9 @@ class Turn:
                 try:
                     if self._ticket.ahead:
                         await self._emit(Queued(self._ticket.ahead))
-                    async with self._ticket.reached():
-                        await self._answer()
+                    if await self._parts_run():
+                        async with self._ticket.reached(self._may_recover):
+                            await self._answer()
                 except TicketAbandoned:
                     self._reason = EndReason.STOPPED
                 except IsabellaError as error:
@@ -166,6 +192,48 @@ class Turn:
                 await self._emit(self._end())
         finally:
             self._events.put_nowait(None)
+
+    async def _parts_run(self) -> bool:
+        """Wait until Letta, Postgres and the gateway run, if they are supervised.
+
+        Return false if that takes too long, or the turn was stopped; then it is over.
+        """
+        supervisor = self._deps.supervisor
+        if supervisor is None or not supervisor.down:
+            return True
+        await self._emit(Held(supervisor.down[0].reason))
+        deadline = time.monotonic() + self._deps.hold
+        while not await supervisor.wait(min(_HELD_SECONDS, deadline - time.monotonic())):
+            if self._cancel_request.stopped:
+                self._reason = EndReason.STOPPED
+                return False
+            down = supervisor.down[:1]
+            if down and (down[0].state is PartState.GIVEN_UP or time.monotonic() >= deadline):
+                self._failed = interrupted_turn(down[0])
+                return False
+        return True
+
+    async def _outlasted(self) -> bool:
+        """Wait while a part is away; return whether one was, since this turn has asked last."""
+        supervisor = self._deps.supervisor
+        if supervisor is None:
+            return False
+        known, self._outages = self._outages, await supervisor.doubt()
+        return (self._outages != known or bool(supervisor.down)) and await self._parts_run()
+
+    async def _may_recover(self) -> bool:
+        """Return whether to try again what failed before the message was sent.
+
+        A part may have been away for so short a time that nobody has seen it, such as Postgres after the end of one
+        of its sessions.
+        """
+        if await self._outlasted():
+            return True
+        if self._failed is not None or self._deps.supervisor is None or self._tries_left == 0:
+            return False
+        self._tries_left -= 1
+        await anyio.sleep(_HELD_SECONDS)
+        return True
 
     def _end(self) -> Ended:
         first_token = None if self._began is None else self._began - self._opened
@@ -185,7 +253,7 @@ class Turn:
         ):
             async for candidate in candidates:
                 await self._ask(candidate)
-                if self.answered_by is not None or self._failed is not None or self._reason is EndReason.STOPPED:
+                if self.answered_by is not None or self._failed is not None or self._reason is not EndReason.FAILED:
                     return
         self._failed = unanswered_turn(self._refusals)
 
@@ -260,32 +328,77 @@ class Turn:
             self._deps.breaker.gave_up(candidate.provider)
 
     async def _attempt(self, candidate: Candidate) -> VendorRefusal | None:
-        """Ask a vendor once. Return why it did not answer, if another may be asked; None if the turn is over."""
-        deps, since = self._deps, time.time()
+        """Ask a vendor; again if Letta, Postgres or the gateway was away before the answer began.
+
+        Return why it did not answer, if another may be asked; None if the turn is over.
+        """
+        while True:
+            attempt = self._new_attempt()
+            outages, since = self._outages, time.time()
+            try:
+                await self._pass_gate(candidate, attempt)
+            except (LettaUnreachable, LettaBroken, DatabaseUnusable):
+                # The message was not sent.
+                if not await self._may_recover():
+                    raise
+                continue
+            if attempt.refusal is None:
+                return None
+            if _may_be_of_an_outage(attempt.refusal) and (await self._outlasted() or self._outages != outages):
+                if self._failed is None and await self._interrupted(attempt, attempt.refusal):
+                    continue
+                return None
+            return await self._refused(candidate, attempt, attempt.refusal, since)
+
+    def _new_attempt(self) -> Attempt:
+        deps = self._deps
         self._asked = None
-        attempt = Attempt(
+        return Attempt(
             self.agent_ref.id,
             self._message,
             first_token=deps.first_token,
             silence=deps.silence,
             cancel_request=self._cancel_request,
             end_calls=None if deps.gateway is None else deps.gateway.end_calls,
+            outlast=self._outlasted,
         )
-        if deps.gate.is_closed(candidate.provider):
-            await self._emit(Held(candidate.provider))
+
+    async def _pass_gate(self, candidate: Candidate, attempt: Attempt) -> None:
+        """Send the message as soon as the provider is not being changed."""
+        gate = self._deps.gate
+        if gate.is_closed(candidate.provider):
+            await self._emit(Held(f"{candidate.provider} is being changed.", candidate.provider))
         try:
-            async with deps.gate.passing(candidate.provider, leave=self._cancel_request.evict):
+            async with gate.passing(candidate.provider, leave=self._cancel_request.evict):
                 await self._send(candidate, attempt)
         except GateTimeout as error:
             attempt.refusal = VendorRefusal(ErrorCode.PROVIDER_CHANGING, error.what, counts=False)
         self._cancel_request.evicted = False
-        if attempt.refusal is None:
-            return None
-        refusal = await self._true_refusal(attempt.refusal, since)
+
+    async def _interrupted(self, attempt: Attempt, refusal: VendorRefusal) -> bool:
+        """Return whether to send the message again after an outage: nothing of it was answered or stored."""
+        if self._cancel_request.stopped:
+            self._reason = EndReason.STOPPED
+            return False
+        if attempt.began is None:
+            self._stored = await partial_history.is_stored(self._deps.letta, attempt.run_id)
+            if not self._stored:
+                return True
+            self._reason = EndReason.BROKEN
+        reason = "" if self._deps.supervisor is None else self._deps.supervisor.last_outage
+        self._failed = broken_turn(replace(refusal, message=reason or refusal.message), stored=self._stored)
+        return False
+
+    async def _refused(
+        self, candidate: Candidate, attempt: Attempt, reported: VendorRefusal, since: float
+    ) -> VendorRefusal | None:
+        """Record a refusal. Return it if another vendor may be asked; None if the turn is over."""
+        refusal = await self._true_refusal(reported, since)
         asked = self._asked or candidate
         pause = self._record_refusal(asked.provider, refusal)
         if attempt.reason is not None:
-            self._failed = broken_turn(attempt.began is not None, refusal)
+            begun = attempt.began is not None
+            self._failed = broken_turn(refusal, stored=self._stored) if begun else empty_turn(refusal)
             return None
         if not refusal.elsewhere:
             self._failed = TurnFailed(refusal.code, refusal.message, status=refusal.status)
@@ -416,17 +529,34 @@ class Turn:
         elif attempt.run_id is not None:
             # Letta has stored every step of a turn that reached its limit; only the answer may be missing.
             self._stored = whole = self._reason is EndReason.MAX_STEPS
-            with anyio.CancelScope(shield=True), anyio.move_on_after(_STORE_SECONDS):
+            self._stored = await self._keep(attempt, attempt.run_id) or whole
+
+    async def _keep(self, attempt: Attempt, run_id: str) -> bool:
+        """Store a partial answer. If that fails because a part is away, do it when everything works again.
+
+        Return whether the message is in the history.
+        """
+        known: set[str] = set()
+        broken = attempt.reason is EndReason.BROKEN and self._deps.supervisor is not None
+        while True:
+            if broken:
+                await self._outlasted()
+            kept: bool | None = None
+            # Letta may be frozen, and store it afterwards all the same: its answer is waited for.
+            limit = self._deps.hold if broken else _STORE_SECONDS
+            with anyio.CancelScope(shield=True), anyio.move_on_after(limit):
                 kept = await partial_history.store_partial(
                     self._deps.letta,
                     self.agent_ref.id,
-                    run_id=attempt.run_id,
+                    run_id=run_id,
                     asked=self._message,
                     said=attempt.said,
                     mark=_MARKS[self._reason],
                     model=self.answered_by or "-",
+                    known=known,
                 )
-                self._stored = kept or whole
+            if kept is not None or not broken or not await self._outlasted():
+                return bool(kept)
 
     def _record_refusal(self, provider: str, refusal: VendorRefusal) -> float | None:
         """Tell the circuit breaker. Return the seconds for which the provider is skipped now, if it is."""
@@ -440,20 +570,33 @@ class Turn:
         return pause
 
 
-def broken_turn(begun: bool, refusal: VendorRefusal) -> TurnFailed:
-    """Return the error of a turn that broke off, or got an empty answer."""
-    if not begun:
-        return TurnFailed(
-            refusal.code, refusal.message, "Ask again, or switch to another model.", status=refusal.status
-        )
+def broken_turn(refusal: VendorRefusal, *, stored: bool) -> TurnFailed:
+    """Return the error of a turn that broke off. `stored` is whether its message is in the history."""
+    kept = "What had arrived is stored" if stored else "Nothing of this turn is stored"
     if refusal.code is ErrorCode.PROVIDER_CHANGING:
-        return TurnFailed(refusal.code, refusal.message, "The partial answer is stored. Ask again in a moment.")
+        return TurnFailed(refusal.code, refusal.message, f"{kept}. Ask again in a moment.")
     return TurnFailed(
         ErrorCode.STREAM_BROKEN,
         f"The answer broke off in the middle: {refusal.message}",
-        "The partial answer is stored. Ask again, or switch to another model.",
+        f"{kept}. Ask again, or switch to another model.",
         status=refusal.status,
     )
+
+
+def empty_turn(refusal: VendorRefusal) -> TurnFailed:
+    """Return the error of a turn that got an empty answer."""
+    return TurnFailed(refusal.code, refusal.message, "Ask again, or switch to another model.", status=refusal.status)
+
+
+def interrupted_turn(part: PartStatus) -> TurnFailed:
+    """Return the error of a turn that has waited in vain for Letta, Postgres or the gateway."""
+    code = ErrorCode.GATEWAY_UNREACHABLE if part.word == "gateway" else ErrorCode.LETTA_UNREACHABLE
+    return TurnFailed(code, part.reason, "`GET /ready` says when it works again; then send the message again.")
+
+
+def _may_be_of_an_outage(refusal: VendorRefusal) -> bool:
+    """Return whether Letta's or the gateway's end may look like this. A status is an answer of the vendor's."""
+    return refusal.status is None and refusal.code not in _NOT_OF_AN_OUTAGE
 
 
 def unanswered_turn(refusals: list[VendorRefusal]) -> TurnFailed:

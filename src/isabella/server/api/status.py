@@ -23,18 +23,35 @@ router = APIRouter()
 _one_doctor = anyio.Semaphore(1, fast_acquire=True)
 
 
+PartState = Literal["runs", "silent", "down", "given_up", "stopped"]
+
+
 class Health(BaseModel):
     """The process is alive."""
 
     status: Literal["ok"] = "ok"
     version: str = Field(description="Isabella's version.")
+    parts: dict[str, PartState] = Field(
+        description="The processes that this backend supervises: `postgres`, `letta`, `gateway`."
+    )
+
+
+class Condition(BaseModel):
+    """The state of a supervised process."""
+
+    name: Literal["postgres", "letta", "gateway"] = Field(validation_alias="word")
+    state: PartState
+    reason: str = Field(description="Why it does not run; empty if it does.")
+    since: datetime = Field(description="When the state began.")
+    restarts: int = Field(description="How often this backend has started it again.")
 
 
 class Ready(BaseModel):
     """Whether requests that need providers can be answered."""
 
-    status: Literal["starting", "ready", "degraded", "failed"]
+    status: Literal["starting", "ready", "degraded", "interrupted", "failed"]
     reasons: list[str] = Field(description="Why the status is not `ready`, one sentence each.")
+    conditions: list[Condition] = Field(description="The processes that this backend supervises, in their order.")
 
 
 class LettaAddress(BaseModel):
@@ -158,9 +175,9 @@ class DoctorReport(BaseModel):
 
 
 @router.get("/health", summary="Check that the process is alive", tags=["state"])
-async def health() -> Health:
+async def health(readiness: CurrentReadiness) -> Health:
     """Answer 200 as long as the process answers requests."""
-    return Health(version=version("isabella"))
+    return Health(version=version("isabella"), parts={part.word: part.state.value for part in readiness.parts})
 
 
 @router.get(
@@ -172,12 +189,14 @@ async def health() -> Health:
 async def ready(readiness: CurrentReadiness, response: Response) -> Ready:
     """Answer 200 if every provider is proven, or a degraded start is allowed; otherwise 503.
 
-    The status is `degraded` also if a vendor refuses or cannot be reached, while the other vendors still answer, and
-    if the gateway does not run, while none does.
+    The status is `interrupted`, with 503, while Letta, Postgres or the gateway is started again. It is `degraded`
+    also if a vendor refuses or cannot be reached, while the other vendors still answer, and if a gateway that this
+    backend does not supervise cannot be reached.
     """
-    if not readiness.serving:
+    if not readiness.serving or readiness.down:
         response.status_code = 503
-    return Ready(status=readiness.status.value, reasons=readiness.reasons)
+    conditions = [Condition.model_validate(part, from_attributes=True) for part in readiness.parts]
+    return Ready(status=readiness.status.value, reasons=readiness.reasons, conditions=conditions)
 
 
 @router.get("/api/providers", summary="List the providers in Letta", tags=["providers"])
@@ -188,7 +207,8 @@ async def providers(readiness: CurrentReadiness) -> Providers:
         return Providers(
             headline=None, letta=None, gateway=None, as_of=None, providers=[], notices=readiness.reasons, census=None
         )
-    document = report_document(readiness.with_vendors(report))
+    current = readiness.with_vendors(report)
+    document = report_document(current) | {"headline": readiness.headline(current).as_json()}
     document |= {"as_of": readiness.as_of, "census": readiness.model_refresh}
     return Providers.model_validate(document, from_attributes=True)
 

@@ -13,13 +13,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
 
 from isabella.errors import IsabellaError
 from isabella.server import ROOT, START
-from isabella.server.auth import SecurityHeaders, read_form
+from isabella.server.auth import Access, read_form
 from isabella.server.runtime import Runtime
-from isabella.server.web import pages_activity, pages_chat, pages_memory, pages_providers
+from isabella.server.web import pages_activity, pages_chat, pages_memory, pages_providers, sign_in
 from isabella.server.web.rendering import THEME, THEMES, Renderer
 
 log = structlog.get_logger()
@@ -42,15 +41,16 @@ class _ImmutableFiles(StaticFiles):
 class Console:
     """The console of one backend."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, access: Access) -> None:
         self._runtime = runtime
         self._renderer = Renderer(runtime.csrf)
+        self.sign_in = sign_in.SignIn(access, self._renderer)
 
     def application(self) -> Starlette:
         """Return the ASGI application."""
         routes = [
             Route("/", redirect_to_start),
-            Route("/session", _session),
+            *sign_in.routes(self._runtime, self._renderer),
             Route("/theme", self._set_theme, methods=["POST"]),
             *pages_providers.routes(self._runtime, self._renderer),
             *pages_chat.routes(self._runtime, self._renderer),
@@ -58,18 +58,12 @@ class Console:
             *pages_activity.routes(self._runtime, self._renderer),
             Mount("/static", _ImmutableFiles(directory=Path(__file__).parent / "static")),
         ]
-        middleware = [Middleware(SecurityHeaders), Middleware(GZipMiddleware, minimum_size=1000, compresslevel=6)]
+        middleware = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=6)]
         return Starlette(
             routes=routes,
             middleware=middleware,
             exception_handlers=dict.fromkeys((IsabellaError, HTTPException, Exception), self._failed),
         )
-
-    async def sign_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request without a valid session."""
-        response = self._renderer.page(Request(scope), "sign_in.html", status=401, here="")
-        response.headers["WWW-Authenticate"] = "Bearer"
-        await SecurityHeaders(response)(scope, receive, send)
 
     async def _set_theme(self, request: Request) -> Response:
         fields = await read_form(request, self._runtime.csrf)
@@ -101,8 +95,3 @@ class Console:
 async def redirect_to_start(_request: Request) -> Response:
     """Redirect to the first page of the console."""
     return RedirectResponse(START, status_code=303)
-
-
-async def _session(_request: Request) -> Response:
-    """Answer 204; without a valid session, the middleware has answered 401 before."""
-    return Response(status_code=204)

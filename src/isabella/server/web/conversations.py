@@ -72,8 +72,8 @@ class Exchange:
         match event:
             case events.Queued(ahead=ahead):
                 self.wait_reason = f"Waiting for {ahead} other turn{'s' if ahead != 1 else ''} of this agent"
-            case events.Held(provider=provider):
-                self.wait_reason = f"Waiting for a change of {provider} to finish"
+            case events.Held(reason=reason):
+                self.wait_reason = f"Waiting: {redact(reason)}"
             case events.VendorAsked(handle=handle):
                 self.handle = handle
             case Failover():

@@ -11,7 +11,6 @@ from starlette.routing import Route
 
 from isabella.errors import ConfigurationError
 from isabella.practice.overlay import ORIGIN
-from isabella.providers.health import headline
 from isabella.providers.report import ProviderReport
 from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
@@ -115,7 +114,7 @@ class ProvidersPage(Page):
             reasons=readiness.reasons if report is None else [],
             states=states,
             letta=report,
-            summary=None if report is None else headline(report),
+            summary=None if report is None else readiness.headline(report),
             practice=practice,
             added_keys=[name for name in added if name.endswith("_KEY")],
             env_file=".env" if sources is None else sources.file.name,

@@ -25,7 +25,7 @@ from starlette.responses import HTMLResponse, Response
 from isabella.errors import IsabellaError, NotReady
 from isabella.providers.health import Level, current_health, level_of, stored_level, vendor_level, vendor_words
 from isabella.server import ROOT
-from isabella.server.auth import FormRefused, read_form
+from isabella.server.auth import LOGIN, FormRefused, read_form
 from isabella.server.errors import status_of
 from isabella.server.runtime import Runtime
 from isabella.system.redaction import redact
@@ -155,6 +155,7 @@ def template_environment() -> Environment:
         "plain": render_text,
         "arguments": format_arguments,
         "time": format_time,
+        "timestamp": lambda seconds: datetime.fromtimestamp(seconds, UTC),
         "seconds": format_duration,
         "segment": lambda value: quote(value, safe=""),
         "capitalize_first": lambda value: value[:1].upper() + value[1:],
@@ -166,7 +167,7 @@ def template_environment() -> Environment:
         "vendor_words": vendor_words,
         "tone": _TONES.__getitem__,
     }
-    environment.globals |= {"root": ROOT, "static": _static_url, "SHOWN": SHOWN}
+    environment.globals |= {"root": ROOT, "static": _static_url, "SHOWN": SHOWN, "login": LOGIN}
     return environment
 
 
@@ -181,13 +182,16 @@ class Renderer:
         """Return the HTML of one macro of a template."""
         return str(getattr(self._environment.get_template(template).module, macro)(**values))
 
-    def page(self, request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
-        """Return a page."""
+    def page(
+        self, request: Request, template: str, *, status: int = 200, anonymous: bool = False, **values: Any
+    ) -> Response:
+        """Return a page. One for anonymous readers has neither the secret of forms nor links to other pages."""
         theme = request.cookies.get(THEME, "auto")
         html = self._environment.get_template(template).render(
             theme=theme if theme in THEMES else "auto",
             themes=THEMES,
-            csrf=self._csrf,
+            csrf="" if anonymous else self._csrf,
+            anonymous=anonymous,
             path=request.url.path,
             **values,
         )
@@ -201,13 +205,15 @@ class Renderer:
         status = 403 if isinstance(error, FormRefused) else status_of(error)
         return self.error_message(request, status, error.what, error.remedy)
 
-    def error_message(self, request: Request, status: int, what: str, remedy: str | None = None) -> Response:
+    def error_message(
+        self, request: Request, status: int, what: str, remedy: str | None = None, *, anonymous: bool = False
+    ) -> Response:
         """Return an error message, as a page or as a notice on the page that sent the request."""
         values = {"what": redact(what), "remedy": redact(remedy) if remedy else None}
         if _HTMX in request.headers:
             html = self._environment.get_template("notice.html").render(values)
             return HTMLResponse(html, status, {"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"})
-        return self.page(request, "error.html", status=status, here="", **values)
+        return self.page(request, "error.html", status=status, anonymous=anonymous, here="", **values)
 
 
 class Page:

@@ -1,0 +1,69 @@
+"""Postgres and Letta of one instance, as parts that a supervisor watches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from isabella.embedded import postgres, program
+from isabella.embedded.server import Server
+from isabella.system.processes import ChildProcess
+from isabella.system.supervision import Sight
+
+_SECONDS = 3
+_STOPPED_ON_PURPOSE = "was stopped with `isabella letta down`; `isabella letta up` starts it."
+
+
+@dataclass(frozen=True)
+class PostgresPart:
+    """The database of an instance."""
+
+    server: Server
+    name = "Postgres"
+    word = "postgres"
+
+    def look(self) -> Sight:
+        """Look at its process."""
+        cluster = postgres.find_cluster(self.server.paths)
+        postmaster = None if cluster is None else cluster.running()
+        return sight_of(self.name, None if postmaster is None else postmaster.process, self.server)
+
+    def answers(self) -> bool:
+        """Ask whether it accepts connections."""
+        cluster = postgres.find_cluster(self.server.paths)
+        postmaster = None if cluster is None else cluster.running()
+        return cluster is not None and postmaster is not None and cluster.ping(postmaster, _SECONDS)
+
+    def start(self, silent: ChildProcess | None) -> None:
+        """Start it, after the end of a process that still does not answer."""
+        self.server.start_postgres(silent=silent)
+
+
+@dataclass(frozen=True)
+class LettaPart:
+    """Letta of an instance."""
+
+    server: Server
+    name = "Letta"
+    word = "letta"
+
+    def look(self) -> Sight:
+        """Look at its process."""
+        run = program.running(self.server.paths)
+        return sight_of(self.name, None if run is None else run.process, self.server)
+
+    def answers(self) -> bool:
+        """Ask for its health."""
+        run = program.running(self.server.paths)
+        return run is not None and program.is_healthy(run, self.server.release, timeout=_SECONDS)
+
+    def start(self, silent: ChildProcess | None) -> None:
+        """Start it, after the end of a process that still does not answer."""
+        self.server.up(silent=silent)
+
+
+def sight_of(name: str, process: ChildProcess | None, server: Server) -> Sight:
+    """Return how a process is seen that may have ended, or may be stopped."""
+    if process is None:
+        wanted = not server.paths.stopped_file.exists()
+        return Sight(None, None if wanted else f"{name} {_STOPPED_ON_PURPOSE}", wanted)
+    return Sight(process, f"{name} is stopped by a signal." if process.is_stopped() else None)

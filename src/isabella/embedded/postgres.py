@@ -179,7 +179,8 @@ class Cluster:
                 raise StartFailed(f"Postgres ended right after its start. {child_processes.quote_log(self.log)}")
         except StartFailed as error:
             # One that did not start in time goes on.
-            child_processes.stop_orphans("-D", self.data)
+            if (late := self.running()) is not None:
+                late.process.stop(grace=_SECONDS_TO_STOP)
             with self.log.open(errors="replace") as log:
                 log.seek(size)
                 raise self._explained(error, log.read()) from None

@@ -99,7 +99,7 @@ class Daemon:
     def recorded(self) -> RunningDaemon | None:
         """Return the server whose process is alive, whether it answers or not."""
         process, record = processes.load(self.folder / "process.json"), self._state()
-        if process is None or not process.is_running() or not record:
+        if process is None or not process.is_running() or not {"port", "token"} <= record.keys():
             return None
         return RunningDaemon(record["port"], process, SecretStr(record["token"]))
 
@@ -183,7 +183,7 @@ class Daemon:
         """
         with suppress(IsabellaError), self.locked(seconds=0.0):
             record = self._state()
-            if self.recorded() is None and self._supervisor() is None and record:
+            if self.recorded() is None and self._supervisor() is None and "port" in record:
                 with suppress(OSError):
                     listener = listening_socket(HOST, record["port"])
                     record["supervisor"] = asdict(ChildProcess.of(os.getpid()))
@@ -279,10 +279,11 @@ class Daemon:
 
     def _state(self) -> dict[str, Any]:
         record = state.load(self.folder / "state.json")
-        if record and (state.port_in(record, "port") is None or not _is_token(record.get("token"))):
+        usable = {"port": state.port_in(record, "port") is not None, "token": _is_token(record.get("token"))}
+        damaged = [name for name, is_usable in usable.items() if name in record and not is_usable]
+        if damaged:
             state.report_fields(self.folder / "state.json")
-            return {}
-        return record
+        return {name: value for name, value in record.items() if name not in damaged}
 
 
 def _is_token(value: object) -> bool:

@@ -169,6 +169,7 @@ class Cluster:
         self._give_to_user(self.log)
         folder = "." if self.socket(port) else "''"
         options = f"-c listen_addresses={LOOPBACK} -c port={port} -c unix_socket_directories={folder}"
+        options += " -c unix_socket_permissions=0700"
         size = self.log.stat().st_size
         try:
             self._run(

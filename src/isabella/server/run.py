@@ -86,11 +86,12 @@ def serve(settings: Settings, options: ServeOptions) -> int:
         # Letta sends texts for embeddings to the backend, and everything to the practice vendors.
         kept: list[tuple[str, int]] = [listener.getsockname()[:2]]
         settings = _with_practice(settings, options, stack, kept)
+        # Before Letta, which keeps the gateway's port.
+        gateway = _start_gateway(settings, options, stack)
         connection, server = configured_connection(settings), None
         if connection is None:
             server = Server(settings.home, master_key=settings.letta_encryption_key, kept_ports=tuple(kept))
             connection = _start_embedded(settings, server, options, stack)
-        gateway = _start_gateway(settings, options, stack)
         readiness = _serve_http(settings, options, connection, listener, Supervised.of(server, gateway))
     return 0 if readiness.serving else 1
 

@@ -10,7 +10,20 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from bench import chaos, cold, console, doctor, figures, gateway, help_command, rotation, thousand, turns, warm
+from bench import (
+    chaos,
+    cold,
+    console,
+    doctor,
+    figures,
+    floods,
+    gateway,
+    help_command,
+    rotation,
+    thousand,
+    turns,
+    warm,
+)
 from bench.results import Results
 from bench.setup import Servers
 from isabella.config.settings import load_settings
@@ -27,6 +40,7 @@ SUBJECTS: dict[str, Callable[..., Coroutine[Any, Any, Results]]] = {
     "rotation": rotation.measure,
     "gateway": gateway.measure,
     "chaos": chaos.measure,
+    "floods": floods.measure,
     "console": console.measure,
     "doctor": doctor.measure,
 }

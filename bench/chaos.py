@@ -40,7 +40,7 @@ from isabella.practice import NAMES, PracticeVendors
 
 DEATHS = 100
 _STOPPED_SECONDS = 30.0
-_PATIENCE = 240.0
+_PATIENCE = 600.0
 _LOOK = 0.05
 _PAUSE = 0.3
 #: Seconds between the pieces of an answer, so that deaths meet turns in the middle.
@@ -133,6 +133,8 @@ class Chaos:
         self._home = home
         self._stopped = stopped
         self._over = anyio.Event()
+        self._answers = 0
+        self._answered = anyio.Event()
         self.outcome = Outcome()
 
     async def run(self, backend: httpx.AsyncClient, deaths: list[Death]) -> Outcome:
@@ -144,7 +146,8 @@ class Chaos:
             for name in NAMES:
                 tasks.start_soon(self._talk, backend, name)
             for number, death in enumerate(deaths, 1):
-                await anyio.sleep(random.Random(number).uniform(0.5, 3.0))
+                await self._until_answered()
+                await anyio.sleep(random.Random(number).uniform(0.0, 3.0))
                 await self._die(death, backend)
                 print(f"  {number:>3} {death}: ready after {self.outcome.ready[-1][0]:.1f} s", flush=True)
             self._over.set()
@@ -161,11 +164,17 @@ class Chaos:
             await self._say(backend, Turn(agent, f"{agent}{number}word"))
             await anyio.sleep(_PAUSE)
 
+    async def _until_answered(self) -> None:
+        """Wait for an answer, so that deaths are what interrupts a conversation."""
+        answers = self._answers
+        while self._answers == answers:
+            await self._answered.wait()
+
     async def _say(self, backend: httpx.AsyncClient, turn: Turn) -> None:
         self.outcome.turns.append(turn)
         body = {"message": f"Say one two three four five six seven eight nine {turn.word}"}
         kind = ""
-        with anyio.fail_after(_PATIENCE):
+        with anyio.move_on_after(_PATIENCE):
             async with backend.stream("POST", f"/api/agents/{turn.agent}/turns", json=body) as response:
                 turn.status = response.status_code
                 if response.is_error:
@@ -184,6 +193,10 @@ class Chaos:
                             turn.error = f"{said['code']}: {said['message']}"
                         elif kind == "end":
                             turn.end = said
+        if turn.told == "completed":
+            self._answers += 1
+            self._answered.set()
+            self._answered = anyio.Event()
 
     async def _check(self) -> None:
         """Compare what every turn said of itself with Letta's history."""

@@ -89,6 +89,12 @@ FIGURES = (
     Figure("chaos_ready_seconds_max", "until the backend is ready after a death, seconds", most=60),
     Figure("chaos_notice_seconds_max", "until `/ready` tells a death, seconds", most=2),
     Figure("chaos_ports_moved", "ports that changed meanwhile", least=0, most=0),
+    Figure(
+        "flood_health_seconds_max",
+        "slowest `/health` under 5,000 half-open requests, 100 unfinished bodies of 60 MB, 2,000 streams, seconds",
+        most=1.0,
+    ),
+    Figure("flood_growth_mb", "growth of the backend's memory meanwhile, MB", most=100),
     Figure("console_seconds", "until a page is usable, with 10,000 messages and 200 providers, seconds", most=1.0),
     Figure("console_kb", "compressed size of the largest of these pages, kB", most=150),
     Figure("help_seconds", "`isabella --help` in a fresh process, seconds", most=0.3),

@@ -49,4 +49,9 @@ def _running(settings: Settings) -> Letta | None:
     # Imported late: with LETTA_BASE_URL, nothing of the embedded server is needed.
     from isabella.embedded import Server
 
-    return Server(settings.home, master_key=settings.letta_encryption_key).running()
+    return Server(
+        settings.home,
+        master_key=settings.letta_encryption_key,
+        lock=settings.letta_lock,
+        sandbox=settings.tool_sandbox,
+    ).running()

@@ -21,6 +21,7 @@ from pydantic import SecretStr
 from rich.text import Text
 
 from isabella.api import compare_providers, ensure_providers
+from isabella.config.letta_lock import LettaLock
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Letta, Progress, Server, Step
 from isabella.embedded.instance import make_private
@@ -90,13 +91,16 @@ class DemoOutput:
 
 
 def run_demo(
-    home: Path, console: rich.console.Console, progress: Callable[[], AbstractContextManager[Progress]]
+    home: Path,
+    console: rich.console.Console,
+    progress: Callable[[], AbstractContextManager[Progress]],
+    lock: LettaLock,
 ) -> bool:
     """Run the demo on a Letta instance of its own, and erase it. Return whether every event was as expected."""
     output = DemoOutput(console)
     with interrupt_on_sigterm(), progress() as report:
         began = time.monotonic()
-        with open_stage(home, report) as stage:
+        with open_stage(home, report, lock) as stage:
             output.line(
                 "setup",
                 f"Letta {stage.letta.version} on a Postgres of its own, up after {time.monotonic() - began:.0f} s; "
@@ -319,19 +323,19 @@ class DemoStage:
 
 
 @contextmanager
-def open_stage(home: Path, progress: Progress) -> Iterator[DemoStage]:
+def open_stage(home: Path, progress: Progress, lock: LettaLock) -> Iterator[DemoStage]:
     """Start the environment of the demo; at the end, stop and erase it. Raise `LockTimeout` if one runs already."""
-    server = Server(home, instance=INSTANCE)
+    server = Server(home, instance=INSTANCE, lock=lock)
     make_private(home / "locks")
     state.make_way(home / "locks" / "demo.lock")
-    lock = FileLock(home / "locks" / "demo.lock", mode=0o600)
+    alone = FileLock(home / "locks" / "demo.lock", mode=0o600)
     try:
-        lock.acquire(timeout=0)
+        alone.acquire(timeout=0)
     except Timeout:
         raise LockTimeout(
             "The demo is running already, in another window.", remedy="Wait until it is over."
         ) from None
-    with lock, PracticeVendors() as vendors, TemporaryDirectory(prefix="isabella-demo-") as folder:
+    with alone, PracticeVendors() as vendors, TemporaryDirectory(prefix="isabella-demo-") as folder:
         try:
             # A demo that was killed may have left data behind. The instance belongs to the demo alone.
             server.erase()

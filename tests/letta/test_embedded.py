@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -22,8 +23,11 @@ import psycopg
 import pytest
 from pydantic import SecretStr
 
-from isabella.embedded import InstanceStatus, Letta, Server, Step, postgres
+from compat import letta_lock
+from isabella.config.letta_lock import LettaLock
+from isabella.embedded import InstanceStatus, Letta, Server, Step, confine, install, postgres
 from isabella.embedded.instance import InstancePaths
+from isabella.embedded.parts import LettaPart, PostgresPart
 from isabella.errors import StartFailed
 from isabella.letta.encryption import encrypt
 from isabella.system.processes import has_ended
@@ -124,6 +128,23 @@ def test_a_second_up_only_looks(server: Server) -> None:
     assert server.status() == before
 
 
+def test_the_patched_lock_differs_only_as_its_file_says(server: Server) -> None:
+    """Every other version is that of the release's own lock; what is new is needed by something that was replaced."""
+    server.up()
+    content = letta_lock.source()
+    original = tomllib.loads((server.paths.program / "uv.lock").read_text())["package"]
+    versions = {package["name"]: package["version"] for package in original}
+    locked = letta_lock.locked(letta_lock.LOCK.read_text())
+    for entry in (*content["override"], *content["follow"]):
+        assert versions[entry["package"]] == entry["from"]
+    # keyring is of fastmcp-slim, which that lock does not have.
+    assert {entry["package"] for entry in content["left_out"]} - versions.keys() == {"keyring"}
+    kept = {name: version for name, version in locked.items() if name in versions}
+    assert kept.items() <= (versions | letta_lock.changed()).items()
+    assert locked.keys() - versions.keys() == set(content["new"])
+    assert server.status().lock == install.lock_name(server.release, LettaLock.PATCHED)
+
+
 def test_vendor_keys_do_not_reach_letta(server: Server) -> None:
     """Fact P7: what Letta does not have it cannot leak. What it needs is in its environment, not its arguments."""
     letta = server.up()
@@ -142,6 +163,50 @@ def test_vendor_keys_do_not_reach_letta(server: Server) -> None:
         for secret in secrets_of(server).values():
             assert secret not in arguments
     assert providers(letta) == {"letta"}
+
+
+_TOOL = """
+def look(path: str) -> str:
+    \"\"\"Tell what a tool sees.
+
+    Args:
+        path (str): A file.
+    \"\"\"
+    import json, os
+    status = open("/proc/self/status").read()
+    return json.dumps({
+        "environment": dict(os.environ), "folder": os.getcwd(), "temporary": os.environ["TMPDIR"],
+        "file": os.path.exists(path), "privileges": "NoNewPrivs:\\t1" in status,
+    })
+"""
+
+
+def test_a_tool_gets_no_secret(server: Server) -> None:
+    """Letta would give it its whole environment. With bubblewrap, it does not see the files of secrets either."""
+    letta = server.up()
+    paths = server.paths
+    answer = httpx2.post(
+        f"{letta.base_url}/v1/tools/run",
+        headers={"Authorization": f"Bearer {letta.password.get_secret_value()}"},
+        json={
+            "source_code": _TOOL,
+            "args": {"path": str(paths.master_key_file)},
+            "json_schema": {
+                "name": "look",
+                "description": "Tell what a tool sees.",
+                "parameters": {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]},
+            },
+        },
+        timeout=180,
+    ).json()
+    assert answer["status"] == "success", answer
+    seen = json.loads(answer["tool_return"])
+    for name, secret in secrets_of(server).items():
+        assert secret not in "".join(seen["environment"].values()), name
+    assert Path(seen["folder"]).is_relative_to(paths.server_home)
+    assert Path(seen["temporary"]) == paths.server_tmp
+    assert seen["privileges"] == (sys.platform == "linux")
+    assert seen["file"] == (paths.tool_sandbox_file.read_text().strip() != confine.WORKS)
 
 
 def providers(letta: Letta) -> set[str]:
@@ -379,6 +444,39 @@ def damage(paths: InstancePaths) -> None:
     paths.lock.symlink_to(paths.master_key_file)
 
 
+def test_a_postgres_that_dies_or_freezes_moves_nothing(server: Server) -> None:
+    """Beside a Letta that runs, it comes back alone, and Letta goes on: the same process, and both ports the same."""
+    letta, before = server.up(), server.status()
+    held = providers(letta)
+    part = PostgresPart(server)
+    killed = psutil.Process(before.postgres.pid)
+    killed.kill()
+    psutil.wait_procs([killed], timeout=30)
+    assert (part.look().process, part.answers()) == (None, False)
+    again = server.up()
+    assert (again.started, again.base_url) == (False, letta.base_url)
+    between = server.status()
+    assert between.letta == before.letta
+    assert between.postgres.port == before.postgres.port
+
+    frozen = part.look().process
+    assert frozen is not None
+    psutil.Process(frozen.pid).suspend()
+    assert "stopped by a signal" in str(part.look().problem)
+    part.start(frozen)
+    assert part.answers()
+    after = server.status()
+    assert (after.letta, after.postgres.port) == (before.letta, before.postgres.port)
+    assert after.postgres.pid not in (None, frozen.pid)
+    headers = {"Authorization": f"Bearer {letta.password.get_secret_value()}"}
+    # The connections of its pool have ended; each costs one request.
+    statuses = [
+        httpx2.get(f"{letta.base_url}/v1/providers/", headers=headers, timeout=30).status_code for _ in "12345"
+    ]
+    assert 200 in statuses, statuses
+    assert providers(letta) == held
+
+
 def test_down_leaves_nothing_running(server: Server, tmp_path: Path) -> None:
     """No process is left; a second down has nothing to do; the data and the secrets stay."""
     server.up()
@@ -389,6 +487,9 @@ def test_down_leaves_nothing_running(server: Server, tmp_path: Path) -> None:
     assert (finished.returncode, finished.stdout.strip()) == (0, "Stopped.")
     assert alive(everything) == []
     assert marked(server) == []
+    # A backend that supervises it does not take this for a crash.
+    assert not LettaPart(server).look().wanted
+    assert not PostgresPart(server).look().wanted
     assert isabella(server, "down", cwd=tmp_path).stdout.strip() == "Nothing was running."
     assert isabella(server, "status", cwd=tmp_path).returncode == 3
     assert secrets_of(server) == secrets

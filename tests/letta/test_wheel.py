@@ -43,9 +43,10 @@ def test_the_wheel_carries_its_data_and_its_types(installed: Path, tmp_path: Pat
         "from importlib.resources import files; from isabella.config.vendors import known_vendors;"
         "root = files('isabella');"
         "print(len(known_vendors()), *(root.joinpath(name).is_file() for name in"
-        " ('py.typed', 'config/vendors.toml', 'letta/releases.toml', 'practice/vendors.toml')))"
+        " ('py.typed', 'config/vendors.toml', 'letta/releases.toml', 'practice/vendors.toml',"
+        " 'embedded/dependencies/letta-0.16.8.txt')))"
     )
-    assert run(installed / "python", "-c", program, cwd=tmp_path).stdout.split() == ["4", *["True"] * 4]
+    assert run(installed / "python", "-c", program, cwd=tmp_path).stdout.split() == ["4", *["True"] * 5]
 
 
 def test_the_console_is_in_the_wheel(installed: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -93,8 +92,9 @@ def test_what_a_killed_server_leaves_is_stopped(cluster: Cluster) -> None:
         assert row is not None
         session = psutil.Process(int(str(row[0])))
         session.suspend()
-        os.kill(postmaster.process.pid, signal.SIGKILL)
-        psutil.wait_procs([psutil.Process(postmaster.process.pid)], timeout=10)
+        killed = psutil.Process(postmaster.process.pid)
+        killed.kill()
+        psutil.wait_procs([killed], timeout=10)
         assert_starts(cluster)
         assert not session.is_running() or session.status() == psutil.STATUS_ZOMBIE
 

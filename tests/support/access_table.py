@@ -129,6 +129,8 @@ class Backend:
                 sessions.end(sessions.all()[0].id)
         elif credential == "embeddings secret":
             path = path.replace("{secret}", self._secret)
+            # What Letta sends beside it.
+            headers["authorization"] = "Bearer DUMMY_API_KEY"
         if origin == "console":
             headers[CSRF_HEADER] = self.runtime.csrf
         return await ask(self.app, method, path.replace("{secret}", "wrong"), headers, body)

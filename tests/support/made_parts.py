@@ -47,7 +47,7 @@ class MadePart:
         self.starts.append(self.name if silent is None else f"{self.name} anew")
         if self.refuses:
             self.refuses -= 1
-            raise IsabellaError(f"{self.name} refuses.")
+            raise IsabellaError(f"{self.name} refuses.\n  its log", remedy="Wait.")
         pid = 1 if self.process is None else self.process.pid
         self.process, self.healthy = ChildProcess(pid + 1, 0.0), True
 

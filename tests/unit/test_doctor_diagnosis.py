@@ -165,6 +165,20 @@ def test_base_keys() -> None:
     assert diagnose(seen(listed, process=PROCESS)).healthy
 
 
+def test_tools_without_a_sandbox() -> None:
+    """It is a note, with the reason; with bubblewrap it is a check that passed. Another Letta is not judged."""
+    reason = "bubblewrap is not installed"
+    verdict = diagnose(seen(healthy(), tool_sandbox=reason))
+    assert verdict.healthy
+    (note,) = verdict.notes
+    assert (note.code, note.evidence) == ("tools-without-sandbox", (reason,))
+    assert reason in note.summary
+    with_it = diagnose(seen(healthy(), tool_sandbox="bubblewrap"))
+    assert not with_it.notes
+    assert any("Tools that Letta runs" in passed.text for passed in with_it.passed)
+    assert not diagnose(healthy()).notes
+
+
 def test_a_deleted_provider_on_a_release_that_cannot_bring_it_back() -> None:
     """On 0.16.1 the remedy is an upgrade, never a sync; from 0.16.2 on it is the sync."""
     for release, command in (("0.16.1", None), ("0.16.2", "isabella providers sync --only longcat")):
@@ -671,6 +685,7 @@ CASES: dict[str, list[Change]] = {
         in_letta(process=replace(PROCESS, base_keys=("OPENAI_API_KEY",))),
         in_letta(process=None, base=frozenset({"letta", "openai"})),
     ],
+    "tools-without-sandbox": [in_letta(tool_sandbox="bubblewrap is not installed")],
 }
 
 

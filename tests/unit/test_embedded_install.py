@@ -9,12 +9,14 @@ import sys
 import tarfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from isabella.embedded import Step, install, sdist
+from isabella.config.letta_lock import LettaLock
+from isabella.embedded import Server, Step, install, sdist
 from isabella.embedded.instance import InstancePaths
 from isabella.errors import InstallFailed
 
@@ -90,7 +92,7 @@ def test_an_installation_is_complete_when_it_says_so(paths: InstancePaths) -> No
     """With its own interpreter, whatever version the tree asks for, and the last migration known."""
     assert install.installed(paths) is None
     done = install.install(paths, quiet)
-    assert done == "bbb"
+    assert (done.migration_head, done.lock) == ("bbb", "original")
     assert install.installed(paths) == done
     version = subprocess.run([paths.python, "--version"], capture_output=True, text=True, check=True).stdout
     assert version.strip() == f"Python {sys.version.split()[0]}"
@@ -104,7 +106,7 @@ def test_what_an_interruption_left_is_not_trusted(paths: InstancePaths) -> None:
     (paths.program / "isabella-complete.json").unlink()
     (paths.program / ".venv" / "bin" / "python").unlink()
     (paths.program / "half").write_text("made")
-    for leftover in (".fetch-x", ".gone-y", f".gone-{RELEASE}"):
+    for leftover in (".fetch-x", ".gone-y", f".gone-{RELEASE}", paths.staging.name):
         (paths.releases / leftover / "letta").mkdir(parents=True)
     assert install.installed(paths) is None
     install.install(paths, quiet)
@@ -131,10 +133,96 @@ def test_a_damaged_marker_or_a_removed_interpreter_is_no_installation(paths: Ins
 @pytest.mark.usefixtures("deliver")
 def test_an_installer_that_lost_its_parent_is_stopped_first(paths: InstancePaths) -> None:
     """Two uv at work on one environment would leave something in between."""
-    paths.program.mkdir(parents=True)
-    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "--project", str(paths.program)])
+    paths.staging.mkdir(parents=True)
+    orphan = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "--project", str(paths.staging)])
     install.install(paths, quiet)
     assert not psutil.pid_exists(orphan.pid)
+
+
+@pytest.fixture
+def patched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A patched lock for the release, in a folder of its own. It has no packages."""
+    folder = tmp_path / "dependencies"
+    folder.mkdir()
+    monkeypatch.setattr(install, "_LOCKS", folder)
+    path = folder / f"letta-{RELEASE}.txt"
+    path.write_text("# empty\n")
+    return path
+
+
+def imported_version(paths: InstancePaths) -> str:
+    """Ask the installed environment which version of Letta it has, and where the package is."""
+    program = (
+        "from importlib.metadata import version; from importlib.util import find_spec; import pathlib;"
+        "print(version('letta'), pathlib.Path(find_spec('alembic.versions').origin or"
+        " list(find_spec('alembic.versions').submodule_search_locations)[0]).resolve())"
+    )
+    return subprocess.run([paths.python, "-c", program], capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.usefixtures("deliver")
+@pytest.mark.parametrize("choice", LettaLock)
+def test_the_project_is_importable_from_its_last_place(
+    paths: InstancePaths, patched: Path, choice: LettaLock
+) -> None:
+    """The environment is moved after it was made, and knows the version without having built the package."""
+    done = install.install(paths, quiet, choice)
+    assert done.lock == ("original" if choice is LettaLock.ORIGINAL else install.lock_name(RELEASE, choice))
+    assert imported_version(paths) == f"{RELEASE} {paths.program / 'alembic' / 'versions'}"
+
+
+@pytest.mark.usefixtures("deliver")
+def test_the_lock_is_part_of_an_installation(paths: InstancePaths, patched: Path) -> None:
+    """Another choice or a changed patched lock is another installation. A marker of 0.1 means the original."""
+    first = install.install(paths, quiet)
+    assert first.lock == install.lock_name(RELEASE, LettaLock.PATCHED)
+    assert install.install(paths, quiet, LettaLock.ORIGINAL).lock == "original"
+    patched.write_text("# empty, but another\n")
+    assert install.lock_name(RELEASE, LettaLock.PATCHED) not in (first.lock, "original")
+    patched.unlink()
+    assert install.lock_name(RELEASE, LettaLock.PATCHED) == "original"
+    (paths.program / "isabella-complete.json").write_text('{"release": "9.9.9", "migration_head": "bbb"}')
+    assert install.installed(paths) == install.Installation(RELEASE, "bbb", "original")
+
+
+def test_a_server_is_installed_anew_for_another_lock(
+    paths: InstancePaths, patched: Path, deliver: Callable[[bytes], None]
+) -> None:
+    """If the wanted lock is installed, nothing happens; a server that wants another one replaces it."""
+    server = Server(paths.home, RELEASE)
+    events: list[Step] = []
+    for wanted, states in (
+        (server, ["started", "done", "started", "done"]),
+        (server, ["skipped"]),
+        (replace(server, lock=LettaLock.ORIGINAL), ["started", "done", "started", "done"]),
+        (replace(server, lock=LettaLock.ORIGINAL), ["skipped"]),
+    ):
+        events.clear()
+        assert wanted._install(events.append) == "bbb"
+        assert [event.state for event in events] == states
+    assert server.status().lock == "original"
+
+
+def test_a_failed_change_leaves_the_former_installation(
+    paths: InstancePaths, patched: Path, deliver: Callable[[bytes], None]
+) -> None:
+    """Without a network, or with a file of another hash, Letta stays as it was."""
+    before = install.install(paths, quiet, LettaLock.ORIGINAL)
+    patched.write_text("six==1.17.0 --hash=sha256:" + "0" * 64 + "\n")
+    with pytest.raises(InstallFailed, match="uv could not install"):
+        install.install(paths, quiet)
+    assert install.installed(paths) == before
+    assert imported_version(paths)
+
+
+def test_an_installation_that_is_used_is_not_replaced(paths: InstancePaths, deliver: Callable[[bytes], None]) -> None:
+    """The server of another instance would load modules of two versions."""
+    before = install.install(paths, quiet)
+    with subprocess.Popen([paths.python, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as user:
+        with pytest.raises(InstallFailed, match=f"pid {user.pid}"):
+            install.install(paths, quiet)
+        user.communicate(b"")
+    assert install.install(paths, quiet) == before
 
 
 def test_uv_that_fails_is_quoted(paths: InstancePaths, deliver: Callable[[bytes], None]) -> None:

@@ -232,6 +232,15 @@ def test_nothing_of_an_instance_that_never_was(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
+def test_a_home_that_cannot_be_written_is_named() -> None:
+    """Whatever is to be done there."""
+    server = Server(Path("/proc/isabella"))
+    for use in (server.up, server.start_postgres, server.rekey):
+        with pytest.raises(EmbeddedError, match=r"/proc/isabella.* cannot be used") as failed:
+            use()
+        assert "ISABELLA_HOME" in str(failed.value.remedy)
+
+
 @pytest.mark.parametrize(
     "content", ["", "x", "{pid}", "{pid}\n/data\n1\n5433\n\n127.0.0.1\n1 1\nready\n", "999999999\n"]
 )

@@ -60,7 +60,8 @@ async def test_one_that_cannot_be_started_is_given_up_and_tried_again_later(stag
         stage.end("postgres")
         await until(lambda: any(status.state is PartState.GIVEN_UP for status in stage.told))
         given_up = next(status for status in stage.told if status.state is PartState.GIVEN_UP)
-        assert "postgres refuses" in given_up.reason
+        assert "postgres refuses. Wait." in given_up.reason
+        assert "its log" not in given_up.reason
         assert "Next attempt in" in given_up.reason
         assert stage.starts == ["postgres"] * 6
         await until(lambda: supervisor.statuses[0].runs)

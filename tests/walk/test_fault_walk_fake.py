@@ -327,6 +327,7 @@ def move(
 
 
 @pytest.mark.parametrize("situation", MOVES)
+@pytest.mark.no_cover  # the walk above covers the same code
 def test_no_key_arrives_at_another_address_whatever_goes_wrong_in_a_move(situation: str) -> None:
     """At each request, each fault, and whoever speaks to Letta in between without a gate; and healed after."""
     assert letta_before_a_move(situation)[0].bearer("walk") in (MOVES[situation], NO_KEY, None)

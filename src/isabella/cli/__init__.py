@@ -115,7 +115,7 @@ def demo(
     from isabella.system.terminal import console
 
     current = configured_settings(env_file, home=home)
-    raise typer.Exit(0 if run_demo(current.home, console(), show_progress) else 1)
+    raise typer.Exit(0 if run_demo(current.home, console(), show_progress, current.letta_lock) else 1)
 
 
 def main() -> None:

@@ -185,7 +185,14 @@ def _server(release: str, instance: str, home: Path | None, env_file: Path | Non
     from isabella.embedded import Server
 
     settings = configured_settings(env_file, home=home)
-    return Server(settings.home, release=release, instance=instance, master_key=settings.letta_encryption_key)
+    return Server(
+        settings.home,
+        release=release,
+        instance=instance,
+        master_key=settings.letta_encryption_key,
+        lock=settings.letta_lock,
+        sandbox=settings.tool_sandbox,
+    )
 
 
 def _as_json(current: InstanceStatus) -> dict[str, Any]:
@@ -197,6 +204,7 @@ def _as_json(current: InstanceStatus) -> dict[str, Any]:
         "version": current.release,
         "instance": current.instance,
         "installed": current.installed,
+        "lock": current.lock,
         "running": current.running,
         "base_url": current.base_url,
         "letta": letta,
@@ -217,6 +225,7 @@ def _show(current: InstanceStatus) -> None:
 
     rows = {
         f"Letta {current.release}": service(current.letta) if current.installed else "not installed",
+        "Dependencies": f"{current.lock} lock" if current.lock else "-",
         "Postgres": service(current.postgres),
         "Base URL": current.base_url or "-",
         "Password": str(current.password_file) if current.password_file.exists() else "-",

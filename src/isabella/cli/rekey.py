@@ -37,7 +37,14 @@ def rekey(
 ) -> bool:
     """Change the master key of the embedded Letta. Return whether all of its providers are proven."""
     key = _configured_key(settings, from_env)
-    server = Server(settings.home, release=release, instance=instance, master_key=key)
+    server = Server(
+        settings.home,
+        release=release,
+        instance=instance,
+        master_key=key,
+        lock=settings.letta_lock,
+        sandbox=settings.tool_sandbox,
+    )
     former = [] if former_key_file is None else [_read_key(former_key_file)]
     with show_progress() as progress:
         values = server.encrypted_values(former, progress)

@@ -16,6 +16,7 @@ from pydantic import AnyHttpUrl, BeforeValidator, Field, SecretStr, TypeAdapter,
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from isabella.config.api_keys import is_master_key
+from isabella.config.letta_lock import LettaLock
 from isabella.config.sources import DEFAULT, ENVIRONMENT, Sources
 from isabella.config.strategy import Strategy
 from isabella.config.vendors import Vendor, known_vendors
@@ -82,6 +83,9 @@ class Settings(BaseSettings):
     letta_base_url: str | None = None  #: Letta's base URL; None: the embedded one
     letta_api_key: SecretStr | None = None  #: Letta's password, or its cloud token
     letta_encryption_key: SecretStr | None = None  #: the master key, as in Letta's own environment
+    #: the lock of the embedded Letta's dependencies; `alias_generator` would take away its prefix
+    letta_lock: LettaLock = Field(default=LettaLock.PATCHED, alias="ISABELLA_LETTA_LOCK")
+    tool_sandbox: bool = True  #: whether tools that the embedded Letta runs are put into a sandbox, if one works here
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000  #: 0: any free port
     allowed_hosts: Names = ()  #: names of the backend beside its IP addresses, ISABELLA_HOST and `localhost`

@@ -144,6 +144,8 @@ class LettaEvidence:
     bare: frozenset[str] = frozenset()
     base: frozenset[str] = frozenset()
     open: bool | None = None  # whether it lists providers without a password; None if not known
+    #: `bubblewrap` if tools of agents run in a sandbox, otherwise why not; None if that is not known
+    tool_sandbox: str | None = None
     process: LettaProcess | None = None  # its process, if it runs on this machine and this user may inspect it
 
     def row(self, name: str | None) -> ProviderEvidence | None:

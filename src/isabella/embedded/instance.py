@@ -5,8 +5,8 @@
     ├── releases/0.16.8/           the program: the unpacked sdist and its environment; shared, never changed
     └── letta/0.16.8[-INSTANCE]/   the data of one release and one instance
         ├── master-key, server-password, database-password, postgres-password
-        ├── ports.json, letta.json, rekey.json (only while the master key is changed), stopped
-        ├── home/                  the server's HOME and working directory
+        ├── ports.json, letta.json, tool-sandbox, rekey.json (only while the master key is changed), stopped
+        ├── home/                  the server's HOME, working directory and temporary files
         ├── logs/
         └── postgres-18/           the database (in another place in one case: see `os_users`)
 
@@ -58,6 +58,7 @@ class InstancePaths:
         self.releases = home / "releases"
         self.program = self.releases / release  # the unpacked release with its environment
         self.python = self.program / ".venv" / "bin" / "python"
+        self.staging = self.releases / f".new-{release}"  # the release while it is installed
         self.install_log = self.releases / f"{release}.log"
 
         #: The data of this instance.
@@ -75,6 +76,9 @@ class InstancePaths:
         self.stopped_file = self.folder / "stopped"  # exists while the instance is stopped on purpose
         #: HOME and working directory of the server: without the .env and conf.yaml that it would read there.
         self.server_home = self.folder / "home"
+        self.server_tmp = self.server_home / "tmp"  # its temporary files; emptied when it starts
+        #: whether its tools run in a sandbox, or why not (see `confine.py`)
+        self.tool_sandbox_file = self.folder / "tool-sandbox"
         self.logs = self.folder / "logs"
         self.letta_log = self.logs / "letta.log"
         self.migrations_log = self.logs / "migrations.log"

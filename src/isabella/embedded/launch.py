@@ -6,6 +6,7 @@ commands `alembic upgrade head` and `letta server`, with these differences:
 - The folder in the arguments identifies the process, in case Isabella was killed before she recorded its pid.
 - Letta prints its server password when it starts, and its migrations print that of the database. The secrets of the
   environment are removed from the output.
+- The client of OpenAI logs the URL of each request, and that for embeddings has a secret in it. The line is left out.
 - Garbage collection is disabled while Letta is imported. The imports create about a million objects that all stay;
   examining them again and again takes a third of the time.
 - Letta downloads data for a tokenizer that it does not use (`nltk`), without a timeout. The download is skipped, so
@@ -23,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import logging
 import os
 import sys
 from typing import Any
@@ -98,6 +100,7 @@ def main(arguments: list[str]) -> None:
         sys.exit("launch.py is started by Isabella.")
     sys.stdout = RedactedStream(sys.stdout, secrets())
     sys.stderr = RedactedStream(sys.stderr, secrets())
+    logging.getLogger("httpx").setLevel(logging.WARNING)
     gc.disable()
     if role == "migrate":
         sys.argv = ["alembic", "upgrade", "head"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
@@ -13,8 +14,8 @@ from pathlib import Path
 import psutil
 from pydantic import SecretStr
 
-from isabella.embedded import child_processes, instance
-from isabella.embedded.instance import LOOPBACK, InstancePaths
+from isabella.embedded import child_processes, confine, instance
+from isabella.embedded.instance import LOOPBACK, InstancePaths, make_private
 from isabella.errors import StartFailed
 from isabella.letta.paths import HEALTH
 from isabella.letta.releases import release_in
@@ -23,7 +24,7 @@ from isabella.system.peers import listens
 from isabella.system.processes import ChildProcess
 from isabella.system.sockets import kept_port
 
-_LAUNCHER = Path(__file__).with_name("launch.py")
+_CONFINE, _LAUNCHER = (Path(__file__).with_name(name) for name in ("confine.py", "launch.py"))
 _INSTANCE_OPTION = "--instance"
 SECONDS_TO_START = 300.0  # the imports alone take ten seconds, and far longer on a small machine with a cold disk
 _SECONDS_TO_STOP = 15.0
@@ -76,15 +77,18 @@ def environment(
     socket: Path | None,
     master_key: SecretStr | None,
     extra: Mapping[str, str],
+    sandbox: bool = True,
 ) -> dict[str, str]:
     """Return the whole environment of the server, without any of the operator's keys (fact P7).
 
     `socket` is that of Postgres. Letta's driver would send the password in the clear to a program that listens on the
-    port of a killed Postgres; a folder that only the owner can enter has no such program.
+    port of a killed Postgres; a folder that only the owner can enter has no such program. `sandbox` says whether the
+    tools of agents run in a sandbox, if that is possible here.
     """
     at = f"&host={socket.parent}" if socket else ""
     environ = {
         "HOME": str(paths.server_home),
+        "TMPDIR": str(paths.server_tmp),
         "LETTA_PG_URI": f"{database.get_secret_value()}?ssl=disable{at}",
         "LETTA_DISABLE_SQLALCHEMY_POOLING": "false",
         "LETTA_SERVER_PASSWORD": password.get_secret_value(),
@@ -94,6 +98,8 @@ def environment(
     }
     if master_key is not None:
         environ["LETTA_ENCRYPTION_KEY"] = master_key.get_secret_value()
+    if sandbox:
+        environ[confine.STATE] = str(paths.tool_sandbox_file)
     return child_processes.network_environment() | environ | dict(extra)
 
 
@@ -110,7 +116,11 @@ def migrate(paths: InstancePaths, database: SecretStr, socket: Path | None = Non
         process = processes.spawn(
             [*_launch(paths), "migrate"],
             env=child_processes.offline_environment()
-            | {"HOME": str(paths.server_home), "LETTA_PG_URI": database.get_secret_value() + at},
+            | {
+                "HOME": str(paths.server_home),
+                "TMPDIR": str(paths.server_tmp),
+                "LETTA_PG_URI": database.get_secret_value() + at,
+            },
             log=raw,
             cwd=paths.program,
         )
@@ -135,6 +145,8 @@ def start(
     keeps the ports `kept`, to which it sends keys and prompts, from other users (see `kept_port`).
     """
     child_processes.rotate_log(paths.letta_log)
+    paths.tool_sandbox_file.unlink(missing_ok=True)
+    _empty(paths.server_tmp)
     with ExitStack() as stack:
         sockets = [stack.enter_context(one) for address in kept if (one := kept_port(*address)) is not None]
         process = processes.spawn(
@@ -158,6 +170,11 @@ def start(
         f"Letta {paths.release} did not answer within {SECONDS_TO_START:.0f} s. "
         f"{child_processes.quote_log(paths.letta_log)}"
     )
+
+
+def _empty(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    make_private(folder)
 
 
 def is_healthy(run: ServerRun, release: str, *, timeout: float = 5.0) -> bool:
@@ -189,4 +206,4 @@ def running(paths: InstancePaths) -> ServerRun | None:
 
 def _launch(paths: InstancePaths) -> list[str]:
     # -P: the modules beside the launcher are Isabella's, and must not hide Letta's.
-    return [str(paths.python), "-P", str(_LAUNCHER), _INSTANCE_OPTION, str(paths.folder)]
+    return [str(paths.python), "-P", str(_CONFINE), str(_LAUNCHER), _INSTANCE_OPTION, str(paths.folder)]

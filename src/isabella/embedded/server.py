@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from isabella.config.gateway_address import DEFAULT_PORT as GATEWAY_PORT
 from isabella.config.gateway_address import saved_port
+from isabella.config.letta_lock import LettaLock
 from isabella.embedded import child_processes, encrypted_columns, install, instance, key_rotation, postgres, program
 from isabella.embedded.encrypted_columns import StoredValue, ValueState
 from isabella.embedded.instance import (
@@ -73,6 +74,7 @@ class InstanceStatus:
     release: str
     instance: str
     installed: bool
+    lock: str | None  # identifies the lock of the installed dependencies; None if the release is not installed
     letta: ServiceStatus
     postgres: ServiceStatus
     base_url: str | None  # None if Letta is not running
@@ -98,6 +100,8 @@ class Server:
     instance: str = DEFAULT_INSTANCE
     #: the `LETTA_ENCRYPTION_KEY` to use; if not given, one that is generated and stored once
     master_key: SecretStr | None = None
+    lock: LettaLock = LettaLock.PATCHED  # the lock that Letta's dependencies are installed from
+    sandbox: bool = True  # whether tools of agents run in a sandbox, if that is possible here
     encrypt: bool = True  # False starts Letta without a master key, so that it stores keys in plaintext. For tests.
     #: further variables for Letta's environment. For tests.
     extra_env: Mapping[str, str] = field(default_factory=dict)
@@ -223,6 +227,7 @@ class Server:
         paths = self.paths
         run = program.running(paths)
         cluster, postmaster = postgres.find_cluster(paths), self._postmaster()
+        installation = install.installed(paths)
         letta, database = ServiceStatus(), ServiceStatus()
         if run is not None:
             letta = ServiceStatus(run.process.pid, run.port, self._is_healthy(run))
@@ -231,7 +236,8 @@ class Server:
         return InstanceStatus(
             release=self.release,
             instance=self.instance,
-            installed=install.installed(paths) is not None,
+            installed=installation is not None,
+            lock=None if installation is None else installation.lock,
             letta=letta,
             postgres=database,
             base_url=base_url(run.port) if run else None,
@@ -276,7 +282,7 @@ class Server:
         if running is not None:
             return running
         head = self._install(progress)
-        for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home):
+        for folder in (paths.folder.parent, paths.folder, paths.logs, paths.server_home, paths.server_tmp):
             make_private(folder)
         postmaster = self._start_postgres(postgres.prepare_cluster(paths), progress)
         # A Letta whose Postgres has ended goes on when that is back, on the same port.
@@ -307,7 +313,7 @@ class Server:
         if run is None or postmaster is None:
             return None
         key = self._key_of(run)
-        if not program.wait_until_healthy(self.paths, run, lambda: self._postmaster() is not None):
+        if not program.wait_until_healthy(self.paths, run, lambda: self._keeps_postgres(postmaster.port)):
             return None
         if not self._has_passwords():
             return None
@@ -327,22 +333,37 @@ class Server:
         cluster = postgres.find_cluster(self.paths)
         return None if cluster is None else cluster.running()
 
+    def _keeps_postgres(self, port: int) -> bool:
+        """Start Postgres again if it has ended while Letta is starting, which can go on. Return whether it runs."""
+        if self._postmaster() is not None:
+            return True
+        try:
+            self._cluster().start(port)
+        except StartFailed:
+            return False
+        return True
+
     def _is_healthy(self, run: ServerRun) -> bool:
         return program.is_healthy(run, self.release)
 
     def _install(self, progress: Progress) -> str:
         """Return the last migration of the release, which is installed if necessary."""
         paths = self.paths
-        head = install.installed(paths)
-        if head is None:
+        installation = self._installed()
+        if installation is None:
             make_private(paths.releases)
             with self._locked(paths.release_lock, progress):
                 # Another process may have installed it while this one waited for the lock.
-                head = install.installed(paths)
-                if head is None:
-                    return install.install(paths, progress)
+                installation = self._installed()
+                if installation is None:
+                    self._stop_letta(progress)
+                    return install.install(paths, progress, self.lock).migration_head
         progress(Step("install", "skipped", f"Letta {paths.release} is installed"))
-        return head
+        return installation.migration_head
+
+    def _installed(self) -> install.Installation | None:
+        found = install.installed(self.paths)
+        return found if found is not None and found.lock == install.lock_name(self.release, self.lock) else None
 
     def _start_postgres(self, cluster: Cluster, progress: Progress) -> Postmaster:
         running = cluster.wait()
@@ -378,11 +399,11 @@ class Server:
                 password=instance.load_or_create_secret(paths.password_file),
                 master_key=key,
                 extra=self.extra_env,
+                sandbox=self.sandbox,
             )
             gateway = (LOOPBACK, saved_port(paths.home) or GATEWAY_PORT)
-            return program.start(
-                paths, port, environ, key, lambda: self._postmaster() is not None, {gateway, *self.kept_ports}
-            )
+            kept = {gateway, *self.kept_ports}
+            return program.start(paths, port, environ, key, lambda: self._keeps_postgres(postmaster.port), kept)
 
         with step(progress, "letta", f"Letta {paths.release}"):
             run = _retry_other_ports(lambda: self._choose_port("letta", progress, postgres=postmaster.port), start)

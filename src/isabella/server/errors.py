@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -132,8 +133,20 @@ def handle_errors(app: FastAPI) -> None:
             422, Problem(code="invalid_request", message=message[:500], details={"problems": problems[:20]})
         )
 
+    @app.exception_handler(MemoryError)
+    async def out_of_memory(_request: Request, error: MemoryError) -> JSONResponse:
+        log.error("out of memory", exc_info=error)
+        problem = Problem(code="out_of_memory", message="The backend has too little memory for this request now.")
+        return answer(503, problem, {"Retry-After": "10"})
+
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
+        if error.__cause__ is not None:
+            # The frames hold what came of the body, and would be freed with the next collection of garbage only.
+            traceback.clear_frames(error.__cause__.__traceback__)
+        if isinstance(error.__cause__, MemoryError):
+            # FastAPI takes it for a malformed body.
+            return await out_of_memory(request, error.__cause__)
         headers = dict(error.headers or {})
         if error.status_code == 405:
             headers["Allow"] = ", ".join(_allowed_methods(request))

@@ -90,7 +90,13 @@ def serve(settings: Settings, options: ServeOptions) -> int:
         gateway = _start_gateway(settings, options, stack)
         connection, server = configured_connection(settings), None
         if connection is None:
-            server = Server(settings.home, master_key=settings.letta_encryption_key, kept_ports=tuple(kept))
+            server = Server(
+                settings.home,
+                master_key=settings.letta_encryption_key,
+                lock=settings.letta_lock,
+                sandbox=settings.tool_sandbox,
+                kept_ports=tuple(kept),
+            )
             connection = _start_embedded(settings, server, options, stack)
         readiness = _serve_http(settings, options, connection, listener, Supervised.of(server, gateway))
     return 0 if readiness.serving else 1

@@ -1,8 +1,8 @@
 """Serving HTTP/1.1 within limits: how many connections there are, and how long a request may take to arrive.
 
 A connection *waits* until its request is admitted: while its head comes, while the application decides who sent it,
-and between two requests. If there are too many connections, the one that has waited longest is closed. So clients
-that send nothing cannot keep others out, and no admitted request is ever broken.
+and between two requests. If there are too many connections, the one that has waited longest is closed. Clients that
+send nothing cannot keep others out, and no admitted request is ever broken.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import h11
 import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from isabella.system.sockets import allow_files
+from isabella.system.sockets import ROW, allow_files
 
 log = structlog.get_logger()
 
@@ -28,10 +28,13 @@ Headers = list[tuple[bytes, bytes]]
 
 #: The key of the connection in the state of a request's scope.
 _CONNECTION = "isabella.connection"
-#: Descriptors that are kept for everything that is no connection of a client.
-_RESERVED_FILES = 32
+#: Descriptors for everything that is no connection of a client, and for connections that are accepted and not counted
+#: yet, or aborted and not closed yet: asyncio takes a few turns for each.
+_RESERVED_FILES = 32 + 4 * ROW
 #: How much is read at once: of a request that is refused, so much may have been read before.
 _READ_BYTES = 64 * 1024
+#: Of a refused body, so much is read if its sender is known. Some clients read no answer before they have sent it.
+_LARGEST_ADMITTED = 64 * 1024 * 1024
 _LOG_SECONDS = 60.0
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 5\r\n\r\n"
 
@@ -84,6 +87,8 @@ def http_protocol(
         address: str | None = None
         _timer: asyncio.TimerHandle | None = None
         _admitted = False
+        #: How many bytes of the body of a refused request are still read, so that its sender gets the refusal.
+        _patience = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -97,6 +102,11 @@ def http_protocol(
                 transport.close()
 
         def data_received(self, data: bytes) -> None:
+            if self.cycle is not None and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY:
+                self._patience -= len(data)
+                if self._patience < 0:
+                    self.transport.abort()
+                    return
             super().data_received(data)
             self._limit_head()
 
@@ -107,6 +117,7 @@ def http_protocol(
             super().connection_lost(exc)
 
         def on_response_complete(self) -> None:
+            self._patience = _LARGEST_ADMITTED if self._admitted else _READ_BYTES
             self._admitted = False
             self._stop_timer()
             connections.wait(self)

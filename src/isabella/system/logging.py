@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
+from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -24,6 +27,10 @@ _LIBRARIES = (
     "uvicorn.access",
     "watchfiles",
 )
+
+
+#: Of one kind of warnings, a minute has so many lines of Isabella's, and one of a library or of too little memory.
+_OWN_LINES, _LIMIT_SECONDS, _KINDS_KEPT = 30, 60.0, 1000
 
 
 def configure_logs(
@@ -66,6 +73,7 @@ def configure_logs(
             ],
         )
     )
+    handler.addFilter(_Limit())
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(logging.WARNING if quiet else logging.INFO)
@@ -88,6 +96,43 @@ def _clean_event(_logger: Any, _method: str, event: structlog.typing.EventDict) 
 def _clean_line(_logger: Any, _method: str, line: Any) -> str:
     """Escape DEL, which JSON does not escape."""
     return clean(str(line))
+
+
+class _Limit(logging.Filter):
+    """Passes so many warnings and errors of one kind in a minute, and tells how many more there were.
+
+    The kind of a line is its logger, the first line of its text, and the class of its exception.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._now = now
+        self._kinds: OrderedDict[tuple[str, str, str], tuple[float, int]] = OrderedDict()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a line is written."""
+        if record.levelno < logging.WARNING:
+            return True
+        event = record.msg if isinstance(record.msg, dict) else None
+        text = str(record.msg if event is None else event.get("event"))
+        # A processor has made a text of an exception in an event.
+        raised = repr(record.exc_info[1]) if record.exc_info else str((event or {}).get("exc_info", ""))
+        raised = raised.partition("(")[0]
+        kind = record.name, text.partition("\n")[0], raised
+        now = self._now()
+        began, count = self._kinds.pop(kind, (now, 0))
+        most = 1 if raised == MemoryError.__name__ or not record.name.startswith("isabella") else _OWN_LINES
+        left_out = count - most
+        if now - began >= _LIMIT_SECONDS:
+            began, count = now, 0
+            if left_out > 0 and event is not None:
+                event["left_out"] = left_out
+            elif left_out > 0:
+                record.msg = f"{record.msg} ({left_out} more lines like this in the last minutes)"
+        self._kinds[kind] = began, count + 1
+        while len(self._kinds) > _KINDS_KEPT:
+            self._kinds.popitem(last=False)
+        return count < most
 
 
 class _RedactingFormatter(structlog.stdlib.ProcessorFormatter):

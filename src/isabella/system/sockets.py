@@ -13,28 +13,37 @@ SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _MOST_FILES = 10_000
 _ANSWER_SECONDS = 1.0
+#: Connections that are accepted in a row.
+ROW = 4
 
 
 class ListeningSocket(socket.socket):
-    """A listening socket that closes the connection at once for which no file descriptor is left.
+    """A listening socket for asyncio, under a flood.
 
-    asyncio would try again and again, and log each time. A descriptor is kept in reserve for this.
+    asyncio accepts as many connections in a row as there are, and reads none meanwhile. Here it accepts a few, so
+    that a request that has arrived is read before its connection is closed in favour of later ones.
+
+    If no descriptor is left, asyncio would try again and again, and log each time. Here the connection is closed at
+    once, by means of a descriptor that is kept in reserve.
     """
 
     _spare: int | None = None
     _told = False
+    _accepted = 0
 
     def accept(self) -> tuple[socket.socket, object]:
         """Accept a connection.
 
         Raises:
-            BlockingIOError: there is none, or it was closed.
+            BlockingIOError: there is none, it was closed, or enough of them were accepted in a row.
             OSError: it cannot even be closed; every other time, because the event loop waits a second after it.
         """
         try:
             if self._spare is None:
                 self._spare = os.open(os.devnull, os.O_RDONLY)
-            return super().accept()
+            self._accepted = (self._accepted + 1) % (ROW + 1)
+            if self._accepted:
+                return super().accept()
         except OSError as error:
             if error.errno not in SHORTAGES:
                 raise

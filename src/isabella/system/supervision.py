@@ -21,6 +21,7 @@ import structlog
 from isabella.errors import IsabellaError
 from isabella.system.processes import ChildProcess, Reaper
 from isabella.system.redaction import unforeseen
+from isabella.system.sockets import SHORTAGES
 
 log = structlog.get_logger()
 
@@ -203,7 +204,14 @@ class Supervisor:
         self._changed = anyio.Event()
 
     async def _look(self) -> None:
-        sights = await anyio.to_thread.run_sync(self._sights)
+        try:
+            sights = await anyio.to_thread.run_sync(self._sights)
+        except OSError as error:
+            if error.errno not in SHORTAGES:
+                raise
+            # Nothing is known of the parts, so nothing is done about them.
+            log.warning("parts cannot be watched", error=error.strerror)
+            return
         for watched, sight in zip(self._watched, sights, strict=True):
             self._judge(watched, sight)
         self._looks += 1
@@ -288,7 +296,10 @@ class Supervisor:
         try:
             await anyio.to_thread.run_sync(_start, watched.part, watched.process)
         except IsabellaError as error:
-            self._failed(watched, f"{watched.part.name} could not be started again: {error}")
+            log.warning("not started again", part=watched.part.name, error=str(error))
+            # Reasons are shown without a token, and the further lines quote a log.
+            brief = " ".join(filter(None, (error.what.splitlines()[0], error.remedy)))
+            self._failed(watched, f"{watched.part.name} could not be started again: {brief}")
         else:
             watched.started, watched.silent_since = time.monotonic(), None
             watched.status = replace(watched.status, restarts=watched.status.restarts + 1)

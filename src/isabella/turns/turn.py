@@ -127,6 +127,7 @@ class Turn:
         self._asked: Candidate | None = None
         self._fitted = False
         self._tries_left = _TRIES
+        self._hold_left = deps.hold
         #: The number of outages that this turn knows of.
         self._outages = 0 if deps.supervisor is None else deps.supervisor.outages
         self._binding = TemporaryBinding(deps.agent_cache, agent_ref)
@@ -202,7 +203,8 @@ class Turn:
         if supervisor is None or not supervisor.down:
             return True
         await self._emit(Held(supervisor.down[0].reason))
-        deadline = time.monotonic() + self._deps.hold
+        began = time.monotonic()
+        deadline = began + self._hold_left
         while not await supervisor.wait(min(_HELD_SECONDS, deadline - time.monotonic())):
             if self._cancel_request.stopped:
                 self._reason = EndReason.STOPPED
@@ -211,6 +213,7 @@ class Turn:
             if down and (down[0].state is PartState.GIVEN_UP or time.monotonic() >= deadline):
                 self._failed = interrupted_turn(down[0])
                 return False
+        self._hold_left -= time.monotonic() - began
         return True
 
     async def _outlasted(self) -> bool:

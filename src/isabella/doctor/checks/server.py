@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from isabella.doctor.evidence import Evidence, LettaEvidence, ProviderEvidence
 from isabella.doctor.findings import Finding, Layer, Outcome, PassedCheck, Unknown, finding, name_some
+from isabella.embedded.confine import WORKS
 from isabella.errors import (
     ConfigurationError,
     EmbeddedError,
@@ -143,6 +144,7 @@ def check_exposure(evidence: Evidence) -> Iterator[Outcome]:
     yield from _password(letta)
     yield from _network(letta)
     yield from _base_keys(letta)
+    yield from _tools(letta)
 
 
 def _password(letta: LettaEvidence) -> Iterator[Outcome]:
@@ -172,6 +174,13 @@ def _network(letta: LettaEvidence) -> Iterator[Outcome]:
         if url.scheme == "http" and not is_loopback(url.hostname or ""):
             evidence = (f"LETTA_BASE_URL is {letta.base_url}",)
             yield finding("letta-over-plain-http", evidence=evidence, letta_url=letta.base_url)
+
+
+def _tools(letta: LettaEvidence) -> Iterator[Outcome]:
+    if letta.tool_sandbox == WORKS:
+        yield PassedCheck(Layer.EXPOSURE, "Tools that Letta runs see its own folder and the system's programs only")
+    elif letta.tool_sandbox is not None:
+        yield finding("tools-without-sandbox", evidence=(letta.tool_sandbox,), problem=letta.tool_sandbox)
 
 
 def _base_keys(letta: LettaEvidence) -> Iterator[Outcome]:

@@ -23,10 +23,12 @@ from isabella.doctor.evidence import (
     LettaEvidence,
     VendorEvidence,
 )
+from isabella.embedded.instance import InstancePaths
 from isabella.errors import AgentUnknown, IsabellaError, LettaUnreachable
 from isabella.letta.client import Connection
 from isabella.letta.llm_config import Binding
 from isabella.providers.desired import Desired, select_providers
+from isabella.system.files import read
 from isabella.system.tasks import gather
 from isabella.system.urls import same_address
 
@@ -77,6 +79,7 @@ async def collect(
             letta = LettaEvidence(embedded=usable.letta_base_url is None, error=error)
             return
         letta = await LettaCollector(connection).collect(configuration.desired)
+        letta = replace(letta, tool_sandbox=_tool_sandbox(connection))
 
     gateway: GatewayEvidence | None = None
 
@@ -93,6 +96,15 @@ async def collect(
     if options.probe and connection is not None and letta.rows is not None:
         evidence = replace(evidence, probes=await _probe(evidence, connection))
     return evidence, usable, connection
+
+
+def _tool_sandbox(connection: Connection) -> str | None:
+    if not connection.embedded:
+        return None
+    try:
+        return read(InstancePaths(connection.home.absolute()).tool_sandbox_file, largest=1024).text.strip() or None
+    except IsabellaError:
+        return None
 
 
 def _letta_is_ambiguous(configuration: ConfigurationEvidence) -> bool:

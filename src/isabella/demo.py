@@ -34,6 +34,7 @@ from isabella.practice import PracticeVendors
 from isabella.providers.desired import Desired, desired_providers
 from isabella.providers.plan import Action, ProviderState
 from isabella.providers.report import Proof
+from isabella.system import state
 from isabella.system.files import write_private
 from isabella.system.processes import interrupt_on_sigterm
 from isabella.system.redaction import mask
@@ -326,6 +327,7 @@ def open_stage(home: Path, progress: Progress, lock: LettaLock) -> Iterator[Demo
     """Start the environment of the demo; at the end, stop and erase it. Raise `LockTimeout` if one runs already."""
     server = Server(home, instance=INSTANCE, lock=lock)
     make_private(home / "locks")
+    state.make_way(home / "locks" / "demo.lock")
     alone = FileLock(home / "locks" / "demo.lock", mode=0o600)
     try:
         alone.acquire(timeout=0)

@@ -26,8 +26,10 @@ from pydantic import SecretStr
 from compat import letta_lock
 from isabella.config.letta_lock import LettaLock
 from isabella.embedded import InstanceStatus, Letta, Server, Step, confine, install, postgres
+from isabella.embedded.instance import InstancePaths
 from isabella.embedded.parts import LettaPart, PostgresPart
 from isabella.errors import StartFailed
+from isabella.letta.encryption import encrypt
 from isabella.system.processes import has_ended
 
 COMMAND = Path(sys.executable).with_name("isabella")
@@ -231,7 +233,12 @@ def test_nobody_comes_in_without_a_password(server: Server) -> None:
         process = psutil.Process(service.pid)
         listening = [found.laddr for found in process.net_connections("all") if found.status == psutil.CONN_LISTEN]
         assert [(address.ip, address.port) for address in listening] == [("127.0.0.1", service.port)]
-    assert not [found.laddr for found in psutil.Process(status.postgres.pid).net_connections("unix") if found.laddr]
+    # The socket is in a folder that nobody else can enter.
+    cluster = postgres.find_cluster(server.paths)
+    assert cluster is not None
+    sockets = psutil.Process(status.postgres.pid).net_connections("unix")
+    assert [str(found.laddr) for found in sockets if found.laddr] == [f"./.s.PGSQL.{status.postgres.port}"]
+    assert cluster.data.stat().st_mode & 0o777 == 0o700
 
 
 def test_files_are_private(server: Server) -> None:
@@ -302,7 +309,7 @@ def test_another_master_key_is_not_passed_over(server: Server) -> None:
     with pytest.raises(StartFailed, match="another master key"):
         server.up()
     server.down()
-    assert server._key(make=False) == kept.master_key
+    assert server._key() == kept.master_key
 
 
 _INTERRUPTED = """
@@ -389,19 +396,52 @@ def test_two_at_once_on_ports_that_are_taken(server: Server, tmp_path: Path) -> 
 
 
 def test_a_crash_is_healed(server: Server) -> None:
-    """Both servers killed, as by a power cut: the next start finds the data as they were."""
-    held = providers(server.up())
+    """Both servers killed, as by a power cut, and files damaged: the next start finds the data as they were.
+
+    Without the master key, it makes no other one as long as a value is encrypted.
+    """
+    first = server.up()
+    held = providers(first)
     before = server.status()
+    key = server.paths.master_key_file.read_text()
+    store_secret(first, encrypt("a secret of Letta's", key.strip()))
     killed = family(before)
     for pid in (before.letta.pid, before.postgres.pid):
         os.kill(int(pid or 0), signal.SIGKILL)
     psutil.wait_procs(killed, timeout=30)
     assert not server.status().running
+    server.paths.master_key_file.unlink()
+    with pytest.raises(StartFailed, match=r"1 values in Letta's database .* providers.api_key_enc of letta"):
+        server.up()
+    assert not server.paths.master_key_file.exists()
+    server.paths.master_key_file.write_text(key)
+    store_secret(first, None)
     events: list[Step] = []
+    damage(server.paths)
     letta = server.up(events.append)
     assert letta.started
     assert ("migrate", "skipped") in [(event.name, event.state) for event in events]
     assert providers(letta) == held
+    # The new passwords are the ones in force.
+    url = f"{letta.base_url}/v1/providers/"
+    assert letta.password.get_secret_value() == server.paths.password_file.read_text().strip()
+    assert httpx2.get(url, headers={"Authorization": f"Bearer {letta.password.get_secret_value()}"}).is_success
+
+
+def store_secret(letta: Letta, text: str | None) -> None:
+    """Store a text in a column of encrypted values."""
+    with psycopg.connect(letta.database_url.get_secret_value()) as connection:
+        connection.execute("UPDATE providers SET api_key_enc = %s WHERE name = 'letta'", (text,))
+
+
+def damage(paths: InstancePaths) -> None:
+    """Damage what can be made anew."""
+    for path in (paths.password_file, paths.run_file, paths.ports_file):
+        path.write_text("This text is of another program.\n")
+    paths.database_password_file.unlink()
+    paths.database_password_file.mkdir()
+    paths.lock.unlink()
+    paths.lock.symlink_to(paths.master_key_file)
 
 
 def test_a_postgres_that_dies_or_freezes_moves_nothing(server: Server) -> None:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import anyio
@@ -16,7 +20,7 @@ import pytest
 from isabella.agents.service import open_agent_service
 from isabella.api import compare_providers
 from isabella.doctor.run import run_doctor
-from isabella.embedded import Letta, Server
+from isabella.embedded import Letta, Server, postgres
 from isabella.errors import LettaUnreachable
 from isabella.practice import PracticeVendors
 from tests.support.backend_server import TOKEN, backend
@@ -28,8 +32,10 @@ GROQ = "byok-groq/openai/gpt-oss-120b"
 
 @pytest.fixture(scope="module")
 def server(new_server: Callable[..., Server]) -> Server:
-    """An instance that these tests have for themselves."""
-    return new_server("impostors")
+    """An instance that these tests have for themselves; its Letta keeps a port, as it does the gateway's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        kept = ("127.0.0.1", int(listener.getsockname()[1]))
+    return new_server("impostors", kept_ports=(kept,))
 
 
 @pytest.fixture
@@ -44,10 +50,13 @@ def test_letta_is_killed_under_a_backend(server: Server, letta: Letta, tmp_path:
     with PracticeVendors() as vendors, backend(letta, tmp_path, vendors) as served:
         agent = served.agent("impostor", GROQ)
         assert served.say(agent, "Say good morning").text == "good morning"
+        assert "in use" in taken_by_another_user(server.kept_ports[0][1])
+        kill_postgres_under(letta, server)
         pid = server.status().letta.pid
         assert pid is not None
         os.kill(pid, signal.SIGKILL)
         psutil.wait_procs([psutil.Process(pid)], timeout=30)
+        assert taken_by_another_user(server.kept_ports[0][1]) == ""
         port = int(letta.base_url.rsplit(":", 1)[1])
         with impostor(port) as other:
             refused = served.client.post(f"/api/agents/{agent}/turns", json={"message": "My name is Ada."})
@@ -72,6 +81,40 @@ def test_letta_is_killed_under_a_backend(server: Server, letta: Letta, tmp_path:
         again = server.up()
         assert again.base_url == letta.base_url
         assert served.say(agent, "Say good night").text == "good night"
+
+
+def taken_by_another_user(port: int) -> str:
+    """What the system says to another user who takes a port; nothing if he can. Only root can be somebody else."""
+    script = (
+        "import os, socket\n"
+        "if os.geteuid() == 0: os.setuid(65534)\n"
+        "taker = socket.socket()\n"
+        "taker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
+        f"taker.bind(('127.0.0.1', {port}))\n"
+    )
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False).stderr
+
+
+def kill_postgres_under(letta: Letta, server: Server) -> None:
+    """A Letta whose Postgres was killed never connects to who has its port then and asks for the password."""
+    status = server.status()
+    assert status.postgres.pid is not None
+    assert status.postgres.port is not None
+    os.kill(status.postgres.pid, signal.SIGKILL)
+    psutil.wait_procs([psutil.Process(status.postgres.pid)], timeout=30)
+    with impostor(status.postgres.port, answer=b"R\0\0\0\x08\0\0\0\x03") as other:
+        headers = {"Authorization": f"Bearer {letta.password.get_secret_value()}"}
+
+        def ask(_number: int) -> int:
+            return httpx2.get(f"{letta.base_url}/v1/providers/", headers=headers, timeout=60).status_code
+
+        with ThreadPoolExecutor(10) as threads:
+            assert all(status >= 500 for status in threads.map(ask, range(100)))
+        assert other.heard == []
+    cluster = postgres.find_cluster(server.paths)
+    assert cluster is not None
+    cluster.start(status.postgres.port)
+    assert ask(0) == 200
 
 
 def test_the_backend_is_killed(letta: Letta, tmp_path: Path) -> None:
@@ -99,6 +142,9 @@ def test_the_backend_is_killed(letta: Letta, tmp_path: Path) -> None:
             )
             assert found is not None
             assert command.run("login").out.startswith(f"{found[1]}/login?code=")
+            second = command.run("up", "--no-practice")
+            assert second.code == 1
+            assert f"at {found[1]} (process {process.pid})" in second.err
             process.kill()
             process.wait()
         with impostor(int(found[2])) as other:

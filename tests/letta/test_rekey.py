@@ -50,7 +50,7 @@ class House:
 
     def plain(self) -> dict[str, tuple[ValueState, str | None]]:
         """Everything that is sealed, as far as the kept key opens it."""
-        key = self.server._key(make=False)
+        key = self.server._key()
         assert key is not None
         opened = encrypted_columns.read_values(self.address(), [key])
         return {
@@ -127,10 +127,10 @@ def test_nobody_to_ask_and_a_configured_key_are_told(deps: House) -> None:
 
 def test_the_master_key_is_changed_and_agents_answer(deps: House) -> None:
     """Afterwards all is under a new key: providers, other secrets, and plaintext; what nobody can open is left."""
-    before, key = deps.plain(), deps.server._key(make=False)
+    before, key = deps.plain(), deps.server._key()
     finished = deps.isabella("rekey", "--yes")
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    assert deps.server._key(make=False) != key
+    assert deps.server._key() != key
     assert not deps.server.paths.rekey_file.exists()
 
     after = deps.plain()
@@ -146,14 +146,14 @@ def test_the_master_key_is_changed_and_agents_answer(deps: House) -> None:
     assert not letta.started
     assert deps.says_something(letta)
     for text in (finished.stdout, finished.stderr, deps.server.paths.letta_log.read_text()):
-        for secret in (key, deps.server._key(make=False)):
+        for secret in (key, deps.server._key()):
             assert secret is not None
             assert secret.get_secret_value() not in text
 
 
 def test_one_that_was_cut_off_before_it_began_is_dropped(deps: House) -> None:
     """Killed with the journal written and Letta still running: nothing has changed, and the next start says so."""
-    key = deps.server._key(make=False)
+    key = deps.server._key()
     cut_off(deps.server, "isabella.embedded.key_rotation.begin", "after")
     events: list[Step] = []
     letta = deps.server.up(events.append)
@@ -177,7 +177,7 @@ BLOWS = [
 def test_wherever_it_is_cut_off_no_key_is_lost_and_the_next_start_heals(deps: House) -> None:
     """Killed at each step, one after the other, with no good end in between; then one start, and all is there."""
     before = {place: plain for place, (_, plain) in deps.plain().items()}
-    first = deps.server._key(make=False)
+    first = deps.server._key()
     for function, when, times in BLOWS:
         cut_off(deps.server, function, when, times)
         assert deps.server.paths.rekey_file.stat().st_mode & 0o777 == 0o600

@@ -1085,12 +1085,11 @@ def test_damaged_files_do_not_prevent_a_start(
 
 @pytest.mark.parametrize("name", ["state.json", "process.json", "lock", "gateway.log"])
 def test_a_directory_in_place_of_a_file(stack: Stack, name: str) -> None:
-    """The error names it; nothing runs then."""
+    """It is renamed, and the gateway starts."""
     _directory(stack.daemon.folder / name)
-    with pytest.raises(GatewayError, match=name) as caught:
-        process.start(stack.settings)
-    assert caught.value.remedy
-    assert gateways_of(stack.settings.home) == []
+    process.start(stack.settings)
+    assert (stack.daemon.folder / f"{name}.damaged").is_dir()
+    assert len(gateways_of(stack.settings.home)) == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")

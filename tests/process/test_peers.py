@@ -6,7 +6,8 @@ import json
 import os
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,20 @@ import pytest
 from pydantic import SecretStr
 
 from isabella.chat.client import BackendClient
+from isabella.cli.backend import running_backend
 from isabella.config.settings import load_settings
 from isabella.doctor.collect.letta import LettaCollector
 from isabella.embedded import postgres
 from isabella.embedded.instance import InstancePaths, make_private
 from isabella.embedded.program import ServerRun
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable, UnverifiedPeer
+from isabella.gateway import process
+from isabella.gateway.client import GatewayClient
 from isabella.letta.client import Connection, LettaClient
 from isabella.locks.postgres import open_connection
 from isabella.practice import daemon
 from isabella.server.token import address_published, published_backend
+from isabella.system import peers
 from isabella.system.peers import Peer, async_hooks, hooks, listens
 from isabella.system.processes import ChildProcess, save
 from tests.support.command import Command
@@ -280,6 +285,97 @@ def test_the_practice_vendors_do_not_listen(tmp_path: Path) -> None:
 
 
 # --- Postgres -------------------------------------------------------------------------------------------------------
+
+
+_AUTHENTICATION = {
+    "in plain text": b"R\0\0\0\x08\0\0\0\x03",
+    "as MD5": b"R\0\0\0\x0c\0\0\0\x05salt",
+    "by SCRAM": b"R\0\0\0\x17\0\0\0\x0aSCRAM-SHA-256\0\0",
+}
+
+
+#: Two clients at each port, with a server that lives and one that has ended: a hundred tries at each port.
+_ROUNDS = 25
+
+
+def tries(home: Path, ports: dict[str, int]) -> list[Callable[[], object]]:
+    """Every client of ours: each sends a secret or a message to a server of this home, if that is there."""
+    settings = load_settings(environment={"ISABELLA_TOKEN": SECRET}, home=home, gateway="on")
+    letta = connection(home, ports["letta"], peer(home / "letta.json"))
+    backend = published_backend(settings)
+    assert backend is not None
+
+    async def ask_gateway() -> object:
+        client = GatewayClient(settings)
+        try:
+            return await client.traffic()
+        finally:
+            await client.close()
+
+    def talk() -> object:
+        with BackendClient(backend.address, backend.token, "Isabella", backend.peer) as client:
+            return [*client.send(SECRET)]
+
+    control = daemon.ControlClient(
+        f"http://127.0.0.1:{ports['practice']}", SecretStr(SECRET), peer(home / "practice" / "process.json")
+    )
+    return [
+        lambda: anyio.run(by_the_store, letta),
+        lambda: anyio.run(by_the_agents, letta),
+        lambda: anyio.run(ask_gateway),
+        lambda: process.daemon(home).status(),
+        lambda: running_backend(settings),
+        talk,
+        lambda: daemon.status(home),
+        lambda: control.accept("groq", [SECRET]),
+    ]
+
+
+@pytest.mark.parametrize("alive", [True, False])
+def test_a_hundred_tries_of_every_client(tmp_path: Path, alive: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has the ports of servers that have ended, or that live and do not listen, gets no byte."""
+    # Their names in the messages take a look at all processes and sockets of the machine.
+    monkeypatch.setattr(peers, "_listener_name", lambda _port: "Another process")
+    records = {
+        "letta": tmp_path / "letta.json",
+        "gateway": tmp_path / "gateway" / "process.json",
+        "backend": tmp_path / "backend.json",
+        "practice": tmp_path / "practice" / "process.json",
+    }
+    with ExitStack() as stack:
+        others = {name: stack.enter_context(impostor()) for name in records}
+        ports = {name: other.port for name, other in others.items()}
+        for name, record in records.items():
+            record.parent.mkdir(exist_ok=True)
+            ended, _ = stack.enter_context(server(record))
+            (record.parent / "state.json").write_text(json.dumps({"port": ports[name], "token": SECRET}))
+            if name == "backend":
+                here = ChildProcess.of(ended.pid)
+                record.write_text(json.dumps({"address": f"http://127.0.0.1:{ports[name]}", **asdict(here)}))
+            if not alive:
+                ended.kill()
+                ended.wait()
+        for _ in range(_ROUNDS):
+            for attempt in tries(tmp_path, ports):
+                with suppress(IsabellaError):
+                    assert attempt() is None
+        for name, other in others.items():
+            heard = other.heard
+            # No connection is made to a daemon whose process has ended.
+            assert set(heard) == {b""} if heard else name == "gateway", name
+            assert len(heard) >= 2 * _ROUNDS or not alive, name
+
+
+@pytest.mark.parametrize("asks", _AUTHENTICATION)
+def test_a_hundred_tries_at_the_database(asks: str) -> None:
+    """However the password is asked for, it is not sent."""
+    with impostor(answer=_AUTHENTICATION[asks]) as other:
+        address = postgres.database_url(other.port, SecretStr(SECRET))
+        for _ in range(100):
+            with pytest.raises(psycopg.OperationalError):
+                postgres.connect(address)
+        assert len(other.heard) == 100
+        assert not any(SECRET.encode() in said for said in other.heard)
 
 
 @pytest.mark.parametrize("asks", [3, 5])

@@ -183,14 +183,16 @@ def test_controls_from_another_process(home: Path) -> None:
         running.control.faults("cerebras")
 
 
-def test_damaged_keys_are_said_plainly(home: Path) -> None:
-    """A file that was edited into something else is named, with the remedy."""
-    daemon.up(home)
+def test_damaged_keys_are_made_anew(home: Path) -> None:
+    """A file that was edited into something else is named until the vendors start with new keys; it is kept."""
+    former = daemon.up(home).key("groq")
     daemon.down(home)
     daemon.keys_file(home).write_text('{"accepted": {')
     with pytest.raises(PracticeError, match="cannot be read") as caught:
-        daemon.up(home)
+        daemon.accepted_keys(home)
     assert "Delete the file" in str(caught.value)
+    assert daemon.up(home).key("groq") != former
+    assert (home / "practice" / "keys.json.damaged").read_text() == '{"accepted": {'
 
 
 def test_command_line(home: Path, tmp_path: Path) -> None:
@@ -340,7 +342,7 @@ def test_a_vendor_without_a_practice_vendor_is_left_out(tmp_path: Path) -> None:
     settings = load_settings(environment={"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(tmp_path / "none")})
     options = run.ServeOptions(None, False, progress=Mock(), show=Mock(), say=said.append)
     with ExitStack() as started:
-        served = run._with_practice(settings, options, started)
+        served = run._with_practice(settings, options, started, [])
         wanted = [one.vendor.name for one in desired_providers(served) if one.configured]
         assert wanted == list(NAMES)
         assert "There is no practice vendor for Fifth: it is used as soon as .env has a key for it." in said

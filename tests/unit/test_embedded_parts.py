@@ -289,10 +289,11 @@ def test_the_servers_environment_is_its_own(tmp_path: Path) -> None:
         port=1234,
         database=SecretStr("postgresql://isabella:pw@127.0.0.1:1/letta"),
         password=SecretStr("door"),
+        socket=tmp_path / ".s.PGSQL.1",
         master_key=None,
         extra={"OPENAI_API_KEY": "wanted"},
     )
-    assert made["LETTA_PG_URI"] == "postgresql://isabella:pw@127.0.0.1:1/letta?ssl=disable"
+    assert made["LETTA_PG_URI"] == f"postgresql://isabella:pw@127.0.0.1:1/letta?ssl=disable&host={tmp_path}"
     assert made["LETTA_DISABLE_SQLALCHEMY_POOLING"] == "false"
     assert made["LETTA_SERVER_PASSWORD"] == "door"
     assert made["HOME"] == str(paths.server_home)

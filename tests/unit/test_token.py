@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from pydantic import SecretStr
 from isabella.config.settings import Settings, load_settings
 from isabella.errors import ConfigurationError
 from isabella.server.auth import is_token
+from isabella.server.run import only_backend
 from isabella.server.token import address_published, check_address, ensure_token, published_address, stored_token
 from isabella.system.redaction import redact
 
@@ -41,10 +44,11 @@ def test_the_operators_own(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_opens_nothing(tmp_path: Path) -> None:
-    """A token file that was emptied does not mean that everybody may come in."""
+    """A token file that was emptied does not mean that everybody may come in: a new token is made."""
     (tmp_path / "token").write_text("\n")
-    with pytest.raises(ConfigurationError, match="empty"):
-        ensure_token(settings(tmp_path))
+    made = ensure_token(settings(tmp_path))
+    assert made.made
+    assert len(made.secret.get_secret_value()) == 43
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost"])
@@ -71,6 +75,54 @@ def test_the_address_is_there_as_long_as_the_backend(tmp_path: Path) -> None:
     assert published_address(tmp_path) is None
     (tmp_path / "backend.json").write_text("{")
     assert published_address(tmp_path) is None
+
+
+_BACKEND = """
+import sys
+from pathlib import Path
+from isabella.config.settings import load_settings
+from isabella.server.run import only_backend
+from isabella.server.token import address_published
+
+home = Path(sys.argv[1])
+with only_backend(load_settings(environment={}, home=home, letta_base_url="http://127.0.0.1:9")):
+    print("starting", flush=True)
+    sys.stdin.readline()
+    with address_published(home, "http://127.0.0.1:8123"):
+        print("running", flush=True)
+        sys.stdin.readline()
+"""
+
+
+def test_a_home_has_one_backend(tmp_path: Path) -> None:
+    """A second one is refused with the address of the first; one that was killed is in nobody's way."""
+    here = settings(tmp_path, letta_base_url="http://127.0.0.1:9")
+    command = [sys.executable, "-c", _BACKEND, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdin is not None
+        assert first.stdout is not None
+        assert first.stdout.readline() == "starting\n"
+        with pytest.raises(ConfigurationError, match="is starting or stopping"), only_backend(here):
+            pass
+        first.stdin.write("\n")
+        first.stdin.flush()
+        assert first.stdout.readline() == "running\n"
+        with pytest.raises(ConfigurationError) as refused, only_backend(here):
+            pass
+        assert f"{tmp_path} at http://127.0.0.1:8123 (process {first.pid})" in refused.value.what
+        assert "ISABELLA_HOME" in (refused.value.remedy or "")
+        first.kill()
+    assert published_address(tmp_path) == "http://127.0.0.1:8123"
+    with only_backend(here):
+        pass
+
+
+def test_a_lock_that_cannot_be_used(tmp_path: Path) -> None:
+    """The error names the file."""
+    here = settings(tmp_path, letta_base_url="http://127.0.0.1:9")
+    (tmp_path / "locks").write_text("")
+    with pytest.raises(ConfigurationError, match=str(tmp_path / "locks")), only_backend(here):
+        pass
 
 
 @pytest.mark.parametrize("given", ["", "x", "a-token-for-the-test", "ä-token-for-the-tests", "\udcff"])

@@ -6,6 +6,7 @@ secret in it, which is kept in a file that only its owner may read. The vendor's
 
 from __future__ import annotations
 
+import re
 import secrets as random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,13 +21,13 @@ from pydantic import SecretStr
 from isabella.config.settings import Embeddings, Settings
 from isabella.errors import ConfigurationError
 from isabella.providers.desired import Desired
-from isabella.system import redaction
-from isabella.system.files import write_private
+from isabella.system import state
 
 PREFIX = "/embeddings"  # the path below which the backend serves embeddings
 VENDOR = "mistral"  # the provider whose key pays for embeddings
 MODEL, DIMENSIONS = "wordllama-l2-supercat-256", 256  # the local model, and the length of its vectors
 
+_SECRET_FORM = re.compile(r"[\w-]{32,}", re.ASCII)
 _CHUNK = 300  # the text that Letta embeds at once; it calls this a chunk
 
 
@@ -115,15 +116,11 @@ def address_secret(home: Path) -> SecretStr:
     """Return the secret of the URL. It is created once, in a file that only its owner may read."""
     path = home / "embeddings-secret"
     try:
-        secret = path.read_text("utf-8").strip() if path.exists() else ""
-        if not secret:
-            home.mkdir(mode=0o700, parents=True, exist_ok=True)
-            secret = random.token_urlsafe(32)
-            write_private(path, secret + "\n")
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        secret, _ = state.read_or_make_secret(path, _SECRET_FORM, lambda: random.token_urlsafe(32))
     except OSError as error:
-        what = f"{path}: cannot be used: {error.strerror}."
+        what = f"{path}: cannot be used: {state.why(error)}."
         raise ConfigurationError(what, remedy="Correct ISABELLA_HOME.") from None
-    redaction.remember(secret)
     return SecretStr(secret)
 
 

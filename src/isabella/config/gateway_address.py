@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from isabella.config.settings import Settings
+from isabella.system import state
 
 #: What the gateway calls itself: in the answer of its health route, and as the type of its own errors.
 SERVICE = "isabella-gateway"
@@ -35,8 +35,4 @@ def gateway_address(settings: Settings) -> str | None:
 
 def saved_port(home: Path) -> int | None:
     """Return the port of the gateway of this home; None if none was started yet."""
-    try:
-        port = json.loads(state_file(home).read_text())["port"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return port if isinstance(port, int) and 0 < port < 65536 else None
+    return state.port_in(state.load(state_file(home)), "port")

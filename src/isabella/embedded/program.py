@@ -6,8 +6,8 @@ import http.client
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Collection, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from isabella.embedded.instance import LOOPBACK, InstancePaths, make_private
 from isabella.errors import StartFailed
 from isabella.letta.paths import HEALTH
 from isabella.letta.releases import release_in
-from isabella.system import processes
-from isabella.system.files import write_private
+from isabella.system import processes, state
 from isabella.system.peers import listens
 from isabella.system.processes import ChildProcess
+from isabella.system.sockets import kept_port
 
 _CONFINE, _LAUNCHER = (Path(__file__).with_name(name) for name in ("confine.py", "launch.py"))
 _INSTANCE_OPTION = "--instance"
@@ -41,17 +41,18 @@ class ServerRun:
     def save(self, path: Path) -> None:
         """Write the record to a file."""
         record = {"pid": self.process.pid, "started": self.process.started, "port": self.port, "key": self.key}
-        write_private(path, json.dumps(record))
+        state.save(path, record)
 
     @classmethod
     def load(cls, path: Path) -> ServerRun | None:
         """Return the record in a file; None if the file is missing or damaged."""
-        try:
-            record = json.loads(path.read_text())
-            process = ChildProcess(pid=int(record["pid"]), started=float(record["started"]))
-            return cls(process, port=int(record["port"]), key=str(record["key"]))
-        except (OSError, ValueError, KeyError, TypeError):
+        record = state.load(path)
+        process, port, key = ChildProcess.in_record(record), state.port_in(record, "port"), record.get("key")
+        if process is None or port is None or not isinstance(key, str):
+            if record:
+                state.report_fields(path)
             return None
+        return cls(process, port, key)
 
 
 def health(port: int, *, timeout: float = 5.0) -> str | None:
@@ -73,18 +74,22 @@ def environment(
     port: int,
     database: SecretStr,
     password: SecretStr,
+    socket: Path | None,
     master_key: SecretStr | None,
     extra: Mapping[str, str],
     sandbox: bool = True,
 ) -> dict[str, str]:
     """Return the whole environment of the server, without any of the operator's keys (fact P7).
 
-    `sandbox` says whether the tools of agents run in a sandbox, if that is possible here.
+    `socket` is that of Postgres. Letta's driver would send the password in the clear to a program that listens on the
+    port of a killed Postgres; a folder that only the owner can enter has no such program. `sandbox` says whether the
+    tools of agents run in a sandbox, if that is possible here.
     """
+    at = f"&host={socket.parent}" if socket else ""
     environ = {
         "HOME": str(paths.server_home),
         "TMPDIR": str(paths.server_tmp),
-        "LETTA_PG_URI": f"{database.get_secret_value()}?ssl=disable",
+        "LETTA_PG_URI": f"{database.get_secret_value()}?ssl=disable{at}",
         "LETTA_DISABLE_SQLALCHEMY_POOLING": "false",
         "LETTA_SERVER_PASSWORD": password.get_secret_value(),
         # The URL for tools that call the server; Letta's default is port 8283, whatever port the server has.
@@ -98,7 +103,7 @@ def environment(
     return child_processes.network_environment() | environ | dict(extra)
 
 
-def migrate(paths: InstancePaths, database: SecretStr) -> None:
+def migrate(paths: InstancePaths, database: SecretStr, socket: Path | None = None) -> None:
     """Run the pending database migrations, and write their redacted output to a log.
 
     They run in one transaction, so interrupted migrations change nothing. The caller checks the database's revision.
@@ -106,6 +111,7 @@ def migrate(paths: InstancePaths, database: SecretStr) -> None:
     # The migrations print the URL of the database with its password, so the raw output is deleted.
     raw = paths.logs / ".migrations.raw"
     raw.unlink(missing_ok=True)
+    at = f"?unix_sock={socket}" if socket else ""
     try:
         process = processes.spawn(
             [*_launch(paths), "migrate"],
@@ -113,14 +119,14 @@ def migrate(paths: InstancePaths, database: SecretStr) -> None:
             | {
                 "HOME": str(paths.server_home),
                 "TMPDIR": str(paths.server_tmp),
-                "LETTA_PG_URI": database.get_secret_value(),
+                "LETTA_PG_URI": database.get_secret_value() + at,
             },
             log=raw,
             cwd=paths.program,
         )
         with suppress(psutil.NoSuchProcess):
             psutil.Process(process.pid).wait()
-        write_private(paths.migrations_log, "\n".join(child_processes.tail_log(raw, 2000)) + "\n")
+        state.write(paths.migrations_log, "\n".join(child_processes.tail_log(raw, 2000)) + "\n")
     finally:
         raw.unlink(missing_ok=True)
 
@@ -131,20 +137,25 @@ def start(
     environ: Mapping[str, str],
     master_key: SecretStr | None,
     has_database: Callable[[], bool],
+    kept: Collection[tuple[str, int]] = (),
 ) -> ServerRun:
     """Start the server and wait until it is healthy. A `StartFailed` quotes its log.
 
-    Without its database it would neither start nor end, so that a start is given up if `has_database` is false.
+    Without its database it would neither start nor end, so that a start is given up if `has_database` is false. It
+    keeps the ports `kept`, to which it sends keys and prompts, from other users (see `kept_port`).
     """
     child_processes.rotate_log(paths.letta_log)
     paths.tool_sandbox_file.unlink(missing_ok=True)
     _empty(paths.server_tmp)
-    process = processes.spawn(
-        [*_launch(paths), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
-        env=environ,
-        log=paths.letta_log,
-        cwd=paths.server_home,
-    )
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(one) for address in kept if (one := kept_port(*address)) is not None]
+        process = processes.spawn(
+            [*_launch(paths), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
+            env=environ,
+            log=paths.letta_log,
+            cwd=paths.server_home,
+            pass_fds=[one.fileno() for one in sockets],
+        )
     run = ServerRun(process, port, instance.fingerprint(master_key))
     run.save(paths.run_file)
     if wait_until_healthy(paths, run, has_database):

@@ -13,12 +13,15 @@ from typing import Literal, TypeVar
 from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import SecretStr
 
+from isabella.config.gateway_address import DEFAULT_PORT as GATEWAY_PORT
+from isabella.config.gateway_address import saved_port
 from isabella.config.letta_lock import LettaLock
 from isabella.embedded import child_processes, encrypted_columns, install, instance, key_rotation, postgres, program
-from isabella.embedded.encrypted_columns import StoredValue
+from isabella.embedded.encrypted_columns import StoredValue, ValueState
 from isabella.embedded.instance import (
     DEFAULT_INSTANCE,
     DEFAULT_RELEASE,
+    LOOPBACK,
     InstancePaths,
     Ports,
     base_url,
@@ -30,7 +33,7 @@ from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.program import ServerRun
 from isabella.embedded.progress import Progress, Step, no_progress, step
 from isabella.errors import EmbeddedError, LockTimeout, StartFailed
-from isabella.system.files import write_private
+from isabella.system import state
 from isabella.system.peers import Peer
 from isabella.system.processes import ChildProcess
 
@@ -102,6 +105,8 @@ class Server:
     encrypt: bool = True  # False starts Letta without a master key, so that it stores keys in plaintext. For tests.
     #: further variables for Letta's environment. For tests.
     extra_env: Mapping[str, str] = field(default_factory=dict)
+    #: addresses and ports that Letta keeps for this user while it runs, beside the gateway's
+    kept_ports: tuple[tuple[str, int], ...] = ()
 
     @property
     def paths(self) -> InstancePaths:
@@ -130,7 +135,7 @@ class Server:
         with self._locked(self.paths.lock, progress):
             # First, so that a backend does not take this for a crash.
             with suppress(OSError):
-                write_private(self.paths.stopped_file, "")
+                state.write(self.paths.stopped_file, "")
             stopped = self._stop_letta(progress)
             cluster = postgres.find_cluster(self.paths)
             if cluster is not None and cluster.running() is not None:
@@ -252,8 +257,10 @@ class Server:
             paths.database_password_file,
             paths.superuser_password_file,
         ):
-            instance.load_secret(path)
-        key_rotation.known_keys(paths)
+            with suppress(EmbeddedError):
+                instance.load_secret(path)
+        with suppress(EmbeddedError):
+            key_rotation.known_keys(paths)
 
     def erase(self, progress: Progress = no_progress) -> None:
         """Stop everything, and delete the data of this instance with its secrets and logs."""
@@ -268,6 +275,7 @@ class Server:
 
     def _up(self, progress: Progress) -> Letta:
         paths = self.paths
+        state.make_way(paths.stopped_file)
         paths.stopped_file.unlink(missing_ok=True)
         with step(progress, "check"):
             running = self._running_letta()
@@ -284,16 +292,16 @@ class Server:
         password = instance.load_or_create_secret(paths.database_password_file)
         postgres.prepare_database(
             postmaster.port,
-            superuser_password=instance.load_or_create_secret(paths.superuser_password_file),
+            superuser_password=self._superuser_password(),
             password=password,
         )
         if program.stop(paths, program.running(paths)):
-            progress(Step("check", "note", "stopped a Letta that an interrupted start had left running"))
+            progress(Step("check", "note", "stopped a Letta that could not be used"))
         if postgres.current_revision(postmaster.port, password) == head:
             progress(Step("migrate", "skipped", f"the database is at {head}"))
         else:
             with step(progress, "migrate", f"the database to {head}"):
-                program.migrate(paths, postgres.database_url(postmaster.port, password))
+                program.migrate(paths, postgres.database_url(postmaster.port, password), self._socket(postmaster))
                 if postgres.current_revision(postmaster.port, password) != head:
                     log = child_processes.quote_log(paths.migrations_log)
                     raise StartFailed(f"The database migrations of Letta {self.release} failed. {log}")
@@ -307,11 +315,13 @@ class Server:
         key = self._key_of(run)
         if not program.wait_until_healthy(self.paths, run, lambda: self._keeps_postgres(postmaster.port)):
             return None
+        if not self._has_passwords():
+            return None
         return self._letta(run, postmaster.port, key, started=False)
 
     def _key_of(self, run: ServerRun) -> SecretStr | None:
         """Return the master key of a Letta that runs. Raises `StartFailed` if it is another one than that here."""
-        key = self._key(make=False)
+        key = self._key()
         if not instance.matches_fingerprint(key, run.key):
             raise StartFailed(
                 f"Letta is already running at {base_url(run.port)}, with another master key than the one given now.",
@@ -362,6 +372,7 @@ class Server:
             return running
         with step(progress, "postgres", "database of this instance, on loopback, with a password"):
             if not cluster.exists():
+                self._refuse_lost_database(cluster)
                 cluster.make(instance.load_or_create_secret(self.paths.superuser_password_file))
             return _retry_other_ports(lambda: self._choose_port("postgres", progress), cluster.start)
 
@@ -369,7 +380,7 @@ class Server:
         paths = self.paths
         if self.encrypt and self.master_key is None:
             key_rotation.store_new_key(paths)
-        key = self._key(make=True)
+        key = self._key() or (self._new_master_key(postmaster) if self.encrypt else None)
         rekeyed = key is not None and key_rotation.resume(paths, self._database(postmaster), key, progress)
         last = program.ServerRun.load(paths.run_file)
         if last is not None and not instance.matches_fingerprint(key, last.key) and not rekeyed:
@@ -384,12 +395,15 @@ class Server:
                 paths,
                 port=port,
                 database=self._database(postmaster),
+                socket=self._socket(postmaster),
                 password=instance.load_or_create_secret(paths.password_file),
                 master_key=key,
                 extra=self.extra_env,
                 sandbox=self.sandbox,
             )
-            return program.start(paths, port, environ, key, lambda: self._keeps_postgres(postmaster.port))
+            gateway = (LOOPBACK, saved_port(paths.home) or GATEWAY_PORT)
+            kept = {gateway, *self.kept_ports}
+            return program.start(paths, port, environ, key, lambda: self._keeps_postgres(postmaster.port), kept)
 
         with step(progress, "letta", f"Letta {paths.release}"):
             run = _retry_other_ports(lambda: self._choose_port("letta", progress, postgres=postmaster.port), start)
@@ -447,13 +461,57 @@ class Server:
         password = instance.load_or_create_secret(self.paths.database_password_file)
         return postgres.database_url(postmaster.port, password)
 
-    def _key(self, *, make: bool) -> SecretStr | None:
+    def _socket(self, postmaster: Postmaster) -> Path | None:
+        """Return the socket of Postgres, if it has one: one that was started by an earlier version has none."""
+        cluster = postgres.find_cluster(self.paths)
+        path = cluster.socket(postmaster.port) if cluster is not None else None
+        return path if path is not None and path.is_socket() else None
+
+    def _key(self) -> SecretStr | None:
         if not self.encrypt:
             return None
-        if self.master_key is not None:
-            return self.master_key
+        return self.master_key or instance.load_secret(self.paths.master_key_file)
+
+    def _new_master_key(self, postmaster: Postmaster) -> SecretStr:
+        """Return a new master key, which is stored first, unless values are encrypted with a lost one."""
         path = self.paths.master_key_file
-        return instance.load_or_create_secret(path) if make else instance.load_secret(path)
+        values = encrypted_columns.read_values(self._database(postmaster), ())
+        lost = [value.place for value in values if value.state is ValueState.UNREADABLE]
+        if lost:
+            raise StartFailed(
+                f"{path} holds no master key, and {len(lost)} values in Letta's database are encrypted with one, "
+                f"for instance {lost[0]}.",
+                remedy="Restore the file from a backup, or set LETTA_ENCRYPTION_KEY again if the key was configured. "
+                f"To give those values up, write a new key to the file: openssl rand -hex 32 > {path}",
+            )
+        return instance.load_or_create_secret(path)
+
+    def _superuser_password(self) -> SecretStr:
+        path = self.paths.superuser_password_file
+        password = instance.load_secret(path)
+        if password is None:
+            raise StartFailed(
+                f"{path} holds no password, and the database of this instance opens with the one that it held.",
+                remedy="Restore the file from a backup.",
+            )
+        return password
+
+    def _has_passwords(self) -> bool:
+        """Return whether the passwords of Letta and of its database can be read. New ones need a restart of Letta."""
+        files = (self.paths.password_file, self.paths.database_password_file)
+        try:
+            return all(instance.load_secret(path) is not None for path in files)
+        except EmbeddedError:
+            return False
+
+    def _refuse_lost_database(self, cluster: Cluster) -> None:
+        """Raise `StartFailed` if there was a database: an empty one in its place would hide the loss."""
+        known = self.paths.database_password_file
+        if known.exists():
+            raise StartFailed(
+                f"{cluster.data} is missing, or not a complete database: it has no file PG_VERSION.",
+                remedy=f"Restore the folder from a backup. For an empty one, move {known.parent} away.",
+            )
 
     def _letta(self, run: ServerRun, postgres_port: int, key: SecretStr | None, *, started: bool) -> Letta:
         paths = self.paths
@@ -476,6 +534,7 @@ class Server:
             user = postgres_user()
             make_home(self.paths.home, group=user.gid if user else None)
             make_private(path.parent)
+            state.make_way(path)
             lock = FileLock(path, mode=0o600)
             _acquire(lock, path, progress)
             try:
@@ -485,7 +544,7 @@ class Server:
         except OSError as error:
             at = error.filename2 or error.filename or self.paths.home
             raise EmbeddedError(
-                f"{at} cannot be used: {error.strerror}.",
+                f"{at} cannot be used: {state.why(error)}.",
                 remedy="Make room there, correct its permissions, or set ISABELLA_HOME to another folder.",
             ) from error
 

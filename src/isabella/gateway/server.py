@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import secrets
@@ -28,8 +27,7 @@ from isabella.gateway.runs import RunMonitor
 from isabella.gateway.traffic import Traffic, VendorTraffic
 from isabella.letta.client import Connection
 from isabella.practice.overlay import ConfigSnapshot
-from isabella.system import processes
-from isabella.system.files import write_private
+from isabella.system import processes, state
 from isabella.system.http_server import ConnectionLimits, Headers, http_protocol
 from isabella.system.sockets import listening_socket
 from isabella.system.urls import is_loopback
@@ -152,7 +150,7 @@ def run_in_foreground(
 def publish(folder: Path, port: int, token: SecretStr) -> None:
     """Record that this process is the gateway, so that Isabella's other processes on this machine find it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_private(folder / "state.json", json.dumps({"port": port, "token": token.get_secret_value()}))
+    state.save(folder / "state.json", {"port": port, "token": token.get_secret_value()})
     processes.save(folder / "process.json", processes.ChildProcess.of(os.getpid()))
 
 
@@ -187,12 +185,12 @@ async def _save_regularly(traffic: Traffic, file: Path) -> None:
 def _save(traffic: Traffic, file: Path) -> None:
     # A vendor's words may quote a prompt. A disk that is full costs history, and no request.
     kept = {name: asdict(replace(vendor, refused_message=None)) for name, vendor in traffic.vendors.items()}
-    with suppress(OSError):
-        write_private(file, json.dumps(kept))
+    state.keep(file, kept)
 
 
 def _load(file: Path) -> dict[str, VendorTraffic]:
     try:
-        return _VENDORS.validate_json(file.read_bytes())
-    except (OSError, ValidationError):
+        return _VENDORS.validate_python(state.load(file))
+    except ValidationError:
+        state.report_fields(file)
         return {}

@@ -10,7 +10,6 @@ import base64
 import binascii
 import hashlib
 import hmac
-import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -25,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.pbkdf2 import PBKDF2HMAC
 from pydantic import SecretStr
 
-from isabella.system.files import write_private
+from isabella.system import state
 
 _SALT, _IV, _TAG = 16, 12, 16
 _ROUNDS = 100_000
@@ -142,20 +141,19 @@ class ProofMemo:
         if self._path is None or not self._changed:
             return
         tags = dict([*self._tags.items()][-_MEMO_LIMIT:])
-        with suppress(OSError):
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            document = {"version": _MEMO_VERSION, "mac": self._over(tags), "found": tags}
-            write_private(self._path, json.dumps(document))
-            self._changed = False
+        document = {"version": _MEMO_VERSION, "mac": self._over(tags), "found": tags}
+        self._changed = not state.keep(self._path, document)
 
     def _load(self) -> dict[str, str]:
         if self._path is None:
             return {}
+        document = state.load(self._path)
         try:
-            document = json.loads(self._path.read_text())
-            tags = document["found"]
+            tags = dict(document["found"])
             genuine = document["version"] == _MEMO_VERSION and hmac.compare_digest(document["mac"], self._over(tags))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError):
+            if document:
+                state.report_fields(self._path)
             return {}
         return tags if genuine else {}
 

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 
 from isabella.errors import ConfigurationError, LockTimeout
 from isabella.locks.postgres import open_connection
+from isabella.system import state
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection
@@ -74,14 +75,16 @@ async def _file_lock(base_url: str, home: Path, timeout: float) -> AsyncIterator
     folder = home / "locks"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = AsyncFileLock(folder / f"{hashlib.sha256(base_url.encode()).hexdigest()[:16]}.lock", mode=0o600)
+        path = folder / f"{hashlib.sha256(base_url.encode()).hexdigest()[:16]}.lock"
+        state.make_way(path)
+        lock = AsyncFileLock(path, mode=0o600)
         try:
             await lock.acquire(timeout=timeout, poll_interval=_LOOK_EVERY)
         except Timeout:
             raise _timed_out(timeout) from None
     except OSError as error:
         raise ConfigurationError(
-            f"{folder}: cannot be used for the lock: {error.strerror}.", remedy="Correct ISABELLA_HOME."
+            f"{folder}: cannot be used for the lock: {state.why(error)}.", remedy="Correct ISABELLA_HOME."
         ) from None
     try:
         yield

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from isabella.errors import PracticeError
 from isabella.practice.server import PracticeApp
-from isabella.practice.vendor import load_keys, new_keys, save_keys
+from isabella.practice.vendor import load_or_make_keys, save_keys
 from isabella.system.terminal import guard_output
 
 
@@ -21,9 +21,7 @@ def main(folder: Path, descriptor: int) -> None:
         PracticeError: the keys cannot be read.
     """
     state = json.loads((folder / "state.json").read_text())
-    accepted = load_keys(folder / "keys.json")
-    if accepted is None:
-        save_keys(folder / "keys.json", accepted := new_keys())
+    accepted = load_or_make_keys(folder / "keys.json")
     app = PracticeApp(accepted, state["token"], lambda keys: save_keys(folder / "keys.json", keys))
     app.server().run([socket.socket(fileno=descriptor)])
 

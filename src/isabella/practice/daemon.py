@@ -20,7 +20,7 @@ from isabella.errors import PracticeError
 from isabella.practice.server import HOST, SERVICE, TOKEN_HEADER, listen
 from isabella.practice.vendor import Request, VendorFault, load_keys, new_key, save_keys
 from isabella.practice.wire import NAMES, profile
-from isabella.system import processes
+from isabella.system import processes, state
 from isabella.system.daemon import Daemon
 from isabella.system.peers import Peer, hooks
 
@@ -173,8 +173,10 @@ def up(home: Path, port: int | None = None, progress: Callable[[str], None] = la
             )
         progress(f"practice vendors: already running on port {present.port}")
         return present
-    # A damaged file of keys is reported before anything is started.
-    load_keys(keys_file(home))
+    try:
+        load_keys(keys_file(home))
+    except PracticeError:
+        state.set_aside(keys_file(home), "it does not hold the keys of the practice vendors")
     # -P: a file in the working directory must not replace a module.
     argv = [sys.executable, "-P", "-m", "isabella.practice", str(home.absolute() / "practice")]
     environment = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}

@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args
 
-from isabella.errors import PracticeError
+from isabella.errors import FileUnreadable, PracticeError
 from isabella.practice.limits import VendorAllowance, VendorLimits
 from isabella.practice.wire import NAMES, Profile, overflow_wordings, profile
+from isabella.system import state
 from isabella.system.files import write_private
 
 Route = Literal["models", "chat", "embeddings"]
@@ -351,15 +352,33 @@ def load_keys(path: Path) -> dict[str, list[str]] | None:
         PracticeError: the file cannot be read or is damaged.
     """
     try:
-        data = json.loads(path.read_text())
-        return {name: [str(key) for key in data["accepted"][name]] for name in NAMES}
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PracticeError(
-            f"The practice vendors' keys in {path} cannot be read ({type(error).__name__}).",
-            remedy="Delete the file; new practice keys are made at the next start.",
-        ) from None
+        match state.read(path):
+            case None:
+                return None
+            case {"accepted": {**accepted}}:
+                keys = {name: value for name in NAMES if _are_keys(value := accepted.get(name))}
+                if len(keys) == len(NAMES):
+                    return keys
+        reason = "it has other fields than expected"
+    except FileUnreadable as error:
+        reason = error.reason
+    raise PracticeError(
+        f"The practice vendors' keys in {path} cannot be read: {reason}.",
+        remedy="Delete the file; new practice keys are made at the next start.",
+    )
+
+
+def _are_keys(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(key, str) for key in value)
+
+
+def load_or_make_keys(path: Path) -> dict[str, list[str]]:
+    """Read the accepted keys, or write new ones if there is no file. Raises as `load_keys` does."""
+    accepted = load_keys(path)
+    if accepted is None:
+        accepted = new_keys()
+        save_keys(path, accepted)
+    return accepted
 
 
 def save_keys(path: Path, accepted: Mapping[str, Sequence[str]]) -> None:

@@ -6,9 +6,7 @@ The condition combines reports over time: pure functions without a clock, and a 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -19,7 +17,7 @@ from pydantic import TypeAdapter
 
 from isabella.providers.plan import WRITE_ACTIONS, Action, ProviderState
 from isabella.providers.report import GatewayState, GatewayStatus, Proof, ProviderReport, Report, join_some
-from isabella.system.files import write_private
+from isabella.system import state
 from isabella.vendors.client import VendorObservation, VendorState
 
 
@@ -154,16 +152,15 @@ class HealthFile:
     def read(self) -> dict[str, ProviderHealth]:
         """Return what was saved last; nothing if the file is missing or damaged."""
         try:
-            return _HEALTH.validate_python(json.loads(self._path.read_text())["providers"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return _HEALTH.validate_python(state.load(self._path).get("providers", {}))
+        except ValueError:
+            state.report_fields(self._path)
             return {}
 
     def write(self, health: HealthByProvider) -> None:
         """Save the health. If this fails, only times and the results of the last sync are lost."""
         document = _HEALTH.dump_python(dict(health), mode="json", exclude_none=True)
-        with suppress(OSError):
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_private(self._path, json.dumps({"version": 1, "providers": document}))
+        state.keep(self._path, {"version": 1, "providers": document})
 
 
 _MAX_NAMES = 3

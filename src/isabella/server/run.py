@@ -9,17 +9,21 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import anyio
 import structlog
 import uvicorn
+from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from isabella.api import add_receipts, ensure_providers
 from isabella.config.settings import Settings
 from isabella.connect import embedded_connection
 from isabella.embedded import Progress, Server
+from isabella.embedded.instance import make_home, make_private
+from isabella.embedded.os_users import postgres_user
 from isabella.embedded.progress import step
 from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
 from isabella.gateway.process import GatewayPart, starts_here
@@ -35,9 +39,19 @@ from isabella.server.readiness import Phase, Readiness
 from isabella.server.runtime import Runtime, open_agents, open_turns, run_reflection, run_watcher
 from isabella.server.sessions import FIRST_LINK_SECONDS, Sessions, login_link
 from isabella.server.supervised import Supervised, repeat_after_outage, run_supervisor
-from isabella.server.token import LOOPBACK, Token, address_published, check_address, ensure_token
+from isabella.server.token import (
+    ADDRESS_FILE,
+    LOOPBACK,
+    Token,
+    address_published,
+    check_address,
+    ensure_token,
+    published_address,
+)
+from isabella.system import processes, state
+from isabella.system.daemon import HOST
 from isabella.system.processes import interrupt_on_sigterm
-from isabella.system.sockets import listening_socket
+from isabella.system.sockets import kept_port, listening_socket
 from isabella.system.terminal import messages_are_json
 from isabella.watch.watcher import LettaActions
 
@@ -63,8 +77,17 @@ class ServeOptions:
 
 def serve(settings: Settings, options: ServeOptions) -> int:
     """Start everything, serve until a signal, and stop everything in reverse order. Return the exit code."""
-    with closing(_bind(settings)) as listener, interrupt_on_sigterm(), ExitStack() as stack:
-        settings = _with_practice(settings, options, stack)
+    with (
+        only_backend(settings),
+        closing(_bind(settings)) as listener,
+        interrupt_on_sigterm(),
+        ExitStack() as stack,
+    ):
+        # Letta sends texts for embeddings to the backend, and everything to the practice vendors.
+        kept: list[tuple[str, int]] = [listener.getsockname()[:2]]
+        settings = _with_practice(settings, options, stack, kept)
+        # Before Letta, which keeps the gateway's port.
+        gateway = _start_gateway(settings, options, stack)
         connection, server = configured_connection(settings), None
         if connection is None:
             server = Server(
@@ -72,11 +95,50 @@ def serve(settings: Settings, options: ServeOptions) -> int:
                 master_key=settings.letta_encryption_key,
                 lock=settings.letta_lock,
                 sandbox=settings.tool_sandbox,
+                kept_ports=tuple(kept),
             )
             connection = _start_embedded(settings, server, options, stack)
-        gateway = _start_gateway(settings, options, stack)
         readiness = _serve_http(settings, options, connection, listener, Supervised.of(server, gateway))
     return 0 if readiness.serving else 1
+
+
+@contextmanager
+def only_backend(settings: Settings) -> Iterator[None]:
+    """Hold the lock of a home's backend while the block runs: a lock of the system, which ends with its process.
+
+    Raises:
+        ConfigurationError: another backend of this home runs, or the lock cannot be used.
+    """
+    home = settings.home.absolute()
+    # The group passes through a home of root's to the database (see `os_users`).
+    user = postgres_user() if settings.letta_base_url is None else None
+    try:
+        make_home(home, group=user.gid if user else None)
+        make_private(home / "locks")
+        state.make_way(home / "locks" / "backend.lock")
+        lock = FileLock(home / "locks" / "backend.lock", mode=0o600)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigurationError(
+            f"Isabella already runs on {home}{_running_at(home)}.",
+            remedy="Use that one or stop it; for a second one, set ISABELLA_HOME to another folder.",
+        ) from None
+    except OSError as error:
+        raise ConfigurationError(
+            f"{error.filename or home}: cannot be used: {state.why(error)}.", remedy="Correct ISABELLA_HOME."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _running_at(home: Path) -> str:
+    """Return the address of the running backend as the end of a sentence; a phrase for one that is starting."""
+    process, address = processes.load(home / ADDRESS_FILE), published_address(home)
+    if process is None or address is None or not process.is_running():
+        return ", and is starting or stopping"
+    return f" at {address} (process {process.pid})"
 
 
 def _bind(settings: Settings) -> socket.socket:
@@ -91,7 +153,9 @@ def _bind(settings: Settings) -> socket.socket:
         ) from None
 
 
-def _with_practice(settings: Settings, options: ServeOptions, stack: ExitStack) -> Settings:
+def _with_practice(
+    settings: Settings, options: ServeOptions, stack: ExitStack, kept: list[tuple[str, int]]
+) -> Settings:
     practice = options.practice
     if practice is None:
         # A Letta server of the operator's own never gets practice vendors unless asked for.
@@ -111,6 +175,9 @@ def _with_practice(settings: Settings, options: ServeOptions, stack: ExitStack) 
     running = daemon.up(settings.home, None, options.say)
     if running.started:
         stack.callback(daemon.down, settings.home)
+    kept.append((HOST, running.port))
+    if (port := kept_port(HOST, running.port)) is not None:
+        stack.enter_context(port)
     return with_practice_vendors(settings, running)
 
 

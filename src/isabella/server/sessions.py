@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import structlog
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from isabella.system.files import write_private
-
-log = structlog.get_logger()
+from isabella.system import state
 
 SESSION_SECONDS = 90 * 24 * 3600.0
 LINK_SECONDS = 600.0
@@ -73,7 +69,7 @@ class Sessions:
         self._now = now
         self._key = _signature(token, "sessions")
         stored = _load(file) if file is not None else None
-        if stored is None or not hmac.compare_digest(stored.key, self._key):
+        if stored is None or not hmac.compare_digest(stored.key.encode(), self._key.encode()):
             stored = _Stored(self._key, [], {})
         self._sessions = {session.id: session for session in stored.sessions}
         self._used = dict(stored.used)
@@ -133,11 +129,7 @@ class Sessions:
     def _save(self) -> None:
         if self._file is None:
             return
-        try:
-            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_private(self._file, json.dumps(asdict(_Stored(self._key, [*self._sessions.values()], self._used))))
-        except OSError as error:
-            log.warning("sessions are not stored", file=str(self._file), error=error.strerror)
+        state.keep(self._file, asdict(_Stored(self._key, [*self._sessions.values()], self._used)))
 
 
 def login_link(address: str, token: SecretStr, seconds: float = LINK_SECONDS) -> str:
@@ -164,10 +156,11 @@ def _encoded(text: str) -> bytes:
 
 
 def _load(file: Path) -> _Stored | None:
-    try:
-        return _STORED.validate_json(file.read_bytes())
-    except FileNotFoundError:
+    document = state.load(file)
+    if not document:
         return None
-    except (OSError, ValidationError):
-        log.warning("sessions cannot be read: browsers have to sign in again", file=str(file))
+    try:
+        return _STORED.validate_python(document)
+    except ValidationError:
+        state.report_fields(file)
         return None

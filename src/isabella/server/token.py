@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,16 +13,18 @@ from pathlib import Path
 from pydantic import SecretStr
 
 from isabella.config.settings import Settings
-from isabella.errors import ConfigurationError
-from isabella.system import redaction
-from isabella.system.files import write_private
+from isabella.errors import ConfigurationError, FileUnreadable
+from isabella.system import state
 from isabella.system.peers import Peer
 from isabella.system.processes import ChildProcess
 
 #: The minimum length of a token if other machines can reach the backend.
 SHORTEST_TOKEN = 16
 
-_ADDRESS_FILE = "backend.json"
+ADDRESS_FILE = "backend.json"
+_ADDRESS_FORM = re.compile(r"http://(\[[0-9A-Fa-f:.]+\]|[\w.-]+):\d{1,5}", re.ASCII)
+_TOKEN_FORM = re.compile(f"[!-~]{{{SHORTEST_TOKEN},}}")
+_NEW_TOKEN = "Start the backend again: it makes a new token, and everybody signs in again."  # noqa: S105 - a sentence
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -50,26 +52,28 @@ def ensure_token(settings: Settings) -> Token:
         return Token(settings.token)
     path = settings.home / "token"
     try:
-        stored = _read(path)
-        if stored is not None:
-            return Token(stored)
         settings.home.mkdir(parents=True, exist_ok=True)
-        made = secrets.token_urlsafe(32)
-        redaction.remember(made)
-        write_private(path, made + "\n")
+        token, made = state.read_or_make_secret(path, _TOKEN_FORM, lambda: secrets.token_urlsafe(32))
     except OSError as error:
         raise ConfigurationError(
-            f"{path}: the backend's token cannot be stored: {error.strerror}.", remedy="Correct ISABELLA_HOME."
+            f"{path}: the backend's token cannot be stored: {state.why(error)}.", remedy="Correct ISABELLA_HOME."
         ) from None
-    return Token(SecretStr(made), made=True)
+    return Token(SecretStr(token), made=made)
 
 
 def stored_token(settings: Settings) -> SecretStr | None:
-    """Return the token that a backend of this home requires; None if none was generated yet."""
+    """Return the token that a backend of this home requires; None if none was generated yet.
+
+    Raises:
+        FileUnreadable: the file that should hold it is damaged.
+    """
+    if settings.token is not None:
+        return settings.token
     try:
-        return settings.token or _read(settings.home / "token")
-    except OSError:
-        return None
+        token = state.read_secret(settings.home / "token", _TOKEN_FORM)
+    except FileUnreadable as error:
+        raise FileUnreadable(error.what, reason=error.reason, remedy=_NEW_TOKEN) from None
+    return None if token is None else SecretStr(token)
 
 
 def check_address(settings: Settings) -> None:
@@ -93,25 +97,24 @@ def check_address(settings: Settings) -> None:
 @contextmanager
 def address_published(home: Path, address: str) -> Iterator[None]:
     """Publish the backend's address in `ISABELLA_HOME` while the block runs."""
-    path = home / _ADDRESS_FILE
-    text = json.dumps({"address": address, **asdict(ChildProcess.of(os.getpid()))})
+    path = home / ADDRESS_FILE
     home.mkdir(parents=True, exist_ok=True)
-    write_private(path, text + "\n")
+    state.save(path, {"address": address, **asdict(ChildProcess.of(os.getpid()))})
     try:
         yield
     finally:
-        # Another backend of the same home may have overwritten it.
-        if path.exists() and path.read_text().strip() == text:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def published_address(home: Path) -> str | None:
     """Return the address that the last backend of this home published; the backend may have ended since."""
-    try:
-        address = json.loads((home / _ADDRESS_FILE).read_text())["address"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return address if isinstance(address, str) else None
+    record = state.load(home / ADDRESS_FILE)
+    match record.get("address"):
+        case str(address) if _ADDRESS_FORM.fullmatch(address):
+            return address
+    if record:
+        state.report_fields(home / ADDRESS_FILE)
+    return None
 
 
 def published_backend(settings: Settings) -> RunningBackend | None:
@@ -120,15 +123,4 @@ def published_backend(settings: Settings) -> RunningBackend | None:
     if token is None or address is None:
         return None
     remedy = "Start it again with `isabella up`; if its port is in use, set another ISABELLA_PORT."
-    return RunningBackend(address, token, Peer("the backend", settings.home / _ADDRESS_FILE, remedy))
-
-
-def _read(path: Path) -> SecretStr | None:
-    try:
-        text = path.read_text().strip()
-    except FileNotFoundError:
-        return None
-    if not text:
-        raise ConfigurationError(f"{path}: it is empty.", remedy="Delete it; the next start generates a new token.")
-    redaction.remember(text)
-    return SecretStr(text)
+    return RunningBackend(address, token, Peer("the backend", settings.home / ADDRESS_FILE, remedy))

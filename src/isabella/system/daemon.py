@@ -11,7 +11,6 @@ Only the owner may read these files. The port stays the same as long as it is fr
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -27,12 +26,12 @@ from filelock import FileLock, Timeout
 from pydantic import SecretStr
 
 from isabella.errors import IsabellaError, LockTimeout, UnverifiedPeer
-from isabella.system import processes
-from isabella.system.files import write_private
+from isabella.system import processes, state
 from isabella.system.peers import Peer, hooks
 from isabella.system.ports import stable_ports
 from isabella.system.processes import ChildProcess
 from isabella.system.sockets import listening_socket
+from isabella.system.urls import client_options
 
 HOST = "127.0.0.1"
 
@@ -99,10 +98,10 @@ class Daemon:
 
     def recorded(self) -> RunningDaemon | None:
         """Return the server whose process is alive, whether it answers or not."""
-        process, state = processes.load(self.folder / "process.json"), self._state()
-        if process is None or not process.is_running() or not isinstance(state.get("port"), int):
+        process, record = processes.load(self.folder / "process.json"), self._state()
+        if process is None or not process.is_running() or not {"port", "token"} <= record.keys():
             return None
-        return RunningDaemon(state["port"], process, SecretStr(str(state.get("token"))))
+        return RunningDaemon(record["port"], process, SecretStr(record["token"]))
 
     def answers(self, running: RunningDaemon) -> bool:
         """Return whether it answers its health check."""
@@ -116,13 +115,12 @@ class Daemon:
 
     def client(self, running: RunningDaemon) -> httpx.Client:
         """Return a client of its control API, which verifies the process before each connection."""
-        # trust_env: a proxy in the environment must not come between two processes of one machine.
         return httpx.Client(
             base_url=running.address,
             headers={self.token_header: running.token.get_secret_value()},
             timeout=_REQUEST_SECONDS,
-            trust_env=False,
             event_hooks=hooks(self.peer),
+            **client_options(running.address),
         )
 
     def start(
@@ -174,7 +172,7 @@ class Daemon:
     def listen(self) -> socket.socket:
         """Return a listening socket on its port, or on another one if that is not free."""
         for port in (self._state().get("port", self.default_port), *stable_ports()):
-            with suppress(OSError, OverflowError, TypeError):
+            with suppress(OSError):
                 return listening_socket(HOST, port)
         return listening_socket(HOST, 0)
 
@@ -184,12 +182,12 @@ class Daemon:
         Return None if it runs, if another process is starting it or supervises it, or if the port is taken.
         """
         with suppress(IsabellaError), self.locked(seconds=0.0):
-            state = self._state()
-            if self.recorded() is None and self._supervisor() is None and isinstance(state.get("port"), int):
-                with suppress(OSError, OverflowError):
-                    listener = listening_socket(HOST, state["port"])
-                    state["supervisor"] = asdict(ChildProcess.of(os.getpid()))
-                    write_private(self.folder / "state.json", json.dumps(state))
+            record = self._state()
+            if self.recorded() is None and self._supervisor() is None and "port" in record:
+                with suppress(OSError):
+                    listener = listening_socket(HOST, record["port"])
+                    record["supervisor"] = asdict(ChildProcess.of(os.getpid()))
+                    state.save(self.folder / "state.json", record)
                     return listener
         return None
 
@@ -204,10 +202,11 @@ class Daemon:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise self.error(
-                f"{self.folder} cannot be created: {error.strerror}.", remedy="Correct ISABELLA_HOME."
+                f"{self.folder} cannot be created: {state.why(error)}.", remedy="Correct ISABELLA_HOME."
             ) from None
         lock = FileLock(self.folder / "lock", timeout=seconds, mode=0o600)
         try:
+            state.make_way(self.folder / "lock")
             lock.acquire()
         except Timeout:
             raise LockTimeout(
@@ -226,7 +225,7 @@ class Daemon:
     def _unusable(self, error: OSError) -> IsabellaError:
         at = error.filename2 or error.filename or self.folder
         return self.error(
-            f"{self.title.capitalize()} cannot be started or stopped: {at}: {error.strerror}.",
+            f"{self.title.capitalize()} cannot be started or stopped: {at}: {state.why(error)}.",
             remedy=f"Delete {at}, or correct its permissions.",
         )
 
@@ -240,10 +239,10 @@ class Daemon:
         supervised: bool,
     ) -> RunningDaemon:
         port, token = int(listener.getsockname()[1]), SecretStr(secrets.token_urlsafe(24))
-        state: dict[str, Any] = {"port": port, "token": token.get_secret_value(), "identity": identity}
+        record: dict[str, Any] = {"port": port, "token": token.get_secret_value(), "identity": identity}
         if supervised:
-            state["supervisor"] = asdict(ChildProcess.of(os.getpid()))
-        write_private(self.folder / "state.json", json.dumps(state))
+            record["supervisor"] = asdict(ChildProcess.of(os.getpid()))
+        state.save(self.folder / "state.json", record)
         descriptor = listener.fileno()
         process = processes.spawn([*argv, str(descriptor)], env=env, log=self.log, pass_fds=(descriptor,))
         processes.save(self.folder / "process.json", process)
@@ -266,23 +265,26 @@ class Daemon:
         record = self.folder / "process.json"
         process = processes.load(record)
         stopped = process is not None and process.stop()
+        state.make_way(record)
         record.unlink(missing_ok=True)
         return stopped
 
     def _supervisor(self) -> ChildProcess | None:
         """Return the other process that supervises the server, if there is one and it is alive."""
         recorded = self._state().get("supervisor")
-        try:
-            supervisor = ChildProcess(int(recorded["pid"]), float(recorded["started"])) if recorded else None
-        except (TypeError, ValueError, KeyError):
-            return None
+        supervisor = ChildProcess.in_record(recorded) if isinstance(recorded, dict) else None
         if supervisor is None or supervisor.pid == os.getpid() or not supervisor.is_running():
             return None
         return supervisor
 
     def _state(self) -> dict[str, Any]:
-        try:
-            state = json.loads((self.folder / "state.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return state if isinstance(state, dict) else {}
+        record = state.load(self.folder / "state.json")
+        usable = {"port": state.port_in(record, "port") is not None, "token": _is_token(record.get("token"))}
+        damaged = [name for name, is_usable in usable.items() if name in record and not is_usable]
+        if damaged:
+            state.report_fields(self.folder / "state.json")
+        return {name: value for name, value in record.items() if name not in damaged}
+
+
+def _is_token(value: object) -> bool:
+    return isinstance(value, str) and value.isascii() and value.isprintable() and bool(value)

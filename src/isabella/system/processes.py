@@ -6,7 +6,7 @@ is never signalled.
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import signal
 import subprocess
@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from isabella.system.files import write_private
+from isabella.system import state
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,17 @@ class ChildProcess:
 
     pid: int
     started: float
+
+    @classmethod
+    def in_record(cls, record: Mapping[str, Any]) -> ChildProcess | None:
+        """Return the process in the fields `pid` and `started` of a record; None if they do not name one."""
+        match record:
+            # A bool is an int, too, and a number in JSON may be infinite.
+            case {"pid": int(pid), "started": int() | float() as started} if (
+                type(pid) is int and 0 < pid < 1 << 31 and 0 < started < math.inf
+            ):
+                return cls(pid, float(started))
+        return None
 
     @classmethod
     def of(cls, pid: int) -> ChildProcess:
@@ -129,6 +140,7 @@ def spawn(
 
     Secrets belong in `env`, not in `argv`, which every user of the machine can see. Raises `OSError`.
     """
+    state.make_way(log, log=True)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         child = subprocess.Popen(
@@ -149,16 +161,16 @@ def spawn(
 
 def save(path: Path, process: ChildProcess) -> None:
     """Record a process in a file, so that a later command can find it."""
-    write_private(path, json.dumps(asdict(process)))
+    state.save(path, asdict(process))
 
 
 def load(path: Path) -> ChildProcess | None:
     """Return the process recorded in a file; None if the file is missing or damaged."""
-    try:
-        record = json.loads(path.read_text())
-        return ChildProcess(pid=int(record["pid"]), started=float(record["started"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    record = state.load(path)
+    process = ChildProcess.in_record(record)
+    if record and process is None:
+        state.report_fields(path)
+    return process
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from contextlib import suppress
 SHORTAGES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 _MOST_FILES = 10_000
+_ANSWER_SECONDS = 1.0
 #: Connections that are accepted in a row.
 ROW = 4
 
@@ -77,6 +78,8 @@ class ListeningSocket(socket.socket):
 def listening_socket(host: str, port: int) -> ListeningSocket:
     """Return a socket that listens on a port of an address; with port 0 the system chooses the port.
 
+    A port that a process of this user keeps with `kept_port` can be used if nobody listens on it.
+
     Raises:
         OSError: the port or the address cannot be used.
     """
@@ -85,13 +88,49 @@ def listening_socket(host: str, port: int) -> ListeningSocket:
     listener = ListeningSocket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        try:
+            listener.bind((host, port))
+        except OSError:
+            if _is_listened_on(family, host, port):
+                raise
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.bind((host, port))
+        # Set only now, so that two servers never share a port: binding has failed if another one listens.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         # A port that is only bound is still open to another program that listens first.
         listener.listen(512)
     except OSError:
         listener.close()
         raise
     return listener
+
+
+def kept_port(host: str, port: int) -> socket.socket | None:
+    """Return a socket that keeps a port for this user's programs, also while none listens; None if it cannot.
+
+    It accepts no connections. A process that sends secrets to a port inherits it: as long as that process lives, no
+    other user can listen there.
+    """
+    kept = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    kept.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    try:
+        kept.bind((host, port))
+    except OSError:
+        kept.close()
+        return None
+    return kept
+
+
+def _is_listened_on(family: int, host: str, port: int) -> bool:
+    with socket.socket(family, socket.SOCK_STREAM) as attempt:
+        attempt.settimeout(_ANSWER_SECONDS)
+        try:
+            attempt.connect((host, port))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            return True
+    return True
 
 
 def allow_files() -> int:

@@ -115,6 +115,8 @@ class _Watched:
     due: float = 0.0
 
 
+#: Children that have ended cost nothing but their number, and to find them all processes are looked at.
+_LOOKS_PER_REAPING = 20
 #: Two unanswered questions in a row count: one may meet a part that is busy.
 _IN_VAIN = 2
 
@@ -218,7 +220,8 @@ class Supervisor:
         self._wake()
 
     def _sights(self) -> list[Sight]:
-        self._reaper.reap()
+        if self._looks % _LOOKS_PER_REAPING == 0:
+            self._reaper.reap()
         return [_sight(watched.part) for watched in self._watched]
 
     def _judge(self, watched: _Watched, sight: Sight) -> None:

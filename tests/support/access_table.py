@@ -111,7 +111,7 @@ class Backend:
         environment = {"LETTA_BASE_URL": "http://127.0.0.1:9", "ISABELLA_CORS_ORIGINS": ALLOWED}
         settings = load_settings(environment=environment, home=home, config_file=home / "isabella.toml")
         self.runtime = Runtime(SecretStr(TOKEN), settings)
-        self.app = create_app(self.runtime, _nothing, delay=GuessDelay(first=0))
+        self.app = create_app(self.runtime, nothing, delay=GuessDelay(first=0))
         self._secret = address_secret(home).get_secret_value()
 
     async def ask(self, method: str, path: str, credential: str, origin: str) -> Answer:
@@ -141,7 +141,7 @@ class Backend:
         yield from _routes(self.app.routes)
 
 
-async def _nothing() -> None:
+async def nothing() -> None:
     """A start that opens nothing."""
 
 
@@ -150,7 +150,7 @@ def _routes(routes: Sequence[Any], prefix: str = "") -> Iterator[tuple[str, str]
         if (included := getattr(route, "original_router", None)) is not None:
             yield from _routes(included.routes, prefix)
         elif isinstance(route, Mount):
-            yield from _routes(route.routes or [Route("/file", _nothing)], prefix + route.path)
+            yield from _routes(route.routes or [Route("/file", nothing)], prefix + route.path)
         else:
             for method in sorted((route.methods or {"GET"}) - {"HEAD"}):
                 yield method, prefix + route.path

@@ -30,6 +30,7 @@ from isabella.providers.report import Report
 from isabella.server.app import create_app, http_server
 from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.runtime import Runtime, open_agents, open_turns
+from isabella.server.sessions import Sessions
 from isabella.server.supervised import Supervised, run_supervisor
 
 TOKEN = "a-token-for-the-tests"
@@ -252,7 +253,8 @@ def serve(
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     up = threading.Event()
 
-    runtime = Runtime(settings.token, settings, connection)
+    token = settings.token or SecretStr(TOKEN)
+    runtime = Runtime(token, settings, connection, Sessions(token))
     opened: list[Any] = []
 
     async def start() -> None:

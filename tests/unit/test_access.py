@@ -81,7 +81,7 @@ class Browser:
         settings = load_settings(environment={"ISABELLA_HOME": str(home), **options})
         runtime = Runtime(SecretStr(TOKEN), settings, sessions=self.sessions)
         self.csrf = runtime.csrf
-        self.app = create_app(runtime, access_table._nothing, delay=GuessDelay(first=0))
+        self.app = create_app(runtime, access_table.nothing, delay=GuessDelay(first=0))
         self.cookies = httpx.Cookies()
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -312,7 +312,9 @@ def test_wrong_tokens_are_answered_later_and_later(monkeypatch: pytest.MonkeyPat
     """Each wrong token of an address doubles the pause, as a bearer token or on the page; the right one has none."""
     with slept(monkeypatch) as pauses:
         settings = load_settings(environment={"ISABELLA_HOME": str(tmp_path)})
-        app = create_app(Runtime(SecretStr(TOKEN), settings), access_table._nothing)
+        app = create_app(
+            Runtime(SecretStr(TOKEN), settings, sessions=Sessions(SecretStr(TOKEN))), access_table.nothing
+        )
 
         def ask(method: str, path: str, headers: dict[str, str], body: bytes = b"") -> int:
             return asyncio.run(access_table.ask(app, method, path, headers, body)).status

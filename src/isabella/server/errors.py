@@ -141,9 +141,9 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
-        if error.__cause__ is not None:
+        for raised in filter(None, (error, error.__cause__)):
             # The frames hold what came of the body, and would be freed with the next collection of garbage only.
-            traceback.clear_frames(error.__cause__.__traceback__)
+            traceback.clear_frames(raised.__traceback__)
         if isinstance(error.__cause__, MemoryError):
             # FastAPI takes it for a malformed body.
             return await out_of_memory(request, error.__cause__)

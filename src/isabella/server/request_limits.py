@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import anyio
@@ -185,12 +187,20 @@ class _Body:
             self._held.append(semaphore)
 
     def release(self) -> None:
+        if self.memory.large in self._held:
+            _return_memory()
         while self._held:
             self._held.pop().release()
 
 
 _BUSY = "Other large requests are being read."
 _LATE = "The request body did not come in time."
+
+
+def _return_memory() -> None:
+    """Return freed memory to the system. The C library of Linux keeps what lies below a block that is in use."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _too_large(limits: BodyLimits) -> HTTPException:

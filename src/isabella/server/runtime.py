@@ -58,7 +58,7 @@ class Runtime:
     token: SecretStr | None = None
     start_settings: Settings | None = None  #: the settings at the start, including practice vendors
     start_connection: Connection | None = None  #: the Letta server that `start_settings` name
-    sessions: Sessions = field(default=None)  # type: ignore[assignment]  #: by default kept in memory only
+    sessions: Sessions = field(default_factory=lambda: Sessions(SecretStr(secrets.token_urlsafe(32))))
     readiness: Readiness = field(default_factory=Readiness)
     event_log: EventLog = field(default_factory=EventLog)
     metrics: Metrics = field(default_factory=Metrics)
@@ -74,7 +74,6 @@ class Runtime:
     def __post_init__(self) -> None:
         # Derived from the token, so that forms of open pages stay valid across a restart.
         secret = self.token.get_secret_value() if self.token else secrets.token_urlsafe(32)
-        self.sessions = self.sessions or Sessions(SecretStr(secret))
         self.csrf = hmac.new(secret.encode(), b"isabella csrf", hashlib.sha256).hexdigest()
         self.readiness.on_start_sync = self.event_log.add_sync
         self.readiness.vendors.changed = self.event_log.notifier.notify

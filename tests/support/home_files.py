@@ -224,6 +224,7 @@ FILES = [
     HomeFile(f"{_D}/server-password", "the password that Letta asks of its clients", True, Home.letta),
     HomeFile(f"{_D}/ports.json", "the last ports of Letta and Postgres", True, Home.letta),
     HomeFile(f"{_D}/letta.json", "Letta's process, port, and a fingerprint of its master key", True, Home.letta),
+    HomeFile(f"{_D}/tool-sandbox", "whether Letta's tools run in a sandbox", True, Home.letta, opaque=True),
     HomeFile(f"{_D}/stopped", "exists while Letta is stopped on purpose", True, Home.stop, opaque=True),
     HomeFile(f"{_D}/logs/letta.log", "Letta's log", True, Home.letta, opaque=True),
     HomeFile(f"{_D}/logs/migrations.log", "the log of the last migration", True, Home.migrations, opaque=True),
@@ -252,6 +253,7 @@ def _no_servers() -> Iterator[None]:
         process = spawn(["/bin/sh", "-c", "exit 0"], env={}, log=paths.letta_log)
         run = ServerRun(process, port, instance.fingerprint(key))
         run.save(paths.run_file)
+        paths.tool_sandbox_file.write_text("bubblewrap\n")  # as confine.py does
         return run
 
     with ExitStack() as stack:

@@ -131,6 +131,13 @@ def migrate(paths: InstancePaths, database: SecretStr, socket: Path | None = Non
         raw.unlink(missing_ok=True)
 
 
+def clear(paths: InstancePaths) -> None:
+    """Remove the temporary files of a former run, and what it found out about the sandbox."""
+    state.make_way(paths.tool_sandbox_file)
+    paths.tool_sandbox_file.unlink(missing_ok=True)
+    _empty(paths.server_tmp)
+
+
 def start(
     paths: InstancePaths,
     port: int,
@@ -145,8 +152,6 @@ def start(
     keeps the ports `kept`, to which it sends keys and prompts, from other users (see `kept_port`).
     """
     child_processes.rotate_log(paths.letta_log)
-    paths.tool_sandbox_file.unlink(missing_ok=True)
-    _empty(paths.server_tmp)
     with ExitStack() as stack:
         sockets = [stack.enter_context(one) for address in kept if (one := kept_port(*address)) is not None]
         process = processes.spawn(

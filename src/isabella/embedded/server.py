@@ -401,6 +401,7 @@ class Server:
                 extra=self.extra_env,
                 sandbox=self.sandbox,
             )
+            program.clear(paths)
             gateway = (LOOPBACK, saved_port(paths.home) or GATEWAY_PORT)
             kept = {gateway, *self.kept_ports}
             return program.start(paths, port, environ, key, lambda: self._keeps_postgres(postmaster.port), kept)

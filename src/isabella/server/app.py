@@ -27,6 +27,9 @@ from isabella.server.runtime import Runtime
 from isabella.server.web import app as web
 from isabella.system.http_server import ConnectionLimits, Headers, http_protocol
 
+#: Of the body of an unknown sender. Of a known one, more is read than a body may have.
+_REFUSED_BYTES = 1024 * 1024
+
 
 def create_app(
     runtime: Runtime, start: Callable[[], Coroutine[Any, Any, None]], *, delay: auth.GuessDelay | None = None
@@ -82,7 +85,7 @@ def http_server(app: FastAPI) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=http_protocol(ConnectionLimits(), _malformed),
+            http=http_protocol(ConnectionLimits(refused_bytes=_REFUSED_BYTES), _malformed),
             ws="none",
             log_config=None,
             log_level=logging.WARNING,

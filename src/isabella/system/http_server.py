@@ -33,8 +33,6 @@ _CONNECTION = "isabella.connection"
 _RESERVED_FILES = 32 + 4 * ROW
 #: How much is read at once: of a request that is refused, so much may have been read before.
 _READ_BYTES = 64 * 1024
-#: Of a refused body, so much is read if its sender is known. Some clients read no answer before they have sent it.
-_LARGEST_ADMITTED = 64 * 1024 * 1024
 _LOG_SECONDS = 60.0
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\ncontent-length: 0\r\nretry-after: 5\r\n\r\n"
 
@@ -47,11 +45,14 @@ class ConnectionLimits:
         head_seconds: the time until a request is admitted, from the connection or the first byte after an answer.
         connections: how many connections there are at most; fewer if the process may not open as many files.
         per_address: how many of one address may wait, loopback apart: a reverse proxy may be there.
+        refused_bytes: how much is still read, and dropped, of the body of a request that was refused before it was
+            admitted. Many clients read no answer before they have sent their request.
     """
 
     head_seconds: float = 30.0
     connections: int = 1000
     per_address: int = 100
+    refused_bytes: int = 64 * 1024 * 1024
 
 
 def admit(scope: Mapping[str, Any]) -> None:
@@ -87,8 +88,9 @@ def http_protocol(
         address: str | None = None
         _timer: asyncio.TimerHandle | None = None
         _admitted = False
-        #: How many bytes of the body of a refused request are still read, so that its sender gets the refusal.
-        _patience = 0
+        #: Whether the request that was answered last had been admitted.
+        _was_admitted = False
+        _dropped = 0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -103,8 +105,8 @@ def http_protocol(
 
         def data_received(self, data: bytes) -> None:
             if self.cycle is not None and self.cycle.response_complete and self.conn.their_state is h11.SEND_BODY:
-                self._patience -= len(data)
-                if self._patience < 0:
+                self._dropped += len(data)
+                if self._dropped > limits.refused_bytes and not self._was_admitted:
                     self.transport.abort()
                     return
             super().data_received(data)
@@ -117,8 +119,8 @@ def http_protocol(
             super().connection_lost(exc)
 
         def on_response_complete(self) -> None:
-            self._patience = _LARGEST_ADMITTED if self._admitted else _READ_BYTES
-            self._admitted = False
+            self._was_admitted, self._admitted = self._admitted, False
+            self._dropped = 0
             self._stop_timer()
             connections.wait(self)
             # What came of the body of a refused request is not needed.

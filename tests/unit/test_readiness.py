@@ -138,8 +138,9 @@ def test_the_port_is_the_backend_s_while_letta_starts(tmp_path: Path, monkeypatc
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with pytest.raises(OSError, match="in use"):
                 other.bind(("127.0.0.1", port))
+        another_home = load_settings(environment={}, home=tmp_path / "other", port=port)
         with pytest.raises(ConfigurationError) as error:
-            run.serve(settings, inside.options)
+            run.serve(another_home, inside.options)
         told.append(error.value)
         raise StartFailed("Enough was seen.")
 

@@ -105,7 +105,12 @@ async def test_a_letta_on_another_port_is_followed(tmp_path: Path) -> None:
     runtime.agent_service, runtime.turn_service, runtime.watcher = agents, turns, watcher
     server: Any = SimpleNamespace(running=lambda: MOVED)
     async with run_supervisor(runtime, Supervised(parts.supervisor, server), settings):
+        await until(lambda: parts.supervisor._looks > 1)
         parts.end("letta")
+        assert await parts.supervisor.confirm() == 1
+        assert await parts.supervisor.wait(10)
+        # A turn that waits goes on now, and finds it there.
+        assert runtime.start_connection == embedded_connection(settings, MOVED)
         with anyio.fail_after(10):
             await resynced.wait()
     await http.get("/v1/agents/")

@@ -15,7 +15,7 @@ import anyio
 import pytest
 
 from isabella.agents.registry import BindingResult
-from isabella.errors import LettaUnreachable
+from isabella.errors import LettaBroken, LettaUnreachable
 from isabella.letta.llm_config import Binding
 from isabella.locks.provider_lock import ProviderLock
 from isabella.system.supervision import Supervisor
@@ -104,8 +104,13 @@ class Stage:
     hold: float = 10.0
     stored: bool = False  #: whether Letta has stored a run
 
+    fails: int = 0  #: how many questions about a run fail
+
     async def of_run(self, _run_id: str) -> list[dict[str, Any]]:
         """What Letta has stored of a run."""
+        if self.fails:
+            self.fails -= 1
+            raise LettaBroken("Letta answered with 500.")
         return [{"id": "m", "message_type": "user_message"}] if self.stored else []
 
     async def turn(self, *answers: Answer, handles: tuple[str, ...] = ()) -> list[Event]:
@@ -423,6 +428,13 @@ async def test_a_message_that_is_stored_is_not_sent_again(stage: Stage, parts: M
     assert (end(events).reason, end(events).stored) == (EndReason.BROKEN, True)
     assert isinstance(events[-2], TurnFailed)
     assert "is stored" in str(events[-2].remedy)
+
+
+async def test_a_letta_that_fails_again_is_asked_again_what_it_has_stored(stage: Stage, parts: MadeParts) -> None:
+    """Only then is the message sent again."""
+    stage.fails = 2
+    events = await stage.turn(lose(parts, "postgres"), answer())
+    assert (end(events).reason, stage.fails) == (EndReason.COMPLETED, 0)
 
 
 @pytest.mark.parametrize("kept", [True, False])

@@ -15,10 +15,10 @@ from isabella.config.settings import Settings
 from isabella.connect import embedded_connection
 from isabella.embedded import Server
 from isabella.embedded.parts import LettaPart, PostgresPart
-from isabella.errors import IsabellaError
 from isabella.gateway.process import GatewayPart
 from isabella.server.runtime import Runtime
 from isabella.system.supervision import Part, PartState, PartStatus, Supervisor, Timing
+from isabella.watch.watcher import Watcher
 
 log = structlog.get_logger()
 
@@ -52,27 +52,25 @@ async def run_supervisor(runtime: Runtime, supervised: Supervised, settings: Set
             sentence = f"{status.name} works again." if status.runs else status.reason
             (log.info if status.runs else log.warning)(sentence)
             runtime.event_log.add_notice(sentence, warning=not status.runs)
-        if status.runs:
-            tasks.start_soon(follow, status.word)
         runtime.event_log.notifier.notify()
 
     async def follow(word: str) -> None:
         nonlocal address
-        try:
-            moved = False
-            if word == "gateway":
-                former, address = address, gateway_address(settings)
-                moved = former != address
-            elif supervised.server is not None:
-                moved = await _follow_letta(runtime, supervised.server, settings)
-            if moved and runtime.watcher is not None:
-                await runtime.watcher.reread()
-                await runtime.watcher.resync()
-        except IsabellaError as error:
-            log.warning("not followed", part=word, error=error.what)
+        moved = False
+        if word == "gateway":
+            former, address = address, gateway_address(settings)
+            moved = former != address
+        elif supervised.server is not None:
+            moved = await _follow_letta(runtime, supervised.server, settings)
+        if moved and runtime.watcher is not None:
+            tasks.start_soon(sync, runtime.watcher)
+
+    async def sync(watcher: Watcher) -> None:
+        await watcher.reread()
+        await watcher.resync()
 
     async with anyio.create_task_group() as tasks:
-        supervisor.on_change = on_change
+        supervisor.on_change, supervisor.on_answer = on_change, follow
         tasks.start_soon(supervisor.run)
         yield
         tasks.cancel_scope.cancel()

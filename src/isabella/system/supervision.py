@@ -8,7 +8,7 @@ that soon end again, are repeated after growing pauses; after several the superv
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -136,6 +136,8 @@ class Supervisor:
         timing: Timing | None = None,
     ) -> None:
         self.on_change = on_change
+        #: is awaited with the word of a part whose new process answers, before the part counts as working
+        self.on_answer: Callable[[str], Awaitable[None]] = _nothing
         self.outages = 0  #: how often a part has stopped to work
         self.last_outage = ""  #: why, the last time
         self._timing = timing or Timing()
@@ -272,7 +274,11 @@ class Supervisor:
         if process != watched.process:
             return
         watched.asked_in_vain = 0 if answers else watched.asked_in_vain + weight
-        if answers:
+        if answers and process != watched.answered:
+            try:
+                await self.on_answer(watched.part.word)
+            except Exception as error:  # noqa: BLE001 - no error ends the supervisor
+                log.warning("not followed", part=watched.part.name, error=unforeseen(error))
             watched.answered = process
         self._nudged.set()
 
@@ -333,6 +339,10 @@ class Supervisor:
             self.last_outage = reason
         self.on_change(watched.status)
         self._wake()
+
+
+async def _nothing(_word: str) -> None:
+    """Do nothing about a part whose new process answers."""
 
 
 def _sight(part: Part) -> Sight:

@@ -384,13 +384,23 @@ class Turn:
             self._reason = EndReason.STOPPED
             return False
         if attempt.began is None:
-            self._stored = await partial_history.is_stored(self._deps.letta, attempt.run_id)
+            self._stored = await self._is_stored(attempt.run_id)
             if not self._stored:
                 return True
             self._reason = EndReason.BROKEN
         reason = "" if self._deps.supervisor is None else self._deps.supervisor.last_outage
         self._failed = broken_turn(replace(refusal, message=reason or refusal.message), stored=self._stored)
         return False
+
+    async def _is_stored(self, run_id: str | None) -> bool:
+        """Return whether the message of a run that was cut off is in the history."""
+        while True:
+            try:
+                return await partial_history.is_stored(self._deps.letta, run_id)
+            except (LettaUnreachable, LettaBroken):
+                # The part that was away may be away again.
+                if not await self._may_recover():
+                    raise
 
     async def _refused(
         self, candidate: Candidate, attempt: Attempt, reported: VendorRefusal, since: float

@@ -95,10 +95,11 @@ def walk(env: WalkEnv, situation: str, record_property: Callable[[str, object], 
             with Proxy(env.admin.letta.base_url) as proxy:
                 proxy.fault(nth_request(point), kind, when)
                 env.arm(situation, proxy)
-                proven += sync(env, situation, proxy, kind)
+                at_once = sync(env, situation, proxy, kind)
             assert ids.keys() <= {name for name in ids if env.row(name)}, (point, kind, when)
             env.check_agents(situation)
-            env.check_healed(situation, ids)
+            env.check_healed(situation, ids, proven=at_once)
+            proven += at_once
             walked += 1
     record_property("points", ("fault walk", walked))
     record_property(

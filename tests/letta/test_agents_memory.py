@@ -153,10 +153,11 @@ def test_vectors_that_cannot_be_had_are_said_so(served: Backend) -> None:
 
 
 def test_the_address_of_vectors_tells_nobody_that_it_is_there(served: Backend) -> None:
-    """Without the secret in the path there is nothing, whatever bearer is brought."""
+    """Without the secret in the path every path is alike: one that does not exist, too, is for known senders only."""
     body = {"model": "mistral-embed", "input": ["x"]}
-    answer = httpx.post(f"{served.url}/embeddings/guess/v1/embeddings", json=body, headers={"Authorization": "x"})
-    assert code(answer) == (404, "not_found")
+    for path in ("/embeddings/guess/v1/embeddings", "/no/such/path"):
+        answer = httpx.post(f"{served.url}{path}", json=body, headers={"Authorization": "x"})
+        assert code(answer) == (401, "unauthorized")
 
 
 def test_the_history_comes_page_by_page_newest_last(served: Backend, agent: str) -> None:

@@ -5,8 +5,8 @@ commands `alembic upgrade head` and `letta server`, with these differences:
 
 - The folder in the arguments identifies the process, in case Isabella was killed before she recorded its pid.
 - Letta prints its server password when it starts, and its migrations print that of the database. The secrets of the
-  environment are removed from the output.
-- The client of OpenAI logs the URL of each request, and that for embeddings has a secret in it. The line is left out.
+  environment are removed from the output and from Letta's own log file. So is the one in the URL of embeddings, which
+  the client of OpenAI logs.
 - Garbage collection is disabled while Letta is imported. The imports create about a million objects that all stay;
   examining them again and again takes a third of the time.
 - Letta downloads data for a tokenizer that it does not use (`nltk`), without a timeout. The download is skipped, so
@@ -26,9 +26,19 @@ import gc
 import importlib
 import logging
 import os
+import re
 import sys
 from typing import Any
 from urllib.parse import urlsplit
+
+_EMBEDDINGS = re.compile(r"(?<=/embeddings/)[^/\s]+(?=/v1)")
+
+
+def redact(text: str, secrets: list[str]) -> str:
+    """Return the text without the secrets, and without that of a URL of embeddings."""
+    for secret in secrets:
+        text = text.replace(secret, "…")
+    return _EMBEDDINGS.sub("…", text)
 
 
 class RedactedStream:
@@ -40,9 +50,7 @@ class RedactedStream:
 
     def write(self, text: str) -> int:
         """Write the text without the secrets."""
-        for secret in self._secrets:
-            text = text.replace(secret, "…")
-        return int(self._stream.write(text))
+        return int(self._stream.write(redact(text, self._secrets)))
 
     def writelines(self, lines: list[str]) -> None:
         """Write several texts."""
@@ -60,6 +68,16 @@ def secrets() -> list[str]:
     values = [environ.get("LETTA_SERVER_PASSWORD"), environ.get("LETTA_ENCRYPTION_KEY"), database]
     values += [value for name, value in environ.items() if name.endswith("_API_KEY")]
     return [secret for secret in values if secret]
+
+
+def redact_logs(secrets: list[str]) -> None:
+    """Remove the secrets from every log record, whatever handler writes it."""
+    build = logging.Handler.format
+
+    def build_redacted(handler: logging.Handler, record: logging.LogRecord) -> str:
+        return redact(build(handler, record), secrets)
+
+    logging.Handler.format = build_redacted  # type: ignore[method-assign, assignment]
 
 
 def shorten_imports() -> None:
@@ -100,7 +118,7 @@ def main(arguments: list[str]) -> None:
         sys.exit("launch.py is started by Isabella.")
     sys.stdout = RedactedStream(sys.stdout, secrets())
     sys.stderr = RedactedStream(sys.stderr, secrets())
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    redact_logs(secrets())
     gc.disable()
     if role == "migrate":
         sys.argv = ["alembic", "upgrade", "head"]

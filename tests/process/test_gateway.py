@@ -1104,6 +1104,23 @@ def test_files_that_may_not_be_read(stack: Stack, name: str) -> None:
         assert name in str(error)  # noqa: PT017 - either is right
 
 
+def test_an_interrupt_at_the_end_of_a_start_leaves_no_gateway(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal can come when the gateway answers already, and its start has not returned yet."""
+    start = process.up
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        start(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(process, "up", interrupted)
+    part = GatewayPart(stack.settings)
+    with pytest.raises(KeyboardInterrupt):
+        part.start()
+    assert len(gateways_of(stack.settings.home)) == 1
+    part.stop()
+    assert gateways_of(stack.settings.home) == []
+
+
 def test_the_end_of_a_backend_ends_it(stack: Stack) -> None:
     """SIGTERM stops the gateway as well, also while the backend waits for Letta."""
     backend = stack.command("up", ISABELLA_PORT="0", LETTA_BASE_URL="http://127.0.0.1:9")

@@ -143,8 +143,10 @@ class GatewayPart:
 
     def stop(self) -> None:
         """Stop the gateway if this object started it, and release its port."""
-        if self._listener is not None:
+        # A signal can interrupt the start between the gateway's first answer and its return.
+        if self._listener is not None or self._daemon.is_supervised_here():
             self._daemon.stop()
+        if self._listener is not None:
             self._listener.close()
             self._listener = None
         if self._process is not None:

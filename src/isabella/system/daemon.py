@@ -269,13 +269,20 @@ class Daemon:
         record.unlink(missing_ok=True)
         return stopped
 
+    def is_supervised_here(self) -> bool:
+        """Return whether this process is the one that supervises the server."""
+        return self._recorded_supervisor() == ChildProcess.of(os.getpid())
+
     def _supervisor(self) -> ChildProcess | None:
         """Return the other process that supervises the server, if there is one and it is alive."""
-        recorded = self._state().get("supervisor")
-        supervisor = ChildProcess.in_record(recorded) if isinstance(recorded, dict) else None
+        supervisor = self._recorded_supervisor()
         if supervisor is None or supervisor.pid == os.getpid() or not supervisor.is_running():
             return None
         return supervisor
+
+    def _recorded_supervisor(self) -> ChildProcess | None:
+        recorded = self._state().get("supervisor")
+        return ChildProcess.in_record(recorded) if isinstance(recorded, dict) else None
 
     def _state(self) -> dict[str, Any]:
         record = state.load(self.folder / "state.json")

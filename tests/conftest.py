@@ -45,16 +45,20 @@ _HOME = Path(__file__).resolve().parents[1] / ".isabella" / "tests"
 #: Files that take long on two quiet cores, with their seconds; of a split file, the seconds of one case. They come
 #: first, so that short files fill the gaps at the end. A run prints the seconds that it took.
 _SECONDS = {
-    "turns_under_faults": 200,
+    "turns_under_faults": 120,
     "doctor_faults": 140,
     "all_pages": 130,
     "gateway": 110,
+    "home_files": 60,
+    "chaos": 60,
+    "floods": 30,
+    "postgres_faults": 15,
     "agents_llm_config": 105,
     "embedded": 105,
     "fault_walk_fake": 100,
     "bench": 75,
     "chat_page": 75,
-    "fault_walk": 75,
+    "fault_walk": 60,
     "rekey": 75,
     "providers_page": 70,
     "letta_failures": 70,

@@ -63,7 +63,7 @@ def told(served: Backend, provider: str) -> dict[str, Any]:
 
 def test_a_vendor_that_refuses_leads_although_every_key_is_proven(served: Backend, command: Command) -> None:
     """API, readiness, metrics and the command line in another terminal tell the same, until the vendor answers."""
-    assert served.client.get("/ready").json() == {"status": "ready", "reasons": []}
+    assert served.client.get("/ready").json() == {"status": "ready", "reasons": [], "conditions": []}
     assert served.client.get("/api/providers").json()["headline"]["level"] == "ok"
     agent = served.agent("refused-vendor", GROQ, MISTRAL)
     served.vendors.fault("groq", on="chat", status=401)
@@ -100,7 +100,7 @@ def test_a_vendor_that_refuses_leads_although_every_key_is_proven(served: Backen
     served.call(served.runtime.turns.deps.breaker.forgive, "byok-groq")
     assert served.say(agent, "Say it again").end["handle"] == GROQ
     assert told(served, "byok-groq")["vendor_status"]["state"] == "answers"
-    assert served.client.get("/ready").json() == {"status": "ready", "reasons": []}
+    assert served.client.get("/ready").json() == {"status": "ready", "reasons": [], "conditions": []}
 
 
 def test_without_a_backend_nothing_is_said_of_the_vendors(served: Backend, command: Command, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ import httpx2 as httpx
 import psutil
 
 from bench.backend import serving
-from bench.conversation import client_of, defined, first_on
+from bench.conversation import agent_id, client_of, defined, first_on
 from bench.gateway import home_with_releases
 from bench.operator import Operator
 from bench.results import Results
@@ -319,12 +319,12 @@ async def _wake(pid: int, seconds: float) -> None:
 
 async def _history(letta: httpx.AsyncClient, name: str) -> list[str]:
     """Return what was said to an agent."""
-    (agent,) = (await letta.get("/v1/agents/", params={"name": name})).raise_for_status().json()
+    agent = await agent_id(letta, name)
     heard: list[str] = []
     after: str | None = None
     while True:
         query = {"limit": "200", "order": "asc", **({} if after is None else {"after": after})}
-        rows = (await letta.get(f"/v1/agents/{agent['id']}/messages", params=query)).raise_for_status().json()
+        rows = (await letta.get(f"/v1/agents/{agent}/messages", params=query)).raise_for_status().json()
         if not rows or rows[-1]["id"] == after:
             return heard
         after = rows[-1]["id"]

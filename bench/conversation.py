@@ -69,6 +69,12 @@ def first_on(vendor: str) -> list[str]:
     return [HANDLES[vendor], *(handle for name, handle in HANDLES.items() if name != vendor)]
 
 
+async def agent_id(letta: httpx.AsyncClient, name: str) -> str:
+    """Return the id of an agent at Letta."""
+    (agent,) = (await letta.get("/v1/agents/", params={"name": name})).raise_for_status().json()
+    return str(agent["id"])
+
+
 @asynccontextmanager
 async def client_of(address: str) -> AsyncIterator[httpx.AsyncClient]:
     """A client of a backend."""

@@ -25,6 +25,7 @@ from bench.conversation import (
     ENVIRONMENT_WITH_KEY,
     HANDLES,
     Say,
+    agent_id,
     client_of,
     defined,
     directly,
@@ -109,10 +110,7 @@ async def _keys_and_turns(
 
 async def _by_turns(letta: httpx.AsyncClient, backend: httpx.AsyncClient) -> Say:
     """Return what runs a turn: through Isabella and by a program that speaks to Letta directly, one by one."""
-    ids = {}
-    for vendor in NAMES:
-        (agent,) = (await letta.get("/v1/agents/", params={"name": vendor})).raise_for_status().json()
-        ids[vendor] = agent["id"]
+    ids = {vendor: await agent_id(letta, vendor) for vendor in NAMES}
     turns = dict.fromkeys(NAMES, 0)
 
     async def say(vendor: str) -> tuple[str | None, bool]:
@@ -260,14 +258,14 @@ async def _ending(
     """Measure from the end of a turn to the end of the request at a vendor that would generate forever."""
     medians = {}
     async with client_of_letta(setup.connection) as letta:
-        (agent,) = (await letta.get("/v1/agents/", params={"name": _AGENT})).raise_for_status().json()
+        agent = await agent_id(letta, _AGENT)
         for kind, end in _ENDS.items():
             seconds = []
             for _ in range(rounds):
                 await _until_it_answers(backend)
                 vendors.forget()
                 vendors.fault(_VENDOR, endless=True, between=0.02, on="chat")
-                seconds.append(await _seconds_to_end(agent["id"], end, vendors, backend, letta))
+                seconds.append(await _seconds_to_end(agent, end, vendors, backend, letta))
                 vendors.clear(_VENDOR)
             medians[kind] = statistics.median(seconds)
     told = ", ".join(f"{kind} {value * 1000:.0f} ms" for kind, value in medians.items())

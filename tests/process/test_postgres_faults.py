@@ -55,7 +55,7 @@ def connect() -> psycopg.Connection[tuple[object, ...]]:
 def assert_starts(cluster: Cluster) -> None:
     """It starts, and the data are as they were."""
     postmaster = cluster.start(PORT)
-    assert cluster.ping(postmaster, 5)
+    assert postmaster.answers(5)
     with connect() as connection:
         assert connection.execute("SELECT one FROM kept").fetchone() == (1,)
 

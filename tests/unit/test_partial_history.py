@@ -47,6 +47,24 @@ class Letta:
         self.context = fields["message_ids"]
 
 
+def keep(letta: Letta, said: dict[str, str], mark: str, known: set[str] | None = None) -> bool | None:
+    """Store a partial answer; `known` as in `store_partial`."""
+
+    async def store() -> bool | None:
+        return await partial_history.store_partial(
+            letta,  # type: ignore[arg-type]
+            "a",
+            run_id="run-1",
+            asked="Hello?",
+            said=said,
+            mark=mark,
+            model="m",
+            known=known,
+        )
+
+    return anyio.run(store)
+
+
 @pytest.mark.parametrize(
     ("stored", "said", "mark", "added"),
     [
@@ -64,18 +82,7 @@ def test_what_is_kept_ends_with_an_answer(
     """A result that nobody answered is answered by the mark; what Letta has stored is not stored again."""
     letta = Letta(*stored)
 
-    async def keep() -> bool | None:
-        return await partial_history.store_partial(
-            letta,  # type: ignore[arg-type]
-            "a",
-            run_id="run-1",
-            asked="Hello?",
-            said=said,
-            mark=mark,
-            model="m",
-        )
-
-    assert anyio.run(keep)
+    assert keep(letta, said, mark)
     news = {row["id"]: row["content"] for row in letta.rows[len(stored) :]}
     assert [*news.values()] == added
     assert letta.context == ["system", *(id for id, _ in stored), *news]
@@ -111,19 +118,7 @@ def test_a_repeated_call_stores_nothing_twice(fails: str, carried_out: bool) -> 
 
     letta, known = Mortal(), set[str]()
 
-    async def keep() -> bool | None:
-        return await partial_history.store_partial(
-            letta,  # type: ignore[arg-type]
-            "a",
-            run_id="run-1",
-            asked="Hello?",
-            said={"b": "Hel"},
-            mark="[broken off]",
-            model="m",
-            known=known,
-        )
-
-    assert anyio.run(keep) is None
-    assert anyio.run(keep) is True
+    assert keep(letta, {"b": "Hel"}, "[broken off]", known) is None
+    assert keep(letta, {"b": "Hel"}, "[broken off]", known) is True
     assert [row["content"] for row in letta.rows] == ["Hello?", "Hel [broken off]"]
     assert letta.context == ["system", *(row["id"] for row in letta.rows)]

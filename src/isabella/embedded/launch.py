@@ -116,9 +116,10 @@ def main(arguments: list[str]) -> None:
     option, _folder, role, *rest = arguments
     if option != "--instance":
         sys.exit("launch.py is started by Isabella.")
-    sys.stdout = RedactedStream(sys.stdout, secrets())
-    sys.stderr = RedactedStream(sys.stderr, secrets())
-    redact_logs(secrets())
+    hidden = secrets()
+    sys.stdout = RedactedStream(sys.stdout, hidden)
+    sys.stderr = RedactedStream(sys.stderr, hidden)
+    redact_logs(hidden)
     gc.disable()
     if role == "migrate":
         sys.argv = ["alembic", "upgrade", "head"]

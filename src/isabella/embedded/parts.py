@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from isabella.embedded import postgres, program
+from isabella.embedded import program
 from isabella.embedded.server import Server
 from isabella.system.processes import ChildProcess
 from isabella.system.supervision import Sight
@@ -23,15 +23,13 @@ class PostgresPart:
 
     def look(self) -> Sight:
         """Look at its process."""
-        cluster = postgres.find_cluster(self.server.paths)
-        postmaster = None if cluster is None else cluster.running()
+        postmaster = self.server.postmaster()
         return sight_of(self.name, None if postmaster is None else postmaster.process, self.server)
 
     def answers(self) -> bool:
         """Ask whether it accepts connections."""
-        cluster = postgres.find_cluster(self.server.paths)
-        postmaster = None if cluster is None else cluster.running()
-        return cluster is not None and postmaster is not None and cluster.ping(postmaster, _SECONDS)
+        postmaster = self.server.postmaster()
+        return postmaster is not None and postmaster.answers(_SECONDS)
 
     def start(self, silent: ChildProcess | None) -> None:
         """Start it, after the end of a process that still does not answer."""

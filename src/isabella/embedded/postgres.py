@@ -85,6 +85,13 @@ class Postmaster:
     port: int  # its port on loopback
     ready: bool  # whether it accepts connections
 
+    def answers(self, seconds: int) -> bool:
+        """Return whether it answers within this time. It is sent no secret."""
+        from psycopg import pq
+
+        where = f"host={LOOPBACK} port={self.port} connect_timeout={seconds} user={_ROLE} dbname={_DATABASE}"
+        return pq.PGconn.ping(where.encode()) == pq.Ping.OK
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -205,13 +212,6 @@ class Cluster:
         return StartFailed(
             f"Postgres does not start: {fault.format(data=self.data)}: {said}.", remedy=remedy.format(data=self.data)
         )
-
-    def ping(self, postmaster: Postmaster, seconds: int) -> bool:
-        """Return whether the server answers within this time. It is sent no secret."""
-        from psycopg import pq
-
-        where = f"host={LOOPBACK} port={postmaster.port} connect_timeout={seconds} user={_ROLE} dbname={_DATABASE}"
-        return pq.PGconn.ping(where.encode()) == pq.Ping.OK
 
     def socket(self, port: int) -> Path | None:
         """Return its socket in the folder of the data, which nobody else can enter.

@@ -151,12 +151,12 @@ class Server:
         Raises `EmbeddedError`, or `StartFailed` with the fault that its log shows.
         """
         with self._locked(self.paths.lock, progress):
-            cluster, postmaster = self._cluster(), self._postmaster()
+            cluster, postmaster = self._cluster(), self.postmaster()
             if (
                 silent is not None
                 and postmaster is not None
                 and postmaster.process == silent
-                and not cluster.ping(postmaster, _SECONDS_FOR_SILENT)
+                and not postmaster.answers(_SECONDS_FOR_SILENT)
             ):
                 silent.stop(grace=_SECONDS_FOR_SILENT)
             self._start_postgres(cluster, progress)
@@ -166,7 +166,7 @@ class Server:
 
         Raises `StartFailed` if Letta runs with another master key.
         """
-        run, postmaster = program.running(self.paths), self._postmaster()
+        run, postmaster = program.running(self.paths), self.postmaster()
         if run is None or postmaster is None or not postmaster.ready:
             return None
         key = self._key_of(run)
@@ -226,7 +226,7 @@ class Server:
         """Return the status of the instance, without changing anything."""
         paths = self.paths
         run = program.running(paths)
-        cluster, postmaster = postgres.find_cluster(paths), self._postmaster()
+        cluster, postmaster = postgres.find_cluster(paths), self.postmaster()
         installation = install.installed(paths)
         letta, database = ServiceStatus(), ServiceStatus()
         if run is not None:
@@ -309,7 +309,7 @@ class Server:
 
     def _running_letta(self) -> Letta | None:
         """Return Letta if it runs, waiting for one that is starting; None if it is to be started."""
-        run, postmaster = program.running(self.paths), self._postmaster()
+        run, postmaster = program.running(self.paths), self.postmaster()
         if run is None or postmaster is None:
             return None
         key = self._key_of(run)
@@ -329,13 +329,14 @@ class Server:
             )
         return key
 
-    def _postmaster(self) -> Postmaster | None:
+    def postmaster(self) -> Postmaster | None:
+        """Return the running Postgres of the instance; None if it has ended."""
         cluster = postgres.find_cluster(self.paths)
         return None if cluster is None else cluster.running()
 
     def _keeps_postgres(self, port: int) -> bool:
         """Start Postgres again if it has ended while Letta is starting, which can go on. Return whether it runs."""
-        if self._postmaster() is not None:
+        if self.postmaster() is not None:
             return True
         try:
             self._cluster().start(port)

@@ -56,7 +56,7 @@ def locked(text: str) -> dict[str, str]:
 
 
 def write_lock() -> None:
-    """Resolve the lock anew."""
+    """Resolve the lock again."""
     with tempfile.TemporaryDirectory() as scratch:
         tree = sdist.unpack(sdist.fetch(DEFAULT_RELEASE, Path(scratch), no_progress), Path(scratch), DEFAULT_RELEASE)
         (tree / "pyproject.toml").write_text(

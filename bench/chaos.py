@@ -25,6 +25,7 @@ import anyio
 import anyio.to_thread
 import httpx2 as httpx
 import psutil
+import psycopg
 
 from bench.backend import serving
 from bench.conversation import agent_id, client_of, defined, first_on
@@ -45,6 +46,7 @@ _LOOK = 0.05
 _PAUSE = 0.3
 #: Seconds between the pieces of an answer, so that deaths meet turns in the middle.
 _BETWEEN = 0.05
+_BEFORE_LAST = "a08c972e781b"  # the last migration but one of Letta 0.16.8; the last one can be repeated
 _ISABELLA = Path(sysconfig.get_path("scripts")) / "isabella"
 
 
@@ -79,7 +81,7 @@ class Death:
     Attributes:
         part: the part whose process dies: `postgres`, `letta`, `gateway`, or `session`, one of Postgres's children.
         how: SIGKILL, or SIGSTOP for a while.
-        moment: what is under way: `turns`, a `sync`, a `start` of Letta, or a `rekey`.
+        moment: what is under way: `turns`, a `sync`, a `start` of Letta, a `migration` in one, or a `rekey`.
     """
 
     part: str
@@ -225,6 +227,9 @@ class Chaos:
                 await self._strike(death, backend)
             # What was interrupted is completed by the next start.
             return
+        if death.moment == "migration":
+            await self._die_in_migration(death, backend)
+            return
         if death.moment in moments:
             await moments[death.moment](death)
         await self._strike(death, backend)
@@ -241,6 +246,25 @@ class Chaos:
         os.kill(former, signal.SIGKILL)
         await self._until(lambda: self._pid("letta") not in (None, former), "Letta was not started again")
 
+    async def _die_in_migration(self, death: Death, backend: httpx.AsyncClient) -> None:
+        """Let Letta's next start apply the last migration again, which waits for a lock, and strike meanwhile."""
+        former, letta = self._pid("letta"), self._server.running()
+        assert former is not None
+        assert letta is not None
+        with psycopg.connect(letta.database_url.get_secret_value()) as connection:
+            connection.execute("UPDATE alembic_version SET version_num = %s", (_BEFORE_LAST,))
+            connection.commit()
+            connection.execute("LOCK TABLE alembic_version IN SHARE MODE")
+            os.kill(former, signal.SIGKILL)
+            waiting = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'alembic_version'::regclass"
+            await self._until(
+                lambda: connection.execute(waiting).fetchone() is not None, "Letta did not migrate its database"
+            )
+            await self._strike(death, backend, then=connection.close)
+        with psycopg.connect(letta.database_url.get_secret_value()) as connection:
+            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+            assert row not in (None, (_BEFORE_LAST,)), "Letta started without its last migration"
+
     @contextmanager
     def _rekeying(self) -> Iterator[None]:
         command = [str(_ISABELLA), "letta", "rekey", "--yes", "--home", str(self._server.home)]
@@ -252,10 +276,13 @@ class Chaos:
             finally:
                 running.wait(_PATIENCE)
 
-    async def _strike(self, death: Death, backend: httpx.AsyncClient) -> None:
+    async def _strike(
+        self, death: Death, backend: httpx.AsyncClient, then: Callable[[], None] = lambda: None
+    ) -> None:
         pid = await self._victim(death.part)
         began = time.monotonic()
         os.kill(pid, death.how)
+        then()
         self.outcome.deaths += 1
         async with anyio.create_task_group() as tasks:
             if death.how is signal.SIGSTOP:
@@ -348,6 +375,8 @@ def planned(deaths: int, *, seed: int = 1) -> list[Death]:
         Death("postgres", kill, "start"),
         Death("gateway", kill, "sync"),
         Death("postgres", kill, "rekey"),
+        Death("letta", kill, "migration"),
+        Death("postgres", kill, "migration"),
     ]
     chosen = [kinds[number % len(kinds)] for number in range(deaths)]
     if deaths > len(kinds):

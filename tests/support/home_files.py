@@ -25,7 +25,7 @@ from structlog.testing import capture_logs
 
 from isabella.agents.embeddings import address_secret
 from isabella.config.settings import Settings, load_settings
-from isabella.embedded import Server, encrypted_columns, instance, os_users, program
+from isabella.embedded import Server, encrypted_columns, instance, os_users, postgres, program
 from isabella.embedded.encrypted_columns import StoredValue
 from isabella.embedded.install import installed
 from isabella.embedded.key_rotation import RotationJournal
@@ -51,6 +51,7 @@ from isabella.system.processes import ChildProcess
 DOCUMENT = Path(__file__).parents[2] / "docs" / "home.md"
 _LETTA = "http://127.0.0.1:8283"
 _KEY = SecretStr("ab" * 32)
+_HEAD = "1c28e167b74f"  # the last migration of Letta 0.16.8
 _NOBODY = 65534
 _HUGE = 1 << 40
 _ENCRYPTED = StoredValue("providers", "api_key_enc", "1", "groq", "encrypted")
@@ -143,13 +144,7 @@ class Home:
             program.running(server.paths)
             server._superuser_password()
             RotationJournal.load(server.paths)
-            server._start_letta(Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True), no_progress)
-
-    def migrations(self) -> None:
-        """Run the migrations, as far as files are concerned."""
-        server = self.server
-        with server._locked(server.paths.lock, no_progress):
-            program.migrate(server.paths, SecretStr("postgresql://"))
+            server._start_letta(Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True), _HEAD, no_progress)
 
     def database(self) -> None:
         """Start Postgres, as far as Isabella's own files are concerned."""
@@ -227,7 +222,6 @@ FILES = [
     HomeFile(f"{_D}/tool-sandbox", "whether Letta's tools run in a sandbox", True, Home.letta, opaque=True),
     HomeFile(f"{_D}/stopped", "exists while Letta is stopped on purpose", True, Home.stop, opaque=True),
     HomeFile(f"{_D}/logs/letta.log", "Letta's log", True, Home.letta, opaque=True),
-    HomeFile(f"{_D}/logs/migrations.log", "the log of the last migration", True, Home.migrations, opaque=True),
     HomeFile(f"{_D}/logs/postgres.log", "Postgres' log", True, Home.database, opaque=True),
     HomeFile("releases/0.16.8/isabella-complete.json", "says that Letta is installed", True, Home.installation),
     HomeFile("releases/0.16.8.log", "the log of the installation", True, Home.installation_log, opaque=True),
@@ -244,10 +238,9 @@ def _no_servers() -> Iterator[None]:
     """Start no server: a program that waits stands in for it."""
     spawn = processes.spawn
 
-    def stand_in(argv: Sequence[str], **options: Any) -> ChildProcess:
-        command = ["/bin/sh", "-c", "exit 0"] if "migrate" in argv else ["/bin/sleep", "60"]
+    def stand_in(_argv: Sequence[str], **options: Any) -> ChildProcess:
         options["cwd"] = None
-        return spawn(command, **options)
+        return spawn(["/bin/sleep", "60"], **options)
 
     def start(paths: Any, port: int, _environ: object, key: SecretStr | None, *_how: object) -> ServerRun:
         process = spawn(["/bin/sh", "-c", "exit 0"], env={}, log=paths.letta_log)
@@ -258,6 +251,8 @@ def _no_servers() -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(processes, "spawn", stand_in))
+        stack.enter_context(patch.object(postgres, "current_revision", lambda *_address: _HEAD))
+        stack.enter_context(patch.object(program, "wait_until_started", lambda *_how: None))
         stack.enter_context(patch.object(Daemon, "answers", lambda _self, _running: True))
         stack.enter_context(patch.object(program, "start", start))
         stack.enter_context(patch.object(encrypted_columns, "read_values", lambda _url, _keys: [_ENCRYPTED]))
@@ -300,7 +295,7 @@ def _fill(home: Home) -> None:
     for path in (paths.master_key_file, paths.superuser_password_file):
         path.write_text(_KEY.get_secret_value() + "\n")
     paths.python.touch(mode=0o755)
-    state.save(paths.program / "isabella-complete.json", {"release": "0.16.8", "migration_head": "1c28e167b74f"})
+    state.save(paths.program / "isabella-complete.json", {"release": "0.16.8", "migration_head": _HEAD})
     for file in FILES:
         file.use(home)
     RotationJournal(_KEY, (SecretStr("cd" * 32),)).save(paths)

@@ -165,7 +165,9 @@ def starting(
     for folder in (server.paths.folder.parent, server.paths.folder):
         make_private(folder)
     monkeypatch.setattr(program, "start", start)
-    letta = server._start_letta(Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True), steps.append)
+    monkeypatch.setattr(program, "wait_until_started", lambda *_how: None)
+    monkeypatch.setattr(postgres, "current_revision", lambda *_address: "abc")
+    letta = server._start_letta(Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True), "abc", steps.append)
     remembered = instance.load_ports(server.paths.ports_file)
     assert remembered is not None
     return letta, remembered

@@ -81,7 +81,6 @@ class InstancePaths:
         self.tool_sandbox_file = self.folder / "tool-sandbox"
         self.logs = self.folder / "logs"
         self.letta_log = self.logs / "letta.log"
-        self.migrations_log = self.logs / "migrations.log"
         self.postgres_log = self.logs / "postgres.log"
 
         #: For starting and stopping this instance, installing the release, and choosing ports.

@@ -7,11 +7,10 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 from pydantic import SecretStr
 
 from isabella.embedded import child_processes, confine, instance
@@ -26,6 +25,7 @@ from isabella.system.sockets import kept_port
 
 _CONFINE, _LAUNCHER = (Path(__file__).with_name(name) for name in ("confine.py", "launch.py"))
 _INSTANCE_OPTION = "--instance"
+_MIGRATIONS_URL = "ISABELLA_MIGRATIONS_URL"  # as in launch.py, which runs in Letta's environment
 SECONDS_TO_START = 300.0  # the imports alone take ten seconds, and far longer on a small machine with a cold disk
 _SECONDS_TO_STOP = 15.0
 
@@ -78,12 +78,13 @@ def environment(
     master_key: SecretStr | None,
     extra: Mapping[str, str],
     sandbox: bool = True,
+    migrate: bool = False,
 ) -> dict[str, str]:
     """Return the whole environment of the server, without any of the operator's keys (fact P7).
 
     `socket` is that of Postgres. Letta's driver would send the password in the clear to a program that listens on the
     port of a killed Postgres; a folder that only the owner can enter has no such program. `sandbox` says whether the
-    tools of agents run in a sandbox, if that is possible here.
+    tools of agents run in a sandbox, if that is possible here, and `migrate` whether the database is migrated first.
     """
     at = f"&host={socket.parent}" if socket else ""
     environ = {
@@ -100,35 +101,9 @@ def environment(
         environ["LETTA_ENCRYPTION_KEY"] = master_key.get_secret_value()
     if sandbox:
         environ[confine.STATE] = str(paths.tool_sandbox_file)
+    if migrate:
+        environ[_MIGRATIONS_URL] = database.get_secret_value() + (f"?unix_sock={socket}" if socket else "")
     return child_processes.network_environment() | environ | dict(extra)
-
-
-def migrate(paths: InstancePaths, database: SecretStr, socket: Path | None = None) -> None:
-    """Run the pending database migrations, and write their redacted output to a log.
-
-    They run in one transaction, so interrupted migrations change nothing. The caller checks the database's revision.
-    """
-    # The migrations print the URL of the database with its password, so the raw output is deleted.
-    raw = paths.logs / ".migrations.raw"
-    raw.unlink(missing_ok=True)
-    at = f"?unix_sock={socket}" if socket else ""
-    try:
-        process = processes.spawn(
-            [*_launch(paths), "migrate"],
-            env=child_processes.offline_environment()
-            | {
-                "HOME": str(paths.server_home),
-                "TMPDIR": str(paths.server_tmp),
-                "LETTA_PG_URI": database.get_secret_value() + at,
-            },
-            log=raw,
-            cwd=paths.program,
-        )
-        with suppress(psutil.NoSuchProcess):
-            psutil.Process(process.pid).wait()
-        state.write(paths.migrations_log, "\n".join(child_processes.tail_log(raw, 2000)) + "\n")
-    finally:
-        raw.unlink(missing_ok=True)
 
 
 def clear(paths: InstancePaths) -> None:
@@ -143,13 +118,11 @@ def start(
     port: int,
     environ: Mapping[str, str],
     master_key: SecretStr | None,
-    has_database: Callable[[], bool],
     kept: Collection[tuple[str, int]] = (),
 ) -> ServerRun:
-    """Start the server and wait until it is healthy. A `StartFailed` quotes its log.
+    """Start the server, which keeps the ports `kept`, to which it sends keys and prompts, from other users.
 
-    Without its database it would neither start nor end, so that a start is given up if `has_database` is false. It
-    keeps the ports `kept`, to which it sends keys and prompts, from other users (see `kept_port`).
+    It accepts requests later; see `wait_until_started`. For the ports see `kept_port`.
     """
     child_processes.rotate_log(paths.letta_log)
     with ExitStack() as stack:
@@ -163,12 +136,28 @@ def start(
         )
     run = ServerRun(process, port, instance.fingerprint(master_key))
     run.save(paths.run_file)
+    return run
+
+
+def wait_until_migrated(run: ServerRun, is_migrated: Callable[[], bool]) -> bool:
+    """Wait until a server that was just started has migrated its database. Returns False if it ends before."""
+    deadline = time.monotonic() + SECONDS_TO_START
+    while not (migrated := is_migrated()) and run.process.is_running() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return migrated
+
+
+def wait_until_started(paths: InstancePaths, run: ServerRun, has_database: Callable[[], bool]) -> None:
+    """Wait until a server that was just started is healthy. A `StartFailed` quotes its log.
+
+    Without its database it would neither start nor end, so that a start is given up if `has_database` is false.
+    """
     if wait_until_healthy(paths, run, has_database):
-        return run
+        return
     if not has_database():
         stop(paths, run)
         raise StartFailed(f"Postgres ended while Letta {paths.release} was starting.")
-    if not process.is_running():
+    if not run.process.is_running():
         raise StartFailed(f"Letta {paths.release} ended while starting. {child_processes.quote_log(paths.letta_log)}")
     stop(paths, run)
     raise StartFailed(

@@ -297,15 +297,7 @@ class Server:
         )
         if program.stop(paths, program.running(paths)):
             progress(Step("check", "note", "stopped a Letta that could not be used"))
-        if postgres.current_revision(postmaster.port, password) == head:
-            progress(Step("migrate", "skipped", f"the database is at {head}"))
-        else:
-            with step(progress, "migrate", f"the database to {head}"):
-                program.migrate(paths, postgres.database_url(postmaster.port, password), self._socket(postmaster))
-                if postgres.current_revision(postmaster.port, password) != head:
-                    log = child_processes.quote_log(paths.migrations_log)
-                    raise StartFailed(f"The database migrations of Letta {self.release} failed. {log}")
-        return self._start_letta(postmaster, progress)
+        return self._start_letta(postmaster, head, progress)
 
     def _running_letta(self) -> Letta | None:
         """Return Letta if it runs, waiting for one that is starting; None if it is to be started."""
@@ -377,7 +369,7 @@ class Server:
                 cluster.make(instance.load_or_create_secret(self.paths.superuser_password_file))
             return _retry_other_ports(lambda: self._choose_port("postgres", progress), cluster.start)
 
-    def _start_letta(self, postmaster: Postmaster, progress: Progress) -> Letta:
+    def _start_letta(self, postmaster: Postmaster, head: str, progress: Progress) -> Letta:
         paths = self.paths
         if self.encrypt and self.master_key is None:
             key_rotation.store_new_key(paths)
@@ -390,8 +382,16 @@ class Server:
                     "letta", "note", "another master key than last time: sync the keys stored under the previous one"
                 )
             )
+        password = instance.load_or_create_secret(paths.database_password_file)
+
+        def is_migrated() -> bool:
+            return postgres.current_revision(postmaster.port, password) == head
+
+        def has_database() -> bool:
+            return self._keeps_postgres(postmaster.port)
 
         def start(port: int) -> ServerRun:
+            migrate = not is_migrated()
             environ = program.environment(
                 paths,
                 port=port,
@@ -401,15 +401,29 @@ class Server:
                 master_key=key,
                 extra=self.extra_env,
                 sandbox=self.sandbox,
+                migrate=migrate,
             )
             program.clear(paths)
             gateway = (LOOPBACK, saved_port(paths.home) or GATEWAY_PORT)
-            kept = {gateway, *self.kept_ports}
-            return program.start(paths, port, environ, key, lambda: self._keeps_postgres(postmaster.port), kept)
+            run = program.start(paths, port, environ, key, {gateway, *self.kept_ports})
+            if not migrate:
+                progress(Step("migrate", "skipped", f"the database is at {head}"))
+            else:
+                with step(progress, "migrate", f"the database to {head}, after Letta's imports"):
+                    self._wait_until_migrated(run, is_migrated)
+            program.wait_until_started(paths, run, has_database)
+            return run
 
         with step(progress, "letta", f"Letta {paths.release}"):
             run = _retry_other_ports(lambda: self._choose_port("letta", progress, postgres=postmaster.port), start)
             return self._letta(run, postmaster.port, key, started=True)
+
+    def _wait_until_migrated(self, run: ServerRun, is_migrated: Callable[[], bool]) -> None:
+        if program.wait_until_migrated(run, is_migrated):
+            return
+        program.stop(self.paths, run)
+        log = child_processes.quote_log(self.paths.letta_log)
+        raise StartFailed(f"The database migrations of Letta {self.release} failed. {log}")
 
     def _stop_letta(self, progress: Progress) -> bool:
         run = program.running(self.paths)

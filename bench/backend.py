@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2 as httpx
 import psutil
 
 from bench.setup import Setup
@@ -45,7 +46,7 @@ def serving(
         )
         try:
             deadline = time.monotonic() + _UP_SECONDS
-            while (address := published_address(setup.folder)) is None:
+            while (address := published_address(setup.folder)) is None or _is_starting(address):
                 assert process.poll() is None, said.read_text()[-2000:]
                 assert time.monotonic() < deadline, "the backend did not come up"
                 time.sleep(0.05)
@@ -56,6 +57,14 @@ def serving(
                 process.wait(_DOWN_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _is_starting(address: str) -> bool:
+    """Return whether the backend has no agents yet."""
+    try:
+        return bool(httpx.get(f"{address}/ready", trust_env=False).json()["status"] == "starting")
+    except httpx.TransportError:
+        return True
 
 
 def vendor_variables(vendors: PracticeVendors) -> dict[str, str]:

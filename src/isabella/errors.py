@@ -147,12 +147,20 @@ class StartFailed(EmbeddedError):
     """A process did not start. The message names its log."""
 
 
+class EndedWhileStarting(StartFailed):
+    """Letta, or the Postgres that it needs, ended while it was starting."""
+
+
 class UnverifiedPeer(IsabellaError):
     """Another process listens in place of a server of Isabella's. Nothing was sent to it."""
 
 
 class NotReady(IsabellaError):
     """The backend is still starting, or has failed to start."""
+
+
+class Interrupted(IsabellaError):
+    """A process that the backend needs has ended or does not answer, and is being started again."""
 
 
 class PracticeError(IsabellaError):

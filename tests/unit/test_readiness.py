@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import NoReturn
+from unittest.mock import Mock
 
 import anyio
+import httpx2 as httpx
 import pytest
 import uvicorn
 from structlog.testing import capture_logs
 
 from isabella.config.settings import load_settings
-from isabella.embedded import Progress
+from isabella.embedded import Progress, Server, Step
 from isabella.embedded.progress import no_progress
-from isabella.errors import ConfigurationError, StartFailed
+from isabella.errors import ConfigurationError, EndedWhileStarting, StartFailed
 from isabella.providers.report import Report
 from isabella.server import run
 from isabella.server.readiness import Phase, Readiness
@@ -119,7 +121,7 @@ def test_a_backend_whose_inside_has_ended_stops(
     monkeypatch.setattr(run, "_run_server", _serve_a_while)
     environment = {"ISABELLA_HOME": str(tmp_path), "ISABELLA_PORT": "0", "LETTA_BASE_URL": "http://127.0.0.1:9"}
     assert run.serve(load_settings(environment=environment), inside.options) == 1
-    (said,) = inside.said
+    said = inside.said[-1]
     assert said.startswith(f"{'Stopped' if after_sync else 'Not started'}: {words}")
     assert SECRET not in said
 
@@ -132,8 +134,14 @@ def test_the_port_is_the_backend_s_while_letta_starts(tmp_path: Path, monkeypatc
     settings = load_settings(environment={}, home=tmp_path, port=port)
     inside = Inside(RuntimeError(), after_sync=False)
     told: list[ConfigurationError] = []
+    shown: list[httpx.Response] = []
 
-    def letta_starts(*_arguments: object) -> NoReturn:
+    def letta_starts(_settings: object, _server: object, options: ServeOptions, _stack: object) -> NoReturn:
+        with options.progress() as progress:
+            progress(Step("install", "started", "Letta 0.16.8"))
+            progress(Step("check", "started", "something"))
+            progress(Step("check", "done", "something"))
+        shown.append(httpx.get(f"http://127.0.0.1:{port}/ready", trust_env=False))
         with socket.socket() as other:
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with pytest.raises(OSError, match="in use"):
@@ -149,3 +157,25 @@ def test_the_port_is_the_backend_s_while_letta_starts(tmp_path: Path, monkeypatc
         run.serve(settings, inside.options)
     assert [error.what for error in told] == [f"Port {port} of 127.0.0.1 cannot be used: Address already in use."]
     assert "ISABELLA_PORT" in str(told[0].remedy)
+    assert [answer.status_code for answer in shown] == [503]
+    assert (shown[0].json()["status"], shown[0].json()["reasons"]) == ("starting", ["Install: Letta 0.16.8."])
+
+
+@pytest.mark.parametrize("deaths", [0, 1, 2])
+def test_a_letta_that_ends_while_it_starts_is_started_once_more(
+    deaths: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed once, it comes up all the same; one that always ends is reported."""
+    failures = [EndedWhileStarting("Letta 0.16.8 ended while starting.\n    its log") for _ in range(deaths)]
+    up = Mock(side_effect=[*failures, "a Letta"])
+    monkeypatch.setattr(Server, "up", up)
+    monkeypatch.setattr(run, "embedded_connection", lambda _settings, letta: letta)
+    options = Inside(RuntimeError(), after_sync=False).options
+    settings = load_settings(environment={}, home=tmp_path)
+    with ExitStack() as stack:
+        if deaths < 2:
+            assert str(run._start_embedded(settings, Server(tmp_path), options, stack)) == "a Letta"
+        else:
+            with pytest.raises(EndedWhileStarting):
+                run._start_embedded(settings, Server(tmp_path), options, stack)
+    assert up.call_count == min(deaths + 1, 2)

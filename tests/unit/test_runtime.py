@@ -6,9 +6,10 @@ import anyio
 import httpx2 as httpx
 import pytest
 
-from isabella.errors import NotReady
+from isabella.errors import Interrupted, IsabellaError, LettaBroken, LettaRefused, LettaUnreachable, NotReady
 from isabella.server.app import create_app
 from isabella.server.runtime import Runtime
+from tests.support.made_parts import MadeParts
 
 
 async def _nothing() -> None:
@@ -70,3 +71,37 @@ def test_the_state_is_known_before_the_start() -> None:
     ready = ask("GET", "/ready")
     assert (ready.status_code, ready.json()["status"]) == (503, "starting")
     assert ask("GET", "/api/providers").json()["providers"] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (LettaUnreachable("nothing listens"), "repeat the request"),
+        (LettaUnreachable("it broke off", sent=True), "check whether the request was carried out"),
+        (LettaBroken("its database is gone", status=500), "repeat the request"),
+        (LettaRefused("no such agent", status=404), None),
+    ],
+)
+def test_an_error_of_a_letta_that_is_being_started_again(error: IsabellaError, remedy: str | None) -> None:
+    """It names the part that has ended, and no command: the backend starts it. Letta's own refusals stay."""
+
+    async def explain() -> IsabellaError:
+        parts, runtime = MadeParts(), Runtime()
+        for part in parts.parts:
+            part.may_start.clear()
+        async with parts.running() as supervisor:
+            runtime.readiness.supervisor = supervisor
+            assert await runtime.explain(error) is error
+            parts.end("letta")
+            explained = await runtime.explain(error)
+            for part in parts.parts:
+                part.may_start.set()
+            return explained
+
+    explained = anyio.run(explain)
+    if remedy is None:
+        assert explained is error
+    else:
+        assert isinstance(explained, Interrupted)
+        assert explained.what == "letta has ended."
+        assert remedy in str(explained.remedy)

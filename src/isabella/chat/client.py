@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import quote
@@ -17,6 +18,7 @@ from isabella.errors import IsabellaError
 from isabella.system.peers import Peer, hooks
 
 _CONNECT_SECONDS = 5.0
+_LOOK_SECONDS = 0.3
 _SECONDS = 60.0
 #: The backend sends a ping every 15 s during a turn.
 _SILENCE_SECONDS = 60.0
@@ -57,6 +59,26 @@ class BackendClient:
     def __exit__(self, *_: object) -> None:
         """Close the connections."""
         self._client.close()
+
+    def wait_until_ready(self, seconds: float, say: Callable[[str], None]) -> None:
+        """Wait while the backend starts, or starts Letta again; `say` is told each reason once.
+
+        Raises `IsabellaError` if it ends meanwhile. After `seconds` without another reason, the wait ends as well.
+        """
+        said, deadline = "", time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                response = self._client.get("/ready")
+                ready = response.json()
+            except (httpx.TransportError, ValueError) as error:
+                raise _unreachable(self.address, error) from None
+            if ready.get("status") not in ("starting", "interrupted"):
+                return
+            reasons = " ".join(ready.get("reasons", ()))
+            if reasons != said:
+                say(f"Waiting: {reasons}")
+                said, deadline = reasons, time.monotonic() + seconds
+            time.sleep(_LOOK_SECONDS)
 
     def providers(self) -> dict[str, Any]:
         """Return the providers as the backend's API describes them."""

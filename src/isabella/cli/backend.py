@@ -98,7 +98,7 @@ def running_backend(settings: Settings) -> RunningBackend | None:
     try:
         with httpx.Client(timeout=_SECONDS, trust_env=False, event_hooks=hooks(backend.peer)) as client:
             ready = client.get(f"{backend.address}/ready")
-            serves = ready.status_code < 500 or ready.json().get("status") == "interrupted"
+            serves = ready.status_code < 500 or ready.json().get("status") in ("starting", "interrupted")
     except (httpx.TransportError, ValueError, AttributeError):
         return None
     return backend if serves else None
@@ -140,6 +140,7 @@ def _backend_client(settings: Settings, agent: str) -> Iterator[BackendClient]:
     backend = running_backend(settings)
     if backend is not None:
         with BackendClient(backend.address, backend.token, agent, backend.peer) as client:
+            client.wait_until_ready(settings.turn_wait, print_message)
             yield client
         return
     from isabella.connect import connect

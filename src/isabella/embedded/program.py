@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from isabella.embedded import child_processes, confine, instance
 from isabella.embedded.instance import LOOPBACK, InstancePaths, make_private
-from isabella.errors import StartFailed
+from isabella.errors import EndedWhileStarting, StartFailed
 from isabella.letta.paths import HEALTH
 from isabella.letta.releases import release_in
 from isabella.system import processes, state
@@ -148,17 +148,22 @@ def wait_until_migrated(run: ServerRun, is_migrated: Callable[[], bool]) -> bool
 
 
 def wait_until_started(paths: InstancePaths, run: ServerRun, has_database: Callable[[], bool]) -> None:
-    """Wait until a server that was just started is healthy. A `StartFailed` quotes its log.
+    """Wait until a server that was just started is healthy.
 
     Without its database it would neither start nor end, so that a start is given up if `has_database` is false.
+
+    Raises:
+        EndedWhileStarting: the server or its database ended.
+        StartFailed: it did not answer in time. Both quote its log.
     """
     if wait_until_healthy(paths, run, has_database):
         return
     if not has_database():
         stop(paths, run)
-        raise StartFailed(f"Postgres ended while Letta {paths.release} was starting.")
+        raise EndedWhileStarting(f"Postgres ended while Letta {paths.release} was starting.")
     if not run.process.is_running():
-        raise StartFailed(f"Letta {paths.release} ended while starting. {child_processes.quote_log(paths.letta_log)}")
+        log = child_processes.quote_log(paths.letta_log)
+        raise EndedWhileStarting(f"Letta {paths.release} ended while starting. {log}")
     stop(paths, run)
     raise StartFailed(
         f"Letta {paths.release} did not answer within {SECONDS_TO_START:.0f} s. "

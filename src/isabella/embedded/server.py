@@ -32,7 +32,7 @@ from isabella.embedded.os_users import postgres_user
 from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.program import ServerRun
 from isabella.embedded.progress import Progress, Step, no_progress, step
-from isabella.errors import EmbeddedError, LockTimeout, StartFailed
+from isabella.errors import EmbeddedError, EndedWhileStarting, LockTimeout, StartFailed
 from isabella.system import state
 from isabella.system.peers import Peer
 from isabella.system.processes import ChildProcess
@@ -423,7 +423,7 @@ class Server:
             return
         program.stop(self.paths, run)
         log = child_processes.quote_log(self.paths.letta_log)
-        raise StartFailed(f"The database migrations of Letta {self.release} failed. {log}")
+        raise EndedWhileStarting(f"The database migrations of Letta {self.release} failed. {log}")
 
     def _stop_letta(self, progress: Progress) -> bool:
         run = program.running(self.paths)

@@ -117,6 +117,7 @@ def handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(IsabellaError)
     async def expected(_request: Request, error: IsabellaError) -> JSONResponse:
+        error = await app.state.runtime.explain(error)
         if status_of(error) >= 500:
             log.warning("request failed", code=code_of(error), error=error.what)
         return answer_to(error)

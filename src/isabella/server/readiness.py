@@ -51,6 +51,7 @@ class Readiness:
     report: Report | None = None
     as_of: datetime | None = None
     error: IsabellaError | None = None  #: why the backend failed, or has no report
+    steps: list[str] = field(default_factory=list)  #: what is being done before the sync, the innermost last
     model_refresh: ModelRefresh | None = None  #: the result of the last nightly refresh of the model lists
     #: the gateway as it was last observed; None before that, or if Letta calls the vendors directly
     gateway: GatewayStatus | None = None
@@ -73,7 +74,7 @@ class Readiness:
             return [str(self.error)]
         reasons = [part.reason for part in self.down]
         if self.report is None:
-            return [*reasons, "The providers are being synced."]
+            return [*reasons, *(self.steps[-1:] or ["The providers are being synced."])]
         report = self.with_vendors(self.report)
         if not reasons and report.gateway is not None and gateway_level(report.gateway) > Level.UNKNOWN:
             reasons = [report.gateway.sentence]

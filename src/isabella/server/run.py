@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,11 +23,11 @@ from pydantic import SecretStr
 from isabella.api import add_receipts, ensure_providers
 from isabella.config.settings import Settings
 from isabella.connect import embedded_connection
-from isabella.embedded import Progress, Server
+from isabella.embedded import Progress, Server, Step
 from isabella.embedded.instance import make_home, make_private
 from isabella.embedded.os_users import postgres_user
 from isabella.embedded.progress import step
-from isabella.errors import ConfigurationError, IsabellaError, LettaUnreachable
+from isabella.errors import ConfigurationError, EndedWhileStarting, IsabellaError, LettaUnreachable
 from isabella.gateway.process import GatewayPart, starts_here
 from isabella.letta.client import Connection, LettaClient, configured_connection
 from isabella.locks.provider_lock import ProviderLock, open_locks
@@ -35,7 +37,7 @@ from isabella.providers.desired import desired_providers
 from isabella.providers.report import Report
 from isabella.server.app import create_app, http_server
 from isabella.server.gateway_monitor import run_gateway_monitor
-from isabella.server.readiness import Phase, Readiness
+from isabella.server.readiness import Phase
 from isabella.server.runtime import Runtime, open_agents, open_turns, run_reflection, run_watcher
 from isabella.server.sessions import FIRST_LINK_SECONDS, Sessions, login_link
 from isabella.server.supervised import Supervised, repeat_after_outage, run_supervisor
@@ -75,31 +77,76 @@ class ServeOptions:
     say: Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that the services of a backend need."""
+
+    settings: Settings  #: including those of practice vendors
+    connection: Connection
+    supervised: Supervised
+
+
 def serve(settings: Settings, options: ServeOptions) -> int:
-    """Start everything, serve until a signal, and stop everything in reverse order. Return the exit code."""
+    """Serve at once, start everything meanwhile, and stop everything in reverse order after a signal.
+
+    Return the exit code.
+    """
     with (
         only_backend(settings),
         closing(_bind(settings)) as listener,
         interrupt_on_sigterm(),
         ExitStack() as stack,
     ):
-        # Letta sends texts for embeddings to the backend, and everything to the practice vendors.
-        kept: list[tuple[str, int]] = [listener.getsockname()[:2]]
-        settings = _with_practice(settings, options, stack, kept)
-        # Before Letta, which keeps the gateway's port.
-        gateway = _start_gateway(settings, options, stack)
-        connection, server = configured_connection(settings), None
-        if connection is None:
-            server = Server(
-                settings.home,
-                master_key=settings.letta_encryption_key,
-                lock=settings.letta_lock,
-                sandbox=settings.tool_sandbox,
-                kept_ports=tuple(kept),
-            )
-            connection = _start_embedded(settings, server, options, stack)
-        readiness = _serve_http(settings, options, connection, listener, Supervised.of(server, gateway))
-    return 0 if readiness.serving else 1
+        backend = _Backend(settings, options, listener)
+        # Left before Letta is stopped: the callbacks of the stack come later.
+        with backend.served():
+            backend.go_on(_prepare(settings, options, listener, stack, backend.on_step))
+            try:
+                backend.wait()
+            except KeyboardInterrupt:
+                options.say("Stopped.")
+    return backend.exit_code
+
+
+def _prepare(
+    settings: Settings, options: ServeOptions, listener: socket.socket, stack: ExitStack, on_step: Progress
+) -> Prepared:
+    """Start what the backend needs; the callbacks in `stack` stop it."""
+    options = replace(options, progress=_both(options.progress, on_step))
+    # Letta sends texts for embeddings to the backend, and everything to the practice vendors.
+    kept: list[tuple[str, int]] = [listener.getsockname()[:2]]
+    settings = _with_practice(settings, options, stack, kept)
+    # Before Letta, which keeps the gateway's port.
+    gateway = _start_gateway(settings, options, stack)
+    connection, server = configured_connection(settings), None
+    if connection is None:
+        server = Server(
+            settings.home,
+            master_key=settings.letta_encryption_key,
+            lock=settings.letta_lock,
+            sandbox=settings.tool_sandbox,
+            kept_ports=tuple(kept),
+        )
+        connection = _start_embedded(settings, server, options, stack)
+    return Prepared(settings, connection, Supervised.of(server, gateway))
+
+
+def _both(
+    display: Callable[[], AbstractContextManager[Progress]], on_step: Progress
+) -> Callable[[], AbstractContextManager[Progress]]:
+    """Return a display that also passes each step to a function."""
+
+    @contextmanager
+    def show() -> Iterator[Progress]:
+        with display() as progress:
+
+            def both(event: Step) -> None:
+                on_step(event)
+                progress(event)
+
+            yield both
+
+    return show
 
 
 @contextmanager
@@ -186,7 +233,12 @@ def _start_embedded(settings: Settings, server: Server, options: ServeOptions, s
     if not server.status().running:
         stack.callback(_stop_embedded, server, options)
     with options.progress() as progress:
-        return embedded_connection(settings, server.up(progress))
+        try:
+            letta = server.up(progress)
+        except EndedWhileStarting as error:
+            progress(Step("letta", "note", f"{error.what.splitlines()[0]} It is started once more."))
+            letta = server.up(progress)
+        return embedded_connection(settings, letta)
 
 
 def _start_gateway(settings: Settings, options: ServeOptions, stack: ExitStack) -> GatewayPart | None:
@@ -206,32 +258,101 @@ def _stop_embedded(server: Server, options: ServeOptions) -> None:
         server.down(progress)
 
 
-def _serve_http(
-    settings: Settings,
-    options: ServeOptions,
-    started: Connection,
-    listener: socket.socket,
-    supervised: Supervised,
-) -> Readiness:
-    token = ensure_token(settings)
-    sessions = Sessions(token.secret, settings.home / "sessions.json")
-    runtime = Runtime(token.secret, settings, started, sessions)
-    readiness = runtime.readiness
-    served = anyio.Event()
+class _Backend:
+    """The HTTP server in a thread of its own, and the services, which open when everything is prepared.
 
-    async def start() -> None:
+    The main thread prepares, so that a signal can interrupt it.
+    """
+
+    def __init__(self, settings: Settings, options: ServeOptions, listener: socket.socket) -> None:
+        self._settings = settings
+        self._options = options
+        self._listener = listener
+        self._token = ensure_token(settings)
+        self._runtime = Runtime(
+            self._token.secret, settings, sessions=Sessions(self._token.secret, _sessions(settings))
+        )
+        self._prepared: Future[Prepared] = Future()
+        self._server = http_server(create_app(self._runtime, self._start))
+        self._thread = threading.Thread(target=self._run, name="backend", daemon=True)
+        self._errors: list[BaseException] = []
+        host, port = listener.getsockname()[:2]
+        self._address = _url(_WILDCARDS.get(host, host), port)
+
+    @property
+    def exit_code(self) -> int:
+        """0 if it served until a signal, or was stopped by one while it was starting; 1 if it failed."""
+        readiness = self._runtime.readiness
+        return 0 if readiness.serving or readiness.phase is Phase.STARTING else 1
+
+    @contextmanager
+    def served(self) -> Iterator[None]:
+        """Serve while the block runs; its address is published."""
+        with address_published(self._settings.home, self._address):
+            self._thread.start()
+            self._options.say(f"Starting: {self._address} shows the progress  (stop: Ctrl-C)")
+            _show_login(self._options, self._address, self._token)
+            try:
+                yield
+            finally:
+                self._prepared.cancel()
+                self._server.should_exit = True
+                try:
+                    self._thread.join()
+                except KeyboardInterrupt:
+                    self._server.force_exit = True
+                    self._thread.join()
+
+    def on_step(self, event: Step) -> None:
+        """Show a step of the start as the reason why the backend is not ready."""
+        steps = self._runtime.readiness.steps
+        if event.state == "started":
+            steps.append(f"{event.name.capitalize()}: {event.detail}.")
+        elif event.state == "done" and steps:
+            steps.pop()
+
+    def go_on(self, prepared: Prepared) -> None:
+        """Open the services."""
+        self._runtime.readiness.steps.clear()
+        self._prepared.set_result(prepared)
+
+    def wait(self) -> None:
+        """Wait until the backend ends. Raises `KeyboardInterrupt` at a signal, or the error that ended the server."""
+        self._thread.join()
+        for error in self._errors:
+            raise error
+
+    def _run(self) -> None:
         try:
-            async with run_supervisor(runtime, supervised, settings):
+            anyio.run(_run_server, self._server, self._listener)
+        except BaseException as error:  # noqa: BLE001 - raised by `wait`
+            self._errors.append(error)
+
+    async def _start(self) -> None:
+        runtime, prepared = self._runtime, await asyncio.wrap_future(self._prepared)
+        runtime.start_settings, runtime.start_connection = prepared.settings, prepared.connection
+        served = anyio.Event()
+
+        async def run_services() -> None:
+            await self._run_services(prepared, served)
+
+        try:
+            async with run_supervisor(runtime, prepared.supervised, prepared.settings):
                 await repeat_after_outage(
-                    supervised.supervisor, run_services, seconds=settings.turn_wait, until=served.is_set
+                    prepared.supervised.supervisor,
+                    run_services,
+                    seconds=prepared.settings.turn_wait,
+                    until=served.is_set,
                 )
         except Exception as error:  # noqa: BLE001 - a backend whose services have ended must not go on answering
+            readiness = runtime.readiness
             readiness.fail(error)
-            options.say(f"{'Stopped' if readiness.report else 'Not started'}: {readiness.error}")
-            server.should_exit = True
+            self._options.say(f"{'Stopped' if readiness.report else 'Not started'}: {readiness.error}")
+            self._server.should_exit = True
 
-    async def run_services() -> None:
-        connection = runtime.start_connection or started
+    async def _run_services(self, prepared: Prepared, served: anyio.Event) -> None:
+        runtime, settings, options = self._runtime, prepared.settings, self._options
+        readiness, connection = runtime.readiness, runtime.start_connection or prepared.connection
         readiness.phase, readiness.error = Phase.STARTING, None
         async with open_locks(connection.database_url, patience=settings.gate_timeout) as locks:
             await _wait_for_letta(connection, options.say)
@@ -241,10 +362,9 @@ def _serve_http(
             if settings.strict and readiness.phase is not Phase.READY:
                 options.say(f"Not started: {' '.join(readiness.reasons)}")
                 readiness.phase = Phase.FAILED
-                server.should_exit = True
+                self._server.should_exit = True
                 return
-            host, port = listener.getsockname()[:2]
-            address = _url(_WILDCARDS.get(host, host), port)
+            host, port = self._listener.getsockname()[:2]
             async with (
                 open_agents(runtime, settings, connection, _url_for_letta(connection, host, port)) as agent_service,
                 open_turns(runtime, agent_service, locks) as turn_service,
@@ -259,22 +379,13 @@ def _serve_http(
                 run_gateway_monitor(runtime, turn_service),
             ):
                 served.set()
-                with address_published(settings.home, address):
-                    phase = readiness.phase.value.capitalize()
-                    options.say(f"{phase}: {address}  (API: {address}/docs, stop: Ctrl-C)")
-                    _show_login(options, address, token)
-                    await anyio.sleep_forever()
+                phase = readiness.phase.value.capitalize()
+                options.say(f"{phase}: {self._address}  (API: {self._address}/docs, stop: Ctrl-C)")
+                await anyio.sleep_forever()
 
-    server = http_server(create_app(runtime, start))
-    try:
-        anyio.run(_run_server, server, listener)
-    except KeyboardInterrupt:
-        # uvicorn raises it again after a clean stop.
-        options.say("Stopped.")
-    if readiness.phase is Phase.STARTING:
-        # A signal during the start is not a failure.
-        return Readiness(phase=Phase.DEGRADED)
-    return readiness
+
+def _sessions(settings: Settings) -> Path:
+    return settings.home / "sessions.json"
 
 
 def _url(host: str, port: int) -> str:

@@ -21,7 +21,16 @@ from isabella.agents.reconcile import EnsureOutcome
 from isabella.agents.reflection import ReflectionOutcome, SendMessage, reflect
 from isabella.agents.service import AgentService, open_agent_service
 from isabella.config.settings import Settings
-from isabella.errors import ConfigurationError, IsabellaError, NotReady, TurnError
+from isabella.errors import (
+    ConfigurationError,
+    Interrupted,
+    IsabellaError,
+    LettaError,
+    LettaRefused,
+    LettaUnreachable,
+    NotReady,
+    TurnError,
+)
 from isabella.gateway.client import GatewayTraffic
 from isabella.letta.client import Connection
 from isabella.locks.provider_lock import ProviderLock
@@ -118,6 +127,22 @@ class Runtime:
             advisory = self.turn_service.deps.gate.advisory
             if advisory is not None:
                 advisory.move(connection.database_url)
+
+    async def explain(self, error: IsabellaError) -> IsabellaError:
+        """Return an error of Letta as `Interrupted`, if it comes of a process that is being started again."""
+        supervisor = self.readiness.supervisor
+        if supervisor is None or not isinstance(error, LettaError) or isinstance(error, LettaRefused):
+            return error
+        await supervisor.confirm()
+        if not supervisor.down:
+            return error
+        unknown = isinstance(error, LettaUnreachable) and error.sent
+        return Interrupted(
+            " ".join(part.reason for part in supervisor.down),
+            remedy="It is started again; then check whether the request was carried out."
+            if unknown
+            else "It is started again; repeat the request in a few seconds.",
+        )
 
     def start_task(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         """Run an async function in the background. Raises `NotReady` if the application is not serving."""

@@ -84,7 +84,7 @@ class Console:
     async def _failed(self, request: Request, error: Exception) -> Response:
         match error:
             case IsabellaError():
-                return self._renderer.error(request, error)
+                return self._renderer.error(request, await self._runtime.explain(error))
             case HTTPException():
                 what = "There is no such page." if error.status_code == 404 else "This request is not allowed."
                 return self._renderer.error_message(request, error.status_code, what)

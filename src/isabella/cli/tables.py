@@ -207,7 +207,7 @@ def _local_time(at: datetime) -> str:
 
 def show_diagnosis(diagnosis: Diagnosis) -> None:
     """Print a diagnosis. It contains no secrets and can be pasted into a public issue."""
-    from isabella.doctor.findings import Layer
+    from isabella.doctor.layers import Layer
 
     _print_scrubbed(_diagnosis_headline(diagnosis), "bold green" if diagnosis.healthy else "bold")
     for cause in diagnosis.causes:

@@ -622,6 +622,9 @@ def unanswered_turn(refusals: list[VendorRefusal]) -> TurnFailed:
     if only.code in _OF_GATEWAY and all(refusal.code is only.code for refusal in refusals):
         return TurnFailed(only.code, only.message, "Run `isabella doctor`: it names the cause.", status=only.status)
     if len(refusals) == 1:
+        if only.code is ErrorCode.TOOL_CALL_MALFORMED:
+            remedy = "Send the message again, or switch the agent to another model."
+            return TurnFailed(only.code, only.message, remedy, status=only.status)
         return TurnFailed(
             only.code,
             f"The vendor does not answer: {only.message}",

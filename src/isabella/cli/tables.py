@@ -245,7 +245,13 @@ def show_messages(messages: Sequence[RecognisedMessage], heading: str | None = N
         known = message.message
         times = "" if message.count == 1 else f" ({message.count} times)"
         _print_scrubbed(f"{known.title}{times}", "bold")
-        rows = {"means": message.meaning, "releases": known.releases, "do": message.remedy, "note": known.correction}
+        rows = {
+            "layer": known.layer.heading,
+            "means": message.meaning,
+            "releases": known.releases,
+            "do": message.remedy,
+            "note": known.correction,
+        }
         _print_scrubbed(f"  seen:     {message.line}", "dim")
         for label, text in rows.items():
             if text is not None:

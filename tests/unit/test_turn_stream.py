@@ -267,6 +267,16 @@ def test_a_malformed_tool_call_is_the_model_s_fault(name: str) -> None:
     assert "another model" in (failed.remedy or "")
 
 
+def test_the_only_vendors_error_says_what_to_do() -> None:
+    """Where its code tells it; otherwise the cause is to be fixed."""
+    remedies = {
+        code: unanswered_turn([VendorRefusal(code, "No.")]).remedy or ""
+        for code in (ErrorCode.KEY_REFUSED, ErrorCode.OUT_OF_FUNDS, ErrorCode.MODEL_UNKNOWN, ErrorCode.VENDOR_FAILING)
+    }
+    words = ("variable", "credit", "isabella agents switch", "Fix the cause")
+    assert all(word in remedy for word, remedy in zip(words, remedies.values(), strict=True)), remedies
+
+
 def test_the_vendors_own_words() -> None:
     """People read what the vendor said, not how Letta wraps it."""
     detail = (

@@ -274,6 +274,12 @@ def state_of_status(status: int) -> VendorState | None:
     return _VENDOR_STATES.get(_code_of_status(status))
 
 
+def remedy_of(code: ErrorCode) -> str | None:
+    """Return what to do about an error of the agent's only vendor, if the code tells it."""
+    remedy: str | None = _CODES.get(code, {}).get("remedy")
+    return remedy
+
+
 def retry_delay(text: str) -> float | None:
     """Return the seconds of pause that a vendor's refusal asks for, if it does."""
     for match in _RETRY_IN.finditer(text):

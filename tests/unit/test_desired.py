@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -248,9 +249,18 @@ def test_select_takes_the_named_ones() -> None:
     every = desired_providers(load_settings(environment=KEYS))
     assert select_providers(every, ()) == every
     assert [p.name for p in select_providers(every, ("longcat", "cerebras"))] == ["cerebras", "longcat"]
-    with pytest.raises(ConfigurationError, match="'groq'") as error:
-        select_providers(every, ("groq",))
+    with pytest.raises(ConfigurationError, match="'grok'") as error:
+        select_providers(every, ("grok",))
     assert "byok-groq" in str(error.value)
+
+
+def test_select_takes_a_vendors_name_for_its_provider() -> None:
+    """Unless a provider has that name."""
+    every = desired_providers(load_settings(environment=KEYS))
+    chosen = select_providers(every, ("groq", "byok-mistral", "mistral"))
+    assert [provider.name for provider in chosen] == ["byok-groq", "byok-mistral"]
+    own = replace(every[0], name="groq", vendor=replace(every[0].vendor, name="mine", provider="groq"))
+    assert select_providers((*every, own), ("groq",)) == (own,)
 
 
 def test_prefixes_of_the_catalog_lead_to_their_vendors() -> None:

@@ -29,7 +29,8 @@ from isabella.doctor.evidence import (
     ProviderEvidence,
     VendorEvidence,
 )
-from isabella.doctor.findings import Diagnosis, Finding, Layer, Remedy, Severity, explain, finding_table, root_causes
+from isabella.doctor.findings import Diagnosis, Finding, Remedy, Severity, explain, finding_table, root_causes
+from isabella.doctor.layers import Layer
 from isabella.doctor.log_messages import scrub
 from isabella.errors import (
     ConfigurationError,

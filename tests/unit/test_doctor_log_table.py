@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from isabella.doctor.log_messages import KnownMessage, known_messages, normalise_line, recognise, recognise_in
+from isabella.practice.wire import profiles
+from tests.support.recorded_messages import MESSAGES, REFUSALS, RecordedMessage
 
 DOCS = Path(__file__).parents[2] / "docs"
 EXAMPLES = [(symptom.id, example) for symptom in known_messages() for example in symptom.examples]
@@ -22,6 +25,25 @@ SEED = {
     "https://api.groq.com/openai/v1/models": "model-sync-failed",
     "No encryption key configured. Storing Secret value as plaintext in _enc column.": "no-encryption-key",
 }
+#: What the refusals of practice vendors are, by their reason; those that no known message is about are not here.
+OF_REASON = {
+    "wrong_key": ["wrong-api-key"],
+    "no_funds": ["out-of-funds"],
+    "no_model": ["model-gone"],
+    "no_path": ["wrong-path"],
+    "too_fast": ["rate-limited"],
+    "requests_used_up": ["rate-limited"],
+    "tokens_used_up": ["tokens-used-up"],
+    "too_large": ["request-over-allowance"],
+    "too_long": ["context-overflow"],
+}
+#: LongCat's 403 is about money; Groq and LongCat word a missing key like a wrong one.
+OF_PRACTICE = {
+    ("longcat", "forbidden"): ["out-of-funds"],
+    ("groq", "no_key"): ["wrong-api-key"],
+    ("longcat", "no_key"): ["wrong-api-key"],
+    ("mistral", "no_key"): ["wrong-api-key"],
+}
 
 
 def ids(text: str) -> list[str]:
@@ -33,6 +55,37 @@ def ids(text: str) -> list[str]:
 def test_examples_are_recognised(symptom: str, example: str) -> None:
     """Each example of an entry is recognised as that entry and as no other."""
     assert ids(example) == [symptom]
+
+
+@pytest.mark.parametrize("server", REFUSALS)
+def test_recorded_refusals(server: str) -> None:
+    """A refusal that somebody published is recognised as what it is and as nothing else, however Letta words it."""
+    recorded = REFUSALS[server]
+    assert ids(recorded.quoted) == [recorded.message]
+    for before in ("Bad request to OpenAI-compatible endpoint", "Rate limited by OpenAI", "OpenAI API error"):
+        assert ids(f"INVALID_ARGUMENT: {before}: {recorded.quoted} [BYOK]") == [recorded.message]
+
+
+@pytest.mark.parametrize("recorded", MESSAGES, ids=lambda one: one.message)
+def test_recorded_messages(recorded: RecordedMessage) -> None:
+    """A message that somebody published is recognised as what it is and as nothing else."""
+    assert ids(recorded.text) == [recorded.message]
+
+
+def test_each_recorded_message_has_a_source() -> None:
+    """An address, or a file of Letta or of this project."""
+    sources = {refusal.source for refusal in REFUSALS.values()} | {message.source for message in MESSAGES}
+    assert {source for source in sources if not source.startswith(("https://", "letta/", "practice/"))} == set()
+
+
+@pytest.mark.parametrize("vendor", profiles())
+def test_refusals_of_practice_vendors(vendor: str) -> None:
+    """What each vendor answers in practice, in its own words, is recognised for its reason."""
+    for reason, shape in profiles()[vendor].refusals.items():
+        body = json.loads(re.sub(r"%\w+%", "7", shape.body))
+        assert ids(f"Error code: {shape.status} - {body}") == OF_PRACTICE.get(
+            (vendor, reason), OF_REASON.get(reason, [])
+        )
 
 
 @pytest.mark.parametrize(("text", "symptom"), SEED.items())
@@ -101,14 +154,19 @@ def test_normal_form() -> None:
 
 def table() -> str:
     """The table of symptoms as it stands in docs/doctor.md."""
-    rows = ["| Message | Releases | What it means, and what to do |", "|---|---|---|"]
+    rows = ["| Message | Layer | Releases | What it means, and what to do |", "|---|---|---|---|"]
     for symptom in known_messages():
         text = re.sub(r"\{\w+\|([^}]*)\}", r"\1", f"{symptom.meaning} **Do:** {symptom.remedy}")
         if symptom.correction:
             text += f" **But:** {symptom.correction}"
         facts = f" ({', '.join(symptom.facts)})" if symptom.facts else ""
         title = symptom.examples[0] if len(symptom.examples[0]) < 120 else symptom.title
-        cells = (f"`{title}`" if title is not symptom.title else title, symptom.releases, text + facts)
+        cells = (
+            f"`{title}`" if title is not symptom.title else title,
+            symptom.layer.heading,
+            symptom.releases,
+            text + facts,
+        )
         rows.append("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 

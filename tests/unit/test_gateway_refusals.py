@@ -15,140 +15,11 @@ from isabella.config.quirks import Quirks
 from isabella.config.vendors import known_vendors
 from isabella.gateway.answers import AnswerReader
 from isabella.gateway.refusals import Refusal, adapt_refusal, error_of, overflow_refusal, words_of
+from tests.support.recorded_messages import OVERFLOWS, REFUSALS
 
 GROQ = next(vendor.quirks for vendor in known_vendors() if vendor.name == "groq")
 NOW = 1_800_000_000.0
 
-#: Overflows in the words of each server: status, body, window that is told.
-OVERFLOWS: dict[str, tuple[int, Any, int | None]] = {
-    "llama.cpp": (
-        400,
-        {
-            "error": {
-                "code": 400,
-                "message": "request (9034 tokens) exceeds the available context size (8192 tokens), try increasing "
-                "it",
-                "type": "exceed_context_size_error",
-                "n_prompt_tokens": 9034,
-                "n_ctx": 8192,
-            }
-        },
-        8192,
-    ),
-    "llama.cpp of 2025": (
-        500,
-        {
-            "error": {
-                "code": 500,
-                "message": "the request exceeds the available context size. try increasing the context size",
-                "type": "server_error",
-            }
-        },
-        None,
-    ),
-    "vLLM": (
-        400,
-        {
-            "object": "error",
-            "message": "This model's maximum context length is 16384 tokens. However, you requested 122946 tokens "
-            "(112946 in the messages, 10000 in the completion). Please reduce the length of the messages.",
-            "type": "BadRequestError",
-            "param": None,
-            "code": 400,
-        },
-        16_384,
-    ),
-    "vLLM of 2026": (
-        400,
-        {
-            "error": {
-                "message": "You passed 9000 input tokens and requested 1000 output tokens. However, the model's "
-                "context length is only 8,192 tokens.",
-                "code": 400,
-            }
-        },
-        8192,
-    ),
-    "Ollama": (
-        400,
-        {"error": {"message": "prompt too long; exceeded max context length by 4096 tokens", "type": "api_error"}},
-        None,
-    ),
-    "Ollama, older": (400, {"error": "the input length exceeds the context length"}, None),
-    "Mistral": (
-        400,
-        {
-            "object": "error",
-            "message": "Prompt contains 300000 tokens and 0 draft tokens, too large for model with 131072 maximum "
-            "context length",
-            "type": "invalid_request_error",
-            "param": None,
-            "code": "3051",
-        },
-        131_072,
-    ),
-    "Groq": (
-        400,
-        {
-            "error": {
-                "message": "Please reduce the length of the messages or completion.",
-                "type": "invalid_request_error",
-                "param": "messages",
-                "code": "context_length_exceeded",
-            }
-        },
-        None,
-    ),
-    "Cerebras": (
-        400,
-        {
-            "message": "Please reduce the length of the messages or completion. Current length is 42328 while limit "
-            "is 40000",
-            "type": "invalid_request_error",
-            "param": "messages",
-            "code": "context_length_exceeded",
-        },
-        40_000,
-    ),
-    "OpenAI": (
-        400,
-        {
-            "error": {
-                "message": "Your input exceeds the context window of this model. Please adjust your input.",
-                "code": "context_length_exceeded",
-            }
-        },
-        None,
-    ),
-    "LM Studio": (
-        400,
-        {
-            "error": "The number of tokens to keep from the initial prompt is greater than the context length "
-            "(n_keep: 13055>= n_ctx: 4096). Try to load the model with a larger context length."
-        },
-        4096,
-    ),
-    "LM Studio of 2025": (
-        400,
-        {
-            "error": "Trying to keep the first 15857 tokens when context the overflows. However, the model is loaded "
-            "with context length of only 4096 tokens, which is not enough."
-        },
-        4096,
-    ),
-    "LM Studio, MLX": (400, {"error": "Cannot truncate prompt with n_keep (15028) >= n_ctx (7424)"}, 7424),
-    "OpenRouter": (
-        400,
-        {
-            "error": {
-                "message": "Provider returned error",
-                "code": 400,
-                "metadata": {"raw": '{"message":"too large for model with 32768 maximum context length"}'},
-            }
-        },
-        32_768,
-    ),
-}
 TOO_LARGE = {
     "error": {
         "message": "Request too large for model `openai/gpt-oss-120b` in organization `org_1` service tier "
@@ -186,9 +57,9 @@ def raised(refusal: Refusal) -> openai.APIStatusError:
 @pytest.mark.parametrize("name", OVERFLOWS)
 def test_an_overflow_is_one_that_letta_recognises(name: str) -> None:
     """With the code and the words that Letta 0.16.8 looks for, and the vendor's own words and numbers."""
-    status, body, window = OVERFLOWS[name]
-    refusal = adapt(status, body)
-    assert (refusal.status, refusal.kind, refusal.window) == (400, "context_overflow", window)
+    told_as, body = OVERFLOWS[name], OVERFLOWS[name].document
+    refusal = adapt(told_as.status, body)
+    assert (refusal.status, refusal.kind, refusal.window) == (400, "context_overflow", told_as.window)
     error = raised(refusal)
     assert isinstance(error, openai.BadRequestError)
     assert error.code == "context_length_exceeded"
@@ -199,10 +70,16 @@ def test_an_overflow_is_one_that_letta_recognises(name: str) -> None:
     assert refusal.headers["content-type"] == "application/json"
 
 
+@pytest.mark.parametrize("name", sorted(REFUSALS.keys() - OVERFLOWS.keys()))
+def test_no_other_refusal_is_taken_for_an_overflow(name: str) -> None:
+    """What people recorded of other refusals."""
+    assert adapt(REFUSALS[name].status, REFUSALS[name].document).kind != "context_overflow"
+
+
 def test_an_overflow_that_came_with_status_200_is_refused() -> None:
     """LM Studio begins a stream with it."""
     reader = AnswerReader()
-    reader.feed(b"event: error\ndata: " + json.dumps(OVERFLOWS["LM Studio"][1]).encode() + b"\n\n")
+    reader.feed(b"event: error\ndata: " + OVERFLOWS["LM Studio"].body.encode() + b"\n\n")
     assert reader.error is not None
     assert not reader.began
     refusal = overflow_refusal(reader.error, {"content-type": "text/event-stream"}, Quirks(), now=NOW)

@@ -135,7 +135,7 @@ def test_the_table_has_a_row_for_each_and_what_it_says(receipt: Receipt | None) 
     """Provider, type, stored, action, proof, receipt where asked for, and reason stand in the table."""
     out = console()
     with out.capture() as captured:
-        out.print(report_table(report(replace(DRIFTED, receipt=receipt), replace(FOREIGN, receipt=None))))
+        out.print(report_table(report(replace(DRIFTED, receipt=receipt), replace(FOREIGN, receipt=None)), 200))
     text = captured.get()
     for word in (
         "cerebras",

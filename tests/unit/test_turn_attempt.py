@@ -87,3 +87,29 @@ async def test_an_answer_goes_on_when_letta_was_frozen_only_for_a_while() -> Non
     events, attempt = await attempted(letta, outlast=outlast)
     assert (asked, attempt.refusal) == (["frozen"], None)
     assert "".join(event.text for event in events if hasattr(event, "text")) == "Good morning"
+
+
+class EndingLetta:
+    """A Letta that ends a turn with a stop reason and no error."""
+
+    def __init__(self, word: str) -> None:
+        self._word = word
+
+    async def stream(self, _agent_id: str, _text: str) -> AsyncGenerator[str, None]:
+        """Begin, and end at once."""
+        yield PING
+        yield f'data: {{"message_type": "stop_reason", "stop_reason": "{self._word}"}}'
+
+
+@pytest.mark.parametrize(
+    ("word", "code"), [("invalid_tool_call", ErrorCode.TOOL_CALL_MALFORMED), ("error", ErrorCode.LETTA_FAILING)]
+)
+async def test_a_stop_reason_without_an_error_is_told(word: str, code: ErrorCode) -> None:
+    """A malformed tool call is the model's fault, not Letta's; and nobody says that there was no reason."""
+    attempt = Attempt("agent-1", "Hello?", 5, 5, CancelRequest())
+    client: Any = SimpleNamespace(messages=EndingLetta(word))
+    assert [event async for event in attempt.events(client) if event is not None] == []
+    refusal = refusal_of(attempt)
+    assert (refusal.code, refusal.counts, refusal.vendor) == (code, False, None)
+    assert word in refusal.message
+    assert ("model" in refusal.message) is (code is ErrorCode.TOOL_CALL_MALFORMED)

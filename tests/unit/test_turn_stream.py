@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import isabella.gateway
+from isabella.gateway.traffic import Outcome
 from isabella.system import redaction
 from isabella.turns.events import (
     AnswerText,
@@ -30,10 +31,12 @@ from isabella.turns.stream import (
     VendorRefusal,
     classify_refusal,
     parse_line,
+    refusal_of,
     retry_delay,
 )
 from isabella.turns.turn import unanswered_turn
 from isabella.vendors.client import VendorState
+from tests.support.recorded_messages import REFUSALS
 
 
 def line(**fields: Any) -> str:
@@ -155,6 +158,32 @@ def test_errors(kind: str, detail: str, code: ErrorCode, status: int | None, cou
     assert "OpenAI" not in refusal.message or status is None
 
 
+@pytest.mark.parametrize("name", REFUSALS)
+def test_recorded_refusals(name: str) -> None:
+    """What people recorded is judged by its words where its status says less, and no code is taken for another."""
+    recorded = REFUSALS[name]
+    refusal = classify_refusal("llm_error", f"INVALID_ARGUMENT: {recorded.quoted} [BYOK]")
+    assert (refusal.code, refusal.status) == (ErrorCode(recorded.code), recorded.status)
+
+
+@pytest.mark.parametrize(
+    ("name", "retry_after"), [("Z.ai", None), ("Z.ai", 30.0), ("Groq, a malformed tool call", None)]
+)
+def test_the_gateway_changes_no_reason_that_the_words_tell(name: str, retry_after: float | None) -> None:
+    """The gateway tells the vendor's sentence without its code, which Letta quotes."""
+    recorded = REFUSALS[name]
+    reported = classify_refusal("llm_error", f"{recorded.quoted} [BYOK]")
+    outcome = Outcome(1, 0.0, "p", "agent-1", "m", "refused", "No.", status=recorded.status, retry_after=retry_after)
+    assert refusal_of(outcome, reported).code is ErrorCode(recorded.code)
+
+
+def test_a_request_that_the_vendor_quotes_decides_nothing() -> None:
+    """Only the vendor's own sentence and code count, not the rest of its answer."""
+    error = {"message": "Extra inputs are not permitted", "input": "My card has insufficient funds."}
+    refusal = classify_refusal("llm_error", f"INVALID_ARGUMENT: …: Error code: 422 - {{'error': {error}}}")
+    assert refusal.code is ErrorCode.REQUEST_REFUSED
+
+
 GATEWAY = (
     "UNAUTHENTICATED: Authentication failed with OpenAI: Error code: {status} - {{'error': {{'message': \"Isabella's "
     "gateway said no.\", 'type': 'isabella-gateway', 'param': None, 'code': '{code}'}}}} [BYOK]"
@@ -225,6 +254,27 @@ def test_a_turn_that_the_gateway_refused_blames_no_vendor(code: ErrorCode) -> No
         assert "isabella doctor" in (failed.remedy or "")
     vendor = VendorRefusal(ErrorCode.KEY_REFUSED, "401: no")
     assert unanswered_turn([refusal, vendor]).code is ErrorCode.NO_VENDOR
+
+
+@pytest.mark.parametrize("name", [name for name, one in REFUSALS.items() if one.code == "tool_call_malformed"])
+def test_a_malformed_tool_call_is_the_model_s_fault(name: str) -> None:
+    """Neither Letta nor the vendor is blamed, whatever the status; another model may do better."""
+    refusal = classify_refusal("llm_error", f"INTERNAL_SERVER_ERROR: OpenAI API error: {REFUSALS[name].quoted}")
+    assert (refusal.counts, refusal.elsewhere, refusal.vendor) == (False, True, None)
+    failed = unanswered_turn([refusal])
+    assert failed.code is ErrorCode.TOOL_CALL_MALFORMED
+    assert failed.message.startswith("The model made a malformed tool call: ")
+    assert "another model" in (failed.remedy or "")
+
+
+def test_the_only_vendors_error_says_what_to_do() -> None:
+    """Where its code tells it; otherwise the cause is to be fixed."""
+    remedies = {
+        code: unanswered_turn([VendorRefusal(code, "No.")]).remedy or ""
+        for code in (ErrorCode.KEY_REFUSED, ErrorCode.OUT_OF_FUNDS, ErrorCode.MODEL_UNKNOWN, ErrorCode.VENDOR_FAILING)
+    }
+    words = ("variable", "credit", "isabella agents switch", "Fix the cause")
+    assert all(word in remedy for word, remedy in zip(words, remedies.values(), strict=True)), remedies
 
 
 def test_the_vendors_own_words() -> None:

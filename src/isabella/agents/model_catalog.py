@@ -160,8 +160,8 @@ class ModelCatalog:
             raise ModelUnknown(f"{name} has no key: {provider.key_source}.")
         answer = await self._answer(provider)
         if answer.verdict is KeyVerdict.REFUSED:
-            page = provider.vendor.keys_page
-            remedy = f"Make a new one at {page}, put it into .env, and start again." if page else None
+            page = f" from {provider.vendor.keys_page}" if provider.vendor.keys_page else ""
+            remedy = f"Put a valid one{page} into {provider.vendor.api_key_env}."
             raise ModelUnknown(f"{provider.vendor.title} refuses the key ({answer.said}).", remedy=remedy)
         silent = answer.verdict is not KeyVerdict.ACCEPTED
         if silent and not (unasked or answer.verdict is KeyVerdict.RATE_LIMITED):

@@ -44,6 +44,18 @@ class EnsureResult:
     reason: str | None = None
     remedy: str | None = None
 
+    @property
+    def sentence(self) -> str:
+        """What was done, for people."""
+        match self.done:
+            case EnsureOutcome.CREATED:
+                return f"{self.name}: created on {self.handle}"
+            case EnsureOutcome.CHANGED:
+                return f"{self.name}: changed on {self.handle}: {'; '.join(self.changes)}"
+            case EnsureOutcome.KEPT:
+                return f"{self.name}: unchanged on {self.handle}"
+        return " ".join(filter(None, (f"{self.name}: failed: {self.reason}", self.remedy)))
+
     def as_json(self) -> dict[str, Any]:
         """Return the form in which `--json` prints it."""
         document = asdict(self)

@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from isabella.cli.commands import ERROR, PENDING, AsJson, EnvFile, commands, configured_settings, print_json, run
+from isabella.cli.commands import (
+    ERROR,
+    PENDING,
+    AsJson,
+    EnvFile,
+    commands,
+    complete_agent,
+    complete_handle,
+    configured_settings,
+    print_json,
+    run,
+)
 from isabella.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -25,7 +36,12 @@ app = commands(
 Result = TypeVar("Result")
 
 Name = Annotated[
-    str, typer.Argument(metavar="NAME", help="The agent: its name, the id of its definition, or Letta's id.")
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="The agent: its name, the id of its definition, or Letta's id.",
+        autocompletion=complete_agent,
+    ),
 ]
 
 
@@ -98,7 +114,12 @@ def show(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> None:
 def switch(
     name: Name,
     handle: Annotated[
-        str, typer.Argument(metavar="HANDLE", help="PROVIDER/MODEL, or PROVIDER for its default model.")
+        str,
+        typer.Argument(
+            metavar="HANDLE",
+            help="PROVIDER/MODEL, or PROVIDER for its default model.",
+            autocompletion=complete_handle,
+        ),
     ],
     env_file: EnvFile = None,
     as_json: AsJson = False,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isabella.cli.commands import EnvFile, configured_settings
+from isabella.cli.commands import EnvFile, complete_agent, complete_handle, configured_settings
 from isabella.system.terminal import messages_are_json, print_message
 
 if TYPE_CHECKING:
@@ -51,10 +51,21 @@ def up(
 
 def chat(
     agent: Annotated[
-        str, typer.Option("--agent", help="The agent: its name, the id of its definition, or Letta's id.")
+        str,
+        typer.Option(
+            "--agent",
+            help="The agent: its name, the id of its definition, or Letta's id.",
+            autocompletion=complete_agent,
+        ),
     ] = _DEFAULT_AGENT,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="HANDLE", help="Switch the agent to this model first.")
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="HANDLE",
+            help="Switch the agent to this model first.",
+            autocompletion=complete_handle,
+        ),
     ] = None,
     env_file: EnvFile = None,
 ) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -32,6 +32,43 @@ Home = Annotated[
     Path | None,
     typer.Option("--home", metavar="FOLDER", help="Isabella's home. Default: ISABELLA_HOME, or user data."),
 ]
+
+
+def _completed(names: Callable[[Settings], Iterable[str]]) -> Callable[[typer.Context, str], list[str]]:
+    """Return a completion with names that are known without Letta. It completes nothing if they cannot be read."""
+
+    def complete(context: typer.Context, incomplete: str) -> list[str]:
+        from isabella.config.settings import load_settings
+
+        with suppress(IsabellaError):
+            settings = load_settings(context.params.get("env_file"))
+            return [name for name in names(settings) if name.startswith(incomplete)]
+        return []
+
+    return complete
+
+
+def _provider_names(settings: Settings) -> Iterable[str]:
+    from isabella.providers.desired import desired_providers
+
+    # A vendor's name stands for its provider.
+    return sorted({name for one in desired_providers(settings) for name in (one.name, one.vendor.name)})
+
+
+def _agent_names(settings: Settings) -> Iterable[str]:
+    from isabella.agents.definitions import load_definitions
+
+    return [definition.name for definition in load_definitions(settings)]
+
+
+def _handles(settings: Settings) -> Iterable[str]:
+    from isabella.providers.desired import desired_providers
+
+    return [f"{one.name}/{model}" for one in desired_providers(settings) if one.key for model in one.vendor.models]
+
+
+complete_provider, complete_agent, complete_handle = map(_completed, (_provider_names, _agent_names, _handles))
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output.")]
 
 Result = TypeVar("Result")

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isabella.cli.commands import ERROR, PENDING, AsJson, EnvFile, commands, configured_settings, print_json, run
+from isabella.cli.commands import (
+    ERROR,
+    PENDING,
+    AsJson,
+    EnvFile,
+    commands,
+    complete_agent,
+    complete_provider,
+    configured_settings,
+    print_json,
+    run,
+)
 from isabella.errors import IsabellaError
 
 if TYPE_CHECKING:
@@ -34,10 +45,22 @@ LogFile = Annotated[
 def doctor(
     context: typer.Context,
     agent: Annotated[
-        str | None, typer.Option("--agent", metavar="NAME", help="Only this agent, and what it depends on.")
+        str | None,
+        typer.Option(
+            "--agent",
+            metavar="NAME",
+            help="Only this agent, and what it depends on.",
+            autocompletion=complete_agent,
+        ),
     ] = None,
     provider: Annotated[
-        list[str] | None, typer.Option("--provider", metavar="NAME", help="Only this provider; repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--provider",
+            metavar="NAME",
+            help="Only this provider, or this vendor's; repeatable.",
+            autocompletion=complete_provider,
+        ),
     ] = None,
     log: LogFile = None,
     probe: Annotated[

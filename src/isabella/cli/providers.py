@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from isabella.cli.commands import ERROR, PENDING, AsJson, EnvFile, commands, configured_settings, print_json, run
+from isabella.cli.commands import (
+    ERROR,
+    PENDING,
+    AsJson,
+    EnvFile,
+    commands,
+    complete_provider,
+    configured_settings,
+    print_json,
+    run,
+)
 from isabella.config.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -22,7 +32,15 @@ app = commands(
     no_args_is_help=True, help="Bring the providers in Letta in line with the configuration, and prove it."
 )
 
-Only = Annotated[list[str] | None, typer.Option("--only", metavar="NAME", help="Only this provider; repeatable.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only",
+        metavar="NAME",
+        help="Only this provider, or this vendor's; repeatable.",
+        autocompletion=complete_provider,
+    ),
+]
 StrategyOption = Annotated[
     Strategy | None,
     typer.Option(

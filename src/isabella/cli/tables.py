@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.table import Table
 from rich.text import Text
 
@@ -28,6 +29,8 @@ _WORDS = {
 _STYLES = {word: style for style, words in _WORDS.items() for word in words}
 _LEVEL_STYLES = {Level.OK: "green", Level.UNKNOWN: "", Level.WARNING: "yellow", Level.PROBLEM: "bold red"}
 _SEVERITY_STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
+#: A column of sentences gets at least so many characters before other columns are left out for it.
+_LEAST_FOLDED = 16
 _OUTCOME_STYLES = {"kept": "dim", "created": "green", "changed": "yellow", "failed": "red"}
 
 
@@ -38,7 +41,7 @@ def show_report(report: Report, *, conditions: bool = False) -> None:
     if conditions:
         lead = headline(report)
         out.print(Text(f"{lead.title} {lead.text}".strip(), style=_LEVEL_STYLES[lead.level]))
-    out.print(report_table(report, conditions=conditions))
+    out.print(report_table(report, out.width, conditions=conditions))
     if report.gateway is not None and report.configured:
         out.print(Text(report.gateway.sentence, style=_LEVEL_STYLES[gateway_level(report.gateway)]))
         if conditions:
@@ -68,21 +71,19 @@ def log_report(report: Report) -> None:
     print_message(f"{lead.title} {lead.text}".strip(), level=level, report=report_document(report))
 
 
-def report_table(report: Report, *, conditions: bool = False) -> Table:
-    """Return the table of providers, one row each."""
+def report_table(report: Report, width: int, *, conditions: bool = False) -> Table:
+    """Return the table of providers for a terminal of this width, one row each."""
     with_receipts = any(provider.receipt is not None for provider in report.providers)
-    table = Table(
-        title=Text(f"Letta {report.version} at {report.base_url}"), title_justify="left", box=None, pad_edge=False
-    )
     headings = ["provider", "type", "key", "stored", "action", "proof"]
     headings += ["receipt"] if with_receipts else []
     headings += ["condition", "since", "vendor", "seen"] if conditions else []
-    for heading in headings:
-        table.add_column(heading, no_wrap=True)
-    table.add_column("reason", overflow="fold")
-    for provider in report.providers:
-        table.add_row(*_cells(provider, with_receipts, conditions))
-    return table
+    return _table(
+        [*headings, "reason"],
+        [_cells(provider, with_receipts, conditions) for provider in report.providers],
+        width,
+        optional=("type", "key", "since", "seen", "action", *(("proof", "stored") if conditions else ())),
+        title=f"Letta {report.version} at {report.base_url}",
+    )
 
 
 def _cells(provider: ProviderReport, with_receipts: bool, conditions: bool) -> list[Text]:
@@ -133,7 +134,9 @@ def show_agents(agents: Sequence[dict[str, Any]]) -> None:
         )
         for agent in agents
     ]
-    _print_table(("agent", "managed by", "model", "window", "problem"), rows)
+    _print_table(
+        ("agent", "managed by", "model", "window", "problem"), rows, optional=("managed by", "window", "model")
+    )
     if any(agent["problem"] for agent in agents):
         out.print("`isabella agents repair` shows how these problems would be repaired.")
 
@@ -149,7 +152,7 @@ def show_ensured(outcomes: Sequence[dict[str, Any]]) -> None:
         )
         for outcome in outcomes
     ]
-    _print_table(("agent", "outcome", "model", "details"), rows)
+    _print_table(("agent", "outcome", "model", "details"), rows, optional=("model",))
     for outcome in outcomes:
         if outcome["remedy"]:
             console().print(Text(f"{outcome['name']}: {outcome['remedy']}"))
@@ -186,19 +189,54 @@ def show_repairs(repairs: Sequence[dict[str, Any]], *, done: bool) -> None:
         )
         for repair in repairs
     ]
-    _print_table(("agent", "model", "repaired to" if done else "would become", "reason"), rows)
+    headings = ("agent", "model", "repaired to" if done else "would become", "reason")
+    _print_table(headings, rows, optional=("model",))
     if not done:
         out.print("Nothing was changed. `isabella agents repair --yes` re-binds them; memory and history stay.")
 
 
-def _print_table(headings: Iterable[str], rows: Iterable[Sequence[str | tuple[str, str]]]) -> None:
-    """Print a table whose cells are texts, or texts with their styles."""
-    table = Table(box=None, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")
+def _print_table(
+    headings: Sequence[str], rows: Iterable[Sequence[str | tuple[str, str]]], *, optional: Sequence[str] = ()
+) -> None:
+    """Print a table whose cells are texts, or texts with their styles; `_table` explains `optional`."""
+    out = console()
+    cells = [[Text(cell) if isinstance(cell, str) else Text(*cell) for cell in row] for row in rows]
+    out.print(_table(headings, cells, out.width, optional=optional))
+
+
+def _table(
+    headings: Sequence[str],
+    rows: Sequence[Sequence[Text]],
+    width: int,
+    *,
+    optional: Sequence[str] = (),
+    title: str | None = None,
+) -> Table:
+    """Return a table for a terminal of this width.
+
+    The last column is folded. `optional` are headings of columns that are left out if the others do not fit, the
+    first ones first.
+    """
+    widths = [
+        max(map(cell_len, (heading, *(row[index].plain for row in rows)))) for index, heading in enumerate(headings)
+    ]
+    shown = list(range(len(headings)))
+
+    def fits() -> bool:
+        *others, last = (widths[index] for index in shown)
+        return sum(others) + len(others) + min(last, _LEAST_FOLDED) <= width
+
+    for heading in optional:
+        if heading in headings and not fits():
+            shown.remove(headings.index(heading))
+    table = Table(title=None if title is None else Text(title), title_justify="left", box=None, pad_edge=False)
+    for index in shown:
+        # What still does not fit is folded, a name only if it would take more than half of the width.
+        whole = index != shown[-1] and (fits() or (index == 0 and widths[0] <= width // 2))
+        table.add_column(headings[index], no_wrap=whole, overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else Text(*cell) for cell in row))
-    console().print(table)
+        table.add_row(*(row[index] for index in shown))
+    return table
 
 
 def _local_time(at: datetime) -> str:
@@ -207,7 +245,7 @@ def _local_time(at: datetime) -> str:
 
 def show_diagnosis(diagnosis: Diagnosis) -> None:
     """Print a diagnosis. It contains no secrets and can be pasted into a public issue."""
-    from isabella.doctor.findings import Layer
+    from isabella.doctor.layers import Layer
 
     _print_scrubbed(_diagnosis_headline(diagnosis), "bold green" if diagnosis.healthy else "bold")
     for cause in diagnosis.causes:
@@ -245,7 +283,13 @@ def show_messages(messages: Sequence[RecognisedMessage], heading: str | None = N
         known = message.message
         times = "" if message.count == 1 else f" ({message.count} times)"
         _print_scrubbed(f"{known.title}{times}", "bold")
-        rows = {"means": message.meaning, "releases": known.releases, "do": message.remedy, "note": known.correction}
+        rows = {
+            "layer": known.layer.heading,
+            "means": message.meaning,
+            "releases": known.releases,
+            "do": message.remedy,
+            "note": known.correction,
+        }
         _print_scrubbed(f"  seen:     {message.line}", "dim")
         for label, text in rows.items():
             if text is not None:

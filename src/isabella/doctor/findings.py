@@ -12,24 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from isabella.doctor.evidence import Evidence
+from isabella.doctor.layers import Layer
 from isabella.doctor.log_messages import scrub_document
-
-
-class Layer(StrEnum):
-    """The layer that a finding belongs to, in the order in which a key travels."""
-
-    CONFIGURATION = "configuration"
-    VENDOR = "vendor"
-    STORED = "stored"
-    USE = "use"
-    GATEWAY = "gateway"
-    RECEIPT = "receipt"
-    EXPOSURE = "exposure"
-
-    @property
-    def heading(self) -> str:
-        """The name of the layer in reports."""
-        return {Layer.STORED: "Letta", Layer.USE: "Agents"}.get(self, self.value.capitalize())
 
 
 class Severity(StrEnum):

@@ -15,7 +15,9 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, TypeAdapter
 
+from isabella.doctor.layers import Layer
 from isabella.system.redaction import KNOWN_PREFIXES, mask, redact
+from isabella.vendors.wordings import Reason, wordings
 
 _SHOWN = 240
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -40,21 +42,26 @@ class KnownMessage:
     """An entry of the table."""
 
     id: str
+    layer: Layer  # where the fault lies
     title: str
-    #: recognise it; a named group fills the placeholder of the same name in meaning and remedy
-    patterns: tuple[Annotated[re.Pattern[str], BeforeValidator(lambda text: re.compile(text, re.IGNORECASE))], ...]
     meaning: str
     releases: str  # which releases of Letta print it
     remedy: str
+    #: recognise it; a named group fills the placeholder of the same name in meaning and remedy
+    patterns: tuple[
+        Annotated[re.Pattern[str], BeforeValidator(lambda text: re.compile(text, re.IGNORECASE))], ...
+    ] = ()
     facts: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()  # the message as printed, for tests and documentation
+    reason: Reason | None = None  # the refusal whose wordings recognise it, too
     seed: bool = False  # whether the requirements of this project quote it
     correction: str | None = None  # what is true if a statement there is not
     unless: frozenset[str] = frozenset()  # ids of messages that make this one redundant on the same line
 
     def search(self, text: str) -> re.Match[str] | None:
         """Return the first match in a text."""
-        return next((match for pattern in self.patterns if (match := pattern.search(text))), None)
+        patterns = (*self.patterns, *(wordings()[self.reason] if self.reason else ()))
+        return next((match for pattern in patterns if (match := pattern.search(text))), None)
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,7 @@ class RecognisedMessage:
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` shows."""
         of_message = {
-            name: getattr(self.message, name) for name in ("id", "title", "releases", "correction", "facts")
+            name: getattr(self.message, name) for name in ("id", "layer", "title", "releases", "correction", "facts")
         }
         return of_message | {name: getattr(self, name) for name in ("line", "count", "meaning", "remedy")}
 

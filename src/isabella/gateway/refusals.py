@@ -15,28 +15,12 @@ from typing import Any, Literal
 
 from isabella.config.quirks import Quirks
 from isabella.gateway.limits import Allowance, RateLimits, parse_duration, parse_limits
+from isabella.vendors.wordings import Reason, match_reason
 
 #: The statuses with which vendors answer that a request exceeds the context window.
 _OVERFLOW_STATUSES = (400, 413, 422, 500)
 _OVERFLOW_CODE = "context_length_exceeded"
-_OVERFLOW = re.compile(
-    r"(?i)context_length_exceeded|context_window_exceeded|exceed_context_size_error|exceeds the context window"
-    r"|maximum (?:context|model|prompt) length|available context size|context size has been exceeded"
-    # vLLM; Ollama; Mistral
-    r"|context length is only|exceeded (?:max )?context length|input length.{0,40} exceeds .{0,20}context length"
-    r"|too large for model with|longer than the (?:maximum )?model"
-    # LM Studio
-    r"|greater than the context length|when (?:the )?context (?:the )?overflows|n_keep\W.{0,20}>= ?n_ctx"
-    # Groq and Cerebras; OpenAI
-    r"|reduce the length of the messages|input tokens exceed the configured limit|maximum allowed input length"
-)
 _NUMBER = r"(\d[\d,]*)"
-_WINDOW = re.compile(
-    rf"(?i)maximum (?:context|model|prompt) length (?:is|of) (?:only )?{_NUMBER}|context length is only {_NUMBER}"
-    rf"|context length of only {_NUMBER}|too large for model with {_NUMBER}|context size \({_NUMBER} tokens"
-    rf"|maximum context length \({_NUMBER}|while limit is {_NUMBER}|n_ctx\W{{1,4}}{_NUMBER}"
-)
-_PER_PERIOD = re.compile(r"(?i)tokens per (?:min|day)|\bTP[MD]\b")
 _LIMIT = re.compile(rf"\bLimit:? {_NUMBER}")
 _REQUESTED = re.compile(rf"\bRequested:? {_NUMBER}")
 _TRY_AGAIN = re.compile(r"(?i)try again in (\d[\d.]*(?:ms|[dhms])(?:\d[\d.]*(?:ms|[hms]))*)")
@@ -87,7 +71,9 @@ def adapt_refusal(status: int, headers: Mapping[str, str], body: bytes, quirks: 
     error = _parsed(body)
     words = "" if error is None else words_of(error)
     told = f"{words} {'' if error is None else error.get('code')} {'' if error is None else error.get('type')}"
-    if status == 429 or (status == 413 and ("rate_limit_exceeded" in told or _PER_PERIOD.search(words))):
+    if status == 429 or (
+        status == 413 and ("rate_limit_exceeded" in told or match_reason(Reason.TOKENS_PER_PERIOD, words))
+    ):
         limits = parse_limits(lowered, now=now, request_period=quirks.request_limit_period)
         wait = _first(limits.retry_after, _said_to_wait(words), limits.exhausted_for, _named_reset(words, limits))
         if wait is None and status == 413:
@@ -95,8 +81,9 @@ def adapt_refusal(status: int, headers: Mapping[str, str], body: bytes, quirks: 
         if wait is not None:
             kept.setdefault("retry-after", str(math.ceil(wait)))
         return Refusal(429, kept, body[:_LONGEST_BODY], "rate_limit", words, wait, _never_fits(words))
-    if error is not None and status in _OVERFLOW_STATUSES and _OVERFLOW.search(told):
-        return _overflow(kept, words, _window(words, error))
+    overflow = match_reason(Reason.CONTEXT_OVERFLOW, told) if status in _OVERFLOW_STATUSES else None
+    if error is not None and overflow is not None:
+        return _overflow(kept, words, _window(overflow, error))
     return Refusal(status, kept, body[:_LONGEST_BODY], words=words)
 
 
@@ -149,16 +136,16 @@ def _overflow(headers: dict[str, str], words: str, window: int | None) -> Refusa
     return Refusal(400, headers, body, "context_overflow", words, window=window)
 
 
-def _window(words: str, error: Mapping[str, Any]) -> int | None:
+def _window(overflow: re.Match[str], error: Mapping[str, Any]) -> int | None:
     told = error.get("n_ctx")
     if isinstance(told, int) and not isinstance(told, bool) and told > 0:
         return told
-    return _number_in(_WINDOW, words)
+    return _number(overflow.groupdict().get("window"))
 
 
 def _never_fits(words: str) -> int | None:
     limit, requested = _number_in(_LIMIT, words), _number_in(_REQUESTED, words)
-    if limit is None or requested is None or not _PER_PERIOD.search(words):
+    if limit is None or requested is None or not match_reason(Reason.TOKENS_PER_PERIOD, words):
         return None
     return limit if requested > limit else None
 
@@ -179,7 +166,11 @@ def _named_reset(words: str, limits: RateLimits) -> float | None:
 
 def _number_in(pattern: re.Pattern[str], words: str) -> int | None:
     match = pattern.search(words)
-    digits = "" if match is None else next(group for group in match.groups() if group).replace(",", "")
+    return None if match is None else _number(match[1])
+
+
+def _number(text: str | None) -> int | None:
+    digits = (text or "").replace(",", "")
     return int(digits) if 0 < len(digits) <= 18 else None
 
 

@@ -219,12 +219,18 @@ def _provider_type(vendor: Vendor, settings: Settings) -> str:
 
 
 def select_providers(desired: tuple[Desired, ...], only: tuple[str, ...]) -> tuple[Desired, ...]:
-    """Return the providers with these names, which must be declared; all of them if no name is given."""
-    known = {provider.name for provider in desired}
-    unknown = [name for name in only if name not in known]
+    """Return the providers with these names, or of the vendors with these names; all of them if no name is given.
+
+    Raises:
+        ConfigurationError: none is declared by a name.
+    """
+    names = {provider.vendor.name: provider.name for provider in desired}
+    names |= {provider.name: provider.name for provider in desired}
+    unknown = [name for name in only if name not in names]
     if unknown:
         raise ConfigurationError(
             f"No provider named {unknown[0]!r} is declared.",
-            remedy=f"Declared are: {', '.join(sorted(known))}.",
+            remedy=f"Declared are: {', '.join(sorted(set(names.values())))}.",
         )
-    return tuple(provider for provider in desired if not only or provider.name in only)
+    chosen = {names[name] for name in only}
+    return tuple(provider for provider in desired if not only or provider.name in chosen)

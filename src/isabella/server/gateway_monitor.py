@@ -133,7 +133,7 @@ class _GatewayMonitor:
             log.warning("window not lowered", agent=agent_id, error=error.what)
             return
         sentence = f"{name} takes at most {tokens} {unit}, so that is the context window of {record.name} now."
-        log.info("window lowered", name=name, tokens=tokens, agent=record.name)
+        log.info("window lowered", name=name, tokens=tokens, agent=record.name, sentence=sentence)
         self._runtime.event_log.add_notice(sentence, name.partition("/")[0])
 
     def _observe(self, provider: str, vendor: VendorTraffic) -> None:

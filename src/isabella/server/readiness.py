@@ -25,6 +25,7 @@ from isabella.providers.report import GatewayStatus, Proof, ProviderReport, Repo
 from isabella.system.redaction import unforeseen
 from isabella.system.supervision import PartStatus, Supervisor
 from isabella.vendors.client import KeyVerdict, VendorAnswer, VendorState, VendorStatusBoard
+from isabella.watch.events import unproven_sentence
 from isabella.watch.model_refresh import ModelRefresh
 
 log = structlog.get_logger()
@@ -124,7 +125,8 @@ class Readiness:
         except IsabellaError as error:
             self.error = error
             self.phase = Phase.FAILED
-            log.error("sync failed", error=error.what, remedy=error.remedy)
+            sentence = f"The providers could not be synced: {error}"
+            log.error("sync failed", error=error.what, remedy=error.remedy, sentence=sentence)
             return
         self.record(report)
         self.on_start_sync(report, "the start", time.monotonic() - began)
@@ -136,11 +138,11 @@ class Readiness:
         self.record_vendors(part or report)
         for callback in self.on_sync:
             callback(part or report)
-        for entry in () if quiet else report.configured:
-            # The report is also printed as a table, so the log needs only the exceptions.
+        # The report is also printed as a table, so the log needs only the exceptions.
+        for entry in () if quiet else (entry for entry in report.configured if entry.proof is not Proof.PROVEN):
             document = entry.as_json()
             fields = {name: document[name] for name in ("name", "stored", "action", "proof", "reason")}
-            (log.debug if entry.proof is Proof.PROVEN else log.warning)("provider", **fields)
+            log.warning("provider", **fields, sentence=unproven_sentence(entry))
 
     def record_vendors(self, report: Report) -> None:
         """Record the answers of vendors that a report contains."""

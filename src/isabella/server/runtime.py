@@ -201,6 +201,7 @@ async def open_agents(
                 changes=list(result.changes),
                 reason=result.reason,
                 remedy=result.remedy,
+                sentence=result.sentence,
             )
         runtime.agent_service = agent_service
         try:
@@ -332,7 +333,8 @@ async def _reflect_forever(agent_service: AgentService, send: SendMessage, idle_
             # The next reflection reads the same messages again. The pause grows, so that a vendor that refuses is
             # not asked every minute.
             pause = min(pause * 2, _LONGEST_REFLECTION_PAUSE)
-            log.warning("reflection failed", error=error.what, again_in=pause)
+            sentence = f"The reflection failed, and is tried again in {pause:.0f} s: {error.what}"
+            log.warning("reflection failed", error=error.what, again_in=pause, sentence=sentence)
 
 
 async def _reflect_once(agent_service: AgentService, send: SendMessage, idle_seconds: float) -> None:
@@ -347,4 +349,5 @@ async def _reflect_once(agent_service: AgentService, send: SendMessage, idle_sec
                 read=result.read,
                 archived=result.archived,
                 restored=list(result.restored),
+                sentence=f"{agent.name}: read {result.read} messages, and archived {result.archived} facts",
             )

@@ -29,6 +29,8 @@ _LIBRARIES = (
 )
 
 
+#: What a line of text has beside its sentence.
+_OF_EVERY_LINE = ("timestamp", "level", "exception", "left_out")
 #: Of one kind of warnings, a minute has so many lines of Isabella's, and one of a library or of too little memory.
 _OWN_LINES, _LIMIT_SECONDS, _KINDS_KEPT = 30, 60.0, 1000
 
@@ -55,7 +57,11 @@ def configure_logs(
     rendering: list[structlog.typing.Processor] = [structlog.processors.JSONRenderer(), _clean_line]
     if not as_json:
         traceback = structlog.dev.plain_traceback
-        rendering = [_clean_event, structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=traceback)]
+        rendering = [
+            _sentence_only,
+            _clean_event,
+            structlog.dev.ConsoleRenderer(colors=terminal, exception_formatter=traceback),
+        ]
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -86,6 +92,14 @@ def _drop_retries(_logger: Any, _method: str, event: structlog.typing.EventDict)
     if event.get("event") == "stamina.retry_scheduled":
         raise structlog.DropEvent
     return event
+
+
+def _sentence_only(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Reduce an event that has a sentence for people to the sentence; its other fields are for machines."""
+    sentence = event.get("sentence")
+    if not isinstance(sentence, str):
+        return event
+    return {"event": sentence} | {name: event[name] for name in _OF_EVERY_LINE if name in event}
 
 
 def _clean_event(_logger: Any, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:

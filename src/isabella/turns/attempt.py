@@ -29,7 +29,15 @@ from isabella.turns.events import (
     ToolReturned,
     Usage,
 )
-from isabella.turns.stream import Piece, RunStarted, StopNotice, ToolCallDelta, VendorRefusal, parse_line
+from isabella.turns.stream import (
+    Piece,
+    RunStarted,
+    StopNotice,
+    ToolCallDelta,
+    VendorRefusal,
+    parse_line,
+    refusal_of_stop,
+)
 
 log = structlog.get_logger()
 
@@ -210,7 +218,9 @@ class Attempt:
                 return
             self.reason = self._stop.reason
             return
-        if self.refusal is None:
+        if self.refusal is None and self._stop is not None:
+            self.refusal = refusal_of_stop(self._stop.word)
+        elif self.refusal is None:
             self.refusal = VendorRefusal(
                 ErrorCode.LETTA_FAILING, "Letta's stream ended without a stop reason.", counts=False, elsewhere=False
             )

@@ -38,6 +38,8 @@ class ErrorCode(StrEnum):
     REQUEST_REFUSED = "request_refused"
     #: The vendor does not accept the context that another vendor, or a broken turn, left behind.
     CONTEXT_REFUSED = "context_refused"
+    #: The model called a tool in a form that cannot be parsed. Neither Letta nor the vendor is at fault.
+    TOOL_CALL_MALFORMED = "tool_call_malformed"
     VENDOR_FAILING = "vendor_failing"
     VENDOR_UNREACHABLE = "vendor_unreachable"
     #: Isabella's own gateway, between Letta and the vendors, does not answer.

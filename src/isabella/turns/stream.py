@@ -30,6 +30,7 @@ from isabella.turns.events import (
     Usage,
 )
 from isabella.vendors.client import VendorState
+from isabella.vendors.wordings import Reason, match_reason
 
 _STATUS = re.compile(r"Error code: (\d{3})\b|<title>\s*(\d{3})\b")
 #: How vendors ask for a pause: "try again in 2s", "in 1m3.5s", "in 250ms", "retry after 30 seconds".
@@ -41,8 +42,6 @@ _RETRY_IN = re.compile(
 #: The vendor's status and body, as its client in Letta prints them.
 _QUOTED = re.compile(r"Error code: (\d{3}) - (\{.*\})", re.DOTALL)
 _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL | re.IGNORECASE)
-#: How Mistral refuses tool call ids, or the order of messages.
-_CONTEXT_REFUSED = re.compile(r"tool call id was|unexpected role '?\w+'? after role '?tool", re.IGNORECASE)
 _CONTEXT_OVERFLOW = "context_window_overflow_in_system_prompt"
 _MAX_MESSAGE = 300
 
@@ -52,6 +51,9 @@ _CODES = {ErrorCode(code): row for code, row in _TABLE["codes"].items()}
 _VENDOR_STATES = {code: VendorState(row["vendor"]) for code, row in _CODES.items() if "vendor" in row}
 _CODE_OF_STATUS = {status: code for code, row in _CODES.items() for status in row.get("statuses", ())}
 _CODE_OF_TYPE = {type: code for code, row in _CODES.items() for type in row.get("types", ())}
+_CODE_OF_REASON = {Reason(reason): code for code, row in _CODES.items() for reason in row.get("reasons", ())}
+_CODE_OF_STOP = {word: code for code, row in _CODES.items() for word in row.get("stop_reasons", ())}
+_CODES_OF_WORDS = frozenset(_CODE_OF_REASON.values())
 _WORDING = {code: re.compile(row["wording"]) for code, row in _CODES.items() if "wording" in row}
 
 
@@ -185,16 +187,32 @@ def classify_refusal(type: str, detail: str) -> VendorRefusal:
     """Judge an error event by its `error_type` and its sentence."""
     if (refused := gateway_error(detail)) is not None:
         return _refusal_of_gateway(*refused)
-    message = redact(_vendor_message(detail))[:_MAX_MESSAGE]
+    words = _vendor_message(detail)
+    message = redact(words)[:_MAX_MESSAGE]
     match = _STATUS.search(detail)
     status = int(match[1] or match[2]) if match else None
     if type == _CONTEXT_OVERFLOW:
         return VendorRefusal(ErrorCode.CONTEXT_FULL, message, status, counts=False, elsewhere=False)
-    code = _code_of_wording(type, detail) if status is None else _code_of_status(status)
-    if code is ErrorCode.REQUEST_REFUSED and _CONTEXT_REFUSED.search(detail):
-        code = ErrorCode.CONTEXT_REFUSED
-    retry_after = retry_delay(detail) if code is ErrorCode.RATE_LIMITED else None
-    return VendorRefusal(code, message, status, retry_after, counts=_CODES[code].get("counts", True))
+    code = (
+        _code_of_wording(type, detail)
+        if status is None
+        else _code_of_refusal(status, f"{words} {_error_code(detail)}")
+    )
+    return _refusal(code, message, status, retry_delay(detail) if code is ErrorCode.RATE_LIMITED else None)
+
+
+def refusal_of_stop(word: str) -> VendorRefusal:
+    """Return the refusal of a turn that Letta ended with a stop reason that is a failure, and without an error."""
+    code = _CODE_OF_STOP.get(word, ErrorCode.LETTA_FAILING)
+    return replace(_refusal(code, f"Letta gives {word!r} as the reason."), elsewhere=False)
+
+
+def _refusal(
+    code: ErrorCode, message: str, status: int | None = None, retry_after: float | None = None
+) -> VendorRefusal:
+    row = _CODES[code]
+    message = f"{row['lead']}: {message}" if "lead" in row else message
+    return VendorRefusal(code, message, status, retry_after, counts=row.get("counts", True))
 
 
 def gateway_error(detail: str) -> tuple[str, str] | None:
@@ -229,11 +247,20 @@ def refusal_of(outcome: Outcome, reported: VendorRefusal) -> VendorRefusal:
     message = f"{outcome.status}: {outcome.message}"[:_MAX_MESSAGE]
     if outcome.window is not None or reported.code is ErrorCode.CONTEXT_FULL:
         return replace(reported, message=message, status=outcome.status)
-    limited = outcome.retry_after is not None and outcome.status in (413, 429)
-    code = ErrorCode.RATE_LIMITED if limited else _code_of_status(outcome.status)
-    if code is ErrorCode.REQUEST_REFUSED and _CONTEXT_REFUSED.search(message):
-        code = ErrorCode.CONTEXT_REFUSED
-    return VendorRefusal(code, message, outcome.status, outcome.retry_after, counts=_CODES[code].get("counts", True))
+    # Letta quotes the vendor's error with its code, the gateway has only the vendor's sentence.
+    told = reported.status == outcome.status and reported.code in _CODES_OF_WORDS
+    code = reported.code if told else _code_of_refusal(outcome.status, message)
+    if code not in _CODES_OF_WORDS and outcome.retry_after is not None and outcome.status in (413, 429):
+        code = ErrorCode.RATE_LIMITED
+    return _refusal(code, message, outcome.status, outcome.retry_after)
+
+
+def _code_of_refusal(status: int, words: str) -> ErrorCode:
+    """Return the code of a vendor's refusal. Its words decide, unless it refuses the key or is no refusal."""
+    code = _code_of_status(status)
+    if code in (ErrorCode.KEY_REFUSED, ErrorCode.VENDOR_GARBLED):
+        return code
+    return next((told for reason, told in _CODE_OF_REASON.items() if match_reason(reason, words)), code)
 
 
 def _code_of_status(status: int) -> ErrorCode:
@@ -245,6 +272,12 @@ def _code_of_status(status: int) -> ErrorCode:
 def state_of_status(status: int) -> VendorState | None:
     """Return the state of a vendor that a status shows; None if it is about the request."""
     return _VENDOR_STATES.get(_code_of_status(status))
+
+
+def remedy_of(code: ErrorCode) -> str | None:
+    """Return what to do about an error of the agent's only vendor, if the code tells it."""
+    remedy: str | None = _CODES.get(code, {}).get("remedy")
+    return remedy
 
 
 def retry_delay(text: str) -> float | None:
@@ -276,6 +309,14 @@ def _vendor_message(detail: str) -> str:
             items = errors if isinstance(errors, list) else ()
             words = "; ".join(str(item.get("msg")) for item in items if isinstance(item, Mapping))
     return f"{match[1]}: {words}" if isinstance(words, str) and words else f"status {match[1]}"
+
+
+def _error_code(detail: str) -> str:
+    """Return the code and the type in the vendor's error that Letta quotes, as JSON would have them."""
+    body = _quoted_body(detail) or {}
+    error = body.get("error")
+    error = error if isinstance(error, Mapping) else body
+    return f"'code': '{error.get('code')}', 'type': '{error.get('type')}'"
 
 
 def _quoted_body(detail: str) -> Mapping[str, Any] | None:

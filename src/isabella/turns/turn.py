@@ -33,7 +33,7 @@ from isabella.turns.attempt import Attempt, CancelRequest
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, Held, Opened, Queued, TurnFailed
 from isabella.turns.queue import Ticket, TicketAbandoned
-from isabella.turns.stream import VendorRefusal, refusal_of
+from isabella.turns.stream import VendorRefusal, refusal_of, remedy_of
 from isabella.vendors.client import VendorState, VendorStatusBoard
 
 log = structlog.get_logger()
@@ -579,7 +579,14 @@ class Turn:
             self._deps.breaker.gave_up(provider)
             return None
         pause = self._deps.breaker.failed(provider, refusal.message, retry_after=refusal.retry_after)
-        log.info("vendor refused", provider=provider, code=refusal.code.value, skipped_for=pause)
+        skipped = "" if pause is None else f" (skipped for {pause:.0f} s)"
+        log.info(
+            "vendor refused",
+            provider=provider,
+            code=refusal.code.value,
+            skipped_for=pause,
+            sentence=f"{provider} did not answer{skipped}: {refusal.message}",
+        )
         return pause
 
 
@@ -622,10 +629,11 @@ def unanswered_turn(refusals: list[VendorRefusal]) -> TurnFailed:
     if only.code in _OF_GATEWAY and all(refusal.code is only.code for refusal in refusals):
         return TurnFailed(only.code, only.message, "Run `isabella doctor`: it names the cause.", status=only.status)
     if len(refusals) == 1:
+        of_model = only.code is ErrorCode.TOOL_CALL_MALFORMED
         return TurnFailed(
             only.code,
-            f"The vendor does not answer: {only.message}",
-            "Fix the cause, or give the agent more models to fail over to.",
+            only.message if of_model else f"The vendor does not answer: {only.message}",
+            remedy_of(only.code) or "Fix the cause, or give the agent more models to fail over to.",
             retry_after=retry_after,
             status=only.status,
         )

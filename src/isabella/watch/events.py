@@ -110,9 +110,14 @@ def log_sentences(event: WatchEvent) -> list[LogSentence]:
             return [line for models in refresh.providers for line in _of_models(models)]
 
 
+def unproven_sentence(entry: ProviderReport) -> str:
+    """Return the sentence about a provider whose key is not proven."""
+    return _joined(f"{entry.name} is not proven: {entry.reason}.", entry.remedy)
+
+
 def _of_provider(entry: ProviderReport, cause: str) -> Iterator[LogSentence]:
     if entry.proof is not Proof.PROVEN:
-        yield LogSentence(_joined(f"{entry.name} is not proven: {entry.reason}.", entry.remedy), warning=True)
+        yield LogSentence(unproven_sentence(entry), warning=True)
     elif entry.action in DONE:
         yield LogSentence(f"{entry.name}: {DONE[entry.action]} and proven ({entry.reason}), after {cause}.")
 

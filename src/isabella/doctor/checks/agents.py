@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from isabella.agents.repair import AvailableBindings, BindingFault, binding_faults, diagnose, explicit_binding
 from isabella.doctor.evidence import AgentEvidence, Evidence
-from isabella.doctor.findings import Finding, Layer, Outcome, PassedCheck, Unknown, finding
+from isabella.doctor.findings import Finding, Outcome, PassedCheck, Unknown, finding
+from isabella.doctor.layers import Layer
 from isabella.letta.llm_config import Binding, streams
 from isabella.providers.desired import Desired
 from isabella.providers.report import Receipt

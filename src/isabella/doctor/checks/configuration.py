@@ -15,7 +15,8 @@ from isabella.doctor.evidence import (
     LettaEvidence,
     VendorEvidence,
 )
-from isabella.doctor.findings import Finding, Layer, Outcome, PassedCheck, Unknown, finding
+from isabella.doctor.findings import Finding, Outcome, PassedCheck, Unknown, finding
+from isabella.doctor.layers import Layer
 from isabella.letta.encryption import KeyMatch
 from isabella.providers.desired import Desired, Remark, RemarkKind
 from isabella.vendors.client import KeyVerdict, Trouble

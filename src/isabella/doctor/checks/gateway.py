@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from isabella.doctor.evidence import Evidence, GatewayEvidence
-from isabella.doctor.findings import Finding, Layer, Outcome, PassedCheck, Unknown, finding
+from isabella.doctor.findings import Finding, Outcome, PassedCheck, Unknown, finding
+from isabella.doctor.layers import Layer
 from isabella.providers.desired import Desired
 from isabella.providers.report import GatewayState
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from isabella.config.strategy import Strategy
 from isabella.doctor.evidence import AgentEvidence, Evidence, LettaEvidence, ProviderEvidence
-from isabella.doctor.findings import Finding, Layer, Outcome, PassedCheck, Unknown, finding, name_some
+from isabella.doctor.findings import Finding, Outcome, PassedCheck, Unknown, finding, name_some
+from isabella.doctor.layers import Layer
 from isabella.letta import paths, releases
 from isabella.letta.encryption import KeyMatch, KeyReading
 from isabella.letta.releases import GENERIC, Capabilities

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 from isabella.doctor.evidence import Evidence, LettaEvidence, ProviderEvidence
-from isabella.doctor.findings import Finding, Layer, Outcome, PassedCheck, Unknown, finding, name_some
+from isabella.doctor.findings import Finding, Outcome, PassedCheck, Unknown, finding, name_some
+from isabella.doctor.layers import Layer
 from isabella.embedded.confine import WORKS
 from isabella.errors import (
     ConfigurationError,

@@ -131,7 +131,7 @@ def _narrow(evidence: Evidence, options: DoctorOptions) -> Evidence:
         return evidence
     agents = letta.agents
     if options.providers:
-        wanted = {*options.providers, *(desired.base_url for desired in configuration.desired)}
+        wanted = {text for desired in configuration.desired for text in (desired.name, desired.base_url)}
         agents = tuple(one for one in agents if {one.llm.provider, one.llm.endpoint} & wanted)
     if options.agent is not None:
         agents = _agents_named(options.agent, agents)

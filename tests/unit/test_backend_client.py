@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
@@ -52,9 +54,11 @@ def test_the_wait_ends(httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) 
     assert said == ["Waiting: Letta has ended."]
 
 
-def test_a_backend_that_is_gone(httpserver: HTTPServer) -> None:
+def test_a_backend_that_is_gone() -> None:
     """It is an error at once."""
-    waiting = backend(httpserver, ("starting", "Letta."))
-    httpserver.stop()
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    waiting = BackendClient(address, SecretStr("token"), "Isabella")
     with waiting, pytest.raises(IsabellaError, match="does not answer"):
         waiting.wait_until_ready(30, pytest.fail)

@@ -156,6 +156,27 @@ def test_a_letta_that_ends_for_another_reason_is_not_started_again(
     start.assert_called_once()
 
 
+@pytest.mark.parametrize("migrated", [True, False])
+def test_a_letta_that_hangs_while_it_starts(migrated: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is given up when it has done nothing for a while, but not while it waits for the database to be migrated."""
+    monkeypatch.setattr(program, "_IDLE_SECONDS", 0.1)
+    monkeypatch.setattr(program, "SECONDS_TO_START", 60.0 if migrated else 1.0)
+    asked: list[bool] = []
+
+    def is_migrated() -> bool:
+        asked.append(migrated)
+        return migrated
+
+    process = subprocess.Popen(["/bin/sleep", "60"])
+    try:
+        run = ServerRun(ChildProcess.of(process.pid), 1, "")
+        assert not program.wait_until_healthy(InstancePaths(tmp_path, "0.16.8", "x"), run, lambda: True, is_migrated)
+    finally:
+        process.kill()
+        process.wait()
+    assert len(asked) == 1 if migrated else len(asked) > 1
+
+
 def starting(
     home: Path, start: Callable[..., ServerRun], steps: list[Step], monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Letta, instance.Ports]:

@@ -34,6 +34,7 @@ import logging
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -166,7 +167,11 @@ def main(arguments: list[str]) -> None:
     importlib.import_module("letta.server.rest_api.app")
     sys.argv.pop()
     if migrations_url is not None:
-        migrate(migrations_url)
+        try:
+            migrate(migrations_url)
+        except Exception:  # noqa: BLE001 - Python would wait for threads of the imports before it ends
+            traceback.print_exc()
+            os._exit(1)
     gc.collect()
     gc.freeze()
     gc.enable()

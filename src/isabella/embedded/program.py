@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from isabella.embedded import child_processes, confine, instance
 from isabella.embedded.instance import LOOPBACK, InstancePaths, make_private
-from isabella.errors import EndedWhileStarting, StartFailed
+from isabella.errors import EndedWhileStarting
 from isabella.letta.paths import HEALTH
 from isabella.letta.releases import release_in
 from isabella.system import processes, state
@@ -28,6 +28,8 @@ _INSTANCE_OPTION = "--instance"
 _MIGRATIONS_URL = "ISABELLA_MIGRATIONS_URL"  # as in launch.py, which runs in Letta's environment
 SECONDS_TO_START = 300.0  # the imports alone take ten seconds, and far longer on a small machine with a cold disk
 _SECONDS_TO_STOP = 15.0
+#: A server that hangs uses less of a processor than this in so many seconds. One that starts is never idle.
+_IDLE_SECONDS, _IDLE_CPU_SECONDS = 30.0, 0.3
 
 
 @dataclass(frozen=True)
@@ -148,26 +150,24 @@ def wait_until_migrated(run: ServerRun, is_migrated: Callable[[], bool]) -> bool
 
 
 def wait_until_started(paths: InstancePaths, run: ServerRun, has_database: Callable[[], bool]) -> None:
-    """Wait until a server that was just started is healthy.
-
-    Without its database it would neither start nor end, so that a start is given up if `has_database` is false.
+    """Wait until a server that was just started, and has migrated its database, is healthy.
 
     Raises:
-        EndedWhileStarting: the server or its database ended.
-        StartFailed: it did not answer in time. Both quote its log.
+        EndedWhileStarting: the server or its database ended, or the server hangs. Its log is quoted.
     """
-    if wait_until_healthy(paths, run, has_database):
+    if wait_until_healthy(paths, run, has_database, lambda: True):
         return
     if not has_database():
         stop(paths, run)
         raise EndedWhileStarting(f"Postgres ended while Letta {paths.release} was starting.")
-    if not run.process.is_running():
-        log = child_processes.quote_log(paths.letta_log)
-        raise EndedWhileStarting(f"Letta {paths.release} ended while starting. {log}")
+    ended = not run.process.is_running()
     stop(paths, run)
-    raise StartFailed(
-        f"Letta {paths.release} did not answer within {SECONDS_TO_START:.0f} s. "
-        f"{child_processes.quote_log(paths.letta_log)}"
+    log = child_processes.quote_log(paths.letta_log)
+    if ended:
+        raise EndedWhileStarting(f"Letta {paths.release} ended while starting. {log}")
+    raise EndedWhileStarting(
+        f"Letta {paths.release} stopped starting: it did nothing for {_IDLE_SECONDS:.0f} s, or did not answer within "
+        f"{SECONDS_TO_START:.0f} s. {log}"
     )
 
 
@@ -181,12 +181,24 @@ def is_healthy(run: ServerRun, release: str, *, timeout: float = 5.0) -> bool:
     return listens(run.process, LOOPBACK, run.port) and health(run.port, timeout=timeout) == release
 
 
-def wait_until_healthy(paths: InstancePaths, run: ServerRun, has_database: Callable[[], bool]) -> bool:
-    """Wait until a server is healthy. Returns False if it or its database ends, or it takes too long."""
+def wait_until_healthy(
+    paths: InstancePaths, run: ServerRun, has_database: Callable[[], bool], is_migrated: Callable[[], bool]
+) -> bool:
+    """Wait until a server is healthy.
+
+    Returns False if it or its database ends, or it takes too long, or it hangs: it can, if its database ends at the
+    wrong moment. One that waits for the database to be migrated hangs only if `is_migrated` is true.
+    """
     deadline = time.monotonic() + SECONDS_TO_START
+    worked, last = time.monotonic(), 0.0
     while run.process.is_running() and has_database() and time.monotonic() < deadline:
         if is_healthy(run, paths.release):
             return True
+        spent = run.process.cpu_seconds()
+        if spent - last > _IDLE_CPU_SECONDS:
+            worked, last = time.monotonic(), spent
+        elif time.monotonic() - worked > _IDLE_SECONDS and is_migrated():
+            return False
         time.sleep(0.1)
     return False
 

@@ -305,7 +305,12 @@ class Server:
         if run is None or postmaster is None:
             return None
         key = self._key_of(run)
-        if not program.wait_until_healthy(self.paths, run, lambda: self._keeps_postgres(postmaster.port)):
+        port, installation = postmaster.port, self._installed()
+
+        def is_migrated() -> bool:
+            return installation is not None and self._is_migrated(port, installation.migration_head)
+
+        if not program.wait_until_healthy(self.paths, run, lambda: self._keeps_postgres(port), is_migrated):
             return None
         if not self._has_passwords():
             return None
@@ -382,10 +387,9 @@ class Server:
                     "letta", "note", "another master key than last time: sync the keys stored under the previous one"
                 )
             )
-        password = instance.load_or_create_secret(paths.database_password_file)
 
         def is_migrated() -> bool:
-            return postgres.current_revision(postmaster.port, password) == head
+            return self._is_migrated(postmaster.port, head)
 
         def has_database() -> bool:
             return self._keeps_postgres(postmaster.port)
@@ -417,6 +421,10 @@ class Server:
         with step(progress, "letta", f"Letta {paths.release}"):
             run = _retry_other_ports(lambda: self._choose_port("letta", progress, postgres=postmaster.port), start)
             return self._letta(run, postmaster.port, key, started=True)
+
+    def _is_migrated(self, port: int, head: str) -> bool:
+        password = instance.load_or_create_secret(self.paths.database_password_file)
+        return postgres.current_revision(port, password) == head
 
     def _wait_until_migrated(self, run: ServerRun, is_migrated: Callable[[], bool]) -> None:
         if program.wait_until_migrated(run, is_migrated):

@@ -58,6 +58,15 @@ class ChildProcess:
         except psutil.NoSuchProcess:
             return False
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time that this process has used; 0 if it has ended."""
+        process = self._live()
+        try:
+            times = process.cpu_times() if process is not None else None
+        except psutil.NoSuchProcess:
+            times = None
+        return 0.0 if times is None else float(times.user + times.system)
+
     def stop(self, *, grace: float = 10.0) -> bool:
         """End the process and its descendants: with SIGTERM, then SIGKILL after `grace` seconds.
 

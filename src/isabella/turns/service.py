@@ -49,14 +49,17 @@ class TurnService:
         Raises `MessageRefused`, `QueueFull`, or `AgentUnknown` for a name, definition id or Letta id.
         """
         check_message(message)
-        agent_ref = await self._find(agent)
+        agent_ref = await self.find(agent)
         ticket = self.queue.take(agent_ref.id)
         turn = Turn(self.deps, agent_ref, message, ticket, on_event=self._on_event, on_end=self._forget)
         self._running[turn.id] = turn
         return turn
 
-    async def _find(self, agent: str) -> AgentRef:
-        """Return an agent. While Letta is away, return it as it was, or wait for Letta."""
+    async def find(self, agent: str) -> AgentRef:
+        """Return the agent with this name, definition id or Letta id.
+
+        While Letta is away, return it as it was, or wait for Letta.
+        """
         cache, supervisor = self.deps.agent_cache, self.deps.supervisor
         if supervisor is None:
             return await cache.find(agent)
@@ -72,7 +75,7 @@ class TurnService:
 
     async def stop(self, agent: str, id: str) -> None:
         """End a turn, and wait until it has ended; raise `TurnUnknown` if this backend does not run it."""
-        agent_ref = await self._find(agent)
+        agent_ref = await self.find(agent)
         turn = self._running.get(id)
         if turn is None or turn.agent_ref.id != agent_ref.id:
             raise TurnUnknown(

@@ -116,6 +116,21 @@ def test_a_conversation_through_all_vendors(served: Backend) -> None:
     assert refused == []
 
 
+def test_an_image_in_the_context_of_a_model_that_sees_none(served: Backend) -> None:
+    """Images stay in the history: a model that takes none gets a text in their place."""
+    agent = served.agent("gateway-image", MISTRAL, GROQ)
+    content = [
+        {"type": "text", "text": "Say what is here"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+    ]
+    body = {"model": agent, "messages": [{"role": "user", "content": content}]}
+    seen = served.client.post("/v1/chat/completions", json=body).json()
+    assert seen["choices"][0]["message"]["content"] == "what is here\n[image/png, 8 bytes]"
+    served.client.post(f"/api/agents/{agent}/switch", json={"handle": GROQ}).raise_for_status()
+    turn = served.say(agent, "Say hello")
+    assert (turn.text, turn.handles) == ("hello", [GROQ])
+
+
 def test_a_stale_key_in_letta_cannot_fail_a_turn(served: Backend) -> None:
     """With another key in Letta the turn is answered with the configured one; the drift is told and mended."""
     agent = served.agent("gateway-stale", GROQ)

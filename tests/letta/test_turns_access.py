@@ -16,7 +16,7 @@ from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from tests.support.backend_server import TOKEN, Backend, backend
 
-GROQ = "byok-groq/openai/gpt-oss-120b"
+GROQ, MISTRAL = "byok-groq/openai/gpt-oss-120b", "byok-mistral/mistral-medium-latest"
 
 
 @pytest.fixture(scope="module")
@@ -301,6 +301,48 @@ def test_other_paths_say_what_to_call(served: Backend, method: str, path: str, s
     error = answer.json()["error"]
     assert (answer.status_code, error["type"]) == (status, "invalid_request_error")
     assert words in error["message"]
+
+
+#: One pixel.
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"
+    "+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def picture(text: str, url: str = PIXEL) -> list[Any]:
+    """A message with an image."""
+    return hello(content=[{"type": "text", "text": text}, {"type": "image_url", "image_url": {"url": url}}])
+
+
+def test_images(served: Backend, official: openai.OpenAI) -> None:
+    """A model that sees gets them, also in later turns; a vendor whose models do not is skipped."""
+    agent = served.agent("sees", GROQ, MISTRAL)
+    answer = official.chat.completions.create(model=agent, messages=picture("Say what is here"))
+    assert answer.choices[0].message.content == "what is here\n[image/png, 70 bytes]"
+    assert answer.system_fingerprint == MISTRAL
+    part: Any = [{"type": "input_text", "text": "Say more"}, {"type": "input_image", "image_url": PIXEL}]
+    response = official.responses.create(model=agent, input=[{"role": "user", "content": part}])
+    assert response.output_text == "more\n[image/png, 70 bytes]"
+
+
+@pytest.mark.parametrize(
+    ("agent", "url", "words"),
+    [
+        ("model", PIXEL, "No model of model"),
+        ("model", "http://127.0.0.1:9/a.png", "has to be in the request"),
+        ("model", "data:image/svg+xml;base64,PHN2Zz4=", "image/png"),
+        ("model", "data:image/png;base64," + "A" * (8 * 1024 * 1024 + 4), "8 MiB"),
+    ],
+)
+def test_images_that_cannot_be_seen(
+    served: Backend, official: openai.OpenAI, agent: str, url: str, words: str
+) -> None:
+    """The error says why, and nothing reaches a vendor."""
+    served.vendors.forget()
+    with pytest.raises(openai.BadRequestError, match=words):
+        official.chat.completions.create(model=agent, messages=picture("What is this?", url))
+    assert not served.vendors.requests("groq")
 
 
 # --- the Responses API ------------------------------------------------------------------------------------------

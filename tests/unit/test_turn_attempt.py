@@ -12,6 +12,7 @@ import pytest
 from isabella.errors import LettaRefused, LettaUnreachable
 from isabella.turns.attempt import Attempt, CancelRequest
 from isabella.turns.events import ErrorCode, Event
+from isabella.turns.message import UserMessage
 from isabella.turns.stream import VendorRefusal
 
 pytestmark = pytest.mark.anyio
@@ -32,7 +33,7 @@ class SilentLetta:
         self._answer = answer
         self.go_on = anyio.Event()
 
-    async def stream(self, _agent_id: str, _text: str) -> AsyncGenerator[str, None]:
+    async def stream(self, _agent_id: str, _text: str, _images: object) -> AsyncGenerator[str, None]:
         """Begin, and go on only when told to."""
         yield PING
         await self.go_on.wait()
@@ -47,7 +48,7 @@ class SilentLetta:
 
 async def attempted(letta: SilentLetta, **options: Any) -> tuple[list[Event], Attempt]:
     """An attempt that waits for a moment; what came of it."""
-    attempt = Attempt("agent-1", "Hello?", 0.05, 0.05, CancelRequest(), **options)
+    attempt = Attempt("agent-1", UserMessage("Hello?"), 0.05, 0.05, CancelRequest(), **options)
     with anyio.fail_after(10):
         client: Any = SimpleNamespace(messages=letta)
         return [event async for event in attempt.events(client) if event is not None], attempt

@@ -16,6 +16,7 @@ from isabella.server.api.turns import TurnResponse
 from isabella.server.errors import Problem, openai_answer
 from isabella.server.idempotency import RequestRegistry, SharedTurn, TurnRequest
 from isabella.turns.events import AnswerText, Ended, EndReason, ErrorCode, Event, TurnFailed, Usage, VendorAsked
+from isabella.turns.message import UserMessage
 
 FinishReason = Literal["stop", "length", "tool_calls"]
 
@@ -117,7 +118,7 @@ async def answer_as_turn(
     requests: RequestRegistry,
     http: Request,
     agent: str,
-    message: str,
+    message: UserMessage,
     respond: Callable[[SharedTurn], Awaitable[Response]],
 ) -> Response:
     """Send a message to an agent, and return the response that is made of the turn.

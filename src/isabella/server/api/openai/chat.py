@@ -25,6 +25,7 @@ from isabella.server.errors import OPENAI, openai_error
 from isabella.server.idempotency import SharedTurn
 from isabella.server.runtime import Agents, Requests, Turns
 from isabella.turns.events import AnswerText, Ended, Event
+from isabella.turns.message import UserMessage
 from isabella.turns.service import MAX_MESSAGE_LENGTH, MESSAGE_PATTERN
 from isabella.turns.turn import Turn
 
@@ -110,7 +111,7 @@ class ChatCompletion(BaseModel):
 class _Wanted:
     """What a request wants from the agent."""
 
-    message: str
+    message: UserMessage
     stop: tuple[str, ...]
     format: JsonFormat | None
 
@@ -125,7 +126,7 @@ class _Wanted:
         format = json_format(body.response_format)
         message = message_to_agent(body.messages, "messages")
         if format is not None:
-            message = f"{message}\n\n{format.instruction}"
+            message = format.told(message)
         return cls(message, tuple(filter(None, stop)), format)
 
     def pieces(self) -> Pieces:

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
-from isabella.errors import AgentUnknown, IsabellaError, MessageRefused, QueueFull
+from isabella.errors import AgentUnknown, ImagesRefused, IsabellaError, MessageRefused, QueueFull
 from isabella.server.errors import ERRORS, Problem, headers_for, openai_answer, problem_of, status_of
 
 #: Without this header, clients repeat a request after a 5xx by themselves.
@@ -67,6 +67,8 @@ def refusal(error: IsabellaError) -> JSONResponse:
     match error:
         case AgentUnknown():
             code, param = "model_not_found", "model"
+        case ImagesRefused():
+            status, code, param = 400, "image_not_supported", "messages"
         case MessageRefused():
             status, code, param = 400, "invalid_request", "messages"
         case Unsupported():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jsonschema_rs
 
 from isabella.server.api.openai.errors import FormatNotMet, Unsupported
+from isabella.turns.message import UserMessage
 
 _FENCED = re.compile(r"```(?:\w+)?\s*\n(.*?)```", re.DOTALL)
 _BEGIN = re.compile(r"[{\[]")
@@ -39,13 +41,13 @@ class JsonFormat:
             reason = str(error).splitlines()[0][:_SHOWN]
             raise Unsupported(f"The JSON schema cannot be used: {reason}.", param="response_format") from None
 
-    @property
-    def instruction(self) -> str:
-        """The sentence for the agent, which follows the message."""
-        if self._schema is None:
-            return "[Answer with one JSON object and nothing else.]"
-        schema = json.dumps(self._schema, ensure_ascii=False, separators=(",", ":"))
-        return f"[Answer with JSON that matches this schema, and nothing else: {schema}]"
+    def told(self, message: UserMessage) -> UserMessage:
+        """Return a message that tells the agent the format behind its text."""
+        instruction = "[Answer with one JSON object and nothing else.]"
+        if self._schema is not None:
+            schema = json.dumps(self._schema, ensure_ascii=False, separators=(",", ":"))
+            instruction = f"[Answer with JSON that matches this schema, and nothing else: {schema}]"
+        return replace(message, text=f"{message.text}\n\n{instruction}")
 
     def extract(self, text: str) -> str:
         """Return the JSON in an answer.

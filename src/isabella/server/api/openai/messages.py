@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from isabella.errors import MessageRefused
+from isabella.letta.client import Image
 from isabella.server.api.openai.errors import Unsupported
+from isabella.turns.message import UserMessage
 from isabella.turns.service import has_text
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _IMAGE_PARTS = ("image_url", "input_image")
 #: Clients put notes of their own behind the user's message, too.
 _NOTES = ("system", "developer")
+
+
+_DATA_URL = re.compile(r"data:(image/(?:png|jpeg|gif|webp));base64,([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
+_MIB = 1024 * 1024
+#: Of base64. Every later request of the agent repeats an image as long as it is in the context.
+_LARGEST_IMAGES = 8 * _MIB
 
 
 class ContentPart(BaseModel):
@@ -47,8 +56,8 @@ class ChatMessage(BaseModel):
         return self.content if isinstance(self.content, list) else ()
 
 
-def message_to_agent(messages: Sequence[ChatMessage], param: str) -> str:
-    """Return the text of the last message, which has to be the user's; `param` is where the messages come from.
+def message_to_agent(messages: Sequence[ChatMessage], param: str) -> UserMessage:
+    """Return the last message, which has to be the user's; `param` is where the messages come from.
 
     Raises:
         Unsupported: the last message is not the user's, or has parts that an agent does not take.
@@ -59,12 +68,14 @@ def message_to_agent(messages: Sequence[ChatMessage], param: str) -> str:
         raise MessageRefused("The request has no message of the user.", remedy="Add one with the role `user`.")
     if last.role != "user":
         raise _not_the_users(last.role, param)
-    for part in last.parts:
-        if part.type not in _TEXT_PARTS:
-            raise _not_taken(part, param)
+    images = tuple(_image(part, param) for part in last.parts if part.type not in _TEXT_PARTS)
+    if sum(len(image.data) for image in images) > _LARGEST_IMAGES:
+        raise Unsupported(
+            f"The images have more than {_LARGEST_IMAGES // _MIB} MiB.", param=param, remedy="Send smaller ones."
+        )
     if not has_text(last.text):
         raise MessageRefused("The last message has no text.", remedy="Send at least one visible character.")
-    return last.text
+    return UserMessage(last.text, images)
 
 
 def _not_the_users(role: str, param: str) -> Unsupported:
@@ -80,10 +91,23 @@ def _not_the_users(role: str, param: str) -> Unsupported:
     return Unsupported(what, param=param, remedy=remedy)
 
 
-def _not_taken(part: ContentPart, param: str) -> Unsupported:
-    if part.type in _IMAGE_PARTS:
-        return Unsupported("Agents take no images here.", param=param, code="image_not_supported")
-    return Unsupported(f"An agent takes no parts of the type {part.type[:40]!r}.", param=param, remedy="Send text.")
+def _image(part: ContentPart, param: str) -> Image:
+    """Return the image in a part; raise `Unsupported` for any other part, and for an image that is elsewhere."""
+    if part.type not in _IMAGE_PARTS:
+        raise Unsupported(
+            f"An agent takes no parts of the type {part.type[:40]!r}.", param=param, remedy="Send text or images."
+        )
+    given = (part.model_extra or {}).get("image_url")
+    url = given.get("url") if isinstance(given, dict) else given
+    match = _DATA_URL.fullmatch(url) if isinstance(url, str) else None
+    if match is None:
+        raise Unsupported(
+            "An image has to be in the request; neither Isabella nor Letta fetches one.",
+            param=param,
+            code="image_not_supported",
+            remedy="Send it as a data URL with base64: image/png, image/jpeg, image/gif or image/webp.",
+        )
+    return Image(match[1].lower(), match[2])
 
 
 def refuse_forced_tool(choice: Any) -> None:

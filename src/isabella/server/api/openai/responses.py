@@ -202,7 +202,7 @@ async def create(
     except IsabellaError as error:
         return refusal(error)
     if format is not None:
-        message = f"{message}\n\n{format.instruction}"
+        message = format.told(message)
 
     async def respond(shared: SharedTurn) -> Response:
         return await (_stream if body.stream else _complete)(shared, body, format)

@@ -26,6 +26,8 @@ BEGIN, END = "<!-- table -->\n", "<!-- end of the table -->\n"
 FOLDER = REPOSITORY / ".isabella" / "clients"
 TOKEN = "a-token-for-the-clients"
 SIGNS: Mapping[str, str] = {"yes": "✓", "no": "**no**", "none": "–"}
+#: LiteLLM would fetch prices, LangChain would send traces.
+_QUIET = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LANGSMITH_TRACING": "false"}
 _START_SECONDS, _CALLS_SECONDS = 600.0, 600.0
 
 
@@ -39,7 +41,7 @@ class Client:
     @property
     def folder(self) -> Path:
         """Where it is installed."""
-        return FOLDER / self.name.replace("/", "-").removeprefix("@")
+        return FOLDER / self.name.replace("/", "-")
 
 
 class PythonClient(Client):
@@ -94,6 +96,7 @@ CLIENTS: tuple[PythonClient | NodeClient, ...] = (
     PythonClient("langchain-openai", ("langchain-openai",)),
     PythonClient("llama-index-llms-openai-like", ("llama-index-llms-openai-like",)),
     PythonClient("litellm", ("litellm",)),
+    NodeClient("@langchain/openai", ("@langchain/openai", "@langchain/core")),
     NodeClient("@ai-sdk/openai", ("@ai-sdk/openai", "ai")),
     NodeClient("@ai-sdk/openai-compatible", ("@ai-sdk/openai-compatible", "ai")),
 )
@@ -143,7 +146,7 @@ def calls_of(client: PythonClient | NodeClient, base_url: str) -> dict[str, dict
     """Make all calls with a client, and return the results by call."""
     ran = subprocess.run(
         client.command(base_url),
-        env={**os.environ, "TOKEN": TOKEN, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"},
+        env={**os.environ, **_QUIET, "TOKEN": TOKEN, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"},
         capture_output=True,
         text=True,
         timeout=_CALLS_SECONDS,

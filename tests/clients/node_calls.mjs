@@ -52,6 +52,48 @@ async function openai(key) {
   };
 }
 
+async function langchain(key) {
+  const { ChatOpenAI } = await load("@langchain/openai");
+  const chat = ({ model = AGENT, max_tokens: maxTokens, seed, stop, ...options } = {}) =>
+    new ChatOpenAI({
+      model,
+      apiKey: key,
+      configuration: { baseURL },
+      maxRetries: 0,
+      ...(maxTokens && { maxTokens }),
+      ...(stop && { stop }),
+      modelKwargs: seed === undefined ? {} : { seed },
+      ...options,
+    });
+  return {
+    models: async () => { throw new Missing(); },
+    model: async () => { throw new Missing(); },
+    say: async (messages, { response_format: format, tools, ...options } = {}) => {
+      if (format?.type === "json_schema") {
+        const model = chat(options).withStructuredOutput(SCHEMA, { name: "dog", method: "jsonSchema" });
+        return [JSON.stringify(await model.invoke(messages)), 1];
+      }
+      const model = format ? chat(options).withConfig({ response_format: format }) : chat(options);
+      const answer = await (tools ? model.bindTools(tools) : model).invoke(messages);
+      return [answer.content, answer.usage_metadata.total_tokens];
+    },
+    pieces: async (messages) => {
+      const texts = [];
+      let total = 0;
+      for await (const chunk of await chat({ streamUsage: true }).stream(messages)) {
+        texts.push(chunk.content);
+        total = chunk.usage_metadata?.total_tokens ?? total;
+      }
+      return [texts, total];
+    },
+    respond: async (input) => {
+      let streamed = "";
+      for await (const chunk of await chat({ useResponsesApi: true }).stream(input)) streamed += chunk.text;
+      return [(await chat({ useResponsesApi: true }).invoke(input)).text, streamed];
+    },
+  };
+}
+
 async function vercel(key, chat, responses) {
   const { generateText, streamText, jsonSchema, tool, Output } = await load("ai");
   const fields = ({ model = AGENT, response_format: format, tools, max_tokens, stop, ...options } = {}) => ({
@@ -96,6 +138,7 @@ async function vercel(key, chat, responses) {
 
 async function open(key) {
   if (name === "openai-node") return openai(key);
+  if (name === "@langchain/openai") return langchain(key);
   if (name === "@ai-sdk/openai") {
     const { createOpenAI } = await load("@ai-sdk/openai");
     const provider = (apiKey) => createOpenAI({ baseURL, apiKey });

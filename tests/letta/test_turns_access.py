@@ -420,7 +420,8 @@ def task(order: str, answer: str = "hello") -> list[Any]:
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
 TITLE = {"type": "object", "properties": {"language": {"type": "string"}, "title": {"type": "string"}}}
 #: What chat programs send around one message. Recorded from Open WebUI 0.12.4, which asks for the title while the
-#: answer is still to come; read in the source of LibreChat's agents 3.6.11, for each of its methods for titles.
+#: answer is still to come, and from LibreChat's package @librechat/agents 3.2.21 with its two forms of titles. The
+#: third form, with a forced tool, is that of older ones.
 RECORDED: dict[str, list[dict[str, Any]]] = {
     "Open WebUI": [
         {"messages": task("Generate a concise title", answer=""), "stream": False, "max_tokens": 1000},
@@ -429,7 +430,12 @@ RECORDED: dict[str, list[dict[str, Any]]] = {
         {"messages": task("Generate 1-3 broad tags"), "stream": False},
     ],
     "LibreChat": [
-        {"messages": hello(), "stream": True, "user": "u1", "stream_options": {"include_usage": True}},
+        {
+            "messages": [{"role": "system", "content": "You are kind."}, *hello()],
+            "stream": True,
+            "user": "u1",
+            "stream_options": {"include_usage": True},
+        },
         {
             "messages": hello(
                 content="Provide a concise, 5-word-or-less title for the conversation, …\n\nConversation:\nSay hello"

@@ -292,6 +292,7 @@ def test_slashes_too_many(served: Backend, path: str) -> None:
         ("GET", "/v1/responses/resp_1", 404, "/api/agents/NAME/messages"),
         ("POST", "/v1/embeddings", 404, "ask a vendor"),
         ("GET", "/v1/engines", 404, "POST /v1/responses"),
+        ("POST", "/chat/completions", 404, "POST /v1/chat/completions"),
         ("GET", "/v1/chat/completions", 405, "takes POST"),
     ],
 )

@@ -77,6 +77,7 @@ def create_app(
     # `paths` answers for all other paths of the OpenAI format.
     for module in (status, turns, models, chat, responses, paths, agents, memory, embeddings):
         app.include_router(module.router)
+    app.include_router(paths.without_version)
     app.router.routes.append(console.sign_in.route())
     app.mount(ROOT, console.application())
     app.add_route("/", web.redirect_to_start, include_in_schema=False)

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 from isabella.errors import AgentUnknown, ImagesRefused, IsabellaError, MessageRefused, QueueFull
-from isabella.server.errors import ERRORS, Problem, headers_for, openai_answer, problem_of, status_of
+from isabella.server.errors import Problem, headers_for, openai_answer, problem_of, status_of
 
 #: Without this header, clients repeat a request after a 5xx by themselves.
 NO_RETRY = {"X-Should-Retry": "false"}
@@ -33,8 +33,6 @@ class OpenAiErrorBody(BaseModel):
 REFUSALS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": OpenAiErrorBody, "description": "A client error, in OpenAI's form."},
     "5XX": {"model": OpenAiErrorBody, "description": "No vendor answers, in OpenAI's form."},
-    # Authentication comes before these routes, so its errors have the form of the other API.
-    401: ERRORS["4XX"],
 }
 
 

@@ -25,11 +25,15 @@ _BACKTRACKS = 100_000
 class JsonFormat:
     """An answer in JSON: any object, or what a JSON schema describes.
 
+    Args:
+        schema: the schema; None for any object.
+        param: the part of the request that has it.
+
     Raises:
         Unsupported: the schema is not one, or refers to others.
     """
 
-    def __init__(self, schema: dict[str, Any] | None = None) -> None:
+    def __init__(self, schema: dict[str, Any] | None = None, param: str = "response_format") -> None:
         self._schema = schema
         try:
             self._validator = jsonschema_rs.validator_for(
@@ -39,7 +43,7 @@ class JsonFormat:
             )
         except (ValueError, jsonschema_rs.ReferencingError) as error:
             reason = str(error).splitlines()[0][:_SHOWN]
-            raise Unsupported(f"The JSON schema cannot be used: {reason}.", param="response_format") from None
+            raise Unsupported(f"The JSON schema cannot be used: {reason}.", param=param) from None
 
     def told(self, message: UserMessage) -> UserMessage:
         """Return a message that tells the agent the format behind its text."""
@@ -88,24 +92,24 @@ def _candidates(text: str) -> Iterator[str]:
         yield text[match.start() : end]
 
 
-def json_format(wanted: Any) -> JsonFormat | None:
-    """Return the format that `response_format` names, or `text.format` of a response; None for text."""
+def json_format(wanted: Any, param: str = "response_format") -> JsonFormat | None:
+    """Return the format that a part of a request asks for; None for text."""
     kind = wanted.get("type") if isinstance(wanted, dict) else None
     match kind:
         case None | "text":
             return None
         case "json_object":
-            return JsonFormat()
+            return JsonFormat(param=param)
         case "json_schema":
             inner = wanted.get("json_schema", wanted)
             schema = inner.get("schema") if isinstance(inner, dict) else None
             if isinstance(schema, dict):
-                return JsonFormat(schema)
-            raise Unsupported("The format has no `schema`.", param="response_format", code="invalid_request")
+                return JsonFormat(schema, param)
+            raise Unsupported("The format has no `schema`.", param=param, code="invalid_request")
         case _:
             raise Unsupported(
                 f"An agent has no format {str(kind)[:40]!r}.",
-                param="response_format",
+                param=param,
                 remedy="There are text, json_object and json_schema.",
             )
 

@@ -111,9 +111,9 @@ def _image(part: ContentPart, param: str) -> Image:
 
 
 def refuse_forced_tool(choice: Any) -> None:
-    """Raise `Unsupported` if a request forces a call of a tool of the client's. An agent calls its own tools only."""
-    forced = choice in ("required", "any") or (isinstance(choice, dict) and choice.get("type") != "auto")
-    if forced and not (isinstance(choice, dict) and choice.get("type") in ("none", "allowed_tools")):
+    """Raise `Unsupported` if a `tool_choice` forces a call of a client's tool."""
+    kind = choice.get("type") if isinstance(choice, dict) else choice
+    if kind not in (None, "auto", "none", "allowed_tools"):
         raise Unsupported(
             "The request forces a call of a client's tool, and an agent calls only its own tools.",
             param="tool_choice",

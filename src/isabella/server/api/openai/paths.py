@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from isabella.server.errors import OPENAI, Problem, openai_answer
 
 router = APIRouter(prefix=OPENAI, tags=["openai"])
+#: The routes of clients whose base URL lacks `/v1`.
+without_version = APIRouter()
 
 _ROUTES = {"chat/completions": "POST", "responses": "POST", "models": "GET"}
 _SLASHES = re.compile(r"//+")
@@ -43,6 +45,15 @@ class PlainPaths:
             if path != scope["path"] and (path == OPENAI or path.startswith(f"{OPENAI}/")):
                 scope = {**scope, "path": path, "raw_path": path.encode()}
         await self._app(scope, receive, send)
+
+
+@without_version.api_route("/chat/completions", methods=["POST"], include_in_schema=False)
+@without_version.api_route("/responses", methods=["POST"], include_in_schema=False)
+@without_version.api_route("/models", methods=["GET"], include_in_schema=False)
+async def unversioned(http: Request) -> Response:
+    """Say that the base URL lacks its end."""
+    message = f"The base URL ends in {OPENAI}: call {http.method} {OPENAI}{http.url.path}."
+    return openai_answer(404, Problem(code="unknown_url", message=message))
 
 
 @router.api_route("/{path:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)

@@ -197,7 +197,7 @@ async def create(
         if body.model.endswith(asides.SUFFIX) or asides.is_task(body.messages):
             return await answer_while_connected(http, lambda: _answer_aside(body, agents, agent_ref))
         refuse_forced_tool(body.tool_choice)
-        format = json_format(None if body.text is None else body.text.format)
+        format = json_format(None if body.text is None else body.text.format, "text.format")
         message = message_to_agent(body.messages, "input")
     except IsabellaError as error:
         return refusal(error)

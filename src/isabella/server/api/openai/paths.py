@@ -23,7 +23,7 @@ _INSTEAD = {
     "responses": "Responses are not kept. GET /api/agents/NAME/messages has the agent's history.",
     "conversations": "GET /api/agents/NAME/messages has the agent's history.",
     "threads": "GET /api/agents/NAME/messages has the agent's history.",
-    "assistants": "GET /v1/models lists the agents.",
+    "assistants": f"GET {OPENAI}/models lists the agents.",
     "embeddings": "Agents give no embeddings; ask a vendor for them.",
     "audio": "Agents take and give text; ask a vendor for speech.",
     "images": "Agents give text; ask a vendor for images.",

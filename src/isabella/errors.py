@@ -201,3 +201,7 @@ class TurnUnknown(TurnError):
 
 class MessageRefused(TurnError):
     """A message is empty, too long, or not text."""
+
+
+class ImagesRefused(MessageRefused):
+    """No model of the agent takes the images of a message."""

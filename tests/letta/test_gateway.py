@@ -116,6 +116,53 @@ def test_a_conversation_through_all_vendors(served: Backend) -> None:
     assert refused == []
 
 
+def test_an_image_in_the_context_of_a_model_that_sees_none(served: Backend) -> None:
+    """Images stay in the history: a model that takes none gets a text in their place."""
+    agent = served.agent("gateway-image", MISTRAL, GROQ)
+    content = [
+        {"type": "text", "text": "Say what is here"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+    ]
+    body = {"model": agent, "messages": [{"role": "user", "content": content}]}
+    seen = served.client.post("/v1/chat/completions", json=body).json()
+    assert seen["choices"][0]["message"]["content"] == "what is here\n[image/png, 8 bytes]"
+    served.client.post(f"/api/agents/{agent}/switch", json={"handle": GROQ}).raise_for_status()
+    turn = served.say(agent, "Say hello")
+    assert (turn.text, turn.handles) == ("hello", [GROQ])
+
+
+def test_an_aside_passes_the_gateway(served: Backend) -> None:
+    """It is adapted to the vendor and counted, as a request of Letta's is."""
+    agent = served.agent("gateway-aside", MISTRAL)
+    body = {
+        "model": f"{agent}:aside",
+        "messages": [{"role": "user", "content": "Say hello", "name": "ada"}],
+        "max_completion_tokens": 50,
+        "seed": 3,
+    }
+    answer = served.client.post("/v1/chat/completions", json=body)
+    assert answer.json()["choices"][0]["message"]["content"] == "hello", answer.text
+    (request,) = (one for one in served.vendors.requests("mistral") if one.path.endswith("/chat/completions"))
+    assert (request.status, request.strictness) == (200, None)
+    assert served.said_to(agent) == []
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_aside_ends_with_its_client(served: Backend, stream: bool) -> None:
+    """Nobody pays for what nobody reads."""
+    agent = served.agent(f"gateway-aside-{stream}", GROQ)
+    served.vendors.fault("groq", on="chat", endless=True, between=0.05)
+    body = {"model": f"{agent}:aside", "messages": [{"role": "user", "content": "Say hello"}], "stream": stream}
+    with httpx.Client(base_url=served.url, headers=served.client.headers, timeout=10) as client:
+        if stream:
+            with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+                next(answer.iter_bytes())
+        else:
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/chat/completions", json=body, timeout=1.0)
+    wait_for_end(served, "groq")
+
+
 def test_a_stale_key_in_letta_cannot_fail_a_turn(served: Backend) -> None:
     """With another key in Letta the turn is answered with the configured one; the drift is told and mended."""
     agent = served.agent("gateway-stale", GROQ)

@@ -22,7 +22,7 @@ from tests.support.backend_server import TOKEN, Backend, backend
 
 EXAMPLES = int(os.environ.get("ISABELLA_TEST_EXAMPLES", "6"))
 #: Requests that are refused for what no description of their form can say.
-BEYOND_DESCRIPTION = ("POST /api/agents/import",)
+BEYOND_DESCRIPTION = ("POST /api/agents/import", "POST /v1/chat/completions", "POST /v1/responses")
 
 
 @pytest.fixture(scope="module")

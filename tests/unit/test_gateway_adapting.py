@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from isabella.config.quirks import Quirks
 from isabella.config.vendors import known_vendors
-from isabella.gateway.adapting import CONTINUE, NO_RESULT, RECEIVED, adapt_request
+from isabella.gateway.adapting import CONTINUE, IMAGE, NO_RESULT, RECEIVED, adapt_request
 from isabella.gateway.answers import AnswerReader, ReasoningMemory
 
 QUIRKS = {vendor.name: vendor.quirks for vendor in known_vendors()}
@@ -207,6 +207,17 @@ def test_mistral_gets_no_empty_answer_and_a_user_last() -> None:
     assert adapt(QUIRKS["mistral"], user(), prefix)["messages"] == [user(), prefix]
 
 
+def test_a_model_that_takes_no_images_gets_a_text() -> None:
+    """The words stay, and a model that takes images gets them as they came."""
+    content = [{"type": "text", "text": "Look:"}, {"type": "image_url", "image_url": {"url": "data:,"}}, "!"]
+    request = {"model": "a", "messages": [{"role": "user", "content": content}, {"role": "user", "content": "Hi"}]}
+    blind = adapt_request(request, Quirks(image_models=("b*",)), ReasoningMemory(), provider="x")
+    assert blind["messages"][0]["content"] == f"Look:\n{IMAGE}\n!"
+    assert blind["messages"][1]["content"] == "Hi"
+    for quirks in (Quirks(), Quirks(image_models=("a*",))):
+        assert adapt_request(request, quirks, ReasoningMemory(), provider="x") == request
+
+
 def test_mistral_gets_only_what_is_in_its_schema() -> None:
     """Fields of its own name, and none that it does not know; contents of several parts pass."""
     seen = user() | {
@@ -218,6 +229,7 @@ def test_mistral_gets_only_what_is_in_its_schema() -> None:
         seen,
         says("A cat.") | {"reasoning_content": "Fur.", "omitted_reasoning_content": True},
         user(),
+        model="mistral-small-latest",
         user="user-1",
         max_completion_tokens=None,
         seed=3,

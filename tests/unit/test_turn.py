@@ -34,6 +34,7 @@ from isabella.turns.events import (
     TurnFailed,
     VendorAsked,
 )
+from isabella.turns.message import UserMessage
 from isabella.turns.queue import TurnQueue
 from isabella.turns.stream import VendorRefusal
 from isabella.turns.turn import TurnDependencies
@@ -131,7 +132,9 @@ class Stage:
         letta: Any = SimpleNamespace(messages=self)
         agents: Any = self.agents
         deps = TurnDependencies(letta, agents, self.gate, self.breaker, supervisor=self.supervisor, hold=self.hold)
-        return turns.Turn(deps, _speaker(THOUGHT, handles), "Say good morning", TurnQueue().take("agent-1"))
+        return turns.Turn(
+            deps, _speaker(THOUGHT, handles), UserMessage("Say good morning"), TurnQueue().take("agent-1")
+        )
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 from isabella.errors import LettaRefused, LettaUnreachable
 from isabella.turns.attempt import Attempt, CancelRequest
 from isabella.turns.events import ErrorCode, Event
+from isabella.turns.message import UserMessage
 from isabella.turns.stream import VendorRefusal
 
 pytestmark = pytest.mark.anyio
@@ -32,7 +33,7 @@ class SilentLetta:
         self._answer = answer
         self.go_on = anyio.Event()
 
-    async def stream(self, _agent_id: str, _text: str) -> AsyncGenerator[str, None]:
+    async def stream(self, _agent_id: str, _text: str, _images: object) -> AsyncGenerator[str, None]:
         """Begin, and go on only when told to."""
         yield PING
         await self.go_on.wait()
@@ -47,7 +48,7 @@ class SilentLetta:
 
 async def attempted(letta: SilentLetta, **options: Any) -> tuple[list[Event], Attempt]:
     """An attempt that waits for a moment; what came of it."""
-    attempt = Attempt("agent-1", "Hello?", 0.05, 0.05, CancelRequest(), **options)
+    attempt = Attempt("agent-1", UserMessage("Hello?"), 0.05, 0.05, CancelRequest(), **options)
     with anyio.fail_after(10):
         client: Any = SimpleNamespace(messages=letta)
         return [event async for event in attempt.events(client) if event is not None], attempt
@@ -95,7 +96,7 @@ class EndingLetta:
     def __init__(self, word: str) -> None:
         self._word = word
 
-    async def stream(self, _agent_id: str, _text: str) -> AsyncGenerator[str, None]:
+    async def stream(self, _agent_id: str, _text: str, _images: object) -> AsyncGenerator[str, None]:
         """Begin, and end at once."""
         yield PING
         yield f'data: {{"message_type": "stop_reason", "stop_reason": "{self._word}"}}'
@@ -106,7 +107,7 @@ class EndingLetta:
 )
 async def test_a_stop_reason_without_an_error_is_told(word: str, code: ErrorCode) -> None:
     """A malformed tool call is the model's fault, not Letta's; and nobody says that there was no reason."""
-    attempt = Attempt("agent-1", "Hello?", 5, 5, CancelRequest())
+    attempt = Attempt("agent-1", UserMessage("Hello?"), 5, 5, CancelRequest())
     client: Any = SimpleNamespace(messages=EndingLetta(word))
     assert [event async for event in attempt.events(client) if event is not None] == []
     refusal = refusal_of(attempt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
@@ -28,6 +29,7 @@ class Quirks(BaseModel):
         no_thinking: fields of a request that switch reasoning off.
         max_output_tokens: the largest limit of output tokens that it accepts.
         default_output_tokens: the limit of output tokens for requests that have none; None to send none.
+        image_models: the models that take images, as patterns such as `mistral-*`; None if that is not known.
         request_limit_period: the period of `x-ratelimit-limit-requests` without a suffix.
     """
 
@@ -47,4 +49,11 @@ class Quirks(BaseModel):
     no_thinking: dict[StrictStr, Any] = Field(default_factory=dict)
     max_output_tokens: _Tokens | None = None
     default_output_tokens: _Tokens | None = None
+    image_models: _Names | None = None
     request_limit_period: Literal["minute", "day"] = "minute"
+
+    def takes_images(self, model: str) -> bool | None:
+        """Return whether a model takes images; None if that is not known."""
+        if self.image_models is None:
+            return None
+        return any(fnmatchcase(model, pattern) for pattern in self.image_models)

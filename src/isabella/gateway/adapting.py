@@ -24,6 +24,8 @@ Messages = list[Message]
 NO_RESULT = "[No result: the turn ended before this tool returned one.]"
 #: The assistant's message between a tool's result and a user's message.
 RECEIVED = "[The tool's result was received.]"
+#: An image that a model cannot take.
+IMAGE = "[An image, which this model cannot see.]"
 #: The user's message after an assistant's message that would be the last one.
 CONTINUE = "[Continue.]"
 
@@ -55,6 +57,8 @@ def adapt_request(
     messages = adapted.get("messages")
     if not is_well_formed(messages):
         return adapted
+    if quirks.takes_images(str(body.get("model"))) is False:
+        messages = without_images(messages)
     messages = with_accepted_order(messages, quirks)
     if quirks.reasoning_required:
         complete = with_reasoning(messages, reasoning, provider)
@@ -90,6 +94,27 @@ def with_known_fields(body: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
 def with_known_message_fields(messages: Messages, quirks: Quirks) -> Messages:
     """Drop the fields of messages that the vendor refuses."""
     return _selected(messages, quirks.only_message_fields, quirks.drop_message_fields)
+
+
+def without_images(messages: Messages) -> Messages:
+    """Put a text in the place of each image. A model that took it, or a person, has left it in the conversation."""
+    return [
+        {**message, "content": _as_text(message["content"])} if _has_image(message) else message
+        for message in messages
+    ]
+
+
+def _has_image(message: Message) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and any(
+        isinstance(part, dict) and part.get("type") == "image_url" for part in content
+    )
+
+
+def _as_text(parts: Sequence[Any]) -> str:
+    """Return the text of a message's parts. Models without images often accept no list of parts either."""
+    texts = (part.get("text", IMAGE) if isinstance(part, dict) else part for part in parts)
+    return "\n".join(map(str, texts))
 
 
 def with_accepted_order(messages: Messages, quirks: Quirks) -> Messages:

@@ -118,9 +118,9 @@ class Messages:
         )
         return answer
 
-    def stream(self, agent_id: str, text: str) -> AsyncGenerator[str, None]:
+    def stream(self, agent_id: str, text: str, images: Sequence[Image] = ()) -> AsyncGenerator[str, None]:
         """Send a message of the user and yield the lines of Letta's event stream. It sends a ping every 30 s."""
-        body = {"messages": [_by_user(text)], "streaming": True, "stream_tokens": True, "include_pings": True}
+        body = {"messages": [_by_user(text, images)], "streaming": True, "stream_tokens": True, "include_pings": True}
         return self._http.stream(paths.agent(agent_id, "messages"), body)
 
     async def cancel(self, agent_id: str, run_id: str | None) -> None:
@@ -139,8 +139,22 @@ class Messages:
         await self._http.post(paths.agent(agent_id, "messages", "capture"), body)
 
 
-def _by_user(text: str) -> dict[str, str]:
-    return {"role": "user", "content": text}
+@dataclass(frozen=True)
+class Image:
+    """An image in a message: its media type, such as `image/png`, and its bytes in base64."""
+
+    media_type: str
+    data: str = field(repr=False)
+
+
+def _by_user(text: str, images: Sequence[Image] = ()) -> dict[str, Any]:
+    if not images:
+        return {"role": "user", "content": text}
+    parts = [
+        {"type": "image", "source": {"type": "base64", "media_type": image.media_type, "data": image.data}}
+        for image in images
+    ]
+    return {"role": "user", "content": [{"type": "text", "text": text}, *parts]}
 
 
 class Blocks:

@@ -193,10 +193,17 @@ def _mappings(value: object) -> Sequence[Mapping[str, Any]]:
 
 
 def _text_of(content: object) -> str:
-    """Return the text of a message's content, which is a string, a list of parts, or null."""
+    """Return the text of a message's content, which is a string, a list of parts, or null; an image as its size."""
     if isinstance(content, str):
         return content
-    return "\n".join(str(part["text"]) for part in _mappings(content) if isinstance(part.get("text"), str))
+    texts = (part.get("text") if "image_url" not in part else _image_of(part) for part in _mappings(content))
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _image_of(part: Mapping[str, Any]) -> str:
+    given = part["image_url"]
+    kind, _, data = str(given.get("url") if isinstance(given, dict) else given).partition(",")
+    return f"[{kind.removeprefix('data:').removesuffix(';base64')}, {len(data) * 3 // 4 - data.count('=')} bytes]"
 
 
 def _user_message(text: str) -> PromptMessage:

@@ -129,6 +129,12 @@ def _groq(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Object
         place = f"'messages.{index}' : for 'role:{role}'"
         unmet = f"('messages.{index}' : property '{name}' is unsupported)"
         yield Objection(f"{place} the following must be satisfied[{unmet}]")
+    for index, message in _messages(body):
+        # Its models of the catalog take no images.
+        if message.get("role") == "user" and _has_image(message):
+            unmet = f"('messages.{index}.content' : value must be a string)"
+            text = f"'messages.{index}' : for 'role:user' the following must be satisfied[{unmet}]"
+            yield Objection(text, certain=True)
     limit = profile("groq").output_limit(body)
     if model is not None and model.max_output is not None and isinstance(limit, int) and limit > model.max_output:
         yield Objection(
@@ -147,6 +153,11 @@ def _longcat(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Obj
         if message.get("role") == "assistant" and message.get("tool_calls") and _lacks_reasoning(message):
             said = "thinking is enabled but reasoning_content is missing in assistant tool call message"
             yield Objection(f"{said} at index {index}")
+
+
+def _has_image(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    return isinstance(content, list) and any(isinstance(part, dict) and "image_url" in part for part in content)
 
 
 def _lacks_reasoning(message: Mapping[str, Any]) -> bool:

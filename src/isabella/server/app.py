@@ -20,7 +20,8 @@ from isabella.config.settings import Settings, load_settings
 from isabella.errors import IsabellaError
 from isabella.letta.client import Connection
 from isabella.server import ROOT, auth
-from isabella.server.api import agents, embeddings, memory, openai, status, turns
+from isabella.server.api import agents, embeddings, memory, status, turns
+from isabella.server.api.openai import chat, models, paths, responses
 from isabella.server.errors import Problem, answer, handle_errors
 from isabella.server.request_limits import RequestLimits
 from isabella.server.runtime import Runtime
@@ -71,9 +72,12 @@ def create_app(
             expose_headers=["Retry-After"],
         )
     app.add_middleware(auth.SecurityHeaders)
+    app.add_middleware(paths.PlainPaths)
     handle_errors(app)
-    for module in (status, turns, openai, agents, memory, embeddings):
+    # `paths` answers for all other paths of the OpenAI format.
+    for module in (status, turns, models, chat, responses, paths, agents, memory, embeddings):
         app.include_router(module.router)
+    app.include_router(paths.without_version)
     app.router.routes.append(console.sign_in.route())
     app.mount(ROOT, console.application())
     app.add_route("/", web.redirect_to_start, include_in_schema=False)

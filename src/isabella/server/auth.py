@@ -21,7 +21,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isabella.errors import IsabellaError
-from isabella.server.errors import Problem, answer
+from isabella.server.errors import Problem, answer, is_openai, openai_answer
 from isabella.server.sessions import Session, Sessions, equal
 from isabella.system.http_server import address_group, admit
 
@@ -182,7 +182,8 @@ class AuthMiddleware:
         if wants_page(request.headers):
             response = self._page(request, refusal)
         else:
-            response = answer(refusal.status, refusal.problem)
+            respond = openai_answer if is_openai(scope["path"]) else answer
+            response = respond(refusal.status, refusal.problem)
         if refusal.status == 401:
             response.headers["WWW-Authenticate"] = "Bearer"
         return response

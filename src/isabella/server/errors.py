@@ -68,8 +68,16 @@ _STATUSES: Mapping[type[IsabellaError], int] = {
 _LETTA_REFUSED = {400: 422, 404: 404, 409: 409, 413: 413, 422: 422}
 
 
+#: The path below which everything has OpenAI's format.
+OPENAI = "/v1"
+
 #: The attributes of errors that programs get as `details`.
 _DETAILS = ("handles", "version", "retry_after")
+
+
+def is_openai(path: str) -> bool:
+    """Return whether a path belongs to the OpenAI format."""
+    return path == OPENAI or path.startswith(f"{OPENAI}/")
 
 
 def status_of(error: IsabellaError) -> int:
@@ -102,43 +110,66 @@ def answer(status: int, problem: Problem, headers: Mapping[str, str] | None = No
     )
 
 
+def openai_error(status: int, problem: Problem, param: str | None = None) -> dict[str, Any]:
+    """Return a problem in OpenAI's form; `param` names the part of the request that it is about."""
+    kind = {429: "rate_limit_error"}.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    message = f"{problem.message} {problem.remedy or ''}".strip()
+    return {"error": {"message": message, "type": kind, "param": param, "code": problem.code}}
+
+
+def openai_answer(
+    status: int, problem: Problem, headers: Mapping[str, str] | None = None, *, param: str | None = None
+) -> JSONResponse:
+    """Return the response for a problem in OpenAI's form."""
+    return JSONResponse(openai_error(status, problem, param), status_code=status, headers=dict(headers or {}))
+
+
+def _answer_for(
+    request: Request, status: int, problem: Problem, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """Return the response for a problem in the form that the clients of this path understand."""
+    return (openai_answer if is_openai(request.url.path) else answer)(status, problem, headers)
+
+
+def headers_for(error: IsabellaError) -> dict[str, str]:
+    """Return the headers of the response for an error."""
+    if isinstance(error, errors.QueueFull):
+        return {"Retry-After": str(max(1, round(error.retry_after)))}
+    return {"Retry-After": "5"} if status_of(error) == 503 else {}
+
+
 def answer_to(error: IsabellaError, *, status: int | None = None) -> JSONResponse:
     """Return the response for an error, by default with its own status."""
-    headers = {}
-    if isinstance(error, errors.QueueFull):
-        headers["Retry-After"] = str(max(1, round(error.retry_after)))
-    elif status_of(error) == 503:
-        headers["Retry-After"] = "5"
-    return answer(status or status_of(error), problem_of(error), headers)
+    return answer(status or status_of(error), problem_of(error), headers_for(error))
 
 
 def handle_errors(app: FastAPI) -> None:
     """Register handlers that answer every error of an application in the JSON form."""
 
     @app.exception_handler(IsabellaError)
-    async def expected(_request: Request, error: IsabellaError) -> JSONResponse:
+    async def expected(request: Request, error: IsabellaError) -> JSONResponse:
         error = await app.state.runtime.explain(error)
         if status_of(error) >= 500:
             log.warning("request failed", code=code_of(error), error=error.what)
-        return answer_to(error)
+        return _answer_for(request, status_of(error), problem_of(error), headers_for(error))
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         # The input is not repeated: it may be large, a secret, or text that JSON cannot carry.
         problems = [
             {"where": [_printable(part) for part in entry["loc"]], "what": str(entry["msg"])}
             for entry in error.errors()
         ]
         message = "; ".join(f"{'.'.join(entry['where'])}: {entry['what']}" for entry in problems[:3])
-        return answer(
-            422, Problem(code="invalid_request", message=message[:500], details={"problems": problems[:20]})
-        )
+        problem = Problem(code="invalid_request", message=message[:500], details={"problems": problems[:20]})
+        # OpenAI answers 400, and its clients raise an exception of their own for that.
+        return _answer_for(request, 400 if is_openai(request.url.path) else 422, problem)
 
     @app.exception_handler(MemoryError)
-    async def out_of_memory(_request: Request, error: MemoryError) -> JSONResponse:
+    async def out_of_memory(request: Request, error: MemoryError) -> JSONResponse:
         log.error("out of memory", exc_info=error)
         problem = Problem(code="out_of_memory", message="The backend has too little memory for this request now.")
-        return answer(503, problem, {"Retry-After": "10"})
+        return _answer_for(request, 503, problem, {"Retry-After": "10"})
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
@@ -154,12 +185,13 @@ def handle_errors(app: FastAPI) -> None:
         phrase = HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "_").replace("-", "_")
         message = error.detail if isinstance(error.detail, str) else phrase
-        return answer(error.status_code, Problem(code=code, message=redact(message)), headers)
+        return _answer_for(request, error.status_code, Problem(code=code, message=redact(message)), headers)
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         log.error("internal error", path=redact(request.url.path), exc_info=error)
-        return answer(500, Problem(code="internal_error", message="Internal error; the log has the details."))
+        problem = Problem(code="internal_error", message="Internal error; the log has the details.")
+        return _answer_for(request, 500, problem)
 
 
 def _allowed_methods(request: Request) -> list[str]:

@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 
 from isabella.errors import IsabellaError
 from isabella.turns.events import Ended, Event
+from isabella.turns.message import UserMessage
 from isabella.turns.service import TurnService
 from isabella.turns.turn import Turn
 
@@ -88,7 +89,7 @@ class SharedTurn:
         last = self._events[-1] if self._events else None
         return self.finished.is_set() and not (isinstance(last, Ended) and last.stored)
 
-    async def run(self, turn_service: TurnService, agent: str, message: str) -> None:
+    async def run(self, turn_service: TurnService, agent: str, message: str | UserMessage) -> None:
         """Run the turn to its end."""
         try:
             turn = self._turn = await turn_service.open(agent, message)
@@ -145,7 +146,7 @@ class RequestRegistry:
         self._tasks = tasks
         self._turns: list[SharedTurn] = []
 
-    async def join(self, request: TurnRequest, agent: str, message: str) -> SharedTurn:
+    async def join(self, request: TurnRequest, agent: str, message: str | UserMessage) -> SharedTurn:
         """Subscribe to the turn that the request repeats, or to a new one.
 
         If that turn is being stopped, wait for its end: only then is it known whether the message was stored.

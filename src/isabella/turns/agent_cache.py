@@ -143,6 +143,14 @@ class AgentCache:
         """Return the binding that one of an agent's handles stands for; raise `ModelUnknown` if none would work."""
         return (await self._models.binding(handle, window=agent_ref.window)).suited(agent_ref.type)
 
+    def takes_images(self, handle: str) -> bool:
+        """Return whether the model of a handle is known to take images."""
+        name, _, model = handle.partition("/")
+        provider = self._models.provider(name)
+        if provider is None:
+            return False
+        return provider.vendor.quirks.takes_images(model or provider.vendor.default_model or "") is True
+
     def _bound(self, agent_id: str, binding: Binding) -> None:
         """Update the cache after this process has bound an agent."""
         for name, (until, cached) in [*self._cached.items()]:

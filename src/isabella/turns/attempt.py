@@ -29,6 +29,7 @@ from isabella.turns.events import (
     ToolReturned,
     Usage,
 )
+from isabella.turns.message import UserMessage
 from isabella.turns.stream import (
     Piece,
     RunStarted,
@@ -104,7 +105,7 @@ class Attempt:
     """One attempt. `events()` runs it; afterwards the fields hold the result."""
 
     agent_id: str
-    message: str
+    message: UserMessage
     first_token: float  #: seconds that the vendor may take to begin
     silence: float  #: seconds of silence after which an answer that has begun is broken
     cancel_request: CancelRequest
@@ -333,10 +334,10 @@ async def _next_line(inbox: asyncio.Queue[_Item], until: float) -> str | None:
     return None
 
 
-async def _pump(letta: LettaClient, agent_id: str, message: str, inbox: asyncio.Queue[_Item]) -> None:
+async def _pump(letta: LettaClient, agent_id: str, message: UserMessage, inbox: asyncio.Queue[_Item]) -> None:
     """Read Letta's stream into the inbox, so that waiting for a line can be interrupted without losing one."""
     try:
-        async with aclosing(letta.messages.stream(agent_id, message)) as lines:
+        async with aclosing(letta.messages.stream(agent_id, message.text, message.images)) as lines:
             async for line in lines:
                 inbox.put_nowait(line)
         inbox.put_nowait(_Closed())

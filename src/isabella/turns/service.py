@@ -9,7 +9,7 @@ import anyio
 
 from isabella.agents.service import AgentService
 from isabella.config.gateway_address import gateway_address
-from isabella.errors import LettaBroken, LettaUnreachable, MessageRefused, TurnUnknown
+from isabella.errors import ImagesRefused, LettaBroken, LettaUnreachable, MessageRefused, TurnUnknown
 from isabella.gateway.client import GatewayClient
 from isabella.gateway.process import starts_here
 from isabella.locks.provider_lock import ProviderLock
@@ -17,6 +17,7 @@ from isabella.system.supervision import Supervisor
 from isabella.turns.agent_cache import AgentCache, AgentRef
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Event
+from isabella.turns.message import UserMessage
 from isabella.turns.queue import TurnQueue
 from isabella.turns.turn import Turn, TurnDependencies
 from isabella.vendors.client import VendorStatusBoard
@@ -43,20 +44,26 @@ class TurnService:
         self._on_event = on_event
         self._running: dict[str, Turn] = {}
 
-    async def open(self, agent: str, message: str) -> Turn:
+    async def open(self, agent: str, message: str | UserMessage) -> Turn:
         """Accept a turn, whose `events` have to be read unless it is told to `leave`.
 
         Raises `MessageRefused`, `QueueFull`, or `AgentUnknown` for a name, definition id or Letta id.
         """
-        check_message(message)
-        agent_ref = await self._find(agent)
+        message = UserMessage.of(message)
+        check_message(message.text)
+        agent_ref = await self.find(agent)
+        if message.images:
+            self._check_images(agent_ref)
         ticket = self.queue.take(agent_ref.id)
         turn = Turn(self.deps, agent_ref, message, ticket, on_event=self._on_event, on_end=self._forget)
         self._running[turn.id] = turn
         return turn
 
-    async def _find(self, agent: str) -> AgentRef:
-        """Return an agent. While Letta is away, return it as it was, or wait for Letta."""
+    async def find(self, agent: str) -> AgentRef:
+        """Return the agent with this name, definition id or Letta id.
+
+        While Letta is away, return it as it was, or wait for Letta.
+        """
         cache, supervisor = self.deps.agent_cache, self.deps.supervisor
         if supervisor is None:
             return await cache.find(agent)
@@ -70,9 +77,19 @@ class TurnService:
         await supervisor.wait(self.deps.hold)
         return await cache.find(agent)
 
+    def _check_images(self, agent_ref: AgentRef) -> None:
+        """Raise `ImagesRefused` unless one of the agent's models takes images."""
+        handles = list(dict.fromkeys((agent_ref.handle, *agent_ref.handles)))
+        if not any(self.deps.agent_cache.takes_images(handle) for handle in handles):
+            raise ImagesRefused(
+                f"No model of {agent_ref.name} is known to take images ({', '.join(handles)}).",
+                remedy="Switch the agent to one that does. For a vendor of your own, `quirks.image_models` in "
+                "isabella.toml names them.",
+            )
+
     async def stop(self, agent: str, id: str) -> None:
         """End a turn, and wait until it has ended; raise `TurnUnknown` if this backend does not run it."""
-        agent_ref = await self._find(agent)
+        agent_ref = await self.find(agent)
         turn = self._running.get(id)
         if turn is None or turn.agent_ref.id != agent_ref.id:
             raise TurnUnknown(

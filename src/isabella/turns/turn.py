@@ -32,6 +32,7 @@ from isabella.turns.agent_cache import AgentCache, AgentRef, Candidate, Temporar
 from isabella.turns.attempt import Attempt, CancelRequest
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, Held, Opened, Queued, TurnFailed
+from isabella.turns.message import UserMessage
 from isabella.turns.queue import Ticket, TicketAbandoned
 from isabella.turns.stream import VendorRefusal, refusal_of, remedy_of
 from isabella.vendors.client import VendorState, VendorStatusBoard
@@ -100,7 +101,7 @@ class Turn:
         self,
         deps: TurnDependencies,
         agent_ref: AgentRef,
-        message: str,
+        message: UserMessage,
         ticket: Ticket,
         *,
         on_event: Callable[[Turn, Event], None] = lambda _turn, _event: None,
@@ -280,6 +281,11 @@ class Turn:
             if candidate.handle in self._tried:
                 continue
             self._tried.add(candidate.handle)
+            if self._message.images and not self._deps.agent_cache.takes_images(candidate.handle):
+                refusal = VendorRefusal(ErrorCode.REQUEST_REFUSED, "The model takes no images.", counts=False)
+                self._refusals.append(refusal)
+                await self._emit(Failover(candidate.handle, refusal.code, refusal.message))
+                continue
             circuit = breaker.admit(candidate.provider)
             if circuit is None:
                 asked.append((candidate, breaker.renewals(candidate.provider)))
@@ -562,7 +568,7 @@ class Turn:
                     self._deps.letta,
                     self.agent_ref.id,
                     run_id=run_id,
-                    asked=self._message,
+                    asked=self._message.text,
                     said=attempt.said,
                     mark=_MARKS[self._reason],
                     model=self.answered_by or "-",

@@ -1,0 +1,1 @@
+"""The OpenAI format, for other programs: each agent is a model."""

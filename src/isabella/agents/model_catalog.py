@@ -28,7 +28,7 @@ Ask = Callable[[str, SecretStr], Awaitable[VendorAnswer]]
 _KEPT_SECONDS = 300.0
 _FAILURE_KEPT_SECONDS = 20.0  # a vendor that failed is asked again sooner
 _AT_ONCE = 8
-_SMALLEST_WINDOW = 4096  # a model with a smaller window is none for agents: a speech model, or a classifier
+_SMALLEST_WINDOW = 2048  # a model with a smaller window is none for agents: a speech model, or a classifier
 _HANDLES_SHOWN = 6
 
 

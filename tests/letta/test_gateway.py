@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from isabella.agents.prompt_budget import prompt_budget
 from isabella.api import ensure_providers
 from isabella.doctor.log_messages import recognise
 from isabella.embedded import Letta
@@ -72,6 +73,19 @@ def test_each_vendor_remembers(served: Backend, vendor: str) -> None:
     assert asked.end["reason"] == "completed"
     assert {request.status for request in served.vendors.requests(vendor)} == {200}
     assert served.foreign_keys() == []
+
+
+def test_the_first_prompt_of_the_default_agent_is_short(served: Backend) -> None:
+    """At most 2,200 tokens, and no tool of it has Letta's own description: a new release would need new hashes."""
+    turn = served.say("Isabella", "Say good morning")
+    assert turn.one("usage")["prompt_tokens"] <= 2200
+    record = served.call(served.runtime.agents.registry.find, "Isabella")
+    budget = served.call(prompt_budget, served.runtime.agents.letta, record.id)
+    sizes = {name: size for name, size in budget.parts.items() if name.startswith("tool ")}
+    assert sizes.keys() == {f"tool {name}" for name in record.tools}
+    assert max(sizes.values()) < 250
+    # The practice vendor counts four characters of the whole request as a token, Isabella those of the parts.
+    assert budget.total == pytest.approx(turn.one("usage")["prompt_tokens"], rel=0.15)
 
 
 @pytest.mark.parametrize(

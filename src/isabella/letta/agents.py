@@ -36,6 +36,7 @@ class _Related(BaseModel):
     id: str
     label: str | None = None
     name: str | None = None
+    json_schema: dict[str, Any] | None = None
 
 
 _NULL_IS_EMPTY = BeforeValidator(lambda value: [] if value is None else value)

@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import anyio
 import structlog
 
 from isabella import errors
 from isabella.agents import context
+from isabella.agents.prompt_budget import CHARACTERS_PER_TOKEN, prompt_budget
 from isabella.errors import (
     DatabaseUnusable,
     GateTimeout,
@@ -32,6 +34,7 @@ from isabella.turns.agent_cache import AgentCache, AgentRef, Candidate, Temporar
 from isabella.turns.attempt import Attempt, CancelRequest
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, Held, Opened, Queued, TurnFailed
+from isabella.turns.patience import ReadingSpeeds
 from isabella.turns.queue import Ticket, TicketAbandoned
 from isabella.turns.stream import VendorRefusal, refusal_of
 from isabella.vendors.client import VendorState, VendorStatusBoard
@@ -39,6 +42,8 @@ from isabella.vendors.client import VendorState, VendorStatusBoard
 log = structlog.get_logger()
 
 _STORE_SECONDS = 10.0
+#: From how many additional seconds on a wait for the first token is told.
+_TOLD_SECONDS = 1.0
 #: How long the end of an answer waits to learn from Letta which model gave it.
 _LOOKUP_SECONDS = 5.0
 #: How soon a turn that waits for Letta notices that it is to stop.
@@ -91,6 +96,7 @@ class TurnDependencies:
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
     supervisor: Supervisor | None = None  #: starts Letta, Postgres and the gateway again; None if nobody does
     hold: float = 120.0  #: seconds that a turn waits for them
+    speeds: ReadingSpeeds = field(default_factory=ReadingSpeeds)
 
 
 class Turn:
@@ -269,7 +275,7 @@ class Turn:
         breaker = self._deps.breaker
         skipped: list[Candidate] = []
         asked: list[tuple[Candidate, int]] = []
-        for handle in (None, *self.agent_ref.handles):
+        for handle in (None, *self._deps.agent_cache.set_up(self.agent_ref.handles)):
             try:
                 candidate = await self._candidate(handle)
             except ModelUnknown as error:
@@ -336,7 +342,7 @@ class Turn:
         Return why it did not answer, if another may be asked; None if the turn is over.
         """
         while True:
-            attempt = self._new_attempt()
+            attempt = self._new_attempt(candidate)
             outages, since = self._outages, time.time()
             try:
                 await self._pass_gate(candidate, attempt)
@@ -353,7 +359,7 @@ class Turn:
                 return None
             return await self._refused(candidate, attempt, attempt.refusal, since)
 
-    def _new_attempt(self) -> Attempt:
+    def _new_attempt(self, candidate: Candidate) -> Attempt:
         deps = self._deps
         self._asked = None
         return Attempt(
@@ -364,7 +370,32 @@ class Turn:
             cancel_request=self._cancel_request,
             end_calls=None if deps.gateway is None else deps.gateway.end_calls,
             outlast=self._outlasted,
+            more_time=partial(self._more_time, candidate),
         )
+
+    async def _more_time(self, candidate: Candidate) -> float:
+        """Return how many seconds longer to wait for a model's first token: it may still read a long prompt."""
+        deps, asked = self._deps, self._asked or candidate
+        alone = not self._others()
+        try:
+            with anyio.fail_after(_LOOKUP_SECONDS):
+                tokens = (await prompt_budget(deps.letta, self.agent_ref.id)).total
+        except (IsabellaError, TimeoutError) as error:
+            log.info("length of the prompt not known", agent=self.agent_ref.name, error=str(error))
+            return 0.0
+        tokens += len(self._message) // CHARACTERS_PER_TOKEN
+        local = deps.agent_cache.is_local(asked.provider)
+        more = deps.speeds.longer(asked.handle, tokens, local=local, alone=alone)
+        if more >= _TOLD_SECONDS:
+            why = ", and no other vendor could answer" if alone else ""
+            text = f"{asked.handle} reads a prompt of about {tokens} tokens; it gets {more:.0f} s more{why}."
+            await self._emit(Held(text))
+        return more
+
+    def _others(self) -> list[str]:
+        """Return the handles that may still be asked after the present one."""
+        handles = self._deps.agent_cache.set_up(self.agent_ref.handles)
+        return [handle for handle in handles if handle not in self._tried]
 
     async def _pass_gate(self, candidate: Candidate, attempt: Attempt) -> None:
         """Send the message as soon as the provider is not being changed."""
@@ -486,6 +517,7 @@ class Turn:
                 if lookup is not None:
                     lookup.cancel()
                 self._note_start(attempt)
+                self._note_speed(attempt)
                 await self._conclude(attempt)
 
     async def _was_switched(self, expected: Candidate, lookup: asyncio.Task[AgentRef] | None) -> bool:
@@ -527,6 +559,12 @@ class Turn:
             self._deps.breaker.succeeded(self._asked.provider)
             text = f"{self._asked.model} answered {self.agent_ref.name}"
             self._deps.vendors.observe(self._asked.provider, VendorState.ANSWERS, text)
+
+    def _note_speed(self, attempt: Attempt) -> None:
+        """Note how fast the model has read its prompt. Of several steps only the sum of the prompts is known."""
+        usage = attempt.usage
+        if self.answered_by is not None and attempt.began is not None and usage is not None and usage.steps == 1:
+            self._deps.speeds.note(self.answered_by, usage.prompt_tokens, attempt.began - attempt.sent)
 
     async def _conclude(self, attempt: Attempt) -> None:
         """Record how the attempt ended and store a partial answer, even if this task is being cancelled."""

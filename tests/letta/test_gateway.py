@@ -254,6 +254,31 @@ def test_letta_quotes_the_gateway_s_own_refusal(served: Backend) -> None:
     assert streamed
 
 
+def test_an_answer_that_reaches_its_limit_is_cut_off(served: Backend) -> None:
+    """The turn and OpenAI's format say so. The context has the beginning of it with a mark, the history all of it."""
+    agent = served.agent("endless", CEREBRAS)
+    served.say(agent, "Say hello")
+    id = served.id_of(agent)
+    config = served.letta.get(f"/v1/agents/{id}").json()["llm_config"]
+    served.letta.patch(f"/v1/agents/{id}", json={"llm_config": {**config, "max_tokens": 1500}}).raise_for_status()
+    served.vendors.fault("cerebras", on="chat", endless=True)
+    turn = served.say(agent, "Go on for ever")
+    assert (turn.end["reason"], turn.end["stored"]) == ("length", True)
+    assert turn.one("usage")["completion_tokens"] == 1500
+    assert len(turn.text) > 3000
+    rows = served.letta.get(f"/v1/agents/{id}/messages", params={"limit": 100, "order": "desc"}).json()
+    said = {row["id"]: row["content"] for row in rows if row["message_type"] == "assistant_message"}
+    assert turn.text in said.values()
+    seen = served.in_context(agent)
+    assert said[seen[-1]] == f"{turn.text[:2000].strip()} [cut off]"
+    assert not [id for id in seen if said.get(id) == turn.text]
+    body = {"model": agent, "messages": [{"role": "user", "content": "And again"}]}
+    completion = served.client.post("/v1/chat/completions", json=body).raise_for_status().json()
+    assert completion["choices"][0]["finish_reason"] == "length"
+    served.vendors.clear()
+    assert served.say(agent, "Say that it is over").end["reason"] == "completed"
+
+
 def test_what_passed_is_told(served: Backend) -> None:
     """The API has the gateway and both base URLs of a provider; /metrics has the gateway's totals."""
     agent = served.agent("gateway-counted", LONGCAT)

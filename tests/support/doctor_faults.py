@@ -290,6 +290,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "openai-proxy handle": fault(lambda w: w.native("openai-proxy/LongCat-2.0"), "agent-proxy-handle", "longcat"),
     "window of 8192": fault(lambda w: w.native("cerebras/gpt-oss-120b"), "agent-window-small", "cerebras"),
+    "window beyond the model's": fault(
+        lambda w: w.rebind("byok-groq", context_window=200_000), "agent-window-large", "byok-groq"
+    ),
     "window of 30000": fault(lambda w: w.rebind("longcat", context_window=30_000), "agent-window-small", "longcat"),
     "agent at an old address": fault(
         lambda w: w.rebind("byok-mistral", model_endpoint=f"{CLOSED}/v1"), "agent-address-old", "byok-mistral"

@@ -24,7 +24,7 @@ MODEL = "smollm2"
 #: In tokens; the model's own is 8,192.
 WINDOW = 2048
 #: In tokens, for requests that set no limit.
-LONGEST_ANSWER = 40
+LONGEST_ANSWER = 256
 _PACKAGES = Path(__file__).with_name("llama_server.txt")
 _START_SECONDS = 60.0
 _UNREACHABLE = ("error sending request", "Failed to fetch", "dns error", "timed out", "Could not connect")

@@ -552,6 +552,12 @@ def probed(result: ProbeResult) -> Change:
     return lambda evidence: replace(behind_gateway()(evidence), probes={"byok-groq": result})
 
 
+def stated_window(tokens: int) -> Change:
+    """Cerebras states this window for its model."""
+    answer = VendorAnswer(Said.ACCEPTED, "1 model", 200, {"gpt-oss-120b": tokens})
+    return lambda evidence: replace(evidence, vendors={**evidence.vendors, "cerebras": VendorEvidence(answer)})
+
+
 PLAINTEXT = KeyReading(KeyMatch.EQUAL, sealed=False)
 HIDDEN = KeyReading(KeyMatch.HIDDEN, sealed=True)
 CASES: dict[str, list[Change]] = {
@@ -664,6 +670,7 @@ CASES: dict[str, list[Change]] = {
     "agent-ignores-key": [agent(endpoint_type="groq")],
     "agent-proxy-handle": [agent(handle="openai-proxy/gpt-oss-120b")],
     "agent-window-small": [agent(window=8192)],
+    "agent-window-large": [stated_window(8192)],
     "agent-address-old": [agent(endpoint="https://old.example/v1")],
     "agent-provider-gone": [
         agent(provider="gone"),

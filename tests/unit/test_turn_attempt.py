@@ -104,6 +104,24 @@ async def test_a_slow_vendor_gets_the_time_that_its_prompt_needs() -> None:
     assert (attempt.reason, asked) == (EndReason.COMPLETED, [True])
 
 
+class EndlessLetta(SilentLetta):
+    """A Letta whose model repeats itself."""
+
+    async def stream(self, _agent_id: str, _text: str) -> AsyncGenerator[str, None]:
+        """Send a word now and then."""
+        yield PING
+        while True:
+            yield data(message_type="assistant_message", content="again ", id="message-1")
+            await anyio.sleep(0.01)
+
+
+async def test_an_answer_without_an_end_is_cut_off() -> None:
+    """By time; nothing is wrong with the vendor."""
+    events, attempt = await attempted(EndlessLetta(None), longest=0.3)
+    assert {event.kind for event in events} == {"text"}
+    assert (attempt.reason, attempt.refusal) == (EndReason.LENGTH, None)
+
+
 async def test_a_vendor_that_stays_silent_is_given_up_after_that_and_the_setting_is_named() -> None:
     """No second extension."""
     asked = []

@@ -15,6 +15,7 @@ import anyio
 from pydantic import SecretStr
 
 from isabella.config.settings import Settings
+from isabella.config.vendors import Vendor
 from isabella.errors import ModelUnknown
 from isabella.letta.llm_config import Binding
 from isabella.letta.releases import GENERIC
@@ -50,6 +51,8 @@ class ModelCatalog:
         #: A callback that receives each new answer of a vendor, with its provider's name.
         self.on_event: Callable[[str, VendorAnswer], None] = lambda _provider, _answer: None
         self._kept: dict[str, tuple[VendorAnswer, float]] = {}  # each with the time until which it is kept
+        #: A callback that runs after the configured providers were replaced by others.
+        self.on_renewed: Callable[[], None] = lambda: None
         self._caps: dict[str, int] = {}
         self._locks: dict[str, anyio.Lock] = {}
 
@@ -71,7 +74,9 @@ class ModelCatalog:
         """Replace the configured providers. Answers to keys that were replaced are dropped."""
         fresh = {provider.name: provider for provider in providers}
         self._kept = {name: kept for name, kept in self._kept.items() if fresh.get(name) == self._providers[name]}
-        self._providers = fresh
+        changed, self._providers = fresh != self._providers, fresh
+        if changed:
+            self.on_renewed()
 
     def cap(self, name: str, tokens: int) -> bool:
         """Limit the window of a model, named by its handle, or of all models of a provider.
@@ -119,6 +124,21 @@ class ModelCatalog:
             f"{provider.name}/{model}": window
             for provider in self._providers.values()
             for model, window in provider.vendor.models.items()
+        }
+
+    async def limits(self, *, ask: bool = True) -> dict[str, int]:
+        """Return the windows by handle that no agent may exceed; see `window_limits`.
+
+        Without `ask`, the answers that the vendors have given count, however old they are.
+        """
+        if ask:
+            answers = {provider.name: answer for provider, answer in await self._answers()}
+        else:
+            answers = {name: answer for name, (answer, _until) in self._kept.items()}
+        return {
+            f"{provider.name}/{model}": window
+            for provider in self._providers.values()
+            for model, window in window_limits(provider.vendor, answers.get(provider.name)).items()
         }
 
     async def listings(self) -> tuple[dict[str, int], dict[str, frozenset[str]]]:
@@ -193,6 +213,16 @@ class ModelCatalog:
                 self._kept[provider.name] = answer, self._clock() + seconds
                 self.on_event(provider.name, answer)
             return answer
+
+
+def window_limits(vendor: Vendor, answer: VendorAnswer | None) -> dict[str, int]:
+    """Return the windows by model that no agent may exceed: as the vendor states, or `isabella.toml` declares.
+
+    The windows in the catalog of known vendors are no limits: an account may have larger ones.
+    """
+    declared = dict(vendor.models) if vendor.base_url_env is None else {}
+    stated = answer.models if answer is not None and answer.verdict is KeyVerdict.ACCEPTED else {}
+    return declared | {model: window for model, window in stated.items() if window is not None}
 
 
 def _window(provider: Desired, model: str, stated: int | None) -> int:

@@ -71,7 +71,7 @@ class BindingResult:
     """The result of binding an agent."""
 
     binding: Binding  # the binding, with the client that its type of agent needs
-    lowered: LoweredLimit | None = None  # the `max_tokens` that did not fit into the model's window; None if it fits
+    lowered: LoweredLimit | None = None  # the `max_tokens` that Isabella has set; None if the owner's is in force
     agent_type: str | None = None  # Letta's type of the agent
     fitted: FittedContext | None = None  # what was changed about its context; None if nothing was
 
@@ -79,7 +79,7 @@ class BindingResult:
     def notes(self) -> tuple[str, ...]:
         """What the agent's owner should know, one sentence each."""
         notes = []
-        if self.lowered is not None:
+        if self.lowered is not None and self.lowered.wanted is not None:
             notes.append(
                 f"max_tokens is {self.lowered.to} for now: {self.lowered.wanted} does not fit into a window of "
                 f"{self.binding.window} tokens. A larger window restores it."
@@ -97,8 +97,11 @@ class BindingResult:
 class AgentRegistry:
     """The agents of one Letta. Methods that send requests raise `LettaError`."""
 
-    def __init__(self, letta: LettaClient, definitions: Sequence[AgentDefinition] = ()) -> None:
+    def __init__(
+        self, letta: LettaClient, definitions: Sequence[AgentDefinition] = (), *, answer_tokens: int = 0
+    ) -> None:
         self.letta = letta
+        self.answer_tokens = answer_tokens  #: the limit of an answer if an agent's owner has set none; 0 for none
         self.definitions = {definition.id: definition for definition in definitions}
         #: Callbacks that run after an agent is bound, so that caches can be updated.
         self.on_bound: list[Callable[[str, Binding], None]] = []
@@ -203,7 +206,9 @@ class AgentRegistry:
         update = dict(changes or {})
         agent_metadata = update.get("metadata") or row.metadata
         own = AgentMetadata.read(agent_metadata)
-        fields, lowered = binding_fields({**(row.llm_config or {}), **(settings or {})}, binding, own.lowered)
+        fields, lowered = binding_fields(
+            {**(row.llm_config or {}), **(settings or {})}, binding, own.lowered, self.answer_tokens
+        )
         update |= fields
         if lowered != own.lowered:
             update["metadata"] = replace(own, lowered=lowered).into(agent_metadata)

@@ -213,7 +213,8 @@ class Gateway:
             after = query.get("after", "0")
             if "refresh" in query:
                 await self.keys.refresh()
-            document = self.traffic.as_json(int(after) if after.isdecimal() and len(after) < _LONGEST_NUMBER else 0)
+            number = int(after) if after.isdecimal() and len(after) < _LONGEST_NUMBER else 0
+            document = self.traffic.as_json(number, query.get("agent"))
             document["providers"] = {
                 one.name: {"upstream": one.upstream, "key": one.masked_key, "problem": one.problem}
                 for one in self.keys.providers
@@ -238,6 +239,7 @@ class _Exchange:
         self._rest = rest
         self._send = send
         self._started = False
+        self._cut = False
         self._body = body
         self._document = _parse(body)
         self._adapted: dict[str, Any] | None = None
@@ -312,6 +314,7 @@ class _Exchange:
             if reader.finish_reason is not None:
                 # Before the end is sent: Letta's next step may follow at once.
                 self._remember(reader)
+                self._note_cut(reader)
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         if first:
             await self._start(response.status_code, _encoded(_kept_headers(response)))
@@ -321,6 +324,7 @@ class _Exchange:
     def _finish(self, reader: AnswerReader, response: httpx.Response) -> None:
         reader.close()
         self._remember(reader)
+        self._note_cut(reader)
         if reader.error is not None:
             self._gateway.traffic.add_outcome(
                 self.call, "broken", self._scrubbed(words_of(reader.error)), status=response.status_code
@@ -332,6 +336,12 @@ class _Exchange:
     def _remember(self, reader: AnswerReader) -> None:
         if self._adapted is not None and reader.spoken is not None:
             self._gateway.reasoning.remember(self._conversation, self._adapted, reader.spoken)
+
+    def _note_cut(self, reader: AnswerReader) -> None:
+        """Note that the answer reached its limit of tokens. Letta does not pass that on."""
+        if reader.finish_reason == "length" and not self._cut:
+            self._cut = True
+            self._gateway.traffic.add_outcome(self.call, "cut", "the answer reached the limit of tokens")
 
     def _limits(self, response: httpx.Response) -> RateLimits:
         return parse_limits(response.headers, now=time.time(), request_period=self._quirks.request_limit_period)

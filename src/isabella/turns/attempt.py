@@ -107,6 +107,7 @@ class Attempt:
     outlast: Callable[[], Awaitable[bool]] | None = None
     #: returns how many seconds more the vendor may take to begin; asked once
     more_time: Callable[[], Awaitable[float]] | None = None
+    longest: float = float("inf")  #: seconds that the whole answer may take
     sent: float = 0.0  #: when the message was sent, in monotonic seconds
     usage: Usage | None = None
     run_id: str | None = None  #: Letta's run; None if Letta has not accepted the message
@@ -118,6 +119,7 @@ class Attempt:
     _malformed: dict[str, str] = field(default_factory=dict)  # names of tools, by the id of the malformed call
     _stop: StopNotice | None = None
     _until: float = 0.0
+    _overdue: bool = False  # whether the whole answer took too long
     _cancelled: bool = False
     _confirmed: bool = False  # whether Letta has answered that
 
@@ -162,7 +164,11 @@ class Attempt:
 
     async def _next_item(self, inbox: asyncio.Queue[_Item]) -> _Item | None:
         """Return what comes next; None if the vendor is silent for too long."""
-        while (item := await _next(inbox, self._until - time.monotonic())) is None:
+        deadline = self.sent + self.longest
+        while (item := await _next(inbox, min(self._until, deadline) - time.monotonic())) is None:
+            if time.monotonic() >= deadline:
+                self._overdue = True
+                return None
             if self.outlast is not None and await self.outlast():
                 self._until = time.monotonic() + (self.first_token if self.began is None else self.silence)
             elif (more := await self._more_time()) > 0:
@@ -268,6 +274,8 @@ class Attempt:
         elif not self._confirmed:
             message = f"Letta did not answer within {_CANCEL_SECONDS:g} s, after the answer had stopped."
             self.refusal = VendorRefusal(ErrorCode.LETTA_UNREACHABLE, message, counts=False, elsewhere=False)
+        elif self._overdue and self.began is not None:
+            self.reason = EndReason.LENGTH
         elif self.began is None:
             message = (
                 f"The vendor did not begin to answer within {self.first_token:.3g} s. If it is only slow, raise "

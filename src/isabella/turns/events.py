@@ -16,6 +16,8 @@ class EndReason(StrEnum):
     COMPLETED = "completed"
     #: The agent took as many steps as Letta allows in one turn.
     MAX_STEPS = "max_steps"
+    #: The answer reached the limit of tokens or of time; what came is stored.
+    LENGTH = "length"
     #: A tool call waits for approval.
     NEEDS_APPROVAL = "needs_approval"
     #: The turn was stopped, or the client disconnected.

@@ -34,6 +34,7 @@ from isabella.turns.agent_cache import AgentCache, AgentRef, Candidate, Temporar
 from isabella.turns.attempt import Attempt, CancelRequest
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, Held, Opened, Queued, TurnFailed
+from isabella.turns.partial_history import CUT_OFF
 from isabella.turns.patience import ReadingSpeeds
 from isabella.turns.queue import Ticket, TicketAbandoned
 from isabella.turns.stream import VendorRefusal, refusal_of
@@ -55,6 +56,7 @@ _MARKS = {
     EndReason.STOPPED: "[stopped]",
     EndReason.BROKEN: "[broken off]",
     EndReason.MAX_STEPS: "[step limit reached]",
+    EndReason.LENGTH: CUT_OFF,
 }
 _CODES = (
     (errors.TurnTimeout, ErrorCode.BUSY),
@@ -91,6 +93,7 @@ class TurnDependencies:
     gate: ProviderLock
     breaker: CircuitBreaker
     first_token: float = 20.0  #: seconds that a vendor may take to begin its answer
+    longest: float = 1800.0  #: seconds that a whole answer may take
     silence: float = 60.0  #: seconds of silence after which an answer that has begun counts as broken
     gateway: GatewayClient | None = None  #: the gateway between Letta and the vendors, if there is one
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
@@ -352,6 +355,7 @@ class Turn:
                     raise
                 continue
             if attempt.refusal is None:
+                await self._note_cut(attempt, since)
                 return None
             if _may_be_of_an_outage(attempt.refusal) and (await self._outlasted() or self._outages != outages):
                 if self._failed is None and await self._interrupted(attempt, attempt.refusal):
@@ -367,6 +371,7 @@ class Turn:
             self._message,
             first_token=deps.first_token,
             silence=deps.silence,
+            longest=deps.longest,
             cancel_request=self._cancel_request,
             end_calls=None if deps.gateway is None else deps.gateway.end_calls,
             outlast=self._outlasted,
@@ -465,6 +470,24 @@ class Turn:
                 return refusal
             return VendorRefusal(ErrorCode.GATEWAY_UNREACHABLE, error.what, counts=False)
         return refusal if outcome is None else refusal_of(outcome, refusal)
+
+    async def _note_cut(self, attempt: Attempt, since: float) -> None:
+        """Note that a complete answer reached its limit of tokens, and shorten it in the agent's context.
+
+        Letta does not tell it, the gateway does.
+        """
+        gateway = self._deps.gateway
+        if gateway is None or attempt.reason is not EndReason.COMPLETED or attempt.run_id is None:
+            return
+        try:
+            outcome = await gateway.last_outcome(self.agent_ref.id, since)
+        except GatewayError as error:
+            log.warning("gateway not asked", error=error.what)
+            return
+        if outcome is not None and outcome.code == "cut":
+            self._reason = EndReason.LENGTH
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_STORE_SECONDS):
+                await partial_history.shorten(self._deps.letta, self.agent_ref.id, attempt.run_id)
 
     async def _fit(self) -> bool:
         """Make the context acceptable to every vendor, once in a turn. Return whether anything was changed."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from isabella.agents.model_catalog import window_limits
 from isabella.agents.repair import AvailableBindings, BindingFault, binding_faults, diagnose, explicit_binding
 from isabella.doctor.evidence import AgentEvidence, Evidence
 from isabella.doctor.findings import Finding, Layer, Outcome, PassedCheck, Unknown, finding
@@ -30,6 +31,7 @@ _CODES = {
     BindingFault.BASE_URL_MOVED: "agent-address-old",
     BindingFault.MODEL_GONE: "agent-model-gone",
     BindingFault.SMALL_WINDOW: "agent-window-small",
+    BindingFault.LARGE_WINDOW: "agent-window-large",
     BindingFault.SUMMARIES: "agent-summaries-elsewhere",
 }
 
@@ -131,17 +133,20 @@ def available_bindings(evidence: Evidence) -> AvailableBindings:
     stored = (row.stored for row in evidence.letta.rows or ())
     windows: dict[str, int] = {}
     listed: dict[str, frozenset[str]] = {}
+    limits: dict[str, int] = {}
     for desired in usable:
         models: dict[str, int | None] = dict(desired.vendor.models)
         if evidence.vendor_accepts(desired.name):
-            answer = evidence.vendors[desired.name].answer
-            listed[desired.name] = frozenset(answer.models)
-            models |= {model: window for model, window in answer.models.items() if window}
+            listed[desired.name] = frozenset(evidence.vendors[desired.name].answer.models)
+            models |= {m: window for m, window in evidence.vendors[desired.name].answer.models.items() if window}
+        answer = evidence.vendors[desired.name].answer if desired.name in evidence.vendors else None
+        limits |= {f"{desired.name}/{name}": size for name, size in window_limits(desired.vendor, answer).items()}
         windows |= {f"{desired.name}/{model}": window for model, window in models.items() if window}
     return AvailableBindings(
         live={row.name: configured_urls.get(row.name, row.base_url) for row in stored},
         windows=windows,
         listed=listed,
+        limits=limits,
         client=evidence.letta.client,
         vendors=frozenset(configured_urls),
     )

@@ -43,6 +43,7 @@ _CLIENT_CLOSED_REQUEST = 499
 _FINISH_REASONS: dict[EndReason, Literal["stop", "length", "tool_calls"]] = {
     EndReason.COMPLETED: "stop",
     EndReason.MAX_STEPS: "length",
+    EndReason.LENGTH: "length",
     EndReason.NEEDS_APPROVAL: "tool_calls",
 }
 

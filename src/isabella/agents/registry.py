@@ -12,7 +12,8 @@ from isabella.agents.context import FittedContext, required_id_form
 from isabella.agents.definitions import NAME, AgentDefinition
 from isabella.agents.metadata import AgentMetadata
 from isabella.agents.model_catalog import ModelCatalog
-from isabella.errors import AgentUnknown, LettaRefused, ModelUnknown
+from isabella.agents.prompt_budget import prompt_budget
+from isabella.errors import AgentUnknown, LettaError, LettaRefused, ModelUnknown
 from isabella.letta.agents import RELATIONS, AgentRow
 from isabella.letta.client import LettaClient
 from isabella.letta.llm_config import Binding, LlmConfig, LoweredLimit, binding_fields, is_older
@@ -20,6 +21,7 @@ from isabella.system.tasks import gather
 from isabella.system.urls import is_placeholder_url
 
 _NAMES_SHOWN = 12
+_SUMMARIES = 3  # how often a conversation is summarised at most to fit into a window
 _BIND_ATTEMPTS = 3  # how often an agent is bound at most if its provider moves each time
 
 
@@ -74,6 +76,7 @@ class BindingResult:
     lowered: LoweredLimit | None = None  # the `max_tokens` that Isabella has set; None if the owner's is in force
     agent_type: str | None = None  # Letta's type of the agent
     fitted: FittedContext | None = None  # what was changed about its context; None if nothing was
+    summarised: bool = False  # whether its conversation was summarised because it did not fit into the window
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -83,6 +86,11 @@ class BindingResult:
             notes.append(
                 f"max_tokens is {self.lowered.to} for now: {self.lowered.wanted} does not fit into a window of "
                 f"{self.binding.window} tokens. A larger window restores it."
+            )
+        if self.summarised:
+            notes.append(
+                "Older messages were summarised: the conversation did not fit into a window of "
+                f"{self.binding.window} tokens. The history is complete."
             )
         if self.fitted is not None:
             notes.append(self.fitted.note)
@@ -172,7 +180,10 @@ class AgentRegistry:
         return None if stored is None else replace(binding, base_url=stored.base_url or binding.base_url)
 
     async def switch(self, record: AgentRecord, handle: str, models: ModelCatalog) -> BindingResult:
-        """Bind an agent to a handle if that works now, and fit its context. No turn of it may run."""
+        """Bind an agent to a handle if that works now, and fit its context. No turn of it may run.
+
+        A conversation that is too long for the window of the model is summarised first, by the present model.
+        """
         window = record.definition.window if record.definition else None
         binding = await models.binding(handle, window=window)
         placed = await self.placed(binding)
@@ -188,10 +199,42 @@ class AgentRegistry:
             )
         # A failover may have bound it to another model since the record was read.
         now = await self.get(record.id)
+        summarised = await self._shrink(now, placed)
         result = BindingResult(placed.suited(now.agent_type), now.own_metadata.lowered, now.agent_type)
         if now.binding != result.binding or now.llm is None or now.llm.compaction is not None:
             result = await self.bind(record.id, placed)
-        return await self.fit(record.id, result)
+        return await self.fit(record.id, replace(result, summarised=summarised))
+
+    async def _shrink(self, record: AgentRecord, new: Binding) -> bool:
+        """Have the conversation of an agent summarised if it is too long for a new model. Return whether it was."""
+        if record.llm is None or new.window >= record.llm.window:
+            return False
+        room = new.window - new.window // 4  # the rest is for the next message and its answer
+        budget = await prompt_budget(self.letta, record.id)
+        if budget.fixed > new.window:
+            raise ModelUnknown(
+                f"{new.handle} has a window of {new.window} tokens; the prompt of {record.name} takes about "
+                f"{budget.fixed} without its conversation.",
+                remedy="Choose a model with a larger window. `isabella agents show NAME --prompt` shows the parts.",
+            )
+        if budget.total <= room or record.binding is None:
+            return False
+        # Letta keeps as much as fits into the window that it knows.
+        await self.bind(record.id, replace(record.binding, window=new.window))
+        try:
+            for _ in range(_SUMMARIES):
+                await self.letta.agents.summarise(record.id)
+                budget = await prompt_budget(self.letta, record.id)
+                if budget.total <= room:
+                    return True
+            what = f"it takes about {budget.total} tokens even when summarised"
+        except LettaError as error:
+            what = f"{record.handle} could not summarise it: {error.what}"
+        await self.bind(record.id, record.binding)
+        raise ModelUnknown(
+            f"The conversation of {record.name} does not fit into the {new.window} tokens of {new.handle}: {what}.",
+            remedy="Choose a model with a larger window, or try again.",
+        )
 
     async def _bind_once(
         self,

@@ -187,6 +187,10 @@ class Agents:
             if refused.status not in (404, 405):
                 raise
 
+    async def summarise(self, agent_id: str) -> None:
+        """Have an agent's model summarise its older messages. Letta refuses if there is nothing to summarise."""
+        await self._http.post(paths.agent(agent_id, "summarize"), {})
+
     async def tools(self) -> list[dict[str, Any]]:
         """Return every tool of this Letta."""
         return await self._http.list_all(paths.TOOLS)

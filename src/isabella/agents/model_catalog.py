@@ -215,6 +215,17 @@ class ModelCatalog:
             return answer
 
 
+def probe_binding(provider: Desired, answer: VendorAnswer | None, *, client: str = GENERIC) -> Binding:
+    """Return a binding for a short completion: to the vendor's default model, or to another one that it lists."""
+    vendor = provider.vendor
+    listed = answer.models if answer is not None and answer.verdict is KeyVerdict.ACCEPTED else {}
+    unfit = frozenset() if answer is None else answer.unfit
+    known = [model for model in (vendor.default_model, *vendor.models, *listed) if model is not None]
+    model = next((model for model in known if not listed or (model in listed and model not in unfit)), "default")
+    window = listed.get(model) or vendor.models.get(model) or vendor.default_window
+    return Binding(provider.name, model, provider.base_url, window, client=client)
+
+
 def window_limits(vendor: Vendor, answer: VendorAnswer | None) -> dict[str, int]:
     """Return the windows by model that no agent may exceed: as the vendor states, or `isabella.toml` declares.
 

@@ -279,6 +279,20 @@ def test_an_answer_that_reaches_its_limit_is_cut_off(served: Backend) -> None:
     assert served.say(agent, "Say that it is over").end["reason"] == "completed"
 
 
+def test_an_agent_on_a_model_without_tools_talks(served: Backend) -> None:
+    """The vendor refuses the first request because of its tools; the gateway leaves them out from then on."""
+    handle = "byok-groq/openai/gpt-oss-20b"
+    agent = served.agent("without-tools", handle, CEREBRAS)
+    words = '{"error": {"message": "registry.ollama.ai/library/small does not support tools"}}'
+    served.vendors.fault("groq", on="chat", status=400, body=words, times=1)
+    turn = served.say(agent, "Please remember that my dog is called Rex.")
+    assert turn.handles == [handle, handle]
+    assert turn.one("failover")["code"] == "tools_refused"
+    assert (turn.end["reason"], turn.all("tool_call")) == ("completed", [])
+    again = served.say(agent, "Please remember that my cat is called Tom.")
+    assert (again.handles, again.all("failover"), again.all("tool_call")) == ([handle], [], [])
+
+
 def test_what_passed_is_told(served: Backend) -> None:
     """The API has the gateway and both base URLs of a provider; /metrics has the gateway's totals."""
     agent = served.agent("gateway-counted", LONGCAT)

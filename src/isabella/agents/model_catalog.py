@@ -126,6 +126,12 @@ class ModelCatalog:
             for model, window in provider.vendor.models.items()
         }
 
+    def calls_tools(self, binding: Binding) -> bool:
+        """Return whether a model calls tools: false only if the vendor's last list says so."""
+        kept = self._kept.get(binding.provider)
+        model = None if kept is None else kept[0].listed.get(binding.model)
+        return model is None or model.tools is not False
+
     async def limits(self, *, ask: bool = True) -> dict[str, int]:
         """Return the windows by handle that no agent may exceed; see `window_limits`.
 

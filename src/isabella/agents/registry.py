@@ -76,6 +76,7 @@ class BindingResult:
     lowered: LoweredLimit | None = None  # the `max_tokens` that Isabella has set; None if the owner's is in force
     agent_type: str | None = None  # Letta's type of the agent
     fitted: FittedContext | None = None  # what was changed about its context; None if nothing was
+    calls_tools: bool = True  # whether the model calls tools, as far as its vendor says
     summarised: bool = False  # whether its conversation was summarised because it did not fit into the window
 
     @property
@@ -86,6 +87,11 @@ class BindingResult:
             notes.append(
                 f"max_tokens is {self.lowered.to} for now: {self.lowered.wanted} does not fit into a window of "
                 f"{self.binding.window} tokens. A larger window restores it."
+            )
+        if not self.calls_tools:
+            notes.append(
+                "This model calls no tools, so the agent cannot write into its memory or search it by itself. "
+                "An agent on another model that reflects on it (`reflects_on`) can write for it."
             )
         if self.summarised:
             notes.append(
@@ -203,7 +209,8 @@ class AgentRegistry:
         result = BindingResult(placed.suited(now.agent_type), now.own_metadata.lowered, now.agent_type)
         if now.binding != result.binding or now.llm is None or now.llm.compaction is not None:
             result = await self.bind(record.id, placed)
-        return await self.fit(record.id, replace(result, summarised=summarised))
+        result = replace(result, summarised=summarised, calls_tools=models.calls_tools(placed))
+        return await self.fit(record.id, result)
 
     async def _shrink(self, record: AgentRecord, new: Binding) -> bool:
         """Have the conversation of an agent summarised if it is too long for a new model. Return whether it was."""

@@ -36,6 +36,11 @@ _WINDOW = re.compile(
     rf"|context length of only {_NUMBER}|too large for model with {_NUMBER}|context size \({_NUMBER} tokens"
     rf"|maximum context length \({_NUMBER}|while limit is {_NUMBER}|n_ctx\W{{1,4}}{_NUMBER}"
 )
+#: How a request with tools is refused for a model that calls none (read: Ollama, vLLM, llama.cpp, Groq, OpenRouter).
+_TOOLS_REFUSED = re.compile(
+    r"(?i)does not support (?:tools|tool|function)|support tool use|requires? --jinja|enable-auto-tool-choice"
+    r"|tool (?:calling|use)`? (?:is|are) not supported|tools`? (?:is|are) not supported"
+)
 _PER_PERIOD = re.compile(r"(?i)tokens per (?:min|day)|\bTP[MD]\b")
 _LIMIT = re.compile(rf"\bLimit:? {_NUMBER}")
 _REQUESTED = re.compile(rf"\bRequested:? {_NUMBER}")
@@ -98,6 +103,11 @@ def adapt_refusal(status: int, headers: Mapping[str, str], body: bytes, quirks: 
     if error is not None and status in _OVERFLOW_STATUSES and _OVERFLOW.search(told):
         return _overflow(kept, words, _window(words, error))
     return Refusal(status, kept, body[:_LONGEST_BODY], words=words)
+
+
+def refuses_tools(words: str) -> bool:
+    """Return whether a vendor says that a model calls no tools."""
+    return _TOOLS_REFUSED.search(words) is not None
 
 
 def overflow_refusal(

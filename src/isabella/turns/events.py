@@ -40,6 +40,8 @@ class ErrorCode(StrEnum):
     REQUEST_REFUSED = "request_refused"
     #: The vendor does not accept the context that another vendor, or a broken turn, left behind.
     CONTEXT_REFUSED = "context_refused"
+    #: The model calls no tools, and the vendor refuses a request that has some.
+    TOOLS_REFUSED = "tools_refused"
     VENDOR_FAILING = "vendor_failing"
     VENDOR_UNREACHABLE = "vendor_unreachable"
     #: Isabella's own gateway, between Letta and the vendors, does not answer.

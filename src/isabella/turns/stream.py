@@ -17,6 +17,7 @@ from importlib import resources
 from typing import Any
 
 from isabella.config.gateway_address import SERVICE
+from isabella.gateway.refusals import refuses_tools
 from isabella.gateway.traffic import Outcome
 from isabella.system.redaction import redact
 from isabella.turns.events import (
@@ -191,8 +192,7 @@ def classify_refusal(type: str, detail: str) -> VendorRefusal:
     if type == _CONTEXT_OVERFLOW:
         return VendorRefusal(ErrorCode.CONTEXT_FULL, message, status, counts=False, elsewhere=False)
     code = _code_of_wording(type, detail) if status is None else _code_of_status(status)
-    if code is ErrorCode.REQUEST_REFUSED and _CONTEXT_REFUSED.search(detail):
-        code = ErrorCode.CONTEXT_REFUSED
+    code = _code_of_words(code, detail)
     retry_after = retry_delay(detail) if code is ErrorCode.RATE_LIMITED else None
     return VendorRefusal(code, message, status, retry_after, counts=_CODES[code].get("counts", True))
 
@@ -231,9 +231,17 @@ def refusal_of(outcome: Outcome, reported: VendorRefusal) -> VendorRefusal:
         return replace(reported, message=message, status=outcome.status)
     limited = outcome.retry_after is not None and outcome.status in (413, 429)
     code = ErrorCode.RATE_LIMITED if limited else _code_of_status(outcome.status)
-    if code is ErrorCode.REQUEST_REFUSED and _CONTEXT_REFUSED.search(message):
-        code = ErrorCode.CONTEXT_REFUSED
+    code = _code_of_words(code, outcome.message)
     return VendorRefusal(code, message, outcome.status, outcome.retry_after, counts=_CODES[code].get("counts", True))
+
+
+def _code_of_words(code: ErrorCode, words: str) -> ErrorCode:
+    """Return the code of a refusal that is about a part of the request, as the vendor's words tell."""
+    of_request = code in (ErrorCode.REQUEST_REFUSED, ErrorCode.MODEL_UNKNOWN, ErrorCode.VENDOR_FAILING)
+    if of_request and refuses_tools(words):
+        return ErrorCode.TOOLS_REFUSED
+    refused = code is ErrorCode.REQUEST_REFUSED and _CONTEXT_REFUSED.search(words)
+    return ErrorCode.CONTEXT_REFUSED if refused else code
 
 
 def _code_of_status(status: int) -> ErrorCode:

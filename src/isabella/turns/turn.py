@@ -329,15 +329,22 @@ class Turn:
         return Candidate(binding.handle, binding.provider, binding.model, binding)
 
     async def _ask(self, candidate: Candidate) -> None:
-        """Ask a vendor; once more if it refused only the form of the context, and that could be changed."""
+        """Ask a vendor; once more if it refused only a part of the request, and that could be changed."""
         try:
             refusal = await self._attempt(candidate)
-            if refusal is not None and refusal.code is ErrorCode.CONTEXT_REFUSED and await self._fit():
+            if refusal is not None and await self._may_be_repeated(refusal):
                 refusal = await self._attempt(candidate)
             if refusal is not None:
                 self._refusals.append(refusal)
         finally:
             self._deps.breaker.gave_up(candidate.provider)
+
+    async def _may_be_repeated(self, refusal: VendorRefusal) -> bool:
+        """Return whether the vendor may accept the request now."""
+        if refusal.code is ErrorCode.TOOLS_REFUSED:
+            # The gateway leaves the tools out from now on.
+            return self._deps.gateway is not None
+        return refusal.code is ErrorCode.CONTEXT_REFUSED and await self._fit()
 
     async def _attempt(self, candidate: Candidate) -> VendorRefusal | None:
         """Ask a vendor; again if Letta, Postgres or the gateway was away before the answer began.

@@ -49,6 +49,7 @@ async def prompt_budget(letta: LettaClient, agent_id: str) -> PromptBudget:
     """Return the budget of an agent's next prompt, without the next message. Raises `LettaError`."""
     row = await letta.agents.get(agent_id, relations=("agent.tools",))
     ids = row.message_ids or []
+    # The first message is the compiled system prompt.
     beginning = await letta.messages.page(agent_id, limit=1, order="asc")
     system = "".join(
         str(one.get("content") or "") for one in beginning if one.get("message_type") == "system_message"
@@ -60,7 +61,8 @@ async def prompt_budget(letta: LettaClient, agent_id: str) -> PromptBudget:
     said = (row.get(name) for id in ids[1:] for row in rows.get(id, ()) for name in _TEXTS)
     return PromptBudget(
         {
-            "persona": _tokens(len(system) - len(blocks) - len(metadata)),
+            # The prompt is compiled with the next message; the persona may have changed since the last one.
+            "persona": _tokens(len(row.system or "") or len(system) - len(blocks) - len(metadata)),
             "memory blocks": _tokens(len(blocks)),
             "metadata": _tokens(len(metadata)),
             **tools,

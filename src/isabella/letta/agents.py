@@ -50,6 +50,7 @@ class AgentRow(BaseModel):
     id: str
     name: str | None = None
     description: str | None = None
+    system: str | None = None
     agent_type: str | None = None
     created_at: datetime | None = None
     tags: Annotated[list[str], _NULL_IS_EMPTY] = []

@@ -80,12 +80,25 @@ def _faults(agent: AgentEvidence, evidence: Evidence, available: AvailableBindin
             faults.pop(BindingFault.SMALL_WINDOW, None)
         if not faults and (other := diagnose(llm, available)) is not None:
             faults = {other.fault: other.why}
+        yield from _over_window(agent, available)
         for fault, why in faults.items():
             code = _code_of_address(llm.endpoint, desired) if fault is BindingFault.BASE_URL_MOVED else _CODES[fault]
             yield code, provider, f"{name}: {why}"
     # A configured provider that is absent has its own finding, which is the cause.
     elif desired is None or not desired.configured:
         yield "agent-provider-gone", None, f"{name}: provider {provider or '-'}, {llm.endpoint}"
+
+
+def _over_window(agent: AgentEvidence, available: AvailableBindings) -> Iterator[_Fault]:
+    """Find an agent whose prompt does not fit, and that no summary helps."""
+    llm, prompt = agent.llm, agent.prompt
+    window = min(llm.window, available.limits.get(f"{llm.provider}/{llm.model}", llm.window))
+    # Behind the gateway Letta recognises that a conversation is too long, and summarises.
+    helped = prompt is not None and is_gateway_url(llm.endpoint)
+    if prompt is not None and (prompt.fixed if helped else prompt.total) > window:
+        rest = prompt.parts["conversation"]
+        line = f"{agent.name}: about {prompt.total} tokens, {rest} of them conversation, in a window of {window}"
+        yield "agent-over-window", llm.provider, line
 
 
 def _code_of_address(endpoint: str | None, desired: Desired | None) -> str:

@@ -11,7 +11,7 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test lint browser bench soak compat clients demo pictures dist clean
+.PHONY: help setup run check test lint real browser bench soak compat clients demo pictures dist clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ lint: setup ## Check format, lint rules, types and the layers of packages
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+real: setup ## Run the tests with a real model on llama.cpp's server, without the others
+	@$(BIN)/python -m pytest --no-cov tests/letta/test_real_model.py
 
 browser: ## Install the system package chromium with apt-get (Debian, Ubuntu), for the browser tests
 	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \

@@ -19,6 +19,7 @@ from bench import (
     floods,
     gateway,
     help_command,
+    prompt,
     rotation,
     thousand,
     turns,
@@ -32,6 +33,7 @@ _PROJECT = Path(__file__).resolve().parents[1]
 
 SUBJECTS: dict[str, Callable[..., Coroutine[Any, Any, Results]]] = {
     "help": help_command.measure,
+    "prompt": prompt.measure,
     "warm": warm.measure_open,
     "warm_sealed": warm.measure_sealed,
     "cold": cold.measure,

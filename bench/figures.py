@@ -42,6 +42,11 @@ class Figure:
 
 
 FIGURES = (
+    Figure(
+        "prompt_tokens_first_turn",
+        "tokens of the default agent's first prompt as it reaches a vendor, at 4 characters each",
+        most=2200,
+    ),
     Figure("warm_speedup", "warm start of 4 proven providers, times faster than list-DELETE-POST", least=20),
     Figure("warm_speedup_sealed", "the same with a master key, no proof remembered", least=6),
     Figure("warm_speedup_sealed_again", "the same with a master key, proofs remembered"),

@@ -25,6 +25,7 @@ from isabella.providers.desired import Desired, desired_providers, select_provid
 from isabella.providers.health import HealthFile, update_health, with_health
 from isabella.providers.report import GatewayStatus, ProviderReport, Receipt, Report
 from isabella.providers.sync import compare, sync_providers
+from isabella.system.tasks import gather
 from isabella.system.urls import same_address
 from isabella.vendors.client import VendorObservation, ask_vendor
 
@@ -109,7 +110,7 @@ async def add_receipts(report: Report, connection: Connection, desired: Sequence
 
     present = [entry for entry in report.configured if same_address(entry.stored_base_url, entry.base_url)]
     by_name = {provider.name: provider for provider in desired}
-    bindings = [await _binding(by_name[entry.name], connection.timeout) for entry in present]
+    bindings = await gather([partial(_binding, by_name[entry.name], connection.timeout) for entry in present])
     results = await probe_bindings(connection, bindings)
     probed = dict(zip((entry.name for entry in present), results, strict=True))
     entries = []
@@ -135,14 +136,13 @@ def _vendor_status(entry: ProviderReport, result: ProbeResult) -> VendorObservat
 
 
 async def _binding(desired: Desired, timeout: float) -> Binding:
-    """Return a binding to the vendor's default model, or to the first that it lists."""
-    vendor = desired.vendor
-    model, window = vendor.default_model, vendor.default_window
-    if model is None and desired.key is not None:
-        answer = await ask_vendor(desired.upstream, desired.key, timeout=timeout)
-        model = next(iter(answer.models), None)
-        window = (answer.models.get(model) if model else None) or window
-    return Binding(desired.name, model or "default", desired.base_url, vendor.models.get(model or "", window))
+    """Return a binding to a model that the vendor lists."""
+    from isabella.agents.model_catalog import probe_binding
+
+    answer = None
+    if desired.key is not None:
+        answer = await ask_vendor(desired.upstream, desired.key, timeout=min(timeout, _VENDOR_SECONDS))
+    return probe_binding(desired, answer)
 
 
 @dataclass(frozen=True)

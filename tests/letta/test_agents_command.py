@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import secrets
 import stat
 import subprocess
@@ -82,8 +83,11 @@ def test_ensure_says_what_it_did_and_list_shows_it(here: AgentEnv) -> None:
     code, table = agents("list")
     assert code == 0
     assert here.name in table
-    code, shown = agents("show", here.id)
+    code, shown = agents("show", here.id, "--prompt")
     assert code == 0
+    assert re.search(r"prompt {2}\(about \d+ tokens of a window of 65536\)", shown)
+    assert all(part in shown for part in ("persona", "memory blocks", "conversation"))
+    assert "prompt" not in answer("show", here.id)
     assert "human" in shown
     assert "(empty)" in shown
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from isabella.agents import context
+from isabella.agents.prompt_budget import prompt_budget
 from isabella.agents.service import AgentService
 from isabella.embedded import Letta
 from isabella.errors import ModelUnknown
@@ -46,6 +48,48 @@ def test_a_conversation_through_all_four_vendors_keeps_its_history_and_every_ven
 
     here.run(work)
     assert here.strangers() == []
+
+
+def test_a_conversation_that_is_too_long_for_the_new_model_is_summarised_first(new: Callable[[], AgentEnv]) -> None:
+    """By the model that the agent leaves; the history stays whole. A prompt that no summary shortens is refused."""
+    here = new()
+
+    async def work(agent_service: AgentService) -> None:
+        await agent_service.ensure()
+        registry, models, letta = agent_service.registry, agent_service.models, agent_service.letta
+        agent = await registry.find(here.id)
+        await registry.switch(agent, "longcat", models)
+        ids = (await letta.agents.get(agent.id)).message_ids or []
+        for number in range(12):
+            words = f"Story {number}: " + "the cat sat on the mat. " * 150
+            ids += await context.add(letta, agent.id, words, words, known=ids)
+        await letta.agents.update(agent.id, {"message_ids": ids})
+        long = await prompt_budget(letta, agent.id)
+        assert long.total > 16_000
+
+        models.cap("byok-groq", 12_000)
+        here.vendors.forget()
+        bound = await registry.switch(agent, "byok-groq", models)
+        assert (bound.binding.provider, bound.binding.window) == ("byok-groq", 12_000)
+        assert any("did not fit into a window of 12000 tokens" in note for note in bound.notes)
+        chats = [name for name in NAMES for one in here.vendors.requests(name) if one.path.endswith("/completions")]
+        assert set(chats) == {"longcat"}
+        short = await prompt_budget(letta, agent.id)
+        assert short.total <= 9_000
+        assert await say(agent_service, agent.id, "Say good morning")
+        page = await agent_service.history.page(agent.id, limit=100)
+        assert sum("Story" in entry.text for entry in page.entries) >= 24
+
+        # This agent has no gateway, so Letta's descriptions of its tools are as long as they are.
+        models.cap("cerebras", 2048)
+        before = (await registry.get(agent.id)).binding
+        await letta.agents.update(agent.id, {"system": "Be kind. " * 1000})
+        await letta.agents.recompile(agent.id)
+        with pytest.raises(ModelUnknown, match="without its conversation"):
+            await registry.switch(agent, "cerebras", models)
+        assert (await registry.get(agent.id)).binding == before
+
+    here.run(work)
 
 
 def test_summaries_of_long_conversations_come_from_the_vendor_it_speaks_with(new: Callable[[], AgentEnv]) -> None:

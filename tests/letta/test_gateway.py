@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx2 as httpx
 import pytest
 
+from isabella.agents.prompt_budget import prompt_budget
 from isabella.api import ensure_providers
 from isabella.doctor.log_messages import recognise
 from isabella.embedded import Letta
@@ -72,6 +73,19 @@ def test_each_vendor_remembers(served: Backend, vendor: str) -> None:
     assert asked.end["reason"] == "completed"
     assert {request.status for request in served.vendors.requests(vendor)} == {200}
     assert served.foreign_keys() == []
+
+
+def test_the_first_prompt_of_the_default_agent_is_short(served: Backend) -> None:
+    """At most 2,200 tokens, and no tool of it has Letta's own description: a new release would need new hashes."""
+    turn = served.say("Isabella", "Say good morning")
+    assert turn.one("usage")["prompt_tokens"] <= 2200
+    record = served.call(served.runtime.agents.registry.find, "Isabella")
+    budget = served.call(prompt_budget, served.runtime.agents.letta, record.id)
+    sizes = {name: size for name, size in budget.parts.items() if name.startswith("tool ")}
+    assert sizes.keys() == {f"tool {name}" for name in record.tools}
+    assert max(sizes.values()) < 250
+    # The practice vendor counts four characters of the whole request as a token, Isabella those of the parts.
+    assert budget.total == pytest.approx(turn.one("usage")["prompt_tokens"], rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -285,6 +299,45 @@ def test_letta_quotes_the_gateway_s_own_refusal(served: Backend) -> None:
         assert (refusal.code, refusal.vendor, refusal.counts) == (ErrorCode.GATEWAY_REFUSED, None, False)
         assert refusal.message.startswith("Isabella's gateway has no provider 'nobody'.")
     assert streamed
+
+
+def test_an_answer_that_reaches_its_limit_is_cut_off(served: Backend) -> None:
+    """The turn and OpenAI's format say so. The context has the beginning of it with a mark, the history all of it."""
+    agent = served.agent("endless", CEREBRAS)
+    served.say(agent, "Say hello")
+    id = served.id_of(agent)
+    config = served.letta.get(f"/v1/agents/{id}").json()["llm_config"]
+    served.letta.patch(f"/v1/agents/{id}", json={"llm_config": {**config, "max_tokens": 1500}}).raise_for_status()
+    served.vendors.fault("cerebras", on="chat", endless=True)
+    turn = served.say(agent, "Go on for ever")
+    assert (turn.end["reason"], turn.end["stored"]) == ("length", True)
+    assert turn.one("usage")["completion_tokens"] == 1500
+    assert len(turn.text) > 3000
+    rows = served.letta.get(f"/v1/agents/{id}/messages", params={"limit": 100, "order": "desc"}).json()
+    said = {row["id"]: row["content"] for row in rows if row["message_type"] == "assistant_message"}
+    assert turn.text in said.values()
+    seen = served.in_context(agent)
+    assert said[seen[-1]] == f"{turn.text[:2000].strip()} [cut off]"
+    assert not [id for id in seen if said.get(id) == turn.text]
+    body = {"model": agent, "messages": [{"role": "user", "content": "And again"}]}
+    completion = served.client.post("/v1/chat/completions", json=body).raise_for_status().json()
+    assert completion["choices"][0]["finish_reason"] == "length"
+    served.vendors.clear()
+    assert served.say(agent, "Say that it is over").end["reason"] == "completed"
+
+
+def test_an_agent_on_a_model_without_tools_talks(served: Backend) -> None:
+    """The vendor refuses the first request because of its tools; the gateway leaves them out from then on."""
+    handle = "byok-groq/openai/gpt-oss-20b"
+    agent = served.agent("without-tools", handle, CEREBRAS)
+    words = '{"error": {"message": "registry.ollama.ai/library/small does not support tools"}}'
+    served.vendors.fault("groq", on="chat", status=400, body=words, times=1)
+    turn = served.say(agent, "Please remember that my dog is called Rex.")
+    assert turn.handles == [handle, handle]
+    assert turn.one("failover")["code"] == "tools_refused"
+    assert (turn.end["reason"], turn.all("tool_call")) == ("completed", [])
+    again = served.say(agent, "Please remember that my cat is called Tom.")
+    assert (again.handles, again.all("failover"), again.all("tool_call")) == ([handle], [], [])
 
 
 def test_what_passed_is_told(served: Backend) -> None:

@@ -63,7 +63,7 @@ class Command:
         return subprocess.Popen(
             [str(ISABELLA), *arguments],
             cwd=self.folder,
-            env=self._variables,
+            env=self.variables,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -85,11 +85,12 @@ class Command:
         with TemporaryDirectory() as folder:
             output, errors = Path(folder, "output"), Path(folder, "errors")
             child = fork_server.shared().start(
-                arguments, self._variables, output, errors=errors, folder=self.folder, seconds=_SECONDS
+                arguments, self.variables, output, errors=errors, folder=self.folder, seconds=_SECONDS
             )
             code = child.wait()
             return Ended(code, output.read_text(), errors.read_text())
 
     @property
-    def _variables(self) -> dict[str, str]:
+    def variables(self) -> dict[str, str]:
+        """The environment of the process."""
         return {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8", **self.environment}

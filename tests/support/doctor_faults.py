@@ -148,6 +148,12 @@ def provider_absent(env: DoctorEnv) -> None:
     env.delete("longcat")
 
 
+def long_persona(env: DoctorEnv) -> None:
+    """An agent whose persona alone is longer than its window."""
+    env.change("byok-groq", system="Be kind. " * 2000)
+    env.rebind("byok-groq", context_window=2048)
+
+
 FAULTS: dict[str, Fault] = {
     # 1: configuration
     "key unset": fault(lambda w: w.unset("GROQ_API_KEY"), "key-unset", "byok-groq"),
@@ -290,6 +296,15 @@ FAULTS: dict[str, Fault] = {
     ),
     "openai-proxy handle": fault(lambda w: w.native("openai-proxy/LongCat-2.0"), "agent-proxy-handle", "longcat"),
     "window of 8192": fault(lambda w: w.native("cerebras/gpt-oss-120b"), "agent-window-small", "cerebras"),
+    "window beyond the model's": fault(
+        lambda w: w.rebind("byok-groq", context_window=200_000), "agent-window-large", "byok-groq"
+    ),
+    "prompt beyond the window": fault(
+        long_persona,
+        "agent-over-window",
+        "byok-groq",
+        person=lambda w: w.rebind("byok-groq", context_window=65_536),
+    ),
     "window of 30000": fault(lambda w: w.rebind("longcat", context_window=30_000), "agent-window-small", "longcat"),
     "agent at an old address": fault(
         lambda w: w.rebind("byok-mistral", model_endpoint=f"{CLOSED}/v1"), "agent-address-old", "byok-mistral"

@@ -13,6 +13,7 @@ import pytest
 from pydantic import SecretStr
 
 import isabella.doctor
+from isabella.agents.prompt_budget import PromptBudget
 from isabella.config.settings import load_settings
 from isabella.config.vendors import known_vendors
 from isabella.doctor.checks import check
@@ -553,6 +554,23 @@ def probed(result: ProbeResult) -> Change:
     return lambda evidence: replace(behind_gateway()(evidence), probes={"byok-groq": result})
 
 
+def prompt(parts: dict[str, int]) -> Change:
+    """The first agent has a prompt of these parts."""
+
+    def change(evidence: Evidence) -> Evidence:
+        first, *others = evidence.letta.agents or ()
+        budget = PromptBudget(parts, first.llm.window)
+        return replace(evidence, letta=replace(evidence.letta, agents=(replace(first, prompt=budget), *others)))
+
+    return change
+
+
+def stated_window(tokens: int) -> Change:
+    """Cerebras states this window for its model."""
+    answer = VendorAnswer(Said.ACCEPTED, "1 model", 200, {"gpt-oss-120b": tokens})
+    return lambda evidence: replace(evidence, vendors={**evidence.vendors, "cerebras": VendorEvidence(answer)})
+
+
 PLAINTEXT = KeyReading(KeyMatch.EQUAL, sealed=False)
 HIDDEN = KeyReading(KeyMatch.HIDDEN, sealed=True)
 CASES: dict[str, list[Change]] = {
@@ -665,6 +683,8 @@ CASES: dict[str, list[Change]] = {
     "agent-ignores-key": [agent(endpoint_type="groq")],
     "agent-proxy-handle": [agent(handle="openai-proxy/gpt-oss-120b")],
     "agent-window-small": [agent(window=8192)],
+    "agent-over-window": [prompt({"persona": 60_000, "tool x": 6_000, "conversation": 0})],
+    "agent-window-large": [stated_window(8192)],
     "agent-address-old": [agent(endpoint="https://old.example/v1")],
     "agent-provider-gone": [
         agent(provider="gone"),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from isabella.config.quirks import Quirks
 from isabella.config.vendors import known_vendors
 from isabella.gateway.answers import AnswerReader
-from isabella.gateway.refusals import Refusal, adapt_refusal, error_of, overflow_refusal, words_of
+from isabella.gateway.refusals import Refusal, adapt_refusal, error_of, overflow_refusal, refuses_tools, words_of
 from tests.support.recorded_messages import OVERFLOWS, REFUSALS
 
 GROQ = next(vendor.quirks for vendor in known_vendors() if vendor.name == "groq")
@@ -194,3 +194,21 @@ def test_no_body_breaks_it(status: int, body: Any) -> None:
 def test_no_bytes_break_it(status: int, body: bytes) -> None:
     """Nor bytes that are no JSON."""
     assert adapt_refusal(status, {}, body, GROQ, now=NOW).headers["x-should-retry"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("registry.ollama.ai/library/gemma:2b does not support tools", True),
+        ('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set', True),
+        ("tools param requires --jinja flag", True),
+        ("`tool calling` is not supported with this model", True),
+        ("No endpoints found that support tool use", True),
+        ("Failed to call a function. Please adjust your prompt.", False),
+        ("Tool call id was call_1 but must be a-z, A-Z, 0-9, with a length of 9.", False),
+        ("tool call validation failed: attempted to call tool 'x' which was not in request.tools", False),
+    ],
+)
+def test_a_model_that_calls_no_tools(words: str, refused: bool) -> None:
+    """The words of servers and vendors, and those about a single call."""
+    assert refuses_tools(words) is refused

@@ -80,11 +80,12 @@ class Letta:
         """No provider moves here."""
 
 
-def bind(letta: Letta, binding: Binding, **options: Any) -> BindingResult:
+def bind(letta: Letta, binding: Binding, *, answer_tokens: int = 0, **options: Any) -> BindingResult:
     """Bind the agent."""
+    client: Any = letta
 
     async def bound() -> BindingResult:
-        return await AgentRegistry(letta).bind("a", binding, **options)  # type: ignore[arg-type]
+        return await AgentRegistry(client, answer_tokens=answer_tokens).bind("a", binding, **options)
 
     return anyio.run(bound)
 
@@ -109,6 +110,25 @@ def test_a_limit_that_does_not_fit_is_lowered(max_tokens: int | None, window: in
     bound = bind(letta, Binding("p", "m", "http://p/v1", window))
     assert letta.row["llm_config"]["max_tokens"] == then
     assert bool(bound.notes) is (then != max_tokens)
+
+
+def test_an_agent_without_a_limit_gets_one_that_its_window_allows() -> None:
+    """It follows the window and the setting; a limit that its owner sets meanwhile is the owner's."""
+    letta = Letta({"model": "old", "max_tokens": None})
+
+    def limit(window: int, answer_tokens: int) -> object:
+        binding = Binding("p", "m", "http://p/v1", window)
+        assert bind(letta, binding, answer_tokens=answer_tokens).notes == ()
+        return letta.row["llm_config"]["max_tokens"]
+
+    assert limit(4096, 8192) == 1024
+    assert limit(200_000, 8192) == 8192
+    assert limit(200_000, 500) == 500
+    assert limit(200_000, 0) is None
+    assert limit(8192, 8192) == 2048
+    letta.row["llm_config"]["max_tokens"] = 3000
+    assert limit(200_000, 8192) == 3000
+    assert limit(4096, 100) == 3000
 
 
 def test_a_lowered_limit_comes_back_and_other_metadata_stays() -> None:

@@ -5,7 +5,7 @@ On the real Letta: `integration/test_turns.py`. Here, when it happens is decided
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -83,6 +83,10 @@ class Agents:
     async def follow_provider(self, _speaker: AgentRef) -> None:
         """Have it call where its provider is by now."""
         self.now = await self.placed(self.now)
+
+    def set_up(self, handles: Iterable[str]) -> list[str]:
+        """All of them."""
+        return [*handles]
 
     async def resolve(self, _speaker: AgentRef, handle: str) -> Binding:
         """What a handle means."""

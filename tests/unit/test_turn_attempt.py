@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 
 from isabella.errors import LettaRefused, LettaUnreachable
 from isabella.turns.attempt import Attempt, CancelRequest
-from isabella.turns.events import ErrorCode, Event
+from isabella.turns.events import EndReason, ErrorCode, Event, ToolReturned
 from isabella.turns.message import UserMessage
 from isabella.turns.stream import VendorRefusal
 
@@ -46,7 +47,7 @@ class SilentLetta:
             raise self._answer
 
 
-async def attempted(letta: SilentLetta, **options: Any) -> tuple[list[Event], Attempt]:
+async def attempted(letta: SilentLetta | CallingLetta, **options: Any) -> tuple[list[Event], Attempt]:
     """An attempt that waits for a moment; what came of it."""
     attempt = Attempt("agent-1", UserMessage("Hello?"), 0.05, 0.05, CancelRequest(), **options)
     with anyio.fail_after(10):
@@ -114,3 +115,98 @@ async def test_a_stop_reason_without_an_error_is_told(word: str, code: ErrorCode
     assert (refusal.code, refusal.counts, refusal.vendor) == (code, False, None)
     assert word in refusal.message
     assert ("model" in refusal.message) is (code is ErrorCode.TOOL_CALL_MALFORMED)
+
+
+async def test_a_slow_vendor_gets_the_time_that_its_prompt_needs() -> None:
+    """Asked once, when the first token is late; the answer that comes then counts."""
+    letta, asked = SilentLetta(None), []
+
+    async def more_time() -> float:
+        asked.append(True)
+        letta.go_on.set()
+        return 30.0
+
+    events, attempt = await attempted(letta, more_time=more_time)
+    assert [event.kind for event in events] == ["text"]
+    assert (attempt.reason, asked) == (EndReason.COMPLETED, [True])
+
+
+class EndlessLetta(SilentLetta):
+    """A Letta whose model repeats itself."""
+
+    async def stream(self, _agent_id: str, _text: str, _images: object) -> AsyncGenerator[str, None]:
+        """Send a word now and then."""
+        yield PING
+        while True:
+            yield data(message_type="assistant_message", content="again ", id="message-1")
+            await anyio.sleep(0.01)
+
+
+async def test_an_answer_without_an_end_is_cut_off() -> None:
+    """By time; nothing is wrong with the vendor."""
+    events, attempt = await attempted(EndlessLetta(None), longest=0.3)
+    assert {event.kind for event in events} == {"text"}
+    assert (attempt.reason, attempt.refusal) == (EndReason.LENGTH, None)
+
+
+async def test_a_vendor_that_stays_silent_is_given_up_after_that_and_the_setting_is_named() -> None:
+    """No second extension."""
+    asked = []
+
+    async def more_time() -> float:
+        asked.append(True)
+        return 0.05
+
+    _, attempt = await attempted(SilentLetta(None), more_time=more_time)
+    assert refusal_of(attempt).code is ErrorCode.VENDOR_SILENT
+    assert "within 0.1 s" in refusal_of(attempt).message
+    assert "ISABELLA_FIRST_TOKEN_TIMEOUT" in refusal_of(attempt).message
+    assert asked == [True]
+
+
+class CallingLetta:
+    """A Letta whose model calls a tool with these arguments; its stream goes on with these lines."""
+
+    def __init__(self, arguments: str, *lines: str) -> None:
+        self._lines = [
+            PING,
+            data(
+                message_type="tool_call_message",
+                tool_call={"tool_call_id": "c", "name": "look", "arguments": arguments},
+            ),
+            *lines,
+        ]
+
+    async def stream(self, _agent_id: str, _text: str, _images: object) -> AsyncGenerator[str, None]:
+        """Send the lines."""
+        for line in self._lines:
+            yield line
+
+
+def data(**document: object) -> str:
+    """A line of the stream."""
+    return f"data: {json.dumps(document)}"
+
+
+@pytest.mark.parametrize("arguments", ["[1, 2]", '"text"', '{"label": "hum', ""])
+async def test_a_malformed_call_is_the_models_fault(arguments: str) -> None:
+    """Both where Letta fails on it, and where its tool does."""
+    error = data(message_type="error_message", error_type="internal_error", detail="must be str, not list")
+    _, attempt = await attempted(CallingLetta(arguments, error))
+    assert refusal_of(attempt).code is ErrorCode.TOOL_CALL_MALFORMED
+    assert refusal_of(attempt).message == (
+        "The model made a malformed tool call: The arguments of look are not a JSON object."
+    )
+    failed = data(message_type="tool_return_message", tool_call_id="c", name="look", status="error", tool_return="no")
+    end = data(message_type="stop_reason", stop_reason="end_turn")
+    (_, result), attempt = await attempted(CallingLetta(arguments, failed, end))
+    assert isinstance(result, ToolReturned)
+    assert result.text.startswith("The model's call is malformed")
+    assert attempt.reason is EndReason.COMPLETED
+
+
+async def test_lettas_own_failure_after_a_good_call_stays_lettas() -> None:
+    """It has nothing to do with the call."""
+    error = data(message_type="error_message", error_type="internal_error", detail="no")
+    _, attempt = await attempted(CallingLetta('{"query": 1}', error))
+    assert refusal_of(attempt).code is ErrorCode.LETTA_FAILING

@@ -160,6 +160,14 @@ async def find_added(
 
 async def _context(letta: LettaClient, agent_id: str, ids: Sequence[str]) -> list[ContextMessage]:
     """Return the messages with these ids, in this order, as far as they are found."""
+    rows = await context_rows(letta, agent_id, ids)
+    return [_message(id, rows[id]) for id in ids if id in rows]
+
+
+async def context_rows(
+    letta: LettaClient, agent_id: str, ids: Sequence[str]
+) -> Mapping[str, Sequence[Mapping[str, Any]]]:
+    """Return the rows of the messages with these ids, as far as they are found, and perhaps those of others."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     before: str | None = None
     for _ in range(_PAGES):
@@ -173,7 +181,7 @@ async def _context(letta: LettaClient, agent_id: str, ids: Sequence[str]) -> lis
         if not page or set(ids[1:]) <= rows.keys() or page[0]["id"] == before:
             break
         before = page[0]["id"]
-    return [_message(id, rows[id]) for id in ids if id in rows]
+    return rows
 
 
 def _message(id: str, rows: Sequence[Mapping[str, Any]]) -> ContextMessage:

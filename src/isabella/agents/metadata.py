@@ -29,7 +29,7 @@ class AgentMetadata:
     tools: tuple[str, ...] = ()  # the tools that the definition last gave the agent
     embedding: Mapping[str, Any] | None = None  # how its archival memory is searched, once that is decided
     reflected: str | None = None  # the id of the last message that was reflected on
-    lowered: LoweredLimit | None = None  # what a smaller window has made of `max_tokens`
+    lowered: LoweredLimit | None = None  # what Isabella has made of `max_tokens`
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any] | None) -> AgentMetadata:
@@ -41,7 +41,7 @@ class AgentMetadata:
         embedding, reflected = own.get("embedding"), own.get("reflected")
         lowered: LoweredLimit | None = None
         match own.get("max_tokens"):
-            case {"wanted": int(wanted), "to": int(to)}:
+            case {"wanted": int() | None as wanted, "to": int(to)}:
                 lowered = LoweredLimit(wanted, to)
         return cls(
             written={str(k): str(v) for k, v in written.items()} if isinstance(written, dict) else {},

@@ -15,6 +15,7 @@ import anyio
 from pydantic import SecretStr
 
 from isabella.config.settings import Settings
+from isabella.config.vendors import Vendor
 from isabella.errors import ModelUnknown
 from isabella.letta.llm_config import Binding
 from isabella.letta.releases import GENERIC
@@ -28,7 +29,7 @@ Ask = Callable[[str, SecretStr], Awaitable[VendorAnswer]]
 _KEPT_SECONDS = 300.0
 _FAILURE_KEPT_SECONDS = 20.0  # a vendor that failed is asked again sooner
 _AT_ONCE = 8
-_SMALLEST_WINDOW = 4096  # a model with a smaller window is none for agents: a speech model, or a classifier
+_SMALLEST_WINDOW = 2048  # a model with a smaller window is none for agents: a speech model, or a classifier
 _HANDLES_SHOWN = 6
 
 
@@ -50,6 +51,8 @@ class ModelCatalog:
         #: A callback that receives each new answer of a vendor, with its provider's name.
         self.on_event: Callable[[str, VendorAnswer], None] = lambda _provider, _answer: None
         self._kept: dict[str, tuple[VendorAnswer, float]] = {}  # each with the time until which it is kept
+        #: A callback that runs after the configured providers were replaced by others.
+        self.on_renewed: Callable[[], None] = lambda: None
         self._caps: dict[str, int] = {}
         self._locks: dict[str, anyio.Lock] = {}
 
@@ -71,7 +74,9 @@ class ModelCatalog:
         """Replace the configured providers. Answers to keys that were replaced are dropped."""
         fresh = {provider.name: provider for provider in providers}
         self._kept = {name: kept for name, kept in self._kept.items() if fresh.get(name) == self._providers[name]}
-        self._providers = fresh
+        changed, self._providers = fresh != self._providers, fresh
+        if changed:
+            self.on_renewed()
 
     def cap(self, name: str, tokens: int) -> bool:
         """Limit the window of a model, named by its handle, or of all models of a provider.
@@ -119,6 +124,27 @@ class ModelCatalog:
             f"{provider.name}/{model}": window
             for provider in self._providers.values()
             for model, window in provider.vendor.models.items()
+        }
+
+    def calls_tools(self, binding: Binding) -> bool:
+        """Return whether a model calls tools: false only if the vendor's last list says so."""
+        kept = self._kept.get(binding.provider)
+        model = None if kept is None else kept[0].listed.get(binding.model)
+        return model is None or model.tools is not False
+
+    async def limits(self, *, ask: bool = True) -> dict[str, int]:
+        """Return the windows by handle that no agent may exceed; see `window_limits`.
+
+        Without `ask`, the answers that the vendors have given count, however old they are.
+        """
+        if ask:
+            answers = {provider.name: answer for provider, answer in await self._answers()}
+        else:
+            answers = {name: answer for name, (answer, _until) in self._kept.items()}
+        return {
+            f"{provider.name}/{model}": window
+            for provider in self._providers.values()
+            for model, window in window_limits(provider.vendor, answers.get(provider.name)).items()
         }
 
     async def listings(self) -> tuple[dict[str, int], dict[str, frozenset[str]]]:
@@ -193,6 +219,27 @@ class ModelCatalog:
                 self._kept[provider.name] = answer, self._clock() + seconds
                 self.on_event(provider.name, answer)
             return answer
+
+
+def probe_binding(provider: Desired, answer: VendorAnswer | None, *, client: str = GENERIC) -> Binding:
+    """Return a binding for a short completion: to the vendor's default model, or to another one that it lists."""
+    vendor = provider.vendor
+    listed = answer.models if answer is not None and answer.verdict is KeyVerdict.ACCEPTED else {}
+    unfit = frozenset() if answer is None else answer.unfit
+    known = [model for model in (vendor.default_model, *vendor.models, *listed) if model is not None]
+    model = next((model for model in known if not listed or (model in listed and model not in unfit)), "default")
+    window = listed.get(model) or vendor.models.get(model) or vendor.default_window
+    return Binding(provider.name, model, provider.base_url, window, client=client)
+
+
+def window_limits(vendor: Vendor, answer: VendorAnswer | None) -> dict[str, int]:
+    """Return the windows by model that no agent may exceed: as the vendor states, or `isabella.toml` declares.
+
+    The windows in the catalog of known vendors are no limits: an account may have larger ones.
+    """
+    declared = dict(vendor.models) if vendor.base_url_env is None else {}
+    stated = answer.models if answer is not None and answer.verdict is KeyVerdict.ACCEPTED else {}
+    return declared | {model: window for model, window in stated.items() if window is not None}
 
 
 def _window(provider: Desired, model: str, stated: int | None) -> int:

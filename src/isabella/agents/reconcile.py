@@ -19,7 +19,7 @@ from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.agents.repair import AvailableBindings, available_bindings, diagnose
 from isabella.errors import AgentError, IsabellaError, LettaUnreachable
-from isabella.letta.llm_config import Binding, creation_fields
+from isabella.letta.llm_config import Binding, answer_limit, creation_fields
 
 
 class EnsureOutcome(StrEnum):
@@ -267,9 +267,22 @@ class _Ensure:
             return (None, None) if binding == record.binding else (binding, f"bound to {binding.handle}")
         diagnosis = diagnose(record.llm, self.available, definition.handles)
         if diagnosis is None:
-            return None, None
+            return self._relimited(record)
         binding = diagnosis.binding or await self.models.choose(diagnosis.instead, window=definition.window)
         return binding, f"bound to {binding.handle}: {diagnosis.why}"
+
+    def _relimited(self, record: AgentRecord) -> tuple[Binding | None, str | None]:
+        """Return the agent's own binding if the limit of its answers is not the one of the settings, and why."""
+        lowered, llm = record.own_metadata.lowered, record.llm
+        if llm is None or llm.binding is None:
+            return None, None
+        ours = llm.max_tokens is None or (
+            lowered is not None and lowered.wanted is None and llm.max_tokens == lowered.to
+        )
+        limit = answer_limit(llm.window, self.registry.answer_tokens)
+        if not ours or llm.max_tokens == limit:
+            return None, None
+        return llm.binding, "answers are not limited" if limit is None else f"answers are limited to {limit} tokens"
 
     async def _tool_ids(self, names: Sequence[str]) -> dict[str, str]:
         """Return Letta's ids of tools. A tool that Letta does not have is an `AgentError`."""

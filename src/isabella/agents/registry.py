@@ -12,7 +12,8 @@ from isabella.agents.context import FittedContext, required_id_form
 from isabella.agents.definitions import NAME, AgentDefinition
 from isabella.agents.metadata import AgentMetadata
 from isabella.agents.model_catalog import ModelCatalog
-from isabella.errors import AgentUnknown, LettaRefused, ModelUnknown
+from isabella.agents.prompt_budget import prompt_budget
+from isabella.errors import AgentUnknown, LettaError, LettaRefused, ModelUnknown
 from isabella.letta.agents import RELATIONS, AgentRow
 from isabella.letta.client import LettaClient
 from isabella.letta.llm_config import Binding, LlmConfig, LoweredLimit, binding_fields, is_older
@@ -20,6 +21,7 @@ from isabella.system.tasks import gather
 from isabella.system.urls import is_placeholder_url
 
 _NAMES_SHOWN = 12
+_SUMMARIES = 3  # how often a conversation is summarised at most to fit into a window
 _BIND_ATTEMPTS = 3  # how often an agent is bound at most if its provider moves each time
 
 
@@ -71,18 +73,30 @@ class BindingResult:
     """The result of binding an agent."""
 
     binding: Binding  # the binding, with the client that its type of agent needs
-    lowered: LoweredLimit | None = None  # the `max_tokens` that did not fit into the model's window; None if it fits
+    lowered: LoweredLimit | None = None  # the `max_tokens` that Isabella has set; None if the owner's is in force
     agent_type: str | None = None  # Letta's type of the agent
     fitted: FittedContext | None = None  # what was changed about its context; None if nothing was
+    calls_tools: bool = True  # whether the model calls tools, as far as its vendor says
+    summarised: bool = False  # whether its conversation was summarised because it did not fit into the window
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the agent's owner should know, one sentence each."""
         notes = []
-        if self.lowered is not None:
+        if self.lowered is not None and self.lowered.wanted is not None:
             notes.append(
                 f"max_tokens is {self.lowered.to} for now: {self.lowered.wanted} does not fit into a window of "
                 f"{self.binding.window} tokens. A larger window restores it."
+            )
+        if not self.calls_tools:
+            notes.append(
+                "This model calls no tools, so the agent cannot write into its memory or search it by itself. "
+                "An agent on another model that reflects on it (`reflects_on`) can write for it."
+            )
+        if self.summarised:
+            notes.append(
+                "Older messages were summarised: the conversation did not fit into a window of "
+                f"{self.binding.window} tokens. The history is complete."
             )
         if self.fitted is not None:
             notes.append(self.fitted.note)
@@ -97,8 +111,11 @@ class BindingResult:
 class AgentRegistry:
     """The agents of one Letta. Methods that send requests raise `LettaError`."""
 
-    def __init__(self, letta: LettaClient, definitions: Sequence[AgentDefinition] = ()) -> None:
+    def __init__(
+        self, letta: LettaClient, definitions: Sequence[AgentDefinition] = (), *, answer_tokens: int = 0
+    ) -> None:
         self.letta = letta
+        self.answer_tokens = answer_tokens  #: the limit of an answer if an agent's owner has set none; 0 for none
         self.definitions = {definition.id: definition for definition in definitions}
         #: Callbacks that run after an agent is bound, so that caches can be updated.
         self.on_bound: list[Callable[[str, Binding], None]] = []
@@ -169,7 +186,10 @@ class AgentRegistry:
         return None if stored is None else replace(binding, base_url=stored.base_url or binding.base_url)
 
     async def switch(self, record: AgentRecord, handle: str, models: ModelCatalog) -> BindingResult:
-        """Bind an agent to a handle if that works now, and fit its context. No turn of it may run."""
+        """Bind an agent to a handle if that works now, and fit its context. No turn of it may run.
+
+        A conversation that is too long for the window of the model is summarised first, by the present model.
+        """
         window = record.definition.window if record.definition else None
         binding = await models.binding(handle, window=window)
         placed = await self.placed(binding)
@@ -185,10 +205,43 @@ class AgentRegistry:
             )
         # A failover may have bound it to another model since the record was read.
         now = await self.get(record.id)
+        summarised = await self._shrink(now, placed)
         result = BindingResult(placed.suited(now.agent_type), now.own_metadata.lowered, now.agent_type)
         if now.binding != result.binding or now.llm is None or now.llm.compaction is not None:
             result = await self.bind(record.id, placed)
+        result = replace(result, summarised=summarised, calls_tools=models.calls_tools(placed))
         return await self.fit(record.id, result)
+
+    async def _shrink(self, record: AgentRecord, new: Binding) -> bool:
+        """Have the conversation of an agent summarised if it is too long for a new model. Return whether it was."""
+        if record.llm is None or new.window >= record.llm.window:
+            return False
+        room = new.window - new.window // 4  # the rest is for the next message and its answer
+        budget = await prompt_budget(self.letta, record.id)
+        if budget.fixed > new.window:
+            raise ModelUnknown(
+                f"{new.handle} has a window of {new.window} tokens; the prompt of {record.name} takes about "
+                f"{budget.fixed} without its conversation.",
+                remedy="Choose a model with a larger window. `isabella agents show NAME --prompt` shows the parts.",
+            )
+        if budget.total <= room or record.binding is None:
+            return False
+        # Letta keeps as much as fits into the window that it knows.
+        await self.bind(record.id, replace(record.binding, window=new.window))
+        try:
+            for _ in range(_SUMMARIES):
+                await self.letta.agents.summarise(record.id)
+                budget = await prompt_budget(self.letta, record.id)
+                if budget.total <= room:
+                    return True
+            what = f"it takes about {budget.total} tokens even when summarised"
+        except LettaError as error:
+            what = f"{record.handle} could not summarise it: {error.what}"
+        await self.bind(record.id, record.binding)
+        raise ModelUnknown(
+            f"The conversation of {record.name} does not fit into the {new.window} tokens of {new.handle}: {what}.",
+            remedy="Choose a model with a larger window, or try again.",
+        )
 
     async def _bind_once(
         self,
@@ -203,7 +256,9 @@ class AgentRegistry:
         update = dict(changes or {})
         agent_metadata = update.get("metadata") or row.metadata
         own = AgentMetadata.read(agent_metadata)
-        fields, lowered = binding_fields({**(row.llm_config or {}), **(settings or {})}, binding, own.lowered)
+        fields, lowered = binding_fields(
+            {**(row.llm_config or {}), **(settings or {})}, binding, own.lowered, self.answer_tokens
+        )
         update |= fields
         if lowered != own.lowered:
             update["metadata"] = replace(own, lowered=lowered).into(agent_metadata)

@@ -34,6 +34,7 @@ class BindingFault(StrEnum):
     BASE_URL_MOVED = "base_url_moved"  # its provider has another base URL by now
     MODEL_GONE = "model_gone"  # its vendor no longer has its model
     SMALL_WINDOW = "small_window"  # its context window is Letta's guess, and far below the model's (facts M1, M4)
+    LARGE_WINDOW = "large_window"  # its context window is larger than the model's, so long conversations are refused
     SUMMARIES = "summaries"  # its summaries of long conversations use a handle that does not work (facts M1, M3, M4)
 
 
@@ -47,6 +48,8 @@ class AvailableBindings:
     windows: Mapping[str, int] = field(default_factory=dict)
     #: the models that a vendor lists, by provider, if it was asked and answered
     listed: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    #: windows by handle that no agent may exceed
+    limits: Mapping[str, int] = field(default_factory=dict)
     client: str = GENERIC  # Letta's client that agents are bound with, by its release
     vendors: frozenset[str] = frozenset()  # names of the providers that are bound with this client
 
@@ -91,6 +94,7 @@ def explicit_binding(llm: LlmConfig, available: AvailableBindings) -> Binding | 
     known = available.windows.get(f"{provider}/{llm.model}", 0)
     # A window that somebody has chosen stays; a guess of Letta's does not.
     window = known if llm.window in (0, *_GUESSES) and known > llm.window else llm.window
+    window = min(window, available.limits.get(f"{provider}/{llm.model}", window))
     # OpenAI's own client is right for OpenAI; an agent of a provider that is not configured keeps its client.
     keeps = llm.endpoint_type in (GENERIC, OPENAI) and provider not in available.vendors
     client = llm.endpoint_type if keeps else available.client
@@ -116,6 +120,8 @@ def binding_faults(llm: LlmConfig, explicit: Binding) -> Iterator[tuple[BindingF
         yield BindingFault.WRONG_CLIENT, f"Letta's {client} client sends it fields that the vendor may refuse"
     if llm.window < explicit.window:
         yield BindingFault.SMALL_WINDOW, f"its window is {llm.window} tokens, the model's is {explicit.window}"
+    if llm.window > explicit.window:
+        yield BindingFault.LARGE_WINDOW, f"its window is {llm.window} tokens, the model has only {explicit.window}"
     if llm.binding is not None and llm.compaction == llm.handle:
         yield BindingFault.SUMMARIES, f"its summaries look {llm.handle} up in Letta, instead of using its binding"
 
@@ -163,7 +169,8 @@ async def available_bindings(registry: AgentRegistry, models: ModelCatalog, *, a
     }
     windows, listed = await models.listings() if ask else (models.catalog(), {})
     vendors = frozenset(provider.name for provider in models.providers)
-    return AvailableBindings(live, windows, listed, client=models.client, vendors=vendors)
+    limits = await models.limits(ask=ask)
+    return AvailableBindings(live, windows, listed, limits, client=models.client, vendors=vendors)
 
 
 async def find_broken(registry: AgentRegistry, models: ModelCatalog) -> list[AgentRepair]:

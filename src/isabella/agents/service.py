@@ -70,7 +70,7 @@ async def open_agent_service(
             settings,
             connection,
             definitions,
-            AgentRegistry(letta, definitions),
+            AgentRegistry(letta, definitions, answer_tokens=settings.answer_tokens),
             models,
             CoreMemory(letta),
             ArchivalMemory(letta),

@@ -59,7 +59,9 @@ class Screen:
         answered = False
         for event in events:
             self._show_event(event.kind, event.data)
-            answered = answered or (event.kind == "end" and event.data["reason"] in ("completed", "stopped"))
+            answered = answered or (
+                event.kind == "end" and event.data["reason"] in ("completed", "stopped", "length")
+            )
         return answered
 
     def _show_event(self, kind: str, data: dict[str, Any]) -> None:
@@ -95,6 +97,8 @@ class Screen:
             self.note("stopped" if data["stored"] else "stopped; nothing was stored")
         elif data["reason"] == "completed" and self._out.is_terminal:
             self.note(f"{data.get('handle', self._handle)}, {data['seconds']:.1f} s")
+        elif data["reason"] == "length":
+            self.note("cut off: the answer reached its limit (ISABELLA_ANSWER_TOKENS, ISABELLA_TURN_TIMEOUT)")
         elif data["reason"] == "needs_approval":
             self.note("a tool call needs approval, which is given in Letta")
 

@@ -86,7 +86,14 @@ def ensure(env_file: EnvFile = None, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def show(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> None:
+def show(
+    name: Name,
+    prompt: Annotated[
+        bool, typer.Option("--prompt", help="Also show how long the parts of its next prompt are.")
+    ] = False,
+    env_file: EnvFile = None,
+    as_json: AsJson = False,
+) -> None:
     """Show an agent: its model, its tools, and its core memory.
 
     Exit code: 0, or 1 if no such agent exists.
@@ -99,6 +106,10 @@ def show(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> None:
             {"label": block.label, "value": block.value, "limit": block.limit, "version": block.version}
             for block in await agent_service.memory.blocks(record.id)
         ]
+        if prompt:
+            from isabella.agents.prompt_budget import prompt_budget
+
+            agent["prompt"] = (await prompt_budget(agent_service.letta, record.id)).as_json()
         return agent
 
     agent = _run(read, env_file, as_json)

@@ -172,6 +172,11 @@ def show_agent(agent: dict[str, Any]) -> None:
     for block in agent["blocks"]:
         out.print(Text(f"\n{block['label']}  ({len(block['value'])} of {block['limit']} characters)", style="bold"))
         out.print(Text(block["value"].strip() or "(empty)", style="" if block["value"].strip() else "dim"))
+    if prompt := agent.get("prompt"):
+        out.print(
+            Text(f"\nprompt  (about {prompt['tokens']} tokens of a window of {prompt['window']})", style="bold")
+        )
+        _print_table(("part", "tokens"), [(part, str(tokens)) for part, tokens in prompt["parts"].items()])
 
 
 def show_repairs(repairs: Sequence[dict[str, Any]], *, done: bool) -> None:

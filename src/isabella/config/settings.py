@@ -103,6 +103,8 @@ class Settings(BaseSettings):
     timeout: Annotated[float, Field(gt=0, le=3600)] = 30.0  #: seconds that Letta or a vendor may take to answer
     first_token_timeout: Annotated[float, Field(gt=0, le=3600)] = 20.0  #: seconds, before the next vendor is asked
     silence_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0  #: seconds in the middle of an answer
+    answer_tokens: Annotated[int, Field(ge=0, le=1_000_000)] = 8192  #: the longest answer of a model; 0: no limit
+    turn_timeout: Annotated[float, Field(gt=0, le=86_400)] = 1800.0  #: seconds that a whole answer may take
     turn_queue: Annotated[int, Field(ge=0, le=10_000)] = 8  #: how many turns may wait for one agent
     turn_wait: Annotated[float, Field(gt=0, le=3600)] = 120.0  #: seconds that a turn may wait for those before it
     gate_timeout: Annotated[float, Field(gt=0, le=3600)] = 30.0  #: seconds that turns and changes wait for each other

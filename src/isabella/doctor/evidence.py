@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from isabella.agents.prompt_budget import PromptBudget
 from isabella.errors import IsabellaError
 from isabella.letta.encryption import KeyReading
 from isabella.letta.llm_config import LlmConfig
@@ -114,6 +115,7 @@ class AgentEvidence:
     id: str
     name: str
     llm: LlmConfig
+    prompt: PromptBudget | None = None  # the parts of its prompt; None if they were not looked at
 
 
 @dataclass(frozen=True)

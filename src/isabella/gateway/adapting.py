@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 
 from isabella.config.quirks import Quirks
 from isabella.gateway.answers import ReasoningMemory
+from isabella.gateway.tool_descriptions import with_short_descriptions
 
 Message = dict[str, Any]
 Messages = list[Message]
@@ -52,6 +53,8 @@ def adapt_request(
         output_limit: the most tokens that an answer may have; None for the vendor's own limits.
     """
     adapted = {name: value for name, value in body.items() if (name, value) != ("user", "")}
+    if "tools" in adapted:
+        adapted["tools"] = with_short_descriptions(adapted["tools"])
     adapted = with_output_limit(adapted, quirks, output_limit)
     adapted = with_known_fields(adapted, quirks)
     messages = adapted.get("messages")

@@ -32,7 +32,7 @@ from isabella.gateway.errors import Headers, error_body, json_body
 from isabella.gateway.keys import Admission, KeyKind, KeyRing, NotAdmitted
 from isabella.gateway.limits import RateLimits, parse_limits
 from isabella.gateway.quotes import without_quotes
-from isabella.gateway.refusals import adapt_refusal, words_of
+from isabella.gateway.refusals import adapt_refusal, refuses_tools, words_of
 from isabella.gateway.traffic import Call, Traffic
 from isabella.providers.desired import Desired
 from isabella.system.http_server import admit
@@ -55,6 +55,7 @@ _SILENCE_SECONDS = 900.0
 _CONNECT_SECONDS = 10.0
 _AGENT = re.compile(r"AGENT_ID: (agent-[0-9a-f-]{36})")
 _FORWARDED = ("content-type", "retry-after", "retry-after-ms", "x-request-id")
+_TOOL_FIELDS = frozenset({"tools", "tool_choice", "parallel_tool_calls"})
 _LIMIT_HEADER = "x-ratelimit-"
 #: The compressed forms of an answer that can be read, although none is asked for.
 _ENCODINGS = ("", "identity", "gzip", "x-gzip", "deflate")
@@ -94,6 +95,7 @@ class Gateway:
 
     Attributes:
         reasoning: the reasoning of earlier answers, for vendors that require it back.
+        without_tools: providers and models that refused a request because of its tools.
     """
 
     def __init__(
@@ -105,6 +107,7 @@ class Gateway:
         self._token = token.get_secret_value().encode()
         self._clients: dict[str, httpx.AsyncClient] = {}
         self.reasoning = ReasoningMemory()
+        self.without_tools: set[tuple[str, str | None]] = set()
 
     async def close(self) -> None:
         """Close the connections to the vendors."""
@@ -213,7 +216,8 @@ class Gateway:
             after = query.get("after", "0")
             if "refresh" in query:
                 await self.keys.refresh()
-            document = self.traffic.as_json(int(after) if after.isdecimal() and len(after) < _LONGEST_NUMBER else 0)
+            number = int(after) if after.isdecimal() and len(after) < _LONGEST_NUMBER else 0
+            document = self.traffic.as_json(number, query.get("agent"))
             document["providers"] = {
                 one.name: {"upstream": one.upstream, "key": one.masked_key, "problem": one.problem}
                 for one in self.keys.providers
@@ -238,6 +242,7 @@ class _Exchange:
         self._rest = rest
         self._send = send
         self._started = False
+        self._cut = False
         self._body = body
         self._document = _parse(body)
         self._adapted: dict[str, Any] | None = None
@@ -282,9 +287,10 @@ class _Exchange:
     def _content(self) -> bytes | None:
         if self._document is None or self._rest != "chat/completions":
             return self._body
-        self._adapted = adapt_request(
-            self._document, self._quirks, self._gateway.reasoning, provider=self._conversation
-        )
+        document = self._document
+        if (self.call.provider, self.call.model) in self._gateway.without_tools:
+            document = {name: value for name, value in document.items() if name not in _TOOL_FIELDS}
+        self._adapted = adapt_request(document, self._quirks, self._gateway.reasoning, provider=self._conversation)
         # ASCII, because half a surrogate pair has no other form.
         return json.dumps(self._adapted, separators=(",", ":")).encode()
 
@@ -312,6 +318,7 @@ class _Exchange:
             if reader.finish_reason is not None:
                 # Before the end is sent: Letta's next step may follow at once.
                 self._remember(reader)
+                self._note_cut(reader)
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         if first:
             await self._start(response.status_code, _encoded(_kept_headers(response)))
@@ -321,6 +328,7 @@ class _Exchange:
     def _finish(self, reader: AnswerReader, response: httpx.Response) -> None:
         reader.close()
         self._remember(reader)
+        self._note_cut(reader)
         if reader.error is not None:
             self._gateway.traffic.add_outcome(
                 self.call, "broken", self._scrubbed(words_of(reader.error)), status=response.status_code
@@ -333,12 +341,20 @@ class _Exchange:
         if self._adapted is not None and reader.spoken is not None:
             self._gateway.reasoning.remember(self._conversation, self._adapted, reader.spoken)
 
+    def _note_cut(self, reader: AnswerReader) -> None:
+        """Note that the answer reached its limit of tokens. Letta does not pass that on."""
+        if reader.finish_reason == "length" and not self._cut:
+            self._cut = True
+            self._gateway.traffic.add_outcome(self.call, "cut", "the answer reached the limit of tokens")
+
     def _limits(self, response: httpx.Response) -> RateLimits:
         return parse_limits(response.headers, now=time.time(), request_period=self._quirks.request_limit_period)
 
     async def _refused(self, response: httpx.Response) -> None:
         body = await _start_of(response)
         refusal = adapt_refusal(response.status_code, _kept_headers(response), body, self._quirks, now=time.time())
+        if (self._adapted or {}).get("tools") and refuses_tools(refusal.words):
+            self._gateway.without_tools.add((self.call.provider, self.call.model))
         self._gateway.traffic.add_outcome(
             self.call,
             "refused",

@@ -150,13 +150,15 @@ class GatewayClient:
         return GatewayTraffic.model_validate(await self._request("GET", "/control/traffic", {"after": str(after)}))
 
     async def last_outcome(self, agent_id: str, since: float) -> Outcome | None:
-        """Return how the last request of an agent since then (in seconds since the epoch) failed, if one did.
+        """Return how the last request of an agent that was not answered in full since then ended, if one was not.
+
+        `since` is in seconds since the epoch.
 
         Raises:
             GatewayError: the gateway does not answer.
         """
-        outcomes = (await self.traffic()).outcomes
-        return next((one for one in reversed(outcomes) if one.agent == agent_id and one.at >= since), None)
+        told = GatewayTraffic.model_validate(await self._request("GET", "/control/traffic", {"agent": agent_id}))
+        return next((one for one in reversed(told.outcomes) if one.agent == agent_id and one.at >= since), None)
 
     async def end_calls(self, agent_id: str) -> None:
         """End the requests of an agent at the vendor. A gateway that does not answer notices by itself."""

@@ -87,6 +87,11 @@ def adapt_refusal(status: int, headers: Mapping[str, str], body: bytes, quirks: 
     return Refusal(status, kept, body[:_LONGEST_BODY], words=words)
 
 
+def refuses_tools(words: str) -> bool:
+    """Return whether a vendor says that a model calls no tools."""
+    return match_reason(Reason.TOOLS_REFUSED, words) is not None
+
+
 def overflow_refusal(
     error: Mapping[str, Any], headers: Mapping[str, str], quirks: Quirks, *, now: float
 ) -> Refusal | None:

@@ -55,7 +55,7 @@ class Outcome:
         at: when it ended, in seconds since the epoch.
         agent: Letta's id of the agent, if the request names it.
         status: the vendor's own status; None if there was none.
-        code: `refused`, `unreachable`, `broken` or `ended` (the turn was over).
+        code: `refused`, `unreachable`, `broken`, `ended` (the turn was over) or `cut` (the limit of tokens).
         message: the vendor's own words, without keys and without quotes of the request.
         retry_after: seconds after which the vendor asks to be called again.
         window: the model's true context window in tokens, if the refusal states it.
@@ -155,7 +155,7 @@ class Traffic:
             **fields,
         )
         self.outcomes.append(outcome)
-        if code == "ended":
+        if code in ("ended", "cut"):
             return
         vendor = self.vendor(call.provider)
         if code == "refused":
@@ -178,13 +178,13 @@ class Traffic:
                 call.task.cancel()
         return len(calls)
 
-    def as_json(self, after: int = 0) -> dict[str, Any]:
-        """Return everything; of outcomes and stopped keys only those after this number."""
+    def as_json(self, after: int = 0, agent: str | None = None) -> dict[str, Any]:
+        """Return everything; of outcomes and stopped keys only those after this number, of outcomes of this agent."""
         return {
             "number": self._number,
             "vendors": {name: asdict(vendor) for name, vendor in self.vendors.items()},
             "open": len(self.calls),
-            "outcomes": [asdict(one) for one in self.outcomes if one.number > after],
+            "outcomes": [asdict(one) for one in self.outcomes if one.number > after and agent in (None, one.agent)],
             "stopped_keys": [asdict(one) for one in self.stopped if one.number > after],
         }
 

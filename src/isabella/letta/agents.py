@@ -36,6 +36,7 @@ class _Related(BaseModel):
     id: str
     label: str | None = None
     name: str | None = None
+    json_schema: dict[str, Any] | None = None
 
 
 _NULL_IS_EMPTY = BeforeValidator(lambda value: [] if value is None else value)
@@ -49,6 +50,7 @@ class AgentRow(BaseModel):
     id: str
     name: str | None = None
     description: str | None = None
+    system: str | None = None
     agent_type: str | None = None
     created_at: datetime | None = None
     tags: Annotated[list[str], _NULL_IS_EMPTY] = []
@@ -185,6 +187,10 @@ class Agents:
         except LettaRefused as refused:
             if refused.status not in (404, 405):
                 raise
+
+    async def summarise(self, agent_id: str) -> None:
+        """Have an agent's model summarise its older messages. Letta refuses if there is nothing to summarise."""
+        await self._http.post(paths.agent(agent_id, "summarize"), {})
 
     async def tools(self) -> list[dict[str, Any]]:
         """Return every tool of this Letta."""

@@ -87,6 +87,7 @@ class LlmConfig:
     handle: str | None = None  # the handle, as Letta or somebody else wrote it
     compaction: str | None = None  # the handle of the model for summaries; None for the agent's own
     agent_type: str | None = None  # Letta's type of the agent, which decides about its client
+    max_tokens: int | None = None  # the limit of an answer; None if there is none
 
     @classmethod
     def of(
@@ -101,6 +102,7 @@ class LlmConfig:
             provider=llm_config.get("provider_name"),
             category=llm_config.get("provider_category"),
             window=window if isinstance(window, int) else 0,
+            max_tokens=limit if isinstance(limit := llm_config.get("max_tokens"), int) else None,
             handle=llm_config.get("handle"),
             compaction=compaction,
             agent_type=agent_type,
@@ -123,9 +125,9 @@ class LlmConfig:
 
 @dataclass(frozen=True)
 class LoweredLimit:
-    """A `max_tokens` that does not fit into the model's window."""
+    """A `max_tokens` of Isabella's: the owner's does not fit into the model's window, or there is none."""
 
-    wanted: int  # the `max_tokens` that the agent's owner has set
+    wanted: int | None  # the `max_tokens` that the agent's owner has set; None if the owner has set none
     to: int  # the `max_tokens` that the agent has instead
 
 
@@ -134,14 +136,23 @@ def creation_fields(binding: Binding, settings: Mapping[str, Any] | None = None)
     return {"llm_config": _merged(settings or {}, binding, None)[0]}
 
 
-def binding_fields(
-    current: Mapping[str, Any], binding: Binding, lowered: LoweredLimit | None
-) -> tuple[dict[str, Any], LoweredLimit | None]:
-    """Return the fields of an agent that bind it, and what the window makes of its `max_tokens`.
+def answer_limit(window: int, answer_tokens: int) -> int | None:
+    """Return the `max_tokens` of an agent whose owner has set none; None to send no limit.
 
-    The other settings of `current`, its `llm_config`, stay. `lowered` is the effect of the former window.
+    At most a quarter of the window: vendors refuse a prompt that leaves too little room for the answer.
     """
-    config, lowered = _merged(current, binding, lowered)
+    return min(answer_tokens, window // 4) or None
+
+
+def binding_fields(
+    current: Mapping[str, Any], binding: Binding, lowered: LoweredLimit | None, answer_tokens: int = 0
+) -> tuple[dict[str, Any], LoweredLimit | None]:
+    """Return the fields of an agent that bind it, and what became of its `max_tokens`.
+
+    The other settings of `current`, its `llm_config`, stay. `lowered` is the effect of the former binding,
+    `answer_tokens` the limit of an answer if its owner has set none; 0 for no limit.
+    """
+    config, lowered = _merged(current, binding, lowered, answer_tokens)
     # Without a model for summaries Letta uses the agent's own; it would look up a handle (facts M1, M3 and M4).
     return {"llm_config": config, "compaction_settings": {"model": None}}, lowered
 
@@ -153,7 +164,7 @@ def base_url_fields(current: Mapping[str, Any], base_url: str | None, client: st
 
 
 def _merged(
-    current: Mapping[str, Any], binding: Binding, lowered: LoweredLimit | None
+    current: Mapping[str, Any], binding: Binding, lowered: LoweredLimit | None, answer_tokens: int = 0
 ) -> tuple[dict[str, Any], LoweredLimit | None]:
     config = {**current, **binding.as_llm_config()}
     if current.get("model") != binding.model:
@@ -161,8 +172,12 @@ def _merged(
     max_tokens = config.get("max_tokens")
     if lowered is not None and max_tokens == lowered.to:
         max_tokens = lowered.wanted
+    now: LoweredLimit | None = None
     if not isinstance(max_tokens, int):
-        return config, None
-    now = LoweredLimit(max_tokens, to=binding.window // 2) if max_tokens >= binding.window > 1 else None
-    config["max_tokens"] = max_tokens if now is None else now.to
+        limit = answer_limit(binding.window, answer_tokens)
+        now = None if limit is None else LoweredLimit(None, limit)
+    elif max_tokens >= binding.window > 1:
+        now = LoweredLimit(max_tokens, to=binding.window // 2)
+    if "max_tokens" in config or now is not None:
+        config["max_tokens"] = max_tokens if now is None else now.to
     return config, now

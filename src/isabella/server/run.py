@@ -50,6 +50,7 @@ from isabella.server.token import (
     ensure_token,
     published_address,
 )
+from isabella.server.window_follower import run_window_follower
 from isabella.system import processes, state
 from isabella.system.daemon import HOST
 from isabella.system.processes import interrupt_on_sigterm
@@ -369,6 +370,7 @@ class _Backend:
                 open_agents(runtime, settings, connection, _url_for_letta(connection, host, port)) as agent_service,
                 open_turns(runtime, agent_service, locks) as turn_service,
                 run_reflection(agent_service, turn_service),
+                run_window_follower(agent_service, turn_service.queue, runtime.event_log),
                 run_watcher(
                     readiness,
                     settings,

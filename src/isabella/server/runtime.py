@@ -313,7 +313,7 @@ def send_as_turn(turn_service: TurnService) -> SendMessage:
                     why = event.message
                 if isinstance(event, Ended):
                     end = event.reason
-        if end not in (EndReason.COMPLETED, EndReason.MAX_STEPS):
+        if end not in (EndReason.COMPLETED, EndReason.MAX_STEPS, EndReason.LENGTH):
             raise TurnError(f"The turn ended with `{end.value}`: {why or 'no reason is known'}.")
 
     return send

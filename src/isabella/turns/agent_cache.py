@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import anyio
@@ -150,6 +150,16 @@ class AgentCache:
         if provider is None:
             return False
         return provider.vendor.quirks.takes_images(model or provider.vendor.default_model or "") is True
+
+    def set_up(self, handles: Iterable[str]) -> list[str]:
+        """Return the handles without those of vendors that have no key: nobody has set them up."""
+        providers = {handle: self._models.provider(handle.partition("/")[0]) for handle in handles}
+        return [handle for handle, provider in providers.items() if provider is None or provider.configured]
+
+    def is_local(self, provider: str) -> bool:
+        """Return whether a vendor is a server on this machine or in the house: such servers have no certificate."""
+        desired = self._models.provider(provider)
+        return desired is not None and desired.vendor.base_url.startswith("http://")
 
     def _bound(self, agent_id: str, binding: Binding) -> None:
         """Update the cache after this process has bound an agent."""

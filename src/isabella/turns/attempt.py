@@ -8,10 +8,11 @@ first; if the vendor answers after that, Letta drops the answer.
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import anyio
 import structlog
@@ -36,6 +37,7 @@ from isabella.turns.stream import (
     StopNotice,
     ToolCallDelta,
     VendorRefusal,
+    malformed_call,
     parse_line,
     refusal_of_stop,
 )
@@ -106,21 +108,28 @@ class Attempt:
 
     agent_id: str
     message: UserMessage
-    first_token: float  #: seconds that the vendor may take to begin
+    first_token: float  #: seconds that the vendor may take to begin, before `more_time` is asked
     silence: float  #: seconds of silence after which an answer that has begun is broken
     cancel_request: CancelRequest
     #: ends the agent's requests at the vendor, if a gateway can do that
     end_calls: Callable[[str], Awaitable[None]] | None = None
     #: waits while Letta is frozen or started again; returns whether it was, so that its silence is none of the vendor
     outlast: Callable[[], Awaitable[bool]] | None = None
+    #: returns how many seconds more the vendor may take to begin; asked once
+    more_time: Callable[[], Awaitable[float]] | None = None
+    longest: float = float("inf")  #: seconds that the whole answer may take
+    sent: float = 0.0  #: when the message was sent, in monotonic seconds
+    usage: Usage | None = None
     run_id: str | None = None  #: Letta's run; None if Letta has not accepted the message
     began: float | None = None  #: when the first token came, in monotonic seconds
     said: dict[str, str] = field(default_factory=dict)  #: the answer so far, by message id
     reason: EndReason | None = None  #: how it ended; None if no answer began, so that another vendor may be asked
     refusal: VendorRefusal | None = None  #: why no answer began, or why it broke off
     _calls: dict[str, list[ToolCallDelta]] = field(default_factory=dict)
+    _malformed: dict[str, str] = field(default_factory=dict)  # names of tools, by the id of the malformed call
     _stop: StopNotice | None = None
     _until: float = 0.0
+    _overdue: bool = False  # whether the whole answer took too long
     _cancelled: bool = False
     _confirmed: bool = False  # whether Letta has answered that
 
@@ -131,7 +140,8 @@ class Attempt:
         """
         inbox: asyncio.Queue[_Item] = asyncio.Queue()
         pump = asyncio.create_task(_pump(letta, self.agent_id, self.message, inbox))
-        self._until = time.monotonic() + self.first_token
+        self.sent = time.monotonic()
+        self._until = self.sent + self.first_token
         self.cancel_request.deliver_to(inbox)
         try:
             yield None
@@ -164,11 +174,27 @@ class Attempt:
 
     async def _next_item(self, inbox: asyncio.Queue[_Item]) -> _Item | None:
         """Return what comes next; None if the vendor is silent for too long."""
-        while (item := await _next(inbox, self._until - time.monotonic())) is None:
-            if self.outlast is None or not await self.outlast():
+        deadline = self.sent + self.longest
+        while (item := await _next(inbox, min(self._until, deadline) - time.monotonic())) is None:
+            if time.monotonic() >= deadline:
+                self._overdue = True
                 return None
-            self._until = time.monotonic() + (self.first_token if self.began is None else self.silence)
+            if self.outlast is not None and await self.outlast():
+                self._until = time.monotonic() + (self.first_token if self.began is None else self.silence)
+            elif (more := await self._more_time()) > 0:
+                self._until = time.monotonic() + more
+            else:
+                return None
         return item
+
+    async def _more_time(self) -> float:
+        """Return for how many more seconds to wait for the first token; 0 to give the vendor up."""
+        ask, self.more_time = self.more_time, None
+        if ask is None or self.began is not None:
+            return 0.0
+        more = await ask()
+        self.first_token += more
+        return more
 
     def _take(self, line: str) -> list[Event]:
         piece = parse_line(line)
@@ -196,17 +222,29 @@ class Attempt:
             case AnswerText():
                 self.said[piece.message_id] = self.said.get(piece.message_id, "") + piece.text
                 return [*self._finished_calls(), piece]
-            case ReasoningText() | ToolReturned() | Usage() | HistorySummarized():
+            case ToolReturned():
+                return [*self._finished_calls(), self._with_blame(piece)]
+            case ReasoningText() | Usage() | HistorySummarized():
+                self.usage = piece if isinstance(piece, Usage) else self.usage
                 return [*self._finished_calls(), piece]
         return []
 
     def _finished_calls(self) -> list[Event]:
         """Return the tool calls whose parts are complete: the next piece of another type shows that they are."""
         calls, self._calls = self._calls, {}
-        return [
+        called = [
             ToolCalled(id, "".join(part.name for part in parts), "".join(part.arguments for part in parts))
             for id, parts in calls.items()
         ]
+        self._malformed |= {call.id: call.name for call in called if not _is_object(call.arguments)}
+        return [*called]
+
+    def _with_blame(self, result: ToolReturned) -> ToolReturned:
+        """Return a failed result with the reason, if the model's call was malformed: the tool reports another one."""
+        if result.ok or result.id not in self._malformed:
+            return result
+        why = "The model's call is malformed: its arguments are not a JSON object."
+        return replace(result, text=f"{why} {result.text}")
 
     def _settle(self) -> None:
         """Decide how it ended, from everything that was received."""
@@ -221,6 +259,10 @@ class Attempt:
             return
         if self.refusal is None and self._stop is not None:
             self.refusal = refusal_of_stop(self._stop.word)
+        elif self._malformed and self.refusal is not None and self.refusal.code is ErrorCode.LETTA_FAILING:
+            # Letta fails on a call that it cannot parse, and reports its own error.
+            name = [*self._malformed.values()][-1]
+            self.refusal = malformed_call(f"The arguments of {name} are not a JSON object.")
         elif self.refusal is None:
             self.refusal = VendorRefusal(
                 ErrorCode.LETTA_FAILING, "Letta's stream ended without a stop reason.", counts=False, elsewhere=False
@@ -243,8 +285,13 @@ class Attempt:
         elif not self._confirmed:
             message = f"Letta did not answer within {_CANCEL_SECONDS:g} s, after the answer had stopped."
             self.refusal = VendorRefusal(ErrorCode.LETTA_UNREACHABLE, message, counts=False, elsewhere=False)
+        elif self._overdue and self.began is not None:
+            self.reason = EndReason.LENGTH
         elif self.began is None:
-            message = f"The vendor did not begin to answer within {self.first_token:g} s."
+            message = (
+                f"The vendor did not begin to answer within {self.first_token:.3g} s. If it is only slow, raise "
+                "ISABELLA_FIRST_TOKEN_TIMEOUT."
+            )
             self.refusal = VendorRefusal(ErrorCode.VENDOR_SILENT, message)
         else:
             self.refusal = VendorRefusal(
@@ -315,6 +362,14 @@ async def cancel(letta: LettaClient, agent_id: str, run_id: str | None) -> bool:
         log.info("nothing cancelled", agent=agent_id, error=error.what)
         return not isinstance(error, LettaUnreachable)
     return True
+
+
+def _is_object(arguments: str) -> bool:
+    """Return whether the arguments of a call are what Letta can parse."""
+    try:
+        return isinstance(json.loads(arguments), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 async def _next(inbox: asyncio.Queue[_Item], seconds: float) -> _Item | None:

@@ -16,6 +16,8 @@ class EndReason(StrEnum):
     COMPLETED = "completed"
     #: The agent took as many steps as Letta allows in one turn.
     MAX_STEPS = "max_steps"
+    #: The answer reached the limit of tokens or of time; what came is stored.
+    LENGTH = "length"
     #: A tool call waits for approval.
     NEEDS_APPROVAL = "needs_approval"
     #: The turn was stopped, or the client disconnected.
@@ -40,6 +42,8 @@ class ErrorCode(StrEnum):
     CONTEXT_REFUSED = "context_refused"
     #: The model called a tool in a form that cannot be parsed. Neither Letta nor the vendor is at fault.
     TOOL_CALL_MALFORMED = "tool_call_malformed"
+    #: The model calls no tools, and the vendor refuses a request that has some.
+    TOOLS_REFUSED = "tools_refused"
     VENDOR_FAILING = "vendor_failing"
     VENDOR_UNREACHABLE = "vendor_unreachable"
     #: Isabella's own gateway, between Letta and the vendors, does not answer.

@@ -16,6 +16,11 @@ from isabella.letta.client import LettaClient
 
 log = structlog.get_logger()
 
+#: Stored after an answer that reached its limit.
+CUT_OFF = "[cut off]"
+#: How many characters of such an answer stay in the agent's context. Most of them are repetitions.
+_KEPT_CHARACTERS = 2_000
+
 
 async def is_stored(letta: LettaClient, run_id: str | None) -> bool:
     """Return whether the message of a run that was cut off is in the history. Raises `LettaError`.
@@ -66,3 +71,22 @@ async def store_partial(
         log.warning("partial answer not stored", agent=agent_id, run=run_id, error=error.what)
         return None
     return asked_is_stored or len(added) == 2
+
+
+async def shorten(letta: LettaClient, agent_id: str, run_id: str) -> None:
+    """Put the beginning of an answer that reached its limit, and a mark, into the context in its place.
+
+    The history keeps the whole answer. No other turn of the agent may run.
+    """
+    try:
+        rows = [row for row in await letta.messages.of_run(run_id) if row.get("message_type") == "assistant_message"]
+        if not rows:
+            return
+        cut, text = str(rows[-1].get("id")), str(rows[-1].get("content"))
+        ids = (await letta.agents.get(agent_id)).message_ids or []
+        if cut in ids:
+            added = await add(letta, agent_id, "", f"{text[:_KEPT_CHARACTERS].strip()} {CUT_OFF}", known=ids)
+            new = [each for id in ids for each in (added if id == cut else [id])]
+            await letta.agents.update(agent_id, {"message_ids": new})
+    except IsabellaError as error:
+        log.warning("answer not shortened", agent=agent_id, run=run_id, error=error.what)

@@ -27,6 +27,8 @@ from isabella.vendors.client import VendorState
 _AT_ONCE = 4
 _ABANDONED_AFTER = timedelta(minutes=10)
 _DETAIL_LIMIT = 200
+#: Enough for the reasoning of a model before its line.
+_ANSWER_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
         agent_id = await letta.agents.create(
             {
                 "name": f"isabella-receipt-{binding.provider}",
-                **creation_fields(binding),
+                **creation_fields(binding, {"max_tokens": min(_ANSWER_TOKENS, binding.window // 4)}),
                 "include_base_tools": False,
                 "tags": [PROBE_TAG],
                 "system": "Answer with one short sentence.",

@@ -130,6 +130,7 @@ def new_turn_service(
         vendors=vendors,
         first_token=settings.first_token_timeout,
         silence=settings.silence_timeout,
+        longest=settings.turn_timeout,
         supervisor=supervisor,
         hold=settings.turn_wait,
     )

@@ -207,6 +207,11 @@ def refusal_of_stop(word: str) -> VendorRefusal:
     return replace(_refusal(code, f"Letta gives {word!r} as the reason."), elsewhere=False)
 
 
+def malformed_call(message: str) -> VendorRefusal:
+    """Return the refusal of a turn that ended with a tool call that nobody can parse."""
+    return _refusal(ErrorCode.TOOL_CALL_MALFORMED, message)
+
+
 def _refusal(
     code: ErrorCode, message: str, status: int | None = None, retry_after: float | None = None
 ) -> VendorRefusal:

@@ -8,12 +8,14 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import anyio
 import structlog
 
 from isabella import errors
 from isabella.agents import context
+from isabella.agents.prompt_budget import CHARACTERS_PER_TOKEN, prompt_budget
 from isabella.errors import (
     DatabaseUnusable,
     GateTimeout,
@@ -33,6 +35,8 @@ from isabella.turns.attempt import Attempt, CancelRequest
 from isabella.turns.circuit_breaker import CircuitBreaker
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, Held, Opened, Queued, TurnFailed
 from isabella.turns.message import UserMessage
+from isabella.turns.partial_history import CUT_OFF
+from isabella.turns.patience import ReadingSpeeds
 from isabella.turns.queue import Ticket, TicketAbandoned
 from isabella.turns.stream import VendorRefusal, refusal_of, remedy_of
 from isabella.vendors.client import VendorState, VendorStatusBoard
@@ -40,6 +44,8 @@ from isabella.vendors.client import VendorState, VendorStatusBoard
 log = structlog.get_logger()
 
 _STORE_SECONDS = 10.0
+#: From how many additional seconds on a wait for the first token is told.
+_TOLD_SECONDS = 1.0
 #: How long the end of an answer waits to learn from Letta which model gave it.
 _LOOKUP_SECONDS = 5.0
 #: How soon a turn that waits for Letta notices that it is to stop.
@@ -51,6 +57,7 @@ _MARKS = {
     EndReason.STOPPED: "[stopped]",
     EndReason.BROKEN: "[broken off]",
     EndReason.MAX_STEPS: "[step limit reached]",
+    EndReason.LENGTH: CUT_OFF,
 }
 _CODES = (
     (errors.TurnTimeout, ErrorCode.BUSY),
@@ -87,11 +94,13 @@ class TurnDependencies:
     gate: ProviderLock
     breaker: CircuitBreaker
     first_token: float = 20.0  #: seconds that a vendor may take to begin its answer
+    longest: float = 1800.0  #: seconds that a whole answer may take
     silence: float = 60.0  #: seconds of silence after which an answer that has begun counts as broken
     gateway: GatewayClient | None = None  #: the gateway between Letta and the vendors, if there is one
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard)
     supervisor: Supervisor | None = None  #: starts Letta, Postgres and the gateway again; None if nobody does
     hold: float = 120.0  #: seconds that a turn waits for them
+    speeds: ReadingSpeeds = field(default_factory=ReadingSpeeds)
 
 
 class Turn:
@@ -270,7 +279,7 @@ class Turn:
         breaker = self._deps.breaker
         skipped: list[Candidate] = []
         asked: list[tuple[Candidate, int]] = []
-        for handle in (None, *self.agent_ref.handles):
+        for handle in (None, *self._deps.agent_cache.set_up(self.agent_ref.handles)):
             try:
                 candidate = await self._candidate(handle)
             except ModelUnknown as error:
@@ -326,15 +335,22 @@ class Turn:
         return Candidate(binding.handle, binding.provider, binding.model, binding)
 
     async def _ask(self, candidate: Candidate) -> None:
-        """Ask a vendor; once more if it refused only the form of the context, and that could be changed."""
+        """Ask a vendor; once more if it refused only a part of the request, and that could be changed."""
         try:
             refusal = await self._attempt(candidate)
-            if refusal is not None and refusal.code is ErrorCode.CONTEXT_REFUSED and await self._fit():
+            if refusal is not None and await self._may_be_repeated(refusal):
                 refusal = await self._attempt(candidate)
             if refusal is not None:
                 self._refusals.append(refusal)
         finally:
             self._deps.breaker.gave_up(candidate.provider)
+
+    async def _may_be_repeated(self, refusal: VendorRefusal) -> bool:
+        """Return whether the vendor may accept the request now."""
+        if refusal.code is ErrorCode.TOOLS_REFUSED:
+            # The gateway leaves the tools out from now on.
+            return self._deps.gateway is not None
+        return refusal.code is ErrorCode.CONTEXT_REFUSED and await self._fit()
 
     async def _attempt(self, candidate: Candidate) -> VendorRefusal | None:
         """Ask a vendor; again if Letta, Postgres or the gateway was away before the answer began.
@@ -342,7 +358,7 @@ class Turn:
         Return why it did not answer, if another may be asked; None if the turn is over.
         """
         while True:
-            attempt = self._new_attempt()
+            attempt = self._new_attempt(candidate)
             outages, since = self._outages, time.time()
             try:
                 await self._pass_gate(candidate, attempt)
@@ -352,6 +368,7 @@ class Turn:
                     raise
                 continue
             if attempt.refusal is None:
+                await self._note_cut(attempt, since)
                 return None
             if _may_be_of_an_outage(attempt.refusal) and (await self._outlasted() or self._outages != outages):
                 if self._failed is None and await self._interrupted(attempt, attempt.refusal):
@@ -359,7 +376,7 @@ class Turn:
                 return None
             return await self._refused(candidate, attempt, attempt.refusal, since)
 
-    def _new_attempt(self) -> Attempt:
+    def _new_attempt(self, candidate: Candidate) -> Attempt:
         deps = self._deps
         self._asked = None
         return Attempt(
@@ -367,10 +384,36 @@ class Turn:
             self._message,
             first_token=deps.first_token,
             silence=deps.silence,
+            longest=deps.longest,
             cancel_request=self._cancel_request,
             end_calls=None if deps.gateway is None else deps.gateway.end_calls,
             outlast=self._outlasted,
+            more_time=partial(self._more_time, candidate),
         )
+
+    async def _more_time(self, candidate: Candidate) -> float:
+        """Return how many seconds longer to wait for a model's first token: it may still read a long prompt."""
+        deps, asked = self._deps, self._asked or candidate
+        alone = not self._others()
+        try:
+            with anyio.fail_after(_LOOKUP_SECONDS):
+                tokens = (await prompt_budget(deps.letta, self.agent_ref.id)).total
+        except (IsabellaError, TimeoutError) as error:
+            log.info("length of the prompt not known", agent=self.agent_ref.name, error=str(error))
+            return 0.0
+        tokens += len(self._message.text) // CHARACTERS_PER_TOKEN
+        local = deps.agent_cache.is_local(asked.provider)
+        more = deps.speeds.longer(asked.handle, tokens, local=local, alone=alone)
+        if more >= _TOLD_SECONDS:
+            why = ", and no other vendor could answer" if alone else ""
+            text = f"{asked.handle} reads a prompt of about {tokens} tokens; it gets {more:.0f} s more{why}."
+            await self._emit(Held(text))
+        return more
+
+    def _others(self) -> list[str]:
+        """Return the handles that may still be asked after the present one."""
+        handles = self._deps.agent_cache.set_up(self.agent_ref.handles)
+        return [handle for handle in handles if handle not in self._tried]
 
     async def _pass_gate(self, candidate: Candidate, attempt: Attempt) -> None:
         """Send the message as soon as the provider is not being changed."""
@@ -441,6 +484,24 @@ class Turn:
             return VendorRefusal(ErrorCode.GATEWAY_UNREACHABLE, error.what, counts=False)
         return refusal if outcome is None else refusal_of(outcome, refusal)
 
+    async def _note_cut(self, attempt: Attempt, since: float) -> None:
+        """Note that a complete answer reached its limit of tokens, and shorten it in the agent's context.
+
+        Letta does not tell it, the gateway does.
+        """
+        gateway = self._deps.gateway
+        if gateway is None or attempt.reason is not EndReason.COMPLETED or attempt.run_id is None:
+            return
+        try:
+            outcome = await gateway.last_outcome(self.agent_ref.id, since)
+        except GatewayError as error:
+            log.warning("gateway not asked", error=error.what)
+            return
+        if outcome is not None and outcome.code == "cut":
+            self._reason = EndReason.LENGTH
+            with anyio.CancelScope(shield=True), anyio.move_on_after(_STORE_SECONDS):
+                await partial_history.shorten(self._deps.letta, self.agent_ref.id, attempt.run_id)
+
     async def _fit(self) -> bool:
         """Make the context acceptable to every vendor, once in a turn. Return whether anything was changed."""
         if self._fitted:
@@ -492,6 +553,7 @@ class Turn:
                 if lookup is not None:
                     lookup.cancel()
                 self._note_start(attempt)
+                self._note_speed(attempt)
                 await self._conclude(attempt)
 
     async def _was_switched(self, expected: Candidate, lookup: asyncio.Task[AgentRef] | None) -> bool:
@@ -533,6 +595,12 @@ class Turn:
             self._deps.breaker.succeeded(self._asked.provider)
             text = f"{self._asked.model} answered {self.agent_ref.name}"
             self._deps.vendors.observe(self._asked.provider, VendorState.ANSWERS, text)
+
+    def _note_speed(self, attempt: Attempt) -> None:
+        """Note how fast the model has read its prompt. Of several steps only the sum of the prompts is known."""
+        usage = attempt.usage
+        if self.answered_by is not None and attempt.began is not None and usage is not None and usage.steps == 1:
+            self._deps.speeds.note(self.answered_by, usage.prompt_tokens, attempt.began - attempt.sent)
 
     async def _conclude(self, attempt: Attempt) -> None:
         """Record how the attempt ended and store a partial answer, even if this task is being cancelled."""

@@ -16,11 +16,11 @@ from pydantic import SecretStr
 
 from isabella.system.redaction import redact
 from isabella.system.urls import client_options
+from isabella.vendors.local_servers import completed
+from isabella.vendors.model_lists import ListedModel, parse_models
 
 _SAID_LIMIT = 160
 _GRACE_SECONDS = 0.25  # in which a limit of httpx, whose error says more, comes first
-#: The fields in which vendors state a model's context window, in tokens.
-_WINDOW_FIELDS = ("context_window", "max_context_length", "context_length")
 #: Words in the code of a 403 that is about money or quota, not about the key.
 _ABOUT_FUNDS = ("quota", "balance", "billing", "payment", "credit", "funds")
 
@@ -100,8 +100,10 @@ class VendorAnswer:
     status: int | None = None  # the HTTP status, if there was an answer
     #: context windows in tokens by model id; None if the vendor does not state the window
     models: Mapping[str, int | None] = field(default_factory=dict)
-    #: ids of models that are inactive or cannot hold a conversation with tools, as the vendor states
+    #: ids of models that are inactive or for something else than conversations
     unfit: frozenset[str] = frozenset()
+    #: everything that the vendor states about its models, by model id
+    listed: Mapping[str, ListedModel] = field(default_factory=dict)
     retry_after: float | None = None  # seconds after which the vendor asks to be called again
     trouble: Trouble | None = None  # what prevented an answer of the vendor itself
 
@@ -130,16 +132,19 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
     limit = httpx.Timeout(timeout, connect=min(timeout, 5.0))
     headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
     try:
-        # httpx limits each wait for a piece of the answer; this limits all of them together.
-        with anyio.fail_after(timeout + _GRACE_SECONDS):
-            async with httpx.AsyncClient(timeout=limit, headers=headers, **client_options(base_url)) as client:
+        async with httpx.AsyncClient(timeout=limit, headers=headers, **client_options(base_url)) as client:
+            # httpx limits each wait for a piece of the answer; this limits all of them together.
+            with anyio.fail_after(timeout + _GRACE_SECONDS):
                 response = await client.get(f"{base_url}/models")
+            wait = response.headers.get("retry-after")
+            answer = classify_answer(response.status_code, _json(response), retry_after=wait)
+            if answer.listed:
+                answer = accepted_answer(await completed(client, base_url, answer.listed))
     except (httpx.TimeoutException, TimeoutError):
         return VendorAnswer(KeyVerdict.UNREACHABLE, f"no answer within {timeout:g} s", trouble=Trouble.TIMEOUT)
     except httpx.RequestError as error:
         said = redact(str(error)) or type(error).__name__
         return VendorAnswer(KeyVerdict.UNREACHABLE, said, trouble=_trouble(error))
-    answer = classify_answer(response.status_code, _json(response), retry_after=response.headers.get("retry-after"))
     if "html" in response.headers.get("content-type", "").lower():
         return replace(answer, trouble=Trouble.HTML)
     return answer
@@ -150,10 +155,8 @@ def classify_answer(status: int, document: Any, *, retry_after: str | None = Non
     said = _message(document) or f"status {status}"
     wait = float(retry_after) if retry_after and retry_after.replace(".", "", 1).isdecimal() else None
     match status:
-        case 200 if (items := _listed_models(document)) is not None:
-            models = {item["id"]: _window(item) for item in items}
-            unfit = frozenset(item["id"] for item in items if item.get("active") is False or not _converses(item))
-            return VendorAnswer(KeyVerdict.ACCEPTED, f"{len(models)} models", status, models, unfit)
+        case 200 if (listed := parse_models(document)) is not None:
+            return accepted_answer(listed)
         case 200:
             return VendorAnswer(KeyVerdict.WRONG_ADDRESS, "what answers there is not a list of models", status)
         case 402:
@@ -169,6 +172,13 @@ def classify_answer(status: int, document: Any, *, retry_after: str | None = Non
             return VendorAnswer(KeyVerdict.WRONG_ADDRESS, said, status)
         case _:
             return VendorAnswer(KeyVerdict.FAILING, said, status)
+
+
+def accepted_answer(listed: Mapping[str, ListedModel]) -> VendorAnswer:
+    """Return the answer of a vendor that lists these models."""
+    windows = {id: model.window for id, model in listed.items()}
+    unfit = frozenset(id for id, model in listed.items() if not (model.active and model.converses))
+    return VendorAnswer(KeyVerdict.ACCEPTED, f"{len(listed)} models", 200, windows, unfit, listed)
 
 
 def _trouble(error: BaseException) -> Trouble:
@@ -188,25 +198,6 @@ def _json(response: httpx.Response) -> Any:
         return response.json()
     except ValueError:
         return None
-
-
-def _listed_models(document: Any) -> list[dict[str, Any]] | None:
-    items = document.get("data") if isinstance(document, dict) else document
-    if isinstance(items, list) and all(isinstance(one, dict) and isinstance(one.get("id"), str) for one in items):
-        return items
-    return None
-
-
-def _window(item: dict[str, Any]) -> int | None:
-    windows = (item.get(name) for name in _WINDOW_FIELDS)
-    return next((window for window in windows if isinstance(window, int) and window > 0), None)
-
-
-def _converses(item: dict[str, Any]) -> bool:
-    """Return whether a model can hold conversations and call tools, if its vendor states that (Mistral does)."""
-    stated = item.get("capabilities")
-    needed = ("completion_chat", "function_calling")
-    return not isinstance(stated, dict) or all(stated.get(name) is not False for name in needed)
 
 
 def _error_object(document: Any) -> dict[str, Any]:

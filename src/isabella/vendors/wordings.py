@@ -17,6 +17,7 @@ class Reason(StrEnum):
     TOKENS_PER_PERIOD = "tokens_per_period"
     MODEL_UNKNOWN = "model_unknown"
     OUT_OF_FUNDS = "out_of_funds"
+    TOOLS_REFUSED = "tools_refused"
     TOOL_CALL_MALFORMED = "tool_call_malformed"
     TOOL_CALL_ID_REFUSED = "tool_call_id_refused"
     MESSAGE_ORDER_REFUSED = "message_order_refused"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from isabella.agents.model_catalog import window_limits
 from isabella.agents.repair import AvailableBindings, BindingFault, binding_faults, diagnose, explicit_binding
 from isabella.doctor.evidence import AgentEvidence, Evidence
 from isabella.doctor.findings import Finding, Outcome, PassedCheck, Unknown, finding
@@ -31,6 +32,7 @@ _CODES = {
     BindingFault.BASE_URL_MOVED: "agent-address-old",
     BindingFault.MODEL_GONE: "agent-model-gone",
     BindingFault.SMALL_WINDOW: "agent-window-small",
+    BindingFault.LARGE_WINDOW: "agent-window-large",
     BindingFault.SUMMARIES: "agent-summaries-elsewhere",
 }
 
@@ -79,12 +81,25 @@ def _faults(agent: AgentEvidence, evidence: Evidence, available: AvailableBindin
             faults.pop(BindingFault.SMALL_WINDOW, None)
         if not faults and (other := diagnose(llm, available)) is not None:
             faults = {other.fault: other.why}
+        yield from _over_window(agent, available)
         for fault, why in faults.items():
             code = _code_of_address(llm.endpoint, desired) if fault is BindingFault.BASE_URL_MOVED else _CODES[fault]
             yield code, provider, f"{name}: {why}"
     # A configured provider that is absent has its own finding, which is the cause.
     elif desired is None or not desired.configured:
         yield "agent-provider-gone", None, f"{name}: provider {provider or '-'}, {llm.endpoint}"
+
+
+def _over_window(agent: AgentEvidence, available: AvailableBindings) -> Iterator[_Fault]:
+    """Find an agent whose prompt does not fit, and that no summary helps."""
+    llm, prompt = agent.llm, agent.prompt
+    window = min(llm.window, available.limits.get(f"{llm.provider}/{llm.model}", llm.window))
+    # Behind the gateway Letta recognises that a conversation is too long, and summarises.
+    helped = prompt is not None and is_gateway_url(llm.endpoint)
+    if prompt is not None and (prompt.fixed if helped else prompt.total) > window:
+        rest = prompt.parts["conversation"]
+        line = f"{agent.name}: about {prompt.total} tokens, {rest} of them conversation, in a window of {window}"
+        yield "agent-over-window", llm.provider, line
 
 
 def _code_of_address(endpoint: str | None, desired: Desired | None) -> str:
@@ -132,17 +147,20 @@ def available_bindings(evidence: Evidence) -> AvailableBindings:
     stored = (row.stored for row in evidence.letta.rows or ())
     windows: dict[str, int] = {}
     listed: dict[str, frozenset[str]] = {}
+    limits: dict[str, int] = {}
     for desired in usable:
         models: dict[str, int | None] = dict(desired.vendor.models)
         if evidence.vendor_accepts(desired.name):
-            answer = evidence.vendors[desired.name].answer
-            listed[desired.name] = frozenset(answer.models)
-            models |= {model: window for model, window in answer.models.items() if window}
+            listed[desired.name] = frozenset(evidence.vendors[desired.name].answer.models)
+            models |= {m: window for m, window in evidence.vendors[desired.name].answer.models.items() if window}
+        answer = evidence.vendors[desired.name].answer if desired.name in evidence.vendors else None
+        limits |= {f"{desired.name}/{name}": size for name, size in window_limits(desired.vendor, answer).items()}
         windows |= {f"{desired.name}/{model}": window for model, window in models.items() if window}
     return AvailableBindings(
         live={row.name: configured_urls.get(row.name, row.base_url) for row in stored},
         windows=windows,
         listed=listed,
+        limits=limits,
         client=evidence.letta.client,
         vendors=frozenset(configured_urls),
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 
+from isabella.agents.model_catalog import probe_binding
 from isabella.config.settings import Settings
 from isabella.connect import connect
 from isabella.doctor.collect import configuration as collect_configuration
@@ -170,9 +171,5 @@ async def _probe(evidence: Evidence, connection: Connection) -> Mapping[str, Pro
 
 def _binding(desired: Desired, evidence: Evidence) -> Binding:
     """Return the binding of a temporary agent to a provider, with a model that its vendor is known to have."""
-    vendor = desired.vendor
-    answer = evidence.vendors.get(desired.name)
-    listed = {} if answer is None else answer.answer.models
-    model = vendor.default_model or next(iter(listed), "default")
-    window = vendor.models.get(model) or listed.get(model) or vendor.default_window
-    return Binding(desired.name, model, desired.base_url, window, evidence.letta.client)
+    asked = evidence.vendors.get(desired.name)
+    return probe_binding(desired, None if asked is None else asked.answer, client=evidence.letta.client)

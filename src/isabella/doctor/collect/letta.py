@@ -16,6 +16,7 @@ import anyio.to_thread
 import psutil
 from pydantic import SecretStr
 
+from isabella.agents.prompt_budget import PromptBudget, prompt_budget
 from isabella.doctor.evidence import AgentEvidence, LettaEvidence, LettaProcess, ProviderEvidence, VendorEvidence
 from isabella.errors import IsabellaError, LettaError, LettaUnreachable
 from isabella.letta import releases
@@ -30,6 +31,7 @@ from isabella.vendors.client import KeyVerdict
 #: Time limits in seconds: for one request, for all of them together, and for the database.
 REQUEST_TIMEOUT, TOTAL_TIMEOUT, DATABASE_TIMEOUT = 3.0, 5.0, 2
 _PROBE_AGENT = "isabella-receipt-"  # the names of temporary agents begin like this
+_SMALL_WINDOW, _MOST_PROMPTS = 16_384, 10  # the largest window, and the most agents, whose prompts are looked at
 _MOST_CHECKS = 8  # the most keys that Letta is asked to decrypt
 _MASTER_KEY = "LETTA_ENCRYPTION_KEY"
 #: Letta in a command line (`letta`, `letta.main` after `-m`, `letta/main.py`), and Isabella's launcher of it.
@@ -164,8 +166,19 @@ async def _agents(client: LettaClient) -> dict[str, Any]:
         rows = await client.agents.all()
     except LettaError as error:
         return {"agents_error": f"Letta did not list them ({type(error).__name__})"}
-    agents = [AgentEvidence(row.id, row.name or row.id, row.llm) for row in rows if row.llm is not None]
-    return {"agents": tuple(agent for agent in agents if not agent.name.startswith(_PROBE_AGENT))}
+    found = [AgentEvidence(row.id, row.name or row.id, row.llm) for row in rows if row.llm is not None]
+    agents = [agent for agent in found if not agent.name.startswith(_PROBE_AGENT)]
+    # Only a small window may be too small for persona, memory and tools.
+    small = [agent for agent in agents if 0 < agent.llm.window <= _SMALL_WINDOW][:_MOST_PROMPTS]
+    prompts = dict(await gather([partial(_prompt, client, agent.id) for agent in small], at_once=4))
+    return {"agents": tuple(replace(agent, prompt=prompts.get(agent.id)) for agent in agents)}
+
+
+async def _prompt(client: LettaClient, agent_id: str) -> tuple[str, PromptBudget | None]:
+    try:
+        return agent_id, await prompt_budget(client, agent_id)
+    except LettaError:
+        return agent_id, None
 
 
 async def _base_providers(client: LettaClient) -> dict[str, Any]:

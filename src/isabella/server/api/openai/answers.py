@@ -33,6 +33,7 @@ _CLIENT_CLOSED_REQUEST = 499
 _FINISH_REASONS: dict[EndReason, FinishReason] = {
     EndReason.COMPLETED: "stop",
     EndReason.MAX_STEPS: "length",
+    EndReason.LENGTH: "length",
     EndReason.NEEDS_APPROVAL: "tool_calls",
 }
 

@@ -82,7 +82,12 @@ def settings(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     for provider in desired:
         vendor = provider.vendor
         rows.append((vendor.api_key_env, provider.masked_key or provider.problem or "-", provider.key_source))
-        for name, shown in ((vendor.base_url_env, provider.base_url), (vendor.type_env, provider.type)):
+        values = (
+            (vendor.base_url_env, provider.base_url),
+            (vendor.type_env, provider.type),
+            (vendor.model_env, vendor.default_model or "-"),
+        )
+        for name, shown in values:
             if name is not None:
                 rows.append((name, shown, current.sources.origin(name)))
     notices = current.contradictions(tuple(provider.vendor for provider in desired))

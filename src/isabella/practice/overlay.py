@@ -34,7 +34,7 @@ def with_practice_vendors(settings: Settings, vendors: PracticeVendors | daemon.
 
 def left_out() -> list[str]:
     """Return the titles of the catalog's vendors that have no practice vendor."""
-    return [vendor.title for vendor in known_vendors() if vendor.name not in NAMES]
+    return [vendor.title for vendor in known_vendors() if vendor.name not in NAMES and not vendor.on_demand]
 
 
 def _replaced_vendors() -> list[Vendor]:

@@ -330,7 +330,7 @@ def _five_vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     monkeypatch.setattr(resources, "files", lambda _package: tmp_path / "catalog")
     vendors.known_vendors.cache_clear()
     # The files of other packages are read before: only the catalog is another one.
-    assert [vendor.name for vendor in vendors.known_vendors() if not vendor.on_demand] == [*NAMES, "fifth"]
+    assert [vendor.name for vendor in vendors.usual_vendors()] == [*NAMES, "fifth"]
     monkeypatch.undo()
     yield
     vendors.known_vendors.cache_clear()

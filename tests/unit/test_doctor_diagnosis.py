@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 import isabella.doctor
 from isabella.config.settings import load_settings
-from isabella.config.vendors import known_vendors
+from isabella.config.vendors import usual_vendors
 from isabella.doctor.checks import check
 from isabella.doctor.collect.configuration import nearby_base_urls, read_configuration
 from isabella.doctor.evidence import (
@@ -381,7 +381,7 @@ def test_the_document_is_scrubbed() -> None:
 
 def test_every_vendor_of_the_catalog_is_judged() -> None:
     """All vendors but those on demand are in the healthy evidence, so that a new one is judged, too."""
-    usual = {vendor.name for vendor in known_vendors() if not vendor.on_demand}
+    usual = {vendor.name for vendor in usual_vendors()}
     assert {one.vendor.name for one in healthy().configuration.desired} == usual
 
 

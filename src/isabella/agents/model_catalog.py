@@ -15,6 +15,7 @@ import anyio
 from pydantic import SecretStr
 
 from isabella.config.settings import Settings
+from isabella.config.vendors import Vendor
 from isabella.errors import ModelUnknown
 from isabella.letta.llm_config import Binding
 from isabella.letta.releases import GENERIC
@@ -29,6 +30,7 @@ _KEPT_SECONDS = 300.0
 _FAILURE_KEPT_SECONDS = 20.0  # a vendor that failed is asked again sooner
 _AT_ONCE = 8
 _SMALLEST_WINDOW = 4096  # a model with a smaller window is none for agents: a speech model, or a classifier
+_AMPLE_WINDOW = 131_072  # a larger one makes no model better
 _HANDLES_SHOWN = 6
 
 
@@ -110,7 +112,7 @@ class ModelCatalog:
             f"{provider.name}/{model}"
             for provider, answer in await self._answers()
             if answer.verdict in (KeyVerdict.ACCEPTED, KeyVerdict.RATE_LIMITED)
-            for model in _ordered(provider, _fit(provider, answer))
+            for model in ordered_models(provider.vendor, answer)
         ]
 
     def catalog(self) -> dict[str, int]:
@@ -127,7 +129,7 @@ class ModelCatalog:
         for provider, answer in await self._answers():
             if answer.verdict is KeyVerdict.ACCEPTED:
                 listed[provider.name] = frozenset(answer.models)
-                for model, window in _fit(provider, answer).items():
+                for model, window in _fit(provider.vendor, answer).items():
                     windows[f"{provider.name}/{model}"] = _window(provider, model, window)
         return windows, listed
 
@@ -166,8 +168,8 @@ class ModelCatalog:
         silent = answer.verdict is not KeyVerdict.ACCEPTED
         if silent and not (unasked or answer.verdict is KeyVerdict.RATE_LIMITED):
             raise ModelUnknown(f"{provider.vendor.title} cannot answer now ({answer.said}).")
-        windows = _fit(provider, answer)
-        model = model or next(iter(_ordered(provider, windows)), "")
+        windows = _fit(provider.vendor, answer)
+        model = model or next(iter(ordered_models(provider.vendor, answer)), "")
         if not model:
             raise ModelUnknown(f"{name} lists no model.")
         if not silent and windows and model not in windows:
@@ -200,20 +202,33 @@ def _window(provider: Desired, model: str, stated: int | None) -> int:
     return stated or provider.vendor.models.get(model) or provider.vendor.default_window
 
 
-def _fit(provider: Desired, answer: VendorAnswer) -> dict[str, int | None]:
+def ordered_models(vendor: Vendor, answer: VendorAnswer) -> list[str]:
+    """Return the models for agents, the best first.
+
+    That is the default model, then those of the catalog. Of the others, those that the vendor ends or that call no
+    tools come last, and a large window comes before a small one.
+    """
+    windows = _fit(vendor, answer)
+
+    def rank(id: str) -> tuple[bool, bool, bool, bool, int]:
+        listed = answer.listed.get(id)
+        ending, no_tools = (listed.ending, listed.tools is False) if listed else (False, False)
+        usual = id in vendor.models
+        window = 0 if usual else -min(windows[id] or 0, _AMPLE_WINDOW)
+        return id != vendor.default_model, not usual, ending, no_tools, window
+
+    return sorted(windows, key=rank)
+
+
+def _fit(vendor: Vendor, answer: VendorAnswer) -> dict[str, int | None]:
     """Return the models for agents, with their windows; those of the catalog if the vendor lists none."""
     if not answer.models:
-        return dict(provider.vendor.models)
+        return dict(vendor.models)
     return {
         model: window
         for model, window in answer.models.items()
         if model not in answer.unfit and (window is None or window >= _SMALLEST_WINDOW)
     }
-
-
-def _ordered(provider: Desired, windows: dict[str, int | None]) -> list[str]:
-    default = provider.vendor.default_model
-    return sorted(windows, key=lambda model: (model != default, model not in provider.vendor.models))
 
 
 def _offer(handles: Sequence[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,6 +14,7 @@ from isabella.system.terminal import messages_are_json, print_message
 if TYPE_CHECKING:
     from isabella.chat.client import BackendClient
     from isabella.config.settings import Settings
+    from isabella.letta.client import Connection
     from isabella.server.token import RunningBackend
     from isabella.vendors.client import VendorObservation
 
@@ -60,7 +61,7 @@ def chat(
 ) -> None:
     """Talk to an agent. Reads lines from standard input if that is not a terminal.
 
-    Uses the running backend, or a temporary one in this process if none is running.
+    Uses the running backend. If none is running, Letta and a backend are started for this conversation.
     Exit code: 0 if every message was answered, otherwise 1.
     """
     from isabella.chat.session import ChatSession, Screen
@@ -142,12 +143,25 @@ def _backend_client(settings: Settings, agent: str) -> Iterator[BackendClient]:
         with BackendClient(backend.address, backend.token, agent, backend.peer) as client:
             yield client
         return
-    from isabella.connect import connect
+    from isabella.connect import connect_if_running
     from isabella.server.run import in_process_backend
 
-    connection = anyio.run(connect, settings)
+    connection = anyio.run(connect_if_running, settings)
     with (
-        in_process_backend(settings, connection) as temporary,
+        _started_letta(settings) if connection is None else nullcontext(connection) as letta,
+        in_process_backend(settings, letta) as temporary,
         BackendClient(temporary.address, temporary.token, agent) as client,
     ):
         yield client
+
+
+@contextmanager
+def _started_letta(settings: Settings) -> Iterator[Connection]:
+    """Run the embedded Letta for one conversation."""
+    from isabella.cli.progress import show_progress
+    from isabella.server.run import ServeOptions, temporary_letta
+
+    print_message("No backend runs, so Letta is started for this conversation; `isabella up` keeps it running.")
+    options = ServeOptions(False, verify=False, progress=show_progress, show=lambda _: None, say=print_message)
+    with temporary_letta(settings, options) as connection:
+        yield connection

@@ -32,6 +32,8 @@ class Vendor:
     models_page: str | None = None  #: the page that describes its models
     on_demand: bool = False  #: whether it is left out of every list until it is set up
     key_optional: bool = False  #: whether it may have no key, as a server of one's own
+    #: a route below the base URL that is refused without a valid key, if the model list is not
+    key_route: str | None = None
     default_model: str | None = None  #: the model to start with; None for the first that the vendor lists
     default_window: int = 32_768  #: context window in tokens of an unknown model
     models: Mapping[str, int] = field(default_factory=dict)  #: context windows in tokens by model id
@@ -60,6 +62,11 @@ class Vendor:
 def known_vendors() -> tuple[Vendor, ...]:
     """Return the vendors of the catalog, in its order."""
     return tuple(_vendor(**entry) for entry in _document()["vendors"])
+
+
+def usual_vendors() -> tuple[Vendor, ...]:
+    """Return the vendors that are listed whether they are set up or not."""
+    return tuple(vendor for vendor in known_vendors() if not vendor.on_demand)
 
 
 def catalog_date() -> date:

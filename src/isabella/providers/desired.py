@@ -232,13 +232,19 @@ def _base_url(vendor: Vendor, settings: Settings) -> tuple[str, Remark | None]:
     if name is None or value is None or not value.text.strip():
         return vendor.base_url, None
     try:
-        address = http_address(value.text)
-        # Other programs want the root of such a server in the same variable.
-        rootless = vendor.key_optional and not urlsplit(address).path
-        return address + (urlsplit(vendor.base_url).path if rootless else ""), None
+        return with_path(http_address(value.text), vendor), None
     except ValueError as error:
         problem = f"{name} ({value.origin}) cannot be used: {error}"
         return vendor.base_url, Remark(RemarkKind.BASE_URL_MALFORMED, name, problem)
+
+
+def with_path(address: str, vendor: Vendor) -> str:
+    """Return the base URL with the path of the vendor's own if it has none and is that of a server of one's own.
+
+    Other programs want the root of such a server, in a variable of the same name.
+    """
+    rootless = vendor.key_optional and not urlsplit(address).path
+    return address + (urlsplit(vendor.base_url).path if rootless else "")
 
 
 def _provider_type(vendor: Vendor, settings: Settings) -> str:

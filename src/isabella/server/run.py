@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -100,6 +101,31 @@ def serve(settings: Settings, options: ServeOptions) -> int:
             connection = _start_embedded(settings, server, options, stack)
         readiness = _serve_http(settings, options, connection, listener, Supervised.of(server, gateway))
     return 0 if readiness.serving else 1
+
+
+@contextmanager
+def temporary_letta(settings: Settings, options: ServeOptions) -> Iterator[Connection]:
+    """Run the embedded Letta and the gateway while the block runs, as `serve` does, with the providers synced.
+
+    Raises:
+        ConfigurationError: no vendor is set up, or another backend of this home is starting.
+    """
+    if not any(provider.configured for provider in desired_providers(settings)):
+        raise ConfigurationError(
+            "No vendor is set up, and no Letta runs here.",
+            remedy="Set one up with `isabella vendors add NAME`, or start practice vendors with `isabella up`.",
+        )
+    with only_backend(settings), interrupt_on_sigterm(), ExitStack() as stack:
+        _start_gateway(settings, options, stack)
+        server = Server(
+            settings.home,
+            master_key=settings.letta_encryption_key,
+            lock=settings.letta_lock,
+            sandbox=settings.tool_sandbox,
+        )
+        connection = _start_embedded(settings, server, options, stack)
+        anyio.run(partial(ensure_providers, settings, connection=connection))
+        yield connection
 
 
 @contextmanager

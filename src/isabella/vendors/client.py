@@ -150,6 +150,20 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
     return answer
 
 
+async def ask_about_key(url: str, key: SecretStr, *, timeout: float = 10.0) -> VendorAnswer:
+    """Ask a route that exists for valid keys only. It raises nothing for what the vendor does."""
+    headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
+    try:
+        async with httpx.AsyncClient(timeout=timeout, headers=headers, **client_options(url)) as client:
+            response = await client.get(url)
+    except httpx.RequestError as error:
+        said = redact(str(error)) or type(error).__name__
+        return VendorAnswer(KeyVerdict.UNREACHABLE, said, trouble=_trouble(error))
+    if response.is_success:
+        return VendorAnswer(KeyVerdict.ACCEPTED, "it knows the key", response.status_code)
+    return classify_answer(response.status_code, _json(response))
+
+
 def classify_answer(status: int, document: Any, *, retry_after: str | None = None) -> VendorAnswer:
     """Classify an answer by its status and the shape of its JSON, not by its wording, which vendors change."""
     said = _message(document) or f"status {status}"

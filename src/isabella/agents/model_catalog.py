@@ -51,6 +51,9 @@ class ModelCatalog:
         self.client = client
         #: A callback that receives each new answer of a vendor, with its provider's name.
         self.on_event: Callable[[str, VendorAnswer], None] = lambda _provider, _answer: None
+        #: A callback that receives a sentence when a default model has gone and another one takes its place, once.
+        self.on_replaced: Callable[[str], None] = lambda _sentence: None
+        self._told: set[tuple[str, str]] = set()  # handles that took the place of a default model, by provider
         self._kept: dict[str, tuple[VendorAnswer, float]] = {}  # each with the time until which it is kept
         self._caps: dict[str, int] = {}
         self._locks: dict[str, anyio.Lock] = {}
@@ -134,11 +137,14 @@ class ModelCatalog:
         return windows, listed
 
     async def choose(self, handles: Iterable[str], *, window: int | None = None) -> Binding:
-        """Return the first of these that works, else the first that works at all, else the first with a key."""
+        """Return the first of these that works, else the first that works at all, else the first with a key.
+
+        If one names a vendor's default model, and the vendor does not list it any more, the best listed one counts.
+        """
         preferred = list(handles)
         for handle in preferred:
             with suppress(ModelUnknown):
-                return await self._bind(handle, window)
+                return await self._bind(await self._replaced(handle), window)
         for handle in await self.handles():
             return await self._bind(handle, window)
         # No vendor answers now. An agent is created all the same: it works as soon as one does.
@@ -149,6 +155,17 @@ class ModelCatalog:
             "No vendor has a key that could be used, so no agent can answer.",
             remedy="Put one into .env, for instance CEREBRAS_API_KEY; `isabella settings` shows what is set.",
         )
+
+    async def _replaced(self, handle: str) -> str:
+        """Return the name of the provider alone if the handle is one of a default model that is gone."""
+        name, _, model = handle.partition("/")
+        provider = self._providers.get(name)
+        usual = provider is not None and provider.key is not None and provider.problem is None
+        if provider is None or not usual or model != provider.vendor.default_model:
+            return handle
+        answer = await self._answer(provider)
+        gone = answer.verdict is KeyVerdict.ACCEPTED and bool(answer.models) and model not in answer.models
+        return name if gone else handle
 
     async def _bind(self, handle: str, largest: int | None, *, unasked: bool = False) -> Binding:
         """Return the binding to a handle, with a window up to the largest. The error names no other handles."""
@@ -194,7 +211,19 @@ class ModelCatalog:
             if self._providers.get(provider.name) == provider:
                 self._kept[provider.name] = answer, self._clock() + seconds
                 self.on_event(provider.name, answer)
+                self._tell_replaced(provider, answer)
             return answer
+
+    def _tell_replaced(self, provider: Desired, answer: VendorAnswer) -> None:
+        """Say once that the vendor does not list its default model any more, and which one counts."""
+        default, best = provider.vendor.default_model, next(iter(ordered_models(provider.vendor, answer)), None)
+        if default is None or best is None or not answer.models or default in answer.models:
+            return
+        if (provider.name, best) not in self._told:
+            self._told.add((provider.name, best))
+            variable = provider.vendor.model_env
+            keep = f" {variable} names another one." if variable else ""
+            self.on_replaced(f"{provider.vendor.title} has no {default} any more; {best} takes its place.{keep}")
 
 
 def _window(provider: Desired, model: str, stated: int | None) -> int:

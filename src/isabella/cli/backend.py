@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from isabella.chat.client import BackendClient
     from isabella.config.settings import Settings
     from isabella.letta.client import Connection
+    from isabella.providers.report import Report
     from isabella.server.token import RunningBackend
-    from isabella.vendors.client import VendorObservation
 
 _DEFAULT_AGENT = "Isabella"
 _SECONDS = 5.0
@@ -105,31 +105,37 @@ def running_backend(settings: Settings) -> RunningBackend | None:
     return backend if serves else None
 
 
-def vendor_observations(settings: Settings, letta: str) -> dict[str, VendorObservation]:
-    """Return the running backend's last observation of each vendor; empty without a backend of this Letta."""
+def with_observations(settings: Settings, report: Report) -> Report:
+    """Return the report with what the running backend has observed of each vendor, and its notes.
+
+    Without a backend of this Letta it is returned as it is.
+    """
     from isabella.chat.client import BackendClient
     from isabella.errors import IsabellaError, UnverifiedPeer
+    from isabella.providers.health import with_notes, with_vendor_status
     from isabella.vendors.client import VendorObservation
 
     try:
         backend = running_backend(settings)
         if backend is None:
-            return {}
+            return report
         with BackendClient(backend.address, backend.token, "", backend.peer, timeout=_SECONDS) as client:
             document = client.providers()
-        if document["letta"]["base_url"] != letta:
-            return {}
-        return {
+        if document["letta"]["base_url"] != report.base_url:
+            return report
+        notes = {entry["name"]: [*map(str, entry["notes"])] for entry in document["providers"]}
+        seen = {
             entry["name"]: VendorObservation.from_json(entry["vendor_status"])
             for entry in document["providers"]
             if entry["vendor_status"] is not None
         }
+        return with_notes(with_vendor_status(report, seen.get), lambda name: notes.get(name, ()))
     except UnverifiedPeer as error:
         # The stored keys can be compared without the backend.
         print_message(str(error))
-        return {}
+        return report
     except (IsabellaError, ValueError, KeyError, TypeError):
-        return {}
+        return report
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -21,6 +23,8 @@ from isabella.vendors.model_lists import ListedModel, parse_models
 
 _SAID_LIMIT = 160
 _GRACE_SECONDS = 0.25  # in which a limit of httpx, whose error says more, comes first
+#: Words of a 400 that is about the key.
+_WRONG_KEY = re.compile(r"API_KEY_INVALID|API key not valid|Incorrect API key")
 #: Words in the code of a 403 that is about money or quota, not about the key.
 _ABOUT_FUNDS = ("quota", "balance", "billing", "payment", "credit", "funds")
 
@@ -180,6 +184,9 @@ def classify_answer(status: int, document: Any, *, retry_after: str | None = Non
         # A 401 or 403 without JSON comes from a proxy, not from the vendor.
         case 401 | 403 if document is not None:
             return VendorAnswer(KeyVerdict.REFUSED, said, status)
+        # Gemini and xAI refuse a wrong key with 400, which elsewhere says nothing of the key.
+        case 400 if _WRONG_KEY.search(json.dumps(document)):
+            return VendorAnswer(KeyVerdict.REFUSED, said, status)
         case 429:
             return VendorAnswer(KeyVerdict.RATE_LIMITED, said, status, retry_after=wait)
         case 404 | 405 | 301 | 302 | 307 | 308:
@@ -215,9 +222,13 @@ def _json(response: httpx.Response) -> Any:
 
 
 def _error_object(document: Any) -> dict[str, Any]:
+    if isinstance(document, list) and document:
+        document = document[0]  # Gemini answers with an array
     if not isinstance(document, dict):
         return {}
     inner = document.get("error")
+    if isinstance(inner, str):
+        return {**document, "message": inner}
     return inner if isinstance(inner, dict) else document
 
 

@@ -68,6 +68,11 @@ class ModelCatalog:
         """The configured providers."""
         return tuple(self._providers.values())
 
+    @property
+    def usable(self) -> frozenset[str]:
+        """The names of the providers with a key that can be used."""
+        return frozenset(name for name, one in self._providers.items() if one.key is not None and one.problem is None)
+
     def provider(self, name: str) -> Desired | None:
         """Return the configured provider of this name."""
         return self._providers.get(name)
@@ -160,8 +165,7 @@ class ModelCatalog:
         """Return the name of the provider alone if the handle is one of a default model that is gone."""
         name, _, model = handle.partition("/")
         provider = self._providers.get(name)
-        usual = provider is not None and provider.key is not None and provider.problem is None
-        if provider is None or not usual or model != provider.vendor.default_model:
+        if provider is None or name not in self.usable or model != provider.vendor.default_model:
             return handle
         answer = await self._answer(provider)
         gone = answer.verdict is KeyVerdict.ACCEPTED and bool(answer.models) and model not in answer.models
@@ -197,7 +201,8 @@ class ModelCatalog:
 
     async def _answers(self) -> list[tuple[Desired, VendorAnswer]]:
         """Return the answer of every vendor with a usable key."""
-        usable = [one for one in self._providers.values() if one.key is not None and one.problem is None]
+        names = self.usable
+        usable = [provider for name, provider in self._providers.items() if name in names]
         answers = await gather([partial(self._answer, provider) for provider in usable], at_once=_AT_ONCE)
         return [*zip(usable, answers, strict=True)]
 

@@ -199,7 +199,8 @@ def accepted_answer(listed: Mapping[str, ListedModel]) -> VendorAnswer:
     """Return the answer of a vendor that lists these models."""
     windows = {id: model.window for id, model in listed.items()}
     unfit = frozenset(id for id, model in listed.items() if not (model.active and model.converses))
-    return VendorAnswer(KeyVerdict.ACCEPTED, f"{len(listed)} models", 200, windows, unfit, listed)
+    said = f"{len(listed)} model{'' if len(listed) == 1 else 's'}"
+    return VendorAnswer(KeyVerdict.ACCEPTED, said, 200, windows, unfit, listed)
 
 
 def _trouble(error: BaseException) -> Trouble:

@@ -11,7 +11,7 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test lint real browser bench soak compat clients demo pictures dist clean
+.PHONY: help setup run check test lint real browser bench soak compat catalog clients demo pictures dist clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -67,6 +67,9 @@ compat: setup ## Test each release of Letta; RELEASES="0.16.1 0.16.8" for some
 
 clients: setup ## Drive the clients of docs/clients.md against a backend; update their table
 	@$(BIN)/python -m tests.clients --write
+
+catalog: setup ## Compare the catalog of vendors with what public packages say of their models
+	@$(BIN)/python -m compat.catalog
 
 bench: setup ## Run the benchmarks; print a table and write bench.json
 	@$(BIN)/python -m bench

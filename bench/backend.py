@@ -14,7 +14,7 @@ import httpx2 as httpx
 import psutil
 
 from bench.setup import Setup
-from isabella.config.vendors import known_vendors
+from isabella.config.vendors import usual_vendors
 from isabella.practice import PracticeVendors
 from isabella.server.token import published_address
 
@@ -70,7 +70,7 @@ def _is_starting(address: str) -> bool:
 def vendor_variables(vendors: PracticeVendors) -> dict[str, str]:
     """Return keys and base URLs of the practice vendors as environment variables."""
     variables = {}
-    for vendor in known_vendors():
+    for vendor in usual_vendors():
         variables[vendor.api_key_env] = vendors.key(vendor.name).get_secret_value()
         if vendor.base_url_env:
             variables[vendor.base_url_env] = vendors.base_url(vendor.name)

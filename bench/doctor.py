@@ -20,7 +20,7 @@ from bench.provider_rows import delete_providers
 from bench.results import Results
 from bench.setup import Servers, Setup
 from bench.timing import Way, in_ms, medians
-from isabella.config.vendors import known_vendors
+from isabella.config.vendors import usual_vendors
 from isabella.letta.llm_config import Binding
 from isabella.providers.desired import desired_providers
 
@@ -106,7 +106,7 @@ class _Configured:
 
 def _down(vendor: str, letta: str) -> set[tuple[str, str | None]]:
     """Return the expected findings if Letta and all vendors are down in the same way."""
-    return {(letta, None), *((vendor, one.provider) for one in known_vendors())}
+    return {(letta, None), *((vendor, one.provider) for one in usual_vendors())}
 
 
 async def _only_four(setup: Setup) -> None:

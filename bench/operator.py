@@ -11,7 +11,7 @@ import anyio
 import httpx2 as httpx
 
 from bench.backend import vendor_variables
-from isabella.config.vendors import Vendor, known_vendors
+from isabella.config.vendors import Vendor, usual_vendors
 from isabella.practice import NAMES, PracticeVendors
 from isabella.practice.vendor import fingerprint, new_key
 from isabella.providers.health import HealthState
@@ -21,7 +21,7 @@ _PATIENCE = 120.0
 _LOOK_EVERY = 0.1
 #: A type other than the provider's default; changing it takes DELETE and POST.
 _OTHER_TYPE = {"cerebras": "openai", "groq": "openai", "mistral": "openai", "longcat": "mistral"}
-_VENDORS = {vendor.name: vendor for vendor in known_vendors()}
+_VENDORS = {vendor.name: vendor for vendor in usual_vendors()}
 
 
 class Operator:

@@ -33,16 +33,25 @@ async def connect(settings: Settings) -> Connection:
 
     Raises `ConfigurationError` if neither is there, and `EmbeddedError` if the embedded one has another master key.
     """
-    configured = configured_connection(settings)
-    if configured is not None:
-        return configured
-    letta = await anyio.to_thread.run_sync(_running, settings)
-    if letta is None:
+    connection = await connect_if_running(settings)
+    if connection is None:
         raise ConfigurationError(
             "No Letta is named, and none runs here.",
             remedy="Start one with `isabella letta up`, or put LETTA_BASE_URL into .env.",
         )
-    return embedded_connection(settings, letta)
+    return connection
+
+
+async def connect_if_running(settings: Settings) -> Connection | None:
+    """Return the connection to the Letta at `LETTA_BASE_URL`, or to the embedded one; None if that does not run.
+
+    Raises `EmbeddedError` if the embedded one has another master key.
+    """
+    configured = configured_connection(settings)
+    if configured is not None:
+        return configured
+    letta = await anyio.to_thread.run_sync(_running, settings)
+    return None if letta is None else embedded_connection(settings, letta)
 
 
 def _running(settings: Settings) -> Letta | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -247,5 +248,26 @@ def test_a_base_url_that_moved_is_followed_at_the_next_start(new: Callable[[], A
         assert done == "changed"
         assert "127.0.0.1:9" in changes[0]
         assert (await agent_service.registry.find(here.id)).binding == stale
+
+    here.run(work)
+
+
+def test_an_agent_whose_vendors_are_all_gone_is_bound_to_one_that_is_there(new: Callable[[], AgentEnv]) -> None:
+    """As after a first run with practice vendors; as long as one of its definition is set up, it keeps its own."""
+    here = new()
+    here.define()
+
+    async def work(agent_service: AgentService) -> None:
+        await agent_service.ensure()
+        providers = agent_service.models.providers
+
+        async def with_keys(*names: str) -> list[tuple[str, tuple[str, ...]]]:
+            agent_service.models.renew([one if one.name in names else replace(one, key=None) for one in providers])
+            return await ensure(agent_service)
+
+        assert await with_keys("byok-groq", "longcat") == [("kept", ())]
+        assert await with_keys() == [("kept", ())]
+        assert await with_keys("longcat") == [("changed", ("bound to longcat/LongCat-2.0",))]
+        assert await with_keys("longcat") == [("kept", ())]
 
     here.run(work)

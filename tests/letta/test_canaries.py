@@ -22,7 +22,7 @@ from urllib.parse import quote, urlsplit
 import httpx2
 import pytest
 
-from isabella.config.vendors import known_vendors
+from isabella.config.vendors import usual_vendors
 from isabella.embedded import Letta, Server
 from isabella.practice import PracticeVendors
 from isabella.practice.daemon import accepted_keys
@@ -114,18 +114,18 @@ class Watch:
 
 def canary_keys() -> dict[str, str]:
     """A key for each vendor, that looks like one of its own."""
-    return {vendor.name: f"{vendor.key_prefix or ''}Canary{secrets.token_hex(12)}" for vendor in known_vendors()}
+    return {vendor.name: f"{vendor.key_prefix or ''}Canary{secrets.token_hex(12)}" for vendor in usual_vendors()}
 
 
 def key_variables(keys: dict[str, str]) -> dict[str, str]:
     """The variables for these keys."""
-    return {vendor.api_key_env: keys[vendor.name] for vendor in known_vendors()}
+    return {vendor.api_key_env: keys[vendor.name] for vendor in usual_vendors()}
 
 
 @pytest.fixture(scope="module")
 def letta(letta_server: Letta) -> Iterator[LettaAdmin]:
     """The real Letta, cleared of providers and agents of this file when it is done."""
-    names = [vendor.provider for vendor in known_vendors()]
+    names = [vendor.provider for vendor in usual_vendors()]
     with open_admin(letta_server) as opened:
         before = {agent["id"] for agent in opened.http.get("/v1/agents/").raise_for_status().json()}
         opened.clear(*names)
@@ -153,7 +153,7 @@ def story(letta: LettaAdmin, embedded: Server, tmp_path_factory: pytest.TempPath
         # Command lines are searched for secrets, so they have to be those of real processes.
         command = Command(folder, {}, forks=False)
         base_urls = {
-            vendor.base_url_env: vendors.base_url(vendor.name) for vendor in known_vendors() if vendor.base_url_env
+            vendor.base_url_env: vendors.base_url(vendor.name) for vendor in usual_vendors() if vendor.base_url_env
         }
         common = {
             "LETTA_BASE_URL": proxy.url,

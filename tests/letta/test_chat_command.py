@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from isabella.config.vendors import known_vendors
+from isabella.config.vendors import usual_vendors
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.server.token import address_published
@@ -49,7 +49,7 @@ def environment(served: Backend, tmp_path: Path) -> Iterator[dict[str, str]]:
         "HOME": str(tmp_path),
         "PYTHONUTF8": "1",
     }
-    for vendor in known_vendors():
+    for vendor in usual_vendors():
         variables[vendor.api_key_env] = served.vendors.key(vendor.name).get_secret_value()
         if vendor.base_url_env:
             variables[vendor.base_url_env] = served.vendors.base_url(vendor.name)
@@ -100,7 +100,7 @@ def test_piped(served: Backend, environment: dict[str, str], tmp_path: Path) -> 
     assert "1 tool call made through other vendors left the agent's context" in chat.stderr
     exported = (tmp_path / "piped.af").read_text()
     assert "Minka" in exported
-    assert not any(served.vendors.key(vendor.name).get_secret_value() in exported for vendor in known_vendors())
+    assert not any(served.vendors.key(vendor.name).get_secret_value() in exported for vendor in usual_vendors())
 
 
 def test_what_fails_is_told(served: Backend, environment: dict[str, str], tmp_path: Path) -> None:

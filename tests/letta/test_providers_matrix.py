@@ -20,7 +20,7 @@ from isabella.api import compare_providers, ensure_providers, verify_providers
 from isabella.config.gateway_address import gateway_address
 from isabella.config.settings import Settings, load_settings
 from isabella.config.strategy import Strategy
-from isabella.config.vendors import known_vendors
+from isabella.config.vendors import usual_vendors
 from isabella.embedded import Letta
 from isabella.letta.encryption import decrypt
 from isabella.letta.llm_config import Binding
@@ -36,7 +36,7 @@ from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import MASTER_KEY, OTHER_MASTER_KEY, seal
 
 STRATEGIES = (Strategy.AUTO, Strategy.RECREATE, Strategy.IN_PLACE)
-CATALOG = tuple(vendor.provider for vendor in known_vendors())
+CATALOG = tuple(vendor.provider for vendor in usual_vendors())
 LETTAS_OWN = "the master key that Letta runs under"
 KEEP, UPDATE, RECREATE, CREATE, REFUSE = (
     Action.KEEP,
@@ -414,7 +414,7 @@ def test_a_warm_start_is_one_listing(
     report = asyncio.run(ensure_providers(settings))
     assert [(entry.action, entry.proof) for entry in report.configured] == [(KEEP, Proof.PROVEN)] * 4
     assert sorted(proxy.lines) == ["GET /v1/health/", "GET /v1/providers/"]
-    assert [vendors.requests(vendor.name) for vendor in known_vendors()] == [[]] * 4
+    assert [vendors.requests(vendor.name) for vendor in usual_vendors()] == [[]] * 4
 
 
 def test_what_nobody_declared_is_left_alone(

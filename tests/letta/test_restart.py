@@ -14,7 +14,7 @@ import httpx2
 import psutil
 import pytest
 
-from isabella.config.vendors import known_vendors
+from isabella.config.vendors import usual_vendors
 from isabella.embedded import InstanceStatus, Server
 from isabella.practice import NAMES, PracticeVendors
 from isabella.system.processes import has_ended
@@ -134,7 +134,7 @@ class Talk:
 
 def _keys_and_addresses(vendors: PracticeVendors) -> dict[str, str]:
     found = {}
-    for vendor in known_vendors():
+    for vendor in usual_vendors():
         found[vendor.api_key_env] = vendors.key(vendor.name).get_secret_value()
         assert vendor.base_url_env is not None
         found[vendor.base_url_env] = vendors.base_url(vendor.name)

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from isabella.agents.service import AgentService
 from isabella.cli import app
-from isabella.config.vendors import known_vendors
+from isabella.config.vendors import usual_vendors
 from isabella.embedded import Letta
 from isabella.embedded.instance import InstancePaths
 from isabella.errors import IsabellaError
@@ -71,7 +71,7 @@ def _environment(here: AgentEnv) -> dict[str, str]:
         "ISABELLA_AGENTS_FILE": str(here.file),
         "ISABELLA_EMBEDDINGS": "off",
     }
-    for vendor in known_vendors():
+    for vendor in usual_vendors():
         found[vendor.api_key_env] = here.key(vendor.name)
         if vendor.base_url_env is not None:
             found[vendor.base_url_env] = here.vendors.base_url(vendor.name)

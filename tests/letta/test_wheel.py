@@ -40,9 +40,9 @@ def test_the_installed_command_knows_its_version(installed: Path, tmp_path: Path
 def test_the_wheel_carries_its_data_and_its_types(installed: Path, tmp_path: Path) -> None:
     """The catalog, the pinned releases, the practice vendors and the mark of typed packages are in the wheel."""
     program = (
-        "from importlib.resources import files; from isabella.config.vendors import known_vendors;"
+        "from importlib.resources import files; from isabella.config.vendors import usual_vendors;"
         "root = files('isabella');"
-        "print(len(known_vendors()), *(root.joinpath(name).is_file() for name in"
+        "print(len(usual_vendors()), *(root.joinpath(name).is_file() for name in"
         " ('py.typed', 'config/vendors.toml', 'letta/releases.toml', 'practice/vendors.toml',"
         " 'embedded/dependencies/letta-0.16.8.txt')))"
     )

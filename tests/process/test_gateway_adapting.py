@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
+import anyio
 import httpx2
 import pytest
+from pydantic import SecretStr
 
 from isabella.config.vendors import known_vendors
 from isabella.gateway.adapting import NO_RESULT, RECEIVED, adapt_request
@@ -15,6 +18,8 @@ from isabella.gateway.answers import AnswerReader, ReasoningMemory
 from isabella.gateway.limits import RateLimits, parse_limits
 from isabella.gateway.refusals import Refusal, adapt_refusal
 from isabella.practice import NAMES, PracticeVendors
+from isabella.practice.wire import FURTHER_NAMES
+from isabella.vendors.client import KeyVerdict, ask_vendor
 
 VENDORS = {vendor.name: vendor for vendor in known_vendors()}
 NOW = 1_800_000_000.0
@@ -307,3 +312,57 @@ def test_the_same_conversation_without_adapting_is_refused(practice: PracticeVen
     assert conversation.ask("cerebras", "Remember that my dog is called Rex.")
     with pytest.raises(AssertionError, match=r"cerebras: .*reasoning_content"):
         conversation.ask("cerebras", "Hello.")
+
+
+# --- the further vendors of the catalog -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def further() -> Iterator[PracticeVendors]:
+    """Practice vendors that refuse all that these vendors are publicly known to refuse."""
+    with PracticeVendors(names=FURTHER_NAMES) as running:
+        for name in FURTHER_NAMES:
+            running.strict(name)
+        yield running
+
+
+def test_every_vendor_with_a_key_has_a_practice_vendor() -> None:
+    """A new one in the catalog needs one, too; servers without a key have their shapes in test_model_lists."""
+    assert {*NAMES, *FURTHER_NAMES} == {name for name, vendor in VENDORS.items() if not vendor.key_optional}
+
+
+@pytest.mark.parametrize("vendor", FURTHER_NAMES)
+def test_a_further_vendor_is_asked_as_it_answers(further: PracticeVendors, vendor: str) -> None:
+    """The key is known or refused in the vendor's own shape, and its default model is on its list."""
+    known = VENDORS[vendor]
+    answer = anyio.run(ask_vendor, further.base_url(vendor), further.key(vendor))
+    assert (answer.verdict, [*answer.models]) == (KeyVerdict.ACCEPTED, [known.default_model])
+    key = further.key(vendor).get_secret_value()
+    assert known.key_prefix is None or key.startswith(known.key_prefix)
+    wrong = anyio.run(ask_vendor, further.base_url(vendor), SecretStr(f"{key[:-4]}0000"))
+    assert wrong.verdict is KeyVerdict.REFUSED
+    assert "API key" in wrong.said
+    assert urlsplit(known.base_url).path == urlsplit(further.base_url(vendor)).path.removeprefix(f"/{vendor}")
+
+
+@pytest.mark.parametrize("vendor", FURTHER_NAMES)
+def test_a_further_vendor_remembers(further: PracticeVendors, vendor: str) -> None:
+    """Tool calls of its own, and the calls and the reasoning of a vendor that answered before."""
+    conversation = Conversation(further)
+    assert conversation.ask(vendor, "Remember that my dog is called Rex.")
+    conversation.history[2:2] = [call("Abc123xyZ"), result("Abc123xyZ"), ANSWER | {"reasoning_content": "Hm."}, HELLO]
+    assert conversation.ask(vendor, "Remember that I live in Oslo.")
+    assert conversation.ask(vendor, "Hello.")
+    huge = HELLO | {"content": "word " * VENDORS[vendor].models[str(VENDORS[vendor].default_model)]}
+    refusal = refused(further, vendor, least_body(vendor, [huge]))
+    assert refusal.kind == "context_overflow"
+
+
+@pytest.mark.parametrize("vendor", [name for name in FURTHER_NAMES if name != "openrouter"])
+def test_a_further_vendor_refuses_what_is_not_adapted(further: PracticeVendors, vendor: str) -> None:
+    """Its quirks are needed: Letta's own request fails, at once or at the step after the first tool call."""
+    fields = {"frequency_penalty": 0.5, "store": False, "max_completion_tokens": 100}
+    body = letta_body(vendor, [SYSTEM, HELLO, call("call_1"), result("call_1")], **fields)
+    assert refused(further, vendor, body).status == 400
+    adapted = adapt_request(body, VENDORS[vendor].quirks, ReasoningMemory(), provider=vendor)
+    assert send(further, vendor, adapted).status_code == 200

@@ -183,7 +183,7 @@ def test_the_doctor_looks_and_tells(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("providers", "status"), ("agents", "list"), ("agents", "show", "Isabella"), ("doctor",), ("chat",)]
+    "arguments", [("providers", "status"), ("agents", "list"), ("agents", "show", "Isabella"), ("doctor",)]
 )
 def test_commands_where_letta_does_not_listen(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     """A Letta that is alive and listens no more is not running; who listens in its place gets no byte."""

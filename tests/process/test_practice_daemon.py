@@ -323,13 +323,14 @@ def test_whoever_keeps_watch_takes_rotated_keys(home: Path, tmp_path: Path) -> N
 def _five_vendors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A catalog with a fifth vendor, of which the practice vendors know nothing."""
     text = (Path(vendors.__file__).parent / "vendors.toml").read_text()
-    fifth = text[text.rindex("[[vendors]]") :].replace("longcat", "fifth").replace("LongCat", "Fifth")
+    (longcat,) = (part for part in text.split("[[vendors]]") if 'name = "longcat"' in part)
+    fifth = f"\n[[vendors]]{longcat}".replace("longcat", "fifth").replace("LongCat", "Fifth")
     (tmp_path / "catalog").mkdir()
     (tmp_path / "catalog" / "vendors.toml").write_text(text + fifth.replace("LONGCAT", "FIFTH"))
     monkeypatch.setattr(resources, "files", lambda _package: tmp_path / "catalog")
     vendors.known_vendors.cache_clear()
     # The files of other packages are read before: only the catalog is another one.
-    assert [vendor.name for vendor in vendors.known_vendors()] == [*NAMES, "fifth"]
+    assert [vendor.name for vendor in vendors.usual_vendors()] == [*NAMES, "fifth"]
     monkeypatch.undo()
     yield
     vendors.known_vendors.cache_clear()

@@ -15,13 +15,13 @@ from isabella.agents.registry import AgentRecord
 from isabella.agents.service import AgentService, open_agent_service
 from isabella.api import ensure_providers
 from isabella.config.settings import Settings, load_settings
-from isabella.config.vendors import known_vendors
+from isabella.config.vendors import usual_vendors
 from isabella.embedded import Letta
 from isabella.letta.client import Connection
 from isabella.practice import NAMES, PracticeVendors
 from isabella.practice.overlay import with_practice_vendors
 
-PROVIDERS = {vendor.name: vendor.provider for vendor in known_vendors()}
+PROVIDERS = {vendor.name: vendor.provider for vendor in usual_vendors()}
 
 #: A definition with what most tests need; `%` is made the test's own.
 PLAIN = """

@@ -24,13 +24,13 @@ from typer.testing import CliRunner
 from isabella.api import ensure_providers
 from isabella.cli import app
 from isabella.config.settings import load_settings
-from isabella.config.vendors import known_vendors
+from isabella.config.vendors import usual_vendors
 from isabella.embedded import Letta
 from isabella.letta.llm_config import Binding
 from isabella.letta.releases import GENERIC, at_least
 from isabella.practice import PracticeVendors
 
-VENDORS = {vendor.name: vendor.provider for vendor in known_vendors()}
+VENDORS = {vendor.name: vendor.provider for vendor in usual_vendors()}
 
 
 @dataclass
@@ -94,7 +94,7 @@ class DoctorEnv:
             vendor.provider: Binding(
                 vendor.provider, vendor.default_model or "", self.vendors.base_url(vendor.name), 65_536, self.client
             )
-            for vendor in known_vendors()
+            for vendor in usual_vendors()
         }
         for agent in self.api("GET", "/v1/agents/?limit=100"):
             binding = wanted.pop(agent["name"], None)

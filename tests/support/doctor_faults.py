@@ -328,6 +328,14 @@ FAULTS: dict[str, Fault] = {
         "cerebras",
         person=lambda w: w.run("agents", "switch", "cerebras", "cerebras/gpt-oss-120b"),
     ),
+    "model about to end": fault(
+        lambda w: w.rebind(
+            "byok-mistral", model="magistral-medium-latest", handle="byok-mistral/magistral-medium-latest"
+        ),
+        "agent-model-ending",
+        "byok-mistral",
+        person=lambda w: w.run("agents", "switch", "byok-mistral", "byok-mistral/mistral-medium-latest"),
+    ),
     # 5: receipt
     "a completion fails": fault(
         lambda w: w.vendors.fault("mistral", on="chat", status=503),

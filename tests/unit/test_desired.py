@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from isabella.config.api_keys import NO_KEY
 from isabella.config.settings import load_settings
 from isabella.config.vendors import known_vendors, vendor_of_prefix
 from isabella.errors import ConfigurationError
@@ -264,8 +265,56 @@ def test_select_takes_a_vendors_name_for_its_provider() -> None:
 
 
 def test_prefixes_of_the_catalog_lead_to_their_vendors() -> None:
-    """A key's vendor is recognised by its prefix, where the vendor has one."""
+    """A key's vendor is recognised by its prefix; the longest one counts, and of vendors with the same the first."""
     for vendor in known_vendors():
         if vendor.key_prefix:
-            assert vendor_of_prefix(f"{vendor.key_prefix}x") == vendor
+            found = vendor_of_prefix(f"{vendor.key_prefix}x")
+            assert found is not None
+            assert found.key_prefix == vendor.key_prefix
+    found = vendor_of_prefix("sk-or-v1-x")
+    assert found is not None
+    assert found.name == "openrouter"
     assert vendor_of_prefix("no-prefix") is None
+
+
+def test_vendors_on_demand_are_there_once_they_are_set_up() -> None:
+    """A key sets one up; without it the vendor is not even listed, except for the list of all vendors."""
+    assert [*desired(**KEYS)] == ["cerebras", "byok-groq", "byok-mistral", "longcat"]
+    found = desired(OPENROUTER_API_KEY="sk-or-v1-canary-0021", OPENROUTER_MODEL="qwen/qwen3-32b")["openrouter"]
+    assert (found.type, found.base_url) == ("openai", "https://openrouter.ai/api/v1")
+    assert (found.vendor.default_model, found.notes) == ("qwen/qwen3-32b", ())
+    every = desired_providers(load_settings(environment={}), every=True)
+    assert {one.vendor.name for one in every} == {vendor.name for vendor in known_vendors()}
+
+
+@pytest.mark.parametrize(
+    ("given", "base_url"),
+    [
+        ("http://127.0.0.1:11434/v1", "http://127.0.0.1:11434/v1"),
+        ("http://192.168.1.20:11434", "http://192.168.1.20:11434/v1"),
+        ("https://ollama.house.example/api/v1/", "https://ollama.house.example/api/v1"),
+    ],
+)
+def test_a_server_of_one_s_own_needs_a_base_url_and_no_key(given: str, base_url: str) -> None:
+    """It may be on any machine; the root, which other programs want in the same variable, is completed."""
+    provider = desired(OLLAMA_BASE_URL=given)["byok-ollama"]
+    assert (provider.base_url, provider.keyless, provider.masked_key) == (base_url, True, "none needed")
+    assert provider.key is not None
+    assert provider.key.get_secret_value() == NO_KEY
+    assert provider.key_source == "OLLAMA_API_KEY is not set, and need not be"
+    keyed = desired(OLLAMA_BASE_URL=given, OLLAMA_API_KEY="canary-ollama-0022")["byok-ollama"]
+    assert (keyed.keyless, keyed.key_source) == (False, "OLLAMA_API_KEY (environment)")
+    wrong = desired(OLLAMA_BASE_URL=given, OLLAMA_API_KEY="changeme")["byok-ollama"]
+    assert (wrong.keyless, wrong.key) == (False, None)
+    assert "byok-ollama" not in desired(OLLAMA_BASE_URL=" ")
+
+
+def test_a_table_replaces_a_vendor_on_demand(tmp_path: Path) -> None:
+    """By its name, or by the variable of its key: nobody is registered twice. Without a variable it needs no key."""
+    table = '[[providers]]\nname = "{}"\nbase_url = "http://127.0.0.1:1/v1"\n'
+    (tmp_path / "isabella.toml").write_text(
+        table.format("byok-ollama") + table.format("router") + 'api_key_env = "OPENROUTER_API_KEY"\n'
+    )
+    found = desired(OPENROUTER_API_KEY="sk-or-canary-0023", OLLAMA_BASE_URL="http://127.0.0.1:2/v1")
+    assert [name for name, one in found.items() if one.configured] == ["byok-ollama", "router"]
+    assert (found["byok-ollama"].upstream, found["byok-ollama"].keyless) == ("http://127.0.0.1:1/v1", True)

@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydantic import SecretStr
 import isabella.doctor
 from isabella.agents.prompt_budget import PromptBudget
 from isabella.config.settings import load_settings
-from isabella.config.vendors import known_vendors
+from isabella.config.vendors import usual_vendors
 from isabella.doctor.checks import check
 from isabella.doctor.collect.configuration import nearby_base_urls, read_configuration
 from isabella.doctor.evidence import (
@@ -53,6 +54,7 @@ from isabella.system.urls import GATEWAY_PATH, gateway_base_url
 from isabella.turns.probe import ProbeResult
 from isabella.vendors.client import KeyVerdict as Said
 from isabella.vendors.client import Trouble, VendorAnswer
+from isabella.vendors.model_lists import ListedModel
 
 KEYS = {
     "CEREBRAS_API_KEY": "csk-fake-0001",
@@ -382,8 +384,9 @@ def test_the_document_is_scrubbed() -> None:
 
 
 def test_every_vendor_of_the_catalog_is_judged() -> None:
-    """The catalog's vendors are all in the healthy evidence, so that a new one is judged, too."""
-    assert {one.vendor.name for one in healthy().configuration.desired} == {vendor.name for vendor in known_vendors()}
+    """All vendors but those on demand are in the healthy evidence, so that a new one is judged, too."""
+    usual = {vendor.name for vendor in usual_vendors()}
+    assert {one.vendor.name for one in healthy().configuration.desired} == usual
 
 
 # --- every code of the table ----------------------------------------------------------------------------------------
@@ -573,6 +576,29 @@ def stated_window(tokens: int) -> Change:
 
 PLAINTEXT = KeyReading(KeyMatch.EQUAL, sealed=False)
 HIDDEN = KeyReading(KeyMatch.HIDDEN, sealed=True)
+
+
+def ends_model(**fields: Any) -> Change:
+    """Have Cerebras announce the end of the model of its agent."""
+
+    def change(evidence: Evidence) -> Evidence:
+        former = evidence.vendors["cerebras"].answer
+        (id,) = former.models
+        listed = {id: ListedModel(id, end=date(2027, 1, 31), **fields)}
+        answer = replace(former, listed=listed)
+        return replace(evidence, vendors={**evidence.vendors, "cerebras": VendorEvidence(answer)})
+
+    return change
+
+
+def test_an_announced_end_names_the_day_and_the_replacement() -> None:
+    """It is told while the model still works; an agent on another model is not concerned."""
+    (cause,) = diagnose(ends_model(replacement="new")(healthy())).causes
+    assert (cause.finding.code, cause.finding.severity) == ("agent-model-ending", "warning")
+    assert "2027-01-31" in cause.finding.sentence
+    assert cause.finding.remedy.text.endswith("isabella agents switch a-cerebras cerebras/new.")
+
+
 CASES: dict[str, list[Change]] = {
     "gateway-not-running": [
         behind_gateway(GatewayState.DOWN),
@@ -695,6 +721,7 @@ CASES: dict[str, list[Change]] = {
     "agent-client-refused": [agent(endpoint_type="openai")],
     "agent-summaries-elsewhere": [agent(compaction="cerebras/gpt-oss-120b")],
     "agent-model-gone": [agent(model="gone", handle="cerebras/gone")],
+    "agent-model-ending": [ends_model(replacement="other"), ends_model()],
     "receipt-refused": [lambda e: replace(e, probes={"byok-groq": ProbeResult(Receipt.REFUSED, "it's no")})],
     "receipt-failed": [lambda e: replace(e, probes={"byok-groq": ProbeResult(Receipt.FAILED, "it's no")})],
     "env-file-readable": [configured(env_file=Path(".env"), env_mode=0o644, secrets_in_file=True)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, date, datetime
 
 import anyio
 import pytest
@@ -13,10 +14,15 @@ from isabella.letta.encryption import KeyMatch, KeyReading
 from isabella.letta.store import StoredProvider
 from isabella.providers.desired import Desired
 from isabella.providers.plan import Action, PlannedChange, ProviderState
+from isabella.providers.report import Report
 from isabella.providers.sync import predict_sync
 from isabella.server.api.status import LostModel
-from isabella.vendors.client import KeyVerdict, VendorAnswer
-from isabella.watch.model_refresh import BoundAgent, ProviderModels, compare_models
+from isabella.server.readiness import Readiness
+from isabella.vendors.client import KeyVerdict, VendorAnswer, accepted_answer
+from isabella.vendors.model_lists import ListedModel
+from isabella.watch.events import ModelsRefreshed, log_sentences
+from isabella.watch.model_refresh import BoundAgent, ModelRefresh, ProviderModels, compare_models
+from tests.support.sample_reports import IN_SYNC
 
 NEW, OLD = SecretStr("csk-canary-rotation-0001"), SecretStr("csk-canary-rotation-0000")
 DESIRED = Desired(known_vendors()[0], "cerebras", "cerebras", "http://a/v1", NEW, "CEREBRAS_API_KEY (.env)")
@@ -114,3 +120,40 @@ def test_a_vendor_that_lists_nothing_takes_no_model_from_anybody() -> None:
     assert compare_models("longcat", frozenset({"LongCat-2.0"}), frozenset(), answer, [agent_ref]).lost == (
         agent_ref,
     )
+
+
+def test_models_of_agents_that_their_vendor_ends_are_announced() -> None:
+    """With the day, the replacement and the command; a model that nobody uses is not."""
+    listed = {
+        "magistral": ListedModel("magistral", end=date(2027, 1, 31), replacement="medium"),
+        "sooner": ListedModel("sooner", end=date(2026, 12, 11)),
+        "unused": ListedModel("unused", deprecated=True),
+        "small": ListedModel("small"),
+    }
+    agents = [
+        BoundAgent("Anna", "byok-mistral", "magistral"),
+        BoundAgent("My Bert", "byok-mistral", "sooner"),
+        BoundAgent("Carl", "byok-mistral", "small"),
+        BoundAgent("Dora", "elsewhere", "magistral"),
+    ]
+    names = frozenset(listed)
+    found = compare_models("byok-mistral", names, names, accepted_answer(listed), agents)
+    assert found.changed
+    assert [line.text for line in log_sentences(ModelsRefreshed(ModelRefresh(datetime.now(UTC), (found,))))] == [
+        "byok-mistral ends sooner on 2026-12-11. It is the model of My Bert: "
+        "`isabella agents switch 'My Bert' PROVIDER/MODEL`.",
+        "byok-mistral ends magistral on 2027-01-31, and names medium in its place. It is the model of Anna: "
+        "`isabella agents switch Anna byok-mistral/medium`.",
+    ]
+
+
+def test_an_announced_end_is_a_note_of_its_provider() -> None:
+    """From the lists that came since the start, and once, however often the report is asked for."""
+    readiness = Readiness(report=Report("http://letta", "0.16.8", [replace(IN_SYNC, name="byok-mistral")]))
+    readiness.agents = (BoundAgent("Anna", "byok-mistral", "old"),)
+    readiness.record_answer("byok-mistral", accepted_answer({"old": ListedModel("old", deprecated=True)}))
+    assert readiness.report is not None
+    (entry,) = readiness.with_vendors(readiness.with_vendors(readiness.report)).providers
+    assert [note for note in entry.notes if "before long" in note] == [
+        "byok-mistral ends old before long. It is the model of Anna: `isabella agents switch Anna PROVIDER/MODEL`."
+    ]

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from isabella.config.settings import Settings, load_settings, variable
-from isabella.config.vendors import known_vendors
+from isabella.config.vendors import known_vendors, usual_vendors
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 
@@ -15,10 +15,12 @@ def test_every_setting_stands_in_the_example() -> None:
     """Whatever can be set is found in .env.example, and nothing else is."""
     shown = set(re.findall(r"^#([A-Z_]+)=", EXAMPLE.read_text(), re.MULTILINE))
     settings = {variable(name) for name in Settings.model_fields if name != "sources"}
-    vendors = {
-        name
+    vendors = {name for vendor in usual_vendors() for name in vendor.variables}
+    # Of the others, the variable that sets them up.
+    vendors |= {
+        str(vendor.base_url_env) if vendor.key_optional else vendor.api_key_env
         for vendor in known_vendors()
-        for name in (vendor.api_key_env, vendor.api_key_file_env, vendor.base_url_env, vendor.type_env)
+        if vendor.on_demand
     }
     assert shown == settings | vendors
 

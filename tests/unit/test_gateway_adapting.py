@@ -314,3 +314,68 @@ def test_odd_messages_are_left_to_the_vendor(name: str, messages: object) -> Non
     """What is not understood passes as it is."""
     body = adapt_request({"model": "m", "messages": messages}, QUIRKS[name], ReasoningMemory(), provider="p")
     assert body["messages"] == messages
+
+
+@pytest.mark.parametrize(
+    ("model", "tools", "effort"),
+    [
+        ("gpt-6-luna", [{"type": "function"}], "none"),
+        ("gpt-5.6-sol", [{"type": "function"}], "none"),
+        ("gpt-6-luna", [], None),
+        ("gpt-4.1", [{"type": "function"}], None),
+        ("o3", [{"type": "function"}], None),
+        ("gpt-5", [{"type": "function"}], None),
+    ],
+)
+def test_openai_answers_with_tools_without_an_effort_only(model: str, tools: list[Any], effort: str | None) -> None:
+    """The newer models refuse tools on this route unless the effort is `none`, and the older ones refuse `none`."""
+    body = {"model": model, "messages": [user()], "tools": tools, "max_tokens": 9, "temperature": 0.7}
+    adapted = adapt_request(body, QUIRKS["openai"], ReasoningMemory(), provider="p")
+    assert adapted.get("reasoning_effort") == effort
+    assert (adapted["max_completion_tokens"], "temperature" in adapted, "max_tokens" in adapted) == (9, False, False)
+
+
+def test_gemini_gets_a_signature_for_each_tool_call_that_has_none() -> None:
+    """Its own one is not replaced, and messages without calls are as they were."""
+    own = {"google": {"thought_signature": "abc"}}
+    signed = calls("one", "two")
+    signed["tool_calls"][0]["extra_content"] = own
+    messages = adapt(QUIRKS["gemini"], user(), signed, result("one"), result("two"), user("store"), store=True)
+    first, second = messages["messages"][1]["tool_calls"]
+    assert first["extra_content"] == own
+    assert second["extra_content"] == {"google": {"thought_signature": "skip_thought_signature_validator"}}
+    assert messages["messages"][0] == user()
+    assert "store" not in messages
+
+
+@pytest.mark.parametrize(
+    ("vendor", "refused"),
+    [
+        ("openai", {"presence_penalty", "temperature"}),
+        ("deepseek", {"tool_choice", "max_completion_tokens"}),
+        ("together", {"max_completion_tokens", "parallel_tool_calls"}),
+        ("fireworks", {"max_completion_tokens", "store"}),
+        ("xai", {"frequency_penalty", "presence_penalty", "stop", "reasoning_effort"}),
+        ("gemini", {"frequency_penalty", "presence_penalty", "store", "parallel_tool_calls", "user"}),
+    ],
+)
+def test_the_catalog_s_vendors_get_no_field_that_they_refuse(vendor: str, refused: set[str]) -> None:
+    """A request with everything that Letta may send: what the vendor refuses is gone, the conversation is not."""
+    fields: dict[str, Any] = {
+        "temperature": 0.7,
+        "max_completion_tokens": 9,
+        "frequency_penalty": 1.0,
+        "presence_penalty": 1.0,
+        "parallel_tool_calls": False,
+        "reasoning_effort": "low",
+        "stop": ["x"],
+        "store": True,
+        "tool_choice": "required",
+        "tools": [{"type": "function", "function": {"name": "look"}}],
+        "user": "",
+        "stream": True,
+    }
+    adapted = adapt(QUIRKS[vendor], user(), calls(LONG), result(LONG), user("again"), **fields)
+    assert not refused & set(adapted)
+    assert adapted["tools"] == fields["tools"]
+    assert [message["role"] for message in adapted["messages"]] == ["user", "assistant", "tool", "user"]

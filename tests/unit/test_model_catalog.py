@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import date
 from typing import Any
 
 import anyio
@@ -15,7 +16,8 @@ from isabella.config.vendors import Vendor
 from isabella.errors import ModelUnknown
 from isabella.letta.releases import GENERIC, OPENAI, client_for
 from isabella.providers.desired import Desired
-from isabella.vendors.client import KeyVerdict, VendorAnswer
+from isabella.vendors.client import KeyVerdict, VendorAnswer, accepted_answer
+from isabella.vendors.model_lists import ListedModel
 
 BIG = Vendor(
     name="big",
@@ -181,3 +183,26 @@ def test_an_agent_gets_the_first_that_works_or_any_or_the_first_with_a_key() -> 
 def test_older_releases_are_bound_with_the_client_that_they_have(release: str, client: str) -> None:
     """The generic client uses stored keys from 0.16.7 on (M13)."""
     assert client_for(release) == client
+
+
+def test_a_default_model_that_is_gone_is_replaced_and_told_once() -> None:
+    """By the vendor's best listed one, for a handle of the default model; another handle is not replaced."""
+    listed = {
+        "mute": ListedModel("mute", window=200_000, tools=False),
+        "ending": ListedModel("ending", window=200_000, end=date(2027, 1, 1)),
+        "good": ListedModel("good", window=100_000, tools=True),
+        "small": ListedModel("small", window=8000, tools=True),
+        "embed": ListedModel("embed", converses=False),
+    }
+    vendors = Vendors(big=accepted_answer(listed), small=GOOD)
+    models, told = vendors.models(), list[str]()
+    models.on_replaced = told.append
+    assert run(lambda: models.choose(["big/large", "small/large"])).handle == "big/good"
+    assert run(lambda: models.choose(["big/gone", "small/large"])).handle == "small/large"
+    assert run(lambda: models.binding("big")).handle == "big/good"
+    with pytest.raises(ModelUnknown):
+        run(lambda: models.binding("big/large"))
+    assert run(models.handles)[:4] == ["big/good", "big/small", "big/mute", "big/ending"]
+    vendors.now += 1000
+    run(lambda: models.choose(["big/large"]))
+    assert told == ["Big has no large any more; good takes its place."]

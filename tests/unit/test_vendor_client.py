@@ -34,6 +34,8 @@ WRONG_KEYS: list[tuple[int, Any]] = [
     (401, {"error": {"message": "anything", "type": "authentication_error", "code": "invalid_api_key"}}),
     (403, {"detail": "Not authenticated"}),
     (403, {"error": {"message": "Access denied. Please check your network settings."}}),
+    (400, [{"error": {"code": 400, "message": "API key not valid. Please pass a valid API key.", "status": "-"}}]),
+    (400, {"code": "Client specified an invalid argument", "error": "Incorrect API key provided: ab***cd."}),
     (401, {}),
     (401, []),
     (401, "Unauthorized"),
@@ -54,7 +56,7 @@ MODEL_LISTS: list[tuple[Any, dict[str, int | None]]] = [
 
 @pytest.mark.parametrize(("status", "body"), WRONG_KEYS)
 def test_every_vendor_s_refusal_is_a_refused_key(status: int, body: Any) -> None:
-    """However a vendor words it, a JSON 401 or 403 means that the key is refused."""
+    """However a vendor words it, a JSON 401 or 403 means that the key is refused, and some answer 400."""
     answer = classify_answer(status, body)
     assert (answer.verdict, answer.takes_key, answer.status) == (KeyVerdict.REFUSED, False, status)
     assert answer.said
@@ -76,6 +78,7 @@ def test_every_vendor_s_model_list_is_read(body: Any, models: dict[str, int | No
         (403, {"error": {"message": "-", "type": "insufficient_balance"}}, KeyVerdict.OUT_OF_FUNDS, True),
         (429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}}, KeyVerdict.RATE_LIMITED, True),
         (429, None, KeyVerdict.RATE_LIMITED, True),
+        (400, {"error": {"message": "Bad request"}}, KeyVerdict.FAILING, None),
         (401, None, KeyVerdict.FAILING, None),
         (403, None, KeyVerdict.FAILING, None),
         (200, None, KeyVerdict.WRONG_ADDRESS, None),
@@ -126,7 +129,7 @@ def test_judging_never_raises(status: int, body: Any, retry_after: str | None) -
     """Whatever comes back is judged; only a 401 or 403 refuses a key, only a list, 402, 403 or 429 takes it."""
     answer = classify_answer(status, body, retry_after=retry_after)
     assert answer.said
-    assert answer.takes_key is not False or status in (401, 403)
+    assert answer.takes_key is not False or status in (400, 401, 403)
     assert not answer.takes_key or status in (200, 402, 403, 429)
 
 

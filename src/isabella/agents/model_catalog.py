@@ -30,6 +30,7 @@ _KEPT_SECONDS = 300.0
 _FAILURE_KEPT_SECONDS = 20.0  # a vendor that failed is asked again sooner
 _AT_ONCE = 8
 _SMALLEST_WINDOW = 2048  # a model with a smaller window is none for agents: a speech model, or a classifier
+_AMPLE_WINDOW = 131_072  # a larger one makes no model better
 _HANDLES_SHOWN = 6
 
 
@@ -50,6 +51,9 @@ class ModelCatalog:
         self.client = client
         #: A callback that receives each new answer of a vendor, with its provider's name.
         self.on_event: Callable[[str, VendorAnswer], None] = lambda _provider, _answer: None
+        #: A callback that receives a sentence when a default model has gone and another one takes its place, once.
+        self.on_replaced: Callable[[str], None] = lambda _sentence: None
+        self._told: set[tuple[str, str]] = set()  # handles that took the place of a default model, by provider
         self._kept: dict[str, tuple[VendorAnswer, float]] = {}  # each with the time until which it is kept
         #: A callback that runs after the configured providers were replaced by others.
         self.on_renewed: Callable[[], None] = lambda: None
@@ -65,6 +69,11 @@ class ModelCatalog:
     def providers(self) -> tuple[Desired, ...]:
         """The configured providers."""
         return tuple(self._providers.values())
+
+    @property
+    def usable(self) -> frozenset[str]:
+        """The names of the providers with a key that can be used."""
+        return frozenset(name for name, one in self._providers.items() if one.key is not None and one.problem is None)
 
     def provider(self, name: str) -> Desired | None:
         """Return the configured provider of this name."""
@@ -115,7 +124,7 @@ class ModelCatalog:
             f"{provider.name}/{model}"
             for provider, answer in await self._answers()
             if answer.verdict in (KeyVerdict.ACCEPTED, KeyVerdict.RATE_LIMITED)
-            for model in _ordered(provider, _fit(provider, answer))
+            for model in ordered_models(provider.vendor, answer)
         ]
 
     def catalog(self) -> dict[str, int]:
@@ -153,16 +162,19 @@ class ModelCatalog:
         for provider, answer in await self._answers():
             if answer.verdict is KeyVerdict.ACCEPTED:
                 listed[provider.name] = frozenset(answer.models)
-                for model, window in _fit(provider, answer).items():
+                for model, window in _fit(provider.vendor, answer).items():
                     windows[f"{provider.name}/{model}"] = _window(provider, model, window)
         return windows, listed
 
     async def choose(self, handles: Iterable[str], *, window: int | None = None) -> Binding:
-        """Return the first of these that works, else the first that works at all, else the first with a key."""
+        """Return the first of these that works, else the first that works at all, else the first with a key.
+
+        If one names a vendor's default model, and the vendor does not list it any more, the best listed one counts.
+        """
         preferred = list(handles)
         for handle in preferred:
             with suppress(ModelUnknown):
-                return await self._bind(handle, window)
+                return await self._bind(await self._replaced(handle), window)
         for handle in await self.handles():
             return await self._bind(handle, window)
         # No vendor answers now. An agent is created all the same: it works as soon as one does.
@@ -173,6 +185,16 @@ class ModelCatalog:
             "No vendor has a key that could be used, so no agent can answer.",
             remedy="Put one into .env, for instance CEREBRAS_API_KEY; `isabella settings` shows what is set.",
         )
+
+    async def _replaced(self, handle: str) -> str:
+        """Return the name of the provider alone if the handle is one of a default model that is gone."""
+        name, _, model = handle.partition("/")
+        provider = self._providers.get(name)
+        if provider is None or name not in self.usable or model != provider.vendor.default_model:
+            return handle
+        answer = await self._answer(provider)
+        gone = answer.verdict is KeyVerdict.ACCEPTED and bool(answer.models) and model not in answer.models
+        return name if gone else handle
 
     async def _bind(self, handle: str, largest: int | None, *, unasked: bool = False) -> Binding:
         """Return the binding to a handle, with a window up to the largest. The error names no other handles."""
@@ -192,8 +214,8 @@ class ModelCatalog:
         silent = answer.verdict is not KeyVerdict.ACCEPTED
         if silent and not (unasked or answer.verdict is KeyVerdict.RATE_LIMITED):
             raise ModelUnknown(f"{provider.vendor.title} cannot answer now ({answer.said}).")
-        windows = _fit(provider, answer)
-        model = model or next(iter(_ordered(provider, windows)), "")
+        windows = _fit(provider.vendor, answer)
+        model = model or next(iter(ordered_models(provider.vendor, answer)), "")
         if not model:
             raise ModelUnknown(f"{name} lists no model.")
         if not silent and windows and model not in windows:
@@ -204,7 +226,8 @@ class ModelCatalog:
 
     async def _answers(self) -> list[tuple[Desired, VendorAnswer]]:
         """Return the answer of every vendor with a usable key."""
-        usable = [one for one in self._providers.values() if one.key is not None and one.problem is None]
+        names = self.usable
+        usable = [provider for name, provider in self._providers.items() if name in names]
         answers = await gather([partial(self._answer, provider) for provider in usable], at_once=_AT_ONCE)
         return [*zip(usable, answers, strict=True)]
 
@@ -218,7 +241,19 @@ class ModelCatalog:
             if self._providers.get(provider.name) == provider:
                 self._kept[provider.name] = answer, self._clock() + seconds
                 self.on_event(provider.name, answer)
+                self._tell_replaced(provider, answer)
             return answer
+
+    def _tell_replaced(self, provider: Desired, answer: VendorAnswer) -> None:
+        """Say once that the vendor does not list its default model any more, and which one counts."""
+        default, best = provider.vendor.default_model, next(iter(ordered_models(provider.vendor, answer)), None)
+        if default is None or best is None or not answer.models or default in answer.models:
+            return
+        if (provider.name, best) not in self._told:
+            self._told.add((provider.name, best))
+            variable = provider.vendor.model_env
+            keep = f" {variable} names another one." if variable else ""
+            self.on_replaced(f"{provider.vendor.title} has no {default} any more; {best} takes its place.{keep}")
 
 
 def probe_binding(provider: Desired, answer: VendorAnswer | None, *, client: str = GENERIC) -> Binding:
@@ -247,20 +282,33 @@ def _window(provider: Desired, model: str, stated: int | None) -> int:
     return stated or provider.vendor.models.get(model) or provider.vendor.default_window
 
 
-def _fit(provider: Desired, answer: VendorAnswer) -> dict[str, int | None]:
+def ordered_models(vendor: Vendor, answer: VendorAnswer) -> list[str]:
+    """Return the models for agents, the best first.
+
+    That is the default model, then those of the catalog. Of the others, those that the vendor ends or that call no
+    tools come last, and a large window comes before a small one.
+    """
+    windows = _fit(vendor, answer)
+
+    def rank(id: str) -> tuple[bool, bool, bool, bool, int]:
+        listed = answer.listed.get(id)
+        ending, no_tools = (listed.ending, listed.tools is False) if listed else (False, False)
+        usual = id in vendor.models
+        window = 0 if usual else -min(windows[id] or 0, _AMPLE_WINDOW)
+        return id != vendor.default_model, not usual, ending, no_tools, window
+
+    return sorted(windows, key=rank)
+
+
+def _fit(vendor: Vendor, answer: VendorAnswer) -> dict[str, int | None]:
     """Return the models for agents, with their windows; those of the catalog if the vendor lists none."""
     if not answer.models:
-        return dict(provider.vendor.models)
+        return dict(vendor.models)
     return {
         model: window
         for model, window in answer.models.items()
         if model not in answer.unfit and (window is None or window >= _SMALLEST_WINDOW)
     }
-
-
-def _ordered(provider: Desired, windows: dict[str, int | None]) -> list[str]:
-    default = provider.vendor.default_model
-    return sorted(windows, key=lambda model: (model != default, model not in provider.vendor.models))
 
 
 def _offer(handles: Sequence[str]) -> str:

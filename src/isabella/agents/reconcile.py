@@ -261,11 +261,11 @@ class _Ensure:
         self, definition: AgentDefinition, record: AgentRecord, *, changed: bool
     ) -> tuple[Binding | None, str | None]:
         """Return the binding that replaces the agent's own, and why; None if its own is right."""
-        if changed:
+        diagnosis = None if changed else diagnose(record.llm, self.available, definition.handles)
+        if changed or (diagnosis is None and self._has_no_vendor(definition, record)):
             chosen = await self.models.choose(definition.handles, window=definition.window)
             binding = (await self.registry.placed(chosen) or chosen).suited(record.agent_type)
             return (None, None) if binding == record.binding else (binding, f"bound to {binding.handle}")
-        diagnosis = diagnose(record.llm, self.available, definition.handles)
         if diagnosis is None:
             return self._relimited(record)
         binding = diagnosis.binding or await self.models.choose(diagnosis.instead, window=definition.window)
@@ -283,6 +283,14 @@ class _Ensure:
         if not ours or llm.max_tokens == limit:
             return None, None
         return llm.binding, "answers are not limited" if limit is None else f"answers are limited to {limit} tokens"
+
+    def _has_no_vendor(self, definition: AgentDefinition, record: AgentRecord) -> bool:
+        """Return whether neither its own vendor nor one of its definition is set up, and another one is.
+
+        So it is after a first run with practice vendors, and after a vendor was exchanged for another one.
+        """
+        names = {handle.partition("/")[0] for handle in (record.handle, *definition.handles)}
+        return self.models.usable.isdisjoint(names) and bool(self.models.usable)
 
     async def _tool_ids(self, names: Sequence[str]) -> dict[str, str]:
         """Return Letta's ids of tools. A tool that Letta does not have is an `AgentError`."""

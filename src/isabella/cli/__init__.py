@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from isabella.cli import agents, doctor, gateway, letta, practice, providers, service
+from isabella.cli import agents, doctor, gateway, letta, practice, providers, service, vendors
 from isabella.cli.backend import chat, login, up
 from isabella.cli.commands import AsJson, EnvFile, commands, configured_settings, print_json
 from isabella.errors import IsabellaError
@@ -27,6 +27,7 @@ app = commands(
 app.command()(up)
 app.command()(chat)
 app.command()(login)
+app.add_typer(vendors.app, name="vendors")
 app.add_typer(providers.app, name="providers")
 app.add_typer(agents.app, name="agents")
 app.add_typer(letta.app, name="letta")
@@ -82,7 +83,12 @@ def settings(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     for provider in desired:
         vendor = provider.vendor
         rows.append((vendor.api_key_env, provider.masked_key or provider.problem or "-", provider.key_source))
-        for name, shown in ((vendor.base_url_env, provider.base_url), (vendor.type_env, provider.type)):
+        values = (
+            (vendor.base_url_env, provider.base_url),
+            (vendor.type_env, provider.type),
+            (vendor.model_env, vendor.default_model or "-"),
+        )
+        for name, shown in values:
             if name is not None:
                 rows.append((name, shown, current.sources.origin(name)))
     notices = current.contradictions(tuple(provider.vendor for provider in desired))

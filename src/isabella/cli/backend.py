@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -14,8 +14,9 @@ from isabella.system.terminal import messages_are_json, print_message
 if TYPE_CHECKING:
     from isabella.chat.client import BackendClient
     from isabella.config.settings import Settings
+    from isabella.letta.client import Connection
+    from isabella.providers.report import Report
     from isabella.server.token import RunningBackend
-    from isabella.vendors.client import VendorObservation
 
 _DEFAULT_AGENT = "Isabella"
 _SECONDS = 5.0
@@ -71,7 +72,7 @@ def chat(
 ) -> None:
     """Talk to an agent. Reads lines from standard input if that is not a terminal.
 
-    Uses the running backend, or a temporary one in this process if none is running.
+    Uses the running backend. If none is running, Letta and a backend are started for this conversation.
     Exit code: 0 if every message was answered, otherwise 1.
     """
     from isabella.chat.session import ChatSession, Screen
@@ -115,31 +116,37 @@ def running_backend(settings: Settings) -> RunningBackend | None:
     return backend if serves else None
 
 
-def vendor_observations(settings: Settings, letta: str) -> dict[str, VendorObservation]:
-    """Return the running backend's last observation of each vendor; empty without a backend of this Letta."""
+def with_observations(settings: Settings, report: Report) -> Report:
+    """Return the report with what the running backend has observed of each vendor, and its notes.
+
+    Without a backend of this Letta it is returned as it is.
+    """
     from isabella.chat.client import BackendClient
     from isabella.errors import IsabellaError, UnverifiedPeer
+    from isabella.providers.health import with_notes, with_vendor_status
     from isabella.vendors.client import VendorObservation
 
     try:
         backend = running_backend(settings)
         if backend is None:
-            return {}
+            return report
         with BackendClient(backend.address, backend.token, "", backend.peer, timeout=_SECONDS) as client:
             document = client.providers()
-        if document["letta"]["base_url"] != letta:
-            return {}
-        return {
+        if document["letta"]["base_url"] != report.base_url:
+            return report
+        notes = {entry["name"]: [*map(str, entry["notes"])] for entry in document["providers"]}
+        seen = {
             entry["name"]: VendorObservation.from_json(entry["vendor_status"])
             for entry in document["providers"]
             if entry["vendor_status"] is not None
         }
+        return with_notes(with_vendor_status(report, seen.get), lambda name: notes.get(name, ()))
     except UnverifiedPeer as error:
         # The stored keys can be compared without the backend.
         print_message(str(error))
-        return {}
+        return report
     except (IsabellaError, ValueError, KeyError, TypeError):
-        return {}
+        return report
 
 
 @contextmanager
@@ -154,12 +161,25 @@ def _backend_client(settings: Settings, agent: str) -> Iterator[BackendClient]:
             client.wait_until_ready(settings.turn_wait, print_message)
             yield client
         return
-    from isabella.connect import connect
+    from isabella.connect import connect_if_running
     from isabella.server.run import in_process_backend
 
-    connection = anyio.run(connect, settings)
+    connection = anyio.run(connect_if_running, settings)
     with (
-        in_process_backend(settings, connection) as temporary,
+        _started_letta(settings) if connection is None else nullcontext(connection) as letta,
+        in_process_backend(settings, letta) as temporary,
         BackendClient(temporary.address, temporary.token, agent) as client,
     ):
         yield client
+
+
+@contextmanager
+def _started_letta(settings: Settings) -> Iterator[Connection]:
+    """Run the embedded Letta for one conversation."""
+    from isabella.cli.progress import show_progress
+    from isabella.server.run import ServeOptions, temporary_letta
+
+    print_message("No backend runs, so Letta is started for this conversation; `isabella up` keeps it running.")
+    options = ServeOptions(False, verify=False, progress=show_progress, show=lambda _: None, say=print_message)
+    with temporary_letta(settings, options) as connection:
+        yield connection

@@ -29,10 +29,13 @@ app = commands(
 
 
 def _known_vendor(vendor: str) -> str:
-    from isabella.practice.wire import profile
+    from isabella.errors import PracticeError
+    from isabella.practice.wire import NAMES
 
     with as_usage():
-        return profile(vendor).name
+        if vendor not in NAMES:
+            raise PracticeError(f"There is no practice vendor {vendor!r}.", remedy=f"There are {', '.join(NAMES)}.")
+    return vendor
 
 
 Vendor = Annotated[

@@ -81,13 +81,12 @@ def status(only: Only = None, env_file: EnvFile = None, as_json: AsJson = False)
     Exit code: 0 all in sync, 2 drift, 1 error. Vendors' answers do not affect it.
     """
     from isabella.api import compare_providers
-    from isabella.cli.backend import vendor_observations
-    from isabella.providers.health import with_vendor_status
+    from isabella.cli.backend import with_observations
 
     async def compare() -> Report:
         settings = configured_settings(env_file, served=True)
         report = await compare_providers(settings, only=only or (), count_models=True)
-        return with_vendor_status(report, vendor_observations(settings, report.base_url).get)
+        return with_observations(settings, report)
 
     report = run(compare, as_json)
     _show(report, as_json, conditions=True)

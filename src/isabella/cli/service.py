@@ -82,12 +82,6 @@ def _only_in_this_shell(env_file: Path | None) -> list[str]:
     from isabella.providers.desired import desired_providers
 
     settings = configured_settings(env_file)
-    vendors = [desired.vendor for desired in desired_providers(settings)]
     names = {variable(name) for name in Settings.model_fields if name not in ("sources", "home", "log_format")}
-    names |= {
-        name
-        for vendor in vendors
-        for name in (vendor.api_key_env, vendor.api_key_file_env, vendor.base_url_env)
-        if name
-    }
+    names |= {name for desired in desired_providers(settings) for name in desired.vendor.variables}
     return sorted(name for name in settings.sources.environment if name in names)

@@ -18,6 +18,7 @@ from isabella.system.terminal import console, print_message
 if TYPE_CHECKING:
     from isabella.doctor.findings import Diagnosis, Finding, RootCause
     from isabella.doctor.log_messages import RecognisedMessage
+    from isabella.vendors.model_lists import ListedModel
 
 _WORDS = {
     "green": ("in_sync", "proven", "accepted"),
@@ -116,6 +117,52 @@ def show_notices(notices: Iterable[str]) -> None:
 def show_settings(rows: Iterable[tuple[str, str, str]]) -> None:
     """Print settings: name, value, origin."""
     _print_table(("setting", "value", "from"), rows)
+
+
+def show_vendors(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the table of vendors, one row each; those that are set up first."""
+    shown = [
+        (
+            row["name"],
+            _set_up(row),
+            row["provider"],
+            row["default_model"] or "-",
+            row["base_url"] if row["set_up"] or row["key_optional"] else row["keys_page"] or row["base_url"],
+        )
+        for row in sorted(rows, key=lambda row: not row["set_up"])
+    ]
+    _print_table(("vendor", "set up", "provider", "default model", "address, or where to get a key"), shown)
+
+
+def _set_up(row: dict[str, Any]) -> tuple[str, str]:
+    if row["problem"]:
+        return row["problem"], "red"
+    if not row["set_up"]:
+        return "no", "dim"
+    return f"key {row['key']}" if row["key"] != "none needed" else "no key needed", "green"
+
+
+def show_models(provider: str, listed: Sequence[ListedModel]) -> None:
+    """Print the models of a vendor, one row each, the best first."""
+    rows = [
+        (
+            f"{provider}/{model.id}",
+            f"{model.window:,}" if model.window else "-",
+            "-" if model.input_price is None else f"{model.input_price:g}",
+            "-" if model.output_price is None else f"{model.output_price:g}",
+            {True: "yes", False: "no", None: "-"}[model.tools],
+            (_end(model), "yellow") if model.ending else "-",
+        )
+        for model in listed
+    ]
+    _print_table(("model", "window", "$ in", "$ out", "tools", "ends"), rows)
+    if any(model.input_price is not None or model.output_price is not None for model in listed):
+        console().print("Prices are US dollars for a million tokens.")
+
+
+def _end(model: ListedModel) -> str:
+    end = "soon" if model.end is None else model.end.isoformat()
+    return end if model.replacement is None else f"{end}, then {model.replacement}"
 
 
 def show_agents(agents: Sequence[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from isabella.config.quirks import Quirks
 from isabella.config.settings import http_address
-from isabella.config.vendors import Vendor, known_vendors
+from isabella.config.vendors import Vendor, known_vendors, usual_vendors
 from isabella.errors import ConfigurationError, FileAbsent
 from isabella.system import files
 from isabella.system.redaction import KNOWN_PREFIXES
@@ -26,7 +26,8 @@ class _Declaration(BaseModel):
 
     name: str
     base_url: str
-    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    #: None for a server that needs no key
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
     type: Annotated[str, Field(min_length=1)] = "openai"
     title: str | None = None
     key_prefix: str | None = None
@@ -42,9 +43,9 @@ class _Declaration(BaseModel):
 
     @field_validator("api_key_env")
     @classmethod
-    def _is_no_key(cls, value: str) -> str:
+    def _is_no_key(cls, value: str | None) -> str | None:
         # Some keys have the form of a variable name, and variable names are shown.
-        if value.startswith(KNOWN_PREFIXES):
+        if value is not None and value.startswith(KNOWN_PREFIXES):
             raise ValueError("it has to name the variable that holds the key; this file must not hold a key")
         return value
 
@@ -56,6 +57,22 @@ class _Declaration(BaseModel):
         if not re.fullmatch(_NAME, value):
             raise ValueError("a name begins with a letter or digit and holds letters, digits, '.', '_' and '-'")
         return value
+
+
+def all_vendors(path: Path) -> tuple[Vendor, ...]:
+    """Return the vendors of the catalog and those that the file declares.
+
+    A table with the name or the key variable of a vendor that is there on demand takes its place. A malformed file
+    raises `ConfigurationError`.
+    """
+    declared = declared_vendors(path)
+    names = {vendor.provider for vendor in declared} | {vendor.api_key_env for vendor in declared}
+    known = (
+        vendor
+        for vendor in known_vendors()
+        if not (vendor.on_demand and names.intersection((vendor.provider, vendor.api_key_env)))
+    )
+    return (*known, *declared)
 
 
 def declared_vendors(path: Path) -> tuple[Vendor, ...]:
@@ -77,7 +94,7 @@ def declared_vendors(path: Path) -> tuple[Vendor, ...]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         remedy = "Begin each with [[providers]]."
         raise _malformed(path, _line_of(text, "providers"), "providers have to be tables", remedy)
-    taken = {vendor.provider: "the catalog" for vendor in known_vendors()}
+    taken = {vendor.provider: "the catalog" for vendor in usual_vendors()}
     vendors = []
     header = re.compile(r"\s*\[\[\s*providers\s*\]\]")
     lines = [n for n, line in enumerate(text.splitlines(), 1) if header.match(line)]
@@ -97,18 +114,38 @@ def _vendor(path: Path, line: int, entry: dict[str, Any]) -> Vendor:
         remedy = 'Put it into .env, and name its variable here: api_key_env = "NAME_API_KEY".'
         raise _malformed(path, line, "this file must not hold a key", remedy)
     try:
-        declared = _Declaration.model_validate(entry)
+        return _of(_Declaration.model_validate(entry))
     except ValidationError as error:
-        problem = error.errors(include_input=False, include_url=False)[0]
-        depth = 2 if problem["loc"][0] == "quirks" else 1
-        where = ".".join(str(part) for part in problem["loc"][:depth])
-        what = problem["msg"].removeprefix("Value error, ")
-        raise ConfigurationError(f"{path}, [[providers]] in line {line}: {where}: {what}.") from None
+        raise ConfigurationError(f"{path}, [[providers]] in line {line}: {_problem(error)}.") from None
+
+
+def custom_vendor(path: Path, *, name: str, base_url: str) -> Vendor:
+    """Return the vendor that a new table of the file would declare, with a key or without one.
+
+    Raises `ConfigurationError` if it cannot have this name or this base URL.
+    """
+    try:
+        return _of(_Declaration(name=name, base_url=base_url))
+    except ValidationError as error:
+        raise ConfigurationError(f"{path} cannot declare {name!r}: {_problem(error)}.") from None
+
+
+def _problem(error: ValidationError) -> str:
+    """Return the first problem: where it is, and what."""
+    problem = error.errors(include_input=False, include_url=False)[0]
+    depth = 2 if problem["loc"][0] == "quirks" else 1
+    where = ".".join(str(part) for part in problem["loc"][:depth])
+    return f"{where}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _of(declared: _Declaration) -> Vendor:
     models = declared.models
     windows = dict.fromkeys(models, declared.default_window) if isinstance(models, list) else models
     return Vendor(
         provider=declared.name,
-        **declared.model_dump(exclude={"title", "default_model", "models", "quirks"}),
+        **declared.model_dump(exclude={"title", "default_model", "models", "quirks", "api_key_env"}),
+        api_key_env=declared.api_key_env or f"{re.sub(r'[^A-Za-z0-9]', '_', declared.name).upper()}_API_KEY",
+        key_optional=declared.api_key_env is None,
         title=declared.title or declared.name,
         default_model=declared.default_model or next(iter(windows), None),
         models=windows,

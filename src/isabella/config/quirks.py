@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, field_validator
 
 _Names = tuple[StrictStr, ...]
 _Tokens = Annotated[StrictInt, Field(gt=0)]
@@ -27,6 +28,8 @@ class Quirks(BaseModel):
         assistant_last_refused: whether it refuses an assistant message as the last one.
         reasoning_required: whether it refuses its own tool calls without their `reasoning_content`.
         no_thinking: fields of a request that switch reasoning off.
+        fields_with_tools: fields of a request that has tools, by a regular expression for the ids of the models.
+        tool_call_fields: fields of a tool call that it requires, for calls that do not have them.
         max_output_tokens: the largest limit of output tokens that it accepts.
         default_output_tokens: the limit of output tokens for requests that have none; None to send none.
         image_models: the models that take images, as patterns such as `mistral-*`; None if that is not known.
@@ -47,6 +50,8 @@ class Quirks(BaseModel):
     assistant_last_refused: StrictBool = False
     reasoning_required: StrictBool = False
     no_thinking: dict[StrictStr, Any] = Field(default_factory=dict)
+    fields_with_tools: dict[StrictStr, dict[StrictStr, Any]] = Field(default_factory=dict)
+    tool_call_fields: dict[StrictStr, Any] = Field(default_factory=dict)
     max_output_tokens: _Tokens | None = None
     default_output_tokens: _Tokens | None = None
     image_models: _Names | None = None
@@ -57,3 +62,13 @@ class Quirks(BaseModel):
         if self.image_models is None:
             return None
         return any(fnmatchcase(model, pattern) for pattern in self.image_models)
+
+    @field_validator("fields_with_tools")
+    @classmethod
+    def _are_patterns(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        return value

@@ -227,8 +227,7 @@ class Settings(BaseSettings):
         """Return a sentence for each variable that the environment and `.env` set to different values."""
         names = [variable(name) for name in type(self).model_fields if name != "sources"]
         for vendor in known_vendors() if vendors is None else vendors:
-            names += [vendor.api_key_env, vendor.api_key_file_env]
-            names += [name for name in (vendor.base_url_env, vendor.type_env) if name]
+            names += vendor.variables
         return [
             f"{name} is set in the environment and, differently, in {self.sources.file} "
             f"(line {self.sources.lines[name]}): the environment wins. "

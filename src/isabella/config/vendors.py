@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -25,8 +26,14 @@ class Vendor:
     #: overrides the base URL; None for a vendor declared in isabella.toml, as is `type_env`
     base_url_env: str | None = None
     type_env: str | None = None
+    model_env: str | None = None  #: overrides the default model; None for a vendor declared in isabella.toml
     key_prefix: str | None = None  #: the prefix of its keys, if they all have one
     keys_page: str | None = None  #: the page where keys are created
+    models_page: str | None = None  #: the page that describes its models
+    on_demand: bool = False  #: whether it is left out of every list until it is set up
+    key_optional: bool = False  #: whether it may have no key, as a server of one's own
+    #: a route below the base URL that is refused without a valid key, if the model list is not
+    key_route: str | None = None
     default_model: str | None = None  #: the model to start with; None for the first that the vendor lists
     default_window: int = 32_768  #: context window in tokens of an unknown model
     models: Mapping[str, int] = field(default_factory=dict)  #: context windows in tokens by model id
@@ -39,6 +46,12 @@ class Vendor:
         return f"{self.api_key_env}_FILE"
 
     @property
+    def variables(self) -> tuple[str, ...]:
+        """The names of all variables that configure it."""
+        names = (self.api_key_env, self.api_key_file_env, self.base_url_env, self.type_env, self.model_env)
+        return tuple(name for name in names if name is not None)
+
+    @property
     def call_id(self) -> str | None:
         """The required form of tool call ids, as a regular expression; None if any is accepted."""
         length = self.quirks.tool_call_id_length
@@ -48,8 +61,22 @@ class Vendor:
 @cache
 def known_vendors() -> tuple[Vendor, ...]:
     """Return the vendors of the catalog, in its order."""
-    document = tomllib.loads(resources.files("isabella.config").joinpath("vendors.toml").read_text("utf-8"))
-    return tuple(_vendor(**entry) for entry in document["vendors"])
+    return tuple(_vendor(**entry) for entry in _document()["vendors"])
+
+
+def usual_vendors() -> tuple[Vendor, ...]:
+    """Return the vendors that are listed whether they are set up or not."""
+    return tuple(vendor for vendor in known_vendors() if not vendor.on_demand)
+
+
+def catalog_date() -> date:
+    """Return the day on which the catalog was compared with public sources."""
+    checked: date = _document()["checked"]
+    return checked
+
+
+def _document() -> dict[str, Any]:
+    return tomllib.loads(resources.files("isabella.config").joinpath("vendors.toml").read_text("utf-8"))
 
 
 def _vendor(*, variables: str, quirks: Mapping[str, Any] | None = None, **entry: Any) -> Vendor:
@@ -58,10 +85,12 @@ def _vendor(*, variables: str, quirks: Mapping[str, Any] | None = None, **entry:
         api_key_env=f"{variables}_API_KEY",
         base_url_env=f"{variables}_BASE_URL",
         type_env=f"{variables}_PROVIDER_TYPE",
+        model_env=f"{variables}_MODEL",
         **entry,
     )
 
 
 def vendor_of_prefix(key: str) -> Vendor | None:
-    """Return the vendor whose key prefix this key has."""
-    return next((v for v in known_vendors() if v.key_prefix and key.startswith(v.key_prefix)), None)
+    """Return the vendor whose key prefix this key has: of several, the one with the longest, or the first."""
+    having = [vendor for vendor in known_vendors() if vendor.key_prefix and key.startswith(vendor.key_prefix)]
+    return max(having, key=lambda vendor: len(vendor.key_prefix or ""), default=None)

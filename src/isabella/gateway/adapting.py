@@ -56,7 +56,7 @@ def adapt_request(
     if "tools" in adapted:
         adapted["tools"] = with_short_descriptions(adapted["tools"])
     adapted = with_output_limit(adapted, quirks, output_limit)
-    adapted = with_known_fields(adapted, quirks)
+    adapted = with_tool_fields(with_known_fields(adapted, quirks), quirks)
     messages = adapted.get("messages")
     if not is_well_formed(messages):
         return adapted
@@ -69,6 +69,8 @@ def adapt_request(
         messages = messages if complete is None else complete
     if quirks.tool_call_id_length is not None:
         messages = with_short_ids(messages, quirks.tool_call_id_length)
+    if quirks.tool_call_fields:
+        messages = with_call_fields(messages, quirks.tool_call_fields)
     return adapted | {"messages": with_known_message_fields(messages, quirks)}
 
 
@@ -92,6 +94,24 @@ def with_known_fields(body: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
     """Rename fields that the vendor knows by another name, and drop those that it refuses."""
     renamed = {quirks.rename_fields.get(name, name): value for name, value in body.items()}
     return _selected([renamed], quirks.only_fields, quirks.drop_fields)[0]
+
+
+def with_tool_fields(body: dict[str, Any], quirks: Quirks) -> dict[str, Any]:
+    """Set the fields that the vendor requires of a request with tools, for models of this kind."""
+    if not body.get("tools"):
+        return body
+    fields = [
+        fields for model, fields in quirks.fields_with_tools.items() if re.fullmatch(model, str(body.get("model")))
+    ]
+    return {**body, **{name: value for each in fields for name, value in each.items()}}
+
+
+def with_call_fields(messages: Messages, fields: Mapping[str, Any]) -> Messages:
+    """Add these fields to every tool call that does not have them."""
+    return [
+        {**message, "tool_calls": [{**fields, **call} for call in calls]} if (calls := _calls(message)) else message
+        for message in messages
+    ]
 
 
 def with_known_message_fields(messages: Messages, quirks: Quirks) -> Messages:

@@ -68,10 +68,7 @@ def up(settings: Settings, listener: socket.socket | None = None, *, supervised:
 
 def _configured_by(settings: Settings) -> list[tuple[str, str]]:
     """Return the variables of the environment that configure a gateway. It reads the files again by itself."""
-    vendors = [desired.vendor for desired in desired_providers(settings)]
-    names = {
-        name for vendor in vendors for name in (vendor.api_key_env, vendor.api_key_file_env, vendor.base_url_env)
-    }
+    names = {name for desired in desired_providers(settings) for name in desired.vendor.variables}
     return sorted(
         (name, value)
         for name, value in settings.sources.environment.items()

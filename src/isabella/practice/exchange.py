@@ -315,6 +315,8 @@ class VendorExchange:
         envelope: dict[str, object] = {}
         if wanted != "openrouter" or not entries:
             entries, envelope = [model.item for model in listed], {"object": "list"}
+        if one is None and self._profile.bare_list:
+            return entries
         return envelope | {"data": entries} if one is None else entries[0]
 
     def _understand(self, raw: bytes) -> ReceivedRequest:

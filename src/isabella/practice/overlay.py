@@ -10,7 +10,7 @@ from typing import Any
 
 from isabella.config.settings import Settings, load_settings
 from isabella.config.sources import ConfigValue
-from isabella.config.vendors import Vendor, known_vendors
+from isabella.config.vendors import Vendor, usual_vendors
 from isabella.errors import IsabellaError, PracticeError
 from isabella.practice import daemon
 from isabella.practice.server import PracticeVendors
@@ -34,11 +34,11 @@ def with_practice_vendors(settings: Settings, vendors: PracticeVendors | daemon.
 
 def left_out() -> list[str]:
     """Return the titles of the catalog's vendors that have no practice vendor."""
-    return [vendor.title for vendor in known_vendors() if vendor.name not in NAMES]
+    return [vendor.title for vendor in usual_vendors() if vendor.name not in NAMES]
 
 
 def _replaced_vendors() -> list[Vendor]:
-    return [vendor for vendor in known_vendors() if vendor.name in NAMES]
+    return [vendor for vendor in usual_vendors() if vendor.name in NAMES]
 
 
 def renewed(settings: Settings) -> Settings:

@@ -110,7 +110,7 @@ class PracticeApp:
         token: str,
         on_keys: Callable[[Mapping[str, Sequence[str]]], None] | None = None,
     ) -> None:
-        self.vendors = {name: PracticeVendor(profile(name), accepted[name]) for name in NAMES}
+        self.vendors = {name: PracticeVendor(profile(name), keys) for name, keys in accepted.items()}
         self._transports = Transports()
         self._token = token.encode()
         self._on_keys = on_keys
@@ -228,12 +228,14 @@ class _Server(uvicorn.Server):
 class PracticeVendors:
     """Practice vendors for tests and benchmarks: a context manager that serves them from a thread.
 
-    Without a port, they get a free one; without keys, new ones.
+    Without a port, they get a free one; without keys, new ones; without names, they are the usual four.
     """
 
-    def __init__(self, port: int = 0, keys: Mapping[str, Sequence[str]] | None = None) -> None:
+    def __init__(
+        self, port: int = 0, keys: Mapping[str, Sequence[str]] | None = None, names: Sequence[str] = NAMES
+    ) -> None:
         self.port = port
-        self._app = PracticeApp({**new_keys(), **(keys or {})}, secrets.token_urlsafe(24))
+        self._app = PracticeApp({**new_keys(names), **(keys or {})}, secrets.token_urlsafe(24))
         self._server = self._app.server()
         self._thread: threading.Thread | None = None
 
@@ -324,7 +326,7 @@ class PracticeVendors:
 
     def clear(self, vendor: str | None = None) -> None:
         """Switch all faults and limits off, at one vendor or at all."""
-        for name in NAMES if vendor is None else (vendor,):
+        for name in self._app.vendors if vendor is None else (vendor,):
             self._vendor(name).faults.clear()
             self._vendor(name).limits.lift()
 

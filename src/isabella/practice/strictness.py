@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isabella.practice.wire import ListedModel, profile
+from isabella.practice.wire import ListedModel, Profile, profile
 
 # Mistral answers 422 `extra_forbidden` to every field that is not in its schema, null or not. These are the fields of
 # the request and of the messages in its SDK.
@@ -63,7 +63,37 @@ class Objection:
 def objections(vendor: str, body: Mapping[str, Any], model: ListedModel | None = None) -> tuple[Objection, ...]:
     """Return everything in a request to a model that this vendor is known to refuse."""
     checks = {"mistral": _mistral, "cerebras": _cerebras, "groq": _groq, "longcat": _longcat}
-    return tuple(checks[vendor](body, model))
+    return tuple(checks[vendor](body, model) if vendor in checks else _by_data(profile(vendor), body))
+
+
+def _by_data(vendor: Profile, body: Mapping[str, Any]) -> Iterator[Objection]:
+    """Yield the objections of a vendor whose rules are data: `refuses` in its profile."""
+    rules = vendor.refuses
+    allowed, fields = frozenset(rules.get("fields_but", ())), frozenset(rules.get("fields", ()))
+    for name in body:
+        if name in fields or (allowed and name not in allowed):
+            yield Objection(f"Unsupported parameter: {name}")
+    for index, message in _messages(body):
+        for name in rules.get("message_fields", ()):
+            if message.get(name) is not None:
+                yield Objection(f"Extra inputs are not permitted, field: 'messages[{index}].{name}'")
+        calls = message.get("tool_calls") or ()
+        if calls and rules.get("reasoning") and vendor.wants_reasoning(body) and _lacks_reasoning(message):
+            said = "The `reasoning_content` in the thinking mode must be passed back to the API."
+            yield Objection(said, certain=True)
+        if calls and "call_needs" in rules and not all(_has(call, rules["call_needs"]) for call in calls):
+            yield Objection(f"Function call is missing a {rules['call_needs'].rpartition('.')[2]}", certain=True)
+    if rules.get("paired") and not _all_answered(body):
+        yield Objection("An assistant message with 'tool_calls' must be followed by a result for each call.")
+    for name, value in rules.get("with_tools", {}).items():
+        if body.get("tools") and body.get(name) != value:
+            yield Objection(f"Function tools with {name} are not supported: set it to {value!r}.", certain=True)
+
+
+def _has(call: object, path: str) -> bool:
+    for key in path.split("."):
+        call = call.get(key) if isinstance(call, dict) else None
+    return call is not None
 
 
 def _mistral(body: Mapping[str, Any], model: ListedModel | None) -> Iterator[Objection]:

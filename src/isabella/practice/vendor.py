@@ -340,9 +340,9 @@ def new_key(vendor: str) -> str:
     return profile(vendor).key_form.replace("%", characters)
 
 
-def new_keys() -> dict[str, list[str]]:
+def new_keys(names: Sequence[str] = NAMES) -> dict[str, list[str]]:
     """Return one new key for each vendor."""
-    return {name: [new_key(name)] for name in NAMES}
+    return {name: [new_key(name)] for name in names}
 
 
 def load_keys(path: Path) -> dict[str, list[str]] | None:

@@ -26,6 +26,8 @@ from isabella.practice.prompt import Reply
 
 #: The vendors' names, in the order in which they are shown.
 NAMES = ("cerebras", "groq", "mistral", "longcat")
+#: Further vendors of the catalog, which only tests run.
+FURTHER_NAMES = ("openai", "openrouter", "deepseek", "together", "fireworks", "xai", "gemini")
 
 _ALPHANUMERIC = string.ascii_letters + string.digits
 #: The last event of a stream.
@@ -99,6 +101,8 @@ class Profile:
         refusals: its error answers, by reason; `refusal_of_status` has the reasons.
         usage_extension: an extra field that carries the usage at the end of a stream.
         correlation_header: an extra header that carries the request id.
+        bare_list: whether its list of models is an array without an object around it.
+        refuses: what it is known to refuse, for a vendor without rules of its own in `strictness`.
     """
 
     name: str
@@ -124,6 +128,8 @@ class Profile:
     thinking_field: str | None = None
     usage_extension: str | None = None
     correlation_header: str | None = None
+    bare_list: bool = False
+    refuses: Mapping[str, Any] = field(default_factory=dict)
 
     def output_limit(self, body: Mapping[str, Any]) -> object:
         """Return what a request gives as its limit of tokens for the answer; None if it has none."""
@@ -150,7 +156,10 @@ class Profile:
 def profiles() -> Mapping[str, Profile]:
     """Return all vendors by name."""
     data = _vendors_toml()
-    return {name: _profile(name, data[name], data["refusal_of_status"]) for name in NAMES}
+    refusals = data["common_refusals"]
+    for name in FURTHER_NAMES:
+        data[name]["refusals"] = refusals | data[name].get("refusals", {})
+    return {name: _profile(name, data[name], data["refusal_of_status"]) for name in (*NAMES, *FURTHER_NAMES)}
 
 
 def profile(name: str) -> Profile:
@@ -159,7 +168,7 @@ def profile(name: str) -> Profile:
     Raises:
         PracticeError: there is no practice vendor of that name.
     """
-    if name not in NAMES:
+    if name not in profiles():
         raise PracticeError(f"There is no practice vendor {name!r}.", remedy=f"There are {', '.join(NAMES)}.")
     return profiles()[name]
 
@@ -168,7 +177,7 @@ def profile(name: str) -> Profile:
 def overflow_wordings() -> Mapping[str, RefusalShape]:
     """Return the refusals of prompts that are larger than the window, by model server or vendor."""
     servers = {name: RefusalShape(**fields) for name, fields in _vendors_toml()["overflow"].items()}
-    return servers | {name: each.refusals["too_long"] for name, each in profiles().items()}
+    return servers | {name: profiles()[name].refusals["too_long"] for name in NAMES}
 
 
 def _vendors_toml() -> dict[str, Any]:
@@ -181,7 +190,11 @@ def _profile(name: str, data: dict[str, Any], refusal_of_status: Mapping[str, st
     refusals = data.pop("refusals")
     return Profile(
         name=name,
-        models={alias: model for model in listed for alias in (model.id, *model.item.get("aliases", ()))},
+        models={
+            alias: model
+            for model in listed
+            for alias in (model.id, model.id.removeprefix("models/"), *model.item.get("aliases", ()))
+        },
         listed=tuple(listed),
         refusals={reason: RefusalShape(**fields) for reason, fields in refusals.items()},
         refusal_of_status=refusal_of_status,

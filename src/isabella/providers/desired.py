@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
-from isabella.config.api_keys import KeyEmpty, KeyPlaceholder, KeyRefused, clean_key
-from isabella.config.custom_vendors import declared_vendors
+from isabella.config.api_keys import NO_KEY, KeyEmpty, KeyPlaceholder, KeyRefused, clean_key
+from isabella.config.custom_vendors import all_vendors
 from isabella.config.gateway_address import gateway_address
 from isabella.config.settings import ProviderTypes, Settings, http_address
 from isabella.config.sources import ConfigValue
-from isabella.config.vendors import Vendor, known_vendors, vendor_of_prefix
+from isabella.config.vendors import Vendor, vendor_of_prefix
 from isabella.errors import ConfigurationError, FileUnreadable
 from isabella.system import files, redaction
 from isabella.system.redaction import mask
@@ -61,6 +62,7 @@ class Desired:
     obstacle: Remark | None = None  #: the problem as a remark
     remarks: tuple[Remark, ...] = ()  #: remarks that do not prevent the registration
     behind_gateway: str | None = None  #: the vendor's own base URL, if `base_url` is that of the gateway
+    keyless: bool = False  #: whether the vendor needs no key, and `key` is `NO_KEY`
 
     @property
     def upstream(self) -> str:
@@ -80,18 +82,24 @@ class Desired:
     @property
     def masked_key(self) -> str | None:
         """The key in the form that may be shown."""
+        if self.keyless:
+            return "none needed"
         return None if self.key is None else mask(self.key.get_secret_value())
 
 
-def desired_providers(settings: Settings, vendors: tuple[Vendor, ...] | None = None) -> tuple[Desired, ...]:
+def desired_providers(
+    settings: Settings, vendors: tuple[Vendor, ...] | None = None, *, every: bool = False
+) -> tuple[Desired, ...]:
     """Return every vendor of the catalog and of `isabella.toml`, with the key configured for it.
 
-    An unusable key is a problem of its provider alone. A malformed `isabella.toml` raises `ConfigurationError`.
+    Vendors that are there on demand are left out until they are set up, except with `every`. An unusable key is a
+    problem of its provider alone. A malformed `isabella.toml` raises `ConfigurationError`.
     """
     if vendors is None:
-        vendors = known_vendors() + declared_vendors(settings.config_file)
+        vendors = all_vendors(settings.config_file)
     gateway = gateway_address(settings)
-    return tuple(_desired(vendor, settings, gateway) for vendor in vendors)
+    desired = (_desired(vendor, settings, gateway) for vendor in vendors)
+    return tuple(one for one in desired if every or one.configured or not one.vendor.on_demand)
 
 
 def _desired(vendor: Vendor, settings: Settings, gateway: str | None) -> Desired:
@@ -108,10 +116,13 @@ def _desired(vendor: Vendor, settings: Settings, gateway: str | None) -> Desired
         obstacle, remedy = unusable.obstacle, unusable.remedy
         source = unusable.source
     upstream, base_url_obstacle = _base_url(vendor, settings)
+    keyless = key is None and obstacle is None and _set_up_without_key(vendor, settings)
+    if keyless:
+        key, source = SecretStr(NO_KEY), f"{source}, and need not be"
     if obstacle is None and key is not None and base_url_obstacle is not None:
         obstacle, remedy = base_url_obstacle, "Correct it, or remove it to use the vendor's own base URL."
     return Desired(
-        vendor=vendor,
+        vendor=_with_model(vendor, settings),
         name=vendor.provider,
         type=_provider_type(vendor, settings),
         base_url=upstream if gateway is None else gateway_base_url(gateway, vendor.provider),
@@ -122,7 +133,23 @@ def _desired(vendor: Vendor, settings: Settings, gateway: str | None) -> Desired
         obstacle=obstacle,
         remarks=tuple(remarks),
         behind_gateway=None if gateway is None else upstream,
+        keyless=keyless,
     )
+
+
+def _set_up_without_key(vendor: Vendor, settings: Settings) -> bool:
+    """Return whether a vendor that may have no key is set up: by a table in `isabella.toml`, or by its base URL."""
+    if not vendor.key_optional or vendor.base_url_env is None:
+        return vendor.key_optional
+    value = settings.sources.get(vendor.base_url_env)
+    return value is not None and bool(value.text.strip())
+
+
+def _with_model(vendor: Vendor, settings: Settings) -> Vendor:
+    """Return the vendor with the default model of the settings."""
+    value = settings.sources.get(vendor.model_env) if vendor.model_env else None
+    model = "" if value is None else value.text.strip()
+    return replace(vendor, default_model=model) if model else vendor
 
 
 _KINDS: dict[type[KeyRefused], RemarkKind] = {
@@ -205,10 +232,19 @@ def _base_url(vendor: Vendor, settings: Settings) -> tuple[str, Remark | None]:
     if name is None or value is None or not value.text.strip():
         return vendor.base_url, None
     try:
-        return http_address(value.text), None
+        return with_path(http_address(value.text), vendor), None
     except ValueError as error:
         problem = f"{name} ({value.origin}) cannot be used: {error}"
         return vendor.base_url, Remark(RemarkKind.BASE_URL_MALFORMED, name, problem)
+
+
+def with_path(address: str, vendor: Vendor) -> str:
+    """Return the base URL with the path of the vendor's own if it has none and is that of a server of one's own.
+
+    Other programs want the root of such a server, in a variable of the same name.
+    """
+    rootless = vendor.key_optional and not urlsplit(address).path
+    return address + (urlsplit(vendor.base_url).path if rootless else "")
 
 
 def _provider_type(vendor: Vendor, settings: Settings) -> str:

@@ -6,7 +6,7 @@ The condition combines reports over time: pure functions without a clock, and a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -298,3 +298,12 @@ def with_vendor_status(report: Report, status_of: Callable[[str], VendorObservat
         return replace(entry, vendor_status=known)
 
     return replace(report, providers=[entry_with_status(entry) for entry in report.providers])
+
+
+def with_notes(report: Report, notes_of: Callable[[str], Iterable[str]]) -> Report:
+    """Return the report with further notes for each provider, by its name; a note is not repeated."""
+    entries = [
+        replace(entry, notes=tuple(dict.fromkeys((*entry.notes, *notes_of(entry.name)))))
+        for entry in report.providers
+    ]
+    return replace(report, providers=entries)

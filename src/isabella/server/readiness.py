@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -18,6 +18,7 @@ from isabella.providers.health import (
     headline,
     vendor_level,
     vendor_words,
+    with_notes,
     with_vendor_status,
 )
 from isabella.providers.plan import WRITE_ACTIONS
@@ -25,8 +26,9 @@ from isabella.providers.report import GatewayStatus, Proof, ProviderReport, Repo
 from isabella.system.redaction import unforeseen
 from isabella.system.supervision import PartStatus, Supervisor
 from isabella.vendors.client import KeyVerdict, VendorAnswer, VendorState, VendorStatusBoard
+from isabella.vendors.model_lists import ListedModel
 from isabella.watch.events import unproven_sentence
-from isabella.watch.model_refresh import ModelRefresh
+from isabella.watch.model_refresh import BoundAgent, ModelRefresh, ending_models
 
 log = structlog.get_logger()
 
@@ -56,6 +58,9 @@ class Readiness:
     model_refresh: ModelRefresh | None = None  #: the result of the last nightly refresh of the model lists
     #: the gateway as it was last observed; None before that, or if Letta calls the vendors directly
     gateway: GatewayStatus | None = None
+    #: the agents and their models, as of the start or the last refresh, and the models that the vendors list
+    agents: tuple[BoundAgent, ...] = ()
+    listed: dict[str, Mapping[str, ListedModel]] = field(default_factory=dict, repr=False)
     supervisor: Supervisor | None = field(default=None, repr=False)  #: None if nothing is supervised
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard, repr=False)
     #: is called after the sync at the start, with its report, its cause and its duration in seconds
@@ -113,9 +118,13 @@ class Readiness:
         return StatusHeadline(Level.PROBLEM, title, " ".join(part.reason for part in self.down))
 
     def with_vendors(self, report: Report) -> Report:
-        """Return the report with the last answer of each vendor, and the last state of the gateway."""
-        report = with_vendor_status(report, self.vendors.of)
+        """Return the report with the last answer of each vendor, its ends of models, and the state of the gateway."""
+        report = with_notes(with_vendor_status(report, self.vendors.of), self._announced_ends)
         return report if self.gateway is None else replace(report, gateway=self.gateway)
+
+    def _announced_ends(self, provider: str) -> tuple[str, ...]:
+        ending = ending_models(provider, self.listed.get(provider, {}), self.agents)
+        return tuple(one.sentence for one in ending)
 
     async def run_start_sync(self, sync: Callable[[], Awaitable[Report]]) -> None:
         """Run the sync at the start and record its report, or the `IsabellaError` it failed with."""
@@ -154,7 +163,9 @@ class Readiness:
                 self.vendors.observe(entry.name, VendorState.NOT_ASKED, "not asked since its key or base URL changed")
 
     def record_answer(self, provider: str, answer: VendorAnswer) -> None:
-        """Record a vendor's answer to the configured key, if Letta holds the same key."""
+        """Record the models that a vendor lists, and its answer to the configured key if Letta holds the same key."""
+        if answer.listed:
+            self.listed[provider] = answer.listed
         entries = self.report.configured if self.report is not None else []
         proven = any(entry.name == provider and entry.proof is Proof.PROVEN for entry in entries)
         # WRONG_ADDRESS is not an error here: many vendors serve chat completions but no list of models.
@@ -170,7 +181,7 @@ class Readiness:
 
     def record_model_refresh(self, model_refresh: ModelRefresh) -> None:
         """Record a refresh of the model lists."""
-        self.model_refresh = model_refresh
+        self.model_refresh, self.agents = model_refresh, model_refresh.agents
         for count in model_refresh.providers:
             if count.answer is not None:
                 self.record_answer(count.provider, count.answer)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -148,6 +149,31 @@ def _both(
             yield both
 
     return show
+
+
+@contextmanager
+def temporary_letta(settings: Settings, options: ServeOptions) -> Iterator[Connection]:
+    """Run the embedded Letta and the gateway while the block runs, as `serve` does, with the providers synced.
+
+    Raises:
+        ConfigurationError: no vendor is set up, or another backend of this home is starting.
+    """
+    if not any(provider.configured for provider in desired_providers(settings)):
+        raise ConfigurationError(
+            "No vendor is set up, and no Letta runs here.",
+            remedy="Set one up with `isabella vendors add NAME`, or start practice vendors with `isabella up`.",
+        )
+    with only_backend(settings), interrupt_on_sigterm(), ExitStack() as stack:
+        _start_gateway(settings, options, stack)
+        server = Server(
+            settings.home,
+            master_key=settings.letta_encryption_key,
+            lock=settings.letta_lock,
+            sandbox=settings.tool_sandbox,
+        )
+        connection = _start_embedded(settings, server, options, stack)
+        anyio.run(partial(ensure_providers, settings, connection=connection))
+        yield connection
 
 
 @contextmanager

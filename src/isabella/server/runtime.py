@@ -46,6 +46,7 @@ from isabella.turns.events import Ended, EndReason, Event, TurnFailed
 from isabella.turns.service import TurnService, new_turn_service
 from isabella.turns.turn import Turn
 from isabella.watch.events import ModelsRefreshed, Synced, WatchEvent, WatchListener, log_sentences
+from isabella.watch.model_refresh import BoundAgent
 from isabella.watch.watcher import Schedule, WatchActions, Watcher
 
 log = structlog.get_logger()
@@ -191,7 +192,11 @@ async def open_agents(
     """
     async with open_agent_service(settings, connection, backend=base_url) as agent_service:
         agent_service.models.on_event = runtime.readiness.record_answer
-        for result in await agent_service.ensure():
+        agent_service.models.on_replaced = lambda text: runtime.event_log.add_notice(text, warning=True)
+        ensured = await agent_service.ensure()
+        handles = ((result.name, *(result.handle or "").partition("/")[::2]) for result in ensured)
+        runtime.readiness.agents = tuple(BoundAgent(*one) for one in handles)
+        for result in ensured:
             failed = result.done is EnsureOutcome.FAILED
             (log.warning if failed else log.info)(
                 "agent",

@@ -90,11 +90,18 @@ def lines(path: Path) -> Iterator[Iterator[str]]:
 
 def write_private(path: Path, text: str) -> None:
     """Replace a file atomically by one that only its owner can read."""
+    write(path, text, mode=0o600)
+
+
+def write(path: Path, text: str, *, mode: int) -> None:
+    """Replace a file atomically by one with these permissions. Nobody else can read it before it is complete."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
             file.write(text)
+            if mode != 0o600:
+                os.fchmod(file.fileno(), mode)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

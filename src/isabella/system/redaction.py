@@ -13,7 +13,19 @@ from typing import Any
 from urllib.parse import quote
 
 #: Prefixes that vendors give their keys. A prefix that ends in another one comes before it (`csk-` before `sk-`).
-KNOWN_PREFIXES = ("sk-proj-", "sk-ant-", "csk-", "gsk_", "xai-", "sk-", "ak_")
+KNOWN_PREFIXES = (
+    "sk-or-v1-",
+    "sk-proj-",
+    "sk-ant-",
+    "tgp_v1_",
+    "csk-",
+    "gsk_",
+    "xai-",
+    "AIza",
+    "sk-",
+    "ak_",
+    "fw_",
+)
 
 _SHORTEST_WITH_ENDING = 16
 _SHORTEST_SECRET = 6  # a shorter secret would also replace harmless words

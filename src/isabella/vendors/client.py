@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -21,6 +23,8 @@ from isabella.vendors.model_lists import ListedModel, parse_models
 
 _SAID_LIMIT = 160
 _GRACE_SECONDS = 0.25  # in which a limit of httpx, whose error says more, comes first
+#: Words of a 400 that is about the key.
+_WRONG_KEY = re.compile(r"API_KEY_INVALID|API key not valid|Incorrect API key")
 #: Words in the code of a 403 that is about money or quota, not about the key.
 _ABOUT_FUNDS = ("quota", "balance", "billing", "payment", "credit", "funds")
 
@@ -150,6 +154,20 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
     return answer
 
 
+async def ask_about_key(url: str, key: SecretStr, *, timeout: float = 10.0) -> VendorAnswer:
+    """Ask a route that exists for valid keys only. It raises nothing for what the vendor does."""
+    headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
+    try:
+        async with httpx.AsyncClient(timeout=timeout, headers=headers, **client_options(url)) as client:
+            response = await client.get(url)
+    except httpx.RequestError as error:
+        said = redact(str(error)) or type(error).__name__
+        return VendorAnswer(KeyVerdict.UNREACHABLE, said, trouble=_trouble(error))
+    if response.is_success:
+        return VendorAnswer(KeyVerdict.ACCEPTED, "it knows the key", response.status_code)
+    return classify_answer(response.status_code, _json(response))
+
+
 def classify_answer(status: int, document: Any, *, retry_after: str | None = None) -> VendorAnswer:
     """Classify an answer by its status and the shape of its JSON, not by its wording, which vendors change."""
     said = _message(document) or f"status {status}"
@@ -166,6 +184,9 @@ def classify_answer(status: int, document: Any, *, retry_after: str | None = Non
         # A 401 or 403 without JSON comes from a proxy, not from the vendor.
         case 401 | 403 if document is not None:
             return VendorAnswer(KeyVerdict.REFUSED, said, status)
+        # Gemini and xAI refuse a wrong key with 400, which elsewhere says nothing of the key.
+        case 400 if _WRONG_KEY.search(json.dumps(document)):
+            return VendorAnswer(KeyVerdict.REFUSED, said, status)
         case 429:
             return VendorAnswer(KeyVerdict.RATE_LIMITED, said, status, retry_after=wait)
         case 404 | 405 | 301 | 302 | 307 | 308:
@@ -178,7 +199,8 @@ def accepted_answer(listed: Mapping[str, ListedModel]) -> VendorAnswer:
     """Return the answer of a vendor that lists these models."""
     windows = {id: model.window for id, model in listed.items()}
     unfit = frozenset(id for id, model in listed.items() if not (model.active and model.converses))
-    return VendorAnswer(KeyVerdict.ACCEPTED, f"{len(listed)} models", 200, windows, unfit, listed)
+    said = f"{len(listed)} model{'' if len(listed) == 1 else 's'}"
+    return VendorAnswer(KeyVerdict.ACCEPTED, said, 200, windows, unfit, listed)
 
 
 def _trouble(error: BaseException) -> Trouble:
@@ -201,9 +223,13 @@ def _json(response: httpx.Response) -> Any:
 
 
 def _error_object(document: Any) -> dict[str, Any]:
+    if isinstance(document, list) and document:
+        document = document[0]  # Gemini answers with an array
     if not isinstance(document, dict):
         return {}
     inner = document.get("error")
+    if isinstance(inner, str):
+        return {**document, "message": inner}
     return inner if isinstance(inner, dict) else document
 
 

@@ -72,9 +72,10 @@ def _changed(former: Desired | None, fresh: Desired) -> bool:
     return (former.configured or fresh.configured) and _values(former) != _values(fresh)
 
 
-def _values(provider: Desired) -> tuple[str, str, str, str | None, str | None]:
+def _values(provider: Desired) -> tuple[str | None, ...]:
     key = None if provider.key is None else provider.key.get_secret_value()
-    return provider.type, provider.base_url, provider.upstream, key, provider.problem
+    model = provider.vendor.default_model
+    return provider.type, provider.base_url, provider.upstream, key, provider.problem, model
 
 
 def _restart(before: Settings, now: Settings, in_force: Settings) -> Iterator[str]:

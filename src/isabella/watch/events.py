@@ -139,6 +139,8 @@ def _of_models(models: ProviderModels) -> Iterator[LogSentence]:
         yield LogSentence(f"{models.provider} has new models: {join_some(models.appeared, _MAX_MODELS)}.")
     if models.vanished:
         yield LogSentence(f"{models.provider} does not list any more: {join_some(models.vanished, _MAX_MODELS)}.")
+    for ending in models.ending:
+        yield LogSentence(ending.sentence, warning=True)
     for agent in models.lost:
         yield LogSentence(
             f"{agent.name} has lost its model: {models.provider} has no {agent.model} any more. "

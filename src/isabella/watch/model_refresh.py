@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from functools import partial
 
 from isabella.agents.registry import AgentRegistry
@@ -15,10 +16,13 @@ from isabella.letta.releases import Capabilities
 from isabella.letta.store import Store, StoredProvider
 from isabella.providers.apply import Ask
 from isabella.providers.desired import Desired, desired_providers
+from isabella.providers.report import join_some
 from isabella.system.tasks import gather
 from isabella.vendors.client import KeyVerdict, VendorAnswer, ask_vendor
+from isabella.vendors.model_lists import ListedModel
 
 _CONCURRENCY = 4
+_MAX_AGENTS = 3
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,37 @@ class BoundAgent:
 
 
 @dataclass(frozen=True)
+class EndingModel:
+    """A model of agents that its vendor ends."""
+
+    provider: str
+    model: ListedModel
+    agents: tuple[str, ...]  #: the names of the agents that use it
+
+    @property
+    def sentence(self) -> str:
+        """What ends when, whom it concerns, and what to do."""
+        model, agents = self.model, join_some(self.agents, _MAX_AGENTS)
+        end = "before long" if model.end is None else f"on {model.end.isoformat()}"
+        instead = f"{self.provider}/{model.replacement}" if model.replacement else "PROVIDER/MODEL"
+        named = f", and names {model.replacement} in its place" if model.replacement else ""
+        switch = f"`isabella agents switch {shlex.quote(self.agents[0])} {instead}`"
+        return f"{self.provider} ends {model.id} {end}{named}. It is the model of {agents}: {switch}."
+
+
+def ending_models(
+    provider: str, listed: Mapping[str, ListedModel], agents: Iterable[BoundAgent]
+) -> tuple[EndingModel, ...]:
+    """Return the models of agents that a provider's vendor ends, the earliest first."""
+    users: dict[str, list[str]] = {}
+    for agent in agents:
+        if agent.provider == provider and agent.model in listed and listed[agent.model].ending:
+            users.setdefault(agent.model, []).append(agent.name)
+    ending = [EndingModel(provider, listed[model], tuple(names)) for model, names in users.items()]
+    return tuple(sorted(ending, key=lambda one: one.model.end or date.min))
+
+
+@dataclass(frozen=True)
 class ProviderModels:
     """The models of one provider, compared with the former list."""
 
@@ -38,13 +73,14 @@ class ProviderModels:
     appeared: tuple[str, ...] = ()  #: models that Letta did not list before
     vanished: tuple[str, ...] = ()  #: models that Letta does not list any more
     lost: tuple[BoundAgent, ...] = ()  #: agents whose model the vendor does not have any more
+    ending: tuple[EndingModel, ...] = ()  #: models of agents that the vendor ends
     problem: str | None = None  #: why the list could not be read; nothing is known of its models then
     answer: VendorAnswer | None = None  #: the vendor's own answer to the configured key; None if it was not asked
 
     @property
     def changed(self) -> bool:
         """Whether there is anything to report."""
-        return bool(self.appeared or self.vanished or self.lost or self.problem)
+        return bool(self.appeared or self.vanished or self.lost or self.ending or self.problem)
 
 
 @dataclass(frozen=True)
@@ -53,6 +89,7 @@ class ModelRefresh:
 
     at: datetime
     providers: tuple[ProviderModels, ...]
+    agents: tuple[BoundAgent, ...] = ()  #: all agents that are bound to a provider
 
 
 def compare_models(
@@ -70,6 +107,7 @@ def compare_models(
         appeared=tuple(sorted(after - before)),
         vanished=tuple(sorted(before - after)),
         lost=tuple(agent for agent in bound if agent.model in gone or (offered and agent.model not in offered)),
+        ending=ending_models(provider, answer.listed, bound),
     )
 
 
@@ -88,9 +126,8 @@ async def refresh_models(settings: Settings, connection: Connection) -> ModelRef
         ]
         usable = [one for one in desired_providers(settings) if one.key is not None and one.problem is None]
         calls = [partial(_refresh, store, abilities, one, stored, ask, agents) for one in usable]
-        return ModelRefresh(
-            datetime.now(UTC).replace(microsecond=0), tuple(await gather(calls, at_once=_CONCURRENCY))
-        )
+        providers = tuple(await gather(calls, at_once=_CONCURRENCY))
+        return ModelRefresh(datetime.now(UTC).replace(microsecond=0), providers, tuple(agents))
 
 
 async def _refresh(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shlex
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from isabella.letta.llm_config import Binding, streams
 from isabella.providers.desired import Desired
 from isabella.providers.report import Receipt
 from isabella.system.urls import is_gateway_url, same_address
+from isabella.watch.model_refresh import BoundAgent, ending_models
 
 if TYPE_CHECKING:
     from isabella.turns.probe import ProbeResult
@@ -55,10 +57,31 @@ def check_agents(evidence: Evidence) -> Iterator[Outcome]:
             groups.setdefault((code, provider), []).append((agent, line))
     for (code, provider), group in groups.items():
         yield _finding(code, provider, group, evidence)
+    yield from _endings(letta.agents, evidence)
     faulty = {agent.id for group in groups.values() for agent, _ in group}
     bound_well = len(letta.agents) - len(faulty)
     if bound_well or not letta.agents:
         yield PassedCheck(Layer.USE, f"{bound_well} of {len(letta.agents)} agents are bound correctly")
+
+
+def _endings(agents: Sequence[AgentEvidence], evidence: Evidence) -> Iterator[Finding]:
+    """Find the agents whose model its vendor has announced to end."""
+    bound = [BoundAgent(one.name, one.llm.provider, one.llm.model) for one in agents if one.llm.provider]
+    for provider, vendor in evidence.vendors.items():
+        for ending in ending_models(provider, vendor.answer.listed, bound):
+            model = ending.model
+            yield finding(
+                "agent-model-ending",
+                provider=provider,
+                agents=ending.agents,
+                agent_ids=tuple(one.id for one in agents if one.name in ending.agents),
+                evidence=(ending.sentence,),
+                end="before long" if model.end is None else f"on {model.end.isoformat()}",
+                model=model.id,
+                replacement=f", and names {model.replacement} in its place" if model.replacement else "",
+                agent=shlex.quote(ending.agents[0]),
+                instead=f"{provider}/{model.replacement}" if model.replacement else _example_handle(evidence),
+            )
 
 
 def _faults(agent: AgentEvidence, evidence: Evidence, available: AvailableBindings) -> Iterator[_Fault]:

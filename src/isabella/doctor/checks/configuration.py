@@ -104,9 +104,8 @@ def _key(desired: Desired, letta: LettaEvidence) -> Iterator[Outcome]:
         evidence = (f"{desired.key_source} anywhere",)
         yield finding("key-unset", provider=desired.name, evidence=evidence, variable=desired.vendor.api_key_env)
     elif desired.key is not None and not desired.remarks:
-        yield PassedCheck(
-            Layer.CONFIGURATION, f"{desired.name}: {desired.key_source} holds a key ({desired.masked_key})"
-        )
+        held = f"{desired.key_source} holds a key ({desired.masked_key})"
+        yield PassedCheck(Layer.CONFIGURATION, f"{desired.name}: {'no key is needed' if desired.keyless else held}")
 
 
 def _remark(desired: Desired, remark: Remark) -> Finding:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr, ValidationError
 
-from isabella.config.custom_vendors import declared_vendors
+from isabella.config.custom_vendors import all_vendors
 from isabella.config.settings import Settings, variable
 from isabella.config.sources import DEFAULT, ENVIRONMENT, Sources
 from isabella.config.vendors import Vendor, known_vendors
@@ -122,7 +122,7 @@ def _setting_problem(invalid: Mapping[str, Any], sources: Sources) -> Configurat
 
 def _vendors(settings: Settings, problems: list[ConfigurationProblem]) -> tuple[Vendor, ...]:
     try:
-        return known_vendors() + declared_vendors(settings.config_file)
+        return all_vendors(settings.config_file)
     except ConfigurationError as error:
         problems.append(ConfigurationProblem("toml-malformed", str(settings.config_file), error.what, error.remedy))
         return known_vendors()
@@ -133,8 +133,7 @@ def _conflicts(settings: Settings, vendors: Iterable[Vendor]) -> Iterable[Confli
     fields = [name for name in type(settings).model_fields if name != "sources"]
     owners: dict[str, str | None] = {variable(name): None for name in fields}
     for vendor in vendors:
-        names = (vendor.api_key_env, vendor.api_key_file_env, vendor.base_url_env, vendor.type_env)
-        owners |= {name: vendor.provider for name in names if name is not None}
+        owners |= dict.fromkeys(vendor.variables, vendor.provider)
     for name in sources.contradictions(owners):
         yield ConflictingVariable(name, str(sources.file), sources.lines[name], owners[name])
 

@@ -1,0 +1,409 @@
+"""`isabella vendors`: which vendors there are, and setting one up in `.env` or `isabella.toml`."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+from isabella.cli.commands import AsJson, EnvFile, commands, configured_settings, print_json, run
+from isabella.errors import ConfigurationError
+from isabella.system.terminal import print_message
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from isabella.config.settings import Settings
+    from isabella.config.vendors import Vendor
+    from isabella.providers.desired import Desired
+    from isabella.vendors.client import VendorAnswer
+    from isabella.vendors.model_lists import ListedModel
+
+app = commands(help="List the vendors that Isabella knows, and set one up.")
+
+_SHOWN = 12
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The vendor, as `isabella vendors` lists it.")]
+
+
+@app.callback(invoke_without_command=True)
+def list_vendors(context: typer.Context, env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """List the vendors that Isabella knows, and set one up. Contacts nobody."""
+    if context.invoked_subcommand is not None:
+        return
+    from isabella.config.vendors import catalog_date
+    from isabella.providers.desired import desired_providers
+
+    settings = configured_settings(env_file, served=True, quiet=True)
+    every = desired_providers(settings, every=True)
+    rows = [_row(one) for one in every]
+    if as_json:
+        print_json({"catalog": catalog_date().isoformat(), "vendors": rows})
+        return
+    from isabella.cli.tables import show_vendors
+
+    show_vendors(rows)
+    if not any(one.configured for one in every):
+        typer.echo("None is set up. `isabella vendors add NAME` asks for what is needed, and tries it.")
+
+
+def _row(one: Desired) -> dict[str, Any]:
+    vendor = one.vendor
+    return {
+        "name": vendor.name,
+        "title": vendor.title,
+        "provider": one.name,
+        "set_up": one.configured,
+        "problem": one.problem,
+        "key": one.masked_key,
+        "key_source": one.key_source if one.configured else None,
+        "key_optional": vendor.key_optional,
+        "base_url": one.upstream,
+        "default_model": vendor.default_model,
+        "keys_page": vendor.keys_page,
+        "models_page": vendor.models_page,
+    }
+
+
+@app.command()
+def models(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> None:
+    """List the models of a vendor that is set up, as it tells them: windows, prices, and ends of life."""
+    from dataclasses import asdict
+
+    from isabella.agents.model_catalog import ordered_models
+    from isabella.vendors.client import ask_vendor
+
+    settings = configured_settings(env_file, served=True, quiet=True)
+    one = _find(settings, name)
+    if one.key is None or one.problem is not None:
+        what = f"{one.vendor.title} is not set up: {one.problem or one.key_source}."
+        raise ConfigurationError(what, remedy=f"Set it up: isabella vendors add {one.vendor.name}")
+    key = one.key
+    answer = run(lambda: ask_vendor(one.upstream, key), as_json)
+    if not answer.models:
+        _refuse(one.vendor, one.upstream, answer)
+    listed = [answer.listed[id] for id in ordered_models(one.vendor, answer)]
+    if as_json:
+        fields = [{**asdict(model), "end": model.end and model.end.isoformat()} for model in listed]
+        print_json({"vendor": one.vendor.name, "provider": one.name, "models": fields})
+        return
+    from isabella.cli.tables import show_models
+
+    show_models(one.name, listed)
+
+
+@app.command()
+def add(
+    name: Name,
+    base_url: Annotated[
+        str | None, typer.Option("--base-url", metavar="URL", help="Its address, for instance of a server of yours.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="ID", help="The model to use by default, as the vendor names it.")
+    ] = None,
+    key_stdin: Annotated[bool, typer.Option("--key-stdin", help="Read the key from standard input.")] = False,
+    no_check: Annotated[bool, typer.Option("--no-check", help="Write it without trying it.")] = False,
+    env_file: EnvFile = None,
+) -> None:
+    """Set a vendor up: ask for what is missing, try it, and write it.
+
+    A key comes from a prompt, from standard input, or from the variable that holds it already; never from an
+    argument, which other users can see. Keys, base URLs and models go to .env. With --base-url, NAME may be a new
+    one: an OpenAI-compatible server, which goes to isabella.toml.
+
+    Exit code: 0 set up, 1 not: nothing was written.
+    """
+    settings = configured_settings(env_file, quiet=True)
+    vendor, declared = _vendor(settings, name, base_url)
+    address = _address(settings, vendor, base_url)
+    key = _given_key(settings, vendor, key_stdin=key_stdin)
+    answer: VendorAnswer | None = None
+    if not no_check:
+        address, key, answer = _tried(vendor, address, key)
+    chosen = _chosen_model(vendor, model, answer)
+    _write(settings, vendor, address, key, chosen, declared=declared)
+    _report(settings, vendor, address, chosen, answer)
+
+
+@app.command()
+def remove(name: Name, env_file: EnvFile = None) -> None:
+    """Remove a vendor's variables from .env. Its provider in Letta and your agents stay as they are."""
+    from isabella.config.editing import set_variables
+
+    settings = configured_settings(env_file, quiet=True)
+    one = _find(settings, name)
+    vendor, sources = one.vendor, settings.sources
+    if vendor.base_url_env is None:
+        remedy = f"Delete its [[providers]] table from {settings.config_file}."
+        raise ConfigurationError(f"{vendor.title} is declared in {settings.config_file}.", remedy=remedy)
+    there = [variable for variable in vendor.variables if variable in sources.dotenv]
+    if not there:
+        raise ConfigurationError(f"{sources.file} has nothing of {vendor.title}: {one.key_source}.")
+    set_variables(sources.file, dict.fromkeys(there))
+    typer.echo(f"Removed from {sources.file}: {', '.join(there)}.")
+    for variable in vendor.variables:
+        if variable in sources.environment:
+            print_message(f"{variable} is still set in the environment.", level="warning")
+
+
+def _find(settings: Settings, name: str) -> Desired:
+    """Return a vendor by its name or the name of its provider."""
+    from isabella.providers.desired import desired_providers
+
+    every = desired_providers(settings, every=True)
+    wanted = name.lower()
+    found = next((one for one in every if wanted in (one.vendor.name.lower(), one.name.lower())), None)
+    if found is None:
+        known = ", ".join(one.vendor.name for one in every)
+        remedy = f"It knows {known}. Any other OpenAI-compatible server needs its address: --base-url URL."
+        raise ConfigurationError(f"Isabella knows no vendor {name!r}.", remedy=remedy)
+    return found
+
+
+def _vendor(settings: Settings, name: str, base_url: str | None) -> tuple[Vendor, bool]:
+    """Return the vendor to set up, and whether `isabella.toml` has to declare it."""
+    from isabella.config.custom_vendors import custom_vendor
+
+    try:
+        return _find(settings, name).vendor, False
+    except ConfigurationError:
+        if base_url is None:
+            raise
+    return custom_vendor(settings.config_file, name=name, base_url=base_url), True
+
+
+def _address(settings: Settings, vendor: Vendor, base_url: str | None) -> str:
+    """Return the base URL: the given one, else the one of a server of one's own that is asked for, else the usual."""
+    from isabella.config.settings import http_address
+    from isabella.providers.desired import with_path
+
+    current = _find(settings, vendor.name).upstream if vendor.base_url_env else vendor.base_url
+    if base_url is None:
+        if not (vendor.key_optional and vendor.base_url_env and _is_terminal()):
+            return current
+        base_url = typer.prompt(f"Address of {vendor.title}", default=current, err=True)
+    elif vendor.base_url_env is None and base_url != vendor.base_url:
+        what = f"{vendor.title} is declared in {settings.config_file}"
+        raise ConfigurationError(f"{what}, with {vendor.base_url}.", remedy="Change base_url there.")
+    try:
+        return with_path(http_address(base_url), vendor)
+    except ValueError as error:
+        raise ConfigurationError(f"The base URL cannot be used: {error}.") from None
+
+
+def _given_key(settings: Settings, vendor: Vendor, *, key_stdin: bool) -> SecretStr | None:
+    """Return the key from standard input, from its variable, or from a prompt; None for a vendor that needs none."""
+    from isabella.providers.desired import desired_providers
+
+    if key_stdin:
+        return _cleaned(vendor, sys.stdin.readline())
+    (one,) = desired_providers(settings, (vendor,), every=True)
+    if one.problem is not None and not _is_terminal():
+        raise ConfigurationError(f"{one.problem}.", remedy=one.remedy)
+    if one.key is not None and not one.keyless:
+        print_message(f"The key of {vendor.title} is in {one.key_source}.")
+        return one.key
+    return None if vendor.key_optional else _asked_key(vendor)
+
+
+def _asked_key(vendor: Vendor) -> SecretStr:
+    """Ask for a key on the terminal, without echo."""
+    if not _is_terminal():
+        piped = f"isabella vendors add {vendor.name} --key-stdin"
+        remedy = f"Set {vendor.api_key_env}, or pipe the key into `{piped}`."
+        raise ConfigurationError(f"{vendor.title} needs a key.", remedy=remedy)
+    page = f" (from {vendor.keys_page})" if vendor.keys_page else ""
+    return _cleaned(vendor, typer.prompt(f"Key of {vendor.title}{page}", hide_input=True, err=True))
+
+
+def _cleaned(vendor: Vendor, text: str) -> SecretStr:
+    from pydantic import SecretStr
+
+    from isabella.config.api_keys import KeyRefused, clean_key
+    from isabella.config.vendors import vendor_of_prefix
+    from isabella.system import redaction
+
+    try:
+        cleaned = clean_key(text)
+    except KeyRefused as refused:
+        page = f" Get one from {vendor.keys_page}." if vendor.keys_page else ""
+        raise ConfigurationError(f"This cannot be a key of {vendor.title}: {refused}.{page}") from None
+    redaction.remember(cleaned.value)
+    other = vendor_of_prefix(cleaned.value)
+    if other is not None and vendor.key_prefix != other.key_prefix:
+        print_message(f"The key begins with {other.key_prefix}, as keys of {other.title} do.", level="warning")
+    return SecretStr(cleaned.value)
+
+
+def _tried(vendor: Vendor, address: str, key: SecretStr | None) -> tuple[str, SecretStr | None, VendorAnswer]:
+    """Ask the vendor for its models; return base URL and key with which it answers.
+
+    A server that asks for a key after all gets one from the terminal, and a base URL that is a little wrong is
+    corrected. Raises `ConfigurationError` for any answer that is not one to a valid key.
+    """
+    from isabella.vendors.client import KeyVerdict
+
+    answer = _ask(vendor, address, key)
+    if answer.verdict is KeyVerdict.REFUSED and key is None and _is_terminal():
+        print_message(f"{vendor.title} asks for a key ({answer.said}).")
+        key = _asked_key(vendor)
+        answer = _ask(vendor, address, key)
+    if answer.verdict is KeyVerdict.WRONG_ADDRESS:
+        from isabella.doctor.collect.configuration import nearby_base_urls
+
+        for near in nearby_base_urls(address, vendor.base_url):
+            other = _ask(vendor, near, key)
+            if other.verdict is KeyVerdict.ACCEPTED:
+                print_message(f"{address} is not the base URL; {near} is.")
+                return near, key, other
+    if not answer.takes_key:
+        _refuse(vendor, address, answer)
+    return address, key, answer
+
+
+def _ask(vendor: Vendor, address: str, key: SecretStr | None) -> VendorAnswer:
+    from pydantic import SecretStr
+
+    from isabella.config.api_keys import NO_KEY
+    from isabella.vendors.client import KeyVerdict, ask_about_key, ask_vendor
+
+    sent = key or SecretStr(NO_KEY)
+
+    async def asked() -> VendorAnswer:
+        answer = await ask_vendor(address, sent)
+        if vendor.key_route is None or answer.verdict is not KeyVerdict.ACCEPTED:
+            return answer
+        known = await ask_about_key(f"{address}/{vendor.key_route}", sent)
+        # A gateway of one's own in front of the vendor may not have the route.
+        return answer if known.verdict in (KeyVerdict.ACCEPTED, KeyVerdict.WRONG_ADDRESS) else known
+
+    return run(asked, as_json=False)
+
+
+def _refuse(vendor: Vendor, address: str, answer: VendorAnswer) -> NoReturn:
+    """Raise the error for an answer with which a vendor cannot be set up."""
+    from isabella.vendors.client import KeyVerdict
+
+    again = f"isabella vendors add {vendor.name}"
+    page = f"Make one at {vendor.keys_page}, then: {again}" if vendor.keys_page else f"Then: {again}"
+    at_home = f"Start it, or name its address: {again} --base-url http://HOST:PORT/v1"
+    match answer.verdict:
+        case KeyVerdict.REFUSED:
+            what = f"{vendor.title} at {address} refuses the key: {answer.said}."
+            remedy = f"It needs one: {again}" if vendor.key_optional else page
+        case KeyVerdict.UNREACHABLE:
+            what, remedy = f"{vendor.title} at {address} does not answer: {answer.said}.", "Check the network."
+            remedy = at_home if vendor.key_optional else remedy
+        case KeyVerdict.WRONG_ADDRESS:
+            what = f"{address} is not the base URL of an OpenAI-compatible API: {answer.said}."
+            remedy = "Correct the address: it often ends in /v1."
+        case _:
+            what, remedy = f"{vendor.title} at {address} gives no list of models: {answer.said}.", "Try again later."
+    raise ConfigurationError(what, remedy=remedy)
+
+
+def _chosen_model(vendor: Vendor, model: str | None, answer: VendorAnswer | None) -> str | None:
+    """Return the default model to write; None if the vendor's own default, or its only model, will do."""
+    from isabella.agents.model_catalog import ordered_models
+
+    known = answer is not None and bool(answer.models)
+    offered = ordered_models(vendor, answer) if answer is not None else []
+    if model is not None:
+        if known and answer is not None and model not in answer.models:
+            shown = ", ".join(offered[:_SHOWN]) + (", …" if len(offered) > _SHOWN else "")
+            raise ConfigurationError(f"{vendor.title} has no model {model!r}.", remedy=f"It has: {shown}")
+        return model
+    if not known or vendor.default_model in offered or len(offered) == 1:
+        return None
+    if not offered:
+        remedy = "Agents need a model for conversations, with a window of 4,096 tokens or more."
+        raise ConfigurationError(f"{vendor.title} has no model for an agent.", remedy=remedy)
+    if vendor.default_model is not None:
+        print_message(f"{vendor.title} has no {vendor.default_model} any more.")
+    if not _is_terminal():
+        return offered[0]
+    for id in offered[:_SHOWN]:
+        typer.echo(f"  {id}", err=True)
+    picked = str(typer.prompt("Model", default=offered[0], err=True)).strip()
+    return _chosen_model(vendor, picked, answer)
+
+
+def _write(
+    settings: Settings, vendor: Vendor, address: str, key: SecretStr | None, model: str | None, *, declared: bool
+) -> None:
+    """Write what is not there yet: variables to `.env`, a new server to `isabella.toml`."""
+    from isabella.config.editing import append_table, set_variables
+
+    sources = settings.sources
+    values: dict[str, str | None] = {}
+    if key is not None:
+        values[vendor.api_key_env] = key.get_secret_value()
+    if vendor.base_url_env is not None and (address != vendor.base_url or vendor.key_optional):
+        values[vendor.base_url_env] = address
+    if vendor.model_env is not None and model is not None:
+        values[vendor.model_env] = model
+    if declared:
+        entries: dict[str, str | list[str]] = {"name": vendor.provider, "base_url": address}
+        entries |= {} if key is None else {"api_key_env": vendor.api_key_env}
+        entries |= {} if model is None else {"default_model": model}
+        append_table(settings.config_file, entries)
+        typer.echo(f"Wrote a [[providers]] table to {settings.config_file}.")
+    elif vendor.model_env is None and model is not None and model != vendor.default_model:
+        print_message(f'For this model, set default_model = "{model}" in {settings.config_file}.', level="warning")
+    # The file that a key came from stays the place where it is kept.
+    new = {name: value for name, value in values.items() if _current(settings, name) != value}
+    if sources.get(vendor.api_key_file_env) is not None and sources.get(vendor.api_key_env) is None:
+        new.pop(vendor.api_key_env, None)
+    if new:
+        set_variables(sources.file, new)
+        typer.echo(f"Wrote to {sources.file}: {', '.join(new)}.")
+    if vendor.api_key_env in new and sources.file.stat().st_mode & 0o004:
+        print_message(f"Other users can read {sources.file}: run `chmod 600 {sources.file}`.", level="warning")
+    for name in new:
+        if name in sources.environment:
+            print_message(f"{name} is also set in the environment, which wins: `unset {name}`.", level="warning")
+
+
+def _current(settings: Settings, name: str) -> str | None:
+    value = settings.sources.get(name)
+    return None if value is None else value.text.strip()
+
+
+def _report(settings: Settings, vendor: Vendor, address: str, model: str | None, answer: VendorAnswer | None) -> None:
+    """Say what was found, and what to do next."""
+    from isabella.agents.model_catalog import ordered_models
+    from isabella.cli.backend import running_backend
+    from isabella.vendors.client import KeyVerdict
+
+    best = model
+    if answer is not None:
+        best = model or next(iter(ordered_models(vendor, answer)), None)
+        listed = answer.listed.get(best or "")
+        accepted = answer.verdict is KeyVerdict.ACCEPTED
+        typer.echo(
+            f"{vendor.title} at {address} {'lists ' if accepted else 'knows the key, but says: '}{answer.said}."
+        )
+        if listed is not None:
+            typer.echo(f"Model: {_described(listed, vendor)}")
+    handle = f"{vendor.provider}/{best}" if best else vendor.provider
+    if running_backend(settings) is not None:
+        typer.echo(
+            f"The running backend takes it over in a few seconds. Then: isabella agents switch Isabella {handle}"
+        )
+    else:
+        typer.echo("Talk with: isabella chat")
+
+
+def _described(model: ListedModel, vendor: Vendor) -> str:
+    window = model.window or vendor.models.get(model.id)
+    words = [
+        model.id,
+        f"a window of {window:,} tokens" if window else f"window not told, {vendor.default_window:,} assumed",
+    ]
+    words += ["no tools: it cannot remember by itself"] if model.tools is False else []
+    words += [f"ends {model.end or 'soon'}"] if model.ending else []
+    return ", ".join(words)
+
+
+def _is_terminal() -> bool:
+    return sys.stdin.isatty()

@@ -84,8 +84,9 @@ def test_the_first_prompt_of_the_default_agent_is_short(served: Backend) -> None
     sizes = {name: size for name, size in budget.parts.items() if name.startswith("tool ")}
     assert sizes.keys() == {f"tool {name}" for name in record.tools}
     assert max(sizes.values()) < 250
-    # The practice vendor counts four characters of the whole request as a token, Isabella those of the parts.
-    assert budget.total == pytest.approx(turn.one("usage")["prompt_tokens"], rel=0.15)
+    # The practice vendor counts four characters of the whole request as a token, Isabella those of the parts, without
+    # the JSON around them.
+    assert 0.75 < budget.total / turn.one("usage")["prompt_tokens"] < 1.05
 
 
 @pytest.mark.parametrize(

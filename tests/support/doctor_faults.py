@@ -330,7 +330,10 @@ FAULTS: dict[str, Fault] = {
     ),
     "model about to end": fault(
         lambda w: w.rebind(
-            "byok-mistral", model="magistral-medium-latest", handle="byok-mistral/magistral-medium-latest"
+            "byok-mistral",
+            model="magistral-medium-latest",
+            handle="byok-mistral/magistral-medium-latest",
+            context_window=40_960,
         ),
         "agent-model-ending",
         "byok-mistral",

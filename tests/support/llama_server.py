@@ -65,7 +65,7 @@ class LlamaServer:
 
     packages: Path
     log: Path
-    key: str = field(default_factory=lambda: f"sk-{secrets.token_hex(16)}", repr=False)
+    key: str = field(default_factory=lambda: f"smol-{secrets.token_hex(16)}", repr=False)
     port: int = 0
     _process: subprocess.Popen[str] | None = None
 
@@ -111,7 +111,7 @@ class LlamaServer:
     def replace_key(self) -> None:
         """Accept another key from now on, and not the former one any more: it is started again."""
         self.stop()
-        self.key = f"sk-{secrets.token_hex(16)}"
+        self.key = f"smol-{secrets.token_hex(16)}"
         self.start()
 
     def slot(self) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class Readiness:
     report: Report | None = None
     as_of: datetime | None = None
     error: IsabellaError | None = None  #: why the backend failed, or has no report
+    opened: bool = True  #: whether agents can be used; False until the services of a starting backend are open
     steps: list[str] = field(default_factory=list)  #: what is being done before the sync, the innermost last
     model_refresh: ModelRefresh | None = None  #: the result of the last nightly refresh of the model lists
     #: the gateway as it was last observed; None before that, or if Letta calls the vendors directly
@@ -71,7 +72,7 @@ class Readiness:
     @property
     def serving(self) -> bool:
         """Whether requests that need providers can be answered."""
-        return self.phase in (Phase.READY, Phase.DEGRADED)
+        return self.opened and self.phase in (Phase.READY, Phase.DEGRADED)
 
     @property
     def reasons(self) -> list[str]:
@@ -81,6 +82,8 @@ class Readiness:
         reasons = [part.reason for part in self.down]
         if self.report is None:
             return [*reasons, *(self.steps[-1:] or ["The providers are being synced."])]
+        if not self.opened:
+            return [*reasons, "The agents are being created or updated."]
         report = self.with_vendors(self.report)
         if not reasons and report.gateway is not None and gateway_level(report.gateway) > Level.UNKNOWN:
             reasons = [report.gateway.sentence]
@@ -92,6 +95,8 @@ class Readiness:
 
         Degraded also if a vendor refuses or cannot be reached, or if a gateway that is not supervised does not run.
         """
+        if not self.opened and self.phase is not Phase.FAILED:
+            return Phase.STARTING
         if self.serving and self.down:
             return Phase.INTERRUPTED
         if self.phase is Phase.READY and self.report is not None:

@@ -302,6 +302,7 @@ class _Backend:
         self._prepared: Future[Prepared] = Future()
         self._server = http_server(create_app(self._runtime, self._start))
         self._thread = threading.Thread(target=self._run, name="backend", daemon=True)
+        self._runtime.readiness.opened = False
         self._errors: list[BaseException] = []
         host, port = listener.getsockname()[:2]
         self._address = _url(_WILDCARDS.get(host, host), port)
@@ -310,7 +311,7 @@ class _Backend:
     def exit_code(self) -> int:
         """0 if it served until a signal, or was stopped by one while it was starting; 1 if it failed."""
         readiness = self._runtime.readiness
-        return 0 if readiness.serving or readiness.phase is Phase.STARTING else 1
+        return 1 if readiness.phase is Phase.FAILED else 0
 
     @contextmanager
     def served(self) -> Iterator[None]:
@@ -380,7 +381,7 @@ class _Backend:
     async def _run_services(self, prepared: Prepared, served: anyio.Event) -> None:
         runtime, settings, options = self._runtime, prepared.settings, self._options
         readiness, connection = runtime.readiness, runtime.start_connection or prepared.connection
-        readiness.phase, readiness.error = Phase.STARTING, None
+        readiness.phase, readiness.error, readiness.opened = Phase.STARTING, None, False
         async with open_locks(connection.database_url, patience=settings.gate_timeout) as locks:
             await _wait_for_letta(connection, options.say)
             await readiness.run_start_sync(lambda: _sync(settings, options, connection, locks))
@@ -406,6 +407,7 @@ class _Backend:
                 ) as runtime.watcher,
                 run_gateway_monitor(runtime, turn_service),
             ):
+                readiness.opened = True
                 served.set()
                 phase = readiness.phase.value.capitalize()
                 options.say(f"{phase}: {self._address}  (API: {self._address}/docs, stop: Ctrl-C)")

@@ -191,7 +191,7 @@ done
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
 def test_completion_in_bash(tmp_path: Path) -> None:
     """Commands, options, values, and the names of providers, agents and models, without a running Letta."""
-    (tmp_path / ".env").write_text("GROQ_API_KEY=gsk_abcdefghijklmnopqrstuvwx0123456789\n")
+    (tmp_path / ".env").write_text("GROQ_API_KEY=gsk_not-a-key-only-for-this-test\n")
     program = Path(sys.executable).parent
     environment = {
         "PATH": f"{program}{os.pathsep}{os.environ['PATH']}",

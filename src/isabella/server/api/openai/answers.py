@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,6 +12,7 @@ from fastapi import Request, Response
 
 from isabella.errors import IsabellaError
 from isabella.server.api.openai.errors import NO_RETRY, problem, refusal
+from isabella.server.api.openai.formats import Pieces
 from isabella.server.api.turns import TurnResponse
 from isabella.server.errors import Problem, openai_answer
 from isabella.server.idempotency import RequestRegistry, SharedTurn, TurnRequest
@@ -68,6 +69,18 @@ class Answer:
             async for event in events:
                 self.add(event)
         return self
+
+    async def begin(self, events: AsyncIterator[Event], pieces: Pieces) -> str | None:
+        """Read events until a client can be sent text, and return it; None if the turn ends in a failure before that."""
+        async for event in events:
+            self.add(event)
+            if isinstance(event, AnswerText) and (text := pieces.feed(event.text)):
+                return text
+            if isinstance(event, Ended):
+                break
+        if self.end is None:
+            return ""
+        return None if self.finish_reason is None else pieces.end()
 
     @property
     def finish_reason(self) -> FinishReason | None:

@@ -24,7 +24,7 @@ from isabella.server.api.turns import TurnResponse
 from isabella.server.errors import OPENAI, openai_error
 from isabella.server.idempotency import SharedTurn
 from isabella.server.runtime import Agents, Requests, Turns
-from isabella.turns.events import AnswerText, Ended, Event
+from isabella.turns.events import AnswerText, Event
 from isabella.turns.message import UserMessage
 from isabella.turns.service import MAX_MESSAGE_LENGTH, MESSAGE_PATTERN
 from isabella.turns.turn import Turn
@@ -185,15 +185,10 @@ async def _complete(shared: SharedTurn, body: ChatRequest, pieces: Pieces) -> Re
 
 async def _stream(shared: SharedTurn, body: ChatRequest, pieces: Pieces) -> Response:
     """Stream the answer once it has begun. A failure before that is answered with its own status."""
-    events, answer, text = shared.events(), Answer(), ""
-    async for event in events:
-        answer.add(event)
-        if isinstance(event, Ended) or (isinstance(event, AnswerText) and (text := pieces.feed(event.text))):
-            break
-    if answer.end is not None:
-        if answer.finish_reason is None:
-            return answer.failure
-        text = pieces.end()
+    events, answer = shared.events(), Answer()
+    text = await answer.begin(events, pieces)
+    if text is None:
+        return answer.failure
     return TurnResponse(_chunks(events, shared.turn, body, answer, pieces, text), at_end=shared.leave)
 
 

@@ -28,7 +28,7 @@ from isabella.server.errors import OPENAI
 from isabella.server.idempotency import SharedTurn
 from isabella.server.runtime import Agents, Requests, Turns
 from isabella.turns.agent_cache import AgentRef
-from isabella.turns.events import AnswerText, Ended, Event
+from isabella.turns.events import AnswerText, Event
 
 router = APIRouter(prefix=OPENAI, tags=["openai"])
 
@@ -272,15 +272,10 @@ async def _complete(shared: SharedTurn, body: ResponseRequest, format: JsonForma
 
 async def _stream(shared: SharedTurn, body: ResponseRequest, format: JsonFormat | None) -> Response:
     """Stream the answer once it has begun. A failure before that is answered with its own status."""
-    events, answer, pieces, text = shared.events(), Answer(), Pieces(format=format), ""
-    async for event in events:
-        answer.add(event)
-        if isinstance(event, Ended) or (isinstance(event, AnswerText) and (text := pieces.feed(event.text))):
-            break
-    if answer.end is not None:
-        if answer.finish_reason is None:
-            return answer.failure
-        text = pieces.end()
+    events, answer, pieces = shared.events(), Answer(), Pieces(format=format)
+    text = await answer.begin(events, pieces)
+    if text is None:
+        return answer.failure
     return TurnResponse(_sent(events, _Events(_draft(shared, body)), answer, text), at_end=shared.leave)
 
 

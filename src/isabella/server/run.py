@@ -303,6 +303,7 @@ class _Backend:
         self._server = http_server(create_app(self._runtime, self._start))
         self._thread = threading.Thread(target=self._run, name="backend", daemon=True)
         self._runtime.readiness.opened = False
+        self._runtime.readiness.steps = ["Isabella is starting."]  # until the first step, and between two of them
         self._errors: list[BaseException] = []
         host, port = listener.getsockname()[:2]
         self._address = _url(_WILDCARDS.get(host, host), port)

@@ -71,7 +71,7 @@ class Answer:
         return self
 
     async def begin(self, events: AsyncIterator[Event], pieces: Pieces) -> str | None:
-        """Read events until a client can be sent text, and return it; None if the turn ends in a failure before that."""
+        """Read events until a client can be sent text, and return it; None if the turn fails before that."""
         async for event in events:
             self.add(event)
             if isinstance(event, AnswerText) and (text := pieces.feed(event.text)):

@@ -8,7 +8,7 @@ import pytest
 
 from isabella.agents.history import HistoryEntry
 from isabella.server.event_log import TurnSample
-from isabella.server.web import pages_activity, pages_memory, rendering
+from isabella.server.web import markdown, pages_activity, pages_memory, rendering
 from isabella.system import redaction
 
 
@@ -26,12 +26,12 @@ from isabella.system import redaction
 )
 def test_prose_makes_no_markup_of_its_own(text: str, never: str) -> None:
     """Markdown becomes HTML without scripts, pictures, dangerous links, inline styles, or headings of the page."""
-    assert never not in rendering.render_markdown(text)
+    assert never not in markdown.render(text)
 
 
 def test_prose_is_rendered() -> None:
     """What is harmless is shown as it was meant; links tell nothing of where they were."""
-    html = rendering.render_markdown("**bold** and `code`, [a page](https://example.org)")
+    html = markdown.render("**bold** and `code`, [a page](https://example.org)")
     assert "<strong>bold</strong>" in html
     assert 'rel="noopener noreferrer"' in html
 
@@ -39,7 +39,7 @@ def test_prose_is_rendered() -> None:
 def test_known_secrets_are_masked_in_every_text() -> None:
     """A secret of this process is masked in prose as in plain text."""
     redaction.remember("csk-console0000000000000000abcd")
-    assert "console0000" not in rendering.render_markdown("it is csk-console0000000000000000abcd")
+    assert "console0000" not in markdown.render("it is csk-console0000000000000000abcd")
     assert "console0000" not in rendering.render_text("it is csk-console0000000000000000abcd")
 
 

@@ -11,6 +11,7 @@ from enum import StrEnum
 from isabella.errors import IsabellaError, MessageRefused, QueueFull
 from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
+from isabella.server.web.markdown import MarkdownStream
 from isabella.system.redaction import redact
 from isabella.turns import events
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, TurnFailed
@@ -42,6 +43,14 @@ class AnswerPart:
     result: str | None = None  #: the result of the tool; None while it runs
     ok: bool = True
     failover: Failover | None = None  #: the vendor that did not answer
+    complete: bool = False  #: whether nothing is added to its text any more
+    _stream: MarkdownStream = field(default_factory=MarkdownStream, repr=False)
+
+    @property
+    def rendered(self) -> MarkdownStream:
+        """The text as Markdown, rendered when it is needed."""
+        self._stream.write(self.text, ended=self.complete)
+        return self._stream
 
 
 @dataclass
@@ -104,8 +113,14 @@ class Exchange:
     def end(self, ended: Ended) -> None:
         """End it."""
         self.ended, self.phase = ended, ExchangePhase.ENDED
+        self._complete_part()
+
+    def _complete_part(self) -> None:
+        if self.parts:
+            self.parts[-1].complete = True
 
     def _add_part(self, kind: str, **fields: object) -> None:
+        self._complete_part()
         self.parts.append(AnswerPart(len(self.parts), kind, **fields))  # type: ignore[arg-type]
 
     def _add_text(self, kind: str, text: str, message_id: str) -> None:

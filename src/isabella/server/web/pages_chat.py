@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -18,13 +21,17 @@ from isabella.providers.health import HealthState, current_health
 from isabella.server import ROOT
 from isabella.server.event_log import MessageModel
 from isabella.server.runtime import Runtime
-from isabella.server.web.conversations import Conversation, Exchange, ExchangePhase
+from isabella.server.web.conversations import AnswerPart, Conversation, Exchange, ExchangePhase
+from isabella.server.web.markdown import Block
 from isabella.server.web.rendering import Page, Renderer, stream
 from isabella.system.redaction import redact
 
 _PAGE = 40
 _LONGEST_HISTORY = 1500
 _REFRESH_SECONDS = 20.0
+#: The least time between two updates of an open page, and as a multiple of the time that rendering one took.
+_PACE_SECONDS = 0.04
+_REST = 10
 _AGENT_ID = re.compile(r"agent-[0-9a-f-]{36}")
 _MESSAGE_ID = re.compile(r"message-[0-9a-f-]{36}")
 
@@ -40,18 +47,35 @@ class ChatLine:
 
 
 @dataclass(frozen=True)
+class SentPart:
+    """The state of a part of an answer when an open page was last updated."""
+
+    length: int = 0  #: of its text
+    result: str | None = None  #: of a tool
+    blocks: tuple[Block, ...] = ()  #: of an answer's text
+    announced: int = 0  #: the number of its blocks that were announced to screen readers
+
+    @classmethod
+    def of(cls, part: AnswerPart) -> SentPart:
+        """Return the present state of a part."""
+        if part.kind != "text":
+            return cls(len(part.text), part.result)
+        return cls(len(part.text), None, part.rendered.blocks, part.rendered.complete)
+
+
+@dataclass(frozen=True)
 class SentExchange:
     """The state of an exchange when an open page was last updated."""
 
     progress: tuple[object, ...]  #: everything that its progress line shows
-    parts: tuple[tuple[int, str | None], ...]  #: the length of the text and the tool result of each part
+    parts: tuple[SentPart, ...]
 
     @classmethod
     def of(cls, exchange: Exchange) -> SentExchange:
         """Return the present state of an exchange."""
         return cls(
             (exchange.phase, exchange.wait_reason, exchange.handle),
-            tuple((len(part.text), part.result) for part in exchange.parts),
+            tuple(SentPart.of(part) for part in exchange.parts),
         )
 
 
@@ -239,7 +263,7 @@ class _Page(Page):
         sent = {exchange.seq: SentExchange.of(exchange) for exchange in conversation.visible(since)}
         yield self._part("live", exchanges=list(conversation.visible(since)), agent_id=agent_id, oob=True)
         while True:
-            count = conversation.notifier.count
+            count, began = conversation.notifier.count, time.perf_counter()
             exchanges = {
                 exchange.seq: exchange
                 for exchange in conversation.exchanges
@@ -248,29 +272,17 @@ class _Page(Page):
             html = [self._part("exchange_removed", seq=seq) for seq in sent.keys() - exchanges.keys()]
             for exchange in exchanges.values():
                 if exchange.seq in sent:
-                    html += self._updates(exchange, sent[exchange.seq], agent_id)
+                    html += exchange_updates(self._renderer, exchange, sent[exchange.seq], agent_id)
                 else:
                     html.append(self._part("exchange_added", exchange=exchange, agent_id=agent_id))
+                    html += _announcements(self._renderer, (), SentExchange.of(exchange).parts)
             sent = {seq: SentExchange.of(exchange) for seq, exchange in exchanges.items()}
+            took = time.perf_counter() - began
             if html:
                 yield "\n".join(html)
+                # A long text takes longer to render; most of the time is left for everything else.
+                await anyio.sleep(max(_PACE_SECONDS, _REST * took))
             await conversation.notifier.wait(count, _REFRESH_SECONDS)
-
-    def _updates(self, exchange: Exchange, sent: SentExchange, agent_id: str) -> list[str]:
-        """Return fragments for what has changed in an exchange: new parts, added text, results, and its progress."""
-        seq, now = exchange.seq, SentExchange.of(exchange)
-        html = [self._part("part_added", seq=seq, part=part) for part in exchange.parts[len(sent.parts) :]]
-        for part, (length, result) in zip(exchange.parts, sent.parts, strict=False):
-            if len(part.text) > length:
-                html.append(self._part("text_added", seq=seq, index=part.index, text=part.text[length:]))
-            if part.result != result:
-                html.append(self._part("result", seq=seq, part=part))
-        if now.progress != sent.progress:
-            html.append(self._part("state", exchange=exchange, agent_id=agent_id, oob=True))
-        if exchange.phase is ExchangePhase.ENDED and sent.progress[0] is not ExchangePhase.ENDED:
-            texts = (part for part in exchange.parts if part.kind == "text")
-            html += [self._part("text_finished", seq=seq, part=part) for part in texts]
-        return html
 
     def _conversation(self, agent_id: str) -> Conversation:
         if agent_id not in self._conversations:
@@ -292,6 +304,47 @@ class _Page(Page):
             model = self._runtime.event_log.message_model(entry.id) if entry.kind == "assistant" else None
             lines.append(ChatLine(entry, next_id, model))
         return lines
+
+
+def exchange_updates(renderer: Renderer, exchange: Exchange, sent: SentExchange, agent_id: str) -> list[str]:
+    """Return fragments for what has changed in an exchange: its parts, and its progress."""
+    seq, now = exchange.seq, SentExchange.of(exchange)
+    html = [_part(renderer, "part_added", seq=seq, part=part) for part in exchange.parts[len(sent.parts) :]]
+    for part, before, after in zip(exchange.parts, sent.parts, now.parts, strict=False):
+        if part.kind == "text":
+            html += _block_updates(renderer, f"x{seq}-{part.index}", before.blocks, after.blocks)
+        elif after.length > before.length:
+            html.append(_part(renderer, "text_added", seq=seq, index=part.index, text=part.text[before.length :]))
+        if after.result != before.result:
+            html.append(_part(renderer, "result", seq=seq, part=part))
+    html += _announcements(renderer, sent.parts, now.parts)
+    if now.progress != sent.progress:
+        html.append(_part(renderer, "state", exchange=exchange, agent_id=agent_id, oob=True))
+    return html
+
+
+def _block_updates(renderer: Renderer, id: str, before: Sequence[Block], after: Sequence[Block]) -> Iterator[str]:
+    """Yield fragments for the blocks of a text that have changed: only the last ones do."""
+    for index in range(len(after), len(before)):
+        yield _part(renderer, "block_removed", id=id, index=index)
+    for index, block in enumerate(after):
+        if index >= len(before):
+            yield _part(renderer, "block_added", id=id, index=index, block=block)
+        elif block != before[index]:
+            yield _part(renderer, "block_changed", id=id, index=index, block=block)
+
+
+def _announcements(renderer: Renderer, before: Sequence[SentPart], now: Sequence[SentPart]) -> Iterator[str]:
+    """Yield what screen readers are told: each block of the answer when it is complete."""
+    for index, after in enumerate(now):
+        announced = before[index].announced if index < len(before) else 0
+        for block in after.blocks[announced : after.announced]:
+            if block.spoken:
+                yield _part(renderer, "announcement", text=block.spoken)
+
+
+def _part(renderer: Renderer, macro: str, /, **values: Any) -> str:
+    return renderer.part(_Page.parts_template, macro, **values)
 
 
 def _without_running(entries: Sequence[HistoryEntry], running: Exchange | None) -> Sequence[HistoryEntry]:

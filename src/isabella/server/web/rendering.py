@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import cache
@@ -13,10 +13,6 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markdown_it import MarkdownIt
-from markdown_it.renderer import RendererHTML
-from markdown_it.token import Token
-from markdown_it.utils import EnvType, OptionsDict
 from markupsafe import Markup, escape
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
@@ -28,11 +24,13 @@ from isabella.server import ROOT
 from isabella.server.auth import LOGIN, FormRefused, read_form
 from isabella.server.errors import status_of
 from isabella.server.runtime import Runtime
+from isabella.server.web import markdown
 from isabella.system.redaction import redact
 
 #: Longer texts are cut to this many characters; a link leads to the whole text.
 SHOWN = 6000
-_LONGEST_MARKDOWN = 20_000
+#: The same for answers, which are Markdown.
+SHOWN_ANSWER = 20_000
 _PING_SECONDS = 15
 
 #: The header that htmx adds to its requests.
@@ -42,47 +40,6 @@ THEME = "isabella_theme"
 THEMES = ("auto", "light", "dark")
 
 _TONES = {Level.OK: "good", Level.UNKNOWN: "idle", Level.WARNING: "warn", Level.PROBLEM: "bad"}
-
-
-class _MarkdownRenderer(RendererHTML):
-    """Renders images as their description, because they would be fetched from other hosts. Links open a new tab."""
-
-    def image(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
-        return str(escape(tokens[idx].content))
-
-    def link_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
-        tokens[idx].attrSet("rel", "noopener noreferrer")
-        tokens[idx].attrSet("target", "_blank")
-        return self.renderToken(tokens, idx, options, env)
-
-    def table_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
-        # A wide table scrolls by itself, also with the keyboard.
-        return '<div class="scrolls" tabindex="0" role="region" aria-label="Table"><table>'
-
-    def table_close(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
-        return "</table></div>"
-
-
-_MARKDOWN = MarkdownIt("commonmark", {"html": False, "breaks": True}, renderer_cls=_MarkdownRenderer).enable("table")
-_MARKDOWN.disable(["html_block", "html_inline", "lheading"])
-
-
-def render_markdown(text: str) -> Markup:
-    """Return Markdown as HTML without raw HTML, images, or anything else that loads from other hosts."""
-    text = redact(text)
-    if len(text) > _LONGEST_MARKDOWN:
-        return render_text(text)
-    tokens = _MARKDOWN.parse(text)
-    for token in tokens:
-        if token.type in ("heading_open", "heading_close"):
-            # Headings of an answer are not headings of the page.
-            token.tag = "p"
-            if token.type == "heading_open":
-                token.attrSet("class", "heading")
-        # Column alignment would be an inline style, which the policy forbids.
-        token.attrs.pop("style", None)
-    html = _MARKDOWN.renderer.render(tokens, _MARKDOWN.options, {})
-    return Markup(html)  # noqa: S704 - from the renderer, which escapes; raw HTML is off
 
 
 def render_text(text: str) -> Markup:
@@ -151,7 +108,7 @@ def template_environment() -> Environment:
         # Short, and valid in an element id.
         "digest": lambda value: hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:10],
         "redact": redact,
-        "markdown": render_markdown,
+        "markdown": markdown.render,
         "plain": render_text,
         "arguments": format_arguments,
         "time": format_time,
@@ -167,7 +124,13 @@ def template_environment() -> Environment:
         "vendor_words": vendor_words,
         "tone": _TONES.__getitem__,
     }
-    environment.globals |= {"root": ROOT, "static": _static_url, "SHOWN": SHOWN, "login": LOGIN}
+    environment.globals |= {
+        "root": ROOT,
+        "static": _static_url,
+        "SHOWN": SHOWN,
+        "SHOWN_ANSWER": SHOWN_ANSWER,
+        "login": LOGIN,
+    }
     return environment
 
 

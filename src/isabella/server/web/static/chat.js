@@ -80,4 +80,28 @@
       toEnd();
     }
   }
+
+  // --- copying -------------------------------------------------------------------------------------------------------
+
+  // The clipboard is missing on pages that are neither encrypted nor local.
+  async function copy(text) {
+    if (navigator.clipboard) return navigator.clipboard.writeText(text);
+    const area = document.createElement("textarea");
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+
+  document.addEventListener("click", async (event) => {
+    const button = event.target.closest?.("[data-copy]");
+    if (!button) return;
+    try {
+      await copy(button.closest(".code").querySelector("code").textContent);
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Not copied";
+    }
+  });
 })();

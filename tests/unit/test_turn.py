@@ -60,6 +60,7 @@ class Agents:
     now: Binding = REALLY
     addresses: dict[str, str] = field(default_factory=dict)
     failure: Exception | None = None
+    without_key: set[str] = field(default_factory=set)
     say: anyio.Event = field(default_factory=anyio.Event)
     said: anyio.Event = field(default_factory=anyio.Event)
 
@@ -85,8 +86,8 @@ class Agents:
         self.now = await self.placed(self.now)
 
     def set_up(self, handles: Iterable[str]) -> list[str]:
-        """All of them."""
-        return [*handles]
+        """All of them, but those of vendors without a key."""
+        return [handle for handle in handles if handle.partition("/")[0] not in self.without_key]
 
     async def resolve(self, _speaker: AgentRef, handle: str) -> Binding:
         """What a handle means."""
@@ -106,6 +107,7 @@ class Stage:
     gate: ProviderLock = field(default_factory=ProviderLock)
     breaker: CircuitBreaker = field(default_factory=CircuitBreaker)
     supervisor: Supervisor | None = None
+    gateway: Any = None
     hold: float = 10.0
     stored: bool = False  #: whether Letta has stored a run
 
@@ -135,7 +137,15 @@ class Stage:
         self.patch.setattr(turns, "Attempt", Played)
         letta: Any = SimpleNamespace(messages=self)
         agents: Any = self.agents
-        deps = TurnDependencies(letta, agents, self.gate, self.breaker, supervisor=self.supervisor, hold=self.hold)
+        deps = TurnDependencies(
+            letta,
+            agents,
+            self.gate,
+            self.breaker,
+            supervisor=self.supervisor,
+            hold=self.hold,
+            gateway=self.gateway,
+        )
         return turns.Turn(
             deps, _speaker(THOUGHT, handles), UserMessage("Say good morning"), TurnQueue().take("agent-1")
         )
@@ -236,6 +246,45 @@ async def test_a_vendor_that_was_not_asked_after_all_still_is(stage: Stage) -> N
     assert end(events).handle == THOUGHT.handle
     # And afterwards it is where somebody wanted it.
     assert stage.agents.now == REALLY
+
+
+async def test_a_vendor_without_a_key_is_not_asked_if_there_is_another_one(stage: Stage) -> None:
+    """Its key was removed since the agent was bound to it: that is no failure of the vendor."""
+    stage.agents.without_key.add(THOUGHT.provider)
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    events = await stage.turn(answer(), handles=(THOUGHT.handle, REALLY.handle))
+    assert told(events) == [REALLY.handle, "Good", " morning"]
+    assert not [event for event in events if isinstance(event, Failover)]
+    events = await stage.turn(refuse, handles=(THOUGHT.handle,))
+    assert [event.handle for event in events if isinstance(event, VendorAsked)] == [THOUGHT.handle]
+
+
+@pytest.mark.parametrize(
+    ("reported", "code"),
+    [
+        (VendorRefusal(ErrorCode.VENDOR_FAILING, "Letta stumbled"), ErrorCode.LETTA_FAILING),
+        (VendorRefusal(ErrorCode.VENDOR_FAILING, "503: overloaded", 503), ErrorCode.VENDOR_FAILING),
+        (VendorRefusal(ErrorCode.EMPTY_ANSWER, "nothing came"), ErrorCode.EMPTY_ANSWER),
+    ],
+)
+async def test_a_failure_that_the_gateway_has_not_seen_is_letta_s(
+    stage: Stage, reported: VendorRefusal, code: ErrorCode
+) -> None:
+    """Without a status, and with a vendor that has answered in full or was not asked, nobody blames the vendor."""
+
+    async def fail(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        yield None
+        attempt.refusal = reported
+
+    stage.gateway = SimpleNamespace(end_calls=None, last_outcome=_nothing)
+    events = await stage.turn(fail)
+    (failover,) = [event for event in events if isinstance(event, Failover)]
+    assert failover.code is code
+
+
+async def _nothing(_agent_id: str, _since: float) -> None:
+    await anyio.lowlevel.checkpoint()
 
 
 def renew_and_refuse(breaker: CircuitBreaker, provider: str) -> Answer:

@@ -30,6 +30,7 @@ from isabella.turns.stream import (
     ToolCallDelta,
     VendorRefusal,
     classify_refusal,
+    is_of_vendor,
     parse_line,
     refusal_of,
     retry_delay,
@@ -324,3 +325,34 @@ def test_events_leave_out_what_is_unknown() -> None:
 def test_a_refusal_is_told_by_letta_twice() -> None:
     """The server's own error event, which ends a stream that it cannot go on with, is understood as well."""
     assert isinstance(parse_line('data: {"error": "boom", "code": "INTERNAL_SERVER_ERROR"}'), VendorRefusal)
+
+
+@pytest.mark.parametrize(
+    ("detail", "said"),
+    [
+        (
+            "INTERNAL_SERVER_ERROR: Failed to connect to OpenAI: Connection error.",
+            "Failed to connect to the vendor: ",
+        ),
+        ("Request to OpenAI timed out: nothing came [BYOK]", "Request to the vendor timed out: nothing came"),
+        ("UNAUTHENTICATED: Authentication failed with OpenAI: Error code: 401 - {'message': 'No'} [BYOK]", "401: No"),
+        ("This usually indicates that the endpoint is not an OpenAI-compatible API", "not an OpenAI-compatible API"),
+    ],
+)
+def test_no_company_is_named_that_was_not_asked(detail: str, said: str) -> None:
+    """Letta names the company of its client, whoever the vendor is; the vendor's own words stay as they are."""
+    refusal = classify_refusal("llm_error", detail)
+    assert said in refusal.message
+    assert "OpenAI" not in refusal.message.replace("OpenAI-compatible", "")
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_what_counts_as_an_answer_of_the_vendor(code: ErrorCode) -> None:
+    """A status is the vendor's; without one, errors of Letta, the gateway and Isabella are nobody else's."""
+    assert is_of_vendor(code, 503)
+    ours = {
+        *(ErrorCode.GATEWAY_REFUSED, ErrorCode.GATEWAY_UNREACHABLE, ErrorCode.LETTA_FAILING, ErrorCode.CIRCUIT_OPEN),
+        *(ErrorCode.PROVIDER_CHANGING, ErrorCode.MODEL_UNKNOWN),
+    }
+    assert not (code in ours and is_of_vendor(code, None))
+    assert is_of_vendor(ErrorCode.VENDOR_UNREACHABLE, None)

@@ -14,6 +14,7 @@ from isabella.providers.plan import DONE, Action
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.redaction import redact
 from isabella.turns.events import AnswerText, Ended, Event, Failover, TurnFailed
+from isabella.turns.stream import is_of_vendor
 from isabella.turns.turn import Turn
 from isabella.watch.events import Synced, WatchEvent, log_sentences
 
@@ -97,8 +98,11 @@ class EventLog:
             case Failover(handle=handle):
                 model = self._by_turn.setdefault(turn.id, MessageModel())
                 model.failovers = (*model.failovers, event)
-                self._add_sample(handle, None)
-                text = f"did not answer {agent.name} ({event.code.value.replace('_', ' ')}): {redact(event.message)}"
+                of_vendor = is_of_vendor(event.code, event.status)
+                if of_vendor:
+                    self._add_sample(handle, None)
+                done = "did not answer" if of_vendor else "was not used by"
+                text = f"{done} {agent.name} ({event.code.value.replace('_', ' ')}): {redact(event.message)}"
                 self.entries.appendleft(LoggedEvent("failover", handle, text, warning=True))
             case TurnFailed():
                 self.entries.appendleft(LoggedEvent("refusal", agent.name, redact(event.message), warning=True))

@@ -105,9 +105,12 @@ def judge_refusal(error: LettaRefused | LettaBroken) -> ProbeResult:
         return ProbeResult(Receipt.FAILED, redact(words)[:_DETAIL_LIMIT], vendor, None if vendor else code)
     if isinstance(error, LettaBroken) and not error.kind.startswith("llm_"):
         raise _LettaFailed(detail)
+    # Letta's sentence names a company that may have nothing to do with the vendor (fact M7).
+    refusal = classify_refusal(error.kind, error.detail or error.what)
+    said = refusal.message[:_DETAIL_LIMIT]
     if error.status == 401 and error.kind == "llm_authentication":
-        return ProbeResult(Receipt.REFUSED, detail, VendorState.REFUSES_KEY)
-    return ProbeResult(Receipt.FAILED, detail, classify_refusal(error.kind, error.detail).vendor)
+        return ProbeResult(Receipt.REFUSED, said, VendorState.REFUSES_KEY)
+    return ProbeResult(Receipt.FAILED, said, classify_refusal(error.kind, error.detail).vendor)
 
 
 async def _remove_abandoned(letta: LettaClient) -> None:

@@ -41,6 +41,9 @@ _RETRY_IN = re.compile(
 )
 #: The vendor's status and body, as its client in Letta prints them.
 _QUOTED = re.compile(r"Error code: (\d{3}) - (\{.*\})", re.DOTALL)
+#: The name of the client in Letta's own sentences, whoever the vendor is (fact M7), and the code before them.
+_CLIENT_NAME = re.compile(r"\bOpenAI\b(?!-compatible)")
+_LETTAS_CODE = re.compile(r"^[A-Z][A-Z_]+: ")
 _TITLE = re.compile(r"<title>(.*?)</title>", re.DOTALL | re.IGNORECASE)
 _CONTEXT_OVERFLOW = "context_window_overflow_in_system_prompt"
 _MAX_MESSAGE = 300
@@ -279,6 +282,16 @@ def state_of_status(status: int) -> VendorState | None:
     return _VENDOR_STATES.get(_code_of_status(status))
 
 
+def is_of_vendor(code: ErrorCode, status: int | None) -> bool:
+    """Return whether an error is the vendor's answer or its silence, and none of Letta, the gateway or Isabella.
+
+    Args:
+        code: the code of a failover.
+        status: the vendor's HTTP status, if it sent one.
+    """
+    return status is not None or code in _VENDOR_STATES
+
+
 def remedy_of(code: ErrorCode) -> str | None:
     """Return what to do about an error of the agent's only vendor, if the code tells it."""
     remedy: str | None = _CODES.get(code, {}).get("remedy")
@@ -297,11 +310,12 @@ def retry_delay(text: str) -> float | None:
 
 
 def _vendor_message(detail: str) -> str:
-    """Return the vendor's own words. Letta puts "OpenAI" before them, for every vendor (fact M7)."""
+    """Return the vendor's own words; if Letta quotes none, Letta's sentence without a company's name."""
     match = _QUOTED.search(detail)
     if match is None:
         page = _TITLE.search(detail)
-        return page[1].strip() if page else detail.removesuffix(" [BYOK]")
+        sentence = _LETTAS_CODE.sub("", detail.removesuffix(" [BYOK]"))
+        return page[1].strip() if page else _CLIENT_NAME.sub("the vendor", sentence)
     words: Any = ""
     body = _quoted_body(detail)
     if body is not None:

@@ -279,7 +279,12 @@ class Turn:
         breaker = self._deps.breaker
         skipped: list[Candidate] = []
         asked: list[tuple[Candidate, int]] = []
-        for handle in (None, *self._deps.agent_cache.set_up(self.agent_ref.handles)):
+        agent_cache = self._deps.agent_cache
+        handles: list[str | None] = [*agent_cache.set_up(self.agent_ref.handles)]
+        # A vendor whose key was removed is asked only if there is no other one.
+        if not handles or agent_cache.set_up([self.agent_ref.handle]):
+            handles.insert(0, None)
+        for handle in handles:
             try:
                 candidate = await self._candidate(handle)
             except ModelUnknown as error:
@@ -482,7 +487,12 @@ class Turn:
             if refusal.code is not ErrorCode.VENDOR_UNREACHABLE:
                 return refusal
             return VendorRefusal(ErrorCode.GATEWAY_UNREACHABLE, error.what, counts=False)
-        return refusal if outcome is None else refusal_of(outcome, refusal)
+        if outcome is not None:
+            return refusal_of(outcome, refusal)
+        if refusal.code is ErrorCode.VENDOR_FAILING and refusal.status is None:
+            # The vendor has answered in full, or was not asked: the failure is Letta's own.
+            return replace(refusal, code=ErrorCode.LETTA_FAILING, counts=False)
+        return refusal
 
     async def _note_cut(self, attempt: Attempt, since: float) -> None:
         """Note that a complete answer reached its limit of tokens, and shorten it in the agent's context.

@@ -203,5 +203,9 @@ class MessageRefused(TurnError):
     """A message is empty, too long, or not text."""
 
 
+class MessageGone(TurnError):
+    """A message that another one should replace is not in the agent's context."""
+
+
 class ImagesRefused(MessageRefused):
     """No model of the agent takes the images of a message."""

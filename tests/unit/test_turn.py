@@ -16,6 +16,7 @@ import pytest
 
 from isabella.agents.registry import BindingResult
 from isabella.errors import LettaBroken, LettaUnreachable
+from isabella.letta.agents import AgentRow
 from isabella.letta.llm_config import Binding
 from isabella.locks.provider_lock import ProviderLock
 from isabella.system.supervision import Supervisor
@@ -120,14 +121,24 @@ class Stage:
             raise LettaBroken("Letta answered with 500.")
         return [{"id": "m", "message_type": "user_message"}] if self.stored else []
 
-    async def turn(self, *answers: Answer, handles: tuple[str, ...] = ()) -> list[Event]:
+    context: list[str] = field(default_factory=lambda: ["system", "m1", "m2", "m3", "m4"])
+
+    async def get(self, agent_id: str) -> AgentRow:
+        """The agent with its context."""
+        return AgentRow(id=agent_id, message_ids=self.context)
+
+    async def update(self, _agent_id: str, fields: dict[str, Any]) -> None:
+        """Change its context."""
+        self.context = fields["message_ids"]
+
+    async def turn(self, *answers: Answer, handles: tuple[str, ...] = (), **message: Any) -> list[Event]:
         """A whole turn of an agent that is thought to be bound as it was."""
-        turn = self.open(*answers, handles=handles)
+        turn = self.open(*answers, handles=handles, **message)
         with anyio.fail_after(_SECONDS):
             return [event async for event in turn.events()]
 
-    def open(self, *answers: Answer, handles: tuple[str, ...] = ()) -> turns.Turn:
-        """A turn of such an agent."""
+    def open(self, *answers: Answer, handles: tuple[str, ...] = (), **message: Any) -> turns.Turn:
+        """A turn of such an agent; `message` are fields of the message."""
         left = [*answers]
 
         class Played(Attempt):
@@ -135,7 +146,7 @@ class Stage:
                 return left.pop(0)(self)
 
         self.patch.setattr(turns, "Attempt", Played)
-        letta: Any = SimpleNamespace(messages=self)
+        letta: Any = SimpleNamespace(messages=self, agents=self)
         agents: Any = self.agents
         deps = TurnDependencies(
             letta,
@@ -147,7 +158,7 @@ class Stage:
             gateway=self.gateway,
         )
         return turns.Turn(
-            deps, _speaker(THOUGHT, handles), UserMessage("Say good morning"), TurnQueue().take("agent-1")
+            deps, _speaker(THOUGHT, handles), UserMessage("Say good morning", **message), TurnQueue().take("agent-1")
         )
 
 
@@ -419,6 +430,61 @@ async def test_a_reader_that_goes_away_ends_the_turn_and_waits_for_its_cleanup(
             tasks.cancel_scope.cancel()
     assert order == ["attempt closed", "[stopped]"]
     assert turn.ended.is_set()
+
+
+# --- a message in the place of an earlier one ----------------------------------------------------------------------
+
+
+async def test_a_replaced_message_leaves_the_context(stage: Stage) -> None:
+    """The vendor is asked without the earlier message and what followed it; once stored, they stay out."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    seen: list[list[str]] = []
+
+    async def play(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        seen.append(stage.context)
+        stage.context = [*stage.context, "m5", "m6"]
+        async for event in answer()(attempt):
+            yield event
+
+    assert end(await stage.turn(play, replaces="m3")).stored
+    assert seen == [["system", "m1", "m2"]]
+    assert stage.context == ["system", "m1", "m2", "m5", "m6"]
+
+
+async def test_nothing_is_replaced_by_a_message_that_nobody_answers(stage: Stage) -> None:
+    """If no vendor answers, the context is as it was; what another wrote into it meanwhile stays behind it."""
+    stage.agents.now = THOUGHT
+
+    async def refuse_meanwhile(attempt: Attempt) -> AsyncGenerator[Event | None]:
+        stage.context = ["system again", *stage.context[1:], "other"]
+        async for event in refuse(attempt):
+            yield event
+
+    events = await stage.turn(refuse_meanwhile, replaces="m1")
+    assert end(events).reason is EndReason.FAILED
+    assert stage.context == ["system again", "m1", "m2", "m3", "m4", "other"]
+
+
+async def test_a_message_that_left_the_context_is_not_replaced(stage: Stage) -> None:
+    """The turn fails before a vendor is asked, and says why; the system prompt is no message of the user's."""
+    for gone in ("m9", "system"):
+        events = await stage.turn(replaces=gone)
+        (failed,) = (event for event in events if isinstance(event, TurnFailed))
+        assert failed.code is ErrorCode.MESSAGE_GONE
+        assert not end(events).stored
+        assert stage.context == ["system", "m1", "m2", "m3", "m4"]
+
+
+async def test_a_model_for_one_turn(stage: Stage) -> None:
+    """The wanted model is asked first, and the agent keeps its own; it answers if the wanted one does not."""
+    stage.agents.now = THOUGHT
+    stage.agents.say.set()
+    assert end(await stage.turn(answer(), handle=REALLY.handle)).handle == REALLY.handle
+    assert stage.agents.now == THOUGHT
+    events = await stage.turn(refuse, answer(), handle=REALLY.handle)
+    assert [event.handle for event in events if isinstance(event, VendorAsked)] == [REALLY.handle, THOUGHT.handle]
+    assert end(events).handle == THOUGHT.handle
 
 
 # --- while Letta, Postgres or the gateway is away -------------------------------------------------------------------

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from isabella.config.vendors import known_vendors
+from isabella.errors import MessageGone
 from isabella.letta.client import LettaClient
 from isabella.letta.http import PAGE_SIZE
 from isabella.letta.llm_config import Binding, is_older
@@ -129,6 +130,29 @@ async def restore(letta: LettaClient, agent_id: str, fitted: FittedContext) -> N
     # The first message is the system prompt, which Letta compiles again.
     if fitted.whole != fitted.now and tuple(ids[1:length]) == fitted.now[1:]:
         await letta.agents.update(agent_id, {"message_ids": [*ids[:1], *fitted.whole[1:], *ids[length:]]})
+
+
+async def rewind(letta: LettaClient, agent_id: str, message_id: str) -> tuple[str, ...]:
+    """Take a message and everything after it out of an agent's context. No turn may run.
+
+    Return the context as it was. The messages stay in the history. Raises `MessageGone` if the message is not there.
+    """
+    ids = (await letta.agents.get(agent_id)).message_ids or []
+    if message_id not in ids[1:]:
+        raise MessageGone(
+            "The message is not in the agent's context any more: it was summarised, or replaced.",
+            remedy="Send the text as a new message.",
+        )
+    await letta.agents.update(agent_id, {"message_ids": ids[: ids.index(message_id)]})
+    return tuple(ids)
+
+
+async def reinstate(letta: LettaClient, agent_id: str, whole: Sequence[str]) -> None:
+    """Put what `rewind` took out into the context again, before everything that came since."""
+    ids = (await letta.agents.get(agent_id)).message_ids or []
+    # The first message is the system prompt, which Letta compiles again.
+    added = [id for id in ids[1:] if id not in whole]
+    await letta.agents.update(agent_id, {"message_ids": [*ids[:1], *whole[1:], *added]})
 
 
 async def add(

@@ -181,6 +181,11 @@ class TemporaryBinding:
         self._current: Binding | None = None
         self._fitted: FittedContext | None = None
 
+    @property
+    def original(self) -> Binding | None:
+        """The agent's own binding, once it was bound to another model."""
+        return self._original
+
     async def to(self, binding: Binding) -> None:
         """Bind the agent. The gate of the binding's provider has to be passed."""
         if self._original is None:

@@ -72,6 +72,8 @@ class ErrorCode(StrEnum):
     LETTA_REFUSED = "letta_refused"
     LETTA_FAILING = "letta_failing"
     AGENT_UNKNOWN = "agent_unknown"
+    #: The message that this one should replace is not in the agent's context any more.
+    MESSAGE_GONE = "message_gone"
     #: Isabella's own configuration or state.
     INTERNAL = "internal"
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -62,6 +62,7 @@ _MARKS = {
 _CODES = (
     (errors.TurnTimeout, ErrorCode.BUSY),
     (errors.AgentUnknown, ErrorCode.AGENT_UNKNOWN),
+    (errors.MessageGone, ErrorCode.MESSAGE_GONE),
     (errors.LettaUnreachable, ErrorCode.LETTA_UNREACHABLE),
     (errors.LettaRefused, ErrorCode.LETTA_REFUSED),
     (errors.LettaBroken, ErrorCode.LETTA_FAILING),
@@ -261,6 +262,7 @@ class Turn:
     async def _answer(self) -> None:
         """Ask one vendor after the other until an answer begins. The agent's other turns wait meanwhile."""
         async with (
+            self._rewound(),
             TemporaryBinding(self._deps.agent_cache, self.agent_ref) as self._binding,
             aclosing(self._candidates()) as candidates,
         ):
@@ -270,8 +272,38 @@ class Turn:
                     return
         self._failed = unanswered_turn(self._refusals)
 
+    @asynccontextmanager
+    async def _rewound(self) -> AsyncIterator[None]:
+        """Take out of the context what this message replaces; put it back at the end if the message is not stored."""
+        if self._message.replaces is None:
+            yield
+            return
+        whole = await self._rewind(self._message.replaces)
+        try:
+            yield
+        finally:
+            if not self._stored:
+                with anyio.CancelScope(shield=True), anyio.move_on_after(_STORE_SECONDS):
+                    await self._reinstate(whole)
+
+    async def _rewind(self, message_id: str) -> Sequence[str]:
+        while True:
+            try:
+                return await context.rewind(self._deps.letta, self.agent_ref.id, message_id)
+            except (LettaUnreachable, LettaBroken):
+                if not await self._may_recover():
+                    raise
+
+    async def _reinstate(self, whole: Sequence[str]) -> None:
+        try:
+            await context.reinstate(self._deps.letta, self.agent_ref.id, whole)
+        except IsabellaError as error:
+            log.warning("replaced messages not put back", agent=self.agent_ref.name, error=error.what)
+
     async def _candidates(self) -> AsyncGenerator[Candidate, None]:
-        """The vendors to ask, in order, each resolved when it is needed; the agent's current binding comes first.
+        """The vendors to ask, in order, each resolved when it is needed.
+
+        The model that the message wants comes first, then the agent's current binding.
 
         Vendors with an open circuit come last, and only if they did not ask for the pause themselves. At the very end
         come, once more, those whose key or base URL has changed since they were asked.
@@ -284,6 +316,8 @@ class Turn:
         # A vendor whose key was removed is asked only if there is no other one.
         if not handles or agent_cache.set_up([self.agent_ref.handle]):
             handles.insert(0, None)
+        if self._message.handle is not None:
+            handles.insert(0, self._message.handle)
         for handle in handles:
             try:
                 candidate = await self._candidate(handle)
@@ -334,9 +368,11 @@ class Turn:
                 yield again
 
     async def _candidate(self, handle: str | None) -> Candidate:
-        if handle is None:
+        binding = self._binding.original
+        if handle is not None:
+            binding = await self._deps.agent_cache.resolve(self.agent_ref, handle)
+        if binding is None:
             return Candidate.of(self.agent_ref)
-        binding = await self._deps.agent_cache.resolve(self.agent_ref, handle)
         return Candidate(binding.handle, binding.provider, binding.model, binding)
 
     async def _ask(self, candidate: Candidate) -> None:

@@ -634,6 +634,7 @@ CASES: dict[str, list[Change]] = {
             RemarkKind.KEY_PLACEHOLDER,
             RemarkKind.KEY_MALFORMED,
             RemarkKind.KEY_FILE_UNREADABLE,
+            RemarkKind.KEY_COMMAND_FAILED,
             RemarkKind.BASE_URL_MALFORMED,
         )
     },
@@ -643,6 +644,7 @@ CASES: dict[str, list[Change]] = {
             RemarkKind.KEY_CLEANED,
             RemarkKind.KEY_SET_TWICE,
             RemarkKind.KEY_FILE_READABLE,
+            RemarkKind.KEY_COMMAND_STALE,
             RemarkKind.KEY_OF_ANOTHER_VENDOR,
         )
     },

@@ -350,9 +350,10 @@ def _write(
         typer.echo(f"Wrote a [[providers]] table to {settings.config_file}.")
     elif vendor.model_env is None and model is not None and model != vendor.default_model:
         print_message(f'For this model, set default_model = "{model}" in {settings.config_file}.', level="warning")
-    # The file that a key came from stays the place where it is kept.
+    # The file or command that a key came from stays the place where it is kept.
     new = {name: value for name, value in values.items() if _current(settings, name) != value}
-    if sources.get(vendor.api_key_file_env) is not None and sources.get(vendor.api_key_env) is None:
+    elsewhere = (vendor.api_key_file_env, vendor.api_key_command_env)
+    if any(sources.get(name) is not None for name in elsewhere) and sources.get(vendor.api_key_env) is None:
         new.pop(vendor.api_key_env, None)
     if new:
         set_variables(sources.file, new)

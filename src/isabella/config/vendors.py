@@ -46,9 +46,15 @@ class Vendor:
         return f"{self.api_key_env}_FILE"
 
     @property
+    def api_key_command_env(self) -> str:
+        """The variable with a command that prints the key."""
+        return f"{self.api_key_env}_COMMAND"
+
+    @property
     def variables(self) -> tuple[str, ...]:
         """The names of all variables that configure it."""
-        names = (self.api_key_env, self.api_key_file_env, self.base_url_env, self.type_env, self.model_env)
+        key = (self.api_key_env, self.api_key_file_env, self.api_key_command_env)
+        names = (*key, self.base_url_env, self.type_env, self.model_env)
         return tuple(name for name in names if name is not None)
 
     @property

@@ -355,6 +355,8 @@ class _Exchange:
         refusal = adapt_refusal(response.status_code, _kept_headers(response), body, self._quirks, now=time.time())
         if (self._adapted or {}).get("tools") and refuses_tools(refusal.words):
             self._gateway.without_tools.add((self.call.provider, self.call.model))
+        if response.status_code == 401:
+            self._gateway.keys.refused()
         self._gateway.traffic.add_outcome(
             self.call,
             "refused",

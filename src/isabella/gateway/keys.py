@@ -14,6 +14,7 @@ import anyio.to_thread
 import structlog
 from pydantic import SecretStr
 
+from isabella.config import key_commands
 from isabella.errors import ConfigurationError, IsabellaError
 from isabella.letta.client import Connection, LettaClient
 from isabella.letta.encryption import read_back
@@ -32,6 +33,8 @@ log = structlog.get_logger()
 _CONFIGURATION_SECONDS = 2.0
 #: The same after a request with an unknown key.
 _UNKNOWN_KEY_SECONDS = 0.2
+#: Commands that print keys are not run again more often than this.
+_COMMAND_SECONDS = 10.0
 _LETTA_SECONDS = 5.0
 #: Seconds for which a vendor's verdict on the configured key holds, as long as Letta calls with a former one.
 _VERDICT_SECONDS = 60.0
@@ -93,12 +96,17 @@ class KeyRing:
         self._lock = anyio.Lock()
         self._verdicts: dict[bytes, tuple[bool, float]] = {}
         self._malformed = ""
+        self._refused = False
         self._use(snapshot)
 
     @property
     def providers(self) -> tuple[Desired, ...]:
         """The configured providers."""
         return tuple(one for one in self._desired.values() if one.configured)
+
+    def refused(self) -> None:
+        """Note that a vendor has refused a key: the next request has the commands that print keys run again."""
+        self._refused = True
 
     async def refresh(self) -> None:
         """Read the configuration again. A malformed one leaves the former in force."""
@@ -110,9 +118,9 @@ class KeyRing:
         Raises:
             NotAdmitted: it may not use the provider.
         """
-        await self._refresh(_CONFIGURATION_SECONDS)
+        await self._refresh(0.0 if self._refused else _CONFIGURATION_SECONDS, renew=self._refused)
         if (desired := self._matching(name, bearer)) is None:
-            await self._refresh(_UNKNOWN_KEY_SECONDS)
+            await self._refresh(_UNKNOWN_KEY_SECONDS, renew=True)
             desired = self._matching(name, bearer)
         if desired is not None and desired.key is not None:
             return Admission(desired, desired.key, KeyKind.CONFIGURED)
@@ -170,13 +178,19 @@ class KeyRing:
         self._verdicts[digest] = answer.takes_key, time.monotonic() + _VERDICT_SECONDS
         return answer.takes_key
 
-    async def _refresh(self, seconds: float) -> None:
-        """Read the configuration again if it is older than this. A malformed one leaves the former in force."""
+    async def _refresh(self, seconds: float, *, renew: bool = False) -> None:
+        """Read the configuration again if it is older than this. A malformed one leaves the former in force.
+
+        With `renew`, the commands that print keys are run again before.
+        """
         if time.monotonic() - self._read_at < seconds:
             return
         async with self._lock:
             if time.monotonic() - self._read_at < seconds:
                 return
+            if renew:
+                self._refused = False
+                await anyio.to_thread.run_sync(key_commands.renew, _COMMAND_SECONDS)
             try:
                 self._use(await anyio.to_thread.run_sync(self._snapshot.again))
             except ConfigurationError as error:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
+from isabella.config import key_commands
 from isabella.config.api_keys import NO_KEY, KeyEmpty, KeyPlaceholder, KeyRefused, clean_key
 from isabella.config.custom_vendors import all_vendors
 from isabella.config.gateway_address import gateway_address
@@ -29,11 +30,13 @@ class RemarkKind(StrEnum):
     KEY_PLACEHOLDER = "key-placeholder"
     KEY_MALFORMED = "key-malformed"
     KEY_FILE_UNREADABLE = "key-file-unreadable"
+    KEY_COMMAND_FAILED = "key-command-failed"
     BASE_URL_MALFORMED = "base-url-malformed"
     # --- these do not -------------------------------------------------------------------------------------------
     KEY_CLEANED = "key-cleaned"
     KEY_SET_TWICE = "key-set-twice"
     KEY_FILE_READABLE = "key-file-readable"
+    KEY_COMMAND_STALE = "key-command-stale"
     KEY_OF_ANOTHER_VENDOR = "key-of-another-vendor"
 
 
@@ -169,16 +172,38 @@ class _Unusable(Exception):
 
 
 def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tuple[str, ConfigValue] | None:
-    """Return the variable and the raw value of the key, from that variable or from the file that it names."""
-    direct = settings.sources.get(vendor.api_key_env)
-    named = settings.sources.get(vendor.api_key_file_env)
-    if direct is not None:
-        if named is not None:
-            text = f"{vendor.api_key_env} wins over {vendor.api_key_file_env}: both are set"
-            remarks.append(Remark(RemarkKind.KEY_SET_TWICE, vendor.api_key_file_env, text))
-        return vendor.api_key_env, direct
-    if named is None:
+    """Return the variable and the raw value of the key: from that variable, the file or the command that is named."""
+    names = (vendor.api_key_env, vendor.api_key_file_env, vendor.api_key_command_env)
+    found = [(name, value) for name in names if (value := settings.sources.get(name)) is not None]
+    if not found:
         return None
+    (variable, value), *others = found
+    for other, _ in others:
+        text = f"{variable} wins over {other}: both are set"
+        remarks.append(Remark(RemarkKind.KEY_SET_TWICE, other, text))
+    if variable == vendor.api_key_env:
+        return variable, value
+    if variable == vendor.api_key_file_env:
+        return variable, _from_file(vendor, value, remarks)
+    return variable, _from_command(vendor, value, remarks)
+
+
+def _from_command(vendor: Vendor, named: ConfigValue, remarks: list[Remark]) -> ConfigValue:
+    variable = vendor.api_key_command_env
+    printed = key_commands.read(named.text.strip())
+    if printed.text is None:
+        raise _Unusable(
+            Remark(RemarkKind.KEY_COMMAND_FAILED, variable, f"{variable} has no key: {printed.failure}"),
+            f"{variable} ({named.origin})",
+            f"Run the command of {variable} by hand, or correct it; it is run without a shell.",
+        )
+    if printed.failure is not None:
+        text = f"{variable} printed no key when it was run again, so its last one stays in force: {printed.failure}"
+        remarks.append(Remark(RemarkKind.KEY_COMMAND_STALE, variable, text))
+    return ConfigValue(printed.text, named.origin)
+
+
+def _from_file(vendor: Vendor, named: ConfigValue, remarks: list[Remark]) -> ConfigValue:
     path = Path(named.text.strip())
     try:
         path = _expanded(path)
@@ -195,7 +220,7 @@ def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tupl
         warning = f"{path} can be read by every user of this machine: run `chmod 600 {path}`"
         remarks.append(Remark(RemarkKind.KEY_FILE_READABLE, vendor.api_key_file_env, warning, path))
     # A text file ends in a newline: no remark about that.
-    return vendor.api_key_file_env, ConfigValue(text.removesuffix("\n"), str(path))
+    return ConfigValue(text.removesuffix("\n"), str(path))
 
 
 def _expanded(path: Path) -> Path:

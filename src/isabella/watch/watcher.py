@@ -16,6 +16,7 @@ from typing import Protocol
 import anyio
 
 from isabella.api import ensure_providers
+from isabella.config import key_commands
 from isabella.config.settings import Settings, WatchMode
 from isabella.config.strategy import Strategy
 from isabella.connect import connect
@@ -38,6 +39,8 @@ _FIRST_PAUSE = 5.0
 _MAX_PAUSE = 1800.0
 #: The schedule is checked at least this often, because the wall clock may be set and a machine may sleep.
 _MAX_WAIT = 30.0
+#: Commands that print keys are not run again more often than this.
+_RENEW_SECONDS = 4.0
 _MORE_THAN_A_DAY = timedelta(hours=26)
 #: These conditions may pass by themselves; the others need the operator.
 _TRIED_AGAIN = (HealthState.REFUSED, HealthState.FAILED)
@@ -268,6 +271,11 @@ class Watcher:
 
             await self._try(refresh, SyncCause.REFRESH)
 
+    async def _renew_keys(self) -> None:
+        """Run the commands that print keys again, and sync what has changed."""
+        if await anyio.to_thread.run_sync(key_commands.renew, _RENEW_SECONDS):
+            await self.reread()
+
     async def _watch_files(self) -> None:
         # The stamps are taken before the files are read: a write in between then counts as a change. The first
         # reading finds what was changed while the process started.
@@ -282,6 +290,8 @@ class Watcher:
                 await self._woken.wait()
             self._woken = anyio.Event()
             due = self._schedule.due()
+            if due.retry or due.resync:
+                await self._renew_keys()
             if due.retry:
                 await self.retry(due.retry)
             if due.resync:

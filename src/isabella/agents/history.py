@@ -46,6 +46,7 @@ class HistoryPage:
 
     entries: tuple[HistoryEntry, ...]  # its entries, oldest first
     before: str | None  # the argument for the page before this one; None if this is the first page
+    after: str | None = None  # the argument for the page after this one; None if this is the last page
 
 
 class History:
@@ -63,6 +64,37 @@ class History:
         # 0.16 returns every page oldest first: `order` says only from which end it is taken.
         ids = list(dict.fromkeys(row["id"] for row in rows))
         return HistoryPage(_entries(rows), ids[0] if len(ids) >= limit else None)
+
+    async def following(self, agent_id: str, after: str | None, *, limit: int = 50) -> HistoryPage:
+        """Return the messages after the message `after`, which is `MemoryUnknown` if absent; the first for None."""
+        # One more says whether there are any; and a release may return the message `after` itself.
+        rows = await unless_unknown(
+            self._letta.messages.page(agent_id, limit=limit + 2, order="asc", after=after),
+            f"There is no message {after!r} in this agent's history.",
+        )
+        ids = list(dict.fromkeys(row["id"] for row in rows if row["id"] != after))
+        kept = ids[:limit]
+        entries = _entries([row for row in rows if row["id"] in kept])
+        return HistoryPage(entries, kept[0] if kept else None, kept[-1] if len(ids) > limit else None)
+
+    async def around(self, agent_id: str, message_id: str, *, limit: int = 50) -> HistoryPage:
+        """Return about this many messages on both sides of a message, which is `MemoryUnknown` if absent."""
+        rows = await unless_unknown(
+            self._letta.messages.page(agent_id, limit=limit, order="desc", before=message_id),
+            f"There is no message {message_id!r} in this agent's history.",
+        )
+        ids = list(dict.fromkeys(row["id"] for row in rows))
+        later = await self.following(agent_id, ids[-1] if ids else None, limit=limit)
+        return HistoryPage((*_entries(rows), *later.entries), ids[0] if len(ids) >= limit else None, later.after)
+
+    async def message(self, message_id: str) -> Sequence[HistoryEntry]:
+        """Return the entries of one message; raise `MemoryUnknown` if there is none."""
+        rows = await unless_unknown(self._letta.messages.get(message_id), f"There is no message {message_id!r}.")
+        return _entries(rows)
+
+    async def in_context(self, agent_id: str) -> frozenset[str]:
+        """Return the ids of the messages that the agent's model sees."""
+        return frozenset((await self._letta.agents.get(agent_id)).message_ids or ())
 
     async def since(self, agent_id: str, message_id: str | None) -> tuple[Sequence[HistoryEntry], str | None]:
         """Return everything after a message, oldest first, and the id of the last message."""

@@ -99,6 +99,10 @@ class Messages:
         """
         return await self._http.rows(paths.agent(agent_id, "messages"), limit=limit, order=order, **options)
 
+    async def get(self, message_id: str) -> list[dict[str, Any]]:
+        """Return one message of any agent, perhaps as several rows. Letta answers 404, or 422 to a malformed id."""
+        return await self._http.rows(f"{paths.MESSAGES}{message_id}")
+
     async def of_run(self, run_id: str) -> list[dict[str, Any]]:
         """Return what Letta has stored of a run."""
         return await self._http.rows(f"{paths.RUNS}{run_id}/messages", limit=_MESSAGES_OF_RUN)

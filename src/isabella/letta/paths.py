@@ -12,6 +12,7 @@ BLOCKS = "/v1/blocks/"
 TOOLS = "/v1/tools/"
 ARCHIVES = "/v1/archives/"
 RUNS = "/v1/runs/"
+MESSAGES = "/v1/messages/"
 
 
 def provider(provider_id: str) -> str:

@@ -13,7 +13,7 @@ import anyio
 from isabella.providers.plan import DONE, Action
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.system.redaction import redact
-from isabella.turns.events import AnswerText, Ended, Event, Failover, TurnFailed
+from isabella.turns.events import AnswerText, Ended, Event, Failover, ToolCalled, TurnFailed, Usage
 from isabella.turns.stream import is_of_vendor
 from isabella.turns.turn import Turn
 from isabella.watch.events import Synced, WatchEvent, log_sentences
@@ -67,11 +67,34 @@ class TurnSample:
 
 
 @dataclass
-class MessageModel:
-    """The model that wrote a message, and the failovers before it. Letta does not store them."""
+class AnswerRecord:
+    """What is known of an answer as long as this process runs. Letta does not store it with the message."""
 
-    handle: str | None = None
-    failovers: tuple[Failover, ...] = ()
+    failovers: tuple[Failover, ...] = ()  #: the vendors that did not answer before
+    usage: Usage | None = None
+    tools: int = 0  #: the number of tool calls
+    ended: Ended | None = None  #: how it ended; None while it arrives
+    first_message: str = ""  #: the id of the first message of the answer
+    last_message: str = ""
+
+    @property
+    def handle(self) -> str | None:
+        """The model that answered."""
+        return None if self.ended is None else self.ended.handle
+
+    def apply(self, event: Event) -> None:
+        """Apply an event of its turn."""
+        match event:
+            case AnswerText(message_id=id):
+                self.first_message, self.last_message = self.first_message or id, id
+            case Failover():
+                self.failovers = (*self.failovers, event)
+            case ToolCalled():
+                self.tools += 1
+            case Usage():
+                self.usage = event
+            case Ended():
+                self.ended = event
 
 
 class EventLog:
@@ -82,22 +105,19 @@ class EventLog:
         self.entries: deque[LoggedEvent] = deque(maxlen=_EVENTS_KEPT)  #: the events, newest first
         self.last_turn_at: dict[str, float] = {}  #: by agent id: when its last turn ended, in seconds since the epoch
         self._samples: deque[TurnSample] = deque(maxlen=_SAMPLES_KEPT)
-        self._by_message: OrderedDict[str, MessageModel] = OrderedDict()
-        self._by_turn: dict[str, MessageModel] = {}
+        self._by_message: OrderedDict[str, AnswerRecord] = OrderedDict()
+        self._by_turn: dict[str, AnswerRecord] = {}
 
     def on_turn_event(self, turn: Turn, event: Event) -> None:
         """Record an event of a turn."""
         agent = turn.agent_ref
+        record = self._by_turn.setdefault(turn.id, AnswerRecord())
+        record.apply(event)
         match event:
             case AnswerText(message_id=id):
-                if id not in self._by_message:
-                    self._by_message[id] = self._by_turn.setdefault(turn.id, MessageModel())
-                    while len(self._by_message) > _MESSAGES_KEPT:
-                        self._by_message.popitem(last=False)
+                self.record_answer(id, record)
                 return
             case Failover(handle=handle):
-                model = self._by_turn.setdefault(turn.id, MessageModel())
-                model.failovers = (*model.failovers, event)
                 of_vendor = is_of_vendor(event.code, event.status)
                 if of_vendor:
                     self._add_sample(handle, None)
@@ -108,16 +128,22 @@ class EventLog:
                 self.entries.appendleft(LoggedEvent("refusal", agent.name, redact(event.message), warning=True))
             case Ended(handle=handle):
                 self.last_turn_at[agent.id] = time.time()
-                model = self._by_turn.pop(turn.id, MessageModel())
+                self._by_turn.pop(turn.id, None)
                 if handle is not None:
-                    model.handle = handle
                     self._add_sample(handle, event.first_token)
             case _:
                 return
         self.notifier.notify()
 
-    def message_model(self, message_id: str) -> MessageModel | None:
-        """Return the model that wrote a message; None if it was written before this process started."""
+    def record_answer(self, message_id: str, record: AnswerRecord) -> None:
+        """Keep what is known of the answer that a message belongs to."""
+        if self._by_message.get(message_id) is not record:
+            self._by_message[message_id] = record
+            while len(self._by_message) > _MESSAGES_KEPT:
+                self._by_message.popitem(last=False)
+
+    def answer_record(self, message_id: str) -> AnswerRecord | None:
+        """Return what is known of the answer of a message; None if it was written before this process started."""
         return self._by_message.get(message_id)
 
     def samples_of_last(self, seconds: float) -> Iterator[TurnSample]:

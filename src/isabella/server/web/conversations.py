@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
+from itertools import takewhile
+
+import structlog
 
 from isabella.errors import IsabellaError, MessageRefused, QueueFull
-from isabella.server.event_log import Notifier
+from isabella.server.event_log import AnswerRecord, Notifier
 from isabella.server.runtime import Runtime
 from isabella.server.web.markdown import MarkdownStream
 from isabella.system.redaction import redact
 from isabella.turns import events
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, TurnFailed
+from isabella.turns.message import UserMessage
 from isabella.turns.service import check_message
 from isabella.turns.turn import Turn
+
+log = structlog.get_logger()
 
 _EXCHANGES_KEPT = 30
 _LONGEST_QUEUE = 8
@@ -59,6 +64,8 @@ class Exchange:
 
     seq: int  #: the number of the exchange in its conversation
     message: str
+    replaces: str | None = None  #: the id of the earlier message of the user that this one replaces
+    wanted: str | None = None  #: the model that is asked first, in this turn only
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     phase: ExchangePhase = ExchangePhase.WAITING
     parts: list[AnswerPart] = field(default_factory=list)
@@ -67,17 +74,31 @@ class Exchange:
     handle: str = ""  #: the model that was asked or has answered
     wait_reason: str = ""  #: why there is no answer yet
     failed: TurnFailed | None = None
-    ended: Ended | None = None
+    record: AnswerRecord = field(default_factory=AnswerRecord)
+    #: once it is stored: the ids in Letta of its message, and of the messages of the answer
+    message_id: str = ""
+    answer_ids: tuple[str, ...] = ()
     turn: Turn | None = field(default=None, repr=False)
+
+    @property
+    def ended(self) -> Ended | None:
+        """How it ended; None if it has not."""
+        return self.record.ended
 
     @property
     def stored(self) -> bool:
         """Whether it is in the agent's history, so that pages show it from there."""
         return self.ended is not None and self.ended.stored
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether it can be sent again as it was: it has ended, and nothing of it is in the history."""
+        return self.phase is ExchangePhase.ENDED and not self.stored
+
     def apply(self, event: Event) -> None:
         """Apply an event of its turn."""
         self.wait_reason = ""
+        self.record.apply(event)
         match event:
             case events.Queued(ahead=ahead):
                 self.wait_reason = f"Waiting for {ahead} other turn{'s' if ahead != 1 else ''} of this agent"
@@ -103,7 +124,7 @@ class Exchange:
                 self.failed = event
             case Ended(handle=handle):
                 self.handle = handle or ""
-                self.end(event)
+                self._complete_part()
 
     def fail(self, error: IsabellaError) -> None:
         """End it with an error."""
@@ -112,8 +133,8 @@ class Exchange:
 
     def end(self, ended: Ended) -> None:
         """End it."""
-        self.ended, self.phase = ended, ExchangePhase.ENDED
-        self._complete_part()
+        self.apply(ended)
+        self.phase = ExchangePhase.ENDED
 
     def _complete_part(self) -> None:
         if self.parts:
@@ -140,7 +161,8 @@ class Conversation:
         self._runtime = runtime
         self._agent_id = agent_id
         self._running = False
-        self._last_seq = 0
+        self.last_seq = 0  #: the number of the newest exchange
+        self._last_message: str | None = None  #: the id in Letta of the last message that is known
         self.notifier = Notifier()
         self.exchanges: list[Exchange] = []
 
@@ -153,12 +175,19 @@ class Conversation:
         """The exchange that is being answered."""
         return next(iter(self.in_phase(ExchangePhase.RUNNING)), None)
 
-    def visible(self, since: int) -> Iterator[Exchange]:
-        """Yield the exchanges that a page shows whose history reaches to exchange `since`."""
-        return (exchange for exchange in self.exchanges if exchange.seq > since or not exchange.stored)
+    def after(self, since: int) -> list[Exchange]:
+        """Return the exchanges that a page shows below its history, which reaches to exchange `since`."""
+        return [exchange for exchange in self.exchanges if exchange.seq > since]
 
-    def send(self, message: str) -> None:
-        """Send a message once all earlier ones are answered; raise `MessageRefused`, `QueueFull` or `NotReady`."""
+    def unsent(self, since: int) -> list[Exchange]:
+        """Return the exchanges up to exchange `since` that are not in the history."""
+        return [exchange for exchange in self.exchanges if exchange.seq <= since and not exchange.stored]
+
+    def send(self, message: str, *, replaces: str | None = None, wanted: str | None = None) -> None:
+        """Send a message once all earlier ones are answered; raise `MessageRefused`, `QueueFull` or `NotReady`.
+
+        `replaces` and `wanted` are those of `Exchange`.
+        """
         message = message.strip("\n")
         check_message(message)
         if len(self.in_phase(ExchangePhase.WAITING)) >= _LONGEST_QUEUE:
@@ -168,8 +197,8 @@ class Conversation:
         if not self._running:
             self._runtime.start_task(self._answer_all)
             self._running = True
-        self._last_seq += 1
-        self.exchanges.append(Exchange(self._last_seq, message))
+        self.last_seq += 1
+        self.exchanges.append(Exchange(self.last_seq, message, replaces, wanted))
         for exchange in self.in_phase(ExchangePhase.ENDED)[:-_EXCHANGES_KEPT]:
             self.exchanges.remove(exchange)
         self.notifier.notify()
@@ -191,6 +220,14 @@ class Conversation:
         self.exchanges = [exchange for exchange in self.exchanges if exchange.seq != seq or exchange not in ended]
         self.notifier.notify()
 
+    def retry(self, seq: int) -> None:
+        """Send the message of an exchange of which nothing is in the history again; raises as `send` does."""
+        for exchange in self.exchanges:
+            if exchange.seq == seq and exchange.repeatable:
+                self.send(exchange.message, replaces=exchange.replaces, wanted=exchange.wanted)
+                self.dismiss(seq)
+                return
+
     async def _answer_all(self) -> None:
         try:
             while waiting := self.in_phase(ExchangePhase.WAITING):
@@ -199,23 +236,46 @@ class Conversation:
             self._running = False
 
     async def _answer(self, exchange: Exchange) -> None:
-        exchange.phase = ExchangePhase.RUNNING
+        exchange.phase, exchange.after = ExchangePhase.RUNNING, self._last_message
         self.notifier.notify()
         try:
-            turn_service, history = self._runtime.turns, self._runtime.agents.history
-            newest = await history.page(self._agent_id, limit=1)
+            newest = await self._runtime.agents.history.page(self._agent_id, limit=1)
             exchange.after = newest.entries[-1].id if newest.entries else None
-            turn = exchange.turn = await turn_service.open(self._agent_id, exchange.message)
+            message = UserMessage(exchange.message, replaces=exchange.replaces, handle=exchange.wanted)
+            turn = exchange.turn = await self._runtime.turns.open(self._agent_id, message)
             if exchange.phase is ExchangePhase.ENDED:
                 turn.stop()
             async with aclosing(turn.events()) as answer:
                 async for event in answer:
                     exchange.apply(event)
                     self.notifier.notify()
+            if exchange.stored:
+                await self._locate(exchange)
         except IsabellaError as error:
-            exchange.fail(error)
+            if exchange.ended is None:
+                exchange.fail(error)
+            else:
+                log.info("answer not found in the history", agent=self._agent_id, error=error.what)
         finally:
-            if exchange.phase is not ExchangePhase.ENDED:
+            if exchange.ended is None:
                 exchange.fail(MessageRefused("The backend was stopped."))
-            exchange.turn = None
+            exchange.phase, exchange.turn = ExchangePhase.ENDED, None
             self.notifier.notify()
+
+    async def _locate(self, exchange: Exchange) -> None:
+        """Learn under which ids Letta has stored an exchange."""
+        entries, self._last_message = await self._runtime.agents.history.since(self._agent_id, exchange.after)
+        sent = [i for i, entry in enumerate(entries) if entry.kind == "user" and entry.text == exchange.message]
+        if not sent:
+            return
+        exchange.message_id = entries[sent[-1]].id
+        answer = takewhile(lambda entry: entry.kind != "user", entries[sent[-1] + 1 :])
+        exchange.answer_ids = tuple(dict.fromkeys(entry.id for entry in answer if entry.kind == "assistant"))
+        if exchange.answer_ids:
+            # Of an answer that was stopped, Isabella has stored the part that came, under an id of its own.
+            exchange.record.first_message, exchange.record.last_message = (
+                exchange.answer_ids[0],
+                exchange.answer_ids[-1],
+            )
+            for id in exchange.answer_ids:
+                self._runtime.event_log.record_answer(id, exchange.record)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 
@@ -16,10 +19,10 @@ from starlette.routing import Route
 
 from isabella.agents.history import HistoryEntry, HistoryPage
 from isabella.agents.registry import AgentRecord
-from isabella.errors import AgentUnknown
+from isabella.errors import AgentUnknown, MemoryUnknown
 from isabella.providers.health import HealthState, current_health
 from isabella.server import ROOT
-from isabella.server.event_log import MessageModel
+from isabella.server.event_log import AnswerRecord
 from isabella.server.runtime import Runtime
 from isabella.server.web.conversations import AnswerPart, Conversation, Exchange, ExchangePhase
 from isabella.server.web.markdown import Block
@@ -27,7 +30,8 @@ from isabella.server.web.rendering import Page, Renderer, stream
 from isabella.system.redaction import redact
 
 _PAGE = 40
-_LONGEST_HISTORY = 1500
+_HITS = 50
+_MESSAGES_AT_ONCE = 20
 _REFRESH_SECONDS = 20.0
 #: The least time between two updates of an open page, and as a multiple of the time that rendering one took.
 _PACE_SECONDS = 0.04
@@ -41,9 +45,22 @@ class ChatLine:
     """An entry of the history as the page shows it."""
 
     entry: HistoryEntry
-    next: str  #: the id of the message after it, from which the whole text can be fetched
-    message_model: MessageModel | None = None  #: the model that wrote it, if known
-    result: HistoryEntry | None = None
+    record: AnswerRecord | None = None  #: what is known of the answer that it belongs to
+    result: HistoryEntry | None = None  #: the result of a tool call
+    in_context: bool = True  #: whether the agent's model sees it
+    border: bool = False  #: whether that differs from the message before it
+    answers: str = ""  #: the id of the message of the user that it answers
+    unsent: tuple[Exchange, ...] = ()  #: the exchanges after it that are not in the history
+
+    @property
+    def first(self) -> bool:
+        """Whether it is the first message of its answer, as far as that is known."""
+        return self.record is not None and self.record.first_message == self.entry.id
+
+    @property
+    def last(self) -> bool:
+        """Whether it is the last message of its answer, as far as that is known."""
+        return self.record is None or self.record.last_message == self.entry.id
 
 
 @dataclass(frozen=True)
@@ -79,6 +96,9 @@ class SentExchange:
         )
 
 
+_NOTHING_SENT = SentExchange((), ())
+
+
 def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
     """Return the routes of the page."""
     page = _Page(runtime, renderer)
@@ -88,10 +108,15 @@ def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
         Route(below, page.show),
         Route(f"{below}/live", page.live),
         Route(f"{below}/before", page.before),
+        Route(f"{below}/after", page.following),
+        Route(f"{below}/search", page.search),
         Route(f"{below}/whole", page.whole),
         Route(f"{below}/models", page.models),
-        Route(f"{below}/conversation.md", page.export),
+        Route(f"{below}/conversation.md", page.export_markdown),
+        Route(f"{below}/conversation.json", page.export_json),
         Route(f"{below}/send", page.send, methods=["POST"]),
+        Route(f"{below}/again", page.again, methods=["POST"]),
+        Route(f"{below}/retry", page.retry, methods=["POST"]),
         Route(f"{below}/stop", page.stop, methods=["POST"]),
         Route(f"{below}/dismiss", page.dismiss, methods=["POST"]),
         Route(f"{below}/switch", page.switch, methods=["POST"]),
@@ -154,46 +179,68 @@ class _Page(Page):
         if not _MESSAGE_ID.fullmatch(anchor):
             anchor = ""
         page = await self._history(id, anchor)
+        entries = _without_running(page.entries, running)
+        unsent = placed(conversation.unsent(since), entries, newest=page.after is None)
         return self._renderer.page(
             request,
             "chat.html",
             here="chat",
             agents=agents,
             agent=agent,
-            lines=self._lines(_without_running(page.entries, running)),
-            earlier=page.before,
+            page=page,
+            lines=await self._lines(id, entries, unsent),
+            first=unsent.get("", ()),
             anchor=anchor,
             since=since,
-            exchanges=list(conversation.visible(since)),
+            exchanges=conversation.after(since),
         )
 
     async def _history(self, id: str, anchor: str) -> HistoryPage:
-        """Return the newest page of the history, extended to the message `anchor`, if any."""
+        """Return the newest page of the history, or the one around the message `anchor`, if it exists."""
         history = self._runtime.agents.history
-        page = await history.page(id, limit=_PAGE)
-        while anchor and page.before is not None and all(entry.id != anchor for entry in page.entries):
-            earlier = await history.page(id, limit=100, before=page.before)
-            page = HistoryPage((*earlier.entries, *page.entries), earlier.before)
-            if len(page.entries) > _LONGEST_HISTORY:
-                break
-        return page
+        if anchor:
+            with suppress(MemoryUnknown):
+                return await history.around(id, anchor, limit=_PAGE // 2)
+        return await history.page(id, limit=_PAGE)
 
     async def before(self, request: Request) -> Response:
         id, before = agent_id_of(request), request.query_params.get("before", "")
         page = await self._runtime.agents.history.page(id, limit=_PAGE, before=before)
-        lines = self._lines(page.entries, following=before)
-        return self._fragment("history", lines=lines, earlier=page.before, agent_id=id)
+        return await self._page_of(id, replace(page, after=None))
+
+    async def following(self, request: Request) -> Response:
+        id, after = agent_id_of(request), request.query_params.get("after", "")
+        page = await self._runtime.agents.history.following(id, after, limit=_PAGE)
+        return await self._page_of(id, replace(page, before=None))
+
+    async def _page_of(self, id: str, page: HistoryPage) -> Response:
+        conversation = self._conversation(id)
+        entries = _without_running(page.entries, conversation.running)
+        unsent = placed(conversation.unsent(conversation.last_seq), entries)
+        lines = await self._lines(id, entries, unsent)
+        return self._fragment("history", lines=lines, page=page, agent_id=id)
 
     async def whole(self, request: Request) -> Response:
-        id, message_id = agent_id_of(request), request.query_params.get("message", "")
-        before = request.query_params.get("before") or None
-        page = await self._runtime.agents.history.page(id, limit=2, before=before)
-        text = "\n\n".join(redact(entry.text) for entry in page.entries if entry.id == message_id)
-        return Response(text, media_type="text/plain; charset=utf-8")
+        """Return the whole text of one or more messages."""
+        texts = []
+        for message_id in request.query_params.getlist("message")[:_MESSAGES_AT_ONCE]:
+            if _MESSAGE_ID.fullmatch(message_id):
+                entries = await self._runtime.agents.history.message(message_id)
+                texts += [redact(entry.text) for entry in entries if entry.kind != "reasoning"] or [
+                    redact(entry.text) for entry in entries
+                ]
+        return Response("\n\n".join(texts), media_type="text/plain; charset=utf-8")
+
+    async def search(self, request: Request) -> Response:
+        id, query = agent_id_of(request), request.query_params.get("q", "").strip()
+        hits = await self._runtime.agents.history.search(id, query, limit=_HITS)
+        agent = await self._runtime.agents.registry.get(id)
+        return self._fragment("hits", agent=agent, query=query, hits=hits, most=_HITS)
 
     async def models(self, request: Request) -> Response:
-        """Return the menu of models: those of providers in sync whose vendor accepts the key."""
+        """Return the models of providers in sync whose vendor accepts the key: to switch, or to answer again."""
         agent = await self._runtime.agents.registry.get(agent_id_of(request))
+        message_id = request.query_params.get("again", "")
         report = self._runtime.readiness.report
         in_sync = {
             entry.name
@@ -206,6 +253,8 @@ class _Page(Page):
             for provider, group in groupby(handles, key=lambda handle: handle.partition("/")[0])
             if provider in in_sync
         }
+        if message_id:
+            return self._fragment("again_form", agent=agent, handles=by_provider, message_id=message_id)
         return self._fragment("switch", agent=agent, handles=by_provider)
 
     async def switch(self, request: Request) -> Response:
@@ -220,7 +269,21 @@ class _Page(Page):
 
     async def send(self, request: Request) -> Response:
         conversation, fields = await self._posted(request)
-        conversation.send(fields.get("message", ""))
+        conversation.send(fields.get("message", ""), replaces=_message_id(fields.get("replaces")))
+        return Response(status_code=204)
+
+    async def again(self, request: Request) -> Response:
+        """Send a message of the user again, in its own place, to the chosen model."""
+        conversation, fields = await self._posted(request)
+        message_id = _message_id(fields.get("message"))
+        entries = await self._runtime.agents.history.message(message_id or "")
+        text = next((entry.text for entry in entries if entry.kind == "user"), "")
+        conversation.send(text, replaces=message_id, wanted=fields.get("handle") or None)
+        return Response(status_code=204)
+
+    async def retry(self, request: Request) -> Response:
+        conversation, fields = await self._posted(request)
+        conversation.retry(_number(fields.get("seq")))
         return Response(status_code=204)
 
     async def stop(self, request: Request) -> Response:
@@ -237,21 +300,44 @@ class _Page(Page):
         fields = await self._form(request)
         return self._conversation(agent_id_of(request)), fields
 
-    async def export(self, request: Request) -> Response:
-        agent = await self._runtime.agents.registry.get(agent_id_of(request))
-        return StreamingResponse(
-            self._markdown(agent),
-            media_type="text/markdown; charset=utf-8",
-            headers={"Content-Disposition": 'attachment; filename="conversation.md"'},
-        )
+    async def export_markdown(self, request: Request) -> Response:
+        agent, entries = await self._exported(request)
+        return _download(agent, "md", "text/markdown; charset=utf-8", self._markdown(agent, entries))
 
-    async def _markdown(self, agent: AgentRecord) -> AsyncIterator[str]:
-        yield f"# A conversation with {agent.name}\n"
+    async def export_json(self, request: Request) -> Response:
+        agent, entries = await self._exported(request)
+        return _download(agent, "json", "application/json", self._json(agent, entries))
+
+    async def _exported(self, request: Request) -> tuple[AgentRecord, Sequence[HistoryEntry]]:
+        agent = await self._runtime.agents.registry.get(agent_id_of(request))
         entries, _ = await self._runtime.agents.history.since(agent.id, None)
+        return agent, entries
+
+    def _markdown(self, agent: AgentRecord, entries: Sequence[HistoryEntry]) -> Iterator[str]:
+        yield f"# A conversation with {agent.name}\n"
         for entry in entries:
-            author = {"user": "You", "assistant": agent.name}.get(entry.kind)
-            if author is not None:
-                yield f"\n**{author}** ({entry.at[:16].replace('T', ' ')})\n\n{redact(entry.text)}\n"
+            at, text = entry.at[:16].replace("T", " "), redact(entry.text)
+            match entry.kind:
+                case "user":
+                    yield f"\n**You** ({at})\n\n{text}\n"
+                case "assistant":
+                    handle = self._handle(entry)
+                    yield f"\n**{agent.name}** ({at}{', ' + handle if handle else ''})\n\n{text}\n"
+                case "tool_call":
+                    yield f"\n*Tool call: {entry.tool or 'unknown'}*\n"
+                case "summary":
+                    yield "\n*Older messages were summarised.*\n"
+
+    def _json(self, agent: AgentRecord, entries: Sequence[HistoryEntry]) -> Iterator[str]:
+        yield f'{{"agent": {json.dumps(agent.name)}, "agent_id": "{agent.id}", "messages": ['
+        for index, entry in enumerate(entries):
+            fields = {**asdict(entry), "text": redact(entry.text), "model": self._handle(entry)}
+            yield (",\n" if index else "\n") + json.dumps(fields, ensure_ascii=False)
+        yield "\n]}\n"
+
+    def _handle(self, entry: HistoryEntry) -> str | None:
+        record = self._runtime.event_log.answer_record(entry.id) if entry.kind == "assistant" else None
+        return None if record is None else record.handle
 
     async def live(self, request: Request) -> Response:
         since = _number(request.query_params.get("since"))
@@ -260,8 +346,9 @@ class _Page(Page):
     async def _changes(self, agent_id: str, since: int) -> AsyncGenerator[str, None]:
         """Yield the exchanges after exchange `since`, and then what changes in them."""
         conversation = self._conversation(agent_id)
-        sent = {exchange.seq: SentExchange.of(exchange) for exchange in conversation.visible(since)}
-        yield self._part("live", exchanges=list(conversation.visible(since)), agent_id=agent_id, oob=True)
+        shown = [*conversation.unsent(since), *conversation.after(since)]
+        sent = {exchange.seq: SentExchange.of(exchange) for exchange in shown}
+        yield self._part("live", exchanges=conversation.after(since), agent_id=agent_id, oob=True)
         while True:
             count, began = conversation.notifier.count, time.perf_counter()
             exchanges = {
@@ -275,7 +362,7 @@ class _Page(Page):
                     html += exchange_updates(self._renderer, exchange, sent[exchange.seq], agent_id)
                 else:
                     html.append(self._part("exchange_added", exchange=exchange, agent_id=agent_id))
-                    html += _announcements(self._renderer, (), SentExchange.of(exchange).parts)
+                    html += _announcements(self._renderer, exchange, _NOTHING_SENT, SentExchange.of(exchange))
             sent = {seq: SentExchange.of(exchange) for seq, exchange in exchanges.items()}
             took = time.perf_counter() - began
             if html:
@@ -289,21 +376,72 @@ class _Page(Page):
             self._conversations[agent_id] = Conversation(self._runtime, agent_id)
         return self._conversations[agent_id]
 
-    def _lines(self, entries: Sequence[HistoryEntry], following: str = "") -> list[ChatLine]:
-        """Return entries as lines, each tool result joined to its call; `following` is the message after them."""
+    async def _lines(
+        self, id: str, entries: Sequence[HistoryEntry], unsent: Mapping[str, Sequence[Exchange]]
+    ) -> list[ChatLine]:
+        """Return entries as lines, each tool result joined to its call, each unsent exchange behind its place."""
+        context = await self._runtime.agents.history.in_context(id)
+        last_of = {entry.id: index for index, entry in enumerate(entries)}
         lines: list[ChatLine] = []
+        before: bool | None = None
+        asked = ""
         for index, entry in enumerate(entries):
-            if entry.kind == "tool_return":
-                call = next(
-                    (i for i, line in enumerate(lines) if line.entry.kind == "tool_call" and not line.result), None
-                )
-                if call is not None:
-                    lines[call] = ChatLine(lines[call].entry, lines[call].next, None, entry)
-                    continue
-            next_id = next((later.id for later in entries[index + 1 :] if later.id != entry.id), following)
-            model = self._runtime.event_log.message_model(entry.id) if entry.kind == "assistant" else None
-            lines.append(ChatLine(entry, next_id, model))
+            behind = tuple(unsent.get(entry.id, ())) if last_of[entry.id] == index else ()
+            called = _caller(lines) if entry.kind == "tool_return" else None
+            if called is not None:
+                lines[called] = replace(lines[called], result=entry)
+                lines[-1] = replace(lines[-1], unsent=(*lines[-1].unsent, *behind))
+                continue
+            seen = not context or entry.id in context
+            said = entry.kind in ("user", "assistant", "summary")
+            border = said and before not in (None, seen)
+            before = seen if said else before
+            asked = entry.id if entry.kind == "user" else asked
+            record = self._runtime.event_log.answer_record(entry.id) if entry.kind == "assistant" else None
+            lines.append(ChatLine(entry, record, None, seen, border, asked, behind))
         return lines
+
+
+def _caller(lines: Sequence[ChatLine]) -> int | None:
+    """Return the index of the first tool call that has no result yet."""
+    return next((i for i, line in enumerate(lines) if line.entry.kind == "tool_call" and not line.result), None)
+
+
+def placed(
+    exchanges: Sequence[Exchange], entries: Sequence[HistoryEntry], *, newest: bool = False
+) -> dict[str, list[Exchange]]:
+    """Return exchanges that are not in the history by the id of the message behind which they belong.
+
+    One whose place is not known goes by its time, if these are the newest entries: before all of them under "".
+    """
+    ids = {entry.id for entry in entries}
+    by_place: dict[str, list[Exchange]] = {}
+    for exchange in exchanges:
+        place = exchange.after
+        if place not in ids:
+            if not newest or (place is not None and entries and exchange.at.isoformat() < _utc(entries[0].at)):
+                continue
+            place = next((entry.id for entry in reversed(entries) if _utc(entry.at) <= exchange.at.isoformat()), "")
+        by_place.setdefault(place or "", []).append(exchange)
+    return by_place
+
+
+def _utc(at: str) -> str:
+    """Return a time of Letta's in UTC, in the form that sorts as text."""
+    try:
+        return datetime.fromisoformat(at).astimezone(UTC).isoformat()
+    except ValueError:
+        return at
+
+
+def _download(agent: AgentRecord, kind: str, media_type: str, content: Iterator[str]) -> Response:
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", agent.name).strip("-") or "agent"
+    disposition = f'attachment; filename="conversation-{name}.{kind}"'
+    return StreamingResponse(content, media_type=media_type, headers={"Content-Disposition": disposition})
+
+
+def _message_id(text: str | None) -> str | None:
+    return text if text and _MESSAGE_ID.fullmatch(text) else None
 
 
 def exchange_updates(renderer: Renderer, exchange: Exchange, sent: SentExchange, agent_id: str) -> list[str]:
@@ -317,7 +455,7 @@ def exchange_updates(renderer: Renderer, exchange: Exchange, sent: SentExchange,
             html.append(_part(renderer, "text_added", seq=seq, index=part.index, text=part.text[before.length :]))
         if after.result != before.result:
             html.append(_part(renderer, "result", seq=seq, part=part))
-    html += _announcements(renderer, sent.parts, now.parts)
+    html += _announcements(renderer, exchange, sent, now)
     if now.progress != sent.progress:
         html.append(_part(renderer, "state", exchange=exchange, agent_id=agent_id, oob=True))
     return html
@@ -334,13 +472,15 @@ def _block_updates(renderer: Renderer, id: str, before: Sequence[Block], after: 
             yield _part(renderer, "block_changed", id=id, index=index, block=block)
 
 
-def _announcements(renderer: Renderer, before: Sequence[SentPart], now: Sequence[SentPart]) -> Iterator[str]:
-    """Yield what screen readers are told: each block of the answer when it is complete."""
-    for index, after in enumerate(now):
-        announced = before[index].announced if index < len(before) else 0
+def _announcements(renderer: Renderer, exchange: Exchange, sent: SentExchange, now: SentExchange) -> Iterator[str]:
+    """Yield what screen readers are told: each block of the answer when it is complete, and why there is none."""
+    for index, after in enumerate(now.parts):
+        announced = sent.parts[index].announced if index < len(sent.parts) else 0
         for block in after.blocks[announced : after.announced]:
             if block.spoken:
                 yield _part(renderer, "announcement", text=block.spoken)
+    if exchange.phase is ExchangePhase.ENDED and ExchangePhase.ENDED not in sent.progress:
+        yield _part(renderer, "end_announcement", exchange=exchange)
 
 
 def _part(renderer: Renderer, macro: str, /, **values: Any) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
+from itertools import zip_longest
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -32,6 +34,7 @@ SHOWN = 6000
 #: The same for answers, which are Markdown.
 SHOWN_ANSWER = 20_000
 _PING_SECONDS = 15
+_SNIPPET = 200
 
 #: The header that htmx adds to its requests.
 _HTMX = "hx-request"
@@ -45,6 +48,19 @@ _TONES = {Level.OK: "good", Level.UNKNOWN: "idle", Level.WARNING: "warn", Level.
 def render_text(text: str) -> Markup:
     """Return plain text as HTML, with its line breaks."""
     return Markup('<div class="plain">{}</div>').format(redact(text))
+
+
+def render_snippet(text: str, query: str) -> Markup:
+    """Return the part of a text around the first word of a query, with its words marked."""
+    text = " ".join(redact(text).split())
+    words = re.compile("|".join(re.escape(word) for word in query.split()) or "$^", re.IGNORECASE)
+    first = words.search(text)
+    begin = max(first.start() - _SNIPPET // 4, 0) if first else 0
+    shown = text[begin : begin + _SNIPPET]
+    pieces = [Markup("<mark>{}</mark>").format(one[0]) for one in words.finditer(shown)]
+    between = [escape(one) for one in words.split(shown)]
+    html = Markup("").join(piece for pair in zip_longest(between, pieces, fillvalue=Markup("")) for piece in pair)
+    return Markup("{}{}{}").format("… " * (begin > 0), html, " …" * (begin + _SNIPPET < len(text)))
 
 
 def format_arguments(text: str) -> str:
@@ -110,6 +126,7 @@ def template_environment() -> Environment:
         "redact": redact,
         "markdown": markdown.render,
         "plain": render_text,
+        "snippet": render_snippet,
         "arguments": format_arguments,
         "time": format_time,
         "timestamp": lambda seconds: datetime.fromtimestamp(seconds, UTC),

@@ -211,6 +211,16 @@
     }
   });
 
+  // Drafts are kept by the chat page.
+  document.addEventListener("submit", (event) => {
+    if (!event.target.action.endsWith("/sign-out")) return;
+    try {
+      for (const key of Object.keys(localStorage)) if (key.startsWith("isabella-draft ")) localStorage.removeItem(key);
+    } catch {
+      // Storage is disabled.
+    }
+  });
+
   // A click outside closes a menu.
   document.addEventListener("click", (event) => {
     for (const menu of document.querySelectorAll("details.menu[open]")) {

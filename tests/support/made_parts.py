@@ -28,6 +28,7 @@ class MadePart:
     wanted: bool = True
     refuses: int = 0  #: how many starts fail
     may_start: threading.Event = field(default_factory=threading.Event)
+    on_start: Callable[[], object] = lambda: None
 
     def __post_init__(self) -> None:
         self.word = self.name
@@ -44,6 +45,7 @@ class MadePart:
     def start(self, silent: ChildProcess | None) -> None:
         """Start, after it may."""
         self.may_start.wait(10)
+        self.on_start()
         self.starts.append(self.name if silent is None else f"{self.name} anew")
         if self.refuses:
             self.refuses -= 1

@@ -79,17 +79,31 @@ async def test_whoever_waits_for_a_part_that_was_given_up_is_told_at_once() -> N
         assert supervisor.down[0].state is PartState.GIVEN_UP
 
 
-async def test_one_that_ends_soon_after_each_start_is_given_up() -> None:
-    """Each start succeeds, and none lasts."""
-    stage = MadeParts(timing=Timing(look=0.01, ask=0.01, settled=60.0, first_pause=0.001, longest_pause=0.001))
+async def test_one_that_ends_soon_after_each_start_is_started_after_growing_pauses() -> None:
+    """Each start succeeds, and none lasts: it is never given up, because it answers in between."""
+    timing = Timing(look=0.01, ask=0.01, settled=60.0, first_pause=0.001, longest_pause=0.004)
+    stage = MadeParts(timing=timing)
 
     async with stage.running() as supervisor:
+        for _ in range(2 * timing.attempts):
+            stage.end("letta")
+            await supervisor.confirm()
+            assert await supervisor.wait(10)
+    assert stage.starts == ["letta"] * 2 * timing.attempts
+    assert PartState.GIVEN_UP not in {status.state for status in stage.told}
+
+
+async def test_a_start_that_fails_because_of_another_part_does_not_count(stage: MadeParts) -> None:
+    """Postgres ends in every start of Letta: that is no reason to give Letta up."""
+    letta = stage.parts[1]
+    letta.refuses = 8
+    letta.on_start = lambda: stage.end("postgres") if letta.refuses else None
+    async with stage.running() as supervisor:
         stage.end("letta")
-        while supervisor.statuses[1].state is not PartState.GIVEN_UP:
-            await anyio.sleep(0.001)
-            if supervisor.statuses[1].runs:
-                stage.end("letta")
-    assert len(stage.starts) == 6
+        await supervisor.confirm()
+        assert await supervisor.wait(10)
+    assert stage.starts == ["letta", "postgres"] * 8 + ["letta"]
+    assert PartState.GIVEN_UP not in {status.state for status in stage.told}
 
 
 async def test_one_that_is_silent_is_waited_for_and_then_replaced(stage: MadeParts) -> None:

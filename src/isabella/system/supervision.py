@@ -2,11 +2,12 @@
 
 A part that has ended is started again, on its port, whoever had started it. Parts have an order: one is started only
 if all before it work. A part that is alive and does not answer is given time, and then replaced. Starts that fail, or
-that soon end again, are repeated after growing pauses; after several the supervisor waits for minutes.
+that soon end again, are repeated after growing pauses; after several that fail the supervisor waits for minutes.
 """
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -35,8 +36,8 @@ class Timing:
     patience: float = 60.0  #: that a part may be alive without answering
     settled: float = 10.0  #: after which a start counts as a success
     first_pause: float = 0.5  #: after the first failure; it doubles with each further one
-    longest_pause: float = 30.0
-    attempts: int = 6  #: failures in a row after which it is given up
+    longest_pause: float = 20.0
+    attempts: int = 6  #: starts in a row without an answer after which it is given up
     given_up: float = 300.0  #: until a part that was given up is tried again
 
 
@@ -111,7 +112,8 @@ class _Watched:
     asked_in_vain: int = 0
     silent_since: float | None = None
     started: float = float("-inf")
-    failures: int = 0
+    failures: int = 0  #: starts in a row that failed, or that soon ended again
+    failed_starts: int = 0  #: starts in a row that failed
     due: float = 0.0
 
 
@@ -255,9 +257,9 @@ class Supervisor:
         elif watched.status.state not in (PartState.DOWN, PartState.GIVEN_UP):
             if time.monotonic() - watched.started > self._timing.settled:
                 watched.failures = 0
-                self._set(watched, PartState.DOWN, problem)
             else:
-                self._failed(watched, problem)
+                self._count_failure(watched)
+            self._set(watched, PartState.DOWN, problem)
 
     async def _ask_regularly(self, watched: _Watched) -> None:
         """Ask a part whether it answers, as long as its process is there."""
@@ -308,25 +310,37 @@ class Supervisor:
             log.warning("not started again", part=watched.part.name, error=str(error))
             # Reasons are shown without a token, and the further lines quote a log.
             brief = " ".join(filter(None, (error.what.splitlines()[0], error.remedy)))
+            await self.confirm()
             self._failed(watched, f"{watched.part.name} could not be started again: {brief}")
         else:
-            watched.started, watched.silent_since = time.monotonic(), None
+            watched.started, watched.silent_since, watched.failed_starts = time.monotonic(), None, 0
             watched.status = replace(watched.status, restarts=watched.status.restarts + 1)
         await self.confirm()
         await self._ask(watched)
         await self.confirm()
 
     def _failed(self, watched: _Watched, reason: str) -> None:
-        """Count a failure, and set when the next start is due."""
+        """Judge a start that failed: after several the part is given up for some minutes."""
         timing = self._timing
+        if not all(
+            earlier.status.runs for earlier in itertools.takewhile(lambda one: one is not watched, self._watched)
+        ):
+            # Not its own failure: it needs a part that has ended meanwhile.
+            self._set(watched, PartState.DOWN, reason)
+            return
+        self._count_failure(watched)
+        watched.failed_starts += 1
+        if watched.failed_starts < timing.attempts:
+            self._set(watched, PartState.DOWN, reason)
+            return
+        watched.due = time.monotonic() + timing.given_up
+        self._set(watched, PartState.GIVEN_UP, f"{reason} Next attempt in {timing.given_up:.0f} s.")
+
+    def _count_failure(self, watched: _Watched) -> None:
+        """Count a failure, and set when the next start is due."""
         watched.failures += 1
-        given_up = watched.failures >= timing.attempts
-        doubled = timing.first_pause * 2 ** (watched.failures - 1)
-        pause = timing.given_up if given_up else min(doubled, timing.longest_pause)
-        watched.due = time.monotonic() + pause
-        if given_up:
-            reason = f"{reason} Next attempt in {pause:.0f} s."
-        self._set(watched, PartState.GIVEN_UP if given_up else PartState.DOWN, reason)
+        pause = self._timing.first_pause * 2 ** (watched.failures - 1)
+        watched.due = time.monotonic() + min(pause, self._timing.longest_pause)
 
     def _set(self, watched: _Watched, state: PartState, reason: str) -> None:
         before = watched.status

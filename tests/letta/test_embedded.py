@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from compat import letta_lock
 from isabella.config.letta_lock import LettaLock
-from isabella.embedded import InstanceStatus, Letta, Server, Step, confine, install, postgres, program
+from isabella.embedded import InstanceStatus, Letta, Server, Step, confine, install, launch, postgres, program
 from isabella.embedded.instance import InstancePaths
 from isabella.embedded.parts import LettaPart, PostgresPart
 from isabella.errors import StartFailed
@@ -213,6 +213,49 @@ def providers(letta: Letta) -> set[str]:
     """All providers that Letta has, also those it made itself, which its API does not list."""
     with psycopg.connect(letta.database_url.get_secret_value()) as connection:
         return {name for (name,) in connection.execute("SELECT name FROM providers")}
+
+
+#: Imports Letta as the launcher does, and then each deferred package, with every name that Letta has of it.
+_RESOLVE = """
+import importlib, json, sys
+sys.path.insert(0, sys.argv.pop())
+import launch
+imports = launch.defer_imports()
+launch.build_validators_lazily()
+sys.argv = ["letta", "server", "--no-generation"]
+importlib.import_module("letta.server.rest_api.app")
+importlib.import_module("letta.main")
+imports.finish()
+deferred = sorted(imports.deferred)
+names = [
+    (module, name)
+    for module, held in [*sys.modules.items()] if module.startswith("letta.")
+    for name, value in [*vars(held).items()] if type(value).__name__ == "DeferredName"
+]
+for package in deferred:
+    imports.load(package)
+left = [name for name in names if type(vars(sys.modules[name[0]])[name[1]]).__name__ == "DeferredName"]
+print(json.dumps([deferred, len(names), left]), file=sys.stderr)
+import os
+os._exit(0)
+"""
+
+
+def test_every_name_of_a_deferred_package_exists(server: Server, tmp_path: Path) -> None:
+    """Letta's imports use none of them, and each can be had when it is used."""
+    paths = server.paths
+    done = subprocess.run(
+        [paths.python, "-P", "-c", _RESOLVE, Path(launch.__file__).parent],
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LETTA_DIR": str(tmp_path)},
+        cwd=paths.program,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    deferred, names, left = json.loads(done.stderr.splitlines()[-1])
+    assert deferred == sorted(launch.DEFERRED)
+    assert names > len(deferred)
+    assert left == []
 
 
 def test_nobody_comes_in_without_a_password(server: Server) -> None:

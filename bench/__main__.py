@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import (
+    backup,
     chaos,
     cold,
     console,
@@ -43,6 +44,7 @@ SUBJECTS: dict[str, Callable[..., Coroutine[Any, Any, Results]]] = {
     "gateway": gateway.measure,
     "chaos": chaos.measure,
     "floods": floods.measure,
+    "backup": backup.measure,
     "console": console.measure,
     "doctor": doctor.measure,
 }

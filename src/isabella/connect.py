@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 
@@ -11,7 +11,17 @@ from isabella.errors import ConfigurationError
 from isabella.letta.client import Connection, configured_connection
 
 if TYPE_CHECKING:
-    from isabella.embedded import Letta
+    from isabella.embedded import Letta, Server
+
+
+def embedded_server(settings: Settings, **options: Any) -> Server:
+    """Return the embedded server that the settings mean; `options` are further fields of `Server`."""
+    # Imported late: with LETTA_BASE_URL, nothing of the embedded server is needed.
+    from isabella.embedded import Server
+    from isabella.embedded.backups import BackupPolicy
+
+    given: dict[str, Any] = {"master_key": settings.letta_encryption_key, "backups": BackupPolicy.of(settings)}
+    return Server(settings.home, lock=settings.letta_lock, sandbox=settings.tool_sandbox, **(given | options))
 
 
 def embedded_connection(settings: Settings, letta: Letta) -> Connection:
@@ -55,7 +65,4 @@ async def connect_if_running(settings: Settings) -> Connection | None:
 
 
 def _running(settings: Settings) -> Letta | None:
-    # Imported late: with LETTA_BASE_URL, nothing of the embedded server is needed.
-    from isabella.embedded import Server
-
-    return Server(settings.home, master_key=settings.letta_encryption_key).running()
+    return embedded_server(settings).running()

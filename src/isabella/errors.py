@@ -147,6 +147,14 @@ class StartFailed(EmbeddedError):
     """A process did not start. The message names its log."""
 
 
+class BackupRefused(EmbeddedError):
+    """A backup is damaged, cannot be opened, or does not fit. Nothing was changed."""
+
+
+class NoKeyOpens(BackupRefused):
+    """No known key opens a backup."""
+
+
 class EndedWhileStarting(StartFailed):
     """Letta, or the Postgres that it needs, ended while it was starting."""
 

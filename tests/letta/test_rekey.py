@@ -41,7 +41,8 @@ class House:
         return subprocess.run(
             [COMMAND, "letta", *arguments, *where],
             cwd=self.folder,
-            env=plain | environment,
+            # The home is that of all tests: backups of instances of other names would stay there.
+            env=plain | {"ISABELLA_BACKUP_BEFORE_CHANGES": "false"} | environment,
             capture_output=True,
             text=True,
             timeout=250,

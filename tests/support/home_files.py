@@ -25,7 +25,16 @@ from structlog.testing import capture_logs
 
 from isabella.agents.embeddings import address_secret
 from isabella.config.settings import Settings, load_settings
-from isabella.embedded import Server, encrypted_columns, instance, os_users, postgres, program
+from isabella.embedded import (
+    Server,
+    backup_keys,
+    encrypted_columns,
+    instance,
+    os_users,
+    postgres,
+    program,
+    restoring,
+)
 from isabella.embedded.encrypted_columns import StoredValue
 from isabella.embedded.install import installed
 from isabella.embedded.key_rotation import RotationJournal
@@ -104,6 +113,15 @@ class Home:
     def embeddings(self) -> None:
         """Read or make the secret of the embeddings' URL."""
         address_secret(self.path)
+
+    def backup_key(self) -> None:
+        """Read or make the key of the backups."""
+        backup_keys.own_key_or_new(self.path)
+
+    def backup_lock(self) -> None:
+        """Take the lock of the databases beside Letta's."""
+        with restoring._alone(self.server):
+            pass
 
     def health(self) -> None:
         """Read and write the providers' health."""
@@ -200,6 +218,7 @@ FILES = [
     HomeFile("backend.json", "address and process of the running backend", True, Home.backend),
     HomeFile("sessions.json", "the sessions of browsers", True, Home.sessions),
     HomeFile("embeddings-secret", "the secret in the URL at which Letta asks for embeddings", True, Home.embeddings),
+    HomeFile("backup-key", "the key that opens the backups", False, Home.backup_key),
     HomeFile("conditions/d062d902b4ae81d5.json", "the providers' last results of a sync", True, Home.health),
     HomeFile("proofs/d062d902b4ae81d5.json", "which stored keys were proven", True, Home.proofs),
     HomeFile("gateway/state.json", "port, control token and supervisor of the gateway", True, Home.gateway),
@@ -227,6 +246,7 @@ FILES = [
     HomeFile("releases/0.16.8.log", "the log of the installation", True, Home.installation_log, opaque=True),
     HomeFile("locks/backend.lock", "one backend per home", True, Home.backend_lock, opaque=True),
     HomeFile("locks/0.16.8.lock", "one start of Letta at a time", True, Home.letta, opaque=True),
+    HomeFile("locks/0.16.8-backup.lock", "one restore at a time", True, Home.backup_lock, opaque=True),
     HomeFile("locks/ports.lock", "one choice of ports at a time", True, Home.letta, opaque=True),
     HomeFile("locks/release-0.16.8.lock", "one installation at a time", True, Home.release_lock, opaque=True),
     HomeFile("locks/d062d902b4ae81d5.lock", "one sync at a time, without a database", True, Home.sync, opaque=True),
@@ -264,6 +284,7 @@ def _no_servers() -> Iterator[None]:
         stack.enter_context(patch.object(Cluster, "start", _until_started(Cluster.start, started)))
         stack.enter_context(patch("isabella.embedded.server.postgres_user", lambda: None))
         stack.enter_context(patch("isabella.server.run.postgres_user", lambda: None))
+        stack.enter_context(patch("isabella.embedded.restoring.postgres_user", lambda: None))
         yield
 
 

@@ -444,7 +444,7 @@ def test_the_launcher_mark_is_in_the_command(tmp_path: Path) -> None:
 
 def test_the_command_line_means_the_same_defaults() -> None:
     """It spells them out, because importing them would make `isabella --help` slow."""
-    assert (letta_commands._RELEASE, letta_commands._INSTANCE) == (DEFAULT_RELEASE, DEFAULT_INSTANCE)
+    assert (letta_commands.DEFAULT_RELEASE, letta_commands.DEFAULT_INSTANCE) == (DEFAULT_RELEASE, DEFAULT_INSTANCE)
 
 
 def test_the_default_places_are_plain_paths(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from isabella.cli import agents, doctor, gateway, letta, practice, providers, service, vendors
+from isabella.cli import agents, backup, doctor, gateway, letta, practice, providers, service, vendors
 from isabella.cli.backend import chat, login, up
 from isabella.cli.commands import AsJson, EnvFile, commands, configured_settings, print_json
 from isabella.errors import IsabellaError
@@ -31,6 +31,7 @@ app.add_typer(vendors.app, name="vendors")
 app.add_typer(providers.app, name="providers")
 app.add_typer(agents.app, name="agents")
 app.add_typer(letta.app, name="letta")
+app.add_typer(backup.app, name="backup")
 app.add_typer(gateway.app, name="gateway")
 app.add_typer(practice.app, name="practice")
 app.add_typer(doctor.app, name="doctor")

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 app = commands(no_args_is_help=True, help="Run Letta and its Postgres on this machine, without Docker.")
 
-_RELEASE = "0.16.8"
-_INSTANCE = "default"
+DEFAULT_RELEASE = "0.16.8"
+DEFAULT_INSTANCE = "default"
 
 
 def _valid(parameter: typer.CallbackParam, value: str) -> str:
@@ -47,7 +47,10 @@ Instance = Annotated[
 
 @app.command()
 def up(
-    release: Release = _RELEASE, instance: Instance = _INSTANCE, home: Home = None, env_file: EnvFile = None
+    release: Release = DEFAULT_RELEASE,
+    instance: Instance = DEFAULT_INSTANCE,
+    home: Home = None,
+    env_file: EnvFile = None,
 ) -> None:
     """Install Letta if necessary, start it with its Postgres, and print its base URL.
 
@@ -67,7 +70,10 @@ def up(
 
 @app.command()
 def down(
-    release: Release = _RELEASE, instance: Instance = _INSTANCE, home: Home = None, env_file: EnvFile = None
+    release: Release = DEFAULT_RELEASE,
+    instance: Instance = DEFAULT_INSTANCE,
+    home: Home = None,
+    env_file: EnvFile = None,
 ) -> None:
     """Stop Letta and its Postgres. The data stay."""
     from isabella.cli.progress import show_progress
@@ -84,8 +90,8 @@ def down(
 
 @app.command()
 def status(
-    release: Release = _RELEASE,
-    instance: Instance = _INSTANCE,
+    release: Release = DEFAULT_RELEASE,
+    instance: Instance = DEFAULT_INSTANCE,
     home: Home = None,
     env_file: EnvFile = None,
     as_json: AsJson = False,
@@ -104,8 +110,8 @@ def status(
 
 @app.command()
 def rekey(
-    release: Release = _RELEASE,
-    instance: Instance = _INSTANCE,
+    release: Release = DEFAULT_RELEASE,
+    instance: Instance = DEFAULT_INSTANCE,
     home: Home = None,
     env_file: EnvFile = None,
     from_env: Annotated[
@@ -137,8 +143,8 @@ def rekey(
 
 @app.command()
 def logs(
-    release: Release = _RELEASE,
-    instance: Instance = _INSTANCE,
+    release: Release = DEFAULT_RELEASE,
+    instance: Instance = DEFAULT_INSTANCE,
     home: Home = None,
     env_file: EnvFile = None,
     lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="The number of last lines to show.")] = 50,
@@ -168,7 +174,7 @@ def logs(
 
 
 def _is_default(server: Server) -> bool:
-    return (server.release, server.instance) == (_RELEASE, _INSTANCE)
+    return (server.release, server.instance) == (DEFAULT_RELEASE, DEFAULT_INSTANCE)
 
 
 def _start_gateway(server: Server, home: Path | None, env_file: Path | None) -> str | None:
@@ -182,17 +188,9 @@ def _start_gateway(server: Server, home: Path | None, env_file: Path | None) -> 
 
 
 def _server(release: str, instance: str, home: Path | None, env_file: Path | None) -> Server:
-    from isabella.embedded import Server
+    from isabella.connect import embedded_server
 
-    settings = configured_settings(env_file, home=home)
-    return Server(
-        settings.home,
-        release=release,
-        instance=instance,
-        master_key=settings.letta_encryption_key,
-        lock=settings.letta_lock,
-        sandbox=settings.tool_sandbox,
-    )
+    return embedded_server(configured_settings(env_file, home=home), release=release, instance=instance)
 
 
 def _as_json(current: InstanceStatus) -> dict[str, Any]:

@@ -16,8 +16,7 @@ from isabella.cli.progress import show_progress
 from isabella.cli.tables import show_report
 from isabella.config.api_keys import is_master_key
 from isabella.config.settings import Settings
-from isabella.connect import embedded_connection
-from isabella.embedded import Server
+from isabella.connect import embedded_connection, embedded_server
 from isabella.embedded.encrypted_columns import StoredValue, ValueState
 from isabella.errors import ConfigurationError
 from isabella.letta.client import Connection
@@ -37,14 +36,7 @@ def rekey(
 ) -> bool:
     """Change the master key of the embedded Letta. Return whether all of its providers are proven."""
     key = _configured_key(settings, from_env)
-    server = Server(
-        settings.home,
-        release=release,
-        instance=instance,
-        master_key=key,
-        lock=settings.letta_lock,
-        sandbox=settings.tool_sandbox,
-    )
+    server = embedded_server(settings, release=release, instance=instance, master_key=key)
     former = [] if former_key_file is None else [_read_key(former_key_file)]
     with show_progress() as progress:
         values = server.encrypted_values(former, progress)

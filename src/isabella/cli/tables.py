@@ -247,6 +247,13 @@ def show_repairs(repairs: Sequence[dict[str, Any]], *, done: bool) -> None:
         out.print("Nothing was changed. `isabella agents repair --yes` re-binds them; memory and history stay.")
 
 
+def show_backups(backups: Iterable[tuple[str, datetime, str, str]]) -> None:
+    """Print backups: name, time, reason and size."""
+    _print_table(
+        ("file", "made", "reason", "size"), [(n, _local_time(at), why, size) for n, at, why, size in backups]
+    )
+
+
 def _print_table(
     headings: Sequence[str], rows: Iterable[Sequence[str | tuple[str, str]]], *, optional: Sequence[str] = ()
 ) -> None:

@@ -113,6 +113,11 @@ class Settings(BaseSettings):
     watch: WatchMode = WatchMode.AUTO
     resync: Annotated[float, Field(ge=0, le=86_400)] = 300.0  #: seconds between checks for drift; 0: never
     refresh_at: time | None = time(3, 30)  #: local time of the refresh of the model lists; None: never
+    backup_at: time | None = time(3, 0)  #: local time of the nightly backup of the embedded Letta; None: never
+    backup_keep: Annotated[int, Field(ge=1, le=10_000)] = 7  #: how many backups of each automatic kind are kept
+    backup_folder: Path | None = None  #: None: `backups` in the home
+    backup_recipients: Names = ()  #: public keys of age, which can open the backups; none: the home's own key
+    backup_before_changes: bool = True  #: whether a backup is made before migrations, rekey and restore
     log_format: LogFormat = LogFormat.AUTO
     sources: Sources = Field(default_factory=lambda: Sources({}), alias="sources", exclude=True, repr=False)
 
@@ -165,7 +170,7 @@ class Settings(BaseSettings):
             raise ValueError(f"it has to be 64 hexadecimal characters (32 bytes). Make one with: {MAKE_MASTER_KEY}")
         return value
 
-    @field_validator("letta_api_key", "database_url", "token", "agents_file", mode="before")
+    @field_validator("letta_api_key", "database_url", "token", "agents_file", "backup_folder", mode="before")
     @classmethod
     def _empty_is_unset(cls, value: Any) -> Any:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
@@ -176,7 +181,14 @@ class Settings(BaseSettings):
     def _is_duration(cls, value: Any) -> Any:
         return duration(value) if isinstance(value, str) else value
 
-    @field_validator("refresh_at", mode="before")
+    @field_validator("backup_recipients")
+    @classmethod
+    def _are_public_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(re.fullmatch(r"age1[0-9a-z]{50,}", key) for key in value):
+            raise ValueError("each has to be a public key of age, which begins with age1")
+        return value
+
+    @field_validator("refresh_at", "backup_at", mode="before")
     @classmethod
     def _is_time_of_day(cls, value: Any) -> Any:
         if not isinstance(value, str):
@@ -194,7 +206,7 @@ class Settings(BaseSettings):
             raise ValueError("it has a character that is not printable ASCII, so no request can carry it")
         return value
 
-    @field_validator("home", "config_file", "agents_file")
+    @field_validator("home", "config_file", "agents_file", "backup_folder")
     @classmethod
     def _expand(cls, value: Path | None) -> Path | None:
         try:

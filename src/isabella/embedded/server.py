@@ -16,7 +16,18 @@ from pydantic import SecretStr
 from isabella.config.gateway_address import DEFAULT_PORT as GATEWAY_PORT
 from isabella.config.gateway_address import saved_port
 from isabella.config.letta_lock import LettaLock
-from isabella.embedded import child_processes, encrypted_columns, install, instance, key_rotation, postgres, program
+from isabella.embedded import (
+    backups,
+    child_processes,
+    encrypted_columns,
+    install,
+    instance,
+    key_rotation,
+    postgres,
+    program,
+)
+from isabella.embedded.backups import BackupPolicy, Reason
+from isabella.embedded.databases import Access
 from isabella.embedded.encrypted_columns import StoredValue, ValueState
 from isabella.embedded.instance import (
     DEFAULT_INSTANCE,
@@ -107,6 +118,8 @@ class Server:
     extra_env: Mapping[str, str] = field(default_factory=dict)
     #: addresses and ports that Letta keeps for this user while it runs, beside the gateway's
     kept_ports: tuple[tuple[str, int], ...] = ()
+    #: how backups are made before migrations and rekey; None: none are made
+    backups: BackupPolicy | None = None
 
     @property
     def paths(self) -> InstancePaths:
@@ -217,10 +230,64 @@ class Server:
             postmaster = self._start_postgres(self._cluster(), progress)
             known = self._known_keys(former)
             key = self.master_key or SecretStr(token_hex(32))
+            self._back_up(Reason.REKEY, postmaster, known, progress)
             with encrypted_columns.hold_sync_lock(self._database(postmaster)):
                 key_rotation.begin(paths, key, known, kept=self.master_key is None)
                 self._stop_letta(progress)
                 return self._up(progress)
+
+    @contextmanager
+    def database(self, progress: Progress = no_progress, *, create: bool = False) -> Iterator[Access]:
+        """Yield access to the database, which is started if it does not run, and stopped again afterwards.
+
+        With `create`, cluster, role and database are created if they are missing, also where one was lost.
+        """
+        paths = self.paths
+        with self._locked(paths.lock, progress):
+            if create:
+                for folder in (paths.folder.parent, paths.folder, paths.logs):
+                    make_private(folder)
+            cluster = postgres.prepare_cluster(paths) if create else self._cluster()
+            was_running = cluster.running() is not None
+            access = self._access(self._start_postgres(cluster, progress, anew=create))
+            if create:
+                postgres.prepare_database(
+                    access.port, superuser_password=access.superuser_password, password=access.password
+                )
+        try:
+            yield access
+        finally:
+            if not was_running:
+                with self._locked(paths.lock, progress):
+                    if program.running(paths) is None:
+                        cluster.stop()
+
+    def replace_database(self, replace: Callable[[], None], progress: Progress = no_progress) -> Letta:
+        """Stop Letta, have its database replaced, and start it, which migrates the new database if necessary.
+
+        If `replace` fails, a Letta that was running is started with the former one.
+        """
+        with self._locked(self.paths.lock, progress):
+            stopped = self._stop_letta(progress)
+            try:
+                replace()
+            except EmbeddedError:
+                if stopped:
+                    self._up(progress)
+                raise
+            return self._up(progress)
+
+    def current_keys(self) -> list[SecretStr]:
+        """Return the master keys that may have encrypted a value, the one that Letta uses first."""
+        keys = (self._key(), *key_rotation.known_keys(self.paths, self.master_key))
+        return list(dict.fromkeys(key for key in keys if key))
+
+    def adopt_master_key(self, key: SecretStr) -> SecretStr:
+        """Return the master key that Letta uses; if there is none, the given one is stored as such."""
+        current = self._key()
+        if current is None:
+            state.write(self.paths.master_key_file, key.get_secret_value() + "\n")
+        return current or key
 
     def status(self) -> InstanceStatus:
         """Return the status of the instance, without changing anything."""
@@ -363,14 +430,15 @@ class Server:
         found = install.installed(self.paths)
         return found if found is not None and found.lock == install.lock_name(self.release, self.lock) else None
 
-    def _start_postgres(self, cluster: Cluster, progress: Progress) -> Postmaster:
+    def _start_postgres(self, cluster: Cluster, progress: Progress, *, anew: bool = False) -> Postmaster:
         running = cluster.wait()
         if running is not None:
             progress(Step("postgres", "skipped", f"is running on port {running.port}"))
             return running
         with step(progress, "postgres", "database of this instance, on loopback, with a password"):
             if not cluster.exists():
-                self._refuse_lost_database(cluster)
+                if not anew:
+                    self._refuse_lost_database(cluster)
                 cluster.make(instance.load_or_create_secret(self.paths.superuser_password_file))
             return _retry_other_ports(lambda: self._choose_port("postgres", progress), cluster.start)
 
@@ -396,6 +464,8 @@ class Server:
 
         def start(port: int) -> ServerRun:
             migrate = not is_migrated()
+            if migrate:
+                self._back_up(Reason.MIGRATION, postmaster, self.current_keys(), progress)
             environ = program.environment(
                 paths,
                 port=port,
@@ -421,6 +491,19 @@ class Server:
         with step(progress, "letta", f"Letta {paths.release}"):
             run = _retry_other_ports(lambda: self._choose_port("letta", progress, postgres=postmaster.port), start)
             return self._letta(run, postmaster.port, key, started=True)
+
+    def _back_up(self, reason: Reason, postmaster: Postmaster, keys: Sequence[SecretStr], progress: Progress) -> None:
+        """Make a backup before a change, unless there is nothing to lose or the settings say no."""
+        policy, access = self.backups, self._access(postmaster)
+        if policy is None or not policy.before_changes:
+            return
+        if postgres.current_revision(access.port, access.password) is not None:
+            with step(progress, "backup", f"of the database, {reason.value.replace('-', ' ')}"):
+                backups.create(self.paths, access, keys, policy, reason)
+
+    def _access(self, postmaster: Postmaster) -> Access:
+        password = instance.load_or_create_secret(self.paths.database_password_file)
+        return Access(postmaster.port, self._superuser_password(), password)
 
     def _is_migrated(self, port: int, head: str) -> bool:
         password = instance.load_or_create_secret(self.paths.database_password_file)
@@ -465,7 +548,7 @@ class Server:
         cluster = postgres.find_cluster(self.paths)
         if cluster is None:
             raise EmbeddedError(
-                f"There is no Letta {self.release} in this home, so it has no master key to change.",
+                f"There is no database of Letta {self.release} in this home.",
                 remedy="Start one with `isabella letta up`.",
             )
         return cluster

@@ -47,6 +47,9 @@ class Metrics:
         self._vendor = gauge("vendor_status", "The last answer of a vendor: 1 for its state.", "provider", "state")
         self._part = gauge("part_up", "1 if a supervised process works: postgres, letta, gateway.", "part")
         self._restarts = gauge("part_restarts", "How often this backend has started it again.", "part")
+        self._backup_failed = gauge("backup_failed", "1 if the last nightly backup failed, otherwise 0.")
+        self._backup_made = gauge("backup_timestamp_seconds", "Unix time of the newest backup; 0: there is none.")
+        self._backup_size = gauge("backup_size_bytes", "Size of the newest backup; 0: there is none.")
         self._gateway = GatewayCollector()
         registry.register(self._gateway)
 
@@ -71,6 +74,7 @@ class Metrics:
         self._under_way.set(turn_service.under_way)
         for gauge in (self._circuit, self._level, self._stored, self._vendor):
             gauge.clear()
+        self._render_backups(readiness)
         for part in readiness.parts:
             self._part.labels(part.word).set(part.runs)
             self._restarts.labels(part.word).set(part.restarts)
@@ -82,3 +86,10 @@ class Metrics:
             if entry.vendor_status is not None:
                 self._vendor.labels(entry.name, entry.vendor_status.state.value).set(1)
         return generate_latest(self._registry)
+
+    def _render_backups(self, readiness: Readiness) -> None:
+        status = readiness.backups
+        if status is not None:
+            self._backup_failed.set(status.failure is not None)
+            self._backup_made.set(0 if status.made_at is None else status.made_at.timestamp())
+            self._backup_size.set(status.size)

@@ -46,6 +46,15 @@ class Phase(StrEnum):
     INTERRUPTED = "interrupted"
 
 
+@dataclass(frozen=True)
+class BackupStatus:
+    """The newest backup of the embedded Letta, and the error of the last attempt to make one."""
+
+    made_at: datetime | None = None  #: None if there is none
+    size: int = 0  #: in bytes
+    failure: str | None = None  #: None if the last attempt succeeded, or none was made
+
+
 @dataclass
 class Readiness:
     """The phase of a backend, the last report on its providers, and the last answers of their vendors."""
@@ -62,6 +71,7 @@ class Readiness:
     #: the agents and their models, as of the start or the last refresh, and the models that the vendors list
     agents: tuple[BoundAgent, ...] = ()
     listed: dict[str, Mapping[str, ListedModel]] = field(default_factory=dict, repr=False)
+    backups: BackupStatus | None = None  #: None if this backend makes no backups
     supervisor: Supervisor | None = field(default=None, repr=False)  #: None if nothing is supervised
     vendors: VendorStatusBoard = field(default_factory=VendorStatusBoard, repr=False)
     #: is called after the sync at the start, with its report, its cause and its duration in seconds
@@ -87,20 +97,27 @@ class Readiness:
         report = self.with_vendors(self.report)
         if not reasons and report.gateway is not None and gateway_level(report.gateway) > Level.UNKNOWN:
             reasons = [report.gateway.sentence]
-        return [*reasons, *(reason for entry in report.configured for reason in _reasons(entry))]
+        reasons += [reason for entry in report.configured for reason in _reasons(entry)]
+        return [*reasons, *self._backup_reasons]
+
+    @property
+    def _backup_reasons(self) -> list[str]:
+        failure = None if self.backups is None else self.backups.failure
+        return [] if failure is None else [f"The nightly backup failed, and is tried again every hour: {failure}"]
 
     @property
     def status(self) -> Phase:
         """The phase; interrupted if a supervised part does not work.
 
-        Degraded also if a vendor refuses or cannot be reached, or if a gateway that is not supervised does not run.
+        Degraded also if a vendor refuses or cannot be reached, a gateway that is not supervised does not run, or the
+        last nightly backup failed.
         """
         if not self.opened and self.phase is not Phase.FAILED:
             return Phase.STARTING
         if self.serving and self.down:
             return Phase.INTERRUPTED
         if self.phase is Phase.READY and self.report is not None:
-            degraded = headline(self.with_vendors(self.report)).level > Level.UNKNOWN
+            degraded = headline(self.with_vendors(self.report)).level > Level.UNKNOWN or self._backup_reasons
             return Phase.DEGRADED if degraded else self.phase
         return self.phase
 

@@ -23,7 +23,7 @@ from pydantic import SecretStr
 
 from isabella.api import add_receipts, ensure_providers
 from isabella.config.settings import Settings
-from isabella.connect import embedded_connection
+from isabella.connect import embedded_connection, embedded_server
 from isabella.embedded import Progress, Server, Step
 from isabella.embedded.instance import make_home, make_private
 from isabella.embedded.os_users import postgres_user
@@ -38,6 +38,7 @@ from isabella.providers.desired import desired_providers
 from isabella.providers.report import Report
 from isabella.server.app import create_app, http_server
 from isabella.server.gateway_monitor import run_gateway_monitor
+from isabella.server.nightly_backups import run_nightly_backups
 from isabella.server.readiness import Phase
 from isabella.server.runtime import Runtime, open_agents, open_turns, run_reflection, run_watcher
 from isabella.server.sessions import FIRST_LINK_SECONDS, Sessions, login_link
@@ -86,6 +87,7 @@ class Prepared:
     settings: Settings  #: including those of practice vendors
     connection: Connection
     supervised: Supervised
+    server: Server | None  #: the embedded server; None with a Letta of the operator's own
 
 
 def serve(settings: Settings, options: ServeOptions) -> int:
@@ -122,15 +124,9 @@ def _prepare(
     gateway = _start_gateway(settings, options, stack)
     connection, server = configured_connection(settings), None
     if connection is None:
-        server = Server(
-            settings.home,
-            master_key=settings.letta_encryption_key,
-            lock=settings.letta_lock,
-            sandbox=settings.tool_sandbox,
-            kept_ports=tuple(kept),
-        )
+        server = embedded_server(settings, kept_ports=tuple(kept))
         connection = _start_embedded(settings, server, options, stack)
-    return Prepared(settings, connection, Supervised.of(server, gateway))
+    return Prepared(settings, connection, Supervised.of(server, gateway), server)
 
 
 def _both(
@@ -165,13 +161,7 @@ def temporary_letta(settings: Settings, options: ServeOptions) -> Iterator[Conne
         )
     with only_backend(settings), interrupt_on_sigterm(), ExitStack() as stack:
         _start_gateway(settings, options, stack)
-        server = Server(
-            settings.home,
-            master_key=settings.letta_encryption_key,
-            lock=settings.letta_lock,
-            sandbox=settings.tool_sandbox,
-        )
-        connection = _start_embedded(settings, server, options, stack)
+        connection = _start_embedded(settings, embedded_server(settings), options, stack)
         anyio.run(partial(ensure_providers, settings, connection=connection))
         yield connection
 
@@ -407,6 +397,7 @@ class _Backend:
                     on_event=runtime.event_log.on_watch_event,
                 ) as runtime.watcher,
                 run_gateway_monitor(runtime, turn_service),
+                run_nightly_backups(runtime, settings, prepared.server),
             ):
                 readiness.opened = True
                 served.set()

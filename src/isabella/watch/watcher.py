@@ -64,6 +64,36 @@ class Due:
     retry: tuple[str, ...] = ()
 
 
+class DailyTime:
+    """A local time of day at which something is due once; None: never."""
+
+    def __init__(self, at: time | None, clock: Clock) -> None:
+        self._at = at
+        self._clock = clock
+        self._next = self._following()
+
+    def due(self) -> bool:
+        """Return whether it is due now, and count it as done."""
+        if self._next is not None and self._next - self._clock.now() > _MORE_THAN_A_DAY:
+            # The wall clock was set back.
+            self._next = self._following()
+        due = self._next is not None and self._clock.now() >= self._next
+        if due:
+            self._next = self._following()
+        return due
+
+    def seconds(self) -> float | None:
+        """Return how long it takes until it is due; None if it never is."""
+        return None if self._next is None else (self._next - self._clock.now()).total_seconds()
+
+    def _following(self) -> datetime | None:
+        if self._at is None:
+            return None
+        now = self._clock.now()
+        today = now.replace(hour=self._at.hour, minute=self._at.minute, second=0, microsecond=0, fold=0)
+        return today if today > now else today + timedelta(days=1)
+
+
 class Schedule:
     """The times of the next actions: `resync` in seconds (0: never), `refresh_at` in local time (None: never)."""
 
@@ -74,8 +104,8 @@ class Schedule:
 
     def change(self, resync: float, refresh_at: time | None) -> None:
         """Use other times from now on. Providers that wait for another try keep waiting."""
-        self._resync, self._refresh_at = resync, refresh_at
-        self._next_resync, self._next_refresh = self._after_resync(), self._after_refresh()
+        self._resync, self._refresh = resync, DailyTime(refresh_at, self._clock)
+        self._next_resync = self._after_resync()
 
     @property
     def waiting(self) -> frozenset[str]:
@@ -100,13 +130,9 @@ class Schedule:
         resync = self._next_resync is not None and now >= self._next_resync
         if resync:
             self._next_resync = self._after_resync()
-        if self._next_refresh is not None and self._next_refresh - self._clock.now() > _MORE_THAN_A_DAY:
-            # The wall clock was set back.
-            self._next_refresh = self._after_refresh()
-        refresh = self._next_refresh is not None and self._clock.now() >= self._next_refresh
-        if refresh:
-            self._next_refresh = self._after_refresh()
-        return Due(resync, refresh, tuple(name for name, (until, _) in self._pauses.items() if now >= until))
+        return Due(
+            resync, self._refresh.due(), tuple(name for name, (until, _) in self._pauses.items() if now >= until)
+        )
 
     def seconds(self) -> float:
         """Return how long to wait until something is due, at most half a minute."""
@@ -114,8 +140,8 @@ class Schedule:
         times = [until - now for until, _ in self._pauses.values()]
         if self._next_resync is not None:
             times.append(self._next_resync - now)
-        if self._next_refresh is not None:
-            times.append((self._next_refresh - self._clock.now()).total_seconds())
+        if (seconds := self._refresh.seconds()) is not None:
+            times.append(seconds)
         return max(0.0, min([*times, _MAX_WAIT]))
 
     def _spread(self, seconds: float) -> float:
@@ -123,14 +149,6 @@ class Schedule:
 
     def _after_resync(self) -> float | None:
         return self._clock.monotonic() + self._spread(self._resync) if self._resync > 0 else None
-
-    def _after_refresh(self) -> datetime | None:
-        at = self._refresh_at
-        if at is None:
-            return None
-        now = self._clock.now()
-        today = now.replace(hour=at.hour, minute=at.minute, second=0, microsecond=0, fold=0)
-        return today if today > now else today + timedelta(days=1)
 
 
 class WatchActions(Protocol):

@@ -190,8 +190,8 @@ async def ready(readiness: CurrentReadiness, response: Response) -> Ready:
     """Answer 200 if every provider is proven, or a degraded start is allowed; otherwise 503.
 
     The status is `interrupted`, with 503, while Letta, Postgres or the gateway is started again. It is `degraded`
-    also if a vendor refuses or cannot be reached, while the other vendors still answer, and if a gateway that this
-    backend does not supervise cannot be reached.
+    also if a vendor refuses or cannot be reached, while the other vendors still answer, if a gateway that this
+    backend does not supervise cannot be reached, and if the last nightly backup failed.
     """
     if not readiness.serving or readiness.down:
         response.status_code = 503

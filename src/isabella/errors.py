@@ -99,6 +99,14 @@ class AgentUnknown(AgentError):
     """Letta has no agent of this name, or several that the name does not distinguish."""
 
 
+class ConversationUnknown(AgentError):
+    """The agent has no such conversation."""
+
+
+class ConversationRefused(AgentError):
+    """A conversation cannot be used or changed as requested."""
+
+
 class AgentExists(AgentError):
     """Letta has an agent of this name already."""
 

@@ -103,6 +103,33 @@ def test_piped(served: Backend, environment: dict[str, str], tmp_path: Path) -> 
     assert not any(served.vendors.key(vendor.name).get_secret_value() in exported for vendor in usual_vendors())
 
 
+def test_a_conversation(served: Backend, environment: dict[str, str], tmp_path: Path) -> None:
+    """A new conversation is begun, listed, and found again by its name; the default one has nothing of it."""
+    agent = served.agent("conversing", GROQ)
+    options = ("--agent", agent, "--conversation")
+    begun = piped(environment, "Say hello there\n/conversation\n", *options, "new", folder=tmp_path)
+    assert begun.returncode == 0, begun.stderr
+    answer, default, new = begun.stdout.splitlines()
+    assert (answer, default) == ("hello there", "  Default conversation  default")
+    assert new.startswith("* Say hello there  conv-")
+    again = piped(
+        environment,
+        "/search hello\n/conversation default\n/search hello\n",
+        *options,
+        "say HELLO there",
+        folder=tmp_path,
+    )
+    assert again.stdout.splitlines() == [
+        "assistant: hello there",
+        "user: Say hello there",
+        "Now in: Default conversation",
+        "Nothing was found.",
+    ]
+    unknown = piped(environment, "Hello\n", *options, "nothing of the kind", folder=tmp_path)
+    assert unknown.returncode == 1
+    assert "no conversation 'nothing of the kind'" in unknown.stderr
+
+
 def test_what_fails_is_told(served: Backend, environment: dict[str, str], tmp_path: Path) -> None:
     """An unknown command, an unknown agent and a vendor that refuses end in a message and exit code 1."""
     agent = served.agent("failing", GROQ)

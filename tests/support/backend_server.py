@@ -117,9 +117,10 @@ class Backend:
     gateway: GatewayServer | None = None
     _made: list[str] = field(default_factory=list)
 
-    def say(self, agent: str, message: str) -> TurnRecord:
-        """Say something, and hear the whole turn."""
-        with self.client.stream("POST", f"/api/agents/{agent}/turns", json={"message": message}) as response:
+    def say(self, agent: str, message: str, **fields: Any) -> TurnRecord:
+        """Say something, and hear the whole turn; `fields` are further fields of the request."""
+        body = {"message": message, **fields}
+        with self.client.stream("POST", f"/api/agents/{agent}/turns", json=body) as response:
             assert response.status_code == 200, response.read()
             return TurnRecord(list(events_of(response.iter_lines())))
 
@@ -322,17 +323,17 @@ def _definition(id: str, name: str, handles: tuple[str, ...]) -> Any:
 class Speaking:
     """A turn under way in a thread, as a client hears it."""
 
-    def __init__(self, served: Backend, agent: str, message: str) -> None:
+    def __init__(self, served: Backend, agent: str, message: str, **fields: Any) -> None:
         self.happened: list[StreamEvent] = []
         self._seen: dict[str, threading.Event] = {}
-        self._served, self._agent, self._message = served, agent, message
+        self._served, self._agent, self._body = served, agent, {"message": message, **fields}
         self.leave = threading.Event()
         self.thread = threading.Thread(target=self._hear, daemon=True)
         self.thread.start()
 
     def _hear(self) -> None:
         path = f"/api/agents/{self._agent}/turns"
-        with self._served.client.stream("POST", path, json={"message": self._message}) as response:
+        with self._served.client.stream("POST", path, json=self._body) as response:
             for event in events_of(response.iter_lines()):
                 self.happened.append(event)
                 self._seen.setdefault(event.kind, threading.Event()).set()

@@ -26,9 +26,17 @@ class Letta:
         self._ids = [f"message-{number:04}" for number in range(count)]
 
     async def page(
-        self, _agent_id: str, *, limit: int, order: str, before: str | None = None, after: str | None = None
+        self,
+        _agent_id: str,
+        *,
+        conversation_id: str,
+        limit: int,
+        order: str,
+        before: str | None = None,
+        after: str | None = None,
     ) -> list[dict[str, Any]]:
         """Rows of the messages before or behind a message, oldest first."""
+        assert conversation_id == "default"
         if not {before, after} <= {None, *self._ids}:
             raise LettaRefused("Letta refused.", status=404, detail="not found")
         ids = self._ids

@@ -55,7 +55,7 @@ class FakeDesk:
     def __init__(self) -> None:
         self.turns: list[FakeTurn] = []
 
-    async def open(self, agent: str, message: str) -> FakeTurn:
+    async def open(self, agent: str, message: str, conversation: str | None = None) -> FakeTurn:
         """A turn of its own for each."""
         if agent != "Isabella":
             raise AgentUnknown(f"There is no agent {agent!r}.")

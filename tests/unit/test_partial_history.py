@@ -7,8 +7,9 @@ from typing import Any
 import anyio
 import pytest
 
-from isabella.errors import LettaUnreachable
+from isabella.errors import DatabaseUnusable, LettaUnreachable
 from isabella.letta.agents import AgentRow
+from isabella.letta.conversations import ConversationRow
 from isabella.turns import partial_history
 
 USER, CALL, RESULT = ("u", "user_message"), ("c", "tool_call_message"), ("r", "tool_return_message")
@@ -22,7 +23,8 @@ class Letta:
         self.rows = [{"id": id, "message_type": kind, "content": ""} for id, kind in stored]
         self.context = ["system", *(id for id, _ in stored)]
         self._run = [*self.rows]
-        self.agents = self.messages = self
+        self.agents = self.messages = self.conversations = self
+        self.database_url: object = None
 
     async def of_run(self, _run_id: str) -> list[dict[str, Any]]:
         """The messages of the run."""
@@ -47,8 +49,10 @@ class Letta:
         self.context = fields["message_ids"]
 
 
-def keep(letta: Letta, said: dict[str, str], mark: str, known: set[str] | None = None) -> bool | None:
-    """Store a partial answer; `known` as in `store_partial`."""
+def keep(
+    letta: Letta, said: dict[str, str], mark: str, known: set[str] | None = None, conversation: str | None = None
+) -> bool | None:
+    """Store a partial answer; `known` and `conversation` as in `store_partial`."""
 
     async def store() -> bool | None:
         return await partial_history.store_partial(
@@ -60,6 +64,7 @@ def keep(letta: Letta, said: dict[str, str], mark: str, known: set[str] | None =
             mark=mark,
             model="m",
             known=known,
+            conversation=conversation,
         )
 
     return anyio.run(store)
@@ -122,3 +127,48 @@ def test_a_repeated_call_stores_nothing_twice(fails: str, carried_out: bool) -> 
     assert keep(letta, {"b": "Hel"}, "[broken off]", known) is True
     assert [row["content"] for row in letta.rows] == ["Hello?", "Hel [broken off]"]
     assert letta.context == ["system", *(row["id"] for row in letta.rows)]
+
+
+class Elsewhere(Letta):
+    """The messages are in the context of a conversation beside the default one."""
+
+    async def get(self, id: str) -> Any:
+        """The conversation. The agent's own context is not asked for."""
+        assert id == "conv-1"
+        return ConversationRow(id=id, agent_id="a", in_context_message_ids=self.context)
+
+    async def set_context(self, conversation_id: str, ids: list[str]) -> None:
+        """Select the context of the conversation."""
+        assert conversation_id == "conv-1"
+        self.context = ids
+
+
+def test_a_partial_answer_goes_into_its_conversation() -> None:
+    """Into its context, and not into that of the default one."""
+    letta = Elsewhere()
+    letta.database_url = "known"
+    assert keep(letta, {"b": "Hel"}, "[stopped]", conversation="conv-1") is True
+    assert letta.context == ["system", *(row["id"] for row in letta.rows)]
+
+
+@pytest.mark.parametrize(("stored", "kept"), [((), False), ((USER, CALL, RESULT), True)])
+def test_without_a_database_nothing_is_added_to_a_conversation(
+    stored: tuple[tuple[str, str], ...], kept: bool
+) -> None:
+    """And nothing is added elsewhere: only what Letta itself has stored counts."""
+    letta = Elsewhere(*stored)
+    assert keep(letta, {"b": "Hel"}, "[stopped]", conversation="conv-1") is kept
+    assert len(letta.rows) == len(stored)
+
+
+def test_nothing_is_added_where_the_context_cannot_be_changed() -> None:
+    """Nothing is left in the default conversation."""
+
+    class Unusable(Elsewhere):
+        async def set_context(self, conversation_id: str, ids: list[str]) -> None:
+            raise DatabaseUnusable("The database is gone.")
+
+    letta = Unusable()
+    letta.database_url = "known"
+    assert keep(letta, {"b": "Hel"}, "[stopped]", conversation="conv-1") is None
+    assert letta.rows == []

@@ -73,7 +73,7 @@ class Agents:
             raise self.failure
         return _speaker(self.now, agent_ref.handles)
 
-    async def bind(self, _agent_id: str, binding: Binding) -> BindingResult:
+    async def bind(self, _agent_id: str, binding: Binding, *, conversation: str | None = None) -> BindingResult:
         """Bind it, where its provider is by now."""
         self.now = await self.placed(binding)
         return BindingResult(self.now)

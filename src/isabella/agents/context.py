@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from isabella.config.vendors import known_vendors
 from isabella.errors import MessageGone
 from isabella.letta.client import LettaClient
+from isabella.letta.conversations import DEFAULT
 from isabella.letta.http import PAGE_SIZE
 from isabella.letta.llm_config import Binding, is_older
 from isabella.system.urls import is_gateway_url
@@ -94,7 +95,24 @@ def unanswered_results(context: Sequence[ContextMessage]) -> tuple[str, ...]:
     )
 
 
-async def fit(letta: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTEST) -> FittedContext | None:
+async def context_ids(letta: LettaClient, agent_id: str, conversation: str | None = None) -> list[str]:
+    """Return the ids of the messages in an agent's context, in the default conversation or in another one."""
+    if conversation is None:
+        return (await letta.agents.get(agent_id)).message_ids or []
+    return (await letta.conversations.get(conversation)).in_context_message_ids
+
+
+async def set_context(letta: LettaClient, agent_id: str, ids: Sequence[str], conversation: str | None = None) -> None:
+    """Select the messages in an agent's context. Raises `DatabaseUnusable` if that takes a database, and it fails."""
+    if conversation is None:
+        await letta.agents.update(agent_id, {"message_ids": list(ids)})
+    else:
+        await letta.conversations.set_context(conversation, ids)
+
+
+async def fit(
+    letta: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTEST, *, conversation: str | None = None
+) -> FittedContext | None:
     """Change an agent's context so that a vendor that requires this form of ids accepts it. No turn may run.
 
     Return what was changed; None if no change was needed, or none is possible: an agent of an older type has a user
@@ -103,8 +121,8 @@ async def fit(letta: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTE
     row = await letta.agents.get(agent_id)
     if is_older(row.agent_type):
         return None
-    ids = row.message_ids or []
-    context = await _context(letta, agent_id, ids)
+    ids = (row.message_ids or []) if conversation is None else await context_ids(letta, agent_id, conversation)
+    context = await _context(letta, agent_id, ids, conversation)
     out = foreign_calls(context, form)
     kept = [message for message in context if message.id not in out]
     unanswered = unanswered_results(kept)
@@ -112,56 +130,73 @@ async def fit(letta: LettaClient, agent_id: str, form: re.Pattern[str] = STRICTE
         return None
     answers: dict[str, str] = {}
     for result in unanswered:
-        added = await add(letta, agent_id, "", UNANSWERED, known=[*ids, *answers.values()])
+        added = await add(letta, agent_id, "", UNANSWERED, known=[*ids, *answers.values()], conversation=conversation)
         answers |= dict.fromkeys([result], added[-1]) if added else {}
-    if ((await letta.agents.get(agent_id)).message_ids or []) != ids:
+    if await context_ids(letta, agent_id, conversation) != ids:
         # A turn runs after all: what Letta has just stored would be lost from the context.
         return None
     whole = tuple(each for id in ids for each in (id, answers.get(id)) if each is not None)
     now = tuple(id for id in whole if id not in out)
-    await letta.agents.update(agent_id, {"message_ids": list(now)})
+    await set_context(letta, agent_id, now, conversation)
     return FittedContext(whole, now, sum(bool(message.calls) for message in context if message.id in out))
 
 
-async def restore(letta: LettaClient, agent_id: str, fitted: FittedContext) -> None:
+async def restore(
+    letta: LettaClient, agent_id: str, fitted: FittedContext, *, conversation: str | None = None
+) -> None:
     """Put the messages that `fit` removed into the context again, unless they were summarised meanwhile."""
-    ids = (await letta.agents.get(agent_id)).message_ids or []
+    ids = await context_ids(letta, agent_id, conversation)
     length = len(fitted.now)
     # The first message is the system prompt, which Letta compiles again.
     if fitted.whole != fitted.now and tuple(ids[1:length]) == fitted.now[1:]:
-        await letta.agents.update(agent_id, {"message_ids": [*ids[:1], *fitted.whole[1:], *ids[length:]]})
+        await set_context(letta, agent_id, [*ids[:1], *fitted.whole[1:], *ids[length:]], conversation)
 
 
-async def rewind(letta: LettaClient, agent_id: str, message_id: str) -> tuple[str, ...]:
+async def rewind(
+    letta: LettaClient, agent_id: str, message_id: str, *, conversation: str | None = None
+) -> tuple[str, ...]:
     """Take a message and everything after it out of an agent's context. No turn may run.
 
     Return the context as it was. The messages stay in the history. Raises `MessageGone` if the message is not there.
     """
-    ids = (await letta.agents.get(agent_id)).message_ids or []
+    ids = await context_ids(letta, agent_id, conversation)
     if message_id not in ids[1:]:
         raise MessageGone(
             "The message is not in the agent's context any more: it was summarised, or replaced.",
             remedy="Send the text as a new message.",
         )
-    await letta.agents.update(agent_id, {"message_ids": ids[: ids.index(message_id)]})
+    await set_context(letta, agent_id, ids[: ids.index(message_id)], conversation)
     return tuple(ids)
 
 
-async def reinstate(letta: LettaClient, agent_id: str, whole: Sequence[str]) -> None:
+async def reinstate(
+    letta: LettaClient, agent_id: str, whole: Sequence[str], *, conversation: str | None = None
+) -> None:
     """Put what `rewind` took out into the context again, before everything that came since."""
-    ids = (await letta.agents.get(agent_id)).message_ids or []
+    ids = await context_ids(letta, agent_id, conversation)
     # The first message is the system prompt, which Letta compiles again.
     added = [id for id in ids[1:] if id not in whole]
-    await letta.agents.update(agent_id, {"message_ids": [*ids[:1], *whole[1:], *added]})
+    await set_context(letta, agent_id, [*ids[:1], *whole[1:], *added], conversation)
 
 
 async def add(
-    letta: LettaClient, agent_id: str, asked: str, answer: str, *, known: Collection[str], model: str = "-"
+    letta: LettaClient,
+    agent_id: str,
+    asked: str,
+    answer: str,
+    *,
+    known: Collection[str],
+    model: str = "-",
+    conversation: str | None = None,
 ) -> list[str]:
     """Add a user message, unless it is empty, and its answer to an agent's history, and not to its context.
 
-    `known` are the ids of messages that were there before. Return the ids of the added ones, oldest first.
+    They belong to the default conversation until `set_context` puts them into the context of `conversation`. `known`
+    are the ids of messages that were there before. Return the ids of the added ones, oldest first.
     """
+    if conversation is not None:
+        # Changes nothing. If it fails, the messages would stay in the default conversation.
+        await set_context(letta, agent_id, await context_ids(letta, agent_id, conversation), conversation)
     await letta.messages.capture(agent_id, asked, answer, model=model)
     return await find_added(letta, agent_id, asked, answer, known=known)
 
@@ -182,14 +217,16 @@ async def find_added(
     return added
 
 
-async def _context(letta: LettaClient, agent_id: str, ids: Sequence[str]) -> list[ContextMessage]:
+async def _context(
+    letta: LettaClient, agent_id: str, ids: Sequence[str], conversation: str | None
+) -> list[ContextMessage]:
     """Return the messages with these ids, in this order, as far as they are found."""
-    rows = await context_rows(letta, agent_id, ids)
+    rows = await context_rows(letta, agent_id, ids, conversation)
     return [_message(id, rows[id]) for id in ids if id in rows]
 
 
 async def context_rows(
-    letta: LettaClient, agent_id: str, ids: Sequence[str]
+    letta: LettaClient, agent_id: str, ids: Sequence[str], conversation: str | None = None
 ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     """Return the rows of the messages with these ids, as far as they are found, and perhaps those of others."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
@@ -197,7 +234,12 @@ async def context_rows(
     for _ in range(_PAGES):
         # With `use_assistant_message` Letta would hide some tool calls.
         page = await letta.messages.page(
-            agent_id, limit=PAGE_SIZE, order="desc", before=before, use_assistant_message="false"
+            agent_id,
+            limit=PAGE_SIZE,
+            order="desc",
+            before=before,
+            use_assistant_message="false",
+            conversation_id=conversation or DEFAULT,
         )
         for row in page:
             rows.setdefault(str(row["id"]), []).append(row)

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from isabella.agents.context import context_ids
 from isabella.agents.memory import check_text, unless_unknown
 from isabella.errors import LettaRefused
 from isabella.letta.client import LettaClient
+from isabella.letta.conversations import DEFAULT
 from isabella.letta.http import PAGE_SIZE
+from isabella.letta.messages import Image
 
 _PAGES_SEARCHED = 100  # how many pages back a search reads
 
@@ -38,6 +41,7 @@ class HistoryEntry:
     text: str  # the text, the arguments of a call, or the result of a tool
     tool: str | None = None  # the tool's name, for calls and results
     failed: bool = False
+    images: int = 0  # how many images a message of the user has
 
 
 @dataclass(frozen=True)
@@ -55,21 +59,30 @@ class History:
     def __init__(self, letta: LettaClient) -> None:
         self._letta = letta
 
-    async def page(self, agent_id: str, *, limit: int = 50, before: str | None = None) -> HistoryPage:
-        """Return the newest messages, or those before the message `before`, which is `MemoryUnknown` if absent."""
+    async def page(
+        self, agent_id: str, *, limit: int = 50, before: str | None = None, conversation: str | None = None
+    ) -> HistoryPage:
+        """Return the newest messages, or those before the message `before`, which is `MemoryUnknown` if absent.
+
+        `conversation` is the id of another conversation than the default one.
+        """
+        within = conversation or DEFAULT
         rows = await unless_unknown(
-            self._letta.messages.page(agent_id, limit=limit, order="desc", before=before),
+            self._letta.messages.page(agent_id, limit=limit, order="desc", before=before, conversation_id=within),
             f"There is no message {before!r} in this agent's history.",
         )
         # 0.16 returns every page oldest first: `order` says only from which end it is taken.
         ids = list(dict.fromkeys(row["id"] for row in rows))
         return HistoryPage(_entries(rows), ids[0] if len(ids) >= limit else None)
 
-    async def following(self, agent_id: str, after: str | None, *, limit: int = 50) -> HistoryPage:
+    async def following(
+        self, agent_id: str, after: str | None, *, limit: int = 50, conversation: str | None = None
+    ) -> HistoryPage:
         """Return the messages after the message `after`, which is `MemoryUnknown` if absent; the first for None."""
+        within = conversation or DEFAULT
         # One more says whether there are any; and a release may return the message `after` itself.
         rows = await unless_unknown(
-            self._letta.messages.page(agent_id, limit=limit + 2, order="asc", after=after),
+            self._letta.messages.page(agent_id, limit=limit + 2, order="asc", after=after, conversation_id=within),
             f"There is no message {after!r} in this agent's history.",
         )
         ids = list(dict.fromkeys(row["id"] for row in rows if row["id"] != after))
@@ -77,32 +90,48 @@ class History:
         entries = _entries([row for row in rows if row["id"] in kept])
         return HistoryPage(entries, kept[0] if kept else None, kept[-1] if len(ids) > limit else None)
 
-    async def around(self, agent_id: str, message_id: str, *, limit: int = 50) -> HistoryPage:
+    async def around(
+        self, agent_id: str, message_id: str, *, limit: int = 50, conversation: str | None = None
+    ) -> HistoryPage:
         """Return about this many messages on both sides of a message, which is `MemoryUnknown` if absent."""
+        within = conversation or DEFAULT
         rows = await unless_unknown(
-            self._letta.messages.page(agent_id, limit=limit, order="desc", before=message_id),
+            self._letta.messages.page(agent_id, limit=limit, order="desc", before=message_id, conversation_id=within),
             f"There is no message {message_id!r} in this agent's history.",
         )
         ids = list(dict.fromkeys(row["id"] for row in rows))
-        later = await self.following(agent_id, ids[-1] if ids else None, limit=limit)
+        later = await self.following(agent_id, ids[-1] if ids else None, limit=limit, conversation=conversation)
         return HistoryPage((*_entries(rows), *later.entries), ids[0] if len(ids) >= limit else None, later.after)
 
     async def message(self, message_id: str) -> Sequence[HistoryEntry]:
         """Return the entries of one message; raise `MemoryUnknown` if there is none."""
-        rows = await unless_unknown(self._letta.messages.get(message_id), f"There is no message {message_id!r}.")
-        return _entries(rows)
+        return _entries(await self._message(message_id))
 
-    async def in_context(self, agent_id: str) -> frozenset[str]:
+    async def images(self, message_id: str) -> tuple[Image, ...]:
+        """Return the images of one message; raise `MemoryUnknown` if there is no such message."""
+        return tuple(image for row in await self._message(message_id) for image in _images(row.get("content")))
+
+    async def _message(self, message_id: str) -> Sequence[Mapping[str, Any]]:
+        return await unless_unknown(self._letta.messages.get(message_id), f"There is no message {message_id!r}.")
+
+    async def in_context(self, agent_id: str, *, conversation: str | None = None) -> frozenset[str]:
         """Return the ids of the messages that the agent's model sees."""
-        return frozenset((await self._letta.agents.get(agent_id)).message_ids or ())
+        return frozenset(await context_ids(self._letta, agent_id, conversation))
 
-    async def since(self, agent_id: str, message_id: str | None) -> tuple[Sequence[HistoryEntry], str | None]:
-        """Return everything after a message, oldest first, and the id of the last message."""
+    async def since(
+        self, agent_id: str, message_id: str | None, *, conversation: str | None = None
+    ) -> tuple[Sequence[HistoryEntry], str | None]:
+        """Return everything after a message, oldest first, and the id of the last message.
+
+        Without a `conversation` the messages of all of them come; `DEFAULT` is the name of the default one.
+        """
         rows: list[dict[str, Any]] = []
         after, deleted = message_id, False
         while True:
             try:
-                page = await self._letta.messages.page(agent_id, limit=PAGE_SIZE, order="asc", after=after)
+                page = await self._letta.messages.page(
+                    agent_id, limit=PAGE_SIZE, order="asc", after=after, conversation_id=conversation
+                )
             except LettaRefused:
                 if deleted or after is None:
                     raise
@@ -116,8 +145,13 @@ class History:
             after = page[-1]["id"]
         return _entries(rows), rows[-1]["id"] if rows else message_id
 
-    async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[HistoryEntry]:
-        """Return the messages and summaries that have all words of a query, newest first. See `check_text`."""
+    async def search(
+        self, agent_id: str, query: str, *, limit: int = 10, conversation: str | None = None
+    ) -> list[HistoryEntry]:
+        """Return the messages and summaries that have all words of a query, newest first. See `check_text`.
+
+        `conversation` is the id of another conversation than the default one.
+        """
         check_text(query)
         words = query.casefold().split()
         if not words:
@@ -125,7 +159,7 @@ class History:
         matches: list[HistoryEntry] = []
         before: str | None = None
         for _ in range(_PAGES_SEARCHED):
-            page = await self.page(agent_id, limit=PAGE_SIZE, before=before)
+            page = await self.page(agent_id, limit=PAGE_SIZE, before=before, conversation=conversation)
             matches += [entry for entry in reversed(page.entries) if _matches(entry, words)]
             before = page.before
             if before is None or len(matches) >= limit:
@@ -147,7 +181,9 @@ def _entry(row: Mapping[str, Any]) -> HistoryEntry | None:
     kind, field = _KINDS.get(row.get("message_type", ""), (None, ""))
     if kind is None:
         return None
-    entry = HistoryEntry(row["id"], row.get("date") or "", kind, _text(row.get(field)))
+    entry = HistoryEntry(
+        row["id"], row.get("date") or "", kind, _text(row.get(field)), images=len(_images(row.get(field)))
+    )
     match kind:
         case "tool_call":
             call = row.get("tool_call") or {}
@@ -175,9 +211,21 @@ def _user_entry(entry: HistoryEntry) -> HistoryEntry | None:
     return entry
 
 
+def _images(content: Any) -> list[Image]:
+    """Return the images in the content of a message. Letta keeps them as base64, under a source of its own."""
+    found = []
+    for part in content if isinstance(content, list) else ():
+        source = part.get("source") if isinstance(part, dict) and part.get("type") == "image" else None
+        match source:
+            case {"media_type": str(media_type), "data": str(data)}:
+                found.append(Image(media_type, data))
+    return found
+
+
 def _text(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        return "\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        texts = (str(part.get("text", "")) for part in content if isinstance(part, dict))
+        return "\n".join(text for text in texts if text)
     return "" if content is None else json.dumps(content, ensure_ascii=False)

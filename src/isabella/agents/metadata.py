@@ -30,6 +30,7 @@ class AgentMetadata:
     embedding: Mapping[str, Any] | None = None  # how its archival memory is searched, once that is decided
     reflected: str | None = None  # the id of the last message that was reflected on
     lowered: LoweredLimit | None = None  # what Isabella has made of `max_tokens`
+    archived: tuple[str, ...] = ()  # the ids of archived conversations, which Letta does not know as such
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any] | None) -> AgentMetadata:
@@ -37,7 +38,7 @@ class AgentMetadata:
         own = (metadata or {}).get(KEY)
         if not isinstance(own, dict):
             return cls()
-        written, tools = own.get("written"), own.get("tools")
+        written, tools, archived = own.get("written"), own.get("tools"), own.get("archived")
         embedding, reflected = own.get("embedding"), own.get("reflected")
         lowered: LoweredLimit | None = None
         match own.get("max_tokens"):
@@ -49,6 +50,7 @@ class AgentMetadata:
             embedding=embedding if isinstance(embedding, dict) else None,
             reflected=reflected if isinstance(reflected, str) else None,
             lowered=lowered,
+            archived=tuple(str(id) for id in archived) if isinstance(archived, list) else (),
         )
 
     def into(self, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -59,6 +61,7 @@ class AgentMetadata:
             "embedding": self.embedding,
             "reflected": self.reflected,
             "max_tokens": self.lowered and asdict(self.lowered),
+            "archived": list(self.archived),
         }
         return {**(metadata or {}), KEY: {name: value for name, value in own.items() if value}}
 

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from isabella.agents.context import context_rows
+from isabella.agents.context import context_ids, context_rows
 from isabella.gateway.tool_descriptions import with_short_descriptions
 from isabella.letta.client import LettaClient
+from isabella.letta.conversations import DEFAULT
 from isabella.system.urls import is_gateway_url
 
 CHARACTERS_PER_TOKEN = 4
@@ -45,19 +46,22 @@ class PromptBudget:
         return {"tokens": self.total, "window": self.window, "parts": dict(self.parts)}
 
 
-async def prompt_budget(letta: LettaClient, agent_id: str) -> PromptBudget:
-    """Return the budget of an agent's next prompt, without the next message. Raises `LettaError`."""
+async def prompt_budget(letta: LettaClient, agent_id: str, conversation: str | None = None) -> PromptBudget:
+    """Return the budget of an agent's next prompt, without the next message. Raises `LettaError`.
+
+    `conversation` is the id of another conversation than the default one.
+    """
     row = await letta.agents.get(agent_id, relations=("agent.tools",))
-    ids = row.message_ids or []
+    ids = (row.message_ids or []) if conversation is None else await context_ids(letta, agent_id, conversation)
     # The first message is the compiled system prompt.
-    beginning = await letta.messages.page(agent_id, limit=1, order="asc")
+    beginning = await letta.messages.page(agent_id, limit=1, order="asc", conversation_id=conversation or DEFAULT)
     system = "".join(
         str(one.get("content") or "") for one in beginning if one.get("message_type") == "system_message"
     )
     blocks, metadata = (_found(pattern, system) for pattern in (_BLOCKS, _METADATA))
     through_gateway = is_gateway_url((row.llm_config or {}).get("model_endpoint"))
     tools = {f"tool {tool.name}": _tool(tool.json_schema, shortened=through_gateway) for tool in row.tools}
-    rows = await context_rows(letta, agent_id, ids)
+    rows = await context_rows(letta, agent_id, ids, conversation)
     said = (row.get(name) for id in ids[1:] for row in rows.get(id, ()) for name in _TEXTS)
     return PromptBudget(
         {

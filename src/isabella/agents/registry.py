@@ -169,12 +169,12 @@ class AgentRegistry:
             on_bound(agent_id, result.binding)
         return result
 
-    async def fit(self, agent_id: str, result: BindingResult) -> BindingResult:
+    async def fit(self, agent_id: str, result: BindingResult, *, conversation: str | None = None) -> BindingResult:
         """Change the context of an agent so that its new vendor accepts it. No turn of it may run."""
         form = required_id_form(result.binding)
         if form is None:
             return result
-        return replace(result, fitted=await context.fit(self.letta, agent_id, form))
+        return replace(result, fitted=await context.fit(self.letta, agent_id, form, conversation=conversation))
 
     async def placed(self, binding: Binding) -> Binding | None:
         """Return a binding with the base URL that its provider has in Letta; None if there is no such provider.

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from isabella.agents import reconcile
+from isabella.agents.conversations import AgentConversations
 from isabella.agents.definitions import AgentDefinition, load_definitions
 from isabella.agents.embeddings import EmbeddingSetup, address, address_secret, choose_search_method
 from isabella.agents.history import History
@@ -33,6 +34,7 @@ class AgentService:
     memory: CoreMemory
     archive: ArchivalMemory
     history: History
+    conversations: AgentConversations
     vectors: EmbeddingSetup | None = None  # None if no backend serves embeddings
     ensured: Sequence[EnsureResult] = field(default_factory=tuple)  # the results of the last `ensure`
 
@@ -75,5 +77,6 @@ async def open_agent_service(
             CoreMemory(letta),
             ArchivalMemory(letta),
             History(letta),
+            AgentConversations(letta),
             vectors,
         )

@@ -42,6 +42,8 @@ class BackendClient:
         self, address: str, token: SecretStr, agent: str, peer: Peer | None = None, *, timeout: float = _SECONDS
     ) -> None:
         self.agent = agent
+        #: The id of the conversation that messages are sent to; None for the agent's default one.
+        self.conversation: str | None = None
         self.address = address
         self._path = f"/api/agents/{quote(agent)}"
         self._client = httpx.Client(
@@ -106,8 +108,9 @@ class BackendClient:
         self._request("POST", f"{self._path}/passages", json={"text": text})
 
     def search(self, query: str) -> list[str]:
-        """Search the agent's archival memory and history. Returns the matches as lines."""
-        document = self._json("GET", f"{self._path}/search", params={"q": query})
+        """Search the agent's archival memory and the conversation. Returns the matches as lines."""
+        within = {} if self.conversation is None else {"conversation": self.conversation}
+        document = self._json("GET", f"{self._path}/search", params={"q": query, **within})
         passages = [f"archive: {passage['text']}" for passage in document["passages"]]
         return passages + [f"{entry['kind']}: {entry['text']}" for entry in document["messages"] if entry.get("text")]
 
@@ -117,7 +120,32 @@ class BackendClient:
 
     def send(self, message: str) -> TurnStream:
         """Send a message to the agent. Returns the stream of the turn's events."""
-        return TurnStream(self._client, f"{self._path}/turns", message)
+        return TurnStream(self._client, f"{self._path}/turns", message, self.conversation)
+
+    def conversations(self) -> list[tuple[str, str]]:
+        """Return the id and the name of each conversation that is not archived: the default one, then the latest."""
+        known = self._json("GET", f"{self._path}/conversations")["conversations"]
+        return [(str(each["id"]), str(each["name"])) for each in known if not each["archived"]]
+
+    def use_conversation(self, wanted: str) -> str:
+        """Send later messages to the conversation with this id or name, or to a `new` one. Returns its name."""
+        if wanted == "new":
+            begun = self._json("POST", f"{self._path}/conversations", json={})
+            self.conversation = str(begun["id"])
+            return str(begun["name"])
+        known = self._json("GET", f"{self._path}/conversations")["conversations"]
+        for same in (
+            lambda each: each["id"] == wanted,
+            lambda each: each["name"] == wanted and not each["archived"],
+            lambda each: each["name"].casefold() == wanted.casefold(),
+        ):
+            for each in filter(same, known):
+                self.conversation = str(each["id"])
+                return str(each["name"])
+        raise IsabellaError(
+            f"{self.agent} has no conversation {wanted[:100]!r}.",
+            remedy="/conversation in `isabella chat` lists them; `new` begins one.",
+        )
 
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         document: dict[str, Any] = self._request(method, path, **options).json()
@@ -136,10 +164,12 @@ class BackendClient:
 class TurnStream:
     """The events of a turn, iterable once. `stop` cancels the turn from another thread or a signal handler."""
 
-    def __init__(self, client: httpx.Client, path: str, message: str) -> None:
+    def __init__(self, client: httpx.Client, path: str, message: str, conversation: str | None = None) -> None:
         self._client = client
         self._path = path
-        self._message = message
+        self._body = (
+            {"message": message} if conversation is None else {"message": message, "conversation": conversation}
+        )
         self._events: queue.Queue[TurnEvent | IsabellaError | None] = queue.Queue()
         self._id: str | None = None
         # A thread, so that Ctrl-C does not break the connection: the end event would be lost.
@@ -167,9 +197,7 @@ class TurnStream:
     def _receive(self) -> None:
         timeout = httpx.Timeout(_SILENCE_SECONDS, connect=_CONNECT_SECONDS)
         try:
-            with self._client.stream(
-                "POST", self._path, json={"message": self._message}, timeout=timeout
-            ) as response:
+            with self._client.stream("POST", self._path, json=self._body, timeout=timeout) as response:
                 if response.status_code >= 400:
                     response.read()
                     raise _refusal(response)

@@ -16,12 +16,13 @@ from isabella.system.files import write_private
 from isabella.system.terminal import console, print_message
 
 _HELP = """\
-/model [HANDLE]   list the models that would work, or switch to one
-/memory           show the agent's core memory
-/remember TEXT    add a passage to its archival memory
-/search WORDS     search its archival memory and its history
-/export [FILE]    write the agent to a file, without any key
-/quit             leave (Ctrl-D does, too); Ctrl-C stops an answer"""
+/model [HANDLE]       list the models that would work, or switch to one
+/memory               show the agent's core memory
+/remember TEXT        add a passage to its archival memory
+/conversation [NAME]  list its conversations, or go to one; `new` begins one
+/search WORDS         search its archival memory and this conversation
+/export [FILE]        write the agent to a file, without any key
+/quit                 leave (Ctrl-D does, too); Ctrl-C stops an answer"""
 _PROMPT = "> "
 _RESULT_LIMIT = 200
 
@@ -133,6 +134,7 @@ class ChatSession:
             "memory": self._memory,
             "remember": self._remember,
             "search": self._search,
+            "conversation": self._conversation,
             "export": self._export,
         }
 
@@ -205,6 +207,14 @@ class ChatSession:
         current = self._client.about()["model"]["handle"]
         for known in self._client.handles():
             self._screen.print(f"{'*' if known == current else ' '} {known}")
+
+    def _conversation(self, name: str) -> None:
+        if name:
+            self._screen.print(f"Now in: {self._client.use_conversation(name)}")
+            return
+        current = self._client.conversation or "default"
+        for id, known in self._client.conversations():
+            self._screen.print(f"{'*' if id == current else ' '} {known}  {id}")
 
     def _memory(self, _argument: str) -> None:
         for label, value in self._client.blocks():

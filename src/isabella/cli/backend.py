@@ -68,6 +68,14 @@ def chat(
             autocompletion=complete_handle,
         ),
     ] = None,
+    conversation: Annotated[
+        str | None,
+        typer.Option(
+            "--conversation",
+            metavar="NAME",
+            help="Talk in this conversation of the agent: its name, its id, or `new`.",
+        ),
+    ] = None,
     env_file: EnvFile = None,
 ) -> None:
     """Talk to an agent. Reads lines from standard input if that is not a terminal.
@@ -82,6 +90,8 @@ def chat(
         if model is not None:
             for note in client.switch(model)[1]:
                 screen.note(note)
+        if conversation is not None:
+            screen.note(f"In: {client.use_conversation(conversation)}")
         answered = ChatSession(client, screen).run()
     raise typer.Exit(0 if answered else 1)
 

@@ -14,7 +14,9 @@ from isabella.config.settings import Settings
 from isabella.errors import LettaRefused
 from isabella.letta import paths
 from isabella.letta.agents import Agents
+from isabella.letta.conversations import Conversations
 from isabella.letta.http import LettaHttp
+from isabella.letta.messages import Image, by_user
 from isabella.letta.providers import LettaProviders
 from isabella.system.peers import Peer
 
@@ -55,10 +57,11 @@ def configured_connection(settings: Settings) -> Connection | None:
 class LettaClient:
     """The REST API of one Letta server. It is an asynchronous context manager that closes its connections."""
 
-    def __init__(self, http: LettaHttp) -> None:
+    def __init__(self, http: LettaHttp, database_url: SecretStr | None = None) -> None:
         self.http = http
         self.agents = Agents(http)
         self.blocks = Blocks(http)
+        self.conversations = Conversations(http, database_url)
         self.messages = Messages(http)
         self.passages = Passages(http)
         self.providers = LettaProviders(http)
@@ -73,8 +76,14 @@ class LettaClient:
                 timeout=connection.timeout if timeout is None else timeout,
                 peer=connection.peer,
                 keep_alive=keep_alive,
-            )
+            ),
+            connection.database_url,
         )
+
+    def move(self, connection: Connection) -> None:
+        """Send later requests to another address of the same Letta, and of its Postgres."""
+        self.http.move(connection.base_url)
+        self.conversations.database_url = connection.database_url
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,8 +103,9 @@ class Messages:
     async def page(self, agent_id: str, *, limit: int, order: str, **options: Any) -> list[dict[str, Any]]:
         """Return messages of an agent, oldest first. One message may be several rows with the same id.
 
-        `order` is `asc` for the beginning of the history, `desc` for its end; `options` are Letta's `before`, `after`
-        and `use_assistant_message`.
+        `order` is `asc` for the beginning of the history, `desc` for its end; `options` are Letta's `before`,
+        `after`, `use_assistant_message` and `conversation_id`, without which the messages of all conversations come.
+        A release without conversations ignores it.
         """
         return await self._http.rows(paths.agent(agent_id, "messages"), limit=limit, order=order, **options)
 
@@ -118,13 +128,13 @@ class Messages:
     async def send(self, agent_id: str, text: str, **options: Any) -> dict[str, Any]:
         """Send a message of the user and return the whole turn."""
         answer: dict[str, Any] = await self._http.post(
-            paths.agent(agent_id, "messages"), {"messages": [_by_user(text)], "streaming": False, **options}
+            paths.agent(agent_id, "messages"), {"messages": [by_user(text)], "streaming": False, **options}
         )
         return answer
 
     def stream(self, agent_id: str, text: str, images: Sequence[Image] = ()) -> AsyncGenerator[str, None]:
         """Send a message of the user and yield the lines of Letta's event stream. It sends a ping every 30 s."""
-        body = {"messages": [_by_user(text, images)], "streaming": True, "stream_tokens": True, "include_pings": True}
+        body = {"messages": [by_user(text, images)], "streaming": True, "stream_tokens": True, "include_pings": True}
         return self._http.stream(paths.agent(agent_id, "messages"), body)
 
     async def cancel(self, agent_id: str, run_id: str | None) -> None:
@@ -137,28 +147,10 @@ class Messages:
         body = {
             "provider": "isabella",
             "model": model,
-            "request_messages": [_by_user(user_text)] if user_text else [],
+            "request_messages": [by_user(user_text)] if user_text else [],
             "response_dict": {"content": answer},
         }
         await self._http.post(paths.agent(agent_id, "messages", "capture"), body)
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image in a message: its media type, such as `image/png`, and its bytes in base64."""
-
-    media_type: str
-    data: str = field(repr=False)
-
-
-def _by_user(text: str, images: Sequence[Image] = ()) -> dict[str, Any]:
-    if not images:
-        return {"role": "user", "content": text}
-    parts = [
-        {"type": "image", "source": {"type": "base64", "media_type": image.media_type, "data": image.data}}
-        for image in images
-    ]
-    return {"role": "user", "content": [{"type": "text", "text": text}, *parts]}
 
 
 class Blocks:

@@ -13,6 +13,7 @@ TOOLS = "/v1/tools/"
 ARCHIVES = "/v1/archives/"
 RUNS = "/v1/runs/"
 MESSAGES = "/v1/messages/"
+CONVERSATIONS = "/v1/conversations/"
 
 
 def provider(provider_id: str) -> str:
@@ -23,3 +24,8 @@ def provider(provider_id: str) -> str:
 def agent(agent_id: str, *below: str) -> str:
     """Return the path of an agent, or of something below it."""
     return "/".join([f"/v1/agents/{agent_id}", *below])
+
+
+def conversation(conversation_id: str, *below: str) -> str:
+    """Return the path of a conversation, or of something below it."""
+    return "/".join([f"/v1/conversations/{conversation_id}", *below])

@@ -20,7 +20,7 @@ from isabella.config.settings import Settings, load_settings
 from isabella.errors import IsabellaError
 from isabella.letta.client import Connection
 from isabella.server import ROOT, auth
-from isabella.server.api import agents, embeddings, memory, status, turns
+from isabella.server.api import agents, conversations, embeddings, memory, status, turns
 from isabella.server.api.openai import chat, models, paths, responses
 from isabella.server.errors import Problem, answer, handle_errors
 from isabella.server.request_limits import RequestLimits
@@ -75,7 +75,7 @@ def create_app(
     app.add_middleware(paths.PlainPaths)
     handle_errors(app)
     # `paths` answers for all other paths of the OpenAI format.
-    for module in (status, turns, models, chat, responses, paths, agents, memory, embeddings):
+    for module in (status, turns, models, chat, responses, paths, agents, conversations, memory, embeddings):
         app.include_router(module.router)
     app.include_router(paths.without_version)
     app.router.routes.append(console.sign_in.route())

@@ -247,11 +247,11 @@ class FormRefused(IsabellaError):
     """The form was not sent by a page of this backend, or by one that is too old."""
 
 
-async def read_form(request: Request, csrf: str) -> dict[str, str]:
+async def read_form(request: Request, csrf: str, *, largest: int = _LARGEST_FORM) -> dict[str, str]:
     """Return the fields of a form; raise `FormRefused` unless a page of this backend, with its `csrf`, sent it."""
     if not is_same_origin(request.headers):
         raise FormRefused("This form was sent by another site, so nothing was done.")
-    fields = parse_form(await read_body(request, _LARGEST_FORM))
+    fields = parse_form(await read_body(request, largest))
     secret = request.headers.get(CSRF_HEADER) or fields.pop("csrf", "")
     if not equal(secret, csrf):
         raise FormRefused("This page was loaded before a restart with another token.", remedy="Reload it.")

@@ -49,6 +49,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 _STATUSES: Mapping[type[IsabellaError], int] = {
     errors.AgentUnknown: 404,
     errors.AgentExists: 409,
+    errors.ConversationUnknown: 404,
     # Whether a model is available depends on the vendors, not on the form of the request.
     errors.ModelUnknown: 409,
     errors.AgentError: 422,

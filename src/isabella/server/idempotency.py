@@ -89,10 +89,12 @@ class SharedTurn:
         last = self._events[-1] if self._events else None
         return self.finished.is_set() and not (isinstance(last, Ended) and last.stored)
 
-    async def run(self, turn_service: TurnService, agent: str, message: str | UserMessage) -> None:
+    async def run(
+        self, turn_service: TurnService, agent: str, message: str | UserMessage, conversation: str | None = None
+    ) -> None:
         """Run the turn to its end."""
         try:
-            turn = self._turn = await turn_service.open(agent, message)
+            turn = self._turn = await turn_service.open(agent, message, conversation)
             if self.stopping:
                 turn.stop()
             async with aclosing(turn.events()) as events:
@@ -146,7 +148,9 @@ class RequestRegistry:
         self._tasks = tasks
         self._turns: list[SharedTurn] = []
 
-    async def join(self, request: TurnRequest, agent: str, message: str | UserMessage) -> SharedTurn:
+    async def join(
+        self, request: TurnRequest, agent: str, message: str | UserMessage, conversation: str | None = None
+    ) -> SharedTurn:
         """Subscribe to the turn that the request repeats, or to a new one.
 
         If that turn is being stopped, wait for its end: only then is it known whether the message was stored.
@@ -158,7 +162,7 @@ class RequestRegistry:
                 self._forget(shared)
             shared = SharedTurn(request, self._unsubscribe)
             self._turns.append(shared)
-            self._tasks.start_soon(shared.run, self._turn_service, agent, message)
+            self._tasks.start_soon(shared.run, self._turn_service, agent, message, conversation)
         shared.request = request
         shared.subscribers += 1
         shared.waiting.cancel()

@@ -123,7 +123,7 @@ class Runtime:
         self.start_connection = connection
         if self.agent_service is not None:
             self.agent_service.connection = connection
-            self.agent_service.letta.http.move(connection.base_url)
+            self.agent_service.letta.move(connection)
         if self.turn_service is not None and connection.database_url is not None:
             advisory = self.turn_service.deps.gate.advisory
             if advisory is not None:

@@ -14,7 +14,7 @@ from isabella.agents import context
 from isabella.agents.context import FittedContext, required_id_form
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord, AgentRegistry, BindingResult
-from isabella.errors import AgentUnknown, IsabellaError, LettaRefused
+from isabella.errors import AgentUnknown, DatabaseUnusable, IsabellaError, LettaRefused
 from isabella.letta.llm_config import Binding, LlmConfig
 from isabella.system.urls import same_address
 from isabella.turns.events import VendorAsked
@@ -119,9 +119,18 @@ class AgentCache:
         """Drop an agent from the cache."""
         self._cached = {name: entry for name, entry in self._cached.items() if entry[1].id != agent_id}
 
-    async def bind(self, agent_id: str, binding: Binding) -> BindingResult:
-        """Bind an agent, at its provider's stored base URL, from its next message on; make its context fit."""
-        return await self.registry.fit(agent_id, await self.registry.bind(agent_id, binding))
+    async def bind(self, agent_id: str, binding: Binding, *, conversation: str | None = None) -> BindingResult:
+        """Bind an agent, at its provider's stored base URL, from its next message on; make its context fit.
+
+        `conversation` is the id of another conversation than the default one. If its context cannot be changed, a
+        vendor that would need it may refuse it.
+        """
+        bound = await self.registry.bind(agent_id, binding)
+        try:
+            return await self.registry.fit(agent_id, bound, conversation=conversation)
+        except DatabaseUnusable as error:
+            log.warning("context not fitted", agent=agent_id, conversation=conversation, error=error.what)
+            return bound
 
     async def placed(self, binding: Binding) -> Binding:
         """Return the binding with its provider's stored base URL, if any. It holds while the gate is passed."""
@@ -172,11 +181,15 @@ class AgentCache:
 
 
 class TemporaryBinding:
-    """Binds an agent to other models during a turn, and back to its own one afterwards."""
+    """Binds an agent to other models during a turn, and back to its own one afterwards.
 
-    def __init__(self, agent_cache: AgentCache, agent_ref: AgentRef) -> None:
+    `conversation` is the turn's, if it is not the default one.
+    """
+
+    def __init__(self, agent_cache: AgentCache, agent_ref: AgentRef, conversation: str | None = None) -> None:
         self._agent_cache = agent_cache
         self._agent_ref = agent_ref
+        self._conversation = conversation
         self._original: Binding | None = None
         self._current: Binding | None = None
         self._fitted: FittedContext | None = None
@@ -195,7 +208,7 @@ class TemporaryBinding:
         if self._current != binding:
             # Set before the request: if its answer is lost, the agent may be bound there all the same.
             self._current = binding
-            bound = await self._agent_cache.bind(self._agent_ref.id, binding)
+            bound = await self._agent_cache.bind(self._agent_ref.id, binding, conversation=self._conversation)
             self._current = bound.binding
             if bound.fitted is not None:
                 self._fitted = bound.fitted
@@ -213,9 +226,10 @@ class TemporaryBinding:
                 # moves meanwhile, the agent is moved with it.
                 original = await agent_cache.placed(self._original)
                 if original != self._current and (await agent_cache.reload(agent)).binding == self._current:
-                    bound = await agent_cache.bind(agent.id, original)
+                    bound = await agent_cache.bind(agent.id, original, conversation=self._conversation)
                     if self._fitted is not None and required_id_form(bound.binding) is None:
-                        await context.restore(agent_cache.registry.letta, agent.id, self._fitted)
+                        letta = agent_cache.registry.letta
+                        await context.restore(letta, agent.id, self._fitted, conversation=self._conversation)
             except IsabellaError as error:
                 log.warning("agent not bound back", agent=agent.name, to=self._original.handle, error=error.what)
 

@@ -111,6 +111,7 @@ class Attempt:
     first_token: float  #: seconds that the vendor may take to begin, before `more_time` is asked
     silence: float  #: seconds of silence after which an answer that has begun is broken
     cancel_request: CancelRequest
+    conversation: str | None = None  #: the id of another conversation than the default one
     #: ends the agent's requests at the vendor, if a gateway can do that
     end_calls: Callable[[str], Awaitable[None]] | None = None
     #: waits while Letta is frozen or started again; returns whether it was, so that its silence is none of the vendor
@@ -139,7 +140,7 @@ class Attempt:
         The first event is always None: by then the request is being sent.
         """
         inbox: asyncio.Queue[_Item] = asyncio.Queue()
-        pump = asyncio.create_task(_pump(letta, self.agent_id, self.message, inbox))
+        pump = asyncio.create_task(_pump(self._lines(letta), inbox))
         self.sent = time.monotonic()
         self._until = self.sent + self.first_token
         self.cancel_request.deliver_to(inbox)
@@ -171,6 +172,13 @@ class Attempt:
         finally:
             self.cancel_request.deliver_to(None)
             await self._abandon(letta, inbox, pump)
+
+    def _lines(self, letta: LettaClient) -> AsyncGenerator[str, None]:
+        """Send the message, and return the lines of Letta's stream."""
+        text, images = self.message.text, self.message.images
+        if self.conversation is None:
+            return letta.messages.stream(self.agent_id, text, images)
+        return letta.conversations.stream(self.conversation, text, images)
 
     async def _next_item(self, inbox: asyncio.Queue[_Item]) -> _Item | None:
         """Return what comes next; None if the vendor is silent for too long."""
@@ -304,7 +312,7 @@ class Attempt:
         message = error.what if isinstance(error, IsabellaError) else "The connection to Letta broke."
         match error:
             case LettaRefused(status=404):
-                code = ErrorCode.AGENT_UNKNOWN
+                code = ErrorCode.AGENT_UNKNOWN if self.conversation is None else ErrorCode.CONVERSATION_UNKNOWN
             case LettaRefused():
                 code = ErrorCode.LETTA_REFUSED
             case LettaBroken():
@@ -389,10 +397,10 @@ async def _next_line(inbox: asyncio.Queue[_Item], until: float) -> str | None:
     return None
 
 
-async def _pump(letta: LettaClient, agent_id: str, message: UserMessage, inbox: asyncio.Queue[_Item]) -> None:
+async def _pump(stream: AsyncGenerator[str, None], inbox: asyncio.Queue[_Item]) -> None:
     """Read Letta's stream into the inbox, so that waiting for a line can be interrupted without losing one."""
     try:
-        async with aclosing(letta.messages.stream(agent_id, message.text, message.images)) as lines:
+        async with aclosing(stream) as lines:
             async for line in lines:
                 inbox.put_nowait(line)
         inbox.put_nowait(_Closed())

@@ -74,6 +74,7 @@ class ErrorCode(StrEnum):
     AGENT_UNKNOWN = "agent_unknown"
     #: The message that this one should replace is not in the agent's context any more.
     MESSAGE_GONE = "message_gone"
+    CONVERSATION_UNKNOWN = "conversation_unknown"
     #: Isabella's own configuration or state.
     INTERNAL = "internal"
 
@@ -93,6 +94,7 @@ class Opened(Event):
     id: str  #: the turn's id, by which it can be stopped
     agent: str
     agent_id: str
+    conversation: str | None = None  #: the id of another conversation than the default one
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from isabella.letta.client import Image
+from isabella.letta.messages import Image
+
+_MIB = 1024 * 1024
+#: Of all images of a message, in characters of base64. Every later request of the agent repeats an image as long as
+#: it is in the context.
+LARGEST_IMAGES = 8 * _MIB
+#: The media types of images that models take.
+IMAGE_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+
+
+def too_large(images: Sequence[Image]) -> str | None:
+    """Return what is wrong with the images of a message if they are too large together."""
+    if sum(len(image.data) for image in images) <= LARGEST_IMAGES:
+        return None
+    return f"The images have more than {LARGEST_IMAGES // _MIB} MiB."
 
 
 @dataclass(frozen=True)

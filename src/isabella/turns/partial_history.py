@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import structlog
 
-from isabella.agents.context import add, find_added
+from isabella.agents.context import add, context_ids, find_added, set_context
 from isabella.errors import IsabellaError
 from isabella.letta.client import LettaClient
 
@@ -41,12 +41,15 @@ async def store_partial(
     mark: str,
     model: str,
     known: set[str] | None = None,
+    conversation: str | None = None,
 ) -> bool | None:
     """Add to the history what Letta has not stored of a turn that is over; no other turn of the agent may run.
 
-    The partial answer, `said` by message id, is followed by `mark`, which says how the turn ended. Return whether the
-    user's message is in the history now; None if that is not known, because Letta does not answer. Then the call may
-    be repeated with the same `known`, an empty set at first: nothing is stored twice.
+    The partial answer, `said` by message id, is followed by `mark`, which says how the turn ended. `conversation` is
+    the id of another conversation than the default one; without Letta's database nothing is added to it.
+
+    Return whether the user's message is in the history now; None if that is not known, because Letta does not answer.
+    Then the call may be repeated with the same `known`, an empty set at first: nothing is stored twice.
     """
     known = set() if known is None else known
     repeated = bool(known)
@@ -55,7 +58,9 @@ async def store_partial(
         stored = {str(row.get("id")): str(row.get("message_type")) for row in rows}
         asked_is_stored = "user_message" in stored.values()
         came = "".join(text for id, text in said.items() if id not in stored).strip()
-        in_context = (await letta.agents.get(agent_id)).message_ids or []
+        if conversation is not None and letta.conversations.database_url is None:
+            return asked_is_stored
+        in_context = await context_ids(letta, agent_id, conversation)
         if not repeated:
             known.update(in_context)
         # Some vendors refuse the next message if the result of a tool was never answered (fact M28).
@@ -65,15 +70,16 @@ async def store_partial(
         answer, missing = f"{came} {mark}".strip(), "" if asked_is_stored else asked
         added = await find_added(letta, agent_id, missing, answer, known=known) if repeated else []
         if not added:
-            added = await add(letta, agent_id, missing, answer, known=known, model=model)
-        await letta.agents.update(agent_id, {"message_ids": [*(id for id in in_context if id not in added), *added]})
+            added = await add(letta, agent_id, missing, answer, known=known, model=model, conversation=conversation)
+        kept = [id for id in in_context if id not in added]
+        await set_context(letta, agent_id, [*kept, *added], conversation)
     except IsabellaError as error:
         log.warning("partial answer not stored", agent=agent_id, run=run_id, error=error.what)
         return None
     return asked_is_stored or len(added) == 2
 
 
-async def shorten(letta: LettaClient, agent_id: str, run_id: str) -> None:
+async def shorten(letta: LettaClient, agent_id: str, run_id: str, *, conversation: str | None = None) -> None:
     """Put the beginning of an answer that reached its limit, and a mark, into the context in its place.
 
     The history keeps the whole answer. No other turn of the agent may run.
@@ -83,10 +89,19 @@ async def shorten(letta: LettaClient, agent_id: str, run_id: str) -> None:
         if not rows:
             return
         cut, text = str(rows[-1].get("id")), str(rows[-1].get("content"))
-        ids = (await letta.agents.get(agent_id)).message_ids or []
+        if conversation is not None and letta.conversations.database_url is None:
+            return
+        ids = await context_ids(letta, agent_id, conversation)
         if cut in ids:
-            added = await add(letta, agent_id, "", f"{text[:_KEPT_CHARACTERS].strip()} {CUT_OFF}", known=ids)
+            added = await add(
+                letta,
+                agent_id,
+                "",
+                f"{text[:_KEPT_CHARACTERS].strip()} {CUT_OFF}",
+                known=ids,
+                conversation=conversation,
+            )
             new = [each for id in ids for each in (added if id == cut else [id])]
-            await letta.agents.update(agent_id, {"message_ids": new})
+            await set_context(letta, agent_id, new, conversation)
     except IsabellaError as error:
         log.warning("answer not shortened", agent=agent_id, run=run_id, error=error.what)

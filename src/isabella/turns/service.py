@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 import anyio
 
+from isabella.agents.conversations import usable
 from isabella.agents.service import AgentService
 from isabella.config.gateway_address import gateway_address
 from isabella.errors import ImagesRefused, LettaBroken, LettaUnreachable, MessageRefused, TurnUnknown
 from isabella.gateway.client import GatewayClient
 from isabella.gateway.process import starts_here
+from isabella.letta.conversations import DEFAULT
 from isabella.locks.provider_lock import ProviderLock
 from isabella.system.supervision import Supervisor
 from isabella.turns.agent_cache import AgentCache, AgentRef
@@ -21,6 +25,8 @@ from isabella.turns.message import UserMessage
 from isabella.turns.queue import TurnQueue
 from isabella.turns.turn import Turn, TurnDependencies
 from isabella.vendors.client import VendorStatusBoard
+
+_T = TypeVar("_T")
 
 #: In characters.
 MAX_MESSAGE_LENGTH = 200_000
@@ -44,18 +50,31 @@ class TurnService:
         self._on_event = on_event
         self._running: dict[str, Turn] = {}
 
-    async def open(self, agent: str, message: str | UserMessage) -> Turn:
+    async def open(self, agent: str, message: str | UserMessage, conversation: str | None = None) -> Turn:
         """Accept a turn, whose `events` have to be read unless it is told to `leave`.
 
-        Raises `MessageRefused`, `QueueFull`, or `AgentUnknown` for a name, definition id or Letta id.
+        `conversation` is the id of a conversation; None and `default` are the agent's default one. Raises
+        `MessageRefused`, `QueueFull`, `ConversationUnknown`, `ConversationRefused`, or `AgentUnknown` for a name,
+        definition id or Letta id.
         """
         message = UserMessage.of(message)
         check_message(message.text)
         agent_ref = await self.find(agent)
-        if message.images:
-            self._check_images(agent_ref)
+        if message.images and (problem := self.blind(agent_ref)) is not None:
+            raise problem
+        row = None
+        if conversation is not None and conversation != DEFAULT:
+            row = await self._from_letta(partial(usable, self.deps.letta, agent_ref.id, agent_ref.type, conversation))
         ticket = self.queue.take(agent_ref.id)
-        turn = Turn(self.deps, agent_ref, message, ticket, on_event=self._on_event, on_end=self._forget)
+        turn = Turn(
+            self.deps,
+            agent_ref,
+            message,
+            ticket,
+            conversation=row,
+            on_event=self._on_event,
+            on_end=self._forget,
+        )
         self._running[turn.id] = turn
         return turn
 
@@ -64,28 +83,42 @@ class TurnService:
 
         While Letta is away, return it as it was, or wait for Letta.
         """
-        cache, supervisor = self.deps.agent_cache, self.deps.supervisor
+        cache = self.deps.agent_cache
+        return await self._from_letta(partial(cache.find, agent), partial(cache.known, agent))
+
+    async def _from_letta(
+        self, read: Callable[[], Awaitable[_T]], known: Callable[[], _T | None] = lambda: None
+    ) -> _T:
+        """Return what Letta has; while Letta is away, what is `known`, or wait for Letta."""
+        supervisor = self.deps.supervisor
         if supervisor is None:
-            return await cache.find(agent)
+            return await read()
         try:
             if not supervisor.down:
-                return await cache.find(agent)
+                return await read()
         except (LettaUnreachable, LettaBroken):
             await supervisor.doubt()
-        if (known := cache.known(agent)) is not None:
-            return known
+        if (last := known()) is not None:
+            return last
         await supervisor.wait(self.deps.hold)
-        return await cache.find(agent)
+        return await read()
 
-    def _check_images(self, agent_ref: AgentRef) -> None:
-        """Raise `ImagesRefused` unless one of the agent's models takes images."""
-        handles = list(dict.fromkeys((agent_ref.handle, *agent_ref.handles)))
-        if not any(self.deps.agent_cache.takes_images(handle) for handle in handles):
-            raise ImagesRefused(
-                f"No model of {agent_ref.name} is known to take images ({', '.join(handles)}).",
-                remedy="Switch the agent to one that does. For a vendor of your own, `quirks.image_models` in "
-                "isabella.toml names them.",
-            )
+    def seeing(self, agent_ref: AgentRef) -> list[str]:
+        """Return the handles of the agent's models that are known to take images, the present one first."""
+        cache = self.deps.agent_cache
+        handles = dict.fromkeys((agent_ref.handle, *cache.set_up(agent_ref.handles)))
+        return [handle for handle in handles if cache.takes_images(handle)]
+
+    def blind(self, agent_ref: AgentRef) -> ImagesRefused | None:
+        """Return why none of the agent's models takes images; None if one does."""
+        if self.seeing(agent_ref):
+            return None
+        handles = ", ".join(dict.fromkeys((agent_ref.handle, *agent_ref.handles)))
+        return ImagesRefused(
+            f"No model of {agent_ref.name} is known to take images ({handles}).",
+            remedy="Switch the agent to one that does. For a vendor of your own, `quirks.image_models` in "
+            "isabella.toml names them.",
+        )
 
     async def stop(self, agent: str, id: str) -> None:
         """End a turn, and wait until it has ended; raise `TurnUnknown` if this backend does not run it."""

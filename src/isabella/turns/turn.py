@@ -14,7 +14,8 @@ import anyio
 import structlog
 
 from isabella import errors
-from isabella.agents import context
+from isabella.agents import context, conversations
+from isabella.agents.conversations import SystemPrompts
 from isabella.agents.prompt_budget import CHARACTERS_PER_TOKEN, prompt_budget
 from isabella.errors import (
     DatabaseUnusable,
@@ -27,6 +28,7 @@ from isabella.errors import (
 )
 from isabella.gateway.client import GatewayClient
 from isabella.letta.client import LettaClient
+from isabella.letta.conversations import ConversationRow
 from isabella.locks.provider_lock import ProviderLock
 from isabella.system.supervision import PartState, PartStatus, Supervisor
 from isabella.turns import partial_history
@@ -63,6 +65,7 @@ _CODES = (
     (errors.TurnTimeout, ErrorCode.BUSY),
     (errors.AgentUnknown, ErrorCode.AGENT_UNKNOWN),
     (errors.MessageGone, ErrorCode.MESSAGE_GONE),
+    (errors.ConversationUnknown, ErrorCode.CONVERSATION_UNKNOWN),
     (errors.LettaUnreachable, ErrorCode.LETTA_UNREACHABLE),
     (errors.LettaRefused, ErrorCode.LETTA_REFUSED),
     (errors.LettaBroken, ErrorCode.LETTA_FAILING),
@@ -72,6 +75,7 @@ _NOT_OF_A_VENDOR = (
     ErrorCode.PROVIDER_CHANGING,
     ErrorCode.VENDOR_SILENT,
     ErrorCode.AGENT_UNKNOWN,
+    ErrorCode.CONVERSATION_UNKNOWN,
     ErrorCode.LETTA_REFUSED,
     ErrorCode.LETTA_UNREACHABLE,
     ErrorCode.GATEWAY_REFUSED,
@@ -79,6 +83,7 @@ _NOT_OF_A_VENDOR = (
 _NOT_OF_AN_OUTAGE = (
     ErrorCode.PROVIDER_CHANGING,
     ErrorCode.AGENT_UNKNOWN,
+    ErrorCode.CONVERSATION_UNKNOWN,
     ErrorCode.LETTA_REFUSED,
     ErrorCode.EMPTY_ANSWER,
     ErrorCode.CONTEXT_FULL,
@@ -102,6 +107,7 @@ class TurnDependencies:
     supervisor: Supervisor | None = None  #: starts Letta, Postgres and the gateway again; None if nobody does
     hold: float = 120.0  #: seconds that a turn waits for them
     speeds: ReadingSpeeds = field(default_factory=ReadingSpeeds)
+    prompts: SystemPrompts = field(default_factory=SystemPrompts)
 
 
 class Turn:
@@ -114,6 +120,7 @@ class Turn:
         message: UserMessage,
         ticket: Ticket,
         *,
+        conversation: ConversationRow | None = None,
         on_event: Callable[[Turn, Event], None] = lambda _turn, _event: None,
         on_end: Callable[[Turn], None] = lambda _turn: None,
     ) -> None:
@@ -121,10 +128,13 @@ class Turn:
         self.agent_ref = agent_ref
         #: The handle of the model that answers; None until one does.
         self.answered_by: str | None = None
+        #: The id of the conversation, if it is not the default one.
+        self.conversation = None if conversation is None else conversation.id
         self.ended = anyio.Event()
         self._deps = deps
         self._message = message
         self._ticket = ticket
+        self._conversation = conversation
         self._on_event = on_event
         self._on_end = on_end
         self._cancel_request = CancelRequest()
@@ -141,7 +151,7 @@ class Turn:
         self._hold_left = deps.hold
         #: The number of outages that this turn knows of.
         self._outages = 0 if deps.supervisor is None else deps.supervisor.outages
-        self._binding = TemporaryBinding(deps.agent_cache, agent_ref)
+        self._binding = TemporaryBinding(deps.agent_cache, agent_ref, self.conversation)
         #: From the task that runs the turn to the reader of `events()`; None is the end.
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         #: Cancels that task, but not the parts of its cleanup that are shielded.
@@ -187,13 +197,14 @@ class Turn:
     async def _run(self) -> None:
         try:
             with self._scope:
-                await self._emit(Opened(self.id, self.agent_ref.name, self.agent_ref.id))
+                await self._emit(Opened(self.id, self.agent_ref.name, self.agent_ref.id, self.conversation))
                 try:
                     if self._ticket.ahead:
                         await self._emit(Queued(self._ticket.ahead))
                     if await self._parts_run():
                         async with self._ticket.reached(self._may_recover):
                             await self._answer()
+                            await self._name_conversation()
                 except TicketAbandoned:
                     self._reason = EndReason.STOPPED
                 except IsabellaError as error:
@@ -263,7 +274,7 @@ class Turn:
         """Ask one vendor after the other until an answer begins. The agent's other turns wait meanwhile."""
         async with (
             self._rewound(),
-            TemporaryBinding(self._deps.agent_cache, self.agent_ref) as self._binding,
+            TemporaryBinding(self._deps.agent_cache, self.agent_ref, self.conversation) as self._binding,
             aclosing(self._candidates()) as candidates,
         ):
             async for candidate in candidates:
@@ -289,14 +300,16 @@ class Turn:
     async def _rewind(self, message_id: str) -> Sequence[str]:
         while True:
             try:
-                return await context.rewind(self._deps.letta, self.agent_ref.id, message_id)
+                return await context.rewind(
+                    self._deps.letta, self.agent_ref.id, message_id, conversation=self.conversation
+                )
             except (LettaUnreachable, LettaBroken):
                 if not await self._may_recover():
                     raise
 
     async def _reinstate(self, whole: Sequence[str]) -> None:
         try:
-            await context.reinstate(self._deps.letta, self.agent_ref.id, whole)
+            await context.reinstate(self._deps.letta, self.agent_ref.id, whole, conversation=self.conversation)
         except IsabellaError as error:
             log.warning("replaced messages not put back", agent=self.agent_ref.name, error=error.what)
 
@@ -427,6 +440,7 @@ class Turn:
             silence=deps.silence,
             longest=deps.longest,
             cancel_request=self._cancel_request,
+            conversation=self.conversation,
             end_calls=None if deps.gateway is None else deps.gateway.end_calls,
             outlast=self._outlasted,
             more_time=partial(self._more_time, candidate),
@@ -438,7 +452,7 @@ class Turn:
         alone = not self._others()
         try:
             with anyio.fail_after(_LOOKUP_SECONDS):
-                tokens = (await prompt_budget(deps.letta, self.agent_ref.id)).total
+                tokens = (await prompt_budget(deps.letta, self.agent_ref.id, self.conversation)).total
         except (IsabellaError, TimeoutError) as error:
             log.info("length of the prompt not known", agent=self.agent_ref.name, error=str(error))
             return 0.0
@@ -546,7 +560,9 @@ class Turn:
         if outcome is not None and outcome.code == "cut":
             self._reason = EndReason.LENGTH
             with anyio.CancelScope(shield=True), anyio.move_on_after(_STORE_SECONDS):
-                await partial_history.shorten(self._deps.letta, self.agent_ref.id, attempt.run_id)
+                await partial_history.shorten(
+                    self._deps.letta, self.agent_ref.id, attempt.run_id, conversation=self.conversation
+                )
 
     async def _fit(self) -> bool:
         """Make the context acceptable to every vendor, once in a turn. Return whether anything was changed."""
@@ -554,7 +570,7 @@ class Turn:
             return False
         self._fitted = True
         try:
-            fitted = await context.fit(self._deps.letta, self.agent_ref.id)
+            fitted = await context.fit(self._deps.letta, self.agent_ref.id, conversation=self.conversation)
         except IsabellaError as error:
             log.warning("context not fitted", agent=self.agent_ref.name, error=error.what)
             return False
@@ -573,6 +589,8 @@ class Turn:
                 await self._binding.to(candidate.binding)
             else:
                 await agent_cache.follow_provider(self.agent_ref)
+            if self.conversation is not None:
+                await self._deps.prompts.refresh(self._deps.letta, self.agent_ref.id, self.conversation)
             self._asked = candidate
             lookup: asyncio.Task[AgentRef] | None = None
             # An agent that was bound just now has the binding that it was given.
@@ -601,6 +619,16 @@ class Turn:
                 self._note_start(attempt)
                 self._note_speed(attempt)
                 await self._conclude(attempt)
+
+    async def _name_conversation(self) -> None:
+        """Name the conversation after its first message, if it has no name yet."""
+        row = self._conversation
+        if row is None or row.summary or not self._stored:
+            return
+        try:
+            await conversations.name_if_unnamed(self._deps.letta, row.id, self._message.text)
+        except IsabellaError as error:
+            log.info("conversation not named", conversation=row.id, error=error.what)
 
     async def _was_switched(self, expected: Candidate, lookup: asyncio.Task[AgentRef] | None) -> bool:
         """Return whether another process has bound the agent to another model; False if Letta does not answer."""
@@ -687,6 +715,7 @@ class Turn:
                     mark=_MARKS[self._reason],
                     model=self.answered_by or "-",
                     known=known,
+                    conversation=self.conversation,
                 )
             if kept is not None or not broken or not await self._outlasted():
                 return bool(kept)

@@ -9,8 +9,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from isabella.agents.conversations import usable
+from isabella.agents.history import HistoryEntry
+from isabella.agents.registry import AgentRecord
+from isabella.agents.service import AgentService
 from isabella.errors import MemoryChanged
+from isabella.letta.conversations import DEFAULT
 from isabella.server.api.agents import RequestedAgent
+from isabella.server.api.turns import CONVERSATION, CONVERSATION_PATTERN
 from isabella.server.errors import ERRORS, ErrorBody, Problem, answer, answer_to
 from isabella.server.runtime import Agents
 from isabella.turns.service import MESSAGE_PATTERN
@@ -24,6 +30,7 @@ _LONGEST_PASSAGE = 32_768
 _PASSAGE_ID = r"^passage-[0-9a-f-]{36}$"
 Label = Annotated[str, Path(description="The label of a memory block.", max_length=100)]
 MessageId = Annotated[str | None, Query(pattern=r"^message-[0-9a-f-]{36}$")]
+ConversationId = Annotated[str | None, Query(pattern=CONVERSATION_PATTERN, description=CONVERSATION)]
 PassageId = Annotated[str, Path(pattern=_PASSAGE_ID)]
 
 
@@ -194,9 +201,11 @@ async def messages(
     agent_service: Agents,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: MessageId = None,
+    conversation: ConversationId = None,
 ) -> Messages:
-    """List the newest messages of the history, or those before a message."""
-    page = await agent_service.history.page(agent.id, limit=limit, before=before)
+    """List the newest messages of a conversation, or those before a message."""
+    within = await _within(agent, agent_service, conversation)
+    page = await agent_service.history.page(agent.id, limit=limit, before=before, conversation=within)
     return Messages.model_validate({"messages": page.entries, "before": page.before})
 
 
@@ -207,8 +216,22 @@ async def search(
     q: Annotated[str, Query(max_length=1000, pattern=MESSAGE_PATTERN, description="The search text.")],
     where: Annotated[Literal["archive", "messages", "all"], Query(alias="in")] = "all",
     limit: Annotated[int, Query(ge=1, le=50)] = 10,
+    conversation: ConversationId = None,
 ) -> SearchResults:
-    """Search archival memory, by meaning if the agent has embeddings, and the conversation, by words."""
+    """Search archival memory, by meaning if the agent has embeddings, and a conversation, by words.
+
+    `GET /api/agents/{name}/conversations?q=…` searches all conversations.
+    """
+    within = await _within(agent, agent_service, conversation)
     passages = await agent_service.archive.search(agent.id, q, limit=limit) if where != "messages" else []
-    messages = await agent_service.history.search(agent.id, q, limit=limit) if where != "archive" else []
+    messages: list[HistoryEntry] = []
+    if where != "archive":
+        messages = await agent_service.history.search(agent.id, q, limit=limit, conversation=within)
     return SearchResults.model_validate({"passages": passages, "messages": messages})
+
+
+async def _within(agent: AgentRecord, agent_service: AgentService, conversation: str | None) -> str | None:
+    """Return the id of one of an agent's conversations; None for the default one. Raise `ConversationUnknown`."""
+    if conversation is None or conversation == DEFAULT:
+        return None
+    return (await usable(agent_service.letta, agent.id, agent.agent_type, conversation)).id

@@ -29,6 +29,11 @@ Name = Annotated[
 ]
 
 
+#: Of `default`, and of Letta's ids.
+CONVERSATION_PATTERN = r"^(default|conv-[0-9a-f-]{36})$"
+CONVERSATION = "The id of one of the agent's conversations; without it, the default one."
+
+
 class TurnMessage(BaseModel):
     """A message to an agent."""
 
@@ -37,6 +42,7 @@ class TurnMessage(BaseModel):
     message: str = Field(
         max_length=MAX_MESSAGE_LENGTH, pattern=MESSAGE_PATTERN, description="The text of the message."
     )
+    conversation: str | None = Field(None, pattern=CONVERSATION_PATTERN, description=CONVERSATION)
 
 
 class TurnResponse(EventSourceResponse):
@@ -76,7 +82,7 @@ async def send_message(name: Name, body: TurnMessage, turn_service: Turns) -> Tu
     Each agent has one turn at a time; others wait in a queue. The events are `turn`, `queued`, `held`, `vendor`,
     `failover`, `reasoning`, `text`, `tool_call`, `tool_result`, `condensed`, `usage`, `error`, `end`.
     """
-    turn = await turn_service.open(name, body.message)
+    turn = await turn_service.open(name, body.message, body.conversation)
     return TurnResponse(_events(turn), at_end=turn.leave)
 
 

@@ -24,6 +24,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 #: The status of a turn that failed before the answer began.
 _STATUSES = {
     ErrorCode.AGENT_UNKNOWN: 404,
+    ErrorCode.CONVERSATION_UNKNOWN: 404,
     ErrorCode.BUSY: 429,
     ErrorCode.RATE_LIMITED: 429,
     ErrorCode.CONTEXT_FULL: 400,
@@ -133,9 +134,10 @@ async def answer_as_turn(
     http: Request,
     agent: str,
     message: UserMessage,
+    conversation: str | None,
     respond: Callable[[SharedTurn], Awaitable[Response]],
 ) -> Response:
-    """Send a message to an agent, and return the response that is made of the turn.
+    """Send a message to an agent, in one of its conversations, and return the response that is made of the turn.
 
     The turn ends if the client closes the connection. If the client repeats the request, as the official client does
     by itself, the repeat gets the answer of the first request, and the agent gets the message once.
@@ -146,7 +148,7 @@ async def answer_as_turn(
         shared: SharedTurn | None = None
         response: Response | None = None
         try:
-            shared = await requests.join(request, agent, message)
+            shared = await requests.join(request, agent, message, conversation)
             response = await respond(shared)
         except IsabellaError as error:
             response = refusal(error)

@@ -19,7 +19,12 @@ from isabella.server.api.openai import asides
 from isabella.server.api.openai.answers import Answer, FinishReason, answer_as_turn, answer_while_connected
 from isabella.server.api.openai.errors import REFUSALS, Unsupported, refusal
 from isabella.server.api.openai.formats import JsonFormat, Pieces, json_format
-from isabella.server.api.openai.messages import ChatMessage, message_to_agent, refuse_forced_tool
+from isabella.server.api.openai.messages import (
+    ChatMessage,
+    ConversationParam,
+    message_to_agent,
+    refuse_forced_tool,
+)
 from isabella.server.api.turns import TurnResponse
 from isabella.server.errors import OPENAI, openai_error
 from isabella.server.idempotency import SharedTurn
@@ -68,6 +73,7 @@ class ChatRequest(BaseModel):
     stop: str | list[str] | None = Field(None, description="Sequences before which the text that is sent ends.")
     n: int | None = Field(None, description="1.")
     tool_choice: Any = Field(None, description="A call of a client's tool cannot be forced.")
+    conversation: ConversationParam = None
 
 
 class CompletionUsage(BaseModel):
@@ -164,7 +170,7 @@ async def chat(body: ChatRequest, http: Request, requests: Requests, agents: Age
     async def respond(shared: SharedTurn) -> Response:
         return await (_stream if body.stream else _complete)(shared, body, wanted.pieces())
 
-    return await answer_as_turn(requests, http, body.model, wanted.message, respond)
+    return await answer_as_turn(requests, http, body.model, wanted.message, body.conversation, respond)
 
 
 async def _complete(shared: SharedTurn, body: ChatRequest, pieces: Pieces) -> Response:

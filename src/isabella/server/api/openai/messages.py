@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from isabella.errors import MessageRefused
-from isabella.letta.client import Image
+from isabella.letta.messages import Image
 from isabella.server.api.openai.errors import Unsupported
-from isabella.turns.message import UserMessage
+from isabella.server.api.turns import CONVERSATION, CONVERSATION_PATTERN
+from isabella.turns.message import IMAGE_TYPES, UserMessage, too_large
 from isabella.turns.service import has_text
 
 _TEXT_PARTS = ("text", "input_text", "output_text")
@@ -20,10 +21,15 @@ _IMAGE_PARTS = ("image_url", "input_image")
 _NOTES = ("system", "developer")
 
 
-_DATA_URL = re.compile(r"data:(image/(?:png|jpeg|gif|webp));base64,([A-Za-z0-9+/]+={0,2})", re.IGNORECASE)
-_MIB = 1024 * 1024
-#: Of base64. Every later request of the agent repeats an image as long as it is in the context.
-_LARGEST_IMAGES = 8 * _MIB
+_DATA_URL = re.compile(rf"data:({'|'.join(IMAGE_TYPES)});base64,([A-Za-z0-9+/]+={{0,2}})", re.IGNORECASE)
+
+
+#: OpenAI gives its id, or an object with it.
+ConversationParam = Annotated[
+    Annotated[str, Field(pattern=CONVERSATION_PATTERN)] | None,
+    BeforeValidator(lambda given: given.get("id") if isinstance(given, dict) else given),
+    Field(description=CONVERSATION),
+]
 
 
 class ContentPart(BaseModel):
@@ -69,10 +75,8 @@ def message_to_agent(messages: Sequence[ChatMessage], param: str) -> UserMessage
     if last.role != "user":
         raise _not_the_users(last.role, param)
     images = tuple(_image(part, param) for part in last.parts if part.type not in _TEXT_PARTS)
-    if sum(len(image.data) for image in images) > _LARGEST_IMAGES:
-        raise Unsupported(
-            f"The images have more than {_LARGEST_IMAGES // _MIB} MiB.", param=param, remedy="Send smaller ones."
-        )
+    if (problem := too_large(images)) is not None:
+        raise Unsupported(problem, param=param, remedy="Send smaller ones.")
     if not has_text(last.text):
         raise MessageRefused("The last message has no text.", remedy="Send at least one visible character.")
     return UserMessage(last.text, images)

@@ -21,7 +21,7 @@ _INSTEAD = {
     "v1": "The base URL ends in `/v1` already: leave one out.",
     "completions": "Call POST /v1/chat/completions, with `messages` in place of `prompt`.",
     "responses": "Responses are not kept. GET /api/agents/NAME/messages has the agent's history.",
-    "conversations": "GET /api/agents/NAME/messages has the agent's history.",
+    "conversations": "GET /api/agents/NAME/conversations has the agent's conversations; requests name one.",
     "threads": "GET /api/agents/NAME/messages has the agent's history.",
     "assistants": f"GET {OPENAI}/models lists the agents.",
     "embeddings": "Agents give no embeddings; ask a vendor for them.",

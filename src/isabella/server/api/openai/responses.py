@@ -22,7 +22,13 @@ from isabella.server.api.openai import asides
 from isabella.server.api.openai.answers import Answer, answer_as_turn, answer_while_connected
 from isabella.server.api.openai.errors import REFUSALS, Unsupported, refusal
 from isabella.server.api.openai.formats import JsonFormat, Pieces, json_format
-from isabella.server.api.openai.messages import ChatMessage, ContentPart, message_to_agent, refuse_forced_tool
+from isabella.server.api.openai.messages import (
+    ChatMessage,
+    ContentPart,
+    ConversationParam,
+    message_to_agent,
+    refuse_forced_tool,
+)
 from isabella.server.api.turns import TurnResponse
 from isabella.server.errors import OPENAI
 from isabella.server.idempotency import SharedTurn
@@ -74,6 +80,7 @@ class ResponseRequest(BaseModel):
     )
     text: TextOptions | None = Field(None, description="`format` is `text`, `json_object` or `json_schema`.")
     tool_choice: Any = Field(None, description="A call of a client's tool cannot be forced.")
+    conversation: ConversationParam = None
     instructions: str | None = Field(None, description="Only for asides; an agent has its own.")
     metadata: dict[str, Any] | None = None
     max_output_tokens: int | None = Field(None, description="Only for asides.")
@@ -207,7 +214,7 @@ async def create(
     async def respond(shared: SharedTurn) -> Response:
         return await (_stream if body.stream else _complete)(shared, body, format)
 
-    return await answer_as_turn(requests, http, body.model, message, respond)
+    return await answer_as_turn(requests, http, body.model, message, body.conversation, respond)
 
 
 def _check_previous(id: str, agent_ref: AgentRef) -> None:

@@ -8,18 +8,12 @@ import re
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import cast
 
 import psutil
 import pytest
 import structlog
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -141,23 +135,9 @@ def new_server(letta_home: Path) -> Iterator[Callable[..., Server]]:
 
 
 @pytest.fixture(scope="session")
-def embedded(new_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFactory) -> Server:
-    """The session's server as an object, to stop and start it under another master key.
-
-    Letta loads the certificates of all authorities for each request to a vendor. The practice vendors have none, so a
-    single authority is enough.
-    """
-    authorities = tmp_path_factory.mktemp("authorities") / "one.pem"
-    authorities.write_text(_an_authority())
-    return new_server("shared", extra_env={"SSL_CERT_FILE": str(authorities)})
-
-
-def _an_authority() -> str:
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "nobody")])
-    start = datetime(2026, 1, 1, tzinfo=UTC)
-    builder = x509.CertificateBuilder(name, name, key.public_key(), 1, start, start + timedelta(days=10_000))
-    return builder.sign(key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+def embedded(new_server: Callable[..., Server]) -> Server:
+    """The session's server as an object, to stop and start it under another master key."""
+    return new_server("shared")
 
 
 @pytest.fixture(scope="session")

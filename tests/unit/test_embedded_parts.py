@@ -435,6 +435,21 @@ def test_the_launcher_shortens_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     assert vars(nltk)["download"]("punkt_tab", quiet=True)
 
 
+def test_the_launcher_shares_certificates(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only between clients that verify with the usual ones; all others get a context of their own."""
+    transports = ModuleType("httpx._transports.default")
+    vars(transports)["create_ssl_context"] = Mock(side_effect=lambda **_options: object())
+    monkeypatch.setitem(sys.modules, "httpx._transports.default", transports)
+
+    launch.share_certificates()
+
+    create = vars(transports)["create_ssl_context"]
+    assert create() is create(verify=True, cert=None, trust_env=True)
+    assert create() is not create(trust_env=False)
+    assert create(verify=False) is not create(verify=False)
+    assert create(cert="client.pem") is not create(cert="client.pem")
+
+
 def test_the_launcher_mark_is_in_the_command(tmp_path: Path) -> None:
     """What the search for orphan processes looks for is what the server is started with."""
     paths = InstancePaths(tmp_path)

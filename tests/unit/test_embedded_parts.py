@@ -318,6 +318,7 @@ def test_the_servers_environment_is_its_own(tmp_path: Path) -> None:
     )
     assert made["LETTA_PG_URI"] == f"postgresql://isabella:pw@127.0.0.1:1/letta?ssl=disable&host={tmp_path}"
     assert made["LETTA_DISABLE_SQLALCHEMY_POOLING"] == "false"
+    assert made["LETTA_TRACK_PROVIDER_TRACE"] == "false"
     assert made["LETTA_SERVER_PASSWORD"] == "door"
     assert made["HOME"] == str(paths.server_home)
     assert "LETTA_ENCRYPTION_KEY" not in made

@@ -94,6 +94,8 @@ def environment(
         "TMPDIR": str(paths.server_tmp),
         "LETTA_PG_URI": f"{database.get_secret_value()}?ssl=disable{at}",
         "LETTA_DISABLE_SQLALCHEMY_POOLING": "false",
+        # Otherwise Letta stores every request to a vendor, that is, the whole context again at each step.
+        "LETTA_TRACK_PROVIDER_TRACE": "false",
         "LETTA_SERVER_PASSWORD": password.get_secret_value(),
         # The URL for tools that call the server; Letta's default is port 8283, whatever port the server has.
         "LETTA_DEFAULT_BASE_URL": f"http://{LOOPBACK}:{port}",

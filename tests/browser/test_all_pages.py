@@ -44,6 +44,13 @@ def everywhere(user: BrowserUser, agent: str) -> Iterator[str]:
     page.locator("#model summary").click()
     expect(page.get_by_label("Model", exact=True)).to_be_visible()
     yield "chat, switching"
+    made = user.served.client.post(f"/api/agents/{agent}/conversations", json={"name": "Another one"}).json()["id"]
+    user.open(f"chat/{agent}:{made}")
+    page.locator("#talk-menu summary").click()
+    yield "chat, a conversation"
+    if page.locator("#talks-open").is_visible():
+        page.locator("#talks-open").click()
+        yield "chat, the drawer"
     user.open(f"memory/{agent}")
     yield "memory"
     page.get_by_role("button", name="Edit human").click()

@@ -57,9 +57,10 @@ def test_the_console_is_in_the_wheel(installed: Path, tmp_path: Path) -> None:
         "made = environment(); [made.get_template(name) for name in made.list_templates()];"
         "static = files('isabella.server.web') / 'static';"
         "print(len(made.list_templates()) >= 10, *((static / name).is_file() for name in ('console.css', 'icon.svg',"
-        " 'console.js', 'chat.js', 'vendor/htmx-2.0.11.min.js', 'vendor/htmx-LICENSE')))"
+        " 'console.js', 'chat.js', 'conversations.js', 'attachments.js', 'vendor/htmx-2.0.11.min.js',"
+        " 'vendor/htmx-LICENSE')))"
     )
-    assert run(installed / "python", "-c", program, cwd=tmp_path).stdout.split() == ["True"] * 7
+    assert run(installed / "python", "-c", program, cwd=tmp_path).stdout.split() == ["True"] * 9
 
 
 def test_the_public_names_can_all_be_imported(installed: Path, tmp_path: Path) -> None:

@@ -18,7 +18,14 @@ from isabella.errors import IsabellaError
 from isabella.server import ROOT, START
 from isabella.server.auth import Access, read_form
 from isabella.server.runtime import Runtime
-from isabella.server.web import pages_activity, pages_chat, pages_memory, pages_providers, sign_in
+from isabella.server.web import (
+    pages_activity,
+    pages_chat,
+    pages_conversations,
+    pages_memory,
+    pages_providers,
+    sign_in,
+)
 from isabella.server.web.rendering import THEME, THEMES, Renderer
 
 log = structlog.get_logger()
@@ -54,6 +61,7 @@ class Console:
             Route("/theme", self._set_theme, methods=["POST"]),
             *pages_providers.routes(self._runtime, self._renderer),
             *pages_chat.routes(self._runtime, self._renderer),
+            *pages_conversations.routes(self._runtime, self._renderer),
             *pages_memory.routes(self._runtime, self._renderer),
             *pages_activity.routes(self._runtime, self._renderer),
             Mount("/static", _ImmutableFiles(directory=Path(__file__).parent / "static")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -9,8 +10,11 @@ from enum import StrEnum
 from itertools import takewhile
 
 import structlog
+from starlette.requests import Request
 
-from isabella.errors import IsabellaError, MessageRefused, QueueFull
+from isabella.errors import AgentUnknown, IsabellaError, MessageRefused, QueueFull
+from isabella.letta.conversations import DEFAULT
+from isabella.letta.messages import Image
 from isabella.server.event_log import AnswerRecord, Notifier
 from isabella.server.runtime import Runtime
 from isabella.server.web.markdown import MarkdownStream
@@ -23,6 +27,7 @@ from isabella.turns.turn import Turn
 
 log = structlog.get_logger()
 
+_ADDRESS = re.compile(r"(agent-[0-9a-f-]{36})(?::(conv-[0-9a-f-]{36}))?")
 _EXCHANGES_KEPT = 30
 _LONGEST_QUEUE = 8
 
@@ -66,6 +71,7 @@ class Exchange:
     message: str
     replaces: str | None = None  #: the id of the earlier message of the user that this one replaces
     wanted: str | None = None  #: the model that is asked first, in this turn only
+    images: tuple[Image, ...] = field(default=(), repr=False)
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
     phase: ExchangePhase = ExchangePhase.WAITING
     parts: list[AnswerPart] = field(default_factory=list)
@@ -154,12 +160,37 @@ class Exchange:
             last.text += text
 
 
-class Conversation:
-    """The conversation with one agent."""
+@dataclass(frozen=True)
+class ChatAddress:
+    """An agent, and one of its conversations, as the paths of the console have them."""
 
-    def __init__(self, runtime: Runtime, agent_id: str) -> None:
+    agent_id: str
+    conversation: str | None = None  #: the id of another conversation than the default one
+
+    @classmethod
+    def of(cls, text: str) -> ChatAddress | None:
+        """Return the address that a part of a path stands for; None if it is none."""
+        match = _ADDRESS.fullmatch(text)
+        return None if match is None else cls(match[1], match[2])
+
+    def __str__(self) -> str:
+        return self.agent_id if self.conversation is None else f"{self.agent_id}:{self.conversation}"
+
+
+def address_of(request: Request) -> ChatAddress:
+    """Return the address in a request's path."""
+    address = ChatAddress.of(str(request.path_params["address"]))
+    if address is None:
+        raise AgentUnknown("There is no such agent.")
+    return address
+
+
+class Conversation:
+    """A conversation with one agent."""
+
+    def __init__(self, runtime: Runtime, address: ChatAddress) -> None:
         self._runtime = runtime
-        self._agent_id = agent_id
+        self._agent_id, self._id = address.agent_id, address.conversation
         self._running = False
         self.last_seq = 0  #: the number of the newest exchange
         self._last_message: str | None = None  #: the id in Letta of the last message that is known
@@ -183,7 +214,14 @@ class Conversation:
         """Return the exchanges up to exchange `since` that are not in the history."""
         return [exchange for exchange in self.exchanges if exchange.seq <= since and not exchange.stored]
 
-    def send(self, message: str, *, replaces: str | None = None, wanted: str | None = None) -> None:
+    def send(
+        self,
+        message: str,
+        images: tuple[Image, ...] = (),
+        *,
+        replaces: str | None = None,
+        wanted: str | None = None,
+    ) -> None:
         """Send a message once all earlier ones are answered; raise `MessageRefused`, `QueueFull` or `NotReady`.
 
         `replaces` and `wanted` are those of `Exchange`.
@@ -198,10 +236,14 @@ class Conversation:
             self._runtime.start_task(self._answer_all)
             self._running = True
         self.last_seq += 1
-        self.exchanges.append(Exchange(self.last_seq, message, replaces, wanted))
+        self.exchanges.append(Exchange(self.last_seq, message, replaces, wanted, images))
         for exchange in self.in_phase(ExchangePhase.ENDED)[:-_EXCHANGES_KEPT]:
             self.exchanges.remove(exchange)
         self.notifier.notify()
+
+    def find(self, seq: int) -> Exchange | None:
+        """Return the exchange of this number, if it is still kept."""
+        return next((exchange for exchange in self.exchanges if exchange.seq == seq), None)
 
     def stop(self, seq: int) -> None:
         """Stop an exchange, or cancel it if its turn has not begun."""
@@ -224,7 +266,7 @@ class Conversation:
         """Send the message of an exchange of which nothing is in the history again; raises as `send` does."""
         for exchange in self.exchanges:
             if exchange.seq == seq and exchange.repeatable:
-                self.send(exchange.message, replaces=exchange.replaces, wanted=exchange.wanted)
+                self.send(exchange.message, exchange.images, replaces=exchange.replaces, wanted=exchange.wanted)
                 self.dismiss(seq)
                 return
 
@@ -239,10 +281,10 @@ class Conversation:
         exchange.phase, exchange.after = ExchangePhase.RUNNING, self._last_message
         self.notifier.notify()
         try:
-            newest = await self._runtime.agents.history.page(self._agent_id, limit=1)
+            newest = await self._runtime.agents.history.page(self._agent_id, limit=1, conversation=self._id)
             exchange.after = newest.entries[-1].id if newest.entries else None
-            message = UserMessage(exchange.message, replaces=exchange.replaces, handle=exchange.wanted)
-            turn = exchange.turn = await self._runtime.turns.open(self._agent_id, message)
+            message = UserMessage(exchange.message, exchange.images, exchange.replaces, exchange.wanted)
+            turn = exchange.turn = await self._runtime.turns.open(self._agent_id, message, self._id)
             if exchange.phase is ExchangePhase.ENDED:
                 turn.stop()
             async with aclosing(turn.events()) as answer:
@@ -264,7 +306,9 @@ class Conversation:
 
     async def _locate(self, exchange: Exchange) -> None:
         """Learn under which ids Letta has stored an exchange."""
-        entries, self._last_message = await self._runtime.agents.history.since(self._agent_id, exchange.after)
+        entries, self._last_message = await self._runtime.agents.history.since(
+            self._agent_id, exchange.after, conversation=self._id or DEFAULT
+        )
         sent = [i for i, entry in enumerate(entries) if entry.kind == "user" and entry.text == exchange.message]
         if not sent:
             return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from base64 import b64decode
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -14,20 +15,33 @@ from typing import Any
 
 import anyio
 from starlette.requests import Request
-from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from isabella.agents.history import HistoryEntry, HistoryPage
 from isabella.agents.registry import AgentRecord
 from isabella.errors import AgentUnknown, MemoryUnknown
+from isabella.letta.conversations import DEFAULT
+from isabella.letta.messages import Image
 from isabella.providers.health import HealthState, current_health
 from isabella.server import ROOT
+from isabella.server.auth import read_form
 from isabella.server.event_log import AnswerRecord
 from isabella.server.runtime import Runtime
-from isabella.server.web.conversations import AnswerPart, Conversation, Exchange, ExchangePhase
+from isabella.server.web.attachments import LARGEST_FORM, read_attachments
+from isabella.server.web.conversations import (
+    AnswerPart,
+    ChatAddress,
+    Conversation,
+    Exchange,
+    ExchangePhase,
+    address_of,
+)
 from isabella.server.web.markdown import Block
+from isabella.server.web.pages_conversations import list_conversations
 from isabella.server.web.rendering import Page, Renderer, stream
 from isabella.system.redaction import redact
+from isabella.turns.message import IMAGE_TYPES
 
 _PAGE = 40
 _HITS = 50
@@ -102,7 +116,7 @@ _NOTHING_SENT = SentExchange((), ())
 def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
     """Return the routes of the page."""
     page = _Page(runtime, renderer)
-    below = "/chat/{agent}"
+    below = "/chat/{address}"
     return [
         Route("/chat", page.first),
         Route(below, page.show),
@@ -117,6 +131,8 @@ def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
         Route(f"{below}/send", page.send, methods=["POST"]),
         Route(f"{below}/again", page.again, methods=["POST"]),
         Route(f"{below}/retry", page.retry, methods=["POST"]),
+        Route(f"{below}/image", page.image),
+        Route(f"{below}/sees", page.sees),
         Route(f"{below}/stop", page.stop, methods=["POST"]),
         Route(f"{below}/dismiss", page.dismiss, methods=["POST"]),
         Route(f"{below}/switch", page.switch, methods=["POST"]),
@@ -162,23 +178,24 @@ class _Page(Page):
 
     def __init__(self, runtime: Runtime, renderer: Renderer) -> None:
         super().__init__(runtime, renderer)
-        self._conversations: dict[str, Conversation] = {}
+        self._conversations: dict[ChatAddress, Conversation] = {}
 
     async def first(self, _request: Request) -> Response:
         return await redirect_to_first(self._runtime, "chat")
 
     async def show(self, request: Request) -> Response:
-        id = agent_id_of(request)
+        address = address_of(request)
         agents = sort_agents(await self._runtime.agents.registry.all())
-        agent = find_agent(agents, id)
-        conversation = self._conversation(id)
+        agent = find_agent(agents, address.agent_id)
+        listed = await list_conversations(self._runtime, agent, address)
+        conversation = self._conversation(address)
         # Read before the history, so that an exchange that ends meanwhile is shown as one in progress.
         ended = conversation.in_phase(ExchangePhase.ENDED)
         since, running = max((exchange.seq for exchange in ended), default=0), conversation.running
         anchor = request.query_params.get("at", "")
         if not _MESSAGE_ID.fullmatch(anchor):
             anchor = ""
-        page = await self._history(id, anchor)
+        page = await self._history(address, anchor)
         entries = _without_running(page.entries, running)
         unsent = placed(conversation.unsent(since), entries, newest=page.after is None)
         return self._renderer.page(
@@ -187,38 +204,44 @@ class _Page(Page):
             here="chat",
             agents=agents,
             agent=agent,
+            address=str(address),
+            conversations=listed,
             page=page,
-            lines=await self._lines(id, entries, unsent),
+            lines=await self._lines(address, entries, unsent),
             first=unsent.get("", ()),
             anchor=anchor,
             since=since,
             exchanges=conversation.after(since),
         )
 
-    async def _history(self, id: str, anchor: str) -> HistoryPage:
+    async def _history(self, address: ChatAddress, anchor: str) -> HistoryPage:
         """Return the newest page of the history, or the one around the message `anchor`, if it exists."""
-        history = self._runtime.agents.history
+        history, id, within = self._runtime.agents.history, address.agent_id, address.conversation
         if anchor:
             with suppress(MemoryUnknown):
-                return await history.around(id, anchor, limit=_PAGE // 2)
-        return await history.page(id, limit=_PAGE)
+                return await history.around(id, anchor, limit=_PAGE // 2, conversation=within)
+        return await history.page(id, limit=_PAGE, conversation=within)
 
     async def before(self, request: Request) -> Response:
-        id, before = agent_id_of(request), request.query_params.get("before", "")
-        page = await self._runtime.agents.history.page(id, limit=_PAGE, before=before)
-        return await self._page_of(id, replace(page, after=None))
+        address, before = address_of(request), request.query_params.get("before", "")
+        page = await self._runtime.agents.history.page(
+            address.agent_id, limit=_PAGE, before=before, conversation=address.conversation
+        )
+        return await self._page_of(address, replace(page, after=None))
 
     async def following(self, request: Request) -> Response:
-        id, after = agent_id_of(request), request.query_params.get("after", "")
-        page = await self._runtime.agents.history.following(id, after, limit=_PAGE)
-        return await self._page_of(id, replace(page, before=None))
+        address, after = address_of(request), request.query_params.get("after", "")
+        page = await self._runtime.agents.history.following(
+            address.agent_id, after, limit=_PAGE, conversation=address.conversation
+        )
+        return await self._page_of(address, replace(page, before=None))
 
-    async def _page_of(self, id: str, page: HistoryPage) -> Response:
-        conversation = self._conversation(id)
+    async def _page_of(self, address: ChatAddress, page: HistoryPage) -> Response:
+        conversation = self._conversation(address)
         entries = _without_running(page.entries, conversation.running)
         unsent = placed(conversation.unsent(conversation.last_seq), entries)
-        lines = await self._lines(id, entries, unsent)
-        return self._fragment("history", lines=lines, page=page, agent_id=id)
+        lines = await self._lines(address, entries, unsent)
+        return self._fragment("history", lines=lines, page=page, agent_id=str(address))
 
     async def whole(self, request: Request) -> Response:
         """Return the whole text of one or more messages."""
@@ -232,14 +255,17 @@ class _Page(Page):
         return Response("\n\n".join(texts), media_type="text/plain; charset=utf-8")
 
     async def search(self, request: Request) -> Response:
-        id, query = agent_id_of(request), request.query_params.get("q", "").strip()
-        hits = await self._runtime.agents.history.search(id, query, limit=_HITS)
-        agent = await self._runtime.agents.registry.get(id)
-        return self._fragment("hits", agent=agent, query=query, hits=hits, most=_HITS)
+        address, query = address_of(request), request.query_params.get("q", "").strip()
+        hits = await self._runtime.agents.history.search(
+            address.agent_id, query, limit=_HITS, conversation=address.conversation
+        )
+        agent = await self._runtime.agents.registry.get(address.agent_id)
+        return self._fragment("hits", agent=agent, address=str(address), query=query, hits=hits, most=_HITS)
 
     async def models(self, request: Request) -> Response:
         """Return the models of providers in sync whose vendor accepts the key: to switch, or to answer again."""
-        agent = await self._runtime.agents.registry.get(agent_id_of(request))
+        address = address_of(request)
+        agent = await self._runtime.agents.registry.get(address.agent_id)
         message_id = request.query_params.get("again", "")
         report = self._runtime.readiness.report
         in_sync = {
@@ -254,12 +280,14 @@ class _Page(Page):
             if provider in in_sync
         }
         if message_id:
-            return self._fragment("again_form", agent=agent, handles=by_provider, message_id=message_id)
+            return self._fragment(
+                "again_form", agent=agent, address=str(address), handles=by_provider, message_id=message_id
+            )
         return self._fragment("switch", agent=agent, handles=by_provider)
 
     async def switch(self, request: Request) -> Response:
         fields = await self._form(request)
-        agents, id = self._runtime.agents, agent_id_of(request)
+        agents, id = self._runtime.agents, address_of(request).agent_id
         agent = await agents.registry.get(id)
         async with agents.memory.hold(id):
             binding = await agents.registry.switch(agent, fields.get("handle", ""), agents.models)
@@ -268,9 +296,43 @@ class _Page(Page):
         return self._fragment("model", agent=switched, switched=True, notes=binding.notes)
 
     async def send(self, request: Request) -> Response:
-        conversation, fields = await self._posted(request)
-        conversation.send(fields.get("message", ""), replaces=_message_id(fields.get("replaces")))
+        address = address_of(request)
+        fields = await read_form(request, self._runtime.csrf, largest=LARGEST_FORM)
+        attached, replaces = read_attachments(fields.get("attachments", "")), _message_id(fields.get("replaces"))
+        images = attached.images
+        if replaces is not None and not images:
+            # An edited message keeps its pictures, unless others are attached.
+            images = await self._runtime.agents.history.images(replaces)
+        if images:
+            turn_service = self._runtime.turns
+            if (problem := turn_service.blind(await turn_service.find(address.agent_id))) is not None:
+                raise problem
+        message = attached.told(fields.get("message", "").strip("\n"))
+        self._conversation(address).send(message, images, replaces=replaces)
         return Response(status_code=204)
+
+    async def sees(self, request: Request) -> Response:
+        """Return what the user should know before sending pictures, if anything."""
+        turn_service = self._runtime.turns
+        agent_ref = await turn_service.find(address_of(request).agent_id)
+        seeing, problem = turn_service.seeing(agent_ref), turn_service.blind(agent_ref)
+        html = self._renderer.part(
+            "attachments_parts.html", "sight", agent_ref=agent_ref, seeing=seeing, problem=problem
+        )
+        return HTMLResponse(html)
+
+    async def image(self, request: Request) -> Response:
+        """Return a picture of a message in the history, or of an exchange."""
+        query = request.query_params
+        images: Sequence[Image] = ()
+        if message_id := _message_id(query.get("message")):
+            images = await self._runtime.agents.history.images(message_id)
+        elif exchange := self._conversation(address_of(request)).find(_number(query.get("seq"))):
+            images = exchange.images
+        index = _number(query.get("index"))
+        if index >= len(images) or images[index].media_type not in IMAGE_TYPES:
+            raise MemoryUnknown("There is no such picture.")
+        return Response(b64decode(images[index].data), media_type=images[index].media_type)
 
     async def again(self, request: Request) -> Response:
         """Send a message of the user again, in its own place, to the chosen model."""
@@ -278,7 +340,8 @@ class _Page(Page):
         message_id = _message_id(fields.get("message"))
         entries = await self._runtime.agents.history.message(message_id or "")
         text = next((entry.text for entry in entries if entry.kind == "user"), "")
-        conversation.send(text, replaces=message_id, wanted=fields.get("handle") or None)
+        images = await self._runtime.agents.history.images(message_id or "")
+        conversation.send(text, images, replaces=message_id, wanted=fields.get("handle") or None)
         return Response(status_code=204)
 
     async def retry(self, request: Request) -> Response:
@@ -298,7 +361,7 @@ class _Page(Page):
 
     async def _posted(self, request: Request) -> tuple[Conversation, dict[str, str]]:
         fields = await self._form(request)
-        return self._conversation(agent_id_of(request)), fields
+        return self._conversation(address_of(request)), fields
 
     async def export_markdown(self, request: Request) -> Response:
         agent, entries = await self._exported(request)
@@ -309,8 +372,10 @@ class _Page(Page):
         return _download(agent, "json", "application/json", self._json(agent, entries))
 
     async def _exported(self, request: Request) -> tuple[AgentRecord, Sequence[HistoryEntry]]:
-        agent = await self._runtime.agents.registry.get(agent_id_of(request))
-        entries, _ = await self._runtime.agents.history.since(agent.id, None)
+        address = address_of(request)
+        agent = await self._runtime.agents.registry.get(address.agent_id)
+        within = address.conversation or DEFAULT
+        entries, _ = await self._runtime.agents.history.since(agent.id, None, conversation=within)
         return agent, entries
 
     def _markdown(self, agent: AgentRecord, entries: Sequence[HistoryEntry]) -> Iterator[str]:
@@ -341,11 +406,11 @@ class _Page(Page):
 
     async def live(self, request: Request) -> Response:
         since = _number(request.query_params.get("since"))
-        return stream(self._changes(agent_id_of(request), since))
+        return stream(self._changes(address_of(request), since))
 
-    async def _changes(self, agent_id: str, since: int) -> AsyncGenerator[str, None]:
+    async def _changes(self, address: ChatAddress, since: int) -> AsyncGenerator[str, None]:
         """Yield the exchanges after exchange `since`, and then what changes in them."""
-        conversation = self._conversation(agent_id)
+        conversation, agent_id = self._conversation(address), str(address)
         shown = [*conversation.unsent(since), *conversation.after(since)]
         sent = {exchange.seq: SentExchange.of(exchange) for exchange in shown}
         yield self._part("live", exchanges=conversation.after(since), agent_id=agent_id, oob=True)
@@ -371,16 +436,17 @@ class _Page(Page):
                 await anyio.sleep(max(_PACE_SECONDS, _REST * took))
             await conversation.notifier.wait(count, _REFRESH_SECONDS)
 
-    def _conversation(self, agent_id: str) -> Conversation:
-        if agent_id not in self._conversations:
-            self._conversations[agent_id] = Conversation(self._runtime, agent_id)
-        return self._conversations[agent_id]
+    def _conversation(self, address: ChatAddress) -> Conversation:
+        if address not in self._conversations:
+            self._conversations[address] = Conversation(self._runtime, address)
+        return self._conversations[address]
 
     async def _lines(
-        self, id: str, entries: Sequence[HistoryEntry], unsent: Mapping[str, Sequence[Exchange]]
+        self, address: ChatAddress, entries: Sequence[HistoryEntry], unsent: Mapping[str, Sequence[Exchange]]
     ) -> list[ChatLine]:
         """Return entries as lines, each tool result joined to its call, each unsent exchange behind its place."""
-        context = await self._runtime.agents.history.in_context(id)
+        history = self._runtime.agents.history
+        context = await history.in_context(address.agent_id, conversation=address.conversation)
         last_of = {entry.id: index for index, entry in enumerate(entries)}
         lines: list[ChatLine] = []
         before: bool | None = None

@@ -13,7 +13,9 @@ from starlette.routing import Route
 
 from isabella.agents.history import History, HistoryEntry
 from isabella.agents.memory import ArchivalPassage, MemoryBlock
+from isabella.agents.service import AgentService
 from isabella.errors import IsabellaError, MemoryChanged, MemoryRefused
+from isabella.letta.conversations import DEFAULT
 from isabella.server.runtime import Runtime
 from isabella.server.web.pages_chat import agent_id_of, find_agent, redirect_to_first, sort_agents
 from isabella.server.web.rendering import Page, Renderer, stream
@@ -21,6 +23,8 @@ from isabella.server.web.rendering import Page, Renderer, stream
 #: How many messages of the history are searched for provenance.
 _HISTORY_SEARCHED = 1000
 _HISTORY_PAGE = 200
+#: In how many conversations, the default one and the latest.
+_CONVERSATIONS_SEARCHED = 10
 #: Shorter lines are too ambiguous for a provenance.
 _SHORTEST_LINE = 4
 
@@ -36,22 +40,32 @@ class Provenance:
 
     message: HistoryEntry
     written: tuple[str, ...]
+    conversation: str | None = None  #: the id of another conversation than the default one
 
 
-async def list_provenance(history: History, agent_id: str) -> list[Provenance]:
-    """Return what an agent has written into its memory recently, newest first."""
+async def list_provenance(service: AgentService, agent_id: str) -> list[Provenance]:
+    """Return what an agent has written into its memory recently, newest first, in its latest conversations."""
+    known = await service.conversations.all(agent_id, None)
+    found: list[Provenance] = []
+    for each in known[:_CONVERSATIONS_SEARCHED]:
+        id = None if each.id == DEFAULT else each.id
+        found += provenance_in(await _recent(service.history, agent_id, id), id)
+    return sorted(found, key=lambda provenance: provenance.message.at, reverse=True)
+
+
+async def _recent(history: History, agent_id: str, conversation: str | None) -> list[HistoryEntry]:
     entries: list[HistoryEntry] = []
     before: str | None = None
     while len(entries) < _HISTORY_SEARCHED:
-        page = await history.page(agent_id, limit=_HISTORY_PAGE, before=before)
+        page = await history.page(agent_id, limit=_HISTORY_PAGE, before=before, conversation=conversation)
         entries = [*page.entries, *entries]
         before = page.before
         if before is None:
             break
-    return provenance_in(entries)
+    return entries
 
 
-def provenance_in(entries: Sequence[HistoryEntry]) -> list[Provenance]:
+def provenance_in(entries: Sequence[HistoryEntry], conversation: str | None = None) -> list[Provenance]:
     """Return the provenance in entries of a history, newest first; the entries are oldest first."""
     found: list[Provenance] = []
     message: HistoryEntry | None = None
@@ -59,7 +73,7 @@ def provenance_in(entries: Sequence[HistoryEntry]) -> list[Provenance]:
         if entry.kind == "user":
             message = entry
         elif message is not None and entry.kind == "tool_call" and _MEMORY_TOOL.search(entry.tool or ""):
-            found.append(Provenance(message, tuple(_written_texts(entry.text))))
+            found.append(Provenance(message, tuple(_written_texts(entry.text)), conversation))
     return found[::-1]
 
 
@@ -153,7 +167,7 @@ class _Page(Page):
         """Return the provenance of the lines of a block, or of the passages shown."""
         id, label = agent_id_of(request), request.query_params.get("label")
         service = self._runtime.agents
-        known = await list_provenance(service.history, id)
+        known = await list_provenance(service, id)
         if label is not None:
             block = await service.memory.block(id, label)
             texts = [line for line in block.value.splitlines() if line.strip()]

@@ -27,6 +27,7 @@ from isabella.server.auth import LOGIN, FormRefused, read_form
 from isabella.server.errors import status_of
 from isabella.server.runtime import Runtime
 from isabella.server.web import markdown
+from isabella.server.web.attachments import split_files
 from isabella.system.redaction import redact
 
 #: Longer texts are cut to this many characters; a link leads to the whole text.
@@ -128,6 +129,7 @@ def template_environment() -> Environment:
         "plain": render_text,
         "snippet": render_snippet,
         "arguments": format_arguments,
+        "files": split_files,
         "time": format_time,
         "timestamp": lambda seconds: datetime.fromtimestamp(seconds, UTC),
         "seconds": format_duration,

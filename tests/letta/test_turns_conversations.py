@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 
+from isabella.agents import context
 from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from tests.support.backend_server import Backend, Speaking, backend
@@ -89,6 +91,17 @@ def test_one_memory_separate_histories(served: Backend) -> None:
         newer: ["Please remember that my dog is called Rex."],
     }
     assert [*known(served, agent, q="pets")] == [newer]
+    # The OpenAI format names it, too: as text, or as an object.
+    ask = [{"role": "user", "content": "Say good morning"}]
+    for path, body in (
+        ("chat/completions", {"messages": ask, "conversation": newer}),
+        ("responses", {"input": ask, "conversation": {"id": newer}}),
+    ):
+        answer = served.client.post(f"/v1/{path}", json={"model": agent, **body})
+        assert answer.status_code == 200, answer.text
+    assert users(served, agent, newer)[1:] == ["Say good morning"] * 2
+    unknown = served.client.post("/v1/responses", json={"model": agent, "input": ask, "conversation": "conv_1"})
+    assert unknown.status_code == 400
 
 
 def test_names_and_archive(served: Backend) -> None:
@@ -161,3 +174,10 @@ def test_a_failover_in_a_conversation(served: Backend) -> None:
     assert after[: len(before)] == before
     assert len(after) == len(before) + 2
     assert users(served, agent) == []
+    # A message is taken out of the context of its conversation, and put back, as for one that replaces it.
+    letta, agent_id = served.runtime.agents.letta, served.id_of(agent)
+    whole = served.call(partial(context.rewind, letta, agent_id, after[-2], conversation=id))
+    assert served.letta.get(f"/v1/conversations/{id}").json()["in_context_message_ids"] == after[:-2]
+    served.call(partial(context.reinstate, letta, agent_id, whole, conversation=id))
+    assert served.letta.get(f"/v1/conversations/{id}").json()["in_context_message_ids"] == after
+    assert users(served, agent, id) == ["Please remember that my dog is called Rex.", "What is my dog called?"]

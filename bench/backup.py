@@ -19,6 +19,7 @@ from isabella.embedded.backups import BackupPolicy, Reason
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
 from tests.support.backup_rows import furnish
+from tests.support.letta_admin import open_admin
 
 MESSAGES, PASSAGES = 10_000, 1_000
 
@@ -39,8 +40,11 @@ def _measure(home: Path, share: int, results: Results) -> None:
     try:
         with PracticeVendors() as vendors, tempfile.TemporaryDirectory(prefix="isabella-bench-") as folder:
             print("starting a Letta with much to back up …", flush=True)
-            binding = Binding("cerebras", "gpt-oss-120b", vendors.base_url("cerebras"), 65_536)
-            furnish(server.up(), binding, messages=MESSAGES // share, passages=PASSAGES // share)
+            letta, address = server.up(), vendors.base_url("cerebras")
+            with open_admin(letta) as admin:
+                admin.provider("cerebras", "cerebras", address, vendors.key("cerebras").get_secret_value())
+            binding = Binding("cerebras", "gpt-oss-120b", address, 65_536)
+            furnish(letta, binding, messages=MESSAGES // share, passages=PASSAGES // share)
             key = x25519.Identity.generate()
             environment = {"ISABELLA_BACKUP_RECIPIENTS": str(key.to_public())}
             _measure_in(server, load_settings(environment=environment, home=Path(folder)), key, results)

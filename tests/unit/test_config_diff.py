@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,34 @@ def test_practice_vendors_stay_in_place_and_a_real_key_is_told_to_wait(folder: F
     folder.write("GROQ_API_KEY=gsk_first-fake\nNEARBY_API_KEY=near-fake\nCEREBRAS_API_KEY=csk-real-fake\n")
     fresh = overlaid.again()
     assert diff_config(overlaid, fresh, overlaid.settings) == ConfigDiff(restart=("CEREBRAS_API_KEY",))
+
+
+def test_a_usable_key_ends_practice_vendors_that_stand_in_only_until_then(folder: Folder) -> None:
+    """One that cannot be used ends nothing; with a real one the practice vendors of all other vendors go, too."""
+    folder.write("# no key yet\n")
+    folder.toml.write_text("")
+    sources = folder.first.again().settings.sources
+    overlay = {
+        "CEREBRAS_API_KEY": ConfigValue("csk-practice", "practice vendors"),
+        "CEREBRAS_BASE_URL": ConfigValue("http://127.0.0.1:9/v1", "practice vendors"),
+        "GROQ_API_KEY": ConfigValue("gsk_practice", "practice vendors"),
+    }
+    settings = folder.first.settings.model_copy(
+        update={"sources": replace(sources, overlay=overlay, overlay_until_key=True)}
+    )
+    practice = ConfigSnapshot.of(settings)
+    folder.write("CEREBRAS_API_KEY=your-key-here\n")
+    assert diff_config(practice, practice.again(), settings) == ConfigDiff()
+    folder.write("CEREBRAS_API_KEY=csk-real-fake\n")
+    real = practice.again()
+    assert diff_config(practice, real, settings) == ConfigDiff(
+        providers=("cerebras", "byok-groq"), gone=("byok-groq",)
+    )
+    (cerebras,) = [one for one in real.desired if one.name == "cerebras"]
+    assert cerebras.base_url == "https://api.cerebras.ai/v1"
+    # There is no way back while it runs: nobody wants a stand-in in place of a key that was removed.
+    folder.write("# no key\n")
+    assert not any(one.configured for one in real.again().desired)
 
 
 def test_options_of_the_command_line_go_on_winning(folder: Folder) -> None:

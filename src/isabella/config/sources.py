@@ -36,6 +36,7 @@ class Sources:
     #: values that win over both, such as those of the practice vendors
     overlay: Mapping[str, ConfigValue] = field(default_factory=dict, repr=False)
     overlaid_from: Path | None = None  #: the file with the keys of the overlay, if there is one
+    overlay_until_key: bool = False  #: whether the overlay ends as soon as the other sources have a usable key
 
     @classmethod
     def read(cls, env_file: Path | None = None, environment: Mapping[str, str] | None = None) -> Sources:

@@ -1,4 +1,4 @@
-"""The process of the gateway: `python -m isabella.gateway HOME [--env-file FILE] [--practice] --fd N`."""
+"""The process of the gateway: `python -m isabella.gateway HOME [--env-file FILE] [--practice MODE] --fd N`."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="isabella.gateway")
     parser.add_argument("home", type=Path)
     parser.add_argument("--env-file", type=Path)
-    parser.add_argument("--practice", action="store_true")
+    parser.add_argument("--practice", choices=("always", "until-key"))
     parser.add_argument("--fd", type=int, required=True)
     arguments = parser.parse_args()
     settings = load_settings(arguments.env_file)
     configure_logs(settings.log_format)
     # A client that disconnects is no event worth a line for each chunk that it does not take.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
-    if arguments.practice:
-        settings = _with_practice(settings)
+    if arguments.practice is not None:
+        settings = _with_practice(settings, until_key=arguments.practice == "until-key")
     token = SecretStr(json.loads(state_file(arguments.home).read_text())["token"])
     folder = state_file(arguments.home).parent
     # uvicorn raises a signal again when it has served, and the default action of SIGTERM would end the process before
@@ -48,11 +48,11 @@ def main() -> None:
         GatewayServer(ConfigSnapshot.of(settings), ListeningSocket(fileno=arguments.fd), token, folder).run()
 
 
-def _with_practice(settings: Settings) -> Settings:
+def _with_practice(settings: Settings, *, until_key: bool) -> Settings:
     running = daemon.status(settings.home)
     if running is None:
         raise GatewayError("The practice vendors do not run.", remedy="Start them: isabella practice up")
-    return with_practice_vendors(settings, running)
+    return with_practice_vendors(settings, running, until_key=until_key)
 
 
 if __name__ == "__main__":

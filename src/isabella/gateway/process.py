@@ -58,7 +58,7 @@ def up(settings: Settings, listener: socket.socket | None = None, *, supervised:
     if settings.sources.dotenv or settings.sources.file != Path(".env"):
         argv += ["--env-file", str(settings.sources.file)]
     if settings.sources.overlay:
-        argv += ["--practice"]
+        argv += ["--practice", "until-key" if settings.sources.overlay_until_key else "always"]
     environment = _environment(settings)
     identity = hashlib.sha256(repr([argv, str(Path.cwd()), _configured_by(settings)]).encode()).hexdigest()
     return daemon(settings.home).start(

@@ -21,14 +21,19 @@ from isabella.providers.desired import Desired, desired_providers
 ORIGIN = "practice vendors"
 
 
-def with_practice_vendors(settings: Settings, vendors: PracticeVendors | daemon.Running) -> Settings:
-    """Return the settings with keys and base URLs of the practice vendors."""
+def with_practice_vendors(
+    settings: Settings, vendors: PracticeVendors | daemon.Running, *, until_key: bool = False
+) -> Settings:
+    """Return the settings with keys and base URLs of the practice vendors.
+
+    With `until_key`, the practice vendors are replaced as soon as the configuration has a key of a real one.
+    """
     overlay = dict(settings.sources.overlay)
     for vendor in _replaced_vendors():
         overlay[vendor.api_key_env] = ConfigValue(vendors.key(vendor.name).get_secret_value(), ORIGIN)
         if vendor.base_url_env is not None:
             overlay[vendor.base_url_env] = ConfigValue(vendors.base_url(vendor.name), ORIGIN)
-    sources = replace(settings.sources, overlay=overlay, overlaid_from=vendors.keys_file)
+    sources = replace(settings.sources, overlay=overlay, overlaid_from=vendors.keys_file, overlay_until_key=until_key)
     return settings.model_copy(update={"sources": sources})
 
 
@@ -75,7 +80,7 @@ def as_served(settings: Settings) -> Settings:
         running = daemon.status(settings.home)
     except IsabellaError:
         return settings
-    return settings if running is None else with_practice_vendors(settings, running)
+    return settings if running is None else with_practice_vendors(settings, running, until_key=True)
 
 
 def load_served_settings(env_file: Path | None = None, **arguments: Any) -> Settings:
@@ -119,7 +124,16 @@ class ConfigSnapshot:
             if field != "sources" and former.origin(field) == "argument"
         }
         fresh = load_settings(file if existed else None, former.sources.environment, **arguments)
-        sources = replace(fresh.sources, overlay=former.sources.overlay, overlaid_from=former.sources.overlaid_from)
+        if former.sources.overlay_until_key:
+            real = ConfigSnapshot.of(fresh)
+            if any(one.key is not None and one.problem is None for one in real.desired):
+                return real
+        sources = replace(
+            fresh.sources,
+            overlay=former.sources.overlay,
+            overlaid_from=former.sources.overlaid_from,
+            overlay_until_key=former.sources.overlay_until_key,
+        )
         return ConfigSnapshot.of(renewed(fresh.model_copy(update={"sources": sources})))
 
     @property

@@ -84,8 +84,8 @@ def _restart(before: Settings, now: Settings, in_force: Settings) -> Iterator[st
         # Reported once, not again with every further change of the file.
         if field not in _LIVE and value != getattr(in_force, field) and value != getattr(before, field):
             yield variable(field)
-    # The vendors' variables, while practice vendors replace the vendors.
-    for name in now.sources.overlay:
+    # The vendors' variables, while practice vendors replace the vendors for good.
+    for name in () if now.sources.overlay_until_key else now.sources.overlay:
         if before.sources.dotenv.get(name) != now.sources.dotenv.get(name):
             yield name
 

@@ -210,6 +210,7 @@ class Watcher:
         self._notify = listener
         self.report = report  #: the last known state of all providers
         self._schedule = schedule or Schedule(settings.resync, settings.refresh_at)
+        self.syncing = False  #: whether providers are being written
         self._busy = anyio.Lock()
         self._woken = anyio.Event()
         self._refused: str | None = None
@@ -327,7 +328,11 @@ class Watcher:
         parts: list[Report] = []
 
         async def ensure() -> None:
-            parts.append(await self._actions.ensure(self.settings, names))
+            self.syncing = True
+            try:
+                parts.append(await self._actions.ensure(self.settings, names))
+            finally:
+                self.syncing = False
 
         began = clocks.monotonic()
         if not await self._try(ensure, cause):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import socket
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -15,7 +16,7 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Response
 
 from isabella.system import redaction
-from isabella.vendors.client import KeyVerdict, VendorAnswer, ask_vendor, classify_answer
+from isabella.vendors.client import KeyVerdict, Trouble, VendorAnswer, VendorState, ask_vendor, classify_answer
 
 KEY = SecretStr("csk-canary-inquiry-0001")
 
@@ -206,3 +207,14 @@ def test_a_vendor_that_quotes_the_key_is_not_repeated(httpserver: HTTPServer) ->
     assert answer.verdict is KeyVerdict.REFUSED
     assert KEY.get_secret_value() not in answer.said
     assert len(answer.said) <= 160
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [(403, VendorState.UNREACHABLE), (407, VendorState.UNREACHABLE), (502, VendorState.FAILS)],
+)
+def test_a_web_page_of_a_proxy_is_no_answer_of_the_vendor(status: int, state: VendorState) -> None:
+    """A page that refuses was not written by the vendor; one of its own front that fails is its failure."""
+    answer = replace(classify_answer(status, None), trouble=Trouble.HTML)
+    assert answer.vendor_status.state is state
+    assert ("proxy" in answer.vendor_status.reason) is (state is VendorState.UNREACHABLE)

@@ -22,6 +22,8 @@ from isabella.vendors.local_servers import completed
 from isabella.vendors.model_lists import ListedModel, parse_models
 
 _SAID_LIMIT = 160
+#: Statuses with which a proxy or a portal refuses in the vendor's place, with a web page.
+_OF_PROXIES = (401, 403, 407, 511)
 _GRACE_SECONDS = 0.25  # in which a limit of httpx, whose error says more, comes first
 #: Words of a 400 that is about the key.
 _WRONG_KEY = re.compile(r"API_KEY_INVALID|API key not valid|Incorrect API key")
@@ -121,6 +123,9 @@ class VendorAnswer:
     @property
     def vendor_status(self) -> VendorObservation:
         """The observation of the vendor that this answer makes, as of now."""
+        if self.trouble is Trouble.HTML and self.status in _OF_PROXIES:
+            reason = f"{self.status}: a web page came in place of the vendor's answer, as from a proxy or a portal"
+            return VendorObservation(VendorState.UNREACHABLE, reason, datetime.now(UTC))
         if self.verdict is KeyVerdict.ACCEPTED:
             reason = f"it takes the key and lists {self.said}"
         else:

@@ -61,10 +61,18 @@ def everywhere(user: BrowserUser, agent: str) -> Iterator[str]:
     yield "memory, editing"
     user.open("activity")
     yield "activity"
+    for summary in page.locator(".behind summary:visible").all():
+        summary.click()
+    expect(page.locator("#answers-table table")).to_be_visible()
+    yield "activity, with the tables behind the charts"
     page.goto(f"{user.served.url}/console/sessions")
     yield "sessions"
     page.goto(f"{user.served.url}/console/nothing")
     yield "no such page"
+    page.route("**/health", lambda route: route.abort())
+    page.goto(f"{user.served.url}/console/static/offline")
+    yield "offline"
+    page.unroute("**/health")
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -97,7 +97,7 @@ def test_failover_is_shown_where_it_happened(user: BrowserUser, agent: str) -> N
     expect(user.page.locator("#history .failover")).to_contain_text("did not answer")
     user.open("activity")
     expect(user.page.locator("#events")).to_contain_text("Failover")
-    expect(user.page.locator("figure", has_text="cerebras")).to_contain_text("error")
+    expect(user.page.locator("#answers li", has_text="cerebras")).to_contain_text("1 refused")
 
 
 def test_nobody_answers(user: BrowserUser, agent: str) -> None:

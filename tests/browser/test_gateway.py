@@ -66,8 +66,9 @@ def test_a_gateway_that_does_not_run_leads(user: BrowserUser) -> None:
     expect(overview).to_contain_text("gateway runs at")
     assert user.served.gateway is not None
     user.served.gateway.stop()
-    expect(overview).to_contain_text("The gateway does not run.")
-    expect(overview).to_contain_text("agents get no answer")
-    expect(overview.locator(".sum .dot")).to_have_class("dot bad")
+    status = user.page.locator("#status")
+    expect(status).to_contain_text("The gateway does not run.")
+    expect(status).to_contain_text("agents get no answer")
+    expect(status.locator(".dot")).to_have_class("dot bad")
     user.open("activity")
     expect(user.page.locator("#gateway")).to_contain_text("agents get no answer")

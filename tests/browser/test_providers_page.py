@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
+import anyio
 from playwright.sync_api import Locator, expect
 
+from isabella.api import ensure_providers
+from isabella.config.settings import Settings
+from isabella.practice import PracticeVendors
+from isabella.practice.daemon import keys_file
 from isabella.practice.overlay import ORIGIN
+from isabella.practice.vendor import save_keys
+from isabella.practice.wire import NAMES
+from isabella.providers.desired import desired_providers
 from isabella.server.runtime import run_watcher
 from isabella.watch.watcher import LettaActions
 from tests.support.browser_user import BrowserUser
@@ -32,23 +41,32 @@ def test_a_stale_key_is_seen_synced_and_proven(user: BrowserUser) -> None:
     user.open("providers")
     groq = row(user, "byok-groq")
     expect(groq).to_contain_text("proven")
-    expect(user.page.locator("#overview")).to_contain_text("Everything is in order")
+    expect(user.page.locator("#status")).to_contain_text("Everything is in order")
     user.served.letta.patch(
         f"/v1/providers/{stored(user, 'byok-groq')['id']}", json={"api_key": "gsk_stale000000000000000000"}
     ).raise_for_status()
     expect(groq).to_contain_text("differs")
     expect(groq.locator(".why")).to_contain_text("Press Sync")
-    expect(user.page.locator("#overview")).to_contain_text("1 of 4 providers is not in order")
+    expect(user.page.locator("#status")).to_contain_text("1 of 4 providers is not in order")
     user.page.get_by_role("button", name="Plan", exact=True).click()
     plan = user.page.locator("#job.done .diff")
     expect(plan).to_contain_text("Letta holds another key")
     expect(plan).to_contain_text("update in place")
+    expect(user.page.locator("#job h2 time")).to_be_visible()
     groq.get_by_role("button", name="Sync").click()
     expect(user.page.locator("#job.done")).to_contain_text("updated in place, proven")
     expect(groq).to_contain_text("proven")
-    expect(user.page.locator("#overview")).to_contain_text("Everything is in order")
+    expect(user.page.locator("#status")).to_contain_text("Everything is in order")
+    # What the plan said has been done: only the outcome of the sync is left, until Letta holds another key again.
+    user.served.letta.patch(
+        f"/v1/providers/{stored(user, 'byok-groq')['id']}", json={"api_key": "gsk_stale000000000000000001"}
+    ).raise_for_status()
+    expect(user.page.locator("#job.job")).to_have_count(0)
+    groq.get_by_role("button", name="Sync").click()
+    expect(groq).to_contain_text("proven")
     user.open("activity")
     expect(user.page.locator("#events li").first).to_contain_text("cause: Sync button")
+    expect(user.page.locator("#status")).to_contain_text("Everything is in order")
 
 
 def test_what_is_dangerous_asks_first(user: BrowserUser) -> None:
@@ -106,42 +124,67 @@ def test_a_refused_key_says_why(user: BrowserUser) -> None:
     expect(row(user, "byok-mistral").locator("dd .dot.bad")).to_be_visible()
 
 
-def test_a_key_arrives_in_the_env_file(user: BrowserUser, tmp_path: Path) -> None:
-    """Without keys the page says that these are practice vendors and which line to write; written, it shows up."""
+@contextmanager
+def watching(user: BrowserUser, settings: Settings) -> Iterator[None]:
+    """The backend follows these settings while the block runs, and has its own again afterwards."""
     served, runtime = user.served, user.served.runtime
-    file = tmp_path / ".env"
-    file.write_text("")
-    settings = served.settings.model_copy(update={"sources": replaced(served.settings.sources, file=file)})
-    assert any(value.origin == ORIGIN for value in settings.sources.overlay.values())
-    up, over = threading.Event(), threading.Event()
+    up, over = threading.Event(), anyio.Event()
 
     async def keep() -> None:
-        import anyio
-
         async def find(_settings: Any) -> Any:
             return served.connection
 
         work = LettaActions(served.locks, find=find)
         async with run_watcher(
-            runtime.readiness, settings, work, runtime.agents.models, on_event=runtime.event_log.on_watch_event
+            runtime.readiness, settings, work, runtime.agents.models, on_event=runtime.on_watch_event
         ) as runtime.watcher:
             up.set()
-            await anyio.to_thread.run_sync(over.wait)
+            await over.wait()
         runtime.watcher = None
+        runtime.agents.models.renew(desired_providers(served.settings))
+        report = await ensure_providers(served.settings, connection=served.connection, gate=served.locks)
+        runtime.readiness.record(report)
 
-    kept = _in_background(served.portal, keep)
+    kept = served.portal.start_task_soon(keep)
     assert up.wait(30)
     try:
-        user.open("providers")
-        expect(user.page.locator("#overview")).to_contain_text("These are practice vendors")
-        expect(user.page.locator("#overview pre")).to_contain_text("CEREBRAS_API_KEY=")
-        file.write_text("CEREBRAS_API_KEY=csk-arrived0000000000000000000000\n")
-        expect(user.page.locator(".added")).to_contain_text("CEREBRAS_API_KEY found")
-        assert "csk-arrived" not in user.page.content()
+        yield
     finally:
-        over.set()
-        kept()
+        served.portal.call(over.set)
+        kept.result(60)
 
 
-def _in_background(portal: Any, function: Callable[..., Any]) -> Callable[[], Any]:
-    return portal.start_task_soon(function).result  # type: ignore[no-any-return]
+def test_the_first_real_key_takes_effect_while_isabella_runs(user: BrowserUser, tmp_path: Path) -> None:
+    """The page names the file and the line. Written, the key replaces the practice vendors; what is left can go."""
+    served, file = user.served, tmp_path / ".env"
+    file.write_text("")
+    with PracticeVendors() as real:
+        sources = replaced(served.settings.sources, file=file, overlay_until_key=True)
+        assert any(value.origin == ORIGIN for value in sources.overlay.values())
+        keys = {name: [served.vendors.key(name).get_secret_value()] for name in NAMES}
+        (served.settings.home / "practice").mkdir(exist_ok=True)
+        save_keys(keys_file(served.settings.home), keys)
+        with watching(user, served.settings.model_copy(update={"sources": sources})):
+            user.open("providers")
+            overview, status = user.page.locator("#overview"), user.page.locator("#status")
+            expect(overview).to_contain_text("Practice vendors answer here")
+            expect(overview).to_contain_text(f"into {file}; it takes effect at once")
+            expect(overview.locator("code").first).to_contain_text("CEREBRAS_API_KEY=")
+            file.write_text("CEREBRAS_API_KEY=your-key-here\n")
+            expect(overview).to_contain_text("CEREBRAS_API_KEY cannot be used")
+            key = real.key("cerebras").get_secret_value()
+            file.write_text(f"CEREBRAS_API_KEY={key}\nCEREBRAS_BASE_URL={real.base_url('cerebras')}\n")
+            expect(row(user, "cerebras")).to_contain_text(real.base_url("cerebras"))
+            expect(row(user, "cerebras")).to_contain_text("proven")
+            expect(overview).not_to_contain_text("Practice vendors answer here")
+            expect(status).to_contain_text("Everything is in order")
+            assert served.say("Isabella", "Say hello").handles == ["cerebras/gpt-oss-120b"]
+            assert real.requests("cerebras")
+            user.page.get_by_role("button", name="Remove byok-groq, byok-mistral, longcat from Letta").click()
+            expect(user.page.locator("#leftovers")).to_have_count(0)
+            for name in ("byok-groq", "byok-mistral", "longcat"):
+                expect(row(user, name)).to_contain_text("no key")
+            assert [one["name"] for one in served.letta.get("/v1/providers/").json()] == ["cerebras"]
+            assert key not in user.page.content()
+    user.open("providers")
+    expect(row(user, "byok-groq")).to_contain_text("proven")

@@ -38,7 +38,7 @@ from isabella.server import runtime as backend_keeping
 from isabella.server.api.status import providers as api_providers
 from isabella.server.readiness import Phase, Readiness
 from isabella.server.runtime import Runtime
-from isabella.server.web.jobs import JobRunner, ProviderMonitor
+from isabella.server.web.jobs import JobRunner
 from isabella.server.web.pages_providers import ProvidersPage
 from isabella.server.web.rendering import Renderer
 from isabella.vendors.client import VendorState
@@ -321,20 +321,20 @@ class Looker:
             watcher=watch.watcher,
             agent_service=Mock(spec=AgentService, connection=connection),
         )
-        self.monitor = ProviderMonitor(runtime)
-        self._page = ProvidersPage(runtime, Renderer(runtime.csrf), self.monitor, JobRunner(runtime, self.monitor))
+        self.monitor, self._renderer = runtime.monitor, Renderer(runtime)
+        self._page = ProvidersPage(runtime, self._renderer, JobRunner(runtime))
         self.shown: list[tuple[str, str]] = []
 
     def look(self) -> None:
         """Look at Letta, as the page does every few seconds, and note what is shown before and after."""
         self.note()
-        self._watch.portal.call(self.monitor._poll)
+        self._watch.portal.call(self.monitor.poll)
         self.note()
 
     def note(self) -> None:
         """Note what the page shows of Cerebras and in its headline, but for times, where it is another thing now."""
         html = self._watch.portal.call(self._page.parts)
-        now = _words(html["cerebras"]), _words(html["overview"])
+        now = _words(html["cerebras"]), _words(self._renderer.status_parts()["status"])
         if not self.shown or self.shown[-1] != now:
             self.shown.append(now)
 

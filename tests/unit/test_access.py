@@ -43,8 +43,9 @@ def test_the_table_is_current(found: Outcomes) -> None:
 
 
 def test_what_the_table_must_never_say(found: Outcomes) -> None:
-    """Without a credential only four routes answer; no foreign page uses a session; no other name is answered."""
-    open_routes = {"/health", "/ready", "/console/static/file", "/login"}
+    """Without a credential only these routes answer; no foreign page uses a session; no other name is answered."""
+    static = {f"/console/static/{name}" for name in ("file", "manifest.webmanifest", "offline", "worker.js")}
+    open_routes = {"/health", "/ready", "/login", *static}
     nobody, foreign = {"none", "wrong token", "ended session"}, {"other port", "other site", "allowed origin"}
     for (method, path), answers in found.items():
         for (credential, origin), answer in answers.items():

@@ -216,6 +216,20 @@ def test_a_receipt_tells_who_refused(code: str, vendor: VendorState | None, gate
     assert (result.vendor, result.gateway_code) == (vendor, gateway_code)
 
 
+def test_a_receipt_has_the_vendor_s_own_words() -> None:
+    """Not those of Letta, which name the company of its client."""
+    detail = (
+        "UNAUTHENTICATED: Authentication failed with OpenAI: Error code: 401 - {'message': 'Wrong API Key'} [BYOK]"
+    )
+    refused = LettaRefused("Letta answered 401.", status=401, kind="llm_authentication", detail=detail)
+    result = judge_refusal(refused)
+    assert (result.receipt, result.vendor, result.said) == (
+        Receipt.REFUSED,
+        VendorState.REFUSES_KEY,
+        "401: Wrong API Key",
+    )
+
+
 # --- in reports -----------------------------------------------------------------------------------------------------
 
 
@@ -267,7 +281,7 @@ def test_a_gateway_that_does_not_run_leads() -> None:
     lead = headline(report(DOWN))
     assert (lead.level, lead.title) == (Level.PROBLEM, "The gateway does not run.")
     assert "agents get no answer" in lead.text
-    assert "isabella gateway up" in lead.text
+    assert "isabella gateway up" in lead.remedy
 
 
 def test_what_else_is_wrong_is_told_beside_it() -> None:

@@ -58,6 +58,30 @@ def test_the_worse_fact_leads(entry: ProviderReport, state: VendorState) -> None
         assert "cerebras" in lead.text
 
 
+def test_a_vendor_that_refuses_comes_before_a_key_that_differs() -> None:
+    """Of two problems of one level, the one that no sync repairs leads; each has its time and its own next step."""
+    refused = replace(GOOD, name="byok-groq", key_source="GROQ_API_KEY (.env)")
+    refused = replace(refused, vendor_status=seen(VendorState.REFUSES_KEY, 5))
+    lead = headline(report(DRIFTED, refused))
+    assert lead.title == "2 of 2 providers are not in order."
+    assert lead.text.index("byok-groq: the vendor refuses the key") < lead.text.index("cerebras: Letta does not hold")
+    assert (lead.seen, lead.remedy) == (at(5), "Replace GROQ_API_KEY (.env); a new key takes effect at once.")
+    lead = headline(report(DRIFTED, replace(refused, vendor_status=seen(VendorState.REFUSES, 5))))
+    assert lead.text.startswith("cerebras: Letta does not hold")
+    assert lead.seen is None
+    assert "isabella providers sync" in lead.remedy
+
+
+def test_what_is_fine_needs_nothing_and_what_is_not_known_can_be_asked() -> None:
+    """There is a next step for everything but good news."""
+    assert headline(report(replace(GOOD, vendor_status=seen(VendorState.ANSWERS)))).remedy == ""
+    assert "isabella providers verify" in headline(report(GOOD)).remedy
+    for state in STATES:
+        lead = headline(report(replace(GOOD, vendor_status=seen(state))))
+        assert bool(lead.remedy) is (lead.level is not Level.OK)
+        assert "{" not in lead.remedy
+
+
 def test_a_vendor_that_nobody_has_asked_is_not_in_order() -> None:
     """A proven key says nothing of the vendor: the headline does not say that everything is in order."""
     for status in (None, seen(VendorState.NOT_ASKED)):

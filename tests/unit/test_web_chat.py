@@ -9,12 +9,13 @@ import pytest
 
 from isabella.agents.history import HistoryEntry
 from isabella.errors import LettaUnreachable
+from isabella.server.runtime import Runtime
 from isabella.server.web import markdown, pages_chat, rendering
 from isabella.server.web.conversations import Exchange, ExchangePhase
 from isabella.server.web.pages_chat import SentExchange, exchange_updates
 from isabella.turns.events import AnswerText, Ended, EndReason, ToolCalled, ToolReturned, Usage
 
-_RENDERER = rendering.Renderer("secret")
+_RENDERER = rendering.Renderer(Runtime())
 _ANSWER = (
     "First **bold** words.\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n```python\nx = 1\n```\n\n- one\n- two\n\nThe end."
 )

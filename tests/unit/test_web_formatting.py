@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from isabella.agents.history import HistoryEntry
-from isabella.server.event_log import TurnSample
-from isabella.server.web import markdown, pages_activity, pages_memory, rendering
+from isabella.server.web import markdown, pages_memory, rendering
 from isabella.system import redaction
 
 
@@ -50,20 +47,6 @@ def test_arguments_are_shown_a_line_each() -> None:
         == "label: human\nnew_str: x"
     )
     assert rendering.format_arguments("{half") == "{half"
-
-
-def test_a_chart_has_a_place_for_every_mark() -> None:
-    """Answers become dots within the frame, errors become bars, and the words say the same."""
-    now = 10_000.0
-    samples = [TurnSample(now - 3600, "a", 0.4), TurnSample(now - 60, "a", None), TurnSample(now, "a", 1.6)]
-    chart = pages_activity.chart("a", samples, now)
-    html = rendering.Renderer("secret").part("activity_parts.html", "charts", charts=[chart], more=0)
-    drawn = html[html.index("<figure>") :]
-    assert re.findall(r'cx="([\d.]+)"', drawn) == ["34.0", "594.0"]
-    assert all(0 <= float(y) <= 96 for y in re.findall(r'cy="([\d.]+)"', drawn))
-    assert drawn.count("<rect") == 1
-    assert "2 s</text>" in drawn
-    assert "a: 2 answers, half of them within 1.6 s, 1 error in the last hour" in drawn
 
 
 def test_what_is_remembered_leads_to_what_was_said() -> None:

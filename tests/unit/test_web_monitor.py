@@ -11,9 +11,9 @@ from isabella.agents.service import AgentService
 from isabella.config.settings import load_settings
 from isabella.letta.client import Connection
 from isabella.providers.report import Report
+from isabella.server import provider_monitor
+from isabella.server.provider_monitor import ProviderMonitor
 from isabella.server.runtime import Runtime
-from isabella.server.web import jobs
-from isabella.server.web.jobs import ProviderMonitor
 from tests.support.sample_reports import DRIFTED, IN_SYNC, REFUSED
 
 
@@ -35,7 +35,7 @@ def test_a_look_that_fails_unforeseen_is_not_the_last(monkeypatch: pytest.Monkey
         failed.set()
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(jobs, "compare_providers", look)
+    monkeypatch.setattr(provider_monitor, "compare_providers", look)
 
     async def play() -> ProviderMonitor:
         runtime = started()
@@ -62,7 +62,7 @@ def test_a_look_that_a_sync_has_overtaken_is_not_shown(monkeypatch: pytest.Monke
         runtime.readiness.record(Report("http://letta", "0.16.8", [REFUSED]))
         return Report("http://letta", "0.16.8", [DRIFTED])
 
-    monkeypatch.setattr(jobs, "compare_providers", look)
+    monkeypatch.setattr(provider_monitor, "compare_providers", look)
     anyio.run(monitor._poll)
     assert monitor.states.report is not None
     assert monitor.states.report.providers == [REFUSED]

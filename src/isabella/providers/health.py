@@ -198,6 +198,25 @@ _VENDOR = {
 _GATEWAY = {GatewayState.RUNS: Level.OK, GatewayState.UNKNOWN: Level.UNKNOWN, GatewayState.DOWN: Level.PROBLEM}
 
 
+#: What to do next about a stored key, and about a vendor; `{key}` is the variable and the origin of the key.
+_SYNC = "Sync makes Letta hold the configured values: the button, or `isabella providers sync`."
+_STORED_REMEDIES = {
+    HealthState.DRIFTED: _SYNC,
+    HealthState.FAILED: _SYNC,
+    HealthState.REFUSED: "Replace {key}; a new key takes effect at once.",
+    HealthState.MISCONFIGURED: "Correct {key}; the change takes effect at once.",
+    HealthState.UNPROVEN: "Doctor names the cause: the button, or `isabella doctor`.",
+}
+_OTHERS_ANSWER = "Agents use their models of other vendors meanwhile."
+_VENDOR_REMEDIES = {
+    VendorState.REFUSES_KEY: "Replace {key}; a new key takes effect at once.",
+    VendorState.REFUSES: f"Wait, or add credit at the vendor. {_OTHERS_ANSWER}",
+    VendorState.FAILS: f"Wait, or check its base URL with Doctor. {_OTHERS_ANSWER}",
+    VendorState.UNREACHABLE: f"Check the network with Doctor: the button, or `isabella doctor`. {_OTHERS_ANSWER}",
+}
+_VERIFY = "Verify asks them: the button, or `isabella providers verify`."
+
+
 @dataclass(frozen=True)
 class StatusHeadline:
     """The state of all providers in one sentence."""
@@ -205,10 +224,30 @@ class StatusHeadline:
     level: Level  #: the worst level of all
     title: str
     text: str  #: which providers it is about, and why
+    remedy: str = ""  #: what to do next; empty if there is nothing to do
+    seen: datetime | None = None  #: when it was seen; None if that is the time of the report
 
     def as_json(self) -> dict[str, Any]:
         """Return the form that `--json` and the HTTP API show."""
-        return {"level": self.level.name.lower(), "title": self.title, "text": self.text}
+        seen = None if self.seen is None else self.seen.isoformat(timespec="seconds")
+        return {
+            "level": self.level.name.lower(),
+            "title": self.title,
+            "text": self.text,
+            "remedy": self.remedy,
+            "seen": seen,
+        }
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What is wrong with one provider."""
+
+    level: Level
+    of_vendor: bool  #: whether the vendor shows it, and not the stored key
+    text: str
+    remedy: str
+    seen: datetime | None = None
 
 
 def vendor_words(status: VendorObservation | None) -> str:
@@ -231,14 +270,20 @@ def level_of(entry: ProviderReport) -> Level:
     return max(stored_level(entry), vendor_level(entry.vendor_status))
 
 
-def describe_problem(entry: ProviderReport) -> str | None:
+def _problem(entry: ProviderReport) -> _Problem | None:
     """Return the worse problem of a provider; None if stored key and vendor are fine, or not known."""
-    stored, vendor = stored_level(entry), vendor_level(entry.vendor_status)
+    stored, status = stored_level(entry), entry.vendor_status
+    vendor, key = vendor_level(status), entry.key_source or "its key"
     if max(stored, vendor) <= Level.UNKNOWN:
         return None
-    if stored >= vendor or entry.vendor_status is None:
-        return _STORED[current_health(entry)][1]
-    return f"the vendor {vendor_words(entry.vendor_status)} ({entry.vendor_status.reason})"
+    if stored >= vendor or status is None:
+        health = current_health(entry)
+        refused = health is HealthState.REFUSED
+        remedy = entry.remedy or _STORED_REMEDIES.get(health, "").format(key=key)
+        seen = status.at if refused and status is not None else None
+        return _Problem(stored, refused, _STORED[health][1], remedy, seen)
+    text = f"the vendor {vendor_words(status)} ({status.reason})"
+    return _Problem(vendor, True, text, _VENDOR_REMEDIES[status.state].format(key=key), status.at)
 
 
 def gateway_level(gateway: GatewayStatus | None) -> Level:
@@ -249,18 +294,21 @@ def gateway_level(gateway: GatewayStatus | None) -> Level:
 def headline(report: Report) -> StatusHeadline:
     """Return the headline over the configured providers, and over the gateway that their requests pass."""
     if not report.configured:
-        return StatusHeadline(Level.WARNING, "No provider is configured.", "")
+        remedy = "Put a key into .env, such as CEREBRAS_API_KEY=…; it takes effect at once."
+        return StatusHeadline(Level.WARNING, "No provider is configured.", "", remedy)
     of_providers, gateway = _headline_of_providers(report), report.gateway
     match gateway_level(gateway):
         case Level.PROBLEM if gateway is not None:
             others = "" if of_providers.level <= Level.UNKNOWN else f" {of_providers.title} {of_providers.text}"
-            text = f"Until it does, agents get no answer ({gateway.address}): {gateway.details}{others}"
-            return StatusHeadline(Level.PROBLEM, "The gateway does not run.", text)
+            reason = (gateway.reason or "the reason is not known").rstrip(".")
+            text = f"Until it does, agents get no answer ({gateway.address}): {reason}.{others}"
+            return StatusHeadline(Level.PROBLEM, "The gateway does not run.", text, gateway.remedy or "")
         case Level.UNKNOWN if gateway is not None:
             level, title = max(of_providers.level, Level.UNKNOWN), of_providers.title
             # Every vendor answered once: that was through the gateway, which may have ended since.
             title = title if of_providers.level is not Level.OK else "The gateway cannot be reached from here."
-            return StatusHeadline(level, title, f"{of_providers.text} {gateway.sentence}")
+            text = f"{of_providers.text} {gateway.sentence}"
+            return replace(of_providers, level=level, title=title, text=text)
         case _:
             return of_providers
 
@@ -269,17 +317,22 @@ def _headline_of_providers(report: Report) -> StatusHeadline:
     configured = report.configured
     level = max(map(level_of, configured))
     total = len(configured)
-    problems = [f"{entry.name}: {text}" for entry in configured if (text := describe_problem(entry)) is not None]
+    problems = [(entry.name, problem) for entry in configured if (problem := _problem(entry)) is not None]
     if problems:
+        # A vendor that refuses comes before a key that differs: a sync repairs only the latter.
+        problems.sort(key=lambda one: (-one[1].level, not one[1].of_vendor))
         title = f"{len(problems)} of {total} providers {'is' if len(problems) == 1 else 'are'} not in order."
-        return StatusHeadline(level, title, f"{join_some(problems, _MAX_NAMES, '; ')}.")
+        text = join_some([f"{name}: {problem.text}" for name, problem in problems], _MAX_NAMES, "; ")
+        worst = problems[0][1]
+        return StatusHeadline(level, title, f"{text}.", worst.remedy, worst.seen)
     proven = "The stored key is proven" if total == 1 else f"All {total} stored keys are proven"
     if level is Level.OK:
         answered = "the vendor answered" if total == 1 else "every vendor answered"
         return StatusHeadline(level, "Everything is in order.", f"{proven}, and {answered} the last request.")
     unknown = [entry.name for entry in configured if level_of(entry) is Level.UNKNOWN]
     which = "this vendor answers" if len(unknown) == 1 else "these vendors answer"
-    return StatusHeadline(level, f"{proven}.", f"Whether {which} is not known: {join_some(unknown, _MAX_NAMES)}.")
+    text = f"Whether {which} is not known: {join_some(unknown, _MAX_NAMES)}."
+    return StatusHeadline(level, f"{proven}.", text, _VERIFY)
 
 
 def report_document(report: Report) -> dict[str, Any]:

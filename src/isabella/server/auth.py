@@ -41,7 +41,7 @@ _SESSION = "isabella.session"
 #: Pages load only what this backend serves, and nothing inline.
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
+    "manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
 #: The pages of the API documentation have an inline script and inline styles.
 _DOCS_POLICY = (

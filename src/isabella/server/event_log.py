@@ -7,6 +7,7 @@ from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import StrEnum
 
 import anyio
 
@@ -16,7 +17,7 @@ from isabella.system.redaction import redact
 from isabella.turns.events import AnswerText, Ended, Event, Failover, ToolCalled, TurnFailed, Usage
 from isabella.turns.stream import is_of_vendor
 from isabella.turns.turn import Turn
-from isabella.watch.events import Synced, WatchEvent, log_sentences
+from isabella.watch.events import SyncCause, Synced, WatchEvent, log_sentences
 
 _EVENTS_KEPT = 400
 _SAMPLES_KEPT = 5000
@@ -43,6 +44,18 @@ class Notifier:
                 await self._event.wait()
 
 
+class SyncKind(StrEnum):
+    """Why a sync changed a provider."""
+
+    #: The configuration asked for another key or another base URL.
+    ROTATED = "rotated"
+    #: Letta held something else than the configuration, which had not changed.
+    HEALED = "healed"
+    #: It was done at the start, or by hand.
+    SYNCED = "synced"
+    REFUSED = "refused"
+
+
 @dataclass(frozen=True)
 class LoggedEvent:
     """An event as the activity page shows it."""
@@ -54,6 +67,7 @@ class LoggedEvent:
     proof: str = ""  #: the proof of the provider after a sync
     seconds: float | None = None
     warning: bool = False
+    sync: SyncKind | None = None  #: for a sync that changed the provider, or could not
     at: datetime = field(default_factory=lambda: datetime.now(UTC))
 
 
@@ -62,8 +76,21 @@ class TurnSample:
     """The result of one vendor in one turn."""
 
     at: float  #: seconds since the epoch
-    provider: str
-    first_token: float | None  #: seconds until the answer began; None if the vendor did not answer
+    handle: str
+    first_token: float | None = None  #: seconds until the answer began; None if the vendor did not answer
+    status: int | None = None  #: the status of a refusal; None if no answer came
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+    @property
+    def provider(self) -> str:
+        """The name of the provider."""
+        return self.handle.partition("/")[0]
+
+    @property
+    def answered(self) -> bool:
+        """Whether the vendor answered."""
+        return self.first_token is not None
 
 
 @dataclass
@@ -120,7 +147,7 @@ class EventLog:
             case Failover(handle=handle):
                 of_vendor = is_of_vendor(event.code, event.status)
                 if of_vendor:
-                    self._add_sample(handle, None)
+                    self._samples.append(TurnSample(time.time(), handle, status=event.status))
                 done = "did not answer" if of_vendor else "was not used by"
                 text = f"{done} {agent.name} ({event.code.value.replace('_', ' ')}): {redact(event.message)}"
                 self.entries.appendleft(LoggedEvent("failover", handle, text, warning=True))
@@ -130,7 +157,7 @@ class EventLog:
                 self.last_turn_at[agent.id] = time.time()
                 self._by_turn.pop(turn.id, None)
                 if handle is not None:
-                    self._add_sample(handle, event.first_token)
+                    self._add_answer(handle, event, record.usage)
             case _:
                 return
         self.notifier.notify()
@@ -158,7 +185,8 @@ class EventLog:
             refused, proven = entry.action is Action.REFUSE, entry.proof is Proof.PROVEN
             text = f"{DONE.get(entry.action, 'refused' if refused else 'out of sync')}: {redact(entry.reason)}"
             kind, proof = "refusal" if refused else "sync", entry.proof.value
-            event = LoggedEvent(kind, entry.name, text, cause, proof, seconds, warning=not proven)
+            done = _sync_kind(entry, cause)
+            event = LoggedEvent(kind, entry.name, text, cause, proof, seconds, warning=not proven, sync=done)
             self.entries.appendleft(event)
         if not entries:
             count = len(report.configured)
@@ -187,8 +215,22 @@ class EventLog:
         since = time.time() - seconds
         return [entry for entry in self.entries if entry.kind == "notice" and entry.at.timestamp() >= since]
 
-    def _add_sample(self, handle: str, first_token: float | None) -> None:
-        self._samples.append(TurnSample(time.time(), handle.partition("/")[0], first_token))
+    def _add_answer(self, handle: str, ended: Ended, usage: Usage | None) -> None:
+        prompt, completion = (0, 0) if usage is None else (usage.prompt_tokens, usage.completion_tokens)
+        sample = TurnSample(
+            time.time(), handle, ended.first_token, prompt_tokens=prompt, completion_tokens=completion
+        )
+        self._samples.append(sample)
+
+
+def _sync_kind(entry: ProviderReport, cause: str) -> SyncKind | None:
+    if entry.action is Action.REFUSE or entry.proof is not Proof.PROVEN:
+        return SyncKind.REFUSED
+    if entry.action not in DONE:
+        return None
+    if cause == SyncCause.CHANGE:
+        return SyncKind.ROTATED
+    return SyncKind.HEALED if cause in (SyncCause.RESYNC, SyncCause.RETRY) else SyncKind.SYNCED
 
 
 def _is_notable(entry: ProviderReport) -> bool:

@@ -230,7 +230,7 @@ def _with_practice(
     if options.practice is None:
         options.say(
             "No vendor key is configured, so Isabella uses PRACTICE VENDORS: local stand-ins that answer from a "
-            "small script. To use real vendors, put a key into .env (see .env.example) and start again."
+            "small script. To use real vendors, put a key into .env (see .env.example); it takes effect at once."
         )
     else:
         options.say("Isabella uses PRACTICE VENDORS: local stand-ins that answer from a small script.")
@@ -242,7 +242,7 @@ def _with_practice(
     kept.append((HOST, running.port))
     if (port := kept_port(HOST, running.port)) is not None:
         stack.enter_context(port)
-    return with_practice_vendors(settings, running)
+    return with_practice_vendors(settings, running, until_key=options.practice is None)
 
 
 def _start_embedded(settings: Settings, server: Server, options: ServeOptions, stack: ExitStack) -> Connection:
@@ -394,7 +394,7 @@ class _Backend:
                     settings,
                     LettaActions(locks),
                     agent_service.models,
-                    on_event=runtime.event_log.on_watch_event,
+                    on_event=runtime.on_watch_event,
                 ) as runtime.watcher,
                 run_gateway_monitor(runtime, turn_service),
                 run_nightly_backups(runtime, settings, prepared.server),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -17,7 +17,7 @@ from fastapi import Depends, Request
 from pydantic import SecretStr
 
 from isabella.agents.model_catalog import ModelCatalog
-from isabella.agents.reconcile import EnsureOutcome
+from isabella.agents.reconcile import EnsureOutcome, EnsureResult
 from isabella.agents.reflection import ReflectionOutcome, SendMessage, reflect
 from isabella.agents.service import AgentService, open_agent_service
 from isabella.config.settings import Settings
@@ -35,17 +35,19 @@ from isabella.gateway.client import GatewayTraffic
 from isabella.letta.client import Connection
 from isabella.locks.provider_lock import ProviderLock
 from isabella.providers.desired import desired_providers
+from isabella.providers.health import StatusHeadline
 from isabella.providers.plan import WRITE_ACTIONS
 from isabella.providers.report import Proof, Report
 from isabella.server.event_log import EventLog
 from isabella.server.idempotency import RequestRegistry
 from isabella.server.metrics import Metrics
+from isabella.server.provider_monitor import ProviderMonitor, status_line
 from isabella.server.readiness import Readiness
 from isabella.server.sessions import Sessions
 from isabella.turns.events import Ended, EndReason, Event, TurnFailed
 from isabella.turns.service import TurnService, new_turn_service
 from isabella.turns.turn import Turn
-from isabella.watch.events import ModelsRefreshed, Synced, WatchEvent, WatchListener, log_sentences
+from isabella.watch.events import ModelsRefreshed, SyncCause, Synced, WatchEvent, WatchListener, log_sentences
 from isabella.watch.model_refresh import BoundAgent
 from isabella.watch.watcher import Schedule, WatchActions, Watcher
 
@@ -79,12 +81,15 @@ class Runtime:
     watcher: Watcher | None = None
     gateway: GatewayTraffic | None = None  #: what the gateway last reported; None without one
     tasks: TaskGroup | None = None  #: runs work that outlives a request; set while the application serves
+    syncs: int = 0  #: how many syncs of pages are under way
+    monitor: ProviderMonitor = field(init=False, repr=False)  #: polls the providers while a page is open
     csrf: str = field(init=False, repr=False)  #: the secret that every form of the console contains
 
     def __post_init__(self) -> None:
         # Derived from the token, so that forms of open pages stay valid across a restart.
         secret = self.token.get_secret_value() if self.token else secrets.token_urlsafe(32)
         self.csrf = hmac.new(secret.encode(), b"isabella csrf", hashlib.sha256).hexdigest()
+        self.monitor = ProviderMonitor(self)
         self.readiness.on_start_sync = self.event_log.add_sync
         self.readiness.vendors.changed = self.event_log.notifier.notify
 
@@ -114,9 +119,28 @@ class Runtime:
         return self.agents.settings if self.watcher is None else self.watcher.settings
 
     @property
+    def latest_settings(self) -> Settings | None:
+        """The settings in force now, or those of the start before the watcher runs."""
+        return self.start_settings if self.watcher is None else self.watcher.settings
+
+    @property
     def connection(self) -> Connection:
         """The Letta server in use. Raises `NotReady` before the agents are open."""
         return self.agents.connection
+
+    @property
+    def status_line(self) -> StatusHeadline:
+        """The status of the whole backend: of all that is wrong, the worst, with what to do next."""
+        return status_line(self, self.monitor.states)
+
+    @contextmanager
+    def syncing(self) -> Iterator[None]:
+        """Note that providers are being written while the block runs."""
+        self.syncs += 1
+        try:
+            yield
+        finally:
+            self.syncs -= 1
 
     def move(self, connection: Connection) -> None:
         """Use another connection to the same Letta: it, or its Postgres, has another port or key."""
@@ -144,6 +168,35 @@ class Runtime:
             if unknown
             else "It is started again; repeat the request in a few seconds.",
         )
+
+    def on_watch_event(self, event: WatchEvent) -> None:
+        """Record an event of the watcher; after a change of the configuration, make the agents follow it."""
+        self.event_log.on_watch_event(event)
+        if isinstance(event, Synced) and event.cause is SyncCause.CHANGE and self.up:
+            self.start_task(self._ensure_agents)
+
+    async def _ensure_agents(self) -> None:
+        try:
+            self.record_agents(await self.agents.ensure())
+        except IsabellaError as error:
+            log.warning("agents not updated", error=error.what, sentence=f"Agents were not updated: {error.what}")
+
+    def record_agents(self, ensured: Sequence[EnsureResult]) -> None:
+        """Note the models of the agents, and log what was done about them."""
+        handles = ((result.name, *(result.handle or "").partition("/")[::2]) for result in ensured)
+        self.readiness.agents = tuple(BoundAgent(*one) for one in handles)
+        for result in ensured:
+            failed = result.done is EnsureOutcome.FAILED
+            (log.warning if failed else log.info)(
+                "agent",
+                name=result.name,
+                done=result.done.value,
+                handle=result.handle,
+                changes=list(result.changes),
+                reason=result.reason,
+                remedy=result.remedy,
+                sentence=result.sentence,
+            )
 
     def start_task(self, function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         """Run an async function in the background. Raises `NotReady` if the application is not serving."""
@@ -193,21 +246,7 @@ async def open_agents(
     async with open_agent_service(settings, connection, backend=base_url) as agent_service:
         agent_service.models.on_event = runtime.readiness.record_answer
         agent_service.models.on_replaced = lambda text: runtime.event_log.add_notice(text, warning=True)
-        ensured = await agent_service.ensure()
-        handles = ((result.name, *(result.handle or "").partition("/")[::2]) for result in ensured)
-        runtime.readiness.agents = tuple(BoundAgent(*one) for one in handles)
-        for result in ensured:
-            failed = result.done is EnsureOutcome.FAILED
-            (log.warning if failed else log.info)(
-                "agent",
-                name=result.name,
-                done=result.done.value,
-                handle=result.handle,
-                changes=list(result.changes),
-                reason=result.reason,
-                remedy=result.remedy,
-                sentence=result.sentence,
-            )
+        runtime.record_agents(await agent_service.ensure())
         runtime.agent_service = agent_service
         try:
             yield agent_service
@@ -280,7 +319,10 @@ async def run_watcher(
 
 
 def _update_keys(models: ModelCatalog, watcher: Watcher, report: Report) -> None:
-    """Give the model catalog the keys that Letta holds now. A provider that is not proven keeps its former key."""
+    """Give the model catalog the keys that Letta holds now.
+
+    A provider that is not proven keeps its former key, unless it has none any more.
+    """
     try:
         # The settings of the sync: a key file may have changed again since.
         desired = desired_providers(watcher.settings)
@@ -290,7 +332,9 @@ def _update_keys(models: ModelCatalog, watcher: Watcher, report: Report) -> None
     proven = {entry.name for entry in report.configured if entry.proof is Proof.PROVEN}
     former = {provider.name: provider for provider in models.providers}
     models.renew(
-        provider if provider.name in proven or provider.name not in former else former[provider.name]
+        former[provider.name]
+        if provider.configured and provider.name not in proven and provider.name in former
+        else provider
         for provider in desired
     )
 

@@ -75,6 +75,8 @@ class Headline(BaseModel):
     level: Literal["ok", "unknown", "warning", "problem"]
     title: str
     text: str = Field(description="The providers in that state, and the reason.")
+    remedy: str = Field("", description="What to do next; empty if there is nothing to do.")
+    seen: datetime | None = Field(None, description="When it was seen; null if that is `as_of`.")
 
 
 class GatewayStatusBody(BaseModel):
@@ -242,7 +244,7 @@ async def doctor(
     try:
         async with _one_doctor:
             result = await run_doctor(
-                settings=runtime.start_settings, connection=runtime.start_connection, options=options
+                settings=runtime.latest_settings, connection=runtime.start_connection, options=options
             )
     except ConfigurationError as error:
         raise HTTPException(404, str(error)) from None

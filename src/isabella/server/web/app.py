@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,7 +24,8 @@ from isabella.server.web import (
     pages_providers,
     sign_in,
 )
-from isabella.server.web.rendering import THEME, THEMES, Renderer
+from isabella.server.web.rendering import THEME, THEMES, Renderer, status_changes, stream
+from isabella.server.web.static_files import STATIC_FILES
 
 log = structlog.get_logger()
 
@@ -50,7 +49,7 @@ class Console:
 
     def __init__(self, runtime: Runtime, access: Access) -> None:
         self._runtime = runtime
-        self._renderer = Renderer(runtime.csrf)
+        self._renderer = Renderer(runtime)
         self.sign_in = sign_in.SignIn(access, self._renderer)
 
     def application(self) -> Starlette:
@@ -58,13 +57,15 @@ class Console:
         routes = [
             Route("/", redirect_to_start),
             *sign_in.routes(self._runtime, self._renderer),
+            Route("/status/live", self._status),
             Route("/theme", self._set_theme, methods=["POST"]),
             *pages_providers.routes(self._runtime, self._renderer),
             *pages_chat.routes(self._runtime, self._renderer),
             *pages_conversations.routes(self._runtime, self._renderer),
             *pages_memory.routes(self._runtime, self._renderer),
             *pages_activity.routes(self._runtime, self._renderer),
-            Mount("/static", _ImmutableFiles(directory=Path(__file__).parent / "static")),
+            *self._renderer.installable.routes(),
+            Mount("/static", _ImmutableFiles(directory=STATIC_FILES)),
         ]
         middleware = [Middleware(GZipMiddleware, minimum_size=1000, compresslevel=6)]
         return Starlette(
@@ -72,6 +73,10 @@ class Console:
             middleware=middleware,
             exception_handlers=dict.fromkeys((IsabellaError, HTTPException, Exception), self._failed),
         )
+
+    async def _status(self, _request: Request) -> Response:
+        """Stream the status line, for pages that have nothing else to stream."""
+        return stream(status_changes(self._runtime, self._renderer))
 
     async def _set_theme(self, request: Request) -> Response:
         fields = await read_form(request, self._runtime.csrf)

@@ -1,21 +1,18 @@
-"""The background work of the providers page: polling the providers, and the jobs that its buttons start."""
+"""The jobs that the buttons of the providers page start, and their outcomes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
 
-import anyio
-import structlog
-
 from isabella.api import compare_providers, ensure_providers, verify_providers
 from isabella.doctor.run import DoctorOptions, run_doctor
 from isabella.errors import IsabellaError
+from isabella.providers.health import current_health
 from isabella.providers.plan import Action
 from isabella.providers.report import Report
 from isabella.server.event_log import Notifier
@@ -23,110 +20,6 @@ from isabella.server.runtime import Runtime
 from isabella.system.redaction import redact
 from isabella.watch.events import ModelsRefreshed
 from isabella.watch.model_refresh import ModelRefresh, refresh_models
-
-log = structlog.get_logger()
-
-_POLL_SECONDS = 4.0
-
-
-@dataclass(frozen=True)
-class ProviderStates:
-    """The polled state of the providers."""
-
-    report: Report | None = None
-    as_of: datetime | None = None
-    error: IsabellaError | None = None  #: why the last poll failed, if it did
-    since: datetime | None = None  #: since when polls fail
-    version: int = 0  #: grows with every change
-
-
-class ProviderMonitor:
-    """Polls the providers while a page shows them."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self.notifier = Notifier()
-        self._states = ProviderStates()
-        self._viewers = 0
-        self._wake = anyio.Event()
-        self._running = False
-
-    @property
-    def states(self) -> ProviderStates:
-        """The states from the last poll or from the last report of a sync, whichever is newer."""
-        readiness, states = self._runtime.readiness, self._states
-        if readiness.report is not None and (
-            states.as_of is None or states.as_of < (readiness.as_of or states.as_of)
-        ):
-            states = replace(states, report=readiness.report, as_of=readiness.as_of, version=states.version + 1)
-            self._states = states
-        return states
-
-    @contextmanager
-    def viewing(self) -> Iterator[None]:
-        """Poll for as long as the block runs."""
-        self._viewers += 1
-        self._wake.set()
-        try:
-            if not self._running:
-                self._running = True
-                self._runtime.start_task(self._run)
-            yield
-        finally:
-            self._viewers -= 1
-
-    def wake(self) -> None:
-        """Poll now."""
-        self._wake.set()
-
-    async def _run(self) -> None:
-        try:
-            while self._viewers:
-                if self._runtime.up:
-                    await self._poll()
-                with anyio.move_on_after(_POLL_SECONDS if self._runtime.up else 0.5):
-                    await self._wake.wait()
-                self._wake = anyio.Event()
-        finally:
-            self._running = False
-
-    async def _poll(self) -> None:
-        runtime, before, synced_at = self._runtime, self.states, self._runtime.readiness.as_of
-        try:
-            report = await compare_providers(runtime.settings, connection=runtime.connection)
-        except IsabellaError as error:
-            if before.error is None or before.error.what != error.what:
-                since = before.since if before.error is not None else datetime.now(UTC)
-                self._update(replace(before, error=error, since=since, version=before.version + 1))
-            return
-        except Exception:
-            # A bug here must not end the backend's task group.
-            log.exception("polling the providers failed")
-            return
-        if runtime.readiness.as_of != synced_at:
-            # A sync ended during the poll, so its report is newer.
-            self.wake()
-            return
-        # Counting models costs a request per provider, so a poll takes the numbers of the last sync.
-        synced = runtime.readiness.report
-        models = {} if synced is None else {entry.name: entry.models for entry in synced.providers}
-        entries = [replace(entry, models=models.get(entry.name, 0)) for entry in report.providers]
-        report = replace(report, providers=entries)
-        changed = before.report is None or before.error is not None or _shown(report) != _shown(before.report)
-        self._update(ProviderStates(report, datetime.now(UTC), version=before.version + changed))
-
-    def _update(self, states: ProviderStates) -> None:
-        changed = states.version != self._states.version
-        self._states = states
-        if changed:
-            self.notifier.notify()
-
-
-def _shown(report: Report) -> list[object]:
-    return [
-        (entry.name, entry.condition, entry.stored, entry.proof, entry.reason, entry.key, entry.models, entry.notes)
-        for entry in report.providers
-    ]
 
 
 class JobKind(StrEnum):
@@ -162,6 +55,9 @@ class Job:
     model_refresh: ModelRefresh | None = None
     error: IsabellaError | None = None
     seconds: float | None = None  #: its duration, once it has ended
+    ended_at: datetime | None = None
+    #: everything that its outcome speaks of, as it was at its end; None until that was read
+    basis: tuple[object, ...] | None = field(default=None, repr=False)
     began: float = field(default_factory=time.monotonic)
 
     @property
@@ -177,18 +73,25 @@ class Job:
 
 
 class JobRunner:
-    """Runs one job at a time, and wakes the monitor at its end."""
+    """Runs one job at a time. Its outcome stays until what it speaks of has changed, or it is dismissed."""
 
-    def __init__(self, runtime: Runtime, monitor: ProviderMonitor) -> None:
+    def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._monitor = monitor
         self.notifier = Notifier()
-        self.current: Job | None = None
+        self._last: Job | None = None
+
+    @property
+    def current(self) -> Job | None:
+        """The job that is running, or the last one while its outcome holds."""
+        job = self._last
+        if job is not None and job.basis is not None and job.basis != self._basis(job):
+            self._last = None
+        return self._last
 
     @property
     def running(self) -> bool:
         """Whether a job is running."""
-        return self.current is not None and self.current.state is JobState.RUNNING
+        return self._last is not None and self._last.state is JobState.RUNNING
 
     def start(self, kind: JobKind, only: Sequence[str] = (), *, confirmed: bool = False) -> None:
         """Start a job, unless one is running. `confirmed` allows it to recreate providers."""
@@ -196,13 +99,13 @@ class JobRunner:
             return
         job = Job(kind, tuple(only))
         self._runtime.start_task(self._run, job, confirmed)
-        self.current = job
+        self._last = job
         self.notifier.notify()
 
     def dismiss(self) -> None:
         """Remove the result of the last job."""
         if not self.running:
-            self.current = None
+            self._last = None
             self.notifier.notify()
 
     async def _run(self, job: Job, confirmed: bool) -> None:
@@ -214,9 +117,30 @@ class JobRunner:
             job.error = IsabellaError(f"Internal error: {type(error).__name__}: {redact(str(error))[:200]}")
         if job.state is JobState.RUNNING:
             job.state = JobState.DONE if job.error is None else JobState.FAILED
-        job.seconds = time.monotonic() - job.began
-        self._monitor.wake()
+        job.seconds, job.ended_at = time.monotonic() - job.began, datetime.now(UTC)
         self.notifier.notify()
+        # What the pages know may be older than the outcome.
+        await self._runtime.monitor.poll()
+        job.basis = self._basis(job)
+
+    def _basis(self, job: Job) -> tuple[object, ...]:
+        """Return what the outcome of a job speaks of, as it is now."""
+        readiness, states = self._runtime.readiness, self._runtime.monitor.states
+        entries = [] if states.report is None else states.report.providers
+        entries = [entry for entry in entries if not job.only or entry.name in job.only]
+        basis: list[object] = [
+            (entry.name, entry.type, entry.base_url, entry.upstream, entry.key, current_health(entry))
+            for entry in entries
+        ]
+        if job.kind is JobKind.REFRESH:
+            basis.append(readiness.model_refresh)
+        if job.kind in (JobKind.VERIFY, JobKind.DOCTOR):
+            basis += [readiness.vendors.of(entry.name).state for entry in entries]
+        if job.kind is JobKind.DOCTOR:
+            basis.append((readiness.gateway, [part.state for part in readiness.parts], readiness.agents))
+        if job.kind is JobKind.DOCTOR or job.error is not None:
+            basis.append((states.error is None, not readiness.down))
+        return tuple(basis)
 
     async def _work(self, job: Job, confirmed: bool) -> None:
         runtime = self._runtime
@@ -252,13 +176,14 @@ class JobRunner:
 
     async def _sync(self, job: Job) -> Report:
         runtime, began = self._runtime, time.monotonic()
-        report = await ensure_providers(
-            runtime.settings,
-            connection=runtime.connection,
-            only=job.only,
-            count_models=True,
-            gate=runtime.turns.deps.gate,
-        )
+        with runtime.syncing():
+            report = await ensure_providers(
+                runtime.settings,
+                connection=runtime.connection,
+                only=job.only,
+                count_models=True,
+                gate=runtime.turns.deps.gate,
+            )
         runtime.event_log.add_sync(report, "Sync button", time.monotonic() - began)
         before = runtime.readiness.report
         whole = report if before is None or not job.only else before.merged_with(report)

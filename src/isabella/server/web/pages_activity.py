@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,40 +13,14 @@ from starlette.routing import Route
 
 from isabella.gateway.client import GatewayTraffic
 from isabella.gateway.traffic import VendorTraffic
-from isabella.server.event_log import TurnSample
-from isabella.server.gateway_metrics import NamedAllowance, allowances
 from isabella.server.runtime import Runtime
-from isabella.server.web.rendering import Page, Renderer, stream
+from isabella.server.web import charts
+from isabella.server.web.rendering import Page, Renderer
 from isabella.system.redaction import redact
 
 _HOUR = 3600.0
 _EVENTS_SHOWN, _CHARTS_SHOWN = 100, 12
 _REFRESH_SECONDS = 20.0
-_BAR_COUNT = 60
-#: Seconds at the top of the scale.
-_SCALES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
-
-
-def chart(provider: str, samples: Sequence[TurnSample], now: float, span: float = _HOUR) -> dict[str, Any]:
-    """Return the chart of a provider's samples in the `span` seconds before `now`, for the template to draw.
-
-    `answers` are pairs of a position from 0 to 1 on the time axis and the seconds to the first token; `bars` are the
-    numbers of errors in equal intervals.
-    """
-    position = {sample: 1 - (now - sample.at) / span for sample in samples}
-    bars = [0] * _BAR_COUNT
-    for sample in samples:
-        if sample.first_token is None:
-            bars[min(_BAR_COUNT - 1, max(0, int(_BAR_COUNT * position[sample])))] += 1
-    times = sorted(sample.first_token for sample in samples if sample.first_token is not None)
-    longest = times[-1] if times else 1.0
-    return {
-        "provider": provider,
-        "answers": [(position[sample], sample.first_token) for sample in samples if sample.first_token is not None],
-        "bars": bars,
-        "ceiling": next((scale for scale in _SCALES if longest <= scale), longest),
-        "median": times[len(times) // 2] if times else None,
-    }
 
 
 @dataclass(frozen=True)
@@ -61,7 +33,6 @@ class VendorRow:
         totals: its answers, refusals and failures.
         first_byte: the time to the first byte of its last answer.
         tokens: the tokens that it has counted.
-        limits: what is left of its rate limits, one text each.
     """
 
     provider: str
@@ -71,7 +42,6 @@ class VendorRow:
     totals: str
     first_byte: str | None
     tokens: str
-    limits: tuple[str, ...]
 
 
 def vendor_rows(traffic: GatewayTraffic | None) -> list[VendorRow]:
@@ -95,15 +65,7 @@ def _vendor_row(provider: str, vendor: VendorTraffic) -> VendorRow:
         + (f", {stopped} other key{'' if stopped == 1 else 's'} stopped" if stopped else ""),
         first_byte=None if vendor.first_byte_ms is None else f"{vendor.first_byte_ms:,.0f} ms",
         tokens=f"{vendor.prompt_tokens:,} in, {vendor.completion_tokens:,} out",
-        limits=tuple(_limit(one) for one in allowances(vendor.limits)),
     )
-
-
-def _limit(named: NamedAllowance) -> str:
-    left, limit = (
-        "?" if value is None else f"{value:,}" for value in (named.allowance.remaining, named.allowance.limit)
-    )
-    return f"{left} of {limit} {named.unit} a {named.period}"
 
 
 def _time(seconds: float | None) -> datetime | None:
@@ -128,7 +90,7 @@ class _Page(Page):
         return self._renderer.page(request, "activity.html", here="activity", parts=self._parts(), version=version)
 
     async def live(self, request: Request) -> Response:
-        return stream(self._changes(request.query_params.get("v", "")))
+        return self._stream(self._changes(request.query_params.get("v", "")))
 
     async def _changes(self, version: str) -> AsyncGenerator[str, None]:
         notifier = self._log.notifier
@@ -146,14 +108,16 @@ class _Page(Page):
         return self._renderer.part("activity_parts.html", "gateway", status=status, rows=rows)
 
     def _parts(self) -> dict[str, str]:
-        samples: dict[str, list[TurnSample]] = defaultdict(list)
-        for sample in self._log.samples_of_last(_HOUR):
-            samples[sample.provider].append(sample)
-        now = time.time()
-        busiest = sorted(samples, key=lambda name: (-len(samples[name]), name))[:_CHARTS_SHOWN]
-        charts = [chart(name, samples[name], now) for name in sorted(busiest)]
+        samples, now = list(self._log.samples_of_last(_HOUR)), time.time()
+        first_tokens, traffic = charts.first_token_charts(samples, now, _HOUR), self._runtime.gateway
+        limits = [] if traffic is None else charts.limit_rows(traffic.vendors)
+        changes = charts.change_chart(self._log.entries, datetime.now(UTC))
         return {
-            "charts": self._part("charts", charts=charts, more=len(samples) - len(charts)),
+            "first-tokens": self._part("first_tokens", charts=first_tokens, most=_CHARTS_SHOWN),
+            "answers": self._part("answers", rows=charts.answer_rows(samples)),
+            "tokens": self._part("tokens", rows=charts.token_rows(samples, self._runtime.readiness.listed)),
+            "limits": self._part("limits", rows=limits),
+            "changes": self._part("changes", chart=changes),
             "gateway": self._gateway(),
             "events": self._part("events", events=list(self._log.entries)[:_EVENTS_SHOWN]),
         }

@@ -39,7 +39,7 @@ from isabella.server.web.conversations import (
 )
 from isabella.server.web.markdown import Block
 from isabella.server.web.pages_conversations import list_conversations
-from isabella.server.web.rendering import Page, Renderer, stream
+from isabella.server.web.rendering import Page, Renderer
 from isabella.system.redaction import redact
 from isabella.turns.message import IMAGE_TYPES
 
@@ -406,7 +406,7 @@ class _Page(Page):
 
     async def live(self, request: Request) -> Response:
         since = _number(request.query_params.get("since"))
-        return stream(self._changes(address_of(request), since))
+        return self._stream(self._changes(address_of(request), since))
 
     async def _changes(self, address: ChatAddress, since: int) -> AsyncGenerator[str, None]:
         """Yield the exchanges after exchange `since`, and then what changes in them."""

@@ -18,7 +18,7 @@ from isabella.errors import IsabellaError, MemoryChanged, MemoryRefused
 from isabella.letta.conversations import DEFAULT
 from isabella.server.runtime import Runtime
 from isabella.server.web.pages_chat import agent_id_of, find_agent, redirect_to_first, sort_agents
-from isabella.server.web.rendering import Page, Renderer, stream
+from isabella.server.web.rendering import Page, Renderer
 
 #: How many messages of the history are searched for provenance.
 _HISTORY_SEARCHED = 1000
@@ -141,7 +141,7 @@ class _Page(Page):
         )
 
     async def live(self, request: Request) -> Response:
-        return stream(self._changes(agent_id_of(request), request.query_params.get("v", "")))
+        return self._stream(self._changes(agent_id_of(request), request.query_params.get("v", "")))
 
     async def _changes(self, id: str, version: str) -> AsyncGenerator[str, None]:
         """Yield the blocks after every turn of the agent, because it may have changed them."""

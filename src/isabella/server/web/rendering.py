@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from datetime import UTC, datetime
-from functools import cache
-from importlib import resources
 from itertools import zip_longest
 from typing import Any, ClassVar
 from urllib.parse import quote
 
+import anyio
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -25,9 +25,12 @@ from isabella.providers.health import Level, current_health, level_of, stored_le
 from isabella.server import ROOT
 from isabella.server.auth import LOGIN, FormRefused, read_form
 from isabella.server.errors import status_of
+from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
 from isabella.server.web import markdown
 from isabella.server.web.attachments import split_files
+from isabella.server.web.installable import COLORS, Installable
+from isabella.server.web.static_files import static_url
 from isabella.system.redaction import redact
 
 #: Longer texts are cut to this many characters; a link leads to the whole text.
@@ -36,6 +39,7 @@ SHOWN = 6000
 SHOWN_ANSWER = 20_000
 _PING_SECONDS = 15
 _SNIPPET = 200
+_REFRESH_SECONDS, _STARTING_SECONDS = 20.0, 1.0
 
 #: The header that htmx adds to its requests.
 _HTMX = "hx-request"
@@ -103,13 +107,6 @@ def format_duration(value: float | None) -> str:
     return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
 
 
-@cache
-def _static_url(name: str) -> str:
-    """Return the URL of a static file, with a hash of its content."""
-    content = resources.files(__package__).joinpath("static", *name.split("/")).read_bytes()
-    return f"{ROOT}/static/{name}?v={hashlib.sha256(content).hexdigest()[:10]}"
-
-
 def template_environment() -> Environment:
     """Return the environment of the templates, which escapes every value."""
     environment = Environment(
@@ -131,6 +128,7 @@ def template_environment() -> Environment:
         "arguments": format_arguments,
         "files": split_files,
         "time": format_time,
+        "minute": lambda at: format_time(at.replace(second=0, microsecond=0)),
         "timestamp": lambda seconds: datetime.fromtimestamp(seconds, UTC),
         "seconds": format_duration,
         "segment": lambda value: quote(value, safe=""),
@@ -145,7 +143,7 @@ def template_environment() -> Environment:
     }
     environment.globals |= {
         "root": ROOT,
-        "static": _static_url,
+        "static": static_url,
         "SHOWN": SHOWN,
         "SHOWN_ANSWER": SHOWN_ANSWER,
         "login": LOGIN,
@@ -154,11 +152,21 @@ def template_environment() -> Environment:
 
 
 class Renderer:
-    """Renders the templates for one backend, whose forms contain the secret `csrf`."""
+    """Renders the templates for one backend, with its status line and the secret of its forms."""
 
-    def __init__(self, csrf: str) -> None:
-        self._csrf = csrf
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._environment = template_environment()
+        self.installable = Installable(self._environment)
+        self._environment.globals |= {"worker_url": self.installable.worker_url, "colors": COLORS}
+
+    def status_parts(self) -> dict[str, str]:
+        """Return the HTML of the parts of the status line, by id."""
+        lead = self._runtime.status_line
+        return {
+            "status": self.part("status_parts.html", "line", lead=lead),
+            "status-seen": self.part("status_parts.html", "seen", at=lead.seen),
+        }
 
     def part(self, template: str, macro: str, /, **values: Any) -> str:
         """Return the HTML of one macro of a template."""
@@ -172,8 +180,9 @@ class Renderer:
         html = self._environment.get_template(template).render(
             theme=theme if theme in THEMES else "auto",
             themes=THEMES,
-            csrf="" if anonymous else self._csrf,
+            csrf="" if anonymous else self._runtime.csrf,
             anonymous=anonymous,
+            status={} if anonymous else self.status_parts(),
             path=request.url.path,
             **values,
         )
@@ -215,6 +224,58 @@ class Page:
 
     async def _form(self, request: Request) -> dict[str, str]:
         return await read_form(request, self._runtime.csrf)
+
+    def _stream(self, fragments: AsyncGenerator[str, None]) -> Response:
+        """Return a stream of fragments and of the status line; the page places each by the ids in it."""
+        return stream(_merged(fragments, status_changes(self._runtime, self._renderer)))
+
+
+async def status_changes(runtime: Runtime, renderer: Renderer) -> AsyncGenerator[str, None]:
+    """Yield the parts of the status line, and then those that change, while the providers are polled."""
+    notifiers = (runtime.monitor.notifier, runtime.event_log.notifier)
+    sent: dict[str, str] = {}
+    with runtime.monitor.viewing():
+        while True:
+            counts = {notifier: notifier.count for notifier in notifiers}
+            parts = renderer.status_parts()
+            if changed := [html for id, html in parts.items() if sent.get(id) != html]:
+                yield "\n".join(changed)
+            sent = parts
+            await wait_for_any(counts, _REFRESH_SECONDS if runtime.up else _STARTING_SECONDS)
+
+
+async def wait_for_any(counts: dict[Notifier, int], seconds: float) -> None:
+    """Wait until a notifier exceeds its count, at most this many seconds."""
+    async with anyio.create_task_group() as tasks:
+
+        async def wait(notifier: Notifier, count: int) -> None:
+            await notifier.wait(count, seconds)
+            tasks.cancel_scope.cancel()
+
+        for notifier, count in counts.items():
+            tasks.start_soon(wait, notifier, count)
+
+
+async def _merged(*sources: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """Yield what the sources yield, as it comes, until one of them ends; then close all."""
+    waiting = {asyncio.ensure_future(anext(source)): source for source in sources}
+    try:
+        while True:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                source = waiting.pop(task)
+                try:
+                    html = task.result()
+                except StopAsyncIteration:
+                    return
+                waiting[asyncio.ensure_future(anext(source))] = source
+                yield html
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for source in sources:
+            await source.aclose()
 
 
 def stream(fragments: AsyncGenerator[str, None]) -> Response:

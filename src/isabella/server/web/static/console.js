@@ -126,13 +126,11 @@
     source.onerror = () => {
       delete main.dataset.connected;
       const closed = source.readyState === EventSource.CLOSED;
-      if (!closed) {
-        showLost(AWAY);
-        return;
-      }
-      disconnect();
-      // The browser reconnects after lost connections only; find out what else happened, and retry.
+      // Isabella may be away, or the session is over; only a request tells which.
       session();
+      if (!closed) return;
+      disconnect();
+      // The browser reconnects after lost connections only.
       timer = setTimeout(connect, pause);
       pause = Math.min(pause * 2, 15000);
     };
@@ -150,6 +148,13 @@
   window.addEventListener("pagehide", disconnect);
   window.addEventListener("pageshow", connect);
 
+  // Whether a fragment is on the page already: a live region that is replaced by itself would be announced again.
+  function same(present, part) {
+    const copies = [present, part].map((one) => one.cloneNode(true));
+    for (const copy of copies) copy.removeAttribute("hx-swap-oob");
+    return copies[0].isEqualNode(copies[1]);
+  }
+
   // Place each fragment by its id; skip those whose element is not on the page. A page's own script is told before
   // and after it.
   function put(html) {
@@ -158,7 +163,8 @@
     for (const part of [...holder.content.children]) {
       const where = part.getAttribute("hx-swap-oob") || "";
       const id = where.includes("#") ? where.split("#")[1] : part.id;
-      if (!document.getElementById(id)) part.remove();
+      const present = document.getElementById(id);
+      if (!present || (where === "true" && same(present, part))) part.remove();
     }
     if (!holder.content.childElementCount) return;
     document.dispatchEvent(new Event("console:beforeput"));
@@ -227,6 +233,9 @@
       if (!menu.contains(event.target)) menu.open = false;
     }
   });
+
+  // The offline page. Browsers allow a service worker only at https:// and on the same machine.
+  navigator.serviceWorker?.register(document.body.dataset.worker, { scope: `${root}/` }).catch(() => {});
 
   localize(document);
   connect();

@@ -19,6 +19,7 @@ from isabella.config.settings import load_settings
 from isabella.connect import embedded_connection
 from isabella.embedded import Letta
 from isabella.errors import LettaUnreachable
+from isabella.letta.client import LettaClient
 from isabella.letta.http import LettaHttp
 from isabella.locks.postgres import AdvisoryLocks
 from isabella.server.app import create_app
@@ -100,7 +101,8 @@ async def test_a_letta_on_another_port_is_followed(tmp_path: Path) -> None:
     advisory = AdvisoryLocks(LETTA.database_url)
     resynced = anyio.Event()
     watcher: Any = SimpleNamespace(reread=lambda: anyio.lowlevel.checkpoint(), resync=lambda: _set(resynced))
-    agents: Any = SimpleNamespace(letta=SimpleNamespace(http=http), connection=runtime.start_connection)
+    letta = LettaClient(http, LETTA.database_url)
+    agents: Any = SimpleNamespace(letta=letta, connection=runtime.start_connection)
     turns: Any = SimpleNamespace(deps=SimpleNamespace(gate=SimpleNamespace(advisory=advisory)))
     runtime.agent_service, runtime.turn_service, runtime.watcher = agents, turns, watcher
     server: Any = SimpleNamespace(running=lambda: MOVED)
@@ -113,6 +115,7 @@ async def test_a_letta_on_another_port_is_followed(tmp_path: Path) -> None:
         assert runtime.start_connection == embedded_connection(settings, MOVED)
         with anyio.fail_after(10):
             await resynced.wait()
+    assert letta.conversations.database_url == MOVED.database_url
     await http.get("/v1/agents/")
     assert asked == ["http://127.0.0.1:10001/v1/agents/"]
     assert advisory._url == MOVED.database_url

@@ -11,9 +11,19 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Error, Page, Response, expect
 
 from tests.support.backend_server import TOKEN, Backend
-from tests.support.browser_user import BrowserUser, browsing
+from tests.support.browser_user import BrowserUser, aside, browsing
 
-WIDTHS = {"narrow": {"width": 360, "height": 740}, "wide": {"width": 1920, "height": 1080}}
+WIDTHS = {
+    "narrow": {"width": 360, "height": 740},
+    "tablet": {"width": 768, "height": 1024},
+    "wide": {"width": 1440, "height": 900},
+}
+
+
+#: The code and the table are complete before the end has arrived.
+STREAMED = (
+    "**a** `b`\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n```python\ndef f(): return 'a'  # b 1\n```\n\n" + "on " * 60
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +54,12 @@ def everywhere(user: BrowserUser, agent: str) -> Iterator[str]:
     page.locator("#model summary").click()
     expect(page.get_by_label("Model", exact=True)).to_be_visible()
     yield "chat, switching"
+    user.open(f"chat/{agent}")
+    page.locator("#search summary").click()
+    page.get_by_label("Words in the messages").fill("dog")
+    page.get_by_label("Words in the messages").press("Enter")
+    expect(page.locator("#hits mark").first).to_be_visible()
+    yield "chat, searching"
     made = user.served.client.post(f"/api/agents/{agent}/conversations", json={"name": "Another one"}).json()["id"]
     user.open(f"chat/{agent}:{made}")
     page.locator("#talk-menu summary").click()
@@ -51,6 +67,7 @@ def everywhere(user: BrowserUser, agent: str) -> Iterator[str]:
     if page.locator("#talks-open").is_visible():
         page.locator("#talks-open").click()
         yield "chat, the drawer"
+    yield from talking(user)
     user.open(f"memory/{agent}")
     yield "memory"
     page.get_by_role("button", name="Edit human").click()
@@ -73,6 +90,32 @@ def everywhere(user: BrowserUser, agent: str) -> Iterator[str]:
     page.goto(f"{user.served.url}/console/static/offline")
     yield "offline"
     page.unroute("**/health")
+
+
+def talking(user: BrowserUser) -> Iterator[str]:
+    """The chat page of an agent that has never been spoken to: empty, streaming, failed, stopped, editing."""
+    page, vendors = user.page, user.served.vendors
+    name = f"talker {len(user.served._made)}"
+    aside(user.served.agent, name, "cerebras/gpt-oss-120b")
+    user.open(f"chat/{user.served.id_of(name)}")
+    expect(page.locator("#empty")).to_be_visible()
+    yield "chat, empty"
+    vendors.fault("cerebras", on="chat", between=0.5, times=1)
+    user.say(f"Say {STREAMED}")
+    expect(page.locator("#live .words table")).to_be_visible()
+    yield "chat, streaming"
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator("#live")).to_contain_text("Stopped")
+    vendors.clear()
+    vendors.fault("cerebras", on="chat", status=400)
+    user.say("Say anything")
+    expect(page.locator("#live .problem")).to_be_visible()
+    vendors.clear()
+    page.locator("#live .again summary").first.click()
+    expect(page.get_by_label("Model, for this answer")).to_be_visible()
+    page.get_by_role("button", name="Edit", exact=True).first.click()
+    expect(page.locator("#editing")).to_be_visible()
+    yield "chat, failed, stopped, editing"
 
 
 @pytest.mark.parametrize("width", WIDTHS)

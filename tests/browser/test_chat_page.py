@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from typing import Any
 
 from playwright.sync_api import expect
 
@@ -232,6 +234,14 @@ def test_export(user: BrowserUser, agent: str) -> None:
     assert "**You**" in text
     assert "Say farewell" in text
     with user.page.expect_download() as started:
+        user.page.get_by_role("link", name="The conversation with tool calls").click()
+    messages = json.loads(started.value.path().read_text())["messages"]
+    assert [(one["kind"], one["text"]) for one in messages if one["kind"] != "reasoning"] == [
+        ("user", "Say farewell"),
+        ("assistant", "farewell"),
+    ]
+    assert messages[-1]["model"] == "cerebras/gpt-oss-120b"
+    with user.page.expect_download() as started:
         user.page.get_by_role("link", name="The agent with its memory").click()
     assert "messages" in started.value.path().read_text()
 
@@ -239,3 +249,238 @@ def test_export(user: BrowserUser, agent: str) -> None:
 def agent_name(user: BrowserUser, agent: str) -> str:
     """What an agent is called."""
     return str(user.served.letta.get(f"/v1/agents/{agent}").json()["name"])
+
+
+MARKDOWN = """**First** paragraph.
+
+| a | b |
+|---|--:|
+| 1 | 2 |
+
+```python
+def f(x):
+    return x  # same
+```
+
+The `last` paragraph."""
+#: Keeps every announcement.
+WATCH = """() => {
+  window.announced = [];
+  new MutationObserver((changes) => {
+    for (const { addedNodes } of changes)
+      for (const node of addedNodes) if (node.textContent.trim()) announced.push(node.textContent);
+  }).observe(document.getElementById("announcer"), { childList: true });
+}"""
+
+
+def test_a_screen_reader_hears_an_answer_block_by_block(user: BrowserUser, agent: str) -> None:
+    """The accessibility tree has a polite log: a block is there once it is complete, while the answer goes on."""
+    user.served.vendors.fault("cerebras", on="chat", between=0.05, times=1)
+    user.open(f"chat/{agent}")
+    user.page.evaluate(WATCH)
+    user.say(f"Say {MARKDOWN}")
+    expect(user.page.locator("#announcer p")).to_have_count(1)
+    expect(user.page.locator("#live .working")).to_have_count(1)
+    assert heard(user) == ["First paragraph."]
+    user.wait_for_answer()
+    code = "Code: def f(x):\n    return x  # same"
+    assert user.page.evaluate("announced") == ["First paragraph.", "a\nb\n1\n2", code, "The last paragraph."]
+    assert heard(user)[0] == "First paragraph."
+    assert heard(user)[-1] == "The last paragraph."
+    for vendor in ("cerebras", "mistral"):
+        user.served.vendors.fault(vendor, on="chat", status=500)
+    user.say("Say nothing")
+    expect(user.page.locator("#live .problem")).to_be_visible()
+    assert "None of the agent's vendors answers." in heard(user)[-1]
+
+
+def heard(user: BrowserUser) -> list[str]:
+    """The paragraphs of the polite log in the accessibility tree, as a screen reader gets them."""
+    session = user.context.new_cdp_session(user.page)
+    nodes = {node["nodeId"]: node for node in session.send("Accessibility.getFullAXTree")["nodes"]}
+    (log,) = (node for node in nodes.values() if node.get("role", {}).get("value") == "log")
+    properties = {one["name"]: one["value"].get("value") for one in log["properties"]}
+    assert (properties["live"], properties["relevant"]) == ("polite", "additions")
+
+    def text(node: dict[str, Any]) -> str:
+        if node.get("role", {}).get("value") == "StaticText":
+            return str(node["name"]["value"])
+        return "".join(text(nodes[id]) for id in node.get("childIds", ()))
+
+    return [text(nodes[id]) for id in log["childIds"]]
+
+
+def longest_tasks(trace: bytes) -> list[float]:
+    """The milliseconds of processor time of the longest tasks of the page: other processes make none longer."""
+    events = json.loads(trace)["traceEvents"]
+    pages = {(one["pid"], one["tid"]) for one in events if one.get("args", {}).get("name") == "CrRendererMain"}
+    tasks = [one["tdur"] / 1000 for one in events if "tdur" in one and (one["pid"], one["tid"]) in pages]
+    return sorted(tasks, reverse=True)[:10]
+
+
+def test_markdown_while_it_arrives(user: BrowserUser, agent: str) -> None:
+    """What is complete stays the same element, no task of the page is long, and a reload shows the same."""
+    user.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    user.open(f"chat/{agent}")
+    tracing = user.context.browser
+    assert tracing is not None
+    user.served.vendors.fault("cerebras", on="chat", between=0.02, times=1)
+    # The browser's editor is busy with a long text, and Playwright's first step with its own script.
+    user.page.locator("#message").fill("Say " + "\n\n".join([MARKDOWN] * 12))
+    tracing.start_tracing(page=user.page, categories=["toplevel"])
+    user.page.locator("#message").press("Enter")
+    words = user.page.locator("#live .message.agent .words").last
+    expect(words.locator("table")).not_to_have_count(0)
+    words.locator("p").first.evaluate("one => (one.kept = true)")
+    user.wait_for_answer()
+    assert words.locator("p").first.evaluate("one => one.kept")
+    tasks = longest_tasks(tracing.stop_tracing())
+    assert 0 < tasks[0] <= 100, tasks
+    live = re.sub(r' id="[^"]*"', "", words.inner_html()).strip()
+    words.locator("[data-copy]").first.click()
+    expect(words.locator("[data-copy]").first).to_have_text("Copied")
+    assert user.page.evaluate("navigator.clipboard.readText()") == "def f(x):\n    return x  # same\n"
+    copy = user.page.locator("#live .progress").last.get_by_role("button", name="Copy the answer")
+    copy.click()
+    expect(copy).to_have_text("Copied")
+    assert user.page.evaluate("navigator.clipboard.readText()") == "\n\n".join([MARKDOWN] * 12)
+    user.open(f"chat/{agent}")
+    assert (
+        user.page.locator("#history .message.agent .words").last.inner_html().strip().replace("Copied", "Copy")
+        == live
+    )
+    right = user.page.locator("#history td.right").first
+    assert right.evaluate("one => getComputedStyle(one).textAlign") == "right"
+
+
+def test_an_edited_message_takes_the_place_of_the_earlier_one(user: BrowserUser, agent: str) -> None:
+    """The earlier message and what followed leave the agent's context, and stay in the history, marked as such."""
+    name = agent_name(user, agent)
+    user.open(f"chat/{agent}")
+    for message in ("Say one", "Say two", "Say three"):
+        user.say(message)
+        user.wait_for_answer()
+    before = user.served.in_context(name)
+    user.open(f"chat/{agent}")
+    page = user.page
+    page.locator("#history .message.user", has_text="Say two").get_by_role("button", name="Edit").click()
+    expect(page.locator("#message")).to_have_value("Say two")
+    expect(page.locator("#editing")).to_contain_text("leave")
+    page.reload()
+    expect(page.locator("#editing")).to_be_visible()
+    expect(page.locator("#main[data-connected]")).to_be_attached()
+    user.say("Say four")
+    expect(page.locator("#editing")).to_be_hidden()
+    user.wait_for_answer()
+    expect(page.locator("#history .message.aside .words")).to_have_text(["Say two", "two", "Say three", "three"])
+    after = user.served.in_context(name)
+    assert (after[:3], len(after)) == (before[:3], 5)
+    assert user.served.said_to(name) == ["Say one", "Say two", "Say three", "Say four"]
+    user.open(f"chat/{agent}")
+    expect(page.locator("#history .message.aside .words")).to_have_text(["Say two", "two", "Say three", "three"])
+    expect(page.locator("#history .divider")).to_have_count(2)
+    expect(page.locator("#history .aside [data-edit], #history .aside .again")).to_have_count(0)
+
+
+def test_an_answer_again_by_another_model(user: BrowserUser, agent: str) -> None:
+    """The chosen model answers the same message this time; the agent keeps its own model for the next one."""
+    name = agent_name(user, agent)
+    user.open(f"chat/{agent}")
+    user.say("Which model are you?")
+    user.wait_for_answer()
+    page, live = user.page, user.page.locator("#live")
+    live.locator(".again summary").click()
+    live.get_by_label("Model, for this answer").select_option("longcat/LongCat-2.0")
+    user._shown_before = 1
+    live.get_by_role("button", name="Answer again").click()
+    user.wait_for_answer()
+    expect(live.locator(".facts").last).to_contain_text("longcat/LongCat-2.0")
+    expect(live.locator(".exchange").first).to_have_class(re.compile("aside"))
+    assert len(user.served.in_context(name)) == 3
+    user.say("Which model are you?")
+    user.wait_for_answer()
+    expect(live.locator(".facts").last).to_contain_text("cerebras/gpt-oss-120b")
+    lines = live.locator(".facts").all_inner_texts()
+    user.open(f"chat/{agent}")
+    assert page.locator("#history .facts").all_inner_texts() == lines
+
+
+def test_a_failed_message_stays_in_its_order(user: BrowserUser, agent: str) -> None:
+    """After a reload it stands before what was said later; sent again, it leaves its old place."""
+    user.open(f"chat/{agent}")
+    user.say("Say one")
+    user.wait_for_answer()
+    for vendor in ("cerebras", "mistral"):
+        user.served.vendors.fault(vendor, on="chat", status=400)
+    user.say("Say two")
+    expect(user.page.locator("#live .problem")).to_be_visible()
+    user.served.vendors.clear()
+    user.say("Say three")
+    user.wait_for_answer()
+    user.open(f"chat/{agent}")
+    page = user.page
+    expect(page.locator(".message.user .words")).to_have_text(["Say one", "Say two", "Say three"])
+    user._shown_before = 0
+    page.get_by_role("button", name="Retry").click()
+    user.wait_for_answer()
+    expect(page.locator(".problem")).to_have_count(0)
+    expect(page.locator(".message.user .words")).to_have_text(["Say one", "Say three", "Say two"])
+
+
+def test_a_stopped_answer_has_its_line_after_a_reload(user: BrowserUser, agent: str) -> None:
+    """The part that was kept names its model and time, live and in the history."""
+    user.served.vendors.fault("cerebras", on="chat", between=0.05, times=1)
+    user.open(f"chat/{agent}")
+    user.say("Count to 400")
+    expect(user.page.locator("#live .message.agent .words")).to_contain_text("5 6 7")
+    user.page.get_by_role("button", name="Stop").click()
+    line = user.page.locator("#live .facts")
+    expect(line).to_contain_text("cerebras/gpt-oss-120b, first token after")
+    said = line.inner_text()
+    user.open(f"chat/{agent}")
+    expect(user.page.locator("#history .facts")).to_have_text(said)
+
+
+def test_a_draft_survives_a_reload(user: BrowserUser, agent: str) -> None:
+    """What is typed is there again after a reload, not once it is sent, and not after signing out."""
+    user.open(f"chat/{agent}")
+    page = user.page
+    page.locator("#message").fill("Say good\nevening")
+    page.reload()
+    expect(page.locator("#message")).to_have_value("Say good\nevening")
+    expect(page.locator("#main[data-connected]")).to_be_attached()
+    user.say("Say good evening")
+    user.wait_for_answer()
+    page.reload()
+    expect(page.locator("#message")).to_have_value("")
+    page.locator("#message").fill("a secret thought")
+    page.goto(f"{user.served.url}/console/sessions")
+    page.get_by_role("button", name="Sign out").click()
+    expect(page.get_by_role("button", name="Sign out")).to_have_count(0)
+    assert page.evaluate("JSON.stringify(localStorage)").count("thought") == 0
+
+
+def test_search_leads_to_the_place(user: BrowserUser, agent: str) -> None:
+    """A hit deep in the history is shown where it was said; both sides load on, and a button leads to the newest."""
+    said = [{"role": "user", "content": f"Question number{number}x"} for number in range(150)]
+    body = {"provider": "test", "model": "test", "request_messages": said, "response_dict": {"content": "Answer"}}
+    user.served.letta.post(f"/v1/agents/{agent}/messages/capture", json=body).raise_for_status()
+    user.open(f"chat/{agent}")
+    page = user.page
+    page.locator("#search summary").click()
+    page.get_by_label("Words in the messages").fill("NUMBER40x question")
+    page.get_by_label("Words in the messages").press("Enter")
+    expect(page.locator("#hits mark")).to_have_text(["Question", "number40x"])
+    page.locator("#hits a").click()
+    expect(page.locator(".found")).to_contain_text("Question number40x")
+    expect(page.locator(".found")).to_be_in_viewport()
+    expect(page.locator(".found")).to_be_focused()
+    page.locator("#scroll").hover()
+    page.mouse.wheel(0, 20000)
+    expect(page.get_by_text("Question number70x", exact=True)).to_have_count(1)
+    page.get_by_role("button", name="To the newest").click()
+    expect(page.get_by_text("Question number149x", exact=True)).to_be_in_viewport()
+    expect(page.get_by_role("button", name="To the newest")).to_be_hidden()
+    page.mouse.wheel(0, -900)
+    page.get_by_role("button", name="To the newest").click()
+    assert page.locator("#scroll").evaluate(BELOW) < 8

@@ -80,3 +80,14 @@ async def test_no_page_around_a_message_that_is_not_there() -> None:
     history: Any = History(Letta(3))  # type: ignore[arg-type]
     with pytest.raises(MemoryUnknown):
         await history.around("agent", "message-9999")
+    with pytest.raises(MemoryUnknown):
+        await history.message("agent", "message-9999")
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_one_message(place: int) -> None:
+    """All entries of one message, and of no other."""
+    history: Any = History(Letta(3))  # type: ignore[arg-type]
+    entries = await history.message("agent", f"message-{place:04}")
+    assert [entry.kind for entry in entries] == (["reasoning", "assistant"] if place == 0 else ["assistant"])
+    assert {entry.text for entry in entries if entry.kind == "assistant"} == {f"message-{place:04}"}

@@ -103,9 +103,15 @@ class History:
         later = await self.following(agent_id, ids[-1] if ids else None, limit=limit, conversation=conversation)
         return HistoryPage((*_entries(rows), *later.entries), ids[0] if len(ids) >= limit else None, later.after)
 
-    async def message(self, message_id: str) -> Sequence[HistoryEntry]:
-        """Return the entries of one message; raise `MemoryUnknown` if there is none."""
-        return _entries(await self._message(message_id))
+    async def message(
+        self, agent_id: str, message_id: str, *, conversation: str | None = None
+    ) -> Sequence[HistoryEntry]:
+        """Return the entries of one message; raise `MemoryUnknown` if there is none.
+
+        `GET /v1/messages/{id}` of 0.16.8 calls the text of an answer reasoning, so it is read as a page.
+        """
+        page = await self.around(agent_id, message_id, limit=1, conversation=conversation)
+        return [entry for entry in page.entries if entry.id == message_id]
 
     async def images(self, message_id: str) -> tuple[Image, ...]:
         """Return the images of one message; raise `MemoryUnknown` if there is no such message."""

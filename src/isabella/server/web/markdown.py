@@ -25,6 +25,8 @@ from isabella.system.redaction import redact
 LONGEST = 100_000
 #: Longer code is not highlighted.
 _LONGEST_CODE = 12_000
+#: Of longer code, screen readers are told the number of lines.
+_SPOKEN_LINES = 10
 #: The languages that are highlighted, by the names that models give them. A lexer is a set of regular expressions
 #: that runs on the model's text, so only common ones are used.
 _NAMES = """
@@ -165,7 +167,8 @@ def _spoken(tokens: Sequence[Token]) -> str:
     pieces: list[str] = []
     for token in tokens:
         if token.type in ("fence", "code_block"):
-            pieces.append(f"Code: {token.content.strip()}")
+            lines = token.content.strip().count("\n") + 1
+            pieces.append(f"Code: {token.content.strip()}" if lines <= _SPOKEN_LINES else f"Code of {lines} lines.")
         elif token.type == "inline":
             pieces.append(
                 "".join(child.content or " " * (child.type == "softbreak") for child in token.children or ())

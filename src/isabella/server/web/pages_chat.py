@@ -245,10 +245,12 @@ class _Page(Page):
 
     async def whole(self, request: Request) -> Response:
         """Return the whole text of one or more messages."""
-        texts = []
+        address, texts = address_of(request), []
         for message_id in request.query_params.getlist("message")[:_MESSAGES_AT_ONCE]:
             if _MESSAGE_ID.fullmatch(message_id):
-                entries = await self._runtime.agents.history.message(message_id)
+                entries = await self._runtime.agents.history.message(
+                    address.agent_id, message_id, conversation=address.conversation
+                )
                 texts += [redact(entry.text) for entry in entries if entry.kind != "reasoning"] or [
                     redact(entry.text) for entry in entries
                 ]
@@ -338,9 +340,10 @@ class _Page(Page):
         """Send a message of the user again, in its own place, to the chosen model."""
         conversation, fields = await self._posted(request)
         message_id = _message_id(fields.get("message"))
-        entries = await self._runtime.agents.history.message(message_id or "")
+        address, history = address_of(request), self._runtime.agents.history
+        entries = await history.message(address.agent_id, message_id or "", conversation=address.conversation)
         text = next((entry.text for entry in entries if entry.kind == "user"), "")
-        images = await self._runtime.agents.history.images(message_id or "")
+        images = await history.images(message_id or "")
         conversation.send(text, images, replaces=message_id, wanted=fields.get("handle") or None)
         return Response(status_code=204)
 

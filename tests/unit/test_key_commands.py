@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,13 +152,25 @@ def test_a_command_that_cannot_be_run_is_named(vault: Vault, command: str, reaso
 
 def test_one_that_hangs_is_ended_with_all_it_has_started(vault: Vault, monkeypatch: pytest.MonkeyPatch) -> None:
     """After its time limit; a program that holds its output open does not outlast it."""
-    monkeypatch.setattr(key_commands, "SECONDS", 1.0)
+    started = vault.folder / "started"
     vault.does(
         "import subprocess\nchild = subprocess.Popen(['sleep', '600'])\n"
-        "open(folder + '/child', 'w').write(str(child.pid))\ntime.sleep(600)"
+        "open(folder + '/child', 'w').write(str(child.pid))\nos.rename(folder + '/child', folder + '/started')\n"
+        "time.sleep(600)"
     )
-    assert "has not ended within 1 s" in str(vault.desired().problem)
-    child = int((vault.folder / "child").read_text())
+
+    class Started(subprocess.Popen[bytes]):
+        """A process whose time begins when it has started its own."""
+
+        def communicate(self, input: bytes | None = None, timeout: float | None = None) -> tuple[bytes, bytes]:
+            while not started.exists():
+                time.sleep(0.01)
+            return super().communicate(input, timeout)
+
+    monkeypatch.setattr(key_commands, "SECONDS", 0.2)
+    monkeypatch.setattr("isabella.config.key_commands.subprocess.Popen", Started)
+    assert "has not ended within 0.2 s" in str(vault.desired().problem)
+    child = int(started.read_text())
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 

@@ -136,6 +136,8 @@ def _violations(page: Page, state: str) -> list[str]:
     return [
         f"{state}: {one['id']} {node['target']}: {node['failureSummary']}"
         for one in Axe().run(page).response["violations"]
+        # Behind the open drawer the page is inert, its heading included.
+        if (state, one["id"]) != ("chat, the drawer", "page-has-heading-one")
         for node in one["nodes"][:3]
     ]
 

@@ -111,6 +111,10 @@ class AgentExists(AgentError):
     """Letta has an agent of this name already."""
 
 
+class AgentNameRefused(AgentError):
+    """Letta does not accept this name for an agent."""
+
+
 class AgentFileRefused(AgentError):
     """A file is not an agent file, cannot be imported, or would contain a secret."""
 
@@ -141,6 +145,23 @@ class MemoryChanged(MemoryRefused):
     def __init__(self, what: str, *, version: str, remedy: str | None = None) -> None:
         super().__init__(what, remedy=remedy)
         self.version = version
+
+
+class VectorsUnavailable(IsabellaError):
+    """The source of embeddings, `mistral` or `local`, cannot be used."""
+
+    def __init__(self, what: str, *, source: str, remedy: str | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.source = source
+
+
+class VectorsRefused(IsabellaError):
+    """A vendor refused to make embeddings, with an HTTP status and perhaps its `Retry-After`."""
+
+    def __init__(self, what: str, *, status: int, retry_after: str | None = None) -> None:
+        super().__init__(what)
+        self.status = status
+        self.wait = retry_after
 
 
 class EmbeddedError(IsabellaError):

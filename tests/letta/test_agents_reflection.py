@@ -103,6 +103,12 @@ def test_what_is_replaced_goes_to_archival_memory(new: Callable[[], AgentEnv]) -
         (passage,) = await agent_service.archive.every(id)
         assert "The user lives in Ghent." in passage.text
         assert TAG in passage.tags
+        _, versions = await agent_service.memory.versions(id, "human")
+        assert [(one.author.value, one.value) for one in versions[-2:]] == [
+            ("person", KNOWN),
+            ("reflection", corrected),
+        ]
+        assert versions[-1].agent == reflector.name
 
     here.run(work)
 

@@ -23,6 +23,7 @@ import anyio
 from pydantic import SecretStr
 from structlog.testing import capture_logs
 
+from isabella.agents.block_history import BlockFiles, BlockHistory
 from isabella.agents.embeddings import address_secret
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import (
@@ -63,6 +64,7 @@ _KEY = SecretStr("ab" * 32)
 _HEAD = "1c28e167b74f"  # the last migration of Letta 0.16.8
 _NOBODY = 65534
 _HUGE = 1 << 40
+_BLOCK = "block-00000000-0000-4000-8000-000000000000"
 _ENCRYPTED = StoredValue("providers", "api_key_enc", "1", "groq", "encrypted")
 
 
@@ -122,6 +124,12 @@ class Home:
         """Take the lock of the databases beside Letta's."""
         with restoring._alone(self.server):
             pass
+
+    def blocks(self) -> None:
+        """Read and write the history of a memory block."""
+        files = BlockFiles(self.path / "blocks")
+        for value in ("Has a cat.", f"Has a dog. {os.urandom(4).hex()}"):
+            BlockHistory(files).note(_BLOCK, "human", value, "agent-1")
 
     def health(self) -> None:
         """Read and write the providers' health."""
@@ -219,6 +227,7 @@ FILES = [
     HomeFile("sessions.json", "the sessions of browsers", True, Home.sessions),
     HomeFile("embeddings-secret", "the secret in the URL at which Letta asks for embeddings", True, Home.embeddings),
     HomeFile("backup-key", "the key that opens the backups", False, Home.backup_key),
+    HomeFile(f"blocks/{_BLOCK}.json", "the former texts of a memory block", True, Home.blocks),
     HomeFile("conditions/d062d902b4ae81d5.json", "the providers' last results of a sync", True, Home.health),
     HomeFile("proofs/d062d902b4ae81d5.json", "which stored keys were proven", True, Home.proofs),
     HomeFile("gateway/state.json", "port, control token and supervisor of the gateway", True, Home.gateway),

@@ -21,7 +21,7 @@ def every() -> list[type[IsabellaError]]:
 
 def made(kind: type[IsabellaError], what: str = "It went wrong.") -> IsabellaError:
     """An error of a class, with whatever that class asks for besides."""
-    given = {"status": 404, "detail": "gone", "version": "v", "retry_after": 2.0}
+    given = {"status": 404, "detail": "gone", "version": "v", "retry_after": 2.0, "source": "mistral"}
     wanted = inspect.signature(kind).parameters
     needed = {
         name: given[name]

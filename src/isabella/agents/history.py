@@ -151,6 +151,13 @@ class History:
             after = page[-1]["id"]
         return _entries(rows), rows[-1]["id"] if rows else message_id
 
+    async def find_message(self, agent_id: str, text: str) -> str | None:
+        """Return the id of the last message of the user with this text, if it is one of the newest."""
+        page = await self.page(agent_id, limit=PAGE_SIZE)
+        return next(
+            (entry.id for entry in reversed(page.entries) if entry.kind == "user" and entry.text == text), None
+        )
+
     async def search(
         self, agent_id: str, query: str, *, limit: int = 10, conversation: str | None = None
     ) -> list[HistoryEntry]:

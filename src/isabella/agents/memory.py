@@ -6,23 +6,27 @@ version that it saw: a digest of the text, because Letta's REST API shows no ver
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import anyio
 
+from isabella.agents.block_history import BlockHistory, BlockVersion, NoStore, Writing, by_person, digest
+from isabella.agents.embedder import MODELS
+from isabella.agents.nearness import Nearness
 from isabella.errors import LettaRefused, MemoryChanged, MemoryRefused, MemoryTooLong, MemoryUnknown
 from isabella.letta.client import LettaClient
 
 #: A context manager that delays an agent's turns while its memory is written.
 Hold = Callable[[str], AbstractAsyncContextManager[None]]
 
+#: Returns the id of the last message of the user with this text, of an agent by its id; None if it is not found.
+FindMessage = Callable[[str, str], Awaitable[str | None]]
+
 ANY_VERSION = "*"  # the version that an editor states to overwrite a block in any case
 
-_DIGITS = 16
 _PAGE_SIZE = 50  # Passages that are requested at once. Each row has its whole vector, about 40 kB.
 _TOO_LONG = "exceeds token limit"
 
@@ -43,7 +47,7 @@ class MemoryBlock:
     @property
     def version(self) -> str:
         """A digest of the text."""
-        return hashlib.sha256(self.value.encode("utf-8", "surrogatepass")).hexdigest()[:_DIGITS]
+        return digest(self.value)
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class ArchivalPassage:
     text: str
     tags: tuple[str, ...] = ()
     created_at: str | None = None  # ISO 8601
+    near: bool = True  # whether a search found it because it is near, not because nothing is nearer
 
 
 class CoreMemory:
@@ -62,9 +67,17 @@ class CoreMemory:
     `hold` delays an agent's turns while a block is written, so that the agent does not write at that moment.
     """
 
-    def __init__(self, letta: LettaClient, hold: Hold | None = None) -> None:
+    def __init__(
+        self,
+        letta: LettaClient,
+        hold: Hold | None = None,
+        history: BlockHistory | None = None,
+        find_message: FindMessage | None = None,
+    ) -> None:
         self._letta = letta
         self.hold = hold or in_process_holds()
+        self.history = history or BlockHistory(NoStore())
+        self._find_message = find_message
 
     async def blocks(self, agent_id: str) -> list[MemoryBlock]:
         """Return all blocks of an agent, by label."""
@@ -81,13 +94,48 @@ class CoreMemory:
         remedy = f"There are: {labels}." if labels else None
         raise MemoryUnknown(f"There is no memory block {label[:100]!r}.", remedy=remedy)
 
-    async def write(self, agent_id: str, label: str, value: str, *, seen: str) -> MemoryBlock:
+    async def observe(self, agent_id: str) -> list[MemoryBlock]:
+        """Note the present texts of an agent's blocks in their histories, and return them."""
+        calls = self.history.written(agent_id)
+        writings = [await self._with_message(agent_id, call) for call in calls]
+        blocks = await self.blocks(agent_id)
+        for block in blocks:
+            self.history.note(block.id, block.label, block.value, agent_id, writings=writings)
+        self.history.settle(agent_id, calls)
+        return blocks
+
+    async def _with_message(self, agent_id: str, writing: Writing) -> Writing:
+        if self._find_message is None or not writing.text:
+            return writing
+        return replace(writing, message=await self._find_message(agent_id, writing.text) or "")
+
+    async def versions(self, agent_id: str, label: str) -> tuple[MemoryBlock, list[BlockVersion]]:
+        """Return a block and the kept versions of its text, oldest first; the last one is its present text."""
+        await self.observe(agent_id)
+        block = await self.block(agent_id, label)
+        return block, self.history.versions(block.id)
+
+    async def restore(self, agent_id: str, label: str, number: int, *, seen: str) -> MemoryBlock:
+        """Give a block the text of one of its versions again. See `write`; `MemoryUnknown` if it is not kept."""
+        _, versions = await self.versions(agent_id, label)
+        version = next((version for version in versions if version.number == number), None)
+        if version is None:
+            raise MemoryUnknown(f"The version {number} of the memory block {label!r} is not kept.")
+        return await self.write(agent_id, label, version.value, seen=seen, restored=number)
+
+    async def write(
+        self, agent_id: str, label: str, value: str, *, seen: str, restored: int | None = None
+    ) -> MemoryBlock:
         """Replace a block's text if the editor has `seen` its current version, or any version for `ANY_VERSION`.
 
+        `restored` is the number of the version that the text is of.
         Raises `MemoryChanged` or `MemoryTooLong`, and see `block` and `check_text`. Nothing is written then.
         """
         async with self.hold(agent_id):
+            if self.history.written(agent_id):
+                await self.observe(agent_id)
             block = await self.block(agent_id, label)
+            self.history.note(block.id, label, block.value, agent_id)
             if seen not in (ANY_VERSION, block.version):
                 raise MemoryChanged(
                     f"The memory block {label!r} has been changed meanwhile.",
@@ -102,14 +150,17 @@ class CoreMemory:
                 )
             if value == block.value:
                 return block
-            return _block(await self._letta.blocks.update(block.id, {"value": value}))
+            written = _block(await self._letta.blocks.update(block.id, {"value": value}))
+            self.history.note(block.id, label, written.value, agent_id, by_person(restored))
+            return written
 
 
 class ArchivalMemory:
     """The archival memory of agents. Every method raises `LettaError`."""
 
-    def __init__(self, letta: LettaClient) -> None:
+    def __init__(self, letta: LettaClient, nearness: Nearness | None = None) -> None:
         self._letta = letta
+        self._nearness = nearness
 
     async def passages(
         self, agent_id: str, *, limit: int = _PAGE_SIZE, after: str | None = None
@@ -153,14 +204,34 @@ class ArchivalMemory:
             raise MemoryUnknown(f"There is no passage {passage_id[:100]!r} in this agent's archival memory.")
 
     async def search(self, agent_id: str, query: str, *, limit: int = 10) -> list[ArchivalPassage]:
-        """Return the passages nearest to a query, best first: by meaning if the agent has vectors, else by text."""
+        """Return the passages nearest to a query, best first: by meaning if the agent has vectors, else by text.
+
+        Those that are far are marked so. Raises `VectorsUnavailable` or `VectorsRefused`, too.
+        """
         check_text(query)
         if not query.strip():
             return []
+        model = await self._vector_model(agent_id)
+        if model is not None and self._nearness is not None:
+            return await self._judged(agent_id, self._nearness, model, query, limit)
         return [
             ArchivalPassage(row["id"], row["content"], tuple(row.get("tags") or ()), row.get("timestamp"))
             for row in await self._letta.passages.search(agent_id, query, limit=limit)
         ]
+
+    async def _vector_model(self, agent_id: str) -> str | None:
+        """Return the model of an agent's vectors; None if there is none, or it is not one of Isabella's."""
+        config = (await self._letta.agents.get(agent_id)).embedding_config or {}
+        model = config.get("embedding_model")
+        return model if model in MODELS else None
+
+    async def _judged(
+        self, agent_id: str, nearness: Nearness, model: str, query: str, limit: int
+    ) -> list[ArchivalPassage]:
+        rows = await self._letta.passages.nearest(agent_id, query, limit=limit)
+        near = await nearness.near(model, query, [(row["text"], row.get("embedding") or ()) for row in rows])
+        found = [replace(_passage(row), near=each) for row, each in zip(rows, near, strict=True)]
+        return sorted(found, key=lambda passage: not passage.near)
 
 
 def check_text(text: str) -> None:

@@ -17,6 +17,7 @@ import anyio
 import structlog
 
 from isabella.agents import metadata
+from isabella.agents.block_history import BlockVersion, by_reflection
 from isabella.agents.history import HistoryEntry
 from isabella.agents.memory import MemoryBlock
 from isabella.agents.registry import AgentRecord
@@ -86,6 +87,7 @@ async def reflect(
         if not messages:
             return Reflection(ReflectionOutcome.NOTHING)
         before = await _shared(agent_service, target)
+        _note(agent_service, target, before)
         snapshot = await _store_snapshot(agent_service, target, before)
         try:
             with anyio.fail_after(_SECONDS):
@@ -96,10 +98,22 @@ async def reflect(
             # What the turn removed from the blocks is kept, whether or not it succeeded.
             with anyio.CancelScope(shield=True):
                 archived, restored = await _keep_removed(agent_service, target, before, snapshot)
+                _note(agent_service, target, await _shared(agent_service, target), by_reflection(reflector.name))
         noted = await agent_service.registry.get(reflector.id)
         metadata = replace(noted.own_metadata, reflected=last).into(noted.metadata)
         await agent_service.letta.agents.update(reflector.id, {"metadata": metadata})
     return Reflection(ReflectionOutcome.DONE, len(messages), archived, restored)
+
+
+def _note(
+    agent_service: AgentService,
+    target: AgentRecord,
+    blocks: Sequence[MemoryBlock],
+    version: BlockVersion | None = None,
+) -> None:
+    """Note the texts of shared blocks in their histories."""
+    for block in blocks:
+        agent_service.memory.history.note(block.id, block.label, block.value, target.id, version)
 
 
 async def recover(agent_service: AgentService, target: AgentRecord) -> None:

@@ -7,12 +7,15 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from isabella.agents import reconcile
+from isabella.agents.block_history import BlockFiles, BlockHistory, Limits, NoStore
 from isabella.agents.conversations import AgentConversations
 from isabella.agents.definitions import AgentDefinition, load_definitions
+from isabella.agents.embedder import Embedder
 from isabella.agents.embeddings import EmbeddingSetup, address, address_secret, choose_search_method
 from isabella.agents.history import History
 from isabella.agents.memory import ArchivalMemory, CoreMemory
 from isabella.agents.model_catalog import ModelCatalog
+from isabella.agents.nearness import Nearness
 from isabella.agents.reconcile import EnsureResult
 from isabella.agents.registry import AgentRegistry
 from isabella.config.settings import Settings
@@ -35,6 +38,7 @@ class AgentService:
     archive: ArchivalMemory
     history: History
     conversations: AgentConversations
+    embedder: Embedder
     vectors: EmbeddingSetup | None = None  # None if no backend serves embeddings
     ensured: Sequence[EnsureResult] = field(default_factory=tuple)  # the results of the last `ensure`
 
@@ -66,6 +70,7 @@ async def open_agent_service(
     if backend is not None:
         method = choose_search_method(settings, models.providers)
         vectors = EmbeddingSetup(method, address(backend, address_secret(connection.home)))
+    embedder = Embedder(models, settings.timeout)
     async with LettaClient.open(connection, timeout=connection.timeout * 2) as letta:
         models.client = client_for((await letta.providers.abilities()).release)
         yield AgentService(
@@ -74,9 +79,15 @@ async def open_agent_service(
             definitions,
             AgentRegistry(letta, definitions, answer_tokens=settings.answer_tokens),
             models,
-            CoreMemory(letta),
-            ArchivalMemory(letta),
+            CoreMemory(letta, history=_block_history(settings, connection), find_message=History(letta).find_message),
+            ArchivalMemory(letta, Nearness(embedder.embed)),
             History(letta),
             AgentConversations(letta),
+            embedder,
             vectors,
         )
+
+
+def _block_history(settings: Settings, connection: Connection) -> BlockHistory:
+    days = settings.block_history_days
+    return BlockHistory(BlockFiles(connection.home / "blocks") if days else NoStore(), Limits(days=days))

@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     agents_file: Path | None = None  #: defines the agents; None: those of the package
     embeddings: Embeddings = Embeddings.AUTO
     reflect_after: Annotated[float, Field(ge=0, le=86_400)] = 300.0  #: seconds without a message; 0: never
+    block_history_days: Annotated[int, Field(ge=0, le=36_500)] = (
+        365  #: how long texts of blocks are kept; 0: not at all
+    )
     timeout: Annotated[float, Field(gt=0, le=3600)] = 30.0  #: seconds that Letta or a vendor may take to answer
     first_token_timeout: Annotated[float, Field(gt=0, le=3600)] = 20.0  #: seconds, before the next vendor is asked
     silence_timeout: Annotated[float, Field(gt=0, le=3600)] = 60.0  #: seconds in the middle of an answer

@@ -35,6 +35,7 @@ class _Related(BaseModel):
 
     id: str
     label: str | None = None
+    value: str | None = None
     name: str | None = None
     json_schema: dict[str, Any] | None = None
 

@@ -202,6 +202,15 @@ class Passages:
         rows: list[dict[str, Any]] = found["results"]
         return rows
 
+    async def nearest(self, agent_id: str, query: str, *, limit: int) -> list[dict[str, Any]]:
+        """Return the passages nearest to a query, best first, each with its vector in `embedding`.
+
+        The agent needs an `embedding_config`. Letta asks for the vector of the query.
+        """
+        body = {"agent_id": agent_id, "query": query, "limit": limit}
+        rows = await self._http.post(f"{paths.PASSAGES}search", body)
+        return [row["passage"] for row in rows]
+
     async def add(
         self, agent_id: str, text: str, *, tags: Sequence[str] = (), created_at: str | None = None
     ) -> dict[str, Any]:
@@ -227,3 +236,15 @@ class Passages:
             else:
                 return True
         return False
+
+    async def archives(self, agent_id: str) -> list[str]:
+        """Return the ids of the archives that are attached to an agent."""
+        return [str(row["id"]) for row in await self._http.get(paths.ARCHIVES, agent_id=agent_id)]
+
+    async def agents_of(self, archive_id: str) -> list[str]:
+        """Return the ids of the agents that an archive is attached to."""
+        return [str(row["id"]) for row in await self._http.rows(f"{paths.ARCHIVES}{archive_id}/agents", limit=100)]
+
+    async def delete_archive(self, archive_id: str) -> None:
+        """Delete an archive with its passages. Letta keeps it when its agent is deleted."""
+        await self._http.delete(f"{paths.ARCHIVES}{archive_id}")

@@ -40,6 +40,7 @@ from isabella.providers.plan import WRITE_ACTIONS
 from isabella.providers.report import Proof, Report
 from isabella.server.event_log import EventLog
 from isabella.server.idempotency import RequestRegistry
+from isabella.server.memory_observer import MemoryObserver
 from isabella.server.metrics import Metrics
 from isabella.server.provider_monitor import ProviderMonitor, status_line
 from isabella.server.readiness import Readiness
@@ -263,6 +264,7 @@ async def open_turns(
     def on_event(turn: Turn, event: Event) -> None:
         runtime.metrics.record(event)
         runtime.event_log.on_turn_event(turn, event)
+        observer.on_turn_event(turn, event)
 
     turn_service = new_turn_service(
         agent_service, locks, on_event, runtime.readiness.vendors, runtime.readiness.supervisor
@@ -270,6 +272,11 @@ async def open_turns(
     if runtime.readiness.supervisor is not None:
         await turn_service.deps.agent_cache.warm()
     async with anyio.create_task_group() as tasks:
+
+        def start_task(function: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
+            # Turns that are ended by the stop of the backend are observed at its next start.
+            if runtime.turn_service is not None:
+                tasks.start_soon(function, *arguments)
 
         def reset_breaker(report: Report) -> None:
             # Failures with the former key say nothing about the new one.
@@ -279,6 +286,8 @@ async def open_turns(
 
         runtime.readiness.on_sync.append(reset_breaker)
         await tasks.start(locks.watch)
+        observer = MemoryObserver(agent_service, start_task)
+        tasks.start_soon(observer.begin)
         runtime.turn_service, runtime.request_registry = turn_service, RequestRegistry(turn_service, tasks)
         try:
             yield turn_service

@@ -39,6 +39,7 @@ class AgentRef:
     handles: tuple[str, ...] = ()  #: the preferred models, in order; empty for an agent without a definition
     window: int | None = None  #: the most tokens of context to use on any model
     type: str | None = None  #: Letta's type of agent
+    reflects: bool = False  #: whether it reflects on another agent
 
 
 @dataclass(frozen=True)
@@ -242,8 +243,9 @@ def _of_record(record: AgentRecord) -> AgentRef:
         handle=record.handle,
         provider="-",
         model="-",
-        handles=definition.handles if definition is not None else (),
+        handles=record.handles,
         window=definition.window if definition is not None else None,
+        reflects=definition is not None and definition.reflects_on is not None,
     )
     return _with_model(agent_ref, record.llm)
 

@@ -157,6 +157,11 @@ class Turn:
         #: Cancels that task, but not the parts of its cleanup that are shielded.
         self._scope = anyio.CancelScope()
 
+    @property
+    def text(self) -> str:
+        """The text of the user's message."""
+        return self._message.text
+
     def stop(self) -> None:
         """End the turn; the part of the answer that has arrived is stored."""
         self._cancel_request.stop()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from playwright.sync_api import Locator, Page, Route, TimeoutError, expect
 
@@ -136,12 +138,19 @@ def test_the_archive(user: BrowserUser, agent: str) -> None:
         expect(page.locator(".passage.fresh", has_text=text)).to_be_visible()
     page.get_by_label("Search archival memory").fill("garden gate")
     page.get_by_role("button", name="Search").click()
-    found = page.locator(".passage", has_text="garden gate")
-    expect(found.first).to_be_visible()
-    expect(page.locator("#passages")).to_contain_text("for “garden gate”")
-    page.get_by_role("button", name="Show all").click()
-    # Nothing can be pressed in a list that is about to be replaced; wait for the whole one all the same.
-    expect(page.locator("#passages")).not_to_contain_text("for “garden gate”")
+    expect(page.locator("#found")).to_contain_text("1 result for “garden gate”")
+    expect(page.locator(".passage")).to_have_text([re.compile("The garden gate squeaks")])
+    # The query is in the address: it can be reloaded, and the browser goes back to it.
+    assert "q=garden+gate" in page.url
+    page.get_by_label("Search archival memory").fill("quantum physics")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#found")).to_contain_text("Nothing in archival memory is near “quantum physics”.")
+    expect(page.locator(".passage")).to_have_count(0)
+    page.go_back()
+    expect(page.locator("#found")).to_contain_text("1 result for “garden gate”")
+    expect(page.get_by_label("Search archival memory")).to_have_value("garden gate")
+    page.get_by_role("link", name="Show all").click()
+    expect(page.locator(".passage")).to_have_count(2)
     gate = page.locator(".passage", has_text="The garden gate squeaks.")
     gate.get_by_role("button", name="Delete …").click()
     expect(gate).to_contain_text("Delete this passage permanently?")
@@ -154,21 +163,66 @@ def test_the_archive(user: BrowserUser, agent: str) -> None:
 
 
 def test_what_is_about_to_be_replaced_takes_no_clicks(user: BrowserUser, agent: str) -> None:
-    """A question opened in a list would go with it: until the answer is there, nothing in it can be pressed."""
-    user.served.letta.post(f"/v1/agents/{agent}/archival-memory", json={"text": "The gate."}).raise_for_status()
+    """A question would go with what is replaced: until the answer is there, nothing in it can be pressed."""
     user.open(f"memory/{agent}")
     page = user.page
-    listed = page.locator("#passages")
-    held = Held(page, "**/passages*")
-    page.get_by_role("button", name="Search").click()
+    human = block(page, "human")
+    held = Held(page, "**/edit*")
+    page.get_by_role("button", name="Edit human").click()
     route = held.take()
-    assert listed.evaluate("one => one.inert")
+    assert human.evaluate("one => one.inert")
     with pytest.raises(TimeoutError):
-        listed.get_by_role("button", name="Delete …").click(timeout=500)
+        human.get_by_role("button", name="Edit human").click(timeout=500)
     route.continue_()
-    expect(page.locator("#passages[inert]")).to_have_count(0)
-    listed.get_by_role("button", name="Delete …").click()
-    expect(listed).to_contain_text("Delete this passage permanently?")
+    expect(human.locator("textarea")).to_be_focused()
+    expect(page.locator(".block[inert]")).to_have_count(0)
+
+
+def test_several_passages_go_with_one_question(user: BrowserUser, agent: str) -> None:
+    """What is selected is counted in the question; Cancel keeps it selected, and the rest stays."""
+    for text in ("First.", "Second.", "Third."):
+        user.served.client.post(f"/api/agents/{agent}/passages", json={"text": text}).raise_for_status()
+    user.open(f"memory/{agent}")
+    page, bar = user.page, user.page.locator("#bulk-bar")
+    page.get_by_role("button", name="Delete selected …").click()
+    expect(bar).to_contain_text("Select passages first.")
+    page.get_by_role("button", name="Select all shown").click()
+    expect(page.get_by_role("checkbox", checked=True)).to_have_count(3)
+    page.get_by_label("Select the passage Second.").uncheck()
+    page.get_by_role("button", name="Delete selected …").click()
+    expect(bar).to_contain_text("Delete 2 passages permanently?")
+    bar.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("checkbox", checked=True)).to_have_count(2)
+    page.get_by_role("button", name="Delete selected …").click()
+    bar.get_by_role("button", name="Delete 2 passages").click()
+    expect(bar).to_contain_text("2 passages deleted.")
+    expect(page.locator(".passage")).to_have_text([re.compile("Second")])
+    (left,) = user.served.client.get(f"/api/agents/{agent}/passages").json()["passages"]
+    assert left["text"] == "Second."
+
+
+def test_the_history_of_a_block(user: BrowserUser, agent: str) -> None:
+    """Each version with its author and its difference, a link to the message behind it, and a way back to any."""
+    user.open(f"memory/{agent}")
+    page = user.page
+    edit(page, "human", "The user's cat is called Miezi.")
+    page.get_by_role("button", name="Save").click()
+    expect(block(page, "human")).to_contain_text("Saved.")
+    user.served.say(agent, "Please remember that my boat is called Aurora.")
+    page.get_by_role("link", name="History of human").click()
+    newest = page.locator(".versions > li").first
+    # What the agent wrote is noted after its turn; the page shows it as soon as it is loaded.
+    expect(newest).to_contain_text("Aurora")
+    expect(newest.locator(".diff .plus")).to_contain_text("Aurora")
+    name = user.served.client.get(f"/api/agents/{agent}").json()["name"]
+    expect(newest).to_contain_text(name)
+    earlier = page.locator(".versions > li").nth(1)
+    expect(earlier).to_contain_text("A person")
+    expect(page.get_by_text("Complete since")).to_be_visible()
+    earlier.get_by_role("button", name=re.compile("Restore version")).click()
+    expect(page.locator(".versions > li").first).to_contain_text("A person restored version")
+    expect(page.locator(".versions > li").first.locator(".diff .minus")).to_contain_text("Aurora")
+    assert user.served.client.get(f"/api/agents/{agent}/blocks/human").json()["value"].endswith("Miezi.")
 
 
 def test_a_save_that_does_not_arrive_loses_nothing(user: BrowserUser, agent: str) -> None:

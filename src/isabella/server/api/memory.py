@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema
 
+from isabella.agents.block_history import Author
 from isabella.agents.conversations import usable
 from isabella.agents.history import HistoryEntry
 from isabella.agents.registry import AgentRecord
@@ -53,6 +54,40 @@ class Blocks(BaseModel):
     blocks: list[Block]
 
 
+class BlockVersionItem(BaseModel):
+    """A text that a block had."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    number: int = Field(description="Counted from 1 for each block; the first ones may not be kept any more.")
+    at: str = Field(description="When it was noted; ISO 8601.")
+    author: Author = Field(
+        description="`first`: it was there when the record began. `unknown`: written past Isabella, or while it did "
+        "not run."
+    )
+    agent: str = Field(description="The name of the agent that wrote it.")
+    message: str = Field(description="The id of the user's message in whose turn it was written, if known.")
+    restored: int | None = Field(description="The number of the version that it restores.")
+    version: str = Field(description="As the `version` of a block with this text.")
+    value: str
+
+
+class BlockVersions(BaseModel):
+    """The history of a block, newest first."""
+
+    versions: list[BlockVersionItem]
+    complete: bool = Field(description="Whether every version since the record began is kept.")
+    days: int = Field(description="How long versions are kept; 0 if none are recorded.")
+    before: int | None = Field(description="The `before` of the next older page; null on the last page.")
+
+
+class Restoration(BaseModel):
+    """A version of a block to restore."""
+
+    number: int = Field(ge=1, le=2**31 - 1)
+    version: str = Field(max_length=100, description="The present version of the block; `*` overwrites any version.")
+
+
 class BlockEdit(BaseModel):
     """A new text for a memory block."""
 
@@ -74,6 +109,7 @@ class Passage(BaseModel):
     text: str
     tags: list[str]
     created_at: str | None
+    near: bool = Field(default=True, description="False in results of a search that are far from the query.")
 
 
 class Passages(BaseModel):
@@ -169,6 +205,42 @@ async def edit(
         return answer_to(changed, status=409 if if_match is None else 412)
     response.headers["ETag"] = f'"{written.version}"'
     return Block.model_validate(written)
+
+
+@router.get("/blocks/{label}/history", summary="Show the history of a memory block")
+async def block_history(
+    agent: RequestedAgent,
+    label: Label,
+    agent_service: Agents,
+    limit: Annotated[int, Query(ge=1, le=200)] = 20,
+    before: Annotated[int | None, Query(ge=1, le=2**31 - 1)] = None,
+) -> BlockVersions:
+    """Show which texts a block had, since when, and who wrote each, newest first.
+
+    Letta records no history; this one begins with the first start of a backend that records it.
+    """
+    _, versions = await agent_service.memory.versions(agent.id, label)
+    older = [version for version in versions if before is None or version.number < before]
+    page = older[::-1][:limit]
+    days = agent_service.settings.block_history_days
+    return BlockVersions.model_validate(
+        {
+            "versions": page,
+            "complete": bool(versions) and versions[0].number == 1,
+            "days": days,
+            "before": page[-1].number if len(older) > len(page) else None,
+        }
+    )
+
+
+@router.post("/blocks/{label}/restore", summary="Restore a version of a memory block")
+async def restore(agent: RequestedAgent, label: Label, body: Restoration, agent_service: Agents) -> Block:
+    """Give a block the text of one of its versions again, unless it has changed since `version`.
+
+    The present text stays in the history.
+    """
+    restored = await agent_service.memory.restore(agent.id, label, body.number, seen=body.version)
+    return Block.model_validate(restored)
 
 
 @router.get("/passages", summary="List passages")

@@ -1,4 +1,4 @@
-"""The memory page: an agent's core memory and archival memory, for reading and editing, and their provenance."""
+"""The memory page: an agent's core memory and archival memory, to read and edit, their provenance and history."""
 
 from __future__ import annotations
 
@@ -6,16 +6,20 @@ import json
 import re
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from isabella.agents.block_history import BlockVersion
 from isabella.agents.history import History, HistoryEntry
 from isabella.agents.memory import ArchivalPassage, MemoryBlock
 from isabella.agents.service import AgentService
-from isabella.errors import IsabellaError, MemoryChanged, MemoryRefused
+from isabella.errors import IsabellaError, MemoryChanged, MemoryRefused, MemoryUnknown
 from isabella.letta.conversations import DEFAULT
+from isabella.server import ROOT
 from isabella.server.runtime import Runtime
 from isabella.server.web.pages_chat import agent_id_of, find_agent, redirect_to_first, sort_agents
 from isabella.server.web.rendering import Page, Renderer
@@ -31,6 +35,9 @@ _SHORTEST_LINE = 4
 #: The names of tools that write memory.
 _MEMORY_TOOL = re.compile(r"^(?!.*search).*memory")
 _PASSAGES_SHOWN = 20
+_VERSIONS_SHOWN = 20
+_MOST_SELECTED = 500
+_PASSAGE_ID = re.compile(r"passage-[0-9a-f-]{36}")
 _REFRESH_SECONDS = 20.0
 
 
@@ -107,10 +114,13 @@ def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
         Route(f"{below}/block", page.block),
         Route(f"{below}/edit", page.edit),
         Route(f"{below}/save", page.save, methods=["POST"]),
+        Route(f"{below}/history", page.history),
+        Route(f"{below}/restore", page.restore, methods=["POST"]),
         Route(f"{below}/passages", page.passages),
         Route(f"{below}/add", page.add, methods=["POST"]),
         Route(f"{below}/confirm", page.confirm),
         Route(f"{below}/delete", page.delete, methods=["POST"]),
+        Route(f"{below}/selected", page.selected, methods=["POST"]),
     ]
 
 
@@ -127,7 +137,9 @@ class _Page(Page):
         service = self._runtime.agents
         agents = sort_agents(await service.registry.all())
         blocks = await service.memory.blocks(id)
-        passages = await service.archive.passages(id, limit=_PASSAGES_SHOWN)
+        query = _query(request)
+        passages = await self._found(id, query)
+        near = [passage for passage in passages if passage.near]
         return self._renderer.page(
             request,
             "memory.html",
@@ -135,10 +147,20 @@ class _Page(Page):
             agents=agents,
             agent=find_agent(agents, id),
             blocks=blocks,
-            passages=passages,
-            after=_next_page(passages),
+            query=query,
+            passages=near,
+            far=[passage for passage in passages if not passage.near],
+            show_far=request.query_params.get("far") == "yes",
+            after=None if query else _next_page(passages),
             version=version,
         )
+
+    async def _found(self, id: str, query: str) -> list[ArchivalPassage]:
+        """Return the passages nearest to a query; without one, the first page of all."""
+        archive = self._runtime.agents.archive
+        if query:
+            return await archive.search(id, query, limit=_PASSAGES_SHOWN)
+        return await archive.passages(id, limit=_PASSAGES_SHOWN)
 
     async def live(self, request: Request) -> Response:
         return self._stream(self._changes(agent_id_of(request), request.query_params.get("v", "")))
@@ -172,7 +194,7 @@ class _Page(Page):
             block = await service.memory.block(id, label)
             texts = [line for line in block.value.splitlines() if line.strip()]
         else:
-            texts = [passage.text for passage in await service.archive.passages(id, limit=_PASSAGES_SHOWN)]
+            texts = [passage.text for passage in await self._found(id, _query(request))]
         found = [(text, provenance_of(text, known)) for text in texts]
         lines = [(text, provenance) for text, provenance in found if provenance is not None]
         return self._fragment("provenance", lines=lines, agent_id=id)
@@ -220,15 +242,47 @@ class _Page(Page):
             saved="Undone." if fields.get("undo") == "yes" else "Saved.",
         )
 
+    async def history(self, request: Request) -> Response:
+        """Show the versions of a block, newest first, each with its difference to the one before."""
+        id, label = agent_id_of(request), request.query_params.get("label", "")
+        service = self._runtime.agents
+        agent = await service.registry.get(id)
+        block, versions = await service.memory.versions(id, label)
+        if not versions:
+            raise MemoryUnknown(
+                "The history of memory blocks is switched off.",
+                remedy="Set ISABELLA_BLOCK_HISTORY_DAYS to the number of days to keep it.",
+            )
+        before = request.query_params.get("before", "")
+        last = int(before) if before.isdigit() and len(before) < 10 else versions[-1].number + 1
+        steps = [step for step in steps_of(versions) if step.version.number < last][::-1]
+        return self._renderer.page(
+            request,
+            "memory_history.html",
+            here="memory",
+            agent=agent,
+            block=block,
+            steps=steps[:_VERSIONS_SHOWN],
+            before=steps[_VERSIONS_SHOWN - 1].version.number if len(steps) > _VERSIONS_SHOWN else None,
+            first=versions[0],
+            limits=service.memory.history.limits,
+        )
+
+    async def restore(self, request: Request) -> Response:
+        """Give a block the text of one of its versions again, and show its history."""
+        fields = await self._form(request)
+        id, label, number = agent_id_of(request), fields.get("label", ""), fields.get("number", "")
+        if not number.isdigit() or len(number) > 9 or fields.get("version", "*") == "*":
+            raise MemoryRefused("The form does not say which version to restore.", remedy="Reload the page.")
+        await self._runtime.agents.memory.restore(id, label, int(number), seen=fields["version"])
+        location = f"{ROOT}/memory/{id}/history?label={quote(label, safe='')}"
+        return Response(status_code=204, headers={"HX-Redirect": location})
+
     async def passages(self, request: Request) -> Response:
+        """Return the next page of passages."""
         id, archive = agent_id_of(request), self._runtime.agents.archive
-        query = request.query_params.get("q", "").strip()
-        if query:
-            found = await archive.search(id, query[:1000], limit=_PASSAGES_SHOWN)
-            return self._fragment("passages", passages=found, agent_id=id, after=None, query=query)
         found = await archive.passages(id, limit=_PASSAGES_SHOWN, after=request.query_params.get("after") or None)
-        macro = "more_passages" if "after" in request.query_params else "passages"
-        return self._fragment(macro, passages=found, agent_id=id, after=_next_page(found))
+        return self._fragment("more_passages", passages=found, agent_id=id, after=_next_page(found))
 
     async def add(self, request: Request) -> Response:
         fields = await self._form(request)
@@ -248,6 +302,61 @@ class _Page(Page):
         fields = await self._form(request)
         await self._runtime.agents.archive.delete(agent_id_of(request), fields.get("id", ""))
         return self._fragment("deleted")
+
+    async def selected(self, request: Request) -> Response:
+        """Delete the selected passages, after one confirmation for all of them."""
+        fields = await self._form(request)
+        id = agent_id_of(request)
+        ids = [name for name in fields if _PASSAGE_ID.fullmatch(name)][:_MOST_SELECTED]
+        if fields.get("sure") != "yes":
+            asking = bool(ids) and fields.get("cancel") != "yes"
+            return self._fragment("bulk", agent_id=id, ids=ids if asking else (), empty=not ids, focus=True)
+        deleted, problem = [], ""
+        for passage in ids:
+            try:
+                await self._runtime.agents.archive.delete(id, passage)
+            except MemoryUnknown:
+                # Somebody else has deleted it.
+                pass
+            except IsabellaError as error:
+                problem = error.what
+                break
+            deleted.append(passage)
+        return self._fragment("bulk", agent_id=id, deleted=deleted, left=len(ids) - len(deleted), problem=problem)
+
+
+@dataclass(frozen=True)
+class BlockStep:
+    """A version of a block, and its difference to the version before."""
+
+    version: BlockVersion
+    lines: tuple[tuple[str, str], ...]  #: `+` or `-`, and the line; empty for the first version that is kept
+    current: bool = False
+
+
+def steps_of(versions: Sequence[BlockVersion]) -> list[BlockStep]:
+    """Return the versions with their differences, in their order."""
+    former = (None, *versions)
+    return [
+        BlockStep(
+            version, () if before is None else _difference(before.value, version.value), version is versions[-1]
+        )
+        for before, version in zip(former, versions, strict=False)
+    ]
+
+
+def _difference(before: str, after: str) -> tuple[tuple[str, str], ...]:
+    """Return the lines that were removed and added, in the order of the text."""
+    old, new = before.splitlines(), after.splitlines()
+    found: list[tuple[str, str]] = []
+    for kind, i1, i2, j1, j2 in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if kind != "equal":
+            found += [("-", line) for line in old[i1:i2]] + [("+", line) for line in new[j1:j2]]
+    return tuple(found)
+
+
+def _query(request: Request) -> str:
+    return request.query_params.get("q", "").strip()[:1000]
 
 
 def _next_page(passages: Sequence[ArchivalPassage]) -> str | None:

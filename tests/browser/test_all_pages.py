@@ -1,4 +1,4 @@
-"""What holds for every page: accessible in both themes, at both widths, and without a key in it."""
+"""What holds for every page: accessible in both themes, at three widths, and without a key in it."""
 
 from __future__ import annotations
 
@@ -76,6 +76,30 @@ def everywhere(user: BrowserUser, agent: str) -> Iterator[str]:
     page.get_by_role("button", name="Delete …").first.click()
     expect(page.get_by_text("Delete this passage permanently?")).to_be_visible()
     yield "memory, editing"
+    page.locator("#bulk-bar").get_by_role("button", name="Select all shown").click()
+    page.get_by_role("button", name="Delete selected …").click()
+    expect(page.locator("#bulk-bar")).to_contain_text("permanently?")
+    yield "memory, several to delete"
+    # The nearest passage is far: it is no result, and shown as what it is on request only.
+    page.get_by_label("Search archival memory").fill("quantum physics")
+    page.get_by_role("button", name="Search").click()
+    expect(page.locator("#found")).to_contain_text("Nothing in archival memory is near “quantum physics”.")
+    expect(page.locator(".passage")).to_have_count(0)
+    page.get_by_role("link", name="Show 1 that is far from it").click()
+    expect(page.locator(".passages.far .passage")).to_have_count(1)
+    yield "memory, nothing near"
+    page.goto(f"{user.served.url}/console/memory/{agent}/history?label=human")
+    yield "history of a block"
+    page.goto(f"{user.served.url}/console/agents")
+    page.locator("#new summary").click()
+    expect(page.locator("#new-handle optgroup").first).to_be_attached()
+    page.locator("#import summary").click()
+    yield "agents, new"
+    page.get_by_role("button", name="Delete Isabella").click()
+    expect(page.locator(".asking")).to_contain_text("This deletes:")
+    yield "agents, deleting"
+    page.goto(f"{user.served.url}/console/agents/{agent}")
+    yield "prompt"
     user.open("activity")
     yield "activity"
     for summary in page.locator(".behind summary:visible").all():
@@ -121,7 +145,7 @@ def talking(user: BrowserUser) -> Iterator[str]:
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing(served: Backend, browser: Browser, told: str, theme: str, width: str) -> None:
-    """Axe reports no violation on any page, in either theme, at either width; nothing is wider than the window."""
+    """Axe reports no violation on any page, in either theme, at any width; nothing is wider than the window."""
     with browsing(served, browser, viewport=WIDTHS[width], color_scheme=theme) as user:
         user.page.goto(f"{served.url}/console/chat")
         found = _violations(user.page, "sign in")

@@ -113,9 +113,13 @@ def test_passages_are_added_listed_found_by_meaning_and_deleted(served: Backend)
     found = served.client.get(
         "/api/agents/isabella/search", params={"q": "repairing a boiler", "in": "archive"}
     ).json()
-    assert found["passages"][0]["text"] == texts[0]
+    assert [one["text"] for one in found["passages"] if one["near"]] == [texts[0]]
+    assert len(found["passages"]) == len(texts)
+    nothing = served.client.get("/api/agents/isabella/search", params={"q": "quantum physics", "in": "archive"})
+    assert [one["near"] for one in nothing.json()["passages"]] == [False] * len(texts)
     asked = [request for request in served.vendors.requests("mistral") if request.path.endswith("/embeddings")]
-    assert len(asked) == len(texts) + 1
+    # One for each passage and each query, and one for the texts that distances are compared with.
+    assert len(asked) == len(texts) + 2 + 1
     assert all(request.carries(served.vendors.key("mistral").get_secret_value()) for request in asked)
     assert served.foreign_keys() == []
     pages, after = [], None
@@ -250,3 +254,120 @@ def test_the_agents_are_listed_with_what_they_speak_through(served: Backend) -> 
     assert isabella["problem"] is None
     assert reflection["reflects_on"] == "isabella"
     assert set(served.client.get("/api/models").json()["handles"]) >= set(isabella["handles"])
+
+
+def test_an_agent_is_created_renamed_and_duplicated(served: Backend) -> None:
+    """It answers at once on the chosen model, prefers those of its definition, and its copy knows what it knew."""
+    name = f"Clara{secrets.token_hex(3)}"
+    handle = "byok-mistral/mistral-medium-latest"
+    body = {"name": name, "handle": handle, "persona": "I am Clara."}
+    created = served.client.post("/api/agents", json=body)
+    assert created.status_code == 201, created.text
+    assert created.json()["model"]["handle"] == created.json()["handles"][0] == handle
+    assert "cerebras/gpt-oss-120b" in created.json()["handles"]
+    assert created.json()["definition"] is None
+    assert set(created.json()["blocks"]) == {"human", "threads", "self"}
+    assert code(served.client.post("/api/agents", json={"name": name.upper()})) == (409, "agent_exists")
+    refused = served.client.post("/api/agents", json={"name": f"{name}x", "handle": "cerebras/none"})
+    assert code(refused) == (409, "model_unknown")
+    unknown = served.client.post("/api/agents", json={"name": f"{name}x", "definition": "reflection"})
+    assert code(unknown) == (404, "agent_unknown")
+    served.say(name, "Remember that my dog is called Rex.")
+    served.client.post(f"/api/agents/{name}/passages", json={"text": "Rex likes the beach.", "tags": ["dog"]})
+    renamed = served.client.patch(f"/api/agents/{name}", json={"name": f"{name} II"})
+    assert (renamed.status_code, renamed.json()["id"]) == (200, created.json()["id"])
+    assert code(served.client.get(f"/api/agents/{name}")) == (404, "agent_unknown")
+    assert code(served.client.patch(f"/api/agents/{name} II", json={"name": "Isabella"})) == (409, "agent_exists")
+    copied = served.client.post(f"/api/agents/{name} II/duplicate", json={"name": f"{name} III"})
+    assert (copied.status_code, copied.json()["passages"]) == (201, 1), copied.text
+    copy = served.client.get(f"/api/agents/{name} III").json()
+    assert copy["handles"] == created.json()["handles"]
+    assert copy["tools"] == created.json()["tools"]
+    served.client.put(f"/api/agents/{name} III/blocks/human", json={"value": "Nothing.", "version": "*"})
+    assert "Rex" in served.client.get(f"/api/agents/{name} II/blocks/human").json()["value"]
+    assert "Rex" in served.say(f"{name} III", "What is my dog called?").text
+
+
+def test_a_deleted_agent_leaves_nothing_but_what_others_share(served: Backend) -> None:
+    """What is lost is said before; blocks of its own and its archive go with it, a block of another agent stays."""
+    name = served.agent(f"gone{secrets.token_hex(3)}", "cerebras/gpt-oss-120b")
+    other = served.agent(f"stays{secrets.token_hex(3)}", "cerebras/gpt-oss-120b")
+    id, blocks = served.id_of(name), served.letta.get(f"/v1/agents/{served.id_of(name)}").json()["blocks"]
+    own, shared = (next(one["id"] for one in blocks if one["label"] == label) for label in ("persona", "human"))
+    others = served.letta.get(f"/v1/agents/{served.id_of(other)}").json()["blocks"]
+    replaced = next(one["id"] for one in others if one["label"] == "human")
+    served.letta.patch(f"/v1/agents/{served.id_of(other)}/core-memory/blocks/detach/{replaced}").raise_for_status()
+    served.letta.patch(f"/v1/agents/{served.id_of(other)}/core-memory/blocks/attach/{shared}").raise_for_status()
+    served.say(name, "Say hi")
+    served.client.post(f"/api/agents/{name}/passages", json={"text": "Only here."})
+    (archive,) = served.letta.get("/v1/archives/", params={"agent_id": id}).json()
+    losses = served.client.get(f"/api/agents/{name}/losses").json()
+    assert losses == {
+        "messages": {"number": 2, "more": False},
+        "passages": {"number": 1, "more": False},
+        "blocks": ["persona"],
+        "shared": {"human": [other]},
+        "defined": True,
+    }
+    assert served.client.delete(f"/api/agents/{name}").status_code == 204
+    assert code(served.client.get(f"/api/agents/{name}")) == (404, "agent_unknown")
+    assert served.letta.get(f"/v1/blocks/{own}").status_code == 404
+    assert served.letta.get(f"/v1/archives/{archive['id']}").status_code == 404
+    found = served.letta.post("/v1/passages/search", json={"query": None, "limit": 100}).json()
+    assert "Only here." not in [one["passage"]["text"] for one in found]
+    assert served.letta.get(f"/v1/blocks/{shared}").status_code == 200
+    assert served.client.get(f"/api/agents/{other}/blocks/human").status_code == 200
+    served.letta.delete(f"/v1/blocks/{replaced}")
+
+
+def test_the_prompt_is_shown_in_parts(served: Backend, agent: str) -> None:
+    """System prompt, blocks, tools and messages, each with its tokens; a key that was told is masked."""
+    key = served.vendors.key("groq").get_secret_value()
+    served.say(agent.rsplit("/", 1)[1], f"Remember that my cat is Mina and my key {key}.")
+    prompt = served.client.get(f"{agent}/prompt")
+    assert key not in prompt.text
+    parts = prompt.json()["parts"]
+    assert {"block", "tool", "message"} <= {part["kind"] for part in parts}
+    assert {"human", "persona"} <= {part["name"] for part in parts if part["kind"] == "block"}
+    said = [part for part in parts if part["kind"] == "message"]
+    assert (said[0]["name"], "Mina" in said[0]["text"]) == ("user", True)
+    assert 0 < prompt.json()["tokens"] < prompt.json()["window"]
+    assert abs(sum(part["tokens"] for part in parts) - prompt.json()["tokens"]) <= len(parts)
+
+
+def test_the_history_of_a_block_says_who_wrote_what(served: Backend, agent: str) -> None:
+    """The agent, a person and somebody past Isabella; any version can be restored, and the present one stays."""
+    name = agent.rsplit("/", 1)[1]
+    served.say(name, "Remember that my dog is called Rex.")
+    block = served.client.get(f"{agent}/blocks/human").json()
+    served.client.put(f"{agent}/blocks/human", json={"value": "Has a cat.", "version": block["version"]})
+    (id,) = (
+        one["id"]
+        for one in served.letta.get(f"/v1/agents/{served.id_of(name)}").json()["blocks"]
+        if one["label"] == "human"
+    )
+    served.letta.patch(f"/v1/blocks/{id}", json={"value": "Has a bird."}).raise_for_status()
+    history = served.client.get(f"{agent}/blocks/human/history").json()
+    newest_first = [(one["author"], one["value"]) for one in history["versions"]]
+    assert newest_first[:2] == [("unknown", "Has a bird."), ("person", "Has a cat.")]
+    # The record begins with what the agent wrote in its first turn: it was created past Isabella.
+    assert newest_first[2] == ("first", block["value"])
+    assert (history["complete"], history["before"]) == (True, None)
+    page = served.client.get(f"{agent}/blocks/human/history", params={"limit": 1}).json()
+    assert page["before"] == history["versions"][0]["number"]
+    wanted = history["versions"][2]["number"]
+    stale = served.client.post(f"{agent}/blocks/human/restore", json={"number": wanted, "version": block["version"]})
+    assert code(stale) == (409, "memory_changed")
+    present = history["versions"][0]["version"]
+    restored = served.client.post(f"{agent}/blocks/human/restore", json={"number": wanted, "version": present})
+    assert restored.json()["value"] == block["value"]
+    newest = served.client.get(f"{agent}/blocks/human/history").json()["versions"][0]
+    assert (newest["author"], newest["restored"], newest["value"]) == ("person", wanted, block["value"])
+    none = served.client.post(f"{agent}/blocks/human/restore", json={"number": 999, "version": "*"})
+    assert code(none) == (404, "memory_unknown")
+    # Now that there is a record, what the agent writes is the agent's, with the message behind it.
+    served.say(name, "Remember that my boat is called Aurora.")
+    newest = served.client.get(f"{agent}/blocks/human/history").json()["versions"][0]
+    assert (newest["author"], newest["agent"]) == ("agent", name)
+    messages = served.client.get(f"{agent}/messages").json()["messages"]
+    assert newest["message"] == next(one["id"] for one in messages if "Aurora" in one["text"])

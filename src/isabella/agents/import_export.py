@@ -7,19 +7,18 @@ hold a secret are left out, and secrets that this process knows are masked every
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from isabella.agents import metadata as agent_metadata
 from isabella.agents.agent_file import ARCHIVE_KEY, MEMORY_TOOLS, REMEDY, AgentFile, allowed_rules, read
-from isabella.agents.definitions import NAME
 from isabella.agents.embeddings import EmbeddingSetup
 from isabella.agents.memory import ArchivalMemory
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import set_embedding
 from isabella.agents.registry import AgentRecord, AgentRegistry
-from isabella.errors import AgentExists, AgentFileRefused, IsabellaError, LettaBroken, LettaRefused
+from isabella.errors import AgentFileRefused, AgentNameRefused, IsabellaError, LettaBroken, LettaRefused
 from isabella.letta.client import Connection
 from isabella.letta.llm_config import creation_fields
 from isabella.system.redaction import redact
@@ -81,24 +80,37 @@ async def import_agent(
     name: str | None = None,
     with_tools: bool | None = None,
     vectors: EmbeddingSetup | None = None,
+    handles: Sequence[str] = (),
 ) -> ImportedAgent:
     """Import an agent file. The agent is bound to its own model if that works here, otherwise to one that does.
 
     `name` replaces the name in the file. Tools other than those for memory and conversation can fetch URLs or run
     programs on Letta's machine: `with_tools` imports them if True and leaves them out if False; if it is None, a file
     with such tools is refused. Without `vectors`, the backend decides at its next start how the memory is searched.
+    `handles` are the models that the agent prefers, in order.
 
     Raises `AgentFileRefused`, `AgentExists` or `ModelUnknown`. After a `LettaError`, the agent was deleted again.
     """
     file = read(text)
     name = file.name if name is None else name
-    if not NAME.fullmatch(name):
-        raise AgentFileRefused(
-            "An agent's name holds letters, digits, spaces, '-', '_' and apostrophes, 100 at most.",
-            remedy="Give it such a name.",
-        )
-    if any(other.name.casefold() == name.casefold() for other in await registry.all()):
-        raise AgentExists(f"There is an agent {name!r} already.", remedy="Give the new one another name.")
+    async with registry.naming:
+        return await _import(registry, models, file, name, with_tools=with_tools, vectors=vectors, handles=handles)
+
+
+async def _import(
+    registry: AgentRegistry,
+    models: ModelCatalog,
+    file: AgentFile,
+    name: str,
+    *,
+    with_tools: bool | None,
+    vectors: EmbeddingSetup | None,
+    handles: Sequence[str],
+) -> ImportedAgent:
+    try:
+        await registry.check_name(name)
+    except AgentNameRefused as error:
+        raise AgentFileRefused(error.what, remedy=error.remedy) from None
     there, programs, omitted_tools = await _take_tools(registry, file, with_tools=with_tools)
     base = MEMORY_TOOLS if file.agent["include_base_tools"] else ()
     rules, about_rules = allowed_rules(file.rules, [*there, *(tool["name"] for tool in programs), *base])
@@ -110,7 +122,7 @@ async def import_agent(
         "name": name,
         **creation_fields(binding, file.settings),
         "tags": [*_without_definition(file.tags), agent_metadata.MANAGED_TAG, agent_metadata.IMPORTED],
-        "metadata": _without_own_metadata(file.metadata),
+        "metadata": agent_metadata.AgentMetadata(handles=tuple(handles)).into(_without_own_metadata(file.metadata)),
         "tools": there,
         "tool_ids": [tool["id"] for tool in programs],
         "tool_rules": rules,

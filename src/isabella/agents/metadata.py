@@ -31,6 +31,7 @@ class AgentMetadata:
     reflected: str | None = None  # the id of the last message that was reflected on
     lowered: LoweredLimit | None = None  # what Isabella has made of `max_tokens`
     archived: tuple[str, ...] = ()  # the ids of archived conversations, which Letta does not know as such
+    handles: tuple[str, ...] = ()  # the models that an agent without a definition prefers, in order
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any] | None) -> AgentMetadata:
@@ -39,6 +40,7 @@ class AgentMetadata:
         if not isinstance(own, dict):
             return cls()
         written, tools, archived = own.get("written"), own.get("tools"), own.get("archived")
+        handles = own.get("handles")
         embedding, reflected = own.get("embedding"), own.get("reflected")
         lowered: LoweredLimit | None = None
         match own.get("max_tokens"):
@@ -51,6 +53,7 @@ class AgentMetadata:
             reflected=reflected if isinstance(reflected, str) else None,
             lowered=lowered,
             archived=tuple(str(id) for id in archived) if isinstance(archived, list) else (),
+            handles=tuple(str(handle) for handle in handles) if isinstance(handles, list) else (),
         )
 
     def into(self, metadata: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -62,6 +65,7 @@ class AgentMetadata:
             "reflected": self.reflected,
             "max_tokens": self.lowered and asdict(self.lowered),
             "archived": list(self.archived),
+            "handles": list(self.handles),
         }
         return {**(metadata or {}), KEY: {name: value for name, value in own.items() if value}}
 

@@ -193,24 +193,14 @@ class _Ensure:
         return {label: id for label, id in other.blocks.items() if label in labels}
 
     async def _create(self, definition: AgentDefinition, shared: Mapping[str, str]) -> EnsureResult:
-        await self._tool_ids(definition.tools)
+        await tool_ids(self.registry, definition.tools)
         binding = await self.models.choose(definition.handles, window=definition.window)
-        vectors = self.vectors
-        embedding = None if vectors is None else vectors.choice.as_metadata()
-        own = AgentMetadata(metadata.fingerprints(definition), definition.tools, embedding)
+        own = AgentMetadata(metadata.fingerprints(definition), definition.tools)
         agent_id = await self.registry.letta.agents.create(
             {
-                "name": definition.name,
-                "description": definition.description,
-                "system": definition.persona,
-                **creation_fields(binding),
-                "memory_blocks": [_block_fields(block) for block in definition.blocks],
+                **new_agent_fields(definition, binding, own, self.vectors),
                 "block_ids": list(shared.values()),
-                "tools": list(definition.tools),
-                "include_base_tools": False,
                 "tags": [metadata.MANAGED_TAG, metadata.definition_tag(definition.id)],
-                "metadata": own.into(None),
-                "embedding_config": None if vectors is None else vectors.choice.as_config(vectors.address),
                 # An agent that reflects receives everything with each request, and its memory is in the blocks.
                 "message_buffer_autoclear": definition.reflects_on is not None,
             }
@@ -229,7 +219,7 @@ class _Ensure:
         binding, why = await self._rebinding(definition, record, changed=diff.models)
         if diff == DefinitionDiff() and binding is None and search_changed is None:
             return EnsureResult(definition.id, record.name, EnsureOutcome.KEPT, record.id, handle=record.handle)
-        letta, ids = self.registry.letta, await self._tool_ids(diff.tools)
+        letta, ids = self.registry.letta, await tool_ids(self.registry, diff.tools)
         for tool in diff.tools:
             await letta.agents.attach_tool(record.id, ids[tool])
         for tool in diff.tools_off:
@@ -292,18 +282,41 @@ class _Ensure:
         names = {handle.partition("/")[0] for handle in (record.handle, *definition.handles)}
         return self.models.usable.isdisjoint(names) and bool(self.models.usable)
 
-    async def _tool_ids(self, names: Sequence[str]) -> dict[str, str]:
-        """Return Letta's ids of tools. A tool that Letta does not have is an `AgentError`."""
-        if not names:
-            return {}
-        ids = {tool["name"]: tool["id"] for tool in await self.registry.letta.agents.tools()}
-        missing = [name for name in names if name not in ids]
-        if missing:
-            raise AgentError(
-                f"Letta has no tool {missing[0]!r}.",
-                remedy=f"Remove it from the agents' file. Letta has: {', '.join(sorted(ids))}.",
-            )
-        return {name: ids[name] for name in names}
+
+async def tool_ids(registry: AgentRegistry, names: Sequence[str]) -> dict[str, str]:
+    """Return Letta's ids of tools. A tool that Letta does not have is an `AgentError`."""
+    if not names:
+        return {}
+    ids = {tool["name"]: tool["id"] for tool in await registry.letta.agents.tools()}
+    missing = [name for name in names if name not in ids]
+    if missing:
+        raise AgentError(
+            f"Letta has no tool {missing[0]!r}.",
+            remedy=f"Remove it from the agents' file. Letta has: {', '.join(sorted(ids))}.",
+        )
+    return {name: ids[name] for name in names}
+
+
+def new_agent_fields(
+    definition: AgentDefinition, binding: Binding, own: AgentMetadata, vectors: EmbeddingSetup | None
+) -> dict[str, Any]:
+    """Return Letta's fields of a new agent after a definition, without its tags and the blocks that it shares.
+
+    `own` is Isabella's part of its metadata; the search method of its archival memory is added.
+    """
+    choice = None if vectors is None else vectors.choice
+    own = replace(own, embedding=None if choice is None else choice.as_metadata())
+    return {
+        "name": definition.name,
+        "description": definition.description,
+        "system": definition.persona,
+        **creation_fields(binding),
+        "memory_blocks": [_block_fields(block) for block in definition.blocks],
+        "tools": list(definition.tools),
+        "include_base_tools": False,
+        "metadata": own.into(None),
+        "embedding_config": None if choice is None or vectors is None else choice.as_config(vectors.address),
+    }
 
 
 def _block_fields(block: BlockDefinition) -> dict[str, Any]:

@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import anyio
+
 from isabella.agents import context, metadata
 from isabella.agents.context import FittedContext, required_id_form
 from isabella.agents.definitions import NAME, AgentDefinition
 from isabella.agents.metadata import AgentMetadata
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.prompt_budget import prompt_budget
-from isabella.errors import AgentUnknown, LettaError, LettaRefused, ModelUnknown
+from isabella.errors import AgentExists, AgentNameRefused, AgentUnknown, LettaError, LettaRefused, ModelUnknown
 from isabella.letta.agents import RELATIONS, AgentRow
 from isabella.letta.client import LettaClient
 from isabella.letta.llm_config import Binding, LlmConfig, LoweredLimit, binding_fields, is_older
@@ -49,6 +51,11 @@ class AgentRecord:
     def own_metadata(self) -> AgentMetadata:
         """Isabella's part of the metadata."""
         return AgentMetadata.read(self.metadata)
+
+    @property
+    def handles(self) -> tuple[str, ...]:
+        """The models that it prefers, in order: those of its definition, or those that it was created with."""
+        return self.definition.handles if self.definition is not None else self.own_metadata.handles
 
     @property
     def binding(self) -> Binding | None:
@@ -117,6 +124,8 @@ class AgentRegistry:
         self.letta = letta
         self.answer_tokens = answer_tokens  #: the limit of an answer if an agent's owner has set none; 0 for none
         self.definitions = {definition.id: definition for definition in definitions}
+        #: Held from the check of a name until the agent has it, because Letta accepts the same name twice.
+        self.naming = anyio.Lock()
         #: Callbacks that run after an agent is bound, so that caches can be updated.
         self.on_bound: list[Callable[[str, Binding], None]] = []
 
@@ -143,6 +152,16 @@ class AgentRegistry:
             if refused.status in (404, 422):
                 raise AgentUnknown(f"There is no agent {agent_id} any more.") from None
             raise
+
+    async def check_name(self, name: str, *, of: str | None = None) -> None:
+        """Raise `AgentNameRefused` or `AgentExists` unless an agent, the one with the id `of`, may have this name."""
+        if not NAME.fullmatch(name):
+            raise AgentNameRefused(
+                "An agent's name holds letters, digits, spaces, '-', '_' and apostrophes, 100 at most.",
+                remedy="Give it such a name.",
+            )
+        if any(other.name.casefold() == name.casefold() and other.id != of for other in await self.all()):
+            raise AgentExists(f"There is an agent {name!r} already.", remedy="Choose another name.")
 
     async def bind(
         self,
@@ -185,12 +204,11 @@ class AgentRegistry:
         stored = await self.letta.providers.find(binding.provider)
         return None if stored is None else replace(binding, base_url=stored.base_url or binding.base_url)
 
-    async def switch(self, record: AgentRecord, handle: str, models: ModelCatalog) -> BindingResult:
-        """Bind an agent to a handle if that works now, and fit its context. No turn of it may run.
+    async def usable(self, handle: str, models: ModelCatalog, *, window: int | None = None) -> Binding:
+        """Return the binding to a handle, at its provider's stored base URL.
 
-        A conversation that is too long for the window of the model is summarised first, by the present model.
+        Raises `ModelUnknown` if it does not work now.
         """
-        window = record.definition.window if record.definition else None
         binding = await models.binding(handle, window=window)
         placed = await self.placed(binding)
         if placed is None:
@@ -201,8 +219,17 @@ class AgentRegistry:
         if is_placeholder_url(placed.base_url):
             raise ModelUnknown(
                 f"The provider {binding.provider} is between two addresses, and its key is not in Letta.",
-                remedy=f"Run `isabella providers sync --only {binding.provider}`, then switch again.",
+                remedy=f"Run `isabella providers sync --only {binding.provider}`, then try again.",
             )
+        return placed
+
+    async def switch(self, record: AgentRecord, handle: str, models: ModelCatalog) -> BindingResult:
+        """Bind an agent to a handle if that works now, and fit its context. No turn of it may run.
+
+        A conversation that is too long for the window of the model is summarised first, by the present model.
+        """
+        window = record.definition.window if record.definition else None
+        placed = await self.usable(handle, models, window=window)
         # A failover may have bound it to another model since the record was read.
         now = await self.get(record.id)
         summarised = await self._shrink(now, placed)

@@ -173,13 +173,21 @@ async def available_bindings(registry: AgentRegistry, models: ModelCatalog, *, a
     return AvailableBindings(live, windows, listed, limits, client=models.client, vendors=vendors)
 
 
+async def problems_of(
+    registry: AgentRegistry, models: ModelCatalog, records: Sequence[AgentRecord]
+) -> dict[str, str]:
+    """Return why agents cannot work, by their ids, as far as it is known without asking a vendor."""
+    available = await available_bindings(registry, models, ask=False)
+    diagnoses = {record.id: diagnose(record.llm, available) for record in records}
+    return {id: diagnosis.why for id, diagnosis in diagnoses.items() if diagnosis is not None}
+
+
 async def find_broken(registry: AgentRegistry, models: ModelCatalog) -> list[AgentRepair]:
     """Return every agent that cannot work, with its repair. Nothing is changed."""
     available = await available_bindings(registry, models, ask=True)
     repairs = []
     for record in await registry.all():
-        preferred = record.definition.handles if record.definition else ()
-        diagnosis = diagnose(record.llm, available, preferred)
+        diagnosis = diagnose(record.llm, available, record.handles)
         if diagnosis is not None:
             repairs.append(await _repair(record, diagnosis, models))
     return repairs

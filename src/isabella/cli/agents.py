@@ -277,25 +277,32 @@ def delete(
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Delete an agent with its memory. Only an export made before can restore it.
+    """Delete an agent with its memory, except blocks that other agents have. Only an export made before restores it.
 
     Exit code: 0 deleted, 2 it would be deleted with --yes, 1 no such agent exists.
     """
 
-    async def delete_agent(agent_service: AgentService) -> dict[str, Any]:
-        record = await agent_service.registry.find(name)
-        if yes:
-            await agent_service.registry.letta.agents.delete(record.id)
-        return {"id": record.id, "name": record.name, "deleted": yes, "defined": record.definition is not None}
+    async def delete_if_confirmed(agent_service: AgentService) -> dict[str, Any]:
+        from isabella.agents.lifecycle import delete_agent, losses_of
 
-    agent = _run(delete_agent, env_file, as_json)
+        registry = agent_service.registry
+        record = await registry.find(name)
+        losses = (await losses_of(registry, record)).as_json()
+        if yes:
+            async with _turns_held(agent_service, record.id):
+                await delete_agent(agent_service, record)
+        return {"id": record.id, "name": record.name, "deleted": yes, **losses}
+
+    agent = _run(delete_if_confirmed, env_file, as_json)
     if as_json:
         print_json(agent)
     else:
         if yes:
             print(f"Deleted {agent['name']}.")
         else:
-            print(f"{agent['name']} ({agent['id']}) would be deleted, with its memory. Add --yes to delete it.")
+            from isabella.cli.tables import show_losses
+
+            show_losses(agent)
         if agent["defined"]:
             print("The agents file defines it: the next start creates it again, without this memory.")
     raise typer.Exit(0 if yes else PENDING)
@@ -317,12 +324,13 @@ async def _turns_held(agent_service: AgentService, agent_id: str) -> AsyncIterat
 
 async def _described(agent_service: AgentService, records: Iterable[AgentRecord]) -> list[dict[str, Any]]:
     """Return agents as `--json` prints them, with their problems."""
-    from isabella.agents.repair import available_bindings, diagnose
+    from isabella.agents.repair import problems_of
 
-    available = await available_bindings(agent_service.registry, agent_service.models, ask=False)
+    listed = list(records)
+    problems = await problems_of(agent_service.registry, agent_service.models, listed)
     agents = []
-    for record in records:
-        definition, diagnosis = record.definition, diagnose(record.llm, available)
+    for record in listed:
+        definition = record.definition
         agents.append(
             {
                 "id": record.id,
@@ -332,10 +340,10 @@ async def _described(agent_service: AgentService, records: Iterable[AgentRecord]
                 "description": record.description,
                 "handle": record.handle,
                 "window": record.llm.window if record.llm else 0,
-                "handles": list(definition.handles) if definition else [],
+                "handles": list(record.handles),
                 "tools": sorted(record.tools),
                 "blocks": sorted(record.blocks),
-                "problem": diagnosis.why if diagnosis else None,
+                "problem": problems.get(record.id),
             }
         )
     return agents

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -387,3 +387,18 @@ def _print_scrubbed(text: str, style: str = "") -> None:
     from isabella.doctor.log_messages import scrub
 
     console().print(Text(scrub(text), style=style), soft_wrap=True)
+
+
+def show_losses(agent: Mapping[str, Any]) -> None:
+    """Print what is lost if an agent is deleted."""
+
+    def counted(count: Mapping[str, Any], one: str) -> str:
+        many = "" if count["number"] == 1 and not count["more"] else "s"
+        return f"{'more than ' if count['more'] else ''}{count['number']} {one}{many}"
+
+    blocks = f"the blocks {', '.join(agent['blocks'])}" if agent["blocks"] else "no block"
+    messages, passages = counted(agent["messages"], "message"), counted(agent["passages"], "passage")
+    print(f"{agent['name']} ({agent['id']}) would be deleted, with {messages}, {passages} and {blocks}.")
+    for label, names in agent["shared"].items():
+        print(f"The block {label} stays: {', '.join(names)} {'has' if len(names) == 1 else 'have'} it, too.")
+    print("`isabella agents export` saves it. Add --yes to delete it.")

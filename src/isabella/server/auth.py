@@ -249,14 +249,28 @@ class FormRefused(IsabellaError):
 
 async def read_form(request: Request, csrf: str, *, largest: int = _LARGEST_FORM) -> dict[str, str]:
     """Return the fields of a form; raise `FormRefused` unless a page of this backend, with its `csrf`, sent it."""
-    if not is_same_origin(request.headers):
-        raise FormRefused("This form was sent by another site, so nothing was done.")
+    _check_origin(request)
     fields = parse_form(await read_body(request, largest))
-    secret = request.headers.get(CSRF_HEADER) or fields.pop("csrf", "")
-    if not equal(secret, csrf):
-        raise FormRefused("This page was loaded before a restart with another token.", remedy="Reload it.")
+    _check_secret(request.headers.get(CSRF_HEADER) or fields.pop("csrf", ""), csrf)
     # Forms end lines with CRLF; memory and messages use LF.
     return {name: value.replace("\r\n", "\n").replace("\r", "\n") for name, value in fields.items()}
+
+
+async def read_upload(request: Request, csrf: str, largest: int) -> bytes:
+    """Return a file that a page of this backend sent as the body; raise `FormRefused` otherwise."""
+    _check_origin(request)
+    _check_secret(request.headers.get(CSRF_HEADER, ""), csrf)
+    return await read_body(request, largest)
+
+
+def _check_origin(request: Request) -> None:
+    if not is_same_origin(request.headers):
+        raise FormRefused("This form was sent by another site, so nothing was done.")
+
+
+def _check_secret(secret: str, csrf: str) -> None:
+    if not equal(secret, csrf):
+        raise FormRefused("This page was loaded before a restart with another token.", remedy="Reload it.")
 
 
 async def read_body(request: Request, largest: int) -> bytes:

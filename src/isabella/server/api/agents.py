@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from isabella.agents.agent_file import LARGEST_FILE
+from isabella.agents.definitions import NAME_PATTERN
 from isabella.agents.embeddings import SearchMethod
 from isabella.agents.import_export import configured_secrets, export_agent, import_agent
+from isabella.agents.lifecycle import (
+    NewAgent,
+    create_agent,
+    delete_agent,
+    duplicate_agent,
+    losses_of,
+    rename_agent,
+    templates,
+)
+from isabella.agents.prompt_budget import read_prompt
 from isabella.agents.registry import AgentRecord
-from isabella.agents.repair import available_bindings, diagnose, find_broken
+from isabella.agents.repair import find_broken, problems_of
 from isabella.agents.service import AgentService
 from isabella.errors import AgentFileRefused
 from isabella.server.errors import ERRORS
-from isabella.server.runtime import Agents
+from isabella.server.runtime import Agents, CurrentRuntime
+from isabella.system.redaction import redact
+
+#: Text without NUL, which Postgres does not store.
+TEXT_PATTERN = r"^[^\x00]*$"
 
 router = APIRouter(prefix="/api", tags=["agents"], responses=ERRORS)
 
@@ -85,12 +101,105 @@ class Handles(BaseModel):
     handles: list[str]
 
 
+Handle = Annotated[
+    str,
+    Field(max_length=300, pattern=r"^[^\s/\x00]+(/[^\s\x00]+)?$", examples=["byok-mistral/mistral-medium-latest"]),
+]
+NewName = Annotated[str, Field(max_length=100, pattern=NAME_PATTERN)]
+
+
 class SwitchRequest(BaseModel):
     """The model to switch an agent to."""
 
-    handle: str = Field(
-        max_length=300, pattern=r"^[^\s/\x00]+(/[^\s\x00]+)?$", examples=["byok-mistral/mistral-medium-latest"]
+    handle: Handle
+
+
+class Template(BaseModel):
+    """A definition that agents can be created after."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: str
+    name: str
+    description: str
+    persona: str = Field(description="The system prompt.")
+    handles: list[str] = Field(description="The models that it prefers, in order.")
+    tools: list[str]
+
+
+class Templates(BaseModel):
+    """The definitions that agents can be created after."""
+
+    definitions: list[Template]
+
+
+class NewAgentRequest(BaseModel):
+    """An agent to create. It has memory of its own, and is not changed with its definition later."""
+
+    name: NewName
+    definition: str | None = Field(
+        default=None, max_length=50, pattern=r"^[a-z][a-z0-9-]*$", description="By default the first one."
     )
+    handle: Handle | None = Field(
+        default=None, description="Its model; by default the first of the definition that is available."
+    )
+    description: str | None = Field(default=None, max_length=2000, pattern=TEXT_PATTERN)
+    persona: str | None = Field(
+        default=None,
+        max_length=100_000,
+        pattern=TEXT_PATTERN,
+        description="The system prompt; by default the definition's.",
+    )
+
+
+class NameRequest(BaseModel):
+    """A name for an agent."""
+
+    name: NewName
+
+
+class CountedRows(BaseModel):
+    """A number of rows, counted up to a limit."""
+
+    number: int
+    more: bool = Field(description="Whether there are more than `number`.")
+
+
+class AgentLosses(BaseModel):
+    """What is lost when an agent is deleted."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    messages: CountedRows = Field(description="Messages of the user and of the agent.")
+    passages: CountedRows = Field(description="Passages of archival memory.")
+    blocks: list[str] = Field(description="The labels of the blocks that no other agent has.")
+    shared: dict[str, list[str]] = Field(
+        description="The labels of the blocks that stay, with the names of the agents that have them."
+    )
+    defined: bool = Field(description="Whether the agents file defines it, so that the next start creates it again.")
+
+
+class PromptPartItem(BaseModel):
+    """A part of a prompt."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    kind: Literal["persona", "block", "blocks", "metadata", "tool", "message"] = Field(
+        description="`blocks` is the text around the blocks."
+    )
+    name: str = Field(description="The label of a block, the name of a tool, or the role of a message.")
+    tokens: int = Field(description="At four characters each.")
+    text: str
+    id: str = Field(description="The id of a message in Letta.")
+    at: str = Field(description="The time of a message; ISO 8601.")
+
+
+class AgentPrompt(BaseModel):
+    """What an agent's model gets with the next message, without that message."""
+
+    tokens: int
+    window: int = Field(description="The context window in tokens.")
+    parts: list[PromptPartItem]
 
 
 class ImportResult(BaseModel):
@@ -155,6 +264,67 @@ async def repairs(agent_service: Agents) -> BrokenAgents:
 async def agent(agent: RequestedAgent, agent_service: Agents) -> Agent:
     """Show an agent, with its model and its problem, if any."""
     return _agent(agent, (await _problems(agent_service, [agent])).get(agent.id))
+
+
+@router.get("/definitions", summary="List definitions")
+async def definitions(agent_service: Agents) -> Templates:
+    """List the definitions of the agents file that new agents can be created after."""
+    return Templates.model_validate({"definitions": templates(agent_service.definitions)})
+
+
+@router.post("/agents", summary="Create an agent", status_code=201)
+async def create(body: NewAgentRequest, agent_service: Agents) -> Agent:
+    """Create an agent after a definition, with memory of its own.
+
+    A name that is taken is refused with 409 `agent_exists`, a handle that is not available with 409 `model_unknown`.
+    """
+    return _agent(await create_agent(agent_service, NewAgent(**body.model_dump())), None)
+
+
+@router.patch("/agents/{name}", summary="Rename an agent")
+async def rename(agent: RequestedAgent, body: NameRequest, agent_service: Agents, runtime: CurrentRuntime) -> Agent:
+    """Give an agent another name. Its id stays."""
+    renamed = await rename_agent(agent_service.registry, agent, body.name)
+    runtime.turns.deps.agent_cache.forget(agent.id)
+    return _agent(renamed, (await _problems(agent_service, [renamed])).get(renamed.id))
+
+
+@router.post("/agents/{name}/duplicate", summary="Duplicate an agent", status_code=201)
+async def duplicate(agent: RequestedAgent, body: NameRequest, agent_service: Agents) -> ImportResult:
+    """Create an agent like this one: prompt, tools, memory blocks, the messages in its context, and archival memory.
+
+    The copy has blocks of its own, shared ones included. Older messages are not copied.
+    """
+    copied = await duplicate_agent(agent_service, agent, body.name)
+    return ImportResult.model_validate(copied, from_attributes=True)
+
+
+@router.get("/agents/{name}/losses", summary="Show what deleting an agent would lose")
+async def losses(agent: RequestedAgent, agent_service: Agents) -> AgentLosses:
+    """Show what is lost when an agent is deleted. Changes nothing."""
+    return AgentLosses.model_validate(await losses_of(agent_service.registry, agent), from_attributes=True)
+
+
+@router.delete("/agents/{name}", summary="Delete an agent", status_code=204)
+async def delete(agent: RequestedAgent, agent_service: Agents, runtime: CurrentRuntime) -> None:
+    """Delete an agent with its messages, its archival memory, and the blocks that no other agent has.
+
+    Waits for the turn in progress. Only an export made before can restore it.
+    """
+    async with agent_service.memory.hold(agent.id):
+        await delete_agent(agent_service, agent)
+    runtime.turns.deps.agent_cache.forget(agent.id)
+
+
+@router.get("/agents/{name}/prompt", summary="Show an agent's prompt")
+async def prompt(agent: RequestedAgent, agent_service: Agents) -> AgentPrompt:
+    """Show what an agent's model gets with the next message: system prompt, blocks, tools, and messages in context.
+
+    Keys that were written into it are masked.
+    """
+    found = await read_prompt(agent_service.letta, agent.id)
+    parts = [{**asdict(part), "tokens": part.tokens, "text": redact(part.text)} for part in found.parts if part.text]
+    return AgentPrompt.model_validate({"tokens": found.budget.total, "window": found.window, "parts": parts})
 
 
 @router.post("/agents/{name}/switch", summary="Switch an agent to another model")
@@ -223,6 +393,7 @@ async def import_file(
         with_tools=tools,
         vectors=agent_service.vectors,
     )
+    await agent_service.memory.observe(imported.id)
     return ImportResult.model_validate(imported, from_attributes=True)
 
 
@@ -236,9 +407,7 @@ async def _body(request: Request) -> bytes:
 
 
 async def _problems(agent_service: AgentService, agents: list[AgentRecord]) -> dict[str, str]:
-    available = await available_bindings(agent_service.registry, agent_service.models, ask=False)
-    diagnoses = {agent.id: diagnose(agent.llm, available) for agent in agents}
-    return {id: diagnosis.why for id, diagnosis in diagnoses.items() if diagnosis is not None}
+    return await problems_of(agent_service.registry, agent_service.models, agents)
 
 
 def _agent(agent: AgentRecord, problem: str | None) -> Agent:
@@ -258,7 +427,7 @@ def _agent(agent: AgentRecord, problem: str | None) -> Agent:
                 "model": llm.model if llm else None,
                 "window": llm.window if llm else 0,
             },
-            "handles": list(definition.handles) if definition else [],
+            "handles": list(agent.handles),
             "blocks": sorted(agent.blocks),
             "tools": sorted(agent.tools),
             "archive": search_method.source.value if search_method else "text",

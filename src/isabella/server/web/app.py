@@ -18,6 +18,7 @@ from isabella.server.auth import Access, read_form
 from isabella.server.runtime import Runtime
 from isabella.server.web import (
     pages_activity,
+    pages_agents,
     pages_chat,
     pages_conversations,
     pages_memory,
@@ -62,6 +63,7 @@ class Console:
             *pages_providers.routes(self._runtime, self._renderer),
             *pages_chat.routes(self._runtime, self._renderer),
             *pages_conversations.routes(self._runtime, self._renderer),
+            *pages_agents.routes(self._runtime, self._renderer),
             *pages_memory.routes(self._runtime, self._renderer),
             *pages_activity.routes(self._runtime, self._renderer),
             *self._renderer.installable.routes(),

@@ -152,9 +152,24 @@ async def redirect_to_first(runtime: Runtime, page: str) -> Response:
     agents = sort_agents(await runtime.agents.registry.all())
     if not agents:
         raise AgentUnknown(
-            "There is no agent yet.", remedy="Isabella creates one at the next start with a working provider."
+            "There is no agent yet.",
+            remedy="Create one on the page Agents. Those of the agents file are created at the next start.",
         )
     return RedirectResponse(f"{ROOT}/{page}/{agents[0].id}", status_code=303)
+
+
+async def usable_handles(runtime: Runtime) -> dict[str, list[str]]:
+    """Return the handles, by provider, of providers in sync whose vendor accepts the key."""
+    report = runtime.readiness.report
+    in_sync = {
+        entry.name for entry in (report.configured if report else []) if current_health(entry) is HealthState.IN_SYNC
+    }
+    handles = await runtime.agents.models.handles()
+    return {
+        provider: list(group)
+        for provider, group in groupby(handles, key=lambda handle: handle.partition("/")[0])
+        if provider in in_sync
+    }
 
 
 def agent_id_of(request: Request) -> str:
@@ -268,19 +283,7 @@ class _Page(Page):
         """Return the models of providers in sync whose vendor accepts the key: to switch, or to answer again."""
         address = address_of(request)
         agent = await self._runtime.agents.registry.get(address.agent_id)
-        message_id = request.query_params.get("again", "")
-        report = self._runtime.readiness.report
-        in_sync = {
-            entry.name
-            for entry in (report.configured if report else [])
-            if current_health(entry) is HealthState.IN_SYNC
-        }
-        handles = await self._runtime.agents.models.handles()
-        by_provider = {
-            provider: list(group)
-            for provider, group in groupby(handles, key=lambda handle: handle.partition("/")[0])
-            if provider in in_sync
-        }
+        message_id, by_provider = request.query_params.get("again", ""), await usable_handles(self._runtime)
         if message_id:
             return self._fragment(
                 "again_form", agent=agent, address=str(address), handles=by_provider, message_id=message_id

@@ -22,6 +22,7 @@ from bench import (
     help_command,
     prompt,
     rotation,
+    start,
     thousand,
     turns,
     warm,
@@ -34,6 +35,7 @@ _PROJECT = Path(__file__).resolve().parents[1]
 
 SUBJECTS: dict[str, Callable[..., Coroutine[Any, Any, Results]]] = {
     "help": help_command.measure,
+    "start": start.measure,
     "prompt": prompt.measure,
     "warm": warm.measure_open,
     "warm_sealed": warm.measure_sealed,

@@ -47,6 +47,18 @@ FIGURES = (
         "tokens of the default agent's first prompt as it reaches a vendor, at 4 characters each",
         most=2200,
     ),
+    Figure(
+        "start_over_bare",
+        "`isabella letta up` on existing data, over `letta server` by hand on a running Postgres",
+        most=0.6,
+    ),
+    Figure(
+        "first_start_over_bare",
+        "the same without data, over `alembic upgrade head` and `letta server` by hand",
+        most=0.65,
+    ),
+    Figure("serving_seconds", "from `isabella up` to a page that shows the progress, seconds", most=1.5),
+    Figure("stack_rss_mb", "memory of all processes after 100 turns, MB"),
     Figure("warm_speedup", "warm start of 4 proven providers, times faster than list-DELETE-POST", least=20),
     Figure("warm_speedup_sealed", "the same with a master key, no proof remembered", least=6),
     Figure("warm_speedup_sealed_again", "the same with a master key, proofs remembered"),

@@ -26,11 +26,14 @@ from isabella.embedded.backups import BackupPolicy, Reason, list_backups
 from isabella.embedded.databases import Access, Snapshot
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
+from isabella.system import state
 from tests.support.backup_rows import AGENTS, all_rows, copy_rows, furnish, secrets
 from tests.support.letta_admin import open_admin
 
 COMMAND = Path(sys.executable).with_name("isabella")
 MESSAGES, PASSAGES = 10_000, 1_000
+HISTORY = "block-0a1b.json"  # a file with the former texts of a memory block
+FORMER_TEXTS = {"versions": [{"number": 1, "text": "Ada likes tea."}]}
 ELSEWHERE = "0ba5" * 16  # the master key of the other home
 
 
@@ -97,6 +100,8 @@ def case(new_server: Callable[..., Server], tmp_path_factory: pytest.TempPathFac
         (folder / "source.env").write_text(
             f"{common}{groq}ISABELLA_GATEWAY=off\nISABELLA_BACKUP_FOLDER={folder}/own\n"
         )
+        state.keep(folder / "state" / "blocks" / HISTORY, FORMER_TEXTS)
+        state.keep(folder / "state" / "blocks" / "UNUSUAL.json", FORMER_TEXTS)
         source = new_server("backup")
         settings = load_settings(folder / "source.env", environment={}, home=folder / "state")
         letta = source.up()
@@ -218,6 +223,9 @@ def test_it_is_restored_with_proven_providers(case: Case) -> None:
     assert "proven" in finished.stdout
     assert f"{AGENTS} agents" in finished.stdout
     assert "not here: GROQ_API_KEY" in finished.stdout
+    assert "former texts were missing, and are those of the backup now: 1." in finished.stdout
+    assert [path.name for path in (case.home / "blocks").iterdir()] == [HISTORY]
+    assert state.load(case.home / "blocks" / HISTORY) == FORMER_TEXTS
     rows, found = case.restored()
     assert rows["messages"] == case.rows["messages"]
     assert rows["archival_passages"] == case.rows["archival_passages"]

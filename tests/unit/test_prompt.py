@@ -5,7 +5,7 @@ from __future__ import annotations
 import anyio
 import pytest
 
-from isabella.agents.prompt_budget import Prompt, PromptPart, read_prompt
+from isabella.agents.prompt_budget import Prompt, read_prompt
 from isabella.letta.agents import AgentRow
 from isabella.letta.client import LettaClient
 
@@ -25,8 +25,11 @@ ROW = {
 
 
 class _Agents:
+    def __init__(self, row: dict[str, object]) -> None:
+        self._row = row
+
     async def get(self, _id: str, relations: object = ()) -> AgentRow:
-        return AgentRow.model_validate(ROW)
+        return AgentRow.model_validate(self._row)
 
 
 class _Messages:
@@ -46,8 +49,13 @@ class _Messages:
 @pytest.fixture
 def prompt() -> Prompt:
     """The prompt of an agent with two blocks, a tool and two messages."""
+    return prompt_of(ROW)
+
+
+def prompt_of(row: dict[str, object]) -> Prompt:
+    """The prompt of an agent that Letta holds so."""
     letta = LettaClient.__new__(LettaClient)
-    letta.agents, letta.messages = _Agents(), _Messages()  # type: ignore[assignment]
+    letta.agents, letta.messages = _Agents(row), _Messages()  # type: ignore[assignment]
     return anyio.run(read_prompt, letta, "agent-1")
 
 
@@ -78,6 +86,9 @@ def test_the_budget_is_the_sum_of_the_parts(prompt: Prompt) -> None:
     assert sum(part.tokens for part in prompt.parts) - budget.total in range(len(prompt.parts))
 
 
-def test_an_agent_without_blocks_has_none() -> None:
-    """Text between the tags of the blocks without any label is shown as what surrounds them."""
-    assert Prompt([PromptPart("blocks", "memory blocks", "abcd")], 0).budget.parts["memory blocks"] == 1
+@pytest.mark.parametrize("blocks", [[], [{"id": "block-3", "label": "new"}]])
+def test_a_text_without_the_blocks_of_the_agent_is_one_part(blocks: list[object]) -> None:
+    """An agent has no blocks, or has got them since its last message."""
+    prompt = prompt_of(ROW | {"blocks": blocks})
+    assert [(part.name, part.text) for part in prompt.of("blocks", "block")] == [("memory blocks", BLOCKS)]
+    assert prompt.budget.parts["memory blocks"] == -(-len(BLOCKS) // 4)

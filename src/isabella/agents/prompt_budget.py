@@ -5,6 +5,7 @@ No vendor's tokenizer is asked: they differ by a tenth or two, and the parts are
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -149,9 +150,9 @@ def _divided(text: str, labels: Sequence[str]) -> list[PromptPart]:
             starts.setdefault(match[1], match.start())
     first = min(starts.values(), default=len(text))
     parts = [PromptPart("blocks", "memory blocks", text[:first])]
-    ends = [*[*starts.values()][1:], len(text)]
+    bounds = itertools.pairwise([*starts.values(), len(text)])
     return parts + [
-        PromptPart("block", label, text[start:end]) for (label, start), end in zip(starts.items(), ends, strict=True)
+        PromptPart("block", label, text[start:end]) for label, (start, end) in zip(starts, bounds, strict=True)
     ]
 
 

@@ -20,6 +20,7 @@ from isabella.agents.reconcile import EnsureResult
 from isabella.agents.registry import AgentRegistry
 from isabella.config.settings import Settings
 from isabella.connect import connect
+from isabella.embedded.instance import histories_folder
 from isabella.letta.client import Connection, LettaClient
 from isabella.letta.releases import client_for
 from isabella.locks.sync_lock import sync_lock
@@ -90,4 +91,4 @@ async def open_agent_service(
 
 def _block_history(settings: Settings, connection: Connection) -> BlockHistory:
     days = settings.block_history_days
-    return BlockHistory(BlockFiles(connection.home / "blocks") if days else NoStore(), Limits(days=days))
+    return BlockHistory(BlockFiles(histories_folder(connection.home)) if days else NoStore(), Limits(days=days))

@@ -16,14 +16,14 @@ from isabella.config.settings import Settings, load_settings
 from isabella.connect import embedded_connection
 from isabella.embedded import Server, restoring
 from isabella.embedded.backups import Contents
-from isabella.embedded.instance import DEFAULT_INSTANCE, DEFAULT_RELEASE
+from isabella.embedded.instance import DEFAULT_INSTANCE, DEFAULT_RELEASE, histories_folder
 from isabella.embedded.restoring import Restored
 from isabella.errors import FileUnreadable
 from isabella.gateway import process as gateway
 from isabella.providers.desired import desired_providers
 from isabella.providers.report import Report
 from isabella.server.run import only_backend
-from isabella.system import files
+from isabella.system import files, state
 
 
 def restore(server: Server, settings: Settings, path: Path, keys: Sequence[Any]) -> bool:
@@ -34,6 +34,7 @@ def restore(server: Server, settings: Settings, path: Path, keys: Sequence[Any])
         try:
             notes = [
                 *_put_files(settings, restored.verified.contents),
+                *_put_histories(settings, restored.verified.contents),
                 *_missing(settings, restored.verified.contents),
             ]
             report = _proven(server, settings, restored)
@@ -78,6 +79,15 @@ def _put_files(settings: Settings, contents: Contents) -> Iterator[str]:
             if not path.exists():
                 files.write_private(path, text)
                 yield f"{path} was missing, and is that of the backup now."
+
+
+def _put_histories(settings: Settings, contents: Contents) -> Iterator[str]:
+    """Write the former texts of memory blocks that are missing here."""
+    folder = histories_folder(settings.home)
+    missing = {folder / f"{name}.json": history for name, history in contents.histories.items()}
+    written = [state.keep(path, history) for path, history in missing.items() if not path.exists()]
+    if written:
+        yield f"Memory blocks whose former texts were missing, and are those of the backup now: {sum(written)}."
 
 
 def _missing(settings: Settings, contents: Contents) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """Backups of an instance: what they contain, where they are, how many are kept, and making and reading them.
 
-A backup contains Letta's database, the master keys that decrypt its values, the settings without any key, and the
-files that declare vendors and define agents. Its name says of which instance it is, when it was made, and why.
+A backup contains Letta's database, the master keys that decrypt its values, the settings without any key, the former
+texts of memory blocks, and the files that declare vendors and define agents. Its name says of which instance it is,
+when it was made, and why.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from isabella.config.vendors import known_vendors
 from isabella.embedded import archive, backup_keys, databases, encrypted_columns, postgres
 from isabella.embedded.databases import Access
 from isabella.embedded.encrypted_columns import StoredValue, ValueState
-from isabella.embedded.instance import InstancePaths, make_private
+from isabella.embedded.instance import InstancePaths, histories_folder, make_private
 from isabella.errors import BackupRefused, EmbeddedError, FileUnreadable, IsabellaError
 from isabella.system import files, redaction, state
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pyrage import x25519
 
 _ABOUT, _KEYS, _SETTINGS, _DATABASE = "backup.json", "master-keys", "settings.json", "database"
+_BLOCKS = "blocks.json"
 _STAMP = "%Y%m%dT%H%M%S%fZ"
 #: The tables that are reported, in words of Isabella; all tables are compared.
 COUNTED = {
@@ -54,6 +56,7 @@ class Reason(StrEnum):
     RESTORE = "before-restore"
 
 
+_HISTORY = re.compile(r"[0-9a-z-]{1,80}")  # another name could lead out of the folder
 _NAME = re.compile(rf"isabella-(?P<source>.+)-(?P<at>\d{{8}}T\d{{12}}Z)-(?P<reason>{'|'.join(Reason)})\.age")
 
 
@@ -109,6 +112,8 @@ class Contents:
     keys: tuple[SecretStr, ...] = field(repr=False)
     settings: Mapping[str, Any]
     files: Mapping[str, str] = field(repr=False)
+    #: The former texts of memory blocks, by the names of their files.
+    histories: Mapping[str, Mapping[str, Any]] = field(repr=False, default_factory=dict)
 
     def counted(self, counts: Mapping[str, int] | None = None) -> dict[str, int]:
         """Return the numbers of agents, blocks, passages and messages."""
@@ -188,6 +193,8 @@ def create(
             yield _SETTINGS, [json.dumps(settings_document(policy.settings), indent=1).encode()]
             for name, file in _files(policy.settings).items():
                 yield name, [file]
+            if histories := _histories(policy.settings.home):
+                yield _BLOCKS, [json.dumps(histories).encode()]
             yield f"{_DATABASE}/", snapshot.dump()
 
         size = archive.write(path, recipients, parts())
@@ -285,6 +292,11 @@ def _files(settings: Settings) -> dict[str, bytes]:
     return found
 
 
+def _histories(home: Path) -> dict[str, Mapping[str, Any]]:
+    paths = sorted(histories_folder(home).glob("*.json"))
+    return {path.stem: document for path in paths if _HISTORY.fullmatch(path.stem) and (document := state.load(path))}
+
+
 def _check(path: Path, texts: Mapping[str, str], release: str) -> Contents:
     try:
         about = json.loads(texts[_ABOUT])
@@ -299,6 +311,11 @@ def _check(path: Path, texts: Mapping[str, str], release: str) -> Contents:
             keys=tuple(map(SecretStr, keys)),
             settings=settings,
             files={name: text for name, text in texts.items() if name.endswith(".toml")},
+            histories={
+                name: dict(history)
+                for name, history in json.loads(texts.get(_BLOCKS, "{}")).items()
+                if _HISTORY.fullmatch(name)
+            },
         )
         made_in = int(about["format"])
     except (KeyError, ValueError, TypeError, AttributeError) as error:

@@ -95,6 +95,11 @@ class InstancePaths:
                 yield path
 
 
+def histories_folder(home: Path) -> Path:
+    """Return the folder of a home with the former texts of memory blocks."""
+    return home / "blocks"
+
+
 def make_private(folder: Path, *, group: int | None = None) -> None:
     """Create a folder, and missing ones above it, for its owner only. A group may pass through, but not list it."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ BLOCKS = (
     "<self>\n<value>\n<human> is a tag.\n</value>\n</self>\n\n</memory_blocks>"
 )
 METADATA = "<memory_metadata>\n- It is Friday.\n</memory_metadata>"
-ROW = {
+ROW: dict[str, object] = {
     "id": "agent-1",
     "system": "I am Isabella.",
     "message_ids": ["message-0", "message-1", "message-2"],

@@ -37,7 +37,7 @@ def test_an_agent_from_its_creation_to_its_end(user: BrowserUser) -> None:
     user.served.say(clara, "Remember that my dog is called Rex.")
     user.served.client.post(f"/api/agents/{clara}/passages", json={"text": "Rex is a dog."})
 
-    page.get_by_role("button", name="Rename Clara").click()
+    page.get_by_role("button", name="Rename Clara", exact=True).click()
     expect(page.get_by_label("New name")).to_be_focused()
     page.get_by_label("New name").fill("Isabella")
     page.keyboard.press("Enter")
@@ -46,7 +46,7 @@ def test_an_agent_from_its_creation_to_its_end(user: BrowserUser) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#agents .outcome")).to_have_text("Clara is now called Clara Two.")
 
-    page.get_by_role("button", name="Duplicate Clara Two").click()
+    page.get_by_role("button", name="Duplicate Clara Two", exact=True).click()
     expect(page.get_by_label("Name of the copy")).to_have_value("Clara Two copy")
     page.get_by_role("button", name="Duplicate", exact=True).click()
     expect(page.locator("#agents .outcome")).to_contain_text("Clara Two copy is a copy of Clara Two.")

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 from playwright.sync_api import Locator, expect
 
 from isabella.api import ensure_providers
 from isabella.config.settings import Settings
+from isabella.embedded import Letta
 from isabella.practice import PracticeVendors
 from isabella.practice.daemon import keys_file
 from isabella.practice.overlay import ORIGIN
@@ -23,6 +25,11 @@ from isabella.providers.desired import desired_providers
 from isabella.server.runtime import run_watcher
 from isabella.watch.watcher import LettaActions
 from tests.support.browser_user import BrowserUser
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone(empty_letta: Letta) -> None:
+    """The page shows everything in Letta, and a provider with an agent is not offered for removal."""
 
 
 def row(user: BrowserUser, name: str) -> Locator:

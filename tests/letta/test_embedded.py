@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -509,6 +510,8 @@ def test_a_postgres_that_dies_or_freezes_moves_nothing(server: Server) -> None:
     frozen = part.look().process
     assert frozen is not None
     psutil.Process(frozen.pid).suspend()
+    while psutil.Process(frozen.pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.01)
     assert "stopped by a signal" in str(part.look().problem)
     part.start(frozen)
     assert part.answers()

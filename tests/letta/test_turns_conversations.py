@@ -125,10 +125,10 @@ def test_names_and_archive(served: Backend) -> None:
         (f"conv-{'0' * 8}-0000-4000-8000-{'0' * 12}", {"archived": True}, 404),
     ):
         assert served.client.patch(f"{path}/{id}", json=body).status_code == status, (id, body)
-    other = served.agent("other", GROQ)
+    other = served.agent("named-other", GROQ)
     foreign = served.client.post(f"/api/agents/{other}/turns", json={"message": "Hello", "conversation": made["id"]})
     assert (foreign.status_code, foreign.json()["error"]["code"]) == (404, "conversation_unknown")
-    older = served.agent("older", GROQ, agent_type="memgpt_v2_agent")
+    older = served.agent("named-older", GROQ, agent_type="memgpt_v2_agent")
     refused = served.client.post(f"/api/agents/{older}/conversations", json={})
     assert (refused.status_code, refused.json()["error"]["code"]) == (422, "conversation_refused")
 

@@ -93,8 +93,8 @@ def when_joined(served: Backend, patch: pytest.MonkeyPatch, then: Callable[[], N
     found: idempotency.RequestRegistry = served.runtime.requests
     join = found.join
 
-    async def joined(request: idempotency.TurnRequest, agent: str, message: str) -> idempotency.SharedTurn:
-        hearing = await join(request, agent, message)
+    async def joined(request: idempotency.TurnRequest, *turn: Any) -> idempotency.SharedTurn:
+        hearing = await join(request, *turn)
         if request.retry:
             then()
         return hearing

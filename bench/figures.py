@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -156,17 +157,26 @@ def keep(values: Values, path: Path) -> None:
 
 
 def publish(values: Values, details: Mapping[str, str], path: Path) -> None:
-    """Write docs/benchmarks.md."""
-    rows = [
-        f"| `{figure.name}` | {values[figure.name]:g} | {figure.limit} | {figure.description} "
+    """Write docs/benchmarks.md; the rows of figures that were not measured now stay."""
+    former = path.read_text().splitlines() if path.exists() else []
+    rows = {name: line for line in former if (name := _named(line)) is not None}
+    rows |= {
+        figure.name: f"| `{figure.name}` | {values[figure.name]:g} | {figure.limit} | {figure.description} "
         f"| {details.get(figure.name, '')} |"
         for figure in FIGURES
         if figure.name in values
-    ]
+    }
+    table = [rows[figure.name] for figure in FIGURES if figure.name in rows]
     path.write_text(
         "# Benchmarks\n\n"
         "Written by `python -m bench --publish`; `make bench` measures again. Ratios compare medians of runs\n"
         "that alternate in one process, against the same embedded Letta 0.16.8 and the same practice vendors.\n\n"
         f"Measured on {machine()}.\n\n"
-        "| figure | value | limit | what it is | medians |\n|---|---|---|---|---|\n" + "\n".join(rows) + "\n"
+        "| figure | value | limit | what it is | medians |\n|---|---|---|---|---|\n" + "\n".join(table) + "\n"
     )
+
+
+def _named(line: str) -> str | None:
+    """Return the name of the figure in a row of the table."""
+    match = re.match(r"\| `(\w+)` \|", line)
+    return None if match is None else match[1]

@@ -46,8 +46,10 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
     rounds = 2 if quick else 5
     ours, by_hand = Server(servers.home / "bench-start"), Server(servers.home / "bench-hand")
     with home_with_releases(servers.home, ours), home_with_releases(servers.home, by_hand):
-        operator = ByHand(by_hand, by_hand.up())
+        letta = by_hand.up()
+        # While that runs, so that ours gets another port.
         ours.up()
+        operator = ByHand(by_hand, letta)
         existing, bare = await medians(
             rounds, Way(lambda: _up(ours), before=lambda: _down(ours)), Way(operator.start, before=operator.stop)
         )

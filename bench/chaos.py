@@ -28,13 +28,11 @@ import psutil
 import psycopg
 
 from bench.backend import serving
-from bench.conversation import agent_id, client_of, defined, first_on
+from bench.conversation import agent_id, client_of, write_agents
 from bench.gateway import home_with_releases
 from bench.operator import Operator
 from bench.results import Results
 from bench.setup import Servers, Setup
-from isabella.config.settings import Settings
-from isabella.config.sources import Sources
 from isabella.embedded import Server
 from isabella.gateway import process
 from isabella.practice import NAMES, PracticeVendors
@@ -407,17 +405,9 @@ async def run(home: Path, deaths: list[Death], *, stopped: float) -> Outcome:
     with home_with_releases(home, server), PracticeVendors() as vendors:
         # As if `isabella letta up` had started them: the backend supervises them all the same.
         letta = server.up()
-        own = {"ISABELLA_HOME": str(server.home), "ISABELLA_CONFIG_FILE": str(server.home / "isabella.toml")}
-        setup = Setup(letta, Settings(sources=Sources(own)), server.home)
+        setup = Setup.in_home(letta, server.home)
         chaos = Chaos(server, vendors, server.home, stopped=stopped)
-        file = setup.folder / "agents.toml"
-        file.write_text("\n".join(defined(name, first_on(name)) for name in NAMES))
-        variables = {
-            "ISABELLA_GATEWAY": "on",
-            "ISABELLA_AGENTS_FILE": str(file),
-            "ISABELLA_EMBEDDINGS": "off",
-            "ISABELLA_TURN_WAIT": "180",
-        }
+        variables = write_agents(setup.folder) | {"ISABELLA_GATEWAY": "on", "ISABELLA_TURN_WAIT": "180"}
         with serving(setup, variables, embedded=True) as (address, _process):
             async with client_of(address) as backend:
                 return await chaos.run(backend, deaths)

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -67,6 +68,13 @@ def defined(id: str, handles: Sequence[str]) -> str:
 def first_on(vendor: str) -> list[str]:
     """Return all handles, that of this vendor first."""
     return [HANDLES[vendor], *(handle for name, handle in HANDLES.items() if name != vendor)]
+
+
+def write_agents(folder: Path, *further: str) -> dict[str, str]:
+    """Define an agent on each vendor, and further ones; return the variables of a backend that has them."""
+    file = folder / "agents.toml"
+    file.write_text("\n".join([*(defined(name, first_on(name)) for name in NAMES), *further]))
+    return {"ISABELLA_AGENTS_FILE": str(file), "ISABELLA_EMBEDDINGS": "off"}
 
 
 async def agent_id(letta: httpx.AsyncClient, name: str) -> str:

@@ -171,7 +171,7 @@ def publish(values: Values, details: Mapping[str, str], path: Path) -> None:
         "# Benchmarks\n\n"
         "Written by `python -m bench --publish`; `make bench` measures again. Ratios compare medians of runs\n"
         "that alternate in one process, against the same embedded Letta 0.16.8 and the same practice vendors.\n\n"
-        f"Measured on {machine()}.\n\n"
+        f"Measured on {machine()}. A figure that a run does not measure keeps its former value.\n\n"
         "| figure | value | limit | what it is | medians |\n|---|---|---|---|---|\n" + "\n".join(table) + "\n"
     )
 

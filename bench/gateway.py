@@ -30,15 +30,13 @@ from bench.conversation import (
     defined,
     directly,
     events,
-    first_on,
     run_turns,
     through,
+    write_agents,
 )
 from bench.operator import Operator
 from bench.results import Results
 from bench.setup import Servers, Setup
-from isabella.config.settings import Settings
-from isabella.config.sources import Sources
 from isabella.embedded import Server
 from isabella.embedded.instance import make_home
 from isabella.gateway import process
@@ -136,13 +134,9 @@ async def _recreate(setup: Setup, vendors: PracticeVendors) -> None:
 async def _conversation(setup: Setup, vendors: PracticeVendors, *, gateway: str) -> AsyncIterator[httpx.AsyncClient]:
     """Run a backend with the embedded Letta and an agent on each vendor; yield a client of it."""
     Operator(vendors, setup.folder / ".env")
-    file = setup.folder / "agents.toml"
-    failover = defined(_AGENT, [HANDLES[_VENDOR], HANDLES[_NEXT]])
-    file.write_text("\n".join([*(defined(name, first_on(name)) for name in NAMES), failover]))
     variables = {
+        **write_agents(setup.folder, defined(_AGENT, [HANDLES[_VENDOR], HANDLES[_NEXT]])),
         "ISABELLA_GATEWAY": gateway,
-        "ISABELLA_AGENTS_FILE": str(file),
-        "ISABELLA_EMBEDDINGS": "off",
         # A busy machine may exceed the default; the time limit is not measured here.
         "ISABELLA_FIRST_TOKEN_TIMEOUT": "60",
     }
@@ -159,8 +153,7 @@ def _setup(servers: Servers) -> Iterator[Setup]:
     with home_with_releases(servers.home, server):
         print("starting a Letta with a key in its environment …", flush=True)
         letta = server.up()
-        own = {"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(home / "isabella.toml")}
-        yield Setup(letta, Settings(sources=Sources({**own, "ISABELLA_GATEWAY": "off"})), home)
+        yield Setup.in_home(letta, home, ISABELLA_GATEWAY="off")
 
 
 @contextmanager

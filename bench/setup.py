@@ -34,6 +34,12 @@ class Setup:
     settings: Settings
     folder: Path
 
+    @classmethod
+    def in_home(cls, letta: Letta, home: Path, **variables: str) -> Setup:
+        """Return a setup whose folder is the home of the backend, with these variables."""
+        own = {"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(home / "isabella.toml")}
+        return cls(letta, Settings(sources=Sources(own | variables)), home)
+
     @property
     def connection(self) -> Connection:
         """The connection to the server."""

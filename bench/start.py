@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import socket
 import subprocess
 import sysconfig
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -20,19 +19,19 @@ from anyio.abc import Process
 from pydantic import SecretStr
 
 from bench.backend import TOKEN, serving
-from bench.conversation import client_of, defined, first_on, through
+from bench.conversation import client_of, through, write_agents
 from bench.gateway import home_with_releases
 from bench.operator import Operator
 from bench.results import Results
 from bench.setup import Servers, Setup
 from bench.timing import Way, medians
-from isabella.config.settings import Settings
-from isabella.config.sources import Sources
 from isabella.embedded import Letta, Server, postgres
+from isabella.embedded.instance import choose_port
 from isabella.practice import NAMES, PracticeVendors
 
 _TURNS = 100
 _LOOK = 0.02
+_PORT = 8000
 _UP_SECONDS = 180.0
 #: The commands `letta` and `alembic`: a release is not installed as a package, and has a folder named alembic.
 _LETTA = "from letta.main import app; app()"
@@ -165,20 +164,12 @@ def _environment(home: Path) -> dict[str, str]:
 
 async def _measure_backend(server: Server, rounds: int) -> Results:
     results = Results()
-    own = {"ISABELLA_HOME": str(server.home), "ISABELLA_CONFIG_FILE": str(server.home / "isabella.toml")}
     with PracticeVendors() as vendors:
         Operator(vendors, server.home / ".env")
-        agents = server.home / "agents.toml"
-        agents.write_text("\n".join(defined(name, first_on(name)) for name in NAMES))
-        variables = {
-            "ISABELLA_GATEWAY": "on",
-            "ISABELLA_AGENTS_FILE": str(agents),
-            "ISABELLA_EMBEDDINGS": "off",
-            "ISABELLA_FIRST_TOKEN_TIMEOUT": "60",
-        }
+        variables = write_agents(server.home) | {"ISABELLA_GATEWAY": "on", "ISABELLA_FIRST_TOKEN_TIMEOUT": "60"}
         seconds = [await _until_page(server, variables) for _ in range(rounds)]
         results.add("serving_seconds", max(seconds), f"the slowest of {rounds}, the fastest {min(seconds):.2f} s")
-        setup = Setup(server.up(), Settings(sources=Sources(own)), server.home)
+        setup = Setup.in_home(server.up(), server.home)
         with serving(setup, variables, embedded=True) as (address, process):
             async with client_of(address) as backend:
                 for number in range(_TURNS):
@@ -214,14 +205,14 @@ async def _shows_page(client: httpx.AsyncClient, address: str) -> bool:
 
 @asynccontextmanager
 async def _backend(server: Server, variables: Mapping[str, str]) -> AsyncIterator[tuple[int, Process]]:
-    with _free_port() as port:
-        environment = {
-            **_environment(server.home),
-            "ISABELLA_HOME": str(server.home),
-            "ISABELLA_PORT": str(port),
-            "ISABELLA_TOKEN": TOKEN,
-            **variables,
-        }
+    port = choose_port(_PORT)
+    environment = {
+        **_environment(server.home),
+        "ISABELLA_HOME": str(server.home),
+        "ISABELLA_PORT": str(port),
+        "ISABELLA_TOKEN": TOKEN,
+        **variables,
+    }
     process = await anyio.open_process(
         [_COMMAND, "up", "--no-practice"],
         env=environment,
@@ -234,13 +225,6 @@ async def _backend(server: Server, variables: Mapping[str, str]) -> AsyncIterato
     finally:
         process.terminate()
         await process.wait()
-
-
-@contextmanager
-def _free_port() -> Iterator[int]:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        yield taken.getsockname()[1]
 
 
 def _memory(backend: psutil.Process, server: Server) -> dict[str, float]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from isabella.errors import BackupRefused, EmbeddedError, NoKeyOpens
-from isabella.system import state
+from isabella.system import files, state
 
 if TYPE_CHECKING:
     from pyrage import x25519
@@ -62,7 +62,7 @@ def write(path: Path, recipients: Sequence[x25519.Recipient], parts: Iterable[Pa
             file.flush()
             os.fsync(file.fileno())
         temporary.rename(path)
-        _sync(path.parent)
+        files.sync_folder(path.parent)
         return path.stat().st_size
     except (OSError, pyrage.EncryptError) as error:
         reason = state.why(error) if isinstance(error, OSError) else str(error)
@@ -284,11 +284,3 @@ class _Decrypted:
         with suppress(OSError):
             self.pipe.close()
         self._thread.join()
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,7 +9,6 @@ have encrypted a value is stored at all times.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +19,7 @@ from isabella.embedded.instance import InstancePaths
 from isabella.embedded.progress import Progress, Step, step
 from isabella.errors import EmbeddedError, FileUnreadable
 from isabella.system import redaction, state
-from isabella.system.files import write_private
+from isabella.system.files import sync_folder, write_private
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class RotationJournal:
             "kept": self.kept,
         }
         write_private(paths.rekey_file, json.dumps(document))
-        _sync_folder(paths)
+        sync_folder(paths.folder)
 
     @classmethod
     def load(cls, paths: InstancePaths) -> RotationJournal | None:
@@ -82,7 +81,7 @@ def store_new_key(paths: InstancePaths) -> None:
     journal = RotationJournal.load(paths)
     if journal is not None and journal.kept and instance.load_secret(paths.master_key_file) != journal.key:
         write_private(paths.master_key_file, journal.key.get_secret_value() + "\n")
-        _sync_folder(paths)
+        sync_folder(paths.folder)
 
 
 def resume(paths: InstancePaths, address: SecretStr, key: SecretStr, progress: Progress) -> bool:
@@ -116,7 +115,7 @@ def finish(paths: InstancePaths, key: SecretStr | None, progress: Progress, *, s
         # before the change was complete, Letta uses the stored key again, and this branch is not taken.
         paths.master_key_file.unlink(missing_ok=True)
     paths.rekey_file.unlink(missing_ok=True)
-    _sync_folder(paths)
+    sync_folder(paths.folder)
 
 
 def known_keys(paths: InstancePaths, *others: SecretStr | None) -> list[SecretStr]:
@@ -125,11 +124,3 @@ def known_keys(paths: InstancePaths, *others: SecretStr | None) -> list[SecretSt
     in_journal = () if journal is None else (journal.key, *journal.former)
     keys = (instance.load_secret(paths.master_key_file), *in_journal, *others)
     return list(dict.fromkeys(key for key in keys if key))
-
-
-def _sync_folder(paths: InstancePaths) -> None:
-    folder = os.open(paths.folder, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

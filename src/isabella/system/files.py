@@ -110,6 +110,15 @@ def write(path: Path, text: str, *, mode: int) -> None:
         raise
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the names of the files in a folder on disk, so that a power failure cannot undo a change of them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _open(path: Path) -> int:
     """Open a regular file or a pipe. The type is checked after opening, because the file may be replaced before."""
     try:

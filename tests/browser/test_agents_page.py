@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from playwright.sync_api import Locator, Page, expect
 
+from isabella.embedded import Letta
 from tests.support.browser_user import BrowserUser
 
 
@@ -21,6 +23,11 @@ def open_agents(user: BrowserUser) -> Page:
     return user.page
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _alone(empty_letta: Letta) -> None:
+    """Buttons are found by the names of agents, and other modules leave agents with names like these."""
+
+
 def test_an_agent_from_its_creation_to_its_end(user: BrowserUser) -> None:
     """Created on a model that can be used, renamed, duplicated; deleted after a question that says what is lost."""
     page = open_agents(user)
@@ -30,7 +37,7 @@ def test_an_agent_from_its_creation_to_its_end(user: BrowserUser) -> None:
     assert "byok-mistral/mistral-medium-latest" in offered.all_inner_texts()
     page.get_by_label("Name", exact=True).fill("Clara")
     page.get_by_label("Model", exact=True).select_option("byok-mistral/mistral-medium-latest")
-    page.get_by_role("button", name="Create").click()
+    page.get_by_role("button", name="Create", exact=True).click()
     expect(page.locator("#agents .outcome")).to_contain_text("Clara was created on byok-mistral/mistral-medium")
     expect(page.locator("#agents .outcome")).to_be_focused()
     clara = user.served.id_of("Clara")

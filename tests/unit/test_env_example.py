@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from isabella.config.settings import Settings, load_settings, variable
+from isabella.config.settings import Settings, load_settings, secret_files, variable
 from isabella.config.vendors import known_vendors, usual_vendors
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
@@ -22,7 +22,7 @@ def test_every_setting_stands_in_the_example() -> None:
         for vendor in known_vendors()
         if vendor.on_demand
     }
-    assert shown == settings | vendors
+    assert shown == settings | set(secret_files()) | vendors
 
 
 def test_the_example_changes_nothing_until_it_is_edited(tmp_path: Path) -> None:

@@ -220,3 +220,27 @@ def test_settings_are_frozen() -> None:
     settings = load_settings(environment={})
     with pytest.raises(ValidationError):
         settings.port = 1
+
+
+def test_secrets_in_files(tmp_path: Path) -> None:
+    """A file stands for a secret; the variable itself wins, and an error names the variable and the file."""
+    file = tmp_path / "secret"
+    file.write_text(f"{MASTER_KEY}\n")
+    named = {f"{name}_FILE": str(file) for name in ("LETTA_API_KEY", "LETTA_ENCRYPTION_KEY", "ISABELLA_TOKEN")}
+    settings = load_settings(environment=named)
+    for field in ("letta_api_key", "letta_encryption_key", "token"):
+        assert getattr(settings, field).get_secret_value() == MASTER_KEY
+        assert settings.origin(field) == str(file)
+    assert MASTER_KEY not in redact(f"key {MASTER_KEY}")
+    both = load_settings(environment={**named, "ISABELLA_TOKEN": "of-the-variable"})
+    assert both.token == SecretStr("of-the-variable")
+    file.write_text("too short for a master key")
+    with pytest.raises(ConfigurationError, match=f"LETTA_ENCRYPTION_KEY .{file}.: it has to be 64") as malformed:
+        load_settings(environment=named)
+    assert "too short" not in str(malformed.value)
+    file.write_text("\n")
+    with pytest.raises(ConfigurationError, match=r"LETTA_API_KEY_FILE .environment. names .*, which is empty"):
+        load_settings(environment=named)
+    file.unlink()
+    with pytest.raises(ConfigurationError, match=r"LETTA_API_KEY_FILE .* cannot be read"):
+        load_settings(environment=named)

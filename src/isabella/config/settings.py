@@ -17,16 +17,18 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from isabella.config.api_keys import is_master_key
 from isabella.config.letta_lock import LettaLock
-from isabella.config.sources import DEFAULT, ENVIRONMENT, Sources
+from isabella.config.sources import DEFAULT, ENVIRONMENT, ConfigValue, Sources
 from isabella.config.strategy import Strategy
 from isabella.config.vendors import Vendor, known_vendors
-from isabella.errors import ConfigurationError
-from isabella.system import redaction
+from isabella.errors import ConfigurationError, FileUnreadable
+from isabella.system import files, redaction
 from isabella.system.terminal import LogFormat
 
 # Building the adapter takes a hundred times as long as using it.
 _ADDRESS = TypeAdapter(AnyHttpUrl)
 _GATEWAY_MODES = ("auto", "on", "off")
+#: The secrets that a file may hold: `LETTA_API_KEY_FILE` names the file of `LETTA_API_KEY`.
+_SECRETS = ("letta_api_key", "letta_encryption_key", "database_url", "token")
 MAKE_MASTER_KEY = "python3 -c 'import secrets; print(secrets.token_hex(32))'"
 
 
@@ -138,7 +140,7 @@ class Settings(BaseSettings):
         sources = given.get("sources") or Sources.read()
         values: dict[str, Any] = {"sources": sources}
         for name in (variable(field) for field in settings_cls.model_fields if field != "sources"):
-            if (found := sources.get(name)) is not None:
+            if (found := _value(sources, name)) is not None:
                 values[name] = found.text.strip()
         return init_settings, InitSettingsSource(settings_cls, values)
 
@@ -235,12 +237,14 @@ class Settings(BaseSettings):
 
     def origin(self, field: str) -> str:
         """Return the origin of a setting: `environment`, the path of `.env`, `argument` or `default`."""
-        origin = self.sources.origin(variable(field))
+        found = _value(self.sources, variable(field))
+        origin = DEFAULT if found is None else found.origin
         return "argument" if origin == DEFAULT and field in self.model_fields_set else origin
 
     def contradictions(self, vendors: tuple[Vendor, ...] | None = None) -> list[str]:
         """Return a sentence for each variable that the environment and `.env` set to different values."""
         names = [variable(name) for name in type(self).model_fields if name != "sources"]
+        names += secret_files()
         for vendor in known_vendors() if vendors is None else vendors:
             names += vendor.variables
         return [
@@ -267,8 +271,10 @@ def load_settings(
         problems = []
         for problem in error.errors(include_input=False, include_url=False):
             name = variable(str(problem["loc"][0])) if problem["loc"] else "settings"
-            origin = sources.origin(name)
-            place = origin if origin in (ENVIRONMENT, DEFAULT) else f"{origin}, line {sources.lines[name]}"
+            found = _value(sources, name)
+            place = DEFAULT if found is None else found.origin
+            if found is not None and place == str(sources.file):
+                place = f"{place}, line {sources.lines[name]}"
             problems.append(f"{name} ({place}): {problem['msg'].removeprefix('Value error, ')}")
         raise ConfigurationError("; ".join(problems)) from None
 
@@ -277,6 +283,43 @@ def variable(field: str) -> str:
     """Return the environment variable of a field of `Settings`."""
     info = Settings.model_fields.get(field)
     return field if info is None or info.alias is None else info.alias
+
+
+def secret_files() -> list[str]:
+    """Return the variables that name files with Isabella's own secrets."""
+    return [_file_variable(variable(field)) for field in _SECRETS]
+
+
+def _file_variable(name: str) -> str:
+    return f"{name}_FILE"
+
+
+def _value(sources: Sources, name: str) -> ConfigValue | None:
+    """Return the value of a variable, or the content of the file that is named in its place.
+
+    Raises:
+        ConfigurationError: that file cannot be read, or is empty.
+    """
+    found = sources.get(name)
+    if name not in map(variable, _SECRETS) or (found is not None and found.text.strip()):
+        return found
+    file = sources.get(_file_variable(name))
+    if file is None or not file.text.strip():
+        return found
+    path = Path(file.text.strip())
+    try:
+        text = files.read(path.expanduser()).text.strip()
+    except (FileUnreadable, RuntimeError) as error:
+        reason = error.reason if isinstance(error, FileUnreadable) else "the folder that ~ stands for is not known"
+        raise ConfigurationError(
+            f"{_file_variable(name)} ({file.origin}) names {path}, which cannot be read: {reason}.",
+            remedy="Correct the path or the permissions of the file.",
+        ) from None
+    if not text:
+        raise ConfigurationError(
+            f"{_file_variable(name)} ({file.origin}) names {path}, which is empty.", remedy="Put the secret into it."
+        )
+    return ConfigValue(text, str(path))
 
 
 def duration(value: str) -> float:

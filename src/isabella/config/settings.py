@@ -17,7 +17,7 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from isabella.config.api_keys import is_master_key
 from isabella.config.letta_lock import LettaLock
-from isabella.config.sources import DEFAULT, ENVIRONMENT, ConfigValue, Sources
+from isabella.config.sources import DEFAULT, ConfigValue, Sources
 from isabella.config.strategy import Strategy
 from isabella.config.vendors import Vendor, known_vendors
 from isabella.errors import ConfigurationError, FileUnreadable

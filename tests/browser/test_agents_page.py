@@ -89,6 +89,33 @@ def test_an_agent_from_its_creation_to_its_end(user: BrowserUser) -> None:
         user.served.client.delete(f"/api/agents/{user.served.id_of(name)}").raise_for_status()
 
 
+def test_the_list_changes_by_itself(user: BrowserUser) -> None:
+    """What another client changes appears in its place; a form that is being filled in stays as it is."""
+    api = user.served.client
+    first = api.post("/api/agents", json={"name": "Dora"}).json()["id"]
+    user.open("agents")
+    page = user.page
+    page.get_by_role("button", name="Rename Dora", exact=True).click()
+    page.get_by_label("New name").fill("Dor")
+    second = api.post("/api/agents", json={"name": "Dorb"}).json()["id"]
+    expect(page.locator(f"#{first} + #{second}")).to_have_count(1)
+    api.patch(f"/api/agents/{first}", json={"name": "Doris"}).raise_for_status()
+    expect(page.locator(f"#{first} h2")).to_have_text("Doris")
+    expect(page.get_by_label("New name")).to_have_value("Dor")
+    api.delete(f"/api/agents/{second}").raise_for_status()
+    expect(page.locator(f"#{second}")).to_have_count(0)
+    # A row that the page's own request has brought comes no second time.
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Duplicate Doris", exact=True).click()
+    page.get_by_role("button", name="Duplicate", exact=True).click()
+    expect(page.locator("#agents .outcome")).to_contain_text("Doris copy is a copy of Doris.")
+    copy = user.served.id_of("Doris copy")
+    api.patch(f"/api/agents/{copy}", json={"name": "Dorothy"}).raise_for_status()
+    expect(page.locator(f"#{copy} h2")).to_have_text(["Dorothy"])
+    for id in (first, copy):
+        api.delete(f"/api/agents/{id}").raise_for_status()
+
+
 def test_a_file_that_is_no_agent_changes_nothing(user: BrowserUser) -> None:
     """The refusal says why, and the form stays as it was."""
     page = open_agents(user)

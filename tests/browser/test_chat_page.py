@@ -8,6 +8,7 @@ from typing import Any
 
 from playwright.sync_api import expect
 
+from isabella.server.answer_log import AnswerLog
 from tests.support.browser_user import BrowserUser
 
 
@@ -383,7 +384,10 @@ def test_an_edited_message_takes_the_place_of_the_earlier_one(user: BrowserUser,
 
 
 def test_an_answer_again_by_another_model(user: BrowserUser, agent: str) -> None:
-    """The chosen model answers the same message this time; the agent keeps its own model for the next one."""
+    """The chosen model answers the same message this time; the agent keeps its own model for the next one.
+
+    The line under each answer is the same after a reload, and after a start of the backend.
+    """
     name = agent_name(user, agent)
     user.open(f"chat/{agent}")
     user.say("Which model are you?")
@@ -401,6 +405,10 @@ def test_an_answer_again_by_another_model(user: BrowserUser, agent: str) -> None
     user.wait_for_answer()
     expect(live.locator(".facts").last).to_contain_text("cerebras/gpt-oss-120b")
     lines = live.locator(".facts").all_inner_texts()
+    user.open(f"chat/{agent}")
+    assert page.locator("#history .facts").all_inner_texts() == lines
+    # A backend that starts knows it from its home.
+    user.served.runtime.event_log.answers = AnswerLog(user.served.connection.home / "answers")
     user.open(f"chat/{agent}")
     assert page.locator("#history .facts").all_inner_texts() == lines
 

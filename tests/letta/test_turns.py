@@ -264,6 +264,30 @@ def test_providers_are_recreated_under_load(served: Backend) -> None:
     assert served.foreign_keys() == []
 
 
+def test_a_message_edited_over_the_api(served: Backend) -> None:
+    """It takes the place of the earlier one in the context; its own model answers, and the agent keeps its model."""
+    agent = served.agent("edited", *HANDLES.values())
+    served.say(agent, "Say one")
+    served.say(agent, "Say two")
+    whole = served.in_context(agent)
+    messages = served.client.get(f"/api/agents/{agent}/messages").json()["messages"]
+    edited = next(one["id"] for one in messages if one["text"] == "Say two")
+    again = served.say(agent, "Say three", replaces=edited, model=HANDLES["longcat"])
+    assert (again.text, again.end["handle"]) == ("three", HANDLES["longcat"])
+    after = served.in_context(agent)
+    assert (after[:3], len(after)) == (whole[:3], 5)
+    assert edited not in after
+    assert served.said_to(agent) == ["Say one", "Say two", "Say three"]
+    assert served.say(agent, "Say four").end["handle"] == HANDLES["cerebras"]
+    gone = served.say(agent, "Say five", replaces=edited)
+    assert gone.one("error")["code"] == "message_gone"
+    unknown = {"message": "Say six", "replaces": "message-00000000-0000-4000-8000-000000000000"}
+    assert served.say(agent, **unknown).one("error")["code"] == "message_gone"
+    for wrong in ({"replaces": "../x"}, {"model": "no-handle"}):
+        refused = served.client.post(f"/api/agents/{agent}/turns", json={"message": "Say seven", **wrong})
+        assert refused.status_code == 422
+
+
 def test_a_switch_by_somebody_else_is_noticed(served: Backend) -> None:
     """Where another program has switched the agent in Letta, the turn says in the end who really answered."""
     agent = served.agent("switched-elsewhere", GROQ)

@@ -51,12 +51,14 @@ from isabella.locks.sync_lock import sync_lock
 from isabella.practice import daemon as practice
 from isabella.practice.vendor import load_or_make_keys
 from isabella.providers.health import HealthFile, HealthState, ProviderHealth
+from isabella.server.answer_log import AnswerLog, AnswerRecord
 from isabella.server.run import only_backend
 from isabella.server.sessions import Sessions
 from isabella.server.token import address_published, ensure_token, published_backend
 from isabella.system import processes, state
 from isabella.system.daemon import Daemon
 from isabella.system.processes import ChildProcess
+from isabella.turns.events import Ended, EndReason
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "home.md"
 _LETTA = "http://127.0.0.1:8283"
@@ -65,6 +67,7 @@ _HEAD = "1c28e167b74f"  # the last migration of Letta 0.16.8
 _NOBODY = 65534
 _HUGE = 1 << 40
 _BLOCK = "block-00000000-0000-4000-8000-000000000000"
+_AGENT = "agent-00000000-0000-4000-8000-000000000000"
 _ENCRYPTED = StoredValue("providers", "api_key_enc", "1", "groq", "encrypted")
 
 
@@ -130,6 +133,13 @@ class Home:
         files = BlockFiles(self.path / "blocks")
         for value in ("Has a cat.", f"Has a dog. {os.urandom(4).hex()}"):
             BlockHistory(files).note(_BLOCK, "human", value, "agent-1")
+
+    def answers(self) -> None:
+        """Read and write what is known of an agent's answers."""
+        log = AnswerLog(self.path / "answers")
+        log.find(_AGENT, "message-1")
+        log.add(_AGENT, os.urandom(4).hex(), AnswerRecord(ended=Ended(EndReason.COMPLETED, "groq/m", True, 1.0)))
+        log.save(_AGENT)
 
     def health(self) -> None:
         """Read and write the providers' health."""
@@ -228,6 +238,7 @@ FILES = [
     HomeFile("embeddings-secret", "the secret in the URL at which Letta asks for embeddings", True, Home.embeddings),
     HomeFile("backup-key", "the key that opens the backups", False, Home.backup_key),
     HomeFile(f"blocks/{_BLOCK}.json", "the former texts of a memory block", True, Home.blocks),
+    HomeFile(f"answers/{_AGENT}.json", "model, times and tokens of an agent's answers", True, Home.answers),
     HomeFile("conditions/d062d902b4ae81d5.json", "the providers' last results of a sync", True, Home.health),
     HomeFile("proofs/d062d902b4ae81d5.json", "which stored keys were proven", True, Home.proofs),
     HomeFile("gateway/state.json", "port, control token and supervisor of the gateway", True, Home.gateway),

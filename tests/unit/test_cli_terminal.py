@@ -19,7 +19,7 @@ import structlog
 
 from isabella.agents.reconcile import EnsureOutcome, EnsureResult
 from isabella.cli import tables
-from isabella.providers.health import HealthState
+from isabella.providers.health import HealthState, headline
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Receipt, Report
 from isabella.system import terminal
@@ -82,6 +82,11 @@ def test_the_status_at_60_columns_keeps_name_state_and_reason(printed: Callable[
     lines = printed()
     assert_readable(lines, "cerebras", "byok-groq", "Misconfigured", "condition", "vendor", "reason")
     assert "read back and equal" in told(lines)
+    # The remedy of the worst finding is under the headline, as in the console's status line, and only there.
+    remedy = headline(Report("http://127.0.0.1:8283", "0.16.8", entries)).remedy
+    assert remedy
+    assert told(lines).count(remedy) == 1
+    assert told(lines).index(remedy) < told(lines).index("condition")
 
 
 def test_a_wide_terminal_has_every_column(printed: Callable[[], list[str]]) -> None:

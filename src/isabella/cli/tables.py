@@ -42,6 +42,8 @@ def show_report(report: Report, *, conditions: bool = False) -> None:
     if conditions:
         lead = headline(report)
         out.print(Text(f"{lead.title} {lead.text}".strip(), style=_LEVEL_STYLES[lead.level]))
+        if lead.remedy:
+            out.print(Text(lead.remedy))
     out.print(report_table(report, out.width, conditions=conditions))
     if report.gateway is not None and report.configured:
         out.print(Text(report.gateway.sentence, style=_LEVEL_STYLES[gateway_level(report.gateway)]))
@@ -58,7 +60,8 @@ def show_report(report: Report, *, conditions: bool = False) -> None:
         for note in provider.notes:
             print_message(f"{provider.name}: {note}")
     for provider in report.providers:
-        if provider.remedy:
+        # That of the worst finding is above.
+        if provider.remedy and not (conditions and provider.remedy == headline(report).remedy):
             out.print(Text(f"{provider.name}: {provider.remedy}"))
     if not report.configured:
         out.print("No vendor key is configured. Put one into .env, for instance: CEREBRAS_API_KEY=csk-...")

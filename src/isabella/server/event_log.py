@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,15 +13,15 @@ import anyio
 
 from isabella.providers.plan import DONE, Action
 from isabella.providers.report import Proof, ProviderReport, Report
+from isabella.server.answer_log import AnswerLog, AnswerRecord
 from isabella.system.redaction import redact
-from isabella.turns.events import AnswerText, Ended, Event, Failover, ToolCalled, TurnFailed, Usage
+from isabella.turns.events import AnswerText, Ended, Event, Failover, TurnFailed, Usage
 from isabella.turns.stream import is_of_vendor
 from isabella.turns.turn import Turn
 from isabella.watch.events import SyncCause, Synced, WatchEvent, log_sentences
 
 _EVENTS_KEPT = 400
 _SAMPLES_KEPT = 5000
-_MESSAGES_KEPT = 2000
 
 
 class Notifier:
@@ -93,37 +93,6 @@ class TurnSample:
         return self.first_token is not None
 
 
-@dataclass
-class AnswerRecord:
-    """What is known of an answer as long as this process runs. Letta does not store it with the message."""
-
-    failovers: tuple[Failover, ...] = ()  #: the vendors that did not answer before
-    usage: Usage | None = None
-    tools: int = 0  #: the number of tool calls
-    ended: Ended | None = None  #: how it ended; None while it arrives
-    first_message: str = ""  #: the id of the first message of the answer
-    last_message: str = ""
-
-    @property
-    def handle(self) -> str | None:
-        """The model that answered."""
-        return None if self.ended is None else self.ended.handle
-
-    def apply(self, event: Event) -> None:
-        """Apply an event of its turn."""
-        match event:
-            case AnswerText(message_id=id):
-                self.first_message, self.last_message = self.first_message or id, id
-            case Failover():
-                self.failovers = (*self.failovers, event)
-            case ToolCalled():
-                self.tools += 1
-            case Usage():
-                self.usage = event
-            case Ended():
-                self.ended = event
-
-
 class EventLog:
     """A bounded log of recent events."""
 
@@ -132,7 +101,7 @@ class EventLog:
         self.entries: deque[LoggedEvent] = deque(maxlen=_EVENTS_KEPT)  #: the events, newest first
         self.last_turn_at: dict[str, float] = {}  #: by agent id: when its last turn ended, in seconds since the epoch
         self._samples: deque[TurnSample] = deque(maxlen=_SAMPLES_KEPT)
-        self._by_message: OrderedDict[str, AnswerRecord] = OrderedDict()
+        self.answers = AnswerLog()
         self._by_turn: dict[str, AnswerRecord] = {}
 
     def on_turn_event(self, turn: Turn, event: Event) -> None:
@@ -142,7 +111,7 @@ class EventLog:
         record.apply(event)
         match event:
             case AnswerText(message_id=id):
-                self.record_answer(id, record)
+                self.answers.add(agent.id, id, record)
                 return
             case Failover(handle=handle):
                 of_vendor = is_of_vendor(event.code, event.status)
@@ -156,22 +125,13 @@ class EventLog:
             case Ended(handle=handle):
                 self.last_turn_at[agent.id] = time.time()
                 self._by_turn.pop(turn.id, None)
+                if record.last_message:
+                    self.answers.save(agent.id)
                 if handle is not None:
                     self._add_answer(handle, event, record.usage)
             case _:
                 return
         self.notifier.notify()
-
-    def record_answer(self, message_id: str, record: AnswerRecord) -> None:
-        """Keep what is known of the answer that a message belongs to."""
-        if self._by_message.get(message_id) is not record:
-            self._by_message[message_id] = record
-            while len(self._by_message) > _MESSAGES_KEPT:
-                self._by_message.popitem(last=False)
-
-    def answer_record(self, message_id: str) -> AnswerRecord | None:
-        """Return what is known of the answer of a message; None if it was written before this process started."""
-        return self._by_message.get(message_id)
 
     def samples_of_last(self, seconds: float) -> Iterator[TurnSample]:
         """Yield the results of vendors in the last seconds, oldest first."""

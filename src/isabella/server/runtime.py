@@ -38,6 +38,7 @@ from isabella.providers.desired import desired_providers
 from isabella.providers.health import StatusHeadline
 from isabella.providers.plan import WRITE_ACTIONS
 from isabella.providers.report import Proof, Report
+from isabella.server.answer_log import AnswerLog
 from isabella.server.event_log import EventLog
 from isabella.server.idempotency import RequestRegistry
 from isabella.server.memory_observer import MemoryObserver
@@ -245,6 +246,7 @@ async def open_agents(
     `base_url` is the backend's own URL as Letta reaches it; None if Letta cannot reach it.
     """
     async with open_agent_service(settings, connection, backend=base_url) as agent_service:
+        runtime.event_log.answers = AnswerLog(connection.home / "answers")
         agent_service.models.on_event = runtime.readiness.record_answer
         agent_service.models.on_replaced = lambda text: runtime.event_log.add_notice(text, warning=True)
         runtime.record_agents(await agent_service.ensure())

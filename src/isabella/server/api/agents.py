@@ -314,6 +314,7 @@ async def delete(agent: RequestedAgent, agent_service: Agents, runtime: CurrentR
     async with agent_service.memory.hold(agent.id):
         await delete_agent(agent_service, agent)
     runtime.turns.deps.agent_cache.forget(agent.id)
+    runtime.event_log.answers.forget(agent.id)
 
 
 @router.get("/agents/{name}/prompt", summary="Show an agent's prompt")

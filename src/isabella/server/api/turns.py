@@ -12,9 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.types import Receive, Scope, Send
 
+from isabella.agents.service import AgentService
+from isabella.errors import MemoryUnknown
+from isabella.letta.messages import Image
 from isabella.server.errors import ERRORS, ErrorBody
-from isabella.server.runtime import Turns
+from isabella.server.runtime import Agents, Turns
 from isabella.turns.events import as_json
+from isabella.turns.message import UserMessage
 from isabella.turns.service import MAX_MESSAGE_LENGTH, MESSAGE_PATTERN
 from isabella.turns.turn import Turn
 
@@ -31,6 +35,8 @@ Name = Annotated[
 
 #: Of `default`, and of Letta's ids.
 CONVERSATION_PATTERN = r"^(default|conv-[0-9a-f-]{36})$"
+#: Of Letta's ids of messages.
+MESSAGE_ID_PATTERN = r"^message-[0-9a-f-]{36}$"
 CONVERSATION = "The id of one of the agent's conversations; without it, the default one."
 
 
@@ -43,6 +49,19 @@ class TurnMessage(BaseModel):
         max_length=MAX_MESSAGE_LENGTH, pattern=MESSAGE_PATTERN, description="The text of the message."
     )
     conversation: str | None = Field(None, pattern=CONVERSATION_PATTERN, description=CONVERSATION)
+    replaces: str | None = Field(
+        None,
+        pattern=MESSAGE_ID_PATTERN,
+        description="The id of an earlier message of the user: that message and everything after it leave the "
+        "agent's context. They stay in the history.",
+    )
+    model: str | None = Field(
+        None,
+        min_length=3,
+        max_length=300,
+        pattern=r"^[^/\x00]+/[^\x00]+$",
+        description="The handle, `provider/model`, of the model that is asked first, in this turn only.",
+    )
 
 
 class TurnResponse(EventSourceResponse):
@@ -76,13 +95,18 @@ class TurnResponse(EventSourceResponse):
         },
     },
 )
-async def send_message(name: Name, body: TurnMessage, turn_service: Turns) -> TurnResponse:
+async def send_message(name: Name, body: TurnMessage, turn_service: Turns, agents: Agents) -> TurnResponse:
     """Send a message, and stream the events of the turn as they happen.
 
     Each agent has one turn at a time; others wait in a queue. The events are `turn`, `queued`, `held`, `vendor`,
     `failover`, `reasoning`, `text`, `tool_call`, `tool_result`, `condensed`, `usage`, `error`, `end`.
+
+    With `replaces`, the message takes the place of an earlier one, which it edits or has answered again; the pictures
+    of the earlier one stay with it.
     """
-    turn = await turn_service.open(name, body.message, body.conversation)
+    images = await _images_of(agents, body.replaces)
+    message = UserMessage(body.message, images, body.replaces, body.model)
+    turn = await turn_service.open(name, message, body.conversation)
     return TurnResponse(_events(turn), at_end=turn.leave)
 
 
@@ -95,6 +119,16 @@ async def stop(
     """Stop a turn, at Letta too, and answer when it has ended. The answer so far stays in the history."""
     await turn_service.stop(name, id)
     return Response(status_code=204)
+
+
+async def _images_of(agents: AgentService, message_id: str | None) -> tuple[Image, ...]:
+    """Return the images of a message; none if there is no such message, which the turn says then."""
+    if message_id is None:
+        return ()
+    try:
+        return await agents.history.images(message_id)
+    except MemoryUnknown:
+        return ()
 
 
 async def _events(turn: Turn) -> AsyncGenerator[ServerSentEvent, None]:

@@ -15,7 +15,8 @@ from starlette.requests import Request
 from isabella.errors import AgentUnknown, IsabellaError, MessageRefused, QueueFull
 from isabella.letta.conversations import DEFAULT
 from isabella.letta.messages import Image
-from isabella.server.event_log import AnswerRecord, Notifier
+from isabella.server.answer_log import AnswerRecord
+from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
 from isabella.server.web.markdown import MarkdownStream
 from isabella.system.redaction import redact
@@ -321,5 +322,7 @@ class Conversation:
                 exchange.answer_ids[0],
                 exchange.answer_ids[-1],
             )
+            answers = self._runtime.event_log.answers
             for id in exchange.answer_ids:
-                self._runtime.event_log.record_answer(id, exchange.record)
+                answers.add(self._agent_id, id, exchange.record)
+            answers.save(self._agent_id)

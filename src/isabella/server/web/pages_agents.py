@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,7 +24,7 @@ from isabella.agents.lifecycle import (
 from isabella.agents.prompt_budget import read_prompt
 from isabella.agents.registry import AgentRecord
 from isabella.agents.repair import problems_of
-from isabella.errors import AgentUnknown
+from isabella.errors import AgentUnknown, IsabellaError
 from isabella.server.auth import read_upload
 from isabella.server.runtime import Runtime
 from isabella.server.web.pages_chat import agent_id_of, find_agent, sort_agents, usable_handles
@@ -31,6 +33,7 @@ from isabella.system.redaction import redact
 
 _MESSAGES_SHOWN = 100
 _LONGEST_NAME = 100
+_REFRESH_SECONDS = 3.0
 
 
 def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
@@ -39,6 +42,7 @@ def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
     below = "/agents/{agent}"
     return [
         Route("/agents", page.show),
+        Route("/agents/live", page.live),
         Route("/agents/models", page.models),
         Route("/agents/create", page.create, methods=["POST"]),
         Route("/agents/import", page.import_file, methods=["POST"]),
@@ -64,7 +68,46 @@ class _Page(Page):
             agents=records,
             problems=problems,
             templates=templates(service.definitions),
+            version=_version(records),
         )
+
+    async def live(self, request: Request) -> Response:
+        return self._stream(self._changes(request.query_params.get("v", "")))
+
+    async def _changes(self, version: str) -> AsyncGenerator[str, None]:
+        """Yield what changes in the list of agents. A form that is open in a row stays as it is."""
+        sent: dict[str, str] | None = None
+        notifier = self._runtime.event_log.notifier
+        while True:
+            count = notifier.count
+            with suppress(IsabellaError):  # the status line says what does not work
+                agents, problems = await self._listed()
+                if sent is None and version == _version(agents):
+                    sent = dict.fromkeys((one.id for one in agents), "")
+                rows = {
+                    one.id: self._part("about", agent=one, problem=problems.get(one.id), oob=True) for one in agents
+                }
+                if sent is None:
+                    yield self._part("rows", agents=agents, problems=problems, oob=True)
+                elif html := self._updates(agents, problems, rows, sent):
+                    yield "\n".join(html)
+                sent = rows
+            await notifier.wait(count, _REFRESH_SECONDS)
+
+    def _updates(
+        self,
+        agents: Sequence[AgentRecord],
+        problems: Mapping[str, str],
+        rows: Mapping[str, str],
+        sent: Mapping[str, str],
+    ) -> list[str]:
+        html = [self._part("removed", id=id) for id in sent.keys() - rows.keys()]
+        html += [rows[id] for id in rows if id in sent and sent[id] != rows[id]]
+        for before, one in zip((None, *agents), agents, strict=False):
+            if one.id not in sent:
+                after = None if before is None else before.id
+                html.append(self._part("added", agent=one, problem=problems.get(one.id), after=after))
+        return html
 
     async def models(self, _request: Request) -> Response:
         """Return the models that a new agent can have now."""
@@ -126,6 +169,7 @@ class _Page(Page):
         async with service.memory.hold(record.id):
             await delete_agent(service, record)
         self._runtime.turns.deps.agent_cache.forget(record.id)
+        self._runtime.event_log.answers.forget(record.id)
         return await self._done(f"{record.name} was deleted.")
 
     async def prompt(self, request: Request) -> Response:
@@ -182,3 +226,8 @@ class _Page(Page):
         service = self._runtime.agents
         records = sort_agents(await service.registry.all())
         return records, await problems_of(service.registry, service.models, records)
+
+
+def _version(agents: Sequence[AgentRecord]) -> str:
+    """Return a word for which agents a page lists."""
+    return hashlib.sha256(" ".join(one.id for one in agents).encode()).hexdigest()[:10]

@@ -25,8 +25,8 @@ from isabella.letta.conversations import DEFAULT
 from isabella.letta.messages import Image
 from isabella.providers.health import HealthState, current_health
 from isabella.server import ROOT
+from isabella.server.answer_log import AnswerRecord
 from isabella.server.auth import read_form
-from isabella.server.event_log import AnswerRecord
 from isabella.server.runtime import Runtime
 from isabella.server.web.attachments import LARGEST_FORM, read_attachments
 from isabella.server.web.conversations import (
@@ -392,7 +392,7 @@ class _Page(Page):
                 case "user":
                     yield f"\n**You** ({at})\n\n{text}\n"
                 case "assistant":
-                    handle = self._handle(entry)
+                    handle = self._handle(agent, entry)
                     yield f"\n**{agent.name}** ({at}{', ' + handle if handle else ''})\n\n{text}\n"
                 case "tool_call":
                     yield f"\n*Tool call: {entry.tool or 'unknown'}*\n"
@@ -402,12 +402,12 @@ class _Page(Page):
     def _json(self, agent: AgentRecord, entries: Sequence[HistoryEntry]) -> Iterator[str]:
         yield f'{{"agent": {json.dumps(agent.name)}, "agent_id": "{agent.id}", "messages": ['
         for index, entry in enumerate(entries):
-            fields = {**asdict(entry), "text": redact(entry.text), "model": self._handle(entry)}
+            fields = {**asdict(entry), "text": redact(entry.text), "model": self._handle(agent, entry)}
             yield (",\n" if index else "\n") + json.dumps(fields, ensure_ascii=False)
         yield "\n]}\n"
 
-    def _handle(self, entry: HistoryEntry) -> str | None:
-        record = self._runtime.event_log.answer_record(entry.id) if entry.kind == "assistant" else None
+    def _handle(self, agent: AgentRecord, entry: HistoryEntry) -> str | None:
+        record = self._runtime.event_log.answers.find(agent.id, entry.id) if entry.kind == "assistant" else None
         return None if record is None else record.handle
 
     async def live(self, request: Request) -> Response:
@@ -451,7 +451,7 @@ class _Page(Page):
         self, address: ChatAddress, entries: Sequence[HistoryEntry], unsent: Mapping[str, Sequence[Exchange]]
     ) -> list[ChatLine]:
         """Return entries as lines, each tool result joined to its call, each unsent exchange behind its place."""
-        history = self._runtime.agents.history
+        history, answers = self._runtime.agents.history, self._runtime.event_log.answers
         context = await history.in_context(address.agent_id, conversation=address.conversation)
         last_of = {entry.id: index for index, entry in enumerate(entries)}
         lines: list[ChatLine] = []
@@ -469,7 +469,7 @@ class _Page(Page):
             border = said and before not in (None, seen)
             before = seen if said else before
             asked = entry.id if entry.kind == "user" else asked
-            record = self._runtime.event_log.answer_record(entry.id) if entry.kind == "assistant" else None
+            record = answers.find(address.agent_id, entry.id) if entry.kind == "assistant" else None
             lines.append(ChatLine(entry, record, None, seen, border, asked, behind))
         return lines
 

@@ -164,7 +164,10 @@
       const where = part.getAttribute("hx-swap-oob") || "";
       const id = where.includes("#") ? where.split("#")[1] : part.id;
       const present = document.getElementById(id);
-      if (!present || (where === "true" && same(present, part))) part.remove();
+      const added = where.includes("#") && part.firstElementChild?.id;
+      // The answer to a request of this page may have brought it before.
+      const known = added && document.getElementById(added);
+      if (!present || known || (where === "true" && same(present, part))) part.remove();
     }
     if (!holder.content.childElementCount) return;
     document.dispatchEvent(new Event("console:beforeput"));

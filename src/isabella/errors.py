@@ -119,6 +119,10 @@ class AgentFileRefused(AgentError):
     """A file is not an agent file, cannot be imported, or would contain a secret."""
 
 
+class ExportRefused(AgentFileRefused):
+    """The folder of an export cannot be written, or it is damaged, incomplete, or none of Isabella's."""
+
+
 class ModelUnknown(AgentError):
     """A handle is not that of a model that works now. `handles` are those of the models that do."""
 

@@ -100,7 +100,7 @@ def test_what_is_replaced_goes_to_archival_memory(new: Callable[[], AgentEnv]) -
         done = await reflect(agent_service, reflector, writing(agent_service, id, corrected))  # type: ignore[arg-type]
         assert (done.archived, done.restored) == (1, ())
         assert (await agent_service.memory.block(id, "human")).value == corrected
-        (passage,) = await agent_service.archive.every(id)
+        (passage,) = [one async for one in agent_service.archive.every(id)]
         assert "The user lives in Ghent." in passage.text
         assert TAG in passage.tags
         _, versions = await agent_service.memory.versions(id, "human")

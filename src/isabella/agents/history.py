@@ -115,7 +115,7 @@ class History:
 
     async def images(self, message_id: str) -> tuple[Image, ...]:
         """Return the images of one message; raise `MemoryUnknown` if there is no such message."""
-        return tuple(image for row in await self._message(message_id) for image in _images(row.get("content")))
+        return tuple(image for row in await self._message(message_id) for image in images_of(row.get("content")))
 
     async def _message(self, message_id: str) -> Sequence[Mapping[str, Any]]:
         return await unless_unknown(self._letta.messages.get(message_id), f"There is no message {message_id!r}.")
@@ -195,7 +195,7 @@ def _entry(row: Mapping[str, Any]) -> HistoryEntry | None:
     if kind is None:
         return None
     entry = HistoryEntry(
-        row["id"], row.get("date") or "", kind, _text(row.get(field)), images=len(_images(row.get(field)))
+        row["id"], row.get("date") or "", kind, text_of(row.get(field)), images=len(images_of(row.get(field)))
     )
     match kind:
         case "tool_call":
@@ -210,11 +210,7 @@ def _entry(row: Mapping[str, Any]) -> HistoryEntry | None:
 
 def _user_entry(entry: HistoryEntry) -> HistoryEntry | None:
     """Return the entry of a user message. Letta wraps some in JSON, and adds summaries and heartbeats of its own."""
-    try:
-        wrapped = json.loads(entry.text) if entry.text.startswith("{") else None
-    except ValueError:
-        wrapped = None
-    match wrapped:
+    match unwrapped(entry.text):
         case {"type": "user_message", "message": str(message)}:
             return replace(entry, text=message)
         case {"type": "system_alert", "message": str(message)}:
@@ -224,7 +220,15 @@ def _user_entry(entry: HistoryEntry) -> HistoryEntry | None:
     return entry
 
 
-def _images(content: Any) -> list[Image]:
+def unwrapped(text: str) -> Any:
+    """Return the JSON in which Letta wraps some messages of the user; None if a text is not JSON."""
+    try:
+        return json.loads(text) if text.startswith("{") else None
+    except ValueError:
+        return None
+
+
+def images_of(content: Any) -> list[Image]:
     """Return the images in the content of a message. Letta keeps them as base64, under a source of its own."""
     found = []
     for part in content if isinstance(content, list) else ():
@@ -235,7 +239,8 @@ def _images(content: Any) -> list[Image]:
     return found
 
 
-def _text(content: Any) -> str:
+def text_of(content: Any) -> str:
+    """Return the text in the content of a message."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):

@@ -14,7 +14,7 @@ from typing import Any
 from isabella.agents import metadata as agent_metadata
 from isabella.agents.agent_file import ARCHIVE_KEY, MEMORY_TOOLS, REMEDY, AgentFile, allowed_rules, read
 from isabella.agents.embeddings import EmbeddingSetup
-from isabella.agents.memory import ArchivalMemory
+from isabella.agents.memory import ArchivalMemory, ArchivalPassage
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import set_embedding
 from isabella.agents.registry import AgentRecord, AgentRegistry
@@ -53,23 +53,33 @@ async def export_agent(registry: AgentRegistry, record: AgentRecord, secrets: It
 
     A file that would hold one of the secrets is an `AgentFileRefused`.
     """
-    document = await registry.letta.agents.export_file(record.id)
-    passages = await ArchivalMemory(registry.letta).every(record.id)
-    for agent in document.get("agents", []):
-        agent.update({name: value for name, value in _LEFT_OUT.items() if name in agent})
-        agent["metadata"] = _without_own_metadata(agent.get("metadata"))
-        agent["tags"] = _without_definition(agent.get("tags"))
-    # The tokens, headers and environments of MCP servers stay here; their tools have to be attached again.
-    document["mcp_servers"] = []
+    document = await agent_document(registry, record)
     document[ARCHIVE_KEY] = {
         "version": _VERSION,
-        "passages": [{"text": one.text, "tags": list(one.tags), "created_at": one.created_at} for one in passages],
+        "passages": [passage_fields(one) async for one in ArchivalMemory(registry.letta).every(record.id)],
     }
     # A user may have told the agent a key, so known secrets are masked everywhere.
     text = redact(json.dumps(document, ensure_ascii=False, indent=2))
     if any(secret in text for secret in secrets):
         raise AgentFileRefused("The file would have held a key, and was not written.")
     return text
+
+
+async def agent_document(registry: AgentRegistry, record: AgentRecord) -> dict[str, Any]:
+    """Return Letta's agent file of an agent without fields that may hold secrets, or that mean nothing elsewhere."""
+    document = await registry.letta.agents.export_file(record.id)
+    for agent in document.get("agents", []):
+        agent.update({name: value for name, value in _LEFT_OUT.items() if name in agent})
+        agent["metadata"] = _without_own_metadata(agent.get("metadata"))
+        agent["tags"] = _without_definition(agent.get("tags"))
+    # The tokens, headers and environments of MCP servers stay here; their tools have to be attached again.
+    document["mcp_servers"] = []
+    return document
+
+
+def passage_fields(passage: ArchivalPassage) -> dict[str, Any]:
+    """Return a passage as files hold it."""
+    return {"text": passage.text, "tags": list(passage.tags), "created_at": passage.created_at}
 
 
 async def import_agent(

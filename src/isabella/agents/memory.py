@@ -6,7 +6,7 @@ version that it saw: a digest of the text, because Letta's REST API shows no ver
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -168,16 +168,18 @@ class ArchivalMemory:
         """Return a page of passages, oldest first, after the passage with the id `after`."""
         return [_passage(row) for row in await self._letta.passages.page(agent_id, limit=limit, after=after)]
 
-    async def every(self, agent_id: str) -> list[ArchivalPassage]:
-        """Return all passages, oldest first."""
-        passages: dict[str, ArchivalPassage] = {}
+    async def every(self, agent_id: str) -> AsyncIterator[ArchivalPassage]:
+        """Yield all passages, oldest first. One page is in memory."""
+        seen: set[str] = set()
         after: str | None = None
         while True:
             page = await self.passages(agent_id, after=after)
-            fresh = {passage.id: passage for passage in page if passage.id not in passages}
-            passages |= fresh
+            fresh = {passage.id: passage for passage in page if passage.id not in seen}
+            seen |= fresh.keys()
+            for passage in fresh.values():
+                yield passage
             if len(page) < _PAGE_SIZE or not fresh:
-                return [*passages.values()]
+                return
             after = page[-1].id
 
     async def add(

@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -191,17 +192,41 @@ def repair(
     raise typer.Exit(PENDING if repairs and not yes else 0)
 
 
+class Format(StrEnum):
+    """What an agent is exported as."""
+
+    AGENT_FILE = "agent-file"
+    MARKDOWN = "markdown"
+
+
 @app.command("export")
 def export_command(
     name: Name,
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write; - for standard output.")],
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="The file or folder to write; - for an agent file on standard output."),
+    ],
+    format: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="agent-file: one file (.af) with the messages in the agent's context. markdown: a folder with "
+            "everything, also the whole history, as Markdown and JSON Lines.",
+        ),
+    ] = Format.AGENT_FILE,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Replace the folder of an earlier export. A file is always replaced.")
+    ] = False,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an agent to a file, with its memory and without any key.
+    """Write an agent to a file or a folder, with its memory and without any key. Turns wait until it is read.
 
     Exit code: 0, or 1 if it cannot be exported.
     """
+    if format is not Format.AGENT_FILE:
+        _export_folder(name, target, format, replace, env_file, as_json)
+        return
 
     async def export(agent_service: AgentService) -> str:
         from isabella.agents.import_export import configured_secrets, export_agent
@@ -211,22 +236,44 @@ def export_command(
         return await export_agent(agent_service.registry, record, secrets)
 
     text = _run(export, env_file, as_json)
-    if str(file) == "-":
+    if str(target) == "-":
         print(text)
         return
     from isabella.system.files import write_private
 
     try:
         # An agent's memory is private.
-        write_private(file, text + "\n")
+        write_private(target, text + "\n")
     except OSError as error:
         raise ConfigurationError(
-            f"{file}: cannot be written: {error.strerror}.", remedy="Name another file."
+            f"{target}: cannot be written: {error.strerror}.", remedy="Name another file."
         ) from None
     if as_json:
-        print(json.dumps({"file": str(file), "characters": len(text)}))
+        print(json.dumps({"file": str(target), "characters": len(text)}))
     else:
-        print(f"Wrote {name} to {file}: {len(text)} characters, readable only by you.")
+        print(f"Wrote {name} to {target}: {len(text)} characters, readable only by you.")
+
+
+def _export_folder(
+    name: str, target: Path, format: Format, replace: bool, env_file: Path | None, as_json: bool
+) -> None:
+    async def export(agent_service: AgentService) -> dict[str, Any]:
+        from isabella.agents.exports.markdown import export_markdown
+
+        record = await agent_service.registry.find(name)
+        async with _turns_held(agent_service, record.id):
+            exported = await export_markdown(agent_service, record, target, replace=replace)
+        return {"name": record.name, "folder": str(target), "format": format.value, **asdict(exported)}
+
+    done = _run(export, env_file, as_json)
+    if as_json:
+        print_json(done)
+    else:
+        print(
+            f"Wrote {done['name']} to {target}, readable only by you: {done['messages']} messages in "
+            f"{done['conversations']} conversations, {done['blocks']} memory blocks with {done['versions']} "
+            f"versions, {done['passages']} passages."
+        )
 
 
 @app.command("import")

@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from isabella.agents.history import HistoryEntry, HistoryPage
 from isabella.agents.registry import AgentRecord
+from isabella.agents.transcript import transcript
 from isabella.errors import AgentUnknown, MemoryUnknown
 from isabella.letta.conversations import DEFAULT
 from isabella.letta.messages import Image
@@ -386,18 +387,7 @@ class _Page(Page):
 
     def _markdown(self, agent: AgentRecord, entries: Sequence[HistoryEntry]) -> Iterator[str]:
         yield f"# A conversation with {agent.name}\n"
-        for entry in entries:
-            at, text = entry.at[:16].replace("T", " "), redact(entry.text)
-            match entry.kind:
-                case "user":
-                    yield f"\n**You** ({at})\n\n{text}\n"
-                case "assistant":
-                    handle = self._handle(agent, entry)
-                    yield f"\n**{agent.name}** ({at}{', ' + handle if handle else ''})\n\n{text}\n"
-                case "tool_call":
-                    yield f"\n*Tool call: {entry.tool or 'unknown'}*\n"
-                case "summary":
-                    yield "\n*Older messages were summarised.*\n"
+        yield from transcript(entries, agent.name, handle=lambda entry: self._handle(agent, entry))
 
     def _json(self, agent: AgentRecord, entries: Sequence[HistoryEntry]) -> Iterator[str]:
         yield f'{{"agent": {json.dumps(agent.name)}, "agent_id": "{agent.id}", "messages": ['

@@ -29,7 +29,8 @@ from isabella.practice import NAMES, VendorFault, daemon
 from isabella.practice.overlay import ConfigSnapshot, as_served, with_practice_vendors
 from isabella.practice.server import TOKEN_HEADER, listen
 from isabella.providers.desired import desired_providers
-from isabella.server import run
+from isabella.server import prepare
+from isabella.server.serving import ServeOptions
 from isabella.watch.config_changes import ConfigDiff, diff_config
 
 
@@ -341,9 +342,9 @@ def test_a_vendor_without_a_practice_vendor_is_left_out(tmp_path: Path) -> None:
     """The start without any key goes on with the others, and says so; a rotated key is noticed, too."""
     home, said = tmp_path / "home", list[str]()
     settings = load_settings(environment={"ISABELLA_HOME": str(home), "ISABELLA_CONFIG_FILE": str(tmp_path / "none")})
-    options = run.ServeOptions(None, False, progress=Mock(), show=Mock(), say=said.append)
+    options = ServeOptions(None, False, progress=Mock(), show=Mock(), say=said.append)
     with ExitStack() as started:
-        served = run._with_practice(settings, options, started, [])
+        served = prepare._with_practice(settings, options, started, [])
         wanted = [one.vendor.name for one in desired_providers(served) if one.configured]
         assert wanted == list(NAMES)
         assert "There is no practice vendor for Fifth: it is used as soon as .env has a key for it." in said

@@ -27,10 +27,11 @@ from isabella.practice import PracticeVendors
 from isabella.practice.overlay import ConfigSnapshot, with_practice_vendors
 from isabella.practice.server import listen
 from isabella.providers.report import Report
-from isabella.server.app import create_app, http_server
+from isabella.server.app import create_app
 from isabella.server.gateway_monitor import run_gateway_monitor
 from isabella.server.runtime import Runtime, open_agents, open_turns
 from isabella.server.sessions import Sessions
+from isabella.server.starting import http_server
 from isabella.server.supervised import Supervised, run_supervisor
 
 TOKEN = "a-token-for-the-tests"

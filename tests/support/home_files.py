@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -52,7 +53,7 @@ from isabella.practice import daemon as practice
 from isabella.practice.vendor import load_or_make_keys
 from isabella.providers.health import HealthFile, HealthState, ProviderHealth
 from isabella.server.answer_log import AnswerLog, AnswerRecord
-from isabella.server.run import only_backend
+from isabella.server.serving import only_backend
 from isabella.server.sessions import Sessions
 from isabella.server.token import address_published, ensure_token, published_backend
 from isabella.system import processes, state
@@ -303,7 +304,7 @@ def _no_servers() -> Iterator[None]:
         started = Postmaster(ChildProcess.of(os.getpid()), 5433, ready=True)
         stack.enter_context(patch.object(Cluster, "start", _until_started(Cluster.start, started)))
         stack.enter_context(patch("isabella.embedded.server.postgres_user", lambda: None))
-        stack.enter_context(patch("isabella.server.run.postgres_user", lambda: None))
+        stack.enter_context(patch("isabella.server.serving.postgres_user", lambda: None))
         stack.enter_context(patch("isabella.embedded.restoring.postgres_user", lambda: None))
         yield
 
@@ -503,14 +504,32 @@ def outcome(prepared: Home, file: HomeFile, damage: str) -> Outcome:
 
 
 def _use(file: HomeFile, home: Home) -> tuple[str | None, str]:
-    with capture_logs() as lines:
+    with capture_logs() as lines, _reports() as reports:
         try:
             word = file.use(home)
             said = ""
         except IsabellaError as error:
             assert error.remedy, error  # noqa: PT017 - every error says what to do
             word, said = "refused", str(error)
-    return word, "\n".join([said, *(line["event"] for line in lines if line["log_level"] != "info")]).strip()
+    events = [line["event"] for line in lines if line["log_level"] != "info"]
+    return word, "\n".join([said, *events, *reports]).strip()
+
+
+@contextmanager
+def _reports() -> Iterator[list[str]]:
+    """Collect the warnings of `system.state`, which logs without structlog."""
+    collected: list[str] = []
+
+    class Collector(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            collected.append(record.getMessage())
+
+    collector = Collector()
+    state.log.addHandler(collector)
+    try:
+        yield collected
+    finally:
+        state.log.removeHandler(collector)
 
 
 @contextmanager

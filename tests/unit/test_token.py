@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from isabella.config.settings import Settings, load_settings
 from isabella.errors import ConfigurationError
 from isabella.server.auth import is_token
-from isabella.server.run import only_backend
+from isabella.server.serving import only_backend
 from isabella.server.token import address_published, check_address, ensure_token, published_address, stored_token
 from isabella.system.redaction import redact
 
@@ -81,7 +81,7 @@ _BACKEND = """
 import sys
 from pathlib import Path
 from isabella.config.settings import load_settings
-from isabella.server.run import only_backend
+from isabella.server.serving import only_backend
 from isabella.server.token import address_published
 
 home = Path(sys.argv[1])

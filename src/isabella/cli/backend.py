@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from isabella.cli.commands import EnvFile, complete_agent, complete_handle, configured_settings
+from isabella.cli.commands import EnvFile, complete_agent, complete_handle, configured_settings, service_settings
 from isabella.system.terminal import messages_are_json, print_message
 
 if TYPE_CHECKING:
@@ -41,13 +41,18 @@ def up(
     Without LETTA_BASE_URL this starts the embedded Letta and Postgres, and installs them the first time.
     """
     from isabella.cli.progress import show_progress
-    from isabella.cli.tables import log_report, show_report
-    from isabella.server.run import ServeOptions, serve
+    from isabella.server.serving import ServeOptions
+    from isabella.server.start import serve
 
-    settings = configured_settings(env_file, service=True)
-    show = log_report if messages_are_json() else show_report
-    options = ServeOptions(practice, verify, progress=show_progress, show=show, say=print_message)
+    settings, set_up_logs = service_settings(env_file)
+    options = ServeOptions(practice, verify, show_progress, _show_report, print_message, set_up_logs)
     raise typer.Exit(serve(settings, options))
+
+
+def _show_report(report: Report) -> None:
+    from isabella.cli.tables import log_report, show_report
+
+    (log_report if messages_are_json() else show_report)(report)
 
 
 def chat(
@@ -187,7 +192,8 @@ def _backend_client(settings: Settings, agent: str) -> Iterator[BackendClient]:
 def _started_letta(settings: Settings) -> Iterator[Connection]:
     """Run the embedded Letta for one conversation."""
     from isabella.cli.progress import show_progress
-    from isabella.server.run import ServeOptions, temporary_letta
+    from isabella.server.run import temporary_letta
+    from isabella.server.serving import ServeOptions
 
     print_message("No backend runs, so Letta is started for this conversation; `isabella up` keeps it running.")
     options = ServeOptions(False, verify=False, progress=show_progress, show=lambda _: None, say=print_message)

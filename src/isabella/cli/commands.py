@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from typer.exceptions import TyperException
 
 from isabella.errors import IsabellaError
-from isabella.system.terminal import LogFormat, guard_output
+from isabella.system.terminal import LogFormat, guard_output, is_json, set_message_format
 
 if TYPE_CHECKING:
     from isabella.config.settings import Settings
@@ -113,17 +113,42 @@ def configured_settings(
     runs until it is interrupted, are for machines unless they go to a terminal. `quiet` logs only warnings.
     """
     from isabella.config.settings import load_settings
-    from isabella.practice.overlay import load_served_settings
     from isabella.system.logging import configure_logs
 
     auto = LogFormat.JSON if service else LogFormat.TEXT
     # The errors of the settings are printed in the format of the environment.
-    in_environment = os.environ.get("ISABELLA_LOG_FORMAT", "").strip()
-    known = in_environment in tuple(LogFormat)
-    configure_logs(LogFormat(in_environment) if known else LogFormat.AUTO, auto=auto, quiet=quiet)
-    settings = (load_served_settings if served else load_settings)(env_file, **overrides)
+    configure_logs(_format_in_environment(), auto=auto, quiet=quiet)
+    if served:
+        from isabella.practice.overlay import load_served_settings
+
+        settings = load_served_settings(env_file, **overrides)
+    else:
+        settings = load_settings(env_file, **overrides)
     configure_logs(settings.log_format, auto=auto, quiet=quiet)
     return settings
+
+
+def service_settings(env_file: Path | None) -> tuple[Settings, Callable[[], None]]:
+    """Load the settings of a service that answers before its logs are configured; return a function that does that.
+
+    Messages have their format already. The library of the logs takes longer to import than the HTTP server.
+    """
+    from isabella.config.settings import load_settings
+
+    def set_up_logs() -> None:
+        from isabella.system.logging import configure_logs
+
+        configure_logs(settings.log_format, auto=LogFormat.JSON)
+
+    set_message_format(as_json=is_json(_format_in_environment(), LogFormat.JSON))
+    settings = load_settings(env_file)
+    set_message_format(as_json=is_json(settings.log_format, LogFormat.JSON))
+    return settings, set_up_logs
+
+
+def _format_in_environment() -> LogFormat:
+    value = os.environ.get("ISABELLA_LOG_FORMAT", "").strip()
+    return LogFormat(value) if value in tuple(LogFormat) else LogFormat.AUTO
 
 
 def run(work: Callable[[], Coroutine[Any, Any, Result]], as_json: bool) -> Result:

@@ -231,6 +231,11 @@ class Settings(BaseSettings):
                 redaction.remember(password, unquote(password))
 
     @property
+    def host_names(self) -> frozenset[str]:
+        """The names of the backend in `Host` headers, in lower case, beside IP addresses and `localhost`."""
+        return frozenset(name.lower() for name in (self.host, *self.allowed_hosts))
+
+    @property
     def uses_gateway(self) -> bool:
         """Whether Letta is to reach the vendors through a gateway."""
         return self.gateway != "off" and (self.gateway != "auto" or self.letta_base_url is None)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
 import anyio
-import uvicorn
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
@@ -22,14 +20,10 @@ from isabella.letta.client import Connection
 from isabella.server import ROOT, auth
 from isabella.server.api import agents, conversations, embeddings, memory, status, turns
 from isabella.server.api.openai import chat, models, paths, responses
-from isabella.server.errors import Problem, answer, handle_errors
+from isabella.server.errors import handle_errors
 from isabella.server.request_limits import RequestLimits
 from isabella.server.runtime import Runtime
 from isabella.server.web import app as web
-from isabella.system.http_server import ConnectionLimits, Headers, http_protocol
-
-#: Of the body of an unknown sender. Of a known one, more is read than a body may have.
-_REFUSED_BYTES = 1024 * 1024
 
 
 def create_app(
@@ -84,29 +78,8 @@ def create_app(
     return app
 
 
-def http_server(app: FastAPI) -> uvicorn.Server:
-    """Return the HTTP server of a backend's application. docs/access.md has its limits."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            http=http_protocol(ConnectionLimits(refused_bytes=_REFUSED_BYTES), _malformed),
-            ws="none",
-            log_config=None,
-            log_level=logging.WARNING,
-            access_log=False,
-            timeout_graceful_shutdown=10,
-        )
-    )
-
-
-def _malformed(what: str) -> tuple[bytes, Headers]:
-    response = answer(400, Problem(code="malformed_request", message=what))
-    return bytes(response.body), response.raw_headers
-
-
 def _access(runtime: Runtime, delay: auth.GuessDelay) -> auth.Access:
     settings = runtime.start_settings
-    hosts = () if settings is None else (settings.host, *settings.allowed_hosts)
 
     def embeddings_path() -> str | None:
         # Letta sends no token when it requests embeddings; the secret in the path authenticates it.
@@ -121,7 +94,7 @@ def _access(runtime: Runtime, delay: auth.GuessDelay) -> auth.Access:
     return auth.Access(
         runtime.token,
         runtime.sessions,
-        frozenset(host.lower() for host in hosts),
+        frozenset() if settings is None else settings.host_names,
         embeddings_path,
         f"{web.STATIC}/",
         delay,

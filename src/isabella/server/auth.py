@@ -6,7 +6,6 @@ left open by mistake.
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from isabella.errors import IsabellaError
 from isabella.server.errors import Problem, answer, is_openai, openai_answer
+from isabella.server.security import NO_STORE, UNKNOWN_HOST, is_host, security_headers
 from isabella.server.sessions import Session, Sessions, equal
 from isabella.system.http_server import address_group, admit
 
@@ -37,31 +37,6 @@ _MOST_DELAYED, _MOST_ADDRESSES = 256, 1000
 _OPEN = ("/health", "/ready", LOGIN)
 #: The key of a request's session in its scope; without one, the token admitted the request.
 _SESSION = "isabella.session"
-
-#: Pages load only what this backend serves, and nothing inline.
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-#: The pages of the API documentation have an inline script and inline styles.
-_DOCS_POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data:; worker-src blob:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
-)
-_DOCS = ("/docs", "/redoc")
-
-#: Characters that end or split the host of a URL.
-_DELIMITERS = frozenset("@/?#\\")
-
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
-    # With `no-referrer`, browsers would send `Origin: null` with the console's own forms.
-    "Referrer-Policy": "same-origin",
-    "Cross-Origin-Opener-Policy": "same-origin",
-    "Cross-Origin-Resource-Policy": "same-origin",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
-}
 
 
 class GuessDelay:
@@ -129,7 +104,7 @@ class Access:
         headers, path = Headers(scope=scope), scope["path"]
         if self.token is None:
             return None
-        if not _is_host(headers.get("host"), self.hosts):
+        if not is_host(headers.get("host"), self.hosts):
             return _UNKNOWN_HOST
         # Letta's requests have a bearer token of its own, which proves nothing.
         if self.is_open(path) or self._is_letta(path):
@@ -200,17 +175,16 @@ class SecurityHeaders:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        policy = _DOCS_POLICY if scope["path"].startswith(_DOCS) else POLICY
+        added = security_headers(scope["path"])
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in added.items():
                     headers[name] = value
-                headers["Content-Security-Policy"] = policy
                 # Event streams of sse-starlette say `no-store`, too; files with a hash in their URL may be kept.
                 if "immutable" not in headers.get("cache-control", ""):
-                    headers["Cache-Control"] = "no-store"
+                    headers["Cache-Control"] = NO_STORE
             await send(message)
 
         await self._app(scope, receive, send_with_headers)
@@ -309,22 +283,6 @@ def _is_link(path: str, method: str, headers: Headers) -> bool:
     )
 
 
-def _is_host(header: str | None, hosts: Collection[str]) -> bool:
-    """Return whether a request names this backend. Another name is one of a site that resolves to this address."""
-    if header is None:
-        # Browsers always send it.
-        return True
-    if _DELIMITERS.intersection(header):
-        return False
-    try:
-        name = (urlsplit(f"//{header}").hostname or "").rstrip(".")
-        if name not in ("localhost", *hosts):
-            ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
 _UNAUTHORIZED = Refusal(
     401,
     Problem(
@@ -341,11 +299,5 @@ _FOREIGN = Refusal(
         remedy="Use the console, or a program that sends the token.",
     ),
 )
-_UNKNOWN_HOST = Refusal(
-    421,
-    Problem(
-        code="unknown_host",
-        message="The Host header does not name this backend.",
-        remedy="Add its name to ISABELLA_ALLOWED_HOSTS, or use its IP address.",
-    ),
-)
+_CODE, _MESSAGE, _REMEDY = UNKNOWN_HOST
+_UNKNOWN_HOST = Refusal(421, Problem(code=_CODE, message=_MESSAGE, remedy=_REMEDY))

@@ -46,6 +46,7 @@ from isabella.server.metrics import Metrics
 from isabella.server.provider_monitor import ProviderMonitor, status_line
 from isabella.server.readiness import Readiness
 from isabella.server.sessions import Sessions
+from isabella.server.starting import NOT_READY
 from isabella.turns.events import Ended, EndReason, Event, TurnFailed
 from isabella.turns.service import TurnService, new_turn_service
 from isabella.turns.turn import Turn
@@ -207,10 +208,8 @@ class Runtime:
 
 def _opened(service: _T | None) -> _T:
     if service is None:
-        raise NotReady(
-            "Agents are not ready yet.",
-            remedy="`GET /ready` shows how far the start is; pages of the console reload by themselves.",
-        )
+        what, remedy = NOT_READY
+        raise NotReady(what, remedy=remedy)
     return service
 
 

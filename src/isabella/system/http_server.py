@@ -17,12 +17,9 @@ from http import HTTPStatus
 from typing import Any
 
 import h11
-import structlog
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from isabella.system.sockets import ROW, allow_files
-
-log = structlog.get_logger()
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -221,5 +218,8 @@ class _Connections:
         now = time.monotonic()
         if self._logged is None or now - self._logged >= _LOG_SECONDS:
             self._logged = now
-            log.warning("too many connections", most=self._most, **self._shed)
+            # Imported here: a backend listens before its logs are set up.
+            import structlog
+
+            structlog.get_logger().warning("too many connections", most=self._most, **self._shed)
             self._shed.clear()

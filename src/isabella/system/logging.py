@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import structlog
 
 from isabella.system.redaction import redact, redact_event
-from isabella.system.terminal import LogFormat, clean, set_message_format, unguarded
+from isabella.system.terminal import LogFormat, clean, is_json, set_message_format, unguarded
 
 #: Libraries whose log lines below a warning are left out.
 _LIBRARIES = (
@@ -43,9 +43,7 @@ def configure_logs(
     If standard error is not a terminal, `LogFormat.AUTO` means `auto`. With `quiet`, only warnings and errors appear.
     """
     terminal = sys.stderr.isatty()
-    if log_format is LogFormat.AUTO:
-        log_format = LogFormat.TEXT if terminal else auto
-    as_json = log_format is LogFormat.JSON
+    as_json = is_json(log_format, auto)
     set_message_format(as_json=as_json)
     shared: list[structlog.typing.Processor] = [
         _drop_retries,

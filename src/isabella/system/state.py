@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import stat
@@ -20,6 +21,8 @@ from typing import Any
 from isabella.errors import FileAbsent, FileUnreadable
 from isabella.system import files, redaction
 from isabella.system.files import write_private
+
+log = logging.getLogger(__name__)
 
 _LARGEST = 8 * 1024 * 1024  # the size of the largest file, in bytes
 
@@ -80,9 +83,8 @@ def report(path: Path, reason: str) -> None:
     """Log a warning about a file that does not hold what it should, once for each reason."""
     if _reported.get(path) != reason:
         _reported[path] = reason
-        import structlog
-
-        structlog.get_logger().warning(f"{path}: {reason}. Isabella goes on without its content.")
+        # Without structlog, which takes long to import and may not be configured yet.
+        log.warning("%s: %s. Isabella goes on without its content.", path, reason)
 
 
 def report_fields(path: Path) -> None:

@@ -77,6 +77,13 @@ def set_message_format(*, as_json: bool) -> None:
     _json_messages = as_json
 
 
+def is_json(log_format: LogFormat, auto: LogFormat) -> bool:
+    """Return whether a format means JSON objects here; `AUTO` means `auto` if standard error is no terminal."""
+    if log_format is LogFormat.AUTO:
+        log_format = LogFormat.TEXT if sys.stderr.isatty() else auto
+    return log_format is LogFormat.JSON
+
+
 def messages_are_json() -> bool:
     """Return whether `print_message` prints JSON objects."""
     return _json_messages

@@ -16,6 +16,7 @@ from isabella.errors import IsabellaError
 from isabella.server import ROOT, START
 from isabella.server.auth import Access, read_form
 from isabella.server.runtime import Runtime
+from isabella.server.static_files import STATIC_FILES
 from isabella.server.web import (
     pages_activity,
     pages_agents,
@@ -26,7 +27,6 @@ from isabella.server.web import (
     sign_in,
 )
 from isabella.server.web.rendering import THEME, THEMES, Renderer, status_changes, stream
-from isabella.server.web.static_files import STATIC_FILES
 
 log = structlog.get_logger()
 

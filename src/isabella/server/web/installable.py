@@ -14,7 +14,7 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Respon
 from starlette.routing import Route
 
 from isabella.server import ROOT, START
-from isabella.server.web.static_files import STATIC_FILES, static_url
+from isabella.server.static_files import STATIC_FILES, static_url
 
 #: The colours of the header in the light and the dark theme, as in `console.css`.
 COLORS = {"light": "#ffffff", "dark": "#1c2026"}

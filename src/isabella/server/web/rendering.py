@@ -27,10 +27,10 @@ from isabella.server.auth import LOGIN, FormRefused, read_form
 from isabella.server.errors import status_of
 from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
+from isabella.server.static_files import static_url
 from isabella.server.web import markdown
 from isabella.server.web.attachments import split_files
 from isabella.server.web.installable import COLORS, Installable
-from isabella.server.web.static_files import static_url
 from isabella.system.redaction import redact
 
 #: Longer texts are cut to this many characters; a link leads to the whole text.

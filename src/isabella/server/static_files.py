@@ -9,7 +9,7 @@ from pathlib import Path
 from isabella.server import ROOT
 
 #: The folder of the static files.
-STATIC_FILES = Path(__file__).parent / "static"
+STATIC_FILES = Path(__file__).parent / "web" / "static"
 
 
 @cache

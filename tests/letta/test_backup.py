@@ -26,7 +26,8 @@ from isabella.embedded.backups import BackupPolicy, Reason, list_backups
 from isabella.embedded.databases import Access, Snapshot
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
-from isabella.system import state
+from isabella.system import audit, state
+from isabella.system.audit import Outcome
 from tests.support.backup_rows import AGENTS, all_rows, copy_rows, furnish, secrets
 from tests.support.letta_admin import open_admin
 
@@ -234,6 +235,8 @@ def test_it_is_restored_with_proven_providers(case: Case) -> None:
     assert not case.target.status().running
     (before,) = list_backups(case.folder / "made")
     assert before.reason is Reason.RESTORE
+    restored = [one for one in audit.records(case.home) if one.entry.change == "backup.restored"][-1]
+    assert (restored.entry.actor.via, restored.entry.outcome) == ("isabella backup restore", Outcome.DONE)
     # What was there before it can be brought back.
     verified = restoring.verify(case.target, before.path, [case.identity])
     assert verified.contents.counted()["messages"] == len(case.rows["messages"])

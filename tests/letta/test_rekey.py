@@ -18,6 +18,8 @@ from isabella.embedded import Letta, Server, Step, encrypted_columns
 from isabella.embedded.encrypted_columns import ValueState
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
+from isabella.system import audit
+from isabella.system.audit import Outcome
 from tests.support.letta_admin import LettaAdmin, open_admin
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
 
@@ -146,6 +148,12 @@ def test_the_master_key_is_changed_and_agents_answer(deps: House) -> None:
     letta = deps.server.up()
     assert not letta.started
     assert deps.says_something(letta)
+    of_this = [one for one in audit.records(deps.server.home) if one.entry.subject == deps.server.paths.folder.name]
+    assert [one.entry.change for one in of_this if one.entry.change.startswith("master_key")] == [
+        "master_key.made",
+        "master_key.changed",
+    ]
+    assert (of_this[-1].entry.actor.via, of_this[-1].entry.outcome) == ("isabella letta rekey", Outcome.DONE)
     for text in (finished.stdout, finished.stderr, deps.server.paths.letta_log.read_text()):
         for secret in (key, deps.server._key()):
             assert secret is not None

@@ -56,7 +56,7 @@ from isabella.server.answer_log import AnswerLog, AnswerRecord
 from isabella.server.serving import only_backend
 from isabella.server.sessions import Sessions
 from isabella.server.token import address_published, ensure_token, published_backend
-from isabella.system import processes, state
+from isabella.system import audit, processes, state
 from isabella.system.daemon import Daemon
 from isabella.system.processes import ChildProcess
 from isabella.turns.events import Ended, EndReason
@@ -111,6 +111,11 @@ class Home:
     def sessions(self) -> None:
         """Read the sessions of browsers, and begin one."""
         Sessions(_KEY, self.path / "sessions.json").begin("a browser", "127.0.0.1")
+
+    def audit(self) -> None:
+        """Record a change."""
+        with audit.change("agent.created", "Ada", home=self.path):
+            pass
 
     def stop(self) -> None:
         """Stop Letta and Postgres."""
@@ -236,6 +241,7 @@ FILES = [
     HomeFile("token", "the token that clients of the backend send", True, Home.token),
     HomeFile("backend.json", "address and process of the running backend", True, Home.backend),
     HomeFile("sessions.json", "the sessions of browsers", True, Home.sessions),
+    HomeFile("audit/audit.jsonl", "who changed a key, an agent or a setting", True, Home.audit, opaque=True),
     HomeFile("embeddings-secret", "the secret in the URL at which Letta asks for embeddings", True, Home.embeddings),
     HomeFile("backup-key", "the key that opens the backups", False, Home.backup_key),
     HomeFile(f"blocks/{_BLOCK}.json", "the former texts of a memory block", True, Home.blocks),

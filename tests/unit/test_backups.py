@@ -21,6 +21,7 @@ from isabella.server.metrics import Metrics
 from isabella.server.nightly_backups import NightlyBackups
 from isabella.server.readiness import Phase
 from isabella.server.runtime import Runtime
+from isabella.system import audit
 from tests.support.sample_reports import IN_SYNC
 from tests.unit.test_schedule import Now
 
@@ -122,6 +123,7 @@ def test_the_key_can_be_carried_elsewhere_under_a_passphrase(tmp_path: Path) -> 
     archive.write(file, [own.to_public()], [("backup.json", [b"{}"])])
     passphrase.write_text("five words of the operator\n")
     path = backup_keys.seal_key(home, made, SecretStr("five words of the operator"))
+    assert [one.entry.change for one in audit.records(home)] == ["backup.key_sealed"]
     assert path.stat().st_mode & 0o777 == 0o600
     assert str(own).encode() not in path.read_bytes()
     (key,) = commands._identities(settings(elsewhere), file, None, passphrase)

@@ -119,6 +119,8 @@ def test_install_status_and_uninstall(managed: Managed) -> None:
     assert "systemctl --user disable --now isabella.service" in managed.told
     assert not managed.unit.exists()
     assert command.run("service", "uninstall").out == "It was not installed.\n"
+    changes = [json.loads(line)["change"] for line in command.run("audit", "--json").out.splitlines()]
+    assert changes == ["service.installed", "service.uninstalled"]
 
 
 def test_a_manager_that_refuses_leaves_nothing(managed: Managed) -> None:

@@ -20,6 +20,7 @@ from isabella.errors import ConversationRefused, ConversationUnknown, LettaRefus
 from isabella.letta.client import LettaClient
 from isabella.letta.conversations import DEFAULT, ConversationRow
 from isabella.letta.llm_config import is_older
+from isabella.system import audit
 
 #: In characters.
 LONGEST_NAME = 200
@@ -97,6 +98,10 @@ class AgentConversations:
         await self._letta.conversations.rename(id, name)
         return await self.get(agent_id, agent_type, id)
 
+    @audit.recorded(
+        "conversation.archived",
+        lambda self, agent_id, agent_type, id, *, archived: {"subject": id, "archived": archived},
+    )
     async def archive(self, agent_id: str, agent_type: str | None, id: str, *, archived: bool) -> ConversationRecord:
         """Archive a conversation, or take it out of the archive. Its messages and its context stay as they are."""
         _refuse_default(id, "cannot be archived")

@@ -21,6 +21,7 @@ from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.errors import AgentFileRefused, AgentNameRefused, IsabellaError, LettaBroken, LettaRefused
 from isabella.letta.client import Connection
 from isabella.letta.llm_config import creation_fields
+from isabella.system import audit
 from isabella.system.redaction import redact
 
 #: Fields of an exported agent that may hold secrets, or that mean nothing elsewhere, with what replaces them.
@@ -107,6 +108,7 @@ async def import_agent(
         return await _import(registry, models, file, name, with_tools=with_tools, vectors=vectors, handles=handles)
 
 
+@audit.recorded("agent.imported", lambda registry, models, file, name, **_: {"subject": name})
 async def _import(
     registry: AgentRegistry,
     models: ModelCatalog,

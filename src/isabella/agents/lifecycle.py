@@ -15,6 +15,7 @@ from isabella.agents.reconcile import new_agent_fields, tool_ids
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.agents.service import AgentService
 from isabella.errors import AgentError, AgentUnknown, IsabellaError
+from isabella.system import audit
 
 _MOST_COUNTED = 5000  # messages; Letta counts none
 _MOST_PASSAGES_COUNTED = 200  # each row of a passage has its vector, about 40 kB
@@ -63,6 +64,10 @@ def templates(definitions: Sequence[AgentDefinition]) -> list[AgentDefinition]:
     return [definition for definition in definitions if definition.reflects_on is None]
 
 
+@audit.recorded(
+    "agent.created",
+    lambda agents, wanted: {"subject": wanted.name, "definition": wanted.definition, "model": wanted.handle},
+)
 async def create_agent(agents: AgentService, wanted: NewAgent) -> AgentRecord:
     """Create an agent after a definition, with memory of its own, and return it.
 
@@ -91,6 +96,7 @@ async def create_agent(agents: AgentService, wanted: NewAgent) -> AgentRecord:
     return await registry.get(id)
 
 
+@audit.recorded("agent.renamed", lambda registry, record, name: {"subject": record.name, "to": name})
 async def rename_agent(registry: AgentRegistry, record: AgentRecord, name: str) -> AgentRecord:
     """Give an agent another name, and return it. Raises `AgentNameRefused`, `AgentExists` or `LettaError`."""
     async with registry.naming:
@@ -99,6 +105,7 @@ async def rename_agent(registry: AgentRegistry, record: AgentRecord, name: str) 
     return await registry.get(record.id)
 
 
+@audit.recorded("agent.duplicated", lambda agents, record, name: {"subject": record.name, "to": name})
 async def duplicate_agent(agents: AgentService, record: AgentRecord, name: str) -> ImportedAgent:
     """Create an agent like another one, with copies of its memory and the messages in its context.
 
@@ -133,6 +140,7 @@ async def losses_of(registry: AgentRegistry, record: AgentRecord) -> Losses:
     )
 
 
+@audit.recorded("agent.deleted", lambda agents, record: {"subject": record.name, "agent": record.id})
 async def delete_agent(agents: AgentService, record: AgentRecord) -> None:
     """Delete an agent with its messages, its archival memory, and the blocks that no other agent has.
 

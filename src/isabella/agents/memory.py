@@ -18,6 +18,7 @@ from isabella.agents.embedder import MODELS
 from isabella.agents.nearness import Nearness
 from isabella.errors import LettaRefused, MemoryChanged, MemoryRefused, MemoryTooLong, MemoryUnknown
 from isabella.letta.client import LettaClient
+from isabella.system import audit
 
 #: A context manager that delays an agent's turns while its memory is written.
 Hold = Callable[[str], AbstractAsyncContextManager[None]]
@@ -123,6 +124,15 @@ class CoreMemory:
             raise MemoryUnknown(f"The version {number} of the memory block {label!r} is not kept.")
         return await self.write(agent_id, label, version.value, seen=seen, restored=number)
 
+    @audit.recorded(
+        "memory.written",
+        lambda self, agent_id, label, value, *, seen, restored=None: {
+            "subject": agent_id,
+            "block": label,
+            "characters": len(value),
+            "restored": restored,
+        },
+    )
     async def write(
         self, agent_id: str, label: str, value: str, *, seen: str, restored: int | None = None
     ) -> MemoryBlock:
@@ -182,6 +192,9 @@ class ArchivalMemory:
                 return
             after = page[-1].id
 
+    @audit.recorded(
+        "memory.added", lambda self, agent_id, text, *_, **__: {"subject": agent_id, "characters": len(text)}
+    )
     async def add(
         self, agent_id: str, text: str, tags: Sequence[str] = (), *, created_at: str | None = None
     ) -> ArchivalPassage:
@@ -200,6 +213,7 @@ class ArchivalMemory:
                 ) from None
             raise
 
+    @audit.recorded("memory.deleted", lambda self, agent_id, passage_id: {"subject": agent_id, "passage": passage_id})
     async def delete(self, agent_id: str, passage_id: str) -> None:
         """Delete a passage of this agent; `MemoryUnknown` if it has no such passage."""
         if not await self._letta.passages.delete(agent_id, passage_id):

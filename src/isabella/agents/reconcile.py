@@ -20,6 +20,7 @@ from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.agents.repair import AvailableBindings, available_bindings, diagnose
 from isabella.errors import AgentError, IsabellaError, LettaUnreachable
 from isabella.letta.llm_config import Binding, answer_limit, creation_fields
+from isabella.system import audit
 
 
 class EnsureOutcome(StrEnum):
@@ -169,6 +170,7 @@ class _Ensure:
     available: AvailableBindings
     vectors: EmbeddingSetup | None
 
+    @audit.recorded("agent.ensured", lambda self, definition: {"subject": definition.name})
     async def ensure(self, definition: AgentDefinition) -> EnsureResult:
         """Create or change the agent of a definition."""
         shared = self._shared_blocks(definition)

@@ -23,6 +23,7 @@ from isabella.agents.memory import MemoryBlock
 from isabella.agents.registry import AgentRecord
 from isabella.agents.service import AgentService
 from isabella.errors import IsabellaError, LettaError
+from isabella.system import audit
 
 log = structlog.get_logger()
 
@@ -59,6 +60,7 @@ class Reflection:
     restored: tuple[str, ...] = ()
 
 
+@audit.recorded("agent.reflected", lambda agent_service, reflector, send, **_: {"subject": reflector.name})
 async def reflect(
     agent_service: AgentService,
     reflector: AgentRecord,

@@ -19,6 +19,7 @@ from isabella.errors import AgentExists, AgentNameRefused, AgentUnknown, LettaEr
 from isabella.letta.agents import RELATIONS, AgentRow
 from isabella.letta.client import LettaClient
 from isabella.letta.llm_config import Binding, LlmConfig, LoweredLimit, binding_fields, is_older
+from isabella.system import audit
 from isabella.system.tasks import gather
 from isabella.system.urls import is_placeholder_url
 
@@ -223,6 +224,10 @@ class AgentRegistry:
             )
         return placed
 
+    @audit.recorded(
+        "agent.switched",
+        lambda self, record, handle, models: {"subject": record.name, "model": record.handle, "to": handle},
+    )
     async def switch(self, record: AgentRecord, handle: str, models: ModelCatalog) -> BindingResult:
         """Bind an agent to a handle if that works now, and fit its context. No turn of it may run.
 

@@ -15,6 +15,7 @@ from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.errors import IsabellaError, ModelUnknown
 from isabella.letta.llm_config import Binding, LlmConfig, streams
 from isabella.letta.releases import GENERIC, OPENAI
+from isabella.system import audit
 from isabella.system.urls import is_gateway_url, is_placeholder_url, same_address
 
 #: Letta's clients that never use a stored key (facts M3, O11), and the variable of its environment that they read.
@@ -199,7 +200,8 @@ async def apply_repairs(registry: AgentRegistry, repairs: Sequence[AgentRepair])
     for repair in repairs:
         if repair.binding is not None:
             try:
-                bound = await registry.bind(repair.agent_id, repair.binding)
+                with audit.change("agent.repaired", repair.name, reason=repair.why, to=repair.binding.handle):
+                    bound = await registry.bind(repair.agent_id, repair.binding)
             except IsabellaError as error:
                 repair = replace(repair, problem=str(error))
             else:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from isabella.cli import agents, backup, doctor, gateway, letta, practice, providers, service, vendors
+from isabella.cli.audit import audit
 from isabella.cli.backend import chat, login, up
 from isabella.cli.commands import AsJson, EnvFile, commands, configured_settings, print_json
 from isabella.errors import IsabellaError
@@ -27,6 +28,7 @@ app = commands(
 app.command()(up)
 app.command()(chat)
 app.command()(login)
+app.command()(audit)
 app.add_typer(vendors.app, name="vendors")
 app.add_typer(providers.app, name="providers")
 app.add_typer(agents.app, name="agents")

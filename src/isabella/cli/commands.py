@@ -85,6 +85,13 @@ class _Group(TyperGroup):
         with _usage_code():
             return super().make_context(*args, **options)
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        from isabella.system import audit
+
+        name, command, rest = super().resolve_command(ctx, args)
+        audit.set_command(f"{ctx.command_path} {name}")
+        return name, command, rest
+
     def invoke(self, ctx: Any) -> Any:
         with _usage_code():
             return super().invoke(ctx)

@@ -10,6 +10,9 @@ import typer
 from isabella.cli.commands import NOT_RUNNING, AsJson, EnvFile, Home, commands, configured_settings, print_json
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from isabella.system.audit import Change
     from isabella.system.service import Service
 
 app = commands(
@@ -22,7 +25,8 @@ app = commands(
 def install(home: Home = None, env_file: EnvFile = None) -> None:
     """Install the service, and start it now and with the machine. It uses this folder, with its `.env`."""
     service = _service(home, env_file)
-    service.install()
+    with _recorded("service.installed", service):
+        service.install()
     typer.echo(f"Installed and started: {service.file}")
     if not service.starts_before_login():
         typer.echo("It starts when you log in. To start it with the machine: loginctl enable-linger")
@@ -34,7 +38,13 @@ def install(home: Home = None, env_file: EnvFile = None) -> None:
 @app.command()
 def uninstall() -> None:
     """Stop the service and delete it. Data, settings and programs stay."""
-    typer.echo("Uninstalled." if _service(None, None).uninstall() else "It was not installed.")
+    service = _service(None, None)
+    if not service.file.exists():
+        typer.echo("It was not installed.")
+        return
+    with _recorded("service.uninstalled", service):
+        service.uninstall()
+    typer.echo("Uninstalled.")
 
 
 @app.command()
@@ -59,6 +69,12 @@ def status(as_json: AsJson = False) -> None:
         starts = "starts by itself" if current.enabled else "does not start by itself"
         typer.echo(f"{current.file}: {'runs' if current.active else 'does not run'}, {starts}")
     raise typer.Exit(0 if current.active else NOT_RUNNING)
+
+
+def _recorded(change: str, service: Service) -> AbstractContextManager[Change]:
+    from isabella.system import audit
+
+    return audit.change(change, str(service.file), home=Path(service.environment["ISABELLA_HOME"]))
 
 
 def _service(home: Path | None, env_file: Path | None) -> Service:

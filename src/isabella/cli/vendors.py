@@ -139,7 +139,7 @@ def remove(name: Name, env_file: EnvFile = None) -> None:
     there = [variable for variable in vendor.variables if variable in sources.dotenv]
     if not there:
         raise ConfigurationError(f"{sources.file} has nothing of {vendor.title}: {one.key_source}.")
-    set_variables(sources.file, dict.fromkeys(there))
+    set_variables(sources.file, dict.fromkeys(there), home=settings.home)
     typer.echo(f"Removed from {sources.file}: {', '.join(there)}.")
     for variable in vendor.variables:
         if variable in sources.environment:
@@ -346,7 +346,7 @@ def _write(
         entries: dict[str, str | list[str]] = {"name": vendor.provider, "base_url": address}
         entries |= {} if key is None else {"api_key_env": vendor.api_key_env}
         entries |= {} if model is None else {"default_model": model}
-        append_table(settings.config_file, entries)
+        append_table(settings.config_file, entries, home=settings.home)
         typer.echo(f"Wrote a [[providers]] table to {settings.config_file}.")
     elif vendor.model_env is None and model is not None and model != vendor.default_model:
         print_message(f'For this model, set default_model = "{model}" in {settings.config_file}.', level="warning")
@@ -356,7 +356,7 @@ def _write(
     if any(sources.get(name) is not None for name in elsewhere) and sources.get(vendor.api_key_env) is None:
         new.pop(vendor.api_key_env, None)
     if new:
-        set_variables(sources.file, new)
+        set_variables(sources.file, new, home=settings.home)
         typer.echo(f"Wrote to {sources.file}: {', '.join(new)}.")
     if vendor.api_key_env in new and sources.file.stat().st_mode & 0o004:
         print_message(f"Other users can read {sources.file}: run `chmod 600 {sources.file}`.", level="warning")

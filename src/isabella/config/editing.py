@@ -13,15 +13,16 @@ from pathlib import Path
 from dotenv.parser import parse_stream
 
 from isabella.errors import ConfigurationError, FileAbsent
-from isabella.system import files
+from isabella.system import audit, files, redaction
 
 _PLAIN = re.compile(r"[\w./:+=@%,~-]*", re.ASCII)
 
 
-def set_variables(path: Path, values: Mapping[str, str | None]) -> None:
+def set_variables(path: Path, values: Mapping[str, str | None], *, home: Path) -> None:
     """Set variables in an `.env` file, which is created if it does not exist; None removes one.
 
-    A variable that is already there keeps its place and the comment behind it. Raises `ConfigurationError`.
+    A variable that is already there keeps its place and the comment behind it. `home` has the audit log. Raises
+    `ConfigurationError`.
     """
     file = _File.read(path)
     text = file.text
@@ -34,15 +35,28 @@ def set_variables(path: Path, values: Mapping[str, str | None]) -> None:
             f"{path}: {', '.join(values)} cannot be set there: the file has a line that is not NAME=value.",
             remedy="Correct it, or write the line yourself.",
         )
-    file.write(text)
+    with audit.change("setting.changed", str(path), home=home, variables=shown_variables(values)):
+        file.write(text)
 
 
-def append_table(path: Path, entries: Mapping[str, str | list[str]]) -> None:
+def append_table(path: Path, entries: Mapping[str, str | list[str]], *, home: Path) -> None:
     """Add a `[[providers]]` table at the end of `isabella.toml`, which is created if it does not exist."""
     file = _File.read(path)
     table = "\n".join(["[[providers]]", *(f"{name} = {json.dumps(value)}" for name, value in entries.items())])
     before = f"{_complete(file.text)}\n" if file.text.strip() else ""
-    file.write(f"{before}{table}\n")
+    with audit.change("setting.changed", str(path), home=home, added=entries.get("name")):
+        file.write(f"{before}{table}\n")
+
+
+def shown_variables(values: Mapping[str, str | None]) -> dict[str, str]:
+    """Return variables as the audit log shows them: keys as prefix and last four characters, no other value."""
+    return {name: _shown(name, value) for name, value in values.items()}
+
+
+def _shown(name: str, value: str | None) -> str:
+    if value is None:
+        return "removed"
+    return redaction.mask(value.strip()) if name.endswith("_API_KEY") else "set"
 
 
 def _with(text: str, name: str, value: str) -> str:

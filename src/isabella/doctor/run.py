@@ -14,6 +14,7 @@ from isabella.doctor.evidence import AgentEvidence, Evidence
 from isabella.doctor.findings import Diagnosis, Fix, explain
 from isabella.errors import IsabellaError, LettaError
 from isabella.letta.client import Connection
+from isabella.system import audit
 
 __all__ = ["DoctorOptions", "DoctorRun", "apply_fixes", "run_doctor"]
 
@@ -98,7 +99,8 @@ async def _rebind(agent: AgentEvidence, doctor_run: DoctorRun) -> str:
     async with LettaClient.open(doctor_run.connection) as letta:
         try:
             # After a failed sync the provider still has its former base URL; its key must be sent nowhere else.
-            bound = await AgentRegistry(letta).bind(agent.id, binding)
+            with audit.change("agent.repaired", agent.name, to=binding.handle):
+                bound = await AgentRegistry(letta).bind(agent.id, binding)
         except LettaError as error:
             return f"{agent.name}: cannot be bound: {error.what}"
     binding = bound.binding

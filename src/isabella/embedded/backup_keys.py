@@ -15,7 +15,7 @@ from pydantic import SecretStr
 
 from isabella.embedded.instance import make_home
 from isabella.errors import BackupRefused, ConfigurationError, EmbeddedError, FileAbsent
-from isabella.system import files, redaction, state
+from isabella.system import audit, files, redaction, state
 
 if TYPE_CHECKING:
     from pyrage import x25519
@@ -80,12 +80,17 @@ def seal_key(home: Path, folder: Path, passphrase: SecretStr) -> Path:
 
     identity = own_key_or_new(home)
     path = sealed_key(folder, identity)
+    with audit.change("backup.key_sealed", str(path), home=home):
+        _write_sealed(path, sealing.encrypt(_key_text(identity).encode(), passphrase.get_secret_value()))
+    return path
+
+
+def _write_sealed(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     temporary.touch(mode=0o600)
-    temporary.write_bytes(sealing.encrypt(_key_text(identity).encode(), passphrase.get_secret_value()))
+    temporary.write_bytes(data)
     temporary.rename(path)
-    return path
 
 
 def sealed_key(folder: Path, identity: x25519.Identity) -> Path:

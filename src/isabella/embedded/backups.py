@@ -29,7 +29,7 @@ from isabella.embedded.databases import Access
 from isabella.embedded.encrypted_columns import StoredValue, ValueState
 from isabella.embedded.instance import InstancePaths, histories_folder, make_private
 from isabella.errors import BackupRefused, EmbeddedError, FileUnreadable, IsabellaError
-from isabella.system import files, redaction, state
+from isabella.system import audit, files, redaction, state
 
 if TYPE_CHECKING:
     from pyrage import x25519
@@ -197,7 +197,8 @@ def create(
                 yield _BLOCKS, [json.dumps(histories).encode()]
             yield f"{_DATABASE}/", snapshot.dump()
 
-        size = archive.write(path, recipients, parts())
+        with audit.change("backup.made", paths.folder.name, home=paths.home, reason=reason.value, file=str(path)):
+            size = archive.write(path, recipients, parts())
     if to is None:
         for one in surplus(list_backups(policy.folder), policy.keep):
             one.path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from isabella.embedded.os_users import postgres_user
 from isabella.embedded.progress import Progress, no_progress, step
 from isabella.embedded.server import Letta, Server
 from isabella.errors import BackupRefused, EmbeddedError, LockTimeout
-from isabella.system import state
+from isabella.system import audit, state
 
 if TYPE_CHECKING:
     from pyrage import x25519
@@ -102,7 +102,8 @@ def restore(
                 before.extend(_save_former(server, access, progress))
                 databases.take_place(access, name)
 
-            letta = server.replace_database(replace, progress)
+            with audit.change("backup.restored", server.paths.folder.name, home=server.home, file=str(path)):
+                letta = server.replace_database(replace, progress)
         databases.drop_leftovers(access)
     return Restored(verified, letta, reencrypted, *before)
 

@@ -44,7 +44,7 @@ from isabella.embedded.postgres import Cluster, Postmaster
 from isabella.embedded.program import ServerRun
 from isabella.embedded.progress import Progress, Step, no_progress, step
 from isabella.errors import EmbeddedError, EndedWhileStarting, LockTimeout, StartFailed
-from isabella.system import state
+from isabella.system import audit, state
 from isabella.system.peers import Peer
 from isabella.system.processes import ChildProcess
 
@@ -231,7 +231,10 @@ class Server:
             known = self._known_keys(former)
             key = self.master_key or SecretStr(token_hex(32))
             self._back_up(Reason.REKEY, postmaster, known, progress)
-            with encrypted_columns.hold_sync_lock(self._database(postmaster)):
+            with (
+                encrypted_columns.hold_sync_lock(self._database(postmaster)),
+                audit.change("master_key.changed", paths.folder.name, home=self.home),
+            ):
                 key_rotation.begin(paths, key, known, kept=self.master_key is None)
                 self._stop_letta(progress)
                 return self._up(progress)
@@ -286,7 +289,8 @@ class Server:
         """Return the master key that Letta uses; if there is none, the given one is stored as such."""
         current = self._key()
         if current is None:
-            state.write(self.paths.master_key_file, key.get_secret_value() + "\n")
+            with audit.change("master_key.stored", self.paths.folder.name, home=self.home):
+                state.write(self.paths.master_key_file, key.get_secret_value() + "\n")
         return current or key
 
     def status(self) -> InstanceStatus:
@@ -591,7 +595,8 @@ class Server:
                 remedy="Restore the file from a backup, or set LETTA_ENCRYPTION_KEY again if the key was configured. "
                 f"To give those values up, write a new key to the file: openssl rand -hex 32 > {path}",
             )
-        return instance.load_or_create_secret(path)
+        with audit.change("master_key.made", self.paths.folder.name, home=self.home):
+            return instance.load_or_create_secret(path)
 
     def _superuser_password(self) -> SecretStr:
         path = self.paths.superuser_password_file

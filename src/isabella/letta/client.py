@@ -76,6 +76,7 @@ class LettaClient:
                 timeout=connection.timeout if timeout is None else timeout,
                 peer=connection.peer,
                 keep_alive=keep_alive,
+                audit_home=connection.home,
             ),
             connection.database_url,
         )

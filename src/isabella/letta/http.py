@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -11,6 +13,8 @@ import stamina
 from pydantic import SecretStr
 
 from isabella.errors import LettaBroken, LettaRefused, LettaUnauthorized, LettaUnreachable, NotLetta, UnverifiedPeer
+from isabella.letta import paths
+from isabella.system import audit
 from isabella.system.peers import Peer, async_hooks
 from isabella.system.redaction import redact
 from isabella.system.urls import client_options
@@ -44,7 +48,8 @@ class LettaHttp:
 
     `password` is Letta's server password or the cloud token (fact R6), `timeout` is in seconds, `transport` replaces
     the network, and `peer` verifies Letta's process before anything is sent to it. Without `keep_alive`, each request
-    gets a connection of its own: Letta breaks a connection after it has answered 500.
+    gets a connection of its own: Letta breaks a connection after it has answered 500. `audit_home` is the home whose
+    audit log records changes.
     """
 
     def __init__(
@@ -56,9 +61,11 @@ class LettaHttp:
         transport: httpx.AsyncBaseTransport | None = None,
         peer: Peer | None = None,
         keep_alive: bool = True,
+        audit_home: Path | None = None,
     ) -> None:
         self.base_url = base_url
         self.timeout = timeout
+        self._audit_home = audit_home
         self._has_password = password is not None
         headers = dict(_API_VERSION)
         if password is not None:
@@ -141,7 +148,8 @@ class LettaHttp:
 
     async def write(self, method: str, path: str, *, timeout: float | None = None, **content: Any) -> Any:
         """Send a request that writes, once. `content` is httpx's `json`, or `data` and `files` of a form."""
-        response = self._checked(await self.send(method, path, timeout=timeout, **content), method, path)
+        with self._recorded(method, path, content):
+            response = self._checked(await self.send(method, path, timeout=timeout, **content), method, path)
         if response.status_code == 204:
             return None
         try:
@@ -153,6 +161,16 @@ class LettaHttp:
                 status=response.status_code,
                 remedy="See what stands between here and Letta.",
             ) from None
+
+    def _recorded(self, method: str, path: str, content: Mapping[str, Any]) -> AbstractContextManager[None]:
+        """Record a write in the audit log, unless it changes nothing but a conversation."""
+        written = paths.written(method, path)
+        if written is None:
+            return nullcontext()
+        body = content.get("json")
+        return audit.writing(
+            self._audit_home, written.change, written.subject, fields=sorted(body) if isinstance(body, dict) else []
+        )
 
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[str, None]:
         """Send a POST and yield the lines of the response as they arrive, without a time limit between them."""

@@ -1,6 +1,9 @@
-"""The paths of Letta's REST API. It imports nothing, so that light commands can ask for a path."""
+"""The paths of Letta's REST API, and what writes at them change. It imports nothing heavy: light commands use it."""
 
 from __future__ import annotations
+
+import re
+from typing import NamedTuple
 
 HEALTH = "/v1/health/"
 PROVIDERS = "/v1/providers/"
@@ -30,3 +33,31 @@ def agent(agent_id: str, *below: str) -> str:
 def conversation(conversation_id: str, *below: str) -> str:
     """Return the path of a conversation, or of something below it."""
     return "/".join([f"/v1/conversations/{conversation_id}", *below])
+
+
+class Written(NamedTuple):
+    """What a write changes: the kind of the change, and the id of its subject."""
+
+    change: str
+    subject: str
+
+
+#: Writes that change no agent, no memory and no provider: messages, conversations, searches, and what Letta computes
+#: anew. Every other one is recorded.
+_NO_CHANGE = re.compile(
+    r"POST /v1/(agents/[^/]+/(messages.*|recompile)|conversations/.*|passages/search|providers/[^/]+/check)"
+    r"|PATCH /v1/providers/[^/]+/refresh"
+)
+_RESOURCE = re.compile(r"/v1/(?P<resource>[a-z]+)s/(?P<id>[^/]*)(?P<below>/.*)?")
+_CHANGES = {"POST": "created", "PATCH": "changed", "PUT": "changed", "DELETE": "deleted"}
+
+
+def written(method: str, path: str) -> Written | None:
+    """Return what a write changes; None if it changes no agent, no memory and no provider."""
+    if method == "GET" or _NO_CHANGE.fullmatch(f"{method} {path}"):
+        return None
+    found = _RESOURCE.fullmatch(path)
+    if found is None:
+        return Written(f"letta.{_CHANGES[method]}", path)
+    done = "changed" if found["below"] else _CHANGES[method]
+    return Written(f"{found['resource']}.{done}", found["id"])

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import anyio
 from pydantic import SecretStr
@@ -32,6 +33,7 @@ from isabella.providers.report import (
     with_vendor_answer,
 )
 from isabella.providers.safe_writes import EncryptionProbe, EncryptionState, SafeWriter
+from isabella.system import audit
 from isabella.system.tasks import gather
 from isabella.system.urls import PLACEHOLDER_URL
 from isabella.vendors.client import VendorAnswer, VendorObservation
@@ -49,6 +51,8 @@ _OTHER_SECRETS = (
     "Letta's master key was changed. Letta cannot decrypt anything else that it encrypted under the former one "
     "(agents' environment variables, tokens of MCP servers): enter those again, or run Letta with the former key."
 )
+
+_RECORDED = {Action.CREATE: "created", Action.UPDATE: "updated", Action.RECREATE: "recreated"}
 
 Lock = Callable[[], AbstractAsyncContextManager[None]]
 
@@ -91,6 +95,14 @@ class Applier:
         return {change.desired.name: outcome for change, outcome in zip(changes, outcomes, strict=True)}
 
     async def _apply(self, change: PlannedChange) -> ApplyOutcome:
+        desired = change.desired
+        about: dict[str, Any] = {"key": desired.masked_key, "key_source": desired.key_source, "reason": change.reason}
+        with audit.change(f"provider.{_RECORDED.get(change.action, 'changed')}", desired.name, **about) as recorded:
+            outcome = await self._carry_out(change)
+            recorded.error = outcome.reason if outcome.failed else ""
+        return outcome
+
+    async def _carry_out(self, change: PlannedChange) -> ApplyOutcome:
         try:
             match change.action:
                 case Action.CREATE:

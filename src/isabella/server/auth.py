@@ -22,7 +22,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from isabella.errors import IsabellaError
 from isabella.server.errors import Problem, answer, is_openai, openai_answer
 from isabella.server.security import NO_STORE, UNKNOWN_HOST, is_host, security_headers
-from isabella.server.sessions import Session, Sessions, equal
+from isabella.server.sessions import ID_SHOWN, Session, Sessions, equal
+from isabella.system import audit
 from isabella.system.http_server import address_group, admit
 
 COOKIE = "isabella"
@@ -121,6 +122,16 @@ class Access:
         # `SameSite` is not enough: to a browser, other ports of this machine are the same site.
         return session if is_same_origin(headers) or _is_link(path, scope["method"], headers) else _FOREIGN
 
+    def actor(self, scope: Scope, session: Session | None) -> audit.Actor:
+        """Return who sends an admitted request, for the audit log."""
+        path, address = scope["path"], address_of(scope)
+        # The path of embeddings has a secret.
+        via = f"{scope.get('method', '')} {'embeddings' if self._is_letta(path) else path}"
+        if session is not None:
+            return audit.Actor(audit.ActorKind.SESSION, session.id[:ID_SHOWN], address, via)
+        kind = audit.ActorKind.APPLICATION if self.token is None else audit.ActorKind.TOKEN
+        return audit.Actor(audit.ActorKind.CLIENT if self.is_open(path) else kind, "", address, via)
+
     def is_open(self, path: str) -> bool:
         """Return whether a path needs no credential."""
         return path in _OPEN or path.startswith(self.open_prefix)
@@ -150,7 +161,8 @@ class AuthMiddleware:
         scope[_SESSION] = decision
         if not self._access.is_open(scope["path"]):
             admit(scope)
-        await self._app(scope, receive, send)
+        with audit.acting(self._access.actor(scope, decision)):
+            await self._app(scope, receive, send)
 
     def _answer(self, refusal: Refusal, scope: Scope) -> Response:
         request = Request({**scope, "type": "http"})

@@ -19,6 +19,7 @@ from isabella.gateway.keys import KeyKind
 from isabella.gateway.traffic import StoppedKey, VendorTraffic
 from isabella.providers.report import GatewayState, GatewayStatus
 from isabella.server.runtime import Runtime
+from isabella.system import audit
 from isabella.turns.queue import TurnQueue
 from isabella.turns.service import TurnService
 from isabella.turns.stream import state_of_status
@@ -38,7 +39,8 @@ async def run_gateway_monitor(runtime: Runtime, turn_service: TurnService) -> As
     client = turn_service.deps.gateway
     async with anyio.create_task_group() as tasks:
         if client is not None:
-            tasks.start_soon(_GatewayMonitor(runtime, client, turn_service.queue, tasks).run)
+            with audit.acting(audit.Actor(audit.ActorKind.JOB, "gateway monitor")):
+                tasks.start_soon(_GatewayMonitor(runtime, client, turn_service.queue, tasks).run)
         elif runtime.settings.uses_gateway:
             tasks.start_soon(_watch_address, runtime)
         yield
@@ -128,7 +130,8 @@ class _GatewayMonitor:
                 record = await agents.registry.get(agent_id)
                 if record.binding is None or not _exceeds(record, name, tokens):
                     return
-                await agents.registry.bind(agent_id, replace(record.binding, window=tokens))
+                with audit.change("agent.window", record.name, model=name, tokens=tokens):
+                    await agents.registry.bind(agent_id, replace(record.binding, window=tokens))
         except IsabellaError as error:
             log.warning("window not lowered", agent=agent_id, error=error.what)
             return

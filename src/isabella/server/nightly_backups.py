@@ -17,6 +17,7 @@ from isabella.embedded.backups import Backup, BackupPolicy, Reason, list_backups
 from isabella.errors import IsabellaError
 from isabella.server.readiness import BackupStatus
 from isabella.server.runtime import Runtime
+from isabella.system import audit
 from isabella.system.redaction import unforeseen
 from isabella.watch.watcher import Clock, DailyTime
 
@@ -36,7 +37,8 @@ async def run_nightly_backups(runtime: Runtime, settings: Settings, server: Serv
         return
     nightly = NightlyBackups(runtime, server, BackupPolicy.of(settings))
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(nightly.run)
+        with audit.acting(audit.Actor(audit.ActorKind.JOB, "nightly backup")):
+            tasks.start_soon(nightly.run)
         yield
         tasks.cancel_scope.cancel()
 

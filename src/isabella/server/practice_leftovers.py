@@ -23,6 +23,7 @@ from isabella.providers.desired import desired_providers
 from isabella.providers.plan import explain_no_delete
 from isabella.providers.report import Report
 from isabella.providers.safe_writes import SafeWriter
+from isabella.system import audit
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ async def remove_leftovers(settings: Settings, connection: Connection, lock: Pro
         for leftover in await find_leftovers(settings, connection, _replaced(settings)):
             if not leftover.agents:
                 async with lock.closed(leftover.name):
-                    await writer.delete_surely(leftover.stored.id, leftover.name)
+                    with audit.change("provider.deleted", leftover.name, reason="a practice provider"):
+                        await writer.delete_surely(leftover.stored.id, leftover.name)
                 removed.append(leftover.name)
     return tuple(removed)
 

@@ -47,6 +47,7 @@ from isabella.server.provider_monitor import ProviderMonitor, status_line
 from isabella.server.readiness import Readiness
 from isabella.server.sessions import Sessions
 from isabella.server.starting import NOT_READY
+from isabella.system import audit
 from isabella.turns.events import Ended, EndReason, Event, TurnFailed
 from isabella.turns.service import TurnService, new_turn_service
 from isabella.turns.turn import Turn
@@ -323,7 +324,8 @@ async def run_watcher(
 
     watcher = Watcher(settings, actions, handle, report=readiness.report, schedule=schedule)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watcher.run)
+        with audit.acting(audit.Actor(audit.ActorKind.WATCHER)):
+            tasks.start_soon(watcher.run)
         yield watcher
         tasks.cancel_scope.cancel()
 
@@ -355,7 +357,8 @@ async def run_reflection(agent_service: AgentService, turn_service: TurnService)
     agent_service.memory.hold = lambda agent_id: turn_service.queue.take(agent_id).reached()
     send = send_as_turn(turn_service)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_reflect_forever, agent_service, send, agent_service.settings.reflect_after)
+        with audit.acting(audit.Actor(audit.ActorKind.JOB, "reflection")):
+            tasks.start_soon(_reflect_forever, agent_service, send, agent_service.settings.reflect_after)
         yield
         tasks.cancel_scope.cancel()
 

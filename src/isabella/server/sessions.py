@@ -7,13 +7,16 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from pydantic import SecretStr, TypeAdapter, ValidationError
 
-from isabella.system import state
+from isabella.system import audit, state
 
+ID_SHOWN = 8  #: characters of a session's id in the audit log
 SESSION_SECONDS = 90 * 24 * 3600.0
 LINK_SECONDS = 600.0
 FIRST_LINK_SECONDS = 3600.0  #: of the link that is printed with a new token
@@ -82,9 +85,10 @@ class Sessions:
             _digest(cookie), browser[:_LONGEST_TEXT], address[:_LONGEST_TEXT], now, now, now + SESSION_SECONDS
         )
         self._sessions[session.id] = session
-        for oldest in self.all()[_MOST_SESSIONS:]:
-            self.end(oldest.id)
-        self._save()
+        with self._recorded("session.begun", session):
+            for oldest in self.all()[_MOST_SESSIONS:]:
+                self.end(oldest.id)
+            self._save()
         return cookie
 
     def find(self, cookie: str) -> Session | None:
@@ -93,7 +97,7 @@ class Sessions:
         if session is None:
             return None
         if session.expires <= now:
-            self.end(session.id)
+            self._remove(session.id)
             return None
         if now - session.seen >= _SEEN_SECONDS:
             session = self._sessions[session.id] = replace(session, seen=now)
@@ -108,9 +112,20 @@ class Sessions:
 
     def end(self, id: str) -> None:
         """End a session, if there is one of this id."""
-        if self._sessions.pop(id, None) is not None:
-            self._save()
-            self.on_end(id)
+        if (session := self._sessions.get(id)) is not None:
+            with self._recorded("session.ended", session):
+                self._remove(id)
+
+    def _remove(self, id: str) -> None:
+        del self._sessions[id]
+        self._save()
+        self.on_end(id)
+
+    def _recorded(self, change: str, session: Session) -> AbstractContextManager[Any]:
+        if self._file is None:
+            return nullcontext()
+        about = {"browser": session.browser, "address": session.address}
+        return audit.change(change, session.id[:ID_SHOWN], home=self._file.parent, **about)
 
     def use_link(self, code: str) -> bool:
         """Return whether a browser may sign in with the code of a link, which it can do only once."""

@@ -18,6 +18,7 @@ from isabella.agents.service import AgentService
 from isabella.errors import IsabellaError
 from isabella.letta.llm_config import Binding
 from isabella.server.event_log import EventLog
+from isabella.system import audit
 from isabella.turns.queue import TurnQueue
 from isabella.vendors.client import VendorAnswer
 
@@ -47,7 +48,8 @@ async def run_window_follower(agent_service: AgentService, queue: TurnQueue, eve
     """Look at the windows when a vendor has listed its models, when the configuration has changed, and regularly."""
     follower = _WindowFollower(agent_service, queue, events)
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(follower.run)
+        with audit.acting(audit.Actor(audit.ActorKind.JOB, "models' windows")):
+            tasks.start_soon(follower.run)
         yield
         tasks.cancel_scope.cancel()
 
@@ -103,7 +105,8 @@ class _WindowFollower:
             binding = self._wanted(record)
             if binding is None:
                 return
-            await self._service.registry.bind(record.id, binding)
+            with audit.change("agent.window", record.name, model=binding.handle, tokens=binding.window):
+                await self._service.registry.bind(record.id, binding)
         log.info("window followed", agent=record.name, handle=binding.handle, tokens=binding.window)
         sentence = f"{binding.handle} has a window of {binding.window} tokens, which {record.name} uses now."
         self._events.add_notice(sentence, binding.provider)

@@ -19,6 +19,7 @@ from isabella.errors import LettaBroken, LettaError, LettaRefused, LettaUnreacha
 from isabella.letta.client import Connection, LettaClient
 from isabella.letta.llm_config import Binding, creation_fields
 from isabella.providers.report import Receipt
+from isabella.system import audit
 from isabella.system.redaction import redact
 from isabella.system.tasks import gather
 from isabella.turns.stream import classify_refusal, gateway_error
@@ -43,9 +44,11 @@ class ProbeResult:
 
 async def probe_bindings(connection: Connection, bindings: Sequence[Binding]) -> list[ProbeResult]:
     """Have a temporary agent of each binding say one line. It raises nothing for what Letta or a vendor does."""
+    # Its agents are gone afterwards.
     async with LettaClient.open(connection, timeout=connection.timeout * 2) as letta:
-        await _remove_abandoned(letta)
-        return await gather([partial(_probe, letta, binding) for binding in bindings], at_once=_AT_ONCE)
+        with audit.temporary():
+            await _remove_abandoned(letta)
+            return await gather([partial(_probe, letta, binding) for binding in bindings], at_once=_AT_ONCE)
 
 
 class _LettaFailed(Exception):

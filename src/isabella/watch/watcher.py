@@ -17,6 +17,7 @@ import anyio
 
 from isabella.api import ensure_providers
 from isabella.config import key_commands
+from isabella.config.editing import shown_variables
 from isabella.config.settings import Settings, WatchMode
 from isabella.config.strategy import Strategy
 from isabella.connect import connect
@@ -27,6 +28,7 @@ from isabella.practice.overlay import ConfigSnapshot
 from isabella.providers.desired import Desired
 from isabella.providers.health import HealthState, health_state
 from isabella.providers.report import Report
+from isabella.system import audit
 from isabella.system.redaction import unforeseen
 from isabella.watch import config_changes, events
 from isabella.watch.config_changes import apply_live_settings, diff_config
@@ -249,6 +251,7 @@ class Watcher:
             if self._refused is not None:
                 self._refused = None
                 self._notify(events.ConfigAccepted())
+            self._record_change(fresh)
             diff = diff_config(self._snapshot, fresh, self._started_with)
             self._snapshot = fresh
             self.settings = apply_live_settings(fresh.settings, self._started_with)
@@ -264,6 +267,15 @@ class Watcher:
                 # A changed key is tried at once, however long the former one has been refused.
                 self._schedule.succeeded(diff.providers)
                 await self._sync(() if diff.undeclared else diff.providers, SyncCause.CHANGE)
+
+    def _record_change(self, fresh: ConfigSnapshot) -> None:
+        """Record the variables of `.env` that somebody has changed in the file."""
+        before, now = self._snapshot.settings.sources.dotenv, fresh.settings.sources.dotenv
+        changed = {name: now.get(name) for name in {**before, **now} if before.get(name) != now.get(name)}
+        if changed:
+            file, shown = str(fresh.settings.sources.file), shown_variables(changed)
+            with audit.change("setting.noticed", file, home=self._started_with.home, variables=shown):
+                pass
 
     async def resync(self) -> None:
         """Check for drift, and repair it. Providers that wait for another try are skipped."""

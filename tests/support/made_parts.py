@@ -72,7 +72,8 @@ class MadeParts:
         with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self.supervisor.run)
-                await until(lambda: self.supervisor._looks > 1)
+                await until(lambda: self.supervisor._running)
+                await self.supervisor.confirm()
                 yield self.supervisor
                 tasks.cancel_scope.cancel()
 

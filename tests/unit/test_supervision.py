@@ -39,6 +39,17 @@ async def test_all_come_back_in_their_order(stage: MadeParts) -> None:
         assert [status.restarts for status in supervisor.statuses] == [1, 1, 1]
 
 
+async def test_a_death_is_known_before_the_next_regular_look() -> None:
+    """Whoever asks for the state as of now does not wait for that look, which is a minute away here."""
+    stage = MadeParts(timing=Timing(look=60.0, ask=60.0, fresh=0.0))
+    stage.parts[1].may_start.clear()
+    async with stage.running() as supervisor:
+        stage.end("letta")
+        await supervisor.refresh()
+        assert [status.word for status in supervisor.down] == ["letta"]
+        stage.parts[1].may_start.set()
+
+
 async def test_one_that_ends_while_another_starts_comes_first(stage: MadeParts) -> None:
     """Letta's start fails without Postgres, which is then started before it."""
     letta = stage.parts[1]

@@ -32,6 +32,7 @@ class Timing:
     """The times of a supervisor, in seconds."""
 
     look: float = 0.5  #: between two looks at the processes
+    fresh: float = 0.1  #: that a look counts as of now
     ask: float = 2.0  #: between two questions whether a part answers
     patience: float = 60.0  #: that a part may be alive without answering
     settled: float = 10.0  #: after which a start counts as a success
@@ -147,6 +148,7 @@ class Supervisor:
         self._reaper = Reaper()
         self._changed = anyio.Event()
         self._looks = 0
+        self._looked = float("-inf")  # when the last look ended
         self._nudged = anyio.Event()
         self._running = False
 
@@ -185,6 +187,15 @@ class Supervisor:
             await self._changed.wait()
         return self.outages
 
+    async def refresh(self) -> None:
+        """Look at all parts now, if the last look is not of the last moments.
+
+        It waits for at most a second, so that a look that takes longer delays no answer.
+        """
+        if self._running and time.monotonic() - self._looked > self._timing.fresh:
+            with anyio.move_on_after(1.0):
+                await self.confirm()
+
     async def doubt(self) -> int:
         """Look at all parts and ask them now, because one may have failed; return the number of outages so far.
 
@@ -221,6 +232,7 @@ class Supervisor:
         for watched, sight in zip(self._watched, sights, strict=True):
             self._judge(watched, sight)
         self._looks += 1
+        self._looked = time.monotonic()
         self._wake()
 
     def _sights(self) -> list[Sight]:

@@ -193,8 +193,11 @@ async def ready(readiness: CurrentReadiness, response: Response) -> Ready:
 
     The status is `interrupted`, with 503, while Letta, Postgres or the gateway is started again. It is `degraded`
     also if a vendor refuses or cannot be reached, while the other vendors still answer, if a gateway that this
-    backend does not supervise cannot be reached, and if the last nightly backup failed.
+    backend does not supervise cannot be reached, and if the last nightly backup failed. Supervised processes are
+    looked at for the answer, so a death is told by the first answer after it.
     """
+    if readiness.supervisor is not None:
+        await readiness.supervisor.refresh()
     if not readiness.serving or readiness.down:
         response.status_code = 503
     conditions = [Condition.model_validate(part, from_attributes=True) for part in readiness.parts]

@@ -138,6 +138,28 @@ def test_export_import_delete(here: AgentEnv, tmp_path: Path) -> None:
     assert agents("show", twin)[0] == 1
 
 
+def test_export_and_import_of_a_folder(here: AgentEnv, tmp_path: Path) -> None:
+    """An existing folder is refused unless it is replaced; a dry run changes nothing; a damaged folder is refused."""
+    answer("ensure")
+    folder, twin = tmp_path / "out", f"Twin {secrets.token_hex(3)}"
+    export = ("export", here.id, str(folder), "--format", "markdown")
+    assert answer(*export)["blocks"] == 1
+    code, said = agents(*export)
+    assert code == 1
+    assert "--replace" in said
+    assert answer(*export, "--replace")["folder"] == str(folder)
+    code, said = agents("import", str(folder), "--name", twin, "--dry-run")
+    assert (code, said.startswith(f"Would import {twin}")) == (0, True)
+    assert agents("show", twin)[0] == 1
+    assert answer("import", str(folder), "--name", twin)["dry_run"] is False
+    assert answer("delete", twin, "--yes")["deleted"] is True
+    (folder / "persona.md").write_text("You obey me.")
+    code, said = agents("import", str(folder), "--name", twin)
+    assert code == 1
+    assert "persona.md" in said
+    assert agents("show", twin)[0] == 1
+
+
 def test_import_names_what_it_leaves_out(here: AgentEnv, tmp_path: Path) -> None:
     """Without a word about its tools the file is refused, with what to do; what is left out is a line each."""
     answer("ensure")

@@ -6,16 +6,22 @@ import json
 import secrets
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
 
+from isabella.agents.block_history import Author
+from isabella.agents.exports.importing import import_folder
+from isabella.agents.exports.markdown import export_markdown
 from isabella.agents.import_export import configured_secrets, export_agent, import_agent
+from isabella.agents.lifecycle import delete_agent
+from isabella.agents.reconcile import EnsureOutcome
 from isabella.agents.service import AgentService
 from isabella.embedded import Letta
-from isabella.errors import AgentExists, AgentFileRefused, AgentUnknown
-from tests.support.agent_env import AgentEnv, agent_env, say
+from isabella.errors import AgentExists, AgentFileRefused, AgentUnknown, DatabaseUnusable
+from tests.support.agent_env import PLAIN, REFLECTING, AgentEnv, agent_env, say
 
 #: The tools that the definition of these tests gives its agent, beside what Letta gives every agent.
 KEPT = {"memory_insert", "memory_replace", "archival_memory_insert", "archival_memory_search"}
@@ -420,5 +426,135 @@ def test_archival_memory_that_cannot_be_brought_in_takes_the_agent_back(new: Cal
             await import_agent(agent_service.registry, agent_service.models, json.dumps(document), name=name)
         with pytest.raises(AgentUnknown):
             await agent_service.registry.find(name)
+
+    here.run(work)
+
+
+async def lived(agent_service: AgentService, id: str) -> str:
+    """Give an agent a life: memory, an archive, messages outside its context, and another, archived conversation.
+
+    Return the id of the conversation.
+    """
+    await agent_service.memory.observe(id)
+    await say(agent_service, id, "Remember that my dog is called Rex.")
+    await agent_service.memory.observe(id)
+    await agent_service.archive.add(
+        id, "The boiler was repaired in May.", ["house"], created_at="2026-05-04T10:00:00Z"
+    )
+    row = await agent_service.letta.agents.get(id)
+    await say(agent_service, id, "Good day.")
+    later = await agent_service.letta.agents.get(id)
+    ids = [each for each in later.message_ids or () if each not in (row.message_ids or [])[1:]]
+    await agent_service.letta.agents.update(id, {"message_ids": ids})
+    pets = await agent_service.conversations.new(id, None, "About pets")
+    async for _ in agent_service.letta.conversations.stream(pets.id, "Hello from elsewhere."):
+        pass
+    await agent_service.conversations.archive(id, None, pets.id, archived=True)
+    return pets.id
+
+
+def said(folder: Path) -> list[tuple[str, list[tuple[str, str]], int, bool]]:
+    """The conversations of an export: name, messages, how many are in the context, and whether it is archived."""
+    conversations = [json.loads(line) for line in (folder / "conversations/conversations.jsonl").open()]
+    found = []
+    for one in conversations:
+        lines = [json.loads(line) for line in (folder / one["folder"] / "messages.jsonl").open()]
+        texts = [(line["role"], line.get("text") or line.get("results", [{}])[0].get("text", "")) for line in lines]
+        found.append((one["name"], texts, len(one["context"]), one["archived"]))
+    return found
+
+
+def test_an_agent_leaves_and_comes_back_the_same(new: Callable[[], AgentEnv], tmp_path: Path) -> None:
+    """Deleted and imported: it answers and remembers, with its archive, its whole history, and its place here."""
+    here = new()
+    here.define(PLAIN + REFLECTING)
+    first, second = tmp_path / "first", tmp_path / "second"
+
+    async def work(agent_service: AgentService) -> None:
+        await agent_service.ensure()
+        record = await agent_service.registry.find(here.id)
+        await lived(agent_service, record.id)
+        exported = await export_markdown(agent_service, record, first)
+        assert (exported.conversations, exported.passages) == (2, 1)
+        await delete_agent(agent_service, record)
+        before = len(await agent_service.letta.blocks.labelled("human"))
+        rehearsed = await import_folder(agent_service, first, dry_run=True)
+        assert (rehearsed.id, rehearsed.messages) == ("", exported.messages)
+        with pytest.raises(AgentUnknown):
+            await agent_service.registry.find(here.name)
+        imported = await import_folder(agent_service, first)
+        assert (imported.name, imported.left_out) == (here.name, ())
+        back = await agent_service.registry.find(here.id)
+        assert (back.id, back.binding, back.handles) == (imported.id, record.binding, record.handles)
+        # The agents file has nothing to change about it, and the agent that reflects on it shares its memory.
+        assert [one.done for one in await agent_service.ensure()] == [EnsureOutcome.KEPT] * 2
+        reflecting = await agent_service.registry.find(f"{here.id}-reflection")
+        assert reflecting.blocks["human"] == back.blocks["human"]
+        assert len(await agent_service.letta.blocks.labelled("human")) == before
+        versions = agent_service.memory.history.versions(back.blocks["human"])
+        assert [one.author for one in versions] == [Author.FIRST, Author.UNKNOWN]
+        await export_markdown(agent_service, back, second)
+        assert said(second) == said(first)
+        (_, texts, in_context, _), pets = said(first)
+        assert texts[0] == ("user", "Remember that my dog is called Rex.")
+        assert in_context < len(texts)
+        assert (pets[0], pets[1][0], pets[3]) == ("About pets", ("user", "Hello from elsewhere."), True)
+        (passage,) = await agent_service.archive.search(back.id, "boiler")
+        assert (passage.text, passage.tags, passage.created_at) == (
+            "The boiler was repaired in May.",
+            ("house",),
+            "2026-05-04T10:00:00+00:00",
+        )
+        assert "Rex" in await say(agent_service, back.id, "What is my dog called?")
+        (conversation,) = (await agent_service.conversations.all(back.id, None))[1:]
+        lines = [
+            line async for line in agent_service.letta.conversations.stream(conversation.id, "What is my dog called?")
+        ]
+        assert "Rex" in "".join(lines)
+        with pytest.raises(AgentExists):
+            await import_folder(agent_service, first)
+
+    here.run(work)
+
+
+def test_nothing_is_left_of_an_import_that_fails(
+    new: Callable[[], AgentEnv], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its last step fails: no agent, no block, no archive and no message of it stays in Letta."""
+    here = new()
+    name = f"Half {secrets.token_hex(3)}"
+
+    async def everything(agent_service: AgentService) -> dict[str, int]:
+        import psycopg
+
+        found = {}
+        url = here.letta.database_url.get_secret_value()
+        async with await psycopg.AsyncConnection.connect(url) as connection:
+            for table in ("agents", "block", "messages", "conversations", "archival_passages", "archives"):
+                rows = await connection.execute(f"SELECT count(*) FROM {table}")
+                found[table] = (await rows.fetchall())[0][0]
+        return found
+
+    async def work(agent_service: AgentService) -> None:
+        await agent_service.ensure()
+        record = await agent_service.registry.find(here.id)
+        await lived(agent_service, record.id)
+        await export_markdown(agent_service, record, tmp_path / "out")
+        before = await everything(agent_service)
+        conversations = agent_service.letta.conversations
+        set_context = conversations.set_context
+        calls: list[str] = []
+
+        async def fail_at_last(id: str, ids: Any) -> None:
+            calls.append(id)
+            if len(calls) > 1:
+                raise DatabaseUnusable("The database is gone.")
+            await set_context(id, ids)
+
+        monkeypatch.setattr(conversations, "set_context", fail_at_last)
+        with pytest.raises(DatabaseUnusable):
+            await import_folder(agent_service, tmp_path / "out", name=name)
+        assert len(calls) == 2
+        assert await everything(agent_service) == before
 
     here.run(work)

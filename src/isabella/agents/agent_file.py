@@ -55,8 +55,13 @@ class AgentFile:
 
 def read(text: str | bytes) -> AgentFile:
     """Return what is imported from an agent file. `AgentFileRefused` has the path to a malformed field."""
+    return read_document(_document(text))
+
+
+def read_document(document: Any) -> AgentFile:
+    """Return what is imported from the JSON of an agent file, as `read` does."""
     try:
-        return _read(_document(text))
+        return _read(document)
     except RecursionError:
         raise AgentFileRefused("The file is nested too deeply.", remedy=REMEDY) from None
 
@@ -400,6 +405,8 @@ def _document(text: str | bytes) -> Any:
         document = json.loads(text, parse_constant=_no_constant)
         # Letta also accepts a JSON string that contains the JSON.
         return json.loads(document, parse_constant=_no_constant) if isinstance(document, str) else document
+    except RecursionError:
+        raise AgentFileRefused("The file is nested too deeply.", remedy=REMEDY) from None
     except ValueError:
         raise AgentFileRefused("The file is not JSON, so it is not an agent file.", remedy=REMEDY) from None
 

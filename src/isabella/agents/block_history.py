@@ -92,7 +92,7 @@ class BlockFiles:
                 state.set_aside(path, error.reason)
             return []
         found = document.get("versions", [])
-        versions = [version for entry in found if (version := _version(entry))] if isinstance(found, list) else []
+        versions = [version for entry in found if (version := version_of(entry))] if isinstance(found, list) else []
         if not isinstance(found, list) or len(versions) != len(found):
             state.report_fields(path)
         return sorted(versions, key=lambda version: version.number)
@@ -163,6 +163,11 @@ class BlockHistory:
     def forget(self, block_id: str) -> None:
         """Delete the history of a block."""
         self._store.forget(block_id)
+
+    def adopt(self, block_id: str, versions: Sequence[BlockVersion]) -> None:
+        """Give a block the versions of another one, oldest first."""
+        if versions:
+            self._store.keep(block_id, self._trimmed(versions, self._now()))
 
     def expect(self, agent_id: str, tool: str, writing: Writing) -> bool:
         """Remember a tool call of an agent, if it writes into blocks, and return whether it does."""
@@ -249,7 +254,8 @@ def _blank(author: Author) -> BlockVersion:
     return BlockVersion(0, "", author, "")
 
 
-def _version(entry: Any) -> BlockVersion | None:
+def version_of(entry: Any) -> BlockVersion | None:
+    """Return a version from its record; None if that has another shape."""
     if not isinstance(entry, Mapping):
         return None
     match dict(entry):

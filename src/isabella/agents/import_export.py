@@ -7,20 +7,25 @@ hold a secret are left out, and secrets that this process knows are masked every
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+import anyio
 
 from isabella.agents import metadata as agent_metadata
 from isabella.agents.agent_file import ARCHIVE_KEY, MEMORY_TOOLS, REMEDY, AgentFile, allowed_rules, read
+from isabella.agents.deletion import delete_with_memory
 from isabella.agents.embeddings import EmbeddingSetup
 from isabella.agents.memory import ArchivalMemory, ArchivalPassage
+from isabella.agents.metadata import AgentMetadata
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.reconcile import set_embedding
 from isabella.agents.registry import AgentRecord, AgentRegistry
-from isabella.errors import AgentFileRefused, AgentNameRefused, IsabellaError, LettaBroken, LettaRefused
+from isabella.errors import AgentFileRefused, AgentNameRefused, AgentUnknown, IsabellaError, LettaBroken, LettaRefused
 from isabella.letta.client import Connection
-from isabella.letta.llm_config import creation_fields
+from isabella.letta.llm_config import Binding, creation_fields
 from isabella.system import audit
 from isabella.system.redaction import redact
 
@@ -38,6 +43,17 @@ _MEMORY_TYPES = frozenset({"letta_core", "letta_memory_core", "letta_sleeptime_c
 
 
 @dataclass(frozen=True)
+class Additions:
+    """What an import adds to the agent of an agent file."""
+
+    own: AgentMetadata = field(default_factory=AgentMetadata)  # Isabella's part of its metadata
+    tags: tuple[str, ...] = ()
+    window: int | None = None  # an upper limit for its context window, in tokens
+    #: Completes the agent with this id, and returns what was left out, for people. If it fails, the agent is deleted.
+    complete: Callable[[str], Awaitable[Sequence[str]]] | None = None
+
+
+@dataclass(frozen=True)
 class ImportedAgent:
     """An agent that was imported."""
 
@@ -45,6 +61,7 @@ class ImportedAgent:
     name: str
     handle: str
     passages: int
+    messages: int = 0  # of its history, those outside its context included
     notes: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()  # what the file has and was not imported, for people
 
@@ -92,23 +109,55 @@ async def import_agent(
     with_tools: bool | None = None,
     vectors: EmbeddingSetup | None = None,
     handles: Sequence[str] = (),
+    dry_run: bool = False,
 ) -> ImportedAgent:
     """Import an agent file. The agent is bound to its own model if that works here, otherwise to one that does.
 
     `name` replaces the name in the file. Tools other than those for memory and conversation can fetch URLs or run
     programs on Letta's machine: `with_tools` imports them if True and leaves them out if False; if it is None, a file
     with such tools is refused. Without `vectors`, the backend decides at its next start how the memory is searched.
-    `handles` are the models that the agent prefers, in order.
+    `handles` are the models that the agent prefers, in order. A `dry_run` only checks: the id is empty then.
 
     Raises `AgentFileRefused`, `AgentExists` or `ModelUnknown`. After a `LettaError`, the agent was deleted again.
     """
-    file = read(text)
-    name = file.name if name is None else name
+    additions = Additions(AgentMetadata(handles=tuple(handles)))
+    return await import_read(
+        registry,
+        models,
+        read(text),
+        name=name,
+        with_tools=with_tools,
+        vectors=vectors,
+        additions=additions,
+        dry_run=dry_run,
+    )
+
+
+async def import_read(
+    registry: AgentRegistry,
+    models: ModelCatalog,
+    file: AgentFile,
+    *,
+    name: str | None = None,
+    with_tools: bool | None = None,
+    vectors: EmbeddingSetup | None = None,
+    additions: Additions | None = None,
+    dry_run: bool = False,
+) -> ImportedAgent:
+    """Import an agent file that was read; see `import_agent`."""
     async with registry.naming:
-        return await _import(registry, models, file, name, with_tools=with_tools, vectors=vectors, handles=handles)
+        return await _import(
+            registry,
+            models,
+            file,
+            file.name if name is None else name,
+            with_tools=with_tools,
+            vectors=vectors,
+            additions=additions or Additions(),
+            dry_run=dry_run,
+        )
 
 
-@audit.recorded("agent.imported", lambda registry, models, file, name, **_: {"subject": name})
 async def _import(
     registry: AgentRegistry,
     models: ModelCatalog,
@@ -117,7 +166,8 @@ async def _import(
     *,
     with_tools: bool | None,
     vectors: EmbeddingSetup | None,
-    handles: Sequence[str],
+    additions: Additions,
+    dry_run: bool,
 ) -> ImportedAgent:
     try:
         await registry.check_name(name)
@@ -126,15 +176,28 @@ async def _import(
     there, programs, omitted_tools = await _take_tools(registry, file, with_tools=with_tools)
     base = MEMORY_TOOLS if file.agent["include_base_tools"] else ()
     rules, about_rules = allowed_rules(file.rules, [*there, *(tool["name"] for tool in programs), *base])
-    binding = await models.choose([file.handle] if file.handle is not None else [])
+    handles = [file.handle] if file.handle is not None else []
+    binding = await models.choose(handles, window=additions.window)
     binding = binding.suited(file.agent["agent_type"])
+    left_out = [redact(one) for one in (*file.left_out, *omitted_tools, *about_rules)]
+    # The first message of a file is the system prompt.
+    imported = ImportedAgent(
+        "", name, binding.handle, len(file.passages), len(file.agent["messages"]) - 1, left_out=tuple(left_out)
+    )
+    if dry_run:
+        return imported
     agent = {
         **file.agent,
         "id": "agent-0",
         "name": name,
         **creation_fields(binding, file.settings),
-        "tags": [*_without_definition(file.tags), agent_metadata.MANAGED_TAG, agent_metadata.IMPORTED],
-        "metadata": agent_metadata.AgentMetadata(handles=tuple(handles)).into(_without_own_metadata(file.metadata)),
+        "tags": [
+            *_without_definition(file.tags),
+            agent_metadata.MANAGED_TAG,
+            agent_metadata.IMPORTED,
+            *additions.tags,
+        ],
+        "metadata": additions.own.into(_without_own_metadata(file.metadata)),
         "tools": there,
         "tool_ids": [tool["id"] for tool in programs],
         "tool_rules": rules,
@@ -142,15 +205,22 @@ async def _import(
     }
     document: dict[str, Any] = {key: [] for key in ("groups", "files", "sources", "mcp_servers")}
     document |= {"agents": [agent], "blocks": file.blocks, "tools": programs}
-    try:
-        id = await registry.letta.agents.import_file(json.dumps(document).encode(), name)
-    except (LettaBroken, LettaRefused) as error:
-        await _remove_half(registry, name)
-        what = f"Letta failed on the file: {error.what}"
-        if isinstance(error, LettaRefused):
-            why = error.detail.partition("For further information")[0].replace("\n", " ").strip()
-            what = f"Letta cannot read the file: {why}"
-        raise AgentFileRefused(what, remedy=REMEDY) from None
+    with audit.change("agent.imported", name):
+        return await _carry_out(registry, file, document, imported, binding, vectors, additions)
+
+
+async def _carry_out(
+    registry: AgentRegistry,
+    file: AgentFile,
+    document: Mapping[str, Any],
+    imported: ImportedAgent,
+    binding: Binding,
+    vectors: EmbeddingSetup | None,
+    additions: Additions,
+) -> ImportedAgent:
+    """Create the agent of a checked file; nothing is left of one that failed."""
+    id = await _create(registry, document, imported.name)
+    left_out = [*imported.left_out]
     try:
         # Letta sets the reasoning of a new agent; the settings of the file replace it.
         bound = await registry.fit(id, await registry.bind(id, binding, settings=file.settings))
@@ -159,13 +229,33 @@ async def _import(
         for passage in file.passages:
             if passage.text.strip():  # Letta itself stores empty passages.
                 await archive.add(id, passage.text, passage.tags, created_at=passage.created_at)
+        if additions.complete is not None:
+            left_out += await additions.complete(id)
         await registry.letta.agents.recompile(id)
-    except IsabellaError:
+    except BaseException:
         # An incomplete agent would look like one that has forgotten.
-        await registry.letta.agents.delete(id)
+        with anyio.CancelScope(shield=True), suppress(AgentUnknown):
+            await delete_with_memory(registry, await registry.get(id))
         raise
-    left_out = [redact(one) for one in (*file.left_out, *omitted_tools, *about_rules)]
-    return ImportedAgent(id, name, binding.handle, len(file.passages), bound.notes, tuple(left_out))
+    return replace(imported, id=id, notes=bound.notes, left_out=tuple(left_out))
+
+
+async def _create(registry: AgentRegistry, document: Mapping[str, Any], name: str) -> str:
+    """Create the agent of an agent file, and return its id. Nothing is left of one that failed."""
+    try:
+        return await registry.letta.agents.import_file(json.dumps(document).encode(), name)
+    except (LettaBroken, LettaRefused) as error:
+        await _remove_half(registry, name)
+        what = f"Letta failed on the file: {error.what}"
+        if isinstance(error, LettaRefused):
+            why = error.detail.partition("For further information")[0].replace("\n", " ").strip()
+            what = f"Letta cannot read the file: {why}"
+        raise AgentFileRefused(what, remedy=REMEDY) from None
+    except BaseException:
+        # Letta may have created it all the same.
+        with anyio.CancelScope(shield=True), suppress(IsabellaError):
+            await _remove_half(registry, name)
+        raise
 
 
 def configured_secrets(models: ModelCatalog, connection: Connection) -> list[str]:
@@ -179,7 +269,7 @@ async def _remove_half(registry: AgentRegistry, name: str) -> None:
     """Delete what a failed import may have created; there was no agent with this name before."""
     for record in await registry.all():
         if record.name == name and agent_metadata.IMPORTED in record.tags:
-            await registry.letta.agents.delete(record.id)
+            await delete_with_memory(registry, record)
 
 
 async def _take_tools(

@@ -8,13 +8,14 @@ from typing import Any
 
 from isabella.agents import metadata
 from isabella.agents.definitions import AgentDefinition
+from isabella.agents.deletion import delete_with_memory, others_of, own_archives
 from isabella.agents.import_export import ImportedAgent, configured_secrets, export_agent, import_agent
 from isabella.agents.memory import check_text
 from isabella.agents.metadata import AgentMetadata
 from isabella.agents.reconcile import new_agent_fields, tool_ids
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.agents.service import AgentService
-from isabella.errors import AgentError, AgentUnknown, IsabellaError
+from isabella.errors import AgentUnknown, IsabellaError
 from isabella.system import audit
 
 _MOST_COUNTED = 5000  # messages; Letta counts none
@@ -124,13 +125,13 @@ async def duplicate_agent(agents: AgentService, record: AgentRecord, name: str) 
 
 async def losses_of(registry: AgentRegistry, record: AgentRecord) -> Losses:
     """Return what is lost when an agent is deleted. Raises `LettaError`."""
-    others = _others(await registry.all(hidden=True), record)
+    others = others_of(await registry.all(hidden=True), record)
     shared = {
         label: names
         for label, id in record.blocks.items()
         if (names := tuple(other.name for other in others if id in other.blocks.values()))
     }
-    archived = await _own_archives(registry, record)
+    archived = await own_archives(registry, record)
     return Losses(
         messages=await _messages(registry, record.id),
         passages=await _passages(registry, record.id) if archived else Count(0),
@@ -147,24 +148,8 @@ async def delete_agent(agents: AgentService, record: AgentRecord) -> None:
     Letta itself keeps blocks and archives of a deleted agent. No turn of the agent may run. Raises `LettaError`, or
     an `AgentError` if the agent is deleted and a part of its memory is not.
     """
-    registry = agents.registry
-    others = _others(await registry.all(hidden=True), record)
-    kept = {id for other in others for id in other.blocks.values()}
-    archives = await _own_archives(registry, record)
-    letta = registry.letta
-    await letta.agents.delete(record.id)
-    try:
-        for id in record.blocks.values():
-            if id not in kept:
-                await letta.blocks.delete(id)
-                agents.memory.history.forget(id)
-        for archive in archives:
-            await letta.passages.delete_archive(archive)
-    except IsabellaError as error:
-        raise AgentError(
-            f"{record.name} is deleted, but Letta still holds a part of its memory: {error.what}",
-            remedy="No agent has it. Delete the remaining blocks and archives over Letta's own API.",
-        ) from None
+    for id in await delete_with_memory(agents.registry, record):
+        agents.memory.history.forget(id)
 
 
 def _template(definitions: Sequence[AgentDefinition], wanted: NewAgent) -> AgentDefinition:
@@ -182,16 +167,6 @@ def _template(definitions: Sequence[AgentDefinition], wanted: NewAgent) -> Agent
     if wanted.persona is not None and wanted.persona.strip():
         definition = replace(definition, persona=wanted.persona.strip())
     return definition
-
-
-def _others(records: Sequence[AgentRecord], record: AgentRecord) -> list[AgentRecord]:
-    return [other for other in records if other.id != record.id]
-
-
-async def _own_archives(registry: AgentRegistry, record: AgentRecord) -> list[str]:
-    """Return the ids of the archives that no other agent has."""
-    passages = registry.letta.passages
-    return [id for id in await passages.archives(record.id) if await passages.agents_of(id) == [record.id]]
 
 
 async def _messages(registry: AgentRegistry, agent_id: str) -> Count:

@@ -278,7 +278,13 @@ def _export_folder(
 
 @app.command("import")
 def import_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="An agent file (.af); - for standard input.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PATH",
+            help="An agent file (.af), - for standard input, or a folder that was exported with --format markdown.",
+        ),
+    ],
     name: Annotated[
         str | None, typer.Option("--name", help="The agent's new name. Default: its name in the file.")
     ] = None,
@@ -290,29 +296,39 @@ def import_command(
             "Without either option, a file with such tools is refused.",
         ),
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, and show what would be imported.")
+    ] = False,
     env_file: EnvFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import an agent from a file, bound to a model that works here. Lists what was omitted.
+    """Import an agent from a file or an exported folder, bound to a model that works here. Lists what was omitted.
 
-    Exit code: 0, or 1 if the file is damaged, has tools that need one of the options, or the name is taken.
+    Exit code: 0, or 1 if the source is damaged, has tools that need one of the options, or the name is taken.
     """
     from isabella.agents.agent_file import LARGEST_FILE
     from isabella.system import files
 
-    text = files.read_or_stdin(file, largest=LARGEST_FILE).data
+    text = b"" if source.is_dir() else files.read_or_stdin(source, largest=LARGEST_FILE).data
 
     async def imported(agent_service: AgentService) -> dict[str, Any]:
+        options: dict[str, Any] = {"name": name, "with_tools": with_tools, "dry_run": dry_run}
+        if source.is_dir():
+            from isabella.agents.exports.importing import import_folder
+
+            return asdict(await import_folder(agent_service, source, **options))
         from isabella.agents.import_export import import_agent
 
-        registry, models = agent_service.registry, agent_service.models
-        return asdict(await import_agent(registry, models, text, name=name, with_tools=with_tools))
+        return asdict(await import_agent(agent_service.registry, agent_service.models, text, **options))
 
-    agent = _run(imported, env_file, as_json)
+    agent = {**_run(imported, env_file, as_json), "dry_run": dry_run}
     if as_json:
         print_json(agent)
     else:
-        print(f"Imported {agent['name']}, which uses {agent['handle']}, with {agent['passages']} passages.")
+        print(
+            f"{'Would import' if dry_run else 'Imported'} {agent['name']}, which uses {agent['handle']}, with "
+            f"{agent['messages']} messages and {agent['passages']} passages."
+        )
         _print_lines(agent["notes"])
         _print_lines(f"Left out: {omitted}" for omitted in agent["left_out"])
 

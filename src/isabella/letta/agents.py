@@ -18,6 +18,10 @@ from isabella.system.urls import is_gateway_url, is_placeholder_url
 #: What Letta adds to an agent's row on request. It takes Letta twice as long.
 RELATIONS = ("agent.tags", "agent.blocks", "agent.tools")
 
+#: How long an import may take: this many seconds, and more for a file with many messages.
+_IMPORT_SECONDS = 60
+_IMPORT_BYTES_PER_SECOND = 50_000
+
 #: An embedding configuration at which nothing answers, for releases that create no agent without one (fact O12).
 _NO_EMBEDDING = {
     "embedding_endpoint_type": "openai",
@@ -176,6 +180,7 @@ class Agents:
         answer = await self._http.write(
             "POST",
             paths.AGENT_IMPORT,
+            timeout=max(self._http.timeout, _IMPORT_SECONDS + len(content) / _IMPORT_BYTES_PER_SECOND),
             files={"file": ("agent.af", content, "application/json")},
             data={"name": name, "append_copy_suffix": "false", "override_existing_tools": "false"},
         )

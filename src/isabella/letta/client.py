@@ -181,6 +181,10 @@ class Blocks:
         """Attach a block to an agent."""
         await self._http.patch(paths.agent(agent_id, "core-memory", "blocks", "attach", block_id), {})
 
+    async def detach(self, agent_id: str, block_id: str) -> None:
+        """Take a block from an agent."""
+        await self._http.patch(paths.agent(agent_id, "core-memory", "blocks", "detach", block_id), {})
+
     async def delete(self, block_id: str) -> None:
         """Delete a block."""
         await self._http.delete(f"{paths.BLOCKS}{block_id}")

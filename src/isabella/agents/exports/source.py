@@ -24,7 +24,8 @@ class SourceConversation:
     """A conversation that is exported."""
 
     record: ConversationRecord
-    context: Sequence[str]  # the ids of the messages in its context, without the system prompt
+    system: str | None  # the id of the message that holds the compiled system prompt
+    context: Sequence[str]  # the ids of the other messages in its context
 
     @property
     def within(self) -> str | None:
@@ -52,13 +53,10 @@ class SourceAgent:
 
     async def messages(self, conversation: SourceConversation) -> AsyncIterator[MessageRecord]:
         """Yield the messages of a conversation, oldest first, without the compiled system prompt."""
-        first = True
         async for id, rows in all_rows(self.service.letta, self.record.id, conversation.record.id):
-            message = record_of(id, rows)
             # The system prompt is made of persona and memory, which are exported themselves.
-            if not (first and message.role == "system"):
-                yield message
-            first = False
+            if id != conversation.system:
+                yield record_of(id, rows)
 
 
 async def read_source(service: AgentService, record: AgentRecord) -> SourceAgent:
@@ -95,7 +93,7 @@ async def _conversation(service: AgentService, record: AgentRecord, one: Convers
     within = None if one.id == DEFAULT else one.id
     ids = await context.context_ids(service.letta, record.id, within)
     # The first message of a context is the system prompt.
-    return SourceConversation(one, ids[1:])
+    return SourceConversation(one, ids[0] if ids else None, ids[1:])
 
 
 async def _own(service: AgentService, record: AgentRecord) -> dict[str, Any]:
@@ -110,6 +108,8 @@ async def _own(service: AgentService, record: AgentRecord) -> dict[str, Any]:
     return {
         "definition": definition,
         "metadata": kept.into(None),
+        # Of an agent that Isabella does not manage, the window may be Letta's guess (fact M1).
+        "window": record.llm.window if record.managed and record.llm is not None else None,
         "reflected": {id: message for id, message in reflected.items() if message is not None},
     }
 

@@ -1,0 +1,43 @@
+"""The end of an agent: it goes with the memory that no other agent has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from isabella.agents.registry import AgentRecord, AgentRegistry
+from isabella.errors import AgentError, IsabellaError
+
+
+async def delete_with_memory(registry: AgentRegistry, record: AgentRecord) -> list[str]:
+    """Delete an agent, the blocks that no other agent has, and its archives. Return the ids of the deleted blocks.
+
+    Letta itself keeps blocks and archives of a deleted agent. Raises `LettaError`, or an `AgentError` if the agent is
+    deleted and a part of its memory is not.
+    """
+    letta = registry.letta
+    kept = {id for other in others_of(await registry.all(hidden=True), record) for id in other.blocks.values()}
+    archives = await own_archives(registry, record)
+    await letta.agents.delete(record.id)
+    deleted = [id for id in record.blocks.values() if id not in kept]
+    try:
+        for id in deleted:
+            await letta.blocks.delete(id)
+        for archive in archives:
+            await letta.passages.delete_archive(archive)
+    except IsabellaError as error:
+        raise AgentError(
+            f"{record.name} is deleted, but Letta still holds a part of its memory: {error.what}",
+            remedy="No agent has it. Delete the remaining blocks and archives over Letta's own API.",
+        ) from None
+    return deleted
+
+
+def others_of(records: Sequence[AgentRecord], record: AgentRecord) -> list[AgentRecord]:
+    """Return all agents but one."""
+    return [other for other in records if other.id != record.id]
+
+
+async def own_archives(registry: AgentRegistry, record: AgentRecord) -> list[str]:
+    """Return the ids of the archives that no other agent has."""
+    passages = registry.letta.passages
+    return [id for id in await passages.archives(record.id) if await passages.agents_of(id) == [record.id]]

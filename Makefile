@@ -11,7 +11,7 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test lint real browser bench soak compat catalog clients demo pictures dist clean
+.PHONY: help setup run check test lint real browser bench soak compat catalog clients demo pictures dist clean alerts
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,9 +80,16 @@ demo: setup ## Show the bug and its fix in one screen
 pictures: setup ## Draw the pictures in docs/images again
 	@$(BIN)/python docs/draw.py
 
+# promtool comes in Debian's package, unpacked into a folder of its own: nothing is installed.
+alerts: setup ## Test the alert rules of deploy/prometheus with promtool, which is fetched if it is missing
+	@command -v promtool >/dev/null || test -x .tools/usr/bin/promtool || { \
+	  command -v apt-get >/dev/null || { echo "alerts: install promtool (Prometheus) and put it on the PATH" >&2; exit 1; }; \
+	  mkdir -p .tools && cd .tools && apt-get download -qq prometheus 2>/dev/null && dpkg -x prometheus_*.deb . && rm prometheus_*.deb; }
+	@$(BIN)/python -m pytest --no-cov -q tests/unit/test_monitoring.py
+
 dist: $(VENV)/.ready ## Build the wheel and the source distribution into dist/
 	@rm -rf dist
 	@$(UV) build --quiet --out-dir dist
 
 clean: ## Remove environments, caches and builds; your data stays
-	@rm -rf $(VENV) .uv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist
+	@rm -rf $(VENV) .uv .tools .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist

@@ -47,7 +47,9 @@ def render(state: GatewayState | None, seen: GatewayTraffic | None) -> list[str]
     """The lines of /metrics about the gateway."""
     readiness = Readiness()
     readiness.record_gateway(None if state is None else GatewayStatus(ADDRESS, state))
-    turns: Any = SimpleNamespace(under_way=0, deps=SimpleNamespace(breaker=CircuitBreaker()))
+    turns: Any = SimpleNamespace(
+        under_way=0, queue=SimpleNamespace(waiting=0), deps=SimpleNamespace(breaker=CircuitBreaker())
+    )
     text = Metrics().render(turns, readiness, seen).decode()
     return [line for line in text.splitlines() if line.startswith("isabella_gateway")]
 

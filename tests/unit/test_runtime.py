@@ -40,7 +40,6 @@ def test_a_service_that_is_not_open_raises(name: str) -> None:
     [
         ("GET", "/api/agents", None),
         ("GET", "/api/agents/Isabella/blocks", None),
-        ("GET", "/metrics", None),
         ("POST", "/api/agents/Isabella/turns", {"message": "Hello"}),
         ("POST", "/v1/chat/completions", {"model": "Isabella", "messages": [{"role": "user", "content": "Hello"}]}),
     ],
@@ -71,6 +70,10 @@ def test_the_state_is_known_before_the_start() -> None:
     ready = ask("GET", "/ready")
     assert (ready.status_code, ready.json()["status"]) == (503, "starting")
     assert ask("GET", "/api/providers").json()["providers"] == []
+    metrics = ask("GET", "/metrics")
+    assert metrics.status_code == 200
+    assert 'isabella_status{status="starting"} 1.0' in metrics.text
+    assert 'isabella_status{status="ready"} 0.0' in metrics.text
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_everything_dies_and_comes_back(served: Backend, embedded: Server, tmp_p
     metrics = served.client.get("/metrics").text
     for part in ("postgres", "letta", "gateway"):
         assert f'isabella_part_up{{part="{part}"}} 1.0' in metrics
-        assert f'isabella_part_restarts{{part="{part}"}} 1.0' in metrics
+        assert f'isabella_part_restarts_total{{part="{part}"}} 1.0' in metrics
     ready = served.client.get("/ready").json()
     assert [(one["name"], one["state"]) for one in ready["conditions"]] == [
         ("postgres", "runs"),

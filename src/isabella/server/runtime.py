@@ -95,6 +95,7 @@ class Runtime:
         self.csrf = hmac.new(secret.encode(), b"isabella csrf", hashlib.sha256).hexdigest()
         self.monitor = ProviderMonitor(self)
         self.readiness.on_start_sync = self.event_log.add_sync
+        self.readiness.on_sync.append(self.metrics.record_sync)
         self.readiness.vendors.changed = self.event_log.notifier.notify
 
     @property
@@ -176,6 +177,7 @@ class Runtime:
     def on_watch_event(self, event: WatchEvent) -> None:
         """Record an event of the watcher; after a change of the configuration, make the agents follow it."""
         self.event_log.on_watch_event(event)
+        self.metrics.record_watch_event(event)
         if isinstance(event, Synced) and event.cause is SyncCause.CHANGE and self.up:
             self.start_task(self._ensure_agents)
 

@@ -48,6 +48,11 @@ class TurnQueue:
         self._queues: dict[str, deque[Ticket]] = {}
         self._turn_seconds = _FIRST_ESTIMATE
 
+    @property
+    def waiting(self) -> int:
+        """How many tickets wait behind the first of their queue."""
+        return sum(len(queue) - 1 for queue in self._queues.values())
+
     def take(self, agent_id: str) -> Ticket:
         """Return a ticket at the end of an agent's queue, or raise `QueueFull`. It has to be waited for, or left."""
         queue = self._queues.setdefault(agent_id, deque())

@@ -15,7 +15,7 @@ from isabella.doctor.run import DoctorOptions, run_doctor
 from isabella.errors import ConfigurationError
 from isabella.providers.health import report_document
 from isabella.server.errors import ERRORS
-from isabella.server.runtime import CurrentReadiness, CurrentRuntime, Turns
+from isabella.server.runtime import CurrentReadiness, CurrentRuntime
 
 router = APIRouter()
 
@@ -226,12 +226,12 @@ async def providers(readiness: CurrentReadiness) -> Providers:
     responses=ERRORS
     | {200: {"description": "Prometheus text.", "content": {"text/plain": {"schema": {"type": "string"}}}}},
 )
-async def metrics(runtime: CurrentRuntime, turns: Turns) -> Response:
-    """Return turns, times to the first token, failovers, tokens, circuit breakers, and the state of providers.
+async def metrics(runtime: CurrentRuntime) -> Response:
+    """Return turns, syncs, and the state of providers, processes and backups; also while the backend starts.
 
     With a gateway also its totals: answers, refusals, tokens, stopped keys, and the rate limits that are left.
     """
-    text = runtime.metrics.render(turns, runtime.readiness, runtime.gateway)
+    text = runtime.metrics.render(runtime.turn_service, runtime.readiness, runtime.gateway)
     return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
 

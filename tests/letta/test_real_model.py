@@ -31,7 +31,7 @@ from tests.support.command import ISABELLA, Command
 from tests.support.letta_admin import open_admin
 from tests.support.llama_server import MODEL, WINDOW, IndexUnreachable, LlamaServer, llama_server
 
-PROVIDER = "smol"
+PROVIDER = "llama.cpp"
 HANDLE = f"{PROVIDER}/{MODEL}"
 #: In tokens, for an agent that is to be stopped in the middle.
 LONG_ANSWER = 1500
@@ -67,7 +67,7 @@ def llama(letta_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @dataclass
 class Home:
-    """A person's folder with `.env`, `isabella.toml` and agents, and the backend that runs from it."""
+    """A person's folder with `.env` and agents, and the backend that runs from it."""
 
     command: Command
     letta: Letta
@@ -75,8 +75,8 @@ class Home:
     client: httpx.Client
     admin: httpx.Client
 
-    def configure(self) -> None:
-        """Write `.env`, with the key that the model's server accepts now, and `isabella.toml`."""
+    def configure(self, **variables: str) -> None:
+        """Write `.env`, with these variables for the model's server."""
         assert self.letta.master_key is not None
         self.command.configure(
             ISABELLA_HOME=str(self.command.folder / "home"),
@@ -89,19 +89,32 @@ class Home:
             LETTA_API_KEY=self.letta.password.get_secret_value(),
             LETTA_ENCRYPTION_KEY=self.letta.master_key.get_secret_value(),
             ISABELLA_DATABASE_URL=self.letta.database_url.get_secret_value(),
-            SMOL_API_KEY=self.llama.key,
+            **variables,
         )
         folder = self.command.folder
         (folder / ".env").chmod(0o600)
         (folder / "agents.toml").write_text("".join(AGENTS.format(name=n, handle=HANDLE) for n in ("real", "full")))
-        (folder / "isabella.toml").write_text(
-            f'[[providers]]\nname = "{PROVIDER}"\nbase_url = "{self.llama.base_url}"\napi_key_env = "SMOL_API_KEY"\n'
+
+    def add_vendor(self) -> None:
+        """Set the model's server up as a person does who has nothing else."""
+        self.configure()
+        added = subprocess.run(
+            [str(ISABELLA), "vendors", "add", PROVIDER, "--base-url", self.llama.base_url, "--key-stdin"],
+            cwd=self.command.folder,
+            env=self.command.variables,
+            input=f"{self.llama.key}\n",
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
+        assert added.returncode == 0, added.stderr
+        assert f"a window of {WINDOW:,} tokens" in added.stdout
+        assert self.llama.key not in added.stdout + added.stderr
 
     @contextmanager
     def up(self) -> Iterator[None]:
         """The backend and its gateway, as `isabella up` starts them."""
-        self.configure()
         output = self.command.folder / "output"
         with output.open("w") as log:
             process = subprocess.Popen(
@@ -165,6 +178,7 @@ def home(llama: LlamaServer, empty_letta: Letta, tmp_path_factory: pytest.TempPa
     headers = {"Authorization": f"Bearer {TOKEN}"}
     with httpx.Client(headers=headers, timeout=240, trust_env=False) as client, open_admin(empty_letta) as admin:
         home = Home(command, empty_letta, llama, client, admin.http)
+        home.add_vendor()
         with home.up():
             yield home
 
@@ -238,7 +252,7 @@ def test_the_key_is_rotated_while_everything_runs(home: Home) -> None:
     assert home.llama.slot()["is_processing"] is False
     home.llama.replace_key()
     assert home.say("real", "Hello?").one("error")["code"] == "key_refused"
-    home.configure()
+    home.configure(LLAMA_CPP_BASE_URL=home.llama.base_url, LLAMA_CPP_API_KEY=home.llama.key)
 
     def synced() -> bool:
         provider = entry(home.client.get("/api/providers").json())

@@ -5,6 +5,7 @@ A temporary agent, bound explicitly (fact M6), says one line, and is removed in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
     try:
         agent_id = await letta.agents.create(
             {
-                "name": f"isabella-receipt-{binding.provider}",
+                "name": _agent_name(binding.provider),
                 **creation_fields(binding, {"max_tokens": min(_ANSWER_TOKENS, binding.window // 4)}),
                 "include_base_tools": False,
                 "tags": [PROBE_TAG],
@@ -96,6 +97,11 @@ async def _probe_once(letta: LettaClient, binding: Binding) -> ProbeResult:
         if agent_id is not None:
             with anyio.CancelScope(shield=True), suppress(LettaError):
                 await letta.agents.delete(agent_id)
+
+
+def _agent_name(provider: str) -> str:
+    """Return the name of the temporary agent on a provider. Letta refuses dots and colons in names of agents."""
+    return "isabella-receipt-" + re.sub(r"[^\w-]", "-", provider)
 
 
 def judge_refusal(error: LettaRefused | LettaBroken) -> ProbeResult:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from isabella.providers.report import ProviderReport, Report
 from isabella.server.metrics import Metrics
 from isabella.watch.events import SyncCause, Synced
 from tests.support import metrics_table
@@ -119,8 +120,8 @@ def test_promtool_has_nothing_to_say_about_the_metrics() -> None:
 # --- counting -------------------------------------------------------------------------------------------------------
 
 
-def _report(*entries: object) -> metrics_table.Report:
-    return metrics_table.Report("http://letta.test", "0.16.8", list(entries))  # type: ignore[arg-type]
+def _report(*entries: ProviderReport) -> Report:
+    return Report("http://letta.test", "0.16.8", entries)
 
 
 def test_syncs_are_counted_by_their_outcome() -> None:

@@ -1,4 +1,7 @@
-"""The console with ten thousand messages and two hundred providers: time until pages are usable, and their size."""
+"""The console with ten thousand messages in fifty conversations and two hundred providers.
+
+Measured are the time until pages are usable, their size, and the longest task of a page while an answer arrives.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,27 @@ from bench.setup import Servers, Setup
 from isabella.practice import PracticeVendors
 from isabella.server.sessions import login_link
 
-PROVIDERS, MESSAGES = 200, 10_000
+PROVIDERS, MESSAGES, CONVERSATIONS = 200, 10_000, 50
 _AT_ONCE = 500
-_PAGES = ("providers", "chat", "memory", "activity")
+_PAGES = ("providers", "chat", "agents", "memory", "activity")
+#: An answer with everything that is costly to render.
+_STREAMED = "\n\n".join(
+    f"## Part {number}\n\n{'Some *words* with `code` and a [link](https://example.org). ' * 6}\n\n"
+    f"| a | b |\n|---|--:|\n| {number} | 2 |\n\n```python\ndef part_{number}():\n    return {number}\n```"
+    for number in range(40)
+)
+_WATCH = """() => {
+  window.longest = 0;
+  new PerformanceObserver((list) => {
+    for (const task of list.getEntries()) window.longest = Math.max(window.longest, task.duration);
+  }).observe({ type: "longtask" });
+}"""
+#: Moves the oldest messages of an agent that belong to no conversation yet into one.
+_MOVE = """
+    UPDATE messages SET conversation_id = %(conversation)s
+    WHERE id IN (SELECT id FROM messages WHERE agent_id = %(agent)s AND conversation_id IS NULL AND role <> 'system'
+                 ORDER BY sequence_id LIMIT %(count)s)
+"""
 _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -53,6 +74,7 @@ def _measure(servers: Servers, program: str, rounds: int, results: Results) -> N
             (setup.folder / ".env").write_text("".join(lines))
             with serving(setup, vendor_variables(vendors)) as (address, _process), _browser(program) as browser:
                 agent = _converse(setup)
+                _spread(setup, agent)
                 slowest, heaviest = 0.0, 0.0
                 said: list[str] = []
                 for name in _PAGES:
@@ -63,6 +85,7 @@ def _measure(servers: Servers, program: str, rounds: int, results: Results) -> N
                     said.append(f"{name} {seconds_ * 1000:.0f} ms, {weight:.0f} kB")
                 results.add("console_seconds", slowest, "; ".join(said))
                 results.add("console_kb", heaviest)
+                results.add("console_task_ms", _longest_task(browser, address))
     finally:
         with psycopg.connect(letta.database_url.get_secret_value()) as database:
             delete_providers(database)
@@ -92,6 +115,24 @@ def _visit(browser: Browser, address: str, page_name: str) -> tuple[float, float
     return seconds, weight / 1000
 
 
+def _longest_task(browser: Browser, address: str) -> float:
+    """Return the longest task, in milliseconds, of the chat page's thread while an answer arrives; 0 below 50 ms."""
+    with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60) as client:
+        agent = client.post("/api/agents", json={"name": "Streaming"}).raise_for_status().json()["id"]
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    context.request.get(login_link(address, SecretStr(TOKEN)), max_redirects=0)
+    page.goto(f"{address}/console/chat/{agent}")
+    page.wait_for_selector("#main[data-connected]")
+    page.locator("#message").fill(f"Say {_STREAMED}")
+    page.evaluate(_WATCH)
+    page.locator("#message").press("Enter")
+    page.locator("#live .facts").wait_for(timeout=120_000)
+    longest = float(page.evaluate("window.longest"))
+    context.close()
+    return longest
+
+
 def _interactive(page: Page) -> float:
     """Return the seconds until the page's scripts had run; from then on buttons work."""
     milliseconds = page.evaluate("performance.getEntriesByType('navigation')[0].domContentLoadedEventEnd")
@@ -113,6 +154,22 @@ def _converse(setup: Setup) -> str:
             answer = {"response_dict": {"content": "It has indeed. " * 8}}
             letta.post(f"/v1/agents/{found['id']}/messages/capture", json=body | answer).raise_for_status()
         return str(found["id"])
+
+
+def _spread(setup: Setup, agent: str) -> None:
+    """Move half of the messages, the oldest ones, into conversations of their own."""
+    each = MESSAGES // 2 // (CONVERSATIONS - 1)
+    password = setup.letta.password.get_secret_value()
+    headers = {"Authorization": f"Bearer {password}"}
+    with (
+        httpx.Client(base_url=setup.letta.base_url, headers=headers, timeout=120) as letta,
+        psycopg.connect(setup.letta.database_url.get_secret_value()) as database,
+    ):
+        for number in range(CONVERSATIONS - 1):
+            body = {"summary": f"Conversation {number}"}
+            made = letta.post("/v1/conversations/", params={"agent_id": agent}, json=body).raise_for_status().json()
+            moved = database.execute(_MOVE, {"conversation": made["id"], "agent": agent, "count": each})
+            assert moved.rowcount == each, moved.rowcount
 
 
 def _variable(provider: str) -> str:

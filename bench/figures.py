@@ -117,8 +117,17 @@ FIGURES = (
     Figure("backup_mb", "its size, MB"),
     Figure("backup_verify_seconds", "reading it back, comparing every count, decrypting every secret, seconds"),
     Figure("backup_restore_seconds", "restoring it, until Letta answers, seconds"),
-    Figure("console_seconds", "until a page is usable, with 10,000 messages and 200 providers, seconds", most=1.0),
+    Figure(
+        "console_seconds",
+        "until a page is usable, with 10,000 messages in 50 conversations and 200 providers, seconds",
+        most=1.0,
+    ),
     Figure("console_kb", "compressed size of the largest of these pages, kB", most=150),
+    Figure(
+        "console_task_ms",
+        "longest task of the page's thread while an answer of 20,000 characters arrives, ms",
+        most=100,
+    ),
     Figure("help_seconds", "`isabella --help` in a fresh process, seconds", most=0.3),
     Figure("doctor_seconds", "`isabella doctor --json`, four providers in sync, seconds", most=3.0),
     Figure("doctor_down_seconds", "the same with Letta and all vendors down, seconds", most=10.0),

@@ -13,6 +13,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Error, Page, Response, ViewportSize, expect
 
+from tests.support import catalogues
 from tests.support.backend_server import TOKEN, Backend
 from tests.support.browser_user import BrowserUser, aside, browsing
 
@@ -22,7 +23,10 @@ WIDTHS: dict[str, ViewportSize] = {
     "wide": {"width": 1440, "height": 900},
 }
 #: The rules of axe by theme: the dark theme differs from the light one in colours only.
-RULES: dict[Literal["dark", "light"], str] = {"dark": "runOnly: ['color-contrast', 'link-in-text-block'],", "light": ""}
+RULES: dict[Literal["dark", "light"], str] = {
+    "dark": "runOnly: ['color-contrast', 'link-in-text-block'],",
+    "light": "",
+}
 
 
 #: The code and the table are complete before the end has arrived.
@@ -221,6 +225,90 @@ def test_axe_finds_what_is_wrong(served: Backend, browser: Browser) -> None:
         walked.look(user.page, "sign in")
     assert {one.split(":")[0] for one in walked.violations} == {f"sign in, {width}, dark" for width in WIDTHS}
     assert all("color-contrast" in one for one in walked.violations)
+
+
+#: What a page says by itself, hidden texts included: not what an agent, a person or a memory says.
+_OWN_TEXT = """() => {
+  const body = document.body.cloneNode(true);
+  for (const one of body.querySelectorAll(".value, .words, code")) one.remove();
+  return body.textContent;
+}"""
+
+
+def test_german_fits_and_leaves_no_english(served: Backend, browser: Browser, told: str) -> None:
+    """At the narrowest width no page is wider than the window, and no text of the catalogue is left in English.
+
+    The browser's preference decides until a person chooses; the choice outlives the page.
+    """
+    german = {text: form for text, form in catalogues.texts("de") if text != form and " " in text}
+    found: list[str] = []
+    with browsing(served, browser, viewport=WIDTHS["narrow"], locale="de-DE") as user:
+        page = user.page
+        page.goto(f"{served.url}/console/chat")
+        expect(page.get_by_role("button", name="Anmelden")).to_be_visible()
+        user.enter()
+        for state in german_pages(user, told):
+            shown = page.evaluate(_OWN_TEXT)
+            found += [f"{state}: {text}" for text in german if text in shown]
+            width = page.evaluate("document.documentElement.scrollWidth")
+            found += [f"{state} is {width} pixels wide"] * (width > WIDTHS["narrow"]["width"])
+            assert page.locator("html").get_attribute("lang") == "de", state
+        assert found == []
+        user.open("activity")
+        page.get_by_role("button", name="English").click()
+        expect(page.locator("html")).to_have_attribute("lang", "en")
+        page.goto(f"{served.url}/console/agents")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Agents")
+        page.get_by_role("button", name="Deutsch").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Agenten")
+
+
+def german_pages(user: BrowserUser, agent: str) -> Iterator[str]:
+    """Every page in German, with its forms open."""
+    page = user.page
+    user.open("providers")
+    page.locator("#do-verify").click()
+    expect(page.locator("#job.done")).to_be_visible()
+    yield "providers"
+    user.open(f"chat/{agent}")
+    user.say("Say *something* `code`")
+    user.wait_for_answer()
+    yield "chat"
+    for menu in ("#model", "#search", "#export"):
+        page.locator(f"{menu} summary").click()
+        yield f"chat, {menu}"
+        page.locator(f"{menu} summary").click()
+    page.locator("#talks-open").click()
+    yield "chat, the drawer"
+    user.open(f"memory/{agent}")
+    page.locator("[id^='edit-']").first.click()
+    expect(page.locator("form.editing textarea")).to_be_focused()
+    page.locator("#add summary").click()
+    page.locator("[data-select-all]").click()
+    page.locator("#bulk button").first.click()
+    expect(page.locator("#bulk-bar .danger")).to_be_visible()
+    yield "memory"
+    page.goto(f"{user.served.url}/console/memory/{agent}/history?label=human")
+    yield "history of a block"
+    user.open("agents")
+    page.locator("#new summary").click()
+    page.locator("#import summary").click()
+    page.locator(f"#{agent} .actions button").last.click()
+    expect(page.locator(".asking")).to_be_visible()
+    yield "agents"
+    page.goto(f"{user.served.url}/console/agents/{agent}")
+    yield "prompt"
+    user.open("activity")
+    for summary in page.locator(".behind summary:visible").all():
+        summary.click()
+    yield "activity"
+    for path in ("sessions", "nothing"):
+        page.goto(f"{user.served.url}/console/{path}")
+        yield path
+    page.route("**/health", lambda route: route.abort())
+    page.goto(f"{user.served.url}/console/static/offline?language=de")
+    yield "offline"
+    page.unroute("**/health")
 
 
 def test_no_key_reaches_the_browser(served: Backend, walked: Walked, told: str) -> None:

@@ -159,7 +159,7 @@ def test_forms_of_other_sites(user: BrowserUser) -> None:
     url = user.served.url
     cookies = {one["name"]: one["value"] for one in user.context.cookies()}
     user.open("providers")
-    given = user.page.locator("[name=csrf]").input_value()
+    given = user.page.locator("[name=csrf]").first.input_value()
     token = {"X-Isabella-Csrf": given}
     foreign = {"Origin": "http://127.0.0.1:9"}
     with httpx.Client(base_url=url, cookies=cookies) as client:

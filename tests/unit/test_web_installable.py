@@ -57,7 +57,7 @@ def test_the_manifest_and_its_icons(client: TestClient) -> None:
 
 def test_the_worker_keeps_the_offline_page_and_its_files(client: TestClient) -> None:
     """It is asked for at a URL that names all of them, each of which is there without a session."""
-    url = Renderer(Runtime()).installable.worker_url
+    url = Renderer(Runtime()).installable.worker_url()
     worker = get(client, url)
     assert worker.headers["service-worker-allowed"] == "/console/"
     assert "javascript" in worker.headers["content-type"]

@@ -21,10 +21,11 @@ from isabella.letta.client import LettaClient
 from isabella.letta.conversations import DEFAULT, ConversationRow
 from isabella.letta.llm_config import is_older
 from isabella.system import audit
+from isabella.system.english import english
 
 #: In characters.
 LONGEST_NAME = 200
-_NAME_OF_DEFAULT = "Default conversation"
+_NAME_OF_DEFAULT = english("Default conversation")
 _UNNAMED = "New conversation"
 _FIRST_WORDS = 60
 #: How often a mark of archiving is written again that another writer of the metadata has overwritten.

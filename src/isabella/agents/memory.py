@@ -19,6 +19,7 @@ from isabella.agents.nearness import Nearness
 from isabella.errors import LettaRefused, MemoryChanged, MemoryRefused, MemoryTooLong, MemoryUnknown
 from isabella.letta.client import LettaClient
 from isabella.system import audit
+from isabella.system.english import english
 
 #: A context manager that delays an agent's turns while its memory is written.
 Hold = Callable[[str], AbstractAsyncContextManager[None]]
@@ -202,7 +203,7 @@ class ArchivalMemory:
         for part in (text, *tags):
             check_text(part)
         if not text.strip():
-            raise MemoryRefused("A passage cannot be empty.")
+            raise MemoryRefused(english("A passage cannot be empty."))
         try:
             return _passage(await self._letta.passages.add(agent_id, text, tags=tags, created_at=created_at))
         except LettaRefused as refused:

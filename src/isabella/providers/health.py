@@ -6,7 +6,7 @@ The condition combines reports over time: pure functions without a clock, and a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import IntEnum, StrEnum
@@ -16,8 +16,9 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from isabella.providers.plan import WRITE_ACTIONS, Action, ProviderState
-from isabella.providers.report import GatewayState, GatewayStatus, Proof, ProviderReport, Report, join_some
+from isabella.providers.report import GatewayState, GatewayStatus, Proof, ProviderReport, Report
 from isabella.system import state
+from isabella.system.english import English, english, joined
 from isabella.vendors.client import VendorObservation, VendorState
 
 
@@ -177,44 +178,55 @@ class Level(IntEnum):
 
 
 _STORED = {
-    HealthState.IN_SYNC: (Level.OK, "the stored key is proven"),
-    HealthState.DRIFTED: (Level.PROBLEM, "Letta does not hold the configured values"),
-    HealthState.REFUSED: (Level.PROBLEM, "the vendor refuses the configured key"),
-    HealthState.MISCONFIGURED: (Level.PROBLEM, "the configured values cannot be used"),
-    HealthState.UNPROVEN: (Level.WARNING, "the stored key cannot be read back"),
-    HealthState.FAILED: (Level.PROBLEM, "the last sync failed"),
-    HealthState.NO_KEY: (Level.UNKNOWN, "no key is configured"),
-    HealthState.FOREIGN: (Level.UNKNOWN, "it is not declared"),
+    HealthState.IN_SYNC: (Level.OK, english("the stored key is proven")),
+    HealthState.DRIFTED: (Level.PROBLEM, english("Letta does not hold the configured values")),
+    HealthState.REFUSED: (Level.PROBLEM, english("the vendor refuses the configured key")),
+    HealthState.MISCONFIGURED: (Level.PROBLEM, english("the configured values cannot be used")),
+    HealthState.UNPROVEN: (Level.WARNING, english("the stored key cannot be read back")),
+    HealthState.FAILED: (Level.PROBLEM, english("the last sync failed")),
+    HealthState.NO_KEY: (Level.UNKNOWN, english("no key is configured")),
+    HealthState.FOREIGN: (Level.UNKNOWN, english("it is not declared")),
 }
 _VENDOR = {
-    VendorState.ANSWERS: (Level.OK, "answers"),
-    VendorState.REFUSES_KEY: (Level.PROBLEM, "refuses the key"),
-    VendorState.REFUSES: (Level.WARNING, "refuses requests"),
-    VendorState.FAILS: (Level.PROBLEM, "fails"),
-    VendorState.UNREACHABLE: (Level.PROBLEM, "cannot be reached"),
-    VendorState.NOT_ASKED: (Level.UNKNOWN, "not asked"),
+    VendorState.ANSWERS: (Level.OK, english("answers")),
+    VendorState.REFUSES_KEY: (Level.PROBLEM, english("refuses the key")),
+    VendorState.REFUSES: (Level.WARNING, english("refuses requests")),
+    VendorState.FAILS: (Level.PROBLEM, english("fails")),
+    VendorState.UNREACHABLE: (Level.PROBLEM, english("cannot be reached")),
+    VendorState.NOT_ASKED: (Level.UNKNOWN, english("not asked")),
 }
 
 _GATEWAY = {GatewayState.RUNS: Level.OK, GatewayState.UNKNOWN: Level.UNKNOWN, GatewayState.DOWN: Level.PROBLEM}
 
 
-#: What to do next about a stored key, and about a vendor; `{key}` is the variable and the origin of the key.
-_SYNC = "Sync makes Letta hold the configured values: the button, or `isabella providers sync`."
-_STORED_REMEDIES = {
-    HealthState.DRIFTED: _SYNC,
-    HealthState.FAILED: _SYNC,
-    HealthState.REFUSED: "Replace {key}; a new key takes effect at once.",
-    HealthState.MISCONFIGURED: "Correct {key}; the change takes effect at once.",
-    HealthState.UNPROVEN: "Doctor names the cause: the button, or `isabella doctor`.",
-}
-_OTHERS_ANSWER = "Agents use their models of other vendors meanwhile."
-_VENDOR_REMEDIES = {
-    VendorState.REFUSES_KEY: "Replace {key}; a new key takes effect at once.",
-    VendorState.REFUSES: f"Wait, or add credit at the vendor. {_OTHERS_ANSWER}",
-    VendorState.FAILS: f"Wait, or check its base URL with Doctor. {_OTHERS_ANSWER}",
-    VendorState.UNREACHABLE: f"Check the network with Doctor: the button, or `isabella doctor`. {_OTHERS_ANSWER}",
-}
-_VERIFY = "Verify asks them: the button, or `isabella providers verify`."
+_OTHERS_ANSWER = english("Agents use their models of other vendors meanwhile.")
+
+
+def _stored_remedy(health: HealthState, key: str) -> str:
+    match health:
+        case HealthState.DRIFTED | HealthState.FAILED:
+            return english("Sync makes Letta hold the configured values: the button, or `isabella providers sync`.")
+        case HealthState.REFUSED:
+            return english("Replace %(key)s; a new key takes effect at once.", key=key)
+        case HealthState.MISCONFIGURED:
+            return english("Correct %(key)s; the change takes effect at once.", key=key)
+        case HealthState.UNPROVEN:
+            return english("Doctor names the cause: the button, or `isabella doctor`.")
+        case _:
+            return ""
+
+
+def _vendor_remedy(state: VendorState, key: str) -> str:
+    match state:
+        case VendorState.REFUSES_KEY:
+            return english("Replace %(key)s; a new key takes effect at once.", key=key)
+        case VendorState.REFUSES:
+            return joined([english("Wait, or add credit at the vendor."), _OTHERS_ANSWER])
+        case VendorState.FAILS:
+            return joined([english("Wait, or check its base URL with Doctor."), _OTHERS_ANSWER])
+        case _:
+            check = english("Check the network with Doctor: the button, or `isabella doctor`.")
+            return joined([check, _OTHERS_ANSWER])
 
 
 @dataclass(frozen=True)
@@ -273,17 +285,17 @@ def level_of(entry: ProviderReport) -> Level:
 def _problem(entry: ProviderReport) -> _Problem | None:
     """Return the worse problem of a provider; None if stored key and vendor are fine, or not known."""
     stored, status = stored_level(entry), entry.vendor_status
-    vendor, key = vendor_level(status), entry.key_source or "its key"
+    vendor, key = vendor_level(status), entry.key_source or english("its key")
     if max(stored, vendor) <= Level.UNKNOWN:
         return None
     if stored >= vendor or status is None:
         health = current_health(entry)
         refused = health is HealthState.REFUSED
-        remedy = entry.remedy or _STORED_REMEDIES.get(health, "").format(key=key)
+        remedy = entry.remedy or _stored_remedy(health, key)
         seen = status.at if refused and status is not None else None
         return _Problem(stored, refused, _STORED[health][1], remedy, seen)
-    text = f"the vendor {vendor_words(status)} ({status.reason})"
-    return _Problem(vendor, True, text, _VENDOR_REMEDIES[status.state].format(key=key), status.at)
+    text = english("the vendor %(does)s (%(reason)s)", does=_VENDOR[status.state][1], reason=status.reason)
+    return _Problem(vendor, True, text, _vendor_remedy(status.state, key), status.at)
 
 
 def gateway_level(gateway: GatewayStatus | None) -> Level:
@@ -294,20 +306,26 @@ def gateway_level(gateway: GatewayStatus | None) -> Level:
 def headline(report: Report) -> StatusHeadline:
     """Return the headline over the configured providers, and over the gateway that their requests pass."""
     if not report.configured:
-        remedy = "Put a key into .env, such as CEREBRAS_API_KEY=…; it takes effect at once."
-        return StatusHeadline(Level.WARNING, "No provider is configured.", "", remedy)
+        remedy = english("Put a key into %(file)s, such as CEREBRAS_API_KEY=…; it takes effect at once.", file=".env")
+        return StatusHeadline(Level.WARNING, english("No provider is configured."), "", remedy)
     of_providers, gateway = _headline_of_providers(report), report.gateway
     match gateway_level(gateway):
         case Level.PROBLEM if gateway is not None:
-            others = "" if of_providers.level <= Level.UNKNOWN else f" {of_providers.title} {of_providers.text}"
-            reason = (gateway.reason or "the reason is not known").rstrip(".")
-            text = f"Until it does, agents get no answer ({gateway.address}): {reason}.{others}"
-            return StatusHeadline(Level.PROBLEM, "The gateway does not run.", text, gateway.remedy or "")
+            others = [] if of_providers.level <= Level.UNKNOWN else [of_providers.title, of_providers.text]
+            reason = gateway.reason or english("the reason is not known")
+            text = english(
+                "Until it does, agents get no answer (%(address)s): %(reason)s.",
+                address=gateway.address,
+                reason=reason if isinstance(reason, English) else reason.rstrip("."),
+            )
+            title = english("The gateway does not run.")
+            return StatusHeadline(Level.PROBLEM, title, joined([text, *others]), gateway.remedy or "")
         case Level.UNKNOWN if gateway is not None:
             level, title = max(of_providers.level, Level.UNKNOWN), of_providers.title
-            # Every vendor answered once: that was through the gateway, which may have ended since.
-            title = title if of_providers.level is not Level.OK else "The gateway cannot be reached from here."
-            text = f"{of_providers.text} {gateway.sentence}"
+            if of_providers.level is Level.OK:
+                # Every vendor answered once: that was through the gateway, which may have ended since.
+                title = english("The gateway cannot be reached from here.")
+            text = joined([of_providers.text, gateway.sentence])
             return replace(of_providers, level=level, title=title, text=text)
         case _:
             return of_providers
@@ -321,18 +339,41 @@ def _headline_of_providers(report: Report) -> StatusHeadline:
     if problems:
         # A vendor that refuses comes before a key that differs: a sync repairs only the latter.
         problems.sort(key=lambda one: (-one[1].level, not one[1].of_vendor))
-        title = f"{len(problems)} of {total} providers {'is' if len(problems) == 1 else 'are'} not in order."
-        text = join_some([f"{name}: {problem.text}" for name, problem in problems], _MAX_NAMES, "; ")
+        if len(problems) == 1:
+            title = english("1 of %(total)s providers is not in order.", total=total)
+        else:
+            title = english("%(count)s of %(total)s providers are not in order.", count=len(problems), total=total)
+        texts = [english("%(name)s: %(problem)s", name=name, problem=problem.text) for name, problem in problems]
         worst = problems[0][1]
-        return StatusHeadline(level, title, f"{text}.", worst.remedy, worst.seen)
-    proven = "The stored key is proven" if total == 1 else f"All {total} stored keys are proven"
+        return StatusHeadline(level, title, _sentence(_some(texts, "; ")), worst.remedy, worst.seen)
+    if total == 1:
+        proven = english("The stored key is proven")
+    else:
+        proven = english("All %(total)s stored keys are proven", total=total)
     if level is Level.OK:
-        answered = "the vendor answered" if total == 1 else "every vendor answered"
-        return StatusHeadline(level, "Everything is in order.", f"{proven}, and {answered} the last request.")
+        if total == 1:
+            text = english("%(proven)s, and the vendor answered the last request.", proven=proven)
+        else:
+            text = english("%(proven)s, and every vendor answered the last request.", proven=proven)
+        return StatusHeadline(level, english("Everything is in order."), text)
     unknown = [entry.name for entry in configured if level_of(entry) is Level.UNKNOWN]
-    which = "this vendor answers" if len(unknown) == 1 else "these vendors answer"
-    text = f"Whether {which} is not known: {join_some(unknown, _MAX_NAMES)}."
-    return StatusHeadline(level, f"{proven}.", text, _VERIFY)
+    names = _some(unknown, ", ")
+    if len(unknown) == 1:
+        text = english("Whether this vendor answers is not known: %(names)s.", names=names)
+    else:
+        text = english("Whether these vendors answer is not known: %(names)s.", names=names)
+    verify = english("Verify asks them: the button, or `isabella providers verify`.")
+    return StatusHeadline(level, _sentence(proven), text, verify)
+
+
+def _some(texts: Sequence[str], between: str) -> str:
+    """Join the first texts, and say how many more there are."""
+    first, more = joined(texts[:_MAX_NAMES], between), len(texts) - _MAX_NAMES
+    return english("%(names)s and %(count)s more", names=first, count=more) if more > 0 else first
+
+
+def _sentence(text: str) -> str:
+    return english("%(text)s.", text=text)
 
 
 def report_document(report: Report) -> dict[str, Any]:

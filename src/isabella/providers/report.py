@@ -11,6 +11,7 @@ from typing import Any
 from isabella.errors import LettaError, LettaRefused
 from isabella.providers.bound_agents import AgentMoves
 from isabella.providers.plan import Action, PlannedChange, ProviderState, describe_refusal
+from isabella.system.english import english
 from isabella.vendors.client import KeyVerdict, VendorAnswer, VendorObservation
 
 
@@ -85,11 +86,19 @@ class GatewayStatus:
         """The status for people, with the remedy."""
         match self.state:
             case GatewayState.RUNS:
-                return f"The gateway runs at {self.address}."
+                return english("The gateway runs at %(address)s.", address=self.address)
             case GatewayState.DOWN:
-                return f"The gateway at {self.address} does not run, so agents get no answer: {self.details}"
+                return english(
+                    "The gateway at %(address)s does not run, so agents get no answer: %(why)s",
+                    address=self.address,
+                    why=self.details,
+                )
             case GatewayState.UNKNOWN:
-                return f"Whether the gateway at {self.address} runs is not known: {self.details}"
+                return english(
+                    "Whether the gateway at %(address)s runs is not known: %(why)s",
+                    address=self.address,
+                    why=self.details,
+                )
 
     @property
     def details(self) -> str:

@@ -24,6 +24,7 @@ from isabella.server.errors import handle_errors
 from isabella.server.request_limits import RequestLimits
 from isabella.server.runtime import Runtime
 from isabella.server.web import app as web
+from isabella.server.web.languages import LanguageMiddleware
 
 
 def create_app(
@@ -66,6 +67,7 @@ def create_app(
             expose_headers=["Retry-After"],
         )
     app.add_middleware(auth.SecurityHeaders)
+    app.add_middleware(LanguageMiddleware)
     app.add_middleware(paths.PlainPaths)
     handle_errors(app)
     # `paths` answers for all other paths of the OpenAI format.

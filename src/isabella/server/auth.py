@@ -24,6 +24,7 @@ from isabella.server.errors import Problem, answer, is_openai, openai_answer
 from isabella.server.security import NO_STORE, UNKNOWN_HOST, is_host, security_headers
 from isabella.server.sessions import ID_SHOWN, Session, Sessions, equal
 from isabella.system import audit
+from isabella.system.english import english
 from isabella.system.http_server import address_group, admit
 
 COOKIE = "isabella"
@@ -251,12 +252,14 @@ async def read_upload(request: Request, csrf: str, largest: int) -> bytes:
 
 def _check_origin(request: Request) -> None:
     if not is_same_origin(request.headers):
-        raise FormRefused("This form was sent by another site, so nothing was done.")
+        raise FormRefused(english("This form was sent by another site, so nothing was done."))
 
 
 def _check_secret(secret: str, csrf: str) -> None:
     if not equal(secret, csrf):
-        raise FormRefused("This page was loaded before a restart with another token.", remedy="Reload it.")
+        raise FormRefused(
+            english("This page was loaded before a restart with another token."), remedy=english("Reload it.")
+        )
 
 
 async def read_body(request: Request, largest: int) -> bytes:
@@ -265,7 +268,7 @@ async def read_body(request: Request, largest: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > largest:
-            raise FormRefused("The form is too large.", remedy="Send less at once.")
+            raise FormRefused(english("The form is too large."), remedy=english("Send less at once."))
     return body
 
 
@@ -274,7 +277,7 @@ def parse_form(body: bytes) -> dict[str, str]:
     try:
         return dict(parse_qsl(body.decode(), keep_blank_values=True, encoding="utf-8", errors="strict"))
     except ValueError:
-        raise FormRefused("The form is not valid UTF-8.", remedy="Send it as UTF-8.") from None
+        raise FormRefused(english("The form is not valid UTF-8."), remedy=english("Send it as UTF-8.")) from None
 
 
 def is_same_origin(headers: Headers) -> bool:
@@ -299,16 +302,18 @@ _UNAUTHORIZED = Refusal(
     401,
     Problem(
         code="unauthorized",
-        message="The token is missing or wrong.",
-        remedy="Send it as `Authorization: Bearer …`; in a browser, open the link that `isabella login` prints.",
+        message=english("The token is missing or wrong."),
+        remedy=english(
+            "Send it as `Authorization: Bearer …`; in a browser, open the link that `isabella login` prints."
+        ),
     ),
 )
 _FOREIGN = Refusal(
     403,
     Problem(
         code="foreign_origin",
-        message="A page of another origin sent this request with a browser's session.",
-        remedy="Use the console, or a program that sends the token.",
+        message=english("A page of another origin sent this request with a browser's session."),
+        remedy=english("Use the console, or a program that sends the token."),
     ),
 )
 _CODE, _MESSAGE, _REMEDY = UNKNOWN_HOST

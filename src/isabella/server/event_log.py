@@ -14,6 +14,7 @@ import anyio
 from isabella.providers.plan import DONE, Action
 from isabella.providers.report import Proof, ProviderReport, Report
 from isabella.server.answer_log import AnswerLog, AnswerRecord
+from isabella.system.english import English, english
 from isabella.system.redaction import redact
 from isabella.turns.events import AnswerText, Ended, Event, Failover, TurnFailed, Usage
 from isabella.turns.stream import is_of_vendor
@@ -117,9 +118,9 @@ class EventLog:
                 of_vendor = is_of_vendor(event.code, event.status)
                 if of_vendor:
                     self._samples.append(TurnSample(time.time(), handle, status=event.status))
-                done = "did not answer" if of_vendor else "was not used by"
-                text = f"{done} {agent.name} ({event.code.value.replace('_', ' ')}): {redact(event.message)}"
-                self.entries.appendleft(LoggedEvent("failover", handle, text, warning=True))
+                self.entries.appendleft(
+                    LoggedEvent("failover", handle, _why_not(agent.name, event, of_vendor), warning=True)
+                )
             case TurnFailed():
                 self.entries.appendleft(LoggedEvent("refusal", agent.name, redact(event.message), warning=True))
             case Ended(handle=handle):
@@ -143,14 +144,19 @@ class EventLog:
         entries = [entry for entry in report.configured if _is_notable(entry)]
         for entry in entries:
             refused, proven = entry.action is Action.REFUSE, entry.proof is Proof.PROVEN
-            text = f"{DONE.get(entry.action, 'refused' if refused else 'out of sync')}: {redact(entry.reason)}"
+            outcome = english("refused") if refused else english("out of sync")
+            outcome = english(DONE[entry.action]) if entry.action in DONE else outcome
+            text = english("%(done)s: %(reason)s", done=outcome, reason=redact(entry.reason))
             kind, proof = "refusal" if refused else "sync", entry.proof.value
             done = _sync_kind(entry, cause)
             event = LoggedEvent(kind, entry.name, text, cause, proof, seconds, warning=not proven, sync=done)
             self.entries.appendleft(event)
         if not entries:
             count = len(report.configured)
-            text = f"{count} provider{'s' if count != 1 else ''} as configured; nothing to do"
+            if count == 1:
+                text = english("1 provider as configured; nothing to do")
+            else:
+                text = english("%(count)s providers as configured; nothing to do", count=count)
             self.entries.appendleft(LoggedEvent("sync", "all", text, cause, "proven", seconds))
         self.notifier.notify()
 
@@ -167,7 +173,9 @@ class EventLog:
 
     def add_notice(self, text: str, subject: str = "", *, warning: bool = False) -> None:
         """Record a notice."""
-        self.entries.appendleft(LoggedEvent("notice", subject, redact(text), warning=warning))
+        self.entries.appendleft(
+            LoggedEvent("notice", subject, text if isinstance(text, English) else redact(text), warning=warning)
+        )
         self.notifier.notify()
 
     def notices(self, seconds: float) -> Sequence[LoggedEvent]:
@@ -181,6 +189,13 @@ class EventLog:
             time.time(), handle, ended.first_token, prompt_tokens=prompt, completion_tokens=completion
         )
         self._samples.append(sample)
+
+
+def _why_not(agent: str, event: Failover, of_vendor: bool) -> str:
+    values = {"agent": agent, "code": event.code.value.replace("_", " "), "reason": redact(event.message)}
+    if of_vendor:
+        return english("did not answer %(agent)s (%(code)s): %(reason)s", **values)
+    return english("was not used by %(agent)s (%(code)s): %(reason)s", **values)
 
 
 def _sync_kind(entry: ProviderReport, cause: str) -> SyncKind | None:

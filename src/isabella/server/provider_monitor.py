@@ -19,6 +19,7 @@ from isabella.providers.health import Level, StatusHeadline
 from isabella.providers.report import Report
 from isabella.server.event_log import Notifier
 from isabella.server.readiness import Readiness
+from isabella.system.english import english, joined
 from isabella.system.supervision import PartState, PartStatus
 from isabella.watch.watcher import Watcher
 
@@ -196,27 +197,30 @@ def status_line(runtime: Backend, states: ProviderStates) -> StatusHeadline:
     readiness = runtime.readiness
     if readiness.error is not None:
         error = readiness.error
-        return StatusHeadline(Level.PROBLEM, "Isabella does not work.", error.what, error.remedy or "")
+        return StatusHeadline(Level.PROBLEM, english("Isabella does not work."), error.what, error.remedy or "")
     if readiness.down and readiness.report is not None:
         lead = readiness.headline(readiness.report)
         return replace(lead, remedy=_remedy_of(readiness.down[0]), seen=readiness.down[0].since)
     if states.report is None or not readiness.opened:
-        return StatusHeadline(Level.UNKNOWN, "Isabella is starting.", " ".join(readiness.reasons))
+        return StatusHeadline(Level.UNKNOWN, english("Isabella is starting."), joined(readiness.reasons))
     if states.error is not None:
-        remedy = states.error.remedy or "`isabella doctor` names the cause."
-        return StatusHeadline(Level.PROBLEM, "Letta does not answer.", states.error.what, remedy, states.since)
+        remedy = states.error.remedy or english("`isabella doctor` names the cause.")
+        return StatusHeadline(
+            Level.PROBLEM, english("Letta does not answer."), states.error.what, remedy, states.since
+        )
     lead = readiness.headline(readiness.with_vendors(states.report))
     if not states.report.configured and runtime.up:
         path = runtime.settings.sources.file.absolute()
-        lead = replace(lead, remedy=f"Put a key into {path}, such as CEREBRAS_API_KEY=…; it takes effect at once.")
+        remedy = english("Put a key into %(file)s, such as CEREBRAS_API_KEY=…; it takes effect at once.", file=path)
+        lead = replace(lead, remedy=remedy)
     return lead if lead.seen is not None else replace(lead, seen=states.as_of)
 
 
 def _remedy_of(part: PartStatus) -> str:
     match part.state:
         case PartState.GIVEN_UP:
-            return "`isabella doctor` names the cause."
+            return english("`isabella doctor` names the cause.")
         case PartState.STOPPED:
-            return "It was stopped on purpose; start it with `isabella letta up`."
+            return english("It was stopped on purpose; start it with `isabella letta up`.")
         case _:
-            return "There is nothing to do: it is started again."
+            return english("There is nothing to do: it is started again.")

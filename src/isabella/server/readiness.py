@@ -23,6 +23,7 @@ from isabella.providers.health import (
 )
 from isabella.providers.plan import WRITE_ACTIONS
 from isabella.providers.report import GatewayStatus, Proof, ProviderReport, Report
+from isabella.system.english import english, joined
 from isabella.system.redaction import unforeseen
 from isabella.system.supervision import PartStatus, Supervisor
 from isabella.vendors.client import KeyVerdict, VendorAnswer, VendorState, VendorStatusBoard
@@ -91,9 +92,9 @@ class Readiness:
             return [str(self.error)]
         reasons = [part.reason for part in self.down]
         if self.report is None:
-            return [*reasons, *(self.steps[-1:] or ["The providers are being synced."])]
+            return [*reasons, *(self.steps[-1:] or [english("The providers are being synced.")])]
         if not self.opened:
-            return [*reasons, "The agents are being created or updated."]
+            return [*reasons, english("The agents are being created or updated.")]
         report = self.with_vendors(self.report)
         if not reasons and report.gateway is not None and gateway_level(report.gateway) > Level.UNKNOWN:
             reasons = [report.gateway.sentence]
@@ -136,8 +137,8 @@ class Readiness:
         if not self.down:
             return headline(report)
         first = self.down[0]
-        title = f"{first.name} does not work; agents answer when it does again."
-        return StatusHeadline(Level.PROBLEM, title, " ".join(part.reason for part in self.down))
+        title = english("%(part)s does not work; agents answer when it does again.", part=first.name)
+        return StatusHeadline(Level.PROBLEM, title, joined([part.reason for part in self.down]))
 
     def with_vendors(self, report: Report) -> Report:
         """Return the report with the last answer of each vendor, its ends of models, and the state of the gateway."""

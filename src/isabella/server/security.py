@@ -1,6 +1,6 @@
 """Rules for every answer of the backend, also while it starts: security headers, and the hosts that it answers to.
 
-This module imports nothing but the standard library: the backend answers before its application is imported.
+This module imports little beyond the standard library: the backend answers before its application is imported.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection, Mapping
 from urllib.parse import urlsplit
+
+from isabella.system.english import english
 
 #: Pages load only what this backend serves, and nothing inline.
 POLICY = (
@@ -36,8 +38,8 @@ NO_STORE = "no-store"
 #: The code, the message and the remedy of the answer to a request for another host.
 UNKNOWN_HOST = (
     "unknown_host",
-    "The Host header does not name this backend.",
-    "Add its name to ISABELLA_ALLOWED_HOSTS, or use its IP address.",
+    english("The Host header does not name this backend."),
+    english("Add its name to ISABELLA_ALLOWED_HOSTS, or use its IP address."),
 )
 
 #: Characters that end or split the host of a URL.

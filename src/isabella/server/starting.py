@@ -23,6 +23,7 @@ from uvicorn import Config, Server
 
 from isabella.server.security import NO_STORE, UNKNOWN_HOST, is_host, security_headers
 from isabella.server.static_files import STATIC_FILES, static_url
+from isabella.system.english import english
 from isabella.system.http_server import ConnectionLimits, Headers, http_protocol
 
 #: Of the body of an unknown sender. Of a known one, more is read than a body may have.
@@ -30,8 +31,8 @@ _REFUSED_BYTES = 1024 * 1024
 
 #: The message and the remedy of answers that need what is not started yet.
 NOT_READY = (
-    "Agents are not ready yet.",
-    "`GET /ready` shows how far the start is; pages of the console reload by themselves.",
+    english("Agents are not ready yet."),
+    english("`GET /ready` shows how far the start is; pages of the console reload by themselves."),
 )
 #: The step before the first one, and between two of them.
 FIRST_STEP = "Isabella is starting."

@@ -20,6 +20,7 @@ import anyio.to_thread
 import structlog
 
 from isabella.errors import IsabellaError
+from isabella.system.english import english
 from isabella.system.processes import ChildProcess, Reaper
 from isabella.system.redaction import unforeseen
 from isabella.system.sockets import SHORTAGES
@@ -252,9 +253,9 @@ class Supervisor:
             return
         problem = sight.problem
         if problem is None and sight.process != watched.answered:
-            problem = f"{watched.part.name} is starting."
+            problem = english("%(part)s is starting.", part=watched.part.name)
         elif problem is None and watched.asked_in_vain >= _IN_VAIN:
-            problem = f"{watched.part.name} does not answer."
+            problem = english("%(part)s does not answer.", part=watched.part.name)
         if problem is None:
             watched.silent_since = None
             self._set(watched, PartState.RUNS, "")
@@ -263,7 +264,7 @@ class Supervisor:
             self._set(watched, PartState.SILENT, problem)
 
     def _judge_ended(self, watched: _Watched, sight: Sight) -> None:
-        problem = sight.problem or f"{watched.part.name} has ended."
+        problem = sight.problem or english("%(part)s has ended.", part=watched.part.name)
         if not sight.wanted:
             self._set(watched, PartState.STOPPED, problem)
         elif watched.status.state not in (PartState.DOWN, PartState.GIVEN_UP):
@@ -346,7 +347,9 @@ class Supervisor:
             self._set(watched, PartState.DOWN, reason)
             return
         watched.due = time.monotonic() + timing.given_up
-        self._set(watched, PartState.GIVEN_UP, f"{reason} Next attempt in {timing.given_up:.0f} s.")
+        seconds = f"{timing.given_up:.0f}"
+        text = english("%(reason)s Next attempt in %(seconds)s s.", reason=reason, seconds=seconds)
+        self._set(watched, PartState.GIVEN_UP, text)
 
     def _count_failure(self, watched: _Watched) -> None:
         """Count a failure, and set when the next start is due."""

@@ -17,6 +17,7 @@ from isabella.gateway.client import GatewayClient
 from isabella.gateway.process import starts_here
 from isabella.letta.conversations import DEFAULT
 from isabella.locks.provider_lock import ProviderLock
+from isabella.system.english import english
 from isabella.system.supervision import Supervisor
 from isabella.turns.agent_cache import AgentCache, AgentRef
 from isabella.turns.circuit_breaker import CircuitBreaker
@@ -115,7 +116,9 @@ class TurnService:
             return None
         handles = ", ".join(dict.fromkeys((agent_ref.handle, *agent_ref.handles)))
         return ImagesRefused(
-            f"No model of {agent_ref.name} is known to take images ({handles}).",
+            english(
+                "No model of %(name)s is known to take images (%(handles)s).", name=agent_ref.name, handles=handles
+            ),
             remedy="Switch the agent to one that does. For a vendor of your own, `quirks.image_models` in "
             "isabella.toml names them.",
         )
@@ -174,11 +177,17 @@ def new_turn_service(
 def check_message(message: str) -> None:
     """Raise `MessageRefused` unless the message can be sent."""
     if not has_text(message):
-        raise MessageRefused("The message is empty.", remedy="Write at least one visible character.")
+        raise MessageRefused(
+            english("The message is empty."), remedy=english("Write at least one visible character.")
+        )
     if len(message) > MAX_MESSAGE_LENGTH:
         raise MessageRefused(
-            f"The message has {len(message)} characters; at most {MAX_MESSAGE_LENGTH} are allowed.",
-            remedy="Send a shorter message.",
+            english(
+                "The message has %(count)s characters; at most %(most)s are allowed.",
+                count=len(message),
+                most=MAX_MESSAGE_LENGTH,
+            ),
+            remedy=english("Send a shorter message."),
         )
     try:
         message.encode()

@@ -30,6 +30,7 @@ from isabella.gateway.client import GatewayClient
 from isabella.letta.client import LettaClient
 from isabella.letta.conversations import ConversationRow
 from isabella.locks.provider_lock import ProviderLock
+from isabella.system.english import english
 from isabella.system.supervision import PartState, PartStatus, Supervisor
 from isabella.turns import partial_history
 from isabella.turns.agent_cache import AgentCache, AgentRef, Candidate, TemporaryBinding
@@ -778,22 +779,28 @@ def unanswered_turn(refusals: list[VendorRefusal]) -> TurnFailed:
     waits = [refusal.retry_after for refusal in refusals if refusal.retry_after]
     retry_after = round(min(waits), 1) if waits else None
     if not refusals:
-        return TurnFailed(ErrorCode.NO_VENDOR, "The agent has no usable model.", "Switch it to another model.")
+        return TurnFailed(
+            ErrorCode.NO_VENDOR, english("The agent has no usable model."), english("Switch it to another model.")
+        )
     only = refusals[0]
     if only.code in _OF_GATEWAY and all(refusal.code is only.code for refusal in refusals):
-        return TurnFailed(only.code, only.message, "Run `isabella doctor`: it names the cause.", status=only.status)
+        return TurnFailed(
+            only.code, only.message, english("Run `isabella doctor`: it names the cause."), status=only.status
+        )
     if len(refusals) == 1:
         of_model = only.code is ErrorCode.TOOL_CALL_MALFORMED
         return TurnFailed(
             only.code,
-            only.message if of_model else f"The vendor does not answer: {only.message}",
-            remedy_of(only.code) or "Fix the cause, or give the agent more models to fail over to.",
+            only.message if of_model else english("The vendor does not answer: %(reason)s", reason=only.message),
+            remedy_of(only.code) or english("Fix the cause, or give the agent more models to fail over to."),
             retry_after=retry_after,
             status=only.status,
         )
     return TurnFailed(
         ErrorCode.NO_VENDOR,
-        "None of the agent's vendors answers.",
-        "The failover events give the reasons; `isabella providers status` shows the state of the providers.",
+        english("None of the agent's vendors answers."),
+        english(
+            "The failover events give the reasons; `isabella providers status` shows the state of the providers."
+        ),
         retry_after=retry_after,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -26,7 +28,9 @@ from isabella.server.web import (
     pages_providers,
     sign_in,
 )
+from isabella.server.web.languages import COOKIE, LANGUAGES
 from isabella.server.web.rendering import THEME, THEMES, Renderer, status_changes, stream
+from isabella.system.english import english
 
 log = structlog.get_logger()
 
@@ -60,6 +64,7 @@ class Console:
             *sign_in.routes(self._runtime, self._renderer),
             Route("/status/live", self._status),
             Route("/theme", self._set_theme, methods=["POST"]),
+            Route("/language", self._set_language, methods=["POST"]),
             *pages_providers.routes(self._runtime, self._renderer),
             *pages_chat.routes(self._runtime, self._renderer),
             *pages_conversations.routes(self._runtime, self._renderer),
@@ -81,13 +86,20 @@ class Console:
         return stream(status_changes(self._runtime, self._renderer))
 
     async def _set_theme(self, request: Request) -> Response:
+        return await self._set(request, THEME, "theme", THEMES)
+
+    async def _set_language(self, request: Request) -> Response:
+        return await self._set(request, COOKIE, "language", tuple(LANGUAGES))
+
+    async def _set(self, request: Request, cookie: str, field: str, allowed: Sequence[str]) -> Response:
+        """Store a choice in a cookie, the first one if it is none of those allowed; return to the page."""
         fields = await read_form(request, self._runtime.csrf)
-        theme, back = fields.get("theme", "auto"), fields.get("back", START)
+        chosen, back = fields.get(field, ""), fields.get("back", START)
         # Redirect only to pages of the console.
         response = RedirectResponse(back if back.startswith(f"{ROOT}/") else START, status_code=303)
         response.set_cookie(
-            THEME,
-            theme if theme in THEMES else "auto",
+            cookie,
+            chosen if chosen in allowed else allowed[0],
             max_age=_YEAR,
             httponly=True,
             samesite="strict",
@@ -101,10 +113,11 @@ class Console:
             case IsabellaError():
                 return self._renderer.error(request, await self._runtime.explain(error))
             case HTTPException():
-                what = "There is no such page." if error.status_code == 404 else "This request is not allowed."
+                missing = error.status_code == 404
+                what = english("There is no such page.") if missing else english("This request is not allowed.")
                 return self._renderer.error_message(request, error.status_code, what)
         log.error("internal error", path=request.url.path, exc_info=error)
-        return self._renderer.error(request, IsabellaError("Internal error; the log has the details."))
+        return self._renderer.error(request, IsabellaError(english("Internal error; the log has the details.")))
 
 
 async def redirect_to_start(_request: Request) -> Response:

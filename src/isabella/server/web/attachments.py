@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from isabella.errors import MessageRefused
 from isabella.letta.messages import Image
+from isabella.system.english import english
 from isabella.turns.message import too_large
 
 #: Of a form with attachments, in bytes.
@@ -32,7 +33,7 @@ _BEGINNINGS = (
     (re.compile(rb"RIFF....WEBP", re.DOTALL), "image/webp"),
 )
 #: What other files begin with, for a clearer message than that they are not text.
-_KNOWN_OTHERS = ((b"%PDF-", "a PDF"), (b"PK\x03\x04", "an archive or an office document"))
+_KNOWN_OTHERS = ((b"%PDF-", english("a PDF")), (b"PK\x03\x04", english("an archive or an office document")))
 _HEAD = re.compile(r"\n\n\[File: ([^\n]{1,200}), (\d{1,6}) characters\]\n")
 _TAIL = "\n[End of the file]"
 
@@ -72,7 +73,7 @@ def read_attachments(field: str) -> Attachments:
         else:
             images.append(Image(media_type, b64encode(content).decode()))
     if (problem := too_large(images)) is not None:
-        raise MessageRefused(problem, remedy="Send smaller ones, or fewer at once.")
+        raise MessageRefused(problem, remedy=english("Send smaller ones, or fewer at once."))
     return Attachments(tuple(images), tuple(files))
 
 
@@ -104,10 +105,13 @@ def _items(field: str) -> Iterator[tuple[str, bytes]]:
         items = [(str(item["name"]), urlsafe_b64decode(str(item["data"]) + "==")) for item in listed]
     except (ValueError, KeyError, TypeError, binascii.Error, RecursionError):
         raise MessageRefused(
-            "The attachments cannot be read.", remedy="Reload the page, and attach them again."
+            english("The attachments cannot be read."), remedy=english("Reload the page, and attach them again.")
         ) from None
     if len(items) > MOST_FILES:
-        raise MessageRefused(f"{len(items)} files are attached; a message takes {MOST_FILES}.", remedy="Send fewer.")
+        raise MessageRefused(
+            english("%(count)s files are attached; a message takes %(most)s.", count=len(items), most=MOST_FILES),
+            remedy=english("Send fewer."),
+        )
     for name, content in items:
         name = "".join(character if character.isprintable() else " " for character in name).strip()
         yield name[-_LONGEST_NAME:] or "file", content
@@ -122,14 +126,19 @@ def _text(name: str, content: bytes) -> str:
         text = "\0"
     if other is not None or "\0" in text:
         raise MessageRefused(
-            f"{name} is {other or 'neither a picture nor text'}.",
-            remedy="Attach PNG, JPEG, GIF or WebP pictures, or text in UTF-8.",
+            english("%(name)s is %(what)s.", name=name, what=other or english("neither a picture nor text")),
+            remedy=english("Attach PNG, JPEG, GIF or WebP pictures, or text in UTF-8."),
         )
     if not text.strip():
-        raise MessageRefused(f"{name} is empty.", remedy="Attach another file.")
+        raise MessageRefused(english("%(name)s is empty.", name=name), remedy=english("Attach another file."))
     if len(text) > LONGEST_FILE:
         raise MessageRefused(
-            f"{name} has {len(text):,} characters; a file may have {LONGEST_FILE:,}.",
-            remedy="Attach a part of it, or several parts one after the other.",
+            english(
+                "%(name)s has %(count)s characters; a file may have %(most)s.",
+                name=name,
+                count=len(text),
+                most=LONGEST_FILE,
+            ),
+            remedy=english("Attach a part of it, or several parts one after the other."),
         )
     return text

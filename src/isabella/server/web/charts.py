@@ -10,10 +10,19 @@ from datetime import UTC, datetime
 from isabella.gateway.traffic import VendorTraffic
 from isabella.server.event_log import LoggedEvent, SyncKind, TurnSample
 from isabella.server.gateway_metrics import NamedAllowance, allowances
+from isabella.server.web.languages import decimal
+from isabella.system.english import english
 from isabella.vendors.model_lists import ListedModel
 
 #: Seconds at the top of a scale.
 _SCALES = (0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
+#: The names of rate limits, by unit and period.
+_LIMITS = {
+    ("requests", "minute"): english("requests a minute"),
+    ("requests", "day"): english("requests a day"),
+    ("tokens", "minute"): english("tokens a minute"),
+    ("tokens", "day"): english("tokens a day"),
+}
 _TOKENS_PER_PRICE = 1_000_000
 #: The shortest time axis of the changes, in seconds, and the part of it that is left empty at its left.
 _LEAST_SPAN, _MARGIN = 3600.0, 0.02
@@ -62,7 +71,8 @@ def _first_tokens(
     provider: str, answers: Sequence[tuple[TurnSample, float]], ceiling: float, now: float, span: float
 ) -> FirstTokenChart:
     dots = tuple(
-        Dot(_place(sample.at, now, span), seconds / ceiling, f"{seconds:.2f} s") for sample, seconds in answers
+        Dot(_place(sample.at, now, span), seconds / ceiling, f"{decimal(seconds, 2)} s")
+        for sample, seconds in answers
     )
     in_order = sorted(seconds for _, seconds in answers)
     newest = tuple(sample for sample, _ in reversed(answers))
@@ -163,7 +173,14 @@ class LimitRow:
 def limit_rows(vendors: Mapping[str, VendorTraffic]) -> list[LimitRow]:
     """Return the limits of which both numbers are known."""
     return [
-        LimitRow(name, f"{one.unit} a {one.period}", left, of, min(1.0, max(0.0, left / of)), _told(vendor))
+        LimitRow(
+            name,
+            _LIMITS.get((one.unit, one.period), f"{one.unit} a {one.period}"),
+            left,
+            of,
+            min(1.0, max(0.0, left / of)),
+            _told(vendor),
+        )
         for name, vendor in sorted(vendors.items())
         for one, left, of in _known(allowances(vendor.limits))
     ]

@@ -18,7 +18,9 @@ from isabella.letta.messages import Image
 from isabella.server.answer_log import AnswerRecord
 from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
+from isabella.server.web.languages import current
 from isabella.server.web.markdown import MarkdownStream
+from isabella.system.english import english
 from isabella.system.redaction import redact
 from isabella.turns import events
 from isabella.turns.events import Ended, EndReason, ErrorCode, Event, Failover, TurnFailed
@@ -55,13 +57,14 @@ class AnswerPart:
     ok: bool = True
     failover: Failover | None = None  #: the vendor that did not answer
     complete: bool = False  #: whether nothing is added to its text any more
-    _stream: MarkdownStream = field(default_factory=MarkdownStream, repr=False)
+    _streams: dict[str, MarkdownStream] = field(default_factory=dict, repr=False)
 
     @property
     def rendered(self) -> MarkdownStream:
-        """The text as Markdown, rendered when it is needed."""
-        self._stream.write(self.text, ended=self.complete)
-        return self._stream
+        """The text as Markdown, rendered when it is needed, with words of the current language."""
+        stream = self._streams.setdefault(current().tag, MarkdownStream())
+        stream.write(self.text, ended=self.complete)
+        return stream
 
 
 @dataclass
@@ -108,13 +111,13 @@ class Exchange:
         self.record.apply(event)
         match event:
             case events.Queued(ahead=ahead):
-                self.wait_reason = f"Waiting for {ahead} other turn{'s' if ahead != 1 else ''} of this agent"
+                self.wait_reason = _waiting_for(ahead)
             case events.Held(reason=reason):
-                self.wait_reason = f"Waiting: {redact(reason)}"
+                self.wait_reason = english("Waiting: %(reason)s.", reason=redact(reason).rstrip("."))
             case events.VendorAsked(handle=handle):
                 self.handle = handle
             case Failover():
-                self._add_part("failover", failover=event, text=redact(event.message))
+                self._add_part("failover", failover=event, text=event.message)
             case events.ReasoningText(text=text, message_id=id):
                 self._add_text("reasoning", text, id)
             case events.AnswerText(text=text, message_id=id):
@@ -126,7 +129,9 @@ class Exchange:
                 if (part := next(call, None)) is not None:
                     part.result, part.ok = event.text, event.ok
             case events.HistorySummarized():
-                self._add_part("note", text="Older messages were summarised to make room in the context window.")
+                self._add_part(
+                    "note", text=english("Older messages were summarised to make room in the context window.")
+                )
             case TurnFailed():
                 self.failed = event
             case Ended(handle=handle):
@@ -161,6 +166,12 @@ class Exchange:
             last.text += text
 
 
+def _waiting_for(ahead: int) -> str:
+    if ahead == 1:
+        return english("Waiting for another turn of this agent.")
+    return english("Waiting for %(count)s other turns of this agent.", count=ahead)
+
+
 @dataclass(frozen=True)
 class ChatAddress:
     """An agent, and one of its conversations, as the paths of the console have them."""
@@ -182,7 +193,7 @@ def address_of(request: Request) -> ChatAddress:
     """Return the address in a request's path."""
     address = ChatAddress.of(str(request.path_params["address"]))
     if address is None:
-        raise AgentUnknown("There is no such agent.")
+        raise AgentUnknown(english("There is no such agent."))
     return address
 
 
@@ -231,7 +242,9 @@ class Conversation:
         check_message(message)
         if len(self.in_phase(ExchangePhase.WAITING)) >= _LONGEST_QUEUE:
             raise QueueFull(
-                f"{_LONGEST_QUEUE} messages wait already.", retry_after=5.0, remedy="Wait for an answer, or stop one."
+                english("%(count)s messages wait already.", count=_LONGEST_QUEUE),
+                retry_after=5.0,
+                remedy=english("Wait for an answer, or stop one."),
             )
         if not self._running:
             self._runtime.start_task(self._answer_all)
@@ -301,7 +314,7 @@ class Conversation:
                 log.info("answer not found in the history", agent=self._agent_id, error=error.what)
         finally:
             if exchange.ended is None:
-                exchange.fail(MessageRefused("The backend was stopped."))
+                exchange.fail(MessageRefused(english("The backend was stopped.")))
             exchange.phase, exchange.turn = ExchangePhase.ENDED, None
             self.notifier.notify()
 

@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from isabella.server import ROOT, START
 from isabella.server.static_files import STATIC_FILES, static_url
+from isabella.server.web.languages import LANGUAGES, Language, current, gettext, speaking
 
 #: The colours of the header in the light and the dark theme, as in `console.css`.
 COLORS = {"light": "#ffffff", "dark": "#1c2026"}
@@ -28,7 +29,8 @@ def manifest() -> dict[str, object]:
         "id": f"{ROOT}/",
         "name": "Isabella",
         "short_name": "Isabella",
-        "description": "Memory agents on Letta, with proven keys.",
+        "description": gettext("Memory agents on Letta, with proven keys."),
+        "lang": current().tag,
         "start_url": START,
         "scope": f"{ROOT}/",
         "display": "standalone",
@@ -47,11 +49,15 @@ class Installable:
     """The files that a browser needs to install the console, and the page that it shows offline."""
 
     def __init__(self, environment: Environment) -> None:
-        self._offline = environment.get_template("offline.html").render()
-        digest = hashlib.sha256(self._offline.encode()).hexdigest()[:10]
-        kept = [f"{ROOT}/static/offline?v={digest}", *map(static_url, ("console.css", "icon.svg", "offline.js"))]
-        #: the URL of the service worker, which changes with everything that it keeps
-        self.worker_url = f"{static_url('worker.js')}&{urlencode([('keep', one) for one in kept])}"
+        self._offline = {one.tag: _offline(environment, one) for one in LANGUAGES.values()}
+
+    def worker_url(self) -> str:
+        """Return the URL of the service worker, which changes with the language and all that it keeps."""
+        tag = current().tag
+        digest = hashlib.sha256(self._offline[tag].encode()).hexdigest()[:10]
+        offline = f"{ROOT}/static/offline?language={tag}&v={digest}"
+        kept = [offline, *map(static_url, ("console.css", "icon.svg", "offline.js"))]
+        return f"{static_url('worker.js')}&{urlencode([('keep', one) for one in kept])}"
 
     def routes(self) -> list[Route]:
         """Return the routes, which need no session."""
@@ -64,10 +70,15 @@ class Installable:
     async def _manifest(self, _request: Request) -> Response:
         return JSONResponse(manifest(), media_type="application/manifest+json")
 
-    async def _offline_page(self, _request: Request) -> Response:
-        return HTMLResponse(self._offline)
+    async def _offline_page(self, request: Request) -> Response:
+        return HTMLResponse(self._offline.get(request.query_params.get("language", ""), self._offline[current().tag]))
 
     async def _worker(self, _request: Request) -> Response:
         # By default, a worker serves only pages below its own path.
         headers = {"Service-Worker-Allowed": f"{ROOT}/"}
         return FileResponse(STATIC_FILES / "worker.js", media_type="text/javascript", headers=headers)
+
+
+def _offline(environment: Environment, language: Language) -> str:
+    with speaking(language):
+        return environment.get_template("offline.html").render(language=language)

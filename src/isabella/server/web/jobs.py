@@ -17,6 +17,7 @@ from isabella.providers.plan import Action
 from isabella.providers.report import Report
 from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
+from isabella.system.english import english
 from isabella.system.redaction import redact
 from isabella.watch.events import ModelsRefreshed
 from isabella.watch.model_refresh import ModelRefresh, refresh_models
@@ -114,7 +115,8 @@ class JobRunner:
         except IsabellaError as error:
             job.error = error
         except Exception as error:  # noqa: BLE001 - shown on the page; must not end the backend's task group
-            job.error = IsabellaError(f"Internal error: {type(error).__name__}: {redact(str(error))[:200]}")
+            what = f"{type(error).__name__}: {redact(str(error))[:200]}"
+            job.error = IsabellaError(english("Internal error: %(error)s", error=what))
         if job.state is JobState.RUNNING:
             job.state = JobState.DONE if job.error is None else JobState.FAILED
         job.seconds, job.ended_at = time.monotonic() - job.began, datetime.now(UTC)
@@ -147,27 +149,29 @@ class JobRunner:
         settings, connection = runtime.settings, runtime.connection
         match job.kind:
             case JobKind.PLAN:
-                self._step(job, "Reading what Letta holds, and asking vendors about keys that it does not hold yet")
+                self._step(
+                    job, english("Reading what Letta holds, and asking vendors about keys that it does not hold yet")
+                )
                 job.report = await compare_providers(settings, connection=connection, only=job.only, probe=True)
             case JobKind.SYNC:
-                self._step(job, "Comparing Letta with the configuration")
+                self._step(job, english("Comparing Letta with the configuration"))
                 job.report = await compare_providers(settings, connection=connection, only=job.only)
                 if job.recreated and not confirmed:
                     job.state = JobState.ASKING
                     return
-                self._step(job, "Asking vendors about new keys, writing, and reading every key back")
+                self._step(job, english("Asking vendors about new keys, writing, and reading every key back"))
                 job.report = await self._sync(job)
             case JobKind.VERIFY:
-                self._step(job, "Reading every key back, and sending a message through each provider")
+                self._step(job, english("Reading every key back, and sending a message through each provider"))
                 job.report = await verify_providers(settings, connection=connection, only=job.only, count_models=True)
                 runtime.readiness.record_vendors(job.report)
             case JobKind.REFRESH:
-                self._step(job, "Reading the vendors' model lists")
+                self._step(job, english("Reading the vendors' model lists"))
                 job.model_refresh = await refresh_models(settings, connection)
                 runtime.readiness.record_model_refresh(job.model_refresh)
                 runtime.event_log.on_watch_event(ModelsRefreshed(job.model_refresh))
             case JobKind.DOCTOR:
-                self._step(job, "Checking configuration, vendors, Letta, and agents")
+                self._step(job, english("Checking configuration, vendors, Letta, and agents"))
                 options = DoctorOptions(providers=job.only)
                 result = await run_doctor(settings=settings, connection=connection, options=options)
                 job.verdict = result.diagnosis.as_json()

@@ -19,6 +19,7 @@ from pygments.lexers import get_lexer_by_name
 from pygments.token import Token as Code
 from pygments.token import _TokenType
 
+from isabella.server.web.languages import gettext
 from isabella.system.redaction import redact
 
 #: Longer texts are shown as plain text.
@@ -168,7 +169,12 @@ def _spoken(tokens: Sequence[Token]) -> str:
     for token in tokens:
         if token.type in ("fence", "code_block"):
             lines = token.content.strip().count("\n") + 1
-            pieces.append(f"Code: {token.content.strip()}" if lines <= _SPOKEN_LINES else f"Code of {lines} lines.")
+            code = token.content.strip()
+            pieces.append(
+                f"{gettext('Code:')} {code}"
+                if lines <= _SPOKEN_LINES
+                else gettext("Code of %(lines)s lines.") % {"lines": lines}
+            )
         elif token.type == "inline":
             pieces.append(
                 "".join(child.content or " " * (child.type == "softbreak") for child in token.children or ())
@@ -189,7 +195,7 @@ class _Renderer(RendererHTML):
 
     def table_open(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
         # A wide table scrolls by itself, also with the keyboard.
-        return '<div class="scrolls" tabindex="0" role="region" aria-label="Table"><table>'
+        return f'<div class="scrolls" tabindex="0" role="region" aria-label="{escape(gettext("Table"))}"><table>'
 
     def table_close(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:
         return "</table></div>"
@@ -199,9 +205,14 @@ class _Renderer(RendererHTML):
         return str(
             Markup(
                 '<div class="code"><p class="code-bar"><span>{}</span>'
-                '<button type="button" class="slight" data-copy="code" aria-label="Copy the code">Copy</button></p>'
+                '<button type="button" class="slight" data-copy="code" aria-label="{}">{}</button></p>'
                 '<pre tabindex="0"><code>{}</code></pre></div>'
-            ).format(language or "Code", _highlighted(tokens[idx].content, language))
+            ).format(
+                language or gettext("Code"),
+                gettext("Copy the code"),
+                gettext("Copy"),
+                _highlighted(tokens[idx].content, language),
+            )
         )
 
     def code_block(self, tokens: Sequence[Token], idx: int, options: OptionsDict, env: EnvType) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -15,6 +15,7 @@ from isabella.gateway.client import GatewayTraffic
 from isabella.gateway.traffic import VendorTraffic
 from isabella.server.runtime import Runtime
 from isabella.server.web import charts
+from isabella.server.web.languages import gettext, ngettext, separated
 from isabella.server.web.rendering import Page, Renderer
 from isabella.system.redaction import redact
 
@@ -52,20 +53,26 @@ def vendor_rows(traffic: GatewayTraffic | None) -> list[VendorRow]:
 
 
 def _vendor_row(provider: str, vendor: VendorTraffic) -> VendorRow:
-    status = "no answer" if vendor.refused_status is None else str(vendor.refused_status)
-    failed = vendor.refusals + vendor.failures
-    stopped = vendor.stopped_keys
+    status = gettext("no answer") if vendor.refused_status is None else str(vendor.refused_status)
     return VendorRow(
         provider,
         accepted_at=_time(vendor.accepted_at),
         refused_at=_time(vendor.refused_at),
         refusal=f"{status}: {redact(vendor.refused_message or '')}".rstrip(": "),
-        totals=f"{vendor.answers:,} accepted"
-        + (f", {failed:,} refused or failed" if failed else "")
-        + (f", {stopped} other key{'' if stopped == 1 else 's'} stopped" if stopped else ""),
-        first_byte=None if vendor.first_byte_ms is None else f"{vendor.first_byte_ms:,.0f} ms",
-        tokens=f"{vendor.prompt_tokens:,} in, {vendor.completion_tokens:,} out",
+        totals=", ".join(_totals(vendor)),
+        first_byte=None if vendor.first_byte_ms is None else f"{separated(round(vendor.first_byte_ms))} ms",
+        tokens=gettext("%(prompt)s in, %(completion)s out")
+        % {"prompt": separated(vendor.prompt_tokens), "completion": separated(vendor.completion_tokens)},
     )
+
+
+def _totals(vendor: VendorTraffic) -> Iterator[str]:
+    yield gettext("%(number)s accepted") % {"number": separated(vendor.answers)}
+    if failed := vendor.refusals + vendor.failures:
+        yield gettext("%(number)s refused or failed") % {"number": separated(failed)}
+    if stopped := vendor.stopped_keys:
+        text = ngettext("%(number)s other key stopped", "%(number)s other keys stopped", stopped)
+        yield text % {"number": separated(stopped)}
 
 
 def _time(seconds: float | None) -> datetime | None:

@@ -27,8 +27,10 @@ from isabella.agents.repair import problems_of
 from isabella.errors import AgentUnknown, IsabellaError
 from isabella.server.auth import read_upload
 from isabella.server.runtime import Runtime
+from isabella.server.web.languages import gettext
 from isabella.server.web.pages_chat import agent_id_of, find_agent, sort_agents, usable_handles
 from isabella.server.web.rendering import Page, Renderer
+from isabella.system.english import english
 from isabella.system.redaction import redact
 
 _MESSAGES_SHOWN = 100
@@ -122,7 +124,9 @@ class _Page(Page):
             persona=fields.get("persona") or None,
         )
         created = await create_agent(self._runtime.agents, wanted)
-        return await self._done(f"{created.name} was created on {created.handle}.", created.id)
+        return await self._done(
+            english("%(name)s was created on %(handle)s.", name=created.name, handle=created.handle), created.id
+        )
 
     async def import_file(self, request: Request) -> Response:
         """Import an agent file, sent as the body."""
@@ -137,7 +141,11 @@ class _Page(Page):
             vectors=service.vectors,
         )
         await service.memory.observe(imported.id)
-        return await self._done(f"{imported.name} was imported on {imported.handle}.", imported.id, imported)
+        return await self._done(
+            english("%(name)s was imported on %(handle)s.", name=imported.name, handle=imported.handle),
+            imported.id,
+            imported,
+        )
 
     async def actions(self, request: Request) -> Response:
         """Return an agent's actions, or the form of one of them: `rename`, `duplicate` or `delete`."""
@@ -156,12 +164,16 @@ class _Page(Page):
         fields, record = await self._form(request), await self._requested(request)
         renamed = await rename_agent(self._runtime.agents.registry, record, fields.get("name", "").strip())
         self._runtime.turns.deps.agent_cache.forget(record.id)
-        return await self._done(f"{record.name} is now called {renamed.name}.", record.id)
+        return await self._done(
+            english("%(old)s is now called %(new)s.", old=record.name, new=renamed.name), record.id
+        )
 
     async def duplicate(self, request: Request) -> Response:
         fields, record = await self._form(request), await self._requested(request)
         copied = await duplicate_agent(self._runtime.agents, record, fields.get("name", "").strip())
-        return await self._done(f"{copied.name} is a copy of {record.name}.", copied.id, copied)
+        return await self._done(
+            english("%(copy)s is a copy of %(name)s.", copy=copied.name, name=record.name), copied.id, copied
+        )
 
     async def delete(self, request: Request) -> Response:
         await self._form(request)
@@ -170,7 +182,7 @@ class _Page(Page):
             await delete_agent(service, record)
         self._runtime.turns.deps.agent_cache.forget(record.id)
         self._runtime.event_log.answers.forget(record.id)
-        return await self._done(f"{record.name} was deleted.")
+        return await self._done(english("%(name)s was deleted.", name=record.name))
 
     async def prompt(self, request: Request) -> Response:
         """Show what an agent's model gets with the next message."""
@@ -199,7 +211,9 @@ class _Page(Page):
         prompt = await read_prompt(self._runtime.agents.letta, agent_id_of(request))
         number = request.query_params.get("n", "")
         if not (number.isdigit() and len(number) < 6 and int(number) < len(prompt.parts)):
-            raise AgentUnknown("The prompt has no such part.", remedy="It has changed; load the page again.")
+            raise AgentUnknown(
+                english("The prompt has no such part."), remedy=english("It has changed; load the page again.")
+            )
         return Response(redact(prompt.parts[int(number)].text), media_type="text/plain; charset=utf-8")
 
     async def _requested(self, request: Request) -> AgentRecord:
@@ -209,7 +223,7 @@ class _Page(Page):
         """Return a name for a copy that no agent has."""
         taken = {record.name.casefold() for record in await self._runtime.agents.registry.all()}
         numbers = ("", *(f" {number}" for number in range(2, len(taken) + 3)))
-        names = (f"{name[: _LONGEST_NAME - 10]} copy{number}" for number in numbers)
+        names = (gettext("%(name)s copy") % {"name": name[: _LONGEST_NAME - 15]} + number for number in numbers)
         return next(each for each in names if each.casefold() not in taken)
 
     async def _done(self, text: str, id: str = "", imported: ImportedAgent | None = None) -> Response:

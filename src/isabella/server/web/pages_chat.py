@@ -41,6 +41,7 @@ from isabella.server.web.conversations import (
 from isabella.server.web.markdown import Block
 from isabella.server.web.pages_conversations import list_conversations
 from isabella.server.web.rendering import Page, Renderer
+from isabella.system.english import english
 from isabella.system.redaction import redact
 from isabella.turns.message import IMAGE_TYPES
 
@@ -153,8 +154,8 @@ async def redirect_to_first(runtime: Runtime, page: str) -> Response:
     agents = sort_agents(await runtime.agents.registry.all())
     if not agents:
         raise AgentUnknown(
-            "There is no agent yet.",
-            remedy="Create one on the page Agents. Those of the agents file are created at the next start.",
+            english("There is no agent yet."),
+            remedy=english("Create one on the page Agents. Those of the agents file are created at the next start."),
         )
     return RedirectResponse(f"{ROOT}/{page}/{agents[0].id}", status_code=303)
 
@@ -177,7 +178,7 @@ def agent_id_of(request: Request) -> str:
     """Return the id of the agent in a request's path."""
     id = str(request.path_params["agent"])
     if not _AGENT_ID.fullmatch(id):
-        raise AgentUnknown("There is no such agent.")
+        raise AgentUnknown(english("There is no such agent."))
     return id
 
 
@@ -185,7 +186,7 @@ def find_agent(agents: Sequence[AgentRecord], id: str) -> AgentRecord:
     """Return the agent of an id."""
     agent = next((agent for agent in agents if agent.id == id), None)
     if agent is None:
-        raise AgentUnknown("This agent does not exist any more.", remedy="Choose another one.")
+        raise AgentUnknown(english("This agent does not exist any more."), remedy=english("Choose another one."))
     return agent
 
 
@@ -337,7 +338,7 @@ class _Page(Page):
             images = exchange.images
         index = _number(query.get("index"))
         if index >= len(images) or images[index].media_type not in IMAGE_TYPES:
-            raise MemoryUnknown("There is no such picture.")
+            raise MemoryUnknown(english("There is no such picture."))
         return Response(b64decode(images[index].data), media_type=images[index].media_type)
 
     async def again(self, request: Request) -> Response:

@@ -23,6 +23,7 @@ from isabella.server import ROOT
 from isabella.server.runtime import Runtime
 from isabella.server.web.pages_chat import agent_id_of, find_agent, redirect_to_first, sort_agents
 from isabella.server.web.rendering import Page, Renderer
+from isabella.system.english import english, joined
 
 #: How many messages of the history are searched for provenance.
 _HISTORY_SEARCHED = 1000
@@ -219,7 +220,9 @@ class _Page(Page):
         before = await memory.block(id, label)
         try:
             if not version or version == "*":
-                raise MemoryRefused("The form does not say which version was edited.", remedy="Reload the page.")
+                raise MemoryRefused(
+                    english("The form does not say which version was edited."), remedy=english("Reload the page.")
+                )
             written = await memory.write(id, label, value, seen=version)
         except MemoryChanged:
             current = await memory.block(id, label)
@@ -231,7 +234,7 @@ class _Page(Page):
                 agent_id=id,
                 value=value,
                 version=version,
-                problem=f"{error.what} {error.remedy or ''}".strip(),
+                problem=joined([error.what, *([error.remedy] if error.remedy else [])]),
                 focus=True,
             )
         return self._fragment(
@@ -239,7 +242,7 @@ class _Page(Page):
             block=written,
             agent_id=id,
             previous=before.value if before.value != written.value else None,
-            saved="Undone." if fields.get("undo") == "yes" else "Saved.",
+            saved="undone" if fields.get("undo") == "yes" else "saved",
         )
 
     async def history(self, request: Request) -> Response:
@@ -250,8 +253,8 @@ class _Page(Page):
         block, versions = await service.memory.versions(id, label)
         if not versions:
             raise MemoryUnknown(
-                "The history of memory blocks is switched off.",
-                remedy="Set ISABELLA_BLOCK_HISTORY_DAYS to the number of days to keep it.",
+                english("The history of memory blocks is switched off."),
+                remedy=english("Set ISABELLA_BLOCK_HISTORY_DAYS to the number of days to keep it."),
             )
         before = request.query_params.get("before", "")
         last = int(before) if before.isdigit() and len(before) < 10 else versions[-1].number + 1
@@ -273,7 +276,9 @@ class _Page(Page):
         fields = await self._form(request)
         id, label, number = agent_id_of(request), fields.get("label", ""), fields.get("number", "")
         if not number.isdigit() or len(number) > 9 or fields.get("version", "*") == "*":
-            raise MemoryRefused("The form does not say which version to restore.", remedy="Reload the page.")
+            raise MemoryRefused(
+                english("The form does not say which version to restore."), remedy=english("Reload the page.")
+            )
         await self._runtime.agents.memory.restore(id, label, int(number), seen=fields["version"])
         location = f"{ROOT}/memory/{id}/history?label={quote(label, safe='')}"
         return Response(status_code=204, headers={"HX-Redirect": location})

@@ -19,6 +19,7 @@ from isabella.server.practice_leftovers import Leftover, candidates, find_leftov
 from isabella.server.runtime import Runtime
 from isabella.server.web.jobs import JobKind, JobRunner
 from isabella.server.web.rendering import Page, Renderer, wait_for_any
+from isabella.system.english import english
 
 _NOTICES_SHOWN_FOR = 3600.0
 _TICK_SECONDS, _REFRESH_SECONDS = 1.0, 20.0
@@ -66,7 +67,7 @@ class ProvidersPage(Page):
         try:
             kind = JobKind(request.path_params["kind"])
         except ValueError:
-            raise ConfigurationError("There is no such job.") from None
+            raise ConfigurationError(english("There is no such job.")) from None
         only = [fields["only"]] if fields.get("only") else []
         self._jobs.start(kind, only, confirmed=fields.get("confirmed") == "yes")
         return self._fragment("job_panel", job=self._jobs.current)
@@ -84,7 +85,9 @@ class ProvidersPage(Page):
         with runtime.syncing():
             removed = await remove_leftovers(runtime.settings, runtime.connection, runtime.turns.deps.gate)
         for name in removed:
-            runtime.event_log.add_notice(f"Removed from Letta: {name}, a practice provider.", name)
+            runtime.event_log.add_notice(
+                english("Removed from Letta: %(name)s, a practice provider.", name=name), name
+            )
         self._looked_at = float("-inf")
         await self._monitor.poll()
         await self._look_for_leftovers()

@@ -20,7 +20,9 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from isabella.agents.conversations import ConversationRecord
 from isabella.errors import IsabellaError, NotReady
+from isabella.letta.conversations import DEFAULT
 from isabella.providers.health import Level, current_health, level_of, stored_level, vendor_level, vendor_words
 from isabella.server import ROOT
 from isabella.server.auth import LOGIN, FormRefused, read_form
@@ -28,7 +30,7 @@ from isabella.server.errors import status_of
 from isabella.server.event_log import Notifier
 from isabella.server.runtime import Runtime
 from isabella.server.static_files import static_url
-from isabella.server.web import markdown
+from isabella.server.web import languages, markdown
 from isabella.server.web.attachments import split_files
 from isabella.server.web.installable import COLORS, Installable
 from isabella.system.redaction import redact
@@ -94,7 +96,7 @@ def format_time(at: datetime | str | None) -> Markup:
         return Markup("")
     at = at.astimezone(UTC)
     return Markup('<time datetime="{}">{}</time>').format(
-        at.isoformat(timespec="seconds"), at.strftime("%d %b, %H:%M")
+        at.isoformat(timespec="seconds"), at.strftime(languages.current().time)
     )
 
 
@@ -103,8 +105,18 @@ def format_duration(value: float | None) -> str:
     if value is None:
         return ""
     if value < 10:
-        return f"{value:.1f} s"
+        return f"{languages.decimal(value, 1)} s"
     return f"{value:.0f} s" if value < 120 else f"{value / 60:.0f} min"
+
+
+def format_scale(value: float) -> str:
+    """Return the seconds at an end of a scale, without a fraction if there is none."""
+    return f"{languages.decimal(value, 0 if value == int(value) else 1)} s"
+
+
+def conversation_name(record: ConversationRecord) -> str:
+    """Return the name of a conversation; that of the default one in the current language."""
+    return languages.gettext(record.name) if record.id == DEFAULT else redact(record.name)
 
 
 def template_environment() -> Environment:
@@ -113,10 +125,19 @@ def template_environment() -> Environment:
         loader=PackageLoader("isabella.server.web"),
         autoescape=True,
         undefined=StrictUndefined,
+        extensions=["jinja2.ext.i18n"],
         # A running process keeps its templates while a newer version is installed.
         auto_reload=False,
         trim_blocks=True,
         lstrip_blocks=True,
+    )
+    environment.policies["ext.i18n.trimmed"] = True
+    environment.install_gettext_callables(  # type: ignore[attr-defined]
+        languages.gettext,
+        languages.ngettext,
+        newstyle=True,
+        pgettext=languages.pgettext,
+        npgettext=languages.npgettext,
     )
     environment.filters |= {
         # Short, and valid in an element id.
@@ -133,7 +154,12 @@ def template_environment() -> Environment:
         "seconds": format_duration,
         "segment": lambda value: quote(value, safe=""),
         "capitalize_first": lambda value: value[:1].upper() + value[1:],
-        "thousands": lambda value: f"{value:,}",
+        "thousands": languages.separated,
+        "decimal": languages.decimal,
+        "scale": format_scale,
+        "say": languages.say,
+        "word": languages.word,
+        "conversation_name": conversation_name,
         "condition": lambda entry: current_health(entry).value,
         "level": level_of,
         "stored_level": stored_level,
@@ -147,6 +173,8 @@ def template_environment() -> Environment:
         "SHOWN": SHOWN,
         "SHOWN_ANSWER": SHOWN_ANSWER,
         "login": LOGIN,
+        "script_texts": languages.script_texts,
+        "languages": languages.LANGUAGES.values(),
     }
     return environment
 
@@ -184,6 +212,7 @@ class Renderer:
             anonymous=anonymous,
             status={} if anonymous else self.status_parts(),
             path=request.url.path,
+            language=languages.current(),
             **values,
         )
         return HTMLResponse(html, status)
@@ -200,7 +229,7 @@ class Renderer:
         self, request: Request, status: int, what: str, remedy: str | None = None, *, anonymous: bool = False
     ) -> Response:
         """Return an error message, as a page or as a notice on the page that sent the request."""
-        values = {"what": redact(what), "remedy": redact(remedy) if remedy else None}
+        values = {"what": what, "remedy": remedy}
         if _HTMX in request.headers:
             html = self._environment.get_template("notice.html").render(values)
             return HTMLResponse(html, status, {"HX-Retarget": "#notice", "HX-Reswap": "innerHTML"})

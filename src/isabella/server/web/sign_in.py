@@ -32,6 +32,7 @@ from isabella.server.errors import Problem, answer
 from isabella.server.runtime import Runtime
 from isabella.server.sessions import SESSION_SECONDS
 from isabella.server.web.rendering import Page, Renderer
+from isabella.system.english import english
 
 _LARGEST_LOGIN = 4096
 _LOGIN_SECONDS = 5.0
@@ -62,7 +63,7 @@ class SignIn:
     def refuse(self, request: Request, refusal: Refusal) -> Response:
         """Return the page for a request that is not admitted."""
         if refusal.status == 401:
-            return self._page(request, 401, "This browser has no valid session.")
+            return self._page(request, 401, english("This browser has no valid session."))
         problem = refusal.problem
         return self._renderer.error_message(request, refusal.status, problem.message, problem.remedy, anonymous=True)
 
@@ -79,19 +80,23 @@ class SignIn:
             return Response(status_code=503)
         if self._access.sessions.use_link(code):
             return self._begin(request, START)
-        return await self._wrong(request, "This link has been used, or has expired.")
+        return await self._wrong(request, english("This link has been used, or has expired."))
 
     async def _with_token(self, request: Request, token: SecretStr) -> Response:
         if not is_same_origin(request.headers):
-            return self._failed(request, 403, "foreign_origin", "This form was sent by another site.")
+            return self._failed(request, 403, "foreign_origin", english("This form was sent by another site."))
         try:
             with anyio.fail_after(_LOGIN_SECONDS):
                 fields = _fields(request, await read_body(request, _LARGEST_LOGIN))
         except (FormRefused, TimeoutError, ValueError, RecursionError) as error:
-            what = error.what if isinstance(error, FormRefused) else "The token did not come as a form or as JSON."
+            what = (
+                error.what
+                if isinstance(error, FormRefused)
+                else english("The token did not come as a form or as JSON.")
+            )
             return self._failed(request, 400, "invalid_request", what)
         if not is_token(token, fields.get("token", "").strip()):
-            return await self._wrong(request, "The token is wrong.")
+            return await self._wrong(request, english("The token is wrong."))
         there = fields.get("next", "")
         return self._begin(request, there if there.startswith(f"{ROOT}/") else START)
 
@@ -162,7 +167,9 @@ class _SessionsPage(Page):
     async def sign_out(self, request: Request) -> Response:
         await self._form(request)
         if (session := session_in(request.scope)) is None:
-            raise IsabellaError("This request has no session.", remedy="Sign out in the browser that is signed in.")
+            raise IsabellaError(
+                english("This request has no session."), remedy=english("Sign out in the browser that is signed in.")
+            )
         self._runtime.sessions.end(session.id)
         response = RedirectResponse(LOGIN, status_code=303)
         response.delete_cookie(COOKIE, httponly=True, samesite="strict")

@@ -3,7 +3,6 @@
 
 (() => {
   const headers = { ...JSON.parse(document.body.getAttribute("hx-headers")), "HX-Request": "true" };
-  const AWAY = "Isabella was not reached. The file is still chosen; try again in a moment.";
 
   function notice(html) {
     htmx.swap("#notice", html, { swapStyle: "innerHTML" });
@@ -12,7 +11,7 @@
   function away() {
     const banner = document.createElement("div");
     banner.className = "banner bad";
-    banner.textContent = AWAY;
+    banner.textContent = texts.fileAway;
     document.getElementById("notice").replaceChildren(banner);
   }
 

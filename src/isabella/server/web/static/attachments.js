@@ -16,11 +16,14 @@
   // Three bytes are four characters of base64, of which the pictures of a message may have 8 MiB.
   const LARGEST_PICTURES = 6 * MIB;
   const LARGEST_TEXT = 0.5 * MIB;
+  const LONGEST_TEXT = 100000;
   const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 
   let attached = [];
   const isPicture = (file) => PICTURES.includes(file.type);
-  const size = (bytes) => (bytes < MIB ? `${Math.max(1, Math.round(bytes / 1024))} kB` : `${(bytes / MIB).toFixed(1)} MB`);
+  const size = (bytes) => bytes < MIB
+    ? `${Math.max(1, Math.round(bytes / 1024))} kB`
+    : `${(bytes / MIB).toLocaleString(language, { minimumFractionDigits: 1, maximumFractionDigits: 1 })} MB`;
 
   function say(text) {
     const line = document.createElement("p");
@@ -64,24 +67,26 @@
       item.data = await base64url(file).catch(() => "");
       if (!item.data) {
         attached = attached.filter((other) => other !== item);
-        say(`${item.name} cannot be read.`);
+        say(filled(texts.unreadable, { name: item.name }));
       }
     }
     await show();
   }
 
   async function refusal(file) {
-    const name = file.name || "The picture";
-    if (attached.length >= MOST) return `A message takes ${MOST} files; ${name} was left out.`;
-    if (!file.size) return `${name} is empty.`;
+    const name = file.name || texts.thePicture;
+    if (attached.length >= MOST) return filled(texts.tooMany, { most: MOST, name });
+    if (!file.size) return filled(texts.empty, { name });
     if (isPicture(file)) {
       const whole = attached.reduce((sum, item) => sum + (isPicture(item.file) ? item.file.size : 0), file.size);
-      return whole > LARGEST_PICTURES ? `${name} (${size(file.size)}) is too large: the pictures of a message may have 6 MB together.` : "";
+      return whole > LARGEST_PICTURES ? filled(texts.largePicture, { name, size: size(file.size) }) : "";
     }
-    if (file.size > LARGEST_TEXT) return `${name} (${size(file.size)}) is too large: a text file may have 100,000 characters.`;
+    if (file.size > LARGEST_TEXT) {
+      return filled(texts.largeText, { name, size: size(file.size), most: LONGEST_TEXT.toLocaleString(language) });
+    }
     const begin = new Uint8Array(await file.slice(0, 4096).arrayBuffer());
     return begin.includes(0) || file.type.startsWith("image/") || file.type === "application/pdf"
-      ? `${name} cannot be attached: PNG, JPEG, GIF and WebP pictures and text files can.`
+      ? filled(texts.wrongKind, { name })
       : "";
   }
 
@@ -99,8 +104,8 @@
         const remove = document.createElement("button");
         remove.type = "button";
         remove.className = "slight";
-        remove.textContent = "Remove";
-        remove.setAttribute("aria-label", `Remove ${item.name}`);
+        remove.textContent = texts.remove;
+        remove.setAttribute("aria-label", filled(texts.removeFile, { name: item.name }));
         remove.addEventListener("click", async () => {
           attached = attached.filter((other) => other !== item);
           note.replaceChildren();

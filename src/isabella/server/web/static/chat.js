@@ -139,7 +139,7 @@
     if (text === undefined) {
       const answer = await fetch(source).catch(() => null);
       if (!answer?.ok) {
-        button.textContent = "Not loaded: try again";
+        button.textContent = texts.notLoaded;
         return;
       }
       text = await answer.text();
@@ -164,7 +164,7 @@
       if (out.length) {
         const divider = document.createElement(out[0].tagName === "LI" ? "li" : "p");
         divider.className = "divider";
-        divider.textContent = "The next messages are no longer in the agent's context.";
+        divider.textContent = texts.border;
         out[0].before(divider);
       }
       delete state.dataset.replaced;
@@ -194,9 +194,9 @@
     if (!button) return;
     try {
       await copyText(await textOf(button));
-      button.textContent = "Copied";
+      button.textContent = texts.copied;
     } catch {
-      button.textContent = "Not copied";
+      button.textContent = texts.notCopied;
     }
     announce(button.textContent);
   });

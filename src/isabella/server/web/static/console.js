@@ -1,6 +1,11 @@
 // What htmx does not do: the stream of updates, times in the local time zone, and the keyboard.
 "use strict";
 
+// The texts of all scripts, in the language of the page; `{name}` stands for a value.
+const texts = JSON.parse(document.body.dataset.texts);
+const language = document.documentElement.lang;
+const filled = (text, values) => text.replace(/\{(\w+)\}/g, (_, name) => values[name]);
+
 (() => {
   const main = document.getElementById("main");
   const lost = document.getElementById("lost");
@@ -8,14 +13,17 @@
 
   // --- local times ---------------------------------------------------------------------------------------------
 
-  const months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
-  const two = (number) => String(number).padStart(2, "0");
+  // Of the forms of English, the one that the pages write.
+  const short = new Intl.DateTimeFormat(language === "en" ? "en-GB" : language, {
+    day: "2-digit", month: "short", hour: "2-digit", minute: "2-digit",
+  });
+  const long = new Intl.DateTimeFormat(language === "en" ? "en-GB" : language, { dateStyle: "full", timeStyle: "long" });
 
   function localize(within) {
     for (const time of within.querySelectorAll("time[datetime]:not([title])")) {
       const at = new Date(time.dateTime);
-      time.title = at.toString();
-      time.textContent = `${two(at.getDate())} ${months[at.getMonth()]}, ${two(at.getHours())}:${two(at.getMinutes())}`;
+      time.title = long.format(at);
+      time.textContent = short.format(at);
     }
   }
 
@@ -26,19 +34,15 @@
     lost.hidden = !text;
   }
 
-  const AWAY = "Isabella does not answer. Your text is kept, and the page reconnects by itself.";
-  const EXPIRED = "Your session has expired. Open the link that `isabella login` prints in this browser, " +
-    "then continue here. Your text is kept.";
-
   // Check the session, and show what is wrong with it.
   async function session() {
     try {
       const answer = await fetch(`${root}/session`, { cache: "no-store" });
-      if (answer.status === 401) showLost(EXPIRED);
+      if (answer.status === 401) showLost(texts.expired);
       else if (answer.ok) recovered();
       return answer.ok;
     } catch {
-      showLost(AWAY);
+      showLost(texts.away);
       return false;
     }
   }
@@ -50,7 +54,7 @@
   }
 
   document.addEventListener("htmx:responseError", (event) => {
-    if (event.detail.xhr.status === 401) showLost(EXPIRED);
+    if (event.detail.xhr.status === 401) showLost(texts.expired);
   });
   document.addEventListener("htmx:afterRequest", (event) => {
     if (event.detail.successful) recovered();
@@ -74,8 +78,7 @@
     event.detail.shouldSwap = false;
     const banner = document.createElement("div");
     banner.className = "banner bad";
-    banner.textContent = `Isabella was not reached: a proxy answered with ${xhr.status}. ` +
-      "Your text is kept; try again in a moment.";
+    banner.textContent = filled(texts.proxy, { status: xhr.status });
     document.getElementById("notice").replaceChildren(banner);
   });
   for (const silence of ["htmx:sendError", "htmx:timeout"]) document.addEventListener(silence, () => session());
@@ -189,7 +192,7 @@
     for (const note of document.querySelectorAll("[id^='else-'][data-version]")) {
       const form = note.closest("form");
       const differs = form && form.elements.version.value !== note.dataset.version;
-      note.textContent = differs ? "This block has changed since you opened it. Saving shows both texts and overwrites neither." : "";
+      note.textContent = differs ? texts.changed : "";
       note.className = differs ? "banner warn" : "";
     }
   }
@@ -208,7 +211,10 @@
     // Letta counts code points; JavaScript's length counts UTF-16 units.
     const used = [...area.value].length;
     const limit = Number(area.dataset.limit);
-    counter.textContent = `${used.toLocaleString("en")} of ${limit.toLocaleString("en")} characters`;
+    counter.textContent = filled(texts.characters, {
+      used: used.toLocaleString(language),
+      limit: limit.toLocaleString(language),
+    });
     counter.classList.toggle("bad", used > limit);
   });
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from isabella.agents.block_history import Author, BlockVersion
+from isabella.agents.conversations import ConversationRecord
+from isabella.agents.exports import letta_code
 from isabella.agents.exports.folder import new_folder
-from isabella.agents.exports.markdown import file_names, slug
+from isabella.agents.exports.markdown import Exported, file_names, slug
 from isabella.agents.exports.messages import CallRecord, MessageRecord, ResultRecord, record_of
 from isabella.agents.history import HistoryEntry
+from isabella.agents.memory import ArchivalPassage
 from isabella.agents.transcript import transcript
 from isabella.errors import ExportRefused
 from isabella.system.redaction import remember
@@ -221,3 +230,138 @@ def test_a_transcript_shows_everything_or_what_was_said() -> None:
     assert "> A greeting.\n> I greet.\n" in whole
     assert "\n`````\n````\n`````\n" in whole
     assert "*Result of look, failed*" in whole
+
+
+def git(folder: Path, *arguments: str) -> str:
+    """What git says about a folder."""
+    done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+class Archive:
+    """An archive of passages."""
+
+    def __init__(self, passages: list[ArchivalPassage]) -> None:
+        self._passages = passages
+
+    async def every(self, _agent_id: str) -> AsyncIterator[ArchivalPassage]:
+        """All of them."""
+        for passage in self._passages:
+            yield passage
+
+
+class Source:
+    """An agent with two blocks, whose texts changed, passages of two months and one conversation."""
+
+    def __init__(self, blocks: dict[str, str], months: list[str]) -> None:
+        self.record = SimpleNamespace(id="agent-1", name="Ann")
+        self.persona = "You are Ann."
+        self.blocks = [{"label": label, "value": value, "description": "a: b"} for label, value in blocks.items()]
+        first = {label: BlockVersion(1, "2026-10-01T10:00:00+00:00", Author.FIRST, "") for label in blocks}
+        last = {
+            label: BlockVersion(2, "2026-10-02T10:00:00+00:00", Author.AGENT, value, "Ann")
+            for label, value in blocks.items()
+        }
+        self.versions = {label: [first[label], last[label]] for label in blocks}
+        self.service = SimpleNamespace(
+            archive=Archive([ArchivalPassage("1", f"In {month}", ("t",), f"{month}-02") for month in months])
+        )
+        name = ConversationRecord("default", "About: dogs")
+        self.conversations = [SimpleNamespace(record=name)]
+
+    async def messages(self, _conversation: object) -> AsyncIterator[MessageRecord]:
+        """Its messages."""
+        yield MessageRecord(id="1", at="2026-11-02T10:00:00", role="user", text="Hello")
+        yield MessageRecord(id="2", at="2026-11-02T10:00:01", role="assistant", text="Hi")
+
+
+def memory_folder(target: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> Exported:
+    """The folder that is written from an agent."""
+
+    async def read_source(_service: object, _record: object) -> Any:
+        return source
+
+    monkeypatch.setattr(letta_code, "read_source", read_source)
+    monkeypatch.setattr(letta_code, "configured_secrets", lambda *_: ["configured-only"])
+    service: Any = SimpleNamespace(models=None, connection=None)
+    return anyio.run(partial(letta_code.export_letta_code, service, source.record, target))  # type: ignore[arg-type]
+
+
+def test_a_memory_folder_has_the_layout_of_letta_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes without a head, all else with exactly `name` and `description`, and nothing uncommitted."""
+    months = ["2026-10", "2026-11", "2026-10"]
+    source = Source({"human": "Rex\n", "memory": "x", "archive": "y"}, months)
+    done = memory_folder(tmp_path / "mem", source, monkeypatch)
+    assert (done.blocks, done.versions, done.passages, done.messages) == (3, 6, 3, 2)
+    found = [name for name in names(tmp_path / "mem") if not name.startswith(".git") and name.endswith(".md")]
+    assert found == [
+        "MEMORY.md",
+        "archive-2.md",
+        "archive/2026-10-2.md",
+        "archive/2026-10.md",
+        "archive/2026-11.md",
+        "archive/MEMORY.md",
+        "history/00-about-dogs-2026-11.md",
+        "history/MEMORY.md",
+        "human.md",
+        "memory-2.md",
+        "persona.md",
+    ]
+    for name in found:
+        lines = (tmp_path / "mem" / name).read_text().splitlines()
+        if name.endswith("MEMORY.md"):
+            assert lines[0].startswith("# ")
+        else:
+            head = [line.partition(": ") for line in lines[1 : lines.index("---", 1)]]
+            assert (lines[0], [key for key, _, _ in head]) == ("---", ["name", "description"])
+            assert all(value for _, _, value in head)
+    modes = {path.stat().st_mode & 0o077 for path in (tmp_path / "mem").rglob("*")}
+    assert modes == {0}
+    assert git(tmp_path / "mem", "status", "--porcelain") == ""
+    assert git(tmp_path / "mem", "symbolic-ref", "HEAD") == "refs/heads/main"
+    assert git(tmp_path / "mem", "fsck", "--strict") == ""
+
+
+def test_former_texts_are_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of their times, with their authors, and readable at each."""
+    memory_folder(tmp_path / "mem", Source({"human": "Rex", "self": "kind"}, []), monkeypatch)
+    log = git(tmp_path / "mem", "log", "--reverse", "--format=%cI %s").splitlines()
+    assert log[:4] == [
+        "2026-10-01T10:00:00+00:00 human: version 1, by first",
+        "2026-10-01T10:00:00+00:00 self: version 1, by first",
+        "2026-10-02T10:00:00+00:00 human: version 2, by agent, Ann",
+        "2026-10-02T10:00:00+00:00 self: version 2, by agent, Ann",
+    ]
+    assert log[4].endswith("Export from Isabella")
+    assert "Rex" in git(tmp_path / "mem", "show", "HEAD~2:human.md")
+    assert "Rex" not in git(tmp_path / "mem", "show", "HEAD~4:human.md")
+
+
+def test_a_block_called_persona_is_the_persona(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system prompt has another file then."""
+    memory_folder(tmp_path / "mem", Source({"persona": "I am kind."}, []), monkeypatch)
+    assert "I am kind." in (tmp_path / "mem/persona.md").read_text()
+    assert "You are Ann." in (tmp_path / "mem/instructions.md").read_text()
+
+
+def test_no_key_gets_into_the_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A former text is masked as all others; one with a configured key prevents the export."""
+    remember("gsk_in-a-former-text-0123456789")
+    source = Source({"human": "now"}, [])
+    former = BlockVersion(1, "", Author.FIRST, "gsk_in-a-former-text-0123456789")
+    source.versions["human"].insert(0, former)
+    memory_folder(tmp_path / "mem", source, monkeypatch)
+    assert "gsk_…6789" in git(tmp_path / "mem", "log", "-p", "--format=%s")
+    assert "former-text" not in git(tmp_path / "mem", "log", "-p", "--format=%s")
+    source.versions["human"].insert(0, BlockVersion(1, "", Author.FIRST, "configured-only"))
+    with pytest.raises(ExportRefused, match="would have held a key"):
+        memory_folder(tmp_path / "other", source, monkeypatch)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mem"]
+
+
+def test_without_git_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal says what to do instead."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ExportRefused, match="git is not installed"):
+        memory_folder(tmp_path / "mem", Source({}, []), monkeypatch)
+    assert not (tmp_path / "mem").exists()

@@ -197,6 +197,7 @@ class Format(StrEnum):
 
     AGENT_FILE = "agent-file"
     MARKDOWN = "markdown"
+    LETTA_CODE = "letta-code"
 
 
 @app.command("export")
@@ -211,7 +212,8 @@ def export_command(
         typer.Option(
             "--format",
             help="agent-file: one file (.af) with the messages in the agent's context. markdown: a folder with "
-            "everything, also the whole history, as Markdown and JSON Lines.",
+            "everything, also the whole history, as Markdown and JSON Lines. letta-code: a memory folder of Letta "
+            "Code.",
         ),
     ] = Format.AGENT_FILE,
     replace: Annotated[
@@ -257,15 +259,17 @@ def export_command(
 def _export_folder(
     name: str, target: Path, format: Format, replace: bool, env_file: Path | None, as_json: bool
 ) -> None:
-    async def export(agent_service: AgentService) -> dict[str, Any]:
+    async def exported_folder(agent_service: AgentService) -> dict[str, Any]:
+        from isabella.agents.exports.letta_code import export_letta_code
         from isabella.agents.exports.markdown import export_markdown
 
+        export = export_markdown if format is Format.MARKDOWN else export_letta_code
         record = await agent_service.registry.find(name)
         async with _turns_held(agent_service, record.id):
-            exported = await export_markdown(agent_service, record, target, replace=replace)
+            exported = await export(agent_service, record, target, replace=replace)
         return {"name": record.name, "folder": str(target), "format": format.value, **asdict(exported)}
 
-    done = _run(export, env_file, as_json)
+    done = _run(exported_folder, env_file, as_json)
     if as_json:
         print_json(done)
     else:

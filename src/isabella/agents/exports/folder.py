@@ -31,7 +31,7 @@ class FolderWriter:
     def file(self, path: str) -> Iterator[Write]:
         """Write a text file in pieces. No secret may be divided between two of them."""
         with self._opened(path) as write:
-            yield lambda text: write(self._masked(text).encode())
+            yield lambda text: write(self.masked(text).encode())
 
     def text(self, path: str, text: str) -> None:
         """Write a whole text file."""
@@ -43,7 +43,8 @@ class FolderWriter:
         with self._opened(path) as write:
             write(data)
 
-    def _masked(self, text: str) -> str:
+    def masked(self, text: str) -> str:
+        """Return a text without known secrets; one that holds a configured one is an `ExportRefused`."""
         # A user may have told the agent a key.
         text = redact(text)
         if any(secret in text for secret in self.secrets):

@@ -10,7 +10,7 @@ import base64
 import binascii
 import json
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -175,13 +175,13 @@ async def _with_images(
         yield message.model_copy(update={"images": tuple(images)}) if images else message
 
 
-def file_names(labels: Sequence[str]) -> dict[str, str]:
+def file_names(labels: Sequence[str], taken: Collection[str] = ()) -> dict[str, str]:
     """Return a name for a file for each label, without a suffix. None is taken twice, whatever the case."""
     names: dict[str, str] = {}
     for label in labels:
         name = base = slug(label, "block")
         number = 1
-        while name in names.values():
+        while name in names.values() or name in taken:
             number += 1
             name = f"{base}-{number}"
         names[label] = name

@@ -16,6 +16,7 @@ from isabella.errors import GatewayError, IsabellaError
 from isabella.gateway.server import GatewayServer
 from isabella.practice import daemon
 from isabella.practice.overlay import ConfigSnapshot, with_practice_vendors
+from isabella.system import tracing
 from isabella.system.logging import configure_logs
 from isabella.system.processes import interrupt_on_sigterm
 from isabella.system.sockets import ListeningSocket
@@ -38,6 +39,7 @@ def main() -> None:
     configure_logs(settings.log_format)
     # A client that disconnects is no event worth a line for each chunk that it does not take.
     logging.getLogger("asyncio").setLevel(logging.ERROR)
+    tracing.configure("isabella-gateway", settings.sources.dotenv)
     if arguments.practice is not None:
         settings = _with_practice(settings, until_key=arguments.practice == "until-key")
     token = SecretStr(json.loads(state_file(arguments.home).read_text())["token"])

@@ -35,6 +35,7 @@ from isabella.gateway.quotes import without_quotes
 from isabella.gateway.refusals import adapt_refusal, refuses_tools, words_of
 from isabella.gateway.traffic import Call, Traffic
 from isabella.providers.desired import Desired
+from isabella.system import tracing
 from isabella.system.http_server import admit
 from isabella.system.redaction import mask, redact
 from isabella.system.urls import GATEWAY_PATH, client_options
@@ -63,6 +64,7 @@ _LONGEST_NUMBER = 20
 #: Characters that a server may take for the end of a path or of a segment.
 _SPECIAL = frozenset("\\?#")
 _MIB = 1024 * 1024
+_MOST_TRACES = 10_000
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Gateway:
     Attributes:
         reasoning: the reasoning of earlier answers, for vendors that require it back.
         without_tools: providers and models that refused a request because of its tools.
+        traces: the W3C `traceparent` of the turn that is under way, by Letta's id of the agent.
     """
 
     def __init__(
@@ -108,6 +111,7 @@ class Gateway:
         self._clients: dict[str, httpx.AsyncClient] = {}
         self.reasoning = ReasoningMemory()
         self.without_tools: set[tuple[str, str | None]] = set()
+        self.traces: dict[str, str] = {}
 
     async def close(self) -> None:
         """Close the connections to the vendors."""
@@ -158,7 +162,19 @@ class Gateway:
         if admission.kind is not KeyKind.CONFIGURED:
             replaced = admission.key.get_secret_value() != bearer
             self._stopped(provider, admission.kind, bearer, answered=True, replaced=replaced)
-        await self._run(_Exchange(self, admission, scope, rest, body, send), receive)
+        exchange = _Exchange(self, admission, scope, rest, body, send)
+        call, method = exchange.call, scope["method"]
+        parent = self.traces.get(call.agent or "") or _header(scope, "traceparent").decode("latin-1") or None
+        with tracing.span(
+            f"gateway {method}",
+            tracing.SpanKind.SERVER,
+            parent=parent,
+            method=method,
+            isabella_provider=call.provider,
+            isabella_agent=call.agent,
+            model=call.model,
+        ):
+            await self._run(exchange, receive)
 
     async def _run(self, exchange: _Exchange, receive: Receive) -> None:
         """Run an exchange until it is complete, the client disconnects, or its turn is over."""
@@ -223,10 +239,18 @@ class Gateway:
                 for one in self.keys.providers
             }
             await _respond(send, 200, *json_body(document))
+        elif path == "traces" and query.get("agent"):
+            if method == "PUT" and len(self.traces) < _MOST_TRACES:
+                self.traces[query["agent"]] = query.get("traceparent", "")
+            elif method == "DELETE":
+                self.traces.pop(query["agent"], None)
+            await _respond(send, 200, *json_body({}))
         elif (path, method) == ("calls", "DELETE") and query.get("agent"):
             await _respond(send, 200, *json_body({"ended": self.traffic.end(query["agent"])}))
         else:
-            raise NotAdmitted(404, "not_found", "There are GET traffic and DELETE calls?agent=ID.")
+            raise NotAdmitted(
+                404, "not_found", "There are GET traffic, DELETE calls?agent=ID, PUT and DELETE traces."
+            )
 
 
 class _Exchange:
@@ -254,6 +278,18 @@ class _Exchange:
 
     async def run(self) -> None:
         """Send the request, and pass the answer on as it comes."""
+        host = httpx.URL(self._desired.upstream).host
+        with tracing.span(
+            f"vendor {self._scope['method']}",
+            tracing.SpanKind.CLIENT,
+            method=self._scope["method"],
+            isabella_provider=self.call.provider,
+            model=self.call.model,
+            server_address=host,
+        ) as span:
+            await self._ask(span)
+
+    async def _ask(self, span: tracing.NoSpan) -> None:
         began = time.monotonic()
         try:
             async with self._gateway.client(self._desired).stream(
@@ -262,6 +298,7 @@ class _Exchange:
                 content=self._content(),
                 headers=self._request_headers(),
             ) as response:
+                span.set(status_code=response.status_code)
                 if response.is_error:
                     await self._refused(response)
                 elif (problem := _problem(response)) is not None:
@@ -301,6 +338,7 @@ class _Exchange:
             # An answer that is passed on as it comes, and read on the way, must not be compressed.
             (b"accept-encoding", b"identity"),
             (b"user-agent", b"isabella"),
+            *((name.encode(), value.encode()) for name, value in tracing.headers().items()),
         ]
         return headers if self._body is None else [*headers, (b"content-type", b"application/json")]
 

@@ -167,6 +167,20 @@ class GatewayClient:
         except GatewayError as error:
             log.info("requests not ended", agent=agent_id, error=error.what)
 
+    async def begin_trace(self, agent_id: str, traceparent: str) -> None:
+        """Have the requests of an agent recorded within a span. A gateway that does not answer records none."""
+        try:
+            await self._request("PUT", "/control/traces", {"agent": agent_id, "traceparent": traceparent})
+        except GatewayError as error:
+            log.info("request not traced", agent=agent_id, error=error.what)
+
+    async def end_trace(self, agent_id: str) -> None:
+        """Record later requests of an agent outside of that span."""
+        try:
+            await self._request("DELETE", "/control/traces", {"agent": agent_id})
+        except GatewayError as error:
+            log.info("request not traced", agent=agent_id, error=error.what)
+
     async def _request(self, method: str, path: str, query: dict[str, str]) -> Any:
         daemon = process.daemon(self.settings.home)
         recorded = daemon.recorded()

@@ -72,7 +72,7 @@ def _configured_by(settings: Settings) -> list[tuple[str, str]]:
     return sorted(
         (name, value)
         for name, value in settings.sources.environment.items()
-        if name in names or name.startswith(("LETTA_", "ISABELLA_"))
+        if name in names or name.startswith(("LETTA_", "ISABELLA_", "OTEL_"))
     )
 
 

@@ -27,7 +27,7 @@ from isabella.gateway.runs import RunMonitor
 from isabella.gateway.traffic import Traffic, VendorTraffic
 from isabella.letta.client import Connection
 from isabella.practice.overlay import ConfigSnapshot
-from isabella.system import processes, state
+from isabella.system import processes, state, tracing
 from isabella.system.http_server import ConnectionLimits, Headers, http_protocol
 from isabella.system.sockets import listening_socket
 from isabella.system.urls import is_loopback
@@ -132,6 +132,7 @@ def run_in_foreground(
             f"{host} is an address of the network, and the vendors' keys would pass it in plaintext.",
             remedy="Give --tls-certificate and --tls-key, or --insecure if the network is private.",
         )
+    tracing.configure("isabella-gateway", settings.sources.dotenv)
     folder = state_file(settings.home).parent
     try:
         listener = listening_socket(host, port)

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from isabella.errors import LettaBroken, LettaRefused, LettaUnauthorized, LettaUnreachable, NotLetta, UnverifiedPeer
 from isabella.letta import paths
-from isabella.system import audit
+from isabella.system import audit, tracing
 from isabella.system.peers import Peer, async_hooks
 from isabella.system.redaction import redact
 from isabella.system.urls import client_options
@@ -176,7 +176,9 @@ class LettaHttp:
         """Send a POST and yield the lines of the response as they arrive, without a time limit between them."""
         timeout = httpx.Timeout(None, connect=_STREAM_CONNECT_SECONDS)
         try:
-            async with self._client.stream("POST", path, json=body, timeout=timeout) as response:
+            async with self._client.stream(
+                "POST", path, json=body, timeout=timeout, headers=tracing.headers()
+            ) as response:
                 if not response.is_success:
                     await response.aread()
                 self._checked(response, "POST", path)
@@ -192,7 +194,7 @@ class LettaHttp:
             # httpx limits each wait for a piece of the response; a server may send pieces for ever.
             with anyio.fail_after(limit + _GRACE_SECONDS):
                 return await self._client.request(
-                    method, path, timeout=timeout or httpx.USE_CLIENT_DEFAULT, **content
+                    method, path, timeout=timeout or httpx.USE_CLIENT_DEFAULT, headers=tracing.headers(), **content
                 )
         except TimeoutError:
             raise self._unreachable(httpx.ReadTimeout(""), method, path, limit) from None

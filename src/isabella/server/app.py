@@ -22,9 +22,11 @@ from isabella.server.api import agents, conversations, embeddings, memory, statu
 from isabella.server.api.openai import chat, models, paths, responses
 from isabella.server.errors import handle_errors
 from isabella.server.request_limits import RequestLimits
+from isabella.server.request_spans import RequestSpans
 from isabella.server.runtime import Runtime
 from isabella.server.web import app as web
 from isabella.server.web.languages import LanguageMiddleware
+from isabella.system import tracing
 
 
 def create_app(
@@ -69,6 +71,8 @@ def create_app(
     app.add_middleware(auth.SecurityHeaders)
     app.add_middleware(LanguageMiddleware)
     app.add_middleware(paths.PlainPaths)
+    if tracing.enabled():
+        app.add_middleware(RequestSpans)
     handle_errors(app)
     # `paths` answers for all other paths of the OpenAI format.
     for module in (status, turns, models, chat, responses, paths, agents, conversations, memory, embeddings):

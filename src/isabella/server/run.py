@@ -38,6 +38,7 @@ from isabella.server.starting import http_server
 from isabella.server.supervised import Supervised, repeat_after_outage, run_supervisor
 from isabella.server.token import LOOPBACK
 from isabella.server.window_follower import run_window_follower
+from isabella.system import tracing
 from isabella.system.processes import interrupt_on_sigterm
 from isabella.system.sockets import listening_socket
 from isabella.watch.watcher import LettaActions
@@ -80,6 +81,8 @@ class Services:
         async def start() -> None:
             await self._start(await asyncio.wrap_future(prepared), stop)
 
+        settings = self._runtime.start_settings
+        tracing.configure("isabella", {} if settings is None else settings.sources.dotenv)
         return create_app(self._runtime, start)
 
     async def _start(self, prepared: Prepared, stop: Callable[[], None]) -> None:

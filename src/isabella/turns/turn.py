@@ -30,6 +30,7 @@ from isabella.gateway.client import GatewayClient
 from isabella.letta.client import LettaClient
 from isabella.letta.conversations import ConversationRow
 from isabella.locks.provider_lock import ProviderLock
+from isabella.system import tracing
 from isabella.system.english import english
 from isabella.system.supervision import PartState, PartStatus, Supervisor
 from isabella.turns import partial_history
@@ -201,6 +202,13 @@ class Turn:
         await self._events.join()
 
     async def _run(self) -> None:
+        with tracing.span("turn", isabella_agent=self.agent_ref.id, isabella_turn=self.id) as span:
+            try:
+                await self._run_in_scope()
+            finally:
+                span.set(isabella_reason=self._reason.value, isabella_handle=self.answered_by)
+
+    async def _run_in_scope(self) -> None:
         try:
             with self._scope:
                 await self._emit(Opened(self.id, self.agent_ref.name, self.agent_ref.id, self.conversation))
@@ -421,7 +429,9 @@ class Turn:
             attempt = self._new_attempt(candidate)
             outages, since = self._outages, time.time()
             try:
-                await self._pass_gate(candidate, attempt)
+                async with self._traced(candidate) as span:
+                    await self._pass_gate(candidate, attempt)
+                    span.set(isabella_refusal=None if attempt.refusal is None else attempt.refusal.code.value)
             except (LettaUnreachable, LettaBroken, DatabaseUnusable):
                 # The message was not sent.
                 if not await self._may_recover():
@@ -435,6 +445,27 @@ class Turn:
                     continue
                 return None
             return await self._refused(candidate, attempt, attempt.refusal, since)
+
+    @asynccontextmanager
+    async def _traced(self, candidate: Candidate) -> AsyncIterator[tracing.NoSpan]:
+        """Record a call of Letta as a span, and tell the gateway, through which Letta calls the vendor meanwhile."""
+        with tracing.span(
+            "letta POST messages",
+            tracing.SpanKind.CLIENT,
+            method="POST",
+            isabella_provider=candidate.provider,
+            model=candidate.model,
+        ) as span:
+            parent, gateway = tracing.headers().get("traceparent"), self._deps.gateway
+            if parent is None or gateway is None:
+                yield span
+                return
+            await gateway.begin_trace(self.agent_ref.id, parent)
+            try:
+                yield span
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await gateway.end_trace(self.agent_ref.id)
 
     def _new_attempt(self, candidate: Candidate) -> Attempt:
         deps = self._deps

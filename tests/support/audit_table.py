@@ -61,6 +61,7 @@ ROUTES: Mapping[str, str] = {
     "POST /console/chat/{address}/dismiss": _SHOWS,
     "POST /console/providers/dismiss": _SHOWS,
     "POST /console/theme": "a cookie of one browser",
+    "POST /console/language": "a cookie of one browser",
 }
 
 COMMANDS: Mapping[str, str] = {

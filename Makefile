@@ -4,6 +4,7 @@ PYTHON ?= python3
 UV ?= $(shell command -v uv 2>/dev/null || echo .uv/bin/uv)
 VENV := .venv
 BIN := $(VENV)/bin
+COMPOSE ?= $(if $(shell command -v docker 2>/dev/null),docker,podman) compose
 
 # uv trusts its own list of authorities; a machine with a certificate store may know more of them (a company's).
 ifneq ($(wildcard /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/cert.pem),)
@@ -11,10 +12,10 @@ export UV_SYSTEM_CERTS ?= true
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run check test lint real browser bench soak compat catalog clients demo pictures dist clean alerts
+.PHONY: help setup run check test lint real browser bench soak compat catalog clients demo pictures dist image image-base image-pin image-test stack manifests clean alerts
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.ready ## Create .venv with the locked dependencies
 
@@ -90,6 +91,24 @@ alerts: setup ## Test the alert rules of deploy/prometheus with promtool, which 
 dist: $(VENV)/.ready ## Build the wheel and the source distribution into dist/
 	@rm -rf dist
 	@$(UV) build --quiet --out-dir dist
+
+image: ## Build the images with podman, buildah or docker
+	@deploy/image.sh
+
+image-base: ## Make a base image of Debian packages, for machines that reach no registry (root)
+	@deploy/base.sh $${BASE:-localhost/isabella-base:bookworm}
+
+image-pin: ## Pin the images of others to what their tags mean now
+	@deploy/pin.sh
+
+image-test: setup ## Run the stack of compose.yaml from the built images, without an engine (root)
+	@$(BIN)/python -m pytest -m image --no-cov tests/containers
+
+stack: image ## Build the images, make the secrets once, and start the stack of compose.yaml
+	@profile=$$($(PYTHON) deploy/make_secrets.py) && $(COMPOSE) $${profile:+--profile $$profile} up --detach --wait
+
+manifests: setup ## Render and validate the manifests, the Containerfile and the systemd units
+	@UV=$(UV) deploy/manifests.sh
 
 clean: ## Remove environments, caches and builds; your data stays
 	@rm -rf $(VENV) .uv .tools .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist

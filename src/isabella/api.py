@@ -141,7 +141,7 @@ async def _binding(desired: Desired, timeout: float) -> Binding:
 
     answer = None
     if desired.key is not None:
-        answer = await ask_vendor(desired.upstream, desired.key, timeout=min(timeout, _VENDOR_SECONDS))
+        answer = await ask_vendor(desired.reached_at, desired.key, timeout=min(timeout, _VENDOR_SECONDS))
     return probe_binding(desired, answer)
 
 

@@ -37,6 +37,7 @@ from isabella.practice.overlay import with_practice_vendors
 from isabella.system.daemon import Daemon, RunningDaemon
 from isabella.system.processes import has_ended
 from isabella.system.supervision import Supervisor
+from isabella.system.urls import AS_SENT_HEADER
 from tests.support.gateway_client import RawClient, Reply, Served, head, served_gateway, wait_until
 from tests.support.raw_vendor import (
     RawRequest,
@@ -659,9 +660,9 @@ class Reloading:
     stored: list[dict[str, Any]]
     lines: list[dict[str, Any]]
 
-    def models(self, name: str, key: str) -> Reply:
+    def models(self, name: str, key: str, *fields: str) -> Reply:
         """Ask for the models of a provider."""
-        return self.served.ask(f"/isabella-gateway/{name}/v1/models", key, method="GET")
+        return self.served.ask(f"/isabella-gateway/{name}/v1/models", key, method="GET", fields=fields)
 
 
 @pytest.fixture
@@ -722,6 +723,20 @@ def test_a_key_that_changes_in_the_file(reloading: Reloading) -> None:
     assert [(one["kind"], one["answered"]) for one in stopped] == [("stale", True)]
     reloading.stored[:] = [row(new)]
     assert is_refused(reloading.models("byok-groq", old), 401, "invalid_api_key")
+
+
+def test_isabella_asks_about_the_stored_key(reloading: Reloading) -> None:
+    """With its header the vendor sees the key that Letta holds, and nothing is reported; any other key stays here."""
+    old = reloading.vendors.key("groq").get_secret_value()
+    new = reloading.vendors.rotate("groq").get_secret_value()
+    reloading.env.write_text(groq_env(reloading.vendors, new))
+    reloading.stored[:] = [row(old)]
+    as_sent = f"{AS_SENT_HEADER}: 1"
+    assert [reloading.models("byok-groq", key, as_sent).status for key in (new, old)] == [200, 401]
+    assert [request.carries(old) for request in reloading.vendors.requests("groq")] == [False, False, True]
+    assert reloading.served.traffic()["stopped_keys"] == []
+    assert is_refused(reloading.models("byok-groq", "gsk_foreign-key-0000001", as_sent), 401, "invalid_api_key")
+    assert len(reloading.vendors.requests("groq")) == 3
 
 
 @pytest.mark.parametrize("verdict_seconds", [60.0, 0.0])

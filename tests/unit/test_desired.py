@@ -318,3 +318,16 @@ def test_a_table_replaces_a_vendor_on_demand(tmp_path: Path) -> None:
     found = desired(OPENROUTER_API_KEY="sk-or-canary-0023", OLLAMA_BASE_URL="http://127.0.0.1:2/v1")
     assert [name for name, one in found.items() if one.configured] == ["byok-ollama", "router"]
     assert (found["byok-ollama"].upstream, found["byok-ollama"].keyless) == ("http://127.0.0.1:1/v1", True)
+
+
+def test_where_isabella_herself_reaches_a_vendor() -> None:
+    """At the gateway, if that is at an address of the network; one on loopback may be on Letta's machine."""
+    for gateway, through in (
+        ("http://127.0.0.1:8284", False),
+        ("https://gateway.example:8284", True),
+        ("off", False),
+    ):
+        settings = load_settings(environment={"GROQ_API_KEY": "gsk_0123456789abcdef0", "ISABELLA_GATEWAY": gateway})
+        (groq,) = (one for one in desired_providers(settings) if one.name == "byok-groq")
+        assert groq.upstream == "https://api.groq.com/openai/v1"
+        assert groq.reached_at == (f"{gateway}/isabella-gateway/byok-groq/v1" if through else groq.upstream)

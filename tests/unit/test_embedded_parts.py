@@ -454,7 +454,7 @@ def test_the_launcher_shares_certificates(monkeypatch: pytest.MonkeyPatch) -> No
 def test_the_launcher_mark_is_in_the_command(tmp_path: Path) -> None:
     """What the search for orphan processes looks for is what the server is started with."""
     paths = InstancePaths(tmp_path)
-    command = program._launch(paths)
+    command = program.launch_command(paths)
     assert command[-2:] == ["--instance", str(paths.folder)]
 
 

@@ -218,3 +218,17 @@ def test_a_web_page_of_a_proxy_is_no_answer_of_the_vendor(status: int, state: Ve
     answer = replace(classify_answer(status, None), trouble=Trouble.HTML)
     assert answer.vendor_status.state is state
     assert ("proxy" in answer.vendor_status.reason) is (state is VendorState.UNREACHABLE)
+
+
+def test_a_refusal_of_the_gateway_says_nothing_of_the_key(httpserver: HTTPServer) -> None:
+    """By way of the gateway, only the vendor's own words are a verdict; the key that was asked about is sent on."""
+    base_url = httpserver.url_for("/isabella-gateway/byok-groq/v1")
+    own = {"error": {"message": "its key is neither", "type": "isabella-gateway", "code": "invalid_api_key"}}
+    vendors = {"error": {"message": "Invalid API Key", "type": "invalid_request_error", "code": "invalid_api_key"}}
+    for body, verdict in ((own, KeyVerdict.UNREACHABLE), (vendors, KeyVerdict.REFUSED)):
+        httpserver.expect_ordered_request(
+            "/isabella-gateway/byok-groq/v1/models", headers={"x-isabella-key-as-sent": "1"}
+        ).respond_with_json(body, status=401)
+        answer = anyio.run(ask_vendor, base_url, KEY)
+        assert answer.verdict is verdict
+        assert answer.takes_key is (None if verdict is KeyVerdict.UNREACHABLE else False)

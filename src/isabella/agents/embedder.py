@@ -68,11 +68,11 @@ class Embedder:
             raise _unavailable("Mistral has no key.")
         headers = {"Authorization": f"Bearer {provider.key.get_secret_value()}"}
         vectors: list[Vector] = []
-        async with httpx.AsyncClient(timeout=self._timeout, **client_options(provider.upstream)) as client:
+        async with httpx.AsyncClient(timeout=self._timeout, **client_options(provider.reached_at)) as client:
             for start in range(0, len(texts), _BATCH):
                 batch = {"model": MISTRAL.model, "input": texts[start : start + _BATCH]}
                 try:
-                    response = await client.post(f"{provider.upstream}/embeddings", json=batch, headers=headers)
+                    response = await client.post(f"{provider.reached_at}/embeddings", json=batch, headers=headers)
                 except httpx.RequestError as error:
                     raise _unavailable(f"Mistral cannot be reached: {redact(str(error)) or 'no answer'}.") from None
                 if response.status_code != 200:

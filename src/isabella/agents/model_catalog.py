@@ -236,7 +236,7 @@ class ModelCatalog:
             kept = self._kept.get(provider.name)
             if kept is not None and self._clock() < kept[1]:
                 return kept[0]
-            answer = await self._ask(provider.upstream, provider.key or SecretStr(""))
+            answer = await self._ask(provider.reached_at, provider.key or SecretStr(""))
             seconds = _KEPT_SECONDS if answer.verdict is KeyVerdict.ACCEPTED else _FAILURE_KEPT_SECONDS
             if self._providers.get(provider.name) == provider:
                 self._kept[provider.name] = answer, self._clock() + seconds

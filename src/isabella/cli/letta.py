@@ -69,6 +69,47 @@ def up(
 
 
 @app.command()
+def install(release: Release = DEFAULT_RELEASE, home: Home = None, env_file: EnvFile = None) -> None:
+    """Install Letta with its dependencies, and start nothing. For images, and machines that lose their network."""
+    from isabella.cli.progress import show_progress
+
+    server = _server(release, DEFAULT_INSTANCE, home, env_file)
+    with show_progress() as progress:
+        server.install_release(progress)
+    typer.echo(f"Letta {release} is installed in {server.paths.program}")
+
+
+@app.command()
+def run(
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port to listen on.")] = 8283,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Listen on the network: Letta has no TLS, so its password passes it."),
+    ] = False,
+    release: Release = DEFAULT_RELEASE,
+    home: Home = None,
+    env_file: EnvFile = None,
+) -> None:
+    """Run an installed Letta in the foreground, on a Postgres of your own with pgvector, for instance in a container.
+
+    It needs ISABELLA_DATABASE_URL, LETTA_API_KEY and LETTA_ENCRYPTION_KEY, or files with them. Its own log goes to
+    standard output. It migrates the database first if necessary.
+    """
+    from isabella.embedded.foreground import letta_process
+    from isabella.errors import ConfigurationError
+    from isabella.system.urls import is_loopback
+
+    if not (is_loopback(host) or insecure):
+        raise ConfigurationError(
+            f"{host} is an address of the network, and Letta has no TLS.",
+            remedy="Give --insecure if only Isabella can reach it, for instance on a private network of containers.",
+        )
+    settings = configured_settings(env_file, service=True, home=home)
+    letta_process(settings, host, port, release).replace_this_process()
+
+
+@app.command()
 def down(
     release: Release = DEFAULT_RELEASE,
     instance: Instance = DEFAULT_INSTANCE,

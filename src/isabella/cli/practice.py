@@ -58,6 +58,22 @@ def up(
 
 
 @app.command()
+def serve(
+    host: Annotated[str, typer.Option("--host", help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=1, max=65535, help="The port to listen on.")] = 8090,
+    env_file: EnvFile = None,
+) -> None:
+    """Run the practice vendors in the foreground, with the keys of the configuration, for instance in a container.
+
+    Each vendor accepts the key that is configured for it (CEREBRAS_API_KEY, …), which has to be set.
+    """
+    from isabella.practice.foreground import serve as serve_in_foreground
+
+    settings = configured_settings(env_file, service=True)
+    serve_in_foreground(settings, host, port, print_message)
+
+
+@app.command()
 def down(home: Home = None, env_file: EnvFile = None) -> None:
     """Stop the practice vendors. Their keys and their port stay the same."""
     from isabella.practice import daemon

@@ -79,7 +79,7 @@ def models(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> Non
         what = f"{one.vendor.title} is not set up: {one.problem or one.key_source}."
         raise ConfigurationError(what, remedy=f"Set it up: isabella vendors add {one.vendor.name}")
     key = one.key
-    answer = run(lambda: ask_vendor(one.upstream, key), as_json)
+    answer = run(lambda: ask_vendor(one.reached_at, key), as_json)
     if not answer.models:
         _refuse(one.vendor, one.upstream, answer)
     listed = [answer.listed[id] for id in ordered_models(one.vendor, answer)]

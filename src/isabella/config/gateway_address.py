@@ -6,9 +6,10 @@ from pathlib import Path
 
 from isabella.config.settings import Settings
 from isabella.system import state
+from isabella.system.urls import GATEWAY_ERROR
 
 #: What the gateway calls itself: in the answer of its health route, and as the type of its own errors.
-SERVICE = "isabella-gateway"
+SERVICE = GATEWAY_ERROR
 HOST = "127.0.0.1"
 DEFAULT_PORT = 8284
 

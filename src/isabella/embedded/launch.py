@@ -42,6 +42,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -58,6 +59,10 @@ DEFERRED = (
 )
 #: the URL with which the migrations connect; it is set if the database has to be migrated
 _MIGRATIONS_URL = "ISABELLA_MIGRATIONS_URL"
+#: how these connections are protected: `sslmode` of libpq
+_MIGRATIONS_TLS = "ISABELLA_MIGRATIONS_TLS"
+#: the advisory lock of migrations; any number that nobody else uses
+_MIGRATIONS_LOCK = 0x15ABE11A
 _EMBEDDINGS = re.compile(r"(?<=/embeddings/)[^/\s]+(?=/v1)")
 
 
@@ -212,9 +217,37 @@ def migrate(url: str) -> None:
     program = Path(str(importlib.import_module("letta").__file__)).parents[1]
     config.set_main_option("script_location", str(program / "alembic"))
     settings: Any = importlib.import_module("letta.settings").settings
+    protect_migrations(os.environ.pop(_MIGRATIONS_TLS, "disable"))
     of_server, settings.pg_uri = settings.pg_uri, url
-    command.upgrade(config, "head")
+    with migrations_lock(url):
+        command.upgrade(config, "head")
     settings.pg_uri = of_server
+
+
+def protect_migrations(mode: str) -> None:
+    """Have the driver of the migrations use TLS as `sslmode` says, with the authorities in PGSSLROOTCERT."""
+    if mode == "disable":
+        return
+    ssl: Any = importlib.import_module("ssl")
+    driver: Any = importlib.import_module("pg8000")
+    context = ssl.create_default_context(cafile=os.environ.get("PGSSLROOTCERT"))
+    context.check_hostname = mode == "verify-full"
+    if mode == "require":
+        context.verify_mode = ssl.CERT_NONE
+    driver.connect = functools.partial(driver.connect, ssl_context=context)
+
+
+@contextlib.contextmanager
+def migrations_lock(url: str) -> Iterator[None]:
+    """Hold a lock of the database, so that of several servers that start at once only one migrates at a time."""
+    alchemy: Any = importlib.import_module("sqlalchemy")
+    engine = alchemy.create_engine(
+        url.replace("postgresql://", "postgresql+pg8000://", 1), isolation_level="AUTOCOMMIT"
+    )
+    with engine.connect() as connection:
+        connection.execute(alchemy.text(f"SELECT pg_advisory_lock({_MIGRATIONS_LOCK})"))
+        yield
+    engine.dispose()
 
 
 def main(arguments: list[str]) -> None:

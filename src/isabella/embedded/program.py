@@ -25,7 +25,8 @@ from isabella.system.sockets import kept_port
 
 _CONFINE, _LAUNCHER = (Path(__file__).with_name(name) for name in ("confine.py", "launch.py"))
 _INSTANCE_OPTION = "--instance"
-_MIGRATIONS_URL = "ISABELLA_MIGRATIONS_URL"  # as in launch.py, which runs in Letta's environment
+# As in launch.py, which runs in Letta's environment.
+_MIGRATIONS_URL, _MIGRATIONS_TLS = "ISABELLA_MIGRATIONS_URL", "ISABELLA_MIGRATIONS_TLS"
 SECONDS_TO_START = 300.0  # the imports alone take ten seconds, and far longer on a small machine with a cold disk
 _SECONDS_TO_STOP = 15.0
 #: A server that hangs uses less of a processor than this in so many seconds. One that starts is never idle.
@@ -81,18 +82,20 @@ def environment(
     extra: Mapping[str, str],
     sandbox: bool = True,
     migrate: bool = False,
+    tls: str = "disable",
 ) -> dict[str, str]:
     """Return the whole environment of the server, without any of the operator's keys (fact P7).
 
     `socket` is that of Postgres. Letta's driver would send the password in the clear to a program that listens on the
     port of a killed Postgres; a folder that only the owner can enter has no such program. `sandbox` says whether the
     tools of agents run in a sandbox, if that is possible here, and `migrate` whether the database is migrated first.
+    `tls` is libpq's `sslmode`; other modes than `disable` are for a database elsewhere.
     """
     at = f"&host={socket.parent}" if socket else ""
     environ = {
         "HOME": str(paths.server_home),
         "TMPDIR": str(paths.server_tmp),
-        "LETTA_PG_URI": f"{database.get_secret_value()}?ssl=disable{at}",
+        "LETTA_PG_URI": f"{database.get_secret_value()}?ssl={tls}{at}",
         "LETTA_DISABLE_SQLALCHEMY_POOLING": "false",
         # Otherwise Letta stores every request to a vendor, that is, the whole context again at each step.
         "LETTA_TRACK_PROVIDER_TRACE": "false",
@@ -107,6 +110,7 @@ def environment(
         environ[confine.STATE] = str(paths.tool_sandbox_file)
     if migrate:
         environ[_MIGRATIONS_URL] = database.get_secret_value() + (f"?unix_sock={socket}" if socket else "")
+        environ[_MIGRATIONS_TLS] = tls
     return child_processes.network_environment() | environ | dict(extra)
 
 
@@ -132,7 +136,7 @@ def start(
     with ExitStack() as stack:
         sockets = [stack.enter_context(one) for address in kept if (one := kept_port(*address)) is not None]
         process = processes.spawn(
-            [*_launch(paths), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
+            [*launch_command(paths), "server", "--secure", "--host", LOOPBACK, "--port", str(port)],
             env=environ,
             log=paths.letta_log,
             cwd=paths.server_home,
@@ -217,6 +221,7 @@ def running(paths: InstancePaths) -> ServerRun | None:
     return run if run is not None and run.process.is_running() else None
 
 
-def _launch(paths: InstancePaths) -> list[str]:
+def launch_command(paths: InstancePaths) -> list[str]:
+    """Return the command that runs a program of the release, up to the program's own arguments."""
     # -P: the modules beside the launcher are Isabella's, and must not hide Letta's.
     return [str(paths.python), "-P", str(_CONFINE), str(_LAUNCHER), _INSTANCE_OPTION, str(paths.folder)]

@@ -141,6 +141,10 @@ class Server:
             key_rotation.finish(self.paths, letta.master_key, progress, started=letta.started)
             return letta
 
+    def install_release(self, progress: Progress = no_progress) -> None:
+        """Install the release, unless it is. Raises `InstallFailed`."""
+        self._install(progress)
+
     def down(self, progress: Progress = no_progress) -> bool:
         """Stop Letta, then Postgres. Returns whether either was running."""
         if not self.paths.folder.exists():

@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 from urllib.parse import parse_qs, unquote
@@ -38,7 +38,7 @@ from isabella.providers.desired import Desired
 from isabella.system import tracing
 from isabella.system.http_server import admit
 from isabella.system.redaction import mask, redact
-from isabella.system.urls import GATEWAY_PATH, client_options
+from isabella.system.urls import AS_SENT_HEADER, GATEWAY_PATH, client_options
 
 Scope = Mapping[str, Any]
 Receive = Callable[[], Awaitable[Mapping[str, Any]]]
@@ -159,7 +159,10 @@ class Gateway:
         if scope["method"] not in ("GET", "POST"):
             raise NotAdmitted(405, "method_not_allowed", "Isabella's gateway forwards GET and POST.")
         body = await _read_body(receive, self._limits) if scope["method"] == "POST" else None
-        if admission.kind is not KeyKind.CONFIGURED:
+        if scope["method"] == "GET" and admission.kind is KeyKind.STALE and _header(scope, AS_SENT_HEADER):
+            # Isabella asks about the key that Letta holds.
+            admission = replace(admission, key=SecretStr(bearer))
+        elif admission.kind is not KeyKind.CONFIGURED:
             replaced = admission.key.get_secret_value() != bearer
             self._stopped(provider, admission.kind, bearer, answered=True, replaced=replaced)
         exchange = _Exchange(self, admission, scope, rest, body, send)

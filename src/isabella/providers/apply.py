@@ -333,7 +333,7 @@ class Applier:
     async def _inquire(self, change: PlannedChange) -> VendorAnswer | None:
         if self._ask is None or not change.ask_vendor:
             return None
-        answer = await self._ask(change.desired.upstream, _key(change))
+        answer = await self._ask(change.desired.reached_at, _key(change))
         self.vendor_status[change.desired.name] = answer.vendor_status
         return answer
 

@@ -19,7 +19,7 @@ from isabella.config.vendors import Vendor, vendor_of_prefix
 from isabella.errors import ConfigurationError, FileUnreadable
 from isabella.system import files, redaction
 from isabella.system.redaction import mask
-from isabella.system.urls import gateway_base_url
+from isabella.system.urls import gateway_base_url, is_loopback
 
 
 class RemarkKind(StrEnum):
@@ -71,6 +71,15 @@ class Desired:
     def upstream(self) -> str:
         """The vendor's own base URL."""
         return self.behind_gateway or self.base_url
+
+    @property
+    def reached_at(self) -> str:
+        """The base URL at which Isabella's own processes, except the gateway, reach the vendor.
+
+        A gateway at an address of the network may be the only one that can reach the vendors. One on loopback may be
+        on Letta's machine, so the vendor's own base URL is used.
+        """
+        return self.upstream if is_loopback(self.base_url) else self.base_url
 
     @property
     def notes(self) -> tuple[str, ...]:

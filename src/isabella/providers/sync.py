@@ -81,11 +81,11 @@ async def _predict(change: PlannedChange, ask: Ask) -> PlannedChange:
     key = change.desired.key
     if not change.ask_vendor or key is None:
         return change
-    new, old = await ask(change.desired.upstream, key), None
+    new, old = await ask(change.desired.reached_at, key), None
     stored, prefix = None if change.reading is None else change.reading.key, change.desired.vendor.key_prefix
     # The vendor may see a stored key that Letta sends there anyway, and that has the vendor's prefix.
     if stored is not None and prefix and not change.moves and stored.get_secret_value().startswith(prefix):
-        old = await ask(change.desired.upstream, stored)
+        old = await ask(change.desired.reached_at, stored)
     return predict_change(change, new, old)
 
 

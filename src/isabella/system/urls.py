@@ -15,6 +15,12 @@ PLACEHOLDER_URL = "http://127.0.0.1:9/nowhere/v1"
 GATEWAY_PATH = "/isabella-gateway/"
 
 
+#: The `type` in the gateway's own errors.
+GATEWAY_ERROR = "isabella-gateway"
+#: A header of Isabella's own requests through the gateway: the vendor is to see the key that they carry.
+AS_SENT_HEADER = "x-isabella-key-as-sent"
+
+
 class ClientOptions(TypedDict):
     """The options of an HTTP client that depend on its base URL."""
 

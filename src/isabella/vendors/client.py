@@ -17,7 +17,7 @@ import httpx2 as httpx
 from pydantic import SecretStr
 
 from isabella.system.redaction import redact
-from isabella.system.urls import client_options
+from isabella.system.urls import AS_SENT_HEADER, GATEWAY_ERROR, client_options, is_gateway_url
 from isabella.vendors.local_servers import completed
 from isabella.vendors.model_lists import ListedModel, parse_models
 
@@ -139,13 +139,15 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
     `base_url` is that of its OpenAI-compatible API, `timeout` is in seconds.
     """
     limit = httpx.Timeout(timeout, connect=min(timeout, 5.0))
-    headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
+    headers = _headers(base_url, key)
     try:
         async with httpx.AsyncClient(timeout=limit, headers=headers, **client_options(base_url)) as client:
             # httpx limits each wait for a piece of the answer; this limits all of them together.
             with anyio.fail_after(timeout + _GRACE_SECONDS):
                 response = await client.get(f"{base_url}/models")
             wait = response.headers.get("retry-after")
+            if is_gateway_url(base_url) and (refused := _gateway_refusal(response)) is not None:
+                return VendorAnswer(KeyVerdict.UNREACHABLE, refused, trouble=Trouble.CONNECTION)
             answer = classify_answer(response.status_code, _json(response), retry_after=wait)
             if answer.listed:
                 answer = accepted_answer(await completed(client, base_url, answer.listed))
@@ -157,6 +159,20 @@ async def ask_vendor(base_url: str, key: SecretStr, *, timeout: float = 10.0) ->
     if "html" in response.headers.get("content-type", "").lower():
         return replace(answer, trouble=Trouble.HTML)
     return answer
+
+
+def _headers(base_url: str, key: SecretStr) -> dict[str, str]:
+    headers = {"Authorization": f"Bearer {key.get_secret_value()}"}
+    return headers | {AS_SENT_HEADER: "1"} if is_gateway_url(base_url) else headers
+
+
+def _gateway_refusal(response: httpx.Response) -> str | None:
+    """Return the words of a refusal by the gateway itself, which says nothing of the key; None for the vendor's."""
+    document = _json(response)
+    error = document.get("error") if response.is_error and isinstance(document, dict) else None
+    if not isinstance(error, dict) or error.get("type") != GATEWAY_ERROR:
+        return None
+    return _message(document) or f"the gateway refused with status {response.status_code}"
 
 
 async def ask_about_key(url: str, key: SecretStr, *, timeout: float = 10.0) -> VendorAnswer:

@@ -141,7 +141,7 @@ async def _refresh(
     record, key = stored.get(desired.name), desired.key
     if record is None or key is None:
         return ProviderModels(desired.name, problem="it is not in Letta")
-    answer = await ask(desired.upstream, key)
+    answer = await ask(desired.reached_at, key)
     if answer.verdict is not KeyVerdict.ACCEPTED:
         # Letta would answer 200 all the same, and keep its list or empty it (fact P11).
         problem = f"{desired.vendor.title} does not list its models: {answer.said}"

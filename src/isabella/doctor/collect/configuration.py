@@ -175,7 +175,7 @@ async def ask_with_stored_keys(
 
 async def _ask(desired: Desired, key: SecretStr) -> VendorEvidence:
     """Ask a vendor; if the base URL is wrong, also look for the right one on the same host."""
-    answer = await ask_vendor(desired.upstream, key, timeout=VENDOR_TIMEOUT)
+    answer = await ask_vendor(desired.reached_at, key, timeout=VENDOR_TIMEOUT)
     if answer.verdict is not KeyVerdict.WRONG_ADDRESS:
         return VendorEvidence(answer)
     urls = nearby_base_urls(desired.upstream, desired.vendor.base_url)

@@ -129,7 +129,9 @@ async def _answer(
             refused = refused or VendorRefused(error.what, status=503, code="no_vendor", remedy=error.remedy)
             continue
         handle = f"{desired.name}/{model}"
-        through = desired.behind_gateway is not None and starts_here(agents.settings)
+        through = desired.behind_gateway is not None and (
+            starts_here(agents.settings) or desired.reached_at == desired.base_url
+        )
         try:
             async with _request(desired, _document(body, model, desired, through), through) as response:
                 if response.is_success:

@@ -14,6 +14,7 @@ import pytest
 
 from isabella.agents.block_history import Author
 from isabella.agents.exports.importing import import_folder
+from isabella.agents.exports.letta_code import export_letta_code
 from isabella.agents.exports.markdown import export_markdown
 from isabella.agents.import_export import configured_secrets, export_agent, import_agent
 from isabella.agents.lifecycle import delete_agent
@@ -464,6 +465,11 @@ def said(folder: Path) -> list[tuple[str, list[tuple[str, str]], int, bool]]:
     return found
 
 
+def contents(folder: Path) -> bytes:
+    """The content of all files in a folder."""
+    return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+
+
 def test_an_agent_leaves_and_comes_back_the_same(new: Callable[[], AgentEnv], tmp_path: Path) -> None:
     """Deleted and imported: it answers and remembers, with its archive, its whole history, and its place here."""
     here = new()
@@ -474,7 +480,11 @@ def test_an_agent_leaves_and_comes_back_the_same(new: Callable[[], AgentEnv], tm
         await agent_service.ensure()
         record = await agent_service.registry.find(here.id)
         await lived(agent_service, record.id)
+        await say(agent_service, record.id, f"My key is {here.key('groq')}.")
         exported = await export_markdown(agent_service, record, first)
+        await export_letta_code(agent_service, record, tmp_path / "memory")
+        assert "Rex" in (tmp_path / "memory/human.md").read_text()
+        assert "Hello from elsewhere." in next((tmp_path / "memory/history").glob("01-about-pets-*.md")).read_text()
         assert (exported.conversations, exported.passages) == (2, 1)
         await delete_agent(agent_service, record)
         before = len(await agent_service.letta.blocks.labelled("human"))
@@ -495,6 +505,10 @@ def test_an_agent_leaves_and_comes_back_the_same(new: Callable[[], AgentEnv], tm
         assert [one.author for one in versions] == [Author.FIRST, Author.UNKNOWN]
         await export_markdown(agent_service, back, second)
         assert said(second) == said(first)
+        written = contents(tmp_path)
+        assert b"My key is gsk_" in written
+        for vendor in ("cerebras", "groq", "mistral", "longcat"):
+            assert here.key(vendor).encode() not in written
         (_, texts, in_context, _), pets = said(first)
         assert texts[0] == ("user", "Remember that my dog is called Rex.")
         assert in_context < len(texts)

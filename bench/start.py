@@ -79,24 +79,30 @@ async def _erase(server: Server) -> None:
 
 
 class ByHand:
-    """An operator who starts Letta on a Postgres that runs already, as Letta's documentation says."""
+    """An operator who starts Letta on a Postgres that runs already, as Letta's documentation says.
 
-    def __init__(self, server: Server, letta: Letta) -> None:
+    A careful one turns `pooling` on (fact R5); as shipped, Letta connects anew for each query.
+    """
+
+    def __init__(self, server: Server, letta: Letta, *, pooling: bool = True) -> None:
         self._paths = server.paths
         self._database = urlsplit(letta.database_url.get_secret_value())._replace(query="").geturl()
         self._letta: Process | None = None
-        self._log = server.paths.logs / "by-hand.log"
+        self._pooling = pooling
+        self._log = server.paths.logs / f"by-hand-{'pooled' if pooling else 'shipped'}.log"
         status = server.status()
-        self._port = status.letta.port
-        assert status.letta.pid is not None
-        process = psutil.Process(status.letta.pid)
-        process.terminate()
-        process.wait(_UP_SECONDS)
+        port = urlsplit(letta.base_url).port
+        assert port is not None
+        self.port = port if pooling else choose_port(port + 1)
+        if status.letta.pid is not None:
+            process = psutil.Process(status.letta.pid)
+            process.terminate()
+            process.wait(_UP_SECONDS)
 
     async def start(self) -> None:
         """Run `letta server` until it answers."""
-        await self._run("-c", _LETTA, "server", "--port", str(self._port), options="?ssl=disable")
-        address = f"http://127.0.0.1:{self._port}/v1/health/"
+        await self._run("-c", _LETTA, "server", "--port", str(self.port), options="?ssl=disable")
+        address = f"http://127.0.0.1:{self.port}/v1/health/"
         async with httpx.AsyncClient(trust_env=False) as client:
             with anyio.fail_after(_UP_SECONDS):
                 while not await _answers(client, address):
@@ -138,7 +144,10 @@ class ByHand:
             self._letta = await anyio.open_process(
                 [self._paths.python, *arguments],
                 env=_environment(self._paths.server_home)
-                | {"LETTA_PG_URI": self._database + options, "LETTA_DISABLE_SQLALCHEMY_POOLING": "false"},
+                | {
+                    "LETTA_PG_URI": self._database + options,
+                    "LETTA_DISABLE_SQLALCHEMY_POOLING": str(not self._pooling).lower(),
+                },
                 cwd=self._paths.program,
                 stdout=log,
                 stderr=log,

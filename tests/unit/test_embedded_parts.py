@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from threading import Thread
 from types import ModuleType
+from typing import Any
 from unittest.mock import Mock
 
 import psutil
@@ -449,6 +450,52 @@ def test_the_launcher_shares_certificates(monkeypatch: pytest.MonkeyPatch) -> No
     assert create() is not create(trust_env=False)
     assert create(verify=False) is not create(verify=False)
     assert create(cert="client.pem") is not create(cert="client.pem")
+
+
+def test_the_launcher_keeps_prepared_statements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a pool, whose other options stay; an engine without a pool is made as before."""
+    create = Mock()
+    engines = ModuleType("sqlalchemy.ext.asyncio")
+    vars(engines)["create_async_engine"] = create
+    monkeypatch.setitem(sys.modules, "sqlalchemy.ext.asyncio", engines)
+
+    launch.keep_statements()
+
+    given = {"timeout": 30, "statement_cache_size": 0, "prepared_statement_cache_size": 0}
+    vars(engines)["create_async_engine"]("postgresql://", pool_size=25, connect_args=given)
+    kept = {**given, "prepared_statement_cache_size": launch.STATEMENTS}
+    create.assert_called_once_with("postgresql://", pool_size=25, pool_use_lifo=True, connect_args=kept)
+    vars(engines)["create_async_engine"]("postgresql://", poolclass="NullPool")
+    create.assert_called_with("postgresql://", poolclass="NullPool")
+
+
+def test_the_launcher_pings_a_connection_without_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed one is an error of the driver, which has the pool replace it; an open one is asked nothing."""
+
+    class Refused(Exception):
+        pass
+
+    class Connection:
+        def __init__(self, *, closed: bool) -> None:
+            self._connection = Mock(spec=["is_closed"])
+            self._connection.is_closed.return_value = closed
+
+        def _handle_exception(self, error: Exception) -> None:
+            raise Refused from error
+
+    asyncpg, driver = ModuleType("asyncpg"), ModuleType("sqlalchemy.dialects.postgresql.asyncpg")
+    vars(asyncpg)["InterfaceError"] = type("InterfaceError", (Exception,), {})
+    vars(driver)["AsyncAdapt_asyncpg_connection"] = Connection
+    monkeypatch.setitem(sys.modules, "asyncpg", asyncpg)
+    monkeypatch.setitem(sys.modules, "sqlalchemy.dialects.postgresql.asyncpg", driver)
+
+    launch.ping_without_question()
+
+    open_one: Any = Connection(closed=False)
+    assert open_one.ping() is None
+    closed: Any = Connection(closed=True)
+    with pytest.raises(Refused):
+        closed.ping()
 
 
 def test_the_launcher_mark_is_in_the_command(tmp_path: Path) -> None:

@@ -1,0 +1,249 @@
+"""A turn through Isabella, its gateway and its Letta, over one on a Letta that an operator started by hand.
+
+The servers run at once, with agents of the same prompt, memory, tools and model on the same practice vendors. Turns
+alternate between them, so that what else the machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import anyio
+import httpx2 as httpx
+
+from bench.backend import TOKEN, serving
+from bench.conversation import HANDLES, defined
+from bench.gateway import home_with_releases
+from bench.operator import Operator
+from bench.results import Results
+from bench.setup import Servers, Setup
+from bench.start import ByHand
+from isabella.embedded import Server
+from isabella.practice import PracticeVendors
+
+AGENTS, CLIENTS = 5, 20
+_VENDOR = "groq"
+_MESSAGE = "Say good morning"
+_KEPT = ("name", "system", "agent_type", "llm_config", "embedding_config", "message_buffer_autoclear")
+#: Seconds of each way in one pair of the throughput.
+_BLOCK = float(os.environ.get("ISABELLA_BENCH_BLOCK", "12"))
+
+
+class Way(Protocol):
+    """A way to have a turn with an agent; `name` is its name in details."""
+
+    name: str
+
+    async def turn(self, number: int) -> float:
+        """Have a turn with the agent of this number; return the seconds to the first token. Raises `RuntimeError`."""
+
+
+@dataclass
+class ThroughIsabella:
+    """Turns through Isabella's API."""
+
+    client: httpx.AsyncClient
+    name: str = "Isabella"
+
+    async def turn(self, number: int) -> float:
+        """Have a turn."""
+        began, first, kind, ended = time.perf_counter(), 0.0, "", ""
+        path = f"/api/agents/bench-{number}/turns"
+        async with self.client.stream("POST", path, json={"message": _MESSAGE}) as response:
+            async for line in response.aiter_lines():
+                if line.startswith("event: "):
+                    kind = line[7:]
+                    if not first and kind in ("reasoning", "text"):
+                        first = time.perf_counter() - began
+                elif line.startswith("data: ") and kind == "end":
+                    ended = line
+        if '"completed"' not in ended:
+            raise RuntimeError(ended[:200] or f"status {response.status_code}")
+        return first
+
+
+@dataclass
+class AtLetta:
+    """Turns at a Letta. It does not order turns of one agent, so the clients take turns."""
+
+    client: httpx.AsyncClient
+    ids: Sequence[str]
+    name: str
+    _order: list[asyncio.Lock] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._order = [asyncio.Lock() for _ in self.ids]
+
+    async def turn(self, number: int) -> float:
+        """Have a turn."""
+        body = {"messages": [{"role": "user", "content": _MESSAGE}], "stream_tokens": True}
+        async with self._order[number]:
+            began, first = time.perf_counter(), 0.0
+            path = f"/v1/agents/{self.ids[number]}/messages/stream"
+            async with self.client.stream("POST", path, json=body) as response:
+                async for line in response.aiter_lines():
+                    if not first and ('"reasoning_message"' in line or '"assistant_message"' in line):
+                        first = time.perf_counter() - began
+                    if '"error_message"' in line:
+                        raise RuntimeError(line[:200])
+        if not first:
+            raise RuntimeError(f"status {response.status_code}, and no answer")
+        return first
+
+
+async def measure(servers: Servers, *, quick: bool) -> Results:
+    """Measure on instances of their own, with the release of the others."""
+    results = Results()
+    async with ways(servers) as (ours, pooled, shipped):
+        pairs = 5 if quick else 9
+        for name, other in (("pooled", pooled), ("shipped", shipped)):
+            await _first_token(results, f"ttft_over_{name}", ours, other, pairs)
+        errors: list[str] = []
+        for name, other in (("pooled", pooled), ("shipped", shipped)):
+            errors += await _throughput(results, f"turns_per_second_over_{name}", ours, other, 5)
+        results.add("pooled_turn_errors", len(errors), "; ".join(errors[:2]))
+    return results
+
+
+@asynccontextmanager
+async def ways(servers: Servers) -> AsyncIterator[tuple[ThroughIsabella, AtLetta, AtLetta]]:
+    """Start everything; yield Isabella, a Letta by hand with pooling, and one as shipped."""
+    ours, by_hand = Server(servers.home / "bench-turns"), Server(servers.home / "bench-hand")
+    async with AsyncExitStack() as stack:
+        for server in (ours, by_hand):
+            stack.enter_context(home_with_releases(servers.home, server))
+        vendors = stack.enter_context(PracticeVendors())
+        letta = by_hand.up()
+        # While that runs, so that ours gets another port.
+        setup = Setup.in_home(ours.up(), ours.home)
+        Operator(vendors, ours.home / ".env")
+        address, _process = stack.enter_context(serving(setup, _variables(ours.home), embedded=True))
+        isabella = await stack.enter_async_context(_client(address, TOKEN))
+        at_ours = await stack.enter_async_context(
+            _client(setup.letta.base_url, setup.letta.password.get_secret_value())
+        )
+        agents = [await _described(at_ours, number) for number in range(AGENTS)]
+        lettas: list[AtLetta] = []
+        for pooling in (True, False):
+            operator = ByHand(by_hand, letta, pooling=pooling)
+            await operator.start()
+            stack.push_async_callback(operator.stop)
+            client = await stack.enter_async_context(_client(f"http://127.0.0.1:{operator.port}", ""))
+            if pooling:
+                await _provide(client, vendors)
+            ids = [await _create(client, agent, vendors) for agent in agents]
+            lettas.append(AtLetta(client, ids, "by hand" if pooling else "as shipped"))
+        yield ThroughIsabella(isabella), lettas[0], lettas[1]
+
+
+async def _first_token(results: Results, figure: str, ours: Way, other: Way, pairs: int) -> None:
+    """Compare the medians of six turns each, once for each pair."""
+    ratios, medians = [], []
+    for number in range(pairs + 1):
+        seconds: dict[str, list[float]] = {ours.name: [], other.name: []}
+        for turn in range(6):
+            for way in (ours, other) if (number + turn) % 2 else (other, ours):
+                seconds[way.name].append(await way.turn(turn % AGENTS))
+        pair = [statistics.median(seconds[way.name]) for way in (ours, other)]
+        if number:  # the first pair warms up
+            ratios.append(pair[0] / pair[1])
+            medians.append(pair)
+    mine, theirs = (statistics.median(column) * 1000 for column in zip(*medians, strict=True))
+    detail = f"Isabella {mine:.0f} ms, {other.name} {theirs:.0f} ms"
+    results.add(figure, statistics.median(ratios), f"{detail}; {_spread(ratios)}")
+
+
+async def _throughput(results: Results, figure: str, ours: Way, other: Way, pairs: int) -> list[str]:
+    """Compare the turns a second of twenty clients; return the errors of ours."""
+    ratios, rates, errors = [], [], list[str]()
+    await _crowd(ours, 2.0, [])
+    await _crowd(other, 2.0, [])
+    for number in range(pairs):
+        rate = {}
+        for way in (ours, other) if number % 2 else (other, ours):
+            rate[way.name] = await _crowd(way, _BLOCK, errors if way is ours else [])
+        ratios.append(rate[ours.name] / rate[other.name])
+        rates.append([rate[ours.name], rate[other.name]])
+    mine, theirs = (statistics.median(column) for column in zip(*rates, strict=True))
+    detail = f"Isabella {mine:.1f}/s, {other.name} {theirs:.1f}/s"
+    results.add(figure, statistics.median(ratios), f"{detail}; {_spread(ratios)}")
+    return errors
+
+
+async def _crowd(way: Way, seconds: float, errors: list[str]) -> float:
+    """Return the turns a second of twenty clients, four for each agent; turns that began in time count."""
+    began, turns = time.perf_counter(), 0
+
+    async def client(number: int) -> None:
+        nonlocal turns
+        while time.perf_counter() - began < seconds:
+            try:
+                await way.turn(number % AGENTS)
+            except (RuntimeError, httpx.TransportError) as error:
+                errors.append(str(error) or type(error).__name__)
+            else:
+                turns += 1
+
+    async with anyio.create_task_group() as tasks:
+        for number in range(CLIENTS):
+            tasks.start_soon(client, number)
+    return turns / (time.perf_counter() - began)
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    return f"{len(ratios)} pairs, {min(ratios):.2f} to {max(ratios):.2f}"
+
+
+def _variables(home: Path) -> dict[str, str]:
+    """Return the variables of the backend: five agents on one vendor, through the gateway."""
+    file = home / "agents.toml"
+    file.write_text("\n".join(defined(f"bench-{number}", [HANDLES[_VENDOR]]) for number in range(AGENTS)))
+    return {"ISABELLA_AGENTS_FILE": str(file), "ISABELLA_EMBEDDINGS": "off", "ISABELLA_GATEWAY": "on"}
+
+
+@asynccontextmanager
+async def _client(address: str, secret: str) -> AsyncIterator[httpx.AsyncClient]:
+    headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+    limits = httpx.Limits(max_connections=None, keepalive_expiry=3.0)
+    async with httpx.AsyncClient(
+        base_url=address, headers=headers, timeout=180, limits=limits, trust_env=False
+    ) as client:
+        yield client
+
+
+async def _described(letta: httpx.AsyncClient, number: int) -> Mapping[str, Any]:
+    (agent,) = (await letta.get("/v1/agents/", params={"name": f"bench-{number}"})).raise_for_status().json()
+    assert isinstance(agent, dict)
+    return agent
+
+
+async def _provide(letta: httpx.AsyncClient, vendors: PracticeVendors) -> None:
+    """Register the vendor under the name of ours, with its own base URL."""
+    provider = {
+        "name": HANDLES[_VENDOR].partition("/")[0],
+        "provider_type": "openai",
+        "api_key": vendors.key(_VENDOR).get_secret_value(),
+        "base_url": vendors.base_url(_VENDOR),
+    }
+    (await letta.post("/v1/providers/", json=provider)).raise_for_status()
+
+
+async def _create(letta: httpx.AsyncClient, agent: Mapping[str, Any], vendors: PracticeVendors) -> str:
+    """Create an agent like one of ours, bound to the vendor itself instead of the gateway."""
+    blocks = [
+        {name: block[name] for name in ("label", "value", "limit", "description") if block.get(name) is not None}
+        for block in agent["memory"]["blocks"]
+    ]
+    body = {name: agent[name] for name in _KEPT if agent.get(name) is not None}
+    body["llm_config"] = {**agent["llm_config"], "model_endpoint": vendors.base_url(_VENDOR)}
+    body |= {"memory_blocks": blocks, "tools": [tool["name"] for tool in agent["tools"]], "include_base_tools": False}
+    made = (await letta.post("/v1/agents/", json=body)).raise_for_status().json()
+    return str(made["id"])

@@ -252,3 +252,16 @@ def test_numbers_and_times() -> None:
         assert say(both) == "a hat 120.000 Zeichen; erlaubt sind 5. Gespeichert."
         assert format_duration(1.44) == "1,4 s"
         assert "27.11., 08:00" in format_time("2026-11-27T08:00:00+00:00")
+
+
+def test_values_are_escaped_and_texts_are_html() -> None:
+    """Whatever a value contains is text; the tags of a text, and a number beside the form that it decides, stay."""
+    template = ENVIRONMENT.from_string(
+        "{% trans count=n, query=q %}{{ count }} result for “<bdi>{{ query }}</bdi>”.{% pluralize %}"
+        "{{ count }} results for “<bdi>{{ query }}</bdi>”.{% endtrans %} {{ _('Edit') }}"
+        "{{ _('Edit %(label)s', label=q) }} {{ pgettext('the limit itself', 'Of') }}"
+    )
+    with speaking(GERMAN):
+        shown = template.render(n=2, q="<b> %(x)s 5%")
+    label = "&lt;b&gt; %(x)s 5%"
+    assert shown == f"2 Treffer für „<bdi>{label}</bdi>“. Bearbeiten{label} bearbeiten Von"

@@ -132,13 +132,14 @@ def template_environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["ext.i18n.trimmed"] = True
-    environment.install_gettext_callables(  # type: ignore[attr-defined]
-        languages.gettext,
-        languages.ngettext,
-        newstyle=True,
-        pgettext=languages.pgettext,
-        npgettext=languages.npgettext,
-    )
+    # The extension makes calls with the values as arguments, as these functions take them.
+    environment.newstyle_gettext = True  # type: ignore[attr-defined]
+    environment.globals |= {
+        "_": languages.template_gettext,
+        "gettext": languages.template_gettext,
+        "ngettext": languages.template_ngettext,
+        "pgettext": languages.template_pgettext,
+    }
     environment.filters |= {
         # Short, and valid in an element id.
         "digest": lambda value: hashlib.sha256(value.encode("utf-8", "replace")).hexdigest()[:10],

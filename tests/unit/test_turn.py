@@ -289,6 +289,7 @@ async def test_a_failure_that_the_gateway_has_not_seen_is_letta_s(
         attempt.refusal = reported
 
     stage.gateway = SimpleNamespace(end_calls=None, last_outcome=_nothing)
+    stage.agents.say.set()
     events = await stage.turn(fail)
     (failover,) = [event for event in events if isinstance(event, Failover)]
     assert failover.code is code
@@ -455,6 +456,7 @@ async def test_a_replaced_message_leaves_the_context(stage: Stage) -> None:
 async def test_nothing_is_replaced_by_a_message_that_nobody_answers(stage: Stage) -> None:
     """If no vendor answers, the context is as it was; what another wrote into it meanwhile stays behind it."""
     stage.agents.now = THOUGHT
+    stage.agents.say.set()
 
     async def refuse_meanwhile(attempt: Attempt) -> AsyncGenerator[Event | None]:
         stage.context = ["system again", *stage.context[1:], "other"]

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,14 @@ def test_by_default_the_user_of_the_process_acts(monkeypatch: pytest.MonkeyPatch
     assert (audit.current_actor().kind, audit.current_actor().name) == (ActorKind.OPERATOR, user)
     monkeypatch.setenv("SUDO_USER", "grace")
     assert audit.current_actor().name == f"{user} (sudo by grace)"
+
+
+def test_a_command_is_known_in_every_thread_of_its_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`isabella up` serves in a thread, and what it does at the start is its doing."""
+    monkeypatch.setattr(audit, "_command", "")
+    audit.set_command("isabella up")
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(audit.current_actor).result().via == "isabella up"
 
 
 def test_an_actor_holds_in_tasks_that_are_started_meanwhile(tmp_path: Path) -> None:

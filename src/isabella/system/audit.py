@@ -157,19 +157,20 @@ class Change:
 
 
 _actor: ContextVar[Actor | None] = ContextVar("audit_actor", default=None)
-_command: ContextVar[str] = ContextVar("audit_command", default="")
+_command = ""  # of the whole process: the backend of a command runs in a thread of its own
 #: The change that is under way; False within a block whose writes are none.
 _under_way: ContextVar[Change | bool | None] = ContextVar("audit_change", default=None)
 
 
 def current_actor() -> Actor:
     """Return who acts in this context: by default the user of the system who runs this process."""
-    return _actor.get() or Actor(ActorKind.OPERATOR, _os_user(), via=_command.get())
+    return _actor.get() or Actor(ActorKind.OPERATOR, _os_user(), via=_command)
 
 
 def set_command(command: str) -> None:
     """Note the command that this process carries out."""
-    _command.set(command)
+    global _command
+    _command = command
 
 
 @contextmanager

@@ -84,10 +84,11 @@ COMMANDS: Mapping[str, str] = {
     "service uninstall": "service.uninstalled",
     "chat": _TURN,
     "login": "prints a link; the session that begins with it is recorded",
+    "letta install": "programs, and no data",
     "demo": "a home of its own, which is deleted",
-    **dict.fromkeys(("letta down", "gateway up", "gateway down", "gateway run"), _PROCESS),
+    **dict.fromkeys(("letta down", "letta run", "gateway up", "gateway down", "gateway run"), _PROCESS),
     **{f"practice {word}": _PRACTICE for word in ("up", "down", "status", "keys", "rotate", "fault", "limit")},
-    **{f"practice {word}": _PRACTICE for word in ("log", "env")},
+    **{f"practice {word}": _PRACTICE for word in ("log", "env", "serve")},
     **dict.fromkeys(
         (
             "agents export",

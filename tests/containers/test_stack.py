@@ -133,7 +133,7 @@ def test_ready_from_the_published_side(stack: Stack) -> None:
         assert client.get("/ready").json()["status"] == "ready"
         assert client.get("/api/agents").status_code == 401
         listed = client.get("/api/agents", headers={"Authorization": f"Bearer {token}"})
-        assert [agent["name"] for agent in listed.json()["agents"]] == ["Isabella"]
+        assert [agent["name"] for agent in listed.json()["agents"]] == ["Isabella", "Reflection"]
 
 
 _CONNECT = """
@@ -211,7 +211,7 @@ def test_letta_and_its_gateway_may_be_started_again(stack: Stack) -> None:
         stack.wait_until_healthy(name)
     chat = isabella(stack, "chat", text="Are you still there?\n")
     assert chat.returncode == 0, chat.stderr
-    assert len(json.loads(isabella(stack, "agents", "list", "--json").stdout)["agents"]) == 1
+    assert len(json.loads(isabella(stack, "agents", "list", "--json").stdout)["agents"]) == 2
 
 
 def test_no_secret_in_images_logs_and_arguments(stack: Stack, images: dict[str, Image]) -> None:
@@ -238,9 +238,7 @@ def test_no_secret_in_images_logs_and_arguments(stack: Stack, images: dict[str, 
             check=False,
         )
         assert found.stdout == ""
-        names = [path.name for path in image.root.rglob(".env*")] + [
-            path.name for path in image.root.rglob("id_rsa*")
-        ]
+        names = [path for name in (".env", "id_rsa", "id_ed25519", ".netrc") for path in image.root.rglob(name)]
         assert names == []
 
 

@@ -238,7 +238,7 @@ def test_ctrl_c_is_no_traceback(
         (["nonsense"], "nonsense"),
         (["--nonsense"], "--nonsense"),
         (["agents", "show"], "NAME"),
-        (["agents", "import"], "FILE"),
+        (["agents", "import"], "PATH"),
         (["agents", "delete", "--yes"], "NAME"),
         (["chat", "--agent"], "--agent"),
         (["doctor", "nonsense"], "nonsense"),

@@ -255,7 +255,7 @@ def test_a_log_line_on_a_terminal_is_clean_and_coloured(tmp_path: Path) -> None:
 
 #: The only places that may print past the guard, and why they may.
 _CLEANERS = {"system/terminal.py", "system/logging.py"}
-#: One runs in the process of Letta, whose log is read through `isabella letta logs`; the other writes to its own file.
+#: One runs in the process of Letta, whose log `isabella letta logs` reads; the other writes to its own file.
 _ELSEWHERE = {"embedded/launch.py", "system/audit.py"}
 
 

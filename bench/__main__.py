@@ -19,6 +19,7 @@ from bench import (
     figures,
     floods,
     gateway,
+    headline,
     help_command,
     pooled,
     prompt,
@@ -50,6 +51,7 @@ SUBJECTS: dict[str, Callable[..., Coroutine[Any, Any, Results]]] = {
     "floods": floods.measure,
     "backup": backup.measure,
     "console": console.measure,
+    "headline": headline.measure,
     "doctor": doctor.measure,
 }
 

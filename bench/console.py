@@ -51,13 +51,17 @@ _PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-sta
 async def measure(servers: Servers, *, quick: bool) -> Results:
     """Measure all pages, each in a browser with an empty cache."""
     results = Results()
-    program = next((found for name in _PROGRAMS if (found := shutil.which(name)) is not None), None)
-    if program is None:
+    if (program := chromium()) is None:
         print("  no Chromium is on the PATH, so the console is not measured")
         return results
     # Playwright's sync API runs its own event loop.
     await anyio.to_thread.run_sync(_measure, servers, program, 3 if quick else 9, results)
     return results
+
+
+def chromium() -> str | None:
+    """Return the path of Chromium; None if there is none."""
+    return next((found for name in _PROGRAMS if (found := shutil.which(name)) is not None), None)
 
 
 def _measure(servers: Servers, program: str, rounds: int, results: Results) -> None:

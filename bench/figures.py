@@ -133,6 +133,11 @@ FIGURES = (
         "longest task of the page's thread while an answer of 20,000 characters arrives, ms",
         most=100,
     ),
+    Figure(
+        "headline_seconds",
+        "until an open page tells a vendor's refusal, a death of Letta or Postgres, or a session's end, seconds",
+        most=5.0,
+    ),
     Figure("help_seconds", "`isabella --help` in a fresh process, seconds", most=0.3),
     Figure("doctor_seconds", "`isabella doctor --json`, four providers in sync, seconds", most=3.0),
     Figure("doctor_down_seconds", "the same with Letta and all vendors down, seconds", most=10.0),

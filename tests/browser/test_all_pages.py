@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import httpx2 as httpx
 import pytest
@@ -196,8 +196,26 @@ def walked(served: Backend, browser: Browser, told: str) -> Walked:
         user.enter()
         for state in everywhere(user, told):
             walked.look(user.page, state)
+        user.open(f"chat/{talkative(served)}")
+        expect(user.page.locator("#history")).to_contain_text("Message 9999")
+        walked.look(user.page, "chat, 10,000 messages")
         walked.cookies = {one["name"]: one["value"] for one in user.context.cookies()}
     return walked
+
+
+def talkative(served: Backend) -> str:
+    """Letta's id of an agent with 10,000 messages."""
+    aside(served.agent, "talkative", "cerebras/gpt-oss-120b")
+    agent = served.id_of("talkative")
+    password = served.connection.password.get_secret_value() if served.connection.password else ""
+    headers = {"Authorization": f"Bearer {password}"}
+    with httpx.Client(base_url=served.connection.base_url, headers=headers, timeout=120) as letta:
+        for begin in range(0, 10_000, 1000):
+            texts = [f"Message {number}" for number in range(begin + 1, begin + 1000)]
+            said: dict[str, Any] = {"request_messages": [{"role": "user", "content": text} for text in texts]}
+            said |= {"provider": "-", "model": "-", "response_dict": {"content": "Indeed."}}
+            letta.post(f"/v1/agents/{agent}/messages/capture", json=said).raise_for_status()
+    return agent
 
 
 def test_axe_finds_nothing(walked: Walked) -> None:

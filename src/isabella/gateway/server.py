@@ -28,7 +28,7 @@ from isabella.gateway.traffic import Traffic, VendorTraffic
 from isabella.letta.client import Connection
 from isabella.practice.overlay import ConfigSnapshot
 from isabella.system import processes, state, tracing
-from isabella.system.http_server import ConnectionLimits, Headers, http_protocol
+from isabella.system.http_server import KEEP_ALIVE_SECONDS, ConnectionLimits, Headers, http_protocol
 from isabella.system.sockets import listening_socket
 from isabella.system.urls import is_loopback
 
@@ -90,8 +90,7 @@ class GatewayServer:
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                # Letta's clients keep connections for a while; a request on one that is being closed would fail.
-                timeout_keep_alive=75,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=1,
                 ssl_certfile=None if tls is None else str(tls.certificate),
                 ssl_keyfile=None if tls is None else str(tls.key),

@@ -30,6 +30,7 @@ from isabella.practice.exchange import (
 )
 from isabella.practice.vendor import PracticeVendor, Request, VendorFault, fingerprint, new_key, new_keys
 from isabella.practice.wire import NAMES, profile, to_json
+from isabella.system.http_server import KEEP_ALIVE_SECONDS
 from isabella.system.redaction import mask
 from isabella.system.sockets import listening_socket
 
@@ -145,7 +146,7 @@ class PracticeApp:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=75,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=1,
         )
         return _Server(config, self._transports)

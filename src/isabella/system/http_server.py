@@ -23,6 +23,10 @@ from isabella.system.sockets import ROW, allow_files
 
 Headers = list[tuple[bytes, bytes]]
 
+#: How long an idle connection stays open: longer than clients keep one (httpx 5 s, Node.js 4 s). A request that is
+#: sent while the server closes its connection fails, and not every client may send it again.
+KEEP_ALIVE_SECONDS = 75
+
 #: The key of the connection in the state of a request's scope.
 _CONNECTION = "isabella.connection"
 #: Descriptors for everything that is no connection of a client, and for connections that are accepted and not counted

@@ -131,6 +131,23 @@ def test_the_key_of_the_environment_is_not_written(
     assert env(folder) == [f"OPENROUTER_BASE_URL={root}/v1", "OPENROUTER_MODEL=a/b"]
 
 
+def test_a_given_key_is_written_although_a_file_has_another_one(folder: Path, httpserver: HTTPServer) -> None:
+    """What was tried is what is used from now on; without one, the file's key is tried, and stays in the file."""
+    root = lists(httpserver, ITEM, key=KEY)
+    lists(httpserver, key=KEY, path="/v1/key")
+    file = folder / "key"
+    file.write_text(f"{KEY}-of-yesterday")
+    with (folder / ".env").open("a") as env_file:
+        env_file.write(f"OPENROUTER_API_KEY_FILE={file}\n")
+    arguments = ("add", "openrouter", "--base-url", f"{root}/v1")
+    assert run(*arguments, "--key-stdin", typed=f"{KEY}\n").exit_code == 0
+    assert f"OPENROUTER_API_KEY={KEY}" in env(folder)
+    (folder / ".env").write_text(f"# ours\nISABELLA_PORT=0  # any\nOPENROUTER_API_KEY_FILE={file}\n")
+    file.write_text(KEY)
+    assert run(*arguments).exit_code == 0
+    assert KEY not in (folder / ".env").read_text()
+
+
 def test_what_does_not_work_is_told_and_nothing_is_written(folder: Path, httpserver: HTTPServer) -> None:
     """Each failure with the next step."""
     root = lists(httpserver, ITEM, key="canary-other-key-0004")

@@ -635,6 +635,7 @@ CASES: dict[str, list[Change]] = {
             RemarkKind.KEY_MALFORMED,
             RemarkKind.KEY_FILE_UNREADABLE,
             RemarkKind.KEY_COMMAND_FAILED,
+            RemarkKind.KEY_KEYRING_FAILED,
             RemarkKind.BASE_URL_MALFORMED,
         )
     },
@@ -645,6 +646,7 @@ CASES: dict[str, list[Change]] = {
             RemarkKind.KEY_SET_TWICE,
             RemarkKind.KEY_FILE_READABLE,
             RemarkKind.KEY_COMMAND_STALE,
+            RemarkKind.KEY_KEYRING_STALE,
             RemarkKind.KEY_OF_ANOTHER_VENDOR,
         )
     },

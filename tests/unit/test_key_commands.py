@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +18,8 @@ from pathlib import Path
 import anyio
 import psutil
 import pytest
+import yaml
+from dotenv import dotenv_values
 
 from isabella.config import key_commands
 from isabella.config.settings import load_settings
@@ -197,6 +201,19 @@ def test_the_last_key_stays_if_the_command_fails_later(vault: Vault) -> None:
     assert not key_commands.renew()
 
 
+def test_the_commands_of_several_vendors_run_at_the_same_time(vault: Vault) -> None:
+    """Each waits here for the other one to begin, so none of them ends if they run one after the other."""
+    vault.does(
+        "open(folder + '/begun-' + sys.argv[2], 'w').close()\n"
+        "other = {'groq': 'mistral', 'mistral': 'groq'}[sys.argv[2]]\n"
+        "while not os.path.exists(folder + '/begun-' + other): time.sleep(0.01)\n"
+        "print('key-canary-of-' + sys.argv[2])"
+    )
+    desired = vault.desired(MISTRAL_API_KEY_COMMAND=vault.command.replace("groq", "mistral"))
+    assert key_of(desired) == "key-canary-of-groq"
+    assert len(vault.runs) == 2
+
+
 def test_many_at_once_run_it_once(vault: Vault) -> None:
     """Those that come meanwhile wait for its end."""
     vault.does(f"time.sleep(0.2)\nprint({FIRST!r})")
@@ -280,3 +297,65 @@ def test_the_command_has_the_environment_of_isabella(vault: Vault, monkeypatch: 
     vault.does(f"assert sys.stdin.read() == ''\nprint({FIRST!r} + os.environ['VAULT_ADDR'][-4:])")
     assert key_of(vault.desired()) == f"{FIRST}8200"
     assert os.environ["VAULT_ADDR"]
+
+
+# --- the recipes of docs/secrets.md ---------------------------------------------------------------------------------
+
+SECRETS = (Path(__file__).parents[2] / "docs" / "secrets.md").read_text()
+LINES = {line for block in re.findall(r"^```ini\n(.*?)^```", SECRETS, re.M | re.S) for line in block.splitlines()}
+COMMANDS = {
+    "op": ["read", "op://Private/Groq/credential"],
+    "vault": ["kv", "get", "-field=key", "secret/isabella/groq"],
+    "aws": [
+        *("secretsmanager", "get-secret-value", "--secret-id", "isabella/groq"),
+        *("--query", "SecretString", "--output", "text"),
+    ],
+    "gcloud": ["secrets", "versions", "access", "latest", "--secret=isabella-groq"],
+    "az": [
+        *("keyvault", "secret", "show", "--vault-name", "isabella", "--name", "mistral"),
+        *("--query", "value", "--output", "tsv"),
+    ],
+    "pass": ["show", "api/groq"],
+    "sops": ["decrypt", "--extract", '["mistral"]', "/etc/isabella/keys.yaml"],
+    "security": ["find-generic-password", "-s", "isabella", "-a", "mistral", "-w"],
+}
+
+
+def test_every_command_of_the_recipes_is_tested() -> None:
+    """And nothing else than what follows is in them."""
+    commands = {line.split("=", 1)[1].split()[0] for line in LINES if "_COMMAND=" in line}
+    assert commands == set(COMMANDS)
+    others = {line for line in LINES if "_COMMAND=" not in line}
+    assert others == {"GROQ_API_KEY_KEYRING=isabella/groq", "GROQ_API_KEY_FILE=/run/secrets/groq"}
+
+
+@pytest.mark.parametrize("program", COMMANDS)
+def test_the_recipe_gives_the_key(vault: Vault, program: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line of the documentation in an `.env`, with a program in place of the vault's: each word arrives whole."""
+    (line,) = (line for line in LINES if f"_COMMAND={program} " in line)
+    vault.script.rename(vault.folder / program)
+    monkeypatch.setenv("PATH", f"{vault.folder}:{os.environ['PATH']}")
+    vault.does(f"assert sys.argv[1:] == {COMMANDS[program]!r}, sys.argv\nprint({FIRST!r})")
+    file = vault.folder / ".env"
+    file.write_text(f"{line}\n")
+    variable = line.split("=")[0]
+    settings = load_settings(file, environment={}, home=vault.folder)
+    (desired,) = (one for one in desired_providers(settings) if one.configured)
+    assert (key_of(desired), desired.problem) == (FIRST, None)
+    assert desired.key_source == f"{variable} ({file})"
+
+
+def test_external_secrets_writes_a_file_that_the_manifests_mount() -> None:
+    """The recipe makes the secret of the deployment, with a valid `.env`."""
+    (text,) = re.findall(r"^```yaml\n(.*?)^```", SECRETS, re.M | re.S)
+    recipe = yaml.safe_load(text)
+    names = {entry["secretKey"] for entry in recipe["spec"]["data"]}
+    template = recipe["spec"]["target"]["template"]["data"][".env"]
+    assert set(re.findall(r"\{\{ \.(\w+) \}\}", template)) == names
+    rendered = re.sub(r"\{\{ \.(\w+) \}\}", r"canary-of-\1", template)
+    assert dotenv_values(stream=io.StringIO(rendered)) == {
+        "GROQ_API_KEY": "canary-of-groq",
+        "MISTRAL_API_KEY": "canary-of-mistral",
+    }
+    manifest = (Path(__file__).parents[2] / "deploy/kubernetes/base/isabella.yaml").read_text()
+    assert f"secretName: {recipe['metadata']['name']}," in manifest

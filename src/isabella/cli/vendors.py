@@ -14,6 +14,7 @@ from isabella.system.terminal import print_message
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
+    from isabella.config.keyring_entries import KeyringEntry
     from isabella.config.settings import Settings
     from isabella.config.vendors import Vendor
     from isabella.providers.desired import Desired
@@ -102,26 +103,33 @@ def add(
         str | None, typer.Option("--model", metavar="ID", help="The model to use by default, as the vendor names it.")
     ] = None,
     key_stdin: Annotated[bool, typer.Option("--key-stdin", help="Read the key from standard input.")] = False,
+    in_keyring: Annotated[
+        bool, typer.Option("--keyring", help="Store the key in the desktop's keyring, not in .env.")
+    ] = False,
     no_check: Annotated[bool, typer.Option("--no-check", help="Write it without trying it.")] = False,
     env_file: EnvFile = None,
 ) -> None:
     """Set a vendor up: ask for what is missing, try it, and write it.
 
     A key comes from a prompt, from standard input, or from the variable that holds it already; never from an
-    argument, which other users can see. Keys, base URLs and models go to .env. With --base-url, NAME may be a new
-    one: an OpenAI-compatible server, which goes to isabella.toml.
+    argument, which other users can see. Keys, base URLs and models go to .env; with --keyring, the key goes to the
+    desktop's keyring, and is removed from .env. With --base-url, NAME may be a new one: an OpenAI-compatible server,
+    which goes to isabella.toml.
 
     Exit code: 0 set up, 1 not: nothing was written.
     """
     settings = configured_settings(env_file, quiet=True)
     vendor, declared = _vendor(settings, name, base_url)
     address = _address(settings, vendor, base_url)
+    entry = _keyring_entry(settings, vendor) if in_keyring else None
     key = _given_key(settings, vendor, key_stdin=key_stdin)
     answer: VendorAnswer | None = None
     if not no_check:
         address, key, answer = _tried(vendor, address, key)
     chosen = _chosen_model(vendor, model, answer)
-    _write(settings, vendor, address, key, chosen, declared=declared)
+    if entry is not None:
+        _store(settings, vendor, entry, key)
+    _write(settings, vendor, address, key, chosen, declared=declared, entry=entry)
     _report(settings, vendor, address, chosen, answer)
 
 
@@ -141,6 +149,8 @@ def remove(name: Name, env_file: EnvFile = None) -> None:
         raise ConfigurationError(f"{sources.file} has nothing of {vendor.title}: {one.key_source}.")
     set_variables(sources.file, dict.fromkeys(there), home=settings.home)
     typer.echo(f"Removed from {sources.file}: {', '.join(there)}.")
+    if vendor.api_key_keyring_env in there:
+        print_message(f"The keyring keeps its entry {sources.dotenv[vendor.api_key_keyring_env]}.")
     for variable in vendor.variables:
         if variable in sources.environment:
             print_message(f"{variable} is still set in the environment.", level="warning")
@@ -204,6 +214,49 @@ def _given_key(settings: Settings, vendor: Vendor, *, key_stdin: bool) -> Secret
         print_message(f"The key of {vendor.title} is in {one.key_source}.")
         return one.key
     return None if vendor.key_optional else _asked_key(vendor)
+
+
+def _keyring_entry(settings: Settings, vendor: Vendor) -> KeyringEntry:
+    """Return the entry to store the key in: the configured one, else `isabella/NAME`.
+
+    Raises `ConfigurationError` if another variable gives the key and would win over the entry. A key in `.env` does
+    not: it is removed from there.
+    """
+    from isabella.config.keyring_entries import KeyringEntry
+
+    sources = settings.sources
+    for name in (vendor.api_key_env, vendor.api_key_file_env, vendor.api_key_command_env):
+        found = sources.get(name)
+        if found is not None and (name != vendor.api_key_env or name in sources.environment):
+            what = f"{name} ({found.origin}) is set and would win over the keyring, so nothing was stored."
+            raise ConfigurationError(what, remedy=f"Remove {name}, then run the command again.")
+    named = sources.get(vendor.api_key_keyring_env)
+    if named is None:
+        return KeyringEntry("isabella", vendor.name)
+    try:
+        return KeyringEntry.parse(named.text)
+    except ValueError as error:
+        what = f"{vendor.api_key_keyring_env} ({named.origin}) cannot be used: {error}."
+        raise ConfigurationError(what, remedy="Correct or remove it.") from None
+
+
+def _store(settings: Settings, vendor: Vendor, entry: KeyringEntry, key: SecretStr | None) -> None:
+    """Store the key in the keyring; raise `ConfigurationError` if it cannot be stored."""
+    from isabella.config.key_commands import Failed
+    from isabella.system import audit
+    from isabella.system.redaction import mask
+
+    if key is None:
+        what = f"{vendor.title} has no key that the keyring could hold; nothing was written."
+        raise ConfigurationError(what, remedy="Pipe one in with --key-stdin, or leave --keyring out.")
+    text = key.get_secret_value()
+    with audit.change("setting.changed", f"keyring entry {entry}", home=settings.home, key=mask(text)):
+        try:
+            keyring = entry.store(text)
+        except Failed as failed:
+            what = f"The key cannot be stored in entry {entry} of the keyring, so nothing was written: {failed}."
+            raise ConfigurationError(what, remedy=failed.remedy) from None
+    typer.echo(f"Stored the key in {keyring}, entry {entry}.")
 
 
 def _asked_key(vendor: Vendor) -> SecretStr:
@@ -329,14 +382,24 @@ def _chosen_model(vendor: Vendor, model: str | None, answer: VendorAnswer | None
 
 
 def _write(
-    settings: Settings, vendor: Vendor, address: str, key: SecretStr | None, model: str | None, *, declared: bool
+    settings: Settings,
+    vendor: Vendor,
+    address: str,
+    key: SecretStr | None,
+    model: str | None,
+    *,
+    declared: bool,
+    entry: KeyringEntry | None = None,
 ) -> None:
     """Write what is not there yet: variables to `.env`, a new server to `isabella.toml`."""
     from isabella.config.editing import append_table, set_variables
+    from isabella.providers.desired import desired_providers
 
     sources = settings.sources
     values: dict[str, str | None] = {}
-    if key is not None:
+    if entry is not None:
+        values |= {vendor.api_key_env: None, vendor.api_key_keyring_env: str(entry)}
+    elif key is not None:
         values[vendor.api_key_env] = key.get_secret_value()
     if vendor.base_url_env is not None and (address != vendor.base_url or vendor.key_optional):
         values[vendor.base_url_env] = address
@@ -350,15 +413,18 @@ def _write(
         typer.echo(f"Wrote a [[providers]] table to {settings.config_file}.")
     elif vendor.model_env is None and model is not None and model != vendor.default_model:
         print_message(f'For this model, set default_model = "{model}" in {settings.config_file}.', level="warning")
-    # The file or command that a key came from stays the place where it is kept.
+    # The file, command or entry that a key came from stays the place where it is kept.
     new = {name: value for name, value in values.items() if _current(settings, name) != value}
-    elsewhere = (vendor.api_key_file_env, vendor.api_key_command_env)
-    if any(sources.get(name) is not None for name in elsewhere) and sources.get(vendor.api_key_env) is None:
+    (configured,) = desired_providers(settings, (vendor,), every=True)
+    if configured.key == key and sources.get(vendor.api_key_env) is None:
         new.pop(vendor.api_key_env, None)
     if new:
         set_variables(sources.file, new, home=settings.home)
-        typer.echo(f"Wrote to {sources.file}: {', '.join(new)}.")
-    if vendor.api_key_env in new and sources.file.stat().st_mode & 0o004:
+    if written := [name for name in new if new[name] is not None]:
+        typer.echo(f"Wrote to {sources.file}: {', '.join(written)}.")
+    if vendor.api_key_env in new and entry is not None:
+        typer.echo(f"Removed from {sources.file}: {vendor.api_key_env}.")
+    elif vendor.api_key_env in new and sources.file.stat().st_mode & 0o004:
         print_message(f"Other users can read {sources.file}: run `chmod 600 {sources.file}`.", level="warning")
     for name in new:
         if name in sources.environment:

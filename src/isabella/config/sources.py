@@ -19,7 +19,7 @@ DEFAULT = "default"
 
 @dataclass(frozen=True)
 class ConfigValue:
-    """A raw configuration value; its origin is `environment`, the path of `.env`, or that of a key file."""
+    """A raw configuration value; its origin is `environment`, the path of `.env` or a key file, or an entry."""
 
     text: str = field(repr=False)
     origin: str

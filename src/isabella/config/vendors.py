@@ -51,10 +51,19 @@ class Vendor:
         return f"{self.api_key_env}_COMMAND"
 
     @property
+    def api_key_keyring_env(self) -> str:
+        """The variable with the entry of the keyring that holds the key."""
+        return f"{self.api_key_env}_KEYRING"
+
+    @property
+    def key_variables(self) -> tuple[str, ...]:
+        """The names of the variables that give its key, the one that wins first."""
+        return self.api_key_env, self.api_key_file_env, self.api_key_command_env, self.api_key_keyring_env
+
+    @property
     def variables(self) -> tuple[str, ...]:
         """The names of all variables that configure it."""
-        key = (self.api_key_env, self.api_key_file_env, self.api_key_command_env)
-        names = (*key, self.base_url_env, self.type_env, self.model_env)
+        names = (*self.key_variables, self.base_url_env, self.type_env, self.model_env)
         return tuple(name for name in names if name is not None)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -13,6 +14,7 @@ from isabella.config import key_commands
 from isabella.config.api_keys import NO_KEY, KeyEmpty, KeyPlaceholder, KeyRefused, clean_key
 from isabella.config.custom_vendors import all_vendors
 from isabella.config.gateway_address import gateway_address
+from isabella.config.keyring_entries import KeyringEntry
 from isabella.config.settings import ProviderTypes, Settings, http_address
 from isabella.config.sources import ConfigValue
 from isabella.config.vendors import Vendor, vendor_of_prefix
@@ -31,12 +33,14 @@ class RemarkKind(StrEnum):
     KEY_MALFORMED = "key-malformed"
     KEY_FILE_UNREADABLE = "key-file-unreadable"
     KEY_COMMAND_FAILED = "key-command-failed"
+    KEY_KEYRING_FAILED = "key-keyring-failed"
     BASE_URL_MALFORMED = "base-url-malformed"
     # --- these do not -------------------------------------------------------------------------------------------
     KEY_CLEANED = "key-cleaned"
     KEY_SET_TWICE = "key-set-twice"
     KEY_FILE_READABLE = "key-file-readable"
     KEY_COMMAND_STALE = "key-command-stale"
+    KEY_KEYRING_STALE = "key-keyring-stale"
     KEY_OF_ANOTHER_VENDOR = "key-of-another-vendor"
 
 
@@ -110,6 +114,7 @@ def desired_providers(
     if vendors is None:
         vendors = all_vendors(settings.config_file)
     gateway = gateway_address(settings)
+    key_commands.read_all(source for vendor in vendors if (source := _program(vendor, settings)) is not None)
     desired = (_desired(vendor, settings, gateway) for vendor in vendors)
     return tuple(one for one in desired if every or one.configured or not one.vendor.on_demand)
 
@@ -181,9 +186,8 @@ class _Unusable(Exception):
 
 
 def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tuple[str, ConfigValue] | None:
-    """Return the variable and the raw value of the key: from that variable, the file or the command that is named."""
-    names = (vendor.api_key_env, vendor.api_key_file_env, vendor.api_key_command_env)
-    found = [(name, value) for name in names if (value := settings.sources.get(name)) is not None]
+    """Return the variable and the raw value of the key: from that variable, or from the place that it names."""
+    found = _key_values(vendor, settings)
     if not found:
         return None
     (variable, value), *others = found
@@ -194,12 +198,30 @@ def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tupl
         return variable, value
     if variable == vendor.api_key_file_env:
         return variable, _from_file(vendor, value, remarks)
-    return variable, _from_command(vendor, value, remarks)
+    if variable == vendor.api_key_command_env:
+        return variable, _from_command(variable, value, remarks)
+    return variable, _from_keyring(variable, value, remarks)
 
 
-def _from_command(vendor: Vendor, named: ConfigValue, remarks: list[Remark]) -> ConfigValue:
-    variable = vendor.api_key_command_env
-    printed = key_commands.read(named.text.strip())
+def _key_values(vendor: Vendor, settings: Settings) -> list[tuple[str, ConfigValue]]:
+    """Return the variables that are set for its key, the one that wins first."""
+    return [(name, value) for name in vendor.key_variables if (value := settings.sources.get(name)) is not None]
+
+
+def _program(vendor: Vendor, settings: Settings) -> key_commands.Source | None:
+    """Return the program that has to be run for a vendor's key, if there is one."""
+    variable, value = next(iter(_key_values(vendor, settings)), ("", None))
+    if value is None:
+        return None
+    if variable == vendor.api_key_command_env:
+        return key_commands.Command(value.text.strip())
+    with suppress(ValueError):
+        return KeyringEntry.parse(value.text) if variable == vendor.api_key_keyring_env else None
+    return None
+
+
+def _from_command(variable: str, named: ConfigValue, remarks: list[Remark]) -> ConfigValue:
+    printed = key_commands.read(key_commands.Command(named.text.strip()))
     if printed.text is None:
         raise _Unusable(
             Remark(RemarkKind.KEY_COMMAND_FAILED, variable, f"{variable} has no key: {printed.failure}"),
@@ -210,6 +232,28 @@ def _from_command(vendor: Vendor, named: ConfigValue, remarks: list[Remark]) -> 
         text = f"{variable} printed no key when it was run again, so its last one stays in force: {printed.failure}"
         remarks.append(Remark(RemarkKind.KEY_COMMAND_STALE, variable, text))
     return ConfigValue(printed.text, named.origin)
+
+
+def _from_keyring(variable: str, named: ConfigValue, remarks: list[Remark]) -> ConfigValue:
+    try:
+        entry = KeyringEntry.parse(named.text)
+    except ValueError as error:
+        text = f"{variable} cannot be used: {error}"
+        remedy = "Correct it, or remove the line."
+        raise _Unusable(
+            Remark(RemarkKind.KEY_KEYRING_FAILED, variable, text), f"{variable} ({named.origin})", remedy
+        ) from None
+    printed = key_commands.read(entry)
+    if printed.text is None:
+        raise _Unusable(
+            Remark(RemarkKind.KEY_KEYRING_FAILED, variable, f"{variable} ({entry}) has no key: {printed.failure}"),
+            f"{variable} ({named.origin})",
+            printed.remedy or "",
+        )
+    if printed.failure is not None:
+        text = f"{variable} gave no key when the keyring was asked again, so its last one stays in force: "
+        remarks.append(Remark(RemarkKind.KEY_KEYRING_STALE, variable, text + printed.failure))
+    return ConfigValue(printed.text, f"entry {entry}")
 
 
 def _from_file(vendor: Vendor, named: ConfigValue, remarks: list[Remark]) -> ConfigValue:

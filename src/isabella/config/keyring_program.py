@@ -1,0 +1,72 @@
+"""The process that reads or stores an entry of the keyring: `python -m isabella.config.keyring_program`.
+
+It gets a JSON object with `service`, `username` and, to store it, `key`; and prints one with `keyring` and `key`, or
+with `failure`, the end of a sentence, and `remedy`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from contextlib import redirect_stdout
+
+UNLOCK = "Unlock the keyring in your desktop session; Isabella asks it again by itself."
+DIAGNOSE = "Check it with `keyring diagnose`."
+_LONGEST = 200
+
+
+class _Failure(Exception):
+    """There is no key. The first argument is the end of a sentence, the second the remedy."""
+
+
+def main() -> None:
+    """Answer one request."""
+    request = json.load(sys.stdin)
+    # A backend may print; the answer has to be the only text on standard output.
+    with redirect_stdout(sys.stderr):
+        try:
+            answer = _answer(request["service"], request["username"], request.get("key"))
+        except _Failure as failure:
+            answer = dict(zip(("failure", "remedy"), failure.args, strict=True))
+    json.dump(answer, sys.stdout)
+
+
+def _answer(service: str, username: str, key: str | None) -> dict[str, str]:
+    try:
+        import keyring
+        from keyring import errors
+    except ModuleNotFoundError as error:
+        raise _Failure(f"the package {error.name} is not installed", "Run: pip install 'isabella[keyring]'") from None
+    try:
+        backend = keyring.get_keyring()
+    except Exception as error:  # noqa: BLE001 - a backend is any code that the user has named
+        remedy = "Correct PYTHON_KEYRING_BACKEND or keyringrc.cfg; `keyring diagnose` names that file."
+        raise _Failure(f"its backend cannot be loaded ({_shown(error)})", remedy) from None
+    try:
+        if key is not None:
+            backend.set_password(service, username, key)
+        found = backend.get_password(service, username)
+    except errors.NoKeyringError:
+        remedy = "Start GNOME Keyring, KWallet or another Secret Service, or keep the key in a file or a vault."
+        raise _Failure("this machine has no keyring that a program can use here", remedy) from None
+    except (errors.KeyringLocked, errors.InitError, EOFError) as error:
+        raise _Failure(f"the keyring is locked, and nobody has unlocked it ({_shown(error)})", UNLOCK) from None
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _Failure(f"{backend.name} failed ({_shown(error)})", DIAGNOSE) from None
+    if found is None:
+        remedy = f"Store it: {shlex.join(['keyring', 'set', service, username])}"
+        raise _Failure(f"{backend.name} has no entry of service {service!r} and user name {username!r}", remedy)
+    if key is not None and found != key:
+        raise _Failure(f"{backend.name} gives another key than was stored", DIAGNOSE)
+    return {"keyring": backend.name, "key": found}
+
+
+def _shown(error: Exception) -> str:
+    """Return the type of an error and the first line of its message."""
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}"[:_LONGEST].removesuffix(": ")
+
+
+if __name__ == "__main__":
+    main()

@@ -33,7 +33,7 @@ from bench.gateway import home_with_releases
 from bench.operator import Operator
 from bench.results import Results
 from bench.setup import Servers, Setup
-from isabella.embedded import Server
+from isabella.embedded import Letta, Server
 from isabella.gateway import process
 from isabella.practice import NAMES, PracticeVendors
 
@@ -249,7 +249,7 @@ class Chaos:
         former, letta = self._pid("letta"), self._server.running()
         assert former is not None
         assert letta is not None
-        with psycopg.connect(letta.database_url.get_secret_value()) as connection:
+        with await self._connect(letta) as connection:
             connection.execute("UPDATE alembic_version SET version_num = %s", (_BEFORE_LAST,))
             connection.commit()
             connection.execute("LOCK TABLE alembic_version IN SHARE MODE")
@@ -259,9 +259,19 @@ class Chaos:
                 lambda: connection.execute(waiting).fetchone() is not None, "Letta did not migrate its database"
             )
             await self._strike(death, backend, then=connection.close)
-        with psycopg.connect(letta.database_url.get_secret_value()) as connection:
+        with await self._connect(letta) as connection:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
             assert row not in (None, (_BEFORE_LAST,)), "Letta started without its last migration"
+
+    async def _connect(self, letta: Letta) -> psycopg.Connection[Any]:
+        """Return a connection to Letta's database, which may recover yet from the death before."""
+        deadline = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                return psycopg.connect(letta.database_url.get_secret_value())
+            except psycopg.OperationalError:
+                assert time.monotonic() < deadline, "Postgres accepts no connection"
+                await anyio.sleep(_LOOK)
 
     @contextmanager
     def _rekeying(self) -> Iterator[None]:

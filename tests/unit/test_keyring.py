@@ -113,7 +113,7 @@ def test_a_malformed_entry_is_a_problem(desktop: Desktop, entry: str) -> None:
     """With an example of a right one."""
     problem, remedy = problem_of(desktop.desired(entry))
     assert "SERVICE/USERNAME, such as isabella/groq" in problem
-    assert remedy
+    assert remedy == "Write it as GROQ_API_KEY_KEYRING=isabella/groq, or remove the line."
 
 
 def test_a_service_may_have_slashes() -> None:
@@ -235,6 +235,18 @@ def test_the_gateway_asks_the_keyring_again_after_a_refusal(desktop: Desktop) ->
         assert (await keys.admit("byok-groq", SECOND, here, there)).key.get_secret_value() == SECOND
 
     anyio.run(play)
+
+
+def test_settings_and_models_say_what_to_do(desktop: Desktop) -> None:
+    """Not only what is wrong."""
+    desktop.has("locked")
+    desktop.monkeypatch.chdir(desktop.folder)
+    desktop.monkeypatch.setenv("ISABELLA_HOME", str(desktop.folder / "home"))
+    (desktop.folder / ".env").write_text("GROQ_API_KEY_KEYRING=isabella/groq\n")
+    assert "byok-groq: Unlock the keyring" in run("settings").output
+    error = run("vendors", "models", "groq").exception
+    assert isinstance(error, ConfigurationError)
+    assert "Unlock the keyring" in str(error.remedy)
 
 
 # --- isabella vendors add --keyring ---------------------------------------------------------------------------------

@@ -104,6 +104,8 @@ def settings(env_file: EnvFile = None, as_json: AsJson = False) -> None:
     for provider in desired:
         for note in provider.notes:
             print_message(f"{provider.name}: {note}")
+        if provider.problem is not None and provider.remedy:
+            print_message(f"{provider.name}: {provider.remedy}")
 
 
 @app.command()

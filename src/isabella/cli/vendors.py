@@ -78,7 +78,8 @@ def models(name: Name, env_file: EnvFile = None, as_json: AsJson = False) -> Non
     one = _find(settings, name)
     if one.key is None or one.problem is not None:
         what = f"{one.vendor.title} is not set up: {one.problem or one.key_source}."
-        raise ConfigurationError(what, remedy=f"Set it up: isabella vendors add {one.vendor.name}")
+        remedy = one.remedy or f"Set it up: isabella vendors add {one.vendor.name}"
+        raise ConfigurationError(what, remedy=remedy)
     key = one.key
     answer = run(lambda: ask_vendor(one.reached_at, key), as_json)
     if not answer.models:

@@ -200,7 +200,7 @@ def _key_text(vendor: Vendor, settings: Settings, remarks: list[Remark]) -> tupl
         return variable, _from_file(vendor, value, remarks)
     if variable == vendor.api_key_command_env:
         return variable, _from_command(variable, value, remarks)
-    return variable, _from_keyring(variable, value, remarks)
+    return variable, _from_keyring(vendor, value, remarks)
 
 
 def _key_values(vendor: Vendor, settings: Settings) -> list[tuple[str, ConfigValue]]:
@@ -234,12 +234,13 @@ def _from_command(variable: str, named: ConfigValue, remarks: list[Remark]) -> C
     return ConfigValue(printed.text, named.origin)
 
 
-def _from_keyring(variable: str, named: ConfigValue, remarks: list[Remark]) -> ConfigValue:
+def _from_keyring(vendor: Vendor, named: ConfigValue, remarks: list[Remark]) -> ConfigValue:
+    variable = vendor.api_key_keyring_env
     try:
         entry = KeyringEntry.parse(named.text)
     except ValueError as error:
         text = f"{variable} cannot be used: {error}"
-        remedy = "Correct it, or remove the line."
+        remedy = f"Write it as {variable}=isabella/{vendor.name}, or remove the line."
         raise _Unusable(
             Remark(RemarkKind.KEY_KEYRING_FAILED, variable, text), f"{variable} ({named.origin})", remedy
         ) from None

@@ -131,6 +131,12 @@ def test_an_absent_entry_is_named_with_the_command_that_stores_it(desktop: Deskt
     assert key_of(desktop.desired()) == FIRST
 
 
+def test_a_chain_of_keyrings_is_the_desktops(desktop: Desktop) -> None:
+    """As the package makes it if a desktop offers several; the chain's own name says nothing."""
+    desktop.monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.chainer.ChainerBackend")
+    assert "has no key: the desktop's keyring has no entry" in problem_of(desktop.desired())[0]
+
+
 def test_a_machine_without_a_keyring_is_told_where_else_keys_can_be(desktop: Desktop) -> None:
     """As on a server without a desktop."""
     desktop.monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.fail.Keyring")

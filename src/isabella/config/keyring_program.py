@@ -10,6 +10,10 @@ import json
 import shlex
 import sys
 from contextlib import redirect_stdout
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from keyring.backend import KeyringBackend
 
 UNLOCK = "Unlock the keyring in your desktop session; Isabella asks it again by itself."
 DIAGNOSE = "Check it with `keyring diagnose`."
@@ -53,13 +57,18 @@ def _answer(service: str, username: str, key: str | None) -> dict[str, str]:
     except (errors.KeyringLocked, errors.InitError, EOFError) as error:
         raise _Failure(f"the keyring is locked, and nobody has unlocked it ({_shown(error)})", UNLOCK) from None
     except Exception as error:  # noqa: BLE001 - as above
-        raise _Failure(f"{backend.name} failed ({_shown(error)})", DIAGNOSE) from None
+        raise _Failure(f"{_name(backend)} failed ({_shown(error)})", DIAGNOSE) from None
     if found is None:
         remedy = f"Store it: {shlex.join(['keyring', 'set', service, username])}"
-        raise _Failure(f"{backend.name} has no entry of service {service!r} and user name {username!r}", remedy)
+        raise _Failure(f"{_name(backend)} has no entry of service {service!r} and user name {username!r}", remedy)
     if key is not None and found != key:
-        raise _Failure(f"{backend.name} gives another key than was stored", DIAGNOSE)
-    return {"keyring": backend.name, "key": found}
+        raise _Failure(f"{_name(backend)} gives another key than was stored", DIAGNOSE)
+    return {"keyring": _name(backend), "key": found}
+
+
+def _name(backend: KeyringBackend) -> str:
+    """Return the name of a keyring; several in a chain have none of their own."""
+    return "the desktop's keyring" if hasattr(backend, "backends") else backend.name
 
 
 def _shown(error: Exception) -> str:

@@ -311,9 +311,14 @@ def import_command(
     Exit code: 0, or 1 if the source is damaged, has tools that need one of the options, or the name is taken.
     """
     from isabella.agents.agent_file import LARGEST_FILE
+    from isabella.agents.exports.read import require_manifest
     from isabella.system import files
 
-    text = b"" if source.is_dir() else files.read_or_stdin(source, largest=LARGEST_FILE).data
+    text = b""
+    if source.is_dir():
+        require_manifest(source)
+    else:
+        text = files.read_or_stdin(source, largest=LARGEST_FILE).data
 
     async def imported(agent_service: AgentService) -> dict[str, Any]:
         options: dict[str, Any] = {"name": name, "with_tools": with_tools, "dry_run": dry_run}

@@ -102,6 +102,12 @@ class ExportedAgent:
     left_out: tuple[str, ...]
 
 
+def require_manifest(root: Path) -> None:
+    """Raise `ExportRefused` if a folder is no export, before anything else is asked for."""
+    if not (root / MANIFEST).is_file():
+        raise _no_export(root)
+
+
 def read_export(root: Path, *, several: bool) -> ExportedAgent:
     """Verify and read an export. Without `several`, only its default conversation is imported.
 

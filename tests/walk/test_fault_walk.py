@@ -43,7 +43,7 @@ def _little_patience(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def sync(env: WalkEnv, situation: str, proxy: Proxy, kind: Kind | None = None) -> bool:
     """A sync through the proxy: whether it says that everything is proven. What it says is checked."""
-    timeout = "0.5" if kind == "hang" else "30"
+    timeout = "1.5" if kind == "hang" else "30"
     settings = env.settings(situation, proxy.url, ISABELLA_TIMEOUT=timeout)
     try:
         report = asyncio.run(ensure_providers(settings))

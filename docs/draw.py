@@ -11,6 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import httpx2
 import pages
 from rich.console import Console
 from rich.text import Text
@@ -61,6 +62,9 @@ def show_console(isabella: str, home: Path) -> None:
         while (address := published_address(home)) is None:
             if process.poll() is not None:
                 raise SystemExit("The backend did not come up: `isabella up` says why.")
+            time.sleep(0.2)
+        # It answers before agents can be used.
+        while httpx2.get(f"{address}/ready", trust_env=False).status_code != 200:
             time.sleep(0.2)
         pages.tell(address, _TOKEN)
         for picture in pages.take(address, _TOKEN, IMAGES):

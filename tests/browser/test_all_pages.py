@@ -151,6 +151,14 @@ def talking(user: BrowserUser) -> Iterator[str]:
     yield "chat, failed, stopped, editing"
 
 
+#: The names of pages in the navigation that do not fit into one line.
+_BROKEN = """[...document.querySelectorAll(".top nav a")].filter((link) => {
+  const words = document.createRange();
+  words.selectNodeContents(link);
+  return words.getClientRects().length > 1;
+}).map((link) => link.textContent)"""
+
+
 @dataclass
 class Walked:
     """What a walk through all pages found.
@@ -181,6 +189,7 @@ class Walked:
             self.violations += _violations(page, shown, state, RULES[theme])
             if page.evaluate("document.documentElement.scrollWidth") > WIDTHS[width]["width"]:
                 self.violations.append(f"{shown}: wider than the window")
+            self.violations += [f"{shown}: {word} is broken into lines" for word in page.evaluate(_BROKEN)]
         page.set_viewport_size(WIDTHS["narrow"])
         self.bodies[state] = page.content()
 
@@ -270,6 +279,7 @@ def test_german_fits_and_leaves_no_english(served: Backend, browser: Browser, to
             found += [f"{state}: {text}" for text in german if text in shown]
             width = page.evaluate("document.documentElement.scrollWidth")
             found += [f"{state} is {width} pixels wide"] * (width > WIDTHS["narrow"]["width"])
+            found += [f"{state}: {word} is broken into lines" for word in page.evaluate(_BROKEN)]
             assert page.locator("html").get_attribute("lang") == "de", state
         assert found == []
         user.open("activity")

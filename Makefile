@@ -41,7 +41,7 @@ check: lint ## Run before every commit: lint and the unit tests
 	@$(BIN)/python -m pytest -n 2 --no-cov tests/unit
 
 test: setup ## Run all tests on a real Letta and Postgres; measure coverage
-	@$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --cov
+	@$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --max-worker-restart 0 --cov
 
 lint: setup ## Check format, lint rules, types and the layers of packages
 	@$(BIN)/ruff format --check .

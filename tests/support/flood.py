@@ -100,6 +100,9 @@ def flooded_backend(folder: Path, *, memory: int = 4096 * _MIB, files: int = 409
         started = psutil.Process(process.pid)
         backend = FloodedBackend(started, _listening(started), log)
         assert backend.ask("/health")[0] == 200
+        # Memory is measured from then on, so the whole application has to be imported.
+        while backend.ask("/login")[0] == 503:
+            time.sleep(0.05)
         yield backend
     finally:
         process.terminate()

@@ -24,7 +24,7 @@ from uvicorn import Config, Server
 from isabella.server.security import NO_STORE, UNKNOWN_HOST, is_host, security_headers
 from isabella.server.static_files import STATIC_FILES, static_url
 from isabella.system.english import english
-from isabella.system.http_server import KEEP_ALIVE_SECONDS, ConnectionLimits, Headers, http_protocol
+from isabella.system.http_server import ConnectionLimits, Headers, http_protocol
 
 #: Of the body of an unknown sender. Of a known one, more is read than a body may have.
 _REFUSED_BYTES = 1024 * 1024
@@ -197,7 +197,8 @@ def http_server(app: Any) -> Server:
             log_config=None,
             log_level=logging.WARNING,
             access_log=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            # Longer than clients keep one, and short enough for a flood of them.
+            timeout_keep_alive=8,
             timeout_graceful_shutdown=10,
         )
     )

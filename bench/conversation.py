@@ -132,6 +132,21 @@ async def directly(letta: httpx.AsyncClient, agent_id: str) -> str | None:
     return None if answered else f"status {response.status_code}, and no answer"
 
 
+async def first_token(letta: httpx.AsyncClient, agent_id: str) -> float:
+    """Run a turn on Letta directly; return the seconds to the first token. Raises `RuntimeError` if none came."""
+    body = {"messages": [{"role": "user", "content": _MESSAGE}], "stream_tokens": True}
+    began, first = time.perf_counter(), 0.0
+    async with letta.stream("POST", f"/v1/agents/{agent_id}/messages/stream", json=body) as response:
+        async for line in response.aiter_lines():
+            if not first and ('"reasoning_message"' in line or '"assistant_message"' in line):
+                first = time.perf_counter() - began
+            if '"error_message"' in line:
+                raise RuntimeError(line[:200])
+    if not first:
+        raise RuntimeError(f"status {response.status_code}, and no answer")
+    return first
+
+
 async def run_turns(say: Say, rotate: Callable[[int], Awaitable[None]], rotations: int) -> Outcome:
     """Rotate keys one after another while an agent on each vendor has turns without pause.
 

@@ -20,7 +20,7 @@ import anyio
 import httpx2 as httpx
 
 from bench.backend import TOKEN, serving
-from bench.conversation import HANDLES, defined
+from bench.conversation import HANDLES, defined, first_token
 from bench.gateway import home_with_releases
 from bench.operator import Operator
 from bench.results import Results
@@ -84,19 +84,8 @@ class AtLetta:
 
     async def turn(self, number: int) -> float:
         """Have a turn."""
-        body = {"messages": [{"role": "user", "content": _MESSAGE}], "stream_tokens": True}
         async with self._order[number]:
-            began, first = time.perf_counter(), 0.0
-            path = f"/v1/agents/{self.ids[number]}/messages/stream"
-            async with self.client.stream("POST", path, json=body) as response:
-                async for line in response.aiter_lines():
-                    if not first and ('"reasoning_message"' in line or '"assistant_message"' in line):
-                        first = time.perf_counter() - began
-                    if '"error_message"' in line:
-                        raise RuntimeError(line[:200])
-        if not first:
-            raise RuntimeError(f"status {response.status_code}, and no answer")
-        return first
+            return await first_token(self.client, self.ids[number])
 
 
 async def measure(servers: Servers, *, quick: bool) -> Results:

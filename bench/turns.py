@@ -15,6 +15,7 @@ import httpx2 as httpx
 import psutil
 
 from bench.backend import TOKEN, serving, vendor_variables
+from bench.conversation import first_token
 from bench.results import Results
 from bench.setup import Servers, Setup
 from isabella.agents.metadata import MANAGED_TAG
@@ -62,17 +63,7 @@ class Talkers:
 
     async def directly(self, agent: str) -> float:
         """Run a turn on Letta directly; return the seconds to the first token."""
-        body = {"messages": [{"role": "user", "content": "Say good morning"}], "stream_tokens": True}
-        path = f"/v1/agents/{self.agents[agent]}/messages/stream"
-        began = time.perf_counter()
-        first = 0.0
-        async with self.letta.stream("POST", path, json=body) as response:
-            async for line in response.aiter_lines():
-                if not first and ('"reasoning_message"' in line or '"assistant_message"' in line):
-                    first = time.perf_counter() - began
-                if '"error_message"' in line:
-                    raise RuntimeError(line[:200])
-        return first
+        return await first_token(self.letta, self.agents[agent])
 
     async def through(self, agent: str, tally: Tally | None = None) -> float:
         """Run a turn through Isabella; return the seconds to the first token."""

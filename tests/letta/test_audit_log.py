@@ -13,14 +13,12 @@ import httpx2
 import pytest
 
 from isabella.embedded import Letta
-from isabella.practice import PracticeVendors
 from isabella.server.auth import COOKIE, CSRF_HEADER
-from isabella.server.token import address_published
 from isabella.server.web.conversations import ChatAddress
 from isabella.system import audit
 from isabella.system.audit import ActorKind, Outcome, Record
 from tests.support.audit_table import COMMANDS, ROUTES
-from tests.support.backend_server import TOKEN, Backend, backend
+from tests.support.backend_server import TOKEN, Backend, published_backend
 from tests.support.command import Command
 
 GROQ, MISTRAL = "byok-groq/openai/gpt-oss-120b", "byok-mistral/mistral-medium-latest"
@@ -28,14 +26,9 @@ FORM = {"content-type": "application/x-www-form-urlencoded"}
 
 
 @pytest.fixture(scope="module")
-def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
+def served(empty_letta: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """A backend with practice vendors of its own, which the command line finds."""
-    home: Path = tmp_path_factory.mktemp("home")
-    with (
-        PracticeVendors() as vendors,
-        backend(letta_server, home, vendors) as running,
-        address_published(home, running.url),
-    ):
+    with published_backend(empty_letta, tmp_path_factory.mktemp("home")) as running:
         yield running
         for agent in running.letta.get("/v1/agents/").raise_for_status().json():
             running.letta.delete(f"/v1/agents/{agent['id']}")

@@ -16,9 +16,7 @@ import pytest
 
 from isabella.config.vendors import usual_vendors
 from isabella.embedded import Letta
-from isabella.practice import PracticeVendors
-from isabella.server.token import address_published
-from tests.support.backend_server import TOKEN, Backend, backend
+from tests.support.backend_server import TOKEN, Backend, published_backend
 
 PROGRAM = str(Path(sys.executable).with_name("isabella"))
 GROQ, MISTRAL = "byok-groq/openai/gpt-oss-120b", "byok-mistral/mistral-medium-latest"
@@ -27,12 +25,7 @@ GROQ, MISTRAL = "byok-groq/openai/gpt-oss-120b", "byok-mistral/mistral-medium-la
 @pytest.fixture(scope="module")
 def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """A backend that programs of the same home find."""
-    home: Path = tmp_path_factory.mktemp("home")
-    with (
-        PracticeVendors() as vendors,
-        backend(letta_server, home, vendors) as running,
-        address_published(home, running.url),
-    ):
+    with published_backend(letta_server, tmp_path_factory.mktemp("home")) as running:
         yield running
 
 

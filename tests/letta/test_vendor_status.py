@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 
 from isabella.embedded import Letta
-from isabella.practice import PracticeVendors
-from isabella.server.token import address_published
-from tests.support.backend_server import TOKEN, Backend, backend
+from tests.support.backend_server import TOKEN, Backend, published_backend
 from tests.support.command import Command
 
 GROQ, MISTRAL = "byok-groq/openai/gpt-oss-120b", "byok-mistral/mistral-medium-latest"
@@ -21,12 +19,7 @@ GROQ, MISTRAL = "byok-groq/openai/gpt-oss-120b", "byok-mistral/mistral-medium-la
 @pytest.fixture(scope="module")
 def served(letta_server: Letta, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backend]:
     """A backend with practice vendors of its own, which the command line finds."""
-    home: Path = tmp_path_factory.mktemp("home")
-    with (
-        PracticeVendors() as vendors,
-        backend(letta_server, home, vendors) as running,
-        address_published(home, running.url),
-    ):
+    with published_backend(letta_server, tmp_path_factory.mktemp("home")) as running:
         yield running
 
 

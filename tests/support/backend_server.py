@@ -33,6 +33,7 @@ from isabella.server.runtime import Runtime, open_agents, open_turns
 from isabella.server.sessions import Sessions
 from isabella.server.starting import http_server
 from isabella.server.supervised import Supervised, run_supervisor
+from isabella.server.token import address_published
 
 TOKEN = "a-token-for-the-tests"
 _UP_SECONDS = 60.0
@@ -239,6 +240,17 @@ def backend(letta: Letta, home: Path, vendors: PracticeVendors, **options: Any) 
     between = gateway(settings, connection) if settings.gateway == "on" else nullcontext()
     with between as server, serve(letta, vendors, settings, connection) as running:
         running.gateway = server
+        yield running
+
+
+@contextmanager
+def published_backend(letta: Letta, home: Path) -> Iterator[Backend]:
+    """A backend with practice vendors of its own, which programs of the same home find."""
+    with (
+        PracticeVendors() as vendors,
+        backend(letta, home, vendors) as running,
+        address_published(home, running.url),
+    ):
         yield running
 
 

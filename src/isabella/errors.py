@@ -22,7 +22,7 @@ class ConfigurationError(IsabellaError):
 
 
 class DatabaseUnusable(ConfigurationError):
-    """Letta's Postgres cannot be used for locks: it cannot be reached, or refuses."""
+    """Letta's Postgres cannot be used: it cannot be reached, or refuses."""
 
 
 class FileUnreadable(ConfigurationError):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import anyio
 import httpx2 as httpx
 import pytest
+from pydantic import SecretStr
 
 from isabella.embedded import Letta
+from isabella.errors import LettaRefused
+from isabella.letta.client import LettaClient
+from isabella.letta.http import LettaHttp
 from isabella.letta.llm_config import Binding
 from isabella.letta.releases import OPENAI
 from isabella.practice import PracticeVendors
@@ -131,3 +136,40 @@ def test_an_agent_whose_provider_is_gone_fails_closed(bench: Bench) -> None:
 
     assert answer.status_code == 500
     assert bench.vendors.requests("cerebras") == []
+
+
+def test_an_agent_in_the_database_is_the_one_that_letta_returns(bench: Bench, letta_server: Letta) -> None:
+    """As it was made, after a change through Letta, and after its end; and without a usable database."""
+    first = Binding("cerebras", "gpt-oss-120b", bench.vendors.base_url("cerebras"), 65_536)
+    second = Binding("groq", "openai/gpt-oss-120b", bench.vendors.base_url("groq"), 131_072)
+    agent = bench.agent(first)
+    unusable = letta_server.database_url.get_secret_value() + "-missing"
+
+    async def compare(database_url: SecretStr) -> None:
+        async with LettaClient(
+            LettaHttp(letta_server.base_url, password=letta_server.password), database_url
+        ) as letta:
+            for binding in (first, second):
+                await letta.agents.update(agent, {"llm_config": binding.as_llm_config()})
+                row, current = await letta.agents.get(agent), await letta.agents.current(agent)
+                assert row.llm is not None
+                assert current.llm is not None
+                assert (replace(current.llm, compaction=None), row.llm.binding) == (
+                    replace(row.llm, compaction=None),
+                    binding,
+                )
+                assert (current.id, current.name, current.agent_type) == (row.id, row.name, row.agent_type)
+
+    anyio.run(compare, letta_server.database_url)
+    anyio.run(compare, SecretStr(unusable))
+    bench.http.delete(f"/v1/agents/{agent}").raise_for_status()
+
+    async def read() -> None:
+        async with LettaClient(
+            LettaHttp(letta_server.base_url, password=letta_server.password), letta_server.database_url
+        ) as letta:
+            await letta.agents.current(agent)
+
+    with pytest.raises(LettaRefused) as refused:
+        anyio.run(read)
+    assert refused.value.status == 404

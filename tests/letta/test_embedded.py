@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
@@ -244,19 +245,70 @@ os._exit(0)
 
 def test_every_name_of_a_deferred_package_exists(server: Server, tmp_path: Path) -> None:
     """Letta's imports use none of them, and each can be had when it is used."""
+    deferred, names, left = _in_letta(server, tmp_path, _RESOLVE)
+    assert deferred == sorted(launch.DEFERRED)
+    assert names > len(deferred)
+    assert left == []
+
+
+#: Transforms requests as OpenAI's client does, before and after the launcher has changed it.
+_TRANSFORM = """
+import asyncio, json, sys
+sys.path.insert(0, sys.argv.pop())
+import launch
+import openai
+from openai._types import NOT_GIVEN
+from openai.resources.chat.completions import completions
+from openai.types.chat import ChatCompletionMessage
+from openai.types.chat.completion_create_params import CompletionCreateParams
+call = {"id": "call-1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+tool = {"type": "function", "function": {"name": "f", "strict": None, "parameters": {"type": "object"}}}
+picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+plain = {
+    "model": "m", "stream": True, "max_tokens": 5, "temperature": 0.5, "user": NOT_GIVEN, "tools": [tool],
+    "tool_choice": {"type": "function", "function": {"name": "f"}}, "extra": {"unknown": [None, {}]},
+    "messages": [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [{"type": "text", "text": "t"}, picture]},
+        {"role": "assistant", "content": None, "tool_calls": [call], "reasoning_content": "r"},
+        {"role": "tool", "tool_call_id": "call-1", "content": "done"},
+    ],
+}
+answer = ChatCompletionMessage(role="assistant", content="c")
+further = [{**plain, "messages": messages} for messages in ((dict(role="user", content="u"),), [answer])]
+before = completions.async_maybe_transform
+launch.send_plain_requests()
+after = completions.async_maybe_transform
+read = lambda transform: [asyncio.run(transform(data, CompletionCreateParams)) for data in (plain, *further, None)]
+kept = asyncio.run(after(plain, CompletionCreateParams))["messages"] is plain["messages"]
+print(json.dumps([read(before), read(after), kept]), file=sys.stderr)
+"""
+
+
+def test_a_request_of_plain_json_is_sent_as_the_client_of_openai_would_send_it(
+    server: Server, tmp_path: Path
+) -> None:
+    """So is one that is not plain, which that client goes on to transform."""
+    before, after, kept = _in_letta(server, tmp_path, _TRANSFORM)
+    assert before == after
+    assert len(before[0]["messages"]) == 4
+    assert "user" not in before[0]
+    assert before[2]["messages"] == [{"role": "assistant", "content": "c"}]
+    assert kept
+
+
+def _in_letta(server: Server, home: Path, script: str) -> Any:
+    """Run a script in Letta's environment, with the launcher's folder as its argument; return what it reports."""
     paths = server.paths
     done = subprocess.run(
-        [paths.python, "-P", "-c", _RESOLVE, Path(launch.__file__).parent],
-        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path), "LETTA_DIR": str(tmp_path)},
+        [paths.python, "-P", "-c", script, Path(launch.__file__).parent],
+        env={"PATH": os.environ["PATH"], "HOME": str(home), "LETTA_DIR": str(home)},
         cwd=paths.program,
         capture_output=True,
         text=True,
         check=True,
     )
-    deferred, names, left = json.loads(done.stderr.splitlines()[-1])
-    assert deferred == sorted(launch.DEFERRED)
-    assert names > len(deferred)
-    assert left == []
+    return json.loads(done.stderr.splitlines()[-1])
 
 
 def test_nobody_comes_in_without_a_password(server: Server) -> None:

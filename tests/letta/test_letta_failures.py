@@ -197,7 +197,7 @@ def malformed_toml(scene: Scene, stack: ExitStack) -> str:
 def wrong_database(scene: Scene, stack: ExitStack) -> str:
     """The database for the lock cannot be reached."""
     scene.configure(ISABELLA_DATABASE_URL="postgresql://letta:canary-word@127.0.0.1:9/letta")
-    return "database cannot be used for locks"
+    return "database cannot be used"
 
 
 WEATHERS = [

@@ -118,7 +118,7 @@ async def test_a_letta_on_another_port_is_followed(tmp_path: Path) -> None:
     assert letta.conversations.database_url == MOVED.database_url
     await http.get("/v1/agents/")
     assert asked == ["http://127.0.0.1:10001/v1/agents/"]
-    assert advisory._url == MOVED.database_url
+    assert advisory._session.url == MOVED.database_url
     assert runtime.start_connection == agents.connection == embedded_connection(settings, MOVED)
 
 

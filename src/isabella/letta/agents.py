@@ -1,4 +1,4 @@
-"""Letta's agents over REST: their rows, and every request about an agent and its tools."""
+"""Letta's agents: their rows, and every request about an agent and its tools."""
 
 from __future__ import annotations
 
@@ -6,17 +6,26 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Annotated, Any
 
+import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
-from isabella.errors import LettaRefused
+from isabella.errors import ConfigurationError, LettaRefused
 from isabella.letta import paths
 from isabella.letta.http import LettaHttp
 from isabella.letta.llm_config import LlmConfig, base_url_fields, streams
 from isabella.letta.releases import GENERIC, OPENAI, client_for, release_in
+from isabella.locks.postgres import SharedSession
 from isabella.system.urls import is_gateway_url, is_placeholder_url
+
+log = structlog.get_logger()
 
 #: What Letta adds to an agent's row on request. It takes Letta twice as long.
 RELATIONS = ("agent.tags", "agent.blocks", "agent.tools")
+
+_CURRENT = """
+SELECT json_build_object('id', id, 'name', name, 'agent_type', agent_type, 'llm_config', llm_config)
+FROM agents WHERE id = %s AND NOT is_deleted
+"""
 
 #: How long an import may take: this many seconds, and more for a file with many messages.
 _IMPORT_SECONDS = 60
@@ -79,10 +88,11 @@ _ROWS = TypeAdapter(list[AgentRow])
 
 
 class Agents:
-    """The agents of one Letta. Every method raises `LettaError`."""
+    """The agents of one Letta. Every method raises `LettaError`. `database` is a session in Letta's Postgres."""
 
-    def __init__(self, http: LettaHttp) -> None:
+    def __init__(self, http: LettaHttp, database: SharedSession | None = None) -> None:
         self._http = http
+        self._database = database
 
     async def all(self, *, relations: Sequence[str] = (), hidden: bool = False, **filters: Any) -> list[AgentRow]:
         """Return every agent, oldest first, with these members of `RELATIONS`. `hidden` adds those that Letta hides.
@@ -106,11 +116,23 @@ class Agents:
 
     async def get(self, agent_id: str, *, relations: Sequence[str] = ()) -> AgentRow:
         """Return one agent. Letta answers 404, or 422 to a malformed id."""
-        row = await self._http.get(paths.agent(agent_id), **_relations(relations))
-        try:
-            return AgentRow.model_validate(row)
-        except ValidationError:
-            raise self._http.not_letta(f"its agent {agent_id} has another shape") from None
+        return self._row(await self._http.get(paths.agent(agent_id), **_relations(relations)), agent_id)
+
+    async def current(self, agent_id: str) -> AgentRow:
+        """Return name, type and `llm_config` of an agent, and no other field.
+
+        They are read from Letta's Postgres if that is known: Letta, one process for all agents, is not kept from the
+        turns that it runs.
+        """
+        if self._database is not None:
+            try:
+                found = await self._database.fetch(_CURRENT, (agent_id,))
+            except ConfigurationError as error:
+                log.info("agent not read from the database", agent=agent_id, error=error.what)
+            else:
+                if found is not None:
+                    return self._row(found[0], agent_id)
+        return await self.get(agent_id)
 
     async def count(self) -> int:
         """Return the number of all agents, hidden ones included."""
@@ -209,6 +231,12 @@ class Agents:
     async def detach_tool(self, agent_id: str, tool_id: str) -> None:
         """Take a tool from an agent."""
         await self._http.patch(paths.agent(agent_id, "tools", "detach", tool_id), {})
+
+    def _row(self, document: Any, agent_id: str) -> AgentRow:
+        try:
+            return AgentRow.model_validate(document)
+        except ValidationError:
+            raise self._http.not_letta(f"its agent {agent_id} has another shape") from None
 
 
 def _relations(relations: Sequence[str]) -> dict[str, Any]:

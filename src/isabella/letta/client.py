@@ -18,6 +18,7 @@ from isabella.letta.conversations import Conversations
 from isabella.letta.http import LettaHttp
 from isabella.letta.messages import Image, by_user
 from isabella.letta.providers import LettaProviders
+from isabella.locks.postgres import SharedSession
 from isabella.system.peers import Peer
 
 _MESSAGES_OF_RUN = 200  # more than one run stores
@@ -59,7 +60,8 @@ class LettaClient:
 
     def __init__(self, http: LettaHttp, database_url: SecretStr | None = None) -> None:
         self.http = http
-        self.agents = Agents(http)
+        self._database = None if database_url is None else SharedSession(database_url)
+        self.agents = Agents(http, self._database)
         self.blocks = Blocks(http)
         self.conversations = Conversations(http, database_url)
         self.messages = Messages(http)
@@ -85,6 +87,8 @@ class LettaClient:
         """Send later requests to another address of the same Letta, and of its Postgres."""
         self.http.move(connection.base_url)
         self.conversations.database_url = connection.database_url
+        if self._database is not None and connection.database_url is not None:
+            self._database.url = connection.database_url
 
     async def __aenter__(self) -> Self:
         return self
@@ -93,6 +97,8 @@ class LettaClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.http.close()
+        if self._database is not None:
+            await self._database.close()
 
 
 class Messages:

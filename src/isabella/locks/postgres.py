@@ -1,4 +1,4 @@
-"""Advisory locks in Letta's Postgres: they hold for every backend, and end with their holder.
+"""Sessions in Letta's Postgres, and advisory locks: they hold for every backend, and end with their holder.
 
 One session holds many locks. If a lock is not free, a session of its own waits for it, in Postgres' order: first
 come, first served.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 from pydantic import SecretStr
@@ -39,13 +39,72 @@ def lock_key(*words: str) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
+class SharedSession:
+    """One session in a Postgres for all short statements of a client, opened when it is first needed.
+
+    Belongs to one event loop. `url` may change: later sessions are opened there.
+    """
+
+    def __init__(self, url: SecretStr) -> None:
+        self.url = url
+        self._connection: AsyncConnection | None = None
+        self._opening = anyio.Lock()
+
+    async def fetch(self, statement: str, values: Mapping[str, Any] | Sequence[Any]) -> tuple[Any, ...] | None:
+        """Return the first row, or None. In a broken session a statement runs a second time, in a new one.
+
+        Raises `DatabaseUnusable` if the database cannot be used.
+        """
+        import psycopg
+
+        for attempt in (1, 2):
+            connection = await self._open()
+            try:
+                with anyio.fail_after(_STATEMENT_SECONDS):
+                    return await (await connection.execute(statement, values)).fetchone()
+            except (psycopg.OperationalError, TimeoutError) as error:
+                # The server was restarted, has closed an idle session, or does not answer.
+                await connection.close()
+                if attempt == 2:
+                    raise _unusable(error) from None
+            except psycopg.Error as error:
+                raise _unusable(error) from None
+        return None
+
+    async def finish(self, statement: str, values: Sequence[Any]) -> None:
+        """Run a statement that only undoes what this session has done: if it is closed, that ended with it."""
+        import psycopg
+
+        connection = self._connection
+        if connection is None or connection.closed:
+            return
+        try:
+            with anyio.fail_after(_STATEMENT_SECONDS):
+                await connection.execute(statement, values)
+        except (psycopg.Error, TimeoutError):
+            await connection.close()
+
+    async def close(self) -> None:
+        """End the session."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _open(self) -> AsyncConnection:
+        connection = self._connection
+        if connection is not None and not connection.closed:
+            return connection
+        async with self._opening:
+            if self._connection is None or self._connection.closed:
+                self._connection = await open_connection(self.url)
+            return self._connection
+
+
 class AdvisoryLocks:
     """The locks of this process in one Postgres. Belongs to one event loop."""
 
     def __init__(self, database_url: SecretStr) -> None:
-        self._url = database_url
-        self._session: AsyncConnection | None = None
-        self._opening = anyio.Lock()
+        self._session = SharedSession(database_url)
 
     @asynccontextmanager
     async def held(
@@ -68,7 +127,7 @@ class AdvisoryLocks:
             if taken:
                 with anyio.CancelScope(shield=True):
                     await self._unlock(key, shared)
-        connection = await open_connection(self._url)
+        connection = await open_connection(self._session.url)
         # Closing the connection releases the lock, and so does the end of this process.
         async with connection:
             await self._wait(connection, key, shared, timeout)
@@ -76,57 +135,29 @@ class AdvisoryLocks:
 
     async def is_waited_for(self, key: int) -> bool:
         """Return whether a session waits for this lock exclusively."""
-        import psycopg
-
         try:
-            session = await self._shared_session()
-            with anyio.fail_after(_STATEMENT_SECONDS):
-                return await (await session.execute(_WAITED_FOR, (key,))).fetchone() is not None
-        except (psycopg.Error, ConfigurationError, TimeoutError):
+            return await self._session.fetch(_WAITED_FOR, (key,)) is not None
+        except ConfigurationError:
             # If the database fails, the waiting session is gone too.
             return False
 
     def move(self, database_url: SecretStr) -> None:
         """Open later sessions at another address of the same database."""
-        self._url = database_url
+        self._session.url = database_url
 
     async def close(self) -> None:
         """Release all locks."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        await self._session.close()
 
     async def _try(self, key: int, shared: bool) -> bool:
-        import psycopg
-
         statement = "SELECT pg_try_advisory_lock_shared(%s)" if shared else "SELECT pg_try_advisory_lock(%s)"
-        for attempt in (1, 2):
-            session = await self._shared_session()
-            try:
-                with anyio.fail_after(_STATEMENT_SECONDS):
-                    row = await (await session.execute(statement, (key,))).fetchone()
-            except (psycopg.OperationalError, TimeoutError) as error:
-                # The server was restarted, has closed an idle session, or does not answer.
-                await session.close()
-                if attempt == 2:
-                    raise _unusable(error) from None
-            else:
-                return row is not None and bool(row[0])
-        return False
+        row = await self._session.fetch(statement, (key,))
+        return row is not None and bool(row[0])
 
     async def _unlock(self, key: int, shared: bool) -> None:
-        import psycopg
-
         statement = "SELECT pg_advisory_unlock_shared(%s)" if shared else "SELECT pg_advisory_unlock(%s)"
-        session = self._session
-        if session is None or session.closed:
-            return
-        try:
-            with anyio.fail_after(_STATEMENT_SECONDS):
-                await session.execute(statement, (key,))
-        except (psycopg.Error, TimeoutError):
-            # The locks of a failed session end with it.
-            await session.close()
+        # The locks of a failed session end with it.
+        await self._session.finish(statement, (key,))
 
     async def _wait(self, connection: AsyncConnection, key: int, shared: bool, timeout: float) -> None:
         import psycopg
@@ -144,15 +175,6 @@ class AdvisoryLocks:
             ) from None
         except psycopg.Error as error:
             raise _unusable(error) from None
-
-    async def _shared_session(self) -> AsyncConnection:
-        session = self._session
-        if session is not None and not session.closed:
-            return session
-        async with self._opening:
-            if self._session is None or self._session.closed:
-                self._session = await open_connection(self._url)
-            return self._session
 
 
 async def open_connection(database_url: SecretStr) -> AsyncConnection:
@@ -182,6 +204,6 @@ async def open_connection(database_url: SecretStr) -> AsyncConnection:
 def _unusable(error: Exception) -> DatabaseUnusable:
     lines = redact(str(error)).strip().splitlines()
     return DatabaseUnusable(
-        f"Letta's database cannot be used for locks: {lines[0] if lines else type(error).__name__}",
+        f"Letta's database cannot be used: {lines[0] if lines else type(error).__name__}",
         remedy="Correct ISABELLA_DATABASE_URL, or unset it if there is only one backend.",
     )

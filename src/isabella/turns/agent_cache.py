@@ -101,7 +101,7 @@ class AgentCache:
     async def reload(self, agent_ref: AgentRef) -> AgentRef:
         """Return the agent as Letta has it now; raise `AgentUnknown` if it was deleted."""
         try:
-            row = await self.registry.letta.agents.get(agent_ref.id)
+            row = await self.registry.letta.agents.current(agent_ref.id)
         except LettaRefused as error:
             self.forget(agent_ref.id)
             if error.status in (404, 422):

@@ -639,15 +639,15 @@ class Turn:
                             await self._emit(candidate.asked)
                             continue
                         self._note_start(attempt)
-                        if lookup is None and not verified:
-                            # Not before the first token: Letta would serve this request first.
-                            lookup = asyncio.create_task(agent_cache.reload(self.agent_ref))
-                        elif lookup is not None and lookup.done() and not verified:
+                        if lookup is not None and lookup.done() and not verified:
                             verified = True
                             if await self._was_switched(candidate, lookup):
                                 await self._enter_gate(candidate, gates)
                                 await self._emit(self._asked.asked)
                         await self._emit(event)
+                        if lookup is None and not verified:
+                            # Not before the first token, which would wait for it.
+                            lookup = asyncio.create_task(agent_cache.reload(self.agent_ref))
                 if not verified and await self._was_switched(candidate, lookup):
                     await self._emit(self._asked.asked)
             finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from bench.results import Results
 from bench.setup import Servers
 from isabella.config.settings import Settings, load_settings
 from isabella.embedded import Server, Step, restoring
-from isabella.embedded.backups import BackupPolicy, Reason
+from isabella.embedded.backups import Backup, BackupPolicy, Reason
 from isabella.letta.llm_config import Binding
 from isabella.practice import PracticeVendors
 from tests.support.backup_rows import furnish
@@ -27,13 +28,13 @@ _T = TypeVar("_T")
 
 
 async def measure(servers: Servers, *, quick: bool) -> Results:
-    """Measure each once, on an instance of its own; the restore includes the start of Letta."""
+    """Measure on an instance of its own; the restore includes the start of Letta."""
     results = Results()
-    await anyio.to_thread.run_sync(_measure, servers.home, 20 if quick else 1, results)
+    await anyio.to_thread.run_sync(_measure, servers.home, 20 if quick else 1, 1 if quick else 5, results)
     return results
 
 
-def _measure(home: Path, share: int, results: Results) -> None:
+def _measure(home: Path, share: int, rounds: int, results: Results) -> None:
     server = Server(home, instance="bench-backup")
     # Remove the leftovers of a killed run.
     server.erase()
@@ -47,26 +48,35 @@ def _measure(home: Path, share: int, results: Results) -> None:
             furnish(letta, binding, messages=MESSAGES // share, passages=PASSAGES // share)
             key = x25519.Identity.generate()
             environment = {"ISABELLA_BACKUP_RECIPIENTS": str(key.to_public())}
-            _measure_in(server, load_settings(environment=environment, home=Path(folder)), key, results)
+            _measure_in(server, load_settings(environment=environment, home=Path(folder)), key, rounds, results)
     finally:
         server.erase()
 
 
-def _measure_in(server: Server, settings: Settings, key: x25519.Identity, results: Results) -> None:
+def _measure_in(server: Server, settings: Settings, key: x25519.Identity, rounds: int, results: Results) -> None:
     policy, to = BackupPolicy.of(settings), settings.home / "measured.age"
-    seconds, made = _timed(lambda: restoring.back_up(server, policy, Reason.MANUAL, to=to))
-    results.add("backup_seconds", seconds)
-    results.add("backup_mb", made.size / 1e6, "compressed and encrypted")
-    seconds, verified = _timed(lambda: restoring.verify(server, to, [key]))
-    counted = ", ".join(f"{number} {word}" for word, number in verified.contents.counted().items())
-    results.add("backup_verify_seconds", seconds, counted)
+
+    def back_up() -> Backup:
+        to.unlink(missing_ok=True)
+        return restoring.back_up(server, policy, Reason.MANUAL, to=to)
+
+    seconds, made = _timed(rounds, back_up)
+    results.add("backup_seconds", statistics.median(seconds), "", seconds)
+    results.add("backup_mb", made[-1].size / 1e6, "compressed and encrypted")
+    seconds, verified = _timed(rounds, lambda: restoring.verify(server, to, [key]))
+    counted = ", ".join(f"{number} {word}" for word, number in verified[-1].contents.counted().items())
+    results.add("backup_verify_seconds", statistics.median(seconds), counted, seconds)
     steps: list[Step] = []
-    seconds, _ = _timed(lambda: restoring.restore(server, to, [key], steps.append))
-    letta = sum(one.seconds or 0 for one in steps if one.state == "done" and one.name in ("letta", "stop"))
-    results.add("backup_restore_seconds", seconds, f"{letta:.1f} s of it to stop and start Letta")
+    seconds, _ = _timed(rounds, lambda: restoring.restore(server, to, [key], steps.append))
+    letta = sum(one.seconds or 0 for one in steps if one.state == "done" and one.name in ("letta", "stop")) / rounds
+    told = f"{letta:.1f} s of it to stop and start Letta"
+    results.add("backup_restore_seconds", statistics.median(seconds), told, seconds)
 
 
-def _timed(work: Callable[[], _T]) -> tuple[float, _T]:
-    began = time.monotonic()
-    result = work()
-    return time.monotonic() - began, result
+def _timed(rounds: int, work: Callable[[], _T]) -> tuple[list[float], list[_T]]:
+    seconds, results = list[float](), list[_T]()
+    for _ in range(rounds):
+        began = time.monotonic()
+        results.append(work())
+        seconds.append(time.monotonic() - began)
+    return seconds, results

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sysconfig
@@ -397,14 +398,14 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
     deaths, stopped = (planned(6), 5.0) if quick else (planned(DEATHS), _STOPPED_SECONDS)
     outcome = await run(servers.home, deaths, stopped=stopped)
     results = Results()
-    told = Counter(turn.told.split(":")[0] for turn in outcome.turns)
+    told = Counter(re.sub(r": .*", ")", turn.told, flags=re.DOTALL) for turn in outcome.turns)
     results.add("chaos_deaths", outcome.deaths, f"{len(outcome.turns)} turns: {_told(told)}")
     wrong = [*(turn.word for turn in outcome.untold), *outcome.missing, *outcome.denied]
     results.add("chaos_lost", len(wrong), "; ".join(wrong[:5]))
     slowest = max(outcome.ready)
-    results.add("chaos_ready_seconds_max", slowest[0], str(slowest[1]))
+    results.add("chaos_ready_seconds_max", slowest[0], str(slowest[1]), [one for one, _ in outcome.ready])
     noticed = max(outcome.noticed, default=(0.0, None))
-    results.add("chaos_notice_seconds_max", noticed[0], str(noticed[1]))
+    results.add("chaos_notice_seconds_max", noticed[0], str(noticed[1]), [one for one, _ in outcome.noticed])
     results.add("chaos_ports_moved", len(outcome.moved), "; ".join(outcome.moved))
     return results
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from bench.baseline import bare_posts, delete_all, list_delete_post
 from bench.results import Results
 from bench.setup import Servers
-from bench.timing import Way, in_ms, medians
+from bench.timing import Way, alternate, medians
 from isabella.practice import NAMES
 from isabella.providers.desired import desired_providers
 
@@ -24,12 +24,12 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
         async def erase() -> None:
             await delete_all(connection)
 
-        ours, bare, loop = await medians(
-            2 if quick else 9,
+        ours, bare, loop = await alternate(
+            5 if quick else 9,
             Way(setup.start, before=erase),
             Way(lambda: bare_posts(connection, desired), before=erase),
             Way(lambda: list_delete_post(connection, desired), before=erase),
         )
-        results.add("cold_over_bare", ours / bare, in_ms(("ours", "bare"), (ours, bare)))
-        results.add("cold_over_loop", ours / loop, in_ms(("ours", "loop"), (ours, loop)))
+        results.compare("cold_over_bare", ours, bare, medians(ours=ours, bare=bare))
+        results.compare("cold_over_loop", ours, loop, medians(ours=ours, loop=loop))
     return results

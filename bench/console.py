@@ -55,7 +55,7 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
         print("  no Chromium is on the PATH, so the console is not measured")
         return results
     # Playwright's sync API runs its own event loop.
-    await anyio.to_thread.run_sync(_measure, servers, program, 3 if quick else 9, results)
+    await anyio.to_thread.run_sync(_measure, servers, program, 5 if quick else 9, results)
     return results
 
 
@@ -79,17 +79,18 @@ def _measure(servers: Servers, program: str, rounds: int, results: Results) -> N
             with serving(setup, vendor_variables(vendors)) as (address, _process), _browser(program) as browser:
                 agent = _converse(setup)
                 _spread(setup, agent)
-                slowest, heaviest = 0.0, 0.0
+                slowest: tuple[float, ...] = (0.0,)
+                heaviest = 0.0
                 said: list[str] = []
                 for name in _PAGES:
                     below = f"{name}/{agent}" if name in ("chat", "memory") else name
                     seconds, weights = zip(*(_visit(browser, address, below) for _ in range(rounds)), strict=True)
-                    seconds_, weight = statistics.median(seconds), max(weights)
-                    slowest, heaviest = max(slowest, seconds_), max(heaviest, weight)
-                    said.append(f"{name} {seconds_ * 1000:.0f} ms, {weight:.0f} kB")
-                results.add("console_seconds", slowest, "; ".join(said))
+                    slowest, heaviest = max(slowest, seconds, key=statistics.median), max(heaviest, *weights)
+                    said.append(f"{name} {statistics.median(seconds) * 1000:.0f} ms, {max(weights):.0f} kB")
+                results.add("console_seconds", statistics.median(slowest), "; ".join(said), slowest)
                 results.add("console_kb", heaviest)
-                results.add("console_task_ms", _longest_task(browser, address))
+                tasks = [_longest_task(browser, address, f"Streaming {number}") for number in range(5)]
+                results.add("console_task_ms", max(tasks), "the longest of all; 0 for below 50", tasks)
     finally:
         with psycopg.connect(letta.database_url.get_secret_value()) as database:
             delete_providers(database)
@@ -119,10 +120,10 @@ def _visit(browser: Browser, address: str, page_name: str) -> tuple[float, float
     return seconds, weight / 1000
 
 
-def _longest_task(browser: Browser, address: str) -> float:
+def _longest_task(browser: Browser, address: str, name: str) -> float:
     """Return the longest task, in milliseconds, of the chat page's thread while an answer arrives; 0 below 50 ms."""
     with httpx.Client(base_url=address, headers={"Authorization": f"Bearer {TOKEN}"}, timeout=60) as client:
-        agent = client.post("/api/agents", json={"name": "Streaming"}).raise_for_status().json()["id"]
+        agent = client.post("/api/agents", json={"name": name}).raise_for_status().json()["id"]
     context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     context.request.get(login_link(address, SecretStr(TOKEN)), max_redirects=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import statistics
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ import anyio
 import httpx2 as httpx
 import psycopg
 
+from bench.help_command import bare_interpreter
 from bench.provider_rows import delete_providers
 from bench.results import Results
 from bench.setup import Servers, Setup
-from bench.timing import Way, in_ms, medians
+from bench.timing import Way, alternate, medians
 from isabella.config.vendors import usual_vendors
 from isabella.letta.llm_config import Binding
 from isabella.providers.desired import desired_providers
@@ -48,11 +50,17 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
             assert found == _down("vendor-timeout", "letta-silent"), found
 
         # A first run has no remembered proofs.
-        well, *ill = await medians(
-            2 if quick else 9, Way(healthy, before=setup.forget_proofs), Way(nobody), Way(silence)
+        well, closed_ports, silent_ports, bare = await alternate(
+            5 if quick else 9,
+            Way(healthy, before=setup.forget_proofs),
+            Way(nobody),
+            Way(silence),
+            Way(bare_interpreter),
         )
-        results.add("doctor_seconds", well)
-        results.add("doctor_down_seconds", max(ill), in_ms(("closed ports", "silence"), ill))
+        results.compare("doctor_over_bare", well, bare, medians(ours=well, a_bare_interpreter=bare))
+        slower = max(closed_ports, silent_ports, key=statistics.median)
+        told = medians(closed_ports=closed_ports, silence=silent_ports)
+        results.add("doctor_down_seconds", statistics.median(slower), told, slower)
     return results
 
 

@@ -55,6 +55,7 @@ def _measure(divisor: int, results: Results) -> None:
         "flood_health_seconds_max",
         max(slowest.values()),
         ", ".join(f"{name} {seconds * 1000:.0f} ms" for name, seconds in slowest.items()),
+        [*slowest.values()],
     )
     results.add("flood_growth_mb", growth, f"from {before} MB")
 

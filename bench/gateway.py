@@ -9,8 +9,9 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from bench.conversation import (
 from bench.operator import Operator
 from bench.results import Results
 from bench.setup import Servers, Setup
+from bench.timing import duration
 from isabella.embedded import Server
 from isabella.embedded.instance import make_home
 from isabella.gateway import process
@@ -186,42 +188,74 @@ def erase(server: Server) -> None:
 
 async def _failover(backend: httpx.AsyncClient, vendors: PracticeVendors, results: Results, *, rounds: int) -> None:
     """Measure from the refusal of a vendor to the first token of the next one, which answers at once."""
-    medians = {}
+    pairs = {}
     for kind, fault in _REFUSALS.items():
-        seconds = [await _seconds_to_next(backend, vendors, fault) for _ in range(rounds)]
-        medians[kind] = statistics.median(seconds)
-    told = ", ".join(f"{kind} {value * 1000:.0f} ms" for kind, value in medians.items())
-    results.add("failover_seconds", max(medians.values()), told)
+        pairs[kind] = [await _seconds_to_next(backend, vendors, fault) for _ in range(rounds)]
+    _add_slowest(results, "failover", pairs)
 
 
-async def _seconds_to_next(backend: httpx.AsyncClient, vendors: PracticeVendors, fault: Mapping[str, Any]) -> float:
-    await _until_it_answers(backend)
+async def _seconds_to_next(
+    backend: httpx.AsyncClient, vendors: PracticeVendors, fault: Mapping[str, Any]
+) -> tuple[float, float]:
+    """Return the seconds from a refusal to the next vendor's first token, and from a message to the vendor's own."""
+    usual = await _until_it_answers(backend)
     vendors.forget()
     vendors.fault(_VENDOR, on="chat", **fault)
-    handle, first = await _answer(backend)
+    answer = await _answer(backend)
     vendors.clear(_VENDOR)
-    assert handle == HANDLES[_NEXT], f"{handle} has answered despite {fault}"
+    assert answer.handle == HANDLES[_NEXT], f"{answer.handle} has answered despite {fault}"
     refused = next(request for request in vendors.requests(_VENDOR) if request.path.endswith("/chat/completions"))
     assert refused.ended_after is not None
-    return first - (refused.at + refused.ended_after)
+    return answer.first - (refused.at + refused.ended_after), usual
 
 
-async def _until_it_answers(backend: httpx.AsyncClient) -> None:
-    """Run turns until the vendor is asked again after the pause that it asked for. Its answer closes the circuit."""
+async def _until_it_answers(backend: httpx.AsyncClient) -> float:
+    """Run turns until the vendor is asked again after the pause that it asked for. Its answer closes the circuit.
+
+    Returns the seconds to the first token of that answer.
+    """
     deadline = time.monotonic() + _PATIENCE
-    while (await _answer(backend))[0] != HANDLES[_VENDOR]:
+    while (answer := await _answer(backend)).handle != HANDLES[_VENDOR]:
         assert time.monotonic() < deadline, f"{HANDLES[_VENDOR]} has not answered for {_PATIENCE:g} s"
+    return answer.seconds
 
 
-async def _answer(backend: httpx.AsyncClient) -> tuple[str | None, float]:
-    """Run a turn; return the handle that answered, and the time of its first token in seconds since the epoch."""
+@dataclass(frozen=True)
+class _Answer:
+    """The answer of a turn.
+
+    Attributes:
+        handle: the model that answered; None if none did.
+        first: the time of its first token, in seconds since the epoch.
+        seconds: the seconds from the message to that token.
+    """
+
+    handle: str | None
+    first: float
+    seconds: float
+
+
+async def _answer(backend: httpx.AsyncClient) -> _Answer:
+    """Run a turn."""
+    began = time.time()
     first, handle = 0.0, None
     async for kind, said in events(backend, _AGENT):
         if kind in ("reasoning", "text") and not first:
             first = time.time()
         elif kind == "end":
             handle = said.get("handle")
-    return handle, first
+    return _Answer(handle, first, first - began)
+
+
+def _add_slowest(results: Results, name: str, pairs: Mapping[str, Sequence[tuple[float, float]]]) -> None:
+    """Add the kind with the largest median, in seconds, and over the first token of a usual turn just before."""
+    seconds = {kind: [ours for ours, _ in of_kind] for kind, of_kind in pairs.items()}
+    slowest = max(seconds, key=lambda kind: statistics.median(seconds[kind]))
+    usual = [one for _, one in pairs[slowest]]
+    told = ", ".join(f"{kind} {duration(statistics.median(each))}" for kind, each in seconds.items())
+    results.add(f"{name}_seconds", statistics.median(seconds[slowest]), told, seconds[slowest])
+    told = f"{slowest}; first token of a usual turn {duration(statistics.median(usual))}"
+    results.compare(f"{name}_over_turn", seconds[slowest], usual, told)
 
 
 # --- ending ---------------------------------------------------------------------------------------------------------
@@ -249,20 +283,17 @@ async def _ending(
     setup: Setup, vendors: PracticeVendors, backend: httpx.AsyncClient, results: Results, *, rounds: int
 ) -> None:
     """Measure from the end of a turn to the end of the request at a vendor that would generate forever."""
-    medians = {}
+    pairs: dict[str, list[tuple[float, float]]] = {kind: [] for kind in _ENDS}
     async with client_of_letta(setup.connection) as letta:
         agent = await agent_id(letta, _AGENT)
         for kind, end in _ENDS.items():
-            seconds = []
             for _ in range(rounds):
-                await _until_it_answers(backend)
+                usual = await _until_it_answers(backend)
                 vendors.forget()
                 vendors.fault(_VENDOR, endless=True, between=0.02, on="chat")
-                seconds.append(await _seconds_to_end(agent, end, vendors, backend, letta))
+                pairs[kind].append((await _seconds_to_end(agent, end, vendors, backend, letta), usual))
                 vendors.clear(_VENDOR)
-            medians[kind] = statistics.median(seconds)
-    told = ", ".join(f"{kind} {value * 1000:.0f} ms" for kind, value in medians.items())
-    results.add("ending_seconds", max(medians.values()), told)
+    _add_slowest(results, "ending", pairs)
 
 
 async def _seconds_to_end(

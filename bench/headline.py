@@ -62,7 +62,7 @@ def _measure(servers: Servers, program: str, quick: bool, results: Results) -> N
             seconds["session ended"] = _of_session(page, address)
             browser.close()
     detail = "; ".join(f"{name} {value:.2f}" for name, value in seconds.items())
-    results.add("headline_seconds", max(seconds.values()), detail)
+    results.add("headline_seconds", max(seconds.values()), detail, [*seconds.values()])
 
 
 def _of_vendors(page: Page, address: str, vendors: PracticeVendors) -> dict[str, float]:

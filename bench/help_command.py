@@ -1,4 +1,4 @@
-"""The time of `isabella --help` in a fresh process."""
+"""The time of `isabella --help` in a fresh process, over a bare interpreter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,12 @@ import anyio
 
 from bench.results import Results
 from bench.setup import Servers
-from bench.timing import Way, medians
+from bench.timing import Way, alternate, medians
+
+
+async def bare_interpreter() -> None:
+    """Start Python, and nothing in it."""
+    await anyio.run_process([sys.executable, "-c", ""])
 
 
 async def measure(servers: Servers, *, quick: bool) -> Results:
@@ -21,10 +26,7 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
     async def ask() -> None:
         await anyio.run_process([command, "--help"], stdout=subprocess.DEVNULL)
 
-    async def bare() -> None:
-        await anyio.run_process([sys.executable, "-c", ""])
-
-    ours, interpreter = await medians(5 if quick else 15, Way(ask), Way(bare))
+    ours, bare = await alternate(5 if quick else 15, Way(ask), Way(bare_interpreter))
     results = Results()
-    results.add("help_seconds", ours, f"including {interpreter * 1000:.0f} ms for a bare interpreter")
+    results.compare("help_over_bare", ours, bare, medians(ours=ours, a_bare_interpreter=bare))
     return results

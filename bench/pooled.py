@@ -26,15 +26,20 @@ from bench.operator import Operator
 from bench.results import Results
 from bench.setup import Servers, Setup
 from bench.start import ByHand
+from bench.timing import medians
 from isabella.embedded import Server
 from isabella.practice import PracticeVendors
 
 AGENTS, CLIENTS = 5, 20
 _VENDOR = "groq"
-_MESSAGE = "Say good morning"
+_BODY = {"message": "Say good morning"}
+_PAIRS = 5
+#: The time limit of a turn, in seconds. At Letta as shipped, one in thirty hangs for a minute.
+_PATIENCE = 15.0
 _KEPT = ("name", "system", "agent_type", "llm_config", "embedding_config", "message_buffer_autoclear")
 #: Seconds of each way in one pair of the throughput.
 _BLOCK = float(os.environ.get("ISABELLA_BENCH_BLOCK", "12"))
+_SHORT_BLOCK = 4.0
 
 
 class Way(Protocol):
@@ -43,7 +48,10 @@ class Way(Protocol):
     name: str
 
     async def turn(self, number: int) -> float:
-        """Have a turn with the agent of this number; return the seconds to the first token. Raises `RuntimeError`."""
+        """Have a turn with the agent of this number; return the seconds to the first token.
+
+        Raises `RuntimeError` if it ends without an answer, and `TimeoutError` if it does not end in time.
+        """
 
 
 @dataclass
@@ -57,7 +65,7 @@ class ThroughIsabella:
         """Have a turn."""
         began, first, kind, ended = time.perf_counter(), 0.0, "", ""
         path = f"/api/agents/bench-{number}/turns"
-        async with self.client.stream("POST", path, json={"message": _MESSAGE}) as response:
+        async with _in_time(CLIENTS // AGENTS), self.client.stream("POST", path, json=_BODY) as response:
             async for line in response.aiter_lines():
                 if line.startswith("event: "):
                     kind = line[7:]
@@ -84,7 +92,7 @@ class AtLetta:
 
     async def turn(self, number: int) -> float:
         """Have a turn."""
-        async with self._order[number]:
+        async with self._order[number], _in_time(1):
             return await first_token(self.client, self.ids[number])
 
 
@@ -92,14 +100,51 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
     """Measure on instances of their own, with the release of the others."""
     results = Results()
     async with ways(servers) as (ours, pooled, shipped):
-        pairs = 5 if quick else 9
-        for name, other in (("pooled", pooled), ("shipped", shipped)):
-            await _first_token(results, f"ttft_over_{name}", ours, other, pairs)
-        errors: list[str] = []
-        for name, other in (("pooled", pooled), ("shipped", shipped)):
-            errors += await _throughput(results, f"turns_per_second_over_{name}", ours, other, 5)
-        results.add("pooled_turn_errors", len(errors), "; ".join(errors[:2]))
+        lettas = {"pooled": Counted(pooled), "shipped": Counted(shipped)}
+        isabella = Counted(ours)
+        for name, letta in lettas.items():
+            await _first_token(results, f"ttft_over_{name}", isabella, letta, _PAIRS if quick else 9)
+        for name, letta in lettas.items():
+            block = _SHORT_BLOCK if quick else _BLOCK
+            await _throughput(results, f"turns_per_second_over_{name}", isabella, letta, block)
+        for figure, way in (("pooled", isabella), ("by_hand", lettas["pooled"]), ("shipped", lettas["shipped"])):
+            results.add(f"{figure}_turn_errors", len(way.errors), way.told)
     return results
+
+
+@dataclass
+class Counted:
+    """A way whose turns are counted.
+
+    Attributes:
+        turns: how many there were.
+        errors: what became of those that ended without an answer, or not in time.
+    """
+
+    way: Way
+    turns: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The name of the way."""
+        return self.way.name
+
+    @property
+    def told(self) -> str:
+        """The number of turns, and the first errors."""
+        return "; ".join([f"of {self.turns} turns", *self.errors[:2]])
+
+    async def turn(self, number: int) -> float | None:
+        """Have a turn; return the seconds to the first token, or None if it failed."""
+        self.turns += 1
+        try:
+            return await self.way.turn(number)
+        except TimeoutError:
+            self.errors.append(f"no end after {_PATIENCE:g} s")
+        except (RuntimeError, httpx.TransportError) as error:
+            self.errors.append(str(error) or type(error).__name__)
+        return None
 
 
 @asynccontextmanager
@@ -133,62 +178,54 @@ async def ways(servers: Servers) -> AsyncIterator[tuple[ThroughIsabella, AtLetta
         yield ThroughIsabella(isabella), lettas[0], lettas[1]
 
 
-async def _first_token(results: Results, figure: str, ours: Way, other: Way, pairs: int) -> None:
-    """Compare the medians of six turns each, once for each pair."""
-    ratios, medians = [], []
+@asynccontextmanager
+async def _in_time(turns: int) -> AsyncIterator[None]:
+    """Limit the time of so many turns, one after the other. Raises `TimeoutError`."""
+    with anyio.fail_after(_PATIENCE * turns):
+        yield
+
+
+async def _first_token(results: Results, figure: str, ours: Counted, other: Counted, pairs: int) -> None:
+    """Compare the medians of six turns each, once for each pair. A failed turn is counted, and in no median."""
+    medians_: list[list[float]] = []
     for number in range(pairs + 1):
         seconds: dict[str, list[float]] = {ours.name: [], other.name: []}
         for turn in range(6):
             for way in (ours, other) if (number + turn) % 2 else (other, ours):
-                seconds[way.name].append(await way.turn(turn % AGENTS))
-        pair = [statistics.median(seconds[way.name]) for way in (ours, other)]
-        if number:  # the first pair warms up
-            ratios.append(pair[0] / pair[1])
-            medians.append(pair)
-    mine, theirs = (statistics.median(column) * 1000 for column in zip(*medians, strict=True))
-    detail = f"Isabella {mine:.0f} ms, {other.name} {theirs:.0f} ms"
-    results.add(figure, statistics.median(ratios), f"{detail}; {_spread(ratios)}")
+                if (first := await way.turn(turn % AGENTS)) is not None:
+                    seconds[way.name].append(first)
+        if number and all(seconds.values()):  # the first pair warms up
+            medians_.append([statistics.median(seconds[way.name]) for way in (ours, other)])
+    mine, theirs = zip(*medians_, strict=True)
+    results.compare(figure, mine, theirs, medians(**{ours.name: mine, other.name: theirs}))
 
 
-async def _throughput(results: Results, figure: str, ours: Way, other: Way, pairs: int) -> list[str]:
-    """Compare the turns a second of twenty clients; return the errors of ours."""
-    ratios, rates, errors = [], [], list[str]()
-    await _crowd(ours, 2.0, [])
-    await _crowd(other, 2.0, [])
-    for number in range(pairs):
-        rate = {}
+async def _throughput(results: Results, figure: str, ours: Counted, other: Counted, block: float) -> None:
+    """Compare the turns a second of twenty clients."""
+    rates: dict[str, list[float]] = {ours.name: [], other.name: []}
+    await _crowd(ours, 2.0)
+    await _crowd(other, 2.0)
+    for number in range(_PAIRS):
         for way in (ours, other) if number % 2 else (other, ours):
-            rate[way.name] = await _crowd(way, _BLOCK, errors if way is ours else [])
-        ratios.append(rate[ours.name] / rate[other.name])
-        rates.append([rate[ours.name], rate[other.name]])
-    mine, theirs = (statistics.median(column) for column in zip(*rates, strict=True))
-    detail = f"Isabella {mine:.1f}/s, {other.name} {theirs:.1f}/s"
-    results.add(figure, statistics.median(ratios), f"{detail}; {_spread(ratios)}")
-    return errors
+            rates[way.name].append(await _crowd(way, block))
+    detail = ", ".join(f"{name} {statistics.median(rate):.1f}/s" for name, rate in rates.items())
+    results.compare(figure, rates[ours.name], rates[other.name], detail)
 
 
-async def _crowd(way: Way, seconds: float, errors: list[str]) -> float:
+async def _crowd(way: Counted, seconds: float) -> float:
     """Return the turns a second of twenty clients, four for each agent; turns that began in time count."""
     began, turns = time.perf_counter(), 0
 
     async def client(number: int) -> None:
         nonlocal turns
         while time.perf_counter() - began < seconds:
-            try:
-                await way.turn(number % AGENTS)
-            except (RuntimeError, httpx.TransportError) as error:
-                errors.append(str(error) or type(error).__name__)
-            else:
+            if await way.turn(number % AGENTS) is not None:
                 turns += 1
 
     async with anyio.create_task_group() as tasks:
         for number in range(CLIENTS):
             tasks.start_soon(client, number)
     return turns / (time.perf_counter() - began)
-
-
-def _spread(ratios: Sequence[float]) -> str:
-    return f"{len(ratios)} pairs, {min(ratios):.2f} to {max(ratios):.2f}"
 
 
 def _variables(home: Path) -> dict[str, str]:

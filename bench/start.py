@@ -24,7 +24,7 @@ from bench.gateway import home_with_releases
 from bench.operator import Operator
 from bench.results import Results
 from bench.setup import Servers, Setup
-from bench.timing import Way, medians
+from bench.timing import Way, alternate, medians
 from isabella.embedded import Letta, Server, postgres
 from isabella.embedded.instance import choose_port
 from isabella.practice import NAMES, PracticeVendors
@@ -49,16 +49,16 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
         # While that runs, so that ours gets another port.
         ours.up()
         operator = ByHand(by_hand, letta)
-        existing, bare = await medians(
+        existing, bare = await alternate(
             rounds, Way(lambda: _up(ours), before=lambda: _down(ours)), Way(operator.start, before=operator.stop)
         )
-        results.add("start_over_bare", existing / bare, f"ours {existing:.1f} s, by hand {bare:.1f} s")
-        first, bare = await medians(
-            2 if quick else 3,
+        results.compare("start_over_bare", existing, bare, medians(ours=existing, by_hand=bare))
+        first, bare = await alternate(
+            rounds,
             Way(lambda: _up(ours), before=lambda: _erase(ours)),
             Way(operator.first_start, before=operator.new_database),
         )
-        results.add("first_start_over_bare", first / bare, f"ours {first:.1f} s, by hand {bare:.1f} s")
+        results.compare("first_start_over_bare", first, bare, medians(ours=first, by_hand=bare))
         await operator.stop()
         results.include(await _measure_backend(ours, rounds))
     return results
@@ -177,14 +177,14 @@ async def _measure_backend(server: Server, rounds: int) -> Results:
         Operator(vendors, server.home / ".env")
         variables = write_agents(server.home) | {"ISABELLA_GATEWAY": "on", "ISABELLA_FIRST_TOKEN_TIMEOUT": "60"}
         seconds = [await _until_page(server, variables) for _ in range(rounds)]
-        results.add("serving_seconds", max(seconds), f"the slowest of {rounds}, the fastest {min(seconds):.2f} s")
+        results.add("serving_seconds", max(seconds), "the slowest", seconds)
         setup = Setup.in_home(server.up(), server.home)
         with serving(setup, variables, embedded=True) as (address, process):
             async with client_of(address) as backend:
                 for number in range(_TURNS):
                     failure, _elsewhere = await through(backend, NAMES[number % len(NAMES)])
                     assert failure is None, failure
-            parts = _memory(process, server)
+            parts = memory_of_parts(process, server)
             results.add(
                 "stack_rss_mb", sum(parts.values()), ", ".join(f"{name} {mb:.0f}" for name, mb in parts.items())
             )
@@ -236,7 +236,7 @@ async def _backend(server: Server, variables: Mapping[str, str]) -> AsyncIterato
         await process.wait()
 
 
-def _memory(backend: psutil.Process, server: Server) -> dict[str, float]:
+def memory_of_parts(backend: psutil.Process, server: Server) -> dict[str, float]:
     """Return the memory of each part in MB: what its processes have for themselves, and their share of the rest."""
     status = server.status()
     roots = {"letta": status.letta.pid, "postgres": status.postgres.pid}

@@ -10,7 +10,7 @@ from bench.baseline import bare_listing
 from bench.provider_rows import BASE_URL, delete_providers, insert_providers
 from bench.results import Results
 from bench.setup import Servers
-from bench.timing import Way, in_ms, medians
+from bench.timing import Way, alternate, medians
 
 _COUNT = 1000
 
@@ -37,8 +37,8 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
                 assert len(await bare_listing(setup.connection)) == _COUNT
 
             await start()
-            ours, listing = await medians(3 if quick else 21, Way(start), Way(list_them))
-            results.add("thousand_over_listing", ours / listing, in_ms(("ours", "listing"), (ours, listing)))
+            ours, listing = await alternate(5 if quick else 21, Way(start), Way(list_them))
+            results.compare("thousand_over_listing", ours, listing, medians(ours=ours, listing=listing))
     finally:
         with psycopg.connect(letta.database_url.get_secret_value()) as database:
             delete_providers(database)

@@ -28,8 +28,8 @@ class Way:
     before: Step = nothing
 
 
-async def medians(rounds: int, *ways: Way) -> list[float]:
-    """Return the median seconds of each way. The ways alternate in rotating order, after one untimed round."""
+async def alternate(rounds: int, *ways: Way) -> list[list[float]]:
+    """Return the seconds of each way in each round. The order rotates; one untimed round comes first."""
     seconds: list[list[float]] = [[] for _ in ways]
     order = list(range(len(ways)))
     for number in range(rounds + 1):
@@ -42,9 +42,14 @@ async def medians(rounds: int, *ways: Way) -> list[float]:
             if number:
                 seconds[index].append(time.perf_counter() - began)
         order.reverse()
-    return [statistics.median(each) for each in seconds]
+    return seconds
 
 
-def in_ms(names: Sequence[str], seconds: Sequence[float]) -> str:
-    """Return medians as text: `ours 21 ms, loop 850 ms`."""
-    return ", ".join(f"{name} {value * 1000:.0f} ms" for name, value in zip(names, seconds, strict=True))
+def medians(**ways: Sequence[float]) -> str:
+    """Return the medians of seconds as text: `ours 21 ms, by hand 14.7 s`. Underscores in names become spaces."""
+    return ", ".join(f"{name.replace('_', ' ')} {duration(statistics.median(ways[name]))}" for name in ways)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as text, below two of them as milliseconds."""
+    return f"{seconds:.1f} s" if seconds >= 2 else f"{seconds * 1000:.0f} ms"

@@ -18,6 +18,7 @@ from bench.backend import TOKEN, serving, vendor_variables
 from bench.conversation import first_token
 from bench.results import Results
 from bench.setup import Servers, Setup
+from bench.timing import medians
 from isabella.agents.metadata import MANAGED_TAG
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.practice import PracticeVendors
@@ -26,7 +27,9 @@ AGENTS, CLIENTS = 5, 20
 #: Seconds that the twenty clients run; 600 for a full measurement.
 SECONDS = float(os.environ.get("ISABELLA_BENCH_SECONDS", "60"))
 _HANDLE = "byok-groq/openai/gpt-oss-120b"
-_BLOCKS = 4
+_PAIRS = 5
+#: Turns of each way in one pair of the first token.
+_TURNS = 8
 
 
 @dataclass
@@ -95,43 +98,56 @@ async def measure(servers: Servers, *, quick: bool) -> Results:
     with servers.vendors(sealed=True) as (setup, vendors):
         await setup.start()
         async with _talkers(setup, vendors) as talkers:
-            await _first_token(talkers, results, rounds=8 if quick else 40)
+            await _first_token(talkers, results)
             await _many(talkers, results, seconds=min(SECONDS, 16.0) if quick else SECONDS)
     return results
 
 
-async def _first_token(talkers: Talkers, results: Results, *, rounds: int) -> None:
+async def _first_token(talkers: Talkers, results: Results) -> None:
+    """Compare the medians of some turns each, once for each pair; the first pair warms up."""
     one, other = [*talkers.agents][:2]
-    direct: list[float] = []
-    through: list[float] = []
-    for number in range(rounds + 2):
-        # Swap the agents and the order, so that neither history nor drift matters.
-        first, second = (one, other) if number % 2 else (other, one)
-        if number % 4 < 2:
-            direct.append(await talkers.directly(first))
-            through.append(await talkers.through(second))
-        else:
-            through.append(await talkers.through(second))
-            direct.append(await talkers.directly(first))
-    ours, bare = statistics.median(through[2:]), statistics.median(direct[2:])
-    results.add("ttft_ratio", ours / bare, f"through Isabella {ours * 1000:.0f} ms, Letta alone {bare * 1000:.0f} ms")
+    ours: list[float] = []
+    bare: list[float] = []
+    for _ in range(_PAIRS + 1):
+        direct: list[float] = []
+        through: list[float] = []
+        for number in range(_TURNS):
+            # Swap the agents and the order, so that neither history nor drift matters.
+            first, second = (one, other) if number % 2 else (other, one)
+            if number % 4 < 2:
+                direct.append(await talkers.directly(first))
+                through.append(await talkers.through(second))
+            else:
+                through.append(await talkers.through(second))
+                direct.append(await talkers.directly(first))
+        ours.append(statistics.median(through))
+        bare.append(statistics.median(direct))
+    ours, bare = ours[1:], bare[1:]
+    results.compare("ttft_ratio", ours, bare, medians(through_Isabella=ours, Letta_alone=bare))
 
 
 async def _many(talkers: Talkers, results: Results, *, seconds: float) -> None:
-    ours, bare = Tally(), Tally()
-    block = seconds / (2 * _BLOCKS)
-    await _crowd(talkers, ours, min(block, 5.0), through=True)
-    ours = Tally()
+    block = seconds / (2 * _PAIRS)
+    await _crowd(talkers, Tally(), min(block, 5.0), through=True)
     before = talkers.backend.memory_info().rss
-    for number in range(_BLOCKS):
+    ours: list[Tally] = []
+    bare: list[Tally] = []
+    for number in range(_PAIRS):
         for through in (True, False) if number % 2 else (False, True):
-            await _crowd(talkers, ours if through else bare, block, through=through)
+            tally = Tally()
+            (ours if through else bare).append(tally)
+            await _crowd(talkers, tally, block, through=through)
     growth = (talkers.backend.memory_info().rss - before) / 1024 / 1024
-    said = f"ours {ours.per_second:.1f}/s, Letta alone {bare.per_second:.1f}/s, {ours.turns} turns"
-    results.add("turns_per_second_ratio", ours.per_second / bare.per_second, said)
+    rates, bare_rates = ([tally.per_second for tally in tallies] for tallies in (ours, bare))
+    said = (
+        f"ours {statistics.median(rates):.1f}/s, Letta alone {statistics.median(bare_rates):.1f}/s, "
+        f"{sum(tally.turns for tally in ours)} turns"
+    )
+    results.compare("turns_per_second_ratio", rates, bare_rates, said)
     results.add("rss_growth_mb", max(0.0, growth), f"from {before / 1024 / 1024:.0f} MB, {seconds:.0f} s")
-    results.add("turn_errors", len(ours.errors), "; ".join(ours.errors[:2]))
-    results.add("turn_overlaps", ours.overlaps)
+    errors = [error for tally in ours for error in tally.errors]
+    results.add("turn_errors", len(errors), "; ".join(errors[:2]))
+    results.add("turn_overlaps", sum(tally.overlaps for tally in ours))
 
 
 async def _crowd(talkers: Talkers, tally: Tally, seconds: float, *, through: bool) -> None:

@@ -8,7 +8,7 @@ from bench.baseline import list_delete_post
 from bench.recorder import recording
 from bench.results import Results
 from bench.setup import Servers, Setup
-from bench.timing import Way, in_ms, medians
+from bench.timing import Way, alternate, medians
 from isabella.api import ensure_providers
 from isabella.practice import NAMES, PracticeVendors
 from isabella.providers.desired import desired_providers
@@ -18,8 +18,8 @@ async def measure_open(servers: Servers, *, quick: bool) -> Results:
     """Measure without a master key, and count the requests."""
     results = Results()
     with servers.vendors(sealed=False) as (setup, vendors):
-        ours, loop = await _ours_and_loop(setup, rounds=3 if quick else 15)
-        results.add("warm_speedup", loop / ours, in_ms(("ours", "loop"), (ours, loop)))
+        ours, loop = await _ours_and_loop(setup, rounds=5 if quick else 15)
+        results.compare("warm_speedup", loop, ours, medians(ours=ours, loop=loop))
         await _count_requests(setup, vendors, results)
     return results
 
@@ -36,22 +36,21 @@ async def measure_sealed(servers: Servers, *, quick: bool) -> Results:
             await setup.start()
 
         # The baseline runs first, so that no stored ciphertext has been proven before.
-        loop, anew, again = await medians(
-            3 if quick else 15,
+        loop, anew, again = await alternate(
+            5 if quick else 15,
             Way(lambda: list_delete_post(setup.connection, desired)),
             Way(setup.start, before=setup.forget_proofs),
             Way(setup.start, before=start_again),
         )
-        results.add("warm_speedup_sealed", loop / anew, in_ms(("ours", "loop"), (anew, loop)))
-        results.add("warm_speedup_sealed_again", loop / again, in_ms(("ours", "loop"), (again, loop)))
+        results.compare("warm_speedup_sealed", loop, anew, medians(ours=anew, loop=loop))
+        results.compare("warm_speedup_sealed_again", loop, again, medians(ours=again, loop=loop))
     return results
 
 
-async def _ours_and_loop(setup: Setup, *, rounds: int) -> tuple[float, float]:
+async def _ours_and_loop(setup: Setup, *, rounds: int) -> list[list[float]]:
     await setup.start()
     desired = [provider for provider in desired_providers(setup.settings) if provider.configured]
-    ours, loop = await medians(rounds, Way(setup.start), Way(lambda: list_delete_post(setup.connection, desired)))
-    return ours, loop
+    return await alternate(rounds, Way(setup.start), Way(lambda: list_delete_post(setup.connection, desired)))
 
 
 async def _count_requests(setup: Setup, vendors: PracticeVendors, results: Results) -> None:

@@ -7,13 +7,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal
 
-import anyio
 from fastapi import Request, Response
 
 from isabella.errors import IsabellaError
 from isabella.server.api.openai.errors import NO_RETRY, problem, refusal
 from isabella.server.api.openai.formats import Pieces
 from isabella.server.api.turns import TurnResponse
+from isabella.server.disconnects import answer_while_connected
 from isabella.server.errors import Problem, openai_answer
 from isabella.server.idempotency import RequestRegistry, SharedTurn, TurnRequest
 from isabella.turns.events import AnswerText, Ended, EndReason, ErrorCode, Event, TurnFailed, Usage, VendorAsked
@@ -30,8 +30,6 @@ _STATUSES = {
     ErrorCode.CONTEXT_FULL: 400,
     ErrorCode.INTERNAL: 500,
 }
-#: The status that nginx logs in this case.
-_CLIENT_CLOSED_REQUEST = 499
 _FINISH_REASONS: dict[EndReason, FinishReason] = {
     EndReason.COMPLETED: "stop",
     EndReason.MAX_STEPS: "length",
@@ -111,22 +109,6 @@ class Answer:
         if end is not None and (end.stored or end.reason is EndReason.STOPPED):
             headers |= NO_RETRY
         return openai_answer(status, self.problem, headers)
-
-
-async def answer_while_connected(http: Request, respond: Callable[[], Awaitable[Response]]) -> Response:
-    """Return a response, or end its making if the client closes the connection. The body has to be read already."""
-    response: Response = Response(status_code=_CLIENT_CLOSED_REQUEST)
-    async with anyio.create_task_group() as tasks:
-
-        async def cancel_at_disconnect() -> None:
-            while (await http.receive())["type"] != "http.disconnect":
-                pass
-            tasks.cancel_scope.cancel()
-
-        tasks.start_soon(cancel_at_disconnect)
-        response = await respond()
-        tasks.cancel_scope.cancel()
-    return response
 
 
 async def answer_as_turn(

@@ -19,7 +19,7 @@ from sse_starlette import ServerSentEvent
 
 from isabella.errors import IsabellaError
 from isabella.server.api.openai import asides
-from isabella.server.api.openai.answers import Answer, answer_as_turn, answer_while_connected
+from isabella.server.api.openai.answers import Answer, answer_as_turn
 from isabella.server.api.openai.errors import REFUSALS, Unsupported, refusal
 from isabella.server.api.openai.formats import JsonFormat, Pieces, json_format
 from isabella.server.api.openai.messages import (
@@ -30,6 +30,7 @@ from isabella.server.api.openai.messages import (
     refuse_forced_tool,
 )
 from isabella.server.api.turns import TurnResponse
+from isabella.server.disconnects import answer_while_connected
 from isabella.server.errors import OPENAI
 from isabella.server.idempotency import SharedTurn
 from isabella.server.runtime import Agents, Requests, Turns

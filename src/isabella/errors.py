@@ -123,6 +123,10 @@ class ExportRefused(AgentFileRefused):
     """The folder of an export cannot be written, or it is damaged, incomplete, or none of Isabella's."""
 
 
+class ExportFailed(IsabellaError):
+    """An export cannot be made on this machine."""
+
+
 class ModelUnknown(AgentError):
     """A handle is not that of a model that works now. `handles` are those of the models that do."""
 

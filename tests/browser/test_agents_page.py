@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -60,6 +61,14 @@ def test_an_agent_from_its_creation_to_its_end(user: BrowserUser) -> None:
     copy = user.served.id_of("Clara Two copy")
     assert "Rex" in user.served.say(copy, "What is my dog called?").text
 
+    page.get_by_role("button", name="Export Clara Two", exact=True).click()
+    offer = row(page, "Clara Two").locator(".asking")
+    expect(offer.get_by_role("link", name="Everything (.zip)")).to_be_focused()
+    with page.expect_download() as download:
+        offer.get_by_role("link", name="Agent file (.af)").click()
+    assert download.value.suggested_filename == "Clara Two.af"
+    offer.get_by_role("button", name="Cancel").click()
+
     page.get_by_role("button", name="Delete Clara Two", exact=True).click()
     question = row(page, "Clara Two").locator(".asking")
     expect(question).to_contain_text("2 messages")
@@ -69,8 +78,12 @@ def test_an_agent_from_its_creation_to_its_end(user: BrowserUser) -> None:
     expect(row(page, "Clara Two")).to_have_count(1)
     page.get_by_role("button", name="Delete Clara Two", exact=True).click()
     with page.expect_download() as download:
-        question.get_by_role("link", name="Export it first").click()
+        question.get_by_role("link", name="Export everything first").click()
+    assert re.fullmatch(r"Clara-Two-[\d-]+\.zip", download.value.suggested_filename)
     saved = Path(download.value.path())
+    with ZipFile(saved) as archive:
+        (said,) = [archive.read(name).decode() for name in archive.namelist() if name.endswith("/messages.md")]
+    assert "Remember that my dog is called Rex." in said
     question.get_by_role("button", name="Delete Clara Two").click()
     expect(page.locator("#agents .outcome")).to_have_text("Clara Two was deleted.")
     expect(row(page, "Clara Two")).to_have_count(0)
@@ -78,7 +91,7 @@ def test_an_agent_from_its_creation_to_its_end(user: BrowserUser) -> None:
     # The export brings it back.
     page.locator("#import summary").click()
     page.get_by_label("Agent file (.af)").set_input_files(
-        {"name": "clara.af", "mimeType": "application/json", "buffer": saved.read_bytes()}
+        {"name": "clara.zip", "mimeType": "application/zip", "buffer": saved.read_bytes()}
     )
     page.get_by_role("button", name="Import").click()
     expect(page.locator("#agents .outcome")).to_contain_text("Clara Two was imported on")

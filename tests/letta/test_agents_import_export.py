@@ -9,13 +9,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from zipfile import ZipFile
 
 import pytest
 
 from isabella.agents.block_history import Author
-from isabella.agents.exports.importing import import_folder
+from isabella.agents.exports.importing import import_file, import_folder
 from isabella.agents.exports.letta_code import export_letta_code
-from isabella.agents.exports.markdown import export_markdown
+from isabella.agents.exports.markdown import MANIFEST, Exported, export_markdown
+from isabella.agents.exports.zipped import export_zip
 from isabella.agents.import_export import configured_secrets, export_agent, import_agent
 from isabella.agents.lifecycle import delete_agent
 from isabella.agents.reconcile import EnsureOutcome
@@ -481,7 +483,10 @@ def test_an_agent_leaves_and_comes_back_the_same(new: Callable[[], AgentEnv], tm
         record = await agent_service.registry.find(here.id)
         await lived(agent_service, record.id)
         await say(agent_service, record.id, f"My key is {here.key('groq')}.")
-        exported = await export_markdown(agent_service, record, first)
+        with await export_zip(agent_service, record, first.name) as file:
+            zipped = file.read()
+            ZipFile(file).extractall(tmp_path)
+        exported = Exported(**json.loads((first / MANIFEST).read_text())["counts"])
         await export_letta_code(agent_service, record, tmp_path / "memory")
         assert "Rex" in (tmp_path / "memory/human.md").read_text()
         assert "Hello from elsewhere." in next((tmp_path / "memory/history").glob("01-about-pets-*.md")).read_text()
@@ -492,7 +497,7 @@ def test_an_agent_leaves_and_comes_back_the_same(new: Callable[[], AgentEnv], tm
         assert (rehearsed.id, rehearsed.messages) == ("", exported.messages)
         with pytest.raises(AgentUnknown):
             await agent_service.registry.find(here.name)
-        imported = await import_folder(agent_service, first)
+        imported = await import_file(agent_service, zipped)
         assert (imported.name, imported.left_out) == (here.name, ())
         back = await agent_service.registry.find(here.id)
         assert (back.id, back.binding, back.handles) == (imported.id, record.binding, record.handles)

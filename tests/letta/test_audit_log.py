@@ -88,6 +88,7 @@ def test_every_route_that_changes_something_has_one_change(served: Backend) -> N
     switched = did("POST /api/agents/{name}/switch", "Grace", path={"name": "Grace"}, json={"handle": MISTRAL})
     assert switched.entry.details == {"model": GROQ, "to": MISTRAL}
     export = served.client.get("/api/agents/Grace/export").content
+    assert served.client.get("/api/agents/Grace/export", params={"format": "markdown"}).content.startswith(b"PK")
     assert recorder.new() == []
     did("POST /api/agents/import", "Linus", content=export, params={"name": "Linus"})
     did("DELETE /api/agents/{name}", "Grace", path={"name": "Grace"})

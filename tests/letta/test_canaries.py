@@ -7,6 +7,7 @@ Whatever comes out on the way is searched afterwards.
 
 from __future__ import annotations
 
+import io
 import mmap
 import re
 import secrets
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit
+from zipfile import ZipFile
 
 import httpx2
 import pytest
@@ -274,12 +276,19 @@ def _a_backend_serves(told: Story, command: Command, common: dict[str, str]) -> 
                 ):
                     answer = http.get(path)
                     told.said[f"GET {path}: {answer.status_code}"] = f"{answer.headers}{answer.text}"
+                export = http.get("/api/agents/Isabella/export", params={"format": "markdown"})
+            told.said[f"an export: {export.status_code}"] = _unpacked(export.content)
             refused = httpx2.get(f"{address}/api/providers", headers={"Authorization": "Bearer wrong"})
             told.said[f"GET with a wrong token: {refused.status_code}"] = f"{refused.headers}{refused.text}"
         finally:
             process.send_signal(signal.SIGTERM)
             out, err = process.communicate(timeout=60)
     told.said[f"isabella up: exit {process.returncode}"] = f"{before}{out}{err}"
+
+
+def _unpacked(content: bytes) -> str:
+    with ZipFile(io.BytesIO(content)) as archive:
+        return "\n".join(f"{name}\n{archive.read(name).decode()}" for name in archive.namelist())
 
 
 def _served_at(process: subprocess.Popen[str]) -> tuple[str, str]:
@@ -313,6 +322,7 @@ def test_the_story_was_played_as_it_was_meant(story: Story) -> None:
     assert codes["isabella up"] == "0"
     assert story.said["GET /api/providers: 200"].count('"proven"') == 4
     assert "GET with a wrong token: 401" in story.said
+    assert "manifest.json" in story.said["an export: 200"]
     assert "401" in story.said["refused, sync: exit 1"]
     assert "GROQ_API_KEY is set in the environment and, differently" in story.said["a contradiction: exit 2"]
     assert any("isabella" in line and "providers sync" in line for line in story.command_lines)

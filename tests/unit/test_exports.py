@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import re
+import shutil
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.requests import Request
+from starlette.types import Message, Scope
 
 from isabella.agents.block_history import Author, BlockVersion
 from isabella.agents.conversations import ConversationRecord
-from isabella.agents.exports import letta_code
-from isabella.agents.exports.folder import new_folder
+from isabella.agents.exports import letta_code, markdown, zipped
+from isabella.agents.exports.folder import new_folder, remove_leftovers, temporary_folder
 from isabella.agents.exports.markdown import Exported, file_names, slug
 from isabella.agents.exports.messages import CallRecord, MessageRecord, ResultRecord, record_of
+from isabella.agents.exports.zipped import unpack
 from isabella.agents.history import HistoryEntry
 from isabella.agents.memory import ArchivalPassage
 from isabella.agents.transcript import transcript
-from isabella.errors import ExportRefused
+from isabella.errors import ExportFailed, ExportRefused, LettaUnreachable
+from isabella.server import agent_download
 from isabella.system.redaction import remember
 
 MARKER = "manifest.json"
@@ -267,7 +279,10 @@ class Source:
             archive=Archive([ArchivalPassage("1", f"In {month}", ("t",), f"{month}-02") for month in months])
         )
         name = ConversationRecord("default", "About: dogs")
-        self.conversations = [SimpleNamespace(record=name)]
+        self.conversations = [SimpleNamespace(record=name, context=["2"])]
+        self.document: dict[str, Any] = {"agents": [{}]}
+        self.own: dict[str, Any] = {}
+        self.letta = "0.16.8"
 
     async def messages(self, _conversation: object) -> AsyncIterator[MessageRecord]:
         """Its messages."""
@@ -365,3 +380,237 @@ def test_without_git_nothing_is_written(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(ExportRefused, match="git is not installed"):
         memory_folder(tmp_path / "mem", Source({}, []), monkeypatch)
     assert not (tmp_path / "mem").exists()
+
+
+class Held:
+    """A service whose agent's turns are held back while the agent is read."""
+
+    def __init__(self, home: Path, events: list[str]) -> None:
+        self.connection = SimpleNamespace(home=home)
+        self.models = None
+        self.memory = self
+        self._events = events
+
+    @asynccontextmanager
+    async def hold(self, agent_id: str) -> AsyncIterator[None]:
+        """Note when turns are held back."""
+        self._events.append(f"held {agent_id}")
+        try:
+            yield
+        finally:
+            self._events.append("released")
+
+
+@pytest.fixture
+def zip_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., IO[bytes]]:
+    """Makes the ZIP file of an agent, with `tmp_path` as home."""
+    monkeypatch.setattr(zipped, "configured_secrets", lambda *_: ["configured-only"])
+
+    def make(source: Source, events: list[str] | None = None) -> IO[bytes]:
+        async def read_source(_service: object, _record: object) -> Any:
+            return source
+
+        monkeypatch.setattr(markdown, "read_source", read_source)
+        service: Any = Held(tmp_path, [] if events is None else events)
+        return anyio.run(zipped.export_zip, service, source.record, "Ann-2026")  # type: ignore[arg-type]
+
+    return make
+
+
+def test_a_download_has_the_files_of_the_folder(zip_of: Callable[..., IO[bytes]], tmp_path: Path) -> None:
+    """All of its manifest, for the owner only when unpacked; turns wait until it is read, and no file has a name."""
+    events: list[str] = []
+    with zip_of(Source({"human": "Rex"}, ["2026-10"]), events) as file, ZipFile(file) as archive:
+        manifest = json.loads(archive.read("Ann-2026/manifest.json"))
+        assert {*archive.namelist()} == {f"Ann-2026/{name}" for name in (*manifest["files"], "manifest.json")}
+        assert {one.external_attr >> 16 & 0o777 for one in archive.infolist()} == {0o600}
+        for name, about in manifest["files"].items():
+            assert len(archive.read(f"Ann-2026/{name}")) == about["bytes"]
+        assert "Hello" in archive.read("Ann-2026/conversations/00-about-dogs/messages.md").decode()
+        assert (manifest["counts"]["messages"], manifest["counts"]["passages"]) == (2, 1)
+        assert names(tmp_path) == []
+    assert events == ["held agent-1", "released"]
+
+
+def test_nothing_is_left_of_a_download_that_failed(zip_of: Callable[..., IO[bytes]], tmp_path: Path) -> None:
+    """A configured key in memory, and a Letta that breaks off: no file stays, and turns run again."""
+    events: list[str] = []
+    with pytest.raises(ExportRefused, match="would have held a key"):
+        zip_of(Source({"human": "configured-only"}, []), events)
+
+    class Broken(Source):
+        async def messages(self, _conversation: object) -> AsyncIterator[MessageRecord]:
+            yield MessageRecord(id="1", role="user", text="Hello")
+            raise LettaUnreachable("Letta is gone.")
+
+    with pytest.raises(LettaUnreachable):
+        zip_of(Broken({"human": "Rex"}, []), events)
+    assert events == ["held agent-1", "released"] * 2
+    assert names(tmp_path) == []
+
+
+def test_a_home_that_cannot_be_written_is_an_answer(zip_of: Callable[..., IO[bytes]], tmp_path: Path) -> None:
+    """It says where, and what to do."""
+    tmp_path.rmdir()
+    with pytest.raises(ExportFailed, match="cannot be written: No such file") as failed:
+        zip_of(Source({"human": "Rex"}, []))
+    assert "isabella agents export" in str(failed.value.remedy)
+
+
+def test_what_a_killed_process_has_left_is_removed(tmp_path: Path) -> None:
+    """Temporary folders of exports, but not that of an export that is being made."""
+    (tmp_path / "blocks").mkdir()
+    (tmp_path / ".export-link").symlink_to(tmp_path / "blocks")
+    with temporary_folder(tmp_path) as folder:
+        folder.text("deep/inside.md", "text")
+        assert folder.root.stat().st_mode & 0o777 == 0o700
+        left = tmp_path / ".export-killed"
+        shutil.copytree(folder.root, left)
+        remove_leftovers(tmp_path)
+        assert (folder.root / "deep/inside.md").read_text() == "text"
+        assert not left.exists()
+    assert names(tmp_path) == [".export-link", "blocks"]
+
+
+def downloaded(monkeypatch: pytest.MonkeyPatch, export: Callable[..., Awaitable[IO[bytes]]], *received: str) -> Sent:
+    """What a client gets who asks for an export, and of whom the server then receives messages of these types."""
+
+    async def work() -> Sent:
+        monkeypatch.setattr(agent_download, "export_zip", export)
+        runtime: Any = SimpleNamespace(exporting=anyio.Lock(), agents=None)
+        record: Any = SimpleNamespace(name='Änn "B"')
+        pending = list(received)
+
+        async def receive() -> Message:
+            if not pending:
+                await anyio.sleep_forever()
+            await anyio.lowlevel.checkpoint()
+            return {"type": pending.pop(0)}
+
+        sent = Sent()
+        scope: Scope = {"type": "http", "method": "GET", "headers": [], "asgi": {"spec_version": "2.3"}}
+        response = await agent_download.download_agent(Request(scope, receive), runtime, record)
+        await response(scope, receive, sent.send)
+        assert not runtime.exporting.locked()
+        return sent
+
+    return anyio.run(work)
+
+
+class Sent:
+    """What an application has sent."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.body = b""
+
+    async def send(self, message: Message) -> None:
+        """Take a message."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+        self.body += message.get("body", b"")
+
+
+def test_a_download_is_a_file_of_known_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a browser sees whether it is whole; its name is that of the agent, in ASCII. The file is closed."""
+    content = os.urandom(3 * 256 * 1024 + 1)
+    file = TemporaryFile()  # noqa: SIM115 - the download closes it
+    file.write(content)
+    file.seek(0)
+
+    async def export(_service: object, _record: object, name: str) -> IO[bytes]:
+        assert re.fullmatch(r"nn-B-\d{4}-\d\d-\d\d", name)
+        return file
+
+    sent = downloaded(monkeypatch, export, "http.request")
+    assert sent.body == content
+    assert (sent.status, sent.headers["content-length"]) == (200, str(len(content)))
+    assert sent.headers["content-disposition"].startswith('attachment; filename="nn-B-')
+    assert file.closed
+
+
+def test_a_client_that_leaves_ends_its_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody gets it any more, and others wait for it."""
+    ended: list[str] = []
+
+    async def export(*_: object) -> IO[bytes]:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append("ended")
+        raise AssertionError
+
+    sent = downloaded(monkeypatch, export, "http.request", "http.disconnect")
+    assert (ended, sent.status) == (["ended"], 499)
+
+
+def test_an_export_that_fails_is_an_error_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a group of errors, which no handler knows."""
+
+    async def export(*_: object) -> IO[bytes]:
+        raise LettaUnreachable("Letta is gone.")
+
+    with pytest.raises(LettaUnreachable):
+        downloaded(monkeypatch, export, "http.request")
+
+
+def zip_with(**members: str | bytes) -> io.BytesIO:
+    """A ZIP file; `__` in a name stands for a slash, and `_` for a point."""
+    content = io.BytesIO()
+    with ZipFile(content, "w", ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name.replace("__", "/").replace("_", "."), data)
+    content.seek(0)
+    return content
+
+
+def test_a_zip_file_is_unpacked(tmp_path: Path) -> None:
+    """With its folder or without it, and beside what programs of other systems add."""
+    assert unpack(zip_with(manifest_json="{}"), tmp_path) == tmp_path
+    assert unpack(zip_with(Ann__manifest_json="{}", Other__Ann__x="?"), tmp_path) == tmp_path / "Ann"
+    assert names(tmp_path) == ["Ann", "Ann/manifest.json", "Other", "Other/Ann", "Other/Ann/x", "manifest.json"]
+
+
+def test_nothing_is_unpacked_outside_its_folder(tmp_path: Path) -> None:
+    """Whatever the names of its members."""
+    (tmp_path / "in").mkdir()
+    content = io.BytesIO()
+    with ZipFile(content, "w") as archive:
+        for name in ("manifest.json", "../up.md", "/absolute.md", "a/../../../b.md"):
+            archive.writestr(name, "{}")
+    unpack(content, tmp_path / "in")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert not Path("/absolute.md").exists()
+
+
+def damaged(content: io.BytesIO) -> io.BytesIO:
+    """The same with one byte of its first member changed."""
+    data = bytearray(content.getvalue())
+    data[data.index(b"manifest.json") + len("manifest.json") + 3] ^= 0x55
+    return io.BytesIO(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (io.BytesIO(b"PK\x03\x04 and no more"), "damaged"),
+        (damaged(zip_with(manifest_json="{" + "x" * 500 + "}")), "damaged"),
+        (zip_with(readme_md="?"), "not an export of Isabella"),
+        (zip_with(a__manifest_json="{}", b__manifest_json="{}"), "not an export of Isabella"),
+        (zip_with(a__b__manifest_json="{}"), "not an export of Isabella"),
+        (zip_with(manifest_json="{}", zeros=bytes(2_000_000)), "more than 1 MB"),
+        (zip_with(manifest_json="{}", **{f"n{number}": "" for number in range(10)}), "more than 1 MB or 10 files"),
+    ],
+)
+def test_a_zip_file_that_is_no_export_is_refused(
+    content: io.BytesIO, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it takes much disk, and with what to do."""
+    monkeypatch.setattr(zipped, "_MOST_BYTES", 1_000_000)
+    monkeypatch.setattr(zipped, "_MOST_FILES", 10)
+    with pytest.raises(ExportRefused, match=why) as refused:
+        unpack(content, tmp_path)
+    assert refused.value.remedy
+    assert not (tmp_path / "zeros").exists()

@@ -286,7 +286,8 @@ def import_command(
         Path,
         typer.Argument(
             metavar="PATH",
-            help="An agent file (.af), - for standard input, or a folder that was exported with --format markdown.",
+            help="An agent file (.af), - for standard input, or a folder that was exported with --format markdown, "
+            "also in a ZIP file.",
         ),
     ],
     name: Annotated[
@@ -321,14 +322,12 @@ def import_command(
         text = files.read_or_stdin(source, largest=LARGEST_FILE).data
 
     async def imported(agent_service: AgentService) -> dict[str, Any]:
+        from isabella.agents.exports.importing import import_file, import_folder
+
         options: dict[str, Any] = {"name": name, "with_tools": with_tools, "dry_run": dry_run}
         if source.is_dir():
-            from isabella.agents.exports.importing import import_folder
-
             return asdict(await import_folder(agent_service, source, **options))
-        from isabella.agents.import_export import import_agent
-
-        return asdict(await import_agent(agent_service.registry, agent_service.models, text, **options))
+        return asdict(await import_file(agent_service, text, **options))
 
     agent = {**_run(imported, env_file, as_json), "dry_run": dry_run}
     if as_json:

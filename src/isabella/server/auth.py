@@ -288,13 +288,17 @@ def is_same_origin(headers: Headers) -> bool:
 
 
 def _is_link(path: str, method: str, headers: Headers) -> bool:
-    """Return whether somebody followed a link to a page. The routes of the API have effects that a link must not."""
+    """Return whether somebody followed a link to a page.
+
+    The routes of the API have effects that a link must not have, and an export holds back an agent's turns.
+    """
     return (
         method in ("GET", "HEAD")
         and "origin" not in headers
         and headers.get("sec-fetch-mode") == "navigate"
         and headers.get("sec-fetch-dest") == "document"
         and not path.startswith(("/api/", "/v1/", "/metrics"))
+        and not path.endswith("/export")
     )
 
 

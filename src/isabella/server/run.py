@@ -18,6 +18,7 @@ import structlog
 from fastapi import FastAPI
 from pydantic import SecretStr
 
+from isabella.agents.exports.folder import remove_leftovers
 from isabella.api import add_receipts, ensure_providers
 from isabella.config.settings import Settings
 from isabella.connect import embedded_server
@@ -89,6 +90,7 @@ class Services:
         runtime, supervised = self._runtime, Supervised.of(prepared.server, prepared.gateway)
         runtime.start_settings, runtime.start_connection = prepared.settings, prepared.connection
         served = anyio.Event()
+        remove_leftovers(prepared.connection.home)
 
         async def run_services() -> None:
             await self._run_services(prepared, served, stop)

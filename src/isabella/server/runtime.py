@@ -86,6 +86,7 @@ class Runtime:
     gateway: GatewayTraffic | None = None  #: what the gateway last reported; None without one
     tasks: TaskGroup | None = None  #: runs work that outlives a request; set while the application serves
     syncs: int = 0  #: how many syncs of pages are under way
+    exporting: anyio.Lock = field(default_factory=anyio.Lock, repr=False)  #: held while an agent is exported
     monitor: ProviderMonitor = field(init=False, repr=False)  #: polls the providers while a page is open
     csrf: str = field(init=False, repr=False)  #: the secret that every form of the console contains
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from isabella.errors import ExportRefused
+from isabella.errors import ExportFailed, ExportRefused
 from isabella.system import files
 from isabella.system.redaction import redact
 
 Write = Callable[[str], None]
+
+_TEMPORARY = ".export-"  # the beginning of the names of temporary folders
 
 
 @dataclass
@@ -25,6 +29,7 @@ class FolderWriter:
 
     root: Path
     secrets: Sequence[str] = field(default=(), repr=False)
+    lasting: bool = True  # whether each file is on the disk before the next one begins
     written: dict[str, dict[str, Any]] = field(default_factory=dict)  # size and digest of each file, by its path
 
     @contextmanager
@@ -66,8 +71,9 @@ class FolderWriter:
                 size += len(data)
 
             yield write
-            file.flush()
-            os.fsync(file.fileno())
+            if self.lasting:
+                file.flush()
+                os.fsync(file.fileno())
         self.written[path] = {"bytes": size, "sha256": digest.hexdigest()}
 
 
@@ -86,7 +92,7 @@ def new_folder(
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700)
-        yield FolderWriter(part, [secret for secret in secrets if secret])
+        yield FolderWriter(part, _real(secrets))
         for folder in [part, *(path for path in part.rglob("*") if path.is_dir())]:
             files.sync_folder(folder)
         _put(part, target, marker, replace=replace)
@@ -96,6 +102,41 @@ def new_folder(
         ) from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def temporary_folder(home: Path, *, secrets: Sequence[str] = ()) -> Iterator[FolderWriter]:
+    """Write a folder below `home` that exists while the block runs. Raises `ExportFailed`."""
+    try:
+        with TemporaryDirectory(prefix=_TEMPORARY, dir=home) as root, _locked(Path(root), fcntl.LOCK_SH):
+            yield FolderWriter(Path(root), _real(secrets), lasting=False)
+    except OSError as error:
+        raise ExportFailed(
+            f"{home}: the export cannot be written: {error.strerror or error}.",
+            remedy="Make room there, or export into another folder with `isabella agents export`.",
+        ) from None
+
+
+def remove_leftovers(home: Path) -> None:
+    """Remove the temporary folders of processes that were killed. Those of running ones are locked."""
+    for folder in home.glob(f"{_TEMPORARY}*"):
+        with suppress(OSError), _locked(folder, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            shutil.rmtree(folder)
+
+
+@contextmanager
+def _locked(folder: Path, operation: int) -> Iterator[None]:
+    """Lock a folder while the block runs. The lock ends with the process at the latest."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, operation)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _real(secrets: Sequence[str]) -> list[str]:
+    return [secret for secret in secrets if secret]
 
 
 def manifest_text(document: Any) -> str:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import anyio
+
 from isabella.agents import context, metadata
+from isabella.agents.exports.folder import temporary_folder
 from isabella.agents.exports.messages import MessageRecord, all_rows, record_of
 from isabella.agents.exports.read import ExportedAgent, ExportedConversation, read_export
-from isabella.agents.import_export import Additions, ImportedAgent, import_read
+from isabella.agents.exports.zipped import MAGIC, unpack
+from isabella.agents.import_export import Additions, ImportedAgent, import_agent, import_read
 from isabella.agents.memory import MemoryBlock
 from isabella.agents.metadata import AgentMetadata
 from isabella.agents.registry import AgentRecord
@@ -19,6 +25,30 @@ from isabella.letta.conversations import DEFAULT
 from isabella.letta.llm_config import is_older
 
 _COMPARED = ("user", "assistant")  # the roles of messages whose text Letta gives back as it got it
+
+
+async def import_file(
+    service: AgentService,
+    content: bytes,
+    *,
+    name: str | None = None,
+    with_tools: bool | None = None,
+    dry_run: bool = False,
+) -> ImportedAgent:
+    """Import an agent file, or an exported folder in a ZIP file. See `import_agent` and `import_folder`."""
+    if not content.startswith(MAGIC):
+        return await import_agent(
+            service.registry,
+            service.models,
+            content,
+            name=name,
+            with_tools=with_tools,
+            vectors=service.vectors,
+            dry_run=dry_run,
+        )
+    with temporary_folder(service.connection.home) as unpacked:
+        folder = await anyio.to_thread.run_sync(unpack, io.BytesIO(content), unpacked.root)
+        return await import_folder(service, folder, name=name, with_tools=with_tools, dry_run=dry_run)
 
 
 async def import_folder(
@@ -37,9 +67,9 @@ async def import_folder(
     letta = service.letta
     # Only Letta's database can put messages into a conversation beside the default one.
     several = letta.conversations.database_url is not None and await letta.conversations.offered()
-    exported = read_export(folder, several=several)
+    exported = await _read(folder, several=several)
     if several and is_older(exported.file.agent["agent_type"]):
-        exported = read_export(folder, several=False)
+        exported = await _read(folder, several=False)
     completion = _Completion(service, exported, await _place(service, exported, name))
     imported = await import_read(
         service.registry,
@@ -53,6 +83,10 @@ async def import_folder(
     )
     notes = (*imported.notes, *completion.notes)
     return replace(imported, notes=notes, left_out=(*imported.left_out, *exported.left_out))
+
+
+async def _read(folder: Path, *, several: bool) -> ExportedAgent:
+    return await anyio.to_thread.run_sync(partial(read_export, folder, several=several))
 
 
 async def _place(service: AgentService, exported: ExportedAgent, name: str | None) -> str | None:

@@ -59,10 +59,12 @@ async def export_markdown(
     """
     secrets = configured_secrets(service.models, service.connection)
     with new_folder(target, MANIFEST, replace=replace, secrets=secrets) as folder:
-        return await _write(await read_source(service, record), folder)
+        return await write_markdown(service, record, folder)
 
 
-async def _write(source: SourceAgent, folder: FolderWriter) -> Exported:
+async def write_markdown(service: AgentService, record: AgentRecord, folder: FolderWriter) -> Exported:
+    """Write an agent into a folder that is being written; see `export_markdown`."""
+    source = await read_source(service, record)
     folder.text(AGENT, manifest_text({**source.document, "isabella": source.own}))
     folder.text("persona.md", source.persona)
     done = replace(_write_memory(source, folder), passages=await _write_passages(source, folder))

@@ -11,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from isabella.agents.agent_file import LARGEST_FILE
 from isabella.agents.definitions import NAME_PATTERN
 from isabella.agents.embeddings import SearchMethod
-from isabella.agents.import_export import configured_secrets, export_agent, import_agent
+from isabella.agents.exports.importing import import_file as import_exported
+from isabella.agents.import_export import configured_secrets, export_agent
 from isabella.agents.lifecycle import (
     NewAgent,
     create_agent,
@@ -26,6 +27,7 @@ from isabella.agents.registry import AgentRecord
 from isabella.agents.repair import find_broken, problems_of
 from isabella.agents.service import AgentService
 from isabella.errors import AgentFileRefused
+from isabella.server.agent_download import MEDIA_TYPE, download_agent
 from isabella.server.errors import ERRORS
 from isabella.server.runtime import Agents, CurrentRuntime
 from isabella.system.redaction import redact
@@ -346,10 +348,32 @@ async def switch(agent: RequestedAgent, body: SwitchRequest, agent_service: Agen
     "/agents/{name}/export",
     summary="Export an agent",
     response_class=Response,
-    responses={200: {"content": {"application/json": {}}, "description": "An `.af` file, without keys."}},
+    responses={
+        200: {
+            "content": {"application/json": {}, MEDIA_TYPE: {}},
+            "description": "An `.af` file, or a ZIP file with Markdown and JSON Lines. Neither holds a key.",
+        }
+    },
 )
-async def export(agent: RequestedAgent, agent_service: Agents) -> Response:
-    """Export an agent: prompt, tools, memory blocks, the messages in its context, and archival memory."""
+async def export(
+    request: Request,
+    agent: RequestedAgent,
+    agent_service: Agents,
+    runtime: CurrentRuntime,
+    format: Annotated[
+        Literal["agent-file", "markdown"],
+        Query(
+            description="`agent-file`: prompt, tools, memory blocks, archival memory, and messages in the context. "
+            "`markdown`: everything, also the whole history of all conversations and the former texts of blocks."
+        ),
+    ] = "agent-file",
+) -> Response:
+    """Export an agent, as a file.
+
+    With `markdown`, the agent's turns wait while it is read, and the answer begins when the file is complete.
+    """
+    if format == "markdown":
+        return await download_agent(request, runtime, agent)
     secrets = configured_secrets(agent_service.models, agent_service.connection)
     text = await export_agent(agent_service.registry, agent, secrets)
     ascii_name = agent.name.encode("ascii", "ignore").decode().replace('"', "").strip() or "agent"
@@ -365,7 +389,13 @@ async def export(agent: RequestedAgent, agent_service: Agents) -> Response:
     summary="Import an agent",
     status_code=201,
     openapi_extra={
-        "requestBody": {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"type": "object"}},
+                MEDIA_TYPE: {"schema": {"type": "string", "format": "binary"}},
+            },
+        }
     },
 )
 async def import_file(
@@ -382,18 +412,11 @@ async def import_file(
         ),
     ] = None,
 ) -> ImportResult:
-    """Import an `.af` file, sent as the body, bound to an available model.
+    """Import an `.af` file, or the ZIP file of an export, sent as the body, bound to an available model.
 
     By default only memory and conversation tools are imported. `left_out` names everything that is not imported.
     """
-    imported = await import_agent(
-        agent_service.registry,
-        agent_service.models,
-        await _body(request),
-        name=name,
-        with_tools=tools,
-        vectors=agent_service.vectors,
-    )
+    imported = await import_exported(agent_service, await _body(request), name=name, with_tools=tools)
     await agent_service.memory.observe(imported.id)
     return ImportResult.model_validate(imported, from_attributes=True)
 

@@ -1,4 +1,4 @@
-"""The page of agents: create, import, rename, duplicate and delete them, and show what an agent's model gets."""
+"""The page of agents: create, import, rename, duplicate, export and delete them, and show what a model gets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from isabella.agents.agent_file import LARGEST_FILE
-from isabella.agents.import_export import ImportedAgent, import_agent
+from isabella.agents.exports.importing import import_file
+from isabella.agents.import_export import ImportedAgent
 from isabella.agents.lifecycle import (
     NewAgent,
     create_agent,
@@ -25,6 +26,7 @@ from isabella.agents.prompt_budget import read_prompt
 from isabella.agents.registry import AgentRecord
 from isabella.agents.repair import problems_of
 from isabella.errors import AgentUnknown, IsabellaError
+from isabella.server.agent_download import download_agent
 from isabella.server.auth import read_upload
 from isabella.server.runtime import Runtime
 from isabella.server.web.languages import gettext
@@ -51,6 +53,7 @@ def routes(runtime: Runtime, renderer: Renderer) -> list[Route]:
         Route(below, page.prompt),
         Route(f"{below}/part", page.part),
         Route(f"{below}/actions", page.actions),
+        Route(f"{below}/export", page.export),
         Route(f"{below}/rename", page.rename, methods=["POST"]),
         Route(f"{below}/duplicate", page.duplicate, methods=["POST"]),
         Route(f"{below}/delete", page.delete, methods=["POST"]),
@@ -129,16 +132,14 @@ class _Page(Page):
         )
 
     async def import_file(self, request: Request) -> Response:
-        """Import an agent file, sent as the body."""
+        """Import an agent file, or the ZIP file of an export, sent as the body."""
         content = await read_upload(request, self._runtime.csrf, LARGEST_FILE)
         service, query = self._runtime.agents, request.query_params
-        imported = await import_agent(
-            service.registry,
-            service.models,
+        imported = await import_file(
+            service,
             content,
             name=query.get("name", "").strip() or None,
             with_tools=query.get("tools") == "yes",
-            vectors=service.vectors,
         )
         await service.memory.observe(imported.id)
         return await self._done(
@@ -148,17 +149,23 @@ class _Page(Page):
         )
 
     async def actions(self, request: Request) -> Response:
-        """Return an agent's actions, or the form of one of them: `rename`, `duplicate` or `delete`."""
+        """Return an agent's actions, or the form of one of them: `rename`, `duplicate`, `export` or `delete`."""
         record = await self._requested(request)
         match request.query_params.get("form"):
             case "rename":
                 return self._fragment("renaming", agent=record)
             case "duplicate":
                 return self._fragment("duplicating", agent=record, name=await self._free_name(record.name))
+            case "export":
+                return self._fragment("exporting", agent=record)
             case "delete":
                 losses = await losses_of(self._runtime.agents.registry, record)
                 return self._fragment("deleting", agent=record, losses=losses)
         return self._fragment("actions", agent=record, focus=True)
+
+    async def export(self, request: Request) -> Response:
+        """Return everything of an agent, as a ZIP file."""
+        return await download_agent(request, self._runtime, await self._requested(request))
 
     async def rename(self, request: Request) -> Response:
         fields, record = await self._form(request), await self._requested(request)

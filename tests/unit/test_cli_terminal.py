@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 import structlog
+from typer.core import TyperGroup
+from typer.main import get_command
 
 from isabella.agents.reconcile import EnsureOutcome, EnsureResult
-from isabella.cli import tables
+from isabella.cli import app, for_command_line, tables
 from isabella.providers.health import HealthState, headline
 from isabella.providers.plan import Action
 from isabella.providers.report import Proof, Receipt, Report
@@ -217,3 +219,21 @@ def test_completion_in_bash(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert [line.split("|") for line in done.stdout.splitlines()] == [names for _, names in COMPLETED], done.stderr
+
+
+def groups(command: object) -> dict[str, TyperGroup]:
+    """The groups of a command line, by name."""
+    assert isinstance(command, TyperGroup)
+    return {name: one for name, one in command.commands.items() if isinstance(one, TyperGroup)}
+
+
+def test_a_command_line_builds_the_commands_of_the_group_that_it_names() -> None:
+    """Help of the whole has every group, and each group has all of its commands when it is named."""
+    full = groups(get_command(app))
+    assert len(full) > 5
+    for named in (*full, "up", "--help"):
+        lean = groups(get_command(for_command_line(["--version", named] if named == "up" else [named])))
+        assert {name: one.help for name, one in lean.items()} == {name: one.help for name, one in full.items()}
+        for name, one in lean.items():
+            assert [*one.commands] == ([*full[name].commands] if name == named else [])
+            assert [option.name for option in one.params] == [option.name for option in full[name].params]

@@ -6,11 +6,15 @@ rest when it runs. All errors end in `main`.
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer.models import TyperInfo
 
 from isabella.cli import agents, backup, doctor, gateway, letta, practice, providers, service, vendors
 from isabella.cli.audit import audit
@@ -129,12 +133,34 @@ def demo(
     raise typer.Exit(0 if run_demo(current.home, console(), show_progress, current.letta_lock) else 1)
 
 
+def for_command_line(arguments: Sequence[str]) -> typer.Typer:
+    """Return the application with the commands of the one group that a command line names.
+
+    Building the options of all other groups takes as long as the rest of `isabella --help`.
+    """
+    if "_ISABELLA_COMPLETE" in os.environ:
+        return app
+    named = next((argument for argument in arguments if not argument.startswith("-")), None)
+    lean = copy(app)
+    lean.registered_groups = [
+        group if group.name == named else _without_commands(group) for group in app.registered_groups
+    ]
+    return lean
+
+
+def _without_commands(group: TyperInfo) -> TyperInfo:
+    empty, typer_of_group = copy(group), copy(group.typer_instance or typer.Typer())
+    typer_of_group.registered_commands = []
+    empty.typer_instance = typer_of_group
+    return empty
+
+
 def main() -> None:
     """Run the command line: an error is one message and exit code 1; a wrong command line exits with 64."""
     guard_output()
     set_message_format(as_json=False)
     try:
-        app()
+        for_command_line(sys.argv[1:])()
     except IsabellaError as error:
         if messages_are_json():
             print_message(error.what, level="error", remedy=error.remedy)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 from collections.abc import Callable, Coroutine, Iterable, Iterator
@@ -160,6 +159,8 @@ def _format_in_environment() -> LogFormat:
 
 def run(work: Callable[[], Coroutine[Any, Any, Result]], as_json: bool) -> Result:
     """Run a coroutine function and return its result. With --json, an error is also printed as a JSON object."""
+    import asyncio
+
     try:
         return asyncio.run(work())
     except IsabellaError as error:

@@ -313,12 +313,15 @@ def test_another_env_file_is_read(command: str, work: Work, tmp_path: Path) -> N
     assert isinstance(absent.exception, IsabellaError)
 
 
-def test_help_imports_nothing_heavy() -> None:
-    """What help does not need is not imported at the top of the command line."""
-    code = (
-        "import sys, isabella.cli; print([name for name in "
-        "('letta_client', 'fastapi', 'uvicorn', 'psycopg', 'pydantic', 'httpx2', 'cryptography', 'rich.table') "
-        "if name in sys.modules])"
-    )
+@pytest.mark.parametrize(
+    ("modules", "heavy"),
+    [
+        ("isabella.cli", "letta_client fastapi uvicorn psycopg pydantic httpx2 cryptography rich.table"),
+        ("isabella.cli, isabella.server.start", "letta_client fastapi psycopg httpx2 cryptography structlog rich"),
+    ],
+)
+def test_help_and_the_first_page_import_nothing_heavy(modules: str, heavy: str) -> None:
+    """What they do not need is not imported before them."""
+    code = f"import sys, {modules}; print([name for name in {heavy.split()} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

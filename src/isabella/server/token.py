@@ -14,7 +14,7 @@ from pydantic import SecretStr
 
 from isabella.config.settings import Settings
 from isabella.errors import ConfigurationError, FileUnreadable
-from isabella.system import audit, state
+from isabella.system import state
 from isabella.system.peers import Peer
 from isabella.system.processes import ChildProcess
 
@@ -59,6 +59,9 @@ def ensure_token(settings: Settings) -> Token:
             f"{path}: the backend's token cannot be stored: {state.why(error)}.", remedy="Correct ISABELLA_HOME."
         ) from None
     if made:
+        # The backend answers before this, and should not wait for the imports of the audit log.
+        from isabella.system import audit
+
         with audit.change("token.made", str(path), home=settings.home):
             pass
     return Token(SecretStr(token), made=made)

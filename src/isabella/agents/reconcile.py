@@ -19,6 +19,7 @@ from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord, AgentRegistry
 from isabella.agents.repair import AvailableBindings, available_bindings, diagnose
 from isabella.errors import AgentError, IsabellaError, LettaUnreachable
+from isabella.letta.agents import TAGS
 from isabella.letta.llm_config import Binding, answer_limit, creation_fields
 from isabella.system import audit
 
@@ -113,12 +114,14 @@ async def ensure(
 
     The failure of one agent is in its result. A Letta that cannot be read is a `LettaError`.
     """
-    records = await registry.all()
-    for record in records:
-        if record.managed and record.definition is None:
-            await set_embedding(registry, record, vectors)
+    if vectors is not None:
+        # Blocks and tools of thousands of agents would take Letta twice as long.
+        for record in await registry.all(relations=TAGS, tags=[metadata.MANAGED_TAG]):
+            if record.definition is None:
+                await set_embedding(registry, record, vectors)
     if not definitions:
         return []
+    records = await registry.defined(definitions)
     run = _Ensure(registry, records, models, await available_bindings(registry, models, ask=False), vectors)
     results: dict[str, EnsureResult] = {}
     # An agent that reflects on another one comes after it, because it needs the other's blocks.

@@ -136,8 +136,7 @@ async def _target(agent_service: AgentService, reflector: AgentRecord) -> AgentR
     wanted = reflector.definition.reflects_on if reflector.definition else None
     if wanted is None:
         return None
-    tag = metadata.definition_tag(wanted)
-    return next((record for record in await agent_service.registry.all() if tag in record.tags), None)
+    return next(iter(await agent_service.registry.all(tags=[metadata.definition_tag(wanted)])), None)
 
 
 async def _new_messages(

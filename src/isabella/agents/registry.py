@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -130,10 +130,18 @@ class AgentRegistry:
         #: Callbacks that run after an agent is bound, so that caches can be updated.
         self.on_bound: list[Callable[[str, Binding], None]] = []
 
-    async def all(self, **filters: Any) -> list[AgentRecord]:
-        """Return every agent, oldest first, without the temporary ones of `turns.probe`."""
-        rows = await self.letta.agents.all(relations=RELATIONS, **filters)
+    async def all(self, *, relations: Sequence[str] = RELATIONS, **filters: Any) -> list[AgentRecord]:
+        """Return every agent, oldest first, without the temporary ones of `turns.probe`.
+
+        `relations` are those of the record that are needed, the tags at least.
+        """
+        rows = await self.letta.agents.all(relations=relations, **filters)
         return [self._record(row) for row in rows if metadata.PROBE_TAG not in row.tags]
+
+    async def defined(self, definitions: Iterable[AgentDefinition]) -> list[AgentRecord]:
+        """Return the agents of these definitions, oldest first."""
+        tags = [metadata.definition_tag(definition.id) for definition in definitions]
+        return await self.all(tags=tags) if tags else []
 
     async def find(self, name: str) -> AgentRecord:
         """Return the agent with this name, definition id, or Letta id; see `select_agent`."""

@@ -21,6 +21,7 @@ log = structlog.get_logger()
 
 #: What Letta adds to an agent's row on request. It takes Letta twice as long.
 RELATIONS = ("agent.tags", "agent.blocks", "agent.tools")
+TAGS = RELATIONS[:1]
 
 _CURRENT = """
 SELECT json_build_object('id', id, 'name', name, 'agent_type', agent_type, 'llm_config', llm_config)

@@ -403,9 +403,8 @@ async def _reflect_forever(agent_service: AgentService, send: SendMessage, idle_
 
 
 async def _reflect_once(agent_service: AgentService, send: SendMessage, idle_seconds: float) -> None:
-    for agent in await agent_service.registry.all():
-        if agent.definition is None or agent.definition.reflects_on is None:
-            continue
+    reflecting = [one for one in agent_service.definitions if one.reflects_on is not None]
+    for agent in await agent_service.registry.defined(reflecting):
         result = await reflect(agent_service, agent, send, quiet_for=idle_seconds)
         if result.outcome is ReflectionOutcome.DONE:
             log.info(

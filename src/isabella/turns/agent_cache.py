@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -15,6 +15,7 @@ from isabella.agents.context import FittedContext, required_id_form
 from isabella.agents.model_catalog import ModelCatalog
 from isabella.agents.registry import AgentRecord, AgentRegistry, BindingResult
 from isabella.errors import AgentUnknown, DatabaseUnusable, IsabellaError, LettaRefused
+from isabella.letta.agents import TAGS
 from isabella.letta.llm_config import Binding, LlmConfig
 from isabella.system.urls import same_address
 from isabella.turns.events import VendorAsked
@@ -73,6 +74,8 @@ class AgentCache:
         self._clock = clock
         #: By name: when the entry expires, and the agent.
         self._cached: dict[str, tuple[float, AgentRef]] = {}
+        #: The names of each agent, because every turn looks for its agent among all that are cached.
+        self._names: defaultdict[str, set[str]] = defaultdict(set)
         registry.on_bound.append(self._bound)
 
     async def find(self, name: str) -> AgentRef:
@@ -81,7 +84,7 @@ class AgentCache:
         if cached is not None and cached[0] > self._clock():
             return cached[1]
         agent_ref = _of_record(await self.registry.find(name))
-        self._cached[name] = (self._clock() + _CACHE_SECONDS, agent_ref)
+        self._put(name, agent_ref)
         return agent_ref
 
     def known(self, name: str) -> AgentRef | None:
@@ -91,12 +94,13 @@ class AgentCache:
 
     async def warm(self) -> None:
         """Read all agents, so that they are known while Letta is away. One name of several agents stays unknown."""
-        records = await self.registry.all()
+        records = await self.registry.all(relations=TAGS)
         names = Counter(record.name for record in records)
         for record in records:
             definition = "" if record.definition is None else record.definition.id
             for name in {record.id, definition, record.name if names[record.name] == 1 else ""} - {""}:
-                self._cached.setdefault(name, (self._clock() + _CACHE_SECONDS, _of_record(record)))
+                if name not in self._cached:
+                    self._put(name, _of_record(record))
 
     async def reload(self, agent_ref: AgentRef) -> AgentRef:
         """Return the agent as Letta has it now; raise `AgentUnknown` if it was deleted."""
@@ -108,17 +112,18 @@ class AgentCache:
                 raise AgentUnknown(f"There is no agent {agent_ref.name} any more.") from None
             raise
         now = _with_model(replace(agent_ref, name=row.name or agent_ref.name), row.llm)
-        for name, (until, cached) in [*self._cached.items()]:
-            if cached.id == now.id and cached != now:
-                if cached.name == now.name:
-                    self._cached[name] = (until, now)
-                else:
-                    del self._cached[name]
+        for name, until, cached in self._entries(now.id):
+            if cached.name != now.name:
+                del self._cached[name]
+            elif cached != now:
+                self._cached[name] = (until, now)
         return now
 
     def forget(self, agent_id: str) -> None:
         """Drop an agent from the cache."""
-        self._cached = {name: entry for name, entry in self._cached.items() if entry[1].id != agent_id}
+        for name, _, _ in self._entries(agent_id):
+            del self._cached[name]
+        self._names.pop(agent_id, None)
 
     async def bind(self, agent_id: str, binding: Binding, *, conversation: str | None = None) -> BindingResult:
         """Bind an agent, at its provider's stored base URL, from its next message on; make its context fit.
@@ -173,12 +178,20 @@ class AgentCache:
 
     def _bound(self, agent_id: str, binding: Binding) -> None:
         """Update the cache after this process has bound an agent."""
-        for name, (until, cached) in [*self._cached.items()]:
-            if cached.id == agent_id:
-                bound = replace(
-                    cached, handle=binding.handle, provider=binding.provider, model=binding.model, binding=binding
-                )
-                self._cached[name] = (until, bound)
+        for name, until, cached in self._entries(agent_id):
+            bound = replace(
+                cached, handle=binding.handle, provider=binding.provider, model=binding.model, binding=binding
+            )
+            self._cached[name] = (until, bound)
+
+    def _put(self, name: str, agent_ref: AgentRef) -> None:
+        self._cached[name] = (self._clock() + _CACHE_SECONDS, agent_ref)
+        self._names[agent_ref.id].add(name)
+
+    def _entries(self, agent_id: str) -> list[tuple[str, float, AgentRef]]:
+        """Return the cached entries of an agent: name, expiry, and the agent."""
+        named = [(name, self._cached[name]) for name in self._names.get(agent_id, ()) if name in self._cached]
+        return [(name, until, cached) for name, (until, cached) in named if cached.id == agent_id]
 
 
 class TemporaryBinding:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import mmap
+import os
 import re
 import secrets
 import signal
@@ -16,7 +17,8 @@ import stat
 import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 from zipfile import ZipFile
@@ -42,6 +44,8 @@ _WINDOW = 10
 #: What the practice vendors put before the random part of a key.
 _FAKE = "practice-"
 _UP_SECONDS = 90.0
+#: How often the command line of a process is read, 20 ms apart.
+_LOOKS = 10
 
 #: The only files that are meant to hold secrets, below the homes of Isabella and of the tests' own Letta.
 MEANT_TO_HOLD = (
@@ -91,7 +95,7 @@ class Story:
 
 
 class Watch:
-    """Looks at the command lines of all processes, over and over, while it is open."""
+    """Looks at the command lines of all processes from their start on, while it is open."""
 
     def __init__(self, seen: set[str]) -> None:
         self._seen = seen
@@ -106,12 +110,14 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> None:
+        looks: dict[str, int] = {}
         while not self._over.wait(0.02):
-            for path in Path("/proc").glob("[0-9]*/cmdline"):
-                try:
-                    self._seen.add(path.read_bytes().replace(b"\0", b" ").decode("utf-8", "replace"))
-                except OSError:
-                    continue  # It has ended.
+            # Some looks at each process are enough: what is started is a fork of its parent until it execs.
+            looks = {pid: looks.get(pid, 0) + 1 for pid in os.listdir("/proc") if pid.isdigit()}  # noqa: PTH208
+            for pid in (pid for pid, count in looks.items() if count <= _LOOKS):
+                with suppress(OSError):  # It has ended.
+                    line = Path("/proc", pid, "cmdline").read_bytes()
+                    self._seen.add(line.replace(b"\0", b" ").decode("utf-8", "replace"))
 
 
 def canary_keys() -> dict[str, str]:
@@ -152,8 +158,7 @@ def story(letta: LettaAdmin, embedded: Server, tmp_path_factory: pytest.TempPath
         "the database password": urlsplit(database_url).password or "",
     }
     with PracticeVendors() as vendors, Proxy(server.base_url) as proxy, Watch(told.command_lines):
-        # Command lines are searched for secrets, so they have to be those of real processes.
-        command = Command(folder, {}, forks=False)
+        command = Command(folder, {})
         base_urls = {
             vendor.base_url_env: vendors.base_url(vendor.name) for vendor in usual_vendors() if vendor.base_url_env
         }
@@ -185,17 +190,18 @@ def _new_keys(told: Story, which: str) -> dict[str, str]:
 
 
 def _all_is_well(told: Story, command: Command, common: dict[str, str], vendors: PracticeVendors) -> None:
-    for which in ("a first", "a rotated"):
+    # Command lines are searched for secrets, so some have to be those of processes that a shell starts.
+    for which, one in (("a first", replace(command, forks=False)), ("a rotated", command)):
         keys = _new_keys(told, which)
         for name, key in keys.items():
             vendors.accept(name, [key])
         command.configure(**common, **key_variables(keys))
         for arguments in (["providers", "plan"], ["providers", "sync"], ["settings"], ["doctor"]):
-            _note(told, f"{which}, {' '.join(arguments)}", command.run(*arguments))
+            _note(told, f"{which}, {' '.join(arguments)}", one.run(*arguments))
         for arguments in (["providers", "status"], ["providers", "verify"], ["settings"]):
-            _note(told, f"{which}, {' '.join(arguments)} --json", command.run(*arguments, "--json"))
+            _note(told, f"{which}, {' '.join(arguments)} --json", one.run(*arguments, "--json"))
     # The environment wins over `.env`, which is said loudly.
-    shell = Command(command.folder, {"GROQ_API_KEY": canary_keys()["groq"]}, forks=False)
+    shell = Command(command.folder, {"GROQ_API_KEY": canary_keys()["groq"]})
     told.secrets["the key in the shell"] = shell.environment["GROQ_API_KEY"]
     _note(told, "a contradiction", shell.run("providers", "status"))
 

@@ -16,6 +16,7 @@ from pydantic import SecretStr
 
 from isabella.errors import IsabellaError
 from isabella.system.peers import Peer, hooks
+from isabella.system.urls import client_options
 
 _CONNECT_SECONDS = 5.0
 _LOOK_SECONDS = 0.3
@@ -50,6 +51,7 @@ class BackendClient:
             base_url=address,
             headers={"Authorization": f"Bearer {token.get_secret_value()}"},
             timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
+            verify=client_options(address)["verify"],
             trust_env=False,
             event_hooks=hooks(peer),
         )

@@ -118,12 +118,16 @@ def running_backend(settings: Settings) -> RunningBackend | None:
 
     from isabella.server.token import published_backend
     from isabella.system.peers import hooks
+    from isabella.system.urls import client_options
 
     backend = published_backend(settings)
     if backend is None:
         return None
     try:
-        with httpx.Client(timeout=_SECONDS, trust_env=False, event_hooks=hooks(backend.peer)) as client:
+        verify = client_options(backend.address)["verify"]
+        with httpx.Client(
+            timeout=_SECONDS, verify=verify, trust_env=False, event_hooks=hooks(backend.peer)
+        ) as client:
             ready = client.get(f"{backend.address}/ready")
             serves = ready.status_code < 500 or ready.json().get("status") in ("starting", "interrupted")
     except (httpx.TransportError, ValueError, AttributeError):

@@ -193,8 +193,8 @@ class GatewayClient:
                 base_url=recorded.address,
                 headers={daemon.token_header: recorded.token.get_secret_value()},
                 timeout=_SECONDS,
-                trust_env=False,
                 event_hooks=async_hooks(daemon.peer),
+                **client_options(recorded.address),
             )
         try:
             response = await self._client.request(method, path, params=query)

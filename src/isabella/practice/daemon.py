@@ -23,6 +23,7 @@ from isabella.practice.wire import NAMES, profile
 from isabella.system import processes, state
 from isabella.system.daemon import Daemon
 from isabella.system.peers import Peer, hooks
+from isabella.system.urls import client_options
 
 DEFAULT_PORT = 8090
 
@@ -80,13 +81,12 @@ class ControlClient:
         return _REQUESTS.validate_python(self._request("GET", vendor, "requests")["requests"])
 
     def _client(self) -> httpx2.Client:
-        # trust_env: a proxy in the environment must not come between two processes of one machine.
         return httpx2.Client(
             base_url=self._base_url,
             headers={TOKEN_HEADER: self._token.get_secret_value()},
             timeout=_REQUEST_SECONDS,
-            trust_env=False,
             event_hooks=hooks(self._peer),
+            **client_options(self._base_url),
         )
 
     def _request(self, method: str, vendor: str, resource: str, body: object = None) -> Any:

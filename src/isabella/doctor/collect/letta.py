@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
@@ -224,17 +225,10 @@ def find_process(base_url: str, master_key: SecretStr | None) -> LettaProcess | 
     if not is_loopback(host) and host not in ("0.0.0.0", "::"):  # noqa: S104 - addresses of this machine
         return None
     try:
-        listening = [
-            connection
-            for connection in psutil.net_connections(kind="tcp")
-            if connection.status == psutil.CONN_LISTEN and connection.laddr and connection.laddr.port == port
-        ]
-        pid = next((connection.pid for connection in listening if connection.pid is not None), None)
-        if pid is None:
+        found = next(((one, listens) for one in _letta_servers() if (listens := _listening(one, port))), None)
+        if found is None:
             return None
-        process = psutil.Process(pid)
-        if not is_letta_server(process.cmdline()):
-            return None
+        process, listens = found
         environ = process.environ()
     except (psutil.Error, OSError):
         return None
@@ -244,12 +238,29 @@ def find_process(base_url: str, master_key: SecretStr | None) -> LettaProcess | 
     if environment_key and master_key is not None:
         same = hmac.compare_digest(environment_key.encode(), master_key.get_secret_value().encode())
     return LettaProcess(
-        pid=pid,
-        listens=tuple(sorted({one.laddr.ip for one in listening if one.laddr and one.pid == pid})),
+        pid=process.pid,
+        listens=listens,
         has_master_key=bool(environment_key),
         same_master_key=same,
         base_keys=tuple(sorted(name for name in variables if name not in _NO_VENDOR_KEYS)),
     )
+
+
+def _letta_servers() -> Iterator[psutil.Process]:
+    """Iterate over the Letta servers of this machine. To read the connections of every process takes far longer."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if is_letta_server(process.cmdline()):
+                yield process
+
+
+def _listening(process: psutil.Process, port: int) -> tuple[str, ...]:
+    """Return the addresses at which a process listens on this port; none if that cannot be read."""
+    with suppress(psutil.Error, OSError):
+        connections = process.net_connections(kind="tcp")
+        listening = [one.laddr for one in connections if one.status == psutil.CONN_LISTEN and one.laddr]
+        return tuple(sorted({address.ip for address in listening if address.port == port}))
+    return ()
 
 
 def is_letta_server(arguments: Sequence[str]) -> bool:

@@ -20,6 +20,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 from isabella.embedded import Letta, Server
 from isabella.system.terminal import set_message_format
+from tests.support import migrated_database
 from tests.support.letta_admin import open_admin
 
 # Where the run itself stands in the background, SIGINT is ignored, and children inherit that. Ours are interrupted.
@@ -126,12 +127,17 @@ def letta_home() -> Path:
 
 @pytest.fixture(scope="session")
 def new_server(letta_home: Path) -> Iterator[Callable[..., Server]]:
-    """Makes servers with fresh data of their own; `new_server("name", encrypt=False)`. All are erased in the end."""
+    """Makes servers with fresh data of their own; `new_server("name", encrypt=False)`. All are erased in the end.
+
+    `migrated=False` leaves it to the first start to create the database.
+    """
     made: list[Server] = []
 
-    def make(name: str, **options: object) -> Server:
+    def make(name: str, *, migrated: bool = True, **options: object) -> Server:
         server = Server(letta_home, instance=f"tests-{os.getpid()}-{name}", **options)  # type: ignore[arg-type]
         made.append(server)
+        if migrated:
+            migrated_database.place(server)
         return server
 
     yield make

@@ -53,7 +53,7 @@ def planted() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def server(new_server: Callable[..., Server]) -> Server:
     """An instance that these tests have for themselves."""
-    return new_server("embedded")
+    return new_server("embedded", migrated=False)
 
 
 def isabella(server: Server, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -438,7 +438,7 @@ INTERRUPTIONS = [
 
 def test_interrupted_at_every_step(new_server: Callable[..., Server]) -> None:
     """Whenever a start is cut off, by whatever signal, the next one goes on; in the end there is one of each."""
-    server = new_server("interrupted")
+    server = new_server("interrupted", migrated=False)
     for name, state, delay, which in INTERRUPTIONS:
         finished = subprocess.run(
             [sys.executable, "-c", _INTERRUPTED, server.home, server.instance, name, state, str(delay), which],

@@ -24,7 +24,14 @@ from tests.support.doctor_faults import (
     plaintext,
     sealed_otherwise,
 )
-from tests.support.letta_encryption import OTHER_MASTER_KEY
+from tests.support.letta_encryption import OTHER_MASTER_KEY, derived_once
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _derived_once() -> Iterator[None]:
+    """Every test decrypts the values of the same four providers several times."""
+    with derived_once():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ import pytest
 from isabella.doctor.log_messages import recognise, recognise_in
 from isabella.embedded import Letta, Server
 from isabella.practice import PracticeVendors
+from isabella.system.urls import client_options
 from tests.support.letta_encryption import OTHER_MASTER_KEY, seal
 
 #: Letta's own Groq client, asked to stream, in Letta's own interpreter.
@@ -34,7 +35,7 @@ class Wire:
     def __call__(self, method: str, path: str, body: Any = None) -> httpx.Response:
         headers = {"Authorization": f"Bearer {self._letta.password.get_secret_value()}", "Connection": "close"}
         url = f"{self._letta.base_url}{path}"
-        return httpx.request(method, url, json=body, headers=headers, timeout=30, trust_env=False)
+        return httpx.request(method, url, json=body, headers=headers, timeout=30, **client_options(url))
 
     def provider(self, name: str, type: str, base_url: str, key: str) -> httpx.Response:
         body = {"name": name, "provider_type": type, "base_url": base_url, "api_key": key}

@@ -12,14 +12,17 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx2 as httpx
 import psycopg
-from typer.testing import CliRunner
+from typer import Typer, testing
+from typer.main import get_command
 
 from isabella.api import ensure_providers
 from isabella.cli import app
@@ -29,8 +32,15 @@ from isabella.embedded import Letta
 from isabella.letta.llm_config import Binding
 from isabella.letta.releases import GENERIC, at_least
 from isabella.practice import PracticeVendors
+from isabella.system.urls import client_options
 
 VENDORS = {vendor.name: vendor.provider for vendor in usual_vendors()}
+
+
+@cache
+def _command(typer: Typer) -> Any:
+    """Build all commands once: to do that takes longer than to run one."""
+    return get_command(typer)
 
 
 @dataclass
@@ -130,12 +140,17 @@ class DoctorEnv:
 
     def api(self, method: str, path: str, body: Any = None) -> Any:
         """A request to Letta, which has to succeed."""
-        headers = {"Authorization": f"Bearer {self.letta.password.get_secret_value()}", "Connection": "close"}
-        response = httpx.request(
-            method, f"{self.letta.base_url}{path}", json=body, headers=headers, timeout=30, trust_env=False
-        )
+        response = self._client.request(method, path, json=body)
         assert response.is_success, response.text
         return response.json() if response.content else None
+
+    @cached_property
+    def _client(self) -> httpx.Client:
+        """Keeps no connection, because tests restart Letta."""
+        headers = {"Authorization": f"Bearer {self.letta.password.get_secret_value()}", "Connection": "close"}
+        return httpx.Client(
+            base_url=self.letta.base_url, headers=headers, timeout=30, **client_options(self.letta.base_url)
+        )
 
     def sql(self, statement: str, *values: Any) -> None:
         """A statement in Letta's database."""
@@ -194,7 +209,8 @@ class DoctorEnv:
         os.environ.update(self.environment)
         os.chdir(self.folder)
         try:
-            result = CliRunner().invoke(app, list(arguments), catch_exceptions=True)
+            with patch.object(testing, "_get_command", _command):
+                result = testing.CliRunner().invoke(app, list(arguments), catch_exceptions=True)
         finally:
             os.chdir(where)
             os.environ.clear()

@@ -15,6 +15,7 @@ from psycopg.rows import dict_row
 
 from isabella.embedded import Letta
 from isabella.letta.llm_config import Binding
+from isabella.system.urls import client_options
 
 PROVIDERS = "/v1/providers/"
 
@@ -131,7 +132,7 @@ def open_admin(letta: Letta) -> Iterator[LettaAdmin]:
     """Open one."""
     headers = {"Authorization": f"Bearer {letta.password.get_secret_value()}"}
     with (
-        httpx2.Client(base_url=letta.base_url, headers=headers, timeout=60, trust_env=False) as http,
+        httpx2.Client(base_url=letta.base_url, headers=headers, timeout=60, **client_options(letta.base_url)) as http,
         psycopg.connect(letta.database_url.get_secret_value(), autocommit=True, row_factory=dict_row) as database,
     ):
         yield LettaAdmin(letta, http, database)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 import pytest
 
 from isabella.embedded import Letta
-from isabella.letta import encryption
 from tests.support.fault_injection import WalkEnv, open_walk_env
+from tests.support.letta_encryption import derived_once
 
 
 @pytest.fixture(autouse=True, scope="module")
 def _derived_once() -> Iterator[None]:
-    """Keep derived keys: a walk decrypts the same values hundreds of times, and each key takes 15 ms."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(encryption, "_derived", lru_cache(maxsize=1000)(encryption._derived))
+    """A walk decrypts the same values hundreds of times."""
+    with derived_once():
         yield
 
 

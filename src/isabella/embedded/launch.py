@@ -48,6 +48,7 @@ import logging
 import os
 import re
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,6 +74,7 @@ _MIGRATIONS_TLS = "ISABELLA_MIGRATIONS_TLS"
 #: the advisory lock of migrations; any number that nobody else uses
 _MIGRATIONS_LOCK = 0x15ABE11A
 _PLAIN = (str, int, float, bool, type(None))
+_ASK_EVERY = 0.2
 _EMBEDDINGS = re.compile(r"(?<=/embeddings/)[^/\s]+(?=/v1)")
 
 
@@ -305,13 +307,19 @@ def protect_migrations(mode: str) -> None:
 
 @contextlib.contextmanager
 def migrations_lock(url: str) -> Iterator[None]:
-    """Hold a lock of the database, so that of several servers that start at once only one migrates at a time."""
+    """Hold a lock of the database, so that of several servers that start at once only one migrates at a time.
+
+    It is asked for again and again: the migrations create indexes concurrently, which waits for every statement that is
+    under way, and so would for one that waits for this lock.
+    """
     alchemy: Any = importlib.import_module("sqlalchemy")
     engine = alchemy.create_engine(
         url.replace("postgresql://", "postgresql+pg8000://", 1), isolation_level="AUTOCOMMIT"
     )
     with engine.connect() as connection:
-        connection.execute(alchemy.text(f"SELECT pg_advisory_lock({_MIGRATIONS_LOCK})"))
+        ask = alchemy.text(f"SELECT pg_try_advisory_lock({_MIGRATIONS_LOCK})")
+        while not connection.execute(ask).scalar():
+            time.sleep(_ASK_EVERY)
         yield
     engine.dispose()
 
